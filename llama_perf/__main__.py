@@ -1,0 +1,9 @@
+"""`python -m llama_perf`."""
+
+from __future__ import annotations
+
+import sys
+
+from llama_perf.cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""The command line: one file of `commands/` for each command.
+
+A user's mistake is one line on stderr and exit code 2; a row that failed is exit
+code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from llama_perf.commands import baseline, doctor, generate, report, rows, run
+from llama_perf.errors import UserError
+
+COMMANDS = {
+    "generate": generate,
+    "rows": rows,
+    "run": run,
+    "baseline": baseline,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="llama-perf",
+        description="Performance-regression tests of Llama generation under"
+        " quantization. The suite itself is `pytest tests/perf --benchmark-compare`.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.main)
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"llama-perf: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llama-perf: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away, as `head` does: no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,1 @@
+"""The commands of `llama-perf`, thin over the core."""

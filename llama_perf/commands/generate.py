@@ -1,0 +1,291 @@
+"""`llama-perf generate`: the reference's command, its flags and its result line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_perf.errors import NotRunnable, PromptError, SpecError
+from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llama_perf.build import Prepared
+    from llama_perf.measure import Sample
+    from llama_perf.records import Measurement
+    from llama_perf.tokenizer import Tokenizer
+
+HELP = "generate text with one model and print its speed, as the reference did"
+CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
+_REFERENCE_VOCABULARY = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """A flag of the reference: its default there decides whether it is repeated."""
+
+    name: str
+    default: object
+    help: str
+    kind: type | None = None
+    short: str | None = None
+
+
+FLAGS = (
+    Flag(name="prefill_size", default=None, kind=int, help="a random prompt that long"),
+    Flag(
+        name="prompt", default="Hello, my name is", kind=str, help="the text to go on"
+    ),
+    Flag(name="interactive", default=False, help="read prompts, stop at end of text"),
+    Flag(name="num_samples", default=5, kind=int, help="timed generations"),
+    Flag(name="max_new_tokens", default=200, kind=int, help="tokens to generate"),
+    Flag(name="batch_size", default=1, kind=int, help="copies of the prompt at once"),
+    Flag(name="top_k", default=200, kind=int, help="draw from the k most likely"),
+    Flag(name="temperature", default=0.8, kind=float, help="0 is greedy"),
+    Flag(
+        name="checkpoint_path",
+        default=CHECKPOINT,
+        kind=str,
+        help="a folder, model.pth, .gguf, or a preset's name for synthetic weights",
+    ),
+    Flag(name="quantization", default=None, kind=str, short="-q", help="a scheme"),
+    Flag(name="kernels", default=None, kind=str, help="native or torchao"),
+    Flag(name="kv_cache_quantization", default=False, help="int8 key-value cache"),
+    Flag(name="cache_size", default=None, kind=int, help="positions to allocate"),
+    Flag(name="linear_causal_mask", default=False, help="compute the mask's rows"),
+    Flag(name="save", default=False, help="save the quantized model"),
+    Flag(name="compile", default=False, help="compile decoding"),
+    Flag(name="compile_prefill", default=False, help="compile the prefill"),
+    Flag(name="profile", default=None, kind=str, help="write a Chrome trace"),
+    Flag(name="memory_profile", default=None, kind=str, help="a CUDA snapshot"),
+    Flag(name="device", default="cuda", kind=str, help="cuda or cpu"),
+    Flag(name="precision", default="bfloat16", kind=str, help=", ".join(DTYPE_TOKENS)),
+    Flag(name="write_result", default=None, kind=str, help="append a result line"),
+)
+# Not part of the work that the repro line repeats.
+_OUTPUTS = {"write_result", "profile", "memory_profile", "interactive", "save"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the reference's flags, under its names and with its defaults."""
+    for flag in FLAGS:
+        names = [f"--{flag.name}"] + ([flag.short] if flag.short else [])
+        text = f"{flag.help} (default: {flag.default})"
+        if flag.default is False:
+            parser.add_argument(*names, action="store_true", help=text)
+        else:
+            parser.add_argument(
+                *names, type=flag.kind, default=flag.default, metavar="X", help=text
+            )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Generate; prints each text and speed, then the reference's averages."""
+    _check(arguments)
+    tokenizer = _tokenizer(arguments.checkpoint_path)
+    if arguments.interactive:
+        from llama_perf.commands.interactive import talk
+
+        return talk(_row(arguments, prompt_length=1), arguments, tokenizer)
+    prompt = _prompt(arguments, tokenizer)
+    row = _row(arguments, prompt_length=prompt.shape[1])
+    prepared, measurement, samples = _measure(row, prompt, tokenizer, arguments)
+    _print_totals(prepared, measurement, samples)
+    if arguments.write_result is not None:
+        with Path(arguments.write_result).open("a", encoding="utf-8") as file:
+            file.write(result_line(arguments, measurement, samples) + "\n")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    # Before anything is loaded: what is wrong here should not cost minutes first.
+    arguments.precision = arguments.precision.removeprefix("torch.")
+    if arguments.precision not in DTYPE_TOKENS:
+        raise SpecError(
+            "precision", arguments.precision, f"allowed: {', '.join(DTYPE_TOKENS)}"
+        )
+    if arguments.kernels is not None and arguments.kernels not in KERNELS:
+        raise SpecError("kernels", arguments.kernels, f"allowed: {', '.join(KERNELS)}")
+    if arguments.save:
+        raise NotRunnable("save: saving a quantized model is not built")
+    if arguments.memory_profile is not None and arguments.device != "cuda":
+        raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
+    for name in ("write_result", "profile", "memory_profile"):
+        value = getattr(arguments, name)
+        if value is not None and not Path(value).absolute().parent.is_dir():
+            raise SpecError(name, value, "its folder does not exist")
+    if arguments.prefill_size is not None and arguments.prefill_size < 1:
+        raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
+    # Checks every other field, for a prompt of the least length.
+    _row(arguments, prompt_length=arguments.prefill_size or 1)
+    path = arguments.checkpoint_path
+    if path == CHECKPOINT and not Path(path).exists():
+        raise SpecError(
+            "checkpoint_path",
+            path,
+            "no such file; give a checkpoint, or a preset's name, such as 7B, for"
+            " synthetic weights",
+        )
+
+
+def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
+    kernels = arguments.kernels
+    if arguments.quantization is None:
+        kernels = kernels or "native"
+    elif kernels is None:
+        from llama_perf.build import preferred_kernels
+
+        kernels = preferred_kernels(arguments.quantization)
+    return RowSpec(
+        model=arguments.checkpoint_path,
+        quantization=arguments.quantization,
+        kernels=kernels,
+        dtype=arguments.precision,
+        device=arguments.device,
+        compile=arguments.compile or arguments.compile_prefill,
+        compile_prefill=arguments.compile_prefill,
+        kv_cache_quantization=arguments.kv_cache_quantization,
+        linear_causal_mask=arguments.linear_causal_mask,
+        cache_size=arguments.cache_size,
+        batch_size=arguments.batch_size,
+        prompt_length=prompt_length,
+        max_new_tokens=arguments.max_new_tokens,
+        num_samples=arguments.num_samples,
+        top_k=arguments.top_k,
+        temperature=arguments.temperature,
+    )
+
+
+def _tokenizer(checkpoint: str) -> Tokenizer | None:
+    from llama_perf.tokenizer import find_tokenizer, load_tokenizer
+    from llama_perf.weights.locate import resolve_checkpoint
+
+    path = Path(checkpoint)
+    found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)
+    tokenizer_path = None if found is None else find_tokenizer(found)
+    return None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+
+
+def _prompt(arguments: argparse.Namespace, tokenizer: Tokenizer | None) -> Tensor:
+    import torch
+
+    if arguments.prefill_size is not None or tokenizer is None:
+        length = arguments.prefill_size or RowSpec(model="any").prompt_length
+        if arguments.prefill_size is None:
+            print(f"(no tokenizer: a prompt of {length} random tokens)")
+        seeded = torch.Generator().manual_seed(0)
+        shape = (1, length)
+        tokens = torch.randint(_REFERENCE_VOCABULARY, shape, generator=seeded)
+    else:
+        tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
+        if tokens.numel() == 0:
+            raise PromptError(f"prompt: {arguments.prompt!r} has no tokens")
+    return tokens.repeat(arguments.batch_size, 1)
+
+
+def _measure(
+    row: RowSpec,
+    prompt: Tensor,
+    tokenizer: Tokenizer | None,
+    arguments: argparse.Namespace,
+) -> tuple[Prepared, Measurement, list[Sample]]:
+    from llama_perf.build import prepare
+    from llama_perf.commands.profiling import memory_profile, profile
+    from llama_perf.engine import compiler_settings
+    from llama_perf.environment import check_device
+    from llama_perf.measure import measure
+    from llama_perf.memory import MemoryMeter
+
+    samples: list[Sample] = []
+
+    def show(sample: Sample) -> None:
+        samples.append(sample)
+        _print_sample(row, prepared, sample, tokenizer, number=len(samples))
+
+    device = check_device(row.device)
+    with compiler_settings(), memory_profile(arguments.memory_profile):
+        meter = MemoryMeter(device)
+        prepared = prepare(row, prompt=prompt)
+        print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
+        measurement = measure(prepared, meter=meter, after_sample=show)
+        profile(prepared, arguments.profile)
+    return prepared, measurement, samples
+
+
+def _print_sample(
+    row: RowSpec,
+    prepared: Prepared,
+    sample: Sample,
+    tokenizer: Tokenizer | None,
+    *,
+    number: int,
+) -> None:
+    ids = sample.tokens[0].tolist()
+    print(ids if tokenizer is None else tokenizer.decode(ids))
+    seconds = sample.total_ns / 1e9
+    rate = row.batch_size * row.max_new_tokens / seconds
+    read = rate / row.batch_size * prepared.model_size_bytes / 1e9
+    print(
+        f"Time for inference {number}: {seconds:.2f} sec total,"
+        f" {rate:.2f} tokens/sec, time to first token"
+        f" {sample.first_token_ns / 1e6:.1f} ms"
+    )
+    print(f"Bandwidth achieved: {read:.2f} GB/s", flush=True)
+
+
+def _mean_rate(row: RowSpec, samples: Sequence[Sample]) -> float:
+    # The mean over samples, as the reference reports it; the suite uses medians.
+    tokens = row.batch_size * row.max_new_tokens
+    return sum(tokens * 1e9 / each.total_ns for each in samples) / len(samples)
+
+
+def _print_totals(
+    prepared: Prepared, measurement: Measurement, samples: Sequence[Sample]
+) -> None:
+    rate = _mean_rate(prepared.row, samples)
+    size = measurement.model_size_bytes / 1e9
+    print("==========")
+    print(f"Average tokens/sec: {rate:.2f}")
+    print(f"Average decode tokens/sec: {measurement.decode_tok_s or 0.0:.2f}")
+    print(f"Average Bandwidth: {rate / prepared.row.batch_size * size:.2f} GB/s")
+    print(f"Peak Memory Usage: {measurement.peak_memory_bytes / 1e9:.2f} GB")
+    print(f"Model Size: {size:.2f} GB")
+
+
+def result_line(
+    arguments: argparse.Namespace, measurement: Measurement, samples: Sequence[Sample]
+) -> str:
+    """The reference's line for `--write_result`, with a command that repeats it."""
+    row = _row(arguments, prompt_length=1)
+    rate = _mean_rate(row, samples)
+    size = measurement.model_size_bytes / 1e9
+    path = Path(arguments.checkpoint_path)
+    model = path.parent.name if path.suffix == ".pth" else path.name
+    return (
+        f"{datetime.now():%Y%m%d%H%M%S}, tok/s={rate:6.2f},"
+        f" mem/s={rate / row.batch_size * size:7.2f} GB/s,"
+        f" peak_mem={measurement.peak_memory_bytes / 1e9:5.2f} GB,"
+        f" model_size={size:5.2f} GB quant: {arguments.quantization}, mod: {model},"
+        f" kv_quant: {row.kv_cache_quantization}, compile: {row.compile},"
+        f" compile_prefill: {row.compile_prefill}, dtype: torch.{row.dtype},"
+        f" device: {row.device} repro: {repro(arguments)}"
+    )
+
+
+def repro(arguments: argparse.Namespace) -> str:
+    """A command line that does the same work again."""
+    words = ["python", "-m", "llama_perf", "generate"]
+    for flag in FLAGS:
+        value = getattr(arguments, flag.name)
+        if flag.name in _OUTPUTS or value == flag.default:
+            continue
+        words.append(f"--{flag.name}")
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)

@@ -1,0 +1,106 @@
+"""`llama-perf run`: what the pytest plugin runs, without pytest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_perf import baseline as baselines
+from llama_perf.codec import to_json, write_atomically
+from llama_perf.commands.selection import (
+    add_baselines,
+    add_run_options,
+    add_selection,
+    run_options,
+    selected,
+)
+from llama_perf.recorder import Against, Recorder
+from llama_perf.report.render import as_markdown, as_text
+
+if TYPE_CHECKING:
+    from llama_perf.spec import RowSpec
+
+HELP = "run rows and print the table"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_selection(parser)
+    add_run_options(parser)
+    add_baselines(parser)
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="keep the results there after each row; '-' prints them as one JSON"
+        " document, the last line of stdout",
+    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path)
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare with this device's baseline; a missing one fails",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the selected rows; 1 where one failed."""
+    to_stdout = arguments.json == "-"
+    path = Path(arguments.json) if arguments.json and not to_stdout else None
+    recorder = run_rows(
+        selected(arguments), arguments, path=path, compare=arguments.compare
+    )
+    report = recorder.report
+    print(as_text(report))
+    if arguments.markdown is not None:
+        write_atomically(arguments.markdown, as_markdown(report))
+    if to_stdout:
+        print(one_line(to_json(report)))
+    return 1 if recorder.failed else 0
+
+
+def run_rows(
+    rows: list[RowSpec],
+    arguments: argparse.Namespace,
+    *,
+    path: Path | None,
+    compare: bool,
+) -> Recorder:
+    """Run `rows` with progress on stderr, keeping results in `path`."""
+    options = run_options(arguments)
+    from llama_perf.run import Session
+
+    session = Session(rows, options=options)
+    recorder = Recorder(
+        started=session.started,
+        environment=session.environment,
+        rows=rows,
+        against=_against(arguments.baselines, session.environment.device_key)
+        if compare
+        else None,
+        baselines_folder=arguments.baselines,
+        path=path,
+    )
+    for number, row in enumerate(rows, start=1):
+        _progress(f"[{number}/{len(rows)}] {row.id}: ")
+        result = session.run_row(row, progress=lambda text: _progress(f"{text}, "))
+        recorder.add(result)
+        _progress(f"{result.told}\n")
+    return recorder
+
+
+def _against(folder: Path, device_key: str) -> Against:
+    found = baselines.find(folder, device_key)
+    source, baseline = (str(found[0]), found[1]) if found else (None, None)
+    return Against(baseline=baseline, source=source, missing_fails=True)
+
+
+def one_line(document: str) -> str:
+    """A JSON document on one line."""
+    return json.dumps(json.loads(document))
+
+
+def _progress(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""Measurement x baseline -> Comparison.
+
+A plain threshold for each metric. What is absent or does not compare is never a
+pass: it fails unless the caller allowed a missing baseline by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_perf.records import (
+    Baseline,
+    BaselineRow,
+    Comparison,
+    Environment,
+    Measurement,
+    MetricChange,
+    RowResult,
+    Status,
+    Verdict,
+)
+from llama_perf.stats import change
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Changes, as shares, from which on a metric counts as worse.
+
+    `tok_s` is a loss of speed; the others are growths.
+    """
+
+    tok_s: float
+    peak_memory: float
+    model_size: float
+
+
+# The CPU's are those of a shared machine: see docs/gate.md for what was seen there.
+LIMITS = {
+    "cuda": Limits(tok_s=0.05, peak_memory=0.02, model_size=0.001),
+    "cpu": Limits(tok_s=0.25, peak_memory=0.10, model_size=0.001),
+}
+
+
+def compare(
+    result: RowResult,
+    baseline: Baseline | None,
+    *,
+    same_device: bool = True,
+    missing_fails: bool = True,
+) -> Comparison:
+    """The verdict on one row, against the row of the same id in `baseline`."""
+    stored = _stored(result.id, baseline)
+    if result.status is Status.NOT_RUN:
+        known = stored is not None
+        reason = str(result.reason)
+        if known:
+            reason += "; the baseline has this row, so it ran before"
+        return _verdict(result, Verdict.NOT_RUN, reason, failed=known)
+    if result.measurement is None:
+        return _verdict(result, Verdict.INVALID, str(result.reason), failed=True)
+    if baseline is None:
+        return _verdict(
+            result,
+            Verdict.NO_BASELINE,
+            "no baseline for this device",
+            failed=missing_fails,
+        )
+    if stored is None:
+        return _verdict(
+            result,
+            Verdict.NO_BASELINE,
+            "the baseline of this device lacks this row",
+            failed=missing_fails,
+        )
+    if reason := _incomparable(result, stored, same_device=same_device):
+        return _verdict(result, Verdict.INCOMPARABLE, reason, failed=True)
+    return _judge(result, stored)
+
+
+def not_compared(result: RowResult) -> Comparison:
+    """The verdict where no comparison was asked for: an invalid row still fails."""
+    if result.status is Status.MEASURED:
+        return _verdict(
+            result, Verdict.NOT_COMPARED, "no comparison asked for", failed=False
+        )
+    return compare(result, None)
+
+
+def _stored(row_id: str, baseline: Baseline | None) -> BaselineRow | None:
+    if baseline is None:
+        return None
+    return next((row for row in baseline.rows if row.id == row_id), None)
+
+
+def _incomparable(
+    result: RowResult, stored: BaselineRow, *, same_device: bool
+) -> str | None:
+    assert result.measurement is not None, "only a measured row is compared"
+    if not same_device:
+        return "the baseline was recorded on another device"
+    if result.row.fingerprint != stored.fingerprint:
+        return "the row changed under its id since the baseline was recorded"
+    now, then = result.measurement.weights, stored.measurement.weights
+    if now != then:
+        return f"other weights: {then} in the baseline, {now} now"
+    return None
+
+
+def _judge(result: RowResult, stored: BaselineRow) -> Comparison:
+    assert result.measurement is not None, "only a measured row is judged"
+    limits = LIMITS[result.row.device]
+    now, then = result.measurement, stored.measurement
+    changes = tuple(_changes(now, then, limits))
+    worse = [each for each in changes if each.worse]
+    speed = next(each for each in changes if each.metric == "tok/s")
+    size = next(each for each in changes if each.metric == "peak memory")
+    assert speed.limit is not None, "tok/s has a limit"
+    assert size.limit is not None, "peak memory has a limit"
+    if worse:
+        verdict = Verdict.SLOWER if speed.worse else Verdict.LARGER
+        reason = "; ".join(describe(each) for each in worse)
+        return _verdict(result, verdict, reason, failed=True, changes=changes)
+    if speed.change > speed.limit:
+        verdict, told = Verdict.FASTER, speed
+    elif size.change < -size.limit:
+        verdict, told = Verdict.SMALLER, size
+    else:
+        reason = f"within its limits: {describe(speed)}"
+        return _verdict(result, Verdict.SAME, reason, failed=False, changes=changes)
+    return _verdict(result, verdict, describe(told), failed=False, changes=changes)
+
+
+def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[MetricChange]:
+    rows: list[tuple[str, float | None, float | None, float | None, int]] = [
+        ("tok/s", then.tok_s, now.tok_s, limits.tok_s, -1),
+        ("decode tok/s", then.decode_tok_s, now.decode_tok_s, None, -1),
+        (
+            "time to first token (s)",
+            then.time_to_first_token_s,
+            now.time_to_first_token_s,
+            None,
+            1,
+        ),
+        (
+            "peak memory",
+            then.peak_memory_bytes,
+            now.peak_memory_bytes,
+            limits.peak_memory,
+            1,
+        ),
+        (
+            "model size",
+            then.model_size_bytes,
+            now.model_size_bytes,
+            limits.model_size,
+            1,
+        ),
+    ]
+    changes = []
+    for metric, before, current, limit, bad_sign in rows:
+        if not before or current is None:
+            continue
+        moved = change(current, before)
+        changes.append(
+            MetricChange(
+                metric=metric,
+                baseline=before,
+                current=current,
+                change=moved,
+                limit=limit,
+                worse=limit is not None and bad_sign * moved > limit,
+            )
+        )
+    return changes
+
+
+def describe(moved: MetricChange) -> str:
+    """One metric in words: baseline, current, change and limit."""
+    in_gb = moved.metric in {"peak memory", "model size"}
+    unit, scale = (" GB", 1e9) if in_gb else ("", 1.0)
+    digits = 3 if in_gb else 2
+    text = (
+        f"{moved.metric} {moved.baseline / scale:.{digits}f}{unit} -> "
+        f"{moved.current / scale:.{digits}f}{unit} ({moved.change:+.1%}"
+    )
+    return text + (f", limit {moved.limit:.1%})" if moved.limit is not None else ")")
+
+
+def environment_changes(old: Environment, new: Environment) -> tuple[str, ...]:
+    """Which fields differ, each as "field: old -> new"; the commit is left out."""
+    return tuple(
+        f"{name}: {getattr(old, name)} -> {getattr(new, name)}"
+        for name in Environment.__dataclass_fields__
+        if name != "commit" and getattr(old, name) != getattr(new, name)
+    )
+
+
+def _verdict(
+    result: RowResult,
+    verdict: Verdict,
+    reason: str,
+    *,
+    failed: bool,
+    changes: tuple[MetricChange, ...] = (),
+) -> Comparison:
+    return Comparison(
+        id=result.id, verdict=verdict, reason=reason, failed=failed, changes=changes
+    )

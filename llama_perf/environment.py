@@ -1,0 +1,146 @@
+"""The machine and library fingerprint, and the key that names a device's baselines."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from llama_perf.errors import NotRunnable
+from llama_perf.records import Environment
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device of a row's `device`; raises NotRunnable where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        built = (
+            "" if torch.version.cuda else f"; torch {torch.__version__} is a CPU build"
+        )
+        raise NotRunnable(f"no CUDA device on this machine{built}")
+    return torch.device(device)
+
+
+def default_device() -> str:
+    """The device whose rows run where none were asked for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def collect(device: torch.device) -> Environment:
+    """The fingerprint of `device` and of this process."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else _cpu_name()
+    return Environment(
+        device_key=_cuda_key(device) if cuda else f"cpu-{_slug(name)}-{_cpus()}c",
+        device_name=name,
+        device_memory_bytes=memory_bytes(device),
+        threads=torch.get_num_threads(),
+        driver=_driver() if cuda else None,
+        cuda=torch.version.cuda,
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        torchao=package_version("torchao"),
+        triton=package_version("triton"),
+        llama_perf=package_version("llama-perf"),
+        commit=_commit(),
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+    )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory of the device that a row could take now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def compiler_problem(device: str) -> str | None:
+    """Why `torch.compile` cannot work for `device` here, or None.
+
+    Inductor builds C++ kernels on CPU, and Triton a C launcher on CUDA.
+    """
+    if device == "cuda":
+        if package_version("triton") is None:
+            return "torch.compile needs triton, which is not installed"
+        wanted = (os.environ.get("CC"), "cc", "gcc", "clang")
+        kind = "C"
+    else:
+        wanted = (os.environ.get("CXX"), "g++", "clang++")
+        kind = "C++"
+    if not any(shutil.which(command) for command in wanted if command):
+        return f"torch.compile needs a {kind} compiler, and none is installed"
+    return None
+
+
+def _cuda_key(device: torch.device) -> str:
+    # The name alone can hide different parts: a MIG slice, or the same name with
+    # fewer multiprocessors or less memory.
+    properties = torch.cuda.get_device_properties(device)
+    memory = round(properties.total_memory / 2**30)
+    name = _slug(properties.name)
+    return f"{name}-{properties.multi_processor_count}sm-{memory}gib"
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _slug(name: str) -> str:
+    text = re.sub(r"\((?:r|tm|c)\)", "", name.lower())
+    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
+
+
+def _output(*command: str, cwd: Path | None = None) -> str | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, cwd=cwd
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _driver() -> str | None:
+    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return text.splitlines()[0] if text else None
+
+
+def _commit() -> str | None:
+    if not (_PACKAGE.parent / "pyproject.toml").is_file():
+        return None
+    return _output("git", "rev-parse", "--short=12", "HEAD", cwd=_PACKAGE.parent)

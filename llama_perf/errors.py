@@ -1,0 +1,51 @@
+"""The errors a user can cause, in one tree.
+
+Every one of them is shown as a single line without a traceback. It names the
+field, the value and what is allowed. Our own bugs are `assert`s and are not here.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; `str()` is the one line shown."""
+
+
+class SpecError(UserError):
+    """A field of a row, a scheme's name or a command's option is not allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
+        self.field = field
+        self.value = value
+
+
+class RowFileError(UserError):
+    """A file of rows cannot be read, or one of its rows is wrong."""
+
+
+class WeightsError(UserError):
+    """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer file is missing, damaged, or does not fit the model."""
+
+
+class PromptError(UserError):
+    """A prompt does not fit the cache or the vocabulary."""
+
+
+class RecordError(UserError):
+    """A stored record (baseline, results) is damaged or of another version."""
+
+
+class BusyError(UserError):
+    """A file or device is in use by another run."""
+
+
+class NotRunnable(UserError):
+    """A row cannot run here: no such device, too little memory, not built yet.
+
+    Ends as the verdict NOT_RUN with this message as its reason.
+    """

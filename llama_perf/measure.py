@@ -1,0 +1,143 @@
+"""Prepared -> Measurement: warm-up, timed generations, memory.
+
+Times are read on the device: CUDA events there, the host's clock on CPU. Knows no
+baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_perf.build import Prepared
+from llama_perf.memory import MemoryMeter, release_memory
+from llama_perf.records import Measurement
+from llama_perf.stats import GB, median_rate, median_seconds
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One generation: all of it, and up to the first new token, in ns.
+
+    `tokens` is what was generated, prompt included, int64 (batch, length).
+    """
+
+    total_ns: int
+    first_token_ns: int
+    tokens: Tensor
+
+
+def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
+    """Run the row's generation once and time it."""
+    row = prepared.row
+    marks = _CudaMarks() if row.device == "cuda" else _HostMarks()
+    marks.mark()
+    tokens = prepared.engine.generate(
+        prepared.prompt,
+        max_new_tokens=row.max_new_tokens,
+        temperature=row.temperature,
+        top_k=row.top_k,
+        generator=generator,
+        after_prefill=marks.mark,
+    )
+    marks.mark()
+    start, first, end = marks.times_ns()
+    return Sample(total_ns=end - start, first_token_ns=first - start, tokens=tokens)
+
+
+class _HostMarks:
+    def __init__(self) -> None:
+        self._times: list[int] = []
+
+    def mark(self) -> None:
+        self._times.append(time.perf_counter_ns())
+
+    def times_ns(self) -> list[int]:
+        return self._times
+
+
+class _CudaMarks:
+    """Events on the stream the row runs on; read after one synchronisation."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self._events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    def times_ns(self) -> list[int]:
+        torch.cuda.synchronize()
+        start = self._events[0]
+        return [round(start.elapsed_time(event) * 1e6) for event in self._events]
+
+
+def measure(
+    prepared: Prepared,
+    *,
+    meter: MemoryMeter,
+    device_bandwidth_gb_s: float | None = None,
+    slowdown: float = 0.0,
+    progress: Progress = lambda _text: None,
+    after_sample: Callable[[Sample], None] = lambda _sample: None,
+) -> Measurement:
+    """Warm up once, then take the row's samples.
+
+    `meter` was created before the row was built. The peak that is reported is that
+    of the samples, after the warm-up, as in the reference; the build's stands apart.
+    """
+    row = prepared.row
+    device = prepared.engine.model.device
+    build_peak_bytes = meter.peak_bytes()
+    release_memory(device)
+    generator = torch.Generator(device=device).manual_seed(0)
+    start = time.perf_counter()
+    progress("compiling and warming up" if row.compile else "warming up")
+    time_generation(prepared, generator)
+    warm_up_s = time.perf_counter() - start
+    meter.reset_peak()
+    samples = []
+    for number in range(1, row.num_samples + 1):
+        progress(f"sample {number} of {row.num_samples}")
+        samples.append(time_generation(prepared, generator))
+        after_sample(samples[-1])
+    totals = tuple(sample.total_ns for sample in samples)
+    firsts = tuple(sample.first_token_ns for sample in samples)
+    decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
+    tok_s = median_rate(row.batch_size * row.max_new_tokens, totals)
+    decoded = row.batch_size * (row.max_new_tokens - 1)
+    graph_breaks, compilations = _compiler_counts() if row.compile else (None, None)
+    return Measurement(
+        tok_s=tok_s,
+        decode_tok_s=median_rate(decoded, decodes) if decoded else None,
+        time_to_first_token_s=median_seconds(firsts),
+        bandwidth_gb_s=prepared.model_size_bytes * tok_s / row.batch_size / GB,
+        device_bandwidth_gb_s=device_bandwidth_gb_s,
+        peak_memory_bytes=meter.peak_bytes(),
+        peak_allocated_bytes=meter.peak_allocated_bytes(),
+        build_peak_bytes=build_peak_bytes,
+        model_size_bytes=prepared.model_size_bytes,
+        weights=prepared.weights,
+        build_s=prepared.build_s,
+        warm_up_s=warm_up_s,
+        graph_breaks=graph_breaks,
+        compilations=compilations,
+        injected_slowdown=slowdown,
+        sample_ns=totals,
+        first_token_ns=firsts,
+    )
+
+
+def _compiler_counts() -> tuple[int, int]:
+    """Graph breaks and compiled graphs since the compiler was last reset."""
+    from torch._dynamo.utils import counters
+
+    return sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]

@@ -1,0 +1,1 @@
+"""The Llama transformer: configuration, blocks, attention and the KV cache."""

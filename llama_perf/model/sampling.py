@@ -1,0 +1,28 @@
+"""Choosing the next token on the device, without waiting for the host.
+
+The exponential race: argmax of p / e with e drawn from Exp(1) is a draw from p, and
+unlike `torch.multinomial` it needs no synchronisation. gpt-fast uses it so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw int64 (B, 1) from `logits`, (B, vocabulary); temperature 0 is greedy."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    scaled = logits.float() / temperature
+    if top_k is not None:
+        kept = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1).values
+        scaled = scaled.masked_fill(scaled < kept[:, -1:], -torch.inf)
+    race = torch.empty_like(scaled).exponential_(1.0, generator=generator)
+    return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)

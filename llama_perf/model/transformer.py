@@ -1,0 +1,188 @@
+"""The Llama transformer, in the names of Meta's reference code.
+
+Knows token ids and tensors; nothing of files, tokenizers, sampling or quantization
+(a quantized model is this one with other tensors as its linear weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_perf.errors import PromptError
+from llama_perf.model.attention import Attention
+from llama_perf.model.config import ModelConfig
+from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.rotary import Rotary, inverse_frequencies, rotary
+
+# Shape legend: B batch, T positions of this call, S positions of the cache,
+# V vocabulary.
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, normalised in float32. Zhang and Sennrich (2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward layer (SwiGLU). Shazeer (2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.dim, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each behind a norm and a residual connection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: Rotary,
+        positions: Tensor,
+        cache: KVCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """(B, T, dim) to (B, T, dim); arguments as for `Attention.forward`."""
+        h = x + self.attention(self.attention_norm(x), cos_sin, positions, cache, mask)
+        out: Tensor = h + self.feed_forward(self.ffn_norm(h))
+        return out
+
+
+class Transformer(nn.Module):
+    """A Llama model."""
+
+    inverse_frequencies: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(
+            TransformerBlock(config) for _ in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.register_buffer("inverse_frequencies", None, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations and of unquantized weights."""
+        return self.tok_embeddings.weight.dtype
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        caches: Sequence[KVCache] | None = None,
+        mask: Tensor | None = None,
+        run_block: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """Run all blocks over int64 `tokens` (B, T) at `positions` (T,); (B, T, dim).
+
+        `run_block(block, ...)` is how a block is called: the engine hands in a
+        compiled one, which then serves every layer.
+        """
+        run = run_block or TransformerBlock.forward
+        if self.inverse_frequencies is None:
+            self.inverse_frequencies = inverse_frequencies(
+                self.config, device=self.device
+            )
+        x = self.tok_embeddings(tokens)
+        cos_sin = rotary(self.inverse_frequencies, positions)
+        for index, block in enumerate(self.layers):
+            cache = None if caches is None else caches[index]
+            x = run(block, x, cos_sin, positions, cache, mask)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., dim)."""
+        out: Tensor = self.output(self.norm(x))
+        return out
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of a whole text at once, without a cache.
+
+        `tokens` is int64 (batch, length); returns float32 (batch, length,
+        vocabulary). Raises PromptError for another shape or dtype, or for ids
+        outside the vocabulary.
+        """
+        check_tokens(tokens, self.config.vocab_size)
+        tokens = tokens.to(self.device)
+        positions = torch.arange(tokens.shape[1], device=self.device)
+        with torch.no_grad():
+            return self.head(self.hidden(tokens, positions)).float()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The same as `logits`."""
+        return self.logits(tokens)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters that a token reads: all but the embedding.
+
+        An output layer tied to the embedding counts, since every token reads it;
+        the reference counts the same way. The caches are not parameters.
+        """
+        return sum(
+            tensor_bytes(parameter)
+            for name, parameter in self.named_parameters(remove_duplicate=False)
+            if name != "tok_embeddings.weight"
+        )
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Raise PromptError unless `tokens` is int64 (batch, length) of known ids."""
+    if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.numel() == 0:
+        raise PromptError(
+            f"tokens: {tokens.dtype} {tuple(tokens.shape)} is not allowed;"
+            " allowed: int64 (batch, length), neither of them 0"
+        )
+    low, high = tokens.min().item(), tokens.max().item()
+    if low < 0 or high >= vocab_size:
+        raise PromptError(
+            f"tokens: id {low if low < 0 else high} is not allowed;"
+            f" the vocabulary has ids 0 to {vocab_size - 1}"
+        )
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes a tensor stores; those of its inner tensors for a tensor subclass."""
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None or type(tensor) in (Tensor, nn.Parameter):
+        return tensor.numel() * tensor.element_size()
+    names, _ = flatten()
+    return sum(tensor_bytes(getattr(tensor, name)) for name in names)

@@ -1,0 +1,1 @@
+"""Quantization schemes: which are built on which kernels, and applying one."""

@@ -1,0 +1,67 @@
+"""Applying a scheme to a module's linear layers, and saying so when it does not fit.
+
+torchao skips a weight that does not fit its group size and only logs it; here that
+is an error, so that no row runs unquantized under a quantized name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from llama_perf.errors import SpecError
+from llama_perf.quantize.quiet import import_torchao
+from llama_perf.scheme import Scheme
+
+Quantizer = Callable[[nn.Module, str], None]
+
+
+def make_quantizer(
+    name: str, *, kernels: str, device: torch.device, dtype: torch.dtype
+) -> Quantizer:
+    """A function that quantizes every linear of a module in place.
+
+    It takes the module and the module's name within the model, for messages.
+    Raises SpecError for an unknown scheme, NotRunnable for one not built or not for
+    this device; the function raises SpecError for a weight that does not fit.
+    """
+    import_torchao()
+    from torchao.quantization import quantize_
+
+    from llama_perf.quantize.registry import config_for
+
+    scheme = Scheme.parse(name)
+    config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
+
+    def quantize(module: nn.Module, prefix: str) -> None:
+        for path, linear in _linears(module, prefix):
+            _check_group(scheme, linear, path)
+        # A container, since quantize_ replaces children and not the root itself.
+        quantize_(nn.ModuleDict({"root": module}), config)
+        for path, linear in _linears(module, prefix):
+            if type(linear.weight) in (nn.Parameter, torch.Tensor):
+                raise SpecError(
+                    "quantization",
+                    name,
+                    f"{kernels} left {path}, {tuple(linear.weight.shape)}, unquantized",
+                )
+
+    return quantize
+
+
+def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
+    for path, child in module.named_modules(prefix=prefix):
+        if isinstance(child, nn.Linear):
+            yield path, child
+
+
+def _check_group(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+    group = scheme.group_size
+    if group is not None and linear.in_features % group:
+        raise SpecError(
+            "quantization",
+            scheme.name,
+            f"the group size {group} must divide K = {linear.in_features} of {path}",
+        )

@@ -1,0 +1,27 @@
+"""Importing torchao without its start-up noise.
+
+On a CPU build of torch its import logs "Failed to load ... .so" for CUDA extensions
+and a pytree deprecation; neither is of use to whoever runs this suite. The two
+loggers are quiet during that import alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+_LOGGERS = ("torchao", "torch.utils._pytree")
+
+
+def import_torchao() -> None:
+    """Import torchao once, with the two loggers above quiet."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        import_module("torchao")
+        import_module("torchao.quantization")
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,111 @@
+"""torchao's own schemes, as torchao 0.18 spells them.
+
+`set_inductor_config=False` throughout: torchao would set process-wide inductor flags
+and never restore them; the engine sets them for every row alike instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    PerRow,
+    PerTensor,
+)
+from torchao.quantization.quantize_.common import KernelPreference
+
+from llama_perf.errors import NotRunnable
+from llama_perf.quantize.registry import register
+from llama_perf.scheme import Scheme
+
+
+@register("int8wo", kernels="torchao")
+def int8wo(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+    """Weights in int8, symmetric, one scale for each output channel."""
+    return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
+
+
+@register("int8dq", kernels="torchao")
+def int8dq(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+    """Weights as in int8wo, activations in int8 with one scale for each token."""
+    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+
+
+@register("int4wo", kernels="torchao")
+def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseConfig:
+    """Weights in int4, asymmetric, a scale and a zero for each group along K."""
+    assert scheme.group_size is not None, f"{scheme.name} has no group size"
+    algorithm = "hqq" if scheme.hqq else "tinygemm"
+    if device.type == "cpu":
+        # The CPU packing left torchao's public API and lives on in its prototypes.
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        return PrototypeInt4WeightOnlyConfig(
+            group_size=scheme.group_size,
+            int4_choose_qparams_algorithm=algorithm,
+            set_inductor_config=False,
+        )
+    if dtype != torch.bfloat16:
+        raise NotRunnable(
+            f"torchao's {scheme.name} takes bfloat16 activations alone on CUDA,"
+            f" not {str(dtype).removeprefix('torch.')}"
+        )
+    return Int4WeightOnlyConfig(
+        group_size=scheme.group_size,
+        int4_packing_format="tile_packed_to_4d",
+        int4_choose_qparams_algorithm=algorithm,
+        set_inductor_config=False,
+    )
+
+
+@register("float8wo", kernels="torchao")
+def float8wo(
+    _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+) -> AOBaseConfig:
+    """Weights in float8 e4m3, one scale for each output channel."""
+    return Float8WeightOnlyConfig(set_inductor_config=False)
+
+
+@register("float8dq-tensor", kernels="torchao")
+def float8dq_tensor(
+    scheme: Scheme, device: torch.device, dtype: torch.dtype
+) -> AOBaseConfig:
+    """Weights and activations in float8 e4m3, one scale for each tensor."""
+    _check_float8(scheme, device, dtype)
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerTensor(),
+        kernel_preference=KernelPreference.TORCH,
+        set_inductor_config=False,
+    )
+
+
+@register("float8dq-row", kernels="torchao")
+def float8dq_row(
+    scheme: Scheme, device: torch.device, dtype: torch.dtype
+) -> AOBaseConfig:
+    """Weights and activations in float8 e4m3, a scale for each row and token."""
+    _check_float8(scheme, device, dtype)
+    if dtype != torch.bfloat16:
+        raise NotRunnable(f"{scheme.name} takes bfloat16 activations alone")
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(),
+        kernel_preference=KernelPreference.TORCH,
+        set_inductor_config=False,
+    )
+
+
+def _check_float8(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type != "cuda":
+        raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        major, minor = capability
+        raise NotRunnable(
+            f"{scheme.name} needs float8 (sm_89 or up); this card is sm_{major}{minor}"
+        )
+    if dtype == torch.float32:
+        raise NotRunnable(f"{scheme.name} takes bfloat16 or float16, not float32")

@@ -1,0 +1,199 @@
+"""The value types between the stages, frozen dataclasses stored as strict JSON.
+
+Imports no torch and does no arithmetic; `llama_perf.codec` reads and writes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from llama_perf.codec import STRICT
+from llama_perf.spec import RowSpec
+
+
+class Status(Enum):
+    """How a row ended."""
+
+    MEASURED = "MEASURED"
+    NOT_RUN = "NOT_RUN"
+    INVALID = "INVALID"
+
+
+class Verdict(Enum):
+    """What the comparison with a baseline says of a row."""
+
+    SAME = "SAME"
+    FASTER = "FASTER"
+    SMALLER = "SMALLER"
+    SLOWER = "SLOWER"
+    LARGER = "LARGER"
+    NO_BASELINE = "NO_BASELINE"
+    INCOMPARABLE = "INCOMPARABLE"
+    INVALID = "INVALID"
+    NOT_RUN = "NOT_RUN"
+    NOT_COMPARED = "NOT_COMPARED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """The machine and the libraries a measurement was taken on; None: not known."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    device_key: str
+    device_name: str
+    device_memory_bytes: int
+    threads: int | None
+    driver: str | None
+    cuda: str | None
+    platform: str | None
+    python: str | None
+    torch: str | None
+    torchao: str | None
+    triton: str | None
+    llama_perf: str | None
+    commit: str | None
+    float32_matmul_precision: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What one row measured. Speeds are medians over its samples.
+
+    `tok_s` counts all new tokens of the batch over the whole generation, prefill
+    included, as the reference does; `decode_tok_s` leaves the prefill and the first
+    token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
+    reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
+    growth of the process's resident set. GB are 10^9 bytes. Raw samples in ns.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tok_s: float
+    bandwidth_gb_s: float
+    peak_memory_bytes: int
+    model_size_bytes: int
+    weights: str
+    decode_tok_s: float | None = None
+    time_to_first_token_s: float | None = None
+    device_bandwidth_gb_s: float | None = None
+    peak_allocated_bytes: int | None = None
+    build_peak_bytes: int | None = None
+    build_s: float | None = None
+    warm_up_s: float | None = None
+    graph_breaks: int | None = None
+    compilations: int | None = None
+    injected_slowdown: float = 0.0
+    sample_ns: tuple[int, ...] = ()
+    first_token_ns: tuple[int, ...] = ()
+
+    @property
+    def device_bandwidth_share(self) -> float | None:
+        """Model bandwidth over the bandwidth measured in the same run."""
+        if self.device_bandwidth_gb_s is None:
+            return None
+        return self.bandwidth_gb_s / self.device_bandwidth_gb_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowResult:
+    """One row and how it ended; `reason` is given unless it was measured."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    id: str
+    row: RowSpec
+    status: Status
+    reason: str | None = None
+    measurement: Measurement | None = None
+
+    @property
+    def told(self) -> str:
+        """How it ended, in a few words."""
+        if self.measurement is None:
+            return f"{self.status.value}: {self.reason}"
+        return f"{self.measurement.tok_s:.2f} tok/s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricChange:
+    """One metric of a row beside its baseline.
+
+    `change` is current / baseline - 1; `limit` is the change from which on the
+    metric counts as worse, or None where it is only reported.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    metric: str
+    baseline: float
+    current: float
+    change: float
+    limit: float | None
+    worse: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The verdict on one row, with its reason in words."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    id: str
+    verdict: Verdict
+    reason: str
+    failed: bool
+    changes: tuple[MetricChange, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineRow:
+    """One row of a baseline; the fingerprint is that of the row as it was run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    id: str
+    fingerprint: str
+    row: RowSpec
+    measurement: Measurement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """What one device measured, kept in `baselines/<device key>/baseline.json`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["llama-perf baseline"] = "llama-perf baseline"
+    schema_version: Literal[1] = 1
+    recorded: str
+    note: str | None = None
+    environment: Environment
+    rows: tuple[BaselineRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One run: what was measured and, where a baseline was given, the verdicts.
+
+    `reference` holds the counterparts of the rows in the published A100 table,
+    `stale` the ids that the baseline has and the selected set no longer has.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["llama-perf report"] = "llama-perf report"
+    schema_version: Literal[1] = 1
+    started: str
+    environment: Environment
+    device_bandwidth_gb_s: float | None = None
+    results: tuple[RowResult, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    reference: dict[str, Measurement] = field(default_factory=dict)
+    baseline_source: str | None = None
+    environment_changes: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()

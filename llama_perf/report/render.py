@@ -1,0 +1,58 @@
+"""A report as text for a terminal, as markdown for a CI summary, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tabulate import tabulate
+
+from llama_perf.codec import to_json
+from llama_perf.records import Report
+from llama_perf.report.table import build_table, notes, reasons, summary
+
+
+def as_text(report: Report) -> str:
+    """The table, the reasons, the notes and the summary line."""
+    table = build_table(report)
+    lines = [f"every row: {table.caption}"] if table.caption else []
+    lines.append(_grid(report, "simple"))
+    lines += [""] + [
+        f"{verdict} {row_id}: {reason}" for row_id, verdict, reason in reasons(report)
+    ]
+    lines += notes(report)
+    lines.append(summary(report))
+    return "\n".join(lines) + "\n"
+
+
+def as_markdown(report: Report) -> str:
+    """The same as GitHub shows it."""
+    table = build_table(report)
+    lines = [f"### llama-perf: {summary(report)}", ""]
+    if table.caption:
+        lines += [f"Every row: `{table.caption}`", ""]
+    lines += [_grid(report, "github"), ""]
+    lines += [
+        f"- **{verdict}** `{row_id}`: {reason}"
+        for row_id, verdict, reason in reasons(report)
+    ]
+    lines += [f"- {note}" for note in notes(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(report: Report, style: str) -> str:
+    table = build_table(report)
+    numbers = len(table.headers) - 2
+    return tabulate(
+        table.rows,
+        headers=table.headers,
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=("left", *["right"] * numbers, "left")[: len(table.headers)],
+    )
+
+
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "text": as_text,
+    "markdown": as_markdown,
+    "json": to_json,
+}

@@ -1,0 +1,103 @@
+"""The core call: rows -> results, one at a time.
+
+The pytest plugin and the command line are thin over this. A row that cannot run, or
+breaks, becomes a result with its reason and the next row runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from llama_perf.bandwidth import measure_bandwidth
+from llama_perf.build import prepare
+from llama_perf.engine import compiler_settings
+from llama_perf.environment import check_device, collect
+from llama_perf.errors import NotRunnable, UserError
+from llama_perf.measure import Progress, measure
+from llama_perf.memory import MemoryMeter, release_memory
+from llama_perf.records import Environment, Measurement, RowResult, Status
+from llama_perf.run_options import RunOptions
+from llama_perf.spec import RowSpec
+
+
+class Session:
+    """One run on one machine: its environment, its bandwidth, its rows."""
+
+    def __init__(self, rows: Sequence[RowSpec], *, options: RunOptions) -> None:
+        self.rows = list(rows)
+        self.options = options
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        # A CUDA row is refused on its own where there is no card; the run's
+        # environment is then that of the machine it is on.
+        devices = {row.device for row in rows}
+        cuda = "cuda" in devices and torch.cuda.is_available()
+        self.device = torch.device("cuda" if cuda else "cpu")
+        # fp32 means fp32: TF32 would be another row's work under this row's name.
+        torch.set_float32_matmul_precision("highest")
+        self.environment: Environment = collect(self.device)
+        self._bandwidths: dict[str, float] = {}
+
+    def bandwidth_gb_s(self, device: torch.device) -> float:
+        """What the device reads today, measured once a run."""
+        if device.type not in self._bandwidths:
+            self._bandwidths[device.type] = measure_bandwidth(device)
+        return self._bandwidths[device.type]
+
+    def run_row(
+        self, row: RowSpec, *, progress: Progress = lambda _text: None
+    ) -> RowResult:
+        """Build and measure one row; whatever happens is in the result."""
+        try:
+            measurement = self._measure(row, progress)
+        except NotRunnable as error:
+            return RowResult(
+                id=row.id, row=row, status=Status.NOT_RUN, reason=str(error)
+            )
+        except UserError as error:
+            return _invalid(row, str(error))
+        except torch.OutOfMemoryError as error:
+            return _invalid(row, f"out of memory: {_first_line(error)}")
+        except Exception as error:
+            return _invalid(row, f"{type(error).__name__}: {_first_line(error)}")
+        return RowResult(
+            id=row.id, row=row, status=Status.MEASURED, measurement=measurement
+        )
+
+    def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
+        device = check_device(row.device)
+        bandwidth = self.bandwidth_gb_s(device)
+        slowdown = self.options.slowdown(row.id)
+        with compiler_settings():
+            progress("building")
+            meter = MemoryMeter(device)
+            prepared = prepare(
+                row, checkpoints=self.options.checkpoints, slowdown=slowdown
+            )
+            try:
+                return measure(
+                    prepared,
+                    meter=meter,
+                    device_bandwidth_gb_s=bandwidth,
+                    slowdown=slowdown,
+                    progress=progress,
+                )
+            finally:
+                del prepared
+                release_memory(device)
+
+    def run(self) -> Iterator[RowResult]:
+        """All rows in their order."""
+        for row in self.rows:
+            yield self.run_row(row)
+
+
+def _invalid(row: RowSpec, reason: str) -> RowResult:
+    return RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "no message"

@@ -1,0 +1,171 @@
+"""RowSpec: one row of the suite, its stable id, and its validation.
+
+Knows what a row asks for, not whether this machine can run it; imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from llama_perf.codec import STRICT
+from llama_perf.errors import SpecError
+from llama_perf.scheme import Scheme
+
+DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+DEVICES = ("cuda", "cpu")
+KERNELS = ("native", "torchao")
+ATTENTIONS = ("sdpa",)
+_POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSpec:
+    """Everything that changes the work a row measures.
+
+    Lengths count tokens (positions of the key-value cache), `fill` counts the
+    positions really filled before timing. The defaults are the reference table's.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    model: str
+    quantization: str | None = None
+    kernels: str = "native"
+    attention: str = "sdpa"
+    dtype: str = "bfloat16"
+    device: str = "cuda"
+    compile: bool = False
+    capture: bool = False
+    compile_prefill: bool = False
+    kv_cache_quantization: bool = False
+    linear_causal_mask: bool = False
+    cache_size: int | None = None
+    fill: int = 0
+    batch_size: int = 1
+    prompt_length: int = 6
+    max_new_tokens: int = 200
+    num_samples: int = 5
+    top_k: int | None = 200
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.model or self.model != self.model.strip():
+            raise SpecError("model", self.model, "a preset's or checkpoint's name")
+        if self.quantization is not None:
+            Scheme.parse(self.quantization)
+        elif self.kernels == "torchao":
+            raise SpecError(
+                "kernels", self.kernels, "an unquantized row has no torchao kernels"
+            )
+        _one_of("kernels", self.kernels, KERNELS)
+        _one_of("attention", self.attention, ATTENTIONS)
+        _one_of("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        _one_of("device", self.device, DEVICES)
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise SpecError(name, getattr(self, name), "allowed: 1 or more")
+        if self.capture and self.device != "cuda":
+            raise SpecError("capture", True, "a CUDA graph needs device 'cuda'")
+        if self.compile_prefill and not self.compile:
+            raise SpecError("compile_prefill", True, "it needs compile = true")
+        if self.top_k is not None and self.top_k < 1:
+            raise SpecError("top_k", self.top_k, "allowed: 1 or more, or none at all")
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise SpecError(
+                "temperature", self.temperature, "allowed: 0 (greedy) or more"
+            )
+        if self.fill < 0:
+            raise SpecError("fill", self.fill, "allowed: 0 or more")
+        if self.cache_size is not None and self.cache_size < self.positions:
+            raise SpecError(
+                "cache_size",
+                self.cache_size,
+                f"the row needs {self.positions} positions: fill {self.fill}"
+                f" + prompt {self.prompt_length} + {self.max_new_tokens} new tokens",
+            )
+
+    @property
+    def positions(self) -> int:
+        """Positions of the cache that a generation of this row uses."""
+        return self.fill + self.prompt_length + self.max_new_tokens
+
+    @property
+    def allocated_positions(self) -> int:
+        """Positions of the cache that this row allocates."""
+        return self.positions if self.cache_size is None else self.cache_size
+
+    @property
+    def id(self) -> str:
+        """The stable id; a field at its default leaves no token."""
+        default = _DEFAULTS
+        tokens = [self.model.lower(), self.quantization or "none"]
+        if self.kernels != default["kernels"]:
+            tokens.append(self.kernels)
+        tokens.append(DTYPE_TOKENS[self.dtype])
+        if self.device != default["device"]:
+            tokens.append(self.device)
+        tokens.append("compile" if self.compile else "eager")
+        for name, token in _FLAG_TOKENS.items():
+            if getattr(self, name):
+                tokens.append(token)
+        for name, token in _VALUE_TOKENS.items():
+            value = getattr(self, name)
+            if value != default[name]:
+                tokens.append(f"{token}-{_token(value)}")
+        return ".".join(tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every field, defaults included: tells a row from its namesake."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def reference_key(self) -> tuple[Any, ...]:
+        """The fields that name a row of the reference table.
+
+        Leaves out what that table did not have (kernels, attention, capture) and
+        the device, so that a row here finds its counterpart there.
+        """
+        return tuple(
+            value.lower() if name == "model" else value
+            for name, value in asdict(self).items()
+            if name not in {"kernels", "attention", "capture", "device"}
+        )
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
+
+
+def _token(value: float | str | None) -> str:
+    if value is None:
+        return "all"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
+_FLAG_TOKENS = {
+    "capture": "capture",
+    "compile_prefill": "compile-prefill",
+    "kv_cache_quantization": "kv-int8",
+    "linear_causal_mask": "linear-mask",
+}
+_VALUE_TOKENS = {
+    "attention": "attention",
+    "cache_size": "cache",
+    "fill": "fill",
+    "batch_size": "batch",
+    "prompt_length": "prompt",
+    "max_new_tokens": "new",
+    "num_samples": "samples",
+    "top_k": "topk",
+    "temperature": "temp",
+}

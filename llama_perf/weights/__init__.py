@@ -1,0 +1,1 @@
+"""Weights of a model behind one layer-by-layer reader."""

@@ -1,0 +1,125 @@
+"""`model.pth` in the reference's naming, and Meta's own `consolidated.00.pth`.
+
+The reference is gpt-fast and the benchmark torchao derived from it. Its files hold a
+dict of tensors with `wqkv` fused or as `wq`, `wk`, `wv`, and rows already in the order
+of interleaved pairs. A pickle can ask for code to be run: nothing but tensors is ever
+unpickled here. Knows nothing of how the file was converted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama_perf.errors import WeightsError
+from llama_perf.weights.config_file import folder_config
+from llama_perf.weights.stored import Stored, StoredWeights
+
+_TOP = ("tok_embeddings.weight", "norm.weight", "output.weight")
+_BLOCK = (
+    "attention.wqkv.weight",
+    "attention.wq.weight",
+    "attention.wk.weight",
+    "attention.wv.weight",
+    "attention.wo.weight",
+    "feed_forward.w1.weight",
+    "feed_forward.w2.weight",
+    "feed_forward.w3.weight",
+    "attention_norm.weight",
+    "ffn_norm.weight",
+)
+_NAMES = {name: name for name in _TOP} | {
+    name: f"layers.{{}}.{name}" for name in _BLOCK
+}
+# Tables and caches that models of this family registered as buffers and saved.
+_BUFFERS = re.compile(
+    r"rope\.freqs|freqs_cis|freqs_cos|freqs_sin|causal_mask|mask"
+    r"|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|kv_cache\.[kv]_cache"
+    r"|kv_cache\.[kv]_cache_scale)"
+)
+
+
+def open_pth(path: Path) -> StoredWeights:
+    """Open a `.pth` file; its configuration is looked for beside it.
+
+    The file is mapped, so that only what is read comes into memory (one in the format
+    of torch before 1.6 cannot be and is read whole). Raises WeightsError.
+    """
+    config, config_from = folder_config(path.parent)
+    tensors = _load(path)
+    output, embedding = tensors.get("output.weight"), tensors.get(_TOP[0])
+    if output is not None:
+        # What the file holds decides: a tied model's may have both names for one
+        # storage, and one with an output layer of its own must not lose it.
+        shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
+        config = dataclasses.replace(config, tied_embeddings=shared)
+    return StoredWeights(
+        Stored(
+            path=path,
+            source=f"pth:{path.absolute().parent.name}",
+            config=config,
+            config_from=config_from,
+            names=_NAMES,
+            shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            read=lambda name: tensors[name].detach(),
+            ignored=_BUFFERS,
+        )
+    )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    loaded = _unpickle(path)
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        # The stories checkpoints of llama2.c keep the weights beside other entries.
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not loaded:
+        raise WeightsError(
+            f"{path}: a {type(loaded).__name__} of {_length(loaded)} entries is not"
+            " allowed; allowed: a dict of tensors"
+        )
+    for name, value in loaded.items():
+        if type(value) not in (Tensor, nn.Parameter):
+            raise WeightsError(
+                f"{path}: {name}: {type(value).__name__} is not allowed; allowed:"
+                " unquantized tensors"
+            )
+    return {str(name): value for name, value in loaded.items()}
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=zipfile.is_zipfile(path),
+        )
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        if (asked := re.search(r"GLOBAL (\S+)", str(error))) is None:
+            raise _damaged(path) from None
+        raise WeightsError(
+            f"{path}: refused: it asks for {asked[1]}, which can run code; nothing was"
+            " executed; allowed: a dict of tensors"
+        ) from None
+    except Exception:  # damaged bytes end in any of a dozen kinds of exception
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path}: damaged, truncated, or no checkpoint; nothing in it was executed;"
+        " allowed: a file that torch.save wrote"
+    )
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, (dict, list, tuple)) else 1

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from llama_perf import baseline, rows
+from llama_perf.errors import RowFileError, SpecError
+from llama_perf.spec import RowSpec
+
+TABLE = Path(__file__).parent / "a100_reference.csv"
+
+
+def published() -> list[dict[str, str]]:
+    with TABLE.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_reference_set_is_the_published_table_row_by_row() -> None:
+    listed = rows.load_set("reference")
+    table = published()
+    assert len(listed) == len(table) == 43
+    for row, line in zip(listed, table, strict=True):
+        assert (
+            row.model,
+            row.quantization or "",
+            row.dtype,
+            str(row.compile),
+            str(row.compile_prefill),
+            str(row.kv_cache_quantization),
+            str(row.linear_causal_mask),
+            str(row.cache_size or ""),
+            str(row.num_samples),
+            str(row.max_new_tokens),
+            str(row.top_k),
+            str(row.temperature),
+        ) == tuple(
+            line[name]
+            for name in (
+                "model",
+                "quantization",
+                "dtype",
+                "compile",
+                "compile_prefill",
+                "kv_cache_quantization",
+                "linear_causal_mask",
+                "cache_size",
+                "num_samples",
+                "max_new_tokens",
+                "top_k",
+                "temperature",
+            )
+        )
+        assert row.device == "cuda"
+        assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)
+
+
+def test_the_reference_device_holds_the_published_figures() -> None:
+    path = baseline.path_of(baseline.default_folder(), baseline.REFERENCE_KEY)
+    stored = baseline.read(path).rows
+    for row, line in zip(stored, published(), strict=True):
+        figures = row.measurement
+        assert figures.tok_s == float(line["tok_s"])
+        assert figures.bandwidth_gb_s == float(line["mem_gb_s"])
+        assert figures.peak_memory_bytes == round(float(line["peak_mem_gb"]) * 1e9)
+        assert figures.model_size_bytes == round(float(line["model_size_gb"]) * 1e9)
+    listed = {row.reference_key for row in rows.load_set("reference")}
+    assert {row.row.reference_key for row in stored} == listed
+
+
+def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
+    every = [row for name in rows.set_names() for row in rows.load_set(name)]
+    rows.check_unique(every, source="all sets")
+    assert {"reference", "cpu"} <= set(rows.set_names())
+
+
+def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
+    listed = rows.load_set("cpu")
+    assert all(row.device == "cpu" for row in listed)
+    unquantized = {row.compile for row in listed if row.quantization is None}
+    assert unquantized == {True, False}
+    schemes = {row.quantization for row in listed}
+    assert {"int8wo", "int8dq", "int4wo-64", "float8wo"} <= schemes
+    assert any((row.cache_size or 0) > 1000 for row in listed)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '[defaults]\nmodel = "stories15M"\ndevice = "cpu"\n'
+        '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n',
+    )
+    assert rows.load_file(path) == [
+        RowSpec(model="stories15M", device="cpu"),
+        RowSpec(
+            model="stories15M", device="cpu", quantization="int8wo", kernels="torchao"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[row]]\nmodel = "7B"\nquantisation = "int8wo"', "row 1: quantisation: unk"),
+        ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = 7', "row 2: model: Input should be"),
+        ('[[row]]\nmodel = "7B"\ncompile = "yes"', "row 1: compile: Input should be"),
+        ('[[row]]\nmodel = "7B"\nbatch_size = "8"', "row 1: batch_size: Input should"),
+        ('[[row]]\nmodel = "7B"\ndtype = "bf16"', "row 1: dtype: 'bf16' is not allow"),
+        ('[[row]]\ndtype = "float32"', "row 1: model: the field is missing"),
+        ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
+        ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
+        ("", "it has no rows"),
+        ("[[row]\n", "not TOML"),
+        ('row = ["7B"]', "row 1"),
+        ("defaults = 3\n", "defaults: it must be a table"),
+        ('[[row]]\nmodel = "7B"\ntemperature = nan', "temperature"),
+        ('[[row]]\nmodel = "7B"\ndtype = 2024-01-01', "row 1: dtype"),
+    ],
+)
+def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RowFileError) as caught:
+        rows.load_file(path)
+    assert message in str(caught.value), str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
+    with pytest.raises(RowFileError, match="cannot be read: No such file"):
+        rows.load_file(tmp_path / "absent.toml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RowFileError, match="it is not UTF-8 text"):
+        rows.load_file(tmp_path / "binary")
+
+
+def test_selection() -> None:
+    listed = rows.load_set("cpu")
+    some = rows.select(listed, ["*int8wo*", "*int8dq*"])
+    assert {row.quantization for row in some} == {"int8wo", "int8dq"}
+    with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
+        rows.select(listed, ["*int9*"])
+    with pytest.raises(SpecError, match="set: 'gpu' .* allowed: .*cpu.*reference"):
+        rows.load_set("gpu")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from llama_perf.errors import SpecError
+from llama_perf.scheme import Scheme
+from llama_perf.spec import RowSpec
+
+CONTRACT_ID = "llama-2-7b-chat-hf.int4wo-64.bf16.compile"
+
+
+def test_id_of_the_contract() -> None:
+    row = RowSpec(model="Llama-2-7b-chat-hf", quantization="int4wo-64", compile=True)
+    assert row.id == CONTRACT_ID
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "Meta-Llama-3-8B"),
+        ("quantization", "int8wo"),
+        ("kernels", "torchao"),
+        ("dtype", "float32"),
+        ("device", "cpu"),
+        ("compile", True),
+        ("capture", True),
+        ("kv_cache_quantization", True),
+        ("linear_causal_mask", True),
+        ("cache_size", 4096),
+        ("fill", 100),
+        ("batch_size", 8),
+        ("prompt_length", 7),
+        ("max_new_tokens", 10),
+        ("num_samples", 3),
+        ("top_k", None),
+        ("temperature", 0.5),
+    ],
+)
+def test_every_field_that_changes_the_work_is_in_the_id(
+    field: str, value: object
+) -> None:
+    row = RowSpec(model="Llama-2-7b-chat-hf", quantization="int4wo-64")
+    other = replace(row, **{field: value})
+    assert other.id != row.id
+    assert other.fingerprint != row.fingerprint
+
+
+def test_compile_prefill_is_in_the_id() -> None:
+    row = RowSpec(model="7B", compile=True)
+    assert replace(row, compile_prefill=True).id != row.id
+
+
+def test_all_fields_are_covered_by_the_two_tests_above() -> None:
+    # attention has one value so far.
+    assert len(asdict(RowSpec(model="7B"))) == 17 + len(
+        ["compile_prefill", "attention"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"quantization": "int4wo-63"}, ["quantization", "'int4wo-63'", "32, 64, 128"]),
+        ({"quantization": "int5wo"}, ["quantization", "'int5wo'", "int8wo", "uintx"]),
+        ({"quantization": "uintx-9-64"}, ["quantization", "'uintx-9-64'", "1 to 8"]),
+        ({"quantization": "int4wo-064"}, ["quantization", "'int4wo-064'"]),
+        ({"quantization": "INT8WO"}, ["quantization", "'INT8WO'"]),
+        ({"dtype": "fp32"}, ["dtype", "'fp32'", "float32, float16, bfloat16"]),
+        ({"device": "tpu"}, ["device", "'tpu'", "cuda, cpu"]),
+        ({"kernels": "magic"}, ["kernels", "'magic'", "native, torchao"]),
+        ({"kernels": "torchao"}, ["kernels", "'torchao'", "unquantized"]),
+        ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
+        ({"cache_size": 100}, ["cache_size", "100", "206 positions"]),
+        ({"batch_size": 0}, ["batch_size", "0", "1 or more"]),
+        ({"max_new_tokens": 0}, ["max_new_tokens", "0", "1 or more"]),
+        ({"temperature": -1.0}, ["temperature", "-1.0", "0 (greedy)"]),
+        ({"temperature": float("nan")}, ["temperature", "nan"]),
+        ({"top_k": 0}, ["top_k", "0", "1 or more"]),
+        ({"capture": True, "device": "cpu"}, ["capture", "CUDA graph"]),
+        ({"compile_prefill": True}, ["compile_prefill", "compile = true"]),
+        ({"fill": -1}, ["fill", "-1"]),
+        ({"model": ""}, ["model", "''"]),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
+    fields: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        RowSpec(**{"model": "7B", **fields})
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "bits", "group", "hqq"),
+    [
+        ("int8wo", "int8wo", None, None, False),
+        ("int4wo-32-hqq", "int4wo", None, 32, True),
+        ("uintx-2-8", "uintx", 2, 8, False),
+        ("uintx-7-64-hqq", "uintx", 7, 64, True),
+        ("float8dq-row", "float8dq-row", None, None, False),
+        ("autoquant-int4", "autoquant-int4", None, None, False),
+    ],
+)
+def test_scheme_names(
+    name: str, family: str, bits: int | None, group: int | None, hqq: bool
+) -> None:
+    assert Scheme.parse(name) == Scheme(
+        name=name, family=family, bits=bits, group_size=group, hqq=hqq
+    )

@@ -1,0 +1,79 @@
+"""A tiny model for the tests of weights, and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_perf.model.config import ModelConfig
+from llama_perf.weights.reader import WeightsReader
+from llama_perf.weights.synthetic import SyntheticWeights
+
+TINY = ModelConfig(
+    dim=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    intermediate_size=64,
+    vocab_size=48,
+    head_dim=8,
+)
+CONFIG_JSON = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 48,
+    "rms_norm_eps": 1e-5,
+}
+# Two thirds of 4 * 32, times 0.75, rounded up to 64.
+PARAMS_JSON = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "vocab_size": 48,
+    "multiple_of": 64,
+    "ffn_dim_multiplier": 0.75,
+}
+
+
+def tiny_weights(config: ModelConfig = TINY) -> SyntheticWeights:
+    return SyntheticWeights(config, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def all_weights(reader: WeightsReader) -> dict[str, Tensor]:
+    """Every tensor of a reader under Meta's names, `wqkv` fused."""
+    weights = {"tok_embeddings.weight": reader.embedding(), **reader.final()}
+    for index in range(reader.config.n_layers):
+        for name, tensor in reader.layer(index).items():
+            weights[f"layers.{index}.{name}"] = tensor
+    return weights
+
+
+def split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with `wq`, `wk` and `wv` apart."""
+    apart = {}
+    for name, tensor in weights.items():
+        if name.endswith("wqkv.weight"):
+            for part, rows in zip("qkv", tensor.split((32, 16, 16)), strict=True):
+                apart[name.replace("wqkv", f"w{part}")] = rows.clone()
+        else:
+            apart[name] = tensor
+    return apart
+
+
+def assert_same(reader: WeightsReader, wanted: dict[str, Tensor]) -> None:
+    found = all_weights(reader)
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=0, msg=name)
+
+
+def write_json(path: Path, fields: object) -> None:
+    path.write_text(json.dumps(fields), encoding="utf-8")

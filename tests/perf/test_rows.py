@@ -1,0 +1,20 @@
+"""Every selected row: run, recorded, compared. `llama-perf rows` lists them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama_perf.plugin import LlamaPerfPlugin, sample_clock
+from llama_perf.spec import RowSpec
+
+
+@pytest.mark.benchmark(timer=sample_clock)
+def test_row(
+    llama_row: RowSpec,
+    benchmark: Any,
+    row_runner: LlamaPerfPlugin,
+    request: pytest.FixtureRequest,
+) -> None:
+    row_runner.run(llama_row, benchmark, request.node)
