@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -58,16 +58,17 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def from_json(kind: type[T], text: str | bytes, *, source: str) -> T:
     """Read a record strictly; raises RecordError naming `source` and the field."""
     try:
-        return _adapter(kind).validate_json(text)
+        record: T = _adapter(cast(Any, kind)).validate_json(text)
     except ValidationError as error:
         raise RecordError(f"{source}: {_first_problem(error)}") from None
+    return record
 
 
 def from_plain(kind: type[T], data: object, *, source: str) -> T:

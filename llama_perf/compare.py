@@ -72,8 +72,8 @@ def compare(
             "the baseline of this device lacks this row",
             failed=missing_fails,
         )
-    if reason := _incomparable(result, stored, same_device=same_device):
-        return _verdict(result, Verdict.INCOMPARABLE, reason, failed=True)
+    if (other := _incomparable(result, stored, same_device=same_device)) is not None:
+        return _verdict(result, Verdict.INCOMPARABLE, other, failed=True)
     return _judge(result, stored)
 
 

@@ -86,11 +86,9 @@ def compiler_problem(device: str) -> str | None:
     if device == "cuda":
         if package_version("triton") is None:
             return "torch.compile needs triton, which is not installed"
-        wanted = (os.environ.get("CC"), "cc", "gcc", "clang")
-        kind = "C"
+        wanted, kind = [os.environ.get("CC"), "cc", "gcc", "clang"], "C"
     else:
-        wanted = (os.environ.get("CXX"), "g++", "clang++")
-        kind = "C++"
+        wanted, kind = [os.environ.get("CXX"), "g++", "clang++"], "C++"
     if not any(shutil.which(command) for command in wanted if command):
         return f"torch.compile needs a {kind} compiler, and none is installed"
     return None

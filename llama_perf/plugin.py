@@ -79,7 +79,8 @@ class LlamaPerfPlugin:
 
     def _start(self, selected: list[RowSpec]) -> None:
         from llama_perf.recorder import Recorder
-        from llama_perf.run import RunOptions, Session
+        from llama_perf.run import Session
+        from llama_perf.run_options import RunOptions
 
         options = RunOptions(
             checkpoints=self._options.checkpoints, slowdowns=self._options.slowdowns
@@ -128,14 +129,7 @@ class LlamaPerfPlugin:
     def run(self, row: RowSpec, benchmark: Any, item: pytest.Item) -> None:
         """Run a row, hand its samples to pytest-benchmark, fail where it must."""
         if self._recorder is None:
-            self._start(
-                [
-                    each.callspec.params[ROW_FIXTURE]
-                    for each in item.session.items
-                    if ROW_FIXTURE
-                    in getattr(getattr(each, "callspec", None), "params", ())
-                ]
-            )
+            self._start([row for each in item.session.items for row in _row_of(each)])
         self._number += 1
         total = len(self._session.rows)
         self._write(f"\n[{self._number}/{total}] {row.id}: ")
@@ -240,6 +234,11 @@ XDIST = (
     "rows cannot run under xdist: side by side they slow one another, and"
     " pytest-benchmark then measures nothing; run tests/perf without -n"
 )
+
+
+def _row_of(item: pytest.Item) -> list[RowSpec]:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return [params[ROW_FIXTURE]] if ROW_FIXTURE in params else []
 
 
 def _extra_info(result: RowResult, verdict: str) -> dict[str, float | int | str]:

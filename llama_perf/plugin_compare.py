@@ -19,8 +19,8 @@ from llama_perf import baseline as baselines
 from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.plugin_options import PluginConfig
-from llama_perf.records import Baseline, Environment, Report, Verdict
 from llama_perf.recorder import Against, record_command
+from llama_perf.records import Baseline, Environment, Report, Verdict
 
 SECTION = "llama_perf"
 _NODE = "tests/perf/test_rows.py::test_row"
@@ -59,9 +59,9 @@ class CompareRequest:
             self._config.option.benchmark_compare = str(self._exported(path))
 
     def _device_baseline(self) -> Path | None:
-        from llama_perf.environment import collect, default_device
-
         import torch
+
+        from llama_perf.environment import collect, default_device
 
         key = collect(torch.device(default_device())).device_key
         path = baselines.path_of(self._options.baselines, key)

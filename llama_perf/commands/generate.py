@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,15 +33,13 @@ class Flag:
     name: str
     default: object
     help: str
-    kind: type | None = None
+    kind: Callable[[str], object] = str
     short: str | None = None
 
 
 FLAGS = (
     Flag(name="prefill_size", default=None, kind=int, help="a random prompt that long"),
-    Flag(
-        name="prompt", default="Hello, my name is", kind=str, help="the text to go on"
-    ),
+    Flag(name="prompt", default="Hello, my name is", help="the text to go on"),
     Flag(name="interactive", default=False, help="read prompts, stop at end of text"),
     Flag(name="num_samples", default=5, kind=int, help="timed generations"),
     Flag(name="max_new_tokens", default=200, kind=int, help="tokens to generate"),
@@ -51,22 +49,21 @@ FLAGS = (
     Flag(
         name="checkpoint_path",
         default=CHECKPOINT,
-        kind=str,
         help="a folder, model.pth, .gguf, or a preset's name for synthetic weights",
     ),
-    Flag(name="quantization", default=None, kind=str, short="-q", help="a scheme"),
-    Flag(name="kernels", default=None, kind=str, help="native or torchao"),
+    Flag(name="quantization", default=None, short="-q", help="a scheme"),
+    Flag(name="kernels", default=None, help="native or torchao"),
     Flag(name="kv_cache_quantization", default=False, help="int8 key-value cache"),
     Flag(name="cache_size", default=None, kind=int, help="positions to allocate"),
     Flag(name="linear_causal_mask", default=False, help="compute the mask's rows"),
     Flag(name="save", default=False, help="save the quantized model"),
     Flag(name="compile", default=False, help="compile decoding"),
     Flag(name="compile_prefill", default=False, help="compile the prefill"),
-    Flag(name="profile", default=None, kind=str, help="write a Chrome trace"),
-    Flag(name="memory_profile", default=None, kind=str, help="a CUDA snapshot"),
-    Flag(name="device", default="cuda", kind=str, help="cuda or cpu"),
-    Flag(name="precision", default="bfloat16", kind=str, help=", ".join(DTYPE_TOKENS)),
-    Flag(name="write_result", default=None, kind=str, help="append a result line"),
+    Flag(name="profile", default=None, help="write a Chrome trace"),
+    Flag(name="memory_profile", default=None, help="a CUDA snapshot"),
+    Flag(name="device", default="cuda", help="cuda or cpu"),
+    Flag(name="precision", default="bfloat16", help=", ".join(DTYPE_TOKENS)),
+    Flag(name="write_result", default=None, help="append a result line"),
 )
 # Not part of the work that the repro line repeats.
 _OUTPUTS = {"write_result", "profile", "memory_profile", "interactive", "save"}

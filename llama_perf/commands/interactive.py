@@ -38,8 +38,11 @@ def talk(
         history: list[Message] = []
         for text in _prompts():
             history = [*history, Message(role="user", content=text)]
-            ids = encode_chat(tokenizer, history) if chat else tokenizer.encode(text)
             try:
+                if chat:
+                    ids = encode_chat(tokenizer, history)
+                else:
+                    ids = tokenizer.encode(text)
                 answer = _answer(prepared, tokenizer, ids, room)
             except PromptError as error:
                 print(f"{error}; starting over", file=sys.stderr)

@@ -117,12 +117,12 @@ class Transformer(nn.Module):
         `run_block(block, ...)` is how a block is called: the engine hands in a
         compiled one, which then serves every layer.
         """
-        run = run_block or TransformerBlock.forward
+        run: Callable[..., Tensor] = run_block or TransformerBlock.forward
         if self.inverse_frequencies is None:
             self.inverse_frequencies = inverse_frequencies(
                 self.config, device=self.device
             )
-        x = self.tok_embeddings(tokens)
+        x: Tensor = self.tok_embeddings(tokens)
         cos_sin = rotary(self.inverse_frequencies, positions)
         for index, block in enumerate(self.layers):
             cache = None if caches is None else caches[index]

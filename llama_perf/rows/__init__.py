@@ -17,7 +17,6 @@ from llama_perf.codec import from_plain
 from llama_perf.errors import RecordError, RowFileError, SpecError
 from llama_perf.spec import RowSpec
 
-
 DEFAULT_SETS = {"cuda": "reference", "cpu": "cpu"}
 """The set that runs where none was asked for, by the machine's device."""
 

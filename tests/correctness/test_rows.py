@@ -147,5 +147,5 @@ def test_selection() -> None:
     assert {row.quantization for row in some} == {"int8wo", "int8dq"}
     with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
         rows.select(listed, ["*int9*"])
-    with pytest.raises(SpecError, match="set: 'gpu' .* allowed: .*cpu.*reference"):
+    with pytest.raises(SpecError, match=r"set: 'gpu' .* allowed: .*cpu.*reference"):
         rows.load_set("gpu")
