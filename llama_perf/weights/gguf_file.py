@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGUFReader, ReaderField, ReaderTensor
 from gguf.constants import GGML_QUANT_SIZES
@@ -23,6 +22,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from llama_perf.errors import SpecError, WeightsError
+from llama_perf.gguf_reader import BoundedReader
 from llama_perf.model.config import ModelConfig, RopeScaling
 from llama_perf.model.rotary import inverse_frequencies
 from llama_perf.weights.stored import Stored, StoredWeights
@@ -45,32 +45,11 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _BUFFERS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
 
 
-class _Reader(GGUFReader):
-    """GGUFReader that stops at the file's end and indexes a plain array.
-
-    The base class slices past the end in silence, which lets a damaged length loop
-    for ever, and slicing a memmap once for every word of a vocabulary takes seconds.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "data" and isinstance(value, np.memmap):
-            value = value.view(np.ndarray)
-        super().__setattr__(name, value)
-
-    def _get(
-        self, offset: int, dtype: npt.DTypeLike, count: int = 1, *rest: Any, **more: Any
-    ) -> npt.NDArray[Any]:
-        items = super()._get(offset, dtype, count, *rest, **more)
-        if len(items) < count:
-            raise EOFError(f"{count} items of {np.dtype(dtype)} at byte {offset}")
-        return items
-
-
 def read_gguf(path: Path) -> GGUFReader:
     """Map a GGUF file and read its metadata; raises WeightsError."""
     try:
         # Copy-on-write: torch refuses to wrap read-only arrays.
-        return _Reader(path, mode="c")
+        return BoundedReader(path, mode="c")
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
