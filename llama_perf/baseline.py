@@ -6,6 +6,7 @@ Knows the files, not what the figures mean.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -65,12 +66,18 @@ def keys(folder: Path) -> list[str]:
 
 
 def record(
-    folder: Path, *, environment: Environment, results: Iterable[RowResult]
+    folder: Path,
+    *,
+    environment: Environment,
+    results: Iterable[RowResult],
+    fresh: bool = False,
 ) -> tuple[Path, Baseline]:
-    """Store the measured rows as the device's baseline, in place of the old one.
+    """Store the measured rows in the device's baseline.
 
-    Raises RecordError, and stores nothing, where a row ended INVALID, was measured
-    with an injected slowdown, or none was measured at all.
+    Rows that this run did not measure stay as they were, with the environment they
+    were recorded in, unless `fresh` starts the file anew. Raises RecordError, and
+    stores nothing, where a row ended INVALID, was measured with an injected slowdown,
+    or none was measured at all.
     """
     rows = []
     for result in results:
@@ -83,14 +90,33 @@ def record(
         rows.append(baseline_row(result.row, result.measurement))
     if not rows:
         raise RecordError("baseline: no row was measured, so there is none to record")
+    path = path_of(folder, environment.device_key)
+    if path.exists() and not fresh:
+        measured = {row.id for row in rows}
+        kept = _with_origin(read(path), environment)
+        rows += [row for row in kept if row.id not in measured]
     baseline = Baseline(
         recorded=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment,
         rows=tuple(rows),
     )
-    path = path_of(folder, environment.device_key)
     write_atomically(path, to_json(baseline))
     return path, baseline
+
+
+def _with_origin(old: Baseline, new: Environment) -> list[BaselineRow]:
+    """The rows of `old`, each with the date and, where it differs, the environment."""
+    rows = []
+    for row in old.rows:
+        environment = row.environment or old.environment
+        rows.append(
+            replace(
+                row,
+                recorded=row.recorded or old.recorded,
+                environment=None if environment == new else environment,
+            )
+        )
+    return rows
 
 
 def baseline_row(row: RowSpec, measurement: Measurement) -> BaselineRow:

@@ -112,7 +112,8 @@ class Engine:
         if after_prefill is not None:
             after_prefill()
         yield token
-        position = torch.tensor([length], device=self.model.device)
+        # Filled there: a copy from the host would wait for the prefill.
+        position = torch.full((1,), length, device=self.model.device)
         owed = 0.0
         for _ in range(max_new_tokens - 1):
             logits = self.decode(token, position)
@@ -228,4 +229,7 @@ def compiler_settings() -> Iterator[None]:
     with warnings.catch_warnings(), config.patch(flags):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
         warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching.*")
-        yield
+        try:
+            yield
+        finally:
+            torch._dynamo.reset()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -133,6 +133,18 @@ def measure(
         injected_slowdown=slowdown,
         sample_ns=totals,
         first_token_ns=firsts,
+    )
+
+
+def without_kept(measurement: Measurement, kept_bytes: int) -> Measurement:
+    """Its peaks without what the process kept of them when the row was gone."""
+    build_peak_bytes = measurement.build_peak_bytes
+    return replace(
+        measurement,
+        peak_memory_bytes=max(measurement.peak_memory_bytes - kept_bytes, 0),
+        build_peak_bytes=None
+        if build_peak_bytes is None
+        else max(build_peak_bytes - kept_bytes, 0),
     )
 
 

@@ -1,8 +1,9 @@
 """Memory of a row: what it will at least need, and what it took.
 
 On CUDA the allocator's counters; on CPU the resident set of this process, over what
-it was before the row. Linux keeps its high-water mark and lets a process reset it;
-where that is not possible the resident set at the time of asking stands in.
+it is once the row is gone: libraries loaded and code compiled on the way stay behind
+and are not the row's. Linux keeps a high-water mark of the resident set and lets a
+process reset it; where that is not possible the size at the time of asking stands in.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ class MemoryMeter:
         if self._cuda:
             return int(torch.cuda.max_memory_reserved(self._device))
         return max(_high_water_bytes() - self._base, 0)
+
+    def kept_bytes(self) -> int:
+        """CPU: what the process kept once the row is gone; ask after dropping it.
+
+        Part of `peak_bytes()` that the row did not cause. 0 on CUDA.
+        """
+        release_memory(self._device)
+        if self._cuda:
+            return 0
+        return int(psutil.Process().memory_info().rss) - self._base
 
     def peak_allocated_bytes(self) -> int | None:
         """CUDA: `max_memory_allocated()`; None on CPU."""

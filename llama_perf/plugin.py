@@ -62,12 +62,15 @@ class LlamaPerfPlugin:
         if self._rows is None:
             from llama_perf import rows
 
-            self._rows = rows.load(
-                set_name=self._set_name(),
-                file=self._options.rows_file,
-                globs=self._options.globs,
-            )
+            self._rows = rows.select(self._all_rows(), self._options.globs)
         return self._rows
+
+    def _all_rows(self) -> list[RowSpec]:
+        from llama_perf import rows
+
+        return rows.load(
+            set_name=self._set_name(), file=self._options.rows_file, globs=()
+        )
 
     def _set_name(self) -> str | None:
         if self._options.set_name or self._options.rows_file:
@@ -89,7 +92,8 @@ class LlamaPerfPlugin:
         self._recorder = Recorder(
             started=self._session.started,
             environment=self._session.environment,
-            rows=selected,
+            selected=len(selected),
+            known=self._all_rows(),
             against=self.request.against(self._session.environment),
             baselines_folder=self._options.baselines,
             path=self._options.results,
@@ -271,6 +275,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options = PluginConfig.read(config)
         check_options(config, options)
         plugin = LlamaPerfPlugin(config, options)
+        if options.names_rows:
+            # Here a mistake is a usage error; while collecting, a traceback.
+            plugin.rows()
         plugin.request.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None

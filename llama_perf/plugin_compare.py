@@ -9,6 +9,7 @@ means a run that `--benchmark-save` or `--benchmark-json` kept, or a baseline fi
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,18 @@ class CompareRequest:
             return []
         key = report.environment.device_key
         where = baselines.path_of(self._options.baselines, key)
-        command = record_command(set_name, self._options.rows_file)
+        options = self._options
+        command = record_command(
+            set_name=set_name,
+            rows_file=options.rows_file,
+            checkpoints=options.checkpoints,
+        )
+        if options.baselines != self._config.rootpath / "baselines":
+            command += f" --baselines {shlex.quote(str(options.baselines))}"
         return [
-            f"{len(missing)} rows have no baseline for this device ({where});"
-            f" record one with: {command}"
+            f"{len(missing)} of {len(report.results)} rows have no baseline for this"
+            f" device ({where}); record one with:",
+            f"  {command}",
         ]
 
 

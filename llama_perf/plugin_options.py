@@ -27,6 +27,11 @@ class PluginConfig:
     markdown: Path | None
     baselines: Path
 
+    @property
+    def names_rows(self) -> bool:
+        """Whether the command line says which rows."""
+        return bool(self.set_name or self.rows_file or self.globs)
+
     @classmethod
     def read(cls, config: pytest.Config) -> PluginConfig:
         """Read the options; raises SpecError for one that is wrong."""
@@ -130,7 +135,7 @@ def check_options(config: pytest.Config, options: PluginConfig) -> None:
     if compare:
         _check_compare(config, compare)
     json_path = config.getoption("benchmark_json", None)
-    if json_path and not Path(getattr(json_path, "name", json_path)).parent.is_dir():
+    if json_path and not Path(json_path).absolute().parent.is_dir():
         raise SpecError(
             "benchmark-json",
             str(json_path),

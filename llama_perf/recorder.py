@@ -6,6 +6,9 @@ same way. Runs nothing itself.
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,14 +37,19 @@ class Against:
 
 
 class Recorder:
-    """Collects results, judges each, and rewrites `path` atomically after it."""
+    """Collects results, judges each, and rewrites `path` atomically after it.
+
+    `selected` counts the rows that are to come; `known` are the rows of the set or
+    file they were selected from, so that a baseline's others are not taken for stale.
+    """
 
     def __init__(
         self,
         *,
         started: str,
         environment: Environment,
-        rows: Sequence[RowSpec],
+        selected: int,
+        known: Sequence[RowSpec],
         against: Against | None,
         baselines_folder: Path,
         path: Path | None,
@@ -49,7 +57,9 @@ class Recorder:
         self._against = against
         self._reference = baselines.reference(baselines_folder)
         self._path = path
-        self.report = Report(started=started, environment=environment)
+        self.report = Report(
+            started=started, environment=environment, selected=selected
+        )
         if against is not None and against.baseline is not None:
             stored = against.baseline
             self.report = replace(
@@ -58,7 +68,7 @@ class Recorder:
                 environment_changes=environment_changes(
                     stored.environment, environment
                 ),
-                stale=_stale(stored, rows),
+                stale=_stale(stored, known),
             )
 
     def add(self, result: RowResult) -> Comparison:
@@ -100,14 +110,32 @@ class Recorder:
         return any(comparison.failed for comparison in self.report.comparisons)
 
 
-def _stale(baseline: Baseline, rows: Sequence[RowSpec]) -> tuple[str, ...]:
-    known = {row.id for row in rows}
+def _stale(baseline: Baseline, known: Sequence[RowSpec]) -> tuple[str, ...]:
+    ids = {row.id for row in known}
     for name in row_sets.set_names():
-        known |= {row.id for row in row_sets.load_set(name)}
-    return tuple(row.id for row in baseline.rows if row.id not in known)
+        ids |= {row.id for row in row_sets.load_set(name)}
+    return tuple(row.id for row in baseline.rows if row.id not in ids)
 
 
-def record_command(set_name: str | None, file: Path | None) -> str:
-    """The command that records a baseline for the rows of a run."""
-    chosen = f"--rows {file}" if file is not None else f"--set {set_name}"
-    return f"llama-perf baseline record {chosen}"
+def record_command(
+    *, set_name: str | None, rows_file: Path | None, checkpoints: Path | None
+) -> str:
+    """The command that records a baseline for the rows of a run, as a shell takes it.
+
+    An environment that is not activated has no `llama-perf` on the path: its Python
+    stands in.
+    """
+    words = ["llama-perf"]
+    if shutil.which("llama-perf") is None:
+        python = Path(sys.executable)
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
+        words = [str(python), "-m", "llama_perf"]
+    words += ["baseline", "record"]
+    if rows_file is not None:
+        words += ["--rows", str(rows_file)]
+    else:
+        words += ["--set", str(set_name)]
+    if checkpoints is not None:
+        words += ["--checkpoints", str(checkpoints)]
+    return shlex.join(words)

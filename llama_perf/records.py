@@ -68,7 +68,8 @@ class Measurement:
     included, as the reference does; `decode_tok_s` leaves the prefill and the first
     token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
     reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
-    growth of the process's resident set. GB are 10^9 bytes. Raw samples in ns.
+    process's resident set over what it is when the row is gone. GB are 10^9 bytes,
+    raw samples in ns.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -152,7 +153,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineRow:
-    """One row of a baseline; the fingerprint is that of the row as it was run."""
+    """One row of a baseline; the fingerprint is that of the row as it was run.
+
+    `recorded` and `environment` are the baseline's own unless they are given: a row
+    that was kept while others were recorded anew.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -160,6 +165,8 @@ class BaselineRow:
     fingerprint: str
     row: RowSpec
     measurement: Measurement
+    recorded: str | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +187,9 @@ class Baseline:
 class Report:
     """One run: what was measured and, where a baseline was given, the verdicts.
 
-    `reference` holds the counterparts of the rows in the published A100 table,
-    `stale` the ids that the baseline has and the selected set no longer has.
+    `selected` counts the rows that were to run, `reference` holds the counterparts of
+    the rows in the published A100 table, `stale` the ids that the baseline has and no
+    set has any more.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -190,6 +198,7 @@ class Report:
     schema_version: Literal[1] = 1
     started: str
     environment: Environment
+    selected: int = 0
     device_bandwidth_gb_s: float | None = None
     results: tuple[RowResult, ...] = ()
     comparisons: tuple[Comparison, ...] = ()

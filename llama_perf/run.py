@@ -16,7 +16,7 @@ from llama_perf.build import prepare
 from llama_perf.engine import compiler_settings
 from llama_perf.environment import check_device, collect
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.measure import Progress, measure
+from llama_perf.measure import Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.records import Environment, Measurement, RowResult, Status
 from llama_perf.run_options import RunOptions
@@ -77,7 +77,7 @@ class Session:
                 row, checkpoints=self.options.checkpoints, slowdown=slowdown
             )
             try:
-                return measure(
+                measurement = measure(
                     prepared,
                     meter=meter,
                     device_bandwidth_gb_s=bandwidth,
@@ -87,6 +87,7 @@ class Session:
             finally:
                 del prepared
                 release_memory(device)
+        return without_kept(measurement, meter.kept_bytes())
 
     def run(self) -> Iterator[RowResult]:
         """All rows in their order."""

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="store the results of an earlier run instead of running",
     )
+    record.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start the file anew instead of keeping the rows that were not run",
+    )
     show = actions.add_parser("show", help="print the stored baselines")
     show.add_argument("--device", metavar="KEY", help="one device's (default: all)")
     for action in (record, show):
@@ -54,11 +59,17 @@ def _record(arguments: argparse.Namespace) -> int:
         ).report
         print(as_text(report))
     path, baseline = baselines.record(
-        arguments.baselines, environment=report.environment, results=report.results
+        arguments.baselines,
+        environment=report.environment,
+        results=report.results,
+        fresh=arguments.fresh,
     )
-    left_out = len(report.results) - len(baseline.rows)
-    more = f" ({left_out} were not run and have none)" if left_out else ""
-    print(f"recorded {len(baseline.rows)} rows in {path}{more}")
+    measured = sum(result.measurement is not None for result in report.results)
+    print(f"recorded {measured} rows in {path}")
+    if not_run := len(report.results) - measured:
+        print(f"{not_run} rows were NOT_RUN, so nothing was recorded for them")
+    if kept := len(baseline.rows) - measured:
+        print(f"{kept} rows of the file were kept as they were (--fresh drops them)")
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_perf import baseline as baselines
+from llama_perf import rows as row_sets
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.commands.selection import (
     add_baselines,
@@ -16,6 +17,7 @@ from llama_perf.commands.selection import (
     add_selection,
     run_options,
     selected,
+    set_name,
 )
 from llama_perf.recorder import Against, Recorder
 from llama_perf.report.render import as_markdown, as_text
@@ -76,7 +78,10 @@ def run_rows(
     recorder = Recorder(
         started=session.started,
         environment=session.environment,
-        rows=rows,
+        selected=len(rows),
+        known=row_sets.load(
+            set_name=set_name(arguments), file=arguments.rows, globs=()
+        ),
         against=_against(arguments.baselines, session.environment.device_key)
         if compare
         else None,

@@ -52,6 +52,6 @@ def config_for(
     """
     built = built_kernels(scheme)
     if kernels not in built:
-        where = f"; built on: {', '.join(built)}" if built else " on any kernels"
-        raise NotRunnable(f"scheme {scheme.name} is not built on {kernels}{where}")
+        where = f"{kernels}; built on: {', '.join(built)}" if built else "any kernels"
+        raise NotRunnable(f"scheme {scheme.name} is not built on {where}")
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)

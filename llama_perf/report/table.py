@@ -145,9 +145,13 @@ def summary(report: Report) -> str:
     others = ", ".join(
         f"{count} {name}" for name, count in counts.items() if name != "NOT_RUN"
     )
-    return f"{len(report.results)} rows: {ran} run, {not_run} NOT_RUN" + (
-        f" ({others})" if others else ""
-    )
+    count = len(report.results)
+    text = f"{count} {'row' if count == 1 else 'rows'}: {ran} run, {not_run} NOT_RUN"
+    if others:
+        text += f" ({others})"
+    if (missed := report.selected - len(report.results)) > 0:
+        text += f"; stopped before {missed} more"
+    return text
 
 
 def notes(report: Report) -> list[str]:
