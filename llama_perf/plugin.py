@@ -109,7 +109,9 @@ class LlamaPerfPlugin:
             rows = self.rows()
         except UserError as error:
             raise pytest.UsageError(str(error)) from None
-        metafunc.parametrize(ROW_FIXTURE, rows, ids=[row.id for row in rows])
+        # As text: pytest-benchmark cannot store a row in its JSON.
+        ids = [row.id for row in rows]
+        metafunc.parametrize(ROW_FIXTURE, ids, ids=ids)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -130,10 +132,13 @@ class LlamaPerfPlugin:
 
     # -- running ------------------------------------------------------------------
 
-    def run(self, row: RowSpec, benchmark: Any, item: pytest.Item) -> None:
+    def run(self, row_id: str, benchmark: Any, item: pytest.Item) -> None:
         """Run a row, hand its samples to pytest-benchmark, fail where it must."""
+        by_id = {row.id: row for row in self.rows()}
         if self._recorder is None:
-            self._start([row for each in item.session.items for row in _row_of(each)])
+            collected = [id for each in item.session.items for id in _row_of(each)]
+            self._start([by_id[id] for id in collected])
+        row = by_id[row_id]
         self._number += 1
         total = len(self._session.rows)
         self._write(f"\n[{self._number}/{total}] {row.id}: ")
@@ -240,7 +245,7 @@ XDIST = (
 )
 
 
-def _row_of(item: pytest.Item) -> list[RowSpec]:
+def _row_of(item: pytest.Item) -> list[str]:
     params = getattr(getattr(item, "callspec", None), "params", {})
     return [params[ROW_FIXTURE]] if ROW_FIXTURE in params else []
 

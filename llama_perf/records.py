@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from llama_perf.codec import STRICT
+from llama_perf.errors import SpecError
 from llama_perf.spec import RowSpec
 
 
@@ -91,6 +92,13 @@ class Measurement:
     injected_slowdown: float = 0.0
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tok_s <= 0:
+            raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
+        for name in ("peak_memory_bytes", "model_size_bytes"):
+            if getattr(self, name) < 0:
+                raise SpecError(name, getattr(self, name), "allowed: 0 or more")
 
     @property
     def device_bandwidth_share(self) -> float | None:

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from llama_perf.plugin import LlamaPerfPlugin, sample_clock
-from llama_perf.spec import RowSpec
 
 
 @pytest.mark.benchmark(timer=sample_clock)
 def test_row(
-    llama_row: RowSpec,
+    llama_row: str,
     benchmark: Any,
     row_runner: LlamaPerfPlugin,
     request: pytest.FixtureRequest,

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+from plugin_project import Project, import_all
+
+
+@pytest.fixture(scope="session")
+def everything_imported() -> Iterator[None]:
+    import_all()
+    # A row collects garbage several times, and pytest's own objects are many.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def project(
+    everything_imported: None,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Project:
+    """A rootdir of tiny rows; its test module loads pytest's `pytester`."""
+    return Project(pytester, monkeypatch)

@@ -1,0 +1,109 @@
+"""A project of its own for the plugin's tests: tiny rows that take milliseconds."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
+
+from llama_perf import baseline as baselines
+from llama_perf import run
+from llama_perf.codec import from_json, to_json
+from llama_perf.records import Baseline, Report
+from llama_perf.run_options import RunOptions
+from llama_perf.spec import RowSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = """
+[defaults]
+model = "tiny"
+device = "cpu"
+dtype = "float32"
+max_new_tokens = 4
+num_samples = 2
+
+[[row]]
+
+[[row]]
+quantization = "int8wo"
+kernels = "torchao"
+
+[[row]]
+quantization = "fp6"
+"""
+PLAIN = "tiny.none.fp32.cpu.eager.new-4.samples-2"
+INT8 = "tiny.int8wo.torchao.fp32.cpu.eager.new-4.samples-2"
+FP6 = "tiny.fp6.fp32.cpu.eager.new-4.samples-2"
+
+
+def import_all() -> None:
+    """Have a row import all that it imports on its way.
+
+    pytester forgets the modules that a run in this process imported, and torch's
+    cannot be imported twice.
+    """
+    row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
+    for each in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = run.Session([each], options=RunOptions()).run_row(each)
+        assert result.measurement is not None, result.reason
+
+
+class Project:
+    """A rootdir with the suite's own test, settings and conftest, and tiny rows.
+
+    The bandwidth is made up: measuring it would take most of a run's time.
+    """
+
+    def __init__(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run, "measure_bandwidth", lambda _device: 20.0)
+        self.pytester = pytester
+        self.path = pytester.path
+        for folder in ("perf", "correctness"):
+            (self.path / "tests" / folder).mkdir(parents=True)
+        (self.path / "tests" / "correctness" / "test_nothing.py").touch()
+        for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
+            shutil.copy(ROOT / name, self.path / name)
+        (self.path / "rows.toml").write_text(ROWS, encoding="utf-8")
+        folder = self.path / "checkpoints" / "tiny"
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", CONFIG_JSON)
+        torch.save(all_weights(tiny_weights()), folder / "model.pth")
+
+    def run(self, *options: str) -> pytest.RunResult:
+        """`pytest tests/perf` over the tiny rows, in this process."""
+        rows = ["--rows", str(self.path / "rows.toml")]
+        checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
+        return self.pytester.runpytest_inprocess(
+            self.path / "tests" / "perf", *rows, *checkpoints, *options
+        )
+
+    def report(self) -> Report:
+        """The results that the last run kept."""
+        path = self.path / ".llama-perf" / "last.json"
+        return from_json(Report, path.read_bytes(), source=str(path))
+
+    def record(self, **changes: Any) -> Path:
+        """Make the last run this device's baseline, with changes to every row."""
+        report = self.report()
+        path, baseline = baselines.record(
+            self.path / "baselines",
+            environment=report.environment,
+            results=report.results,
+        )
+        rows = [
+            replace(row, measurement=replace(row.measurement, **changes))
+            for row in baseline.rows
+        ]
+        self.write(path, replace(baseline, rows=tuple(rows)))
+        return path
+
+    @staticmethod
+    def write(path: Path, baseline: Baseline) -> None:
+        path.write_text(to_json(baseline), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Rows, measurements and baselines made up for the tests of the gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from llama_perf.baseline import baseline_row
+from llama_perf.records import (
+    Baseline,
+    Environment,
+    Measurement,
+    RowResult,
+    Status,
+)
+from llama_perf.spec import RowSpec
+
+CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
+CUDA_ROW = RowSpec(model="tiny")
+ENVIRONMENT = Environment(
+    device_key="cpu-some-2c",
+    device_name="Some CPU",
+    device_memory_bytes=24_000_000_000,
+    threads=2,
+    driver=None,
+    cuda=None,
+    platform="Linux 6 x86_64",
+    python="3.11.7",
+    torch="2.13.0",
+    torchao="0.18.0",
+    triton=None,
+    llama_perf="0.1.0",
+    commit="0123456789ab",
+    float32_matmul_precision="highest",
+)
+MEASUREMENT = Measurement(
+    tok_s=100.0,
+    decode_tok_s=110.0,
+    time_to_first_token_s=0.05,
+    bandwidth_gb_s=10.0,
+    device_bandwidth_gb_s=20.0,
+    peak_memory_bytes=1_000_000_000,
+    model_size_bytes=500_000_000,
+    weights="synthetic",
+    sample_ns=(2_000_000_000, 2_100_000_000),
+    first_token_ns=(50_000_000, 51_000_000),
+)
+
+
+def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:
+    """A row that ended MEASURED with MEASUREMENT, changed."""
+    return RowResult(
+        id=row.id,
+        row=row,
+        status=Status.MEASURED,
+        measurement=replace(MEASUREMENT, **changes),
+    )
+
+
+def unmeasured(status: Status, reason: str, row: RowSpec = CPU_ROW) -> RowResult:
+    return RowResult(id=row.id, row=row, status=status, reason=reason)
+
+
+def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
+    """A baseline that holds the measured ones among `results`."""
+    return Baseline(
+        recorded="2026-01-02T03:04:05+00:00",
+        environment=replace(ENVIRONMENT, **changes),
+        rows=tuple(
+            baseline_row(each.row, each.measurement)
+            for each in results
+            if each.measurement is not None
+        ),
+    )

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    ENVIRONMENT,
+    MEASUREMENT,
+    baseline_of,
+    measured,
+    unmeasured,
+)
+
+from llama_perf.compare import (
+    LIMITS,
+    compare,
+    environment_changes,
+    not_compared,
+)
+from llama_perf.records import Status, Verdict
+from llama_perf.spec import RowSpec
+
+
+@pytest.mark.parametrize("row", [CPU_ROW, CUDA_ROW], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_a_loss_of_speed_beyond_the_limit_is_slower(row: RowSpec, share: float) -> None:
+    tok_s = 100.0 * (1 - LIMITS[row.device].tok_s * share)
+    comparison = compare(measured(row, tok_s=tok_s), baseline_of(measured(row)))
+    assert comparison.failed == (share > 1)
+    assert comparison.verdict is (Verdict.SLOWER if share > 1 else Verdict.SAME)
+
+
+def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
+    comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
+    assert comparison.id == CPU_ROW.id
+    assert comparison.reason == "tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
+
+
+def test_more_memory_beyond_the_limit_is_larger() -> None:
+    grown = measured(CUDA_ROW, peak_memory_bytes=1_021_000_000)
+    comparison = compare(grown, baseline_of(measured(CUDA_ROW)))
+    assert comparison.verdict is Verdict.LARGER
+    assert comparison.failed
+    assert comparison.reason == ("peak memory 1.000 GB -> 1.021 GB (+2.1%, limit 2.0%)")
+
+
+def test_a_larger_model_is_larger_even_at_the_same_peak() -> None:
+    comparison = compare(
+        measured(model_size_bytes=501_000_000), baseline_of(measured())
+    )
+    assert comparison.verdict is Verdict.LARGER
+    assert "model size 0.500 GB -> 0.501 GB" in comparison.reason
+
+
+def test_slower_and_larger_tells_both() -> None:
+    worse = measured(tok_s=10.0, peak_memory_bytes=2_000_000_000)
+    comparison = compare(worse, baseline_of(measured()))
+    assert comparison.verdict is Verdict.SLOWER
+    assert "tok/s" in comparison.reason
+    assert "peak memory" in comparison.reason
+
+
+def test_a_small_resident_set_may_grow_by_the_noise_of_any_resident_set() -> None:
+    then = baseline_of(measured(peak_memory_bytes=100_000_000))
+    noise = LIMITS["cpu"].peak_memory_bytes
+    within = compare(measured(peak_memory_bytes=100_000_000 + noise - 1), then)
+    beyond = compare(measured(peak_memory_bytes=100_000_000 + noise + 10), then)
+    assert within.verdict is Verdict.SAME
+    assert beyond.verdict is Verdict.LARGER
+    assert "limit 32.0%" in beyond.reason
+
+
+def test_better_is_told_and_does_not_fail() -> None:
+    faster = compare(measured(tok_s=200.0), baseline_of(measured()))
+    smaller = compare(measured(peak_memory_bytes=500_000_000), baseline_of(measured()))
+    packed = compare(measured(model_size_bytes=250_000_000), baseline_of(measured()))
+    assert [each.verdict for each in (faster, smaller, packed)] == [
+        Verdict.FASTER,
+        Verdict.SMALLER,
+        Verdict.SMALLER,
+    ]
+    assert not any(each.failed for each in (faster, smaller, packed))
+
+
+@pytest.mark.parametrize("missing_fails", [True, False])
+def test_no_baseline_fails_unless_it_is_allowed(missing_fails: bool) -> None:
+    other = baseline_of(measured(replace(CPU_ROW, model="other")))
+    for baseline, reason in (
+        (None, "no baseline for this device"),
+        (other, "the baseline of this device lacks this row"),
+    ):
+        comparison = compare(measured(), baseline, missing_fails=missing_fails)
+        assert comparison.verdict is Verdict.NO_BASELINE
+        assert comparison.failed is missing_fails
+        assert comparison.reason == reason
+
+
+def test_what_does_not_compare_is_never_a_pass() -> None:
+    changed = replace(CPU_ROW, num_samples=7)
+    renamed = replace(measured(changed), id=CPU_ROW.id)
+    for result, same_device, reason in (
+        (renamed, True, "the row changed under its id"),
+        (measured(weights="gguf:other.gguf"), True, "other weights: synthetic in"),
+        (measured(), False, "recorded on another device"),
+    ):
+        comparison = compare(
+            result,
+            baseline_of(measured()),
+            same_device=same_device,
+            missing_fails=False,
+        )
+        assert comparison.verdict is Verdict.INCOMPARABLE
+        assert comparison.failed
+        assert reason in comparison.reason
+
+
+def test_a_row_that_is_invalid_fails_with_or_without_a_comparison() -> None:
+    broken = unmeasured(Status.INVALID, "it broke")
+    for comparison in (
+        compare(broken, None, missing_fails=False),
+        not_compared(broken),
+    ):
+        assert comparison.verdict is Verdict.INVALID
+        assert comparison.failed
+        assert comparison.reason == "it broke"
+
+
+def test_a_row_that_cannot_run_fails_only_where_it_ran_before() -> None:
+    refused = unmeasured(Status.NOT_RUN, "no CUDA device")
+    known = compare(refused, baseline_of(measured()))
+    unknown = compare(refused, None)
+    assert known.verdict is unknown.verdict is Verdict.NOT_RUN
+    assert known.failed
+    assert "it ran before" in known.reason
+    assert not unknown.failed
+
+
+@given(st.floats(0.01, 1e6), st.floats(0.01, 1e6))
+def test_the_verdict_on_speed_follows_the_limit_and_nothing_else(
+    now: float, then: float
+) -> None:
+    comparison = compare(measured(tok_s=now), baseline_of(measured(tok_s=then)))
+    moved = now / then - 1
+    limit = LIMITS["cpu"].tok_s
+    assert comparison.failed == (moved < -limit)
+    assert (comparison.verdict is Verdict.FASTER) == (moved > limit)
+
+
+def test_changed_environments_are_named_field_by_field() -> None:
+    new = replace(ENVIRONMENT, torch="2.14.0", commit="ba9876543210")
+    assert environment_changes(ENVIRONMENT, new) == ("torch: 2.13.0 -> 2.14.0",)
+    assert environment_changes(ENVIRONMENT, ENVIRONMENT) == ()
+
+
+def test_a_metric_the_baseline_lacks_is_not_judged() -> None:
+    then = baseline_of(measured(decode_tok_s=None, time_to_first_token_s=None))
+    comparison = compare(measured(), then)
+    assert [each.metric for each in comparison.changes] == [
+        "tok/s",
+        "peak memory",
+        "model size",
+    ]
+    assert MEASUREMENT.device_bandwidth_share == 0.5
