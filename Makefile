@@ -47,7 +47,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 wheelhouse: $(READY)
-	$(BIN)/python scripts/wheelhouse
+	$(BIN)/python scripts/wheelhouse $(WHEELHOUSE_ARGS)
 
 clean:
 	rm -rf $(VENV) .llama-perf .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -100,5 +100,6 @@ def _invalid(row: RowSpec, reason: str) -> RowResult:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else "no message"
+    lines = str(error).strip().splitlines() or ["no message"]
+    # The compiler's "backend='inductor' raised:" tells nothing without the next one.
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -27,7 +27,8 @@ def main(arguments: argparse.Namespace) -> int:
     """List the rows."""
     if arguments.set is None and arguments.rows is None:
         every = [row for name in rows.set_names() for row in rows.load_set(name)]
-        listed = rows.select(every, arguments.row)
+        # A row may stand in several sets.
+        listed = rows.select(list(dict.fromkeys(every)), arguments.row)
     else:
         listed = rows.load(
             set_name=arguments.set, file=arguments.rows, globs=arguments.row

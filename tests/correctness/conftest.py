@@ -8,7 +8,7 @@ from plugin_project import Project, import_all
 
 
 @pytest.fixture(scope="session")
-def everything_imported() -> Iterator[None]:
+def _everything_imported() -> Iterator[None]:
     import_all()
     # A row collects garbage several times, and pytest's own objects are many.
     gc.collect()
@@ -19,7 +19,7 @@ def everything_imported() -> Iterator[None]:
 
 @pytest.fixture
 def project(
-    everything_imported: None,
+    _everything_imported: None,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Project:

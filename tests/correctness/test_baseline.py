@@ -131,9 +131,8 @@ def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
     stored.write_bytes(flipped)
     try:
         baselines.read(stored)
-    except RecordError as error:
-        assert str(stored) in str(error)
-        assert "\n" not in str(error)
+    except RecordError:
+        refusal(stored)
 
 
 def test_rows_that_were_not_run_are_kept_with_their_environment(

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llama_perf import rows
+from llama_perf.codec import from_json
+from llama_perf.cuda_check import REHEARSAL, without_invalid
+from llama_perf.cuda_steps import Runner, Step, Told
+from llama_perf.records import Report
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def runner_in(folder: Path, budget_s: float = 60.0) -> Runner:
+    return Runner(root=ROOT, out=folder, budget_s=budget_s)
+
+
+def python_step(code: str, **fields: Any) -> Step:
+    wanted: dict[str, Any] = {"limit_s": 30.0, "log": "log.txt", **fields}
+    return Step(name="step", command=[sys.executable, "-c", code], **wanted)
+
+
+def test_a_step_ends_well_or_failed_and_the_next_one_runs(tmp_path: Path) -> None:
+    runner = runner_in(tmp_path)
+    assert runner.run(python_step("raise SystemExit(3)")).reason == "exit code 3"
+    assert runner.run(python_step("print('here')")).told is Told.OK
+    assert (tmp_path / "log.txt").read_text() == "here\n"
+    assert [each.told for each in runner.outcomes] == [Told.FAILED, Told.OK]
+    assert not runner.all_ok
+    assert "step             failed (exit code 3)" in runner.summary()
+
+
+def test_a_step_out_of_time_keeps_what_it_wrote(tmp_path: Path) -> None:
+    code = """
+import time
+print("begun", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    start = time.monotonic()
+    outcome = runner_in(tmp_path).run(python_step(code, limit_s=1.5))
+    assert outcome.told is Told.OUT_OF_TIME
+    assert (tmp_path / "log.txt").read_text() == "begun\ninterrupted\n"
+    assert time.monotonic() - start < 20
+
+
+def test_a_stopped_step_leaves_no_process_behind(tmp_path: Path) -> None:
+    child = "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)"
+    code = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {child!r}])
+print(child.pid, flush=True)
+child.wait()
+"""
+    runner_in(tmp_path).run(python_step(code, limit_s=2.0))
+    pid = int((tmp_path / "log.txt").read_text().split()[0])
+    for _ in range(50):
+        if not is_running(pid):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {pid} still runs")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return False
+    return re.search(r"^State:\s+Z", status, re.MULTILINE) is None
+
+
+def test_a_step_without_time_left_is_not_started(tmp_path: Path) -> None:
+    runner = runner_in(tmp_path, budget_s=20.0)
+    outcome = runner.run(python_step("print('here')", keep_back_s=15.0))
+    assert (outcome.told, outcome.reason) == (Told.OUT_OF_TIME, "not started")
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_a_step_imports_from_added_folders_first(tmp_path: Path) -> None:
+    (tmp_path / "tabulate.py").write_text("print('ours')")
+    runner = runner_in(tmp_path)
+    runner.add_to_path(tmp_path)
+    runner.run(python_step("import tabulate, llama_perf"))
+    assert (tmp_path / "log.txt").read_text() == "ours\n"
+
+
+def test_a_baseline_is_recorded_from_all_but_invalid_rows(tmp_path: Path) -> None:
+    source, target = tmp_path / "results.json", tmp_path / "measured.json"
+    listed = [{"id": "a", "status": "MEASURED"}, {"id": "b", "status": "INVALID"}]
+    verdicts = [{"id": "a"}, {"id": "b"}]
+    source.write_text(json.dumps({"results": listed, "comparisons": verdicts}))
+    assert without_invalid(source, target) == ["b"]
+    kept = json.loads(target.read_text())
+    assert kept == {"results": listed[:1], "comparisons": verdicts[:1]}
+
+
+def test_without_results_nothing_is_left_out(tmp_path: Path) -> None:
+    target = tmp_path / "measured.json"
+    assert without_invalid(tmp_path / "results.json", target) == []
+    assert not target.exists()
+
+
+def cuda_check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # Also on a machine with a card: one that is hidden.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "cuda_check"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+def test_without_a_card_cuda_check_refuses_in_one_line(tmp_path: Path) -> None:
+    done = cuda_check("--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"cuda_check: error: no CUDA device: torch .*\n", done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_wheels_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = cuda_check("--wheels", str(tmp_path / "absent"), "--rehearse")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is no folder" in done.stderr
+
+
+def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.md").write_text("of an earlier check")
+    done = cuda_check("--rehearse", "--wheels", str(tmp_path), "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("wheels", "doctor", "tests", "rows", "baseline"):
+        assert re.search(rf"^{name} +ok", done.stdout, re.MULTILINE), name
+    for name in ("doctor.txt", "tests.txt", "rows.txt", "results.md"):
+        assert (out / name).read_text().startswith(REHEARSAL), name
+    assert done.stdout.endswith(f"results: {out}\n{REHEARSAL}\n")
+    assert "no CUDA device on this machine" in (out / "tests.txt").read_text()
+    report = from_json(Report, (out / "results.json").read_bytes(), source="results")
+    assert [row.measurement is not None for row in report.results] == [True, True]
+    key = report.environment.device_key
+    assert (out / "baselines" / key / "baseline.json").is_file()
+
+
+def test_the_rows_of_the_check_are_rows_of_the_reference() -> None:
+    listed = rows.load_set("cuda-check")
+    assert set(listed) <= set(rows.load_set("reference"))
+    assert not any(row.kv_cache_quantization for row in listed)
+
+
+def workflow(path: Path) -> dict[Any, Any]:
+    parsed: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return parsed
+
+
+def steps_of(path: Path) -> list[dict[str, Any]]:
+    return [step for job in workflow(path)["jobs"].values() for step in job["steps"]]
+
+
+def test_there_are_two_workflows() -> None:
+    assert [path.name for path in WORKFLOWS] == ["gpu-perf.yml", "tests.yml"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_is_bounded_and_asks_for_little(path: Path) -> None:
+    parsed = workflow(path)
+    assert parsed["permissions"] == {"contents": "read"}
+    assert "group" in parsed["concurrency"]
+    for job in parsed["jobs"].values():
+        assert job["timeout-minutes"] <= 240
+    used = [step["uses"] for step in steps_of(path) if "uses" in step]
+    assert used
+    for action in used:
+        assert re.fullmatch(r"actions/[a-z-]+@v\d+", action)
+
+
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_what_a_workflow_runs_exists(path: Path) -> None:
+    commands = [step["run"] for step in steps_of(path) if "run" in step]
+    targets = set()
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))
+        for before, word in zip(["", *words], words, strict=False):
+            if before == "make":
+                assert word in make_targets()
+                targets.add(word)
+            if word.startswith(("scripts/", "tests/")):
+                assert (ROOT / word).exists(), word
+    assert targets & {"test", "bench"}
+
+
+def test_the_options_of_the_gpu_run_are_the_plugins() -> None:
+    command = next(s["run"] for s in steps_of(WORKFLOWS[0]) if s.get("name") == "Rows")
+    shown = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    options = re.findall(r"--[a-z-]+", command)
+    assert {"--row", "--markdown", "--results", "--benchmark-json"} == set(options)
+    for option in options:
+        assert re.search(rf"^ +{option}\b", shown, re.MULTILINE), option
