@@ -13,11 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from llama_perf.errors import PromptError
+from llama_perf.errors import PromptError, SpecError
 from llama_perf.model.attention import CausalMask
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import Transformer, TransformerBlock, check_tokens
+from llama_perf.spec import check_sampling
 
 
 class Engine:
@@ -180,9 +181,10 @@ def generate(
 ) -> Tensor:
     """Generate from `prompt`, int64 (batch, length); (batch, length + new) int64.
 
-    `temperature` 0 is greedy; `seed` makes the draws repeatable on one device type;
-    `cache_size` counts positions and is as large as needed where not given. Raises
-    PromptError for a prompt that does not fit.
+    `temperature` 0 is greedy; `top_k` None draws from the whole vocabulary; `seed`
+    makes the draws repeatable on one device type; `cache_size` counts positions and is
+    as large as needed where not given. Raises PromptError for a prompt that does not
+    fit, SpecError for another argument that is not allowed.
     """
     if prompt.ndim != 2:
         raise PromptError(
@@ -190,11 +192,13 @@ def generate(
             " length)"
         )
     batch, length = prompt.shape
+    check_sampling(temperature=temperature, top_k=top_k)
+    if cache_size is None:
+        cache_size = max(length + max_new_tokens, 1)
+    elif cache_size < 1:
+        raise SpecError("cache_size", cache_size, "allowed: 1 or more positions")
     engine = Engine(
-        model,
-        batch_size=max(batch, 1),
-        cache_size=cache_size or length + max_new_tokens,
-        compile=compile,
+        model, batch_size=max(batch, 1), cache_size=cache_size, compile=compile
     )
     engine.check_prompt(prompt, max_new_tokens=max_new_tokens)
     generator = None
@@ -217,9 +221,11 @@ def compiler_settings() -> Iterator[None]:
     compare with the others. The compiler's caches of earlier rows are dropped: rows
     share the block's code, and inherited entries would count as recompilations.
     """
+    from torch._dynamo.utils import counters
     from torch._inductor import config
 
     torch._dynamo.reset()
+    counters.clear()
     flags = {
         "coordinate_descent_tuning": True,
         "coordinate_descent_check_all_directions": True,

@@ -74,12 +74,7 @@ class RowSpec:
             raise SpecError("capture", True, "a CUDA graph needs device 'cuda'")
         if self.compile_prefill and not self.compile:
             raise SpecError("compile_prefill", True, "it needs compile = true")
-        if self.top_k is not None and self.top_k < 1:
-            raise SpecError("top_k", self.top_k, "allowed: 1 or more, or none at all")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise SpecError(
-                "temperature", self.temperature, "allowed: 0 (greedy) or more"
-            )
+        check_sampling(temperature=self.temperature, top_k=self.top_k)
         if self.fill < 0:
             raise SpecError("fill", self.fill, "allowed: 0 or more")
         if self.cache_size is not None and self.cache_size < self.positions:
@@ -138,6 +133,14 @@ class RowSpec:
             for name, value in asdict(self).items()
             if name not in {"kernels", "attention", "capture", "device"}
         )
+
+
+def check_sampling(*, temperature: float, top_k: int | None) -> None:
+    """Raise SpecError unless tokens can be drawn so."""
+    if top_k is not None and top_k < 1:
+        raise SpecError("top_k", top_k, "allowed: 1 or more, or none at all")
+    if not math.isfinite(temperature) or temperature < 0:
+        raise SpecError("temperature", temperature, "allowed: 0 (greedy) or more")
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,8 +6,10 @@ Knows no tensors and no files other than the text of a `config.json` or
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +57,14 @@ class ModelConfig:
             "head_dim",
             "context",
         ):
-            if getattr(self, name) < 1:
-                raise SpecError(name, getattr(self, name), "allowed: 1 or more")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise SpecError(name, value, "allowed: a whole number, 1 or more")
+        for name in ("norm_eps", "rope_base"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if not number or value <= 0:
+                raise SpecError(name, value, "allowed: a number, more than 0")
         if self.n_heads % self.n_kv_heads:
             raise SpecError(
                 "n_kv_heads", self.n_kv_heads, f"it must divide n_heads {self.n_heads}"
@@ -169,53 +177,85 @@ def preset(model: str) -> ModelConfig:
     return PRESETS[name]
 
 
+class _Fields:
+    """Typed access to the fields of a JSON file, under the file's own names."""
+
+    def __init__(self, fields: Mapping[str, Any], *, source: str) -> None:
+        self._fields = fields
+        self._source = source
+
+    def error(self, name: str, value: object, allowed: str) -> WeightsError:
+        return WeightsError(f"{self._source}: {SpecError(name, value, allowed)}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._fields.get(name)
+        return default if value is None else value
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self._wanted(name, default)
+        if type(value) is not int or value < 1:
+            raise self.error(name, value, "allowed: a whole number, 1 or more")
+        return value
+
+    def decimal(self, name: str, default: float | None = None) -> float:
+        value = self._wanted(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.error(name, value, "allowed: a number, more than 0")
+        return float(value)
+
+    def table(self, name: str) -> _Fields:
+        value = self.get(name, {})
+        if not isinstance(value, Mapping):
+            raise self.error(name, value, "allowed: an object of fields")
+        return _Fields(value, source=f"{self._source}: {name}")
+
+    def _wanted(self, name: str, default: float | None) -> Any:
+        value = self.get(name, default)
+        if value is None:
+            raise WeightsError(f"{self._source}: the field {name!r} is missing")
+        return value
+
+
 def from_hugging_face(config: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read a Hugging Face `config.json`; raises WeightsError naming `source`."""
-    architecture = config.get("model_type", "llama")
+    fields = _Fields(config, source=source)
+    architecture = fields.get("model_type", "llama")
     if architecture not in {"llama", "mistral"}:
-        raise WeightsError(
-            f"{source}: model_type {architecture!r} is not allowed;"
-            " allowed: llama, mistral"
-        )
+        raise fields.error("model_type", architecture, "allowed: llama, mistral")
+    dim, n_heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    try:
-        dim, n_heads = config["hidden_size"], config["num_attention_heads"]
+    rope = fields.table("rope_parameters" if "rope_parameters" in config else _SCALING)
+    with _naming(source):
         return ModelConfig(
             dim=dim,
-            n_layers=config["num_hidden_layers"],
+            n_layers=fields.whole("num_hidden_layers"),
             n_heads=n_heads,
-            n_kv_heads=config.get("num_key_value_heads") or n_heads,
-            intermediate_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            head_dim=config.get("head_dim") or dim // n_heads,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_base=float(
-                config.get("rope_theta") or rope.get("rope_theta") or 10000.0
-            ),
-            rope_scaling=_rope_scaling(rope, source=source),
-            context=config.get("max_position_embeddings", 2048),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            n_kv_heads=fields.whole("num_key_value_heads", n_heads),
+            intermediate_size=fields.whole("intermediate_size"),
+            vocab_size=fields.whole("vocab_size"),
+            head_dim=fields.whole("head_dim", dim // n_heads),
+            norm_eps=fields.decimal("rms_norm_eps", 1e-6),
+            rope_base=fields.decimal("rope_theta", rope.decimal("rope_theta", 10000.0)),
+            rope_scaling=_rope_scaling(rope),
+            context=fields.whole("max_position_embeddings", 2048),
+            tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
         )
-    except KeyError as error:
-        raise WeightsError(f"{source}: the field {error} is missing") from None
-    except (SpecError, TypeError) as error:
-        raise WeightsError(f"{source}: {error}") from None
 
 
-def _rope_scaling(rope: Mapping[str, Any], *, source: str) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+_SCALING = "rope_scaling"
+
+
+def _rope_scaling(rope: _Fields) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise WeightsError(
-            f"{source}: rope_type {kind!r} is not allowed; allowed: default, llama3"
-        )
+        raise rope.error("rope_type", kind, "allowed: default, llama3")
     return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
+        factor=rope.decimal("factor"),
+        low_freq_factor=rope.decimal("low_freq_factor"),
+        high_freq_factor=rope.decimal("high_freq_factor"),
+        original_context=rope.whole("original_max_position_embeddings"),
     )
 
 
@@ -225,32 +265,34 @@ def from_meta(params: Mapping[str, Any], *, source: str) -> ModelConfig:
     The feed-forward size is computed as Meta's code does: two thirds of four times
     the width, times the multiplier, rounded up to `multiple_of`.
     """
-    try:
-        dim, n_heads = params["dim"], params["n_heads"]
-        hidden = int(2 * 4 * dim / 3)
-        if (multiplier := params.get("ffn_dim_multiplier")) is not None:
-            hidden = int(multiplier * hidden)
-        multiple = params.get("multiple_of", 256)
-        scaled = bool(params.get("use_scaled_rope", False))
-        if (vocab_size := params["vocab_size"]) < 1:
-            raise WeightsError(
-                f"{source}: vocab_size {vocab_size} is not allowed; write the number"
-                " of tokens of the tokenizer"
-            )
+    fields = _Fields(params, source=source)
+    dim, n_heads = fields.whole("dim"), fields.whole("n_heads")
+    hidden = int(2 * 4 * dim / 3)
+    hidden = int(fields.decimal("ffn_dim_multiplier", 1.0) * hidden)
+    multiple = fields.whole("multiple_of", 256)
+    scaled = bool(fields.get("use_scaled_rope", False))
+    if params.get("vocab_size") == -1:
+        # Meta's own files leave it to the tokenizer.
+        raise fields.error("vocab_size", -1, "write the number of tokens")
+    with _naming(source):
         return ModelConfig(
             dim=dim,
-            n_layers=params["n_layers"],
+            n_layers=fields.whole("n_layers"),
             n_heads=n_heads,
-            n_kv_heads=params.get("n_kv_heads") or n_heads,
+            n_kv_heads=fields.whole("n_kv_heads", n_heads),
             intermediate_size=multiple * ((hidden + multiple - 1) // multiple),
-            vocab_size=vocab_size,
+            vocab_size=fields.whole("vocab_size"),
             head_dim=dim // n_heads,
-            norm_eps=params.get("norm_eps", 1e-5),
-            rope_base=float(params.get("rope_theta", 10000.0)),
+            norm_eps=fields.decimal("norm_eps", 1e-5),
+            rope_base=fields.decimal("rope_theta", 10000.0),
             rope_scaling=RopeScaling(factor=8.0) if scaled else None,
             context=131072 if scaled else 2048,
         )
-    except KeyError as error:
-        raise WeightsError(f"{source}: the field {error} is missing") from None
-    except (SpecError, TypeError) as error:
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    try:
+        yield
+    except SpecError as error:
         raise WeightsError(f"{source}: {error}") from None

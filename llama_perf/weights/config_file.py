@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llama_perf.errors import UserError, WeightsError
+from llama_perf.errors import WeightsError
 from llama_perf.model.config import (
     PRESETS,
     ModelConfig,
@@ -55,22 +55,11 @@ def hugging_face_config(path: Path) -> ModelConfig:
                 f"{path}: {name} {_short(fields[name])} is not allowed;"
                 f" allowed: {json.dumps(allowed[0])}"
             )
-    try:
-        return from_hugging_face(fields, source=str(path))
-    except UserError:
-        raise
-    except (ValueError, ArithmeticError, AttributeError) as error:
-        raise WeightsError(f"{path}: a field has a wrong value: {error}") from None
+    return from_hugging_face(fields, source=str(path))
 
 
 def _meta(path: Path) -> ModelConfig:
-    fields = read_json(path)
-    try:
-        return from_meta(fields, source=str(path))
-    except UserError:
-        raise
-    except (ValueError, ArithmeticError) as error:
-        raise WeightsError(f"{path}: a field has a wrong value: {error}") from None
+    return from_meta(read_json(path), source=str(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

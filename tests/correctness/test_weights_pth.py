@@ -269,7 +269,7 @@ def test_no_configuration(tmp_path: Path) -> None:
         (
             '{"hidden_size": 32, "num_attention_heads": 0, "num_hidden_layers": 2,'
             ' "intermediate_size": 64, "vocab_size": 48}',
-            "a field has a wrong value: integer division or modulo by zero",
+            "num_attention_heads: 0 is not allowed; allowed: a whole number, 1 or more",
         ),
     ],
 )

@@ -1,0 +1,57 @@
+"""How close two models' logits are: pure functions on tensors.
+
+Used by the correctness tests and by `scripts/closeness`, which writes the table of
+docs/correctness.md. Knows no model and no scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Closeness:
+    """One text under a model and under its reference.
+
+    `signal_to_noise_db`: power of the reference's logits over that of the
+    difference. `kl_nats`: mean Kullback-Leibler divergence of the next-token
+    distribution from the reference's, in nats a token. `top1`: share of positions at
+    which both have the same best token. `perplexity_change`: change of the text's
+    perplexity, as a share of the reference's.
+    """
+
+    signal_to_noise_db: float
+    kl_nats: float
+    top1: float
+    perplexity_change: float
+
+
+def perplexity(logits: Tensor, tokens: Tensor) -> float:
+    """Exp of the mean negative log-likelihood of each token but the first.
+
+    `logits` is float (1, length, vocabulary), `tokens` int64 (1, length).
+    """
+    losses = F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:])
+    return math.exp(losses.item())
+
+
+def closeness(reference: Tensor, logits: Tensor, tokens: Tensor) -> Closeness:
+    """Compare `logits` with `reference`, both (1, length, vocabulary), on `tokens`."""
+    assert reference.shape == logits.shape, f"{reference.shape} and {logits.shape}"
+    exact, ours = reference.double(), logits.double()
+    noise = (ours - exact).square().mean()
+    likely, ours_likely = exact.log_softmax(-1), ours.log_softmax(-1)
+    divergence = (likely.exp() * (likely - ours_likely)).sum(-1).mean()
+    agreed = (exact.argmax(-1) == ours.argmax(-1)).double().mean()
+    ratio = perplexity(logits, tokens) / perplexity(reference, tokens)
+    return Closeness(
+        signal_to_noise_db=float(10 * torch.log10(exact.square().mean() / noise)),
+        kl_nats=float(divergence),
+        top1=float(agreed),
+        perplexity_change=ratio - 1,
+    )

@@ -1,0 +1,79 @@
+"""SmolLM2 and the fixed text on which models are compared."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from tokenizer_samples import smollm2_path
+from torch import Tensor
+
+from llama_perf import load_model
+from llama_perf.build import quantize_model
+from llama_perf.closeness import Closeness, closeness
+from llama_perf.model.transformer import Transformer
+from llama_perf.tokenizer import load_tokenizer
+
+# Written for this project: plain prose, a list, figures, code and a dialogue, since
+# quantization hurts each of them differently.
+TEXT = """\
+The harbour wakes before the town does. At five in the morning the first boats come \
+in past the breakwater, their lamps still lit, and the gulls that slept on the roof \
+of the ice house lift off together and follow them to the quay. A boat brings about \
+four hundred kilograms of fish on a good day and less than fifty on a bad one. The \
+price is settled by shouting. Nobody writes it down until the last crate is sold.
+
+Margaret has weighed fish here for thirty-one years. She keeps three rules on a card \
+above the scale:
+1. Weigh the crate empty, then full.
+2. Never round in favour of the house.
+3. If two people disagree, weigh it again.
+
+"Why do you not trust the new scale?" asked the boy from the school, who had come to \
+write about her.
+"I do trust it," she said. "I trust it because I check it. Every Monday I put the \
+same iron block on it. It has read 20.00 for six years. One Monday it read 20.03, and \
+I sent it back. They told me that three hundredths was nothing. But three hundredths \
+of every crate, two hundred crates a day, three hundred days a year, is eighteen \
+hundred kilograms of nothing."
+
+The boy did the sum on paper and found that she was right. Later he wrote a small \
+program to do it again:
+
+def lost(error, crates, days):
+    return error / 20.0 * crates * 20.0 * days
+
+print(lost(0.03, 200, 300))
+
+A measurement that is never compared with anything is only a number. The block of \
+iron did not make the scale better; it made it possible to know when the scale had \
+become worse. That is a different thing, and it is the more useful one. In the \
+afternoon the wind turned to the north-west and the water in the harbour went from \
+green to grey. The boats stayed in. Margaret wiped the pan, covered it with a cloth, \
+and put the iron block back on its shelf, where it would wait until Monday.
+"""
+
+
+@cache
+def tokens() -> Tensor:
+    """The text's ids, int64 (1, length)."""
+    return torch.tensor([load_tokenizer(smollm2_path()).encode(TEXT)])
+
+
+@cache
+def unquantized() -> Transformer:
+    return load_model(smollm2_path())
+
+
+@cache
+def reference_logits() -> Tensor:
+    return unquantized().logits(tokens())
+
+
+def quantized(scheme: str, *, kernels: str) -> Transformer:
+    return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
+
+
+def compared(model: Transformer) -> Closeness:
+    """`model` beside the unquantized SmolLM2 on the fixed text."""
+    return closeness(reference_logits(), model.logits(tokens()), tokens())

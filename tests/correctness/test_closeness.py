@@ -1,0 +1,78 @@
+"""Quantized SmolLM2 beside the unquantized, and the arithmetic that says how close."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from closeness_table import LIMITS, documented_limits, limits_as_documented
+from smollm2 import compared, quantized, reference_logits, tokens, unquantized
+
+from llama_perf.closeness import closeness, perplexity
+from llama_perf.quantize.registry import built_kernels
+from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernels"), LIMITS, ids=[".".join(key) for key in LIMITS]
+)
+def test_a_scheme_keeps_the_logits_within_its_limits(scheme: str, kernels: str) -> None:
+    found = compared(quantized(scheme, kernels=kernels))
+    assert LIMITS[scheme, kernels].broken_by(found) == []
+
+
+def test_every_scheme_that_runs_here_has_limits() -> None:
+    # float8dq needs a card; int4wo's other groups do not divide SmolLM2's K of 576.
+    names = ["int8wo", "int8dq", "float8wo"]
+    names += [f"int4wo-{size}" for size in INT4_GROUP_SIZES if 576 % size == 0]
+    names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
+    wanted = {
+        (name, kernels)
+        for name in names
+        for kernels in built_kernels(Scheme.parse(name))
+    }
+    assert wanted == LIMITS.keys()
+
+
+def test_the_documented_limits_are_those_that_are_checked() -> None:
+    assert documented_limits() == limits_as_documented()
+
+
+@pytest.mark.parametrize(("scheme", "kernels"), [("int8wo", "torchao")])
+def test_one_damaged_scale_breaks_a_limit(scheme: str, kernels: str) -> None:
+    model = quantized(scheme, kernels=kernels)
+    weight = model.layers[14].feed_forward.w2.weight
+    with torch.no_grad():
+        weight.scale[: len(weight.scale) // 8] *= 3
+    assert LIMITS[scheme, kernels].broken_by(compared(model))
+
+
+def test_a_model_is_close_to_itself() -> None:
+    ids, logits = tokens(), reference_logits()
+    found = closeness(logits, unquantized().logits(ids), ids)
+    assert found.signal_to_noise_db > 100
+    assert (found.top1, found.perplexity_change) == (1.0, pytest.approx(0, abs=1e-6))
+    assert found.kl_nats == pytest.approx(0, abs=1e-9)
+
+
+def test_the_arithmetic_on_logits_made_by_hand() -> None:
+    ids = torch.tensor([[0, 1, 2, 3]])
+    even = torch.zeros((1, 4, 4))
+    assert perplexity(even, ids) == pytest.approx(4.0)
+    sure = torch.full((1, 4, 4), -50.0)
+    for position, following in enumerate((1, 2, 3)):
+        sure[0, position, following] = 50.0
+    assert perplexity(sure, ids) == pytest.approx(1.0)
+    # Power 1 of the signal, power 0.01 of the noise: 20 dB.
+    signal = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    noisy = signal + 0.1 * torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
+    two = torch.tensor([[0, 1]])
+    found = closeness(signal, noisy, two)
+    assert found.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
+    # The same shift of all logits changes no distribution.
+    assert found.kl_nats == pytest.approx(0, abs=1e-7)
+    flipped = closeness(signal, -signal, two)
+    assert flipped.top1 == 0.0
+    p = 1 / (1 + math.exp(-2))
+    assert flipped.kl_nats == pytest.approx((2 * p - 1) * 2, rel=1e-6)
