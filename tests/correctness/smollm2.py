@@ -74,6 +74,8 @@ def quantized(scheme: str, *, kernels: str) -> Transformer:
     return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
 
 
-def compared(model: Transformer) -> Closeness:
-    """`model` beside the unquantized SmolLM2 on the fixed text."""
-    return closeness(reference_logits(), model.logits(tokens()), tokens())
+def compared(model: Transformer, length: int | None = None) -> Closeness:
+    """`model` beside the unquantized SmolLM2 on the fixed text, or on its start."""
+    ids = tokens()[:, :length]
+    # A causal model's logits at a position do not depend on what follows.
+    return closeness(reference_logits()[:, :length], model.logits(ids), ids)

@@ -1,0 +1,249 @@
+"""From a row to a model, a prompt and an engine; and what is refused on the way."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import LiveBytes
+from tokenizer_samples import smollm2_path, train_sentencepiece
+from torch import Tensor
+from weights_samples import (
+    CONFIG_JSON,
+    TINY,
+    all_weights,
+    tiny_weights,
+    write_json,
+)
+
+from llama_perf import load_model
+from llama_perf.build import build_model, check_runnable, prepare
+from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
+from llama_perf.model.config import ModelConfig
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.spec import RowSpec
+from llama_perf.tokenizer import load_tokenizer
+from llama_perf.weights.locate import SMOLLM2
+from llama_perf.weights.reader import WeightsReader
+
+CPU = torch.device("cpu")
+# 2.6 MB a layer in float32: large beside what quantizing leaves over.
+WIDE = ModelConfig(
+    dim=256,
+    n_layers=4,
+    n_heads=8,
+    n_kv_heads=4,
+    intermediate_size=512,
+    vocab_size=256,
+    head_dim=32,
+)
+LAYER_BYTES = 4 * 256 * (512 + 256 + 3 * 512 + 2)
+ROW = RowSpec(
+    model="stories15M", dtype="float32", device="cpu", max_new_tokens=4, num_samples=1
+)
+
+
+class WatchedReader:
+    """Another reader; notes which of the weights it gave are still in memory."""
+
+    def __init__(self, reader: WeightsReader) -> None:
+        self.config, self.source = reader.config, reader.source
+        self._reader = reader
+        self._given: list[weakref.ref[torch.UntypedStorage]] = []
+        self.held: list[int] = []
+
+    def _give(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.held.append(sum(each() is not None for each in self._given))
+        self._given += [
+            weakref.ref(each.untyped_storage()) for each in weights.values()
+        ]
+        return weights
+
+    def embedding(self) -> Tensor:
+        return self._give({"weight": self._reader.embedding()})["weight"]
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        return self._give(self._reader.layer(index))
+
+    def final(self) -> dict[str, Tensor]:
+        return self._give(self._reader.final())
+
+
+def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
+    """The most and the last of live tensor bytes while a model is built."""
+    quantizer = None
+    if scheme is not None:
+        quantizer = make_quantizer(
+            scheme, kernels="torchao", device=CPU, dtype=torch.float32
+        )
+    reader = tiny_weights(replace(WIDE, n_layers=layers))
+    with LiveBytes() as live:
+        model = build_model(
+            reader, dtype=torch.float32, device=CPU, quantizer=quantizer
+        )
+    assert live.now >= model.weight_bytes(), "the count misses tensors"
+    return live.peak, live.now
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "float8wo", "int4wo-64"])
+def test_the_peak_is_the_finished_model_and_no_more_with_more_layers(
+    scheme: str | None,
+) -> None:
+    (peak, final), (deep_peak, deep_final) = (
+        peak_bytes(4, scheme),
+        peak_bytes(12, scheme),
+    )
+    # What was read, what was moved, and what quantizing one weight takes.
+    assert peak - final < 3 * LAYER_BYTES
+    # Eight more layers add what they keep, and nothing while they are built.
+    assert deep_peak - peak == deep_final - final
+    if scheme is not None:
+        assert deep_peak < 12 * LAYER_BYTES, "less than the unquantized model alone"
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo"])
+def test_what_was_read_is_gone_before_the_next_is_read(scheme: str | None) -> None:
+    quantizer = None
+    if scheme is not None:
+        quantizer = make_quantizer(
+            scheme, kernels="torchao", device=CPU, dtype=torch.float32
+        )
+    reader = WatchedReader(tiny_weights(WIDE))
+    build_model(reader, dtype=torch.float32, device=CPU, quantizer=quantizer)
+    assert reader.held == [0] * (WIDE.n_layers + 2)
+
+
+def test_a_model_shares_no_memory_with_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), tmp_path / "model.pth")
+    model = load_model(tmp_path)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    with (tmp_path / "model.pth").open("r+b") as file:
+        file.write(b"\xff" * (tmp_path / "model.pth").stat().st_size)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("length", [1, 6, 200])
+def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> None:
+    row = replace(ROW, prompt_length=length, batch_size=3)
+    prompt = prepare(row).prompt
+    assert prompt.shape == (3, length)
+    assert prompt.dtype == torch.int64
+    assert torch.equal(prompt, prompt[:1].expand(3, -1))
+    assert torch.equal(prompt, prepare(row).prompt)
+    assert prompt.unique().numel() > length // 2
+
+
+def test_a_prompt_is_text_where_there_is_a_tokenizer() -> None:
+    tokenizer = load_tokenizer(smollm2_path())
+    row = replace(ROW, model=SMOLLM2, prompt_length=150, batch_size=2)
+    prepared = prepare(row)
+    assert prepared.prompt.shape == (2, 150)
+    text = tokenizer.decode(prepared.prompt[0].tolist())
+    assert "Hello, my name is Ada" in text
+    assert text.count("lighthouse") > 1, "repeated until it is long enough"
+    assert prepared.weights.startswith("gguf:")
+
+
+def test_a_prompt_that_is_given_is_used() -> None:
+    given = torch.tensor([[5, 4, 3, 2, 1, 0]])
+    prepared = prepare(ROW, prompt=given)
+    assert torch.equal(prepared.prompt, given)
+    assert prepared.weights == "synthetic"
+    assert prepared.engine.cache_size == 10
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    write_json(folder / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), folder / "model.pth")
+    train_sentencepiece(folder)
+    row = replace(ROW, model="tiny")
+    with pytest.raises(TokenizerError) as caught:
+        prepare(row, checkpoints=tmp_path)
+    assert f"360 tokens is not allowed for a model of {TINY.vocab_size}" in str(
+        caught.value
+    )
+
+
+def test_too_little_memory_is_not_run_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _: 3_000_000_000)
+    row = replace(ROW, model="Llama-2-7b-chat-hf", dtype="bfloat16")
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable) as caught:
+            check(row)
+        assert str(caught.value) == "it needs at least 13.5 GB; 3.0 GB are free"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kv_cache_quantization": True}, "the int8 KV cache is not built"),
+        ({"fill": 8}, "filling the cache before timing is not built"),
+        ({"quantization": "fp6"}, "scheme fp6 is not built on any kernels"),
+    ],
+)
+def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> None:
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable, match=reason):
+            check(replace(ROW, **change))
+
+
+def test_a_row_to_compile_without_a_compiler_is_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llama_perf.build.compiler_problem", lambda _: "no compiler")
+    with pytest.raises(NotRunnable, match="no compiler"):
+        check_runnable(replace(ROW, compile=True))
+    check_runnable(ROW)
+
+
+def test_a_cuda_row_without_a_card_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable, match="no CUDA device on this machine"):
+            check(replace(ROW, device="cuda"))
+    with pytest.raises(NotRunnable, match="no CUDA device on this machine"):
+        load_model("stories15M", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "Foo-17B"}, r"model: 'Foo-17B' is not allowed; allowed: .* 7B, 13B"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
+        ({"dtype": torch.int32}, "dtype: 'int32' is not allowed; allowed: float32"),
+        ({"device": "gpu"}, "device: 'gpu' is not allowed; allowed: cpu, cuda"),
+        ({"device": "meta"}, "device: 'meta' is not allowed; allowed: cpu, cuda"),
+    ],
+)
+def test_an_unknown_model_dtype_or_device_is_told_what_is_allowed(
+    options: dict[str, Any], message: str
+) -> None:
+    given = {"model": "stories15M", **options}
+    with pytest.raises(SpecError, match=message) as caught:
+        load_model(given.pop("model"), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["none/here", "model.pth", "weights.gguf"])
+def test_a_path_that_is_not_there_is_told_apart_from_a_name(path: str) -> None:
+    with pytest.raises(WeightsError, match=f"checkpoint: '{path}': no such file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float16])
+def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
+    model = load_model("stories15M", dtype=dtype)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert {each.dtype for each in model.parameters()} == {wanted}
+    assert not any(each.requires_grad for each in model.parameters())
+    assert not model.training
