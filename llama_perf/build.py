@@ -21,6 +21,7 @@ from llama_perf.memory import least_bytes
 from llama_perf.model.config import PRESETS, preset, preset_name
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.quantize.upstream import broken_upstream
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
@@ -205,6 +206,8 @@ def _check_built(row: RowSpec) -> None:
     if row.fill:
         raise NotRunnable("filling the cache before timing is not built")
     if row.compile and (problem := compiler_problem(row.device)) is not None:
+        raise NotRunnable(problem)
+    if problem := broken_upstream(row):
         raise NotRunnable(problem)
 
 

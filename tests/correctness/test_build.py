@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.model.config import ModelConfig
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.upstream import broken_upstream
 from llama_perf.spec import RowSpec
 from llama_perf.tokenizer import load_tokenizer
 from llama_perf.weights.locate import SMOLLM2
@@ -204,6 +206,20 @@ def test_a_row_to_compile_without_a_compiler_is_not_run(
     with pytest.raises(NotRunnable, match="no compiler"):
         check_runnable(replace(ROW, compile=True))
     check_runnable(ROW)
+
+
+@pytest.mark.parametrize("torch_version", ["2.11.0+cu130", "2.12.1"])
+def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
+    row = replace(ROW, quantization="int8dq", kernels="torchao", compile=True)
+    reason = broken_upstream(row, torch_version=torch_version)
+    assert reason.startswith(f"torch {torch_version} compiles torchao's int8dq of one")
+    for other in ({"compile": False}, {"quantization": "int8wo"}, {"device": "cuda"}):
+        changed = replace(row, **other)
+        assert broken_upstream(changed, torch_version=torch_version) == ""
+    assert broken_upstream(row, torch_version="2.13.0a0+git") == ""
+    if here := broken_upstream(row):
+        with pytest.raises(NotRunnable, match=re.escape(here)):
+            check_runnable(row)
 
 
 def test_a_cuda_row_without_a_card_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from llama_perf.closeness import closeness
 from llama_perf.engine import Engine, compiler_settings
 from llama_perf.errors import UserError
 from llama_perf.model.transformer import Transformer
+from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.spec import RowSpec
 
 CPU = torch.device("cpu")
 
@@ -84,6 +86,11 @@ def test_greedy_generation_is_the_argmax_of_full_passes(model: Transformer) -> N
         assert following.item() == out[0, length].item()
 
 
+INT8DQ = RowSpec(
+    model="tiny", quantization="int8dq", kernels="torchao", device="cpu", compile=True
+)
+
+
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int8dq", "float8wo"])
 def test_eager_and_compiled_agree(scheme: str | None) -> None:
@@ -96,7 +103,9 @@ def test_eager_and_compiled_agree(scheme: str | None) -> None:
     ours, theirs = (step_by_step(each, ids, 5) for each in (compiled, eager))
     if scheme == "int8dq":
         # A rounding apart, an activation falls into the next of its 255 steps.
-        assert closeness(theirs[:1], ours[:1], ids[:, 4:]).signal_to_noise_db > 30
+        found = closeness(theirs[:1], ours[:1], ids[:, 4:])
+        # Where the row is refused, it must be for a reason that still holds.
+        assert (found.signal_to_noise_db > 30) != bool(broken_upstream(INT8DQ))
         return
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     if scheme is None:
