@@ -6,6 +6,7 @@ A file is a list of `[[row]]` tables in the fields of `RowSpec`, with an optiona
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -73,8 +74,14 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
 def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
     if not isinstance(table, dict):
         raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
+    fields = {**defaults, **table}
+    known = [field.name for field in dataclasses.fields(RowSpec)]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise RowFileError(
+            f"{source}: {unknown[0]}: unknown field; allowed: {', '.join(known)}"
+        )
     try:
-        return from_plain(RowSpec, {**defaults, **table}, source=source)
+        return from_plain(RowSpec, fields, source=source)
     except RecordError as error:
         raise RowFileError(str(error)) from None
 

@@ -116,6 +116,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('[[row]]\nmodel = "7B"\nbatch_size = "8"', "row 1: batch_size: Input should"),
         ('[[row]]\nmodel = "7B"\ndtype = "bf16"', "row 1: dtype: 'bf16' is not allow"),
         ('[[row]]\ndtype = "float32"', "row 1: model: the field is missing"),
+        ('[[row]]\nmodle = "7B"', "row 1: modle: unknown field; allowed: model, quan"),
         ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
         ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
         ("", "it has no rows"),

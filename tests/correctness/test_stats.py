@@ -37,5 +37,5 @@ def test_a_change_leads_from_the_baseline_to_the_current_value(
 ) -> None:
     found = baseline * (1 + change(current, baseline))
     # 1 + (-1 + little) has lost what is small beside 1.
-    assert found == pytest.approx(current, abs=1e-12 * baseline)
+    assert found == pytest.approx(current, rel=1e-9, abs=1e-12 * baseline)
     assert (change(current, baseline) > 0) == (current > baseline)
