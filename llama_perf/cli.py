@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llama_perf.commands import baseline, doctor, generate, report, rows, run
 from llama_perf.errors import UserError
@@ -24,9 +25,15 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse's own prints the usage, which is twelve lines for `generate`.
+        raise UserError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="llama-perf",
         description="Performance-regression tests of Llama generation under"
         " quantization. The suite itself is `pytest tests/perf --benchmark-compare`.",
@@ -36,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.main)
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except UserError as error:

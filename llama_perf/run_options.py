@@ -30,6 +30,10 @@ class Slowdown:
             )
         return cls(glob=glob, share=share)
 
+    def matches(self, row_id: str) -> bool:
+        """Whether it slows this row."""
+        return fnmatch.fnmatchcase(row_id, self.glob)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
@@ -40,8 +44,4 @@ class RunOptions:
 
     def slowdown(self, row_id: str) -> float:
         """The share of steps that the row repeats; 0 for almost every row."""
-        return sum(
-            switch.share
-            for switch in self.slowdowns
-            if fnmatch.fnmatchcase(row_id, switch.glob)
-        )
+        return sum(each.share for each in self.slowdowns if each.matches(row_id))

@@ -12,6 +12,7 @@ from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
     add_selection,
+    check_baselines,
     selected,
 )
 from llama_perf.errors import RecordError
@@ -51,6 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> int:
+    check_baselines(arguments.baselines)
     if arguments.source is not None:
         report = read_report(arguments.source)
     else:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_perf.commands.selection import check_writable
 from llama_perf.errors import NotRunnable, PromptError, SpecError
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 
@@ -85,12 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Generate; prints each text and speed, then the reference's averages."""
     _check(arguments)
-    tokenizer = _tokenizer(arguments.checkpoint_path)
+    tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
     if arguments.interactive:
         from llama_perf.commands.interactive import talk
 
         return talk(_row(arguments, prompt_length=1), arguments, tokenizer)
-    prompt = _prompt(arguments, tokenizer)
+    prompt = _prompt(arguments, tokenizer, vocab_size)
     row = _row(arguments, prompt_length=prompt.shape[1])
     prepared, measurement, samples = _measure(row, prompt, tokenizer, arguments)
     _print_totals(prepared, measurement, samples)
@@ -115,8 +116,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
     for name in ("write_result", "profile", "memory_profile"):
         value = getattr(arguments, name)
-        if value is not None and not Path(value).absolute().parent.is_dir():
-            raise SpecError(name, value, "its folder does not exist")
+        if value is not None:
+            check_writable(name, Path(value))
     if arguments.prefill_size is not None and arguments.prefill_size < 1:
         raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
     # Checks every other field, for a prompt of the least length.
@@ -159,17 +160,28 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
     )
 
 
-def _tokenizer(checkpoint: str) -> Tokenizer | None:
-    from llama_perf.tokenizer import find_tokenizer, load_tokenizer
+def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
+    """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
+    from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
     from llama_perf.weights.locate import resolve_checkpoint
+    from llama_perf.weights.open_weights import open_weights
 
     path = Path(checkpoint)
     found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)
-    tokenizer_path = None if found is None else find_tokenizer(found)
-    return None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    if found is None:
+        return None, _REFERENCE_VOCABULARY
+    vocab_size = open_weights(found).config.vocab_size
+    tokenizer_path = find_tokenizer(found)
+    if tokenizer_path is None:
+        return None, vocab_size
+    tokenizer = load_tokenizer(tokenizer_path)
+    check_vocabulary(tokenizer, vocab_size, source=str(tokenizer_path))
+    return tokenizer, vocab_size
 
 
-def _prompt(arguments: argparse.Namespace, tokenizer: Tokenizer | None) -> Tensor:
+def _prompt(
+    arguments: argparse.Namespace, tokenizer: Tokenizer | None, vocab_size: int
+) -> Tensor:
     import torch
 
     if arguments.prefill_size is not None or tokenizer is None:
@@ -178,7 +190,8 @@ def _prompt(arguments: argparse.Namespace, tokenizer: Tokenizer | None) -> Tenso
             print(f"(no tokenizer: a prompt of {length} random tokens)")
         seeded = torch.Generator().manual_seed(0)
         shape = (1, length)
-        tokens = torch.randint(_REFERENCE_VOCABULARY, shape, generator=seeded)
+        high = min(_REFERENCE_VOCABULARY, vocab_size)
+        tokens = torch.randint(high, shape, generator=seeded)
     else:
         tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
         if tokens.numel() == 0:
@@ -282,7 +295,11 @@ def repro(arguments: argparse.Namespace) -> str:
         value = getattr(arguments, flag.name)
         if flag.name in _OUTPUTS or value == flag.default:
             continue
-        words.append(f"--{flag.name}")
-        if value is not True:
-            words.append(str(value))
+        if value is True:
+            words.append(f"--{flag.name}")
+        elif str(value).startswith("-"):
+            # By itself it would be taken for a flag.
+            words.append(f"--{flag.name}={value}")
+        else:
+            words += [f"--{flag.name}", str(value)]
     return shlex.join(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
     add_selection,
+    check_writable,
     run_options,
     selected,
     set_name,
 )
-from llama_perf.recorder import Against, Recorder
+from llama_perf.errors import SpecError
+from llama_perf.recorder import Against, Recorder, record_command
+from llama_perf.records import Report, Verdict
 from llama_perf.report.render import as_markdown, as_text
 
 if TYPE_CHECKING:
@@ -51,11 +55,17 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the selected rows; 1 where one failed."""
     to_stdout = arguments.json == "-"
     path = Path(arguments.json) if arguments.json and not to_stdout else None
+    if path is not None:
+        check_writable("json", path)
+    if arguments.markdown is not None:
+        check_writable("markdown", arguments.markdown)
     recorder = run_rows(
         selected(arguments), arguments, path=path, compare=arguments.compare
     )
     report = recorder.report
     print(as_text(report))
+    for line in _advice(report, arguments):
+        print(line)
     if arguments.markdown is not None:
         write_atomically(arguments.markdown, as_markdown(report))
     if to_stdout:
@@ -72,6 +82,9 @@ def run_rows(
 ) -> Recorder:
     """Run `rows` with progress on stderr, keeping results in `path`."""
     options = run_options(arguments)
+    for switch in options.slowdowns:
+        if not any(switch.matches(row.id) for row in rows):
+            raise SpecError("inject-slowdown", switch.glob, "no selected row matches")
     from llama_perf.run import Session
 
     session = Session(rows, options=options)
@@ -100,6 +113,27 @@ def _against(folder: Path, device_key: str) -> Against:
     found = baselines.find(folder, device_key)
     source, baseline = (str(found[0]), found[1]) if found else (None, None)
     return Against(baseline=baseline, source=source, missing_fails=True)
+
+
+def _advice(report: Report, arguments: argparse.Namespace) -> list[str]:
+    """What to do where a row has no baseline."""
+    verdicts = [each.verdict for each in report.comparisons]
+    missing = verdicts.count(Verdict.NO_BASELINE)
+    if not missing:
+        return []
+    where = baselines.path_of(arguments.baselines, report.environment.device_key)
+    command = record_command(
+        set_name=set_name(arguments),
+        rows_file=arguments.rows,
+        checkpoints=arguments.checkpoints,
+    )
+    if arguments.baselines != baselines.default_folder():
+        command += f" --baselines {shlex.quote(str(arguments.baselines))}"
+    return [
+        f"{missing} of {len(verdicts)} rows have no baseline for this device"
+        f" ({where}); record one with:",
+        f"  {command}",
+    ]
 
 
 def one_line(document: str) -> str:

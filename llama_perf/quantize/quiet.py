@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from importlib import import_module
 
+from llama_perf.errors import NotRunnable
+
 _LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 def import_torchao() -> None:
-    """Import torchao once, with the two loggers above quiet."""
+    """Import torchao once, with the two loggers above quiet; raises NotRunnable."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -22,6 +24,8 @@ def import_torchao() -> None:
     try:
         import_module("torchao")
         import_module("torchao.quantization")
+    except ImportError as error:
+        raise NotRunnable(f"torchao cannot be imported: {error}") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -41,13 +41,18 @@ def as_markdown(report: Report) -> str:
 
 def _grid(report: Report, style: str) -> str:
     table = build_table(report)
-    numbers = len(table.headers) - 2
+    rows = table.rows
+    if style == "github":
+        # A bar ends a cell there, and the path of a model may hold one.
+        rows = tuple(tuple(cell.replace("|", r"\|") for cell in row) for row in rows)
     return tabulate(
-        table.rows,
+        rows,
         headers=table.headers,
         tablefmt=style,
         disable_numparse=True,
-        colalign=("left", *["right"] * numbers, "left")[: len(table.headers)],
+        colalign=[
+            "left" if name in {"row", "verdict"} else "right" for name in table.headers
+        ],
     )
 
 

