@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
-from llama_perf.memory import least_bytes
+from llama_perf.memory import least_bytes, least_cache_bytes
 from llama_perf.model.config import PRESETS, preset, preset_name
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import Quantizer, make_quantizer
@@ -79,6 +79,13 @@ def open_model(
     )
     if found is not None:
         return open_weights(found), found
+    check_model(model)
+    return SyntheticWeights(preset(model), dtype=dtype, device=device), None
+
+
+def check_model(model: str) -> None:
+    """Raise unless `model`, which is no checkpoint here, is a preset's name."""
+    path = Path(model)
     if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
         raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
     if model == SMOLLM2:
@@ -92,7 +99,6 @@ def open_model(
             "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
             f" the presets {', '.join(PRESETS)}",
         )
-    return SyntheticWeights(preset(model), dtype=dtype, device=device), None
 
 
 def build_model(
@@ -214,8 +220,10 @@ def _check_built(row: RowSpec) -> None:
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
     needed, free = least_bytes(reader.config, row), free_memory_bytes(device)
     if needed > free:
+        cache = least_cache_bytes(reader.config, row)
         raise NotRunnable(
-            f"it needs at least {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+            f"it needs at least {needed / 1e9:.1f} GB, of it {cache / 1e9:.1f} GB for a"
+            f" cache_size of {row.allocated_positions}; {free / 1e9:.1f} GB are free"
         )
 
 

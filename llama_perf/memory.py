@@ -28,17 +28,27 @@ _FAMILY_BITS = {"fp6": 6.0, "sparse-marlin": 3.125, "autoquant-int4": 4.5}
 
 def least_bytes(config: ModelConfig, row: RowSpec) -> int:
     """Weights, embedding and caches: a lower bound of what `row` needs."""
+    return _weight_bytes(config, row) + least_cache_bytes(config, row)
+
+
+def _weight_bytes(config: ModelConfig, row: RowSpec) -> int:
     size = _DTYPE_BYTES[row.dtype]
     block = config.dim * (config.qkv_size + config.n_heads * config.head_dim)
     block += 3 * config.dim * config.intermediate_size
     embedding = config.vocab_size * config.dim
     linear_bytes = (config.n_layers * block + embedding) * _bits(row) / 8
     shared = config.tied_embeddings and row.quantization is None
+    return int(linear_bytes + (0 if shared else embedding * size))
+
+
+def least_cache_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """Keys, values and the mask of all positions that `row` allocates."""
+    size = _DTYPE_BYTES[row.dtype]
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim
     cache *= row.batch_size * row.allocated_positions
     cache_bytes = cache * (1 if row.kv_cache_quantization else size)
     mask = 0 if row.linear_causal_mask else row.allocated_positions**2
-    return int(linear_bytes + (0 if shared else embedding * size) + cache_bytes + mask)
+    return cache_bytes + mask
 
 
 def _bits(row: RowSpec) -> float:

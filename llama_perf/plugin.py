@@ -17,6 +17,7 @@ from llama_perf.errors import UserError
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
+from llama_perf.run_options import check_slowdowns
 from llama_perf.spec import RowSpec
 
 NAME = "llama-perf"
@@ -280,9 +281,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options = PluginConfig.read(config)
         check_options(config, options)
         plugin = LlamaPerfPlugin(config, options)
-        if options.names_rows:
+        if options.names_rows or options.slowdowns:
             # Here a mistake is a usage error; while collecting, a traceback.
-            plugin.rows()
+            check_slowdowns(options.slowdowns, plugin.rows())
         plugin.request.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None

@@ -9,7 +9,6 @@ means a run that `--benchmark-save` or `--benchmark-json` kept, or a baseline fi
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from llama_perf import baseline as baselines
 from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.plugin_options import PluginConfig
-from llama_perf.recorder import Against, record_command
-from llama_perf.records import Baseline, Environment, Report, Verdict
+from llama_perf.recorder import Against, advice, record_command
+from llama_perf.records import Baseline, Environment, Report
 
 SECTION = "llama_perf"
 _NODE = "tests/perf/test_rows.py::test_row"
@@ -135,27 +134,16 @@ class CompareRequest:
         return plain
 
     def advice(self, report: Report, set_name: str | None) -> list[str]:
-        """What to do where a row has no baseline, in a line."""
-        missing = [
-            each for each in report.comparisons if each.verdict is Verdict.NO_BASELINE
-        ]
-        if not missing:
-            return []
-        key = report.environment.device_key
-        where = baselines.path_of(self._options.baselines, key)
+        """What to do where a row has no baseline."""
         options = self._options
         command = record_command(
             set_name=set_name,
             rows_file=options.rows_file,
             checkpoints=options.checkpoints,
+            baselines_folder=options.baselines,
+            default_folder=self._config.rootpath / "baselines",
         )
-        if options.baselines != self._config.rootpath / "baselines":
-            command += f" --baselines {shlex.quote(str(options.baselines))}"
-        return [
-            f"{len(missing)} of {len(report.results)} rows have no baseline for this"
-            f" device ({where}); record one with:",
-            f"  {command}",
-        ]
+        return advice(report, command=command, folder=options.baselines)
 
 
 def _as_saved_run(baseline: Baseline) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from llama_perf.errors import SpecError, UserError
 from llama_perf.run_options import Slowdown
+from llama_perf.writable import check_writable_anew
 
 ON_MISSING = ("fail", "report")
 
@@ -142,6 +143,9 @@ def check_options(config: pytest.Config, options: PluginConfig) -> None:
             "its folder does not exist, and pytest-benchmark would find out after"
             " the run",
         )
+    check_writable_anew("results", options.results)
+    if options.markdown is not None:
+        check_writable_anew("markdown", options.markdown)
     if options.checkpoints is not None and not options.checkpoints.is_dir():
         raise SpecError("checkpoints", str(options.checkpoints), "no such folder")
     storage = config.getoption("benchmark_storage", None)

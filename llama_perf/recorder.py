@@ -23,6 +23,7 @@ from llama_perf.records import (
     Environment,
     Report,
     RowResult,
+    Verdict,
 )
 from llama_perf.spec import RowSpec
 
@@ -117,8 +118,27 @@ def _stale(baseline: Baseline, known: Sequence[RowSpec]) -> tuple[str, ...]:
     return tuple(row.id for row in baseline.rows if row.id not in ids)
 
 
+def advice(report: Report, *, command: str, folder: Path) -> list[str]:
+    """What to do where a row has no baseline in `folder`."""
+    verdicts = [comparison.verdict for comparison in report.comparisons]
+    missing = verdicts.count(Verdict.NO_BASELINE)
+    if not missing:
+        return []
+    where = baselines.path_of(folder, report.environment.device_key)
+    return [
+        f"{missing} of {len(verdicts)} rows have no baseline for this device"
+        f" ({where}); record one with:",
+        f"  {command}",
+    ]
+
+
 def record_command(
-    *, set_name: str | None, rows_file: Path | None, checkpoints: Path | None
+    *,
+    set_name: str | None,
+    rows_file: Path | None,
+    checkpoints: Path | None,
+    baselines_folder: Path,
+    default_folder: Path,
 ) -> str:
     """The command that records a baseline for the rows of a run, as a shell takes it.
 
@@ -138,4 +158,6 @@ def record_command(
         words += ["--set", str(set_name)]
     if checkpoints is not None:
         words += ["--checkpoints", str(checkpoints)]
+    if baselines_folder != default_folder:
+        words += ["--baselines", str(baselines_folder)]
     return shlex.join(words)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_perf.errors import SpecError
+from llama_perf.spec import RowSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +35,13 @@ class Slowdown:
     def matches(self, row_id: str) -> bool:
         """Whether it slows this row."""
         return fnmatch.fnmatchcase(row_id, self.glob)
+
+
+def check_slowdowns(slowdowns: Iterable[Slowdown], rows: Sequence[RowSpec]) -> None:
+    """Raise SpecError for one that slows none of `rows`."""
+    for each in slowdowns:
+        if not any(each.matches(row.id) for row in rows):
+            raise SpecError("inject-slowdown", each.glob, "no selected row matches")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

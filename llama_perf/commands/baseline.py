@@ -12,12 +12,12 @@ from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
     add_selection,
-    check_baselines,
     selected,
 )
 from llama_perf.errors import RecordError
 from llama_perf.records import Baseline, Report, RowResult, Status
 from llama_perf.report.render import as_text
+from llama_perf.writable import check_folder
 
 HELP = "record this device's baseline, or show the stored ones"
 
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    check_baselines(arguments.baselines)
+    check_folder("baselines", arguments.baselines)
     if arguments.source is not None:
         report = read_report(arguments.source)
     else:

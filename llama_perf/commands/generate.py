@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_perf.commands.selection import check_writable
 from llama_perf.errors import NotRunnable, PromptError, SpecError
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +162,7 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
+    from llama_perf.build import check_model
     from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
     from llama_perf.weights.locate import resolve_checkpoint
     from llama_perf.weights.open_weights import open_weights
@@ -169,6 +170,7 @@ def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     path = Path(checkpoint)
     found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)
     if found is None:
+        check_model(checkpoint)
         return None, _REFERENCE_VOCABULARY
     vocab_size = open_weights(found).config.vocab_size
     tokenizer_path = find_tokenizer(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +15,15 @@ from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
     add_selection,
-    check_writable,
     run_options,
     selected,
     set_name,
 )
-from llama_perf.errors import SpecError
-from llama_perf.recorder import Against, Recorder, record_command
-from llama_perf.records import Report, Verdict
+from llama_perf.recorder import Against, Recorder, advice, record_command
+from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.run_options import check_slowdowns
+from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
     from llama_perf.spec import RowSpec
@@ -82,9 +81,7 @@ def run_rows(
 ) -> Recorder:
     """Run `rows` with progress on stderr, keeping results in `path`."""
     options = run_options(arguments)
-    for switch in options.slowdowns:
-        if not any(switch.matches(row.id) for row in rows):
-            raise SpecError("inject-slowdown", switch.glob, "no selected row matches")
+    check_slowdowns(options.slowdowns, rows)
     from llama_perf.run import Session
 
     session = Session(rows, options=options)
@@ -116,24 +113,17 @@ def _against(folder: Path, device_key: str) -> Against:
 
 
 def _advice(report: Report, arguments: argparse.Namespace) -> list[str]:
-    """What to do where a row has no baseline."""
-    verdicts = [each.verdict for each in report.comparisons]
-    missing = verdicts.count(Verdict.NO_BASELINE)
-    if not missing:
-        return []
-    where = baselines.path_of(arguments.baselines, report.environment.device_key)
-    command = record_command(
-        set_name=set_name(arguments),
-        rows_file=arguments.rows,
-        checkpoints=arguments.checkpoints,
+    return advice(
+        report,
+        command=record_command(
+            set_name=set_name(arguments),
+            rows_file=arguments.rows,
+            checkpoints=arguments.checkpoints,
+            baselines_folder=arguments.baselines,
+            default_folder=baselines.default_folder(),
+        ),
+        folder=arguments.baselines,
     )
-    if arguments.baselines != baselines.default_folder():
-        command += f" --baselines {shlex.quote(str(arguments.baselines))}"
-    return [
-        f"{missing} of {len(verdicts)} rows have no baseline for this device"
-        f" ({where}); record one with:",
-        f"  {command}",
-    ]
 
 
 def one_line(document: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from llama_perf import baseline, rows
@@ -68,32 +67,6 @@ def selected(arguments: argparse.Namespace) -> list[RowSpec]:
     return rows.load(
         set_name=set_name(arguments), file=arguments.rows, globs=arguments.row
     )
-
-
-def check_writable(field: str, path: Path) -> None:
-    """Raise SpecError unless a file can be written at `path`."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise SpecError(field, str(path), "its folder does not exist")
-    if path.is_dir():
-        raise SpecError(field, str(path), "it is a folder; give a file")
-    try:
-        # Permissions alone say nothing of a full or read-only disk, nor to root.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SpecError(
-            field, str(path), f"its folder cannot be written: {error.strerror}"
-        ) from None
-
-
-def check_baselines(folder: Path) -> None:
-    """Raise SpecError unless a baseline can be written in `folder`, new or not."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    try:
-        check_writable("baselines", there / baseline.FILE_NAME)
-    except SpecError:
-        raise SpecError("baselines", str(folder), "it cannot be written") from None
 
 
 def run_options(arguments: argparse.Namespace) -> RunOptions:

@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written(
         tmp_path / "none" / "file": "its folder does not exist",
         tmp_path: "it is a folder; give a file",
         # A folder where not even root can write.
-        Path("/proc/file"): "its folder cannot be written: ",
+        Path("/proc/file"): "/proc cannot be written: ",
     }
     for path, reason in reasons.items():
         told = refusal(capsys, *words, str(path))
@@ -237,9 +237,8 @@ def test_a_folder_of_baselines_that_cannot_be_written(
     for folder in (tmp_path / "file", tmp_path / "file" / "baselines", "/proc/new"):
         words = ("--set", "cpu", "--baselines", str(folder))
         told = refusal(capsys, "baseline", "record", *words)
-        assert (
-            told == f"baselines: {str(folder)!r} is not allowed; it cannot be written"
-        )
+        assert told.startswith(f"baselines: {str(folder)!r} is not allowed; /")
+        assert " cannot be written: " in told
 
 
 @pytest.mark.parametrize("words", ["", "baseline", "teach", "baseline forget"])

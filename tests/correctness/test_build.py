@@ -182,7 +182,10 @@ def test_too_little_memory_is_not_run_with_both_numbers(
     for check in (check_runnable, prepare):
         with pytest.raises(NotRunnable) as caught:
             check(row)
-        assert str(caught.value) == "it needs at least 13.5 GB; 3.0 GB are free"
+        assert str(caught.value) == (
+            "it needs at least 13.5 GB, of it 0.0 GB for a cache_size of 10;"
+            " 3.0 GB are free"
+        )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from plugin_project import FP6, INT8, PLAIN, Project
+from plugin_project import FP6, INT8, PLAIN, ROWS, Project
 
 from llama_perf import baseline as baselines
 from llama_perf.errors import RecordError
@@ -91,6 +91,14 @@ def test_a_second_run_passes_against_the_first(project: Project) -> None:
     # pytest-benchmark's own table has the baseline too; the faster stands first.
     lines = [f"test_row?{PLAIN}? (*0001_*", f"test_row?{PLAIN}? (NOW)*"]
     result.stdout.fnmatch_lines_random(lines)
+
+
+def test_a_failed_compiled_row_shows_its_line_and_no_log(project: Project) -> None:
+    rows = project.path / "rows.toml"
+    rows.write_text(ROWS.partition("[[row]]")[0] + "compile = true\n[[row]]\n")
+    result = project.run("--benchmark-compare")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "torch.__trace" not in result.stdout.str()
 
 
 def test_memory_beyond_the_limit_fails(project: Project) -> None:
