@@ -54,7 +54,7 @@ def test_rows_are_run_recorded_and_shown(
     told = capsys.readouterr().out
     (key,) = baselines.keys(folder)
     path = baselines.path_of(folder, key)
-    assert f"NOT_RUN {FP6}: scheme fp6 is not built on any kernels\n" in told
+    assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in told
     assert f"recorded 2 rows in {path}\n1 rows were NOT_RUN, so nothing" in told
     stored = baselines.read(path)
     assert [row.id for row in stored.rows] == [PLAIN, INT8]

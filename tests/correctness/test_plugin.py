@@ -157,7 +157,7 @@ def test_a_row_that_changed_under_its_id_does_not_pass(project: Project) -> None
 
 def test_a_row_that_breaks_fails_and_the_others_are_kept(project: Project) -> None:
     rows = (project.path / "rows.toml").read_text(encoding="utf-8")
-    broken = rows.replace('"fp6"', '"int4wo-64"\nkernels = "torchao"')
+    broken = rows.replace('"fp6"', '"int4wo-64"')
     (project.path / "rows.toml").write_text(broken, encoding="utf-8")
     result = project.run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED

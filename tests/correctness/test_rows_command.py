@@ -48,7 +48,7 @@ def test_the_table_has_a_line_for_each_row(
     assert [line.split() for line in lines] == [
         [PLAIN, "tiny", "none", "native", "float32", "cpu", "10"],
         [INT8, "tiny", "int8wo", "torchao", "float32", "cpu", "10"],
-        [FP6, "tiny", "fp6", "native", "float32", "cpu", "10"],
+        [FP6, "tiny", "fp6", "torchao", "float32", "cpu", "10"],
     ]
     assert last == "3 rows"
 

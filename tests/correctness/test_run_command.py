@@ -67,7 +67,7 @@ def test_rows_are_run_and_shown(
     assert main(words(project, "--markdown", "table.md")) == 0
     told = capsys.readouterr()
     assert re.search(r"^none +\d+\.\d\d +- .*NOT_COMPARED$", told.out, re.MULTILINE)
-    assert f"NOT_RUN {FP6}: scheme fp6 is not built on any kernels\n" in told.out
+    assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in told.out
     assert "weights: pth:tiny\n" in told.out
     assert told.out.endswith("3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)\n\n")
     assert "injected" not in told.out
