@@ -188,7 +188,7 @@ def test_too_little_memory_is_not_run_with_both_numbers(
     [
         ({"kv_cache_quantization": True}, "the int8 KV cache is not built"),
         ({"fill": 8}, "filling the cache before timing is not built"),
-        ({"quantization": "fp6"}, "scheme fp6 is not built on any kernels"),
+        ({"quantization": "autoquant"}, "scheme autoquant is not built on any kernels"),
     ],
 )
 def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> None:
