@@ -38,6 +38,7 @@ def make_quantizer(
     def quantize(module: nn.Module, prefix: str) -> None:
         for path, linear in _linears(module, prefix):
             _check_group(scheme, linear, path)
+            _check_finite(scheme, linear, path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
         for path, linear in _linears(module, prefix):
@@ -64,4 +65,13 @@ def _check_group(scheme: Scheme, linear: nn.Linear, path: str) -> None:
             "quantization",
             scheme.name,
             f"the group size {group} must divide K = {linear.in_features} of {path}",
+        )
+
+
+def _check_finite(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+    from llama_perf.quantize.native_tensor import all_finite
+
+    if not linear.weight.is_meta and not all_finite(linear.weight):
+        raise SpecError(
+            "quantization", scheme.name, f"{path} has weights that are not finite"
         )

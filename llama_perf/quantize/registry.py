@@ -20,7 +20,14 @@ from llama_perf.spec import KERNELS
 Builder: TypeAlias = Callable[[Scheme, torch.device, torch.dtype], AOBaseConfig]
 
 _BUILDERS: dict[tuple[str, str], Builder] = {}
-_FILES = ("llama_perf.quantize.torchao_schemes",)
+_FILES = (
+    "llama_perf.quantize.torchao_schemes",
+    "llama_perf.quantize.int8wo",
+    "llama_perf.quantize.int8dq",
+    "llama_perf.quantize.int4wo",
+    "llama_perf.quantize.uintx",
+    "llama_perf.quantize.fp6",
+)
 
 
 def register(family: str, *, kernels: str) -> Callable[[Builder], Builder]:

@@ -52,7 +52,8 @@ class Limits:
         ]
 
 
-# torchao's int4 takes a CPU as long for each token of a text as for a step of decoding.
+# torchao's int4 takes a CPU as long for each token of a text as for a step of decoding;
+# its native twins are compared on the same tokens.
 _START = 96
 
 # (scheme, kernels); SmolLM2's K of 576 and 1536 admits groups of 32 and 64.
@@ -102,6 +103,70 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
         most_kl_nats=0.0516,
         least_top1=0.81,
         most_perplexity_change=0.030,
+    ),
+    ("int8wo", "native"): Limits(
+        least_db=27.5,
+        most_kl_nats=0.0062,
+        least_top1=0.91,
+        most_perplexity_change=0.011,
+    ),
+    ("int8dq", "native"): Limits(
+        least_db=20.6,
+        most_kl_nats=0.0567,
+        least_top1=0.83,
+        most_perplexity_change=0.055,
+    ),
+    ("int4wo-32", "native"): Limits(
+        least_db=20.5,
+        most_kl_nats=0.0795,
+        least_top1=0.73,
+        most_perplexity_change=0.117,
+        length=_START,
+    ),
+    ("int4wo-32-hqq", "native"): Limits(
+        least_db=19.9,
+        most_kl_nats=0.1142,
+        least_top1=0.65,
+        most_perplexity_change=0.154,
+        length=_START,
+    ),
+    ("int4wo-64", "native"): Limits(
+        least_db=9.6,
+        most_kl_nats=0.4775,
+        least_top1=0.53,
+        most_perplexity_change=0.433,
+        length=_START,
+    ),
+    ("int4wo-64-hqq", "native"): Limits(
+        least_db=10.2,
+        most_kl_nats=0.5310,
+        least_top1=0.48,
+        most_perplexity_change=0.633,
+        length=_START,
+    ),
+    ("uintx-4-64", "native"): Limits(
+        least_db=9.0,
+        most_kl_nats=0.5838,
+        least_top1=0.54,
+        most_perplexity_change=0.479,
+    ),
+    ("uintx-5-32", "native"): Limits(
+        least_db=16.5,
+        most_kl_nats=0.1018,
+        least_top1=0.80,
+        most_perplexity_change=0.104,
+    ),
+    ("uintx-2-8", "native"): Limits(
+        least_db=3.9,
+        most_kl_nats=3.6948,
+        least_top1=0.17,
+        most_perplexity_change=10.317,
+    ),
+    ("fp6", "native"): Limits(
+        least_db=14.4,
+        most_kl_nats=0.1978,
+        least_top1=0.70,
+        most_perplexity_change=0.204,
     ),
 }
 _HEADERS = (

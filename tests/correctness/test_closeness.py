@@ -28,6 +28,8 @@ def test_every_scheme_that_runs_here_has_limits() -> None:
     names = ["int8wo", "int8dq", "float8wo"]
     names += [f"int4wo-{size}" for size in INT4_GROUP_SIZES if 576 % size == 0]
     names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
+    # Of uintx one of each kind: one plane of codes, several, and the table's coarsest.
+    names += ["uintx-4-64", "uintx-5-32", "uintx-2-8", "fp6"]
     wanted = {
         (name, kernels)
         for name in names

@@ -31,14 +31,21 @@ SMALL = ModelConfig(
 )
 INT4 = ("int4wo-32", "int4wo-64", "int4wo-32-hqq", "int4wo-64-hqq")
 SCHEMES = ("int8wo", "int8dq", "float8wo", *INT4)
+NATIVE = ("int8wo", "int8dq", *INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq", "fp6")
+BOTH = [
+    *((scheme, "torchao") for scheme in SCHEMES),
+    *((scheme, "native") for scheme in NATIVE),
+]
 
 
 def small(config: ModelConfig = SMALL) -> Transformer:
     return build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
 
 
-def quantized(scheme: str, config: ModelConfig = SMALL) -> Transformer:
-    return quantize_model(small(config), scheme, kernels="torchao")
+def quantized(
+    scheme: str, config: ModelConfig = SMALL, *, kernels: str = "torchao"
+) -> Transformer:
+    return quantize_model(small(config), scheme, kernels=kernels)
 
 
 def linears(model: Transformer) -> Iterator[tuple[str, nn.Linear]]:
@@ -51,9 +58,9 @@ def is_plain(weight: Tensor) -> bool:
     return type(weight) in (nn.Parameter, Tensor)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_linear_is_quantized_and_nothing_else(scheme: str) -> None:
-    model, before = quantized(scheme), small()
+@pytest.mark.parametrize(("scheme", "kernels"), BOTH)
+def test_every_linear_is_quantized_and_nothing_else(scheme: str, kernels: str) -> None:
+    model, before = quantized(scheme, kernels=kernels), small()
     found = dict(linears(model))
     assert len(found) == 5 * SMALL.n_layers + 1
     assert [name for name, linear in found.items() if is_plain(linear.weight)] == []
@@ -68,11 +75,13 @@ def test_every_linear_is_quantized_and_nothing_else(scheme: str) -> None:
         assert torch.equal(parameter, before.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_tied_output_is_quantized_and_its_embedding_is_not(scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "kernels"), BOTH)
+def test_a_tied_output_is_quantized_and_its_embedding_is_not(
+    scheme: str, kernels: str
+) -> None:
     tied = replace(SMALL, tied_embeddings=True)
     before = small(tied).tok_embeddings.weight
-    model = quantized(scheme, tied)
+    model = quantized(scheme, tied, kernels=kernels)
     assert not is_plain(model.output.weight)
     assert is_plain(model.tok_embeddings.weight)
     assert torch.equal(model.tok_embeddings.weight, before)
@@ -131,14 +140,24 @@ def linear_bytes(scheme: str, rows: int, columns: int) -> int:
     return rows * columns + rows * (4 if scheme == "float8wo" else 5)
 
 
-@pytest.mark.parametrize("scheme", ["int4wo-128", "int4wo-256", "int4wo-128-hqq"])
+@pytest.mark.parametrize(
+    ("scheme", "kernels"),
+    [
+        ("int4wo-128", "torchao"),
+        ("int4wo-256", "torchao"),
+        ("int4wo-128-hqq", "torchao"),
+        ("int4wo-128", "native"),
+        ("uintx-3-18", "native"),
+        ("uintx-1-384-hqq", "native"),
+    ],
+)
 def test_a_group_that_does_not_divide_k_is_refused_before_anything_changes(
-    scheme: str,
+    scheme: str, kernels: str
 ) -> None:
     model = small()
     size = Scheme.parse(scheme).group_size
     with pytest.raises(SpecError) as caught:
-        quantize_model(model, scheme, kernels="torchao")
+        quantize_model(model, scheme, kernels=kernels)
     assert str(caught.value) == (
         f"quantization: {scheme!r} is not allowed; the group size {size} must divide"
         " K = 192 of model.layers.0.attention.wqkv"
@@ -146,13 +165,13 @@ def test_a_group_that_does_not_divide_k_is_refused_before_anything_changes(
     assert all(is_plain(linear.weight) for _, linear in linears(model))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_quantizing_twice_is_refused(scheme: str) -> None:
-    model = quantized(scheme)
+@pytest.mark.parametrize(("scheme", "kernels"), BOTH)
+def test_quantizing_twice_is_refused(scheme: str, kernels: str) -> None:
+    model = quantized(scheme, kernels=kernels)
     size = model.weight_bytes()
     for again in ("int8wo", scheme):
         with pytest.raises(SpecError, match="this model is quantized already"):
-            quantize_model(model, again, kernels="torchao")
+            quantize_model(model, again, kernels=kernels)
     assert model.weight_bytes() == size
 
 

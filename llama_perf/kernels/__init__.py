@@ -1,0 +1,1 @@
+"""Operators on quantized weights: formula, torch reference, CPU path, Triton kernel."""

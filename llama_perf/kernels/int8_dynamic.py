@@ -1,0 +1,81 @@
+"""int8 products: y[m, n] = a[m] * s[n] * sum over k of p[m, k] * q[n, k].
+
+`p` are the tokens' values in int8 with a float32 scale `a` for each token, `q` and `s`
+the weight as in `int8_weight`. The sum is exact, in int32, for every M: below 2**31 as
+long as K < 2**17.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels.int8_weight import BITS, decode, dequantized
+from llama_perf.kernels.packing import LANES, unpack
+from llama_perf.kernels.portable import fused_here, stretches, unit_sums
+
+# Products are at most 127 * 128 < 2**14, and float32 counts to 2**24 exactly.
+_EXACT_COLUMNS = 1024
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values (M, K) and float32 scales (M, 1) of tokens `x`, (M, K)."""
+    wide = x.float()
+    scale = wide.abs().amax(1, keepdim=True) / 127
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.round(wide / scale).clamp(-127, 127).to(torch.int8), scale
+
+
+def reference(
+    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
+) -> Tensor:
+    """The product by the formula, with the sums in float64, which are exact too."""
+    whole = dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
+    sums = (x.double() @ whole.double().T).float()
+    return sums * x_scale * scale.flatten()[:rows]
+
+
+def int8_dynamic(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """`x` (M, K), quantized by token, times the transposed weight; in x's dtype."""
+    quantized, x_scale = quantize_tokens(x)
+    if fused_here(x):
+        whole = quantized.to(torch.int32)
+        sums = unit_sums(whole, codes, BITS, _signed, (1,)).to(torch.float32)
+        out = (sums * x_scale * scale).view(1, -1)[:, :rows]
+    else:
+        out = int8_dynamic_op(quantized, x_scale, codes, scale, rows)
+    return out.to(x.dtype)
+
+
+@torch.library.custom_op("llama_perf::int8_dynamic", mutates_args=())
+def int8_dynamic_op(
+    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
+) -> Tensor:
+    """The operator itself: int8 tokens and their scales to float32 (M, rows)."""
+    tokens, columns = x.shape
+    wide = x.float()
+    sums = x.new_zeros((tokens, len(codes) * LANES), dtype=torch.int32)
+    for blocks in stretches(codes, columns):
+        whole = decode(unpack(codes[blocks], BITS, columns))
+        flat = whole.permute(1, 0, 2).reshape(columns, -1)
+        target = sums[:, blocks.start * LANES : blocks.stop * LANES]
+        for start in range(0, columns, _EXACT_COLUMNS):
+            some = slice(start, start + _EXACT_COLUMNS)
+            target += (wide[:, some] @ flat[some]).to(torch.int32)
+    return sums[:, :rows].to(torch.float32) * x_scale * scale.flatten()[:rows]
+
+
+@int8_dynamic_op.register_fake
+def _(x: Tensor, x_scale: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
+    return x_scale.new_empty((x.shape[0], rows))
+
+
+@int8_dynamic_op.register_kernel("cuda")
+def _(x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    from llama_perf.kernels.triton_products import int8_dynamic_product
+
+    return int8_dynamic_product(x, x_scale, codes, scale, rows, asm=True)
+
+
+def _signed(code: Tensor) -> Tensor:
+    return (code << 24) >> 24

@@ -1,0 +1,119 @@
+"""How the codes of a weight lie in memory: 32-bit words of 16 rows side by side.
+
+A code of b bits is cut into planes of 8, 4, 2 or 1 bits, the low bits in the widest
+plane (6 = 4 + 2, 7 = 4 + 2 + 1), so that a word holds whole pieces of consecutive
+columns. Word (block, w, lane) of a plane of p bits holds columns 32/p * w and on of
+row 16 * block + lane, the first in its lowest bits. Sixteen rows side by side are one
+vector register of a CPU and one sector of two of a GPU; a row of K columns takes
+b * K / 32 words but for the padding of K to units of 8. Knows no scales.
+
+Legend: N rows, K columns, B = ceil(N / 16) blocks, U = ceil(K / 8) units, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LANES = 16
+UNIT = 8
+_PLANES = (8, 4, 2, 1)
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """The planes of a code of `bits`, the one with its lowest bits first."""
+    return tuple(plane for plane in _PLANES if bits & plane)
+
+
+def units(columns: int) -> int:
+    """Units of eight columns that hold `columns`."""
+    return -(-columns // UNIT)
+
+
+def plane_words(plane: int, columns: int) -> int:
+    """Words that a row takes in one plane."""
+    return -(-units(columns) * UNIT * plane // 32)
+
+
+def words(bits: int, columns: int) -> int:
+    """Words that a row takes in all planes."""
+    return sum(plane_words(plane, columns) for plane in planes(bits))
+
+
+def to_lanes(values: Tensor) -> Tensor:
+    """(N, ...) to (B, ..., 16), the rows of a block last; missing rows are zeros."""
+    padding = -len(values) % LANES
+    if padding:
+        values = torch.cat([values, values.new_zeros((padding, *values.shape[1:]))])
+    blocks: Tensor = values.unflatten(0, (-1, LANES))
+    return blocks.movedim(1, -1).contiguous()
+
+
+def from_lanes(blocks: Tensor, rows: int) -> Tensor:
+    """(B, ..., 16) back to (N, ...)."""
+    return blocks.movedim(-1, 1).flatten(0, 1)[:rows]
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes (N, K), integers of 0 to 2**bits - 1, to int32 words (B, W, 16)."""
+    columns = codes.shape[1]
+    packed, low = [], 0
+    for plane in planes(bits):
+        each = 32 // plane
+        width = plane_words(plane, columns) * each
+        pieces = F.pad(codes, (0, width - columns)).unflatten(1, (-1, each))
+        word = torch.zeros(pieces.shape[:2], dtype=torch.int32, device=codes.device)
+        for slot in range(each):
+            piece = (pieces[:, :, slot].to(torch.int32) >> low) & (2**plane - 1)
+            word |= piece << (plane * slot)
+        packed.append(word)
+        low += plane
+    return to_lanes(torch.cat(packed, dim=1))
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Words (B, W, 16) back to int32 codes (B, K, 16)."""
+    codes: Tensor | int = 0
+    for low, plane, part in _parts(packed, bits, columns):
+        shifts = torch.arange(32 // plane, device=packed.device, dtype=torch.int32)
+        shifts = (shifts * plane).view(-1, 1)
+        pieces = (part.unsqueeze(2) >> shifts) & (2**plane - 1)
+        codes = codes | (pieces.flatten(1, 2)[:, :columns] << low)
+    assert isinstance(codes, Tensor), f"no planes in {bits} bits"
+    return codes
+
+
+def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
+    """Codes by their place in a unit: int32 (B, U, 16) for each of its columns.
+
+    A unit has eight columns, of 8-bit codes four. Written so that a compiler reads a
+    word once and keeps its codes in registers.
+    """
+    if bits == 8:
+        return [(packed >> (8 * slot)) & 255 for slot in range(4)]
+    count = units(columns)
+    found: list[Tensor | int] = [0] * UNIT
+    for low, plane, part in _parts(packed, bits, columns):
+        pieces = part
+        if plane < 4:
+            shifts = torch.arange(4 // plane, device=packed.device, dtype=torch.int32)
+            shifts = (shifts * (8 * plane)).view(-1, 1)
+            pieces = (part.unsqueeze(2) >> shifts).flatten(1, 2)[:, :count]
+        for slot in range(UNIT):
+            piece = (pieces >> (plane * slot)) & (2**plane - 1)
+            found[slot] = found[slot] | (piece << low)
+    return [code for code in found if isinstance(code, Tensor)]
+
+
+def _parts(
+    packed: Tensor, bits: int, columns: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Each plane: the place of its lowest bit in a code, its bits, its words."""
+    low = start = 0
+    for plane in planes(bits):
+        count = plane_words(plane, columns)
+        yield low, plane, packed[:, start : start + count]
+        low, start = low + plane, start + count

@@ -1,0 +1,67 @@
+"""int8dq: weights as in int8wo, activations in int8 with one scale for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.transform_module import register_quantize_module_handler
+
+from llama_perf.kernels.int8_dynamic import int8_dynamic
+from llama_perf.kernels.int8_weight import dequantized
+from llama_perf.quantize.int8wo import quantize_rows
+from llama_perf.quantize.native_tensor import (
+    NativeTensor,
+    check_weight,
+    native,
+    replace_weight,
+)
+from llama_perf.quantize.registry import register
+from llama_perf.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Int8DynamicConfig(AOBaseConfig):  # type: ignore[misc]
+    """Config of the native int8dq for torchao's `quantize_`."""
+
+
+@native
+class Int8DynamicWeight(NativeTensor):
+    """int8 words (B, W, 16) and float32 scales (B, 16)."""
+
+    tensor_data_names: ClassVar = ["codes", "scale"]
+    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
+    codes: Tensor
+    scale: Tensor
+
+    @classmethod
+    def from_float(cls, weight: Tensor) -> Int8DynamicWeight:
+        """Quantize a weight (rows, columns)."""
+        codes, scale = quantize_rows(weight)
+        return cls(codes, scale, *weight.shape, weight.dtype)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """See `NativeTensor.matmul`."""
+        return int8_dynamic(x, self.codes, self.scale, self.rows)
+
+    def dequantized(self) -> Tensor:
+        """See `NativeTensor.dequantized`."""
+        return dequantized(self.codes, self.scale, self.rows, self.columns)
+
+
+@register_quantize_module_handler(Int8DynamicConfig)
+def _quantize(
+    module: nn.Module, _config: Int8DynamicConfig, *, parameter_name: str = "weight"
+) -> nn.Module:
+    weight = getattr(module, parameter_name)
+    check_weight(weight, name="int8dq")
+    return replace_weight(module, parameter_name, Int8DynamicWeight.from_float(weight))
+
+
+@register("int8dq", kernels="native")
+def int8dq(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+    """Weights as in int8wo, activations in int8 with one scale for each token."""
+    return Int8DynamicConfig()

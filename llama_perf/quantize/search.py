@@ -1,0 +1,110 @@
+"""Scales and zeros by least squares: what the group-wise schemes use without hqq.
+
+The range of a group gives a first scale and zero; fitting both to the codes they lead
+to, and ranges somewhat narrower than the group's, may leave less squared error. The
+best of what was tried is kept, group by group, as it will be stored: a scale and an
+offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
+(N, G, group size) or (N, G, 1) in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SHRINKS = (1.0, 0.9, 0.8)
+
+
+def scale_dtype(groups: Tensor) -> torch.dtype:
+    """float16 with its three more bits where a weight's scales fit it, else bfloat16.
+
+    On its peak alone: a group far below it loses nothing that the weight would miss.
+    """
+    if groups.is_meta:
+        return torch.float16
+    fits = 2.0**-8 <= groups.abs().amax().item() <= 2.0**14
+    return torch.float16 if fits else torch.bfloat16
+
+
+def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest values of `dtype`, as float32."""
+    return values.to(dtype).to(torch.float32)
+
+
+def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest values of `dtype`, at least its least one above 0."""
+    least = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    return stored(scale, dtype).clamp(min=least)
+
+
+def scale_and_offset(
+    groups: Tensor, most: int, middle: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """For w = (c - middle) * scale + offset with c of 0 to `most`."""
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    best = _Best(groups)
+    for shrink in _SHRINKS:
+        scale = positive_scale((high - low) * (shrink / most), dtype)
+        offset = stored((high + low) / 2 + (middle - most / 2) * scale, dtype)
+        codes = _codes(groups, scale, offset, middle, most)
+        best.consider(codes, scale, offset)
+        mean, target = codes.mean(2, keepdim=True), groups.mean(2, keepdim=True)
+        away = codes - mean
+        slope = (away * (groups - target)).sum(2, keepdim=True)
+        slope = slope / away.square().sum(2, keepdim=True)
+        # A group whose codes are all one has no slope.
+        scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
+        offset = stored(target - mean * scale, dtype)
+        best.consider(_codes(groups, scale, offset, middle, most), scale, offset)
+    return best.scale, best.zero
+
+
+def scale_and_zero(
+    groups: Tensor, most: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """For w = (c - zero) * scale with c and a whole zero of 0 to `most`."""
+    low = groups.amin(2, keepdim=True).clamp(max=0)
+    high = groups.amax(2, keepdim=True).clamp(min=0)
+    first = positive_scale((high - low) / most, dtype)
+    middle = torch.round(-low / first)
+    best = _Best(groups)
+    none = torch.zeros_like(first)
+    for step in (0, -1, 1):
+        zero = (middle + step).clamp(0, most)
+        codes = _codes(groups, first, none, zero, most)
+        best.consider(codes, first, none, zero)
+        slope = (codes * groups).sum(2, keepdim=True)
+        slope = slope / codes.square().sum(2, keepdim=True)
+        scale = torch.where(slope > 0, positive_scale(slope, dtype), first)
+        best.consider(_codes(groups, scale, none, zero, most), scale, none, zero)
+    return best.scale, best.zero
+
+
+def _codes(
+    groups: Tensor, scale: Tensor, offset: Tensor, middle: Tensor | float, most: int
+) -> Tensor:
+    """Codes less their middle or zero."""
+    return torch.round((groups - offset) / scale + middle).clamp(0, most) - middle
+
+
+class _Best:
+    """The scale and zero with the least squared error seen so far."""
+
+    def __init__(self, groups: Tensor) -> None:
+        self._groups = groups
+        self._error: Tensor | None = None
+        self.scale = self.zero = groups
+
+    def consider(
+        self, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None = None
+    ) -> None:
+        """Keep `scale` and `zero` (`offset` if not given) where they are better."""
+        kept = offset if zero is None else zero
+        error = (codes * scale + offset - self._groups).square_().sum(2, keepdim=True)
+        if self._error is None:
+            self._error, self.scale, self.zero = error, scale, kept
+            return
+        better = error < self._error
+        self._error = torch.where(better, error, self._error)
+        self.scale = torch.where(better, scale, self.scale)
+        self.zero = torch.where(better, kept, self.zero)

@@ -1,0 +1,170 @@
+"""uintx: codes of 1 to 8 bits, asymmetric, a scale and a zero for each group along K.
+
+w = (c - z) * s with c and the integer z of 0 to 2**bits - 1. The range of a group is
+widened to hold 0, so that z has a place in it. Two layouts: "lean" packs z in as many
+bits as the codes; "reference" stores it as int32, as the published table's runs did.
+The scale has 16 bits in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.transform_module import register_quantize_module_handler
+
+from llama_perf.errors import SpecError
+from llama_perf.kernels.grouped_weight import (
+    INTEGER,
+    PACKED,
+    dequantized,
+    grouped_weight,
+)
+from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.quantize.groups import (
+    check_group,
+    hqq_scale_and_zero,
+    in_groups,
+)
+from llama_perf.quantize.native_tensor import (
+    NativeTensor,
+    check_weight,
+    native,
+    replace_weight,
+)
+from llama_perf.quantize.registry import register
+from llama_perf.quantize.search import positive_scale, scale_and_zero, scale_dtype
+from llama_perf.scheme import UINTX_BITS, Scheme
+
+LAYOUTS = {"lean": PACKED, "reference": INTEGER}
+
+
+@dataclass(frozen=True)
+class UintxWeightConfig(AOBaseConfig):  # type: ignore[misc]
+    """Config of the native uintx for torchao's `quantize_`.
+
+    `layout`: "lean" or "reference", see the module.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    hqq: bool = False
+    layout: str = "lean"
+
+    def __post_init__(self) -> None:
+        if self.bits not in UINTX_BITS:
+            raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
+        if self.layout not in LAYOUTS:
+            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
+
+
+@native
+class UintxWeight(NativeTensor):
+    """Words (B, W, 16) and 16-bit scales (B, G, 16); zeros packed, or int32."""
+
+    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
+    tensor_attribute_names: ClassVar = [
+        "bits",
+        "zero_layout",
+        "rows",
+        "columns",
+        "activation_dtype",
+    ]
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    bits: int
+    zero_layout: str
+
+    @classmethod
+    def from_float(cls, weight: Tensor, config: UintxWeightConfig) -> UintxWeight:
+        """Quantize a weight (rows, columns)."""
+        bits, layout = config.bits, config.layout
+        groups = in_groups(weight, config.group_size)
+        # The published table's runs kept a bfloat16.
+        dtype = scale_dtype(groups) if layout == "lean" else torch.bfloat16
+        scale, zero = _scale_and_zero(groups, bits, dtype, hqq=config.hqq)
+        codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
+        zeros = zero.squeeze(2).to(torch.int32)
+        return cls(
+            pack(codes.flatten(1).to(torch.uint8), bits),
+            to_lanes(scale.squeeze(2).to(dtype)),
+            pack(zeros, bits) if LAYOUTS[layout] == PACKED else to_lanes(zeros),
+            bits,
+            layout,
+            *weight.shape,
+            weight.dtype,
+        )
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """See `NativeTensor.matmul`."""
+        parts = (self.codes, self.scale, self.zero)
+        return grouped_weight(
+            x, *parts, self.rows, self.bits, LAYOUTS[self.zero_layout]
+        )
+
+    def dequantized(self) -> Tensor:
+        """See `NativeTensor.dequantized`."""
+        return dequantized(
+            self.codes,
+            self.scale,
+            self.zero,
+            self.rows,
+            self.columns,
+            bits=self.bits,
+            kind=LAYOUTS[self.zero_layout],
+        )
+
+
+def _scale_and_zero(
+    groups: Tensor, bits: int, dtype: torch.dtype, *, hqq: bool
+) -> tuple[Tensor, Tensor]:
+    """Scales that are values of `dtype` and zeros that are whole, float32 (N, G, 1)."""
+    most = 2**bits - 1
+    scale, zero = scale_and_zero(groups, most, dtype)
+    if not hqq or groups.is_meta:
+        return scale, zero
+    found_scale, found_zero, suits = hqq_scale_and_zero(groups, bits)
+    found_scale = positive_scale(found_scale, dtype)
+    found_zero = torch.round(found_zero)
+    # A group far from 0 would need a zero that has no place in the codes.
+    fits = suits & (found_zero >= 0) & (found_zero <= most)
+    # A whole zero may cost more than the search gained, by the measure it lowers.
+    ours, theirs = (
+        mean_power(groups, step, place, most)
+        for step, place in ((scale, zero), (found_scale, found_zero))
+    )
+    fits &= theirs <= ours
+    return torch.where(fits, found_scale, scale), torch.where(fits, found_zero, zero)
+
+
+def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
+    """What hqq lowers: the mean of |error| ** 0.7 of each group, (N, G, 1)."""
+    codes = torch.round(groups / scale + zero).clamp(0, most)
+    error = (codes - zero) * scale - groups
+    return error.abs().pow(0.7).mean(2, keepdim=True)
+
+
+@register_quantize_module_handler(UintxWeightConfig)
+def _quantize(
+    module: nn.Module, config: UintxWeightConfig, *, parameter_name: str = "weight"
+) -> nn.Module:
+    weight = getattr(module, parameter_name)
+    name = f"uintx-{config.bits}-{config.group_size}"
+    check_weight(weight, name=name)
+    check_group(weight.shape[1], config.group_size, name=name)
+    packed = UintxWeight.from_float(weight, config)
+    return replace_weight(module, parameter_name, packed)
+
+
+@register("uintx", kernels="native")
+def uintx(scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+    """Codes of 1 to 8 bits, asymmetric, in the lean layout."""
+    assert scheme.group_size is not None, f"{scheme.name} has no group size"
+    assert scheme.bits is not None, f"{scheme.name} has no bits"
+    return UintxWeightConfig(
+        bits=scheme.bits, group_size=scheme.group_size, hqq=scheme.hqq
+    )

@@ -1,0 +1,165 @@
+"""Packed weights of every format with random codes, and what to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import fp6_weight, grouped_weight, int8_weight
+from llama_perf.kernels.packing import pack, to_lanes
+
+INTEGER, PACKED, OFFSET = (
+    grouped_weight.INTEGER,
+    grouped_weight.PACKED,
+    grouped_weight.OFFSET,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """A weight format; without a group size it has one scale a row."""
+
+    name: str
+    bits: int
+    group_size: int = 0
+    kind: int = 0
+
+
+FORMATS = (
+    Format(name="int8", bits=8),
+    Format(name="fp6", bits=6),
+    Format(name="int4-32", bits=4, group_size=32, kind=OFFSET),
+    *(
+        Format(name=f"uintx-{bits}-8", bits=bits, group_size=8, kind=PACKED)
+        for bits in range(1, 9)
+    ),
+    Format(name="uintx-3-4", bits=3, group_size=4, kind=PACKED),
+    Format(name="uintx-4-20", bits=4, group_size=20, kind=PACKED),
+    Format(name="uintx-8-4", bits=8, group_size=4, kind=PACKED),
+    Format(name="uintx-4-16-int32", bits=4, group_size=16, kind=INTEGER),
+)
+# (M, N, K): one token and several, rows and columns off the tiles' and words' sizes.
+SHAPES = (
+    (1, 16, 64),
+    (1, 75, 160),
+    (2, 33, 40),
+    (3, 20, 200),
+    (8, 48, 320),
+    (9, 40, 80),
+    (16, 17, 96),
+    (17, 70, 160),
+)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Half a unit in the last place of a result, and the rounding of sums in float32; a
+# weight that is rounded to the activations' type before a product adds as much again.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A weight of `rows` and its tokens `x`."""
+
+    format: Format
+    x: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    rows: int
+
+    def on(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        return Packed(
+            format=self.format,
+            x=self.x.to(device),
+            codes=self.codes.to(device),
+            scale=self.scale.to(device),
+            zero=zero,
+            rows=self.rows,
+        )
+
+    def call(
+        self, grouped: Callable[..., Tensor], by_row: dict[int, Callable[..., Tensor]]
+    ) -> Tensor:
+        """Call the operator of this format: `grouped`, or that of its bits."""
+        if self.zero is None:
+            return by_row[self.format.bits](self.x, self.codes, self.scale, self.rows)
+        parts = (self.x, self.codes, self.scale, self.zero, self.rows)
+        return grouped(*parts, self.format.bits, self.format.kind)
+
+    def product(self) -> Tensor:
+        """By the operator."""
+        by_row = {8: int8_weight.int8_weight_op, 6: fp6_weight.fp6_weight_op}
+        return self.call(grouped_weight.grouped_weight_op, by_row)
+
+    def reference(self) -> Tensor:
+        """By the formula, in float32."""
+        by_row = {8: int8_weight.reference, 6: fp6_weight.reference}
+        return self.call(grouped_weight.reference, by_row)
+
+    def magnitude(self) -> Tensor:
+        """The sum of the terms' magnitudes, in which rounding is counted."""
+        columns = self.x.shape[1]
+        by_row = {8: int8_weight.dequantized, 6: fp6_weight.dequantized}
+        if self.zero is None:
+            one = by_row[self.format.bits]
+            weight = one(self.codes, self.scale, self.rows, columns)
+        else:
+            weight = grouped_weight.dequantized(
+                self.codes,
+                self.scale,
+                self.zero,
+                self.rows,
+                columns,
+                bits=self.format.bits,
+                kind=self.format.kind,
+            )
+        return self.x.float().abs() @ weight.abs().T
+
+
+def sample(
+    format: Format, shape: tuple[int, int, int], dtype: torch.dtype, *, seed: int = 0
+) -> Packed:
+    """Random codes, all of them possible; K is cut to whole groups."""
+    tokens, rows, columns = shape
+    draw = torch.Generator().manual_seed(seed)
+    if format.group_size:
+        columns -= columns % format.group_size
+    codes = torch.randint(0, 2**format.bits, (rows, columns), generator=draw)
+    x = torch.randn(tokens, columns, generator=draw).to(dtype)
+    if not format.group_size:
+        scale = to_lanes(torch.rand(rows, generator=draw) * 0.01)
+        packed = pack(codes, format.bits)
+        return Packed(
+            format=format, x=x, codes=packed, scale=scale, zero=None, rows=rows
+        )
+    shape_of_groups = (rows, columns // format.group_size)
+    scale = to_lanes(torch.rand(shape_of_groups, generator=draw) * 0.01)
+    zeros = torch.randint(0, 2**format.bits, shape_of_groups, generator=draw)
+    if format.kind == PACKED:
+        zero = pack(zeros, format.bits)
+    elif format.kind == INTEGER:
+        zero = to_lanes(zeros.to(torch.int32))
+    else:
+        zero = to_lanes((zeros - 8) * 0.001).to(torch.bfloat16)
+    return Packed(
+        format=format,
+        x=x,
+        codes=pack(codes, format.bits),
+        scale=scale.to(torch.float16 if format.kind == PACKED else torch.bfloat16),
+        zero=zero,
+        rows=rows,
+    )
+
+
+def assert_close(found: Tensor, packed: Packed) -> None:
+    """`found` is the product up to the rounding of its dtype."""
+    assert found.dtype == packed.x.dtype
+    assert found.shape == (len(packed.x), packed.rows)
+    allowed = ROUNDING[found.dtype] * packed.magnitude()
+    error = (found.float() - packed.reference()).abs()
+    worst = (error / allowed.clamp(min=1e-30)).max().item()
+    assert worst <= 1, f"{packed.format.name}: {worst:.2f} times what rounding explains"

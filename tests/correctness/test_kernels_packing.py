@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llama_perf.kernels.packing import (
+    LANES,
+    from_lanes,
+    pack,
+    planes,
+    slots,
+    to_lanes,
+    unpack,
+    words,
+)
+
+BITS = st.integers(1, 8)
+SIZES = st.integers(1, 70)
+
+
+def codes_of(bits: int, rows: int, columns: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2**bits, (rows, columns), generator=draw, dtype=torch.int32)
+
+
+@given(bits=BITS, rows=SIZES, columns=SIZES, seed=st.integers(0, 99))
+def test_packing_and_unpacking_gives_the_codes_back(
+    bits: int, rows: int, columns: int, seed: int
+) -> None:
+    codes = codes_of(bits, rows, columns, seed)
+    packed = pack(codes, bits)
+    assert packed.dtype == torch.int32
+    assert packed.shape == (-(-rows // LANES), words(bits, columns), LANES)
+    assert torch.equal(from_lanes(unpack(packed, bits, columns), rows), codes)
+
+
+@given(bits=BITS, rows=SIZES, columns=SIZES, seed=st.integers(0, 99))
+def test_a_units_slots_are_its_columns(
+    bits: int, rows: int, columns: int, seed: int
+) -> None:
+    codes = codes_of(bits, rows, columns, seed)
+    found = torch.stack(slots(pack(codes, bits), bits, columns), dim=2).flatten(1, 2)
+    assert torch.equal(from_lanes(found[:, :columns], rows), codes)
+    assert not found[:, columns:].any(), "the padding is zeros"
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_every_code_survives(bits: int) -> None:
+    codes = torch.arange(2**bits, dtype=torch.int32).repeat(16, 1)
+    found = unpack(pack(codes, bits), bits, 2**bits)
+    assert torch.equal(from_lanes(found, 16), codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_whole_words_take_no_bit_more_than_their_codes(bits: int) -> None:
+    assert sum(planes(bits)) == bits
+    assert words(bits, 4096) * 32 == bits * 4096
+    # 11008 of Llama-2's feed-forward layers too.
+    assert words(bits, 11008) * 32 == bits * 11008
+
+
+def test_where_a_code_lies() -> None:
+    codes = torch.zeros((18, 16), dtype=torch.int32)
+    codes[17, 9] = 0b101011
+    packed = pack(codes, 6)
+    # Words 0 and 1: the 4-bit plane, columns 8 to 15 in the second; 2: the 2-bit plane.
+    assert packed[1, 1, 1] == 0b1011 << 4
+    assert packed[1, 2, 1] == 0b10 << 18
+    assert packed.count_nonzero() == 2
+
+
+@given(rows=SIZES, columns=SIZES)
+def test_lanes_hold_sixteen_rows_side_by_side(rows: int, columns: int) -> None:
+    values = torch.arange(rows * columns).view(rows, columns)
+    blocks = to_lanes(values)
+    assert blocks.is_contiguous()
+    assert blocks.shape == (-(-rows // LANES), columns, LANES)
+    assert torch.equal(from_lanes(blocks, rows), values)

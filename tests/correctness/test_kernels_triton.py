@@ -1,0 +1,147 @@
+"""The Triton kernels against the reference: interpreted on a CPU, for real on a card.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
+of its own: `test_in_the_interpreter` runs this file there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_samples import DTYPES, FORMATS, Format, Packed, assert_close, sample
+from torch import Tensor
+
+from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels.packing import pack, to_lanes
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+NAMES = [format.name for format in FORMATS]
+# (M, N, K): a product of few tokens and one of many, off every tile's size; the last
+# two for sums of several splits and steps.
+SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
+LONG = ((1, 16, 4096), (17, 20, 640))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("interpreter", id="interpreter"),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda":
+        if INTERPRETED or not torch.cuda.is_available():
+            pytest.skip("no CUDA device on this machine")
+        return torch.device("cuda")
+    if not INTERPRETED:
+        pytest.skip("test_in_the_interpreter runs it")
+    return torch.device("cpu")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_in_the_interpreter() -> None:
+    file = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert f"{COUNT} passed" in done.stdout, done.stdout[-500:]
+
+
+def by_triton(packed: Packed) -> Tensor:
+    from llama_perf.kernels import triton_products
+
+    def grouped(
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        rows: int,
+        bits: int,
+        kind: int,
+    ) -> Tensor:
+        return triton_products.grouped_product(
+            x, codes, scale, zero, rows, bits=bits, kind=kind
+        )
+
+    by_row = {8: triton_products.int8_product, 6: triton_products.fp6_product}
+    return packed.call(grouped, by_row)
+
+
+def check(packed: Packed, device: torch.device) -> None:
+    found = by_triton(packed.on(device))
+    assert_close(found.cpu(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_a_product_is_that_of_the_reference(
+    format: Format, device: torch.device
+) -> None:
+    for index, shape in enumerate(SHAPES):
+        check(sample(format, shape, DTYPES[index % 3]), device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
+    for format in FORMATS[:3]:
+        for shape in ((2, 33, 64), (10, 33, 64)):
+            check(sample(format, shape, dtype), device)
+
+
+@pytest.mark.parametrize("tokens", range(1, 18))
+def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
+    for format in FORMATS[:3]:
+        check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
+
+
+@pytest.mark.parametrize("shape", LONG, ids=str)
+def test_a_long_row_in_several_steps_and_splits(
+    shape: tuple[int, int, int], device: torch.device
+) -> None:
+    for format in (FORMATS[1], FORMATS[2]):
+        check(sample(format, shape, torch.float32), device)
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
+def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) -> None:
+    from llama_perf.kernels.triton_products import int8_dynamic_product
+
+    tokens, rows, columns = shape
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(-127, 128, (tokens, columns), generator=draw, dtype=torch.int8)
+    codes = torch.randint(0, 256, (rows, columns), generator=draw)
+    packed, scale = pack(codes, 8), to_lanes(torch.ones(rows))
+    one = torch.ones((tokens, 1))
+    exact = int8_dynamic.reference(x, one, packed, scale, rows)
+    for asm in (False,) if INTERPRETED else (False, True):
+        parts = (each.to(device) for each in (x, one, packed, scale))
+        found = int8_dynamic_product(*parts, rows, asm=asm)
+        assert torch.equal(found.cpu(), exact)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_fp6_code(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels.fp6_weight import decode
+    from llama_perf.kernels.triton_products import fp6_product
+
+    codes = torch.arange(64, dtype=torch.int32)
+    weight = torch.zeros((64, 64), dtype=torch.int32).fill_diagonal_(1) * codes
+    packed, scale = pack(weight, 6), to_lanes(torch.ones(64))
+    x = torch.ones((tokens, 64))
+    parts = (each.to(device) for each in (x, packed, scale))
+    found = fp6_product(*parts, 64)
+    assert torch.equal(found.cpu(), decode(codes).expand(tokens, 64))
+
+
+COUNT = len(FORMATS) + len(DTYPES) + 17 + len(LONG) + 3 + 2
