@@ -67,7 +67,7 @@ def test_a_wrong_option_of_generate(
         ("--checkpoint_path Foo-17B", "model: 'Foo-17B' is not allowed; allowed: the"),
         ("--checkpoint_path no/folder", "checkpoint: 'no/folder': no such file or fol"),
         ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
-        ("-q int8wo --kernels native", "scheme int8wo is not built on native; built "),
+        ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
         ("--cache_size 1000000000000", "it needs at least 1"),
         ("--kv_cache_quantization", "the int8 KV cache is not built"),
     ],
@@ -195,7 +195,8 @@ def test_rows_that_are_not_there(
     assert told.endswith("none.toml' cannot be read: No such file or directory")
     assert "Is a directory" in refusal(capsys, *words, "--rows", str(tmp_path))
     told = refusal(capsys, *words, "--set", "all")
-    assert told == "set: 'all' is not allowed; allowed: cpu, cuda-check, reference"
+    allowed = "cpu, cuda-check, native, reference"
+    assert told == f"set: 'all' is not allowed; allowed: {allowed}"
     told = refusal(capsys, *words, "--set", "cpu", "--row", "*int3*")
     assert told.startswith("row: '*int3*' is not allowed; no id matches")
     told = refusal(capsys, *words, "--set", "cpu", "--rows", "rows.toml")
