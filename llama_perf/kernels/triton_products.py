@@ -63,6 +63,9 @@ def few_launch(tokens: int, rows: int, columns: int) -> Launch:
 def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> Launch:
     """A tiled product on tensor cores."""
     block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    if least_u > 16:
+        # A larger tile of int32 sums spills registers on sm_80.
+        block_m = min(block_m, 32)
     block_n = 64
     return Launch(
         grid=(-(-rows // block_n), -(-tokens // block_m)),

@@ -1,0 +1,198 @@
+"""Compile the Triton kernels without a card; registers and spills into docs/kernels.md.
+
+Each kernel as it would be launched at every shape of Llama-2-7B and Llama-3-8B, with
+bfloat16 activations, for each architecture. Says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from tabulate import tabulate
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from llama_perf.kernels.packing import words
+from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton_products import FEW, Launch, few_launch, many_launch
+from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
+from llama_perf.model.config import preset
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
+CAPABILITIES = (80, 90, 100)
+# A step of decoding, the published table's prompt, and a prompt on tensor cores.
+TOKENS = (1, 6, 64)
+MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A weight format as the kernels' constants name it."""
+
+    name: str
+    bits: int
+    decode: int = UNSIGNED.value
+    group: int = 0
+    zero: int = 0
+    dynamic: bool = False
+
+
+VARIANTS = (
+    Variant(name="int8wo", bits=8, decode=INT8.value),
+    Variant(name="int8dq", bits=8, dynamic=True),
+    Variant(name="int4wo-64", bits=4, group=64, zero=3),
+    Variant(name="uintx-4-64", bits=4, group=64, zero=2),
+    Variant(name="uintx-4-64 reference", bits=4, group=64, zero=1),
+    Variant(name="uintx-2-8", bits=2, group=8, zero=2),
+    Variant(name="uintx-3-64", bits=3, group=64, zero=2),
+    Variant(name="fp6", bits=6, decode=FP6.value),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one thread of a kernel takes, and what was compiled."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def shapes() -> list[tuple[int, int]]:
+    """(N, K) of every linear of the two models, once each."""
+    found = set()
+    for model in MODELS:
+        config = preset(model)
+        dim, hidden = config.dim, config.intermediate_size
+        found |= {(config.qkv_size, dim), (dim, dim), (hidden, dim), (dim, hidden)}
+        found.add((config.vocab_size, dim))
+    return sorted(found)
+
+
+def compile_one(
+    variant: Variant, tokens: int, rows: int, columns: int, capability: int
+) -> Resources:
+    """Compile one launch for one architecture."""
+    kernel, launch, constants, pointers = _launch(variant, tokens, rows, columns)
+    constants |= launch.constants
+    signature = {**pointers, "M": "i32", "N": "i32"}
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = [*range(len(pointers)), len(pointers) + 1]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=constants,
+        # Torch's allocations and the models' N are multiples of 16.
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": launch.warps, "num_stages": launch.stages},
+    )
+    registers, spilled = _assembled(compiled.asm["ptx"], capability)
+    return Resources(
+        registers=registers,
+        spilled_bytes=spilled,
+        shared_bytes=int(compiled.metadata.shared),
+    )
+
+
+def _launch(
+    variant: Variant, tokens: int, rows: int, columns: int
+) -> tuple[Any, Launch, dict[str, Any], dict[str, str]]:
+    few = tokens <= FEW
+    if variant.dynamic:
+        pointers = {"x": "*i32" if few else "*i8", "codes": "*i32", "out": "*i32"}
+        if few:
+            launch = few_launch(tokens, rows, columns)
+            return few_tokens_int8, launch, {"K": columns, "ASM": True}, pointers
+        launch = many_launch(tokens, rows, columns, least_u=32)
+        return many_tokens_int8, launch, {"K": columns}, pointers
+    choose = few_launch if few else many_launch
+    launch = choose(tokens, rows, columns)
+    constants: dict[str, Any] = {
+        "K": columns,
+        "WORDS": words(variant.bits, columns),
+        "BITS": variant.bits,
+        "DECODE": variant.decode,
+        "GROUP": variant.group,
+        "ZERO": variant.zero,
+    }
+    if not few:
+        constants["WIDE"] = False
+    partial = few and launch.splits > 1
+    pointers = {
+        "x": "*bf16",
+        "codes": "*i32",
+        "scale": "*fp16" if variant.group else "*fp32",
+        "zero": {0: "*fp32", 1: "*i32", 2: "*i32", 3: "*fp16"}[variant.zero],
+        "out": "*fp32" if partial else "*bf16",
+    }
+    return few_tokens if few else many_tokens, launch, constants, pointers
+
+
+def _assembled(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers of a kernel and the bytes it spills, by the assembler's own account."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    tool = folder / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None, "PTX without a target"
+    with tempfile.NamedTemporaryFile(suffix=".ptx", mode="w") as file:
+        file.write(ptx)
+        file.flush()
+        done = subprocess.run(
+            [tool, "-v", "--gpu-name", target[1], file.name, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
+    assert registers is not None, f"ptxas wrote {done.stderr!r}"
+    assert spilled is not None, f"ptxas wrote {done.stderr!r}"
+    return int(registers[1]), int(spilled[1])
+
+
+def measure() -> Iterator[tuple[str, int, int, list[Resources]]]:
+    """(variant, tokens, capability, what each shape takes), all of them."""
+    for variant in VARIANTS:
+        for tokens in TOKENS:
+            for capability in CAPABILITIES:
+                taken = [
+                    compile_one(variant, tokens, rows, columns, capability)
+                    for rows, columns in shapes()
+                ]
+                yield variant.name, tokens, capability, taken
+
+
+def main() -> int:
+    """Write the table; 1 if a kernel spills."""
+    cells: dict[tuple[str, int], list[str]] = {}
+    spills = []
+    for name, tokens, capability, taken in measure():
+        print(f"{name}, {tokens} tokens, sm_{capability}", flush=True)
+        registers = max(each.registers for each in taken)
+        spilled = max(each.spilled_bytes for each in taken)
+        cells.setdefault((name, tokens), []).append(f"{registers}, {spilled}")
+        if spilled:
+            spills.append(f"{name}, {tokens} tokens, sm_{capability}: {spilled} bytes")
+    headers = ["format", "tokens", *(f"sm_{each}" for each in CAPABILITIES)]
+    rows = [(name, tokens, *found) for (name, tokens), found in cells.items()]
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    tail = rest.split(END)[1]
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    print(table)
+    print("\n".join(f"spilled: {each}" for each in spills))
+    return 1 if spills else 0

@@ -1,0 +1,41 @@
+"""The Triton kernels compiled without a card, and the table of docs/kernels.md."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from llama_perf.kernels import ahead_of_time as aot
+
+
+@pytest.mark.parametrize("variant", aot.VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_a_kernel_compiles_without_spills(variant: aot.Variant, tokens: int) -> None:
+    taken = aot.compile_one(variant, tokens, 4096, 4096, 90)
+    assert 0 < taken.registers <= 255
+    assert taken.spilled_bytes == 0
+
+
+def test_the_shapes_are_those_of_the_two_models() -> None:
+    assert {(4096, 11008), (12288, 4096), (32000, 4096)} <= set(aot.shapes())
+    assert {(6144, 4096), (4096, 14336), (128256, 4096)} <= set(aot.shapes())
+
+
+def test_the_document_has_every_kernel_and_no_spill() -> None:
+    text = aot.DOCUMENT.read_text(encoding="utf-8")
+    table = text.partition(aot.BEGIN)[2].partition(aot.END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ][2:]
+    listed = [(row[0], int(row[1])) for row in rows]
+    assert listed == [
+        (variant.name, tokens) for variant in aot.VARIANTS for tokens in aot.TOKENS
+    ]
+    assert {cell.split(", ")[1] for row in rows for cell in row[2:]} == {"0"}
