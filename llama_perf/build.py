@@ -21,7 +21,9 @@ from llama_perf.memory import least_bytes, least_cache_bytes
 from llama_perf.model.config import PRESETS, preset, preset_name
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.scheme import Scheme
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
@@ -302,12 +304,5 @@ def quantize_model(
 
 def preferred_kernels(scheme: str) -> str:
     """The kernels a scheme runs on where none are asked for."""
-    from llama_perf.quantize.quiet import import_torchao
-    from llama_perf.scheme import Scheme
-
-    parsed = Scheme.parse(scheme)
-    import_torchao()
-    from llama_perf.quantize.registry import built_kernels
-
-    built = built_kernels(parsed)
+    built = built_kernels(Scheme.parse(scheme))
     return built[0] if built else KERNELS[0]

@@ -61,7 +61,11 @@ class Session:
         except torch.OutOfMemoryError as error:
             return _invalid(row, f"out of memory: {_first_line(error)}")
         except Exception as error:
-            return _invalid(row, f"{type(error).__name__}: {_first_line(error)}")
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            if row.upstream_issue is None:
+                return _invalid(row, reason)
+            reason = f"broken upstream, {row.upstream_issue}: {reason}"
+            return RowResult(id=row.id, row=row, status=Status.NOT_RUN, reason=reason)
         return RowResult(
             id=row.id, row=row, status=Status.MEASURED, measurement=measurement
         )

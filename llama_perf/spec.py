@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -21,6 +22,8 @@ DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
 KERNELS = ("native", "torchao")
 ATTENTIONS = ("sdpa",)
+# An issue as GitHub abbreviates it, such as pytorch/ao#2376.
+_ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
 
 
@@ -30,6 +33,9 @@ class RowSpec:
 
     Lengths count tokens (positions of the key-value cache), `fill` counts the
     positions really filled before timing. The defaults are the reference table's.
+    `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
+    is known to break it: no part of the work, so neither of the id nor of the
+    fingerprint.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -53,6 +59,7 @@ class RowSpec:
     num_samples: int = 5
     top_k: int | None = 200
     temperature: float = 0.8
+    upstream_issue: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model or self.model != self.model.strip():
@@ -75,6 +82,9 @@ class RowSpec:
         if self.compile_prefill and not self.compile:
             raise SpecError("compile_prefill", True, "it needs compile = true")
         check_sampling(temperature=self.temperature, top_k=self.top_k)
+        issue = self.upstream_issue
+        if issue is not None and not _ISSUE.fullmatch(issue):
+            raise SpecError("upstream_issue", issue, "write owner/repository#number")
         if self.fill < 0:
             raise SpecError("fill", self.fill, "allowed: 0 or more")
         if self.cache_size is not None and self.cache_size < self.positions:
@@ -116,9 +126,16 @@ class RowSpec:
         return ".".join(tokens)
 
     @property
+    def _work(self) -> dict[str, Any]:
+        """The fields that change what is measured."""
+        fields_of_work = asdict(self)
+        del fields_of_work["upstream_issue"]
+        return fields_of_work
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of every field, defaults included: tells a row from its namesake."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Hash of the work's fields, defaults included: tells it from its namesake."""
+        text = json.dumps(self._work, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -130,7 +147,7 @@ class RowSpec:
         """
         return tuple(
             value.lower() if name == "model" else value
-            for name, value in asdict(self).items()
+            for name, value in self._work.items()
             if name not in {"kernels", "attention", "capture", "device"}
         )
 

@@ -10,6 +10,8 @@ from tabulate import tabulate
 
 from llama_perf import rows
 from llama_perf.commands.selection import add_selection
+from llama_perf.quantize.registry import built_kernels
+from llama_perf.scheme import Scheme
 from llama_perf.spec import RowSpec
 
 HELP = "list the rows of a set, or of every set"
@@ -34,15 +36,34 @@ def main(arguments: argparse.Namespace) -> int:
             set_name=arguments.set, file=arguments.rows, globs=arguments.row
         )
     if arguments.json:
-        print(json.dumps([{"id": row.id, **asdict(row)} for row in listed], indent=2))
+        objects = [
+            {"id": row.id, **asdict(row), "built": _built(row)} for row in listed
+        ]
+        print(json.dumps(objects, indent=2))
     else:
         print(_table(listed))
         print(f"{len(listed)} rows")
     return 0
 
 
+def _built(row: RowSpec) -> bool:
+    """Whether the row's scheme is built on its kernels."""
+    if row.quantization is None:
+        return True
+    return row.kernels in built_kernels(Scheme.parse(row.quantization))
+
+
 def _table(listed: list[RowSpec]) -> str:
-    headers = ("id", "model", "quantization", "kernels", "dtype", "device", "cache")
+    headers = (
+        "id",
+        "model",
+        "quantization",
+        "kernels",
+        "dtype",
+        "device",
+        "cache",
+        "built",
+    )
     cells = [
         (
             row.id,
@@ -52,6 +73,7 @@ def _table(listed: list[RowSpec]) -> str:
             row.dtype,
             row.device,
             row.allocated_positions,
+            "yes" if _built(row) else "no",
         )
         for row in listed
     ]

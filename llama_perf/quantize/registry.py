@@ -1,33 +1,41 @@
 """Which scheme is built on which kernels.
 
-One dict, filled by one decorator. A builder turns a parsed scheme into the torchao
-config that `quantize_` takes; importing its file registers it. Knows no model.
+One dict says where a family of schemes is built, so that a list of rows can tell
+without importing torch; one decorator, in that file, gives the builder: it turns a
+parsed scheme into the torchao config that `quantize_` takes. Knows no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TypeAlias
-
-import torch
-from torchao.core.config import AOBaseConfig
+from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
 from llama_perf.scheme import Scheme
 from llama_perf.spec import KERNELS
 
-Builder: TypeAlias = Callable[[Scheme, torch.device, torch.dtype], AOBaseConfig]
+if TYPE_CHECKING:
+    import torch
+    from torchao.core.config import AOBaseConfig
 
+    Builder: TypeAlias = Callable[[Scheme, torch.device, torch.dtype], AOBaseConfig]
+
+_TORCHAO = "llama_perf.quantize.torchao_schemes"
+_FILES = {
+    ("int8wo", "native"): "llama_perf.quantize.int8wo",
+    ("int8dq", "native"): "llama_perf.quantize.int8dq",
+    ("int4wo", "native"): "llama_perf.quantize.int4wo",
+    ("uintx", "native"): "llama_perf.quantize.uintx",
+    ("fp6", "native"): "llama_perf.quantize.fp6",
+    ("int8wo", "torchao"): _TORCHAO,
+    ("int8dq", "torchao"): _TORCHAO,
+    ("int4wo", "torchao"): _TORCHAO,
+    ("float8wo", "torchao"): _TORCHAO,
+    ("float8dq-tensor", "torchao"): _TORCHAO,
+    ("float8dq-row", "torchao"): _TORCHAO,
+}
 _BUILDERS: dict[tuple[str, str], Builder] = {}
-_FILES = (
-    "llama_perf.quantize.torchao_schemes",
-    "llama_perf.quantize.int8wo",
-    "llama_perf.quantize.int8dq",
-    "llama_perf.quantize.int4wo",
-    "llama_perf.quantize.uintx",
-    "llama_perf.quantize.fp6",
-)
 
 
 def register(family: str, *, kernels: str) -> Callable[[Builder], Builder]:
@@ -36,6 +44,7 @@ def register(family: str, *, kernels: str) -> Callable[[Builder], Builder]:
     def add(builder: Builder) -> Builder:
         key = (family, kernels)
         assert key not in _BUILDERS, f"{key} is registered twice"
+        assert _FILES.get(key) == builder.__module__, f"{key} is not in the list above"
         _BUILDERS[key] = builder
         return builder
 
@@ -44,9 +53,7 @@ def register(family: str, *, kernels: str) -> Callable[[Builder], Builder]:
 
 def built_kernels(scheme: Scheme) -> list[str]:
     """The kinds of kernels on which `scheme` is built, the preferred one first."""
-    for file in _FILES:
-        import_module(file)
-    return [kernels for kernels in KERNELS if (scheme.family, kernels) in _BUILDERS]
+    return [kernels for kernels in KERNELS if (scheme.family, kernels) in _FILES]
 
 
 def config_for(
@@ -61,4 +68,12 @@ def config_for(
     if kernels not in built:
         where = f"{kernels}; built on: {', '.join(built)}" if built else "any kernels"
         raise NotRunnable(f"scheme {scheme.name} is not built on {where}")
-    return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
+    key = (scheme.family, kernels)
+    import_module(_FILES[key])
+    return _BUILDERS[key](scheme, device, dtype)
+
+
+def import_all() -> None:
+    """Import every scheme, so that its tensors can be loaded."""
+    for file in _FILES.values():
+        import_module(file)

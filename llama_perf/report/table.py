@@ -169,6 +169,11 @@ def notes(report: Report) -> list[str]:
         if result.measurement and result.measurement.injected_slowdown:
             share = result.measurement.injected_slowdown
             lines.append(f"injected slowdown of {share:.0%} in {result.id}")
+        if result.measurement and result.row.upstream_issue:
+            lines.append(
+                f"works again: {result.id} is marked as broken by"
+                f" {result.row.upstream_issue}, and ran"
+            )
     if report.baseline_source:
         lines.append(f"baseline: {report.baseline_source}")
     if report.environment_changes:

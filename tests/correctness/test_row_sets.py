@@ -53,6 +53,7 @@ def test_the_reference_set_is_the_published_table_row_by_row() -> None:
             )
         )
         assert row.device == "cuda"
+        assert row.kernels == "native"
         assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)
 
 

@@ -44,11 +44,12 @@ def test_the_table_has_a_line_for_each_row(
 ) -> None:
     header, _, *lines, last = table(capsys, "--rows", rows_file)
     names = ["id", "model", "quantization", "kernels", "dtype", "device", "cache"]
+    names.append("built")
     assert header.split() == names
     assert [line.split() for line in lines] == [
-        [PLAIN, "tiny", "none", "native", "float32", "cpu", "10"],
-        [INT8, "tiny", "int8wo", "torchao", "float32", "cpu", "10"],
-        [FP6, "tiny", "fp6", "torchao", "float32", "cpu", "10"],
+        [PLAIN, "tiny", "none", "native", "float32", "cpu", "10", "yes"],
+        [INT8, "tiny", "int8wo", "torchao", "float32", "cpu", "10", "yes"],
+        [FP6, "tiny", "fp6", "torchao", "float32", "cpu", "10", "no"],
     ]
     assert last == "3 rows"
 
@@ -57,21 +58,25 @@ def test_json_has_the_fields_of_a_row_and_reads_back(
     capsys: pytest.CaptureFixture[str], rows_file: str
 ) -> None:
     objects = listed(capsys, "--rows", rows_file)
-    names = ["id", *(field.name for field in fields(RowSpec))]
+    names = ["id", *(field.name for field in fields(RowSpec)), "built"]
     assert all(list(each) == names for each in objects)
     assert [each["quantization"] for each in objects] == [None, "int8wo", "fp6"]
     assert {each["dtype"] for each in objects} == {"float32"}
     assert objects[0]["compile"] is False
     for each in objects:
-        row_id = each.pop("id")
+        row_id, built = each.pop("id"), each.pop("built")
+        assert built == (each["quantization"] != "fp6")
         assert RowSpec(**each).id == row_id
 
 
 def test_the_reference_set_has_its_43_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert table(capsys, "--set", "reference")[-1] == "43 rows"
-    ids = [each["id"] for each in listed(capsys, "--set", "reference")]
+    objects = listed(capsys, "--set", "reference")
+    ids = [each["id"] for each in objects]
     assert ids == [row.id for row in rows.load_set("reference")]
     assert len(set(ids)) == 43
+    built = {each["quantization"] for each in objects if each["built"]}
+    assert built == {each["quantization"] for each in objects}
 
 
 def test_without_a_set_every_row_stands_once(

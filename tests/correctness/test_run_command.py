@@ -162,6 +162,35 @@ def test_a_row_that_breaks_keeps_those_before_it_and_the_next_runs(
     ]
 
 
+def test_a_row_that_upstream_breaks_says_so_and_when_it_works_again(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows_file = project.path / "rows.toml"
+    mark = 'quantization = "int8wo"\nupstream_issue = "pytorch/ao#2376"'
+    text = rows_file.read_text(encoding="utf-8")
+    assert text.count('quantization = "int8wo"') == 1
+    rows_file.write_text(
+        text.replace('quantization = "int8wo"', mark), encoding="utf-8"
+    )
+    again = f"works again: {INT8} is marked as broken by pytorch/ao#2376, and ran\n"
+    assert main(words(project)) == 0
+    shown = capsys.readouterr().out
+    assert again in shown
+    assert "works again: " not in shown.replace(again, "")
+
+    def breaks() -> None:
+        raise RuntimeError("size(0) needs to be greater than 16")
+
+    on_row(monkeypatch, 2, breaks)
+    assert main(words(project)) == 0
+    shown = capsys.readouterr().out
+    reason = "broken upstream, pytorch/ao#2376: RuntimeError: size(0) needs to be"
+    assert f"NOT_RUN {INT8}: {reason} greater than 16\n" in shown
+    assert again not in shown
+
+
 def test_an_interrupted_row_keeps_those_before_it(
     project: Project,
     monkeypatch: pytest.MonkeyPatch,

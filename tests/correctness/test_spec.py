@@ -54,9 +54,8 @@ def test_compile_prefill_is_in_the_id() -> None:
 
 def test_all_fields_are_covered_by_the_two_tests_above() -> None:
     # attention has one value so far.
-    assert len(asdict(RowSpec(model="7B"))) == 17 + len(
-        ["compile_prefill", "attention"]
-    )
+    others = ["compile_prefill", "attention", "upstream_issue"]
+    assert len(asdict(RowSpec(model="7B"))) == 17 + len(others)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +81,7 @@ def test_all_fields_are_covered_by_the_two_tests_above() -> None:
         ({"compile_prefill": True}, ["compile_prefill", "compile = true"]),
         ({"fill": -1}, ["fill", "-1"]),
         ({"model": ""}, ["model", "''"]),
+        ({"upstream_issue": "2376"}, ["upstream_issue", "'2376'", "owner/repository#"]),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
@@ -92,6 +92,15 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_a_mark_of_an_upstream_issue_is_no_part_of_the_work() -> None:
+    plain = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
+    marked = replace(plain, upstream_issue="pytorch/ao#2376")
+    assert marked.id == plain.id
+    assert marked.fingerprint == plain.fingerprint
+    assert marked.reference_key == plain.reference_key
+    assert marked != plain
 
 
 @pytest.mark.parametrize(
