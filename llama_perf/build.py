@@ -8,28 +8,33 @@ quantized model plus one layer.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
 from llama_perf.memory import least_bytes, least_cache_bytes
 from llama_perf.model.config import PRESETS, preset, preset_name
 from llama_perf.model.transformer import Transformer
-from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.quantize.apply import Quantizer, is_quantized, make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.scheme import Scheme
+from llama_perf.records import LinearChoice
+from llama_perf.scheme import AUTOQUANT, Scheme
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
 from llama_perf.weights.open_weights import open_weights
 from llama_perf.weights.reader import WeightsReader
 from llama_perf.weights.synthetic import SyntheticWeights
+
+Notify = Callable[[str], None]
 
 # The reference's default prompt, and what follows it where a row wants more tokens.
 PROMPT = (
@@ -41,13 +46,17 @@ PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A row that is ready to run. `prompt` is int64 (batch, prompt_length)."""
+    """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
+
+    `autoquant` is what an autoquant row's linears run on, None for other rows.
+    """
 
     row: RowSpec
     engine: Engine
     prompt: Tensor
     weights: str
     build_s: float
+    autoquant: tuple[LinearChoice, ...] | None = None
 
     @property
     def model_size_bytes(self) -> int:
@@ -151,10 +160,12 @@ def prepare(
     checkpoints: Path | None = None,
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
+    notify: Notify = lambda _text: None,
 ) -> Prepared:
     """Build what `row` asks for.
 
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own.
+    `notify` is told of steps that take long or use what an earlier run left.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -164,6 +175,10 @@ def prepare(
     quantizer, reader, path = _open(row, checkpoints, dtype, device)
     if prompt is None:
         prompt = _prompt(row, reader, path)
+    choices = None
+    if row.quantization in AUTOQUANT:
+        choices = choose(row, reader.config, notify=notify)
+        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     engine = Engine(
         model,
@@ -180,7 +195,28 @@ def prepare(
         engine=engine,
         prompt=prompt.to(device),
         weights=reader.source,
+        autoquant=choices,
         build_s=time.perf_counter() - start,
+    )
+
+
+def chosen_quantizer(
+    row: RowSpec,
+    choices: Sequence[LinearChoice],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Quantizer:
+    """The quantizer of an autoquant row, once it is chosen."""
+    assert row.quantization is not None, f"{row.id} has no scheme"
+    return make_quantizer(
+        row.quantization,
+        kernels=row.kernels,
+        device=device,
+        dtype=dtype,
+        schemes={
+            (each.out_features, each.in_features): each.chosen for each in choices
+        },
     )
 
 
@@ -282,22 +318,38 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def quantize_model(
-    model: Transformer, scheme: str, *, kernels: str | None = None
+    model: Transformer,
+    scheme: str,
+    *,
+    kernels: str | None = None,
+    compile: bool = False,
 ) -> Transformer:
     """Quantize every linear layer of `model` in place, and return it.
 
     `kernels` is "native" or "torchao"; where not given, native where this scheme is
-    built so, else torchao. Raises SpecError for an unknown scheme or one that does
-    not fit a layer, NotRunnable for one that is not built or not for this device.
+    built so, else torchao. autoquant chooses for a generation of the reference's
+    lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
+    an unknown scheme or one that does not fit a layer, NotRunnable for one that is
+    not built or not for this device.
     """
     chosen = kernels if kernels is not None else preferred_kernels(scheme)
     if chosen not in KERNELS:
         raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
-    if type(model.output.weight) not in (nn.Parameter, Tensor):
-        raise SpecError("quantization", scheme, "this model is quantized already")
-    quantizer = make_quantizer(
-        scheme, kernels=chosen, device=model.device, dtype=model.dtype
-    )
+    for linear in model.modules():
+        if isinstance(linear, nn.Linear) and is_quantized(linear.weight):
+            raise SpecError("quantization", scheme, "this model is quantized already")
+    device, dtype = model.device, model.dtype
+    quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
+    if scheme in AUTOQUANT:
+        row = RowSpec(
+            model="model",
+            quantization=scheme,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+            compile=compile,
+        )
+        choices = choose(row, model.config)
+        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     quantizer(model, "model")
     return model
 

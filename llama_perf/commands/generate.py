@@ -213,6 +213,7 @@ def _measure(
     from llama_perf.environment import check_device
     from llama_perf.measure import measure
     from llama_perf.memory import MemoryMeter
+    from llama_perf.report.choices import choice_table
 
     samples: list[Sample] = []
 
@@ -223,8 +224,10 @@ def _measure(
     device = check_device(row.device)
     with compiler_settings(), memory_profile(arguments.memory_profile):
         meter = MemoryMeter(device)
-        prepared = prepare(row, prompt=prompt)
+        prepared = prepare(row, prompt=prompt, notify=print)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
+        if prepared.autoquant is not None:
+            print(choice_table(prepared.autoquant))
         measurement = measure(prepared, meter=meter, after_sample=show)
         profile(prepared, arguments.profile)
     return prepared, measurement, samples
