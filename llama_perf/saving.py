@@ -67,8 +67,10 @@ def save_model(
             shutil.rmtree(made, ignore_errors=True)
             raise
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError.
-        raise SaveError(f"{target}: cannot be written: {_first_line(error)}") from None
+        # Where a write fails torch raises an error of its own after it.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        told = _first_line(cause or error)
+        raise SaveError(f"{target}: cannot be written: {told}") from None
     return target
 
 
@@ -150,16 +152,15 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
         try:
             torch.save(tensor, buffer)
             buffer.seek(0)
-            again = torch.load(buffer, weights_only=True)
+            again = type(torch.load(buffer, weights_only=True))
         except Exception as error:  # pickling and unpickling fail in many ways
-            raise SaveError(
-                f"a {kind.__name__} cannot be saved and loaded: {_first_line(error)}"
-            ) from None
-        if type(again) is not kind:
-            raise SaveError(
-                f"a {kind.__name__} cannot be saved: it is loaded as a"
-                f" {type(again).__name__}"
-            )
+            raise _not_savable(kind, _first_line(error)) from None
+        if again is not kind:
+            raise _not_savable(kind, f"loaded as {again.__name__}")
+
+
+def _not_savable(kind: type, reason: str) -> SaveError:
+    return SaveError(f"{kind.__name__} tensors cannot be saved: {reason}")
 
 
 def check_scheme_savable(
@@ -181,5 +182,5 @@ def check_scheme_savable(
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
     return lines[0] if lines else type(error).__name__
