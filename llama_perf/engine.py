@@ -221,11 +221,9 @@ def compiler_settings() -> Iterator[None]:
     compare with the others. The compiler's caches of earlier rows are dropped: rows
     share the block's code, and inherited entries would count as recompilations.
     """
-    from torch._dynamo.utils import counters
     from torch._inductor import config
 
-    torch._dynamo.reset()
-    counters.clear()
+    _forget_compiled()
     flags = {
         "coordinate_descent_tuning": True,
         "coordinate_descent_check_all_directions": True,
@@ -240,4 +238,11 @@ def compiler_settings() -> Iterator[None]:
         try:
             yield
         finally:
-            torch._dynamo.reset()
+            _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()

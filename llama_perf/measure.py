@@ -131,6 +131,7 @@ def measure(
         graph_breaks=graph_breaks,
         compilations=compilations,
         injected_slowdown=slowdown,
+        autoquant=prepared.autoquant,
         sample_ns=totals,
         first_token_ns=firsts,
     )

@@ -62,6 +62,25 @@ class Environment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LinearChoice:
+    """What autoquant chose for the linears of one shape.
+
+    `products` are (tokens, how many) of one generation; `total_ms` is what all of them
+    take with each candidate that fits; `reused` says that the times were taken in an
+    earlier run.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    out_features: int
+    in_features: int
+    products: tuple[tuple[int, int], ...]
+    chosen: str
+    total_ms: dict[str, float]
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """What one row measured. Speeds are medians over its samples.
 
@@ -90,6 +109,7 @@ class Measurement:
     graph_breaks: int | None = None
     compilations: int | None = None
     injected_slowdown: float = 0.0
+    autoquant: tuple[LinearChoice, ...] | None = None
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()
 

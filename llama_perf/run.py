@@ -78,7 +78,10 @@ class Session:
             progress("building")
             meter = MemoryMeter(device)
             prepared = prepare(
-                row, checkpoints=self.options.checkpoints, slowdown=slowdown
+                row,
+                checkpoints=self.options.checkpoints,
+                slowdown=slowdown,
+                notify=progress,
             )
             try:
                 measurement = measure(

@@ -14,6 +14,9 @@ from llama_perf.errors import SpecError
 INT4_GROUP_SIZES = (32, 64, 128, 256)
 UINTX_BITS = tuple(range(1, 9))
 
+# A linear that stays as it is, where schemes are named by linear.
+PLAIN = "none"
+AUTOQUANT = ("autoquant", "autoquant-int4")
 PLAIN_FAMILIES = (
     "int8wo",
     "int8dq",
@@ -22,8 +25,7 @@ PLAIN_FAMILIES = (
     "float8dq-row",
     "fp6",
     "sparse-marlin",
-    "autoquant",
-    "autoquant-int4",
+    *AUTOQUANT,
 )
 
 ALLOWED = (

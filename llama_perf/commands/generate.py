@@ -169,9 +169,9 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
-    from llama_perf.build import check_model
     from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
     from llama_perf.weights.locate import resolve_checkpoint
+    from llama_perf.weights.open_model import check_model
     from llama_perf.weights.open_weights import open_weights
 
     path = Path(checkpoint)
@@ -220,6 +220,7 @@ def _measure(
     from llama_perf.environment import check_device
     from llama_perf.measure import measure
     from llama_perf.memory import MemoryMeter
+    from llama_perf.report.choices import choice_table
 
     samples: list[Sample] = []
 
@@ -230,8 +231,10 @@ def _measure(
     device = check_device(row.device)
     with compiler_settings(), memory_profile(arguments.memory_profile):
         meter = MemoryMeter(device)
-        prepared = prepare(row, prompt=prompt)
+        prepared = prepare(row, prompt=prompt, notify=print)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
+        if prepared.autoquant is not None:
+            print(choice_table(prepared.autoquant))
         measurement = measure(prepared, meter=meter, after_sample=show)
         profile(prepared, arguments.profile)
     return prepared, measurement, samples

@@ -33,7 +33,9 @@ def talk(
         # One position stands for the prompt; the cache must hold a real one.
         room = row.cache_size or max(2048, 2 * row.max_new_tokens)
         prepared = prepare(
-            _with_cache(row, room), prompt=torch.zeros((1, 1), dtype=torch.int64)
+            _with_cache(row, room),
+            prompt=torch.zeros((1, 1), dtype=torch.int64),
+            notify=print,
         )
         history: list[Message] = []
         for text in _prompts():

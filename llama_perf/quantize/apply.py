@@ -6,24 +6,31 @@ is an error, so that no row runs unquantized under a quantized name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
+from llama_perf.model.transformer import is_plain
 from llama_perf.quantize.quiet import import_torchao
-from llama_perf.scheme import Scheme
+from llama_perf.scheme import AUTOQUANT, Scheme
 
 Quantizer = Callable[[nn.Module, str], None]
 
 
 def make_quantizer(
-    name: str, *, kernels: str, device: torch.device, dtype: torch.dtype
+    name: str,
+    *,
+    kernels: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    schemes: Mapping[tuple[int, int], str] | None = None,
 ) -> Quantizer:
     """A function that quantizes every linear of a module in place.
 
     It takes the module and the module's name within the model, for messages.
+    `schemes` is what autoquant chose for each shape (N, K).
     Raises SpecError for an unknown scheme, NotRunnable for one not built or not for
     this device; the function raises SpecError for a weight that does not fit.
     """
@@ -34,6 +41,10 @@ def make_quantizer(
 
     scheme = Scheme.parse(name)
     config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
+    if schemes is not None:
+        from llama_perf.quantize.autoquant import AutoquantConfig
+
+        config = AutoquantConfig(schemes=schemes)
 
     def quantize(module: nn.Module, prefix: str) -> None:
         for path, linear in _linears(module, prefix):
@@ -41,8 +52,11 @@ def make_quantizer(
             _check_finite(scheme, linear, path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
+        if scheme.family in AUTOQUANT:
+            # It may have chosen to leave a linear as it is.
+            return
         for path, linear in _linears(module, prefix):
-            if type(linear.weight) in (nn.Parameter, torch.Tensor):
+            if is_plain(linear.weight):
                 raise SpecError(
                     "quantization",
                     name,
@@ -50,6 +64,11 @@ def make_quantizer(
                 )
 
     return quantize
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a linear's weight is some scheme's tensor rather than a plain one."""
+    return not is_plain(weight)
 
 
 def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:

@@ -28,6 +28,8 @@ _FILES = {
     ("int4wo", "native"): "llama_perf.quantize.int4wo",
     ("uintx", "native"): "llama_perf.quantize.uintx",
     ("fp6", "native"): "llama_perf.quantize.fp6",
+    ("autoquant", "native"): "llama_perf.quantize.autoquant",
+    ("autoquant-int4", "native"): "llama_perf.quantize.autoquant",
     ("int8wo", "torchao"): _TORCHAO,
     ("int8dq", "torchao"): _TORCHAO,
     ("int4wo", "torchao"): _TORCHAO,

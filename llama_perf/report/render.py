@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from llama_perf.codec import to_json
 from llama_perf.records import Report
+from llama_perf.report.choices import chosen_in
 from llama_perf.report.table import build_table, notes, reasons, summary
 
 
@@ -19,6 +20,8 @@ def as_text(report: Report) -> str:
     lines += [""] + [
         f"{verdict} {row_id}: {reason}" for row_id, verdict, reason in reasons(report)
     ]
+    for row_id, chosen in chosen_in(report):
+        lines += [f"autoquant chose for {row_id}:", chosen, ""]
     lines += notes(report)
     lines.append(summary(report))
     return "\n".join(lines) + "\n"
@@ -35,6 +38,8 @@ def as_markdown(report: Report) -> str:
         f"- **{verdict}** `{row_id}`: {reason}"
         for row_id, verdict, reason in reasons(report)
     ]
+    for row_id, chosen in chosen_in(report, style="github"):
+        lines += ["", f"autoquant chose for `{row_id}`:", "", chosen, ""]
     lines += [f"- {note}" for note in notes(report)]
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from llama_perf.baseline import baseline_row
 from llama_perf.records import (
     Baseline,
     Environment,
+    LinearChoice,
     Measurement,
     RowResult,
     Status,
@@ -45,6 +46,21 @@ MEASUREMENT = Measurement(
     sample_ns=(2_000_000_000, 2_100_000_000),
     first_token_ns=(50_000_000, 51_000_000),
 )
+
+
+def chosen(name: str, *, columns: int = 64, reused: bool = False) -> LinearChoice:
+    """What autoquant chose for weights of 128 rows."""
+    times = {"none": 4.0, "int8wo": 2.5, "int4wo-64-hqq": 1.25}
+    if columns % 64:
+        del times["int4wo-64-hqq"]
+    return LinearChoice(
+        out_features=128,
+        in_features=columns,
+        products=((6, 30), (1, 450)),
+        chosen=name,
+        total_ms=times,
+        reused=reused,
+    )
 
 
 def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:

@@ -11,6 +11,7 @@ from record_samples import (
     ENVIRONMENT,
     MEASUREMENT,
     baseline_of,
+    chosen,
     measured,
     unmeasured,
 )
@@ -38,6 +39,21 @@ def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
     comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
     assert comparison.id == CPU_ROW.id
     assert comparison.reason == "tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
+
+
+def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
+    before = baseline_of(
+        measured(autoquant=(chosen("int8wo"), chosen("none", columns=96)))
+    )
+    told = "autoquant chose none and not int8wo for 128 x 64"
+    for tok_s, verdict in ((60.0, Verdict.SLOWER), (200.0, Verdict.FASTER)):
+        now = (chosen("none"), chosen("none", columns=96))
+        comparison = compare(measured(tok_s=tok_s, autoquant=now), before)
+        assert comparison.verdict is verdict
+        assert comparison.reason.endswith(f"%); {told}")
+        same = (chosen("int8wo"),)
+        comparison = compare(measured(tok_s=tok_s, autoquant=same), before)
+        assert "autoquant" not in comparison.reason
 
 
 def test_more_memory_beyond_the_limit_is_larger() -> None:

@@ -16,6 +16,7 @@ from record_samples import (
     ENVIRONMENT,
     MEASUREMENT,
     baseline_of,
+    chosen,
     measured,
     unmeasured,
 )
@@ -165,9 +166,28 @@ def test_figures_end_and_words_begin_where_their_column_does() -> None:
     assert [row[begin:].split()[0] for row in rows] == ["SLOWER", "SAME"]
 
 
+def test_what_autoquant_chose_is_a_table_below() -> None:
+    choices = (chosen("int8wo", columns=96), chosen("int4wo-64-hqq", reused=True))
+    report = report_of(measured(autoquant=choices), measured(OTHER))
+    text = as_text(report)
+    told = text.partition(f"autoquant chose for {CPU_ROW.id}:\n")[2].splitlines()
+    header, _, *lines = [re.sub(r" {2,}", " | ", line.strip()) for line in told[:4]]
+    assert header == (
+        "N | K | tokens x products | none | int8wo | int4wo-64-hqq | chosen | times"
+    )
+    products = "6 x 30, 1 x 450"
+    assert lines == [
+        f"128 | 96 | {products} | 4.00 ms | 2.50 ms | - | int8wo | taken now",
+        f"128 | 64 | {products} | 4.00 ms | 2.50 ms | 1.25 ms | int4wo-64-hqq | reused",
+    ]
+    assert text.count("autoquant chose") == 1
+    below = as_markdown(report).partition(f"autoquant chose for `{CPU_ROW.id}`:")[2]
+    assert cells(below)[2][-2:] == ["int8wo", "taken now"]
+
+
 def test_json_reads_back_as_the_same_report() -> None:
     report = compared(
-        measured(tok_s=60.0),
+        measured(tok_s=60.0, autoquant=(chosen("int8wo"),)),
         REFUSED,
         reference={CPU_ROW.id: MEASUREMENT},
         selected=3,

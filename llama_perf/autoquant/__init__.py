@@ -1,0 +1,1 @@
+"""autoquant: the fastest scheme for each shape of linear layer, timed on the device."""

@@ -1,0 +1,165 @@
+"""The choice: for each shape of linear, the candidate with the least time.
+
+The time of a candidate is that of all products with the shape's linears in one
+generation, each counted as often as it occurs (torchao's autoquant, which did so until
+0.16). Knows no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from llama_perf.autoquant.times_file import (
+    default_path,
+    keep,
+    machine_key,
+    read,
+    time_key,
+)
+from llama_perf.autoquant.timing import time_product
+from llama_perf.autoquant.uses import Product, logged_products
+from llama_perf.environment import collect
+from llama_perf.errors import RecordError
+from llama_perf.model.config import ModelConfig
+from llama_perf.records import LinearChoice
+from llama_perf.scheme import PLAIN, Scheme
+from llama_perf.spec import RowSpec
+
+CANDIDATES = {
+    "autoquant": (PLAIN, "int8wo", "int8dq"),
+    "autoquant-int4": (PLAIN, "int8wo", "int8dq", "int4wo-64-hqq"),
+}
+
+
+class _Times:
+    """Times of this machine: those in the file, and those taken now."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._path, self._machine = path, machine_key(collect(device))
+        self.problem = ""
+        try:
+            known = read(path).machines.get(self._machine, {})
+        except RecordError as error:
+            self.problem, known = str(error), {}
+        self._known = known
+
+    def known(self, key: str) -> float | None:
+        return self._known.get(key)
+
+    def add(self, times: dict[str, float]) -> None:
+        self._known = {**self._known, **times}
+        if self.problem:
+            return
+        try:
+            keep(self._path, self._machine, times)
+        except RecordError as error:
+            self.problem = str(error)
+
+
+def choose(
+    row: RowSpec,
+    config: ModelConfig,
+    *,
+    notify: Callable[[str], None] = lambda _text: None,
+    path: Path | None = None,
+) -> tuple[LinearChoice, ...]:
+    """What an autoquant row runs its linears on, the most expensive shape first.
+
+    Times that the file at `path` has for this machine are used again; the others are
+    taken on the row's device, in its dtype, and added to it. `notify` is told which,
+    and of a file that cannot be used.
+    """
+    assert row.quantization in CANDIDATES, f"{row.quantization} chooses nothing"
+    candidates = CANDIDATES[row.quantization]
+    device = torch.device(row.device)
+    uses = logged_products(
+        config,
+        batch_size=row.batch_size,
+        prompt_length=row.prompt_length,
+        max_new_tokens=row.max_new_tokens,
+    )
+    times = _Times(path or default_path(), device)
+    if times.problem:
+        notify(f"autoquant: {times.problem}; timing anew without it")
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    timed: set[tuple[int, int]] = set()
+    for product, count in uses.items():
+        shape = (product.rows, product.columns)
+        fitting = [name for name in candidates if _fits(name, product)]
+        each, new = _product_us(row, product, fitting, times, notify)
+        totals = found.setdefault(shape, dict.fromkeys(fitting, 0.0))
+        for name in fitting:
+            totals[name] += each[name] * count / 1e3
+        if new:
+            timed.add(shape)
+    if not timed:
+        notify("autoquant: every time was taken before and is used again")
+    elif times.problem:
+        notify(f"autoquant: the times are not kept: {times.problem}")
+    choices = [
+        LinearChoice(
+            out_features=rows,
+            in_features=columns,
+            products=_counts(uses.items(), (rows, columns)),
+            chosen=min(totals, key=totals.__getitem__),
+            total_ms=totals,
+            reused=(rows, columns) not in timed,
+        )
+        for (rows, columns), totals in found.items()
+    ]
+    return tuple(sorted(choices, key=lambda each: -each.total_ms[PLAIN]))
+
+
+def _counts(
+    uses: Iterable[tuple[Product, int]], shape: tuple[int, int]
+) -> tuple[tuple[int, int], ...]:
+    """(tokens, products) of the linears of one shape."""
+    return tuple(
+        (product.tokens, count)
+        for product, count in uses
+        if (product.rows, product.columns) == shape
+    )
+
+
+def _fits(candidate: str, product: Product) -> bool:
+    if candidate == PLAIN:
+        return True
+    group_size = Scheme.parse(candidate).group_size
+    return group_size is None or product.columns % group_size == 0
+
+
+def _product_us(
+    row: RowSpec,
+    product: Product,
+    candidates: list[str],
+    times: _Times,
+    notify: Callable[[str], None],
+) -> tuple[dict[str, float], bool]:
+    """Microseconds of one product by candidate; whether any was timed now."""
+    # A prompt's products are the same operators compiled or not; a step's are not.
+    compiled = row.compile and product.tokens == row.batch_size
+    keys = {
+        name: time_key(name, product, dtype=row.dtype, compiled=compiled)
+        for name in candidates
+    }
+    known = {name: times.known(key) for name, key in keys.items()}
+    missing = [name for name, us in known.items() if us is None]
+    us = {name: each for name, each in known.items() if each is not None}
+    if missing:
+        notify(
+            f"autoquant: timing {', '.join(missing)} at M = {product.tokens},"
+            f" N = {product.rows}, K = {product.columns}"
+        )
+        taken = time_product(
+            product,
+            missing,
+            dtype=getattr(torch, row.dtype),
+            device=torch.device(row.device),
+            compile=compiled,
+        )
+        times.add({keys[name]: each for name, each in taken.items()})
+        us |= taken
+    return us, bool(missing)

@@ -1,0 +1,98 @@
+"""Times of products that were taken before, kept in a file between runs.
+
+A time holds for one machine, one set of library versions and one state of the
+kernels' source; anything else is timed anew. Knows neither models nor how to time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from llama_perf.autoquant.uses import Product
+from llama_perf.codec import STRICT, from_json, to_json, write_atomically
+from llama_perf.errors import RecordError
+from llama_perf.records import Environment
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimesFile:
+    """Microseconds by what holds them apart: the machine, then candidate and product.
+
+    The keys are meant to be read: see `machine_key` and `time_key`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["llama-perf autoquant times"] = "llama-perf autoquant times"
+    schema_version: Literal[1] = 1
+    machines: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def default_path() -> Path:
+    """`autoquant.json` in $LLAMA_PERF_CACHE, else in the user's cache folder."""
+    own = os.environ.get("LLAMA_PERF_CACHE")
+    if own:
+        return Path(own) / "autoquant.json"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "llama-perf" / "autoquant.json"
+
+
+def machine_key(environment: Environment) -> str:
+    """Device, threads, versions, and a hash of the kernels' source."""
+    parts = [
+        environment.device_key,
+        f"{environment.threads} threads",
+        f"torch {environment.torch}",
+        f"torchao {environment.torchao}",
+        f"triton {environment.triton}",
+        f"driver {environment.driver}",
+        f"float32 {environment.float32_matmul_precision}",
+        f"kernels {_source_hash()}",
+    ]
+    return ", ".join(parts)
+
+
+def time_key(candidate: str, product: Product, *, dtype: str, compiled: bool) -> str:
+    """Such as "int8wo 1x4096x11008 float32 compiled": M x N x K."""
+    shape = f"{product.tokens}x{product.rows}x{product.columns}"
+    return f"{candidate} {shape} {dtype} {'compiled' if compiled else 'eager'}"
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in ("autoquant", "kernels", "quantize"):
+        for path in sorted((_PACKAGE / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def read(path: Path) -> TimesFile:
+    """The file, empty where there is none; raises RecordError for a damaged one."""
+    if not path.exists():
+        return TimesFile()
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    return from_json(TimesFile, text, source=str(path))
+
+
+def keep(path: Path, machine: str, times: dict[str, float]) -> None:
+    """Add `times` of `machine` to the file; raises RecordError where it cannot be."""
+    # Read again: another run may have written since.
+    machines = read(path).machines
+    machines[machine] = {**machines.get(machine, {}), **times}
+    try:
+        write_atomically(path, to_json(TimesFile(machines=machines)))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from None

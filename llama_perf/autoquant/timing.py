@@ -1,0 +1,183 @@
+"""How long one product takes with each candidate, on the device in use.
+
+Decoding reads every weight from memory, so a candidate is timed over as many copies
+of its weight as the caches cannot hold. The candidates take turns. On CUDA all copies
+are one captured graph and the median of its replays counts; a CPU is shared and its
+noise only ever adds, so there the least counts.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_perf.autoquant.uses import Product
+from llama_perf.engine import compiler_settings
+from llama_perf.memory import release_memory
+from llama_perf.model.transformer import tensor_bytes
+from llama_perf.quantize.apply import is_quantized, make_quantizer
+from llama_perf.scheme import PLAIN
+
+# Turns of each candidate: as many as fit the time, but for the least number.
+_LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
+_ROUNDS_NS = 2_000_000_000
+_PASS_NS = 50_000_000
+# A last-level cache whose size is not told, and the most that is believed of one: a
+# virtual machine has a share of what it is told of.
+_CACHE_BYTES = 64 * 2**20
+
+
+def time_product(
+    product: Product,
+    candidates: Sequence[str],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    compile: bool,
+) -> dict[str, float]:
+    """Microseconds of one product with each of `candidates`.
+
+    `compile` says whether the row compiles this product. A candidate that does not
+    fit the shape must not be asked for: its error is raised.
+    """
+    x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
+    with torch.no_grad(), compiler_settings():
+        linear = torch.compile(F.linear, fullgraph=True, dynamic=False)
+        passes = {
+            name: _Pass(
+                x,
+                _copies(name, product, dtype=dtype, device=device),
+                linear if compile else F.linear,
+            )
+            for name in candidates
+        }
+        times = _cuda_us(passes) if device.type == "cuda" else _cpu_us(passes)
+    del passes
+    release_memory(device)
+    return times
+
+
+class _Pass:
+    """One product with each copy of a weight."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        linear: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self._x, self._weights, self._linear = x, weights, linear
+        self.calls = len(weights)
+
+    def shorten(self) -> None:
+        """Keep as many copies as a pass has time for.
+
+        A product too slow for all of them does not wait for memory, and whether its
+        weight was in a cache makes no difference.
+        """
+        self._linear(self._x, self._weights[0])
+        end = time.perf_counter_ns() + _PASS_NS
+        for number, weight in enumerate(self._weights, start=1):
+            self._linear(self._x, weight)
+            if time.perf_counter_ns() > end:
+                self._weights, self.calls = self._weights[:number], number
+                return
+
+    def __call__(self) -> None:
+        for weight in self._weights:
+            self._linear(self._x, weight)
+
+
+def _copies(
+    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    linear = nn.Linear(
+        product.columns, product.rows, bias=False, device="meta", dtype=dtype
+    )
+    module = nn.ModuleDict({"linear": linear}).requires_grad_(False)
+    if name != PLAIN:
+        quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
+        quantize(module, "autoquant")
+    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(linear.weight))
+    return [_random_like(linear.weight, device) for _ in range(count)]
+
+
+def _random_like(weight: Tensor, device: torch.device) -> Tensor:
+    """A weight of the format of `weight`, which is on the meta device."""
+    # What a product takes depends on no value, and searching for scales takes long.
+    if is_quantized(weight):
+        kind: Any = type(weight)
+        names, format = kind.__tensor_flatten__(weight)
+        parts = {name: _random_like(getattr(weight, name), device) for name in names}
+        made: Tensor = kind.__tensor_unflatten__(parts, format, None, None)
+        return made
+    if weight.is_floating_point():
+        return torch.rand(weight.shape, dtype=weight.dtype, device=device)
+    least, most = torch.iinfo(weight.dtype).min, torch.iinfo(weight.dtype).max
+    return torch.randint(least, most, weight.shape, dtype=weight.dtype, device=device)
+
+
+def _cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    text = path.read_text(encoding="ascii") if path.exists() else ""
+    match = re.fullmatch(r"(\d+)K\s*", text)
+    return min(int(match[1]) * 1024, _CACHE_BYTES) if match else _CACHE_BYTES
+
+
+def _rounds() -> Iterator[int]:
+    end = time.perf_counter_ns() + _ROUNDS_NS
+    for number in range(_MOST_ROUNDS):
+        if number >= _LEAST_ROUNDS and time.perf_counter_ns() > end:
+            return
+        yield number
+
+
+def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
+    times: dict[str, list[int]] = {name: [] for name in passes}
+    for each in passes.values():
+        each.shorten()
+    for _ in _rounds():
+        for name, each in passes.items():
+            start = time.perf_counter_ns()
+            each()
+            times[name].append(time.perf_counter_ns() - start)
+    return {name: min(times[name]) / each.calls / 1e3 for name, each in passes.items()}
+
+
+def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
+    graphs = {name: _captured(each) for name, each in passes.items()}
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in _rounds():
+        for name, graph in graphs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {
+        name: median(times[name]) / each.calls * 1e3 for name, each in passes.items()
+    }
+
+
+def _captured(work: _Pass) -> torch.cuda.CUDAGraph:
+    # Kernels are compiled and tuned before the capture, which allows neither.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
