@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_perf.build import load_model, quantize_model
     from llama_perf.engine import generate
+    from llama_perf.saving import save_model
 
-__all__ = ["generate", "load_model", "quantize_model"]
+__all__ = ["generate", "load_model", "quantize_model", "save_model"]
 
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {
     "load_model": "llama_perf.build",
     "quantize_model": "llama_perf.build",
+    "save_model": "llama_perf.saving",
     "generate": "llama_perf.engine",
 }
 

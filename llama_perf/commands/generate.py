@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_perf.errors import NotRunnable, PromptError, SpecError
+from llama_perf.errors import PromptError, SpecError
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.writable import check_writable
 
@@ -57,7 +57,7 @@ FLAGS = (
     Flag(name="kv_cache_quantization", default=False, help="int8 key-value cache"),
     Flag(name="cache_size", default=None, kind=int, help="positions to allocate"),
     Flag(name="linear_causal_mask", default=False, help="compute the mask's rows"),
-    Flag(name="save", default=False, help="save the quantized model"),
+    Flag(name="save", default=False, help="save the quantized model in a folder here"),
     Flag(name="compile", default=False, help="compile decoding"),
     Flag(name="compile_prefill", default=False, help="compile the prefill"),
     Flag(name="profile", default=None, help="write a Chrome trace"),
@@ -97,7 +97,12 @@ def main(arguments: argparse.Namespace) -> int:
     _print_totals(prepared, measurement, samples)
     if arguments.write_result is not None:
         with Path(arguments.write_result).open("a", encoding="utf-8") as file:
-            file.write(result_line(arguments, measurement, samples) + "\n")
+            line = result_line(arguments, measurement, samples, prepared.quantization)
+            file.write(line + "\n")
+    if arguments.save:
+        from llama_perf.commands.saving import save
+
+        save(prepared)
     return 0
 
 
@@ -110,8 +115,6 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.kernels is not None and arguments.kernels not in KERNELS:
         raise SpecError("kernels", arguments.kernels, f"allowed: {', '.join(KERNELS)}")
-    if arguments.save:
-        raise NotRunnable("save: saving a quantized model is not built")
     if arguments.memory_profile is not None and arguments.device != "cuda":
         raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
     for name in ("write_result", "profile", "memory_profile"):
@@ -121,7 +124,11 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.prefill_size is not None and arguments.prefill_size < 1:
         raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
     # Checks every other field, for a prompt of the least length.
-    _row(arguments, prompt_length=arguments.prefill_size or 1)
+    row = _row(arguments, prompt_length=arguments.prefill_size or 1)
+    if arguments.save:
+        from llama_perf.commands.saving import check_save
+
+        check_save(arguments, row)
     path = arguments.checkpoint_path
     if path == CHECKPOINT and not Path(path).exists():
         raise SpecError(
@@ -162,9 +169,9 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
-    from llama_perf.build import check_model
     from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
     from llama_perf.weights.locate import resolve_checkpoint
+    from llama_perf.weights.open_model import check_model
     from llama_perf.weights.open_weights import open_weights
 
     path = Path(checkpoint)
@@ -274,9 +281,15 @@ def _print_totals(
 
 
 def result_line(
-    arguments: argparse.Namespace, measurement: Measurement, samples: Sequence[Sample]
+    arguments: argparse.Namespace,
+    measurement: Measurement,
+    samples: Sequence[Sample],
+    quantization: str | None,
 ) -> str:
-    """The reference's line for `--write_result`, with a command that repeats it."""
+    """The reference's line for `--write_result`, with a command that repeats it.
+
+    `quantization` is the model's, which a saved checkpoint brings along.
+    """
     row = _row(arguments, prompt_length=1)
     rate = _mean_rate(row, samples)
     size = measurement.model_size_bytes / 1e9
@@ -286,7 +299,7 @@ def result_line(
         f"{datetime.now():%Y%m%d%H%M%S}, tok/s={rate:6.2f},"
         f" mem/s={rate / row.batch_size * size:7.2f} GB/s,"
         f" peak_mem={measurement.peak_memory_bytes / 1e9:5.2f} GB,"
-        f" model_size={size:5.2f} GB quant: {arguments.quantization}, mod: {model},"
+        f" model_size={size:5.2f} GB quant: {quantization}, mod: {model},"
         f" kv_quant: {row.kv_cache_quantization}, compile: {row.compile},"
         f" compile_prefill: {row.compile_prefill}, dtype: torch.{row.dtype},"
         f" device: {row.device} repro: {repro(arguments)}"

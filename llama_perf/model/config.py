@@ -259,6 +259,33 @@ def _rope_scaling(rope: _Fields) -> RopeScaling | None:
     )
 
 
+def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` from which `from_hugging_face` reads `config` again."""
+    scaling = config.rope_scaling
+    return {
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_base,
+        _SCALING: scaling
+        and {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        },
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+
+
 def from_meta(params: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read Meta's `params.json`; raises WeightsError naming `source`.
 

@@ -18,6 +18,7 @@ from llama_perf.model.attention import Attention
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary, inverse_frequencies, rotary
+from llama_perf.origin import Origin
 
 # Shape legend: B batch, T positions of this call, S positions of the cache,
 # V vocabulary.
@@ -81,6 +82,8 @@ class Transformer(nn.Module):
     """A Llama model."""
 
     inverse_frequencies: Tensor
+    origin: Origin | None = None
+    """Set by whoever loads or quantizes the weights; nothing here reads it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -179,10 +182,15 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
         )
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is a tensor of floats as such, and no packed one of a subclass."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes a tensor stores; those of its inner tensors for a tensor subclass."""
     flatten: Any = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None or type(tensor) in (Tensor, nn.Parameter):
+    if flatten is None or is_plain(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = flatten()
     return sum(tensor_bytes(getattr(tensor, name)) for name in names)

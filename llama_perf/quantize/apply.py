@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
+from llama_perf.model.transformer import is_plain
 from llama_perf.quantize.quiet import import_torchao
 from llama_perf.scheme import AUTOQUANT, Scheme
 
@@ -55,7 +56,7 @@ def make_quantizer(
             # It may have chosen to leave a linear as it is.
             return
         for path, linear in _linears(module, prefix):
-            if not is_quantized(linear.weight):
+            if is_plain(linear.weight):
                 raise SpecError(
                     "quantization",
                     name,
@@ -67,7 +68,7 @@ def make_quantizer(
 
 def is_quantized(weight: torch.Tensor) -> bool:
     """Whether a linear's weight is some scheme's tensor rather than a plain one."""
-    return type(weight) not in (nn.Parameter, torch.Tensor)
+    return not is_plain(weight)
 
 
 def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:

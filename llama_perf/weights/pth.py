@@ -2,8 +2,9 @@
 
 The reference is gpt-fast and the benchmark torchao derived from it. Its files hold a
 dict of tensors with `wqkv` fused or as `wq`, `wk`, `wv`, and rows already in the order
-of interleaved pairs. A pickle can ask for code to be run: nothing but tensors is ever
-unpickled here. Knows nothing of how the file was converted.
+of interleaved pairs; those of `save_model` hold quantized tensors too. A pickle can ask
+for code to be run: nothing but tensors is ever unpickled here. Knows nothing of how the
+file was converted.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_perf.errors import WeightsError
+from llama_perf.model.transformer import is_plain
 from llama_perf.weights.config_file import folder_config
+from llama_perf.weights.saved import Saved, check_tensors, import_tensors, read_saved
 from llama_perf.weights.stored import Stored, StoredWeights
 
 _TOP = ("tok_embeddings.weight", "norm.weight", "output.weight")
@@ -53,9 +56,10 @@ def open_pth(path: Path) -> StoredWeights:
     of torch before 1.6 cannot be and is read whole). Raises WeightsError.
     """
     config, config_from = folder_config(path.parent)
-    tensors = _load(path)
+    saved = read_saved(path.parent)
+    tensors = _load(path, saved)
     output, embedding = tensors.get("output.weight"), tensors.get(_TOP[0])
-    if output is not None:
+    if output is not None and is_plain(output):
         # What the file holds decides: a tied model's may have both names for one
         # storage, and one with an output layer of its own must not lose it.
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
@@ -63,19 +67,28 @@ def open_pth(path: Path) -> StoredWeights:
     return StoredWeights(
         Stored(
             path=path,
-            source=f"pth:{path.absolute().parent.name}",
+            source=_source(path, saved),
             config=config,
             config_from=config_from,
             names=_NAMES,
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             read=lambda name: tensors[name].detach(),
             ignored=_BUFFERS,
+            saved=saved,
+            own_output=output is not None and not is_plain(output),
         )
     )
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    loaded = _unpickle(path)
+def _source(path: Path, saved: Saved | None) -> str:
+    name = f"pth:{path.absolute().parent.name}"
+    return name if saved is None else f"{name} ({saved.origin.told})"
+
+
+def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
+    if saved is not None and saved.scheme is not None:
+        import_tensors()
+    loaded = _unpickle(path, saved)
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         # The stories checkpoints of llama2.c keep the weights beside other entries.
         loaded = loaded["model"]
@@ -84,16 +97,12 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path}: a {type(loaded).__name__} of {_length(loaded)} entries is not"
             " allowed; allowed: a dict of tensors"
         )
-    for name, value in loaded.items():
-        if type(value) not in (Tensor, nn.Parameter):
-            raise WeightsError(
-                f"{path}: {name}: {type(value).__name__} is not allowed; allowed:"
-                " unquantized tensors"
-            )
-    return {str(name): value for name, value in loaded.items()}
+    tensors = {str(name): value for name, value in loaded.items()}
+    check_tensors(tensors, saved, path)
+    return tensors
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path, saved: Saved | None) -> Any:
     try:
         return torch.load(
             path,
@@ -106,12 +115,27 @@ def _unpickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if (asked := re.search(r"GLOBAL (\S+)", str(error))) is None:
             raise _damaged(path) from None
-        raise WeightsError(
-            f"{path}: refused: it asks for {asked[1]}, which can run code; nothing was"
-            " executed; allowed: a dict of tensors"
-        ) from None
+        raise _refused(path, asked[1], saved) from None
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
         raise _damaged(path) from None
+
+
+def _refused(path: Path, asked: str, saved: Saved | None) -> WeightsError:
+    start = f"{path}: refused: it asks for {asked}, "
+    if not asked.startswith(("torchao.", "llama_perf.")):
+        return WeightsError(
+            f"{start}which can run code; nothing was executed; allowed: a dict of"
+            " tensors"
+        )
+    if saved is None or saved.scheme is None:
+        return WeightsError(
+            f"{start}a quantized tensor; allowed: unquantized tensors, or these beside"
+            " the config.json that save_model wrote"
+        )
+    return WeightsError(
+        f"{start}which these versions do not have; it was saved with torchao"
+        f" {saved.torchao} and llama-perf {saved.llama_perf}"
+    )
 
 
 def _damaged(path: Path) -> WeightsError:

@@ -4,7 +4,8 @@ Names are Meta's (`tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
 query and key rows are in the order of RoPE on interleaved pairs. A checkpoint's
 tensors come on the CPU in the dtype they are stored in (GGUF's in float32, since it
 stores most of them quantized); synthetic ones in the dtype and on the device asked
-for. Knows nothing of files or of the model's modules.
+for. Quantized tensors come only from what `save_model` wrote. Knows nothing of files
+or of the model's modules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 import torch
 
 from llama_perf.model.config import ModelConfig
+from llama_perf.weights.saved import Saved
 
 
 class WeightsReader(Protocol):
@@ -31,8 +33,12 @@ class WeightsReader(Protocol):
     """What a result records as its weights: "synthetic", or "<format>:<name>".
 
     The name is the file's for a GGUF, the folder's for a `model.pth` or a Hugging
-    Face folder.
+    Face folder. A folder of `save_model` says in brackets what is in it:
+    "pth:<name> (int8wo, native, from gguf:<file>)".
     """
+
+    saved: Saved | None
+    """What `save_model` wrote beside the weights; None for all others."""
 
     def embedding(self) -> torch.Tensor:
         """`tok_embeddings.weight`, (vocab_size, dim)."""
@@ -49,7 +55,10 @@ class WeightsReader(Protocol):
         ...
 
     def final(self) -> dict[str, torch.Tensor]:
-        """`norm.weight` (dim,) and, unless tied, `output.weight` (vocab_size, dim)."""
+        """`norm.weight` (dim,) and, unless tied, `output.weight` (vocab_size, dim).
+
+        A tied model that was quantized and saved has its own `output.weight` too.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ each of those hands in its names, its shapes and how a tensor is read.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from llama_perf.errors import WeightsError
 from llama_perf.model.config import ModelConfig
 from llama_perf.weights.reader import final_shapes, layer_shapes
+from llama_perf.weights.saved import Saved
 
 Shape = tuple[int, ...]
 
@@ -40,6 +42,8 @@ class Stored:
     the checkpoint under its own name, in torch's order of dimensions, and
     `read(own_name)` gives one of them. `config_from` tells a user where the
     configuration was found; tensors that match `ignored` are known not to be weights.
+    `saved` is what `save_model` wrote beside them; `own_output` says that a tied model
+    stores its output layer by itself, since that is quantized and its embedding is not.
     """
 
     path: Path
@@ -50,6 +54,8 @@ class Stored:
     shapes: Mapping[str, Shape]
     read: Callable[[str], Tensor]
     ignored: re.Pattern[str]
+    saved: Saved | None = None
+    own_output: bool = False
 
 
 class StoredWeights:
@@ -62,6 +68,7 @@ class StoredWeights:
     def __init__(self, stored: Stored) -> None:
         self.config = stored.config
         self.source = stored.source
+        self.saved = stored.saved
         self._stored = stored
         self._fused = _QKV in stored.names and self._own(_QKV, 0) in stored.shapes
         self._check()
@@ -80,7 +87,7 @@ class StoredWeights:
 
     def final(self) -> dict[str, Tensor]:
         """See WeightsReader."""
-        return {name: self._read(name) for name, _ in final_shapes(self.config)}
+        return {name: self._read(name) for name, _ in self._final_shapes()}
 
     def _qkv(self, index: int) -> Tensor:
         if self._fused:
@@ -111,8 +118,12 @@ class StoredWeights:
                         yield self._own(part, index), (rows, config.dim)
                 else:
                     yield self._own(name, index), shape
-        for name, shape in final_shapes(config):
+        for name, shape in self._final_shapes():
             yield self._own(name), shape
+
+    def _final_shapes(self) -> Iterator[tuple[str, Shape]]:
+        tied = self.config.tied_embeddings and not self._stored.own_output
+        return final_shapes(dataclasses.replace(self.config, tied_embeddings=tied))
 
     def _check(self) -> None:
         stored, wanted = self._stored, dict(self._wanted())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llama_perf.model.config import ModelConfig
 from llama_perf.weights.reader import final_shapes, layer_shapes
+from llama_perf.weights.saved import Saved
 
 # These add to the residual stream, twice a layer; scaled so that the sum over all
 # layers keeps the variance of one of them (the initialisation of GPT-2).
@@ -41,6 +42,7 @@ class SyntheticWeights:
     ) -> None:
         self.config = config
         self.source = "synthetic"
+        self.saved: Saved | None = None
         self._dtype = dtype
         self._device = device
         self._seed = seed

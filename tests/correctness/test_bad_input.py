@@ -52,7 +52,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--memory_profile here", "memory_profile: 'here' is not allowed; it needs CU"),
         ("--num_samples many", "argument --num_samples: invalid int value: 'many'"),
         ("--colour red", "unrecognized arguments: --colour red"),
-        ("--save", "save: saving a quantized model is not built"),
+        (
+            "--save",
+            "save: True is not allowed; it saves a quantized model: give --quan",
+        ),
     ],
 )
 def test_a_wrong_option_of_generate(

@@ -54,6 +54,7 @@ class WatchedReader:
 
     def __init__(self, reader: WeightsReader) -> None:
         self.config, self.source = reader.config, reader.source
+        self.saved = reader.saved
         self._reader = reader
         self._given: list[weakref.ref[torch.UntypedStorage]] = []
         self.held: list[int] = []

@@ -107,14 +107,16 @@ def test_the_result_line_is_the_references() -> None:
         Sample(total_ns=round(time), first_token_ns=1, tokens=torch.tensor([[0]]))
         for time in times
     ]
-    line = generate.result_line(parsed("--compile"), measurement, samples)
+    line = generate.result_line(parsed("--compile"), measurement, samples, None)
     assert line[14:] == (
         ", tok/s=107.38, mem/s=1418.93 GB/s, peak_mem=13.88 GB, model_size=13.21 GB"
         " quant: None, mod: Llama-2-7b-chat-hf, kv_quant: False, compile: True,"
         " compile_prefill: False, dtype: torch.bfloat16, device: cuda"
         " repro: python -m llama_perf generate --compile"
     )
-    batch = generate.result_line(parsed("--batch_size", "4"), measurement, samples)
+    batch = generate.result_line(
+        parsed("--batch_size", "4"), measurement, samples, None
+    )
     # All tokens of the batch, and the weights once for a token of each.
     assert fields(batch)["speed"] == "429.52"
     assert fields(batch)["read"] == "1418.93"

@@ -1,0 +1,64 @@
+"""A reader's weights into a model, layer by layer.
+
+The modules start on the meta device, one layer's weights are read, moved, quantized,
+and only then the next are read. The peak is the quantized model plus one layer. Knows
+neither rows nor engines.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llama_perf.model.transformer import Transformer, is_plain
+from llama_perf.origin import Origin
+from llama_perf.quantize.apply import Quantizer
+from llama_perf.weights.reader import WeightsReader
+
+
+def build_model(
+    reader: WeightsReader,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantizer: Quantizer | None = None,
+) -> Transformer:
+    """Read, move and quantize one layer after the other."""
+    config, saved = reader.config, reader.saved
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.origin = Origin(weights=reader.source) if saved is None else saved.origin
+    _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
+    for index, layer in enumerate(model.layers):
+        _assign(layer, reader.layer(index), dtype, device)
+        if quantizer is not None:
+            quantizer(layer, f"layers.{index}")
+    final = reader.final()
+    _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
+    if "output.weight" in final:
+        _assign(model.output, {"weight": final.pop("output.weight")}, dtype, device)
+    else:
+        model.output.weight = model.tok_embeddings.weight
+    if quantizer is not None:
+        quantizer(model.output, "output")
+    return model.requires_grad_(False).eval()
+
+
+def _assign(
+    module: nn.Module,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    moved = {name: _moved(each, dtype, device) for name, each in weights.items()}
+    module.load_state_dict(moved, assign=True, strict=True)
+
+
+def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A copy even where nothing changes: a tensor that stays on a mapped file would
+    # be read from the disk while a row is timed.
+    if is_plain(tensor):
+        copy = tensor.device.type == "cpu"
+        return tensor.to(device=device, dtype=dtype, copy=copy)
+    # Of quantized ones `.to` heeds no `copy`.
+    return (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
