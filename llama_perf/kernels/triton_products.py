@@ -14,8 +14,10 @@ import triton
 from torch import Tensor
 
 from llama_perf.kernels.packing import units
+from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
 
 FEW = 8
@@ -151,6 +153,38 @@ def grouped_product(
         GROUP=x.shape[1] // scale.shape[1],
         ZERO=kind,
     )
+
+
+def sparse_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """See `sparse_weight`."""
+    tokens, columns = x.shape
+    x = x.contiguous()
+    constants: dict[str, Any] = {"K": columns, "WORDS": codes.shape[1]}
+    few = tokens <= FEW
+    if few:
+        launch = few_launch(max(tokens, 1), rows, kept(columns))
+        dtype = torch.float32 if launch.splits > 1 else x.dtype
+        out = x.new_empty((launch.splits, tokens, rows), dtype=dtype)
+        kernel = few_tokens_sparse
+    else:
+        launch = many_launch(tokens, rows, kept(columns))
+        out = x.new_empty((1, tokens, rows))
+        kernel = many_tokens_sparse
+        constants["WIDE"] = INTERPRETED
+    if tokens:
+        kernel[launch.grid](
+            x,
+            codes,
+            scale,
+            out,
+            tokens,
+            rows,
+            **constants,
+            **launch.constants,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out.sum(0).to(x.dtype) if len(out) > 1 else out[0]
 
 
 def int8_dynamic_product(

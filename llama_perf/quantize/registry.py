@@ -27,6 +27,7 @@ _FILES = (
     "llama_perf.quantize.int4wo",
     "llama_perf.quantize.uintx",
     "llama_perf.quantize.fp6",
+    "llama_perf.quantize.sparse_marlin",
 )
 
 
