@@ -6,7 +6,7 @@ ahead of time. Knows no torchao.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,14 @@ def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> L
         },
         warps=4,
     )
+
+
+def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
+    """Of either kernel of `triton_sparse`, whose units are of kept values."""
+    if tokens <= FEW:
+        return few_launch(max(tokens, 1), rows, kept(columns))
+    # Four warps would spill registers on sm_80.
+    return replace(many_launch(tokens, rows, kept(columns)), warps=8)
 
 
 def _product(
@@ -160,14 +168,12 @@ def sparse_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor
     tokens, columns = x.shape
     x = x.contiguous()
     constants: dict[str, Any] = {"K": columns, "WORDS": codes.shape[1]}
-    few = tokens <= FEW
-    if few:
-        launch = few_launch(max(tokens, 1), rows, kept(columns))
+    launch = sparse_launch(tokens, rows, columns)
+    if tokens <= FEW:
         dtype = torch.float32 if launch.splits > 1 else x.dtype
         out = x.new_empty((launch.splits, tokens, rows), dtype=dtype)
         kernel = few_tokens_sparse
     else:
-        launch = many_launch(tokens, rows, kept(columns))
         out = x.new_empty((1, tokens, rows))
         kernel = many_tokens_sparse
         constants["WIDE"] = INTERPRETED

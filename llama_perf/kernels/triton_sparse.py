@@ -16,10 +16,10 @@ from llama_perf.kernels.triton_codes import half_to_float, load_unit
 
 
 @triton.jit
-def value_pair(a, SLOT: tl.constexpr):
-    """The kept values SLOT and SLOT + 4 of a unit, float32."""
-    word = ((a >> (4 * SLOT)) & 0x000F000F) | 0x64006400
-    return half_to_float(word, False) - 1032.0, half_to_float(word, True) - 1032.0
+def kept_value(a, SLOT: tl.constexpr):
+    """Kept value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
+    word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) | 0x64006400
+    return half_to_float(word, SLOT >= 4) - 1032.0
 
 
 @triton.jit
@@ -83,20 +83,16 @@ def few_tokens_sparse(
         mask = (unit < UNITS) & (row < N)
         a, b = load_unit(codes, base, unit, mask, KEPT, 6)
         sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
-        for PAIR in tl.static_range(2):
-            first0, first1 = value_pair(a, 2 * PAIR)
-            second0, second1 = value_pair(a, 2 * PAIR + 1)
-            for HALF in tl.static_range(2):
-                QUAD: tl.constexpr = PAIR + 2 * HALF
-                k = unit * 16 + 4 * QUAD
-                place, inside = x + token * K + k, (token < M) & (k < K)
-                x0 = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-                x1 = tl.load(place + 1, mask=inside, other=0.0).to(tl.float32)
-                x2 = tl.load(place + 2, mask=inside, other=0.0).to(tl.float32)
-                x3 = tl.load(place + 3, mask=inside, other=0.0).to(tl.float32)
-                lower, upper = picked(b, x0, x1, x2, x3, QUAD)
-                sums += lower * (first1 if HALF else first0)
-                sums += upper * (second1 if HALF else second0)
+        for QUAD in tl.static_range(4):
+            k = unit * 16 + 4 * QUAD
+            place, inside = x + token * K + k, (token < M) & (k < K)
+            x0 = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            x1 = tl.load(place + 1, mask=inside, other=0.0).to(tl.float32)
+            x2 = tl.load(place + 2, mask=inside, other=0.0).to(tl.float32)
+            x3 = tl.load(place + 3, mask=inside, other=0.0).to(tl.float32)
+            lower, upper = picked(b, x0, x1, x2, x3, QUAD)
+            sums += lower * kept_value(a, 2 * QUAD)
+            sums += upper * kept_value(a, 2 * QUAD + 1)
         acc += sums * unit_scale(scale, block, lane, unit, mask, K)
     total = tl.sum(acc, axis=1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -145,18 +141,14 @@ def many_tokens_sparse(
         mask = (unit < UNITS) & (n < N)
         a, b = load_unit(codes, base, unit, mask, KEPT, 6)
         s = unit_scale(scale, block, lane, unit, mask, K)
-        for PAIR in tl.static_range(2):
-            first0, first1 = value_pair(a, 2 * PAIR)
-            second0, second1 = value_pair(a, 2 * PAIR + 1)
-            for HALF in tl.static_range(2):
-                QUAD: tl.constexpr = PAIR + 2 * HALF
-                first = (first1 if HALF else first0) * s
-                second = (second1 if HALF else second0) * s
-                w0, w1, w2, w3 = spread(b, first, second, QUAD)
-                k = x_unit * 16 + 4 * QUAD
-                acc = add_column(acc, x, w0, m, k, M, K, WIDE)
-                acc = add_column(acc, x, w1, m, k + 1, M, K, WIDE)
-                acc = add_column(acc, x, w2, m, k + 2, M, K, WIDE)
-                acc = add_column(acc, x, w3, m, k + 3, M, K, WIDE)
+        for QUAD in tl.static_range(4):
+            first = kept_value(a, 2 * QUAD) * s
+            second = kept_value(a, 2 * QUAD + 1) * s
+            w0, w1, w2, w3 = spread(b, first, second, QUAD)
+            k = x_unit * 16 + 4 * QUAD
+            acc = add_column(acc, x, w0, m, k, M, K, WIDE)
+            acc = add_column(acc, x, w1, m, k + 1, M, K, WIDE)
+            acc = add_column(acc, x, w2, m, k + 2, M, K, WIDE)
+            acc = add_column(acc, x, w3, m, k + 3, M, K, WIDE)
     place = out + m * N + n
     tl.store(place, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))
