@@ -42,10 +42,10 @@ class Launch:
         return self.grid[1]
 
 
-def few_launch(tokens: int, rows: int, columns: int) -> Launch:
+def few_launch(tokens: int, rows: int, columns: int, *, most_u: int = 128) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
     padded = 1 << (tokens - 1).bit_length()
-    block_u = max(128 // padded, 16)
+    block_u = max(most_u // padded, 16)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS // blocks, 1), steps)
@@ -84,9 +84,12 @@ def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> L
 def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
     """Of either kernel of `triton_sparse`, whose units are of kept values."""
     if tokens <= FEW:
-        return few_launch(max(tokens, 1), rows, kept(columns))
-    # Four warps would spill registers on sm_80.
-    return replace(many_launch(tokens, rows, kept(columns)), warps=8)
+        # A unit takes twice as many x as elsewhere: half as many units fill as many
+        # registers, and twice as many programs run at a time.
+        return few_launch(max(tokens, 1), rows, kept(columns), most_u=64)
+    launch = many_launch(tokens, rows, kept(columns))
+    # With four warps the largest tile spills registers on sm_80.
+    return replace(launch, warps=8) if launch.constants["BLOCK_M"] == 64 else launch
 
 
 def _product(
