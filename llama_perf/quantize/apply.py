@@ -49,6 +49,7 @@ def make_quantizer(
     def quantize(module: nn.Module, prefix: str) -> None:
         for path, linear in _linears(module, prefix):
             _check_group(scheme, linear, path)
+            _check_quads(scheme, linear, path)
             _check_finite(scheme, linear, path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
@@ -85,6 +86,13 @@ def _check_group(scheme: Scheme, linear: nn.Linear, path: str) -> None:
             scheme.name,
             f"the group size {group} must divide K = {linear.in_features} of {path}",
         )
+
+
+def _check_quads(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+    from llama_perf.quantize.sparse_marlin import check_quads
+
+    if scheme.family == "sparse-marlin":
+        check_quads(linear.in_features, name=scheme.name, where=path)
 
 
 def _check_finite(scheme: Scheme, linear: nn.Linear, path: str) -> None:
