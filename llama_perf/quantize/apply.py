@@ -67,11 +67,6 @@ def make_quantizer(
     return quantize
 
 
-def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether a linear's weight is some scheme's tensor rather than a plain one."""
-    return not is_plain(weight)
-
-
 def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
     for path, child in module.named_modules(prefix=prefix):
         if isinstance(child, nn.Linear):
