@@ -42,13 +42,18 @@ def test_the_documented_limits_are_those_that_are_checked() -> None:
     assert documented_limits() == limits_as_documented()
 
 
-@pytest.mark.parametrize(("scheme", "kernels"), [("int8wo", "torchao")])
-def test_one_damaged_scale_breaks_a_limit(scheme: str, kernels: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [("int8wo", "torchao", "unquantized"), ("sparse-marlin", "native", "pruned")],
+    ids=".".join,
+)
+def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
+    scheme, kernels, beside = key
     model = quantized(scheme, kernels=kernels)
     weight = model.layers[14].feed_forward.w2.weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert LIMITS[scheme, kernels].broken_by(compared(model))
+    assert ROWS[key].broken_by(compared(model, beside=beside))
 
 
 def test_a_model_is_close_to_itself() -> None:

@@ -94,14 +94,16 @@ def test_scales_are_better_than_those_of_the_peak() -> None:
 
 
 @pytest.mark.parametrize("value", [1e-42, 1e-38, 1e-30, 6e-8, 1e4, 1e30, 3e38])
-def test_every_size_of_weight_keeps_its_ratio_to_the_error(value: float) -> None:
+def test_every_size_of_weight_is_kept_to_a_tenth(value: float) -> None:
     weight = prune_2_4(random_weight().clamp(-1, 1) * value)
     stored = SparseMarlinWeight.from_float(weight)
     assert torch.isfinite(stored.scale).all()
     assert (from_lanes(stored.scale, len(weight)) != 0).all()
     found = stored.dequantized()
     assert torch.isfinite(found).all()
-    assert ((found - weight).abs() <= 0.1 * value + 1e-37).all()
+    error, size = (found - weight).double().norm(), weight.double().norm()
+    # The least normal number, below which a weight may become 0.
+    assert error <= 0.1 * size + 1.2e-38 * weight.numel() ** 0.5
 
 
 def test_groups_of_zeros_stay_zero_beside_others() -> None:
