@@ -16,7 +16,7 @@ from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.memory import least_bytes, least_cache_bytes
-from llama_perf.model.transformer import Transformer, is_plain
+from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.registry import built_kernels
@@ -278,6 +278,7 @@ def quantize_model(
     an unknown scheme or one that does not fit a layer, NotRunnable for one that is
     not built or not for this device.
     """
+    check_transformer(model)
     chosen = kernels if kernels is not None else preferred_kernels(scheme)
     if chosen not in KERNELS:
         raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")

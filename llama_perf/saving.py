@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from llama_perf.environment import package_version
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.model.config import to_hugging_face
-from llama_perf.model.transformer import Transformer, is_plain
+from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
@@ -52,6 +52,7 @@ def save_model(
     folder that is not empty or cannot be written, TokenizerError for a tokenizer that
     is not the model's, SaveError for tensors that cannot be stored or a full disk.
     """
+    check_transformer(model)
     target = Path(folder)
     check_new_folder("folder", target)
     said = _said(model, scheme)

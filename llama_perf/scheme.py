@@ -60,6 +60,8 @@ class Scheme:
     @classmethod
     def parse(cls, name: str, *, field: str = "quantization") -> Scheme:
         """Parse `name` strictly; raises SpecError naming `field`."""
+        if not isinstance(name, str):
+            raise SpecError(field, name, ALLOWED)
         if name in PLAIN_FAMILIES:
             return cls(name=name, family=name)
         if match := _INT4.fullmatch(name):

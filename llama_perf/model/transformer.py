@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_perf.errors import PromptError
+from llama_perf.errors import PromptError, SpecError
 from llama_perf.model.attention import Attention
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
@@ -179,6 +179,16 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
         raise PromptError(
             f"tokens: id {low if low < 0 else high} is not allowed;"
             f" the vocabulary has ids 0 to {vocab_size - 1}"
+        )
+
+
+def check_transformer(model: object) -> None:
+    """Raise SpecError unless `model` is a Transformer."""
+    if not isinstance(model, Transformer):
+        raise SpecError(
+            "model",
+            type(model).__name__,
+            "allowed: a Transformer, as load_model gives it",
         )
 
 

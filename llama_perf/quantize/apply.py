@@ -6,6 +6,7 @@ is an error, so that no row runs unquantized under a quantized name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -13,8 +14,9 @@ from torch import nn
 
 from llama_perf.errors import SpecError
 from llama_perf.model.transformer import is_plain
+from llama_perf.quantize.groups import fitting_groups
 from llama_perf.quantize.quiet import import_torchao
-from llama_perf.scheme import AUTOQUANT, Scheme
+from llama_perf.scheme import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 
 Quantizer = Callable[[nn.Module, str], None]
 
@@ -37,6 +39,7 @@ def make_quantizer(
     import_torchao()
     from torchao.quantization import quantize_
 
+    from llama_perf.quantize.native_tensor import check_weight
     from llama_perf.quantize.registry import config_for
 
     scheme = Scheme.parse(name)
@@ -47,10 +50,14 @@ def make_quantizer(
         config = AutoquantConfig(schemes=schemes)
 
     def quantize(module: nn.Module, prefix: str) -> None:
-        for path, linear in _linears(module, prefix):
-            _check_group(scheme, linear, path)
+        linears = list(_linears(module, prefix))
+        common = math.gcd(*(linear.in_features for _, linear in linears))
+        for path, linear in linears:
+            _check_group(scheme, linear, path, common)
             _check_quads(scheme, linear, path)
-            _check_finite(scheme, linear, path)
+            if kernels == "torchao" and device.type == "cpu":
+                _check_sixteens(scheme, linear, path)
+            check_weight(linear.weight, name=name, where=path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
         if scheme.family in AUTOQUANT:
@@ -73,13 +80,16 @@ def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
             yield path, child
 
 
-def _check_group(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+def _check_group(scheme: Scheme, linear: nn.Linear, path: str, common: int) -> None:
+    """`common` is the greatest common divisor of every K."""
     group = scheme.group_size
     if group is not None and linear.in_features % group:
+        sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
         raise SpecError(
             "quantization",
             scheme.name,
-            f"the group size {group} must divide K = {linear.in_features} of {path}",
+            f"the group size {group} must divide K = {linear.in_features} of {path};"
+            f" {fitting_groups(common, sizes)}",
         )
 
 
@@ -90,10 +100,11 @@ def _check_quads(scheme: Scheme, linear: nn.Linear, path: str) -> None:
         check_quads(linear.in_features, name=scheme.name, where=path)
 
 
-def _check_finite(scheme: Scheme, linear: nn.Linear, path: str) -> None:
-    from llama_perf.quantize.native_tensor import all_finite
-
-    if not linear.weight.is_meta and not all_finite(linear.weight):
+def _check_sixteens(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+    if scheme.family == "int4wo" and linear.out_features % 16:
         raise SpecError(
-            "quantization", scheme.name, f"{path} has weights that are not finite"
+            "quantization",
+            scheme.name,
+            f"torchao's packing on CPU takes rows in sixteens: N ="
+            f" {linear.out_features} of {path} must be a multiple of 16",
         )

@@ -5,20 +5,45 @@ Knows no layout of memory: everything here is (N, G, group size) or (N, G, 1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError
 
 
-def check_group(columns: int, group_size: int, *, name: str) -> None:
-    """Raise SpecError unless the group size divides K."""
-    if group_size < 1 or columns % group_size:
+def check_group_size(group_size: object) -> None:
+    """Raise SpecError unless it is a whole number of 1 or more."""
+    if type(group_size) is not int or group_size < 1:
+        raise SpecError("group_size", group_size, "allowed: a whole number, 1 or more")
+
+
+def check_flag(field: str, value: object) -> None:
+    """Raise SpecError unless `value` is a bool."""
+    if type(value) is not bool:
+        raise SpecError(field, value, "allowed: True, False")
+
+
+def check_group(weight: Tensor, group_size: int, *, name: str) -> None:
+    """Raise SpecError unless the group size divides K of the weight (N, K)."""
+    rows, columns = weight.shape
+    if columns % group_size:
         raise SpecError(
             "quantization",
             name,
-            f"the group size {group_size} must divide K = {columns} of the weight",
+            f"the group size {group_size} must divide K = {columns} of the weight"
+            f" {(rows, columns)}; {fitting_groups(columns)}",
         )
+
+
+def fitting_groups(columns: int, sizes: Sequence[int] | None = None) -> str:
+    """Which group sizes divide K, in words; of `sizes` alone where they are given."""
+    among = range(1, columns + 1) if sizes is None else sizes
+    fitting = [str(size) for size in among if columns % size == 0]
+    if fitting:
+        return f"allowed: {', '.join(fitting)}"
+    return f"none of {', '.join(map(str, among))} does"
 
 
 def in_groups(weight: Tensor, group_size: int) -> Tensor:

@@ -22,7 +22,9 @@ from llama_perf.kernels.grouped_weight import (
 )
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.groups import (
+    check_flag,
     check_group,
+    check_group_size,
     hqq_scale_and_zero,
     in_groups,
 )
@@ -50,6 +52,10 @@ class Int4WeightConfig(AOBaseConfig):  # type: ignore[misc]
 
     group_size: int = 64
     hqq: bool = False
+
+    def __post_init__(self) -> None:
+        check_group_size(self.group_size)
+        check_flag("hqq", self.hqq)
 
 
 @native
@@ -101,7 +107,7 @@ def _quantize(
     weight = getattr(module, parameter_name)
     name = f"int4wo-{config.group_size}"
     check_weight(weight, name=name)
-    check_group(weight.shape[1], config.group_size, name=name)
+    check_group(weight, config.group_size, name=name)
     packed = Int4Weight.from_float(weight, group_size=config.group_size, hqq=config.hqq)
     return replace_weight(module, parameter_name, packed)
 

@@ -8,6 +8,7 @@ activations and of `dequantize()`; changing it touches none of the stored tensor
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
+from llama_perf.model.transformer import is_plain
+from llama_perf.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
+
+_LARGEST = 2.0**126
 
 
 class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
@@ -74,10 +79,12 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
 def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-    if x.shape[-1] != weight.columns:
+    if x.ndim == 0 or x.shape[-1] != weight.columns:
         raise SpecError(
             "x", tuple(x.shape), f"the last dimension must be K = {weight.columns}"
         )
+    if not x.is_floating_point():
+        raise SpecError("x", str(x.dtype), "allowed: floating point")
     out: Tensor = weight.matmul(x.reshape(-1, weight.columns))
     out = out.view(*x.shape[:-1], weight.rows)
     return out if bias is None else out.add(bias)
@@ -104,30 +111,60 @@ def native(cls: type[NativeTensor]) -> type[NativeTensor]:
     return cls
 
 
-def check_weight(weight: Tensor, *, name: str) -> None:
-    """Raise SpecError unless `weight` is a matrix of finite floats."""
-    if weight.ndim != 2 or not weight.is_floating_point():
+def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> None:
+    """Raise SpecError unless `weight`, called `where`, is a matrix of finite floats.
+
+    The largest magnitude allowed is a quarter of float32's, so that the range of a
+    group and what is computed from it stay within float32.
+    """
+    shape = tuple(weight.shape)
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if not is_plain(weight):
+        kind = type(weight).__name__
+        raise SpecError("quantization", name, f"{where} is quantized already: {kind}")
+    if weight.ndim != 2 or dtype not in DTYPE_TOKENS:
         raise SpecError(
             "quantization",
             name,
-            f"a weight of {weight.dtype} {tuple(weight.shape)} is no matrix of floats",
+            f"{where} is {dtype} {shape}; allowed: a matrix (N, K) of"
+            f" {', '.join(DTYPE_TOKENS)}",
         )
-    if not weight.is_meta and not all_finite(weight):
+    if weight.numel() == 0:
         raise SpecError(
-            "quantization", name, "the weight has values that are not finite"
+            "quantization", name, f"{where} is {shape}; N and K must be 1 or more"
         )
-
-
-def all_finite(weight: Tensor) -> bool:
-    """Whether no value is NaN or infinite, without a copy of the weight."""
-    low, high = torch.aminmax(weight.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    if weight.is_meta:
+        return
+    # Without a copy of the weight; a NaN is both the least and the largest.
+    low, high = (value.item() for value in torch.aminmax(weight.detach()))
+    peak = max(abs(low), abs(high))
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise SpecError(
+            "quantization",
+            name,
+            f"{where} {shape} has values that are not finite (NaN or infinite)",
+        )
+    if peak > _LARGEST:
+        raise SpecError(
+            "quantization",
+            name,
+            f"{where} {shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}",
+        )
 
 
 def replace_weight(
     module: nn.Module, parameter_name: str, weight: NativeTensor
 ) -> nn.Module:
-    """Set `weight` as the module's parameter, and return the module."""
+    """Set `weight` as the module's parameter, and return the module.
+
+    Raises SpecError for an embedding, which looks rows up and multiplies nothing.
+    """
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        raise SpecError(
+            "quantization",
+            type(weight).__name__,
+            f"{type(module).__name__} {tuple(weight.shape)} is no linear layer",
+        )
     setattr(module, parameter_name, nn.Parameter(weight, requires_grad=False))
     return module
 

@@ -23,6 +23,8 @@ from llama_perf.errors import NotRunnable
 from llama_perf.quantize.registry import register
 from llama_perf.scheme import Scheme
 
+INT4_CPU_GROUPS = (32, 64, 128)
+
 
 @register("int8wo", kernels="torchao")
 def int8wo(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
@@ -42,6 +44,11 @@ def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseCo
     assert scheme.group_size is not None, f"{scheme.name} has no group size"
     algorithm = "hqq" if scheme.hqq else "tinygemm"
     if device.type == "cpu":
+        if scheme.group_size not in INT4_CPU_GROUPS:
+            raise NotRunnable(
+                f"torchao's {scheme.name} is not built on CPU; allowed there: groups of"
+                f" {', '.join(map(str, INT4_CPU_GROUPS))}"
+            )
         # The CPU packing left torchao's public API and lives on in its prototypes.
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 

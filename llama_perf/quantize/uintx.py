@@ -25,7 +25,9 @@ from llama_perf.kernels.grouped_weight import (
 )
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.groups import (
+    check_flag,
     check_group,
+    check_group_size,
     hqq_scale_and_zero,
     in_groups,
 )
@@ -55,9 +57,11 @@ class UintxWeightConfig(AOBaseConfig):  # type: ignore[misc]
     layout: str = "lean"
 
     def __post_init__(self) -> None:
-        if self.bits not in UINTX_BITS:
+        if type(self.bits) is not int or self.bits not in UINTX_BITS:
             raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
-        if self.layout not in LAYOUTS:
+        check_group_size(self.group_size)
+        check_flag("hqq", self.hqq)
+        if self.layout not in tuple(LAYOUTS):
             raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
 
 
@@ -155,7 +159,7 @@ def _quantize(
     weight = getattr(module, parameter_name)
     name = f"uintx-{config.bits}-{config.group_size}"
     check_weight(weight, name=name)
-    check_group(weight.shape[1], config.group_size, name=name)
+    check_group(weight, config.group_size, name=name)
     packed = UintxWeight.from_float(weight, config)
     return replace_weight(module, parameter_name, packed)
 
