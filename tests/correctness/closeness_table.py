@@ -177,6 +177,18 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
         least_top1=0.02,
         most_perplexity_change=163.8,
     ),
+    ("autoquant", "native"): Limits(
+        least_db=22.5,
+        most_kl_nats=0.0281,
+        least_top1=0.87,
+        most_perplexity_change=0.029,
+    ),
+    ("autoquant-int4", "native"): Limits(
+        least_db=18.5,
+        most_kl_nats=0.0684,
+        least_top1=0.83,
+        most_perplexity_change=0.072,
+    ),
 }
 # Beside the pruned model instead, since pruning without training hurts by itself.
 PRUNED_LIMITS: Mapping[tuple[str, str], Limits] = {

@@ -12,6 +12,7 @@ from llama_perf import load_model
 from llama_perf.build import quantize_model
 from llama_perf.closeness import Closeness, closeness
 from llama_perf.model.transformer import Transformer
+from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.tokenizer import load_tokenizer
 
@@ -84,7 +85,27 @@ def reference_logits(beside: str = "unquantized") -> Tensor:
     return {"unquantized": unquantized, "pruned": pruned}[beside]().logits(tokens())
 
 
+# (N, K) of wqkv, wo, w1 and w3, w2, and the output.
+_SHAPES = ((960, 576), (576, 576), (1536, 576), (576, 1536), (49152, 576))
+# What autoquant might choose: what it does choose depends on the machine.
+_MIXTURES = {
+    "autoquant": ("int8wo", "none", "int8dq", "int8dq", "int8wo"),
+    "autoquant-int4": ("int8wo", "none", "int4wo-64-hqq", "int8dq", "int8wo"),
+}
+
+
 def quantized(scheme: str, *, kernels: str) -> Transformer:
+    if scheme in _MIXTURES:
+        mixture = dict(zip(_SHAPES, _MIXTURES[scheme], strict=True))
+        model = load_model(smollm2_path())
+        make_quantizer(
+            scheme,
+            kernels=kernels,
+            device=model.device,
+            dtype=model.dtype,
+            schemes=mixture,
+        )(model, "model")
+        return model
     return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
 
 

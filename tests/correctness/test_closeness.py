@@ -29,7 +29,7 @@ def test_every_scheme_that_runs_here_has_limits() -> None:
     names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
     # Of uintx one of each kind: one plane of codes, several, and the table's coarsest.
     names += ["uintx-4-64", "uintx-5-32", "uintx-2-8", "fp6"]
-    names.append("sparse-marlin")
+    names += ["sparse-marlin", "autoquant", "autoquant-int4"]
     wanted = {
         (name, kernels)
         for name in names
