@@ -26,7 +26,7 @@ from llama_perf.model.config import to_hugging_face
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.scheme import Scheme
+from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
 from llama_perf.tokenizer import (
     check_vocabulary,
     copy_tokenizer,
@@ -169,8 +169,14 @@ def check_scheme_savable(
 ) -> None:
     """Raise SaveError naming `scheme` unless its tensors can be saved.
 
-    Quantizes one small layer, so that a run need not be over before one knows.
+    Quantizes one small layer, so that a run need not be over before one knows; one in
+    each scheme that autoquant may choose.
     """
+    if scheme in AUTOQUANT:
+        for each in AUTOQUANT[scheme]:
+            if each != PLAIN:
+                check_scheme_savable(each, kernels=kernels, device=device, dtype=dtype)
+        return
     columns = (Scheme.parse(scheme).group_size or 64) * 16
     probe = nn.Linear(columns, 64, bias=False, device=device, dtype=dtype)
     probe.requires_grad_(False)

@@ -16,7 +16,11 @@ UINTX_BITS = tuple(range(1, 9))
 
 # A linear that stays as it is, where schemes are named by linear.
 PLAIN = "none"
-AUTOQUANT = ("autoquant", "autoquant-int4")
+# What each of them chooses from.
+AUTOQUANT = {
+    "autoquant": (PLAIN, "int8wo", "int8dq"),
+    "autoquant-int4": (PLAIN, "int8wo", "int8dq", "int4wo-64-hqq"),
+}
 PLAIN_FAMILIES = (
     "int8wo",
     "int8dq",

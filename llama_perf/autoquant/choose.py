@@ -25,13 +25,8 @@ from llama_perf.environment import collect
 from llama_perf.errors import RecordError
 from llama_perf.model.config import ModelConfig
 from llama_perf.records import LinearChoice
-from llama_perf.scheme import PLAIN, Scheme
+from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
 from llama_perf.spec import RowSpec
-
-CANDIDATES = {
-    "autoquant": (PLAIN, "int8wo", "int8dq"),
-    "autoquant-int4": (PLAIN, "int8wo", "int8dq", "int4wo-64-hqq"),
-}
 
 
 class _Times:
@@ -72,8 +67,8 @@ def choose(
     taken on the row's device, in its dtype, and added to it. `notify` is told which,
     and of a file that cannot be used.
     """
-    assert row.quantization in CANDIDATES, f"{row.quantization} chooses nothing"
-    candidates = CANDIDATES[row.quantization]
+    assert row.quantization in AUTOQUANT, f"{row.quantization} chooses nothing"
+    candidates = AUTOQUANT[row.quantization]
     device = torch.device(row.device)
     uses = logged_products(
         config,

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from llama_perf.autoquant.uses import Product
 from llama_perf.engine import compiler_settings
 from llama_perf.memory import release_memory
-from llama_perf.model.transformer import tensor_bytes
-from llama_perf.quantize.apply import is_quantized, make_quantizer
+from llama_perf.model.transformer import is_plain, tensor_bytes
+from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import PLAIN
 
 # Turns of each candidate: as many as fit the time, but for the least number.
@@ -113,7 +113,7 @@ def _copies(
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     """A weight of the format of `weight`, which is on the meta device."""
     # What a product takes depends on no value, and searching for scales takes long.
-    if is_quantized(weight):
+    if not is_plain(weight):
         kind: Any = type(weight)
         names, format = kind.__tensor_flatten__(weight)
         parts = {name: _random_like(getattr(weight, name), device) for name in names}

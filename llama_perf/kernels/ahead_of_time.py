@@ -21,9 +21,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from llama_perf.kernels.packing import words
+from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
-from llama_perf.kernels.triton_products import FEW, Launch, few_launch, many_launch
+from llama_perf.kernels.triton_products import (
+    FEW,
+    Launch,
+    few_launch,
+    many_launch,
+    sparse_launch,
+)
+from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
 from llama_perf.model.config import preset
 
@@ -45,6 +53,7 @@ class Variant:
     group: int = 0
     zero: int = 0
     dynamic: bool = False
+    sparse: bool = False
 
 
 VARIANTS = (
@@ -56,6 +65,7 @@ VARIANTS = (
     Variant(name="uintx-2-8", bits=2, group=8, zero=2),
     Variant(name="uintx-3-64", bits=3, group=64, zero=2),
     Variant(name="fp6", bits=6, decode=FP6.value),
+    Variant(name="sparse-marlin", bits=6, sparse=True),
 )
 
 
@@ -119,6 +129,8 @@ def _launch(
             return few_tokens_int8, launch, {"K": columns, "ASM": True}, pointers
         launch = many_launch(tokens, rows, columns, least_u=32)
         return many_tokens_int8, launch, {"K": columns}, pointers
+    if variant.sparse:
+        return _sparse_launch(tokens, rows, columns)
     choose = few_launch if few else many_launch
     launch = choose(tokens, rows, columns)
     constants: dict[str, Any] = {
@@ -140,6 +152,23 @@ def _launch(
         "out": "*fp32" if partial else "*bf16",
     }
     return few_tokens if few else many_tokens, launch, constants, pointers
+
+
+def _sparse_launch(
+    tokens: int, rows: int, columns: int
+) -> tuple[Any, Launch, dict[str, Any], dict[str, str]]:
+    launch, few = sparse_launch(tokens, rows, columns), tokens <= FEW
+    constants: dict[str, Any] = {"K": columns, "WORDS": words(6, kept(columns))}
+    partial = few and launch.splits > 1
+    pointers = {
+        "x": "*bf16",
+        "codes": "*i32",
+        "scale": "*fp16",
+        "out": "*fp32" if partial else "*bf16",
+    }
+    if few:
+        return few_tokens_sparse, launch, constants, pointers
+    return many_tokens_sparse, launch, constants | {"WIDE": False}, pointers
 
 
 def _assembled(ptx: str, capability: int) -> tuple[int, int]:

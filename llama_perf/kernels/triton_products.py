@@ -6,7 +6,7 @@ ahead of time. Knows no torchao.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ import triton
 from torch import Tensor
 
 from llama_perf.kernels.packing import units
+from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
 
 FEW = 8
@@ -40,10 +42,10 @@ class Launch:
         return self.grid[1]
 
 
-def few_launch(tokens: int, rows: int, columns: int) -> Launch:
+def few_launch(tokens: int, rows: int, columns: int, *, most_u: int = 128) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
     padded = 1 << (tokens - 1).bit_length()
-    block_u = max(128 // padded, 16)
+    block_u = max(most_u // padded, 16)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS // blocks, 1), steps)
@@ -77,6 +79,17 @@ def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> L
         },
         warps=4,
     )
+
+
+def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
+    """Of either kernel of `triton_sparse`, whose units are of kept values."""
+    if tokens <= FEW:
+        # A unit takes twice as many x as elsewhere: half as many units fill as many
+        # registers, and twice as many programs run at a time.
+        return few_launch(max(tokens, 1), rows, kept(columns), most_u=64)
+    launch = many_launch(tokens, rows, kept(columns))
+    # With four warps the largest tile spills registers on sm_80.
+    return replace(launch, warps=8) if launch.constants["BLOCK_M"] == 64 else launch
 
 
 def _product(
@@ -151,6 +164,36 @@ def grouped_product(
         GROUP=x.shape[1] // scale.shape[1],
         ZERO=kind,
     )
+
+
+def sparse_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """See `sparse_weight`."""
+    tokens, columns = x.shape
+    x = x.contiguous()
+    constants: dict[str, Any] = {"K": columns, "WORDS": codes.shape[1]}
+    launch = sparse_launch(tokens, rows, columns)
+    if tokens <= FEW:
+        dtype = torch.float32 if launch.splits > 1 else x.dtype
+        out = x.new_empty((launch.splits, tokens, rows), dtype=dtype)
+        kernel = few_tokens_sparse
+    else:
+        out = x.new_empty((1, tokens, rows))
+        kernel = many_tokens_sparse
+        constants["WIDE"] = INTERPRETED
+    if tokens:
+        kernel[launch.grid](
+            x,
+            codes,
+            scale,
+            out,
+            tokens,
+            rows,
+            **constants,
+            **launch.constants,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out.sum(0).to(x.dtype) if len(out) > 1 else out[0]
 
 
 def int8_dynamic_product(

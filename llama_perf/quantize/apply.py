@@ -54,6 +54,7 @@ def make_quantizer(
         common = math.gcd(*(linear.in_features for _, linear in linears))
         for path, linear in linears:
             _check_group(scheme, linear, path, common)
+            _check_quads(scheme, linear, path)
             if kernels == "torchao" and device.type == "cpu":
                 _check_sixteens(scheme, linear, path)
             check_weight(linear.weight, name=name, where=path)
@@ -73,11 +74,6 @@ def make_quantizer(
     return quantize
 
 
-def is_quantized(weight: torch.Tensor) -> bool:
-    """Whether a linear's weight is some scheme's tensor rather than a plain one."""
-    return not is_plain(weight)
-
-
 def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
     for path, child in module.named_modules(prefix=prefix):
         if isinstance(child, nn.Linear):
@@ -95,6 +91,13 @@ def _check_group(scheme: Scheme, linear: nn.Linear, path: str, common: int) -> N
             f"the group size {group} must divide K = {linear.in_features} of {path};"
             f" {fitting_groups(common, sizes)}",
         )
+
+
+def _check_quads(scheme: Scheme, linear: nn.Linear, path: str) -> None:
+    from llama_perf.quantize.sparse_marlin import check_quads
+
+    if scheme.family == "sparse-marlin":
+        check_quads(linear.in_features, name=scheme.name, where=path)
 
 
 def _check_sixteens(scheme: Scheme, linear: nn.Linear, path: str) -> None:

@@ -28,6 +28,7 @@ _FILES = {
     ("int4wo", "native"): "llama_perf.quantize.int4wo",
     ("uintx", "native"): "llama_perf.quantize.uintx",
     ("fp6", "native"): "llama_perf.quantize.fp6",
+    ("sparse-marlin", "native"): "llama_perf.quantize.sparse_marlin",
     ("autoquant", "native"): "llama_perf.quantize.autoquant",
     ("autoquant-int4", "native"): "llama_perf.quantize.autoquant",
     ("int8wo", "torchao"): _TORCHAO,

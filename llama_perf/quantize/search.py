@@ -80,6 +80,32 @@ def scale_and_zero(
     return best.scale, best.zero
 
 
+def symmetric_scale(
+    groups: Tensor, least: int, most: int, dtype: torch.dtype
+) -> Tensor:
+    """For w = c * scale with c of `least` to `most`, -least one more than most.
+
+    A scale may be negative: the value farthest from 0 then gets the code `least`.
+    """
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    sign = torch.where(high > -low, -1.0, 1.0)
+    turned = groups * sign
+    peak = torch.maximum(high, -low)
+    none = torch.zeros_like(peak)
+    best = _Best(turned)
+    for shrink in _SHRINKS:
+        scale = positive_scale(peak * (shrink / -least), dtype)
+        codes = torch.round(turned / scale).clamp(least, most)
+        best.consider(codes, scale, none)
+        slope = (codes * turned).sum(2, keepdim=True)
+        slope = slope / codes.square().sum(2, keepdim=True)
+        # A group whose codes are all 0 has no slope.
+        scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
+        codes = torch.round(turned / scale).clamp(least, most)
+        best.consider(codes, scale, none)
+    return best.scale * sign
+
+
 def _codes(
     groups: Tensor, scale: Tensor, offset: Tensor, middle: Tensor | float, most: int
 ) -> Tensor:

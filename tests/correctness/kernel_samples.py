@@ -6,9 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from llama_perf.kernels import fp6_weight, grouped_weight, int8_weight
+from llama_perf.kernels import (
+    fp6_weight,
+    grouped_weight,
+    int8_weight,
+    sparse_weight,
+)
 from llama_perf.kernels.packing import pack, to_lanes
 
 INTEGER, PACKED, OFFSET = (
@@ -20,7 +25,7 @@ INTEGER, PACKED, OFFSET = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """A weight format; without a group size it has one scale a row."""
+    """A weight format; without a group size it has one scale for each row."""
 
     name: str
     bits: int
@@ -40,7 +45,14 @@ FORMATS = (
     Format(name="uintx-4-20", bits=4, group_size=20, kind=PACKED),
     Format(name="uintx-8-4", bits=8, group_size=4, kind=PACKED),
     Format(name="uintx-4-16-int32", bits=4, group_size=16, kind=INTEGER),
+    Format(name="sparse", bits=6, group_size=128),
 )
+# One of each operator.
+OPERATORS = tuple(
+    format for format in FORMATS if format.name in {"int8", "fp6", "int4-32", "sparse"}
+)
+# The two places of a quad that are kept.
+PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 # (M, N, K): one token and several, rows and columns off the tiles' and words' sizes.
 SHAPES = (
     (1, 16, 64),
@@ -82,30 +94,43 @@ class Packed:
         )
 
     def call(
-        self, grouped: Callable[..., Tensor], by_row: dict[int, Callable[..., Tensor]]
+        self, grouped: Callable[..., Tensor], others: dict[str, Callable[..., Tensor]]
     ) -> Tensor:
-        """Call the operator of this format: `grouped`, or that of its bits."""
+        """Call the operator of this format: `grouped`, or that of its name."""
         if self.zero is None:
-            return by_row[self.format.bits](self.x, self.codes, self.scale, self.rows)
+            operator = others[self.format.name]
+            return operator(self.x, self.codes, self.scale, self.rows)
         parts = (self.x, self.codes, self.scale, self.zero, self.rows)
         return grouped(*parts, self.format.bits, self.format.kind)
 
     def product(self) -> Tensor:
         """By the operator."""
-        by_row = {8: int8_weight.int8_weight_op, 6: fp6_weight.fp6_weight_op}
-        return self.call(grouped_weight.grouped_weight_op, by_row)
+        others = {
+            "int8": int8_weight.int8_weight_op,
+            "fp6": fp6_weight.fp6_weight_op,
+            "sparse": sparse_weight.sparse_weight_op,
+        }
+        return self.call(grouped_weight.grouped_weight_op, others)
 
     def reference(self) -> Tensor:
         """By the formula, in float32."""
-        by_row = {8: int8_weight.reference, 6: fp6_weight.reference}
-        return self.call(grouped_weight.reference, by_row)
+        others = {
+            "int8": int8_weight.reference,
+            "fp6": fp6_weight.reference,
+            "sparse": sparse_weight.reference,
+        }
+        return self.call(grouped_weight.reference, others)
 
     def magnitude(self) -> Tensor:
         """The sum of the terms' magnitudes, in which rounding is counted."""
         columns = self.x.shape[1]
-        by_row = {8: int8_weight.dequantized, 6: fp6_weight.dequantized}
+        others = {
+            "int8": int8_weight.dequantized,
+            "fp6": fp6_weight.dequantized,
+            "sparse": sparse_weight.dequantized,
+        }
         if self.zero is None:
-            one = by_row[self.format.bits]
+            one = others[self.format.name]
             weight = one(self.codes, self.scale, self.rows, columns)
         else:
             weight = grouped_weight.dequantized(
@@ -126,6 +151,8 @@ def sample(
     """Random codes, all of them possible; K is cut to whole groups."""
     tokens, rows, columns = shape
     draw = torch.Generator().manual_seed(seed)
+    if format.name == "sparse":
+        return _sparse_sample(format, shape, dtype, draw)
     if format.group_size:
         columns -= columns % format.group_size
     codes = torch.randint(0, 2**format.bits, (rows, columns), generator=draw)
@@ -151,6 +178,26 @@ def sample(
         codes=pack(codes, format.bits),
         scale=scale.to(torch.float16 if format.kind == PACKED else torch.bfloat16),
         zero=zero,
+        rows=rows,
+    )
+
+
+def _sparse_sample(
+    format: Format, shape: tuple[int, int, int], dtype: torch.dtype, draw: Generator
+) -> Packed:
+    """All patterns of kept places, all values; K cut to whole quads."""
+    tokens, rows, columns = shape
+    quads = columns // 4
+    chosen = torch.randint(0, len(PATTERNS), (rows, quads), generator=draw)
+    places = torch.tensor(PATTERNS)[chosen].flatten(1)
+    values = torch.randint(0, 16, (rows, 2 * quads), generator=draw)
+    scale = torch.rand((rows, sparse_weight.groups(4 * quads)), generator=draw) * 0.01
+    return Packed(
+        format=format,
+        x=torch.randn(tokens, 4 * quads, generator=draw).to(dtype),
+        codes=pack(values | (places << 4), format.bits),
+        scale=to_lanes(scale).to(torch.float16),
+        zero=None,
         rows=rows,
     )
 

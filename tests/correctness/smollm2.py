@@ -6,12 +6,13 @@ from functools import cache
 
 import torch
 from tokenizer_samples import smollm2_path
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama_perf import load_model
 from llama_perf.build import quantize_model
 from llama_perf.closeness import Closeness, closeness
 from llama_perf.model.transformer import Transformer
+from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.tokenizer import load_tokenizer
 
 # Written for this project: plain prose, a list, figures, code and a dialogue, since
@@ -66,16 +67,31 @@ def unquantized() -> Transformer:
 
 
 @cache
-def reference_logits() -> Tensor:
-    return unquantized().logits(tokens())
+def pruned() -> Transformer:
+    """SmolLM2 with every linear pruned 2:4 and nothing quantized."""
+    model = load_model(smollm2_path())
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            # A new parameter: the embedding shares the output layer's, and stays.
+            weight = prune_2_4(module.weight.detach())
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+@cache
+def reference_logits(beside: str = "unquantized") -> Tensor:
+    """Of the model that a row of the table is compared with."""
+    return {"unquantized": unquantized, "pruned": pruned}[beside]().logits(tokens())
 
 
 def quantized(scheme: str, *, kernels: str) -> Transformer:
     return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
 
 
-def compared(model: Transformer, length: int | None = None) -> Closeness:
-    """`model` beside the unquantized SmolLM2 on the fixed text, or on its start."""
+def compared(
+    model: Transformer, length: int | None = None, *, beside: str = "unquantized"
+) -> Closeness:
+    """`model` beside another SmolLM2 on the fixed text, or on its start."""
     ids = tokens()[:, :length]
     # A causal model's logits at a position do not depend on what follows.
-    return closeness(reference_logits()[:, :length], model.logits(ids), ids)
+    return closeness(reference_logits(beside)[:, :length], model.logits(ids), ids)

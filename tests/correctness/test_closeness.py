@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from closeness_table import LIMITS, documented_limits, limits_as_documented
+from closeness_table import LIMITS, ROWS, Key, documented_limits, limits_as_documented
 from smollm2 import compared, quantized, reference_logits, tokens, unquantized
 
 from llama_perf.closeness import closeness, perplexity
@@ -14,12 +14,11 @@ from llama_perf.quantize.registry import built_kernels
 from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
 
 
-@pytest.mark.parametrize(
-    ("scheme", "kernels"), LIMITS, ids=[".".join(key) for key in LIMITS]
-)
-def test_a_scheme_keeps_the_logits_within_its_limits(scheme: str, kernels: str) -> None:
-    limits = LIMITS[scheme, kernels]
-    found = compared(quantized(scheme, kernels=kernels), limits.length)
+@pytest.mark.parametrize("key", ROWS, ids=[".".join(key) for key in ROWS])
+def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
+    (scheme, kernels, beside), limits = key, ROWS[key]
+    model = quantized(scheme, kernels=kernels)
+    found = compared(model, limits.length, beside=beside)
     assert limits.broken_by(found) == []
 
 
@@ -30,6 +29,7 @@ def test_every_scheme_that_runs_here_has_limits() -> None:
     names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
     # Of uintx one of each kind: one plane of codes, several, and the table's coarsest.
     names += ["uintx-4-64", "uintx-5-32", "uintx-2-8", "fp6"]
+    names.append("sparse-marlin")
     wanted = {
         (name, kernels)
         for name in names
@@ -42,13 +42,18 @@ def test_the_documented_limits_are_those_that_are_checked() -> None:
     assert documented_limits() == limits_as_documented()
 
 
-@pytest.mark.parametrize(("scheme", "kernels"), [("int8wo", "torchao")])
-def test_one_damaged_scale_breaks_a_limit(scheme: str, kernels: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [("int8wo", "torchao", "unquantized"), ("sparse-marlin", "native", "pruned")],
+    ids=".".join,
+)
+def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
+    scheme, kernels, beside = key
     model = quantized(scheme, kernels=kernels)
     weight = model.layers[14].feed_forward.w2.weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert LIMITS[scheme, kernels].broken_by(compared(model))
+    assert ROWS[key].broken_by(compared(model, beside=beside))
 
 
 def test_a_model_is_close_to_itself() -> None:

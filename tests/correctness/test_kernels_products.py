@@ -6,7 +6,16 @@ import math
 
 import pytest
 import torch
-from kernel_samples import DTYPES, FORMATS, SHAPES, Format, assert_close, sample
+from kernel_samples import (
+    DTYPES,
+    FORMATS,
+    OPERATORS,
+    PATTERNS,
+    SHAPES,
+    Format,
+    assert_close,
+    sample,
+)
 from torch import Tensor
 
 from llama_perf.kernels import (
@@ -15,17 +24,22 @@ from llama_perf.kernels import (
     int8_dynamic,
     int8_weight,
     portable,
+    sparse_weight,
 )
-from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 
 NAMES = [format.name for format in FORMATS]
 ONE_TOKEN = ((1, 16, 64), (1, 75, 160), (1, 20, 200))
 # One of each operator, and codes in several planes.
 COMPILED = [
-    format
-    for format in FORMATS
-    if format.name in {"int8", "fp6", "int4-32", "uintx-3-8", "uintx-3-4"}
+    *OPERATORS,
+    *(format for format in FORMATS if format.name in {"uintx-3-8", "uintx-3-4"}),
 ]
+OTHERS = {
+    "int8": int8_weight.int8_weight,
+    "fp6": fp6_weight.fp6_weight,
+    "sparse": sparse_weight.sparse_weight,
+}
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=NAMES)
@@ -49,13 +63,12 @@ def test_the_expression_for_one_token_is_the_product_too(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is compiled elsewhere, run as it stands.
-    for module in (int8_weight, fp6_weight, grouped_weight):
+    for module in (int8_weight, fp6_weight, grouped_weight, sparse_weight):
         monkeypatch.setattr(module, "fused_here", lambda _x: True)
-    by_row = {8: int8_weight.int8_weight, 6: fp6_weight.fp6_weight}
     for dtype in DTYPES:
         for shape in ONE_TOKEN:
             packed = sample(format, shape, dtype)
-            found = packed.call(grouped_weight.grouped_weight, by_row)
+            found = packed.call(grouped_weight.grouped_weight, OTHERS)
             assert_close(found, packed)
 
 
@@ -63,13 +76,12 @@ def test_the_expression_for_one_token_is_the_product_too(
 def test_one_token_compiles_to_one_graph(format: Format) -> None:
     torch._dynamo.reset()
     packed = sample(format, (1, 75, 160), torch.float32)
-    by_row = {8: int8_weight.int8_weight, 6: fp6_weight.fp6_weight}
 
     def product(x: Tensor) -> Tensor:
         grouped = grouped_weight.grouped_weight
         parts = (x, packed.codes, packed.scale)
         if packed.zero is None:
-            return by_row[format.bits](*parts, packed.rows)
+            return OTHERS[format.name](*parts, packed.rows)
         return grouped(*parts, packed.zero, packed.rows, format.bits, format.kind)
 
     assert_close(torch.compile(product, fullgraph=True)(packed.x), packed)
@@ -86,10 +98,13 @@ def test_opcheck(tokens: int) -> None:
     row = sample(FORMATS[1], shape, torch.bfloat16)
     arguments = (row.x, row.codes, row.scale, row.rows)
     torch.library.opcheck(fp6_weight.fp6_weight_op, arguments, test_utils=checks)
+    row = sample(FORMATS[-1], shape, torch.float16)
+    arguments = (row.x, row.codes, row.scale, row.rows)
+    torch.library.opcheck(sparse_weight.sparse_weight_op, arguments, test_utils=checks)
     quantized = int8_dynamic.quantize_tokens(row.x)
     arguments = (*quantized, *dynamic_weight(20, 64), 20)
     torch.library.opcheck(int8_dynamic.int8_dynamic_op, arguments, test_utils=checks)
-    for format in FORMATS[2:]:
+    for format in FORMATS[2:-1]:
         group = sample(format, shape, torch.float16)
         torch.library.opcheck(
             grouped_weight.grouped_weight_op,
@@ -172,6 +187,37 @@ def test_encoding_finds_the_nearest_fp6() -> None:
     found = fp6_weight.decode(fp6_weight.encode(values))
     nearest = (values.unsqueeze(1) - exact).abs().amin(1)
     torch.testing.assert_close((found - values).abs(), nearest, rtol=0, atol=0)
+
+
+def test_every_pattern_and_value_of_a_quad_lies_where_it_was_kept() -> None:
+    # A row for each pattern, a quad for each pair of values.
+    values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
+    places = torch.tensor(PATTERNS).repeat(1, 256)
+    codes = pack(values | (places << 4), sparse_weight.BITS)
+    scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
+    found = sparse_weight.dequantized(codes, scale, 6, 1024)
+    for row, (low, high) in enumerate(PATTERNS):
+        expected = torch.zeros((256, 4))
+        expected[:, low] = (values[0::2] - 8) / 2
+        expected[:, high] = (values[1::2] - 8) / 2
+        assert torch.equal(found[row], expected.flatten())
+
+
+@pytest.mark.parametrize("columns", [4, 12, 36, 124, 132, 260, 576])
+def test_the_last_group_of_a_sparse_weight_may_be_short(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = sample(FORMATS[-1], (1, 17, columns), torch.float32)
+    assert packed.scale.shape[1] == -(-columns // 128)
+    whole = packed.scale.float().repeat_interleave(128, dim=1)[:, :columns]
+    ones = torch.ones_like(packed.scale)
+    bare = sparse_weight.dequantized(packed.codes, ones, 17, columns)
+    found = sparse_weight.dequantized(packed.codes, packed.scale, 17, columns)
+    assert torch.equal(found, bare * from_lanes(whole, 17))
+    assert_close(packed.product(), packed)
+    monkeypatch.setattr(sparse_weight, "fused_here", lambda _x: True)
+    parts = (packed.x, packed.codes, packed.scale, packed.rows)
+    assert_close(sparse_weight.sparse_weight(*parts), packed)
 
 
 def test_a_stretch_is_some_blocks_and_all_stretches_are_all_blocks() -> None:

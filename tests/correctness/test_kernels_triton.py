@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_samples import DTYPES, FORMATS, Format, Packed, assert_close, sample
+from kernel_samples import (
+    DTYPES,
+    FORMATS,
+    OPERATORS,
+    PATTERNS,
+    Format,
+    Packed,
+    assert_close,
+    sample,
+)
 from torch import Tensor
 
 from llama_perf.kernels import int8_dynamic
@@ -75,8 +84,12 @@ def by_triton(packed: Packed) -> Tensor:
             x, codes, scale, zero, rows, bits=bits, kind=kind
         )
 
-    by_row = {8: triton_products.int8_product, 6: triton_products.fp6_product}
-    return packed.call(grouped, by_row)
+    others = {
+        "int8": triton_products.int8_product,
+        "fp6": triton_products.fp6_product,
+        "sparse": triton_products.sparse_product,
+    }
+    return packed.call(grouped, others)
 
 
 def check(packed: Packed, device: torch.device) -> None:
@@ -94,14 +107,14 @@ def test_a_product_is_that_of_the_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
-    for format in FORMATS[:3]:
+    for format in OPERATORS:
         for shape in ((2, 33, 64), (10, 33, 64)):
             check(sample(format, shape, dtype), device)
 
 
 @pytest.mark.parametrize("tokens", range(1, 18))
 def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
-    for format in FORMATS[:3]:
+    for format in OPERATORS:
         check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
 
 
@@ -109,7 +122,7 @@ def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
 def test_a_long_row_in_several_steps_and_splits(
     shape: tuple[int, int, int], device: torch.device
 ) -> None:
-    for format in (FORMATS[1], FORMATS[2]):
+    for format in OPERATORS[1:]:
         check(sample(format, shape, torch.float32), device)
 
 
@@ -144,4 +157,31 @@ def test_every_fp6_code(tokens: int, device: torch.device) -> None:
     assert torch.equal(found.cpu(), decode(codes).expand(tokens, 64))
 
 
-COUNT = len(FORMATS) + len(DTYPES) + 17 + len(LONG) + 3 + 2
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels import sparse_weight
+    from llama_perf.kernels.triton_products import sparse_product
+
+    # A row for each pattern; token by token another place of the quads is asked for.
+    values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
+    places = torch.tensor(PATTERNS).repeat(1, 256)
+    packed = pack(values | (places << 4), sparse_weight.BITS)
+    scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
+    for quad in (0, 1, 17, 200, 255):
+        x = torch.zeros((tokens, 1024))
+        for token in range(tokens):
+            x[token, 4 * quad + token % 4] = token + 1
+        parts = (each.to(device) for each in (x, packed, scale))
+        expected = sparse_weight.reference(x, packed, scale, 6)
+        assert torch.equal(sparse_product(*parts, 6).cpu(), expected)
+
+
+@pytest.mark.parametrize("columns", [4, 36, 132, 576])
+def test_a_sparse_weight_whose_last_group_is_short(
+    columns: int, device: torch.device
+) -> None:
+    for tokens in (1, 10):
+        check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
+
+
+COUNT = len(FORMATS) + len(DTYPES) + 17 + len(LONG) + 3 + 2 + 2 + 4

@@ -26,6 +26,7 @@ from llama_perf.quantize.int8dq import Int8DynamicConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.quantize.registry import config_for
+from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.scheme import Scheme
 from llama_perf.spec import RowSpec
@@ -40,6 +41,8 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "uintx-2-8 reference": UintxWeightConfig(bits=2, group_size=8, layout="reference"),
     "uintx-5-64-hqq": UintxWeightConfig(bits=5, group_size=64, hqq=True),
     "fp6": Fp6WeightConfig(),
+    "sparse-marlin": SparseMarlinConfig(),
+    "sparse-marlin reference": SparseMarlinConfig(layout="reference"),
 }
 ROWS, COLUMNS = 75, 192
 TABLE = Path(__file__).parent / "a100_reference.csv"
@@ -113,10 +116,11 @@ def test_the_hash_of_compiled_graphs_tells_formats_apart() -> None:
 def test_a_weight_that_is_one_value_everywhere_stays_near_it(
     name: str, value: float
 ) -> None:
-    weight = quantized(CONFIGS[name], torch.full((ROWS, COLUMNS), value)).weight
-    found = weight.dequantize()
+    same = torch.full((ROWS, COLUMNS), value)
+    found = quantized(CONFIGS[name], same).weight.dequantize()
+    expected = prune_2_4(same) if name.startswith("sparse") else same
     assert torch.isfinite(found).all()
-    assert ((found - value).abs() <= 0.01 * abs(value) + 1e-37).all()
+    assert ((found - expected).abs() <= 0.01 * abs(value) + 1e-37).all()
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -258,6 +262,7 @@ def reference_sizes() -> list[tuple[str, str, float]]:
             for line in csv.DictReader(file)
         }
     schemes = ("int8wo", "int8dq", "fp6", "int4wo-64", "uintx-4-64", "uintx-2-8")
+    schemes += ("sparse-marlin",)
     return [
         (model, scheme, size)
         for (model, scheme), size in found.items()
@@ -277,6 +282,9 @@ def test_a_models_size_is_the_published_one(
         config = UintxWeightConfig(
             bits=lean.bits, group_size=lean.group_size, layout="reference"
         )
+    elif isinstance(lean, SparseMarlinConfig):
+        # 3.25 bits a weight: its unread zero points are in the published sizes.
+        config = SparseMarlinConfig(layout="reference")
     found = bytes_on_meta(model, config)
     assert found / 1e9 == pytest.approx(size_gb, rel=0.01)
     smallest = bytes_on_meta(model, lean)

@@ -1,0 +1,172 @@
+"""sparse-marlin: 2:4 pruning along K, symmetric int4, one scale for each group of 128.
+
+Of every four weights along K the two of largest magnitude are kept, w = (c - 8) * s
+with codes c of 0 to 15 and s in 16 bits by least squares: 4 bits and a position of 2
+bits for each kept weight, 3.125 bits a weight with its share of the scale. K is a
+multiple of 4, the last group may be shorter. A weight that is 2:4 already loses
+nothing to pruning. The pattern is that of Mishra et al. (2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.transform_module import register_quantize_module_handler
+
+from llama_perf.errors import SpecError
+from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.sparse_weight import (
+    BITS,
+    GROUP,
+    MIDDLE,
+    QUAD,
+    dequantized,
+    sparse_weight,
+)
+from llama_perf.quantize.native_tensor import (
+    NativeTensor,
+    check_weight,
+    native,
+    replace_weight,
+)
+from llama_perf.quantize.registry import register
+from llama_perf.quantize.search import scale_dtype, symmetric_scale
+from llama_perf.scheme import Scheme
+
+LAYOUTS = ("lean", "reference")
+
+
+@dataclass(frozen=True)
+class SparseMarlinConfig(AOBaseConfig):  # type: ignore[misc]
+    """Config of the native sparse-marlin for torchao's `quantize_`.
+
+    `layout` "reference" has beside each scale a zero point of 16 bits that nothing
+    reads, as torchao kept it: the published model sizes.
+    """
+
+    layout: str = "lean"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
+
+
+@native
+class SparseMarlinWeight(NativeTensor):
+    """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16).
+
+    `zero` is (B, 0, 16), in the reference layout zeros of 16 bits (B, G, 16).
+    """
+
+    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
+    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    @classmethod
+    def from_float(cls, weight: Tensor, *, layout: str = "lean") -> SparseMarlinWeight:
+        """Prune and quantize a weight (rows, columns)."""
+        wide = weight.detach().float()
+        kept, places = _keep_two(wide)
+        each = GROUP // 2
+        padded = F.pad(kept, (0, -kept.shape[1] % each))
+        groups = padded.unflatten(1, (-1, each))
+        dtype = scale_dtype(groups)
+        scale = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
+        values = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
+        values = values.flatten(1)[:, : kept.shape[1]].to(torch.uint8)
+        stored = to_lanes(scale.squeeze(2).to(dtype))
+        zero = torch.zeros_like(stored)
+        return cls(
+            pack(values | (places << 4), BITS),
+            stored,
+            zero if layout == "reference" else zero[:, :0],
+            *weight.shape,
+            weight.dtype,
+        )
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """See `NativeTensor.matmul`."""
+        return sparse_weight(x, self.codes, self.scale, self.rows)
+
+    def dequantized(self) -> Tensor:
+        """See `NativeTensor.dequantized`."""
+        return dequantized(self.codes, self.scale, self.rows, self.columns)
+
+
+def prune_2_4(weight: Tensor) -> Tensor:
+    """`weight` (rows, columns) with the two least of every four along K set to 0.
+
+    Of equal magnitudes the first are kept. Raises SpecError where K is no multiple
+    of 4.
+    """
+    check_quads(weight.shape[1], name="sparse-marlin")
+    quads = weight.unflatten(1, (-1, QUAD))
+    masks = torch.stack(_kept_masks(quads), dim=2)
+    return torch.where(masks, quads, 0.0).to(weight.dtype).flatten(1)
+
+
+def check_quads(columns: int, *, name: str, where: str = "the weight") -> None:
+    """Raise SpecError unless K of `where` is a multiple of 4."""
+    if columns % QUAD:
+        raise SpecError(
+            "quantization",
+            name,
+            f"2:4 pruning takes weights in fours: K = {columns} of {where} "
+            "must be a multiple of 4",
+        )
+
+
+def _kept_masks(quads: Tensor) -> list[Tensor]:
+    """For each place of a quad (N, Q, 4) whether it is kept, bool (N, Q)."""
+    sizes = quads.abs().unbind(2)
+    masks = []
+    for place, size in enumerate(sizes):
+        larger = [
+            other >= size if index < place else other > size
+            for index, other in enumerate(sizes)
+            if index != place
+        ]
+        count = sum(each.to(torch.uint8) for each in larger)
+        assert isinstance(count, Tensor), "a quad of one"
+        masks.append(count < 2)
+    return masks
+
+
+def _keep_two(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept values of (N, K) and their places in their quads, uint8: (N, K / 2)."""
+    quads = weight.unflatten(1, (-1, QUAD))
+    w0, w1, w2, w3 = quads.unbind(2)
+    is0, is1, is2, is3 = _kept_masks(quads)
+    # The first kept is never at place 3, nor the second at place 0.
+    first = torch.where(is0, w0, torch.where(is1, w1, w2))
+    second = torch.where(is3, w3, torch.where(is2, w2, w1))
+    low = torch.where(is0, 0, torch.where(is1, 1, 2))
+    high = torch.where(is3, 3, torch.where(is2, 2, 1))
+    values = torch.stack((first, second), dim=2).flatten(1)
+    return values, torch.stack((low, high), dim=2).flatten(1).to(torch.uint8)
+
+
+@register_quantize_module_handler(SparseMarlinConfig)
+def _quantize(
+    module: nn.Module, config: SparseMarlinConfig, *, parameter_name: str = "weight"
+) -> nn.Module:
+    weight = getattr(module, parameter_name)
+    check_weight(weight, name="sparse-marlin")
+    check_quads(weight.shape[1], name="sparse-marlin")
+    packed = SparseMarlinWeight.from_float(weight, layout=config.layout)
+    return replace_weight(module, parameter_name, packed)
+
+
+@register("sparse-marlin", kernels="native")
+def sparse_marlin(
+    _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+) -> AOBaseConfig:
+    """2:4 pruning along K, symmetric int4 in groups of 128, in the lean layout."""
+    return SparseMarlinConfig()
