@@ -31,7 +31,10 @@ SMALL = ModelConfig(
 )
 INT4 = ("int4wo-32", "int4wo-64", "int4wo-32-hqq", "int4wo-64-hqq")
 SCHEMES = ("int8wo", "int8dq", "float8wo", *INT4)
-NATIVE = ("int8wo", "int8dq", *INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq", "fp6")
+NATIVE = (
+    *("int8wo", "int8dq", *INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq", "fp6"),
+    "sparse-marlin",
+)
 BOTH = [
     *((scheme, "torchao") for scheme in SCHEMES),
     *((scheme, "native") for scheme in NATIVE),
