@@ -21,8 +21,8 @@ from llama_perf.scheme import Scheme
 from llama_perf.spec import RowSpec
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# 6 bits for fp6; 3.2 for sparse-marlin: half the values in int4, their positions,
-# and a 16-bit scale for every 128 weights.
+# 6 bits for fp6; for sparse-marlin half the values in int4, their positions in 2 bits
+# and a 16-bit scale for every 128 weights, 3.125.
 _FAMILY_BITS = {"fp6": 6.0, "sparse-marlin": 3.125, "autoquant-int4": 4.5}
 
 

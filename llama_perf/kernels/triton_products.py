@@ -87,9 +87,11 @@ def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
         # A unit takes twice as many x as elsewhere: half as many units fill as many
         # registers, and twice as many programs run at a time.
         return few_launch(max(tokens, 1), rows, kept(columns), most_u=64)
-    launch = many_launch(tokens, rows, kept(columns))
-    # With four warps the largest tile spills registers on sm_80.
-    return replace(launch, warps=8) if launch.constants["BLOCK_M"] == 64 else launch
+    if tokens <= 16:
+        return many_launch(tokens, rows, kept(columns))
+    # Tiles of 64 tokens with eight warps: those of 32 spill registers with float32
+    # activations, and those of 64 with four warps do on sm_80.
+    return replace(many_launch(max(tokens, 64), rows, kept(columns)), warps=8)
 
 
 def _product(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -63,6 +63,19 @@ SHAPES = (
     (9, 40, 80),
     (16, 17, 96),
     (17, 70, 160),
+)
+# (N, K) of the linears of Llama-2-7B and Llama-3-8B, a 32nd of each; of the
+# vocabulary, which is N of the output, a 256th.
+LLAMA = (
+    (384, 128),
+    (128, 128),
+    (344, 128),
+    (128, 344),
+    (125, 128),
+    (192, 128),
+    (448, 128),
+    (128, 448),
+    (501, 128),
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Half a unit in the last place of a result, and the rounding of sums in float32; a
@@ -210,3 +223,32 @@ def assert_close(found: Tensor, packed: Packed) -> None:
     error = (found.float() - packed.reference()).abs()
     worst = (error / allowed.clamp(min=1e-30)).max().item()
     assert worst <= 1, f"{packed.format.name}: {worst:.2f} times what rounding explains"
+
+
+# The first rows of a weight with special values.
+ZERO_SCALE, SUBNORMAL_SCALE, INFINITE_SCALE, ZERO_CODES = range(4)
+# A subnormal float32 may count as zero: that much times the sum of |x * code|.
+_FLUSHED = 1e-33
+
+
+def with_special_rows(packed: Packed) -> Packed:
+    """The same but for its first four rows."""
+    scale, codes = packed.scale.clone(), packed.codes.clone()
+    scale[0, ..., ZERO_SCALE] = 0
+    scale[0, ..., SUBNORMAL_SCALE] = torch.finfo(scale.dtype).tiny / 4
+    scale[0, ..., INFINITE_SCALE] = float("inf")
+    zeros = torch.zeros((1, packed.x.shape[1]), dtype=torch.int64)
+    if packed.format.name == "sparse":
+        # The value 0 is 8, and a quad keeps two places, not one twice.
+        zeros = torch.tensor([[8, 8 | 1 << 4]]).repeat(1, zeros.shape[1] // 4)
+    codes[0, :, ZERO_CODES] = pack(zeros, packed.format.bits)[0, :, 0]
+    return replace(packed, scale=scale, codes=codes)
+
+
+def assert_special(found: Tensor, packed: Packed) -> None:
+    """An infinite scale makes its own row infinite or NaN, and no other row."""
+    assert not torch.isfinite(found[:, INFINITE_SCALE]).any()
+    others = [row for row in range(packed.rows) if row != INFINITE_SCALE]
+    allowed = ROUNDING[found.dtype] * packed.magnitude() + _FLUSHED
+    error = (found.float() - packed.reference()).abs()
+    assert (error[:, others] <= allowed[:, others]).all(), packed.format.name

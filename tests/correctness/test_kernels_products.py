@@ -9,12 +9,15 @@ import torch
 from kernel_samples import (
     DTYPES,
     FORMATS,
+    LLAMA,
     OPERATORS,
     PATTERNS,
     SHAPES,
     Format,
     assert_close,
+    assert_special,
     sample,
+    with_special_rows,
 )
 from torch import Tensor
 
@@ -50,6 +53,26 @@ def test_an_operator_is_the_product_with_the_dequantized_weight(
     for shape in SHAPES:
         packed = sample(format, shape, dtype)
         assert_close(packed.product(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_the_shapes_of_llama_models_scaled_down(format: Format) -> None:
+    for index, shape in enumerate(LLAMA):
+        packed = sample(format, (1 + 7 * (index % 2), *shape), DTYPES[index % 3])
+        assert_close(packed.product(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_special_scales_and_codes_change_their_own_row_alone(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tokens, dtype in ((1, torch.float32), (3, torch.bfloat16)):
+        packed = with_special_rows(sample(format, (tokens, 19, 160), dtype))
+        assert_special(packed.product(), packed)
+    for module in (int8_weight, fp6_weight, grouped_weight, sparse_weight):
+        monkeypatch.setattr(module, "fused_here", lambda _x: True)
+    packed = with_special_rows(sample(format, (1, 19, 160), torch.float32))
+    assert_special(packed.call(grouped_weight.grouped_weight, OTHERS), packed)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=NAMES)

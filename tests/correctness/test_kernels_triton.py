@@ -12,17 +12,21 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kernel_samples import (
     DTYPES,
     FORMATS,
+    LLAMA,
     OPERATORS,
     PATTERNS,
     Format,
     Packed,
     assert_close,
+    assert_special,
     sample,
+    with_special_rows,
 )
 from torch import Tensor
 
@@ -105,6 +109,30 @@ def test_a_product_is_that_of_the_reference(
         check(sample(format, shape, DTYPES[index % 3]), device)
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_special_scales_and_codes_change_their_own_row_alone(
+    format: Format, device: torch.device
+) -> None:
+    for shape, dtype in (
+        ((2, 19, 160), torch.float32),
+        ((9, 19, 160), torch.bfloat16),
+    ):
+        packed = with_special_rows(sample(format, shape, dtype))
+        # The interpreter's numpy warns of infinity times zero.
+        with np.errstate(invalid="ignore"):
+            found = by_triton(packed.on(device))
+        assert_special(found.cpu(), packed)
+
+
+@pytest.mark.parametrize("shape", LLAMA, ids=str)
+def test_the_shapes_of_llama_models_scaled_down(
+    shape: tuple[int, int], device: torch.device
+) -> None:
+    format = OPERATORS[LLAMA.index(shape) % len(OPERATORS)]
+    for tokens in (1, 17):
+        check(sample(format, (tokens, *shape), torch.bfloat16), device)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
     for format in OPERATORS:
@@ -184,4 +212,4 @@ def test_a_sparse_weight_whose_last_group_is_short(
         check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
 
 
-COUNT = len(FORMATS) + len(DTYPES) + 17 + len(LONG) + 3 + 2 + 2 + 4
+COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 2 + 2 + 4
