@@ -15,6 +15,7 @@ from llama_perf.kernels import (
     int8_dynamic,
     int8_weight,
     portable,
+    slotwise,
 )
 from llama_perf.kernels.packing import pack, to_lanes
 
@@ -35,6 +36,17 @@ def test_an_operator_is_the_product_with_the_dequantized_weight(
 ) -> None:
     for shape in SHAPES:
         packed = sample(format, shape, dtype)
+        assert_close(packed.product(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_many_tokens_and_blocks_beyond_one_stretch(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (portable, slotwise):
+        monkeypatch.setattr(module, "_STRETCH", 2 * 16 * 160)
+    for tokens in (5, 40):
+        packed = sample(format, (tokens, 75, 160), torch.float32)
         assert_close(packed.product(), packed)
 
 
