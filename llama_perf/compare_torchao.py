@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +42,7 @@ ROWS = (
     Row(quantization="int8wo"),
     Row(quantization="int8wo", compile=False),
     Row(quantization="int8dq"),
+    Row(quantization="int8dq", compile=False),
     Row(quantization="int4wo-64"),
     # Fewer tokens where torchao takes half a second or more for each.
     Row(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
@@ -51,6 +53,7 @@ ROWS = (
 )
 _GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
 _LIMIT_S = 600.0
+_WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
 Key = tuple[Row, str]
 
 
@@ -83,10 +86,17 @@ def _rounds(
     """Every process of every round; a side that failed on a row is not asked again."""
     found: dict[Key, list[Ran]] = {}
     chosen = [row for row in ROWS if arguments.only in row.name]
+    for row in chosen:
+        for side in SIDES:
+            wrong = _problem(side, row, weights, python, work)
+            found[row, side] = [] if wrong is None else [wrong]
+            print(
+                f"{row.name}, {side}: {wrong.problem if wrong else 'runs'}", flush=True
+            )
     for number in range(1, arguments.rounds + 1):
         for row in chosen:
             for side in SIDES:
-                before = found.setdefault((row, side), [])
+                before = found[row, side]
                 if any(ran.problem for ran in before):
                     continue
                 argv = command(side, row, weights, python)
@@ -98,12 +108,33 @@ def _rounds(
     return found
 
 
+def _problem(
+    side: str, row: Row, weights: Path, python: Path, work: Path
+) -> Ran | None:
+    """A short greedy run of the row that failed or, compiled, wrote another text.
+
+    None where all is well. What computes wrong values has no speed to compare.
+    """
+    texts = []
+    for compiled in {row.compile, False}:
+        short = replace(row, compile=compiled, max_new_tokens=8, num_samples=1)
+        ran = _greedy(side, short, weights, python, work)
+        if ran.problem is not None:
+            return ran
+        texts.append(text_of(ran.output))
+    return None if len(set(texts)) == 1 else Ran(rates=(), problem=_WRONG, output="")
+
+
+def _greedy(side: str, row: Row, weights: Path, python: Path, work: Path) -> Ran:
+    argv = [*command(side, row, weights, python), "--temperature", "0"]
+    return run(side, argv, row, work, _LIMIT_S)
+
+
 def _same_text(weights: Path, python: Path, work: Path) -> bool:
     """Whether both generate the same greedy text from the checkpoint."""
     texts = []
     for side in SIDES:
-        argv = [*command(side, _GREEDY, weights, python), "--temperature", "0"]
-        ran = run(side, argv, _GREEDY, work, _LIMIT_S)
+        ran = _greedy(side, _GREEDY, weights, python, work)
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
         texts.append(text_of(ran.output))
