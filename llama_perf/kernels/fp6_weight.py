@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.kernels.portable import by_stretches, fused_here, unit_sums
+from llama_perf.kernels import slotwise
+from llama_perf.kernels.packing import from_lanes, parts, unpack
+from llama_perf.kernels.portable import fused_here, unit_sums
 
 BITS = 6
 LARGEST = 28.0
@@ -61,12 +62,19 @@ def fp6_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 @torch.library.custom_op("llama_perf::fp6_weight", mutates_args=())
 def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """The operator itself: any M, any device."""
-    columns = x.shape[1]
+    tokens, columns = x.shape
+    (_, _, low), (_, _, high) = parts(codes, BITS, columns)
+    arranged = slotwise.in_slots(x.float(), low.shape[1], 8)
+    room = slotwise.room(low, 8, columns)
 
-    def dequantize(blocks: slice) -> Tensor:
-        return _blocks(codes[blocks], scale[blocks], columns)
+    def multiply(blocks: slice) -> Tensor:
+        values = slotwise.fp6_values(low[blocks], high[blocks], room)
+        return slotwise.product(arranged, values)
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    sums = slotwise.by_blocks(tokens, codes, columns, multiply)
+    # float16 has a bias of 15, fp6 one of 3.
+    sums *= scale.flatten() * 2.0**12
+    return sums[:, :rows].to(x.dtype).contiguous()
 
 
 @fp6_weight_op.register_fake

@@ -12,13 +12,24 @@ codes do, 16 rows side by side: (B, G, 16). Sums are in float32.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels.packing import UNIT, from_lanes, unpack
+from llama_perf.kernels import slotwise
+from llama_perf.kernels.packing import (
+    LANES,
+    UNIT,
+    from_lanes,
+    parts,
+    plane_words,
+    planes,
+    unpack,
+)
 from llama_perf.kernels.portable import by_stretches, fused_here, unit_sums
 
 INTEGER, PACKED, OFFSET = 1, 2, 3
 MIDDLE = 8.0
+_FEW = 32
 
 
 def dequantized(
@@ -97,7 +108,12 @@ def grouped_weight_op(
     kind: int,
 ) -> Tensor:
     """The operator itself: any M, any device."""
-    columns = x.shape[1]
+    tokens, columns = x.shape
+    # Each plane costs a product; of many tokens one of whole codes is cheaper.
+    few = tokens <= _FEW or len(planes(bits)) == 1
+    if few and _in_words(bits, columns, scale.shape[1]):
+        sums = _slotwise(x.float(), codes, scale, zero, bits, kind)
+        return sums[:, :rows].to(x.dtype).contiguous()
 
     def dequantize(blocks: slice) -> Tensor:
         part = (codes[blocks], scale[blocks], zero[blocks])
@@ -134,6 +150,73 @@ def _(
     return grouped_product(x, codes, scale, zero, rows, bits=bits, kind=kind)
 
 
+def _in_words(bits: int, columns: int, groups: int) -> bool:
+    """Whether, in each plane, groups have whole words or words have whole groups."""
+    size = columns // groups
+    for plane in planes(bits):
+        each = 32 // plane
+        fits = plane_words(plane, columns) * each == columns
+        if each % size and (size % each or not fits):
+            return False
+    return True
+
+
+def _slotwise(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, kind: int
+) -> Tensor:
+    """The product with groups that fit the words, float32 (M, 16 * B)."""
+    tokens, columns = x.shape
+    groups = scale.shape[1]
+    size = columns // groups
+    each_plane = []
+    for low, plane, words in parts(codes, bits, columns):
+        arranged = slotwise.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
+        room = slotwise.room(words, 32 // plane, columns)
+        each_plane.append((low, plane, words, arranged, room))
+    x_sums = x.view(tokens, groups, size).sum(2)
+
+    def multiply(blocks: slice) -> Tensor:
+        wide = scale[blocks].to(torch.float32)
+        if kind == OFFSET:
+            total = torch.matmul(x_sums, zero[blocks].to(torch.float32))
+            zeros = torch.full_like(wide, MIDDLE, dtype=torch.int32)
+        else:
+            total = wide.new_zeros((len(wide), tokens, LANES))
+            zeros = _stored(zero[blocks], bits, kind, groups)
+        for low, plane, words, arranged, room in each_plane:
+            values = slotwise.plane_values(words[blocks], plane, room)
+            # Out before the sums, as in the formula, and plane by plane: what is
+            # large in both would cost the sum its last digits.
+            piece = zeros >> low
+            if low + plane < bits:
+                piece = piece & (2**plane - 1)
+            by_group = _by_group(values, size)
+            by_group -= _of_groups(piece.to(torch.float32), values, size)
+            by_group *= _of_groups(wide, values, size)
+            total += slotwise.product(arranged, values)
+        return total
+
+    return slotwise.by_blocks(tokens, codes, columns, multiply)
+
+
+def _by_group(values: Tensor, size: int) -> Tensor:
+    """Values (b, S, W, 16) as (b, groups of a word, their slots, W, 16)."""
+    blocks, slots, words, lanes = values.shape
+    return values.view(blocks, -1, min(size, slots), words, lanes)
+
+
+def _of_groups(each: Tensor, values: Tensor, size: int) -> Tensor:
+    """What each group has, (b, G, 16), to be broadcast over `_by_group(values)`."""
+    slots, words = values.shape[1:3]
+    if size > slots:
+        return each.repeat_interleave(size // slots, 1)[:, None, None]
+    # A word has one or more groups, the last word perhaps fewer.
+    count = slots // size
+    each = F.pad(each, (0, 0, 0, words * count - each.shape[1]))
+    by_word = each.view(-1, words, count, LANES).transpose(1, 2)
+    return by_word.contiguous().unsqueeze(2)
+
+
 def _blocks(
     codes: Tensor, scale: Tensor, zero: Tensor, columns: int, bits: int, kind: int
 ) -> Tensor:
@@ -147,8 +230,11 @@ def _blocks(
 
 
 def _zeros(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:
-    stored = unpack(zero, bits, groups) if kind == PACKED else zero
-    return stored.to(torch.float32)
+    return _stored(zero, bits, kind, groups).to(torch.float32)
+
+
+def _stored(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:
+    return unpack(zero, bits, groups) if kind == PACKED else zero
 
 
 def _float(code: Tensor) -> Tensor:

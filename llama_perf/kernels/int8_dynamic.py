@@ -2,10 +2,12 @@
 
 `p` are the tokens' values in int8 with a float32 scale `a` for each token, `q` and `s`
 the weight as in `int8_weight`. The sum is exact, in int32, for every M: below 2**31 as
-long as K < 2**17.
+long as K < 2**17. A CPU with instructions for such sums takes `q` as plain int8 (N, K).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,10 +37,34 @@ def reference(
     return sums * x_scale * scale.flatten()[:rows]
 
 
+def takes_plain(device: torch.device, columns: int) -> bool:
+    """Whether `device` multiplies int8 (N, K) of `columns` fastest and exactly.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate; of one
+    column torch 2.13 leaves the result as it finds it.
+    """
+    return device.type == "cpu" and columns > 1 and _has_vnni()
+
+
+@cache
+def _has_vnni() -> bool:
+    # torch's own compiler asks so; there is no public name.
+    supported: bool = torch.cpu._is_vnni_supported()
+    return supported and torch.backends.mkldnn.is_available()
+
+
+def is_plain(codes: Tensor) -> bool:
+    """Whether codes are int8 (N, K) and not words."""
+    return codes.dtype == torch.int8
+
+
 def int8_dynamic(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """`x` (M, K), quantized by token, times the transposed weight; in x's dtype."""
+    """`x` (M, K), quantized by token, times the transposed weight; in x's dtype.
+
+    `codes` are words, or int8 (N, K) where `takes_plain` says so.
+    """
     quantized, x_scale = quantize_tokens(x)
-    if fused_here(x):
+    if fused_here(x) and not is_plain(codes):
         whole = quantized.to(torch.int32)
         sums = unit_sums(whole, codes, BITS, _signed, (1,)).to(torch.float32)
         out = (sums * x_scale * scale).view(1, -1)[:, :rows]
@@ -51,8 +77,18 @@ def int8_dynamic(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 def int8_dynamic_op(
     x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
 ) -> Tensor:
-    """The operator itself: int8 tokens and their scales to float32 (M, rows)."""
+    """The operator itself: int8 tokens and their scales to float32 (M, rows).
+
+    Plain codes too are multiplied in here, out of a compiler's sight: torch 2.11
+    compiles `_int_mm` with two scales to wrong values for one token.
+    """
     tokens, columns = x.shape
+    if is_plain(codes):
+        # A compiler may write any stride for one token, and with another than this
+        # one torch 2.13 leaves the result as it finds it.
+        x = x.as_strided(x.shape, (columns, 1)) if tokens == 1 else x.contiguous()
+        exact = torch._int_mm(x, codes.t())
+        return exact.to(torch.float32) * x_scale * scale.flatten()[:rows]
     wide = x.float()
     sums = x.new_zeros((tokens, len(codes) * LANES), dtype=torch.int32)
     for blocks in stretches(codes, columns):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llama_perf.kernels import slotwise
 from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.kernels.portable import by_stretches, fused_here, unit_sums
+from llama_perf.kernels.portable import fused_here, unit_sums
 
 BITS = 8
 
@@ -42,12 +43,15 @@ def int8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 @torch.library.custom_op("llama_perf::int8_weight", mutates_args=())
 def int8_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """The operator itself: any M, any device."""
-    columns = x.shape[1]
+    tokens, columns = x.shape
+    arranged = slotwise.in_slots(x.float(), codes.shape[1], 4)
+    room = slotwise.room(codes, 4, columns)
 
-    def dequantize(blocks: slice) -> Tensor:
-        return _blocks(codes[blocks], scale[blocks], columns)
+    def multiply(blocks: slice) -> Tensor:
+        return slotwise.product(arranged, slotwise.signed_values(codes[blocks], room))
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    sums = slotwise.by_blocks(tokens, codes, columns, multiply)
+    return (sums * scale.flatten())[:, :rows].to(x.dtype).contiguous()
 
 
 @int8_weight_op.register_fake

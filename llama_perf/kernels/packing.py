@@ -77,7 +77,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Words (B, W, 16) back to int32 codes (B, K, 16)."""
     codes: Tensor | int = 0
-    for low, plane, part in _parts(packed, bits, columns):
+    for low, plane, part in parts(packed, bits, columns):
         shifts = torch.arange(32 // plane, device=packed.device, dtype=torch.int32)
         shifts = (shifts * plane).view(-1, 1)
         pieces = (part.unsqueeze(2) >> shifts) & (2**plane - 1)
@@ -96,7 +96,7 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
         return [(packed >> (8 * slot)) & 255 for slot in range(4)]
     count = units(columns)
     found: list[Tensor | int] = [0] * UNIT
-    for low, plane, part in _parts(packed, bits, columns):
+    for low, plane, part in parts(packed, bits, columns):
         pieces = part
         if plane < 4:
             shifts = torch.arange(4 // plane, device=packed.device, dtype=torch.int32)
@@ -108,9 +108,7 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
     return [code for code in found if isinstance(code, Tensor)]
 
 
-def _parts(
-    packed: Tensor, bits: int, columns: int
-) -> Iterator[tuple[int, int, Tensor]]:
+def parts(packed: Tensor, bits: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
     """Each plane: the place of its lowest bit in a code, its bits, its words."""
     low = start = 0
     for plane in planes(bits):

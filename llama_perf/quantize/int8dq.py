@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.int8_dynamic import int8_dynamic
-from llama_perf.kernels.int8_weight import dequantized
+from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
+from llama_perf.kernels.int8_weight import BITS, dequantized
+from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.quantize.int8wo import quantize_rows
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
@@ -30,7 +31,11 @@ class Int8DynamicConfig(AOBaseConfig):  # type: ignore[misc]
 
 @native
 class Int8DynamicWeight(NativeTensor):
-    """int8 words (B, W, 16) and float32 scales (B, 16)."""
+    """int8 codes and float32 scales (B, 16).
+
+    The codes are words (B, W, 16), but plain (rows, columns) on a CPU that multiplies
+    them as they are; moving the tensor to another device lays them out anew.
+    """
 
     tensor_data_names: ClassVar = ["codes", "scale"]
     tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
@@ -41,7 +46,22 @@ class Int8DynamicWeight(NativeTensor):
     def from_float(cls, weight: Tensor) -> Int8DynamicWeight:
         """Quantize a weight (rows, columns)."""
         codes, scale = quantize_rows(weight)
-        return cls(codes, scale, *weight.shape, weight.dtype)
+        packed = cls(codes, scale, *weight.shape, weight.dtype)
+        return packed.laid_out_for(weight.device)
+
+    def laid_out_for(self, device: torch.device) -> Int8DynamicWeight:
+        """See `NativeTensor.laid_out_for`."""
+        codes, plain = self.codes, takes_plain(device, self.columns)
+        if plain == is_plain(codes):
+            return self
+        if plain:
+            whole = unpack(codes, BITS, self.columns).to(torch.int8)
+            codes = from_lanes(whole, self.rows).contiguous()
+        else:
+            # As unsigned bytes, since a word has no room for a sign.
+            codes = pack(codes.to(torch.int32) & 255, BITS)
+        others = (self.rows, self.columns, self.activation_dtype)
+        return Int8DynamicWeight(codes, self.scale, *others)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
@@ -49,6 +69,8 @@ class Int8DynamicWeight(NativeTensor):
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""
+        if is_plain(self.codes):
+            return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
         return dequantized(self.codes, self.scale, self.rows, self.columns)
 
 

@@ -44,7 +44,8 @@ class Int8Weight(NativeTensor):
     def from_float(cls, weight: Tensor) -> Int8Weight:
         """Quantize a weight (rows, columns)."""
         codes, scale = quantize_rows(weight)
-        return cls(codes, scale, *weight.shape, weight.dtype)
+        words = pack(codes.to(torch.int32), BITS)
+        return cls(words, scale, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
@@ -56,11 +57,11 @@ class Int8Weight(NativeTensor):
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Words (B, W, 16) and float32 scales (B, 16), symmetric, one scale a row."""
+    """int8 codes (N, K) and float32 scales (B, 16), symmetric, one scale a row."""
     wide = weight.detach().float()
     scale = least_normal(wide.abs().amax(1) / 127)
     codes = torch.round(wide / scale.unsqueeze(1)).clamp(-127, 127).to(torch.int8)
-    return pack(codes.to(torch.int32), BITS), to_lanes(scale)
+    return codes, to_lanes(scale)
 
 
 @register_quantize_module_handler(Int8WeightConfig)

@@ -65,6 +65,13 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
         """The weight in float32, (rows, columns)."""
         raise NotImplementedError
 
+    def laid_out_for(self, _device: torch.device) -> NativeTensor:
+        """The same weight, still where it is, in the layout that `device` multiplies.
+
+        Most schemes have one layout for all devices.
+        """
+        return self
+
     def dequantize(self) -> Tensor:
         """The weight as a plain tensor of this one's dtype, (rows, columns)."""
         return self.dequantized().to(self.activation_dtype)
@@ -93,6 +100,7 @@ def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
 def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> NativeTensor:
     self: NativeTensor = args[0]
     wanted = self._get_to_kwargs(*args[1:], **(kwargs or {}))
+    self = self.laid_out_for(torch.device(wanted["device"]))
     stored = [
         getattr(self, name).to(wanted["device"], non_blocking=wanted["non_blocking"])
         for name in self.tensor_data_names

@@ -27,6 +27,7 @@ from llama_perf.kernels import (
     int8_dynamic,
     int8_weight,
     portable,
+    slotwise,
     sparse_weight,
 )
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
@@ -59,6 +60,17 @@ def test_an_operator_is_the_product_with_the_dequantized_weight(
 def test_the_shapes_of_llama_models_scaled_down(format: Format) -> None:
     for index, shape in enumerate(LLAMA):
         packed = sample(format, (1 + 7 * (index % 2), *shape), DTYPES[index % 3])
+        assert_close(packed.product(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_many_tokens_and_blocks_beyond_one_stretch(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (portable, slotwise):
+        monkeypatch.setattr(module, "_STRETCH", 2 * 16 * 160)
+    for tokens in (5, 40):
+        packed = sample(format, (tokens, 75, 160), torch.float32)
         assert_close(packed.product(), packed)
 
 
@@ -125,8 +137,12 @@ def test_opcheck(tokens: int) -> None:
     arguments = (row.x, row.codes, row.scale, row.rows)
     torch.library.opcheck(sparse_weight.sparse_weight_op, arguments, test_utils=checks)
     quantized = int8_dynamic.quantize_tokens(row.x)
-    arguments = (*quantized, *dynamic_weight(20, 64), 20)
-    torch.library.opcheck(int8_dynamic.int8_dynamic_op, arguments, test_utils=checks)
+    words, scale = dynamic_weight(20, 64)
+    plain = torch.zeros((20, 64), dtype=torch.int8)
+    for codes in (words, plain):
+        arguments = (*quantized, codes, scale, 20)
+        dynamic = int8_dynamic.int8_dynamic_op
+        torch.library.opcheck(dynamic, arguments, test_utils=checks)
     for format in FORMATS[2:-1]:
         group = sample(format, shape, torch.float16)
         torch.library.opcheck(
@@ -165,6 +181,25 @@ def test_int8_sums_are_exact(tokens: int, columns: int) -> None:
     exact = int8_dynamic.reference(x, scales, codes, scale, 33)
     found = int8_dynamic.int8_dynamic_op(x, scales, codes, scale, 33)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 20, 1024, 1100, 4096])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 16, 17])
+def test_plain_int8_codes_give_the_bits_of_words(tokens: int, columns: int) -> None:
+    if not int8_dynamic.takes_plain(torch.device("cpu"), columns):
+        pytest.skip("this CPU has no VNNI")
+    x = torch.full((tokens, columns), 127, dtype=torch.int8)
+    x[:, ::7] = -127
+    words, scale = dynamic_weight(33, columns)
+    whole = int8_weight.dequantized(words, torch.ones_like(scale), 33, columns)
+    plain = whole.to(torch.int8)
+    scales = torch.rand((tokens, 1))
+    found = int8_dynamic.int8_dynamic_op(x, scales, plain, scale, 33)
+    assert torch.equal(found, int8_dynamic.int8_dynamic_op(x, scales, words, scale, 33))
+    if tokens == 1:
+        strided = x.as_strided((1, columns), (0, 1))
+        again = int8_dynamic.int8_dynamic_op(strided, scales, plain, scale, 33)
+        assert torch.equal(again, found)
 
 
 @pytest.mark.parametrize("columns", [64, 100, 4096])

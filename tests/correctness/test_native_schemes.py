@@ -16,13 +16,14 @@ from torchao.quantization import quantize_
 
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
+from llama_perf.kernels import int8_dynamic
 from llama_perf.kernels.int8_dynamic import quantize_tokens
 from llama_perf.memory import least_bytes
 from llama_perf.model.config import preset
 from llama_perf.model.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.fp6 import Fp6WeightConfig
 from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.int8dq import Int8DynamicConfig
+from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.quantize.registry import config_for
@@ -74,6 +75,21 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
             x = (values * scale).view(shape)
         expected = F.linear(x, weight, linear.bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_int8dq_is_laid_out_for_the_device_it_moves_to(
+    vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_dynamic, "_has_vnni", lambda: vnni)
+    weight = Int8DynamicWeight.from_float(random_weight())
+    assert weight.codes.dtype == (torch.int8 if vnni else torch.int32)
+    there = weight.laid_out_for(torch.device("cuda"))
+    assert there.codes.dtype == torch.int32
+    torch.testing.assert_close(there.dequantize(), weight.dequantize())
+    back = there.laid_out_for(torch.device("cpu"))
+    assert torch.equal(back.codes, weight.codes)
+    assert weight.to("meta").codes.dtype == torch.int32
 
 
 @pytest.mark.parametrize("name", CONFIGS)

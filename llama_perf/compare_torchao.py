@@ -1,0 +1,248 @@
+"""`scripts/compare_torchao_0_15`: torchao 0.15's generate.py beside this project's.
+
+Runs both sides of each row in turn, round after round, each in a process of its own,
+and writes the medians to docs/torchao-0.15.md. How a side is run and read is
+`llama_perf.torchao_peer`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from tabulate import tabulate
+
+from llama_perf.environment import collect
+from llama_perf.torchao_peer import (
+    MODEL,
+    ROOT,
+    SIDES,
+    TORCHAO,
+    Ran,
+    Rates,
+    Row,
+    command,
+    make_checkpoint,
+    make_environment,
+    run,
+    shown_command,
+    text_of,
+)
+
+DOCUMENT = ROOT / "docs" / "torchao-0.15.md"
+BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+ROWS = (
+    Row(),
+    Row(compile=False),
+    Row(quantization="int8wo"),
+    Row(quantization="int8wo", compile=False),
+    Row(quantization="int8dq"),
+    Row(quantization="int8dq", compile=False),
+    Row(quantization="int4wo-64"),
+    # Fewer tokens where torchao takes half a second or more for each.
+    Row(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
+    Row(quantization="uintx-2-8", max_new_tokens=20, num_samples=2),
+    Row(quantization="fp6", max_new_tokens=20, num_samples=2),
+    Row(quantization="sparse-marlin", sparsity="semi-structured"),
+    Row(quantization="autoquant"),
+)
+_GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
+_LIMIT_S = 600.0
+_WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
+Key = tuple[Row, str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare and write the table; 1 where a row of ours is slower than torchao's."""
+    arguments = _parser().parse_args(argv)
+    work: Path = arguments.work.absolute()
+    weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
+    python = arguments.python or make_environment(work / "environment")
+    same = _same_text(weights, python.absolute(), work)
+    start = time.monotonic()
+    found = _rounds(weights, python.absolute(), work, arguments)
+    minutes = (time.monotonic() - start) / 60
+    text = "\n\n".join(
+        [_conditions(arguments.rounds, minutes, same), comparison_table(found)]
+    )
+    print(text)
+    if not arguments.only:
+        head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+        tail = rest.split(END)[1]
+        DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    slower = [row.name for row in ROWS if (ratio(found, row) or 1.0) < 1.0]
+    print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
+    return 1 if slower else 0
+
+
+def _rounds(
+    weights: Path, python: Path, work: Path, arguments: argparse.Namespace
+) -> dict[Key, list[Ran]]:
+    """Every process of every round; a side that failed on a row is not asked again."""
+    found: dict[Key, list[Ran]] = {}
+    chosen = [row for row in ROWS if arguments.only in row.name]
+    for row in chosen:
+        for side in SIDES:
+            wrong = _problem(side, row, weights, python, work)
+            found[row, side] = [] if wrong is None else [wrong]
+            print(
+                f"{row.name}, {side}: {wrong.problem if wrong else 'runs'}", flush=True
+            )
+    for number in range(1, arguments.rounds + 1):
+        for row in chosen:
+            for side in SIDES:
+                before = found[row, side]
+                if any(ran.problem for ran in before):
+                    continue
+                argv = command(side, row, weights, python)
+                ran = run(side, argv, row, work, _LIMIT_S)
+                before.append(ran)
+                rates = [f"{each.tok_s:.2f}" for each in ran.rates]
+                told = ran.problem or f"tok/s {', '.join(rates)}"
+                print(f"round {number}, {row.name}, {side}: {told}", flush=True)
+    return found
+
+
+def _problem(
+    side: str, row: Row, weights: Path, python: Path, work: Path
+) -> Ran | None:
+    """A short greedy run of the row that failed or, compiled, wrote another text.
+
+    None where all is well. What computes wrong values has no speed to compare.
+    """
+    texts = []
+    for compiled in {row.compile, False}:
+        short = replace(row, compile=compiled, max_new_tokens=8, num_samples=1)
+        ran = _greedy(side, short, weights, python, work)
+        if ran.problem is not None:
+            return ran
+        texts.append(text_of(ran.output))
+    return None if len(set(texts)) == 1 else Ran(rates=(), problem=_WRONG, output="")
+
+
+def _greedy(side: str, row: Row, weights: Path, python: Path, work: Path) -> Ran:
+    argv = [*command(side, row, weights, python), "--temperature", "0"]
+    return run(side, argv, row, work, _LIMIT_S)
+
+
+def _same_text(weights: Path, python: Path, work: Path) -> bool:
+    """Whether both generate the same greedy text from the checkpoint."""
+    texts = []
+    for side in SIDES:
+        ran = _greedy(side, _GREEDY, weights, python, work)
+        if ran.problem is not None:
+            raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
+        texts.append(text_of(ran.output))
+    return len(set(texts)) == 1
+
+
+def _samples(runs: Sequence[Ran]) -> list[Rates]:
+    return [rates for ran in runs for rates in ran.rates]
+
+
+def _median(runs: Sequence[Ran], field: str) -> float:
+    values: list[float] = [getattr(rates, field) for rates in _samples(runs)]
+    return median(values)
+
+
+def ratio(found: Mapping[Key, list[Ran]], row: Row) -> float | None:
+    """Our tok/s over torchao's, medians of all samples; None without both."""
+    theirs, ours = (found.get((row, side), []) for side in SIDES)
+    if not _samples(theirs) or not _samples(ours):
+        return None
+    return _median(ours, "tok_s") / _median(theirs, "tok_s")
+
+
+def comparison_table(found: Mapping[Key, list[Ran]]) -> str:
+    """Markdown: a line for each row, then why a side has no figures."""
+    headers = ["row", "torchao tok/s", "llama-perf tok/s", "ratio", "ratio by round"]
+    headers += ["decode tok/s", "first token ms"]
+    lines, problems = [], []
+    for row in dict.fromkeys(row for row, _ in found):
+        pair = [found[row, side] for side in SIDES]
+        cells = [
+            f"{_median(runs, 'tok_s'):.2f}" if _samples(runs) else "-" for runs in pair
+        ]
+        of_medians = ratio(found, row)
+        if of_medians is None:
+            cells += ["-", "-"]
+        else:
+            rounds = [
+                _median([ours], "tok_s") / _median([theirs], "tok_s")
+                for theirs, ours in zip(*pair, strict=True)
+            ]
+            cells += [f"{of_medians:.2f}", ", ".join(f"{each:.2f}" for each in rounds)]
+        for field, digits in (("decode_tok_s", 2), ("first_token_ms", 1)):
+            both = [
+                f"{_median(runs, field):.{digits}f}" if _samples(runs) else "-"
+                for runs in pair
+            ]
+            cells.append(" / ".join(both))
+        lines.append([row.name, *cells])
+        for side, runs in zip(SIDES, pair, strict=True):
+            problems += [
+                f"- {row.name}, {side}: `{_short(ran.problem)}`"
+                for ran in runs
+                if ran.problem
+            ]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return "\n\n".join([table, *(["\n".join(problems)] if problems else [])])
+
+
+def _short(problem: str) -> str:
+    # Up to the first sentence: torch goes on for a page about dispatch keys.
+    sentence = problem.split(". ")[0]
+    return sentence if len(sentence) <= 150 else f"{sentence[:147]}..."
+
+
+def _conditions(rounds: int, minutes: float, same: bool) -> str:
+    environment = collect(torch.device("cpu"))
+    text = "the same" if same else "different"
+    return "\n".join(
+        [
+            f"{environment.device_name}, {environment.threads} threads,"
+            f" {environment.platform};"
+            f" Python {environment.python}, torch {environment.torch} on both sides,"
+            f" torchao {TORCHAO} and llama-perf {environment.commit}; {rounds} rounds,"
+            f" {minutes:.0f} minutes. Greedy text of both sides: {text}.",
+            "",
+            "```",
+            *(shown_command(side, ROWS[0]) for side in SIDES),
+            "```",
+        ]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare_torchao_0_15",
+        description=f"Run torchao {TORCHAO}'s generate.py and this project's on the"
+        " same small model on the CPU, in turn, and compare their speed.",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        default=ROOT / ".llama-perf" / "torchao-0.15",
+        help="where the checkpoint, the environment and compiled code are kept",
+    )
+    parser.add_argument(
+        "--python",
+        type=Path,
+        metavar="FILE",
+        help=f"the Python of an environment that has torchao {TORCHAO} (default: one"
+        " is made)",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", default=3)
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        default="",
+        help="rows whose name holds this text; the document is left as it is",
+    )
+    return parser

@@ -1,0 +1,113 @@
+"""Products with packed weights in plain torch, without a compiler: several tokens.
+
+The codes are multiplied in the order in which the words of `packing` have them, slot
+by slot: a word is taken apart by shifts and masks of whole tensors, and the tokens'
+columns are put into the same order, which costs little since they are few. Knows
+codes, not scales.
+
+Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, b those at
+a time, W words, S slots of a word, one for each column it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llama_perf.kernels.packing import LANES
+
+# Weights at a time: as float32 they stay in the cache that the cores share.
+_STRETCH = 1 << 20
+_EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
+_NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
+_TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
+
+
+def in_slots(x: Tensor, words: int, slots: int) -> Tensor:
+    """Tokens (M, K) as (M, S * W); columns that only the words have are zeros."""
+    x = F.pad(x, (0, words * slots - x.shape[1]))
+    return x.view(-1, words, slots).transpose(1, 2).flatten(1)
+
+
+def by_blocks(
+    tokens: int, packed: Tensor, columns: int, multiply: Callable[[slice], Tensor]
+) -> Tensor:
+    """(M, 16 * B), float32, from `multiply(blocks)`, which gives (b, M, 16) of them."""
+    out = packed.new_empty((tokens, len(packed), LANES), dtype=torch.float32)
+    step = _at_a_time(columns)
+    for start in range(0, len(packed), step):
+        blocks = slice(start, start + step)
+        out[:, blocks] = multiply(blocks).transpose(0, 1)
+    return out.flatten(1)
+
+
+def product(x: Tensor, values: Tensor) -> Tensor:
+    """Tokens in slots (M, S * W) times values (b, S, W, 16): (b, M, 16)."""
+    flat = values.flatten(1, 2)
+    return torch.bmm(x.expand(len(flat), -1, -1), flat)
+
+
+def room(words: Tensor, slots: int, columns: int) -> Tensor:
+    """Room for the values of the blocks at a time, float32 (b, S, W, 16).
+
+    Taken once for all of them: memory of this size comes from the system anew, and
+    zeroed, each time.
+    """
+    shape = (min(_at_a_time(columns), len(words)), slots, words.shape[1], LANES)
+    return words.new_empty(shape, dtype=torch.float32)
+
+
+def _at_a_time(columns: int) -> int:
+    return max(_STRETCH // (columns * LANES), 1)
+
+
+def signed_values(words: Tensor, room: Tensor) -> Tensor:
+    """Words of int8 codes, (b, W, 16), as float32 (b, 4, W, 16), written to `room`."""
+    values = room[: len(words)]
+    values.copy_(_pieces(words, torch.int8))
+    return values
+
+
+def plane_values(words: Tensor, plane: int, room: Tensor) -> Tensor:
+    """The codes of one plane, words (b, W, 16), as float32 (b, S, W, 16)."""
+    values = room[: len(words)]
+    each = 8 // plane
+    for slot in range(each):
+        pieces = words
+        if plane < 8:
+            pieces = (words >> (plane * slot)).bitwise_and_(_EACH_BYTE[plane])
+        values[:, slot::each] = _pieces(pieces, torch.uint8)
+    return values
+
+
+def fp6_values(low: Tensor, high: Tensor, room: Tensor) -> Tensor:
+    """fp6 codes as float32 (b, 8, W, 16), each 2**-12 of its value.
+
+    `low` are the words of the plane of 4 bits, (b, W, 16), `high` those of the plane
+    of 2 bits, (b, ceil(W / 2), 16). Sign, exponent and mantissa of a code become
+    those of a float16, whose subnormal values are then those of the code.
+    """
+    values = room[: len(low)]
+    # Each word of two bits a code becomes two of four, like those of `low`.
+    tops = torch.stack((high & 0xFFFF, (high >> 16) & 0xFFFF), 2).flatten(1, 2)
+    tops = tops[:, : low.shape[1]]
+    for shift, mask in _TO_NIBBLES:
+        tops = (tops | (tops << shift)).bitwise_and_(mask)
+    even = (low & _NIBBLES) | ((tops & _NIBBLES) << 4)
+    odd = ((low >> 4) & _NIBBLES) | (tops & _UPPER_NIBBLES)
+    for slot, codes in enumerate((even, odd)):
+        # Of each half of a word the lower code, then the upper one.
+        lower = ((codes & 0x001F001F) << 8) | ((codes & 0x00200020) << 10)
+        upper = (codes & 0x1F001F00) | ((codes & 0x20002000) << 2)
+        values[:, slot::4] = _pieces(lower, torch.float16)
+        values[:, slot + 2 :: 4] = _pieces(upper, torch.float16)
+    return values
+
+
+def _pieces(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """What lies side by side in words (b, W, 16): (b, pieces of a word, W, 16)."""
+    blocks, count, _ = words.shape
+    return words.view(dtype).view(blocks, count, LANES, -1).permute(0, 3, 1, 2)

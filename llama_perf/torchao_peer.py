@@ -1,0 +1,261 @@
+"""torchao 0.15's own `generate.py` and this project's, on one small checkpoint.
+
+Makes the checkpoint both read and the environment of torchao 0.15, runs one side's
+command in a process of its own and reads its samples. Knows no tables and no medians
+across processes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHAO = "0.15.0"
+MODEL = "Small-Llama-2-4x1024"
+DIM, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 1024, 4, 16, 2816, 2048
+PROMPT = "Hello, my name is"
+"""The default of both commands; six tokens, as Llama 2's tokenizer makes of it."""
+
+# torchao finds a model's shape by its name in a table of its own, so the name is
+# entered there; the rest is its file, run as `python generate.py` would.
+_LAUNCH = f"""\
+import runpy, sys
+from torchao._models.llama import model
+model.transformer_configs[{MODEL!r}] = dict(
+    n_layer={LAYERS}, n_head={HEADS}, dim={DIM}, vocab_size={VOCABULARY}
+)
+sys.argv[0] = "generate.py"
+runpy.run_module("torchao._models.llama.generate", run_name="__main__", alter_sys=True)
+"""
+_STDLIB = ("argparse", "inspect", "pathlib", "subprocess", "tarfile", "typing")
+_ERROR = re.compile(r"^(?:llama-perf: error|[\w.]*(?:Error|Exception)): .*", re.M)
+_SAMPLES = {
+    "torchao": re.compile(
+        r"^Sample \d+ \| overall time (?P<total>[\d.]+) s .*"
+        r"\| prefill time (?P<first>[\d.]+) s",
+        re.M,
+    ),
+    "llama-perf": re.compile(
+        r"^Time for inference \d+: .* sec total, (?P<rate>[\d.]+) tokens/sec,"
+        r" time to first token (?P<first>[\d.]+) ms",
+        re.M,
+    ),
+}
+SIDES = tuple(_SAMPLES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What both sides run; `sparsity` is a flag of torchao's alone."""
+
+    quantization: str | None = None
+    compile: bool = True
+    sparsity: str | None = None
+    max_new_tokens: int = 100
+    num_samples: int = 3
+
+    @property
+    def name(self) -> str:
+        """The row's name in the table."""
+        return f"{self.quantization or 'none'}, {'compiled' * self.compile or 'eager'}"
+
+    def flags(self) -> list[str]:
+        """The flags that both sides take."""
+        flags = ["--device", "cpu", "--precision", "float32"]
+        flags += ["--num_samples", str(self.num_samples)]
+        flags += ["--max_new_tokens", str(self.max_new_tokens)]
+        if self.compile:
+            flags.append("--compile")
+        if self.quantization is not None:
+            flags += ["--quantization", self.quantization]
+        return flags
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """One generation: tokens/s of all of it and of its decoding, first token in ms."""
+
+    tok_s: float
+    decode_tok_s: float
+    first_token_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ran:
+    """One side's process: its samples, or why there are none; its text."""
+
+    rates: tuple[Rates, ...]
+    problem: str | None
+    output: str
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """A seeded Llama in float32 and its tokenizer in `folder`; the path of its weights.
+
+    The vocabulary is learnt from modules of Python's library and from the prompt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    library = Path(sysconfig.get_path("stdlib"))
+    texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in _STDLIB]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    tokenizer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # Often enough to become words of the vocabulary.
+        sentence_iterator=iter([PROMPT] * 400 + [line for line in lines if line]),
+        model_writer=tokenizer,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(tokenizer.getvalue())
+    shape = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "multiple_of": 256}
+    shape["vocab_size"] = VOCABULARY
+    (folder / "params.json").write_text(json.dumps(shape), encoding="utf-8")
+    path = folder / "model.pth"
+    torch.save(_weights(), path)
+    return path
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def linear(rows: int, columns: int) -> torch.Tensor:
+        drawn = torch.randn(rows, columns, generator=generator)
+        return drawn.mul_(columns**-0.5)
+
+    weights = {
+        "tok_embeddings.weight": torch.randn(VOCABULARY, DIM, generator=generator),
+        "norm.weight": torch.ones(DIM),
+        "output.weight": linear(VOCABULARY, DIM),
+    }
+    for layer in range(LAYERS):
+        block = {
+            "attention.wqkv.weight": linear(3 * DIM, DIM),
+            "attention.wo.weight": linear(DIM, DIM),
+            "feed_forward.w1.weight": linear(INTERMEDIATE, DIM),
+            "feed_forward.w3.weight": linear(INTERMEDIATE, DIM),
+            "feed_forward.w2.weight": linear(DIM, INTERMEDIATE),
+            "attention_norm.weight": torch.ones(DIM),
+            "ffn_norm.weight": torch.ones(DIM),
+        }
+        weights |= {f"layers.{layer}.{name}": value for name, value in block.items()}
+    return weights
+
+
+def make_environment(folder: Path) -> Path:
+    """The Python of an environment in `folder` with torchao 0.15 and torch as here."""
+    python = folder / "bin" / "python"
+    if _has_torchao(python):
+        return python
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet"]
+    install += ["--disable-pip-version-check", f"torchao=={TORCHAO}"]
+    install += [f"torch=={torch.__version__.split('+')[0]}"]
+    # torchao 0.15 names none of what its generate.py imports.
+    install += ["numpy", "sentencepiece", "setuptools", "tiktoken"]
+    subprocess.run(install, check=True)
+    return python
+
+
+def _has_torchao(python: Path) -> bool:
+    if not python.exists():
+        return False
+    ask = "from importlib.metadata import version; print(version('torchao'))"
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True)
+    return done.stdout.strip() == TORCHAO
+
+
+def command(side: str, row: Row, weights: Path, python: Path) -> list[str]:
+    """The command of a side; `python` is that of torchao 0.15's environment."""
+    common = ["--checkpoint_path", str(weights), *row.flags()]
+    if side == "llama-perf":
+        start = [sys.executable, "-m", "llama_perf", "generate"]
+        return [*start, *common, "--kernels", "native"]
+    if row.sparsity is not None:
+        common += ["--sparsity", row.sparsity]
+    return [str(python), "-c", _LAUNCH, *common]
+
+
+def shown_command(side: str, row: Row) -> str:
+    """The command as a reader would type it."""
+    flags = shlex.join(["--checkpoint_path", f"{MODEL}/model.pth", *row.flags()])
+    if side == "llama-perf":
+        return f"llama-perf generate --kernels native {flags}"
+    return f"python generate.py {flags}"
+
+
+def run(side: str, argv: Sequence[str], row: Row, cache: Path, limit_s: float) -> Ran:
+    """Run a side's command; `cache` keeps what its compiler made."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT) if side == "llama-perf" else "",
+        # Threads that spin while they wait starve others on a shared machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / side),
+    }
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=cache,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        return Ran(rates=(), problem=f"stopped after {limit_s:.0f} s", output="")
+    rates = read_samples(side, done.stdout, row.max_new_tokens)
+    if done.returncode == 0 and len(rates) == row.num_samples:
+        return Ran(rates=rates, problem=None, output=done.stdout)
+    found = _ERROR.findall(done.stdout)
+    if done.returncode == 0:
+        problem = f"{len(rates)} samples instead of {row.num_samples}"
+    else:
+        problem = found[-1] if found else f"exit code {done.returncode}"
+    return Ran(rates=(), problem=problem, output=done.stdout)
+
+
+def read_samples(side: str, output: str, max_new_tokens: int) -> tuple[Rates, ...]:
+    """The samples a side printed.
+
+    A decoding rate counts the tokens after the first and the time after it, on both
+    sides alike: torchao prints one that counts the first token too.
+    """
+    rates = []
+    for match in _SAMPLES[side].finditer(output):
+        found = {name: float(text) for name, text in match.groupdict().items()}
+        if side == "torchao":
+            total_s, first_s = found["total"], found["first"]
+        else:
+            total_s, first_s = max_new_tokens / found["rate"], found["first"] / 1e3
+        decode_tok_s = (max_new_tokens - 1) / (total_s - first_s)
+        rates.append(
+            Rates(
+                tok_s=max_new_tokens / total_s,
+                decode_tok_s=decode_tok_s,
+                first_token_ms=first_s * 1e3,
+            )
+        )
+    return tuple(rates)
+
+
+def text_of(output: str) -> str:
+    """The first text that a side generated from the prompt, but for a line break."""
+    lines = [line for line in output.splitlines() if line.startswith(PROMPT)]
+    return lines[0] if lines else ""
