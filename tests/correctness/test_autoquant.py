@@ -16,7 +16,7 @@ from weights_samples import TINY
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.autoquant import choose as choosing
-from llama_perf.autoquant import times_file
+from llama_perf.autoquant import times_file, timing
 from llama_perf.autoquant.choose import choose
 from llama_perf.autoquant.timing import time_product
 from llama_perf.autoquant.uses import Product, logged_products
@@ -256,6 +256,21 @@ def test_the_clock_tells_large_products_from_small_ones(device: torch.device) ->
     # 256 times the work.
     for name, us in small.items():
         assert 0 < us * 5 < large[name], name
+
+
+@pytest.mark.parametrize("scheme", AUTOQUANT["autoquant-int4"])
+def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
+    product = Product(tokens=1, rows=48, columns=128)
+    timed = timing._copies(scheme, product, dtype=torch.float32, device=CPU)[0]
+    linear = nn.Linear(128, 48, bias=False).requires_grad_(False)
+    if scheme != "none":
+        quantize_model_part(linear, scheme)
+    assert type(timed) in (type(linear.weight), type(linear.weight.data))
+    if scheme == "none":
+        return
+    for name in linear.weight.tensor_data_names:
+        ours, theirs = getattr(timed, name), getattr(linear.weight, name)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
 @pytest.mark.usefixtures("one_thread")
