@@ -1,0 +1,128 @@
+"""The times that autoquant takes, and the file that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from record_samples import ENVIRONMENT
+from torch import nn
+
+from llama_perf.autoquant import times_file, timing
+from llama_perf.autoquant.timing import time_product
+from llama_perf.autoquant.uses import Product
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.scheme import AUTOQUANT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another beside other work cost more than a product."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
+    key = times_file.machine_key(ENVIRONMENT)
+    for change in (
+        {"device_key": "other"},
+        {"threads": 3},
+        {"torch": "2.14"},
+        {"torchao": "0.19"},
+        {"triton": "9"},
+        {"driver": "9"},
+        {"float32_matmul_precision": "high"},
+    ):
+        assert times_file.machine_key(replace(ENVIRONMENT, **change)) != key
+    assert times_file.machine_key(replace(ENVIRONMENT, commit="other")) == key
+    product = Product(tokens=1, rows=2, columns=3)
+    told = times_file.time_key("int8wo", product, dtype="float32", compiled=True)
+    assert told == "int8wo 1x2x3 float32 compiled"
+
+
+def test_the_default_file_lies_where_the_user_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLAMA_PERF_CACHE", str(tmp_path))
+    assert times_file.default_path() == tmp_path / "autoquant.json"
+    monkeypatch.delenv("LLAMA_PERF_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert times_file.default_path() == tmp_path / "llama-perf" / "autoquant.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours = tmp_path / ".cache" / "llama-perf" / "autoquant.json"
+    assert times_file.default_path() == ours
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(CPU, id="cpu"),
+        pytest.param(torch.device("cuda"), id="cuda", marks=pytest.mark.cuda),
+    ],
+)
+@pytest.mark.usefixtures("one_thread")
+def test_the_clock_tells_large_products_from_small_ones(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    small, large = (
+        time_product(
+            Product(tokens=2, rows=size, columns=size),
+            AUTOQUANT["autoquant-int4"],
+            dtype=torch.float32,
+            device=device,
+            compile=False,
+        )
+        for size in (128, 2048)
+    )
+    assert small.keys() == large.keys() == set(AUTOQUANT["autoquant-int4"])
+    # 256 times the work.
+    for name, us in small.items():
+        assert 0 < us * 5 < large[name], name
+
+
+@pytest.mark.parametrize("scheme", AUTOQUANT["autoquant-int4"])
+def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
+    product = Product(tokens=1, rows=48, columns=128)
+    timed = timing._copies(scheme, product, dtype=torch.float32, device=CPU)[0]
+    linear = nn.Linear(128, 48, bias=False).requires_grad_(False)
+    if scheme != "none":
+        make_quantizer(scheme, kernels="native", device=CPU, dtype=torch.float32)(
+            linear, "linear"
+        )
+    assert type(timed) in (type(linear.weight), type(linear.weight.data))
+    if scheme == "none":
+        return
+    for name in linear.weight.tensor_data_names:
+        ours, theirs = getattr(timed, name), getattr(linear.weight, name)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_compiled_product_is_timed_as_the_engine_compiles_it() -> None:
+    compiled = time_product(
+        Product(tokens=1, rows=1024, columns=1024),
+        ["none", "int8wo"],
+        dtype=torch.float32,
+        device=CPU,
+        compile=True,
+    )
+    eager = time_product(
+        Product(tokens=1, rows=1024, columns=1024),
+        ["int8wo"],
+        dtype=torch.float32,
+        device=CPU,
+        compile=False,
+    )
+    assert set(compiled) == {"none", "int8wo"}
+    # Unpacked and multiplied in one loop, not by way of a buffer.
+    assert compiled["int8wo"] < eager["int8wo"]
+    # Nothing of it is counted as the row's own compilations.
+    assert not torch._dynamo.utils.counters
