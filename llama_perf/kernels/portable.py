@@ -2,8 +2,9 @@
 
 One token: an expression over whole words that `torch.compile` turns into one loop
 which reads each word once and unpacks it in registers. Several tokens, or no
-compiler: a stretch of rows at a time is unpacked into a buffer that stays in the
-cache. Knows codes and how to decode them, not what they mean.
+compiler, where `slotwise` does not apply: a stretch of rows at a time is unpacked into
+a buffer that stays in the cache. Knows codes and how to decode them, not what they
+mean.
 
 Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, U units.
 """
