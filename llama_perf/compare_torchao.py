@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -54,7 +54,8 @@ ROWS = (
 _GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
 _LIMIT_S = 600.0
 _WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
-Key = tuple[Row, str]
+Found = dict[tuple[Row, str], list[Ran]]
+"""The processes of each row and side, in the order in which they ran."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,34 +66,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     python = arguments.python or make_environment(work / "environment")
     same = _same_text(weights, python.absolute(), work)
     start = time.monotonic()
-    found = _rounds(weights, python.absolute(), work, arguments)
-    minutes = (time.monotonic() - start) / 60
-    text = "\n\n".join(
-        [_conditions(arguments.rounds, minutes, same), comparison_table(found)]
-    )
+    found: Found = {}
+    text = ""
+    for number in _rounds(weights, python.absolute(), work, arguments, found):
+        minutes = (time.monotonic() - start) / 60
+        text = f"{_conditions(number, minutes, same)}\n\n{comparison_table(found)}"
+        # After each round: one that is stopped leaves those before it.
+        if not arguments.only:
+            head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+            tail = rest.split(END)[1]
+            whole = f"{head}{BEGIN}\n{text}\n{END}{tail}"
+            DOCUMENT.write_text(whole, encoding="utf-8")
     print(text)
-    if not arguments.only:
-        head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-        tail = rest.split(END)[1]
-        DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
     slower = [row.name for row in ROWS if (ratio(found, row) or 1.0) < 1.0]
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
 
 
 def _rounds(
-    weights: Path, python: Path, work: Path, arguments: argparse.Namespace
-) -> dict[Key, list[Ran]]:
-    """Every process of every round; a side that failed on a row is not asked again."""
-    found: dict[Key, list[Ran]] = {}
+    weights: Path,
+    python: Path,
+    work: Path,
+    arguments: argparse.Namespace,
+    found: Found,
+) -> Iterator[int]:
+    """Add each round's processes to `found`, then yield its number.
+
+    A side that failed on a row is not asked again.
+    """
     chosen = [row for row in ROWS if arguments.only in row.name]
     for row in chosen:
         for side in SIDES:
             wrong = _problem(side, row, weights, python, work)
             found[row, side] = [] if wrong is None else [wrong]
-            print(
-                f"{row.name}, {side}: {wrong.problem if wrong else 'runs'}", flush=True
-            )
+            told = wrong.problem if wrong else "runs"
+            print(f"{row.name}, {side}: {told}", flush=True)
     for number in range(1, arguments.rounds + 1):
         for row in chosen:
             for side in SIDES:
@@ -105,7 +113,7 @@ def _rounds(
                 rates = [f"{each.tok_s:.2f}" for each in ran.rates]
                 told = ran.problem or f"tok/s {', '.join(rates)}"
                 print(f"round {number}, {row.name}, {side}: {told}", flush=True)
-    return found
+        yield number
 
 
 def _problem(
@@ -150,7 +158,7 @@ def _median(runs: Sequence[Ran], field: str) -> float:
     return median(values)
 
 
-def ratio(found: Mapping[Key, list[Ran]], row: Row) -> float | None:
+def ratio(found: Found, row: Row) -> float | None:
     """Our tok/s over torchao's, medians of all samples; None without both."""
     theirs, ours = (found.get((row, side), []) for side in SIDES)
     if not _samples(theirs) or not _samples(ours):
@@ -158,7 +166,7 @@ def ratio(found: Mapping[Key, list[Ran]], row: Row) -> float | None:
     return _median(ours, "tok_s") / _median(theirs, "tok_s")
 
 
-def comparison_table(found: Mapping[Key, list[Ran]]) -> str:
+def comparison_table(found: Found) -> str:
     """Markdown: a line for each row, then why a side has no figures."""
     headers = ["row", "torchao tok/s", "llama-perf tok/s", "ratio", "ratio by round"]
     headers += ["decode tok/s", "first token ms"]
@@ -174,7 +182,9 @@ def comparison_table(found: Mapping[Key, list[Ran]]) -> str:
         else:
             rounds = [
                 _median([ours], "tok_s") / _median([theirs], "tok_s")
-                for theirs, ours in zip(*pair, strict=True)
+                # Unequal where a side failed in a later round.
+                for theirs, ours in zip(*pair, strict=False)
+                if theirs.rates and ours.rates
             ]
             cells += [f"{of_medians:.2f}", ", ".join(f"{each:.2f}" for each in rounds)]
         for field, digits in (("decode_tok_s", 2), ("first_token_ms", 1)):
