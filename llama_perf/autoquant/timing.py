@@ -16,12 +16,12 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.autoquant.uses import Product
 from llama_perf.engine import compiler_settings
 from llama_perf.memory import release_memory
+from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import PLAIN
@@ -50,12 +50,12 @@ def time_product(
     """
     x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
     with torch.no_grad(), compiler_settings():
-        linear = torch.compile(F.linear, fullgraph=True, dynamic=False)
+        compiled = torch.compile(multiply, fullgraph=True, dynamic=False)
         passes = {
             name: _Pass(
                 x,
                 _copies(name, product, dtype=dtype, device=device),
-                linear if compile else F.linear,
+                compiled if compile else multiply,
             )
             for name in candidates
         }

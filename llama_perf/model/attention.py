@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.linear import Linear
 from llama_perf.model.rotary import Rotary, apply_rotary
 
 
@@ -41,8 +42,8 @@ class Attention(nn.Module):
         self.n_heads = config.n_heads
         self.n_kv_heads = config.n_kv_heads
         self.head_dim = config.head_dim
-        self.wqkv = nn.Linear(config.dim, config.qkv_size, bias=False)
-        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.wqkv = Linear(config.dim, config.qkv_size)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
     def forward(
         self,

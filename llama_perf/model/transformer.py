@@ -17,6 +17,7 @@ from llama_perf.errors import PromptError, SpecError
 from llama_perf.model.attention import Attention
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.linear import Linear
 from llama_perf.model.rotary import Rotary, inverse_frequencies, rotary
 from llama_perf.origin import Origin
 
@@ -44,9 +45,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.intermediate_size, bias=False)
-        self.w3 = nn.Linear(config.dim, config.intermediate_size, bias=False)
-        self.w2 = nn.Linear(config.intermediate_size, config.dim, bias=False)
+        self.w1 = Linear(config.dim, config.intermediate_size)
+        self.w3 = Linear(config.dim, config.intermediate_size)
+        self.w2 = Linear(config.intermediate_size, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
@@ -93,7 +94,7 @@ class Transformer(nn.Module):
             TransformerBlock(config) for _ in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = Linear(config.dim, config.vocab_size)
         self.register_buffer("inverse_frequencies", None, persistent=False)
 
     @property
