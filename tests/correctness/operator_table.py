@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
+from kernel_samples import QUANTIZE_TOKENS
 from smollm2 import unquantized
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from llama_perf.kernels.int8_dynamic import quantize_tokens
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT
 
@@ -58,8 +58,8 @@ def _tokens(count: int, columns: int) -> Tensor:
 
 def _db(layer: nn.Linear, weight: Tensor, x: Tensor, scheme: str) -> float:
     found = layer(x)
-    if scheme == "int8dq":
-        values, scale = quantize_tokens(x)
+    if scheme in QUANTIZE_TOKENS:
+        values, scale = QUANTIZE_TOKENS[scheme](x)
         x = values * scale
     exact = x.double() @ weight.double().T
     noise = (found - exact).square().mean()
