@@ -78,7 +78,9 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
         if name in QUANTIZE_TOKENS:
             values, scale = QUANTIZE_TOKENS[name](x.view(-1, COLUMNS))
             x = (values * scale).view(shape)
-        expected = F.linear(x, weight, linear.bias)
+        # In float64, so that one side alone is rounded.
+        parts = (each.double() for each in (x, weight, linear.bias))
+        expected = F.linear(*parts).float()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
