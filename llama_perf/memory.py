@@ -43,12 +43,14 @@ def _weight_bytes(config: ModelConfig, row: RowSpec) -> int:
 
 def least_cache_bytes(config: ModelConfig, row: RowSpec) -> int:
     """Keys, values and the mask of all positions that `row` allocates."""
-    size = _DTYPE_BYTES[row.dtype]
-    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    cache *= row.batch_size * row.allocated_positions
-    cache_bytes = cache * (1 if row.kv_cache_quantization else size)
-    mask = 0 if row.linear_causal_mask else row.allocated_positions**2
-    return cache_bytes + mask
+    # A quantized value takes one byte, and those of a head share a 16-bit scale.
+    width = config.head_dim * _DTYPE_BYTES[row.dtype]
+    if row.kv_cache is not None:
+        width = config.head_dim + 2
+    heads = 2 * config.n_layers * config.n_kv_heads * row.batch_size
+    whole_mask = row.attention == "sdpa" and not row.linear_causal_mask
+    mask = row.allocated_positions**2 if whole_mask else 0
+    return heads * width * row.allocated_positions + mask
 
 
 def _bits(row: RowSpec) -> float:

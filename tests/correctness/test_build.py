@@ -192,8 +192,6 @@ def test_too_little_memory_is_not_run_with_both_numbers(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kv_cache_quantization": True}, "the int8 KV cache is not built"),
-        ({"fill": 8}, "filling the cache before timing is not built"),
         (
             {"quantization": "fp6", "kernels": "torchao"},
             "scheme fp6 is not built on ",

@@ -67,9 +67,18 @@ def test_no_row_of_the_reference_took_less_than_the_least(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("linear", [False, True], ids=["mask kept", "mask computed"])
+@pytest.mark.parametrize(
+    ("attention", "linear", "kv_cache"),
+    [
+        ("decode", False, False),
+        ("decode", False, True),
+        ("decode", False, "fp8"),
+        ("sdpa", False, False),
+        ("sdpa", True, False),
+    ],
+)
 def test_the_least_of_an_unquantized_row_is_what_its_tensors_take(
-    tied: bool, linear: bool
+    tied: bool, attention: str, linear: bool, kv_cache: bool | str
 ) -> None:
     config = ModelConfig(
         dim=32,
@@ -85,7 +94,9 @@ def test_the_least_of_an_unquantized_row_is_what_its_tensors_take(
         model="tiny",
         dtype="float32",
         device="cpu",
+        attention=attention,
         linear_causal_mask=linear,
+        kv_cache_quantization=kv_cache,
         cache_size=300,
         batch_size=2,
     )
@@ -94,6 +105,8 @@ def test_the_least_of_an_unquantized_row_is_what_its_tensors_take(
         model,
         batch_size=row.batch_size,
         cache_size=row.allocated_positions,
+        attention=attention,
+        kv_cache=row.kv_cache,
         linear_causal_mask=linear,
     )
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
@@ -101,9 +114,11 @@ def test_the_least_of_an_unquantized_row_is_what_its_tensors_take(
     caches = sum(
         buffer.numel() * buffer.element_size()
         for cache in engine._caches
-        for buffer in cache.buffers()
+        for name, buffer in cache.named_buffers()
+        if name != "arrivals"
     )
-    triangle = engine._mask._triangle
+    triangle = None if engine._mask is None else engine._mask._triangle
+    assert (triangle is None) == (attention == "decode" or linear)
     mask = 0 if triangle is None else triangle.numel()
     assert least_bytes(config, row) == weights - norms + caches + mask
 
