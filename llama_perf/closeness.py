@@ -40,13 +40,21 @@ def perplexity(logits: Tensor, tokens: Tensor) -> float:
     return math.exp(losses.item())
 
 
+def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from `reference` at each position, float64 (length,).
+
+    Both are (1, length, vocabulary); nats. Each is that of the next-token distribution.
+    """
+    likely, ours = (each[0].double().log_softmax(-1) for each in (reference, logits))
+    return (likely.exp() * (likely - ours)).sum(-1)
+
+
 def closeness(reference: Tensor, logits: Tensor, tokens: Tensor) -> Closeness:
     """Compare `logits` with `reference`, both (1, length, vocabulary), on `tokens`."""
     assert reference.shape == logits.shape, f"{reference.shape} and {logits.shape}"
     exact, ours = reference.double(), logits.double()
     noise = (ours - exact).square().mean()
-    likely, ours_likely = exact.log_softmax(-1), ours.log_softmax(-1)
-    divergence = (likely.exp() * (likely - ours_likely)).sum(-1).mean()
+    divergence = token_divergences(reference, logits).mean()
     agreed = (exact.argmax(-1) == ours.argmax(-1)).double().mean()
     ratio = perplexity(logits, tokens) / perplexity(reference, tokens)
     return Closeness(

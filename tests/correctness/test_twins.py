@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from twin_table import QUICK, TWINS, compare_twins, documented, twins
+
+
+@pytest.mark.parametrize("scheme", QUICK)
+def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
+    found = twins(scheme)
+    assert not found.further, found
+
+
+def test_every_twin_is_documented_and_none_is_further() -> None:
+    found = documented()
+    assert tuple(found) == TWINS
+    assert max(found.values()) <= 2.0
+
+
+def test_what_is_further_at_most_positions_is_told_from_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hard = torch.rand(400, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, generator=generator, dtype=torch.float64) * 0.02
+    assert compare_twins(hard * 1.1, hard + noise * 0.1).further
+    assert not compare_twins(hard, hard * 1.1 + noise * 0.1).further
+    assert not compare_twins(hard + noise - noise.mean(), hard).further
