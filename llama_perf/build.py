@@ -15,9 +15,10 @@ from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.memory import least_bytes, least_cache_bytes
+from llama_perf.model.config import preset, preset_name
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
+from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
@@ -168,6 +169,23 @@ def check_runnable(row: RowSpec, *, checkpoints: Path | None = None) -> None:
     _open(row, checkpoints, dtype, device)
 
 
+def predict_row(row: RowSpec) -> Prediction:
+    """The memory that `row` will take, wherever it runs: see `predict`.
+
+    Reads no weights, and of a checkpoint, where `row` names its path, the shape alone.
+    Raises as `prepare` does for a model or a scheme that is not known.
+    """
+    if preset_name(row.model) is not None and not Path(row.model).exists():
+        return predict(row, preset(row.model))
+    reader, _ = open_model(
+        row.model,
+        checkpoints=None,
+        dtype=parse_dtype(row.dtype),
+        device=torch.device(row.device),
+    )
+    return predict(_as_run(row, reader), reader.config)
+
+
 def _open(
     row: RowSpec, checkpoints: Path | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[Quantizer | None, WeightsReader, Path | None]:
@@ -220,12 +238,13 @@ def _check_upstream(row: RowSpec) -> None:
 
 
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
-    needed, free = least_bytes(reader.config, row), free_memory_bytes(device)
-    if needed > free:
-        cache = least_cache_bytes(reader.config, row)
+    predicted, free = predict(row, reader.config), free_memory_bytes(device)
+    if predicted.peak_bytes > free:
+        batch = f" and a batch of {row.batch_size}" if row.batch_size > 1 else ""
         raise NotRunnable(
-            f"it needs at least {needed / 1e9:.1f} GB, of it {cache / 1e9:.1f} GB for a"
-            f" cache_size of {row.allocated_positions}; {free / 1e9:.1f} GB are free"
+            f"it needs {predicted.peak_bytes / 1e9:.1f} GB, of it"
+            f" {predicted.cache_bytes / 1e9:.1f} GB for a cache_size of"
+            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free"
         )
 
 

@@ -25,7 +25,7 @@ from llama_perf.kernels import kv_codes
 # Values dequantized at a time: in decoding what the cache that cores share holds as
 # float32, in a prefill 64 MB of 16-bit ones, since a head has to be whole there.
 _STRETCH = 1 << 20
-_PIECE = 1 << 25
+PIECE = 1 << 25
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
 
@@ -163,7 +163,7 @@ def prefill_attention(
     else:
         scales = [each.flatten(0, 1)[:, :end] for each in (k_scale, v_scale)]
         out = torch.empty_like(grouped)
-        for some in _stretches(len(k), max(_PIECE // (end * width), 1)):
+        for some in _stretches(len(k), max(PIECE // (end * width), 1)):
             key, value = (
                 kv_codes.dequantized(codes[some], scale[some], q.dtype)
                 for codes, scale in zip((k, v), scales, strict=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from torch import Tensor
 from weights_samples import TINY, tiny_weights
 
@@ -17,6 +16,7 @@ from llama_perf import generate
 from llama_perf.assemble import build_model
 from llama_perf.engine import PREFILL_CHUNK, Engine, compiler_settings
 from llama_perf.errors import PromptError, SpecError
+from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.transformer import Transformer
 
 CPU = torch.device("cpu")
@@ -244,7 +244,7 @@ def test_a_step_takes_no_mask_and_no_copy_of_the_cache(
     cache = engine._caches[0].k_cache
     with torch.no_grad():
         engine.prefill(tokens(length=20))
-        with LiveBytes() as live:
+        with LiveBytes("cpu") as live:
             engine.decode(tokens(length=1), torch.tensor([20]))
     assert live.peak < standing(engine) + cache.numel() / 4
 
@@ -253,7 +253,7 @@ def test_a_prompt_takes_no_square_of_its_length(model: Transformer) -> None:
     taken = []
     for length in (2 * PREFILL_CHUNK, 4 * PREFILL_CHUNK):
         engine = Engine(model, cache_size=length + 1)
-        with LiveBytes() as live, torch.no_grad():
+        with LiveBytes("cpu") as live, torch.no_grad():
             engine.prefill(tokens(length=length))
         taken.append(live.peak - standing(engine))
     # Twice the prompt: the mask of a few queries doubles, all else is a chunk's.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from torch import Tensor
 
 from llama_perf.kernels import cached_attention, kv_codes
 from llama_perf.kernels.cached_attention import decode_attention, prefill_attention
+from llama_perf.live_bytes import LiveBytes
 
 KINDS = {"plain": None, "int8": kv_codes.INT8, "fp8": kv_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)
@@ -89,7 +89,7 @@ def test_a_chunk_is_causal_behind_what_is_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Several pieces of the cache, and masks of few queries.
-    monkeypatch.setattr(cached_attention, "_PIECE", 2 * SIZE * 16)
+    monkeypatch.setattr(cached_attention, "PIECE", 2 * SIZE * 16)
     monkeypatch.setattr(cached_attention, "_MASK", 20 * SIZE)
     cache = held(kind, dtype, batch=2, heads=3, width=16)
     for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (44, SIZE), (SIZE, SIZE)):
@@ -132,18 +132,18 @@ def test_no_copy_of_the_cache_is_made(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 10)
-    monkeypatch.setattr(cached_attention, "_PIECE", 1)
+    monkeypatch.setattr(cached_attention, "PIECE", 1)
     cache = held(kind, torch.float32, batch=1, heads=8, width=64)
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.
     own = sum(each.nbytes for each in cache if each is not None)
     q = drawn(1, 1, 16, 64, seed=2)
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         cached_attention.decode_attention._init_fn(
             q, *cache, arrivals(cache), torch.tensor([SIZE])
         )
     assert 0 < live.peak - own < one_copy / 4
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         cached_attention.prefill_attention._init_fn(q, *cache, SIZE)
     # A head of keys and one of values, float32.
     assert 0 < live.peak - own < one_copy * 2 / 8 * 1.7
