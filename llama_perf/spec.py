@@ -39,6 +39,8 @@ class RowSpec:
     `prefill_chunk` tokens of a prompt run at a time, None: as many as the engine
     chooses. In a `ragged` batch each sequence has a prompt of its own length, from 1
     to `prompt_length`.
+    `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
+    that there a row of the table with it is the same work as the one without.
     `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
     is known to break it: no part of the work, so neither of the id nor of the
     fingerprint.
@@ -96,12 +98,6 @@ class RowSpec:
         issue = self.upstream_issue
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
-        if self.linear_causal_mask and self.attention != "sdpa":
-            raise SpecError(
-                "linear_causal_mask",
-                True,
-                "it needs attention = 'sdpa': no other masks",
-            )
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise SpecError("prefill_chunk", self.prefill_chunk, "allowed: 1 or more")
         if self.ragged and self.batch_size < 2:

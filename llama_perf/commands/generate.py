@@ -68,9 +68,9 @@ FLAGS = (
     Flag(
         name="linear_causal_mask",
         default=False,
-        help="compute the mask's rows; implies attention sdpa",
+        help="compute the mask's rows, on the sdpa path alone: decode has no mask",
     ),
-    Flag(name="attention", default=None, help=", ".join(ATTENTIONS)),
+    Flag(name="attention", default=ATTENTIONS[0], help=", ".join(ATTENTIONS)),
     Flag(name="prefill_chunk", default=None, kind=int, help="tokens of it at a time"),
     Flag(name="fill", default=0, kind=int, help="positions filled before timing"),
     Flag(name="save", default=False, help="save the quantized model in a folder here"),
@@ -182,7 +182,7 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
         compile_prefill=arguments.compile_prefill,
         kv_cache_quantization=arguments.kv_cache_quantization,
         linear_causal_mask=arguments.linear_causal_mask,
-        attention=_attention(arguments),
+        attention=arguments.attention,
         prefill_chunk=arguments.prefill_chunk,
         fill=arguments.fill,
         cache_size=arguments.cache_size,
@@ -193,13 +193,6 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
         top_k=arguments.top_k,
         temperature=arguments.temperature,
     )
-
-
-def _attention(arguments: argparse.Namespace) -> str:
-    """The path asked for; the reference's flag for a mask asks for the one with it."""
-    if arguments.attention is not None:
-        return str(arguments.attention)
-    return "sdpa" if arguments.linear_causal_mask else ATTENTIONS[0]
 
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:

@@ -188,7 +188,7 @@ def join_parts(
             cache_modifier=".cg",
         )
         new_top = tl.maximum(top, tl.max(tops, axis=0))
-        # Rows beyond the group have no part at all.
+        # Rows beyond the group have no part at all, and a total of 0.
         known = tl.where(new_top == float("-inf"), 0.0, new_top)
         shrink = tl.exp2(top - known)
         weight = tl.exp2(tops - known[None, :])
@@ -197,6 +197,6 @@ def join_parts(
         top = new_top
     r = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK_D)[None, :]
-    value = acc / total[:, None]
+    value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     place = out + head * GROUP * D + r * D + column
     tl.store(place, value, mask=(r < GROUP) & (column < D))

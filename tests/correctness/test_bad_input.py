@@ -47,10 +47,6 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--prefill_chunk 0", "prefill_chunk: 0 is not allowed; allowed: 1 or more"),
         ("--attention flash", "attention: 'flash' is not allowed; allowed: decode, sd"),
         (
-            "--attention decode --linear_causal_mask",
-            "linear_causal_mask: True is not allowed; it needs attention = 'sdpa'",
-        ),
-        (
             "--kv_cache_quantization int4",
             "kv_cache_quantization: 'int4' is not allowed; allowed: false, true (int8)",
         ),

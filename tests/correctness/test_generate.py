@@ -87,7 +87,7 @@ def test_flags_and_defaults_are_the_references() -> None:
         "cache_size": None,
         "linear_causal_mask": False,
         # Nor are these three: it had one path, and filled nothing before timing.
-        "attention": None,
+        "attention": "decode",
         "prefill_chunk": None,
         "fill": 0,
         "save": False,
@@ -106,7 +106,8 @@ def test_flags_and_defaults_are_the_references() -> None:
     ("words", "attention", "kv_cache"),
     [
         ("", "decode", None),
-        ("--linear_causal_mask", "sdpa", None),
+        ("--linear_causal_mask", "decode", None),
+        ("--linear_causal_mask --attention sdpa", "sdpa", None),
         ("--attention sdpa", "sdpa", None),
         ("--kv_cache_quantization", "decode", "int8"),
         ("--kv_cache_quantization int8 --device cpu", "decode", "int8"),

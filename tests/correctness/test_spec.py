@@ -53,7 +53,7 @@ def test_every_field_that_changes_the_work_is_in_the_id(
     ("needed", "field"),
     [
         ({"compile": True}, "compile_prefill"),
-        ({"attention": "sdpa"}, "linear_causal_mask"),
+        ({}, "linear_causal_mask"),
         ({"batch_size": 2}, "ragged"),
     ],
 )
@@ -98,7 +98,6 @@ def test_all_fields_are_covered_by_the_two_tests_above() -> None:
         ({"kernels": "magic"}, ["kernels", "'magic'", "native, torchao"]),
         ({"kernels": "torchao"}, ["kernels", "'torchao'", "unquantized"]),
         ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
-        ({"linear_causal_mask": True}, ["linear_causal_mask", "True", "sdpa"]),
         ({"kv_cache_quantization": "int4"}, ["kv_cache", "'int4'", "int8, fp8"]),
         ({"prefill_chunk": 0}, ["prefill_chunk", "0", "1 or more"]),
         ({"ragged": True}, ["ragged", "True", "batch_size of 2"]),
