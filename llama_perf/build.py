@@ -15,9 +15,10 @@ from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.memory import least_bytes, least_cache_bytes
+from llama_perf.model.config import preset, preset_name
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
+from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
@@ -42,6 +43,7 @@ PROMPT = (
 class Prepared:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
+    Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
     `autoquant` is what an autoquant row's linears run on, None for other rows.
     """
 
@@ -50,6 +52,7 @@ class Prepared:
     prompt: Tensor
     weights: str
     build_s: float
+    lengths: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
 
     @property
@@ -82,8 +85,10 @@ def prepare(
 ) -> Prepared:
     """Build what `row` asks for.
 
-    `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own.
-    `notify` is told of steps that take long or use what an earlier run left.
+    `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
+    row's `fill` positions are filled here, so that no sample has to. `notify` is told
+    of steps that take long or use what an earlier run left, and of a cache longer than
+    the model was trained for.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -91,8 +96,17 @@ def prepare(
     start = time.perf_counter()
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     quantizer, reader, path = _open(row, checkpoints, dtype, device)
+    context = reader.config.context
+    if row.allocated_positions > context:
+        notify(
+            f"warning: a cache of {row.allocated_positions} positions is longer than"
+            f" the {context} that this model was trained for"
+        )
+    own = row.fill or prompt is None
+    text = _text(row, reader, path) if own else []
     if prompt is None:
-        prompt = _prompt(row, reader, path)
+        tokens = torch.tensor([_cut(text, row.prompt_length)])
+        prompt = tokens.repeat(row.batch_size, 1)
     choices = None
     if row.quantization in AUTOQUANT:
         choices = choose(row, reader.config, notify=notify)
@@ -104,16 +118,25 @@ def prepare(
         model,
         batch_size=row.batch_size,
         cache_size=row.allocated_positions,
+        kv_cache=row.kv_cache,
+        attention=row.attention,
+        prefill_chunk=row.prefill_chunk,
         linear_causal_mask=row.linear_causal_mask,
         compile=row.compile,
         compile_prefill=row.compile_prefill,
         slowdown=slowdown,
     )
-    engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens)
+    lengths = ragged_lengths(row)
+    if row.fill:
+        notify(f"filling {row.fill} positions")
+        filling = torch.tensor([_cut(text, row.fill)])
+        engine.fill(filling.repeat(row.batch_size, 1))
+    engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
     return Prepared(
         row=row,
         engine=engine,
         prompt=prompt.to(device),
+        lengths=None if lengths is None else lengths.to(device),
         weights=reader.source,
         autoquant=choices,
         build_s=time.perf_counter() - start,
@@ -144,6 +167,23 @@ def check_runnable(row: RowSpec, *, checkpoints: Path | None = None) -> None:
     """Raise what `prepare` would raise before it builds anything."""
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     _open(row, checkpoints, dtype, device)
+
+
+def predict_row(row: RowSpec) -> Prediction:
+    """The memory that `row` will take, wherever it runs: see `predict`.
+
+    Reads no weights, and of a checkpoint, where `row` names its path, the shape alone.
+    Raises as `prepare` does for a model or a scheme that is not known.
+    """
+    if preset_name(row.model) is not None and not Path(row.model).exists():
+        return predict(row, preset(row.model))
+    reader, _ = open_model(
+        row.model,
+        checkpoints=None,
+        dtype=parse_dtype(row.dtype),
+        device=torch.device(row.device),
+    )
+    return predict(_as_run(row, reader), reader.config)
 
 
 def _open(
@@ -185,12 +225,8 @@ def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
 
 
 def _check_built(row: RowSpec) -> None:
-    if row.kv_cache_quantization:
-        raise NotRunnable("the int8 KV cache is not built")
     if row.capture:
         raise NotRunnable("capture in a CUDA graph is not built")
-    if row.fill:
-        raise NotRunnable("filling the cache before timing is not built")
     if row.compile and (problem := compiler_problem(row.device)) is not None:
         raise NotRunnable(problem)
     _check_upstream(row)
@@ -202,33 +238,42 @@ def _check_upstream(row: RowSpec) -> None:
 
 
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
-    needed, free = least_bytes(reader.config, row), free_memory_bytes(device)
-    if needed > free:
-        cache = least_cache_bytes(reader.config, row)
+    predicted, free = predict(row, reader.config), free_memory_bytes(device)
+    if predicted.peak_bytes > free:
+        batch = f" and a batch of {row.batch_size}" if row.batch_size > 1 else ""
         raise NotRunnable(
-            f"it needs at least {needed / 1e9:.1f} GB, of it {cache / 1e9:.1f} GB for a"
-            f" cache_size of {row.allocated_positions}; {free / 1e9:.1f} GB are free"
+            f"it needs {predicted.peak_bytes / 1e9:.1f} GB, of it"
+            f" {predicted.cache_bytes / 1e9:.1f} GB for a cache_size of"
+            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free"
         )
 
 
-def _prompt(row: RowSpec, reader: WeightsReader, path: Path | None) -> Tensor:
-    """int64 (batch, prompt_length): text where there is a tokenizer."""
+def _text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
+    """Ids of a text as long as the row's prompt or its filling; drawn without one."""
+    length = max(row.prompt_length, row.fill)
     tokenizer_path = None if path is None else find_tokenizer(path)
     if tokenizer_path is None:
         seeded = torch.Generator().manual_seed(0)
-        size, shape = reader.config.vocab_size, (1, row.prompt_length)
-        tokens = torch.randint(size, shape, generator=seeded)
-    else:
-        tokenizer = load_tokenizer(tokenizer_path)
-        check_vocabulary(
-            tokenizer, reader.config.vocab_size, source=str(tokenizer_path)
-        )
-        ids = tokenizer.encode(PROMPT)
-        rest = tokenizer.encode(PROMPT, bos=False)
-        while len(ids) < row.prompt_length:
-            ids += rest
-        tokens = torch.tensor([ids[: row.prompt_length]])
-    return tokens.repeat(row.batch_size, 1)
+        drawn = torch.randint(reader.config.vocab_size, (length,), generator=seeded)
+        return drawn.tolist()
+    tokenizer = load_tokenizer(tokenizer_path)
+    check_vocabulary(tokenizer, reader.config.vocab_size, source=str(tokenizer_path))
+    ids = tokenizer.encode(PROMPT)
+    rest = tokenizer.encode(PROMPT, bos=False)
+    return ids + rest * (length // len(rest))
+
+
+def _cut(ids: list[int], length: int) -> list[int]:
+    assert len(ids) >= length, f"{len(ids)} tokens where {length} are wanted"
+    return ids[:length]
+
+
+def ragged_lengths(row: RowSpec) -> Tensor | None:
+    """int64 (batch,), from 1 to the prompt's length, evenly; None unless ragged."""
+    if not row.ragged:
+        return None
+    last = row.batch_size - 1
+    return 1 + torch.arange(row.batch_size) * (row.prompt_length - 1) // last
 
 
 def load_model(

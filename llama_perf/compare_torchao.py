@@ -44,12 +44,18 @@ ROWS = (
     Row(quantization="int8dq"),
     Row(quantization="int8dq", compile=False),
     Row(quantization="int4wo-64"),
-    # Fewer tokens where torchao takes half a second or more for each.
+    # Fewer tokens where torchao takes a quarter of a second or more for each.
     Row(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
-    Row(quantization="uintx-2-8", max_new_tokens=20, num_samples=2),
-    Row(quantization="fp6", max_new_tokens=20, num_samples=2),
+    Row(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
+    Row(quantization="fp6", max_new_tokens=20, num_samples=1),
     Row(quantization="sparse-marlin", sparsity="semi-structured"),
     Row(quantization="autoquant"),
+)
+# A cache as small as 200 tokens need, and a larger one: eager, as the table's rows are.
+SMALL_CACHE = Row(compile=False, max_new_tokens=200)
+LARGE_CACHES = (
+    replace(SMALL_CACHE, cache_size=2048),
+    replace(SMALL_CACHE, cache_size=2048, kv_cache_quantization=True),
 )
 _GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
 _LIMIT_S = 600.0
@@ -70,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = ""
     for number in _rounds(weights, python.absolute(), work, arguments, found):
         minutes = (time.monotonic() - start) / 60
-        text = f"{_conditions(number, minutes, same)}\n\n{comparison_table(found)}"
+        tables = [_conditions(number, minutes, same), comparison_table(found)]
+        text = "\n\n".join([*tables, *cache_table(found)])
         # After each round: one that is stopped leaves those before it.
         if not arguments.only:
             head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
@@ -78,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             whole = f"{head}{BEGIN}\n{text}\n{END}{tail}"
             DOCUMENT.write_text(whole, encoding="utf-8")
     print(text)
-    slower = [row.name for row in ROWS if (ratio(found, row) or 1.0) < 1.0]
+    slower = [row.name for row, _ in found if (ratio(found, row) or 1.0) < 1.0]
+    slower = list(dict.fromkeys(slower))
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
 
@@ -94,7 +102,8 @@ def _rounds(
 
     A side that failed on a row is not asked again.
     """
-    chosen = [row for row in ROWS if arguments.only in row.name]
+    every = (*ROWS, SMALL_CACHE, *LARGE_CACHES)
+    chosen = [row for row in every if arguments.only in row.name]
     for row in chosen:
         for side in SIDES:
             wrong = _problem(side, row, weights, python, work)
@@ -202,6 +211,30 @@ def comparison_table(found: Found) -> str:
             ]
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     return "\n\n".join([table, *(["\n".join(problems)] if problems else [])])
+
+
+def cache_table(found: Found) -> list[str]:
+    """What the rows with a larger cache keep of the small one's speed, markdown.
+
+    Nothing where one of them was not run.
+    """
+    rows = (SMALL_CACHE, *LARGE_CACHES)
+    if not all(_samples(found.get((row, side), [])) for row in rows for side in SIDES):
+        return []
+    rates = {
+        (row, side): _median(found[row, side], "tok_s")
+        for row in rows
+        for side in SIDES
+    }
+    lines = [
+        [
+            row.name,
+            *(f"{rates[row, side] / rates[SMALL_CACHE, side]:.2f}" for side in SIDES),
+        ]
+        for row in LARGE_CACHES
+    ]
+    headers = ["share of the small cache's tok/s", *SIDES]
+    return [tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)]
 
 
 def _short(problem: str) -> str:

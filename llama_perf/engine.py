@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.model.attention import CausalMask
+from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import Transformer, TransformerBlock, check_tokens
-from llama_perf.spec import check_sampling
+from llama_perf.spec import cache_kind, check_attention, check_sampling
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt at a time on the `decode` path where a row does not say.
+
+Enough that products and not the weights' bytes take the time, few enough that what
+lies between the layers of an 8-billion-parameter model stays below 0.1 GB.
+"""
 
 
 class Engine:
@@ -26,8 +33,13 @@ class Engine:
 
     `compile` compiles one block and the head for decoding (regional compilation:
     every layer runs the same compiled block), `compile_prefill` the same for the
-    prompt with a dynamic length. `slowdown` repeats that share of the decoding steps
-    and throws the repeats away: a switch for testing the gate, see docs/gate.md.
+    prompt with a dynamic length. `kv_cache` is the kind of a quantized cache, int8 or
+    fp8. `attention` is a path of `model/attention.py`; `prefill_chunk` the tokens of a
+    prompt at a time, where None `PREFILL_CHUNK` on the `decode` path and all on the
+    `sdpa` path. `slowdown` repeats that share of the decoding steps and throws the
+    repeats away: a switch for testing the gate, see docs/gate.md.
+
+    `filled` positions are held from `fill` on; every prompt stands behind them.
     """
 
     def __init__(
@@ -36,7 +48,10 @@ class Engine:
         *,
         batch_size: int = 1,
         cache_size: int,
+        kv_cache: str | None = None,
+        attention: str = "decode",
         linear_causal_mask: bool = False,
+        prefill_chunk: int | None = None,
         compile: bool = False,
         compile_prefill: bool = False,
         slowdown: float = 0.0,
@@ -44,6 +59,7 @@ class Engine:
         self.model = model
         self.batch_size = batch_size
         self.cache_size = cache_size
+        self.filled = 0
         self._slowdown = slowdown
         self._caches = [
             KVCache(
@@ -52,12 +68,17 @@ class Engine:
                 cache_size=cache_size,
                 dtype=model.dtype,
                 device=model.device,
+                kind=kv_cache,
             )
             for _ in range(model.config.n_layers)
         ]
-        self._mask = CausalMask(
-            cache_size, linear=linear_causal_mask, device=model.device
-        )
+        self._mask: CausalMask | None = None
+        if attention == "sdpa":
+            self._mask = CausalMask(
+                cache_size, linear=linear_causal_mask, device=model.device
+            )
+        whole = cache_size if attention == "sdpa" else PREFILL_CHUNK
+        self._chunk = whole if prefill_chunk is None else prefill_chunk
         block, head = TransformerBlock.forward, Transformer.head
         self._decode_block, self._decode_head = block, head
         self._prefill_block, self._prefill_head = block, head
@@ -67,21 +88,69 @@ class Engine:
         if compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
 
-    def prefill(self, tokens: Tensor) -> Tensor:
-        """Logits (B, vocabulary) after `tokens`, int64 (B, T), at positions 0..T-1."""
-        positions = torch.arange(tokens.shape[1], device=self.model.device)
-        x = self.model.hidden(
-            tokens, positions, caches=self._caches, run_block=self._prefill_block
-        )
-        return self._prefill_head(self.model, x[:, -1])
+    @torch.no_grad()
+    def fill(self, tokens: Tensor) -> None:
+        """Fill the first positions with `tokens`, int64 (B, T), for all prompts.
+
+        Raises PromptError unless they fit and leave room for a prompt.
+        """
+        self.filled = 0
+        check_tokens(tokens, self.model.config.vocab_size)
+        self._check_batch(tokens)
+        length = tokens.shape[1]
+        if length >= self.cache_size:
+            raise PromptError(
+                f"fill: {length} positions leave no room for a prompt in the cache of"
+                f" {self.cache_size}"
+            )
+        self._run(tokens.to(self.model.device), None)
+        self.filled = length
+
+    def prefill(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, vocabulary) after `tokens`, int64 (B, T), behind what is filled.
+
+        With `lengths`, int64 (B,), after as many tokens of each sequence.
+        """
+        return self._prefill_head(self.model, self._run(tokens, lengths))
+
+    def _run(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """The last hidden state of each sequence, (B, dim), chunk by chunk."""
+        last: Tensor | None = None
+        for first in range(0, tokens.shape[1], self._chunk):
+            chunk = tokens[:, first : first + self._chunk]
+            start = self.filled + first
+            end = start + chunk.shape[1]
+            positions = torch.arange(start, end, device=self.model.device)
+            x = self.model.hidden(
+                chunk,
+                positions,
+                caches=self._caches,
+                seen=self._seen_by_chunk(positions, start, end),
+                run_block=self._prefill_block,
+            )
+            last = x[:, -1] if lengths is None else _at(x, lengths - first, last)
+        assert last is not None, "a prompt without tokens"
+        return last
+
+    def _seen_by_chunk(self, positions: Tensor, start: int, end: int) -> Seen:
+        if self._mask is None:
+            return Seen(end=end)
+        return Seen(mask=self._mask.rows(positions)) if start else ONE_ANOTHER
 
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
-        """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position` (1,)."""
+        """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position`.
+
+        int64 (1,), or (B, 1) where each sequence has its own.
+        """
+        if self._mask is None:
+            seen = Seen(filled=position.flatten() + 1)
+        else:
+            seen = Seen(mask=self._mask.rows(position))
         x = self.model.hidden(
             token,
             position,
             caches=self._caches,
-            mask=self._mask.rows(position),
+            seen=seen,
             run_block=self._decode_block,
         )
         return self._decode_head(self.model, x[:, -1])
@@ -92,6 +161,7 @@ class Engine:
         prompt: Tensor,
         *,
         max_new_tokens: int,
+        lengths: Tensor | None = None,
         temperature: float = 0.8,
         top_k: int | None = 200,
         generator: torch.Generator | None = None,
@@ -99,22 +169,26 @@ class Engine:
     ) -> Iterator[Tensor]:
         """Yield each new token, int64 (B, 1), on the model's device.
 
-        Never waits for the device. `prompt` is int64 (B, T) on the model's device;
-        it must have passed `check_prompt`.
+        Waits for the device on a CPU alone. `prompt` is int64 (B, T) on the model's
+        device; it must have passed `check_prompt`. With `lengths`, int64 (B,) there
+        too, sequence i is its first lengths[i] tokens; what stands behind is not read.
         """
-        length = prompt.shape[1]
 
         def choose(logits: Tensor) -> Tensor:
             return sample(
                 logits, temperature=temperature, top_k=top_k, generator=generator
             )
 
-        token = choose(self.prefill(prompt))
+        token = choose(self.prefill(prompt, lengths))
         if after_prefill is not None:
             after_prefill()
         yield token
-        # Filled there: a copy from the host would wait for the prefill.
-        position = torch.full((1,), length, device=self.model.device)
+        if lengths is None:
+            # Filled there: a copy from the host would wait for the prefill.
+            length = self.filled + prompt.shape[1]
+            position = torch.full((1,), length, device=self.model.device)
+        else:
+            position = lengths[:, None] + self.filled
         owed = 0.0
         for _ in range(max_new_tokens - 1):
             logits = self.decode(token, position)
@@ -132,15 +206,20 @@ class Engine:
         prompt: Tensor,
         *,
         max_new_tokens: int,
+        lengths: Tensor | None = None,
         temperature: float = 0.8,
         top_k: int | None = 200,
         generator: torch.Generator | None = None,
         after_prefill: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Generate all `max_new_tokens`, whatever they are; (B, T + new) int64."""
+        """Generate all `max_new_tokens`, whatever they are; (B, T + new) int64.
+
+        The new ones stand in the columns from T on, also of a prompt that is shorter.
+        """
         new = self.stream(
             prompt,
             max_new_tokens=max_new_tokens,
+            lengths=lengths,
             temperature=temperature,
             top_k=top_k,
             generator=generator,
@@ -148,24 +227,56 @@ class Engine:
         )
         return torch.cat([prompt, *new], dim=1)
 
-    def check_prompt(self, prompt: Tensor, *, max_new_tokens: int) -> None:
+    def check_prompt(
+        self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
+    ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
         check_tokens(prompt, self.model.config.vocab_size)
-        batch, length = prompt.shape
-        if batch != self.batch_size:
-            raise PromptError(
-                f"prompt: a batch of {batch} is not allowed; the caches hold"
-                f" {self.batch_size}"
-            )
+        self._check_batch(prompt)
+        length = prompt.shape[1]
+        if lengths is not None:
+            self._check_lengths(lengths, length)
         if max_new_tokens < 1:
             raise PromptError(
                 f"max_new_tokens: {max_new_tokens} is not allowed; allowed: 1 or more"
             )
-        if length + max_new_tokens > self.cache_size:
+        if self.filled + length + max_new_tokens > self.cache_size:
+            filled = f"{self.filled} filled positions + " if self.filled else ""
             raise PromptError(
-                f"prompt: {length} tokens + {max_new_tokens} new ones do not fit the"
-                f" cache of {self.cache_size} positions"
+                f"prompt: {filled}{length} tokens + {max_new_tokens} new ones do not"
+                f" fit the cache of {self.cache_size} positions"
             )
+
+    def _check_batch(self, tokens: Tensor) -> None:
+        if len(tokens) != self.batch_size:
+            raise PromptError(
+                f"prompt: a batch of {len(tokens)} is not allowed; the caches hold"
+                f" {self.batch_size}"
+            )
+
+    def _check_lengths(self, lengths: Tensor, most: int) -> None:
+        if self._mask is not None:
+            raise PromptError("lengths: not allowed with attention 'sdpa'")
+        if lengths.dtype != torch.int64 or lengths.shape != (self.batch_size,):
+            raise PromptError(
+                f"lengths: {lengths.dtype} {tuple(lengths.shape)} is not allowed;"
+                f" allowed: int64 ({self.batch_size},)"
+            )
+        for length in lengths.tolist():
+            if not 1 <= length <= most:
+                raise PromptError(
+                    f"lengths: {length} is not allowed; allowed: 1 to {most}, the"
+                    " prompt's length"
+                )
+
+
+def _at(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
+    """Of a chunk `x` (B, T, dim) the state after `lengths` tokens, else `before`."""
+    rows = torch.arange(len(x), device=x.device)
+    found = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
+    if before is None:
+        return found
+    return torch.where((lengths > 0)[:, None], found, before)
 
 
 def generate(
@@ -173,18 +284,24 @@ def generate(
     prompt: Tensor,
     *,
     max_new_tokens: int,
+    lengths: Tensor | None = None,
     temperature: float = 0.8,
     top_k: int | None = 200,
     seed: int | None = None,
     cache_size: int | None = None,
+    kv_cache_quantization: bool | str = False,
+    attention: str = "decode",
     compile: bool = False,
 ) -> Tensor:
     """Generate from `prompt`, int64 (batch, length); (batch, length + new) int64.
 
-    `temperature` 0 is greedy; `top_k` None draws from the whole vocabulary; `seed`
-    makes the draws repeatable on one device type; `cache_size` counts positions and is
-    as large as needed where not given. Raises PromptError for a prompt that does not
-    fit, SpecError for another argument that is not allowed.
+    With `lengths`, int64 (batch,), sequence i of the prompt is its first lengths[i]
+    tokens; the new ones stand behind column length for all. `temperature` 0 is greedy;
+    `top_k` None draws from the whole vocabulary; `seed` makes the draws repeatable on
+    one device type; `cache_size` counts positions and is as large as needed where not
+    given. `kv_cache_quantization` is False, True or "int8", or "fp8"; `attention` is
+    "decode" or "sdpa". Raises PromptError for a prompt that does not fit, SpecError for
+    another argument that is not allowed.
     """
     if prompt.ndim != 2:
         raise PromptError(
@@ -193,20 +310,27 @@ def generate(
         )
     batch, length = prompt.shape
     check_sampling(temperature=temperature, top_k=top_k)
+    check_attention(attention)
     if cache_size is None:
         cache_size = max(length + max_new_tokens, 1)
     elif cache_size < 1:
         raise SpecError("cache_size", cache_size, "allowed: 1 or more positions")
     engine = Engine(
-        model, batch_size=max(batch, 1), cache_size=cache_size, compile=compile
+        model,
+        batch_size=max(batch, 1),
+        cache_size=cache_size,
+        kv_cache=cache_kind(kv_cache_quantization),
+        attention=attention,
+        compile=compile,
     )
-    engine.check_prompt(prompt, max_new_tokens=max_new_tokens)
+    engine.check_prompt(prompt, max_new_tokens=max_new_tokens, lengths=lengths)
     generator = None
     if seed is not None:
         generator = torch.Generator(device=model.device).manual_seed(seed)
     return engine.generate(
         prompt.to(model.device),
         max_new_tokens=max_new_tokens,
+        lengths=None if lengths is None else lengths.to(model.device),
         temperature=temperature,
         top_k=top_k,
         generator=generator,

@@ -41,6 +41,7 @@ def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     tokens = prepared.engine.generate(
         prepared.prompt,
         max_new_tokens=row.max_new_tokens,
+        lengths=prepared.lengths,
         temperature=row.temperature,
         top_k=row.top_k,
         generator=generator,

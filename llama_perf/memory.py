@@ -1,4 +1,4 @@
-"""Memory of a row: what it will at least need, and what it took.
+"""Memory that a row took.
 
 On CUDA the allocator's counters; on CPU the resident set of this process, over what
 it is once the row is gone: libraries loaded and code compiled on the way stay behind
@@ -15,49 +15,6 @@ from pathlib import Path
 
 import psutil
 import torch
-
-from llama_perf.model.config import ModelConfig
-from llama_perf.scheme import Scheme
-from llama_perf.spec import RowSpec
-
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# 6 bits for fp6; for sparse-marlin half the values in int4, their positions in 2 bits
-# and a 16-bit scale for every 128 weights, 3.125.
-_FAMILY_BITS = {"fp6": 6.0, "sparse-marlin": 3.125, "autoquant-int4": 4.5}
-
-
-def least_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """Weights, embedding and caches: a lower bound of what `row` needs."""
-    return _weight_bytes(config, row) + least_cache_bytes(config, row)
-
-
-def _weight_bytes(config: ModelConfig, row: RowSpec) -> int:
-    size = _DTYPE_BYTES[row.dtype]
-    block = config.dim * (config.qkv_size + config.n_heads * config.head_dim)
-    block += 3 * config.dim * config.intermediate_size
-    embedding = config.vocab_size * config.dim
-    linear_bytes = (config.n_layers * block + embedding) * _bits(row) / 8
-    shared = config.tied_embeddings and row.quantization is None
-    return int(linear_bytes + (0 if shared else embedding * size))
-
-
-def least_cache_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """Keys, values and the mask of all positions that `row` allocates."""
-    size = _DTYPE_BYTES[row.dtype]
-    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    cache *= row.batch_size * row.allocated_positions
-    cache_bytes = cache * (1 if row.kv_cache_quantization else size)
-    mask = 0 if row.linear_causal_mask else row.allocated_positions**2
-    return cache_bytes + mask
-
-
-def _bits(row: RowSpec) -> float:
-    if row.quantization is None:
-        return 8.0 * _DTYPE_BYTES[row.dtype]
-    scheme = Scheme.parse(row.quantization)
-    if scheme.group_size is not None:
-        return (scheme.bits or 4) + 16 / scheme.group_size
-    return _FAMILY_BITS.get(scheme.family, 8.0)
 
 
 class MemoryMeter:

@@ -21,7 +21,8 @@ from llama_perf.scheme import Scheme
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
 KERNELS = ("native", "torchao")
-ATTENTIONS = ("sdpa",)
+ATTENTIONS = ("decode", "sdpa")
+KV_CACHES = ("int8", "fp8")
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
@@ -32,7 +33,14 @@ class RowSpec:
     """Everything that changes the work a row measures.
 
     Lengths count tokens (positions of the key-value cache), `fill` counts the
-    positions really filled before timing. The defaults are the reference table's.
+    positions really filled before timing. The defaults are the reference table's, but
+    for `attention`: its path, over the whole cache under a mask, is "sdpa" here.
+    `kv_cache_quantization` is False, True for int8 as in that table, or "fp8".
+    `prefill_chunk` tokens of a prompt run at a time, None: as many as the engine
+    chooses. In a `ragged` batch each sequence has a prompt of its own length, from 1
+    to `prompt_length`.
+    `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
+    that there a row of the table with it is the same work as the one without.
     `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
     is known to break it: no part of the work, so neither of the id nor of the
     fingerprint.
@@ -43,17 +51,19 @@ class RowSpec:
     model: str
     quantization: str | None = None
     kernels: str = "native"
-    attention: str = "sdpa"
+    attention: str = "decode"
     dtype: str = "bfloat16"
     device: str = "cuda"
     compile: bool = False
     capture: bool = False
     compile_prefill: bool = False
-    kv_cache_quantization: bool = False
+    kv_cache_quantization: bool | str = False
     linear_causal_mask: bool = False
     cache_size: int | None = None
     fill: int = 0
+    prefill_chunk: int | None = None
     batch_size: int = 1
+    ragged: bool = False
     prompt_length: int = 6
     max_new_tokens: int = 200
     num_samples: int = 5
@@ -71,7 +81,10 @@ class RowSpec:
                 "kernels", self.kernels, "an unquantized row has no torchao kernels"
             )
         _one_of("kernels", self.kernels, KERNELS)
-        _one_of("attention", self.attention, ATTENTIONS)
+        check_attention(self.attention)
+        if cache_kind(self.kv_cache_quantization) == "int8":
+            # One row has one id: int8 is the reference's true.
+            object.__setattr__(self, "kv_cache_quantization", True)
         _one_of("dtype", self.dtype, tuple(DTYPE_TOKENS))
         _one_of("device", self.device, DEVICES)
         for name in _POSITIVE:
@@ -85,6 +98,12 @@ class RowSpec:
         issue = self.upstream_issue
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise SpecError("prefill_chunk", self.prefill_chunk, "allowed: 1 or more")
+        if self.ragged and self.batch_size < 2:
+            raise SpecError("ragged", True, "it needs a batch_size of 2 or more")
+        if self.ragged and self.attention == "sdpa":
+            raise SpecError("ragged", True, "it needs attention = 'decode'")
         if self.fill < 0:
             raise SpecError("fill", self.fill, "allowed: 0 or more")
         if self.cache_size is not None and self.cache_size < self.positions:
@@ -106,6 +125,11 @@ class RowSpec:
         return self.positions if self.cache_size is None else self.cache_size
 
     @property
+    def kv_cache(self) -> str | None:
+        """The kind of its quantized cache, None for one in the row's dtype."""
+        return cache_kind(self.kv_cache_quantization)
+
+    @property
     def id(self) -> str:
         """The stable id; a field at its default leaves no token."""
         default = _DEFAULTS
@@ -118,7 +142,7 @@ class RowSpec:
         tokens.append("compile" if self.compile else "eager")
         for name, token in _FLAG_TOKENS.items():
             if getattr(self, name):
-                tokens.append(token)
+                tokens.append(token.format(self.kv_cache))
         for name, token in _VALUE_TOKENS.items():
             value = getattr(self, name)
             if value != default[name]:
@@ -160,6 +184,24 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
         raise SpecError("temperature", temperature, "allowed: 0 (greedy) or more")
 
 
+def check_attention(attention: str) -> None:
+    """Raise SpecError unless there is such a path."""
+    _one_of("attention", attention, ATTENTIONS)
+
+
+def cache_kind(quantization: bool | str) -> str | None:
+    """What `kv_cache_quantization` asks for, None for nothing; raises SpecError."""
+    if isinstance(quantization, bool):
+        return KV_CACHES[0] if quantization else None
+    if quantization not in KV_CACHES:
+        raise SpecError(
+            "kv_cache_quantization",
+            quantization,
+            f"allowed: false, true (int8), {', '.join(KV_CACHES)}",
+        )
+    return quantization
+
+
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
@@ -175,13 +217,15 @@ _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _FLAG_TOKENS = {
     "capture": "capture",
     "compile_prefill": "compile-prefill",
-    "kv_cache_quantization": "kv-int8",
+    "kv_cache_quantization": "kv-{}",
     "linear_causal_mask": "linear-mask",
+    "ragged": "ragged",
 }
 _VALUE_TOKENS = {
     "attention": "attention",
     "cache_size": "cache",
     "fill": "fill",
+    "prefill_chunk": "chunk",
     "batch_size": "batch",
     "prompt_length": "prompt",
     "max_new_tokens": "new",

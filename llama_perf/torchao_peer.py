@@ -66,11 +66,20 @@ class Row:
     sparsity: str | None = None
     max_new_tokens: int = 100
     num_samples: int = 3
+    cache_size: int | None = None
+    kv_cache_quantization: bool = False
 
     @property
     def name(self) -> str:
         """The row's name in the table."""
-        return f"{self.quantization or 'none'}, {'compiled' * self.compile or 'eager'}"
+        words = [self.quantization or "none", "compiled" if self.compile else "eager"]
+        if self.max_new_tokens > 100:
+            words.append(f"{self.max_new_tokens} tokens")
+        if self.cache_size is not None:
+            words.append(f"cache {self.cache_size}")
+        if self.kv_cache_quantization:
+            words.append("int8 KV")
+        return ", ".join(words)
 
     def flags(self) -> list[str]:
         """The flags that both sides take."""
@@ -81,6 +90,10 @@ class Row:
             flags.append("--compile")
         if self.quantization is not None:
             flags += ["--quantization", self.quantization]
+        if self.cache_size is not None:
+            flags += ["--cache_size", str(self.cache_size)]
+        if self.kv_cache_quantization:
+            flags.append("--kv_cache_quantization")
         return flags
 
 

@@ -75,6 +75,8 @@ def choose(
         batch_size=row.batch_size,
         prompt_length=row.prompt_length,
         max_new_tokens=row.max_new_tokens,
+        attention=row.attention,
+        prefill_chunk=row.prefill_chunk,
     )
     times = _Times(path or default_path(), device)
     if times.problem:

@@ -28,19 +28,32 @@ class Product:
 
 
 def logged_products(
-    config: ModelConfig, *, batch_size: int, prompt_length: int, max_new_tokens: int
+    config: ModelConfig,
+    *,
+    batch_size: int,
+    prompt_length: int,
+    max_new_tokens: int,
+    attention: str = "decode",
+    prefill_chunk: int | None = None,
 ) -> Counter[Product]:
     """How often one generation multiplies each product.
 
     Every step of decoding multiplies the same ones, so one step is run and counted
-    as often as there are steps.
+    as often as there are steps. `attention` and `prefill_chunk` are the engine's: by
+    them a prompt is cut into chunks.
     """
     with torch.device("meta"):
         model = Transformer(config)
         prompt = torch.zeros((batch_size, prompt_length), dtype=torch.int64)
         token = prompt[:, :1]
         position = torch.zeros((1,), dtype=torch.int64)
-    engine = Engine(model, batch_size=batch_size, cache_size=prompt_length + 1)
+    engine = Engine(
+        model,
+        batch_size=batch_size,
+        cache_size=prompt_length + 1,
+        attention=attention,
+        prefill_chunk=prefill_chunk,
+    )
     logged: Counter[Product] = Counter()
 
     def log(linear: nn.Module, arguments: tuple[Any, ...]) -> None:

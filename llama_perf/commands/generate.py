@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.spec import ATTENTIONS, DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ _REFERENCE_VOCABULARY = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:
-    """A flag of the reference: its default there decides whether it is repeated."""
+    """A flag of the reference: its default there decides whether it is repeated.
+
+    `bare` is its value where it stands without one.
+    """
 
     name: str
     default: object
     help: str
     kind: Callable[[str], object] = str
+    bare: str | None = None
     short: str | None = None
 
 
@@ -54,9 +58,21 @@ FLAGS = (
     ),
     Flag(name="quantization", default=None, short="-q", help="a scheme"),
     Flag(name="kernels", default=None, help="native or torchao"),
-    Flag(name="kv_cache_quantization", default=False, help="int8 key-value cache"),
+    Flag(
+        name="kv_cache_quantization",
+        default=False,
+        bare="int8",
+        help="a quantized key-value cache: int8 (also without a value) or fp8",
+    ),
     Flag(name="cache_size", default=None, kind=int, help="positions to allocate"),
-    Flag(name="linear_causal_mask", default=False, help="compute the mask's rows"),
+    Flag(
+        name="linear_causal_mask",
+        default=False,
+        help="compute the mask's rows, on the sdpa path alone: decode has no mask",
+    ),
+    Flag(name="attention", default=ATTENTIONS[0], help=", ".join(ATTENTIONS)),
+    Flag(name="prefill_chunk", default=None, kind=int, help="tokens of it at a time"),
+    Flag(name="fill", default=0, kind=int, help="positions filled before timing"),
     Flag(name="save", default=False, help="save the quantized model in a folder here"),
     Flag(name="compile", default=False, help="compile decoding"),
     Flag(name="compile_prefill", default=False, help="compile the prefill"),
@@ -75,7 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in FLAGS:
         names = [f"--{flag.name}"] + ([flag.short] if flag.short else [])
         text = f"{flag.help} (default: {flag.default})"
-        if flag.default is False:
+        if flag.bare is not None:
+            parser.add_argument(
+                *names,
+                nargs="?",
+                const=flag.bare,
+                default=flag.default,
+                metavar="X",
+                help=text,
+            )
+        elif flag.default is False:
             parser.add_argument(*names, action="store_true", help=text)
         else:
             parser.add_argument(
@@ -157,6 +182,9 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
         compile_prefill=arguments.compile_prefill,
         kv_cache_quantization=arguments.kv_cache_quantization,
         linear_causal_mask=arguments.linear_causal_mask,
+        attention=arguments.attention,
+        prefill_chunk=arguments.prefill_chunk,
+        fill=arguments.fill,
         cache_size=arguments.cache_size,
         batch_size=arguments.batch_size,
         prompt_length=prompt_length,

@@ -1,20 +1,29 @@
-"""`llama-perf rows`: the rows of a set. Runs nothing and imports no torch."""
+"""`llama-perf rows`: the rows of a set. Runs nothing; without --predict, no torch."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from llama_perf import rows
 from llama_perf.commands.selection import add_selection
+from llama_perf.errors import UserError
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import Scheme
+from llama_perf.scheme import AUTOQUANT, Scheme
 from llama_perf.spec import RowSpec
 
+if TYPE_CHECKING:
+    from llama_perf.predict import Prediction
+
 HELP = "list the rows of a set, or of every set"
+
+_PREDICTED = ("model_size_gb", "peak_mem_gb")
+_AUTOQUANT = "autoquant chooses on its device: no less than these sizes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument(
         "--json", action="store_true", help="a JSON list, one object a row"
+    )
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="add model size and peak memory in GB, computed from the shapes alone",
     )
 
 
@@ -35,14 +49,22 @@ def main(arguments: argparse.Namespace) -> int:
         listed = rows.load(
             set_name=arguments.set, file=arguments.rows, globs=arguments.row
         )
+    more: list[dict[str, float | None]] = [{} for _ in listed]
+    notes: list[str] = []
+    if arguments.predict:
+        more, notes = _predicted(listed)
     if arguments.json:
         objects = [
-            {"id": row.id, **asdict(row), "built": _built(row)} for row in listed
+            {"id": row.id, **asdict(row), "built": _built(row), **figures}
+            for row, figures in zip(listed, more, strict=True)
         ]
         print(json.dumps(objects, indent=2))
     else:
-        print(_table(listed))
+        print(_table(listed, more))
         print(f"{len(listed)} rows")
+    for note in notes:
+        # Under --json the document stands alone on stdout.
+        print(note, file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
 
@@ -53,7 +75,30 @@ def _built(row: RowSpec) -> bool:
     return row.kernels in built_kernels(Scheme.parse(row.quantization))
 
 
-def _table(listed: list[RowSpec]) -> str:
+def _predicted(
+    listed: list[RowSpec],
+) -> tuple[list[dict[str, float | None]], list[str]]:
+    """Figures in GB under their names, None where there are none, and why."""
+    from llama_perf.build import predict_row
+
+    figures, notes = [], []
+    for row in listed:
+        predicted: Prediction | None = None
+        try:
+            predicted = predict_row(row)
+        except UserError as error:
+            notes.append(f"{row.id}: not predicted: {error}")
+        sizes: tuple[float | None, ...] = (None, None)
+        if predicted is not None:
+            found = (predicted.model_size_bytes, predicted.peak_bytes)
+            sizes = tuple(round(each / 1e9, 4) for each in found)
+        figures.append(dict(zip(_PREDICTED, sizes, strict=True)))
+    if any(row.quantization in AUTOQUANT for row in listed):
+        notes.append(_AUTOQUANT)
+    return figures, notes
+
+
+def _table(listed: list[RowSpec], more: list[dict[str, float | None]]) -> str:
     headers = (
         "id",
         "model",
@@ -63,6 +108,7 @@ def _table(listed: list[RowSpec]) -> str:
         "device",
         "cache",
         "built",
+        *(more[0] if more else ()),
     )
     cells = [
         (
@@ -74,7 +120,8 @@ def _table(listed: list[RowSpec]) -> str:
             row.device,
             row.allocated_positions,
             "yes" if _built(row) else "no",
+            *("-" if each is None else f"{each:.2f}" for each in figures.values()),
         )
-        for row in listed
+        for row, figures in zip(listed, more, strict=True)
     ]
     return tabulate(cells, headers=headers, disable_numparse=True)

@@ -100,21 +100,47 @@ def compile_one(
 ) -> Resources:
     """Compile one launch for one architecture."""
     kernel, launch, constants, pointers = _launch(variant, tokens, rows, columns)
-    constants |= launch.constants
-    signature = {**pointers, "M": "i32", "N": "i32"}
+    return compile_launch(
+        kernel,
+        pointers=pointers,
+        # The models' N are multiples of 16.
+        sizes={"M": False, "N": True},
+        constants=constants | launch.constants,
+        warps=launch.warps,
+        stages=launch.stages,
+        capability=capability,
+    )
+
+
+def compile_launch(
+    kernel: Any,
+    *,
+    pointers: dict[str, str],
+    sizes: dict[str, bool],
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    capability: int,
+) -> Resources:
+    """Compile `kernel`; `sizes` are its int32, each with whether 16 divides it."""
+    signature = {**pointers, **dict.fromkeys(sizes, "i32")}
     signature |= dict.fromkeys(constants, "constexpr")
-    aligned = [*range(len(pointers)), len(pointers) + 1]
+    # Torch's allocations start at multiples of 16 bytes.
+    aligned = [*pointers, *(name for name, divided in sizes.items() if divided)]
     source = ASTSource(
         fn=kernel,
         signature=signature,
         constexprs=constants,
-        # Torch's allocations and the models' N are multiples of 16.
-        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(signature)
+            if name in aligned
+        },
     )
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
+        options={"num_warps": warps, "num_stages": stages},
     )
     registers, spilled = _assembled(compiled.asm["ptx"], capability)
     return Resources(

@@ -1,20 +1,42 @@
 """Attention paths: how queries meet the cached keys and values.
 
-`sdpa` is the reference's path: PyTorch's `scaled_dot_product_attention` over the
-whole allocated cache under a mask. The mask is either the whole cache_size x
+`decode`, the default, attends to the filled positions alone (`cached_attention`): no
+mask, and a cost that does not depend on what is allocated. `sdpa` is the reference's
+path: PyTorch's `scaled_dot_product_attention` over the whole allocated cache under a
+mask, a quantized cache dequantized whole. The mask is either the whole cache_size x
 cache_size triangle, kept, or with `linear_causal_mask` the rows in use, computed.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_perf.kernels.cached_attention import decode_attention, prefill_attention
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.linear import Linear
 from llama_perf.model.rotary import Rotary, apply_rotary
+
+
+class Seen(NamedTuple):
+    """What the queries of a call may see; nothing: one another, causally.
+
+    `filled`: the cache's first positions, as many as int64 (B,) or (1,) on the device
+    says, for one query a sequence. `end`: the cache's first positions, that many, of
+    which the queries are the last, causally. `mask`: the whole cache where bool (T, S)
+    is true.
+    """
+
+    filled: Tensor | None = None
+    end: int | None = None
+    mask: Tensor | None = None
+
+
+ONE_ANOTHER = Seen()
 
 
 class CausalMask:
@@ -51,29 +73,43 @@ class Attention(nn.Module):
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache | None,
-        mask: Tensor | None,
+        seen: Seen,
     ) -> Tensor:
         """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim).
 
-        Without a mask the T positions attend causally to one another alone, as in
-        a prefill from position 0; with one, bool (T, S), to the whole cache.
+        `positions` are int64 (T,), or (B, T) where each sequence has its own.
         """
         batch, length, _ = x.shape
         qkv = self.wqkv(x).view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             cache.update(positions, k, v)
-            if mask is not None:
-                k, v = cache.k_cache, cache.v_cache
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
-        out: Tensor = self.wo(y.transpose(1, 2).reshape(batch, length, -1))
+        if cache is not None and (seen.filled is not None or seen.end is not None):
+            y = _filled(q, cache, seen)
+        else:
+            mask = seen.mask
+            if cache is not None and mask is not None:
+                k, v = cache.whole()
+            elif cache is not None:
+                k, v = cache.as_held(k), cache.as_held(v)
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            ).transpose(1, 2)
+        out: Tensor = self.wo(y.reshape(batch, length, -1))
         return out
+
+
+def _filled(q: Tensor, cache: KVCache, seen: Seen) -> Tensor:
+    held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
+    if seen.filled is not None:
+        y: Tensor = decode_attention(q, *held, cache.arrivals, seen.filled)
+    else:
+        y = prefill_attention(q, *held, seen.end)
+    return y

@@ -1,21 +1,37 @@
-"""The key-value cache of one block, allocated once and written in place."""
+"""The key-value cache of one block, allocated once and written in place.
+
+In the model's dtype, or in one byte a value with a scale for each token and head
+(`kernels/kv_codes.py`). Knows no attention.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from llama_perf.errors import SpecError
+from llama_perf.kernels import kv_codes
 from llama_perf.model.config import ModelConfig
 
 # Shape legend: B batch, H heads of the cache, S positions allocated, T positions of
 # this call, D head width.
 
+KINDS = {"int8": kv_codes.INT8, "fp8": kv_codes.FP8}
+"""What a quantized cache can be, and the dtype of its codes."""
+
 
 class KVCache(nn.Module):
-    """Keys and values in the model's dtype, each (B, H, S, D)."""
+    """Keys and values, each (B, H, S, D); scales (B, H, S), None where unquantized.
+
+    `arrivals` is the attention kernel's: how many programs of a sequence and head have
+    come to their end, 0 whenever none runs.
+    """
 
     k_cache: Tensor
     v_cache: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    arrivals: Tensor
 
     def __init__(
         self,
@@ -25,14 +41,71 @@ class KVCache(nn.Module):
         cache_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kind: str | None = None,
     ) -> None:
         super().__init__()
-        shape = (batch_size, config.n_kv_heads, cache_size, config.head_dim)
-        for name in ("k_cache", "v_cache"):
-            zeros = torch.zeros(shape, dtype=dtype, device=device)
+        if kind is not None and kind not in KINDS:
+            raise SpecError(
+                "kv_cache_quantization", kind, f"allowed: {', '.join(KINDS)}"
+            )
+        self.dtype = dtype
+        positions = (batch_size, config.n_kv_heads, cache_size)
+        shape = (*positions, config.head_dim)
+        stored = dtype if kind is None else KINDS[kind]
+
+        def keep(name: str, zeros: Tensor | None) -> None:
             self.register_buffer(name, zeros, persistent=False)
 
+        for name in ("k", "v"):
+            keep(f"{name}_cache", torch.zeros(shape, dtype=stored, device=device))
+            scale = None
+            if kind is not None:
+                scale = torch.zeros(positions, dtype=kv_codes.SCALE, device=device)
+            keep(f"{name}_scale", scale)
+        heads = batch_size * config.n_kv_heads
+        keep("arrivals", torch.zeros(heads, dtype=torch.int32, device=device))
+
     def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write `k` and `v`, each (B, H, T, D), at `positions`, int64 (T,)."""
-        self.k_cache[:, :, positions] = k
-        self.v_cache[:, :, positions] = v
+        """Write `k` and `v`, each (B, H, T, D), at `positions`.
+
+        int64 (T,) for all sequences alike, or (B, T).
+        """
+        self._write(self.k_cache, self.k_scale, positions, k)
+        self._write(self.v_cache, self.v_scale, positions, v)
+
+    def _write(
+        self, cache: Tensor, scales: Tensor | None, positions: Tensor, x: Tensor
+    ) -> None:
+        if scales is not None:
+            x, scale = kv_codes.quantize(x, cache.dtype)
+            _put(scales, positions, scale)
+        _put(cache, positions, x)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, S, D) in the model's dtype.
+
+        Of a quantized cache that is a copy as large as an unquantized one: the `sdpa`
+        path alone asks for it, as the reference did.
+        """
+        if self.k_scale is None or self.v_scale is None:
+            return self.k_cache, self.v_cache
+        return (
+            kv_codes.dequantized(self.k_cache, self.k_scale, self.dtype),
+            kv_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
+        )
+
+    def as_held(self, x: Tensor) -> Tensor:
+        """`x` (B, H, T, D) as the cache gives it back once it is written."""
+        if self.k_scale is None:
+            return x
+        codes, scale = kv_codes.quantize(x, self.k_cache.dtype)
+        return kv_codes.dequantized(codes, scale, self.dtype)
+
+
+def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:
+    """`x` (B, H, T, ...) into `cache` (B, H, S, ...) at (T,) or (B, T)."""
+    if positions.ndim == 1:
+        cache[:, :, positions] = x
+    else:
+        rows = torch.arange(len(cache), device=cache.device)[:, None]
+        cache[rows, :, positions] = x.transpose(1, 2)

@@ -37,9 +37,9 @@ def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotary(inverse: Tensor, positions: Tensor) -> Rotary:
-    """Cosines and sines, float32 (T, 1, head_dim / 2), of int64 positions (T,)."""
-    angles = positions.float()[:, None] * inverse[None, :]
-    return angles.cos()[:, None], angles.sin()[:, None]
+    """Cosines and sines, float32 (..., T, 1, head_dim / 2), of int64 (..., T)."""
+    angles = positions.float()[..., None, None] * inverse
+    return angles.cos(), angles.sin()
 
 
 def apply_rotary(x: Tensor, cos_sin: Rotary) -> Tensor:

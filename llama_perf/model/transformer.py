@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.model.attention import Attention
+from llama_perf.model.attention import ONE_ANOTHER, Attention, Seen
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.linear import Linear
@@ -71,10 +71,10 @@ class TransformerBlock(nn.Module):
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache | None,
-        mask: Tensor | None,
+        seen: Seen,
     ) -> Tensor:
         """(B, T, dim) to (B, T, dim); arguments as for `Attention.forward`."""
-        h = x + self.attention(self.attention_norm(x), cos_sin, positions, cache, mask)
+        h = x + self.attention(self.attention_norm(x), cos_sin, positions, cache, seen)
         out: Tensor = h + self.feed_forward(self.ffn_norm(h))
         return out
 
@@ -113,11 +113,12 @@ class Transformer(nn.Module):
         positions: Tensor,
         *,
         caches: Sequence[KVCache] | None = None,
-        mask: Tensor | None = None,
+        seen: Seen = ONE_ANOTHER,
         run_block: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        """Run all blocks over int64 `tokens` (B, T) at `positions` (T,); (B, T, dim).
+        """Run all blocks over int64 `tokens` (B, T); (B, T, dim).
 
+        `positions` are int64 (T,), or (B, T) where each sequence has its own.
         `run_block(block, ...)` is how a block is called: the engine hands in a
         compiled one, which then serves every layer.
         """
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         cos_sin = rotary(self.inverse_frequencies, positions)
         for index, block in enumerate(self.layers):
             cache = None if caches is None else caches[index]
-            x = run(block, x, cos_sin, positions, cache, mask)
+            x = run(block, x, cos_sin, positions, cache, seen)
         return x
 
     def head(self, x: Tensor) -> Tensor:

@@ -110,15 +110,17 @@ def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:
     return f"{stored / 1e9:.2f}", f"{stored / 1e9 / published_gb:.3f}"
 
 
-def documented() -> str:
-    """The table as docs/sizes.md has it."""
+def documented(marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """A table as docs/sizes.md has it, between its two marks."""
+    begin, end = marks
     text = DOCUMENT.read_text(encoding="utf-8")
-    return text.partition(BEGIN)[2].partition(END)[0].strip()
+    return text.partition(begin)[2].partition(end)[0].strip()
 
 
-def write() -> None:
-    """Put the computed table into docs/sizes.md."""
+def write(table: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Put a computed table into docs/sizes.md."""
+    begin, end = marks
     text = DOCUMENT.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{markdown()}\n{END}{tail}", encoding="utf-8")
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    DOCUMENT.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")

@@ -64,6 +64,19 @@ def test_the_logged_products_are_those_of_a_real_generation() -> None:
     assert {(each.rows, each.columns) for each in logged} == SHAPES
 
 
+def test_a_prompt_in_chunks_multiplies_chunks() -> None:
+    def tokens(**options: Any) -> set[int]:
+        logged = logged_products(
+            TINY, batch_size=2, prompt_length=7, max_new_tokens=1, **options
+        )
+        return {each.tokens for each in logged}
+
+    # The head takes the last token of each sequence alone.
+    assert tokens() == tokens(attention="sdpa") == {14, 2}
+    assert tokens(prefill_chunk=4) == {8, 6, 2}
+    assert tokens(prefill_chunk=4, attention="sdpa") == {8, 6, 2}
+
+
 def test_one_new_token_has_no_step_of_decoding() -> None:
     logged = logged_products(TINY, batch_size=1, prompt_length=4, max_new_tokens=1)
     assert {each.tokens for each in logged} == {1, 4}

@@ -42,6 +42,14 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--cache_size 0", "cache_size: 0 is not allowed; the row needs 4 positions"),
         ("--cache_size -5", "cache_size: -5 is not allowed; the row needs 4 positions"),
         ("--prefill_size 20 --cache_size 10", "cache_size: 10 is not allowed; the row"),
+        ("--fill 9 --cache_size 12", "cache_size: 12 is not allowed; the row needs 13"),
+        ("--fill -1", "fill: -1 is not allowed; allowed: 0 or more"),
+        ("--prefill_chunk 0", "prefill_chunk: 0 is not allowed; allowed: 1 or more"),
+        ("--attention flash", "attention: 'flash' is not allowed; allowed: decode, sd"),
+        (
+            "--kv_cache_quantization int4",
+            "kv_cache_quantization: 'int4' is not allowed; allowed: false, true (int8)",
+        ),
         ("--prefill_size 0", "prefill_size: 0 is not allowed; allowed: 1 or more"),
         ("--num_samples 0", "num_samples: 0 is not allowed; allowed: 1 or more"),
         ("--max_new_tokens -1", "max_new_tokens: -1 is not allowed; allowed: 1 or mo"),
@@ -72,7 +80,6 @@ def test_a_wrong_option_of_generate(
         ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
         ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
         ("--cache_size 1000000000000", "it needs at least 1"),
-        ("--kv_cache_quantization", "the int8 KV cache is not built"),
     ],
 )
 def test_what_cannot_be_built(

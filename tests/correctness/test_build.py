@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from tokenizer_samples import smollm2_path, train_sentencepiece
 from torch import Tensor
 from weights_samples import (
@@ -24,6 +23,8 @@ from weights_samples import (
 from llama_perf import load_model
 from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
+from llama_perf.live_bytes import LiveBytes
+from llama_perf.measure import time_generation
 from llama_perf.model.config import ModelConfig
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.upstream import broken_upstream
@@ -84,7 +85,7 @@ def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
             scheme, kernels="torchao", device=CPU, dtype=torch.float32
         )
     reader = tiny_weights(replace(WIDE, n_layers=layers))
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         model = build_model(
             reader, dtype=torch.float32, device=CPU, quantizer=quantizer
         )
@@ -184,16 +185,55 @@ def test_too_little_memory_is_not_run_with_both_numbers(
         with pytest.raises(NotRunnable) as caught:
             check(row)
         assert str(caught.value) == (
-            "it needs at least 13.5 GB, of it 0.0 GB for a cache_size of 10;"
-            " 3.0 GB are free"
+            "it needs 13.5 GB, of it 0.0 GB for a cache_size of 10; 3.0 GB are free"
         )
+
+
+@pytest.mark.parametrize("kind", [False, True, "fp8"])
+@pytest.mark.parametrize("attention", ["decode", "sdpa"])
+def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
+    row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
+    told: list[str] = []
+    prepared = prepare(row, notify=told.append)
+    assert told == ["filling 9 positions"]
+    assert prepared.engine.filled == 9
+    assert prepared.engine.cache_size == ROW.positions + 9
+    held = prepared.engine._caches[-1].k_cache
+    assert held[:, :, :9].any(-1).all()
+    assert not held[:, :, 9:].any()
+    filling = held[:, :, :9].clone()
+    for _ in range(2):
+        sample = time_generation(prepared, torch.Generator().manual_seed(0))
+        assert sample.tokens.shape == (1, ROW.prompt_length + ROW.max_new_tokens)
+    assert torch.equal(held[:, :, :9], filling)
+
+
+def test_a_ragged_row_has_prompts_of_every_length() -> None:
+    row = replace(ROW, batch_size=4, ragged=True, prompt_length=7)
+    prepared = prepare(row)
+    assert prepared.prompt.shape == (4, 7)
+    assert prepared.lengths is not None
+    assert prepared.lengths.tolist() == [1, 3, 5, 7]
+    sample = time_generation(prepared, torch.Generator().manual_seed(0))
+    assert sample.tokens.shape == (4, 7 + ROW.max_new_tokens)
+    assert prepare(ROW).lengths is None
+
+
+def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
+    told: list[str] = []
+    prepare(replace(ROW, cache_size=257), notify=told.append)
+    assert told == [
+        "warning: a cache of 257 positions is longer than the 256 that this model was"
+        " trained for"
+    ]
+    told.clear()
+    prepare(replace(ROW, cache_size=256), notify=told.append)
+    assert not told
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kv_cache_quantization": True}, "the int8 KV cache is not built"),
-        ({"fill": 8}, "filling the cache before timing is not built"),
         (
             {"quantization": "fp6", "kernels": "torchao"},
             "scheme fp6 is not built on ",

@@ -86,6 +86,10 @@ def test_flags_and_defaults_are_the_references() -> None:
         "kv_cache_quantization": False,
         "cache_size": None,
         "linear_causal_mask": False,
+        # Nor are these three: it had one path, and filled nothing before timing.
+        "attention": "decode",
+        "prefill_chunk": None,
+        "fill": 0,
         "save": False,
         "compile": False,
         "compile_prefill": False,
@@ -96,6 +100,25 @@ def test_flags_and_defaults_are_the_references() -> None:
         "write_result": None,
     }
     assert parsed("-q", "int8wo").quantization == "int8wo"
+
+
+@pytest.mark.parametrize(
+    ("words", "attention", "kv_cache"),
+    [
+        ("", "decode", None),
+        ("--linear_causal_mask", "decode", None),
+        ("--linear_causal_mask --attention sdpa", "sdpa", None),
+        ("--attention sdpa", "sdpa", None),
+        ("--kv_cache_quantization", "decode", "int8"),
+        ("--kv_cache_quantization int8 --device cpu", "decode", "int8"),
+        ("--kv_cache_quantization fp8", "decode", "fp8"),
+    ],
+)
+def test_the_flags_of_the_cache(
+    words: str, attention: str, kv_cache: str | None
+) -> None:
+    row = generate._row(parsed(*words.split()), prompt_length=6)
+    assert (row.attention, row.kv_cache) == (attention, kv_cache)
 
 
 def test_the_result_line_is_the_references() -> None:

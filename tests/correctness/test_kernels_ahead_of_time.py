@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from llama_perf.kernels import ahead_of_time as aot
+from llama_perf.kernels import attention_ahead_of_time as attention
 
 
 @pytest.mark.parametrize("variant", aot.VARIANTS, ids=lambda variant: variant.name)
@@ -39,3 +40,28 @@ def test_the_document_has_every_kernel_and_no_spill() -> None:
         (variant.name, tokens) for variant in aot.VARIANTS for tokens in aot.TOKENS
     ]
     assert {cell.split(", ")[1] for row in rows for cell in row[2:]} == {"0"}
+
+
+@pytest.mark.parametrize(
+    "variant", attention.VARIANTS[::4], ids=lambda variant: "-".join(variant.cells)
+)
+def test_the_attention_kernel_compiles_without_spills(
+    variant: attention.Variant,
+) -> None:
+    taken = attention.compile_one(variant, 80)
+    assert 0 < taken.registers <= 255
+    assert taken.spilled_bytes == 0
+
+
+def test_the_document_has_every_attention_kernel_and_no_spill() -> None:
+    text = aot.DOCUMENT.read_text(encoding="utf-8")
+    table = text.partition(attention.BEGIN)[2].partition(attention.END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ][2:]
+    assert [tuple(row[:3]) for row in rows] == [
+        variant.cells for variant in attention.VARIANTS
+    ]
+    assert {cell.split(", ")[1] for row in rows for cell in row[3:]} == {"0"}

@@ -18,7 +18,6 @@ from torchao.quantization import quantize_
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.memory import least_bytes
 from llama_perf.model.config import preset
 from llama_perf.model.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.float8dq import Float8DynamicConfig
@@ -32,7 +31,6 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.scheme import Scheme
-from llama_perf.spec import RowSpec
 
 CONFIGS: dict[str, AOBaseConfig] = {
     "int8wo": Int8WeightConfig(),
@@ -315,10 +313,6 @@ def test_a_models_size_is_the_published_one(
     assert found / 1e9 == pytest.approx(size_gb, rel=0.01)
     smallest = bytes_on_meta(model, lean)
     assert smallest <= found
-    row = RowSpec(model=model, quantization=scheme, max_new_tokens=1)
-    # The bound counts the embedding as well, and the caches.
-    embedding = preset(model).vocab_size * preset(model).dim * 2
-    assert least_bytes(preset(model), row) <= smallest + embedding + 10e6
 
 
 def test_uintx_2_8_takes_four_and_a_quarter_bits_in_the_lean_layout() -> None:

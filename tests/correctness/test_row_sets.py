@@ -101,7 +101,53 @@ def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
     assert unquantized == {True, False}
     schemes = {row.quantization for row in listed}
     assert {"int8wo", "int8dq", "int4wo-64", "float8wo"} <= schemes
-    assert any((row.cache_size or 0) > 1000 for row in listed)
+    long = {row.kv_cache for row in listed if (row.cache_size or 0) > 1000}
+    assert long == {None, "int8"}
+
+
+def schemes_of_the_table() -> set[str]:
+    return {line["quantization"] or "none" for line in published()}
+
+
+def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
+    listed = rows.load_set("filled")
+    assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
+    sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}
+    assert {row.cache_size for row in listed} == sizes
+    assert all(row.positions == row.cache_size for row in listed)
+    kinds = {(row.cache_size, row.kv_cache, row.quantization) for row in listed}
+    assert len(kinds) == len(listed) == len(sizes) * 3 * 2
+    assert {row.kv_cache for row in listed} == {None, "int8", "fp8"}
+    assert {row.quantization for row in listed} == {None, "int4wo-64"}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("prefill", "prompt_length", {512, 2048, 8192, 32768}),
+        ("batch", "batch_size", {1, 8, 32, 128}),
+    ],
+)
+def test_each_scheme_of_the_table_at_each_length_and_batch(
+    name: str, field: str, values: set[int]
+) -> None:
+    listed = rows.load_set(name)
+    for scheme in schemes_of_the_table():
+        of_scheme = [row for row in listed if (row.quantization or "none") == scheme]
+        assert {getattr(row, field) for row in of_scheme if not row.ragged} == values
+        assert any(row.ragged for row in of_scheme) == (name == "batch")
+    assert {row.quantization or "none" for row in listed} == schemes_of_the_table()
+    assert all(row.device == "cuda" for row in listed)
+
+
+def test_the_cpu_has_long_rows_of_each_kind() -> None:
+    listed = rows.load_set("cpu-long")
+    assert all((row.device, row.dtype) == ("cpu", "float32") for row in listed)
+    assert {row.kv_cache for row in listed if row.fill} == {None, "int8", "fp8"}
+    assert max(row.fill for row in listed) > 2000
+    assert max(row.prompt_length for row in listed) >= 2048
+    assert max(row.batch_size for row in listed) >= 32
+    assert any(row.ragged for row in listed)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from test_quantize import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
@@ -18,6 +17,7 @@ from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.assemble import build_model
 from llama_perf.build import prepare
 from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.config import (
     PRESETS,
     ModelConfig,
@@ -276,6 +276,6 @@ def test_loading_takes_the_model_and_one_layer(kernels: str, tmp_path: Path) -> 
     path = save_model(model, tmp_path / "saved")
     layer = sum(each.numel() for each in model.layers[0].parameters())
     reader = open_weights(path)
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         build_model(reader, dtype=torch.float32, device=CPU)
     assert live.peak - live.now < 3 * layer

@@ -26,8 +26,10 @@ def test_id_of_the_contract() -> None:
         ("device", "cpu"),
         ("compile", True),
         ("capture", True),
+        ("attention", "sdpa"),
         ("kv_cache_quantization", True),
-        ("linear_causal_mask", True),
+        ("kv_cache_quantization", "fp8"),
+        ("prefill_chunk", 64),
         ("cache_size", 4096),
         ("fill", 100),
         ("batch_size", 8),
@@ -47,15 +49,40 @@ def test_every_field_that_changes_the_work_is_in_the_id(
     assert other.fingerprint != row.fingerprint
 
 
-def test_compile_prefill_is_in_the_id() -> None:
-    row = RowSpec(model="7B", compile=True)
-    assert replace(row, compile_prefill=True).id != row.id
+@pytest.mark.parametrize(
+    ("needed", "field"),
+    [
+        ({"compile": True}, "compile_prefill"),
+        ({}, "linear_causal_mask"),
+        ({"batch_size": 2}, "ragged"),
+    ],
+)
+def test_fields_that_need_another_are_in_the_id(
+    needed: dict[str, object], field: str
+) -> None:
+    row = RowSpec(model="7B", **needed)
+    other = replace(row, **{field: True})
+    assert other.id != row.id
+    assert other.fingerprint != row.fingerprint
+
+
+def test_the_kinds_of_a_cache_and_their_tokens() -> None:
+    def row(kind: bool | str) -> RowSpec:
+        return RowSpec(model="7B", kv_cache_quantization=kind)
+
+    assert row("int8") == row(True)
+    assert row(True).id == "7b.none.bf16.eager.kv-int8"
+    assert row("fp8").id == "7b.none.bf16.eager.kv-fp8"
+    assert [row(kind).kv_cache for kind in (False, True, "fp8")] == [
+        None,
+        "int8",
+        "fp8",
+    ]
 
 
 def test_all_fields_are_covered_by_the_two_tests_above() -> None:
-    # attention has one value so far.
-    others = ["compile_prefill", "attention", "upstream_issue"]
-    assert len(asdict(RowSpec(model="7B"))) == 17 + len(others)
+    others = ["compile_prefill", "linear_causal_mask", "ragged", "upstream_issue"]
+    assert len(asdict(RowSpec(model="7B"))) == 18 + len(others)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +98,14 @@ def test_all_fields_are_covered_by_the_two_tests_above() -> None:
         ({"kernels": "magic"}, ["kernels", "'magic'", "native, torchao"]),
         ({"kernels": "torchao"}, ["kernels", "'torchao'", "unquantized"]),
         ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
+        ({"kv_cache_quantization": "int4"}, ["kv_cache", "'int4'", "int8, fp8"]),
+        ({"prefill_chunk": 0}, ["prefill_chunk", "0", "1 or more"]),
+        ({"ragged": True}, ["ragged", "True", "batch_size of 2"]),
+        (
+            {"ragged": True, "batch_size": 2, "attention": "sdpa"},
+            ["ragged", "True", "'decode'"],
+        ),
+        ({"fill": 300, "cache_size": 400}, ["cache_size", "400", "fill 300", "506"]),
         ({"cache_size": 100}, ["cache_size", "100", "206 positions"]),
         ({"batch_size": 0}, ["batch_size", "0", "1 or more"]),
         ({"max_new_tokens": 0}, ["max_new_tokens", "0", "1 or more"]),

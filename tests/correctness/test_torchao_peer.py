@@ -8,7 +8,13 @@ import pytest
 import sentencepiece
 
 from llama_perf.cli import main
-from llama_perf.compare_torchao import comparison_table, ratio
+from llama_perf.compare_torchao import (
+    LARGE_CACHES,
+    SMALL_CACHE,
+    cache_table,
+    comparison_table,
+    ratio,
+)
 from llama_perf.torchao_peer import (
     PROMPT,
     SIDES,
@@ -111,3 +117,24 @@ def test_the_table_has_medians_ratios_and_reasons() -> None:
     assert "| 2.50, 2.50" in table
     assert "- sparse-marlin, compiled, torchao: `NotImplementedError: no such" in table
     assert "goes on" not in table
+
+
+def test_larger_caches_stand_beside_the_small_one_of_their_own_side() -> None:
+    rates = {"torchao": (50, 36, 19), SIDES[1]: (80, 80, 76)}
+    found = {
+        (row, side): [ran(rate)]
+        for side in SIDES
+        for row, rate in zip((SMALL_CACHE, *LARGE_CACHES), rates[side], strict=True)
+    }
+    (table,) = cache_table(found)
+    assert "| none, eager, 200 tokens, cache 2048          | 0.72      | 1.00" in table
+    assert "| none, eager, 200 tokens, cache 2048, int8 KV | 0.38      | 0.95" in table
+    del found[SMALL_CACHE, SIDES[0]]
+    assert cache_table(found) == []
+
+
+def test_both_sides_get_the_flags_of_the_cache() -> None:
+    for side in SIDES:
+        words = command(side, LARGE_CACHES[1], Path("model.pth"), Path("python"))
+        assert words[words.index("--cache_size") + 1] == "2048"
+        assert "--kv_cache_quantization" in words

@@ -1,8 +1,13 @@
-"""Counting the bytes of live tensors, which tracemalloc does not see."""
+"""Counting the bytes of live tensors, which tracemalloc does not see.
+
+Also of those on the meta device. Knows storages, not what they are for; what an
+operator allocates inside and frees again is not seen.
+"""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,14 +19,18 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """While active, counts the storages that operators return until they are gone.
 
-    `now` and `peak` are in bytes. A storage that existed before counts once an
-    operator hands it out again; a wrapper of other tensors has none of its own.
+    Those on devices of type `device`; `now` and `peak` are in bytes. The storages of
+    `known` are not counted; another one that existed before counts once an operator
+    hands it out again. A wrapper of other tensors has none of its own.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+    def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
+        self._device = device
+        self._known = [each.untyped_storage() for each in known]
+        self._seen: dict[int, object] = {each._cdata: each for each in self._known}
 
     def __torch_dispatch__(
         self,
@@ -30,6 +39,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        """Run the operator and count what it returns."""
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and type(leaf) in (Tensor, torch.nn.Parameter):
@@ -37,7 +47,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _count(self, tensor: Tensor) -> None:
-        if tensor.device.type == "meta":
+        if tensor.device.type != self._device:
             return
         storage = tensor.untyped_storage()
         key = storage._cdata

@@ -1,0 +1,202 @@
+"""Attention to the filled positions of a cache: y = softmax(q K^T / sqrt(D)) V.
+
+`decode_attention`: one query a sequence, which sees as many of the cache's first
+positions as a tensor on the device says. `prefill_attention`: the queries of the last
+T of `end` positions, causally. Neither repeats the cache for grouped queries, builds
+a mask of all positions, or keeps a dequantized copy: of codes the scales are
+multiplied into the scores and the probabilities, or a few heads are dequantized at a
+time. Knows no model and no cache class. The kernel on CUDA is `triton_attention`.
+
+Legend: B batch, T queries of a sequence, H heads of the cache, G query heads for each
+of them, S positions allocated, L filled, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from llama_perf.kernels import kv_codes
+
+# Values dequantized at a time: in decoding what the cache that cores share holds as
+# float32, in a prefill 64 MB of 16-bit ones, since a head has to be whole there.
+_STRETCH = 1 << 20
+PIECE = 1 << 25
+# Elements of the mask of some queries, for a CPU, which wants one in float32.
+_MASK = 1 << 21
+
+
+@torch.library.custom_op("llama_perf::decode_attention", mutates_args=())
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    arrivals: Tensor,
+    filled: Tensor,
+) -> Tensor:
+    """(B, 1, H * G, D) of `q`, the same, in its dtype.
+
+    Caches are (B, H, S, D), scales (B, H, S), `filled` int64 (B,) or (1,) for all of
+    them, each 1 to S. `arrivals`, int32 (B * H,), is 0 and is left so.
+    """
+    del arrivals  # What the programs on a card count; here there is one.
+    lengths = filled.tolist()
+    if len(lengths) == 1:
+        return _decode(q, k_cache, v_cache, k_scale, v_scale, lengths[0])
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for index, length in enumerate(lengths):
+        one = slice(index, index + 1)
+        out[one] = _decode(
+            q[one],
+            k_cache[one],
+            v_cache[one],
+            None if k_scale is None else k_scale[one],
+            None if v_scale is None else v_scale[one],
+            length,
+        )
+    return out
+
+
+@decode_attention.register_fake
+def _(q: Tensor, *_rest: Tensor | None) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@decode_attention.register_kernel("cuda")
+def _(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    arrivals: Tensor,
+    filled: Tensor,
+) -> Tensor:
+    from llama_perf.kernels.attention_launch import split_attention
+
+    return split_attention(q, k_cache, v_cache, k_scale, v_scale, arrivals, filled)
+
+
+def _decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    length: int,
+) -> Tensor:
+    batch, heads, _, width = k_cache.shape
+    # The queries of a head of the cache stand as if they were so many positions.
+    grouped = q.reshape(batch, heads, -1, width)
+    if k_scale is None or v_scale is None:
+        k, v = k_cache[:, :, :length], v_cache[:, :, :length]
+        out = F.scaled_dot_product_attention(grouped, k, v)
+    else:
+        caches = (k_cache, v_cache, k_scale, v_scale)
+        parts = (each.flatten(0, 1)[:, :length] for each in caches)
+        out = _decode_codes(grouped.flatten(0, 1).float(), *parts)
+    return out.to(q.dtype).reshape(q.shape)
+
+
+def _decode_codes(
+    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor
+) -> Tensor:
+    """(B * H, G, D) in float32 over codes (B * H, L, D), a stretch at a time."""
+    heads, length, width = k.shape
+    step = max(_STRETCH // (heads * width), 1)
+    room = q.new_empty(heads * min(step, length) * width)
+
+    def decoded(codes: Tensor) -> Tensor:
+        return kv_codes.decoded(codes, room[: codes.numel()].view(codes.shape))
+
+    parts = [
+        torch.bmm(q, decoded(k[:, some]).transpose(1, 2))
+        for some in _stretches(length, step)
+    ]
+    scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    unit = kv_codes.UNIT[k.dtype]
+    scores.mul_(k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
+    weights = scores.softmax(-1).mul_(v_scale.unsqueeze(1))
+    out: Tensor | None = None
+    for some in _stretches(length, step):
+        weight, value = weights[:, :, some], decoded(v[:, some])
+        if out is None:
+            out = torch.bmm(weight, value)
+        else:
+            out.baddbmm_(weight, value)
+    assert out is not None, "no position is filled"
+    return out.mul_(unit)
+
+
+def _stretches(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
+@torch.library.custom_op("llama_perf::prefill_attention", mutates_args=())
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    end: int,
+) -> Tensor:
+    """(B, T, H * G, D) of `q`, the same, whose positions are the last T before `end`.
+
+    Caches and scales as for `decode_attention`; all positions before `end` are filled.
+    """
+    batch, tokens = q.shape[:2]
+    heads, width = k_cache.shape[1], k_cache.shape[3]
+    # Sequences and heads of the cache are one dimension: (B * H, G, T, D).
+    grouped = (
+        q.view(batch, tokens, heads, -1, width).permute(0, 2, 3, 1, 4).flatten(0, 1)
+    )
+    k, v = (each.flatten(0, 1)[:, :end] for each in (k_cache, v_cache))
+    if k_scale is None or v_scale is None:
+        out = _causal(grouped, k, v)
+    else:
+        scales = [each.flatten(0, 1)[:, :end] for each in (k_scale, v_scale)]
+        out = torch.empty_like(grouped)
+        for some in _stretches(len(k), max(PIECE // (end * width), 1)):
+            key, value = (
+                kv_codes.dequantized(codes[some], scale[some], q.dtype)
+                for codes, scale in zip((k, v), scales, strict=True)
+            )
+            out[some] = _causal(grouped[some], key, value)
+            # Else the next ones would be made beside them.
+            del key, value
+    out = out.view(batch, heads, -1, tokens, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(q.shape).contiguous()
+
+
+@prefill_attention.register_fake
+def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(N, G, T, D) of the last T of the L positions of `k` and `v`, (N, L, D)."""
+    groups, tokens, end = q.shape[1], q.shape[2], k.shape[1]
+    # A view: one key serves all queries of its group.
+    k, v = (each.unsqueeze(1).expand(-1, groups, -1, -1) for each in (k, v))
+    if tokens == end:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.device.type == "cuda":
+        return F.scaled_dot_product_attention(q, k, v, causal_lower_right(tokens, end))
+    out = torch.empty_like(q)
+    step = max(_MASK // end, 1)
+    for some in _stretches(tokens, step):
+        queries = q[:, :, some]
+        seen = end - tokens + min(some.stop, tokens)
+        mask = torch.ones(queries.shape[2], seen, dtype=torch.bool)
+        mask = mask.tril_(seen - queries.shape[2])
+        out[:, :, some] = F.scaled_dot_product_attention(
+            queries, k[:, :, :seen], v[:, :, :seen], mask
+        )
+    return out

@@ -1,0 +1,67 @@
+"""Keys and values in one byte: x = c * s, one scale for each token and head.
+
+int8: s = absmax / 127, c rounded. fp8: s = absmax / 448, c in e4m3 (Micikevicius et
+al., "FP8 Formats for Deep Learning", 2022); without a scale small values would be
+subnormal and large ones lost. The scale is a bfloat16: rounded before anything is
+divided by it, it costs hardly any exactness, it has float32's range, and 2 bytes for
+64 codes leave the whole at 0.516 of bfloat16's bytes. A dtype tells the kind:
+int8 codes are int8, fp8 ones the bits in uint8, since not every card converts float8
+in its compiler; a float16 with the same bits moved up by 7 is the value / 256, also of
+a subnormal one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INT8, FP8 = torch.int8, torch.uint8
+SCALE = torch.bfloat16
+_LEAST = torch.finfo(SCALE).tiny
+# The largest code, and what a decoded code has to be multiplied by.
+_LARGEST = {INT8: 127.0, FP8: 448.0}
+UNIT = {INT8: 1.0, FP8: 256.0}
+
+
+def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes of `x` (..., D), in `kind`, and their scales (...) in bfloat16."""
+    wide = x.float()
+    scale = wide.abs().amax(-1) / _LARGEST[kind]
+    # Rounded up to a bfloat16, so that no code is beyond the largest; as integers,
+    # since a compiler takes a cast there and back for none.
+    bits = (scale.clamp(min=_LEAST).view(torch.int32) + 0xFFFF) & -0x10000
+    scale = bits.view(torch.float32)
+    code = wide / scale.unsqueeze(-1)
+    codes = code.round().to(INT8) if kind == INT8 else _to_bits(code)
+    return codes, scale.to(SCALE)
+
+
+def _to_bits(code: Tensor) -> Tensor:
+    # To the nearest of 3 mantissa bits, to the even one of two; the exponent's bias is
+    # 7 instead of 127. Below 2**-6 codes are multiples of 2**-9.
+    bits = code.view(torch.int32)
+    size = bits & 0x7FFFFFFF
+    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+    small = (code.abs() * 512).round().to(torch.int32)
+    size = torch.where(code.abs() < 2.0**-6, small, normal)
+    return (size | ((bits >> 24) & 0x80)).to(FP8)
+
+
+def decoded(codes: Tensor, room: Tensor | None = None) -> Tensor:
+    """Codes as float32 to be multiplied by `UNIT` and their scale.
+
+    Written into `room`, float32 of the same shape, where it is given.
+    """
+    out = torch.empty(codes.shape, device=codes.device) if room is None else room
+    if codes.dtype == INT8:
+        return out.copy_(codes)
+    # The sign stands in bit 14 too once the byte is widened with it.
+    bits = codes.view(torch.int8).to(torch.int16)
+    bits = bits.bitwise_left_shift_(7).bitwise_and_(-0x4001)
+    return out.copy_(bits.view(torch.float16))
+
+
+def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values, (..., D) in `dtype`, of codes and their scales (...)."""
+    wide = scale.float().mul(UNIT[codes.dtype]).unsqueeze(-1)
+    return decoded(codes).mul_(wide).to(dtype)

@@ -1,0 +1,202 @@
+"""Triton kernel of `decode_attention`: split-KV attention of one query a sequence.
+
+    y[g] = sum over n of p[g, n] v[n] / sum over n of p[g, n]
+    p[g, n] = exp(q[g] k[n] / sqrt(D))
+
+A program takes all G query heads of one head of the cache and one stretch of the filled
+positions, dequantizes codes in registers (k = c s: s multiplies the score; v = c s: the
+probability), and keeps a running maximum in float32 (Milakov and Gimelshein, "Online
+normalizer calculation for softmax", 2018). The last program of a head to arrive joins
+the parts (Dao et al., "Flash-Decoding", 2023). The grid depends on what is allocated;
+which programs have work, and how much, on the length read from the device, so that one
+captured graph serves every position.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+PLAIN = tl.constexpr(0)
+INT8 = tl.constexpr(1)
+FP8 = tl.constexpr(2)
+
+
+@triton.jit
+def cached_values(place, mask, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """Values of the cache, or codes as values: of fp8 ones / 256."""
+    if KIND == FP8:
+        bits = tl.load(place, mask=mask, other=0).to(tl.int8, bitcast=True)
+        # The sign stands in bit 14 too once the byte is widened with it.
+        bits = (bits.to(tl.int16) << 7) & -0x4001
+        found = bits.to(tl.float16, bitcast=True).to(DTYPE)
+    elif KIND == INT8:
+        found = tl.load(place, mask=mask, other=0).to(DTYPE)
+    else:
+        found = tl.load(place, mask=mask, other=0.0).to(DTYPE)
+    return found
+
+
+@triton.jit
+def attend_in_splits(
+    q,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    arrivals,
+    filled,
+    parts,
+    sums,
+    out,
+    S,
+    HEADS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SCALE: tl.constexpr,
+    V_SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STEPS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
+
+    `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
+    GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
+    asks for, else that many, masked.
+    """
+    head, split = tl.program_id(0), tl.program_id(1)
+    sequence = head // HEADS if RAGGED else 0
+    length = tl.load(filled + sequence).to(tl.int32)
+    blocks = (length + BLOCK - 1) // BLOCK
+    each = (blocks + SPLITS - 1) // SPLITS
+    active = (blocks + each - 1) // each
+    if split < active:
+        d = tl.arange(0, BLOCK_D)[None, :]
+        row = tl.arange(0, ROWS)[:, None]
+        in_group = (row < GROUP) & (d < D)
+        query = tl.load(q + head * GROUP * D + row * D + d, mask=in_group, other=0.0)
+        query = query.to(DTYPE)
+        first = split * each
+        top = tl.full((ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        cache = head.to(tl.int64) * S
+        steps = tl.minimum(each, blocks - first)
+        for step in range(STEPS if STEPS > 0 else steps):
+            n = (first + step) * BLOCK + tl.arange(0, BLOCK)
+            inside = (n < length) & (step < steps)
+            mask = inside[:, None] & (d < D)
+            place = (cache + n)[:, None] * D + d
+            k = cached_values(k_cache + place, mask, KIND, DTYPE)
+            v = cached_values(v_cache + place, mask, KIND, DTYPE)
+            if ROWS == 1:
+                score = tl.sum(query[:, None, :] * k[None, :, :], axis=2)
+            else:
+                score = tl.dot(query, tl.trans(k), input_precision="ieee")
+            score = score * SCALE
+            if KIND != PLAIN:
+                s = tl.load(k_scale + cache + n, mask=inside, other=0.0)
+                score = score * s.to(tl.float32)[None, :]
+            score = tl.where(inside[None, :], score, float("-inf"))
+            new_top = tl.maximum(top, tl.max(score, axis=1))
+            shrink = tl.exp2(top - new_top)
+            p = tl.exp2(score - new_top[:, None])
+            total = total * shrink + tl.sum(p, axis=1)
+            acc = acc * shrink[:, None]
+            if KIND != PLAIN:
+                s = tl.load(v_scale + cache + n, mask=inside, other=0.0)
+                p = p * s.to(tl.float32)[None, :]
+            if ROWS == 1:
+                acc += tl.sum(p[:, :, None] * v[None, :, :], axis=1)
+            else:
+                acc = tl.dot(p.to(DTYPE), v, acc, input_precision="ieee")
+            top = new_top
+        acc = acc * V_SCALE
+        if active == 1:
+            value = acc / total[:, None]
+            tl.store(out + head * GROUP * D + row * D + d, value, mask=in_group)
+        else:
+            part = head.to(tl.int64) * SPLITS + split
+            tl.store(parts + part * (GROUP * D) + row * D + d, acc, mask=in_group)
+            r = tl.arange(0, ROWS)
+            place = sums + part * GROUP + r
+            tl.store(place, top, mask=r < GROUP)
+            place += tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
+            tl.store(place, total, mask=r < GROUP)
+            # All threads have stored before one of them says so.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals + head, 1) == active - 1:
+                tl.store(arrivals + head, 0)
+                join_parts(
+                    parts,
+                    sums,
+                    out,
+                    head,
+                    active,
+                    GROUP,
+                    D,
+                    GROUP_ROWS,
+                    BLOCK_D,
+                    SPLITS,
+                    TOGETHER,
+                )
+
+
+@triton.jit
+def join_parts(
+    parts,
+    sums,
+    out,
+    head,
+    active,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """The first `active` parts of a head into its rows of `out`."""
+    row = tl.arange(0, ROWS)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, None, :]
+    base = head.to(tl.int64) * SPLITS
+    totals = sums + tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for start in range(0, SPLITS, TOGETHER):
+        split = (start + tl.arange(0, TOGETHER))[:, None]
+        mask = (split < active) & (row < GROUP)
+        place = (base + split) * GROUP + row
+        # Not by way of the first-level cache, which another processor does not write.
+        tops = tl.load(
+            sums + place, mask=mask, other=float("-inf"), cache_modifier=".cg"
+        )
+        each = tl.load(totals + place, mask=mask, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            parts + place[:, :, None] * D + d,
+            mask=mask[:, :, None] & (d < D),
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_top = tl.maximum(top, tl.max(tops, axis=0))
+        # Rows beyond the group have no part at all, and a total of 0.
+        known = tl.where(new_top == float("-inf"), 0.0, new_top)
+        shrink = tl.exp2(top - known)
+        weight = tl.exp2(tops - known[None, :])
+        total = total * shrink + tl.sum(weight * each, axis=0)
+        acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * part, axis=0)
+        top = new_top
+    r = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK_D)[None, :]
+    value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    place = out + head * GROUP * D + r * D + column
+    tl.store(place, value, mask=(r < GROUP) & (column < D))

@@ -1,0 +1,187 @@
+"""What a row will take in memory, without running it: its shapes on the meta device.
+
+The weights as they are packed, caches and mask as the engine allocates them, and what
+is alive beside them while a prompt and a token run through one layer and the head. All
+operators are taken as eager ones, which keep more than compiled ones. Knows no weights
+and no card: neither how an allocator rounds, nor what the operators of a library take
+inside; torchao's kernels may unpack whole weights.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from llama_perf.engine import Engine
+from llama_perf.kernels.cached_attention import PIECE
+from llama_perf.live_bytes import LiveBytes
+from llama_perf.model.config import ModelConfig
+from llama_perf.model.sampling import sample
+from llama_perf.model.transformer import Transformer
+from llama_perf.model_size import model_bytes
+from llama_perf.spec import RowSpec
+
+CUBLAS_BYTES = 32 * 2**20
+"""What cuBLAS keeps to work in on sm_90 and up; 8 MiB before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Bytes that a row takes.
+
+    `cache_bytes` are those of all positions allocated, with the mask where the row's
+    attention keeps one; on a CPU pages of it that are never written take no memory.
+    `embedding_bytes` are 0 where the output layer, part of the model's size, shares
+    the embedding.
+    """
+
+    model_size_bytes: int
+    embedding_bytes: int
+    cache_bytes: int
+    working_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """All of it."""
+        held = self.model_size_bytes + self.embedding_bytes + self.cache_bytes
+        return held + self.working_bytes
+
+
+def predict(row: RowSpec, config: ModelConfig) -> Prediction:
+    """What `row` takes with a model of this shape.
+
+    Of autoquant, whose choice depends on the device, with the fewest bytes it can
+    choose. Raises SpecError for a scheme that does not fit the shape, NotRunnable for
+    one that is not built.
+    """
+    dtype: torch.dtype = getattr(torch, row.dtype)
+    tied = config.tied_embeddings and row.quantization is None
+    embedding = config.vocab_size * config.dim * dtype.itemsize
+    working = _working_bytes(config, _of_one_layer(row)) + _decoded_bytes(config, row)
+    return Prediction(
+        model_size_bytes=model_bytes(
+            config,
+            row.quantization,
+            kernels=row.kernels,
+            dtype=dtype,
+            device=row.device,
+        ),
+        embedding_bytes=0 if tied else embedding,
+        cache_bytes=_cache_bytes(config, row),
+        working_bytes=working + (CUBLAS_BYTES if row.device == "cuda" else 0),
+    )
+
+
+def _of_one_layer(row: RowSpec) -> RowSpec:
+    """`row` without what changes no activation, so that rows share a result."""
+    return replace(
+        row, quantization=None, kernels="native", compile=False, compile_prefill=False
+    )
+
+
+def _decoded_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """What `prefill_attention` dequantizes at a time of a cache of codes."""
+    if row.kv_cache is None or row.attention == "sdpa":
+        return 0
+    one_head = (row.fill + row.prompt_length) * config.head_dim
+    heads = min(max(PIECE // one_head, 1), row.batch_size * config.n_kv_heads)
+    size: int = getattr(torch, row.dtype).itemsize
+    # The keys, the values, and these in float32 before they are rounded.
+    return heads * one_head * (2 * size + (4 if size < 4 else 0))
+
+
+def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """Bytes of the caches of all layers and of the mask."""
+
+    def of(layers: int) -> int:
+        live = LiveBytes("meta")
+        model = _model(replace(config, n_layers=layers), row)
+        with live:
+            engine = _engine(model, row)
+            held = live.now
+        del engine
+        return held
+
+    one, two = of(1), of(2)
+    return one + (config.n_layers - 1) * (two - one)
+
+
+@cache
+def _working_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """Most bytes alive beside weights and caches, of all steps."""
+    model = _model(replace(config, n_layers=1), row)
+    live = LiveBytes("meta", model.parameters())
+    with live, torch.no_grad():
+        engine = _engine(model, row)
+        held = live.now
+        if row.fill:
+            with _attention(row, masked=False):
+                engine.prefill(_tokens(row, row.fill))
+            engine.filled = row.fill
+        with _attention(row, masked=row.fill > 0):
+            logits = engine.prefill(_tokens(row, row.prompt_length))
+        token = _sampled(logits, row)
+        del logits
+        position = torch.zeros((1,), dtype=torch.int64, device="meta")
+        with _attention(row, masked=True):
+            _sampled(engine.decode(token, position), row)
+        return live.peak - held
+
+
+def _tokens(row: RowSpec, length: int) -> Tensor:
+    return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
+
+
+def _model(config: ModelConfig, row: RowSpec) -> Transformer:
+    dtype: torch.dtype = getattr(torch, row.dtype)
+    with torch.device("meta"):
+        return Transformer(config).to(dtype)
+
+
+def _engine(model: Transformer, row: RowSpec) -> Engine:
+    return Engine(
+        model,
+        batch_size=row.batch_size,
+        cache_size=row.allocated_positions,
+        kv_cache=row.kv_cache,
+        attention=row.attention,
+        prefill_chunk=row.prefill_chunk,
+        linear_causal_mask=row.linear_causal_mask,
+    )
+
+
+def _sampled(logits: Tensor, row: RowSpec) -> Tensor:
+    return sample(logits, temperature=row.temperature, top_k=row.top_k)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps nothing but its result, as the fused kernels do."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(row: RowSpec, *, masked: bool) -> AbstractContextManager[object]:
+    """How attention runs: under a mask on CUDA no fused kernel takes grouped queries.
+
+    Keys and values are repeated for every query head there, 16-bit ones in float32.
+    """
+    if masked and row.device == "cuda":
+        return sdpa_kernel(SDPBackend.MATH)
+    return _FusedAttention()

@@ -1,0 +1,149 @@
+"""The operators over a cache: beside dense attention in float64, and what they take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import cached_attention, kv_codes
+from llama_perf.kernels.cached_attention import decode_attention, prefill_attention
+from llama_perf.live_bytes import LiveBytes
+
+KINDS = {"plain": None, "int8": kv_codes.INT8, "fp8": kv_codes.FP8}
+LENGTHS = (1, 2, 255, 256, 257, 300)
+SIZE = 300
+# Rounding of the sums, and of the result in the dtype.
+LIMITS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+Held = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def held(kind: str, dtype: torch.dtype, *, batch: int, heads: int, width: int) -> Held:
+    """A cache of SIZE positions, all of them written."""
+    k, v = (drawn(batch, heads, SIZE, width, seed=seed, dtype=dtype) for seed in (0, 1))
+    codes = KINDS[kind]
+    if codes is None:
+        return k, v, None, None
+    (k, k_scale), (v, v_scale) = (kv_codes.quantize(each, codes) for each in (k, v))
+    return k, v, k_scale, v_scale
+
+
+def dense(q: Tensor, cache: Held, ends: list[int]) -> Tensor:
+    """(B, T, heads, D) in float64 from what the cache holds, by the formula."""
+    wide = []
+    for values, scale in zip(cache[:2], cache[2:], strict=True):
+        if scale is None:
+            wide.append(values.double())
+        else:
+            wide.append(kv_codes.dequantized(values, scale, torch.float32).double())
+    k, v = (each.repeat_interleave(q.shape[2] // each.shape[1], 1) for each in wide)
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for row in range(len(q)):
+        for token in range(q.shape[1]):
+            seen = ends[row] - q.shape[1] + token + 1
+            scores = torch.einsum(
+                "hd,hnd->hn", q[row, token].double(), k[row, :, :seen]
+            )
+            weights = (scores * q.shape[3] ** -0.5).softmax(-1)
+            out[row, token] = torch.einsum("hn,hnd->hd", weights, v[row, :, :seen])
+    return out
+
+
+def arrivals(cache: Held) -> Tensor:
+    return torch.zeros(cache[0].shape[0] * cache[0].shape[1], dtype=torch.int32)
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    limit = LIMITS[found.dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize(("group", "width"), [(1, 64), (3, 64), (4, 128), (8, 8)])
+def test_decoding_is_dense_attention_to_the_filled_positions(
+    kind: str, dtype: torch.dtype, group: int, width: int
+) -> None:
+    cache = held(kind, dtype, batch=2, heads=2, width=width)
+    q = drawn(2, 1, 2 * group, width, seed=2, dtype=dtype)
+    for length in LENGTHS:
+        found = decode_attention(q, *cache, arrivals(cache), torch.tensor([length]))
+        assert_equal(found, dense(q, cache, [length, length]))
+    found = decode_attention(q, *cache, arrivals(cache), torch.tensor([257, 3]))
+    assert_equal(found, dense(q, cache, [257, 3]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("group", "dtype"), [(1, torch.float32), (3, torch.bfloat16)])
+def test_a_chunk_is_causal_behind_what_is_filled(
+    kind: str,
+    group: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Several pieces of the cache, and masks of few queries.
+    monkeypatch.setattr(cached_attention, "PIECE", 2 * SIZE * 16)
+    monkeypatch.setattr(cached_attention, "_MASK", 20 * SIZE)
+    cache = held(kind, dtype, batch=2, heads=3, width=16)
+    for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (44, SIZE), (SIZE, SIZE)):
+        q = drawn(2, tokens, 3 * group, 16, seed=3, dtype=dtype)
+        found = prefill_attention(q, *cache, end)
+        assert_equal(found, dense(q, cache, [end, end]))
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_codes_in_several_stretches_are_those_in_one(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = held(kind, torch.float32, batch=1, heads=2, width=64)
+    q = drawn(1, 1, 6, 64, seed=2)
+    monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 31)
+    found = decode_attention(q, *cache, arrivals(cache), torch.tensor([257]))
+    assert_equal(found, dense(q, cache, [257]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operators_are_sound(kind: str) -> None:
+    cache = held(kind, torch.float32, batch=2, heads=2, width=16)
+    counter = arrivals(cache)
+    checks = {
+        decode_attention: (drawn(2, 1, 4, 16, seed=2), *cache, counter),
+        prefill_attention: (drawn(2, 5, 4, 16, seed=2), *cache),
+    }
+    for operator, given in checks.items():
+        for last in (
+            (torch.tensor([9, 300]), torch.tensor([7]))
+            if operator is decode_attention
+            else (5, 40)
+        ):
+            torch.library.opcheck(operator, (*given, last))
+    assert not counter.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_copy_of_the_cache_is_made(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 10)
+    monkeypatch.setattr(cached_attention, "PIECE", 1)
+    cache = held(kind, torch.float32, batch=1, heads=8, width=64)
+    one_copy = 4 * cache[0].numel()
+    # The cache itself counts too: its views are handed out.
+    own = sum(each.nbytes for each in cache if each is not None)
+    q = drawn(1, 1, 16, 64, seed=2)
+    with LiveBytes("cpu") as live:
+        cached_attention.decode_attention._init_fn(
+            q, *cache, arrivals(cache), torch.tensor([SIZE])
+        )
+    assert 0 < live.peak - own < one_copy / 4
+    with LiveBytes("cpu") as live:
+        cached_attention.prefill_attention._init_fn(q, *cache, SIZE)
+    # A head of keys and one of values, float32.
+    assert 0 < live.peak - own < one_copy * 2 / 8 * 1.7

@@ -1,0 +1,83 @@
+"""Codes of the quantized caches: bounds of the error, bytes, and every fp8 code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import kv_codes
+
+# Half a step of int8, or of 3 mantissa bits; a scale rounded up makes steps larger.
+STEP = {kv_codes.INT8: 0.5 / 127, kv_codes.FP8: 2.0**-4}
+ROUNDED_UP = 1 + 2.0**-7
+
+
+def values(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((64, 128), generator=generator)
+    return x * torch.logspace(-30, 30, 64)[:, None]
+
+
+@pytest.mark.parametrize("kind", STEP, ids=str)
+def test_a_round_trip_is_within_half_a_step(kind: torch.dtype) -> None:
+    x = values()
+    codes, scale = kv_codes.quantize(x, kind)
+    assert (codes.dtype, scale.dtype) == (kind, torch.bfloat16)
+    error = (kv_codes.dequantized(codes, scale, torch.float32) - x).abs()
+    largest = x.abs().amax(-1, keepdim=True)
+    if kind == kv_codes.INT8:
+        bound = STEP[kind] * largest * ROUNDED_UP
+    else:
+        # Codes below 2**-6 are multiples of 2**-9.
+        bound = torch.maximum(STEP[kind] * x.abs(), 2.0**-10 * largest / 448)
+        bound *= ROUNDED_UP
+    assert (error <= bound * (1 + 1e-6)).all()
+    assert (error > 0.8 * bound).any()
+
+
+@pytest.mark.parametrize("kind", STEP, ids=str)
+def test_zeros_and_the_largest_value_come_back(kind: torch.dtype) -> None:
+    x = torch.zeros((3, 64))
+    x[1, 5], x[2, 7] = -2.0, 1e30
+    codes, scale = kv_codes.quantize(x, kind)
+    back = kv_codes.dequantized(codes, scale, torch.float32)
+    torch.testing.assert_close(back, x, rtol=2.0**-7, atol=0)
+
+
+def test_every_fp8_code_is_torchs_and_is_found_again() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    exact = codes.view(torch.float8_e4m3fn).float()
+    codes, exact = codes[~exact.isnan()], exact[~exact.isnan()]
+    assert torch.equal(kv_codes.decoded(codes) * kv_codes.UNIT[kv_codes.FP8], exact)
+    # With the largest code beside it the scale is 1, so that each is its own value.
+    pairs = torch.stack((exact, torch.full_like(exact, 448.0)), -1)
+    found, scale = kv_codes.quantize(pairs, kv_codes.FP8)
+    assert (scale == 1).all()
+    assert torch.equal(found[:, 0], codes)
+
+
+def test_fp8_codes_are_those_of_torchs_cast() -> None:
+    x = values()
+    codes, scale = kv_codes.quantize(x, kv_codes.FP8)
+    cast = (x / scale.float()[:, None]).to(torch.float8_e4m3fn)
+    assert torch.equal(codes & 0x7F, cast.view(torch.uint8) & 0x7F)
+    assert torch.equal(codes, cast.view(torch.uint8))
+
+
+def test_compiled_codes_are_those_of_eager_code() -> None:
+    x = values()
+    compiled = torch.compile(kv_codes.quantize, fullgraph=True)
+    for kind in STEP:
+        for found, expected in zip(
+            compiled(x, kind), kv_codes.quantize(x, kind), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("kind", STEP, ids=str)
+def test_the_bytes_are_at_most_0_53_of_bfloat16s(width: int, kind: torch.dtype) -> None:
+    x = torch.ones((10, width), dtype=torch.bfloat16)
+    taken = sum(each.nbytes for each in kv_codes.quantize(x, kind))
+    assert taken <= 0.53 * x.nbytes
