@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,9 +225,11 @@ def _assembled(ptx: str, capability: int) -> tuple[int, int]:
     return int(registers[1]), int(spilled[1])
 
 
-def measure() -> Iterator[tuple[str, int, int, list[Resources]]]:
-    """(variant, tokens, capability, what each shape takes), all of them."""
+def measure(names: Sequence[str]) -> Iterator[tuple[str, int, int, list[Resources]]]:
+    """(variant, tokens, capability, what each shape takes) of the variants named."""
     for variant in VARIANTS:
+        if variant.name not in names:
+            continue
         for tokens in TOKENS:
             for capability in CAPABILITIES:
                 taken = [
@@ -237,15 +239,34 @@ def measure() -> Iterator[tuple[str, int, int, list[Resources]]]:
                 yield variant.name, tokens, capability, taken
 
 
-def main() -> int:
-    """Write the table; 1 if a kernel spills."""
-    cells: dict[tuple[str, int], list[str]] = {}
+def documented() -> dict[tuple[str, int], list[str]]:
+    """The cells of docs/kernels.md by variant and tokens."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    table = text.partition(BEGIN)[2].partition(END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ][2:]
+    return {(row[0], int(row[1])): row[2:] for row in rows}
+
+
+def main(names: Sequence[str]) -> int:
+    """Write the rows of the variants named, keep the others; 1 if a kernel spills."""
+    kept = documented()
+    cells: dict[tuple[str, int], list[str]] = {
+        (variant.name, tokens): []
+        if variant.name in names
+        else kept[variant.name, tokens]
+        for variant in VARIANTS
+        for tokens in TOKENS
+    }
     spills = []
-    for name, tokens, capability, taken in measure():
+    for name, tokens, capability, taken in measure(names):
         print(f"{name}, {tokens} tokens, sm_{capability}", flush=True)
         registers = max(each.registers for each in taken)
         spilled = max(each.spilled_bytes for each in taken)
-        cells.setdefault((name, tokens), []).append(f"{registers}, {spilled}")
+        cells[name, tokens].append(f"{registers}, {spilled}")
         if spilled:
             spills.append(f"{name}, {tokens} tokens, sm_{capability}: {spilled} bytes")
     headers = ["format", "tokens", *(f"sm_{each}" for each in CAPABILITIES)]
