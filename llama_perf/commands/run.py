@@ -99,10 +99,10 @@ def run_rows(
         path=path,
     )
     for number, row in enumerate(rows, start=1):
-        _progress(f"[{number}/{len(rows)}] {row.id}: ")
-        result = session.run_row(row, progress=lambda text: _progress(f"{text}, "))
+        show_progress(f"[{number}/{len(rows)}] {row.id}: ")
+        result = session.run_row(row, progress=lambda text: show_progress(f"{text}, "))
         recorder.add(result)
-        _progress(f"{result.told}\n")
+        show_progress(f"{result.told}\n")
     return recorder
 
 
@@ -131,5 +131,6 @@ def one_line(document: str) -> str:
     return json.dumps(json.loads(document))
 
 
-def _progress(text: str) -> None:
+def show_progress(text: str) -> None:
+    """What a run is doing, on stderr."""
     print(text, end="", file=sys.stderr, flush=True)
