@@ -1,4 +1,4 @@
-"""Rows in several fresh processes each: what a baseline is recorded from.
+"""Rows in several fresh processes each: a baseline's, and those that confirm a loss.
 
 One process is one row: it shows what that row shows whatever was selected with it, as
 the processes that confirm a loss do, and one that crashes names its row. The rows take
@@ -15,6 +15,7 @@ from llama_perf.errors import RecordError, SpecError
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
+from llama_perf.stats import THRESHOLDS
 
 DEFAULT_PROCESSES = {"cuda": 10, "cpu": 5}
 _MOST_PROCESSES = 1000
@@ -65,3 +66,23 @@ def in_fresh_processes(
             if result.status is Status.NOT_RUN and number == 1:
                 left.remove(row)
             yield result, environment
+
+
+def confirmation(
+    row: RowSpec,
+    *,
+    options: RunOptions,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> list[RowResult]:
+    """The row in the fresh processes that a confirmation takes.
+
+    It ends at the first that was not measured: what is left then decides nothing.
+    """
+    results: list[RowResult] = []
+    for number in range(1, THRESHOLDS.confirm_processes + 1):
+        progress(f"fresh process {number} of {THRESHOLDS.confirm_processes}, ")
+        found = worker.run_in_process(row, options=options, devices=[row.device])
+        results.append(found.result)
+        if found.result.measurement is None:
+            break
+    return results

@@ -32,6 +32,7 @@ class Verdict(Enum):
     SMALLER = "SMALLER"
     SLOWER = "SLOWER"
     LARGER = "LARGER"
+    UNDECIDED = "UNDECIDED"
     NO_BASELINE = "NO_BASELINE"
     INCOMPARABLE = "INCOMPARABLE"
     INVALID = "INVALID"
@@ -168,7 +169,13 @@ class MetricChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The verdict on one row, with its reason in words."""
+    """The verdict on one row, with its reason in words.
+
+    `suspicious` says that its one process lost more speed than the screen allows,
+    whatever the fresh processes said then, and `minimum_detectable` is the loss, as a
+    share, that a run finds nine times in ten; None where the baseline has too few
+    processes to tell.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -177,6 +184,8 @@ class Comparison:
     reason: str
     failed: bool
     changes: tuple[MetricChange, ...] = ()
+    suspicious: bool = False
+    minimum_detectable: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
