@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from llama_perf.kernels.packing import words
 from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
 from llama_perf.kernels.triton_products import (
     FEW,
@@ -45,13 +45,17 @@ MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """A weight format as the kernels' constants name it."""
+    """A weight format as the kernels' constants name it.
+
+    `wide`: its products are in float32.
+    """
 
     name: str
     bits: int
     decode: int = UNSIGNED.value
     group: int = 0
     zero: int = 0
+    wide: bool = False
     dynamic: bool = False
     sparse: bool = False
 
@@ -65,6 +69,8 @@ VARIANTS = (
     Variant(name="uintx-2-8", bits=2, group=8, zero=2),
     Variant(name="uintx-3-64", bits=3, group=64, zero=2),
     Variant(name="fp6", bits=6, decode=FP6.value),
+    Variant(name="float8wo", bits=8, decode=FLOAT8.value),
+    Variant(name="float8dq", bits=8, decode=FLOAT8.value, wide=True),
     Variant(name="sparse-marlin", bits=6, sparse=True),
 )
 
@@ -175,7 +181,7 @@ def _launch(
         "codes": "*i32",
         "scale": "*fp16" if variant.group else "*fp32",
         "zero": {0: "*fp32", 1: "*i32", 2: "*i32", 3: "*fp16"}[variant.zero],
-        "out": "*fp32" if partial else "*bf16",
+        "out": "*fp32" if partial or variant.wide else "*bf16",
     }
     return few_tokens if few else many_tokens, launch, constants, pointers
 

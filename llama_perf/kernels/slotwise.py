@@ -22,6 +22,8 @@ from llama_perf.kernels.packing import LANES
 # Weights at a time: as float32 they stay in the cache that the cores share.
 _STRETCH = 1 << 20
 _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
+# Of two bytes side by side the upper one's sign.
+_UPPER_SIGNS = 0x80008000 - (1 << 32)
 _NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
 _TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
 
@@ -80,6 +82,21 @@ def plane_values(words: Tensor, plane: int, room: Tensor) -> Tensor:
         if plane < 8:
             pieces = (words >> (plane * slot)).bitwise_and_(_EACH_BYTE[plane])
         values[:, slot::each] = _pieces(pieces, torch.uint8)
+    return values
+
+
+def float8_values(words: Tensor, room: Tensor) -> Tensor:
+    """Words of e4m3 codes, (b, W, 16), as float32 (b, 4, W, 16): 2**-8 of their values.
+
+    Sign, exponent and mantissa of a code become those of a float16, whose subnormal
+    values are then those of the code. Written to `room`.
+    """
+    values = room[: len(words)]
+    # Of each half of a word the lower code, then the upper one.
+    lower = ((words & 0x007F007F) << 7) | ((words & 0x00800080) << 8)
+    upper = ((words & 0x7F007F00) >> 1) | (words & _UPPER_SIGNS)
+    values[:, 0::2] = _pieces(lower, torch.float16)
+    values[:, 1::2] = _pieces(upper, torch.float16)
     return values
 
 

@@ -4,7 +4,8 @@ A unit is eight columns. Its codes come out in pairs that share a 32-bit word, o
 each half: `(word >> shift) & 0x000f000f`. With 0x6400 in both halves a half is the
 float16 1024 + code, exactly; of fp6 the code's bits, moved to the places of a
 float16's sign, exponent and first mantissa bits, are the value times 2**-12, subnormal
-ones included. So a code costs no integer-to-float conversion.
+ones included; those of e4m3 are 2**-8 of the value, which the kernels make up for in
+their sums. So a code costs no integer-to-float conversion.
 
 Shapes: words and codes (..., units, rows) in two or three dimensions, as handed in.
 """
@@ -17,6 +18,7 @@ import triton.language as tl
 UNSIGNED = tl.constexpr(0)
 INT8 = tl.constexpr(1)
 FP6 = tl.constexpr(2)
+FLOAT8 = tl.constexpr(3)
 
 
 @triton.jit
@@ -84,12 +86,16 @@ def half_to_float(word, HIGH: tl.constexpr):
 
 @triton.jit
 def values(pair, DECODE: tl.constexpr):
-    """The two values of a pair of codes, float32."""
+    """The two values of a pair of codes, float32; of FLOAT8 2**-8 of them."""
     if DECODE == FP6:
         # 0b00SEEEMM to float16: S to bit 15, EEEMM to bits 12 to 8.
         word = ((pair & 0x001F001F) << 8) | ((pair & 0x00200020) << 10)
         low = half_to_float(word, False) * 4096.0
         high = half_to_float(word, True) * 4096.0
+    elif DECODE == FLOAT8:
+        # 0bSEEEEMMM to float16: S to bit 15, EEEEMMM to bits 13 to 7.
+        word = ((pair & 0x007F007F) << 7) | ((pair & 0x00800080) << 8)
+        low, high = half_to_float(word, False), half_to_float(word, True)
     elif DECODE == INT8:
         # The upper bit flipped, a two's complement code is the value plus 128.
         word = (pair ^ 0x00800080) | 0x64006400

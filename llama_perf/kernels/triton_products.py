@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama_perf.kernels.packing import units
 from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
 from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
@@ -95,22 +95,29 @@ def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
 
 
 def _product(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, rows: int, **format: Any
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    rows: int,
+    *,
+    dtype: torch.dtype | None = None,
+    **format: Any,
 ) -> Tensor:
+    dtype = dtype or x.dtype
     tokens, columns = x.shape
     x = x.contiguous()
     constants = {"K": columns, "WORDS": codes.shape[1], **format}
     if tokens > FEW:
-        out = x.new_empty((tokens, rows))
+        out = x.new_empty((tokens, rows), dtype=dtype)
         launch = many_launch(tokens, rows, columns)
         kernel = many_tokens
         constants["WIDE"] = INTERPRETED
     else:
         launch = few_launch(max(tokens, 1), rows, columns)
         kernel = few_tokens
-        split = launch.splits > 1
-        dtype = torch.float32 if split else x.dtype
-        out = x.new_empty((launch.splits, tokens, rows), dtype=dtype)
+        partial = torch.float32 if launch.splits > 1 else dtype
+        out = x.new_empty((launch.splits, tokens, rows), dtype=partial)
     if tokens:
         kernel[launch.grid](
             x,
@@ -127,7 +134,7 @@ def _product(
         )
     if tokens > FEW:
         return out
-    return out.sum(0).to(x.dtype) if len(out) > 1 else out[0]
+    return out.sum(0).to(dtype) if len(out) > 1 else out[0]
 
 
 def int8_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
@@ -142,6 +149,14 @@ def fp6_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     return _product(
         x, codes, scale, scale, rows, BITS=6, DECODE=FP6.value, GROUP=0, ZERO=0
     )
+
+
+def float8_product(
+    x: Tensor, codes: Tensor, scale: Tensor, rows: int, *, dtype: torch.dtype
+) -> Tensor:
+    """See `float8_weight`; the product is in `dtype`."""
+    format = {"BITS": 8, "DECODE": FLOAT8.value, "GROUP": 0, "ZERO": 0}
+    return _product(x, codes, scale, scale, rows, dtype=dtype, **format)
 
 
 def grouped_product(

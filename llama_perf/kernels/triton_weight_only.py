@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton_codes import (
+    FLOAT8,
     code_pair,
     first_slot,
     load_unit,
@@ -147,6 +148,8 @@ def few_tokens(
     m = tl.arange(0, TOKENS)[:, None]
     if GROUP == 0:
         total *= tl.load(scale + n, mask=n < N, other=0.0)
+    if DECODE == FLOAT8:
+        total *= 256.0
     place = out + tl.program_id(1) * M * N + m * N + n
     tl.store(place, total.to(out.dtype.element_ty), mask=(m < M) & (n < N))
 
@@ -224,5 +227,7 @@ def many_tokens(
             acc = tl.dot(x1, w1, acc, input_precision="ieee")
     if GROUP == 0:
         acc *= tl.load(scale + n, mask=n < N, other=0.0)
+    if DECODE == FLOAT8:
+        acc *= 256.0
     place = out + m * N + n
     tl.store(place, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))

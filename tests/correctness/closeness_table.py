@@ -165,6 +165,24 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
         least_top1=0.17,
         most_perplexity_change=10.317,
     ),
+    ("float8wo", "native"): Limits(
+        least_db=22.5,
+        most_kl_nats=0.0516,
+        least_top1=0.81,
+        most_perplexity_change=0.030,
+    ),
+    ("float8dq-row", "native"): Limits(
+        least_db=19.8,
+        most_kl_nats=0.0787,
+        least_top1=0.80,
+        most_perplexity_change=0.037,
+    ),
+    ("float8dq-tensor", "native"): Limits(
+        least_db=17.9,
+        most_kl_nats=0.0844,
+        least_top1=0.78,
+        most_perplexity_change=0.088,
+    ),
     ("fp6", "native"): Limits(
         least_db=14.4,
         most_kl_nats=0.1978,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from llama_perf.kernels import (
+    float8_dynamic,
+    float8_weight,
     fp6_weight,
     grouped_weight,
+    int8_dynamic,
     int8_weight,
     sparse_weight,
 )
@@ -36,6 +40,7 @@ class Format:
 FORMATS = (
     Format(name="int8", bits=8),
     Format(name="fp6", bits=6),
+    Format(name="float8", bits=8),
     Format(name="int4-32", bits=4, group_size=32, kind=OFFSET),
     *(
         Format(name=f"uintx-{bits}-8", bits=bits, group_size=8, kind=PACKED)
@@ -49,7 +54,9 @@ FORMATS = (
 )
 # One of each operator.
 OPERATORS = tuple(
-    format for format in FORMATS if format.name in {"int8", "fp6", "int4-32", "sparse"}
+    format
+    for format in FORMATS
+    if format.name in {"int8", "fp6", "float8", "int4-32", "sparse"}
 )
 # The two places of a quad that are kept.
 PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
@@ -77,6 +84,12 @@ LLAMA = (
     (128, 448),
     (501, 128),
 )
+# The schemes that round activations, and how.
+QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "int8dq": int8_dynamic.quantize_tokens,
+    "float8dq-row": float8_dynamic.quantize_tokens,
+    "float8dq-tensor": partial(float8_dynamic.quantize_tokens, whole=True),
+}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Half a unit in the last place of a result, and the rounding of sums in float32; a
 # weight that is rounded to the activations' type before a product adds as much again.
@@ -121,6 +134,7 @@ class Packed:
         others = {
             "int8": int8_weight.int8_weight_op,
             "fp6": fp6_weight.fp6_weight_op,
+            "float8": float8_weight.float8_weight_op,
             "sparse": sparse_weight.sparse_weight_op,
         }
         return self.call(grouped_weight.grouped_weight_op, others)
@@ -130,6 +144,7 @@ class Packed:
         others = {
             "int8": int8_weight.reference,
             "fp6": fp6_weight.reference,
+            "float8": float8_weight.reference,
             "sparse": sparse_weight.reference,
         }
         return self.call(grouped_weight.reference, others)
@@ -140,6 +155,7 @@ class Packed:
         others = {
             "int8": int8_weight.dequantized,
             "fp6": fp6_weight.dequantized,
+            "float8": float8_weight.dequantized,
             "sparse": sparse_weight.dequantized,
         }
         if self.zero is None:
@@ -169,6 +185,9 @@ def sample(
     if format.group_size:
         columns -= columns % format.group_size
     codes = torch.randint(0, 2**format.bits, (rows, columns), generator=draw)
+    if format.name == "float8":
+        # Not NaN, which no quantized weight has.
+        codes -= (codes & 127 == 127).long()
     x = torch.randn(tokens, columns, generator=draw).to(dtype)
     if not format.group_size:
         scale = to_lanes(torch.rand(rows, generator=draw) * 0.01)

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
+from kernel_samples import QUANTIZE_TOKENS
 from smollm2 import unquantized
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from llama_perf.kernels.int8_dynamic import quantize_tokens
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT
 
@@ -58,8 +58,8 @@ def _tokens(count: int, columns: int) -> Tensor:
 
 def _db(layer: nn.Linear, weight: Tensor, x: Tensor, scheme: str) -> float:
     found = layer(x)
-    if scheme == "int8dq":
-        values, scale = quantize_tokens(x)
+    if scheme in QUANTIZE_TOKENS:
+        values, scale = QUANTIZE_TOKENS[scheme](x)
         x = values * scale
     exact = x.double() @ weight.double().T
     noise = (found - exact).square().mean()
@@ -67,10 +67,13 @@ def _db(layer: nn.Linear, weight: Tensor, x: Tensor, scheme: str) -> float:
 
 
 def markdown(found: Mapping[tuple[str, str], Mapping[int, float]]) -> str:
-    """The table between the document's two marks."""
+    """The table between the document's two marks; schemes not `found` as they are."""
+    rows = _documented_rows()
     cells = [
-        (scheme, kernels, *(f"{found[scheme, kernels][each]:.0f}" for each in TOKENS))
-        for scheme, kernels in SCHEMES
+        [*key, *(f"{found[key][each]:.0f}" for each in TOKENS)]
+        if key in found
+        else rows[key]
+        for key in SCHEMES
     ]
     headers = ("scheme", "kernels", *(f"M = {tokens}, dB" for tokens in TOKENS))
     return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
@@ -78,6 +81,14 @@ def markdown(found: Mapping[tuple[str, str], Mapping[int, float]]) -> str:
 
 def documented() -> list[tuple[str, str]]:
     """The schemes of the document's table."""
+    return list(_documented_rows())
+
+
+def _documented_rows() -> dict[tuple[str, str], list[str]]:
     table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines() if "|" in line]
-    return [(row[0].strip(), row[1].strip()) for row in rows[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if "|" in line
+    ][2:]
+    return {(row[0], row[1]): row for row in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kernel_samples import (
     LLAMA,
     OPERATORS,
     PATTERNS,
+    ROUNDING,
     SHAPES,
     Format,
     assert_close,
@@ -22,6 +24,8 @@ from kernel_samples import (
 from torch import Tensor
 
 from llama_perf.kernels import (
+    float8_dynamic,
+    float8_weight,
     fp6_weight,
     grouped_weight,
     int8_dynamic,
@@ -39,9 +43,12 @@ COMPILED = [
     *OPERATORS,
     *(format for format in FORMATS if format.name in {"uintx-3-8", "uintx-3-4"}),
 ]
+# What asks whether one token is being compiled.
+FUSED = (int8_weight, fp6_weight, float8_weight, grouped_weight, sparse_weight)
 OTHERS = {
     "int8": int8_weight.int8_weight,
     "fp6": fp6_weight.fp6_weight,
+    "float8": float8_weight.float8_weight,
     "sparse": sparse_weight.sparse_weight,
 }
 
@@ -81,7 +88,7 @@ def test_special_scales_and_codes_change_their_own_row_alone(
     for tokens, dtype in ((1, torch.float32), (3, torch.bfloat16)):
         packed = with_special_rows(sample(format, (tokens, 19, 160), dtype))
         assert_special(packed.product(), packed)
-    for module in (int8_weight, fp6_weight, grouped_weight, sparse_weight):
+    for module in FUSED:
         monkeypatch.setattr(module, "fused_here", lambda _x: True)
     packed = with_special_rows(sample(format, (1, 19, 160), torch.float32))
     assert_special(packed.call(grouped_weight.grouped_weight, OTHERS), packed)
@@ -98,7 +105,7 @@ def test_the_expression_for_one_token_is_the_product_too(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is compiled elsewhere, run as it stands.
-    for module in (int8_weight, fp6_weight, grouped_weight, sparse_weight):
+    for module in FUSED:
         monkeypatch.setattr(module, "fused_here", lambda _x: True)
     for dtype in DTYPES:
         for shape in ONE_TOKEN:
@@ -133,6 +140,12 @@ def test_opcheck(tokens: int) -> None:
     row = sample(FORMATS[1], shape, torch.bfloat16)
     arguments = (row.x, row.codes, row.scale, row.rows)
     torch.library.opcheck(fp6_weight.fp6_weight_op, arguments, test_utils=checks)
+    row = sample(FORMATS[2], shape, torch.bfloat16)
+    for dtype in (None, torch.float32):
+        arguments = (row.x, row.codes, row.scale, row.rows, dtype)
+        torch.library.opcheck(
+            float8_weight.float8_weight_op, arguments, test_utils=checks
+        )
     row = sample(FORMATS[-1], shape, torch.float16)
     arguments = (row.x, row.codes, row.scale, row.rows)
     torch.library.opcheck(sparse_weight.sparse_weight_op, arguments, test_utils=checks)
@@ -143,7 +156,7 @@ def test_opcheck(tokens: int) -> None:
         arguments = (*quantized, codes, scale, 20)
         dynamic = int8_dynamic.int8_dynamic_op
         torch.library.opcheck(dynamic, arguments, test_utils=checks)
-    for format in FORMATS[2:-1]:
+    for format in FORMATS[3:-1]:
         group = sample(format, shape, torch.float16)
         torch.library.opcheck(
             grouped_weight.grouped_weight_op,
@@ -245,6 +258,119 @@ def test_encoding_finds_the_nearest_fp6() -> None:
     found = fp6_weight.decode(fp6_weight.encode(values))
     nearest = (values.unsqueeze(1) - exact).abs().amin(1)
     torch.testing.assert_close((found - values).abs(), nearest, rtol=0, atol=0)
+
+
+FLOAT8 = torch.arange(256, dtype=torch.int32)
+NOT_NAN = FLOAT8[FLOAT8 & 127 != 127]
+
+
+def test_every_float8_code_has_the_value_of_its_definition() -> None:
+    values = float8_weight.decode(NOT_NAN).tolist()
+    for code, value in zip(NOT_NAN.tolist(), values, strict=True):
+        sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+        fraction = mantissa / 8 + (exponent > 0)
+        expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 7) * fraction
+        assert value == expected
+        assert math.copysign(1, value) == (-1) ** sign
+    assert max(values) == float8_weight.LARGEST
+    whole = FLOAT8.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    assert torch.equal(float8_weight.decode(NOT_NAN), whole[NOT_NAN])
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
+    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * FLOAT8
+    codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
+    x = torch.ones((tokens, 256))
+    expected = float8_weight.decode(NOT_NAN).expand(tokens, 254)
+    found = float8_weight.float8_weight_op(x, codes, scale, 254)
+    assert torch.equal(found, expected)
+    # A compiler that takes subnormal numbers for zeros would show here.
+    torch._dynamo.reset()
+    compiled = torch.compile(float8_weight.float8_weight, fullgraph=True)
+    assert torch.equal(compiled(x, codes, scale, 254), expected)
+    torch._dynamo.reset()
+
+
+def float8_values() -> Tensor:
+    """Codes, the middles between them, what lies beside both, and random values."""
+    exact = float8_weight.decode(NOT_NAN).sort().values
+    middles = (exact[1:] + exact[:-1]) / 2
+    ends = torch.cat([exact, middles])
+    beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
+    draw = torch.Generator().manual_seed(3)
+    drawn = torch.randn(20000, generator=draw) * 2.0 ** torch.randint(
+        -30, 8, (20000,), generator=draw
+    )
+    tiny = torch.tensor([1e-45, -1e-45, 1e-38, 0.0, -0.0])
+    return torch.cat([ends, *beside, drawn, tiny]).clamp(-448, 448)
+
+
+def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
+    values = float8_values()
+    exact = float8_weight.decode(NOT_NAN)
+    found = float8_weight.decode(float8_weight.encode(values))
+    nearest = (values.double().unsqueeze(1) - exact.double()).abs().amin(1)
+    assert torch.equal((found.double() - values.double()).abs(), nearest)
+    assert torch.equal(float8_weight.decode(float8_weight.encode(exact)), exact)
+    positive = exact[exact >= 0]
+    middles = (positive[1:] + positive[:-1]) / 2
+    assert (float8_weight.encode(middles) % 2 == 0).all()
+    too_large = torch.tensor([449.0, -1e30])
+    assert float8_weight.decode(float8_weight.encode(too_large)).tolist() == [448, -448]
+
+
+def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:
+    values = float8_values()
+    expected = float8_weight.decode(float8_weight.encode(values))
+    assert torch.equal(float8_weight.rounded(values), expected)
+    compiled = torch.compile(float8_weight.rounded, fullgraph=True)
+    assert torch.equal(compiled(values), expected)
+    torch._dynamo.reset()
+
+
+def test_a_token_is_rounded_to_float8_by_its_own_peak_or_that_of_all() -> None:
+    x = torch.tensor([[0.0, 0.0], [4.48, -1.01], [-0.0448, 0.0201]])
+    values, scale = float8_dynamic.quantize_tokens(x)
+    assert values.tolist() == [[0, 0], [448, -104], [-448, 208]]
+    torch.testing.assert_close(scale[1:, 0], torch.tensor([0.01, 1e-4]))
+    values, scale = float8_dynamic.quantize_tokens(x, whole=True)
+    assert values.tolist() == [[0, 0], [448, -104], [-4.5, 2]]
+    torch.testing.assert_close(scale, torch.tensor([[0.01]]))
+    for whole in (False, True):
+        values, scale = float8_dynamic.quantize_tokens(x[:0], whole=whole)
+        assert (values.shape, len(scale)) == ((0, 2), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_float8_product_is_that_of_the_rounded_tokens(
+    whole: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tokens in (1, 2, 17):
+        packed = sample(FORMATS[2], (tokens, 33, 100), dtype)
+        # Far apart, and their values' sums past float16 but for the tokens' scales.
+        x = packed.x * 2.0 ** -torch.arange(tokens).view(-1, 1).to(dtype)
+        weight = (packed.codes, packed.scale * 100, packed.rows)
+        values, x_scale = float8_dynamic.quantize_tokens(x, whole=whole)
+        expected = float8_dynamic.reference(values, x_scale, *weight)
+        terms = replace(packed, x=values * x_scale, scale=weight[1])
+        allowed = ROUNDING[dtype] * terms.magnitude()
+        for fused in (False, True)[: 1 + (tokens == 1)]:
+            monkeypatch.setattr(float8_dynamic, "fused_here", lambda _x, now=fused: now)
+            found = float8_dynamic.float8_dynamic(x, *weight, whole=whole)
+            assert found.dtype == dtype
+            assert ((found.float() - expected).abs() <= allowed).all()
+
+
+def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
+    torch._dynamo.reset()
+    packed = sample(FORMATS[2], (1, 75, 160), torch.float32)
+    arguments = (packed.x, packed.codes, packed.scale, packed.rows)
+    expected = float8_dynamic.float8_dynamic(*arguments)
+    compiled = torch.compile(float8_dynamic.float8_dynamic, fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), expected)
+    torch._dynamo.reset()
 
 
 def test_every_pattern_and_value_of_a_quad_lies_where_it_was_kept() -> None:

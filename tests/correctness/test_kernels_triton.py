@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def by_triton(packed: Packed) -> Tensor:
     others = {
         "int8": triton_products.int8_product,
         "fp6": triton_products.fp6_product,
+        "float8": partial(triton_products.float8_product, dtype=packed.x.dtype),
         "sparse": triton_products.sparse_product,
     }
     return packed.call(grouped, others)
@@ -186,6 +188,22 @@ def test_every_fp6_code(tokens: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
+def test_every_float8_code(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels.float8_weight import decode
+    from llama_perf.kernels.triton_products import float8_product
+
+    codes = torch.arange(256, dtype=torch.int32)
+    codes -= (codes & 127 == 127).int()
+    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * codes
+    packed, scale = pack(weight, 8), to_lanes(torch.ones(256))
+    for dtype in DTYPES:
+        x = torch.ones((tokens, 256), dtype=dtype)
+        parts = (each.to(device) for each in (x, packed, scale))
+        found = float8_product(*parts, 256, dtype=torch.float32)
+        assert torch.equal(found.cpu(), decode(codes).expand(tokens, 256))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
     from llama_perf.kernels import sparse_weight
     from llama_perf.kernels.triton_products import sparse_product
@@ -212,4 +230,4 @@ def test_a_sparse_weight_whose_last_group_is_short(
         check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
 
 
-COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 2 + 2 + 4
+COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 3 * 2 + 4

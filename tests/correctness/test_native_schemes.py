@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_samples import QUANTIZE_TOKENS
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import quantize_
@@ -17,9 +18,10 @@ from torchao.quantization import quantize_
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.kernels.int8_dynamic import quantize_tokens
 from llama_perf.model.config import preset
 from llama_perf.model.transformer import Transformer, tensor_bytes
+from llama_perf.quantize.float8dq import Float8DynamicConfig
+from llama_perf.quantize.float8wo import Float8WeightConfig
 from llama_perf.quantize.fp6 import Fp6WeightConfig
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
@@ -40,6 +42,9 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "uintx-2-8 reference": UintxWeightConfig(bits=2, group_size=8, layout="reference"),
     "uintx-5-64-hqq": UintxWeightConfig(bits=5, group_size=64, hqq=True),
     "fp6": Fp6WeightConfig(),
+    "float8wo": Float8WeightConfig(),
+    "float8dq-row": Float8DynamicConfig(),
+    "float8dq-tensor": Float8DynamicConfig(granularity="tensor"),
     "sparse-marlin": SparseMarlinConfig(),
     "sparse-marlin reference": SparseMarlinConfig(layout="reference"),
 }
@@ -68,10 +73,12 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
     for shape in ((COLUMNS,), (1, COLUMNS), (2, 3, COLUMNS)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         found = linear(x)
-        if name == "int8dq":
-            values, scale = quantize_tokens(x.view(-1, COLUMNS))
+        if name in QUANTIZE_TOKENS:
+            values, scale = QUANTIZE_TOKENS[name](x.view(-1, COLUMNS))
             x = (values * scale).view(shape)
-        expected = F.linear(x, weight, linear.bias)
+        # In float64, so that one side alone is rounded.
+        parts = (each.double() for each in (x, weight, linear.bias))
+        expected = F.linear(*parts).float()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -210,6 +217,7 @@ def test_hqq_is_no_worse_by_its_own_measure_where_the_zero_is_whole() -> None:
         ("int4wo-64", 2.0),
         ("int4wo-32-hqq", 0.7),
         ("int4wo-64-hqq", 0.7),
+        ("float8wo", 2.0),
     ],
 )
 def test_a_weight_is_no_further_than_in_torchaos_twin(
@@ -254,6 +262,8 @@ def test_torchaos_quantize_refuses_what_does_not_fit() -> None:
         UintxWeightConfig(bits=9)
     with pytest.raises(SpecError, match="layout: 'dense' is not allowed; allowed: le"):
         UintxWeightConfig(layout="dense")
+    with pytest.raises(SpecError, match=r"granularity: 'group' .* row, tensor"):
+        Float8DynamicConfig(granularity="group")
 
 
 def bytes_on_meta(model: str, config: AOBaseConfig) -> int:

@@ -33,6 +33,7 @@ INT4 = ("int4wo-32", "int4wo-64", "int4wo-32-hqq", "int4wo-64-hqq")
 SCHEMES = ("int8wo", "int8dq", "float8wo", *INT4)
 NATIVE = (
     *("int8wo", "int8dq", *INT4, "fp6", "sparse-marlin"),
+    *("float8wo", "float8dq-row", "float8dq-tensor"),
     *("uintx-4-64", "uintx-3-4", "uintx-2-8-hqq"),
 )
 BOTH = [

@@ -78,6 +78,22 @@ def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
     assert {"reference", "cpu"} <= set(rows.set_names())
 
 
+def test_every_row_of_torchao_has_a_native_twin() -> None:
+    both = rows.load_set("torchao")
+    native = {
+        (row.model, row.quantization, row.dtype, row.compile)
+        for row in (*both, *rows.load_set("reference"))
+        if row.kernels == "native"
+    }
+    twins = {
+        (row.model, row.quantization, row.dtype, row.compile)
+        for row in both
+        if row.kernels == "torchao"
+    }
+    assert twins
+    assert twins <= native
+
+
 def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
     listed = rows.load_set("cpu")
     assert all(row.device == "cpu" for row in listed)

@@ -99,7 +99,9 @@ def test_torchaos_tensors_are_loaded_in_their_own_dtype_alone(
     )
 
 
-@pytest.mark.parametrize("scheme", ["int8wo", "int4wo-64", "uintx-3-4", "fp6"])
+@pytest.mark.parametrize(
+    "scheme", ["int8wo", "int4wo-64", "uintx-3-4", "fp6", "float8dq-tensor"]
+)
 def test_native_weights_are_loaded_in_any_dtype(scheme: str, tmp_path: Path) -> None:
     model = quantized(scheme)
     folder = save_model(model, tmp_path / "saved")

@@ -16,7 +16,9 @@ from llama_perf.model_size import has_reference_layout, native_model_bytes
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32", "uintx-3-4", "fp6"])
+@pytest.mark.parametrize(
+    "scheme", [None, "int8wo", "int4wo-32", "uintx-3-4", "fp6", "float8dq-tensor"]
+)
 def test_a_size_is_that_of_the_model_itself(scheme: str | None, tied: bool) -> None:
     config = replace(SMALL, n_layers=4, tied_embeddings=tied)
     model = small(config)

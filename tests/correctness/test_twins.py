@@ -24,3 +24,6 @@ def test_what_is_further_at_most_positions_is_told_from_chance() -> None:
     assert compare_twins(hard * 1.1, hard + noise * 0.1).further
     assert not compare_twins(hard, hard * 1.1 + noise * 0.1).further
     assert not compare_twins(hard + noise - noise.mean(), hard).further
+    # Where both hold the same weights nothing but rounding differs.
+    assert compare_twins(hard, hard).errors == 0
+    assert not compare_twins(hard + 1e-7 + noise * 1e-7, hard).further
