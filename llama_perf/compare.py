@@ -1,12 +1,15 @@
 """Measurement x baseline -> Comparison.
 
-A plain threshold for each metric. What is absent or does not compare is never a
-pass: it fails unless the caller allowed a missing baseline by name.
+Speed is judged by how far the baseline's processes lie apart, in two steps: one process
+makes a row suspicious, fresh ones decide. A baseline of too few processes and the other
+metrics have plain limits. What is absent, undecided or does not compare is never a
+pass: it fails unless the caller allowed it by name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from llama_perf.records import (
     Baseline,
@@ -19,14 +22,25 @@ from llama_perf.records import (
     Status,
     Verdict,
 )
-from llama_perf.stats import change
+from llama_perf.speed import StoredSpeed, stored_speeds
+from llama_perf.stats import (
+    THRESHOLDS,
+    as_share,
+    change,
+    confirm_limit,
+    gain_limit,
+    geometric_mean,
+    log_loss,
+    screen_limit,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """Changes, as shares, from which on a metric counts as worse.
 
-    `tok_s` is a loss of speed; the others are growths. A growth of the peak by no
+    `tok_s` is a loss of speed, for a baseline of too few processes; the others are
+    growths. A growth of the peak by no
     more than `peak_memory_bytes` does not count either: the noise of a resident set
     is absolute.
     """
@@ -56,8 +70,14 @@ def compare(
     *,
     same_device: bool = True,
     missing_fails: bool = True,
+    undecided_fails: bool = True,
+    fresh: Sequence[RowResult] | None = None,
 ) -> Comparison:
-    """The verdict on one row, against the row of the same id in `baseline`."""
+    """The verdict on one row, against the row of the same id in `baseline`.
+
+    `fresh` are results of the row in fresh processes, None where none were run: a row
+    whose `result` is suspicious is then UNDECIDED.
+    """
     stored = _stored(result.id, baseline)
     if result.status is Status.NOT_RUN:
         known = stored is not None
@@ -83,7 +103,11 @@ def compare(
         )
     if (other := _incomparable(result, stored, same_device=same_device)) is not None:
         return _verdict(result, Verdict.INCOMPARABLE, other, failed=True)
-    return _judge(result, stored)
+    speed = stored_speeds(baseline).get(result.id)
+    judged = _judge(result, stored, _judge_speed(result, stored, speed, fresh))
+    if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
+        judged = replace(judged, failed=False)
+    return judged
 
 
 def not_compared(result: RowResult) -> Comparison:
@@ -115,25 +139,105 @@ def _incomparable(
     return None
 
 
-def _judge(result: RowResult, stored: BaselineRow) -> Comparison:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Speed:
+    """What is to be said of a row's tok/s; `told` follows its figures."""
+
+    change: MetricChange
+    faster: bool
+    told: str = ""
+    suspicious: bool = False
+    undecided: bool = False
+    minimum_detectable: float | None = None
+
+    @property
+    def reason(self) -> str:
+        return describe(self.change) + self.told
+
+
+def _judge_speed(
+    result: RowResult,
+    stored: BaselineRow,
+    speed: StoredSpeed | None,
+    fresh: Sequence[RowResult] | None,
+) -> _Speed:
     assert result.measurement is not None, "only a measured row is judged"
-    limits = LIMITS[result.row.device]
+    now = result.measurement.tok_s
+    if speed is None:
+        limit = LIMITS[result.row.device].tok_s
+        moved = _moved("tok/s", stored.measurement.tok_s, now, limit, -1)
+        count = len(stored.processes or ()) or 1
+        told = (
+            f"; a plain limit: the baseline has {count} of the"
+            f" {THRESHOLDS.least_processes} processes that tell a loss from noise"
+        )
+        return _Speed(change=moved, faster=moved.change > limit, told=told)
+    limit = screen_limit(speed.spread, speed.processes)
+    loss = log_loss(now, speed.tok_s)
+    moved = replace(_moved("tok/s", speed.tok_s, now, as_share(limit), -1), worse=False)
+    found = _Speed(
+        change=moved,
+        faster=-loss > gain_limit(speed.spread, speed.processes),
+        suspicious=loss > limit,
+        minimum_detectable=speed.minimum_detectable,
+    )
+    return _confirmed(found, speed, fresh) if found.suspicious else found
+
+
+def _confirmed(
+    found: _Speed, speed: StoredSpeed, fresh: Sequence[RowResult] | None
+) -> _Speed:
+    """A suspicious speed after its fresh processes, where there are enough of them."""
+    if fresh is None:
+        told = "; suspicious, and fresh processes were not asked"
+        return replace(found, undecided=True, told=told)
+    rates = [each.measurement.tok_s for each in fresh if each.measurement is not None]
+    if len(rates) < THRESHOLDS.confirm_processes:
+        reason = next((each.told for each in fresh if each.measurement is None), "")
+        told = (
+            f"; suspicious, and {len(rates)} of {THRESHOLDS.confirm_processes} fresh"
+            f" processes came to an end{reason and ': '}{reason}"
+        )
+        return replace(found, undecided=True, told=told)
+    mean = geometric_mean(rates)
+    limit = confirm_limit(speed.spread, speed.processes)
+    slower = log_loss(mean, speed.tok_s) > limit
+    again = change(mean, speed.tok_s)
+    told = (
+        f"; {'confirmed' if slower else 'not confirmed'} by {len(rates)} fresh"
+        f" processes: {mean:.2f} ({again:+.1%}, limit {as_share(limit):.1%})"
+    )
+    return replace(found, told=told, change=replace(found.change, worse=slower))
+
+
+def _judge(result: RowResult, stored: BaselineRow, speed: _Speed) -> Comparison:
+    assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
-    changes = tuple(_changes(now, then, limits))
-    by_metric = {each.metric: each for each in changes}
-    speed = by_metric["tok/s"]
+    limits = LIMITS[result.row.device]
+    changes = (speed.change, *_changes(now, then, limits))
     others = _other_choices(now, then)
-    if worse := [each for each in changes if each.worse]:
-        verdict = Verdict.SLOWER if speed.worse else Verdict.LARGER
-        reason = "; ".join([*map(describe, worse), *others])
-        return _verdict(result, verdict, reason, failed=True, changes=changes)
-    for metric, sign, better in _BETTER:
-        moved = by_metric.get(metric)
-        if moved and moved.limit is not None and sign * moved.change > moved.limit:
-            reason = "; ".join([describe(moved), *others])
-            return _verdict(result, better, reason, failed=False, changes=changes)
-    reason = f"within its limits: {describe(speed)}"
-    return _verdict(result, Verdict.SAME, reason, failed=False, changes=changes)
+
+    def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
+        return replace(
+            _verdict(result, kind, "; ".join(reasons), failed=failed, changes=changes),
+            suspicious=speed.suspicious,
+            minimum_detectable=speed.minimum_detectable,
+        )
+
+    larger = [describe(each) for each in changes[1:] if each.worse]
+    if speed.change.worse:
+        return verdict(Verdict.SLOWER, speed.reason, *larger, *others, failed=True)
+    if larger:
+        doubt = [speed.reason] if speed.undecided else []
+        return verdict(Verdict.LARGER, *larger, *doubt, *others, failed=True)
+    if speed.undecided:
+        return verdict(Verdict.UNDECIDED, speed.reason, *others, failed=True)
+    if speed.faster:
+        return verdict(Verdict.FASTER, speed.reason, *others, failed=False)
+    for moved in changes[1:]:
+        if moved.limit is not None and -moved.change > moved.limit:
+            return verdict(Verdict.SMALLER, describe(moved), *others, failed=False)
+    return verdict(Verdict.SAME, f"within its limits: {speed.reason}", failed=False)
 
 
 def _other_choices(now: Measurement, then: Measurement) -> list[str]:
@@ -151,16 +255,9 @@ def _other_choices(now: Measurement, then: Measurement) -> list[str]:
     ]
 
 
-_BETTER = (
-    ("tok/s", 1, Verdict.FASTER),
-    ("peak memory", -1, Verdict.SMALLER),
-    ("model size", -1, Verdict.SMALLER),
-)
-
-
 def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[MetricChange]:
+    """All metrics but tok/s that both have."""
     rows: list[tuple[str, float | None, float | None, float | None, int]] = [
-        ("tok/s", then.tok_s, now.tok_s, limits.tok_s, -1),
         ("decode tok/s", then.decode_tok_s, now.decode_tok_s, None, -1),
         (
             "time to first token (s)",
@@ -184,22 +281,25 @@ def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[Metric
             1,
         ),
     ]
-    changes = []
-    for metric, before, current, limit, bad_sign in rows:
-        if before is None or before <= 0 or current is None:
-            continue
-        moved = change(current, before)
-        changes.append(
-            MetricChange(
-                metric=metric,
-                baseline=before,
-                current=current,
-                change=moved,
-                limit=limit,
-                worse=limit is not None and bad_sign * moved > limit,
-            )
-        )
-    return changes
+    return [
+        _moved(metric, before, current, limit, bad_sign)
+        for metric, before, current, limit, bad_sign in rows
+        if before is not None and before > 0 and current is not None
+    ]
+
+
+def _moved(
+    metric: str, before: float, current: float, limit: float | None, bad_sign: int
+) -> MetricChange:
+    moved = change(current, before)
+    return MetricChange(
+        metric=metric,
+        baseline=before,
+        current=current,
+        change=moved,
+        limit=limit,
+        worse=limit is not None and bad_sign * moved > limit,
+    )
 
 
 def describe(moved: MetricChange) -> str:

@@ -95,10 +95,15 @@ class LlamaPerfPlugin:
             environment=self._session.environment,
             selected=len(selected),
             known=self._all_rows(),
-            against=self.request.against(self._session.environment),
+            against=self.request.against(self._session.environment, self._confirm),
             baselines_folder=self._options.baselines,
             path=self._options.results,
         )
+
+    def _confirm(self, row: RowSpec) -> list[RowResult]:
+        from llama_perf.recording import confirmation
+
+        return confirmation(row, options=self._session.options, progress=self._write)
 
     # -- collection ---------------------------------------------------------------
 

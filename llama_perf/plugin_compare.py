@@ -9,6 +9,7 @@ means a run that `--benchmark-save` or `--benchmark-json` kept, or a baseline fi
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.plugin_options import PluginConfig
 from llama_perf.recorder import Against, advice, record_command
-from llama_perf.records import Baseline, Environment, Report
+from llama_perf.records import Baseline, Environment, Report, RowResult
+from llama_perf.spec import RowSpec
 
 SECTION = "llama_perf"
 _NODE = "tests/perf/test_rows.py::test_row"
@@ -104,7 +106,11 @@ class CompareRequest:
                 f" read in {self._config.option.benchmark_storage}"
             )
 
-    def against(self, environment: Environment) -> Against | None:
+    def against(
+        self,
+        environment: Environment,
+        confirm: Callable[[RowSpec], list[RowResult]],
+    ) -> Against | None:
         """What the rows are compared with, None where nothing was asked for."""
         if not self.asked:
             return None
@@ -117,6 +123,8 @@ class CompareRequest:
             baseline=self._loaded,
             source=self._source,
             missing_fails=self._options.on_missing_baseline == "fail",
+            undecided_fails=self._options.on_undecided == "fail",
+            confirm=confirm if self._options.confirm else None,
         )
 
     def saved(self, report: Report) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.run_options import Slowdown
 from llama_perf.writable import check_writable_anew
 
-ON_MISSING = ("fail", "report")
+ON_MISSING = ON_UNDECIDED = ("fail", "report")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,8 @@ class PluginConfig:
     globs: tuple[str, ...]
     checkpoints: Path | None
     on_missing_baseline: str
+    on_undecided: str
+    confirm: bool
     slowdowns: tuple[Slowdown, ...]
     results: Path
     markdown: Path | None
@@ -47,6 +49,8 @@ class PluginConfig:
             globs=tuple(config.getoption("llama_perf_row")),
             checkpoints=path("llama_perf_checkpoints"),
             on_missing_baseline=config.getoption("llama_perf_on_missing"),
+            on_undecided=config.getoption("llama_perf_on_undecided"),
+            confirm=config.getoption("llama_perf_confirm"),
             slowdowns=tuple(
                 Slowdown.parse(text) for text in config.getoption("llama_perf_slowdown")
             ),
@@ -101,6 +105,22 @@ def add_options(parser: pytest.Parser) -> None:
         default="fail",
         help="with --benchmark-compare, whether a row without a baseline fails"
         " (default) or is only reported",
+    )
+    group.addoption(
+        "--no-confirm",
+        dest="llama_perf_confirm",
+        action="store_false",
+        default=True,
+        help="with --benchmark-compare, run no fresh processes: a row that looks slower"
+        " is UNDECIDED",
+    )
+    group.addoption(
+        "--on-undecided",
+        dest="llama_perf_on_undecided",
+        choices=ON_UNDECIDED,
+        default="fail",
+        help="with --benchmark-compare, whether an UNDECIDED row fails (default) or is"
+        " only reported",
     )
     group.addoption(
         "--results",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +30,17 @@ from llama_perf.spec import RowSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Against:
-    """What a run is compared with; `baseline` is None where the device has none."""
+    """What a run is compared with; `baseline` is None where the device has none.
+
+    `confirm` runs a suspicious row in fresh processes; without it such a row stays
+    UNDECIDED.
+    """
 
     baseline: Baseline | None
     source: str | None
     missing_fails: bool
+    undecided_fails: bool = True
+    confirm: Callable[[RowSpec], list[RowResult]] | None = None
 
 
 class Recorder:
@@ -73,7 +79,7 @@ class Recorder:
             )
 
     def add(self, result: RowResult) -> Comparison:
-        """Judge a row and keep it."""
+        """Judge a row and keep it; one that is suspicious once more when confirmed."""
         comparison = self._judge(result)
         reference = dict(self.report.reference)
         if (then := self._reference.get(result.row.reference_key)) is not None:
@@ -88,11 +94,22 @@ class Recorder:
             comparisons=(*self.report.comparisons, comparison),
             reference=reference,
         )
-        if self._path is not None:
-            write_atomically(self._path, to_json(self.report))
+        self._write()
+        confirm = self._against.confirm if self._against is not None else None
+        if comparison.suspicious and confirm is not None:
+            comparison = self._judge(result, confirm(result.row))
+            before = self.report.comparisons[:-1]
+            self.report = replace(self.report, comparisons=(*before, comparison))
+            self._write()
         return comparison
 
-    def _judge(self, result: RowResult) -> Comparison:
+    def _write(self) -> None:
+        if self._path is not None:
+            write_atomically(self._path, to_json(self.report))
+
+    def _judge(
+        self, result: RowResult, fresh: Sequence[RowResult] | None = None
+    ) -> Comparison:
         against = self._against
         if against is None:
             return not_compared(result)
@@ -103,6 +120,8 @@ class Recorder:
             stored,
             same_device=stored is None or stored.environment.device_key == key,
             missing_fails=against.missing_fails,
+            undecided_fails=against.undecided_fails,
+            fresh=fresh,
         )
 
     @property

@@ -32,6 +32,7 @@ class Verdict(Enum):
     SMALLER = "SMALLER"
     SLOWER = "SLOWER"
     LARGER = "LARGER"
+    UNDECIDED = "UNDECIDED"
     NO_BASELINE = "NO_BASELINE"
     INCOMPARABLE = "INCOMPARABLE"
     INVALID = "INVALID"
@@ -168,7 +169,13 @@ class MetricChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The verdict on one row, with its reason in words."""
+    """The verdict on one row, with its reason in words.
+
+    `suspicious` says that its one process lost more speed than the screen allows,
+    whatever the fresh processes said then, and `minimum_detectable` is the loss, as a
+    share, that a run finds nine times in ten; None where the baseline has too few
+    processes to tell.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -177,14 +184,34 @@ class Comparison:
     reason: str
     failed: bool
     changes: tuple[MetricChange, ...] = ()
+    suspicious: bool = False
+    minimum_detectable: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessSamples:
+    """What one fresh process measured of a row, in short."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tok_s: float
+    peak_memory_bytes: int
+    sample_ns: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.tok_s <= 0:
+            raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineRow:
     """One row of a baseline; the fingerprint is that of the row as it was run.
 
-    `recorded` and `environment` are the baseline's own unless they are given: a row
-    that was kept while others were recorded anew.
+    `processes` are all that it was run in, in their order, where there were several;
+    `measurement` is then that of the process with the median speed, and
+    `between_process_deviation` the standard deviation of their logarithms. `recorded`
+    and `environment` are the baseline's own unless they are given: a row that was kept
+    while others were recorded anew.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -193,18 +220,23 @@ class BaselineRow:
     fingerprint: str
     row: RowSpec
     measurement: Measurement
+    between_process_deviation: float | None = None
+    processes: tuple[ProcessSamples, ...] | None = None
     recorded: str | None = None
     environment: Environment | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """What one device measured, kept in `baselines/<device key>/baseline.json`."""
+    """What one device measured, kept in `baselines/<device key>/baseline.json`.
+
+    Version 1 knew one process a row.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["llama-perf baseline"] = "llama-perf baseline"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     recorded: str
     note: str | None = None
     environment: Environment

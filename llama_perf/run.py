@@ -6,14 +6,14 @@ breaks, becomes a result with its reason and the next row runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import torch
 
 from llama_perf.bandwidth import measure_bandwidth
 from llama_perf.build import prepare
-from llama_perf.engine import compiler_settings
+from llama_perf.compiler import compiler_settings
 from llama_perf.environment import check_device, collect
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure import Progress, measure, without_kept
@@ -24,16 +24,25 @@ from llama_perf.spec import RowSpec
 
 
 class Session:
-    """One run on one machine: its environment, its bandwidth, its rows."""
+    """One run on one machine: its environment, its bandwidth, its rows.
 
-    def __init__(self, rows: Sequence[RowSpec], *, options: RunOptions) -> None:
+    `devices` are those of the whole run, where `rows` are only some of it.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[RowSpec],
+        *,
+        options: RunOptions,
+        devices: Iterable[str] | None = None,
+    ) -> None:
         self.rows = list(rows)
         self.options = options
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         # A CUDA row is refused on its own where there is no card; the run's
         # environment is then that of the machine it is on.
-        devices = {row.device for row in rows}
-        cuda = "cuda" in devices and torch.cuda.is_available()
+        wanted = {row.device for row in rows} if devices is None else set(devices)
+        cuda = "cuda" in wanted and torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
         # fp32 means fp32: TF32 would be another row's work under this row's name.
         torch.set_float32_matmul_precision("highest")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.autoquant.uses import Product
-from llama_perf.engine import compiler_settings
+from llama_perf.compiler import compiler_settings
 from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes

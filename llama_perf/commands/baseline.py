@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llama_perf import baseline as baselines
 from llama_perf.codec import from_json
-from llama_perf.commands.run import run_rows
+from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
     add_selection,
+    run_options,
     selected,
 )
-from llama_perf.errors import RecordError
-from llama_perf.records import Baseline, Report, RowResult, Status
+from llama_perf.errors import RecordError, SpecError
+from llama_perf.recording import (
+    check_processes,
+    default_processes,
+    in_fresh_processes,
+)
+from llama_perf.records import Baseline, Environment, Report, RowResult, Status
 from llama_perf.report.render import as_text
+from llama_perf.speed import describe_speeds
 from llama_perf.writable import check_folder
 
 HELP = "record this device's baseline, or show the stored ones"
@@ -36,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store the results of an earlier run instead of running",
     )
     record.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="run each row in N fresh processes (default: 10 on CUDA, 5 on CPU)",
+    )
+    record.add_argument(
         "--fresh",
         action="store_true",
         help="start the file anew instead of keeping the rows that were not run",
@@ -53,26 +68,78 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _record(arguments: argparse.Namespace) -> int:
     check_folder("baselines", arguments.baselines)
-    if arguments.source is not None:
-        report = read_report(arguments.source)
-    else:
-        report = run_rows(
-            selected(arguments), arguments, path=None, compare=False
-        ).report
-        print(as_text(report))
+    if arguments.fresh and arguments.row:
+        raise SpecError(
+            "fresh",
+            " ".join(arguments.row),
+            "some rows alone would replace the whole baseline; leave out --row or"
+            " --fresh",
+        )
+    environment, results = (
+        _run(arguments) if arguments.source is None else _earlier(arguments)
+    )
     path, baseline = baselines.record(
         arguments.baselines,
-        environment=report.environment,
-        results=report.results,
+        environment=environment,
+        results=results,
         fresh=arguments.fresh,
     )
-    measured = sum(result.measurement is not None for result in report.results)
-    print(f"recorded {measured} rows in {path}")
-    if not_run := len(report.results) - measured:
-        print(f"{not_run} rows were NOT_RUN, so nothing was recorded for them")
-    if kept := len(baseline.rows) - measured:
+    measured = {each.id for each in results if each.measurement is not None}
+    not_run = [each for each in results if each.status is Status.NOT_RUN]
+    new = replace(
+        baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
+    )
+    print(as_text(_as_report(new, not_run)))
+    for line in describe_speeds(new):
+        print(line)
+    print(f"recorded {len(measured)} rows in {path}")
+    if not_run:
+        print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
+    if kept := len(baseline.rows) - len(measured):
         print(f"{kept} rows of the file were kept as they were (--fresh drops them)")
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
+    """Every selected row in its processes; whatever goes wrong raises RecordError."""
+    rows, options = selected(arguments), run_options(arguments)
+    if options.slowdowns:
+        raise SpecError(
+            "inject-slowdown",
+            " ".join(arguments.inject_slowdown),
+            "a slowed row is no baseline; leave it out",
+        )
+    processes = arguments.processes
+    if processes is None:
+        processes = default_processes(rows)
+    check_processes(processes)
+    results: list[RowResult] = []
+    environment = None
+    for result, where in in_fresh_processes(
+        rows, processes=processes, options=options, progress=show_progress
+    ):
+        if environment is None and not arguments.fresh:
+            # A damaged file is to be told of before the other processes have run.
+            baselines.find(arguments.baselines, where.device_key)
+        environment = where
+        results.append(result)
+    assert environment is not None, "a selection has at least one row"
+    return environment, results
+
+
+def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
+    """The results of a run that ended; raises RecordError for one that did not."""
+    if arguments.processes is not None:
+        raise SpecError(
+            "processes", arguments.processes, "a run that is over has one; leave it out"
+        )
+    report = read_report(arguments.source)
+    if (missed := report.selected - len(report.results)) > 0:
+        raise RecordError(
+            f"{arguments.source}: that run stopped before {missed} of its"
+            f" {report.selected} rows; a part of a run is no baseline"
+        )
+    return report.environment, list(report.results)
 
 
 def read_report(path: Path) -> Report:
@@ -99,20 +166,24 @@ def _show(arguments: argparse.Namespace) -> int:
         if baseline.note:
             print(baseline.note)
         print(as_text(_as_report(baseline)))
+        print("".join(f"{line}\n" for line in describe_speeds(baseline)))
     return 0
 
 
-def _as_report(baseline: Baseline) -> Report:
+def _as_report(baseline: Baseline, others: Sequence[RowResult] = ()) -> Report:
     return Report(
         started=baseline.recorded,
         environment=baseline.environment,
-        results=tuple(
-            RowResult(
-                id=row.id,
-                row=row.row,
-                status=Status.MEASURED,
-                measurement=row.measurement,
-            )
-            for row in baseline.rows
+        results=(
+            *(
+                RowResult(
+                    id=row.id,
+                    row=row.row,
+                    status=Status.MEASURED,
+                    measurement=row.measurement,
+                )
+                for row in baseline.rows
+            ),
+            *others,
         ),
     )

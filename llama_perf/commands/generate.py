@@ -244,7 +244,7 @@ def _measure(
 ) -> tuple[Prepared, Measurement, list[Sample]]:
     from llama_perf.build import prepare
     from llama_perf.commands.profiling import memory_profile, profile
-    from llama_perf.engine import compiler_settings
+    from llama_perf.compiler import compiler_settings
     from llama_perf.environment import check_device
     from llama_perf.measure import measure
     from llama_perf.memory import MemoryMeter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,14 @@ from llama_perf.commands.selection import (
     set_name,
 )
 from llama_perf.recorder import Against, Recorder, advice, record_command
+from llama_perf.recording import confirmation
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import check_slowdowns
 from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
+    from llama_perf.run import Session
     from llama_perf.spec import RowSpec
 
 HELP = "run rows and print the table"
@@ -46,7 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="compare with this device's baseline; a missing one fails",
+        help="compare with this device's baseline; a missing one fails, and a row that"
+        " looks slower runs in fresh processes first",
+    )
+    parser.add_argument(
+        "--no-confirm",
+        dest="confirm",
+        action="store_false",
+        help="with --compare, run no fresh processes: a row that looks slower is"
+        " UNDECIDED",
+    )
+    parser.add_argument(
+        "--on-undecided",
+        choices=("fail", "report"),
+        default="fail",
+        help="with --compare, whether an UNDECIDED row fails (default) or is only"
+        " reported",
     )
 
 
@@ -92,24 +110,30 @@ def run_rows(
         known=row_sets.load(
             set_name=set_name(arguments), file=arguments.rows, globs=()
         ),
-        against=_against(arguments.baselines, session.environment.device_key)
-        if compare
-        else None,
+        against=_against(session, arguments) if compare else None,
         baselines_folder=arguments.baselines,
         path=path,
     )
     for number, row in enumerate(rows, start=1):
-        _progress(f"[{number}/{len(rows)}] {row.id}: ")
-        result = session.run_row(row, progress=lambda text: _progress(f"{text}, "))
+        show_progress(f"[{number}/{len(rows)}] {row.id}: ")
+        result = session.run_row(row, progress=lambda text: show_progress(f"{text}, "))
         recorder.add(result)
-        _progress(f"{result.told}\n")
+        show_progress(f"{result.told}\n")
     return recorder
 
 
-def _against(folder: Path, device_key: str) -> Against:
-    found = baselines.find(folder, device_key)
+def _against(session: Session, arguments: argparse.Namespace) -> Against:
+    found = baselines.find(arguments.baselines, session.environment.device_key)
     source, baseline = (str(found[0]), found[1]) if found else (None, None)
-    return Against(baseline=baseline, source=source, missing_fails=True)
+    return Against(
+        baseline=baseline,
+        source=source,
+        missing_fails=True,
+        undecided_fails=arguments.on_undecided == "fail",
+        confirm=partial(confirmation, options=session.options, progress=show_progress)
+        if arguments.confirm
+        else None,
+    )
 
 
 def _advice(report: Report, arguments: argparse.Namespace) -> list[str]:
@@ -131,5 +155,6 @@ def one_line(document: str) -> str:
     return json.dumps(json.loads(document))
 
 
-def _progress(text: str) -> None:
+def show_progress(text: str) -> None:
+    """What a run is doing, on stderr."""
     print(text, end="", file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ _COLUMNS = (
     "model GB",
     "verdict",
 )
+_LEAST_AT = 3
 _REFERENCE_COLUMNS = ("A100 tok/s", "A100 %", "A100 peak GB")
 
 
@@ -38,18 +39,28 @@ class Table:
 
 
 def build_table(report: Report) -> Table:
-    """The table of a report; the A100's columns stand where a row is in its table."""
+    """The table of a report.
+
+    The A100's columns stand where a row is in its table, and the least loss of speed
+    that is found where a row's baseline has the processes to tell.
+    """
     names, common = short_names([result.id for result in report.results])
     with_reference = bool(report.reference)
+    with_least = any(each.minimum_detectable for each in report.comparisons)
     rows = []
     for name, result in zip(names, report.results, strict=True):
         comparison = comparison_of(report, result.id)
         cells = [name, *_measured(result.measurement, comparison)]
+        if with_least:
+            cells.insert(_LEAST_AT, _least(comparison))
         cells.append(comparison.verdict.value if comparison else result.status.value)
         if with_reference:
             cells += _reference(report.reference.get(result.id))
         rows.append(tuple(cells))
-    headers = _COLUMNS + (_REFERENCE_COLUMNS if with_reference else ())
+    columns = list(_COLUMNS)
+    if with_least:
+        columns.insert(_LEAST_AT, "finds")
+    headers = (*columns, *(_REFERENCE_COLUMNS if with_reference else ()))
     return Table(caption=common, headers=headers, rows=tuple(rows))
 
 
@@ -120,6 +131,11 @@ def _change(comparison: Comparison | None, metric: str) -> str:
     return NOTHING if moved is None else f"{moved.change:+.1%}"
 
 
+def _least(comparison: Comparison | None) -> str:
+    least = None if comparison is None else comparison.minimum_detectable
+    return NOTHING if least is None else f"{least:.1%}"
+
+
 def reasons(report: Report) -> list[tuple[str, str, str]]:
     """(id, verdict, reason) of every row that has more to say than its figures."""
     quiet = {"SAME", "NOT_COMPARED", "NO_BASELINE"}
@@ -128,7 +144,8 @@ def reasons(report: Report) -> list[tuple[str, str, str]]:
         comparison = comparison_of(report, result.id)
         verdict = comparison.verdict.value if comparison else result.status.value
         reason = comparison.reason if comparison else result.reason
-        if verdict not in quiet and reason:
+        suspicious = comparison is not None and comparison.suspicious
+        if reason and (suspicious or verdict not in quiet):
             told.append((result.id, verdict, reason))
     return told
 

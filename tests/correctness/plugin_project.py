@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
 from llama_perf import baseline as baselines
-from llama_perf import run
+from llama_perf import run, worker
 from llama_perf.codec import from_json, to_json
 from llama_perf.records import Baseline, Report
 from llama_perf.run_options import RunOptions
@@ -55,16 +56,28 @@ def import_all() -> None:
         assert result.measurement is not None, result.reason
 
 
+def in_this_process(
+    row: RowSpec, *, options: RunOptions, devices: Iterable[str]
+) -> worker.WorkerResult:
+    """What a worker does, without its process."""
+    session = run.Session([row], options=options, devices=devices)
+    return worker.WorkerResult(
+        result=session.run_row(row), environment=session.environment
+    )
+
+
 class Project:
     """A rootdir with the suite's own test, settings and conftest, and tiny rows.
 
-    The bandwidth is made up: measuring it would take most of a run's time.
+    The bandwidth is made up, and a row's process is this one: measuring the one and
+    starting the other would take most of a run's time.
     """
 
     def __init__(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(run, "measure_bandwidth", lambda _device: 20.0)
+        monkeypatch.setattr(worker, "run_in_process", in_this_process)
         self.pytester = pytester
         self.path = pytester.path
         for folder in ("perf", "correctness"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,11 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
+# What the reason of a row says whose baseline holds one process.
+PLAIN_LIMIT = (
+    "; a plain limit: the baseline has 1 of the 3 processes that tell a loss from noise"
+)
+
 
 def chosen(name: str, *, columns: int = 64, reused: bool = False) -> LinearChoice:
     """What autoquant chose for weights of 128 rows."""
@@ -86,5 +92,17 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
             baseline_row(each.row, each.measurement)
             for each in results
             if each.measurement is not None
+        ),
+    )
+
+
+def baseline_of_processes(speeds: dict[RowSpec, Sequence[float]]) -> Baseline:
+    """A baseline of these tok/s, one for each process of a row."""
+    return Baseline(
+        recorded="2026-01-02T03:04:05+00:00",
+        environment=ENVIRONMENT,
+        rows=tuple(
+            baseline_row(row, *(replace(MEASUREMENT, tok_s=each) for each in tok_s))
+            for row, tok_s in speeds.items()
         ),
     )

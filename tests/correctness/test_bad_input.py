@@ -79,7 +79,7 @@ def test_a_wrong_option_of_generate(
         ("--checkpoint_path no/folder", "checkpoint: 'no/folder': no such file or fol"),
         ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
         ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
-        ("--cache_size 1000000000000", "it needs at least 1"),
+        ("--cache_size 1000000000000", "it needs 13824000.1 GB, of it 13824000.0 GB"),
     ],
 )
 def test_what_cannot_be_built(
@@ -205,7 +205,7 @@ def test_rows_that_are_not_there(
     assert told.endswith("none.toml' cannot be read: No such file or directory")
     assert "Is a directory" in refusal(capsys, *words, "--rows", str(tmp_path))
     told = refusal(capsys, *words, "--set", "all")
-    allowed = "cpu, cuda-check, reference, torchao"
+    allowed = "batch, cpu, cpu-long, cuda-check, filled, prefill, reference, torchao"
     assert told == f"set: 'all' is not allowed; allowed: {allowed}"
     told = refusal(capsys, *words, "--set", "cpu", "--row", "*int3*")
     assert told.startswith("row: '*int3*' is not allowed; no id matches")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -75,7 +77,7 @@ def set_field(document: Any, dotted: str, value: object) -> None:
         ("rows.0.measurement.sample_ns", [1, "2"], "sample_ns.1: "),
         ("rows.0.row.quantization", "int5wo", "quantization: 'int5wo' is not allowed"),
         ("environment.torch", 2.13, "environment.torch: "),
-        ("schema_version", 2, "schema_version: "),
+        ("schema_version", 3, "schema_version: "),
         ("kind", "a poem", "kind: "),
         ("rows", {}, "rows: "),
     ],
@@ -108,6 +110,78 @@ def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(to_json(baseline_of(measured(), measured())), encoding="utf-8")
     assert f"rows.1.id: {CPU_ROW.id!r} stands twice" in refusal(path)
+
+
+SEVERAL = [measured(tok_s=each) for each in (100.0, 104.0, 102.0)]
+
+
+def test_a_row_of_several_processes_keeps_them_in_short(tmp_path: Path) -> None:
+    path, baseline = baselines.record(
+        tmp_path, environment=ENVIRONMENT, results=[*SEVERAL, measured(OTHER)]
+    )
+    assert baselines.read(path) == baseline
+    several, single = baseline.rows
+    assert several.processes is not None
+    assert [each.tok_s for each in several.processes] == [100.0, 104.0, 102.0]
+    assert several.measurement.tok_s == 102.0
+    logs = [math.log(each) for each in (100.0, 104.0, 102.0)]
+    assert several.between_process_deviation == pytest.approx(stdev(logs))
+    assert (single.processes, single.between_process_deviation) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("between_process_deviation", 0.5, "rows.0.between_process_deviation: 0.5 is"),
+        ("between_process_deviation", None, "between_process_deviation: None is not"),
+        ("processes", None, "its 1 processes have None"),
+        ("processes", [], "rows.0.processes: 0 of them; allowed: at least 2"),
+        ("processes.1.tok_s", "fast", "rows.0.processes.1.tok_s: "),
+        ("processes.1.tok_s", 0.0, "rows.0.processes.1: tok_s: 0.0 is not allowed"),
+        ("processes.1.tok_s", 99.0, "rows.0.between_process_deviation: "),
+        ("processes.2.sample_ns", [1, None], "rows.0.processes.2.sample_ns.1: "),
+        ("processes.2.surprise", 1, "rows.0.processes.2.surprise: unknown field"),
+    ],
+)
+def test_a_wrong_process_is_named(
+    tmp_path: Path, field: str, value: object, told: str
+) -> None:
+    path, _ = baselines.record(tmp_path, environment=ENVIRONMENT, results=SEVERAL)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    set_field(document, f"rows.0.{field}", value)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert told in refusal(path)
+
+
+def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
+    text = stored.read_text(encoding="utf-8")
+    stored.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    old = baselines.read(stored)
+    assert old.schema_version == 1
+    _, merged = baselines.record(
+        stored.parents[1], environment=ENVIRONMENT, results=[measured(OTHER)]
+    )
+    assert merged.schema_version == 2
+    assert merged.rows[1].measurement == old.rows[0].measurement
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        (
+            [measured(), unmeasured(Status.NOT_RUN, "no memory"), measured()],
+            "measured in 2 of 3 processes: no memory",
+        ),
+        ([measured(), measured(weights="gguf:a")], "other weights: gguf:a, synthetic"),
+        ([measured(), unmeasured(Status.INVALID, "it broke")], "it broke"),
+    ],
+)
+def test_a_row_that_some_processes_lack_is_no_baseline(
+    tmp_path: Path, results: list[Any], told: str
+) -> None:
+    with pytest.raises(RecordError, match=told):
+        baselines.record(tmp_path, environment=ENVIRONMENT, results=results)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_rows_are_run_recorded_and_shown(
     assert f"recorded 2 rows in {path}\n1 rows were NOT_RUN, so nothing" in told
     stored = baselines.read(path)
     assert [row.id for row in stored.rows] == [PLAIN, INT8]
+    for row in stored.rows:
+        assert row.processes is not None
+        assert len(row.processes) == 5
+        assert all(len(each.sample_ns) == 2 for each in row.processes)
+        speeds = sorted(each.tok_s for each in row.processes)
+        assert row.measurement.tok_s == speeds[2]
+        assert f"\n{row.id}: 5 processes, " in told
 
     assert main(show(folder)) == 0
     told = capsys.readouterr().out

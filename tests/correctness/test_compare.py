@@ -10,6 +10,7 @@ from record_samples import (
     CUDA_ROW,
     ENVIRONMENT,
     MEASUREMENT,
+    PLAIN_LIMIT,
     baseline_of,
     chosen,
     measured,
@@ -38,7 +39,8 @@ def test_a_loss_of_speed_beyond_the_limit_is_slower(row: RowSpec, share: float) 
 def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
     comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
     assert comparison.id == CPU_ROW.id
-    assert comparison.reason == "tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
+    told = "tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
+    assert comparison.reason == told + PLAIN_LIMIT
 
 
 def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
@@ -50,7 +52,7 @@ def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
         now = (chosen("none"), chosen("none", columns=96))
         comparison = compare(measured(tok_s=tok_s, autoquant=now), before)
         assert comparison.verdict is verdict
-        assert comparison.reason.endswith(f"%); {told}")
+        assert comparison.reason.endswith(f"%){PLAIN_LIMIT}; {told}")
         same = (chosen("int8wo"),)
         comparison = compare(measured(tok_s=tok_s, autoquant=same), before)
         assert "autoquant" not in comparison.reason

@@ -21,7 +21,8 @@ from weights_samples import all_weights, write_json
 
 from llama_perf.bandwidth import measure_bandwidth
 from llama_perf.build import build_model, quantize_model
-from llama_perf.engine import Engine, compiler_settings
+from llama_perf.compiler import compiler_settings
+from llama_perf.engine import Engine
 from llama_perf.environment import collect
 from llama_perf.memory import MemoryMeter
 from llama_perf.model.config import ModelConfig

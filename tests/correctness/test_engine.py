@@ -13,7 +13,8 @@ from weights_samples import TINY, tiny_weights
 from llama_perf import generate
 from llama_perf.build import build_model, quantize_model
 from llama_perf.closeness import closeness
-from llama_perf.engine import Engine, compiler_settings
+from llama_perf.compiler import compiler_settings
+from llama_perf.engine import Engine
 from llama_perf.errors import UserError
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.upstream import broken_upstream

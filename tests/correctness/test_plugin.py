@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from plugin_project import FP6, INT8, PLAIN, ROWS, Project
+from record_samples import PLAIN_LIMIT
 
 from llama_perf import baseline as baselines
 from llama_perf.errors import RecordError
@@ -75,6 +76,7 @@ def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=2, skipped=1)
     told = f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> * (-100.0%, limit 25.0%)"
+    told += PLAIN_LIMIT
     result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", told])
     result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
     failures = ElementTree.parse(junit).getroot().iter("failure")
@@ -127,7 +129,10 @@ def test_the_slowdown_switch_makes_its_row_fail_and_no_other(project: Project) -
     assert verdicts(project)[INT8] is Verdict.SLOWER
     assert verdicts(project)[PLAIN] is not Verdict.SLOWER
     result.stdout.fnmatch_lines(
-        [f"SLOWER {INT8}: tok/s * (-*%, limit 25.0%)", f"injected slowdown*{INT8}"]
+        [
+            f"SLOWER {INT8}: tok/s * (-*%, limit 25.0%){PLAIN_LIMIT}",
+            f"injected slowdown*{INT8}",
+        ]
     )
     with pytest.raises(RecordError, match="injected slowdown"):
         project.record()

@@ -79,7 +79,7 @@ def test_a_wrong_option_is_one_line(
 
 def test_an_unknown_set(project: Project) -> None:
     result = project.pytester.runpytest_inprocess("tests/perf", "--set=gpu")
-    assert told(result).startswith("set: 'gpu' is not allowed; allowed: cpu, ")
+    assert told(result).startswith("set: 'gpu' is not allowed; allowed: batch, cpu, ")
 
 
 def test_a_damaged_baseline_is_named_before_anything_runs(project: Project) -> None:

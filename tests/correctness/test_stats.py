@@ -1,10 +1,29 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.stats import change, median_rate, median_seconds
+from llama_perf.spread import Spread
+from llama_perf.stats import (
+    THRESHOLDS,
+    as_share,
+    change,
+    confirm_limit,
+    confirm_pairs_limit,
+    detection_chance,
+    gain_limit,
+    geometric_mean,
+    log_loss,
+    median_rate,
+    median_seconds,
+    minimum_detectable,
+    screen_limit,
+)
 
 DURATIONS = st.lists(st.integers(1, 10**13), min_size=1, max_size=20)
 
@@ -39,3 +58,85 @@ def test_a_change_leads_from_the_baseline_to_the_current_value(
     # 1 + (-1 + little) has lost what is small beside 1.
     assert found == pytest.approx(current, rel=1e-9, abs=1e-12 * baseline)
     assert (change(current, baseline) > 0) == (current > baseline)
+
+
+SPREAD = st.builds(Spread, deviation=st.floats(1e-5, 0.2), degrees=st.floats(2, 200))
+PROCESSES = st.integers(3, 40)
+KNOWN = Spread(deviation=0.01, degrees=math.inf)
+
+
+def test_the_limits_of_a_known_deviation_are_the_stated_multiples() -> None:
+    assert screen_limit(KNOWN, 10) == pytest.approx(0.025 * math.sqrt(1.1))
+    assert confirm_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(0.3))
+    assert confirm_pairs_limit(KNOWN) == pytest.approx(0.033 * math.sqrt(0.4))
+    assert gain_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(1.1))
+
+
+def test_no_loss_of_a_percent_counts_however_small_the_deviation() -> None:
+    still = Spread(deviation=1e-6, degrees=math.inf)
+    limits = [
+        screen_limit(still, 10),
+        confirm_limit(still, 10),
+        confirm_pairs_limit(still),
+        gain_limit(still, 10),
+    ]
+    assert [as_share(each) for each in limits] == pytest.approx([0.01] * 4)
+    assert minimum_detectable(still, 10) == pytest.approx(0.01, rel=1e-3)
+
+
+@given(SPREAD, PROCESSES)
+def test_limits_widen_with_the_deviation_and_with_fewer_processes(
+    spread: Spread, processes: int
+) -> None:
+    wider = replace(spread, deviation=spread.deviation * 2)
+    for limit in (screen_limit, confirm_limit, gain_limit):
+        assert limit(wider, processes) >= limit(spread, processes)
+        assert limit(spread, processes) >= limit(spread, processes + 1)
+        better_known = replace(spread, degrees=spread.degrees * 2)
+        assert limit(spread, processes) >= limit(better_known, processes)
+
+
+@given(SPREAD, PROCESSES)
+def test_the_minimum_detectable_effect_is_found_at_its_power(
+    spread: Spread, processes: int
+) -> None:
+    share = minimum_detectable(spread, processes)
+    loss = -math.log1p(-share) if share < 1 - 1e-9 else None
+    assert as_share(screen_limit(spread, processes)) < share <= 1
+    if loss is not None:
+        chance = detection_chance(loss, spread, processes)
+        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-3)
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
+def test_a_log_loss_is_the_share_that_was_lost(current: float, then: float) -> None:
+    loss = log_loss(current, then)
+    assert as_share(loss) == pytest.approx(-change(current, then), rel=1e-6, abs=1e-9)
+    assert loss == -log_loss(then, current)
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20), st.floats(0.1, 10))
+def test_a_geometric_mean_scales_and_lies_within(
+    rates: list[float], factor: float
+) -> None:
+    found = geometric_mean(rates)
+    assert min(rates) * (1 - 1e-9) <= found <= max(rates) * (1 + 1e-9)
+    scaled = geometric_mean([each * factor for each in rates])
+    assert scaled == pytest.approx(found * factor)
+
+
+def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:
+    # One standard normal for the stored mean, the other steps independent given it.
+    normal = NormalDist()
+    alone = normal.cdf(-THRESHOLDS.screen) * normal.cdf(-THRESHOLDS.confirm_pairs)
+    fresh = 1 / THRESHOLDS.confirm_processes
+    for processes in (5, 10, 20):
+        stored = 1 / processes
+        both = 0.0
+        steps = 4000
+        for step in range(steps):
+            lucky = normal.inv_cdf((step + 0.5) / steps) * math.sqrt(stored)
+            screen = THRESHOLDS.screen * math.sqrt(1 + stored) - lucky
+            confirm = THRESHOLDS.confirm * math.sqrt(fresh + stored) - lucky
+            both += normal.cdf(-screen) * normal.cdf(-confirm / math.sqrt(fresh))
+        assert both / steps < alone, processes
