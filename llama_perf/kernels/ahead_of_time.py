@@ -27,6 +27,7 @@ from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_
 from llama_perf.kernels.triton_products import (
     FEW,
     Launch,
+    codes_launch,
     few_launch,
     many_launch,
     sparse_launch,
@@ -163,8 +164,7 @@ def _launch(
         return many_tokens_int8, launch, {"K": columns}, pointers
     if variant.sparse:
         return _sparse_launch(tokens, rows, columns)
-    choose = few_launch if few else many_launch
-    launch = choose(tokens, rows, columns)
+    launch = codes_launch(tokens, rows, columns, decode=variant.decode)
     constants: dict[str, Any] = {
         "K": columns,
         "WORDS": words(variant.bits, columns),

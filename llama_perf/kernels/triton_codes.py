@@ -94,7 +94,7 @@ def values(pair, DECODE: tl.constexpr):
         high = half_to_float(word, True) * 4096.0
     elif DECODE == FLOAT8:
         # 0bSEEEEMMM to float16: S to bit 15, EEEEMMM to bits 13 to 7.
-        word = ((pair & 0x007F007F) << 7) | ((pair & 0x00800080) << 8)
+        word = (pair + (pair & 0x00800080)) << 7
         low, high = half_to_float(word, False), half_to_float(word, True)
     elif DECODE == INT8:
         # The upper bit flipped, a two's complement code is the value plus 128.

@@ -62,6 +62,15 @@ def few_launch(tokens: int, rows: int, columns: int, *, most_u: int = 128) -> La
     )
 
 
+def codes_launch(tokens: int, rows: int, columns: int, *, decode: int) -> Launch:
+    """Of the kernels of `triton_weight_only`, for codes that are decoded so."""
+    if tokens > FEW:
+        return many_launch(tokens, rows, columns)
+    # Of several tokens and 128 units of float8 the sums spill registers on sm_90.
+    fewer = decode == FLOAT8.value and tokens > 1
+    return few_launch(max(tokens, 1), rows, columns, most_u=64 if fewer else 128)
+
+
 def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> Launch:
     """A tiled product on tensor cores."""
     block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
@@ -108,13 +117,12 @@ def _product(
     tokens, columns = x.shape
     x = x.contiguous()
     constants = {"K": columns, "WORDS": codes.shape[1], **format}
+    launch = codes_launch(tokens, rows, columns, decode=format["DECODE"])
     if tokens > FEW:
         out = x.new_empty((tokens, rows), dtype=dtype)
-        launch = many_launch(tokens, rows, columns)
         kernel = many_tokens
         constants["WIDE"] = INTERPRETED
     else:
-        launch = few_launch(max(tokens, 1), rows, columns)
         kernel = few_tokens
         partial = torch.float32 if launch.splits > 1 else dtype
         out = x.new_empty((launch.splits, tokens, rows), dtype=partial)
