@@ -12,12 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.int8_weight import BITS, decode, dequantized
-from llama_perf.kernels.packing import LANES, unpack
-from llama_perf.kernels.portable import fused_here, stretches, unit_sums
-
-# Products are at most 127 * 128 < 2**14, and float32 counts to 2**24 exactly.
-_EXACT_COLUMNS = 1024
+from llama_perf.kernels.int8_sums import int8_sums
+from llama_perf.kernels.int8_weight import BITS, dequantized
+from llama_perf.kernels.portable import fused_here, unit_sums
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,15 +86,7 @@ def int8_dynamic_op(
         x = x.as_strided(x.shape, (columns, 1)) if tokens == 1 else x.contiguous()
         exact = torch._int_mm(x, codes.t())
         return exact.to(torch.float32) * x_scale * scale.flatten()[:rows]
-    wide = x.float()
-    sums = x.new_zeros((tokens, len(codes) * LANES), dtype=torch.int32)
-    for blocks in stretches(codes, columns):
-        whole = decode(unpack(codes[blocks], BITS, columns))
-        flat = whole.permute(1, 0, 2).reshape(columns, -1)
-        target = sums[:, blocks.start * LANES : blocks.stop * LANES]
-        for start in range(0, columns, _EXACT_COLUMNS):
-            some = slice(start, start + _EXACT_COLUMNS)
-            target += (wide[:, some] @ flat[some]).to(torch.int32)
+    sums = int8_sums(x, codes, exact=True)
     return sums[:, :rows].to(torch.float32) * x_scale * scale.flatten()[:rows]
 
 

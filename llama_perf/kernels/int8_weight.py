@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import slotwise
+from llama_perf.kernels.int8_sums import int8_sums
 from llama_perf.kernels.packing import from_lanes, unpack
 from llama_perf.kernels.portable import fused_here, unit_sums
 
@@ -43,14 +43,7 @@ def int8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 @torch.library.custom_op("llama_perf::int8_weight", mutates_args=())
 def int8_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """The operator itself: any M, any device."""
-    tokens, columns = x.shape
-    arranged = slotwise.in_slots(x.float(), codes.shape[1], 4)
-    room = slotwise.room(codes, 4, columns)
-
-    def multiply(blocks: slice) -> Tensor:
-        return slotwise.product(arranged, slotwise.signed_values(codes[blocks], room))
-
-    sums = slotwise.by_blocks(tokens, codes, columns, multiply)
+    sums = int8_sums(x, codes)
     return (sums * scale.flatten())[:, :rows].to(x.dtype).contiguous()
 
 

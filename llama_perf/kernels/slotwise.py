@@ -35,10 +35,15 @@ def in_slots(x: Tensor, words: int, slots: int) -> Tensor:
 
 
 def by_blocks(
-    tokens: int, packed: Tensor, columns: int, multiply: Callable[[slice], Tensor]
+    tokens: int,
+    packed: Tensor,
+    columns: int,
+    multiply: Callable[[slice], Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(M, 16 * B), float32, from `multiply(blocks)`, which gives (b, M, 16) of them."""
-    out = packed.new_empty((tokens, len(packed), LANES), dtype=torch.float32)
+    """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which gives (b, M, 16)."""
+    out = packed.new_empty((tokens, len(packed), LANES), dtype=dtype)
     step = _at_a_time(columns)
     for start in range(0, len(packed), step):
         blocks = slice(start, start + step)

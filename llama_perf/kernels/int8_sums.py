@@ -1,0 +1,66 @@
+"""Sums of products with int8 codes in plain torch, without a compiler.
+
+Several tokens are multiplied slot by slot, as `slotwise` does. One or two are
+multiplied with all four bytes of a word, which become float32 in the order in which
+they lie, several times as fast as every fourth byte: of the four sums a lane has for
+each slot of the tokens one is meant, and the other three cost little.
+
+Legend: M tokens, K columns of the weight, B blocks of 16 rows, b those at a time, W
+words.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import slotwise
+from llama_perf.kernels.packing import LANES
+
+_SLOTS = 4
+_FEW_TOKENS = 2
+# Products are at most 127 * 128 < 2**14, and float32 counts to 2**24 exactly.
+_EXACT_TERMS = 1024
+
+
+def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
+    """`x` (M, K) times words of int8 codes (B, W, 16): float32 (M, 16 * B).
+
+    Of int8 `x` an `exact` sum is int32 and has no rounding.
+    """
+    tokens, columns = x.shape
+    words = codes.shape[1]
+    arranged = slotwise.in_slots(x.float(), words, _SLOTS)
+    room = slotwise.room(codes, _SLOTS, columns)
+    if tokens <= _FEW_TOKENS:
+        room = room.view(-1, words, LANES * _SLOTS)
+        by_slot = arranged.view(tokens * _SLOTS, words)
+
+        def multiply(blocks: slice) -> Tensor:
+            values = room[: len(codes[blocks])]
+            values.copy_(codes[blocks].view(torch.int8))
+            sums = _product(by_slot, values, exact=exact)
+            sums = sums.view(len(values), tokens, _SLOTS, LANES, _SLOTS)
+            return sums.diagonal(dim1=2, dim2=4).sum(-1, dtype=sums.dtype)
+
+    else:
+
+        def multiply(blocks: slice) -> Tensor:
+            values = slotwise.signed_values(codes[blocks], room)
+            return _product(arranged, values.flatten(1, 2), exact=exact)
+
+    dtype = torch.int32 if exact else torch.float32
+    return slotwise.by_blocks(tokens, codes, columns, multiply, dtype=dtype)
+
+
+def _product(x: Tensor, values: Tensor, *, exact: bool) -> Tensor:
+    """`x` (m, k) times `values` (b, k, n): (b, m, n), in int32 where `exact`."""
+    whole = x.expand(len(values), -1, -1)
+    if not exact:
+        return torch.bmm(whole, values)
+    shape = (len(values), len(x), values.shape[2])
+    total = values.new_zeros(shape, dtype=torch.int32)
+    for start in range(0, values.shape[1], _EXACT_TERMS):
+        some = slice(start, start + _EXACT_TERMS)
+        total += torch.bmm(whole[..., some], values[:, some]).to(torch.int32)
+    return total
