@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llama_perf.commands import baseline, doctor, generate, report, rows, run
+from llama_perf.commands import baseline, compare, doctor, generate, report, rows, run
 from llama_perf.errors import UserError
 
 COMMANDS = {
     "generate": generate,
     "rows": rows,
     "run": run,
+    "compare": compare,
     "baseline": baseline,
     "report": report,
     "doctor": doctor,

@@ -35,6 +35,11 @@ def to_json(record: Any) -> str:
     return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
 
+def to_line(record: Any) -> str:
+    """The same document on one line."""
+    return json.dumps(_sparse(record), default=_plain, allow_nan=False)
+
+
 _NUMBERS = re.compile(r"\[\s+(?:-?[\d.eE+-]+,?\s+)+\]")
 
 

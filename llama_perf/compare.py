@@ -9,8 +9,10 @@ pass: it fails unless the caller allowed it by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llama_perf.judge_speed import JudgedSpeed, judge_speed
+from llama_perf.limits import LIMITS, Limits, describe, moved_by
 from llama_perf.records import (
     Baseline,
     BaselineRow,
@@ -22,46 +24,7 @@ from llama_perf.records import (
     Status,
     Verdict,
 )
-from llama_perf.speed import StoredSpeed, stored_speeds
-from llama_perf.stats import (
-    THRESHOLDS,
-    as_share,
-    change,
-    confirm_limit,
-    gain_limit,
-    geometric_mean,
-    log_loss,
-    screen_limit,
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Changes, as shares, from which on a metric counts as worse.
-
-    `tok_s` is a loss of speed, for a baseline of too few processes; the others are
-    growths. A growth of the peak by no
-    more than `peak_memory_bytes` does not count either: the noise of a resident set
-    is absolute.
-    """
-
-    tok_s: float
-    peak_memory: float
-    peak_memory_bytes: int
-    model_size: float
-
-    def peak_memory_limit(self, baseline_bytes: int) -> float:
-        """The share from which on the peak counts as larger."""
-        return max(self.peak_memory, self.peak_memory_bytes / max(baseline_bytes, 1))
-
-
-# The CPU's are those of a shared machine: see docs/gate.md for what was seen there.
-LIMITS = {
-    "cuda": Limits(tok_s=0.05, peak_memory=0.02, peak_memory_bytes=0, model_size=0.001),
-    "cpu": Limits(
-        tok_s=0.25, peak_memory=0.10, peak_memory_bytes=32_000_000, model_size=0.001
-    ),
-}
+from llama_perf.speed import stored_speeds
 
 
 def compare(
@@ -104,7 +67,7 @@ def compare(
     if (other := _incomparable(result, stored, same_device=same_device)) is not None:
         return _verdict(result, Verdict.INCOMPARABLE, other, failed=True)
     speed = stored_speeds(baseline).get(result.id)
-    judged = _judge(result, stored, _judge_speed(result, stored, speed, fresh))
+    judged = judge(result, stored, judge_speed(result, stored, speed, fresh))
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         judged = replace(judged, failed=False)
     return judged
@@ -139,78 +102,8 @@ def _incomparable(
     return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Speed:
-    """What is to be said of a row's tok/s; `told` follows its figures."""
-
-    change: MetricChange
-    faster: bool
-    told: str = ""
-    suspicious: bool = False
-    undecided: bool = False
-    minimum_detectable: float | None = None
-
-    @property
-    def reason(self) -> str:
-        return describe(self.change) + self.told
-
-
-def _judge_speed(
-    result: RowResult,
-    stored: BaselineRow,
-    speed: StoredSpeed | None,
-    fresh: Sequence[RowResult] | None,
-) -> _Speed:
-    assert result.measurement is not None, "only a measured row is judged"
-    now = result.measurement.tok_s
-    if speed is None:
-        limit = LIMITS[result.row.device].tok_s
-        moved = _moved("tok/s", stored.measurement.tok_s, now, limit, -1)
-        count = len(stored.processes or ()) or 1
-        told = (
-            f"; a plain limit: the baseline has {count} of the"
-            f" {THRESHOLDS.least_processes} processes that tell a loss from noise"
-        )
-        return _Speed(change=moved, faster=moved.change > limit, told=told)
-    limit = screen_limit(speed.spread, speed.processes)
-    loss = log_loss(now, speed.tok_s)
-    moved = replace(_moved("tok/s", speed.tok_s, now, as_share(limit), -1), worse=False)
-    found = _Speed(
-        change=moved,
-        faster=-loss > gain_limit(speed.spread, speed.processes),
-        suspicious=loss > limit,
-        minimum_detectable=speed.minimum_detectable,
-    )
-    return _confirmed(found, speed, fresh) if found.suspicious else found
-
-
-def _confirmed(
-    found: _Speed, speed: StoredSpeed, fresh: Sequence[RowResult] | None
-) -> _Speed:
-    """A suspicious speed after its fresh processes, where there are enough of them."""
-    if fresh is None:
-        told = "; suspicious, and fresh processes were not asked"
-        return replace(found, undecided=True, told=told)
-    rates = [each.measurement.tok_s for each in fresh if each.measurement is not None]
-    if len(rates) < THRESHOLDS.confirm_processes:
-        reason = next((each.told for each in fresh if each.measurement is None), "")
-        told = (
-            f"; suspicious, and {len(rates)} of {THRESHOLDS.confirm_processes} fresh"
-            f" processes came to an end{reason and ': '}{reason}"
-        )
-        return replace(found, undecided=True, told=told)
-    mean = geometric_mean(rates)
-    limit = confirm_limit(speed.spread, speed.processes)
-    slower = log_loss(mean, speed.tok_s) > limit
-    again = change(mean, speed.tok_s)
-    told = (
-        f"; {'confirmed' if slower else 'not confirmed'} by {len(rates)} fresh"
-        f" processes: {mean:.2f} ({again:+.1%}, limit {as_share(limit):.1%})"
-    )
-    return replace(found, told=told, change=replace(found.change, worse=slower))
-
-
-def _judge(result: RowResult, stored: BaselineRow, speed: _Speed) -> Comparison:
+def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Comparison:
+    """The verdict on a measured row beside one of the same id, its speed judged."""
     assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
     limits = LIMITS[result.row.device]
@@ -282,36 +175,10 @@ def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[Metric
         ),
     ]
     return [
-        _moved(metric, before, current, limit, bad_sign)
+        moved_by(metric, before, current, limit, bad_sign)
         for metric, before, current, limit, bad_sign in rows
         if before is not None and before > 0 and current is not None
     ]
-
-
-def _moved(
-    metric: str, before: float, current: float, limit: float | None, bad_sign: int
-) -> MetricChange:
-    moved = change(current, before)
-    return MetricChange(
-        metric=metric,
-        baseline=before,
-        current=current,
-        change=moved,
-        limit=limit,
-        worse=limit is not None and bad_sign * moved > limit,
-    )
-
-
-def describe(moved: MetricChange) -> str:
-    """One metric in words: baseline, current, change and limit."""
-    in_gb = moved.metric in {"peak memory", "model size"}
-    unit, scale = (" GB", 1e9) if in_gb else ("", 1.0)
-    digits = 3 if in_gb else 2
-    text = (
-        f"{moved.metric} {moved.baseline / scale:.{digits}f}{unit} -> "
-        f"{moved.current / scale:.{digits}f}{unit} ({moved.change:+.1%}"
-    )
-    return text + (f", limit {moved.limit:.1%})" if moved.limit is not None else ")")
 
 
 def environment_changes(old: Environment, new: Environment) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def check_device(device: str) -> torch.device:
 def default_device() -> str:
     """The device whose rows run where none were asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_device(devices: Collection[str]) -> torch.device:
+    """The device that a run with rows of `devices` is about.
+
+    A CUDA row is refused on its own where there is no card; the run's environment is
+    then that of the machine it is on.
+    """
+    return torch.device(
+        "cuda" if "cuda" in devices and torch.cuda.is_available() else "cpu"
+    )
 
 
 def collect(device: torch.device) -> Environment:

@@ -55,7 +55,7 @@ class LlamaPerfPlugin:
         self.request = CompareRequest(options, config)
         self._rows: list[RowSpec] | None = None
         self._recorder: Any = None
-        self._session: Any = None
+        self._runner: Any = None
         self._number = 0
 
     def rows(self) -> list[RowSpec]:
@@ -83,27 +83,32 @@ class LlamaPerfPlugin:
 
     def _start(self, selected: list[RowSpec]) -> None:
         from llama_perf.recorder import Recorder
-        from llama_perf.run import Session
-        from llama_perf.run_options import RunOptions
+        from llama_perf.runner import Runner
 
-        options = RunOptions(
-            checkpoints=self._options.checkpoints, slowdowns=self._options.slowdowns
-        )
-        self._session = Session(selected, options=options)
+        try:
+            self._runner = Runner(
+                selected, options=self._options.run, progress=self._write
+            )
+        except UserError as error:
+            # Nothing was measured, and no other row would fare better.
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+        environment = self._runner.environment
+        against = self.request.against(environment, self._confirm)
+        self._runner.expect(None if against is None else against.baseline)
         self._recorder = Recorder(
-            started=self._session.started,
-            environment=self._session.environment,
+            started=self._runner.started,
+            environment=environment,
             selected=len(selected),
             known=self._all_rows(),
-            against=self.request.against(self._session.environment, self._confirm),
+            against=against,
             baselines_folder=self._options.baselines,
             path=self._options.results,
+            carried=self._runner.finished,
         )
 
     def _confirm(self, row: RowSpec) -> list[RowResult]:
-        from llama_perf.recording import confirmation
-
-        return confirmation(row, options=self._session.options, progress=self._write)
+        results: list[RowResult] = self._runner.confirm(row, progress=self._write)
+        return results
 
     # -- collection ---------------------------------------------------------------
 
@@ -146,9 +151,9 @@ class LlamaPerfPlugin:
             self._start([by_id[id] for id in collected])
         row = by_id[row_id]
         self._number += 1
-        total = len(self._session.rows)
+        total = len(self._runner.rows)
         self._write(f"\n[{self._number}/{total}] {row.id}: ")
-        result = self._session.run_row(
+        result = self._runner.run_row(
             row, progress=lambda text: self._write(f"{text}, ")
         )
         comparison = self._recorder.add(result)
@@ -223,6 +228,12 @@ class LlamaPerfPlugin:
 
     # -- the end ------------------------------------------------------------------
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Let go of the device, after an interrupt too."""
+        if self._runner is not None:
+            self._runner.close()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(
         self, terminalreporter: pytest.TerminalReporter
@@ -286,9 +297,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options = PluginConfig.read(config)
         check_options(config, options)
         plugin = LlamaPerfPlugin(config, options)
-        if options.names_rows or options.slowdowns:
+        if options.names_rows or options.run.slowdowns:
             # Here a mistake is a usage error; while collecting, a traceback.
-            check_slowdowns(options.slowdowns, plugin.rows())
+            check_slowdowns(options.run.slowdowns, plugin.rows())
         plugin.request.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None

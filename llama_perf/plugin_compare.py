@@ -147,7 +147,7 @@ class CompareRequest:
         command = record_command(
             set_name=set_name,
             rows_file=options.rows_file,
-            checkpoints=options.checkpoints,
+            checkpoints=options.run.checkpoints,
             baselines_folder=options.baselines,
             default_folder=self._config.rootpath / "baselines",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import SpecError, UserError
-from llama_perf.run_options import Slowdown
+from llama_perf.run_options import ISOLATIONS, RunOptions, Slowdown
 from llama_perf.writable import check_writable_anew
 
 ON_MISSING = ON_UNDECIDED = ("fail", "report")
@@ -21,11 +21,10 @@ class PluginConfig:
     rows_file: Path | None
     set_name: str | None
     globs: tuple[str, ...]
-    checkpoints: Path | None
+    run: RunOptions
     on_missing_baseline: str
     on_undecided: str
     confirm: bool
-    slowdowns: tuple[Slowdown, ...]
     results: Path
     markdown: Path | None
     baselines: Path
@@ -43,19 +42,29 @@ class PluginConfig:
             value = config.getoption(name)
             return None if value is None else config.invocation_params.dir / value
 
+        results = path("llama_perf_results")
+        if results is None:
+            results = config.rootpath / ".llama-perf" / "last.json"
         return cls(
             rows_file=path("llama_perf_rows"),
             set_name=config.getoption("llama_perf_set"),
             globs=tuple(config.getoption("llama_perf_row")),
-            checkpoints=path("llama_perf_checkpoints"),
+            run=RunOptions(
+                checkpoints=path("llama_perf_checkpoints"),
+                slowdowns=tuple(
+                    Slowdown.parse(text)
+                    for text in config.getoption("llama_perf_slowdown")
+                ),
+                isolate=config.getoption("llama_perf_isolate"),
+                row_timeout_s=config.getoption("llama_perf_row_timeout"),
+                time_budget_s=config.getoption("llama_perf_time_budget"),
+                resume=results if config.getoption("llama_perf_resume") else None,
+                wait=config.getoption("llama_perf_wait"),
+            ),
             on_missing_baseline=config.getoption("llama_perf_on_missing"),
             on_undecided=config.getoption("llama_perf_on_undecided"),
             confirm=config.getoption("llama_perf_confirm"),
-            slowdowns=tuple(
-                Slowdown.parse(text) for text in config.getoption("llama_perf_slowdown")
-            ),
-            results=path("llama_perf_results")
-            or config.rootpath / ".llama-perf" / "last.json",
+            results=results,
             markdown=path("llama_perf_markdown"),
             baselines=path("llama_perf_baselines") or config.rootpath / "baselines",
         )
@@ -136,6 +145,45 @@ def add_options(parser: pytest.Parser) -> None:
         help="write the table as markdown as well",
     )
     group.addoption(
+        "--isolate",
+        dest="llama_perf_isolate",
+        choices=ISOLATIONS,
+        default="session",
+        help="each row in a process of its own (row), all rows in one that is started"
+        " anew where a row breaks (session, the default), or in this one (none)",
+    )
+    group.addoption(
+        "--row-timeout",
+        dest="llama_perf_row_timeout",
+        metavar="SECONDS",
+        type=float,
+        default=None,
+        help="end a row that takes longer, as INVALID (default: no limit)",
+    )
+    group.addoption(
+        "--time-budget",
+        dest="llama_perf_time_budget",
+        metavar="SECONDS",
+        type=float,
+        default=None,
+        help="start no row that cannot be finished within so much of the whole run's"
+        " time; the rest is NOT_RUN",
+    )
+    group.addoption(
+        "--resume",
+        dest="llama_perf_resume",
+        action="store_true",
+        default=False,
+        help="continue the run whose results are kept: rows it measured are taken over",
+    )
+    group.addoption(
+        "--wait",
+        dest="llama_perf_wait",
+        action="store_true",
+        default=False,
+        help="wait for another run on this device instead of refusing",
+    )
+    group.addoption(
         "--inject-slowdown",
         dest="llama_perf_slowdown",
         metavar="GLOB=PERCENT",
@@ -166,8 +214,9 @@ def check_options(config: pytest.Config, options: PluginConfig) -> None:
     check_writable_anew("results", options.results)
     if options.markdown is not None:
         check_writable_anew("markdown", options.markdown)
-    if options.checkpoints is not None and not options.checkpoints.is_dir():
-        raise SpecError("checkpoints", str(options.checkpoints), "no such folder")
+    checkpoints = options.run.checkpoints
+    if checkpoints is not None and not checkpoints.is_dir():
+        raise SpecError("checkpoints", str(checkpoints), "no such folder")
     storage = config.getoption("benchmark_storage", None)
     prefix = "file://"
     if isinstance(storage, str) and storage.startswith(prefix):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Recorder:
 
     `selected` counts the rows that are to come; `known` are the rows of the set or
     file they were selected from, so that a baseline's others are not taken for stale.
+    `carried` are results that are to be added later: until then the file has them too,
+    so that a run which stops again loses none of them.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class Recorder:
         against: Against | None,
         baselines_folder: Path,
         path: Path | None,
+        carried: Mapping[str, RowResult] | None = None,
     ) -> None:
+        self._carried = dict(carried or {})
         self._against = against
         self._reference = baselines.reference(baselines_folder)
         self._path = path
@@ -80,6 +84,7 @@ class Recorder:
 
     def add(self, result: RowResult) -> Comparison:
         """Judge a row and keep it; one that is suspicious once more when confirmed."""
+        self._carried.pop(result.id, None)
         comparison = self._judge(result)
         reference = dict(self.report.reference)
         if (then := self._reference.get(result.row.reference_key)) is not None:
@@ -104,8 +109,18 @@ class Recorder:
         return comparison
 
     def _write(self) -> None:
-        if self._path is not None:
-            write_atomically(self._path, to_json(self.report))
+        if self._path is None:
+            return
+        carried = self._carried.values()
+        report = replace(
+            self.report,
+            results=(*self.report.results, *carried),
+            comparisons=(
+                *self.report.comparisons,
+                *(not_compared(result) for result in carried),
+            ),
+        )
+        write_atomically(self._path, to_json(report))
 
     def _judge(
         self, result: RowResult, fresh: Sequence[RowResult] | None = None

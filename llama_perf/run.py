@@ -14,7 +14,7 @@ import torch
 from llama_perf.bandwidth import measure_bandwidth
 from llama_perf.build import prepare
 from llama_perf.compiler import compiler_settings
-from llama_perf.environment import check_device, collect
+from llama_perf.environment import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure import Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
@@ -39,11 +39,8 @@ class Session:
         self.rows = list(rows)
         self.options = options
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        # A CUDA row is refused on its own where there is no card; the run's
-        # environment is then that of the machine it is on.
         wanted = {row.device for row in rows} if devices is None else set(devices)
-        cuda = "cuda" in wanted and torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = run_device(wanted)
         # fp32 means fp32: TF32 would be another row's work under this row's name.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,45 @@ def check_slowdowns(slowdowns: Iterable[Slowdown], rows: Sequence[RowSpec]) -> N
             raise SpecError("inject-slowdown", each.glob, "no selected row matches")
 
 
+ISOLATIONS = ("row", "session", "none")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """What a run needs besides its rows."""
+    """What a run needs besides its rows.
+
+    `isolate`: each row in a process of its own ("row"), all in one that is started
+    anew where a row breaks ("session"), or in this process ("none").
+    `row_timeout_s` ends a row that takes longer, wherever it has a process;
+    `time_budget_s` is what the whole run may take; `resume` names the results of a run
+    that stopped, whose measured rows are taken over; `wait` lets a run wait for
+    another one on the device instead of refusing.
+    """
 
     checkpoints: Path | None = None
     slowdowns: tuple[Slowdown, ...] = ()
+    isolate: str = "session"
+    row_timeout_s: float | None = None
+    time_budget_s: float | None = None
+    resume: Path | None = None
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.isolate not in ISOLATIONS:
+            allowed = f"allowed: {', '.join(ISOLATIONS)}"
+            raise SpecError("isolate", self.isolate, allowed)
+        for name in ("row_timeout", "time_budget"):
+            seconds = getattr(self, f"{name}_s")
+            if seconds is not None and not 0 < seconds < math.inf:
+                name = name.replace("_", "-")
+                raise SpecError(name, seconds, "allowed: a number of seconds above 0")
+        if self.isolate == "none" and self.row_timeout_s is not None:
+            raise SpecError(
+                "row-timeout",
+                self.row_timeout_s,
+                "a row without a process of its own cannot be ended; leave out"
+                " --isolate none",
+            )
 
     def slowdown(self, row_id: str) -> float:
         """The share of steps that the row repeats; 0 for almost every row."""

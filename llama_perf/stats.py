@@ -102,9 +102,11 @@ def confirm_limit(
     return _limit(spread, thresholds.confirm, variance, thresholds)
 
 
-def confirm_pairs_limit(spread: Spread, thresholds: Thresholds = THRESHOLDS) -> float:
+def confirm_pairs_limit(
+    spread: Spread, pairs: int, thresholds: Thresholds = THRESHOLDS
+) -> float:
     """The same for the mean of pairs, each of a base and a head process in turn."""
-    variance = 2 / thresholds.confirm_processes
+    variance = 2 / pairs
     return _limit(spread, thresholds.confirm_pairs, variance, thresholds)
 
 

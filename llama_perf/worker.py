@@ -1,28 +1,43 @@
-"""A row in a process of its own.
+"""A process that runs rows, one after another.
 
-What it shows then depends on no row before it, and a crash costs that row alone. Task
-and result are JSON files; the result is there only where the row came to an end. Knows
-no baseline.
+What a row shows in a process of its own depends on no row before it, and a crash, a
+hang or an out-of-memory kill costs that row alone. Tasks and replies are lines of JSON.
+A worker does not outlive the process that started it. Knows no baseline.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import queue
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, ClassVar, Self
 
 from pydantic import ConfigDict
 
-from llama_perf.codec import STRICT, from_json, to_json, write_atomically
+from llama_perf.codec import STRICT, from_json, to_line
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.run_options import RunOptions, Slowdown
 from llama_perf.spec import RowSpec
 
+if TYPE_CHECKING:
+    from llama_perf.measure import Progress
+
 _TAIL_LINES = 5
+# Between two looks at whether the process still lives.
+_LOOK_S = 1.0
+# That a worker without a parent, or without a task, has to end by itself.
+_GRACE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,64 +65,205 @@ class WorkerResult:
     environment: Environment | None
 
 
-def run_in_process(
-    row: RowSpec, *, options: RunOptions, devices: Iterable[str]
-) -> WorkerResult:
-    """Run one row in a fresh process.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerReply:
+    """What a worker says: how far it is, or the end of its row."""
 
-    One that breaks is INVALID with the tail of what it said. An interrupt of this
-    process ends the other one as well.
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    progress: str | None = None
+    done: WorkerResult | None = None
+
+
+class Worker:
+    """One process, started for its first row; `broken` once it can run no further one.
+
+    `package` is the folder that holds the `llama_perf` it is to run and `python` its
+    interpreter: those of this process unless they are given.
     """
-    checkpoints = options.checkpoints
-    task = WorkerTask(
-        row=row,
-        devices=tuple(sorted(set(devices))),
-        checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
-        slowdowns=tuple((each.glob, each.share) for each in options.slowdowns),
-    )
-    with tempfile.TemporaryDirectory(prefix="llama-perf-") as name:
-        folder = Path(name)
-        task_file, result_file = folder / "task.json", folder / "result.json"
-        task_file.write_text(to_json(task), encoding="utf-8")
-        code, told = _run(worker_command(task_file, result_file))
-        if not result_file.exists():
-            reason = f"its process {_ending(code)}: {_tail(told)}"
-            broken = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
-            return WorkerResult(result=broken, environment=None)
-        text = result_file.read_bytes()
-    return from_json(WorkerResult, text, source=f"the process of {row.id}")
+
+    def __init__(
+        self,
+        *,
+        options: RunOptions,
+        devices: Iterable[str],
+        package: Path | None = None,
+        python: Path | None = None,
+    ) -> None:
+        self._options = options
+        self._devices = tuple(sorted(set(devices)))
+        self._package = package or Path(__file__).resolve().parents[1]
+        self._python = python or Path(sys.executable)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._told: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
+        self._replies = -1
+        self._received = b""
+        self.broken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process's id, once it was started."""
+        assert self._process is not None, "started for its first row"
+        return self._process.pid
+
+    def run(
+        self, row: RowSpec, *, progress: Progress = lambda _text: None
+    ) -> WorkerResult:
+        """Run one row there.
+
+        Where the process breaks, or takes longer than the options' `row_timeout_s`, the
+        row is INVALID with the tail of what it said. An interrupt ends it as well.
+        """
+        begin = os.fstat(self._told.fileno()).st_size
+        try:
+            self._send(row)
+            return self._wait(row, begin, progress)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _send(self, row: RowSpec) -> None:
+        options = self._options
+        checkpoints = options.checkpoints
+        task = WorkerTask(
+            row=row,
+            devices=self._devices,
+            checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
+            slowdowns=tuple((each.glob, each.share) for each in options.slowdowns),
+        )
+        process = self._process or self._start()
+        assert process.stdin is not None, "started with a pipe"
+        try:
+            process.stdin.write(to_line(task).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It ended at once; what it said is told by the wait.
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._replies, theirs = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                worker_command(self._python, self._package, theirs),
+                stdin=subprocess.PIPE,
+                stdout=self._told,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs],
+                # An interrupt at the terminal is this process's to handle.
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+        return self._process
+
+    def _wait(self, row: RowSpec, begin: int, progress: Progress) -> WorkerResult:
+        limit = self._options.row_timeout_s
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        while True:
+            for line in self._lines():
+                reply = from_json(WorkerReply, line, source=f"the process of {row.id}")
+                if reply.done is not None:
+                    return reply.done
+                progress(str(reply.progress))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.kill()
+                ending = f"was ended after {limit:g} s (row-timeout)"
+                return self._broken(row, ending, begin)
+            if not self._receive(min(left, _LOOK_S)):
+                return self._broken(row, _ending(self._returncode()), begin)
+
+    def _lines(self) -> list[bytes]:
+        *lines, self._received = self._received.split(b"\n")
+        return lines
+
+    def _receive(self, seconds: float) -> bool:
+        """Wait that long for a reply; False where none can come any more."""
+        assert self._process is not None, "started before it is waited for"
+        alive = self._process.poll() is None
+        # What it said before it ended is read first.
+        if select.select([self._replies], [], [], seconds if alive else 0)[0]:
+            part = os.read(self._replies, 1 << 16)
+            self._received += part
+            return bool(part)
+        return alive
+
+    def _returncode(self) -> int:
+        assert self._process is not None, "started before it is waited for"
+        try:
+            return self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            # It replies no more and does not end.
+            self.kill()
+            return self._process.wait()
+
+    def _broken(self, row: RowSpec, ending: str, begin: int) -> WorkerResult:
+        self.broken = True
+        said = os.pread(self._told.fileno(), 1 << 20, begin)
+        reason = f"its process {ending}: {_tail(said.decode(errors='replace'))}"
+        result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+        return WorkerResult(result=result, environment=None)
+
+    def kill(self) -> None:
+        """End the process, and those it started, at once."""
+        self.broken = True
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        """End the process and forget what it said."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None, "started with a pipe"
+            process.stdin.close()
+            try:
+                process.wait(2 * _GRACE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            os.close(self._replies)
+        self._told.close()
+        self.broken = True
 
 
-def worker_command(task: Path, result: Path) -> list[str]:
-    """The command of a worker, for the very package that this process runs.
+def run_in_process(
+    row: RowSpec,
+    *,
+    options: RunOptions,
+    devices: Iterable[str],
+    progress: Progress = lambda _text: None,
+) -> WorkerResult:
+    """Run one row in a fresh process; see `Worker.run`."""
+    with Worker(options=options, devices=devices) as worker:
+        return worker.run(row, progress=progress)
+
+
+def worker_command(python: Path, package: Path, replies: int) -> list[str]:
+    """The command of a worker that replies to a descriptor.
 
     `-P` keeps the working directory's modules out.
     """
-    root = str(Path(__file__).resolve().parents[1])
     start = (
-        f"import sys; sys.path.insert(0, {root!r});"
+        f"import sys; sys.path.insert(0, {str(package)!r});"
         " from llama_perf.worker import main; main(sys.argv[1:])"
     )
-    return [sys.executable, "-P", "-c", start, str(task), str(result)]
-
-
-def _run(command: list[str]) -> tuple[int, str]:
-    """(exit code, stdout and stderr) of a command that ends with this process."""
-    with tempfile.TemporaryFile() as told:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        told.seek(0)
-        return code, told.read().decode(errors="replace")
+    return [str(python), "-P", "-c", start, str(replies)]
 
 
 def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was ended by signal 9, as a system out of memory does"
     return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
@@ -117,20 +273,41 @@ def _tail(text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the task of one file and leave the result in the other."""
-    task_file, result_file = map(Path, arguments)
-    task = from_json(WorkerTask, task_file.read_bytes(), source=str(task_file))
+    """Run each task that stdin brings and reply to the descriptor named."""
+    replies = os.fdopen(int(arguments[0]), "w", encoding="utf-8")
+    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
+
+    def reply(said: WorkerReply) -> None:
+        print(to_line(said), file=replies, flush=True)
+
     from llama_perf.run import Session
 
-    options = RunOptions(
+    session: Session | None = None
+    while (line := tasks.get()) is not None:
+        task = from_json(WorkerTask, line, source="the task")
+        if session is None:
+            session = Session([task.row], options=_options(task), devices=task.devices)
+        result = session.run_row(
+            task.row, progress=lambda text: reply(WorkerReply(progress=text))
+        )
+        done = WorkerResult(result=result, environment=session.environment)
+        reply(WorkerReply(done=done))
+
+
+def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:
+    for line in sys.stdin:
+        tasks.put(line)
+    tasks.put(None)
+    # Whoever started this process is gone: a row that still runs is nobody's.
+    time.sleep(_GRACE_S)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _options(task: WorkerTask) -> RunOptions:
+    return RunOptions(
         checkpoints=None if task.checkpoints is None else Path(task.checkpoints),
         slowdowns=tuple(
             Slowdown(glob=glob, share=share) for glob, share in task.slowdowns
         ),
-    )
-    session = Session([task.row], options=options, devices=task.devices)
-    result = session.run_row(task.row)
-    write_atomically(
-        result_file,
-        to_json(WorkerResult(result=result, environment=session.environment)),
     )

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_perf import baseline as baselines
-from llama_perf.codec import from_json
 from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
     add_baselines,
+    add_row_timeout,
     add_run_options,
     add_selection,
+    add_wait,
     run_options,
     selected,
 )
@@ -25,6 +26,7 @@ from llama_perf.recording import (
 )
 from llama_perf.records import Baseline, Environment, Report, RowResult, Status
 from llama_perf.report.render import as_text
+from llama_perf.resume import read_report
 from llama_perf.speed import describe_speeds
 from llama_perf.writable import check_folder
 
@@ -37,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record = actions.add_parser("record", help="run rows and store them")
     add_selection(record)
     add_run_options(record)
+    add_wait(record)
+    add_row_timeout(record)
     record.add_argument(
         "--from",
         dest="source",
@@ -102,7 +106,12 @@ def _record(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
     """Every selected row in its processes; whatever goes wrong raises RecordError."""
-    rows, options = selected(arguments), run_options(arguments)
+    rows = selected(arguments)
+    options = replace(
+        run_options(arguments),
+        row_timeout_s=arguments.row_timeout,
+        wait=arguments.wait,
+    )
     if options.slowdowns:
         raise SpecError(
             "inject-slowdown",
@@ -113,16 +122,25 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
     if processes is None:
         processes = default_processes(rows)
     check_processes(processes)
+    # They import torch, which the other actions do without.
+    from llama_perf.device_lock import DeviceLock
+    from llama_perf.environment import run_device
+
     results: list[RowResult] = []
     environment = None
-    for result, where in in_fresh_processes(
-        rows, processes=processes, options=options, progress=show_progress
-    ):
-        if environment is None and not arguments.fresh:
-            # A damaged file is to be told of before the other processes have run.
-            baselines.find(arguments.baselines, where.device_key)
-        environment = where
-        results.append(result)
+    lock = DeviceLock(run_device({row.device for row in rows}), wait=options.wait)
+    lock.acquire(show_progress)
+    try:
+        for result, where in in_fresh_processes(
+            rows, processes=processes, options=options, progress=show_progress
+        ):
+            if environment is None and not arguments.fresh:
+                # A damaged file is to be told of before the other processes have run.
+                baselines.find(arguments.baselines, where.device_key)
+            environment = where
+            results.append(result)
+    finally:
+        lock.release()
     assert environment is not None, "a selection has at least one row"
     return environment, results
 
@@ -140,15 +158,6 @@ def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult
             f" {report.selected} rows; a part of a run is no baseline"
         )
     return report.environment, list(report.results)
-
-
-def read_report(path: Path) -> Report:
-    """Read a run's results; raises RecordError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_json(Report, text, source=str(path))
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llama_perf.commands.baseline import read_report
 from llama_perf.report.render import FORMATS
+from llama_perf.resume import read_report
 
 HELP = "print the results of an earlier run as text, markdown or JSON"
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_perf import baseline as baselines
 from llama_perf import rows as row_sets
-from llama_perf.codec import to_json, write_atomically
+from llama_perf.codec import to_line, write_atomically
 from llama_perf.commands.selection import (
     add_baselines,
+    add_isolation,
     add_run_options,
     add_selection,
+    add_wait,
     run_options,
     selected,
     set_name,
 )
+from llama_perf.errors import SpecError
 from llama_perf.recorder import Against, Recorder, advice, record_command
-from llama_perf.recording import confirmation
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import check_slowdowns
 from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
-    from llama_perf.run import Session
-    from llama_perf.spec import RowSpec
+    from llama_perf.runner import Runner
 
 HELP = "run rows and print the table"
 
@@ -38,12 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_selection(parser)
     add_run_options(parser)
+    add_isolation(parser)
+    add_wait(parser)
     add_baselines(parser)
     parser.add_argument(
         "--json",
         metavar="FILE",
         help="keep the results there after each row; '-' prints them as one JSON"
         " document, the last line of stdout",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run whose results --json names: rows it measured are taken"
+        " over",
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path)
     parser.add_argument(
@@ -69,16 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the selected rows; 1 where one failed."""
+    """Run the selected rows; 1 where one failed, 130 after an interrupt."""
     to_stdout = arguments.json == "-"
     path = Path(arguments.json) if arguments.json and not to_stdout else None
     if path is not None:
         check_writable("json", path)
     if arguments.markdown is not None:
         check_writable("markdown", arguments.markdown)
-    recorder = run_rows(
-        selected(arguments), arguments, path=path, compare=arguments.compare
-    )
+    if arguments.resume and path is None:
+        raise SpecError(
+            "resume", arguments.json, "name the results of that run: --json FILE"
+        )
+    recorder, interrupted = _run_rows(arguments, path)
     report = recorder.report
     print(as_text(report))
     for line in _advice(report, arguments):
@@ -86,51 +97,67 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.markdown is not None:
         write_atomically(arguments.markdown, as_markdown(report))
     if to_stdout:
-        print(one_line(to_json(report)))
+        print(to_line(report))
+    if interrupted:
+        left = report.selected - len(report.results)
+        again = "; --resume continues" if path is not None else ""
+        show_progress(f"interrupted before {left} of {report.selected} rows{again}\n")
+        return 130
     return 1 if recorder.failed else 0
 
 
-def run_rows(
-    rows: list[RowSpec],
-    arguments: argparse.Namespace,
-    *,
-    path: Path | None,
-    compare: bool,
-) -> Recorder:
-    """Run `rows` with progress on stderr, keeping results in `path`."""
-    options = run_options(arguments)
-    check_slowdowns(options.slowdowns, rows)
-    from llama_perf.run import Session
-
-    session = Session(rows, options=options)
-    recorder = Recorder(
-        started=session.started,
-        environment=session.environment,
-        selected=len(rows),
-        known=row_sets.load(
-            set_name=set_name(arguments), file=arguments.rows, globs=()
-        ),
-        against=_against(session, arguments) if compare else None,
-        baselines_folder=arguments.baselines,
-        path=path,
+def _run_rows(
+    arguments: argparse.Namespace, path: Path | None
+) -> tuple[Recorder, bool]:
+    """Run the rows with progress on stderr; whether an interrupt ended it."""
+    rows = selected(arguments)
+    options = replace(
+        run_options(arguments),
+        isolate=arguments.isolate,
+        row_timeout_s=arguments.row_timeout,
+        time_budget_s=arguments.time_budget,
+        resume=path if arguments.resume else None,
+        wait=arguments.wait,
     )
-    for number, row in enumerate(rows, start=1):
-        show_progress(f"[{number}/{len(rows)}] {row.id}: ")
-        result = session.run_row(row, progress=lambda text: show_progress(f"{text}, "))
-        recorder.add(result)
-        show_progress(f"{result.told}\n")
-    return recorder
+    check_slowdowns(options.slowdowns, rows)
+    from llama_perf.runner import Runner
+
+    with Runner(rows, options=options, progress=show_progress) as runner:
+        against = _against(runner, arguments) if arguments.compare else None
+        runner.expect(None if against is None else against.baseline)
+        recorder = Recorder(
+            started=runner.started,
+            environment=runner.environment,
+            selected=len(rows),
+            known=row_sets.load(
+                set_name=set_name(arguments), file=arguments.rows, globs=()
+            ),
+            against=against,
+            baselines_folder=arguments.baselines,
+            path=path,
+            carried=runner.finished,
+        )
+        try:
+            for number, row in enumerate(rows, start=1):
+                show_progress(f"[{number}/{len(rows)}] {row.id}: ")
+                result = runner.run_row(row, progress=_show_step)
+                recorder.add(result)
+                show_progress(f"{result.told}\n")
+        except KeyboardInterrupt:
+            show_progress("\n")
+            return recorder, True
+    return recorder, False
 
 
-def _against(session: Session, arguments: argparse.Namespace) -> Against:
-    found = baselines.find(arguments.baselines, session.environment.device_key)
+def _against(runner: Runner, arguments: argparse.Namespace) -> Against:
+    found = baselines.find(arguments.baselines, runner.environment.device_key)
     source, baseline = (str(found[0]), found[1]) if found else (None, None)
     return Against(
         baseline=baseline,
         source=source,
         missing_fails=True,
         undecided_fails=arguments.on_undecided == "fail",
-        confirm=partial(confirmation, options=session.options, progress=show_progress)
+        confirm=partial(runner.confirm, progress=show_progress)
         if arguments.confirm
         else None,
     )
@@ -150,11 +177,10 @@ def _advice(report: Report, arguments: argparse.Namespace) -> list[str]:
     )
 
 
-def one_line(document: str) -> str:
-    """A JSON document on one line."""
-    return json.dumps(json.loads(document))
-
-
 def show_progress(text: str) -> None:
     """What a run is doing, on stderr."""
     print(text, end="", file=sys.stderr, flush=True)
+
+
+def _show_step(text: str) -> None:
+    show_progress(f"{text}, ")

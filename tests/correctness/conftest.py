@@ -9,9 +9,11 @@ from plugin_project import Project, import_all
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Times that autoquant takes in tests stay out of the user's cache."""
+    """Nothing of the user's is read or written: no cache, no lock."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Tests in several processes do not wait for one another.
+        patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
 
 

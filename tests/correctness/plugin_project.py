@@ -57,7 +57,7 @@ def import_all() -> None:
 
 
 def in_this_process(
-    row: RowSpec, *, options: RunOptions, devices: Iterable[str]
+    row: RowSpec, *, options: RunOptions, devices: Iterable[str], **_rest: object
 ) -> worker.WorkerResult:
     """What a worker does, without its process."""
     session = run.Session([row], options=options, devices=devices)
@@ -92,11 +92,17 @@ class Project:
         torch.save(all_weights(tiny_weights()), folder / "model.pth")
 
     def run(self, *options: str) -> pytest.RunResult:
-        """`pytest tests/perf` over the tiny rows, in this process."""
+        """`pytest tests/perf` over the tiny rows, in this process and no other."""
+        return self.run_isolated("--isolate=none", *options)
+
+    def run_isolated(self, *options: str) -> pytest.RunResult:
+        """The same with rows in a worker, as users have it."""
         rows = ["--rows", str(self.path / "rows.toml")]
         checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
+        # hypothesis would be imported anew each time, which takes longer than the run.
+        without = ["-p", "no:hypothesispytest"]
         return self.pytester.runpytest_inprocess(
-            self.path / "tests" / "perf", *rows, *checkpoints, *options
+            self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
         )
 
     def report(self) -> Report:

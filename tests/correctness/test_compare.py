@@ -17,12 +17,8 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf.compare import (
-    LIMITS,
-    compare,
-    environment_changes,
-    not_compared,
-)
+from llama_perf.compare import compare, environment_changes, not_compared
+from llama_perf.limits import LIMITS
 from llama_perf.records import Status, Verdict
 from llama_perf.spec import RowSpec
 

@@ -262,7 +262,14 @@ def test_pytest_without_confirmation_leaves_it_undecided(
 
 
 def command(project: Project, *options: str) -> list[str]:
-    words = ["run", "--compare", "--rows", str(project.path / "rows.toml")]
+    words = [
+        "run",
+        "--isolate",
+        "none",
+        "--compare",
+        "--rows",
+        str(project.path / "rows.toml"),
+    ]
     words += ["--checkpoints", str(project.path / "checkpoints")]
     words += ["--baselines", str(project.path / "baselines")]
     kept = str(project.path / ".llama-perf" / "last.json")

@@ -36,7 +36,7 @@ def words(project: Project, *options: str) -> list[str]:
         "--json": kept,
     }
     listed = [str(word) for pair in paths.items() for word in pair]
-    return ["run", *listed, *options]
+    return ["run", "--isolate", "none", *listed, *options]
 
 
 def verdicts(project: Project) -> dict[str, Verdict]:
@@ -201,7 +201,9 @@ def test_an_interrupted_row_keeps_those_before_it(
 
     on_row(monkeypatch, 2, interrupt)
     assert main(words(project)) == 130
-    assert capsys.readouterr().err.endswith("llama-perf: interrupted\n")
+    told = capsys.readouterr()
+    assert told.err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
+    assert "1 row: 1 run, 0 NOT_RUN" in told.out
     kept = project.report()
     assert [each.id for each in kept.results] == [PLAIN]
     assert kept.selected == 3
@@ -234,9 +236,9 @@ def test_ctrl_c_ends_the_process_and_keeps_what_was_measured(project: Project) -
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, told + err
-    assert err.endswith("llama-perf: interrupted\n")
+    assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
+    assert "1 row: 1 run, 0 NOT_RUN" in out
     assert "Traceback" not in err
-    assert out == ""
     document = json.loads((project.path / ".llama-perf/last.json").read_bytes())
     assert [each["id"] for each in document["results"]] == [PLAIN]
 

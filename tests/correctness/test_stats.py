@@ -68,7 +68,7 @@ KNOWN = Spread(deviation=0.01, degrees=math.inf)
 def test_the_limits_of_a_known_deviation_are_the_stated_multiples() -> None:
     assert screen_limit(KNOWN, 10) == pytest.approx(0.025 * math.sqrt(1.1))
     assert confirm_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(0.3))
-    assert confirm_pairs_limit(KNOWN) == pytest.approx(0.033 * math.sqrt(0.4))
+    assert confirm_pairs_limit(KNOWN, 5) == pytest.approx(0.033 * math.sqrt(0.4))
     assert gain_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(1.1))
 
 
@@ -77,7 +77,7 @@ def test_no_loss_of_a_percent_counts_however_small_the_deviation() -> None:
     limits = [
         screen_limit(still, 10),
         confirm_limit(still, 10),
-        confirm_pairs_limit(still),
+        confirm_pairs_limit(still, 5),
         gain_limit(still, 10),
     ]
     assert [as_share(each) for each in limits] == pytest.approx([0.01] * 4)

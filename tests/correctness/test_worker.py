@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from llama_perf import worker
 from llama_perf.errors import RecordError
@@ -26,25 +29,32 @@ ROW = RowSpec(
 )
 
 
-def run(**options: object) -> worker.WorkerResult:
-    return worker.run_in_process(ROW, options=RunOptions(**options), devices=["cpu"])
+def run(
+    progress: Callable[[str], None] = lambda _text: None, **options: object
+) -> worker.WorkerResult:
+    return worker.run_in_process(
+        ROW, options=RunOptions(**options), devices=["cpu"], progress=progress
+    )
 
 
 @pytest.fixture
 def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have a worker run other Python code; `task` and `result` are its files."""
+    """Have a worker run other Python code, which has its `task` and can `reply`."""
 
     def replace_code(code: str) -> None:
-        head = "import os, sys; task, result = sys.argv[1:]\n"
+        head = (
+            "import json, os, sys, time\n"
+            "task = json.loads(sys.stdin.readline())\n"
+            "def reply(text): os.write(int(sys.argv[1]), (text + '\\n').encode())\n"
+        )
         monkeypatch.setattr(
             worker,
             "worker_command",
-            lambda task, result: [
+            lambda _python, _package, replies: [
                 sys.executable,
                 "-c",
                 head + code,
-                str(task),
-                str(result),
+                str(replies),
             ],
         )
 
@@ -59,12 +69,15 @@ def test_a_row_is_measured_in_another_process(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf-8")
     slowed = Slowdown(glob="stories*", share=0.5)
-    found = run(slowdowns=(slowed,))
+    steps: list[str] = []
+    found = run(steps.append, slowdowns=(slowed,))
     assert found.result.row == ROW
     measurement = found.result.measurement
     assert measurement is not None, found.result.reason
     assert len(measurement.sample_ns) == 2
     assert measurement.injected_slowdown == 0.5
+    assert steps[0] == "building"
+    assert len(steps) > 1
     assert found.environment is not None
     assert found.environment.device_key.startswith("cpu-")
 
@@ -78,7 +91,8 @@ def test_a_row_is_measured_in_another_process(
         ),
         (
             "os.kill(os.getpid(), 9)",
-            "its process was ended by signal 9: it said nothing",
+            "its process was ended by signal 9, as a system out of memory does: it said"
+            " nothing",
         ),
         (
             "[print(n, flush=True) for n in range(9)]; os.abort()",
@@ -99,7 +113,7 @@ def test_a_process_that_breaks_is_an_invalid_row(
 
 
 def test_a_damaged_result_names_its_row(instead: Callable[[str], None]) -> None:
-    instead("open(result, 'w').write('{')")
+    instead("reply('{')")
     with pytest.raises(RecordError, match=f"the process of {ROW.id}: Invalid JSON"):
         run()
 
@@ -132,6 +146,77 @@ def test_an_interrupt_ends_the_process_too(
 def test_a_worker_is_told_the_devices_of_the_whole_run(
     instead: Callable[[str], None],
 ) -> None:
-    instead("import json; print(json.load(open(task))['devices']); sys.exit(1)")
+    instead("print(task['devices']); sys.exit(1)")
     found = worker.run_in_process(ROW, options=RunOptions(), devices=["cuda", "cpu"])
     assert str(found.result.reason).endswith(": ['cpu', 'cuda']")
+
+
+def test_a_row_that_hangs_is_ended_with_what_it_started(
+    instead: Callable[[str], None], tmp_path: Path
+) -> None:
+    child = tmp_path / "pid"
+    instead(
+        "import subprocess\n"
+        "code = 'import time; time.sleep(600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code])\n"
+        f"open({str(child)!r}, 'w').write(str(child.pid))\n"
+        "print('stuck', flush=True); time.sleep(600)"
+    )
+    found = run(row_timeout_s=2.0)
+    assert found.result.status is Status.INVALID
+    reason = "its process was ended after 2 s (row-timeout): stuck"
+    assert found.result.reason == reason
+    wait_until(lambda: not alive(int(child.read_text(encoding="utf-8"))))
+
+
+def test_a_process_that_replies_no_more_is_ended(
+    instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_GRACE_S", 0.2)
+    instead("os.close(int(sys.argv[1])); time.sleep(600)")
+    assert str(run().result.reason).startswith("its process was ended by signal 9")
+
+
+def test_one_process_runs_several_rows() -> None:
+    with worker.Worker(options=RunOptions(), devices=["cpu"]) as one:
+        first = one.run(ROW)
+        pid = one.pid
+        other = replace(ROW, max_new_tokens=3)
+        second = one.run(other)
+        assert one.pid == pid
+    assert not alive(pid)
+    assert first.result.measurement is not None, first.result.reason
+    assert second.result.measurement is not None, second.result.reason
+    assert second.result.id == other.id
+
+
+def test_a_broken_process_does_not_hide_in_the_tail_of_the_next_row(
+    instead: Callable[[str], None],
+) -> None:
+    instead("print('noise', flush=True); time.sleep(0.2); sys.exit(3)")
+    with worker.Worker(options=RunOptions(), devices=["cpu"]) as one:
+        assert "noise" in str(one.run(ROW).result.reason)
+        assert one.broken
+
+
+def test_a_worker_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    code = (
+        "import os, signal, sys\n"
+        "from llama_perf import worker\n"
+        "from llama_perf.run_options import RunOptions\n"
+        "from llama_perf.spec import RowSpec\n"
+        "row = RowSpec(model='stories15M', dtype='float32', device='cpu',\n"
+        "    max_new_tokens=200, num_samples=100000)\n"
+        "one = worker.Worker(options=RunOptions(), devices=['cpu'])\n"
+        "def kill(text):\n"
+        "    if text.startswith('sample') or text != 'building':\n"
+        f"        open({str(started)!r}, 'w').write(str(one.pid))\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "one.run(row, progress=kill)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not alive(int(started.read_text(encoding="utf-8"))))

@@ -1,0 +1,59 @@
+"""Another revision of this checkout, in a folder of its own for as long as it is used.
+
+Knows git, and nothing of what the revision holds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llama_perf.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def resolve(revision: str, *, root: Path = ROOT) -> str:
+    """The commit that `revision` names; raises UserError where it names none."""
+    # A name that looks like an option must not be one.
+    found = _git(
+        root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"
+    )
+    if found.returncode != 0:
+        raise UserError(
+            f"base: {revision!r} names no commit of {root}: {_last_line(found.stderr)}"
+        )
+    return found.stdout.split()[-1]
+
+
+@contextmanager
+def checked_out(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
+    """A folder with `commit`, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name:
+        folder = Path(name) / "checkout"
+        added = _git(root, "worktree", "add", "--detach", str(folder), commit)
+        if added.returncode != 0:
+            raise UserError(f"base: {commit}: {_last_line(added.stderr)}")
+        try:
+            yield folder
+        finally:
+            _git(root, "worktree", "remove", "--force", str(folder))
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise UserError("base: git is not installed") from None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["git gave no reason"])[-1]

@@ -1,0 +1,140 @@
+"""`llama-perf compare`: another revision or environment beside this one, in pairs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from llama_perf.checkout import checked_out, resolve
+from llama_perf.codec import to_json, write_atomically
+from llama_perf.commands.run import show_progress
+from llama_perf.commands.selection import (
+    add_row_timeout,
+    add_run_options,
+    add_selection,
+    add_wait,
+    run_options,
+    selected,
+)
+from llama_perf.compare import environment_changes
+from llama_perf.errors import SpecError, UserError
+from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
+from llama_perf.records import Report
+from llama_perf.report.render import as_markdown, as_text
+from llama_perf.run_options import check_slowdowns
+from llama_perf.stats import THRESHOLDS
+from llama_perf.writable import check_writable
+
+HELP = "measure another revision or environment beside this one, in pairs of processes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_selection(parser)
+    add_run_options(parser)
+    add_row_timeout(parser)
+    add_wait(parser)
+    parser.add_argument(
+        "--base",
+        metavar="REV",
+        help="the revision of this checkout to compare with (default: the files as they"
+        " are, where --base-python is given)",
+    )
+    parser.add_argument(
+        "--base-python",
+        metavar="PATH",
+        type=Path,
+        help="the interpreter of another environment, for the base",
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="N",
+        type=int,
+        default=THRESHOLDS.confirm_processes,
+        help="processes of each row and side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--on-missing-baseline",
+        choices=("fail", "report"),
+        default="fail",
+        help="whether a row that the base cannot run fails (default) or is only"
+        " reported",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--markdown", metavar="FILE", type=Path)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure the pairs and print the table; 1 where a row failed."""
+    for name in ("json", "markdown"):
+        if (path := getattr(arguments, name)) is not None:
+            check_writable(name, path)
+    if arguments.base is None and arguments.base_python is None:
+        raise UserError("compare: name a base: --base REV, --base-python PATH or both")
+    check_pairs(arguments.pairs)
+    python = _python(arguments.base_python)
+    commit = None if arguments.base is None else resolve(arguments.base)
+    with nullcontext() if commit is None else checked_out(commit) as folder:
+        report = _report(arguments, Side(package=folder, python=python))
+    print(as_text(report), end="")
+    if arguments.json is not None:
+        write_atomically(arguments.json, to_json(report))
+    if arguments.markdown is not None:
+        write_atomically(arguments.markdown, as_markdown(report))
+    return 1 if any(each.failed for each in report.comparisons) else 0
+
+
+def _python(path: Path | None) -> Path | None:
+    """As it was named: the file it links to knows no environment."""
+    if path is None:
+        return None
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise SpecError("base-python", str(path), "name an interpreter's file")
+    return path.absolute()
+
+
+def _report(arguments: argparse.Namespace, base: Side) -> Report:
+    rows = selected(arguments)
+    options = replace(
+        run_options(arguments),
+        row_timeout_s=arguments.row_timeout,
+        wait=arguments.wait,
+    )
+    check_slowdowns(options.slowdowns, rows)
+    # They import torch, which a mistake above does without.
+    from llama_perf.device_lock import DeviceLock
+    from llama_perf.run import Session
+
+    session = Session(rows, options=options)
+    lock = DeviceLock(session.device, wait=options.wait)
+    lock.acquire(show_progress)
+    try:
+        found, environments = measure_pairs(
+            rows,
+            {"base": base, "head": Side()},
+            pairs=arguments.pairs,
+            options=options,
+            progress=show_progress,
+        )
+    finally:
+        lock.release()
+    judged = compare_pairs(found, missing_fails=arguments.on_missing_baseline == "fail")
+    head = environments.get("head", session.environment)
+    return Report(
+        started=session.started,
+        environment=head,
+        selected=len(rows),
+        results=tuple(result for result, _ in judged),
+        comparisons=tuple(comparison for _, comparison in judged),
+        baseline_source=_source(arguments),
+        environment_changes=environment_changes(environments.get("base", head), head),
+    )
+
+
+def _source(arguments: argparse.Namespace) -> str:
+    named = [arguments.base, arguments.base_python]
+    base = ", ".join(str(each) for each in named if each is not None)
+    return f"{base}, in {arguments.pairs} pairs of processes"
