@@ -18,7 +18,6 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from llama_perf.kernels import kv_codes
 
@@ -188,6 +187,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if tokens == end:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type == "cuda":
+        # It brings the compiler along, which takes two seconds of every start.
+        from torch.nn.attention.bias import causal_lower_right
+
         return F.scaled_dot_product_attention(q, k, v, causal_lower_right(tokens, end))
     out = torch.empty_like(q)
     step = max(_MASK // end, 1)
