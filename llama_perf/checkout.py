@@ -16,17 +16,23 @@ from llama_perf.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def resolve(revision: str, *, root: Path = ROOT) -> str:
-    """The commit that `revision` names; raises UserError where it names none."""
+def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:
+    """The commit that `revision` names; raises UserError, by `field`, for none."""
     # A name that looks like an option must not be one.
     found = _git(
         root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"
     )
     if found.returncode != 0:
-        raise UserError(
-            f"base: {revision!r} names no commit of {root}: {_last_line(found.stderr)}"
-        )
+        reason = _last_line(found.stderr)
+        raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
     return found.stdout.split()[-1]
+
+
+def file_at(commit: str, path: Path) -> str | None:
+    """A file's text in `commit` of the checkout it lies in; None where it has none."""
+    folder = path.absolute().parent
+    found = _git(folder, "show", f"{commit}:./{path.name}")
+    return found.stdout if found.returncode == 0 else None
 
 
 @contextmanager

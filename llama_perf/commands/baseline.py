@@ -1,198 +1,43 @@
-"""`llama-perf baseline`: record this device's baseline, or show one."""
+"""`llama-perf baseline`: record this device's baseline, or look at the stored ones."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from llama_perf import baseline as baselines
-from llama_perf.commands.run import show_progress
-from llama_perf.commands.selection import (
-    add_baselines,
-    add_row_timeout,
-    add_run_options,
-    add_selection,
-    add_wait,
-    run_options,
-    selected,
-)
-from llama_perf.errors import RecordError, SpecError
-from llama_perf.recording import (
-    check_processes,
-    default_processes,
-    in_fresh_processes,
-)
-from llama_perf.records import Baseline, Environment, Report, RowResult, Status
-from llama_perf.report.render import as_text
-from llama_perf.resume import read_report
-from llama_perf.speed import describe_speeds
-from llama_perf.writable import check_folder
+from llama_perf.commands import baseline_record, baseline_show
+from llama_perf.commands.selection import add_baselines
 
-HELP = "record this device's baseline, or show the stored ones"
+HELP = "record this device's baseline, or show, compare and check the stored ones"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+    """Add the actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     record = actions.add_parser("record", help="run rows and store them")
-    add_selection(record)
-    add_run_options(record)
-    add_wait(record)
-    add_row_timeout(record)
-    record.add_argument(
-        "--from",
-        dest="source",
-        metavar="FILE",
-        type=Path,
-        help="store the results of an earlier run instead of running",
-    )
-    record.add_argument(
-        "--processes",
-        metavar="N",
-        type=int,
-        help="run each row in N fresh processes (default: 10 on CUDA, 5 on CPU)",
-    )
-    record.add_argument(
-        "--fresh",
-        action="store_true",
-        help="start the file anew instead of keeping the rows that were not run",
-    )
+    baseline_record.add_arguments(record)
+    record.set_defaults(act=baseline_record.main)
     show = actions.add_parser("show", help="print the stored baselines")
-    show.add_argument("--device", metavar="KEY", help="one device's (default: all)")
-    for action in (record, show):
+    show.set_defaults(act=baseline_show.show)
+    diff = actions.add_parser("diff", help="what changed in them since a revision")
+    diff.add_argument(
+        "old",
+        metavar="REV|FILE",
+        nargs="?",
+        default="HEAD",
+        help="a revision of this checkout, or a baseline's file (default: HEAD)",
+    )
+    diff.set_defaults(act=baseline_show.diff)
+    check = actions.add_parser("check", help="1 where one is damaged, stale or poor")
+    check.set_defaults(act=baseline_show.check)
+    for action in (record, show, diff, check):
         add_baselines(action)
+    for action in (show, diff, check):
+        action.add_argument(
+            "--device", metavar="KEY", help="one device's (default: all)"
+        )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Record or show."""
-    return _record(arguments) if arguments.action == "record" else _show(arguments)
-
-
-def _record(arguments: argparse.Namespace) -> int:
-    check_folder("baselines", arguments.baselines)
-    if arguments.fresh and arguments.row:
-        raise SpecError(
-            "fresh",
-            " ".join(arguments.row),
-            "some rows alone would replace the whole baseline; leave out --row or"
-            " --fresh",
-        )
-    environment, results = (
-        _run(arguments) if arguments.source is None else _earlier(arguments)
-    )
-    path, baseline = baselines.record(
-        arguments.baselines,
-        environment=environment,
-        results=results,
-        fresh=arguments.fresh,
-    )
-    measured = {each.id for each in results if each.measurement is not None}
-    not_run = [each for each in results if each.status is Status.NOT_RUN]
-    new = replace(
-        baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
-    )
-    print(as_text(_as_report(new, not_run)))
-    for line in describe_speeds(new):
-        print(line)
-    print(f"recorded {len(measured)} rows in {path}")
-    if not_run:
-        print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
-    if kept := len(baseline.rows) - len(measured):
-        print(f"{kept} rows of the file were kept as they were (--fresh drops them)")
-    return 0
-
-
-def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
-    """Every selected row in its processes; whatever goes wrong raises RecordError."""
-    rows = selected(arguments)
-    options = replace(
-        run_options(arguments),
-        row_timeout_s=arguments.row_timeout,
-        wait=arguments.wait,
-    )
-    if options.slowdowns:
-        raise SpecError(
-            "inject-slowdown",
-            " ".join(arguments.inject_slowdown),
-            "a slowed row is no baseline; leave it out",
-        )
-    processes = arguments.processes
-    if processes is None:
-        processes = default_processes(rows)
-    check_processes(processes)
-    # They import torch, which the other actions do without.
-    from llama_perf.device_lock import DeviceLock
-    from llama_perf.environment import run_device
-
-    results: list[RowResult] = []
-    environment = None
-    lock = DeviceLock(run_device({row.device for row in rows}), wait=options.wait)
-    lock.acquire(show_progress)
-    try:
-        for result, where in in_fresh_processes(
-            rows, processes=processes, options=options, progress=show_progress
-        ):
-            if environment is None and not arguments.fresh:
-                # A damaged file is to be told of before the other processes have run.
-                baselines.find(arguments.baselines, where.device_key)
-            environment = where
-            results.append(result)
-    finally:
-        lock.release()
-    assert environment is not None, "a selection has at least one row"
-    return environment, results
-
-
-def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
-    """The results of a run that ended; raises RecordError for one that did not."""
-    if arguments.processes is not None:
-        raise SpecError(
-            "processes", arguments.processes, "a run that is over has one; leave it out"
-        )
-    report = read_report(arguments.source)
-    if (missed := report.selected - len(report.results)) > 0:
-        raise RecordError(
-            f"{arguments.source}: that run stopped before {missed} of its"
-            f" {report.selected} rows; a part of a run is no baseline"
-        )
-    return report.environment, list(report.results)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    keys = baselines.keys(arguments.baselines)
-    if arguments.device is not None:
-        if arguments.device not in keys:
-            raise RecordError(
-                f"device: {arguments.device!r} has no baseline in"
-                f" {arguments.baselines}; allowed: {', '.join(keys) or 'none yet'}"
-            )
-        keys = [arguments.device]
-    for key in keys:
-        baseline = baselines.read(baselines.path_of(arguments.baselines, key))
-        print(f"{key}: recorded {baseline.recorded}")
-        if baseline.note:
-            print(baseline.note)
-        print(as_text(_as_report(baseline)))
-        print("".join(f"{line}\n" for line in describe_speeds(baseline)))
-    return 0
-
-
-def _as_report(baseline: Baseline, others: Sequence[RowResult] = ()) -> Report:
-    return Report(
-        started=baseline.recorded,
-        environment=baseline.environment,
-        results=(
-            *(
-                RowResult(
-                    id=row.id,
-                    row=row.row,
-                    status=Status.MEASURED,
-                    measurement=row.measurement,
-                )
-                for row in baseline.rows
-            ),
-            *others,
-        ),
-    )
+    """Do what the action says."""
+    code: int = arguments.act(arguments)
+    return code
