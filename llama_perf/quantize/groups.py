@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError
+from llama_perf.quantize.stretches import in_stretches
 
 
 def check_group_size(group_size: object) -> None:
@@ -52,7 +53,8 @@ def in_groups(weight: Tensor, group_size: int) -> Tensor:
     return groups
 
 
-def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+@in_stretches
+def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
     """Scale and zero of half-quadratic quantization, w = (c - zero) * scale.
 
     torchao's own search; Badri and Shaji (2023). Both float32 (N, G, 1). The third

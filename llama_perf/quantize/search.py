@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llama_perf.quantize.stretches import in_stretches
+
 _SHRINKS = (1.0, 0.9, 0.8)
 
 
@@ -37,9 +39,10 @@ def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return stored(scale, dtype).clamp(min=least)
 
 
+@in_stretches
 def scale_and_offset(
     groups: Tensor, most: int, middle: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """For w = (c - middle) * scale + offset with c of 0 to `most`."""
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     best = _Best(groups)
@@ -59,9 +62,8 @@ def scale_and_offset(
     return best.scale, best.zero
 
 
-def scale_and_zero(
-    groups: Tensor, most: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+@in_stretches
+def scale_and_zero(groups: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """For w = (c - zero) * scale with c and a whole zero of 0 to `most`."""
     low = groups.amin(2, keepdim=True).clamp(max=0)
     high = groups.amax(2, keepdim=True).clamp(min=0)
@@ -87,6 +89,14 @@ def symmetric_scale(
 
     A scale may be negative: the value farthest from 0 then gets the code `least`.
     """
+    (scale,) = _symmetric_scale(groups, least, most, dtype)
+    return scale
+
+
+@in_stretches
+def _symmetric_scale(
+    groups: Tensor, least: int, most: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     sign = torch.where(high > -low, -1.0, 1.0)
     turned = groups * sign
@@ -103,7 +113,7 @@ def symmetric_scale(
         scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
         codes = torch.round(turned / scale).clamp(least, most)
         best.consider(codes, scale, none)
-    return best.scale * sign
+    return (best.scale * sign,)
 
 
 def _codes(

@@ -39,6 +39,7 @@ from llama_perf.quantize.native_tensor import (
 )
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.search import positive_scale, scale_and_zero, scale_dtype
+from llama_perf.quantize.stretches import in_stretches
 from llama_perf.scheme import UINTX_BITS, Scheme
 
 LAYOUTS = {"lean": PACKED, "reference": INTEGER}
@@ -123,9 +124,10 @@ class UintxWeight(NativeTensor):
         )
 
 
+@in_stretches
 def _scale_and_zero(
     groups: Tensor, bits: int, dtype: torch.dtype, *, hqq: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Scales that are values of `dtype` and zeros that are whole, float32 (N, G, 1)."""
     most = 2**bits - 1
     scale, zero = scale_and_zero(groups, most, dtype)
