@@ -48,6 +48,13 @@ class BusyError(UserError):
     """A file or device is in use by another run."""
 
 
+class SpoiledError(UserError):
+    """What was measured says nothing of the row, since the card was throttled.
+
+    Ends as the verdict INVALID with this message as its reason.
+    """
+
+
 class NotRunnable(UserError):
     """A row cannot run here: no such device, too little memory, not built yet.
 

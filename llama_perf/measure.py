@@ -9,13 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama_perf.build import Prepared
+from llama_perf.card import CardWatch
+from llama_perf.errors import SpoiledError
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.records import Measurement
+from llama_perf.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
 
 Progress = Callable[[str], None]
@@ -94,6 +98,7 @@ def measure(
 
     `meter` was created before the row was built. The peak that is reported is that
     of the samples, after the warm-up, as in the reference; the build's stands apart.
+    Raises SpoiledError where the card was throttled.
     """
     row = prepared.row
     device = prepared.engine.model.device
@@ -106,10 +111,15 @@ def measure(
     warm_up_s = time.perf_counter() - start
     meter.reset_peak()
     samples = []
+    watch = CardWatch(device)
+    watch.look()
     for number in range(1, row.num_samples + 1):
         progress(f"sample {number} of {row.num_samples}")
         samples.append(time_generation(prepared, generator))
+        watch.look()
         after_sample(samples[-1])
+    if (reason := watch.spoiled()) is not None:
+        raise SpoiledError(reason)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
@@ -133,9 +143,23 @@ def measure(
         compilations=compilations,
         injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
+        **_of_card(watch, row),
         sample_ns=totals,
         first_token_ns=firsts,
     )
+
+
+def _of_card(watch: CardWatch, row: RowSpec) -> dict[str, Any]:
+    if row.device != "cuda":
+        return {}
+    joules = watch.joules()
+    tokens = row.batch_size * row.max_new_tokens * row.num_samples
+    return {
+        "joules_per_token": None if joules is None else joules / tokens,
+        "card": tuple(watch.states) or None,
+        "card_problem": watch.problem,
+        "neighbours": watch.others() or None,
+    }
 
 
 def without_kept(measurement: Measurement, kept_bytes: int) -> Measurement:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from llama_perf.engine import Engine
 from llama_perf.kernels.cached_attention import PIECE
+from llama_perf.kernels.kv_codes import WIDENED
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.sampling import sample
@@ -94,8 +95,9 @@ def _decoded_bytes(config: ModelConfig, row: RowSpec) -> int:
     one_head = (row.fill + row.prompt_length) * config.head_dim
     heads = min(max(PIECE // one_head, 1), row.batch_size * config.n_kv_heads)
     size: int = getattr(torch, row.dtype).itemsize
-    # The keys, the values, and these in float32 before they are rounded.
-    return heads * one_head * (2 * size + (4 if size < 4 else 0))
+    whole = heads * one_head
+    # The keys, the values, and some of these in float32 before they are rounded.
+    return 2 * whole * size + min(whole, WIDENED) * (4 + size)
 
 
 def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:

@@ -82,6 +82,22 @@ class LinearChoice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CardState:
+    """A card at one moment; `limited_by` is also what limited it since the last one.
+
+    None: the card does not tell.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    limited_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """What one row measured. Speeds are medians over its samples.
 
@@ -90,7 +106,8 @@ class Measurement:
     token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
     reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
     process's resident set over what it is when the row is gone. GB are 10^9 bytes,
-    raw samples in ns.
+    raw samples in ns. `card` are its states before the first sample and after each,
+    `neighbours` other processes that computed on it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -111,6 +128,10 @@ class Measurement:
     compilations: int | None = None
     injected_slowdown: float = 0.0
     autoquant: tuple[LinearChoice, ...] | None = None
+    joules_per_token: float | None = None
+    card: tuple[CardState, ...] | None = None
+    card_problem: str | None = None
+    neighbours: tuple[str, ...] | None = None
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()
 

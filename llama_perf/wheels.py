@@ -26,7 +26,7 @@ from packaging.utils import (
 from packaging.version import Version
 
 # What a CUDA machine has of its own, in the build that fits its driver.
-LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-.*")
+LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-(?!ml-py$).*")
 # The tests need it besides the dependencies of the package.
 TEST_PACKAGES = frozenset({"hypothesis"})
 

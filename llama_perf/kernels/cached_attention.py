@@ -22,9 +22,10 @@ from torch import Tensor
 from llama_perf.kernels import kv_codes
 
 # Values dequantized at a time: in decoding what the cache that cores share holds as
-# float32, in a prefill 64 MB of 16-bit ones, since a head has to be whole there.
+# float32, in a prefill 32 MB of 16-bit ones, or more where a head is more, since it has
+# to be whole there.
 _STRETCH = 1 << 20
-PIECE = 1 << 25
+PIECE = 1 << 24
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
 
@@ -164,7 +165,7 @@ def prefill_attention(
         out = torch.empty_like(grouped)
         for some in _stretches(len(k), max(PIECE // (end * width), 1)):
             key, value = (
-                kv_codes.dequantized(codes[some], scale[some], q.dtype)
+                kv_codes.dequantized_by_positions(codes[some], scale[some], q.dtype)
                 for codes, scale in zip((k, v), scales, strict=True)
             )
             out[some] = _causal(grouped[some], key, value)

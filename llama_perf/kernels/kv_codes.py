@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Values that are widened to float32 at a time, 16 MB of them.
+WIDENED = 1 << 22
 INT8, FP8 = torch.int8, torch.uint8
 SCALE = torch.bfloat16
 _LEAST = torch.finfo(SCALE).tiny
@@ -65,3 +67,19 @@ def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The values, (..., D) in `dtype`, of codes and their scales (...)."""
     wide = scale.float().mul(UNIT[codes.dtype]).unsqueeze(-1)
     return decoded(codes).mul_(wide).to(dtype)
+
+
+def dequantized_by_positions(
+    codes: Tensor, scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The same of (N, L, D), some positions at a time, with little beside the result.
+
+    Not for code that is being compiled: there it would be a loop unrolled.
+    """
+    heads, length, width = codes.shape
+    out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    step = max(WIDENED // max(heads * width, 1), 1)
+    for start in range(0, length, step):
+        some = slice(start, start + step)
+        out[:, some] = dequantized(codes[:, some], scale[:, some], dtype)
+    return out

@@ -70,16 +70,15 @@ class KVCache(nn.Module):
 
         int64 (T,) for all sequences alike, or (B, T).
         """
-        self._write(self.k_cache, self.k_scale, positions, k)
-        self._write(self.v_cache, self.v_scale, positions, v)
-
-    def _write(
-        self, cache: Tensor, scales: Tensor | None, positions: Tensor, x: Tensor
-    ) -> None:
-        if scales is not None:
-            x, scale = kv_codes.quantize(x, cache.dtype)
-            _put(scales, positions, scale)
-        _put(cache, positions, x)
+        if self.k_scale is not None and self.v_scale is not None:
+            # Together: without a compiler each operation of a token costs as much.
+            codes, scales = kv_codes.quantize(torch.stack((k, v)), self.k_cache.dtype)
+            k, v = codes.unbind()
+            k_scale, v_scale = scales.unbind()
+            _put(self.k_scale, positions, k_scale)
+            _put(self.v_scale, positions, v_scale)
+        _put(self.k_cache, positions, k)
+        _put(self.v_cache, positions, v)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values, (B, H, S, D) in the model's dtype.
@@ -105,7 +104,7 @@ class KVCache(nn.Module):
 def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:
     """`x` (B, H, T, ...) into `cache` (B, H, S, ...) at (T,) or (B, T)."""
     if positions.ndim == 1:
-        cache[:, :, positions] = x
+        cache.index_copy_(2, positions, x)
     else:
         rows = torch.arange(len(cache), device=cache.device)[:, None]
         cache[rows, :, positions] = x.transpose(1, 2)

@@ -191,6 +191,7 @@ def notes(report: Report) -> list[str]:
                 f"works again: {result.id} is marked as broken by"
                 f" {result.row.upstream_issue}, and ran"
             )
+    lines += _of_cards(report)
     if report.baseline_source:
         lines.append(f"baseline: {report.baseline_source}")
     if report.environment_changes:
@@ -198,4 +199,28 @@ def notes(report: Report) -> list[str]:
         lines.append(f"changed since the baseline: {changed}")
     if report.stale:
         lines.append(f"in the baseline but in no set: {', '.join(report.stale)}")
+    return lines
+
+
+def _of_cards(report: Report) -> list[str]:
+    """Who else was on the card, what capped it, and what could not be read of it."""
+    lines = []
+    for result in report.results:
+        now = result.measurement
+        if now is None:
+            continue
+        if now.neighbours:
+            others = ", ".join(now.neighbours)
+            lines.append(f"on the card beside {result.id}: {others}")
+        limits = dict.fromkeys(
+            limit for state in now.card or () for limit in state.limited_by
+        )
+        if limits:
+            lines.append(f"limited in {result.id}: {', '.join(limits)}")
+    problems = {
+        result.measurement.card_problem
+        for result in report.results
+        if result.measurement is not None and result.measurement.card_problem
+    }
+    lines += [f"the card's state is not known: {each}" for each in sorted(problems)]
     return lines

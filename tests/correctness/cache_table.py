@@ -8,6 +8,7 @@ Limits have the margins of `closeness_table`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pydoc_data.topics import topics
@@ -51,14 +52,14 @@ def long_tokens() -> Tensor:
 
 
 @cache
-def logits_with_cache(kind: str | None) -> Tensor:
-    """At each position of the text, float32 (1, LENGTH, vocabulary)."""
+def logits_with_cache(kind: str | None, length: int = LENGTH) -> Tensor:
+    """At each of the text's first positions, float32 (1, length, vocabulary)."""
     model, ids = unquantized(), long_tokens()
     caches = [
         KVCache(
             model.config,
             batch_size=1,
-            cache_size=LENGTH,
+            cache_size=length,
             dtype=model.dtype,
             device=model.device,
             kind=kind,
@@ -67,7 +68,7 @@ def logits_with_cache(kind: str | None) -> Tensor:
     ]
     parts = []
     with torch.no_grad():
-        for start in range(0, LENGTH, CHUNK):
+        for start in range(0, length, CHUNK):
             end = start + CHUNK
             positions = torch.arange(start, end)
             x = model.hidden(
@@ -99,8 +100,12 @@ def markdown(found: Mapping[str, Closeness]) -> str:
     return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
 
 
-def documented() -> list[str]:
-    """The limits in the document, as they stand in brackets, row by row."""
+def documented() -> dict[str, tuple[str, ...]]:
+    """The limits in the document, as they stand in brackets, by the kind of cache."""
     text = DOCUMENT.read_text(encoding="utf-8")
     table = text.partition(BEGIN)[2].partition(END)[0]
-    return [part.partition(")")[0] for part in table.split("(at least ")[1:]]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    return {
+        row.strip("|").split("|")[0].strip(): tuple(re.findall(r"\((.+?)\)", row))
+        for row in rows
+    }

@@ -208,6 +208,8 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
         most_perplexity_change=0.072,
     ),
 }
+# torchao's own hqq goes over whole weights, two minutes for this model.
+SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
 # Beside the pruned model instead, since pruning without training hurts by itself.
 PRUNED_LIMITS: Mapping[tuple[str, str], Limits] = {
     ("sparse-marlin", "native"): Limits(

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
 from plugin_project import Project, import_all
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow", action="store_true", help="run the tests that take minutes as well"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a card run in one process: side by side they would share it."""
+    """Keep a card's tests in one process, and leave slow ones out unless asked for."""
     for item in items:
         if item.get_closest_marker("cuda") is not None:
             item.add_marker(pytest.mark.xdist_group("cuda"))
+        slow = item.get_closest_marker("slow") is not None
+        if slow and not item.config.getoption("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +33,14 @@ def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         # Tests in several processes do not wait for one another.
         patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _an_interrupt_is_one() -> Iterator[None]:
+    """A process of pytest-xdist ignores it, and so would what a test starts there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

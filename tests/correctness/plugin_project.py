@@ -78,6 +78,8 @@ class Project:
     ) -> None:
         monkeypatch.setattr(run, "measure_bandwidth", lambda _device: 20.0)
         monkeypatch.setattr(worker, "run_in_process", in_this_process)
+        # pytest-benchmark would take a run inside a test for one under xdist.
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
         self.pytester = pytester
         self.path = pytester.path
         for folder in ("perf", "correctness"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from tokenizer_samples import smollm2_path
@@ -107,6 +107,25 @@ def quantized(scheme: str, *, kernels: str) -> Transformer:
         )(model, "model")
         return model
     return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
+
+
+@lru_cache(maxsize=4)
+def quantized_logits(scheme: str, kernels: str, length: int | None = None) -> Tensor:
+    """Of the fixed text, or of its start; kept for the other table of the scheme."""
+    return quantized(scheme, kernels=kernels).logits(tokens()[:, :length])
+
+
+def compared_scheme(
+    scheme: str,
+    kernels: str,
+    length: int | None = None,
+    *,
+    beside: str = "unquantized",
+) -> Closeness:
+    """A quantized SmolLM2 beside another one, as `compared`."""
+    ids = tokens()[:, :length]
+    logits = quantized_logits(scheme, kernels, length)
+    return closeness(reference_logits(beside)[:, :length], logits, ids)
 
 
 def compared(

@@ -6,19 +6,41 @@ import math
 
 import pytest
 import torch
-from closeness_table import LIMITS, ROWS, Key, documented_limits, limits_as_documented
-from smollm2 import compared, quantized, reference_logits, tokens, unquantized
+from _pytest.mark import ParameterSet
+from closeness_table import (
+    LIMITS,
+    ROWS,
+    SLOW,
+    Key,
+    documented_limits,
+    limits_as_documented,
+)
+from smollm2 import (
+    compared,
+    compared_scheme,
+    quantized,
+    reference_logits,
+    tokens,
+    unquantized,
+)
 
 from llama_perf.closeness import closeness, perplexity
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
 
 
-@pytest.mark.parametrize("key", ROWS, ids=[".".join(key) for key in ROWS])
+def marked(key: Key) -> ParameterSet:
+    """A row of the table; those of a scheme run in one process, which keeps logits."""
+    marks = [pytest.mark.xdist_group(key[0])]
+    if key[:2] in SLOW:
+        marks.append(pytest.mark.slow)
+    return pytest.param(key, id=".".join(key), marks=marks)
+
+
+@pytest.mark.parametrize("key", map(marked, ROWS))
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, beside), limits = key, ROWS[key]
-    model = quantized(scheme, kernels=kernels)
-    found = compared(model, limits.length, beside=beside)
+    found = compared_scheme(scheme, kernels, limits.length, beside=beside)
     assert limits.broken_by(found) == []
 
 

@@ -59,12 +59,11 @@ def outcomes(report: Report) -> dict[str, Status]:
     return {result.id: result.status for result in report.results}
 
 
-@pytest.mark.parametrize("isolate", ["session", "row"])
 def test_a_row_whose_process_is_killed_costs_that_row_alone(
-    project: Project, sabotaged: Callable[[str], None], isolate: str
+    project: Project, sabotaged: Callable[[str], None]
 ) -> None:
     sabotaged(f"if id == {PLAIN!r}: os.kill(os.getpid(), 9)")
-    result = project.run_isolated(f"--isolate={isolate}")
+    result = project.run_isolated()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     report = project.report()
     found = {each.id: each for each in report.results}

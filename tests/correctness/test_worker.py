@@ -135,15 +135,10 @@ def test_an_interrupt_ends_the_process_too(
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    # A process of pytest-xdist ignores an interrupt, as a shell's background job does.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            run()
-        thread.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text(encoding="utf-8")), 0)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
-from smollm2 import quantized, reference_logits, tokens
+from smollm2 import quantized, quantized_logits, reference_logits, tokens
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -72,10 +72,13 @@ def twins(scheme: str) -> Twins:
 
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
-    model = quantized(scheme, kernels=kernels)
-    if scheme not in QUICK:
+    if scheme in QUICK:
+        logits = quantized_logits(scheme, kernels)
+    else:
+        model = quantized(scheme, kernels=kernels)
         _unpack(model)
-    return token_divergences(reference_logits(), model.logits(tokens()))
+        logits = model.logits(tokens())
+    return token_divergences(reference_logits(), logits)
 
 
 def _unpack(model: Transformer) -> None:
