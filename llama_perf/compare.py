@@ -25,6 +25,7 @@ from llama_perf.records import (
     Verdict,
 )
 from llama_perf.speed import stored_speeds
+from llama_perf.work import grown, more_work
 
 
 def compare(
@@ -113,11 +114,13 @@ def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Compari
     def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
         return replace(
             _verdict(result, kind, "; ".join(reasons), failed=failed, changes=changes),
+            why=grown(now, then) if failed else (),
             suspicious=speed.suspicious,
             minimum_detectable=speed.minimum_detectable,
         )
 
     larger = [describe(each) for each in changes[1:] if each.worse]
+    larger += more_work(now, then)
     if speed.change.worse:
         return verdict(Verdict.SLOWER, speed.reason, *larger, *others, failed=True)
     if larger:
@@ -164,6 +167,13 @@ def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[Metric
             then.peak_memory_bytes,
             now.peak_memory_bytes,
             limits.peak_memory_limit(then.peak_memory_bytes),
+            1,
+        ),
+        (
+            "allocated memory",
+            then.peak_allocated_bytes,
+            now.peak_allocated_bytes,
+            limits.peak_memory_limit(then.peak_allocated_bytes or 0),
             1,
         ),
         (

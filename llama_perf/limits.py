@@ -54,7 +54,7 @@ def moved_by(
 
 def describe(moved: MetricChange) -> str:
     """One metric in words: baseline, current, change and limit."""
-    in_gb = moved.metric in {"peak memory", "model size"}
+    in_gb = moved.metric in {"peak memory", "allocated memory", "model size"}
     unit, scale = (" GB", 1e9) if in_gb else ("", 1.0)
     digits = 3 if in_gb else 2
     text = (

@@ -18,6 +18,7 @@ from llama_perf.build import Prepared
 from llama_perf.card import CardWatch
 from llama_perf.errors import SpoiledError
 from llama_perf.memory import MemoryMeter, release_memory
+from llama_perf.operators import step_work
 from llama_perf.records import Measurement
 from llama_perf.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
@@ -109,6 +110,10 @@ def measure(
     progress("compiling and warming up" if row.compile else "warming up")
     time_generation(prepared, generator)
     warm_up_s = time.perf_counter() - start
+    step = None
+    if row.device == "cpu":
+        # Before the samples: what the profiler loads then counts as kept.
+        step = step_work(prepared)
     meter.reset_peak()
     samples = []
     watch = CardWatch(device)
@@ -120,6 +125,10 @@ def measure(
         after_sample(samples[-1])
     if (reason := watch.spoiled()) is not None:
         raise SpoiledError(reason)
+    peak_bytes, peak_allocated = meter.peak_bytes(), meter.peak_allocated_bytes()
+    if row.device == "cuda":
+        # After them: a profiler may leave its hooks in the driver.
+        step = step_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
@@ -132,8 +141,8 @@ def measure(
         time_to_first_token_s=median_seconds(firsts),
         bandwidth_gb_s=prepared.model_size_bytes * tok_s / row.batch_size / GB,
         device_bandwidth_gb_s=device_bandwidth_gb_s,
-        peak_memory_bytes=meter.peak_bytes(),
-        peak_allocated_bytes=meter.peak_allocated_bytes(),
+        peak_memory_bytes=peak_bytes,
+        peak_allocated_bytes=peak_allocated,
         build_peak_bytes=build_peak_bytes,
         model_size_bytes=prepared.model_size_bytes,
         weights=prepared.weights,
@@ -143,6 +152,7 @@ def measure(
         compilations=compilations,
         injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
+        step=step,
         **_of_card(watch, row),
         sample_ns=totals,
         first_token_ns=firsts,

@@ -103,6 +103,7 @@ class LlamaPerfPlugin:
             against=against,
             baselines_folder=self._options.baselines,
             path=self._options.results,
+            again=self.request.chosen(self._set_name()).command("run", "--compare"),
             carried=self._runner.finished,
         )
 
@@ -242,13 +243,14 @@ class LlamaPerfPlugin:
         yield
         if self._recorder is None or not self._recorder.report.results:
             return
+        from llama_perf.recorder import advice
         from llama_perf.report.render import as_markdown, as_text
 
         report = self._recorder.report
         terminalreporter.section("llama-perf")
         terminalreporter.write(as_text(report))
         terminalreporter.write(f"results: {self._options.results}\n")
-        for line in self.request.advice(report, self._set_name()):
+        for line in advice(report, self.request.chosen(self._set_name())):
             terminalreporter.write(line + "\n")
         if self._options.markdown is not None:
             from llama_perf.codec import write_atomically

@@ -20,7 +20,7 @@ from llama_perf import baseline as baselines
 from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.plugin_options import PluginConfig
-from llama_perf.recorder import Against, advice, record_command
+from llama_perf.recorder import Against, Chosen
 from llama_perf.records import Baseline, Environment, Report, RowResult
 from llama_perf.spec import RowSpec
 
@@ -141,17 +141,16 @@ class CompareRequest:
         plain: dict[str, Any] = json.loads(to_json(baseline))
         return plain
 
-    def advice(self, report: Report, set_name: str | None) -> list[str]:
-        """What to do where a row has no baseline."""
+    def chosen(self, set_name: str | None) -> Chosen:
+        """The rows of the run and its folders."""
         options = self._options
-        command = record_command(
+        return Chosen(
             set_name=set_name,
             rows_file=options.rows_file,
             checkpoints=options.run.checkpoints,
             baselines_folder=options.baselines,
             default_folder=self._config.rootpath / "baselines",
         )
-        return advice(report, command=command, folder=options.baselines)
 
 
 def _as_saved_run(baseline: Baseline) -> dict[str, Any]:

@@ -48,8 +48,9 @@ class Recorder:
 
     `selected` counts the rows that are to come; `known` are the rows of the set or
     file they were selected from, so that a baseline's others are not taken for stale.
-    `carried` are results that are to be added later: until then the file has them too,
-    so that a run which stops again loses none of them.
+    `again` is the command that runs the rows without pytest. `carried` are results that
+    are to be added later: until then the file has them too, so that a run which stops
+    again loses none of them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Recorder:
         against: Against | None,
         baselines_folder: Path,
         path: Path | None,
+        again: Sequence[str] = (),
         carried: Mapping[str, RowResult] | None = None,
     ) -> None:
         self._carried = dict(carried or {})
@@ -69,7 +71,10 @@ class Recorder:
         self._reference = baselines.reference(baselines_folder)
         self._path = path
         self.report = Report(
-            started=started, environment=environment, selected=selected
+            started=started,
+            environment=environment,
+            selected=selected,
+            again=tuple(again),
         )
         if against is not None and against.baseline is not None:
             stored = against.baseline
@@ -152,46 +157,49 @@ def _stale(baseline: Baseline, known: Sequence[RowSpec]) -> tuple[str, ...]:
     return tuple(row.id for row in baseline.rows if row.id not in ids)
 
 
-def advice(report: Report, *, command: str, folder: Path) -> list[str]:
-    """What to do where a row has no baseline in `folder`."""
+def advice(report: Report, chosen: Chosen) -> list[str]:
+    """What to do where a row has no baseline."""
     verdicts = [comparison.verdict for comparison in report.comparisons]
     missing = verdicts.count(Verdict.NO_BASELINE)
     if not missing:
         return []
-    where = baselines.path_of(folder, report.environment.device_key)
+    where = baselines.path_of(chosen.baselines_folder, report.environment.device_key)
     return [
         f"{missing} of {len(verdicts)} rows have no baseline for this device"
         f" ({where}); record one with:",
-        f"  {command}",
+        f"  {shlex.join(chosen.command('baseline', 'record'))}",
     ]
 
 
-def record_command(
-    *,
-    set_name: str | None,
-    rows_file: Path | None,
-    checkpoints: Path | None,
-    baselines_folder: Path,
-    default_folder: Path,
-) -> str:
-    """The command that records a baseline for the rows of a run, as a shell takes it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Which rows a run has and where things lie, as options of every command."""
 
-    An environment that is not activated has no `llama-perf` on the path: its Python
-    stands in.
-    """
-    words = ["llama-perf"]
-    if shutil.which("llama-perf") is None:
-        python = Path(sys.executable)
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
-        words = [str(python), "-m", "llama_perf"]
-    words += ["baseline", "record"]
-    if rows_file is not None:
-        words += ["--rows", str(rows_file)]
-    else:
-        words += ["--set", str(set_name)]
-    if checkpoints is not None:
-        words += ["--checkpoints", str(checkpoints)]
-    if baselines_folder != default_folder:
-        words += ["--baselines", str(baselines_folder)]
-    return shlex.join(words)
+    set_name: str | None
+    rows_file: Path | None
+    checkpoints: Path | None
+    baselines_folder: Path
+    default_folder: Path
+
+    def command(self, *words: str) -> list[str]:
+        """`llama-perf` with `words` and these options.
+
+        An environment that is not activated has no `llama-perf` on the path: its
+        Python stands in.
+        """
+        start = ["llama-perf"]
+        if shutil.which("llama-perf") is None:
+            python = Path(sys.executable)
+            if python.is_relative_to(Path.cwd()):
+                python = python.relative_to(Path.cwd())
+            start = [str(python), "-m", "llama_perf"]
+        found = [*start, *words]
+        if self.rows_file is not None:
+            found += ["--rows", str(self.rows_file)]
+        else:
+            found += ["--set", str(self.set_name)]
+        if self.checkpoints is not None:
+            found += ["--checkpoints", str(self.checkpoints)]
+        if self.baselines_folder != self.default_folder:
+            found += ["--baselines", str(self.baselines_folder)]
+        return found

@@ -98,6 +98,28 @@ class CardState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorTime:
+    """An operator's calls in a step of decoding, and its own ms in a profiler."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: str
+    calls: float
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepWork:
+    """All calls of a step of decoding, and the operators that take longest."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    calls: float
+    ms: float
+    operators: tuple[OperatorTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """What one row measured. Speeds are medians over its samples.
 
@@ -128,6 +150,7 @@ class Measurement:
     compilations: int | None = None
     injected_slowdown: float = 0.0
     autoquant: tuple[LinearChoice, ...] | None = None
+    step: StepWork | None = None
     joules_per_token: float | None = None
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None
@@ -192,6 +215,7 @@ class MetricChange:
 class Comparison:
     """The verdict on one row, with its reason in words.
 
+    `why`: of a row that lost, which operators of a step grew and what to run again.
     `suspicious` says that its one process lost more speed than the screen allows,
     whatever the fresh processes said then, and `minimum_detectable` is the loss, as a
     share, that a run finds nine times in ten; None where the baseline has too few
@@ -205,6 +229,7 @@ class Comparison:
     reason: str
     failed: bool
     changes: tuple[MetricChange, ...] = ()
+    why: tuple[str, ...] = ()
     suspicious: bool = False
     minimum_detectable: float | None = None
 
@@ -268,7 +293,8 @@ class Baseline:
 class Report:
     """One run: what was measured and, where a baseline was given, the verdicts.
 
-    `selected` counts the rows that were to run, `reference` holds the counterparts of
+    `selected` counts the rows that were to run, `again` are the words of the command
+    that runs them without pytest, `reference` holds the counterparts of
     the rows in the published A100 table, `stale` the ids that the baseline has and no
     set has any more.
     """
@@ -280,6 +306,7 @@ class Report:
     started: str
     environment: Environment
     selected: int = 0
+    again: tuple[str, ...] = ()
     device_bandwidth_gb_s: float | None = None
     results: tuple[RowResult, ...] = ()
     comparisons: tuple[Comparison, ...] = ()

@@ -127,6 +127,7 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
         started=session.started,
         environment=head,
         selected=len(rows),
+        again=tuple(_again(arguments)),
         results=tuple(result for result, _ in judged),
         comparisons=tuple(comparison for _, comparison in judged),
         baseline_source=_source(arguments),
@@ -138,3 +139,11 @@ def _source(arguments: argparse.Namespace) -> str:
     named = [arguments.base, arguments.base_python]
     base = ", ".join(str(each) for each in named if each is not None)
     return f"{base}, in {arguments.pairs} pairs of processes"
+
+
+def _again(arguments: argparse.Namespace) -> list[str]:
+    words = ["llama-perf", "compare", "--pairs", str(arguments.pairs)]
+    for name in ("base", "base_python", "set", "rows", "checkpoints"):
+        if (value := getattr(arguments, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words

@@ -23,8 +23,7 @@ from llama_perf.commands.selection import (
     set_name,
 )
 from llama_perf.errors import SpecError
-from llama_perf.recorder import Against, Recorder, advice, record_command
-from llama_perf.records import Report
+from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import check_slowdowns
 from llama_perf.writable import check_writable
@@ -92,7 +91,7 @@ def main(arguments: argparse.Namespace) -> int:
     recorder, interrupted = _run_rows(arguments, path)
     report = recorder.report
     print(as_text(report))
-    for line in _advice(report, arguments):
+    for line in advice(report, _chosen(arguments)):
         print(line)
     if arguments.markdown is not None:
         write_atomically(arguments.markdown, as_markdown(report))
@@ -135,6 +134,7 @@ def _run_rows(
             against=against,
             baselines_folder=arguments.baselines,
             path=path,
+            again=_chosen(arguments).command("run", "--compare"),
             carried=runner.finished,
         )
         try:
@@ -163,17 +163,13 @@ def _against(runner: Runner, arguments: argparse.Namespace) -> Against:
     )
 
 
-def _advice(report: Report, arguments: argparse.Namespace) -> list[str]:
-    return advice(
-        report,
-        command=record_command(
-            set_name=set_name(arguments),
-            rows_file=arguments.rows,
-            checkpoints=arguments.checkpoints,
-            baselines_folder=arguments.baselines,
-            default_folder=baselines.default_folder(),
-        ),
-        folder=arguments.baselines,
+def _chosen(arguments: argparse.Namespace) -> Chosen:
+    return Chosen(
+        set_name=set_name(arguments),
+        rows_file=arguments.rows,
+        checkpoints=arguments.checkpoints,
+        baselines_folder=arguments.baselines,
+        default_folder=baselines.default_folder(),
     )
 
 

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from llama_perf.codec import to_json
 from llama_perf.records import Report
 from llama_perf.report.choices import chosen_in
-from llama_perf.report.table import build_table, notes, reasons, summary
+from llama_perf.report.table import build_table, notes, reasons, summary, why
 
 
 def as_text(report: Report) -> str:
@@ -17,9 +17,10 @@ def as_text(report: Report) -> str:
     table = build_table(report)
     lines = [f"every row: {table.caption}"] if table.caption else []
     lines.append(_grid(report, "simple"))
-    lines += [""] + [
-        f"{verdict} {row_id}: {reason}" for row_id, verdict, reason in reasons(report)
-    ]
+    lines.append("")
+    for row_id, verdict, reason in reasons(report):
+        lines.append(f"{verdict} {row_id}: {reason}")
+        lines += [f"  {each}" for each in why(report, row_id)]
     for row_id, chosen in chosen_in(report):
         lines += [f"autoquant chose for {row_id}:", chosen, ""]
     lines += notes(report)
@@ -34,10 +35,9 @@ def as_markdown(report: Report) -> str:
     if table.caption:
         lines += [f"Every row: `{table.caption}`", ""]
     lines += [_grid(report, "github"), ""]
-    lines += [
-        f"- **{verdict}** `{row_id}`: {reason}"
-        for row_id, verdict, reason in reasons(report)
-    ]
+    for row_id, verdict, reason in reasons(report):
+        lines.append(f"- **{verdict}** `{row_id}`: {reason}")
+        lines += [f"  - {each}" for each in why(report, row_id)]
     for row_id, chosen in chosen_in(report, style="github"):
         lines += ["", f"autoquant chose for `{row_id}`:", "", chosen, ""]
     lines += [f"- {note}" for note in notes(report)]

@@ -5,11 +5,12 @@ Text and markdown differ only in how they draw it. A cell with nothing to say is
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.records import Comparison, Measurement, Report, Status
+from llama_perf.records import Comparison, Measurement, Report, Status, Verdict
 
 NOTHING = "-"
 _COLUMNS = (
@@ -26,6 +27,7 @@ _COLUMNS = (
     "verdict",
 )
 _LEAST_AT = 3
+_LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
 _REFERENCE_COLUMNS = ("A100 tok/s", "A100 %", "A100 peak GB")
 
 
@@ -148,6 +150,17 @@ def reasons(report: Report) -> list[tuple[str, str, str]]:
         if reason and (suspicious or verdict not in quiet):
             told.append((result.id, verdict, reason))
     return told
+
+
+def why(report: Report, row_id: str) -> tuple[str, ...]:
+    """Which operators of a row that failed grew, and the command that repeats it."""
+    comparison = comparison_of(report, row_id)
+    if comparison is None or comparison.verdict not in _LOST:
+        return ()
+    if not report.again:
+        return comparison.why
+    again = shlex.join([*report.again, "--row", row_id])
+    return (*comparison.why, f"again: {again}")
 
 
 def summary(report: Report) -> str:

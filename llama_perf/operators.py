@@ -1,0 +1,73 @@
+"""What a step of decoding runs, by time: operators on a CPU, kernels on a card.
+
+Taken outside the samples, by PyTorch's profiler. The times are a profiler's, longer
+than those that are measured: they say where a step's time goes; the calls are exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from llama_perf.build import Prepared
+from llama_perf.records import OperatorTime, StepWork
+
+_STEPS = 4
+_KEPT = 12
+
+
+def step_work(prepared: Prepared) -> StepWork | None:
+    """The operators of a decoding step; None for a row that decodes none.
+
+    Also where no kernel is seen, as on a card whose counters are not ours to read.
+    """
+    steps = min(_STEPS, prepared.row.max_new_tokens - 1)
+    if steps < 1:
+        return None
+    # It announces itself on stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    cuda = prepared.row.device == "cuda"
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    row = prepared.row
+    tokens = prepared.engine.stream(
+        prepared.prompt,
+        max_new_tokens=steps + 1,
+        lengths=prepared.lengths,
+        temperature=row.temperature,
+        top_k=row.top_k,
+        generator=torch.Generator(device=prepared.prompt.device).manual_seed(0),
+    )
+    # The first is the prefill's.
+    next(tokens)
+    with profile(activities=[activity], acc_events=True) as profiler:
+        for _ in tokens:
+            pass
+        if cuda:
+            torch.cuda.synchronize()
+    wanted = "CUDA" if cuda else "CPU"
+    events = profiler.key_averages()
+    found = [each for each in events if each.device_type.name == wanted]
+    return _in_short(found, steps, cuda=cuda) if found else None
+
+
+def _in_short(events: Iterable[Any], steps: int, *, cuda: bool) -> StepWork:
+    times = [
+        OperatorTime(
+            name=event.key,
+            calls=event.count / steps,
+            ms=(event.self_device_time_total if cuda else event.self_cpu_time_total)
+            / 1e3
+            / steps,
+        )
+        for event in events
+    ]
+    times.sort(key=lambda each: -each.ms)
+    return StepWork(
+        calls=sum(each.calls for each in times),
+        ms=sum(each.ms for each in times),
+        operators=tuple(times[:_KEPT]),
+    )

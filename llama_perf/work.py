@@ -1,0 +1,70 @@
+"""What a row does in a step, beside what it did: counts that noise does not touch.
+
+And, where a row lost, which operators grew. Pure functions on measurements.
+"""
+
+from __future__ import annotations
+
+from llama_perf.records import Measurement, OperatorTime
+from llama_perf.stats import change
+
+# Calls may differ by the rare operator that depends on sampled values.
+_CALLS = 0.01
+# Of a step's time, from here on an operator's growth explains something.
+_EXPLAINS = 0.02
+_MOST_TOLD = 3
+
+
+def more_work(now: Measurement, then: Measurement) -> list[str]:
+    """In words, which counts of a step or of the compiler grew.
+
+    Where autoquant chose other kernels the calls of a step are other ones by right.
+    """
+    found = []
+    if now.step is not None and then.step is not None and _same_choice(now, then):
+        before, after = then.step.calls, now.step.calls
+        if before > 0 and change(after, before) > _CALLS:
+            found.append(
+                f"calls a step {before:.0f} -> {after:.0f}"
+                f" ({change(after, before):+.1%}, limit {_CALLS:.0%})"
+            )
+    for name in ("graph_breaks", "compilations"):
+        before, after = getattr(then, name), getattr(now, name)
+        if before is not None and after is not None and after > before:
+            found.append(f"{name.replace('_', ' ')} {before} -> {after}")
+    return found
+
+
+def _same_choice(now: Measurement, then: Measurement) -> bool:
+    chosen = [
+        [(each.out_features, each.in_features, each.chosen) for each in of or ()]
+        for of in (now.autoquant, then.autoquant)
+    ]
+    return chosen[0] == chosen[1]
+
+
+def grown(now: Measurement, then: Measurement) -> tuple[str, ...]:
+    """The operators of a step that grew most, in words, the most important first."""
+    if now.step is None or then.step is None:
+        return ()
+    before = {each.name: each for each in then.step.operators}
+    moved = [
+        (each.ms - _ms(before.get(each.name)), each) for each in now.step.operators
+    ]
+    moved.sort(key=lambda pair: -pair[0])
+    least = _EXPLAINS * then.step.ms
+    told = [_words(each, before.get(each.name)) for more, each in moved if more > least]
+    return tuple(told[:_MOST_TOLD])
+
+
+def _ms(operator: OperatorTime | None) -> float:
+    return 0.0 if operator is None else operator.ms
+
+
+def _words(now: OperatorTime, then: OperatorTime | None) -> str:
+    if then is None:
+        return f"new in a step: {now.name}, {now.ms:.2f} ms in {now.calls:g} calls"
+    text = f"grew: {now.name}, {then.ms:.2f} -> {now.ms:.2f} ms a step"
+    if now.calls != then.calls:
+        text += f" in {then.calls:g} -> {now.calls:g} calls"
+    return text
