@@ -1,0 +1,151 @@
+"""`scripts/gate_study`: how often the gate errs on this machine, by running it.
+
+Records a baseline, runs the rows again and again without change, then with every
+decoding step of a known share repeated, all through the commands that users run.
+Each run's results stay in the work folder; the table says what the gate made of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from llama_perf.records import Comparison, Report, Verdict
+from llama_perf.resume import read_report
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "gate.md"
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+ROWS = ROOT / "tests" / "correctness" / "gate_study.toml"
+SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
+_HEADERS = (
+    "repeated steps",
+    "runs",
+    "rows judged",
+    "suspicious",
+    "SLOWER",
+    "runs that failed a row",
+    "finds (median)",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """All runs with one share of repeated steps, in percent."""
+
+    percent: int
+    reports: tuple[Report, ...]
+
+    @property
+    def judged(self) -> list[Comparison]:
+        """Every verdict on a measured row."""
+        return [
+            each
+            for report in self.reports
+            for each in report.comparisons
+            if each.verdict not in (Verdict.NOT_RUN, Verdict.INVALID)
+        ]
+
+    def cells(self) -> list[str]:
+        """A line of the table."""
+        slower = [each.verdict is Verdict.SLOWER for each in self.judged]
+        failed = [
+            any(each.failed for each in report.comparisons) for report in self.reports
+        ]
+        least = sorted(each.minimum_detectable or 0.0 for each in self.judged)
+        return [
+            "none" if self.percent == 0 else f"{self.percent} %",
+            str(len(self.reports)),
+            str(len(self.judged)),
+            str(sum(each.suspicious for each in self.judged)),
+            f"{sum(slower)} ({sum(slower) / max(len(slower), 1):.0%})",
+            f"{sum(failed)}",
+            f"{least[len(least) // 2]:.1%}" if least else "-",
+        ]
+
+
+def table(studied: Sequence[Runs]) -> str:
+    """The table of all shares, markdown."""
+    cells = [each.cells() for each in studied]
+    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Study and print; 1 where an unchanged run failed a row."""
+    arguments = _parser().parse_args(argv)
+    work: Path = arguments.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    chosen = ["--rows", str(arguments.rows.absolute())]
+    if arguments.set is not None:
+        chosen = ["--set", arguments.set]
+    chosen += ["--baselines", str(work / "baselines")]
+    record = ["baseline", "record", "--fresh", *chosen]
+    _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
+    studied: list[Runs] = []
+    text = ""
+    try:
+        for percent in SLOWDOWNS:
+            runs = arguments.runs if percent == 0 else arguments.slowed_runs
+            reports: list[Report] = []
+            for number in range(runs):
+                path = work / f"slowed-{percent}-run-{number}.json"
+                words = ["run", "--compare", "--json", str(path), *chosen]
+                if percent:
+                    words += ["--inject-slowdown", f"*={percent}"]
+                _command(words, allowed=(0, 1))
+                reports.append(read_report(path))
+                now = Runs(percent=percent, reports=tuple(reports))
+                text = table([*studied, now])
+            if reports:
+                studied.append(Runs(percent=percent, reports=tuple(reports)))
+    finally:
+        print(text)
+        if arguments.write and studied:
+            _write(table(studied), studied[0].reports[0], arguments.processes)
+    unchanged = [each for runs in studied if runs.percent == 0 for each in runs.judged]
+    return 1 if any(each.failed for each in unchanged) else 0
+
+
+def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
+    command = [sys.executable, "-m", "llama_perf", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode not in allowed:
+        raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
+
+
+def _write(text: str, report: Report, processes: int) -> None:
+    where = report.environment
+    conditions = (
+        f"{where.device_name}, {where.threads} threads, torch {where.torch},"
+        f" llama-perf {where.commit}; a baseline of {processes} processes:"
+    )
+    head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    tail = rest.split(END)[1]
+    whole = f"{head}{BEGIN}\n{conditions}\n\n{text}\n{END}{tail}"
+    DOCUMENT.write_text(whole, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gate_study",
+        description="Run the gate without change and with injected slowdowns, and"
+        " count what it says.",
+    )
+    parser.add_argument("--set", metavar="NAME", help="a set of the package")
+    parser.add_argument("--rows", metavar="FILE", type=Path, default=ROWS)
+    parser.add_argument("--runs", metavar="N", type=int, default=20)
+    parser.add_argument("--slowed-runs", metavar="N", type=int, default=2)
+    parser.add_argument("--processes", metavar="N", type=int, default=5)
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", default=ROOT / ".llama-perf" / "gate-study"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="replace the table of docs/gate.md"
+    )
+    return parser
