@@ -92,6 +92,7 @@ def measure(
     meter: MemoryMeter,
     device_bandwidth_gb_s: float | None = None,
     slowdown: float = 0.0,
+    count_work: bool = False,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
 ) -> Measurement:
@@ -99,7 +100,8 @@ def measure(
 
     `meter` was created before the row was built. The peak that is reported is that
     of the samples, after the warm-up, as in the reference; the build's stands apart.
-    Raises SpoiledError where the card was throttled.
+    `count_work`: also what a step calls, by a profiler, outside the samples. Raises
+    SpoiledError where the card was throttled.
     """
     row = prepared.row
     device = prepared.engine.model.device
@@ -111,8 +113,8 @@ def measure(
     time_generation(prepared, generator)
     warm_up_s = time.perf_counter() - start
     step = None
-    if row.device == "cpu":
-        # Before the samples: what the profiler loads then counts as kept.
+    if count_work and row.device == "cpu":
+        # Before the samples, since what it leaves in the heap is no row's.
         step = step_work(prepared)
     meter.reset_peak()
     samples = []
@@ -126,7 +128,7 @@ def measure(
     if (reason := watch.spoiled()) is not None:
         raise SpoiledError(reason)
     peak_bytes, peak_allocated = meter.peak_bytes(), meter.peak_allocated_bytes()
-    if row.device == "cuda":
+    if count_work and row.device == "cuda":
         # After them: a profiler may leave its hooks in the driver.
         step = step_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)

@@ -96,8 +96,12 @@ def _decoded_bytes(config: ModelConfig, row: RowSpec) -> int:
     heads = min(max(PIECE // one_head, 1), row.batch_size * config.n_kv_heads)
     size: int = getattr(torch, row.dtype).itemsize
     whole = heads * one_head
-    # The keys, the values, and some of these in float32 before they are rounded.
-    return 2 * whole * size + min(whole, WIDENED) * (4 + size)
+    # The keys, the values, and some of these in float32: beside them the bits that
+    # fp8 is widened from, or what they are rounded to.
+    beside = size if size < 4 else 0
+    if row.kv_cache == "fp8":
+        beside = max(beside, 2)
+    return 2 * whole * size + min(whole, WIDENED) * (4 + beside)
 
 
 def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:

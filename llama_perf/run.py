@@ -18,6 +18,7 @@ from llama_perf.environment import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure import Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
+from llama_perf.operators import load_profiler
 from llama_perf.records import Environment, Measurement, RowResult, Status
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
@@ -82,6 +83,7 @@ class Session:
         slowdown = self.options.slowdown(row.id)
         with compiler_settings():
             progress("building")
+            load_profiler()
             meter = MemoryMeter(device)
             prepared = prepare(
                 row,
@@ -95,6 +97,7 @@ class Session:
                     meter=meter,
                     device_bandwidth_gb_s=bandwidth,
                     slowdown=slowdown,
+                    count_work=True,
                     progress=progress,
                 )
             finally:

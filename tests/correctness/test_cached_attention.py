@@ -133,6 +133,7 @@ def test_no_copy_of_the_cache_is_made(
 ) -> None:
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 10)
     monkeypatch.setattr(cached_attention, "PIECE", 1)
+    monkeypatch.setattr(kv_codes, "WIDENED", 64 * 10)
     cache = held(kind, torch.float32, batch=1, heads=8, width=64)
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.

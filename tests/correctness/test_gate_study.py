@@ -44,7 +44,9 @@ def test_rows_that_were_not_run_are_not_judged() -> None:
 
 
 def test_the_table_has_a_line_for_each_share() -> None:
-    studied = [Runs(percent=each, reports=(report(Verdict.SAME),)) for each in SLOWDOWNS]
+    studied = [
+        Runs(percent=each, reports=(report(Verdict.SAME),)) for each in SLOWDOWNS
+    ]
     assert len(table(studied).splitlines()) == 2 + len(SLOWDOWNS)
 
 
