@@ -44,9 +44,8 @@ def test_rows_that_were_not_run_are_not_judged() -> None:
 
 
 def test_the_table_has_a_line_for_each_share() -> None:
-    studied = [
-        Runs(percent=each, reports=(report(Verdict.SAME),)) for each in SLOWDOWNS
-    ]
+    same = (report(Verdict.SAME),)
+    studied = [Runs(percent=each, reports=same) for each in SLOWDOWNS]
     assert len(table(studied).splitlines()) == 2 + len(SLOWDOWNS)
 
 
