@@ -105,6 +105,8 @@ def measure(
     """
     row = prepared.row
     device = prepared.engine.model.device
+    # Steps that a slowdown repeats are no work of the row's.
+    count_work = count_work and slowdown == 0
     build_peak_bytes = meter.peak_bytes()
     release_memory(device)
     generator = torch.Generator(device=device).manual_seed(0)
@@ -114,8 +116,9 @@ def measure(
     warm_up_s = time.perf_counter() - start
     step = None
     if count_work and row.device == "cpu":
-        # Before the samples, since what it leaves in the heap is no row's.
+        # Before the samples, and its events freed: they are no part of the peak.
         step = step_work(prepared)
+        release_memory(device)
     meter.reset_peak()
     samples = []
     watch = CardWatch(device)

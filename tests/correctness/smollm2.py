@@ -110,7 +110,7 @@ def quantized(scheme: str, *, kernels: str) -> Transformer:
 
 
 @lru_cache(maxsize=4)
-def quantized_logits(scheme: str, kernels: str, length: int | None = None) -> Tensor:
+def quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
     """Of the fixed text, or of its start; kept for the other table of the scheme."""
     return quantized(scheme, kernels=kernels).logits(tokens()[:, :length])
 

@@ -37,7 +37,7 @@ def marked(key: Key) -> ParameterSet:
     return pytest.param(key, id=".".join(key), marks=marks)
 
 
-@pytest.mark.parametrize("key", map(marked, ROWS))
+@pytest.mark.parametrize("key", [marked(key) for key in ROWS])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, beside), limits = key, ROWS[key]
     found = compared_scheme(scheme, kernels, limits.length, beside=beside)

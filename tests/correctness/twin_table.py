@@ -73,7 +73,7 @@ def twins(scheme: str) -> Twins:
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
     if scheme in QUICK:
-        logits = quantized_logits(scheme, kernels)
+        logits = quantized_logits(scheme, kernels, None)
     else:
         model = quantized(scheme, kernels=kernels)
         _unpack(model)
