@@ -54,6 +54,8 @@ def import_all() -> None:
     for each in (row, replace(row, quantization="int8wo", kernels="torchao")):
         result = run.Session([each], options=RunOptions()).run_row(each)
         assert result.measurement is not None, result.reason
+    # The compiler's modules too: they register themselves once in a process.
+    torch.compile(torch.sin)(torch.ones(4))
 
 
 def in_this_process(
