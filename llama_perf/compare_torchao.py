@@ -17,6 +17,7 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
+from llama_perf.document import replace_between
 from llama_perf.environment import collect
 from llama_perf.torchao_peer import (
     MODEL,
@@ -80,10 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "\n\n".join([*tables, *cache_table(found)])
         # After each round: one that is stopped leaves those before it.
         if not arguments.only:
-            head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-            tail = rest.split(END)[1]
-            whole = f"{head}{BEGIN}\n{text}\n{END}{tail}"
-            DOCUMENT.write_text(whole, encoding="utf-8")
+            replace_between(DOCUMENT, BEGIN, END, text)
     print(text)
     slower = [row.name for row, _ in found if (ratio(found, row) or 1.0) < 1.0]
     slower = list(dict.fromkeys(slower))

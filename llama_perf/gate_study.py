@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from llama_perf.document import replace_between
 from llama_perf.records import Comparison, Report, Verdict
 from llama_perf.resume import read_report
 
@@ -125,10 +126,7 @@ def _write(text: str, report: Report, processes: int) -> None:
         f"{where.device_name}, {where.threads} threads, torch {where.torch},"
         f" llama-perf {where.commit}; a baseline of {processes} processes:"
     )
-    head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    tail = rest.split(END)[1]
-    whole = f"{head}{BEGIN}\n{conditions}\n\n{text}\n{END}{tail}"
-    DOCUMENT.write_text(whole, encoding="utf-8")
+    replace_between(DOCUMENT, BEGIN, END, f"{conditions}\n\n{text}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from llama_perf.document import replace_between, rows_between
 from llama_perf.kernels.packing import words
 from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
@@ -241,13 +242,7 @@ def measure(names: Sequence[str]) -> Iterator[tuple[str, int, int, list[Resource
 
 def documented() -> dict[tuple[str, int], list[str]]:
     """The cells of docs/kernels.md by variant and tokens."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    table = text.partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if line.startswith("|")
-    ][2:]
+    rows = rows_between(DOCUMENT, BEGIN, END)
     return {(row[0], int(row[1])): row[2:] for row in rows}
 
 
@@ -272,9 +267,7 @@ def main(names: Sequence[str]) -> int:
     headers = ["format", "tokens", *(f"sm_{each}" for each in CAPABILITIES)]
     rows = [(name, tokens, *found) for (name, tokens), found in cells.items()]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    tail = rest.split(END)[1]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    replace_between(DOCUMENT, BEGIN, END, table)
     print(table)
     print("\n".join(f"spilled: {each}" for each in spills))
     return 1 if spills else 0

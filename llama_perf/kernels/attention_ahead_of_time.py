@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from tabulate import tabulate
 
+from llama_perf.document import replace_between
 from llama_perf.kernels import kv_codes
 from llama_perf.kernels.ahead_of_time import (
     CAPABILITIES,
@@ -108,8 +109,6 @@ def main() -> int:
         rows.append((*variant.cells, *cells))
     headers = ["heads of", "dtype", "cache", *(f"sm_{each}" for each in CAPABILITIES)]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    tail = rest.split(END)[1]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    replace_between(DOCUMENT, BEGIN, END, table)
     print(table)
     return 1 if spills else 0

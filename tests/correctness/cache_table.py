@@ -21,6 +21,7 @@ from tokenizer_samples import smollm2_path
 from torch import Tensor
 
 from llama_perf.closeness import Closeness, closeness
+from llama_perf.document import rows_between
 from llama_perf.model.attention import Seen
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.tokenizer import load_tokenizer
@@ -102,10 +103,7 @@ def markdown(found: Mapping[str, Closeness]) -> str:
 
 def documented() -> dict[str, tuple[str, ...]]:
     """The limits in the document, as they stand in brackets, by the kind of cache."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    table = text.partition(BEGIN)[2].partition(END)[0]
-    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     return {
-        row.strip("|").split("|")[0].strip(): tuple(re.findall(r"\((.+?)\)", row))
-        for row in rows
+        row[0]: tuple(re.findall(r"\((.+?)\)", " ".join(row)))
+        for row in rows_between(DOCUMENT, BEGIN, END)
     }

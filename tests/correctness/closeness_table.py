@@ -20,6 +20,7 @@ from typing import TypeAlias
 from tabulate import tabulate
 
 from llama_perf.closeness import Closeness
+from llama_perf.document import rows_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "correctness.md"
 BEGIN, END = "<!-- closeness: begin -->", "<!-- closeness: end -->"
@@ -277,13 +278,7 @@ def _limit_cells(limits: Limits) -> tuple[str, str, str, str]:
 
 
 def _documented_rows() -> dict[Key, list[str]]:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    table = text.partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in table.splitlines()
-        if line.startswith("|")
-    ][2:]
+    rows = rows_between(DOCUMENT, BEGIN, END)
     return {(row[0], row[1], row[2]): row for row in rows}
 
 

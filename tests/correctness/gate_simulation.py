@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from llama_perf.document import replace_between, text_between
 from llama_perf.spread import Spread, shrunk
 from llama_perf.stats import THRESHOLDS, confirm_limit, minimum_detectable, screen_limit
 
@@ -165,13 +166,9 @@ def _least(deviations: Sequence[float], processes: Sequence[int]) -> str:
 
 def documented() -> str:
     """The table as docs/gate.md has it."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    return text.partition(BEGIN)[2].partition(END)[0].strip()
+    return text_between(DOCUMENT, BEGIN, END)
 
 
 def write(table: str) -> None:
     """Put the table into docs/gate.md."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    replace_between(DOCUMENT, BEGIN, END, table)

@@ -16,6 +16,7 @@ from smollm2 import unquantized
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from llama_perf.document import rows_between
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT
 
@@ -85,10 +86,4 @@ def documented() -> list[tuple[str, str]]:
 
 
 def _documented_rows() -> dict[tuple[str, str], list[str]]:
-    table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if "|" in line
-    ][2:]
-    return {(row[0], row[1]): row for row in rows}
+    return {(row[0], row[1]): row for row in rows_between(DOCUMENT, BEGIN, END)}

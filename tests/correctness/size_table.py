@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
+from llama_perf.document import replace_between, text_between
 from llama_perf.model.config import preset
 from llama_perf.model_size import has_reference_layout, native_model_bytes
 from llama_perf.quantize.registry import built_kernels
@@ -112,15 +113,9 @@ def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:
 
 def documented(marks: tuple[str, str] = (BEGIN, END)) -> str:
     """A table as docs/sizes.md has it, between its two marks."""
-    begin, end = marks
-    text = DOCUMENT.read_text(encoding="utf-8")
-    return text.partition(begin)[2].partition(end)[0].strip()
+    return text_between(DOCUMENT, *marks)
 
 
 def write(table: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put a computed table into docs/sizes.md."""
-    begin, end = marks
-    text = DOCUMENT.read_text(encoding="utf-8")
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    DOCUMENT.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+    replace_between(DOCUMENT, *marks, table)

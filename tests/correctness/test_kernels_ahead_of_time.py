@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+from llama_perf.document import rows_between
 from llama_perf.kernels import ahead_of_time as aot
 from llama_perf.kernels import attention_ahead_of_time as attention
 
@@ -47,13 +48,7 @@ def test_the_attention_kernel_compiles_without_spills(
 
 
 def test_the_document_has_every_attention_kernel_and_no_spill() -> None:
-    text = aot.DOCUMENT.read_text(encoding="utf-8")
-    table = text.partition(attention.BEGIN)[2].partition(attention.END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if line.startswith("|")
-    ][2:]
+    rows = rows_between(aot.DOCUMENT, attention.BEGIN, attention.END)
     assert [tuple(row[:3]) for row in rows] == [
         variant.cells for variant in attention.VARIANTS
     ]

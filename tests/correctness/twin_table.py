@@ -19,6 +19,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from llama_perf.closeness import token_divergences
+from llama_perf.document import rows_between
 from llama_perf.model.transformer import Transformer
 
 BEGIN, END = "<!-- twins: begin -->", "<!-- twins: end -->"
@@ -115,10 +116,4 @@ def documented() -> dict[str, float]:
 
 
 def _documented_rows() -> dict[str, list[str]]:
-    table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if "|" in line
-    ][2:]
-    return {row[0]: row for row in rows}
+    return {row[0]: row for row in rows_between(DOCUMENT, BEGIN, END)}
