@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import SpecError, UserError
-from llama_perf.run_options import ISOLATIONS, RunOptions, Slowdown
+from llama_perf.run_options import OPTIONS, RunOptions, Slowdown
 from llama_perf.writable import check_writable_anew
 
 ON_MISSING = ON_UNDECIDED = ("fail", "report")
@@ -144,44 +144,15 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write the table as markdown as well",
     )
-    group.addoption(
-        "--isolate",
-        dest="llama_perf_isolate",
-        choices=ISOLATIONS,
-        default="session",
-        help="each row in a process of its own (row), all rows in one that is started"
-        " anew where a row breaks (session, the default), or in this one (none)",
-    )
-    group.addoption(
-        "--row-timeout",
-        dest="llama_perf_row_timeout",
-        metavar="SECONDS",
-        type=float,
-        default=None,
-        help="end a row that takes longer, as INVALID (default: no limit)",
-    )
-    group.addoption(
-        "--time-budget",
-        dest="llama_perf_time_budget",
-        metavar="SECONDS",
-        type=float,
-        default=None,
-        help="start no row that cannot be finished within so much of the whole run's"
-        " time; the rest is NOT_RUN",
-    )
+    for option, told in OPTIONS.items():
+        name = option.removeprefix("--").replace("-", "_")
+        group.addoption(option, dest=f"llama_perf_{name}", **told)
     group.addoption(
         "--resume",
         dest="llama_perf_resume",
         action="store_true",
         default=False,
         help="continue the run whose results are kept: rows it measured are taken over",
-    )
-    group.addoption(
-        "--wait",
-        dest="llama_perf_wait",
-        action="store_true",
-        default=False,
-        help="wait for another run on this device instead of refusing",
     )
     group.addoption(
         "--inject-slowdown",

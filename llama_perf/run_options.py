@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.spec import RowSpec
@@ -46,6 +47,34 @@ def check_slowdowns(slowdowns: Iterable[Slowdown], rows: Sequence[RowSpec]) -> N
 
 
 ISOLATIONS = ("row", "session", "none")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--isolate": {
+        "choices": ISOLATIONS,
+        "default": "session",
+        "help": "each row in a process of its own (row), all rows in one that is"
+        " started anew where a row breaks (session, the default), or in this one"
+        " (none)",
+    },
+    "--row-timeout": {
+        "metavar": "SECONDS",
+        "type": float,
+        "default": None,
+        "help": "end a row that takes longer, as INVALID (default: no limit)",
+    },
+    "--time-budget": {
+        "metavar": "SECONDS",
+        "type": float,
+        "default": None,
+        "help": "start no row that cannot be finished within so much of the whole"
+        " run's time; the rest is NOT_RUN",
+    },
+    "--wait": {
+        "action": "store_true",
+        "default": False,
+        "help": "wait for another run on this device instead of refusing",
+    },
+}
+"""What argparse and pytest, which hands it on, are told of an option of both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

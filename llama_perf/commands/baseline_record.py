@@ -10,10 +10,9 @@ from llama_perf import baseline as baselines
 from llama_perf.commands.baseline_show import as_report
 from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
-    add_row_timeout,
     add_run_options,
     add_selection,
-    add_wait,
+    add_shared,
     run_options,
     selected,
 )
@@ -34,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `record`."""
     add_selection(parser)
     add_run_options(parser)
-    add_wait(parser)
-    add_row_timeout(parser)
+    add_shared(parser, "--row-timeout", "--wait")
     parser.add_argument(
         "--from",
         dest="source",

@@ -12,10 +12,9 @@ from llama_perf.checkout import checked_out, resolve
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
-    add_row_timeout,
     add_run_options,
     add_selection,
-    add_wait,
+    add_shared,
     run_options,
     selected,
 )
@@ -35,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_selection(parser)
     add_run_options(parser)
-    add_row_timeout(parser)
-    add_wait(parser)
+    add_shared(parser, "--row-timeout", "--wait")
     parser.add_argument(
         "--base",
         metavar="REV",

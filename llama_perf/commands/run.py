@@ -14,10 +14,9 @@ from llama_perf import rows as row_sets
 from llama_perf.codec import to_line, write_atomically
 from llama_perf.commands.selection import (
     add_baselines,
-    add_isolation,
     add_run_options,
     add_selection,
-    add_wait,
+    add_shared,
     run_options,
     selected,
     set_name,
@@ -25,7 +24,7 @@ from llama_perf.commands.selection import (
 from llama_perf.errors import SpecError
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.run_options import check_slowdowns
+from llama_perf.run_options import OPTIONS, check_slowdowns
 from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
@@ -38,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_selection(parser)
     add_run_options(parser)
-    add_isolation(parser)
-    add_wait(parser)
+    add_shared(parser, *OPTIONS)
     add_baselines(parser)
     parser.add_argument(
         "--json",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_perf import baseline, rows
 from llama_perf.errors import SpecError
-from llama_perf.run_options import ISOLATIONS, RunOptions, Slowdown
+from llama_perf.run_options import OPTIONS, RunOptions, Slowdown
 from llama_perf.spec import RowSpec
 
 
@@ -41,42 +41,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_isolation(parser: argparse.ArgumentParser) -> None:
-    """Add how rows are kept apart, and what a run may take."""
-    parser.add_argument(
-        "--isolate",
-        choices=ISOLATIONS,
-        default="session",
-        help="each row in a process of its own (row), all rows in one that is started"
-        " anew where a row breaks (session, the default), or in this one (none)",
-    )
-    add_row_timeout(parser)
-    parser.add_argument(
-        "--time-budget",
-        metavar="SECONDS",
-        type=float,
-        help="start no row that cannot be finished within so much of the whole run's"
-        " time; the rest is NOT_RUN",
-    )
-
-
-def add_row_timeout(parser: argparse.ArgumentParser) -> None:
-    """Add `--row-timeout`."""
-    parser.add_argument(
-        "--row-timeout",
-        metavar="SECONDS",
-        type=float,
-        help="end a row that takes longer, as INVALID (default: no limit)",
-    )
-
-
-def add_wait(parser: argparse.ArgumentParser) -> None:
-    """Add `--wait`."""
-    parser.add_argument(
-        "--wait",
-        action="store_true",
-        help="wait for another run on this device instead of refusing",
-    )
+def add_shared(parser: argparse.ArgumentParser, *options: str) -> None:
+    """Add options that pytest has too."""
+    for option in options:
+        parser.add_argument(option, **OPTIONS[option])
 
 
 def add_baselines(parser: argparse.ArgumentParser) -> None:
