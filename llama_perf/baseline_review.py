@@ -37,10 +37,7 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
         for then, row in both
         if (then.measurement, then.processes) != (row.measurement, row.processes)
     ]
-    environment = environment_changes(old.environment, new.environment)
-    if old.environment.commit != new.environment.commit:
-        commits = f"commit: {old.environment.commit} -> {new.environment.commit}"
-        environment = (*environment, commits)
+    environment = environment_changes(old.environment, new.environment, commit=True)
     if changed:
         grid = tabulate(changed, headers=_HEADERS, disable_numparse=True)
         lines += grid.splitlines()

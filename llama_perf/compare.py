@@ -25,7 +25,7 @@ from llama_perf.records import (
     Verdict,
 )
 from llama_perf.speed import stored_speeds
-from llama_perf.work import grown, more_work
+from llama_perf.work import grown, more_work, other_choices
 
 
 def compare(
@@ -109,7 +109,7 @@ def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Compari
     now, then = result.measurement, stored.measurement
     limits = LIMITS[result.row.device]
     changes = (speed.change, *_changes(now, then, limits))
-    others = _other_choices(now, then)
+    others = other_choices(now, then)
 
     def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
         return replace(
@@ -134,21 +134,6 @@ def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Compari
         if moved.limit is not None and -moved.change > moved.limit:
             return verdict(Verdict.SMALLER, describe(moved), *others, failed=False)
     return verdict(Verdict.SAME, f"within its limits: {speed.reason}", failed=False)
-
-
-def _other_choices(now: Measurement, then: Measurement) -> list[str]:
-    """Where autoquant chose otherwise than in the baseline, in words."""
-    before = {
-        (each.out_features, each.in_features): each.chosen
-        for each in then.autoquant or ()
-    }
-    return [
-        f"autoquant chose {each.chosen} and not {before[shape]} for"
-        f" {each.out_features} x {each.in_features}"
-        for each in now.autoquant or ()
-        for shape in [(each.out_features, each.in_features)]
-        if shape in before and before[shape] != each.chosen
-    ]
 
 
 def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[MetricChange]:
@@ -191,12 +176,14 @@ def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[Metric
     ]
 
 
-def environment_changes(old: Environment, new: Environment) -> tuple[str, ...]:
-    """Which fields differ, each as "field: old -> new"; the commit is left out."""
+def environment_changes(
+    old: Environment, new: Environment, *, commit: bool = False
+) -> tuple[str, ...]:
+    """Which fields differ, each as "field: old -> new"; with `commit` that one too."""
     return tuple(
         f"{name}: {getattr(old, name)} -> {getattr(new, name)}"
         for name in Environment.__dataclass_fields__
-        if name != "commit" and getattr(old, name) != getattr(new, name)
+        if (commit or name != "commit") and getattr(old, name) != getattr(new, name)
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -67,6 +69,17 @@ class DeviceLock:
     def release(self) -> None:
         """Let go of the device."""
         self._lock.release()
+
+
+@contextmanager
+def held(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[None]:
+    """The device, locked for as long as the block runs."""
+    lock = DeviceLock(device, wait=wait)
+    lock.acquire(progress)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open_to_all(path: Path, mode: int) -> None:

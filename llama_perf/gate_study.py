@@ -88,29 +88,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen += ["--baselines", str(work / "baselines")]
     record = ["baseline", "record", "--fresh", *chosen]
     _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
-    studied: list[Runs] = []
-    text = ""
+    reports: dict[int, list[Report]] = {}
     try:
         for percent in SLOWDOWNS:
             runs = arguments.runs if percent == 0 else arguments.slowed_runs
-            reports: list[Report] = []
             for number in range(runs):
                 path = work / f"slowed-{percent}-run-{number}.json"
                 words = ["run", "--compare", "--json", str(path), *chosen]
                 if percent:
                     words += ["--inject-slowdown", f"*={percent}"]
                 _command(words, allowed=(0, 1))
-                reports.append(read_report(path))
-                now = Runs(percent=percent, reports=tuple(reports))
-                text = table([*studied, now])
-            if reports:
-                studied.append(Runs(percent=percent, reports=tuple(reports)))
+                reports.setdefault(percent, []).append(read_report(path))
     finally:
+        # One that is stopped tells of the runs before it, and the table how many.
+        text = table(
+            [
+                Runs(percent=percent, reports=tuple(each))
+                for percent, each in reports.items()
+            ]
+        )
         print(text)
-        if arguments.write and studied:
-            _write(table(studied), studied[0].reports[0], arguments.processes)
-    unchanged = [each for runs in studied if runs.percent == 0 for each in runs.judged]
-    return 1 if any(each.failed for each in unchanged) else 0
+        if arguments.write and reports:
+            _write(text, reports[min(reports)][0], arguments.processes)
+    unchanged = Runs(percent=0, reports=tuple(reports.get(0, ())))
+    return 1 if any(each.failed for each in unchanged.judged) else 0
 
 
 def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:

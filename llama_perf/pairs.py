@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -54,9 +55,10 @@ class Side:
         self, row: RowSpec, options: RunOptions, devices: frozenset[str]
     ) -> WorkerResult:
         """The row in a fresh process of this side."""
-        with Worker(
+        worker = Worker(
             options=options, devices=devices, package=self.package, python=self.python
-        ) as worker:
+        )
+        with closing(worker):
             return worker.run(row)
 
 

@@ -36,10 +36,7 @@ def finished_rows(
     other slowdowns: two halves that do not belong together are no run.
     """
     report = read_report(path)
-    changed = list(environment_changes(report.environment, environment))
-    if report.environment.commit != environment.commit:
-        changed.append(f"commit: {report.environment.commit} -> {environment.commit}")
-    if changed:
+    if changed := environment_changes(report.environment, environment, commit=True):
         raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
     wanted = {row.id: row for row in rows}
     finished = {}

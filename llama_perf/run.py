@@ -83,7 +83,9 @@ class Session:
         slowdown = self.options.slowdown(row.id)
         with compiler_settings():
             progress("building")
-            load_profiler()
+            if device.type == "cpu":
+                # Else it would count as the row's memory.
+                load_profiler()
             meter = MemoryMeter(device)
             prepared = prepare(
                 row,

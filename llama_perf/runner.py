@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from llama_perf.device_lock import DeviceLock
 from llama_perf.measure import Progress
@@ -51,17 +49,6 @@ class Runner:
         self._worker: Worker | None = None
         self._lock = DeviceLock(self._session.device, wait=options.wait)
         self._lock.acquire(progress)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def started(self) -> str:

@@ -21,7 +21,8 @@ def more_work(now: Measurement, then: Measurement) -> list[str]:
     Where autoquant chose other kernels the calls of a step are other ones by right.
     """
     found = []
-    if now.step is not None and then.step is not None and _same_choice(now, then):
+    comparable = not other_choices(now, then)
+    if now.step is not None and then.step is not None and comparable:
         before, after = then.step.calls, now.step.calls
         if before > 0 and change(after, before) > _CALLS:
             found.append(
@@ -35,12 +36,19 @@ def more_work(now: Measurement, then: Measurement) -> list[str]:
     return found
 
 
-def _same_choice(now: Measurement, then: Measurement) -> bool:
-    chosen = [
-        [(each.out_features, each.in_features, each.chosen) for each in of or ()]
-        for of in (now.autoquant, then.autoquant)
+def other_choices(now: Measurement, then: Measurement) -> list[str]:
+    """Where autoquant chose otherwise than in the baseline, in words."""
+    before = {
+        (each.out_features, each.in_features): each.chosen
+        for each in then.autoquant or ()
+    }
+    return [
+        f"autoquant chose {each.chosen} and not {before[shape]} for"
+        f" {each.out_features} x {each.in_features}"
+        for each in now.autoquant or ()
+        for shape in [(each.out_features, each.in_features)]
+        if shape in before and before[shape] != each.chosen
     ]
-    return chosen[0] == chosen[1]
 
 
 def grown(now: Measurement, then: Measurement) -> tuple[str, ...]:

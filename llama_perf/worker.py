@@ -18,10 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, ClassVar, Self
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from pydantic import ConfigDict
 
@@ -99,17 +99,6 @@ class Worker:
         self._replies = -1
         self._received = b""
         self.broken = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:
@@ -223,16 +212,15 @@ class Worker:
 
     def close(self) -> None:
         """End the process and forget what it said."""
-        process, self._process = self._process, None
-        if process is not None:
-            assert process.stdin is not None, "started with a pipe"
-            process.stdin.close()
+        if self._process is not None:
+            assert self._process.stdin is not None, "started with a pipe"
+            self._process.stdin.close()
             try:
-                process.wait(2 * _GRACE_S)
+                self._process.wait(2 * _GRACE_S)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                self.kill()
             os.close(self._replies)
+            self._process = None
         self._told.close()
         self.broken = True
 
@@ -245,7 +233,7 @@ def run_in_process(
     progress: Progress = lambda _text: None,
 ) -> WorkerResult:
     """Run one row in a fresh process; see `Worker.run`."""
-    with Worker(options=options, devices=devices) as worker:
+    with closing(Worker(options=options, devices=devices)) as worker:
         return worker.run(row, progress=progress)
 
 

@@ -108,14 +108,13 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
         processes = default_processes(rows)
     check_processes(processes)
     # They import torch, which the other actions do without.
-    from llama_perf.device_lock import DeviceLock
+    from llama_perf.device_lock import held
     from llama_perf.environment import run_device
 
     results: list[RowResult] = []
     environment = None
-    lock = DeviceLock(run_device({row.device for row in rows}), wait=options.wait)
-    lock.acquire(show_progress)
-    try:
+    device = run_device({row.device for row in rows})
+    with held(device, wait=options.wait, progress=show_progress):
         for result, where in in_fresh_processes(
             rows, processes=processes, options=options, progress=show_progress
         ):
@@ -124,8 +123,6 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
                 baselines.find(arguments.baselines, where.device_key)
             environment = where
             results.append(result)
-    finally:
-        lock.release()
     assert environment is not None, "a selection has at least one row"
     return environment, results
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from llama_perf.baseline import default_folder
 from llama_perf.checkout import checked_out, resolve
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.commands.run import show_progress
@@ -17,10 +18,12 @@ from llama_perf.commands.selection import (
     add_shared,
     run_options,
     selected,
+    set_name,
 )
 from llama_perf.compare import environment_changes
 from llama_perf.errors import SpecError, UserError
 from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
+from llama_perf.recorder import Chosen
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import check_slowdowns
@@ -103,13 +106,11 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
     )
     check_slowdowns(options.slowdowns, rows)
     # They import torch, which a mistake above does without.
-    from llama_perf.device_lock import DeviceLock
+    from llama_perf.device_lock import held
     from llama_perf.run import Session
 
     session = Session(rows, options=options)
-    lock = DeviceLock(session.device, wait=options.wait)
-    lock.acquire(show_progress)
-    try:
+    with held(session.device, wait=options.wait, progress=show_progress):
         found, environments = measure_pairs(
             rows,
             {"base": base, "head": Side()},
@@ -117,8 +118,6 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
             options=options,
             progress=show_progress,
         )
-    finally:
-        lock.release()
     judged = compare_pairs(found, missing_fails=arguments.on_missing_baseline == "fail")
     head = environments.get("head", session.environment)
     return Report(
@@ -140,8 +139,16 @@ def _source(arguments: argparse.Namespace) -> str:
 
 
 def _again(arguments: argparse.Namespace) -> list[str]:
-    words = ["llama-perf", "compare", "--pairs", str(arguments.pairs)]
-    for name in ("base", "base_python", "set", "rows", "checkpoints"):
+    words = ["compare", "--pairs", str(arguments.pairs)]
+    for name in ("base", "base_python"):
         if (value := getattr(arguments, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+    chosen = Chosen(
+        set_name=set_name(arguments),
+        rows_file=arguments.rows,
+        checkpoints=arguments.checkpoints,
+        # It reads no baseline.
+        baselines_folder=default_folder(),
+        default_folder=default_folder(),
+    )
+    return chosen.command(*words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,7 @@ def _run_rows(
     check_slowdowns(options.slowdowns, rows)
     from llama_perf.runner import Runner
 
-    with Runner(rows, options=options, progress=show_progress) as runner:
+    with closing(Runner(rows, options=options, progress=show_progress)) as runner:
         against = _against(runner, arguments) if arguments.compare else None
         runner.expect(None if against is None else against.baseline)
         recorder = Recorder(

@@ -123,15 +123,17 @@ def compared_scheme(
     beside: str = "unquantized",
 ) -> Closeness:
     """A quantized SmolLM2 beside another one, as `compared`."""
-    ids = tokens()[:, :length]
-    logits = quantized_logits(scheme, kernels, length)
-    return closeness(reference_logits(beside)[:, :length], logits, ids)
+    return _beside(quantized_logits(scheme, kernels, length), length, beside)
 
 
 def compared(
     model: Transformer, length: int | None = None, *, beside: str = "unquantized"
 ) -> Closeness:
     """`model` beside another SmolLM2 on the fixed text, or on its start."""
-    ids = tokens()[:, :length]
+    return _beside(model.logits(tokens()[:, :length]), length, beside)
+
+
+def _beside(logits: Tensor, length: int | None, beside: str) -> Closeness:
     # A causal model's logits at a position do not depend on what follows.
-    return closeness(reference_logits(beside)[:, :length], model.logits(ids), ids)
+    ids = tokens()[:, :length]
+    return closeness(reference_logits(beside)[:, :length], logits, ids)

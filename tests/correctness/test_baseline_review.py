@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from git_commands import git
 from record_samples import (
     CPU_ROW,
     ENVIRONMENT,
@@ -98,11 +98,6 @@ def test_stale_and_changed_rows_are_problems() -> None:
         f"{CPU_ROW.id}: the row changed since: record it again",
         f"{OTHER.id}: in no set, so nothing is compared with it",
     ]
-
-
-def git(folder: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True)
 
 
 def write(folder: Path, baseline: Baseline) -> Path:

@@ -117,33 +117,22 @@ def started(project: Project, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def after_one_row(project: Project, number: int) -> tuple[int, str, str]:
-    """A run that gets a signal once its first row is kept; code, stdout, stderr."""
-    slow = project.path / "rows.toml"
-    text = slow.read_text(encoding="utf-8")
-    # The second row takes until the signal comes.
-    long = text.replace('quantization = "int8wo"', 'quantization = "int8wo"\n')
-    slow.write_text(
-        long.replace(
-            'kernels = "torchao"', 'kernels = "torchao"\nnum_samples = 200000'
-        ).replace("\n\n\n", "\n\n"),
-        encoding="utf-8",
-    )
-    results = project.path / "results.json"
-    process = started(project)
-    wait_until(results.exists)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    slow.write_text(text, encoding="utf-8")
-    return process.returncode, out, err
-
-
 def test_a_killed_run_is_resumed_with_every_finished_row_intact(
     project: Project,
 ) -> None:
-    code, _, _ = after_one_row(project, signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    rows = project.path / "rows.toml"
+    text = rows.read_text(encoding="utf-8")
+    # The second row takes until the signal comes.
+    endless = 'kernels = "torchao"\nnum_samples = 200000'
+    rows.write_text(text.replace('kernels = "torchao"', endless), encoding="utf-8")
     path = project.path / "results.json"
+    with started(project) as process:
+        try:
+            wait_until(path.exists)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    rows.write_text(text, encoding="utf-8")
     before = read_report(path)
     assert outcomes(before) == {PLAIN: Status.MEASURED}
     done = subprocess.run(

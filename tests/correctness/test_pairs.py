@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from git_commands import git
 from plugin_project import FP6, INT8, PLAIN, Project
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
@@ -207,23 +207,16 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
 
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-        command = ["git", "-C", str(repository), *identity, *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True
-        ).stdout
-
-    git("init", "-q")
+    git(repository, "init", "-q")
     for number in (1, 2):
         (repository / "file").write_text(str(number), encoding="utf-8")
-        git("add", "file")
-        git("commit", "-q", "-m", str(number))
+        git(repository, "add", "file")
+        git(repository, "commit", "-q", "-m", str(number))
     commit = resolve("HEAD~1", root=repository)
     with checked_out(commit, root=repository) as folder:
         assert (folder / "file").read_text(encoding="utf-8") == "1"
     assert not folder.exists()
-    assert git("worktree", "list").count("\n") == 1
+    assert git(repository, "worktree", "list").count("\n") == 1
     for wrong in ("no-such-branch", "--all", ""):
         with pytest.raises(UserError, match=f"base: '{wrong}' names no commit of"):
             resolve(wrong, root=repository)

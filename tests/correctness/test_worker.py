@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def test_a_process_that_replies_no_more_is_ended(
 
 
 def test_one_process_runs_several_rows() -> None:
-    with worker.Worker(options=RunOptions(), devices=["cpu"]) as one:
+    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
         first = one.run(ROW)
         pid = one.pid
         other = replace(ROW, max_new_tokens=3)
@@ -194,7 +195,7 @@ def test_a_broken_process_does_not_hide_in_the_tail_of_the_next_row(
     instead: Callable[[str], None],
 ) -> None:
     instead("print('noise', flush=True); time.sleep(0.2); sys.exit(3)")
-    with worker.Worker(options=RunOptions(), devices=["cpu"]) as one:
+    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
         assert "noise" in str(one.run(ROW).result.reason)
         assert one.broken
 
