@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar
@@ -133,11 +133,10 @@ class Worker:
         )
         process = self._process or self._start()
         assert process.stdin is not None, "started with a pipe"
-        try:
+        # Where it ended at once, what it said is told by the wait.
+        with suppress(BrokenPipeError):
             process.stdin.write(to_line(task).encode() + b"\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It ended at once; what it said is told by the wait.
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._replies, theirs = os.pipe()
@@ -214,7 +213,9 @@ class Worker:
         """End the process and forget what it said."""
         if self._process is not None:
             assert self._process.stdin is not None, "started with a pipe"
-            self._process.stdin.close()
+            # A task that a process did not live to read is still in there.
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
             try:
                 self._process.wait(2 * _GRACE_S)
             except subprocess.TimeoutExpired:

@@ -200,6 +200,16 @@ def test_a_broken_process_does_not_hide_in_the_tail_of_the_next_row(
         assert one.broken
 
 
+def test_a_task_for_a_process_that_is_gone_is_an_invalid_row(
+    instead: Callable[[str], None],
+) -> None:
+    instead("sys.exit(3)")
+    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
+        for _ in range(2):
+            reason = "its process ended with code 3: it said nothing"
+            assert one.run(ROW).result.reason == reason
+
+
 def test_a_worker_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
     started = tmp_path / "pid"
     code = (
