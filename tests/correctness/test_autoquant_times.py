@@ -109,20 +109,21 @@ def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
 def test_a_compiled_product_is_timed_as_the_engine_compiles_it() -> None:
     compiled = time_product(
         Product(tokens=1, rows=1024, columns=1024),
-        ["none", "int8wo"],
+        ["none", "int4wo-64"],
         dtype=torch.float32,
         device=CPU,
         compile=True,
     )
     eager = time_product(
         Product(tokens=1, rows=1024, columns=1024),
-        ["int8wo"],
+        ["int4wo-64"],
         dtype=torch.float32,
         device=CPU,
         compile=False,
     )
-    assert set(compiled) == {"none", "int8wo"}
-    # Unpacked and multiplied in one loop, not by way of a buffer.
-    assert compiled["int8wo"] < eager["int8wo"]
+    assert set(compiled) == {"none", "int4wo-64"}
+    # Unpacked and multiplied in one loop, not by way of a buffer. (Of int8wo the
+    # buffer is filled so fast that on one core neither way is the faster for sure.)
+    assert compiled["int4wo-64"] < eager["int4wo-64"]
     # Nothing of it is counted as the row's own compilations.
     assert not torch._dynamo.utils.counters
