@@ -65,6 +65,7 @@ def step_work(prepared: Prepared) -> StepWork | None:
 
 
 def _in_short(events: Iterable[Any], steps: int, *, cuda: bool) -> StepWork:
+    found = list(events)
     times = [
         OperatorTime(
             name=event.key,
@@ -73,11 +74,12 @@ def _in_short(events: Iterable[Any], steps: int, *, cuda: bool) -> StepWork:
             / 1e3
             / steps,
         )
-        for event in events
+        for event in found
     ]
     times.sort(key=lambda each: -each.ms)
     return StepWork(
-        calls=sum(each.calls for each in times),
+        # Whole numbers first: a sum of shares depends on their order.
+        calls=sum(event.count for event in found) / steps,
         ms=sum(each.ms for each in times),
         operators=tuple(times[:_KEPT]),
     )
