@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from llama_perf.engine import Engine
-from llama_perf.kernels.cached_attention import PIECE
+from llama_perf.engine import PREFILL_CHUNK, Engine
+from llama_perf.kernels.cached_attention import at_a_time
 from llama_perf.kernels.kv_codes import WIDENED
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.config import ModelConfig
@@ -66,7 +66,7 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
     dtype: torch.dtype = getattr(torch, row.dtype)
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
-    working = _working_bytes(config, _of_one_layer(row)) + _decoded_bytes(config, row)
+    working = _working_bytes(config, _of_one_layer(row))
     return Prediction(
         model_size_bytes=model_bytes(
             config,
@@ -88,20 +88,27 @@ def _of_one_layer(row: RowSpec) -> RowSpec:
     )
 
 
-def _decoded_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """What `prefill_attention` dequantizes at a time of a cache of codes."""
-    if row.kv_cache is None or row.attention == "sdpa":
-        return 0
-    one_head = (row.fill + row.prompt_length) * config.head_dim
-    heads = min(max(PIECE // one_head, 1), row.batch_size * config.n_kv_heads)
+def _inside(config: ModelConfig, row: RowSpec) -> int:
+    """What `prefill_attention` takes at a time beside its result."""
     size: int = getattr(torch, row.dtype).itemsize
-    whole = heads * one_head
-    # The keys, the values, and some of these in float32: beside them the bits that
-    # fp8 is widened from, or what they are rounded to.
-    beside = size if size < 4 else 0
+    width, chunk = config.head_dim, row.prefill_chunk or PREFILL_CHUNK
+    tokens = min(chunk, max(row.fill, row.prompt_length))
+    # Queries and result by heads of the cache.
+    grouped = 2 * row.batch_size * config.n_heads * tokens * width * size
+    if row.kv_cache is None:
+        return grouped
+    heads, step = at_a_time(row.batch_size * config.n_kv_heads, width, tokens)
+    behind = row.fill + row.prompt_length - tokens
+    whole = heads * max(min(step, behind), tokens) * width
+    # Keys and values, and some of the values in float32: beside them the bits that fp8
+    # is widened from, or what they are rounded to.
+    rounded = size if size < 4 else 0
     if row.kv_cache == "fp8":
-        beside = max(beside, 2)
-    return 2 * whole * size + min(whole, WIDENED) * (4 + beside)
+        rounded = max(rounded, 2)
+    widened = min(whole, WIDENED) * (4 + rounded)
+    # What is merged, in float32, and a piece's part of it.
+    queries = heads * tokens * width * (config.n_heads // config.n_kv_heads)
+    return grouped + 2 * whole * size + max(widened, queries * size) + queries * 4
 
 
 def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
@@ -124,7 +131,8 @@ def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
 def _working_bytes(config: ModelConfig, row: RowSpec) -> int:
     """Most bytes alive beside weights and caches, of all steps."""
     model = _model(replace(config, n_layers=1), row)
-    live = LiveBytes("meta", model.parameters())
+    inside = {torch.ops.llama_perf.prefill_attention.default: _inside(config, row)}
+    live = LiveBytes("meta", model.parameters(), inside)
     with live, torch.no_grad():
         engine = _engine(model, row)
         held = live.now

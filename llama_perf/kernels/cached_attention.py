@@ -22,10 +22,11 @@ from torch import Tensor
 from llama_perf.kernels import kv_codes
 
 # Values dequantized at a time: in decoding what the cache that cores share holds as
-# float32, in a prefill 32 MB of 16-bit ones, or more where a head is more, since it has
-# to be whole there.
+# float32, in a prefill 4 MB of 16-bit keys and as many values.
 _STRETCH = 1 << 20
-PIECE = 1 << 24
+PIECE = 1 << 21
+# Positions at a time, at least, unless a head alone is more: fewer keep no card busy.
+POSITIONS = 1 << 10
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
 
@@ -161,16 +162,12 @@ def prefill_attention(
     if k_scale is None or v_scale is None:
         out = _causal(grouped, k, v)
     else:
-        scales = [each.flatten(0, 1)[:, :end] for each in (k_scale, v_scale)]
+        held = (k, v, *(each.flatten(0, 1)[:, :end] for each in (k_scale, v_scale)))
         out = torch.empty_like(grouped)
-        for some in _stretches(len(k), max(PIECE // (end * width), 1)):
-            key, value = (
-                kv_codes.dequantized_by_positions(codes[some], scale[some], q.dtype)
-                for codes, scale in zip((k, v), scales, strict=True)
-            )
-            out[some] = _causal(grouped[some], key, value)
-            # Else the next ones would be made beside them.
-            del key, value
+        heads_at_a_time, positions = at_a_time(len(k), width, tokens)
+        for some in _stretches(len(k), heads_at_a_time):
+            parts = (each[some] for each in held)
+            out[some] = _causal_behind_codes(grouped[some], *parts, step=positions)
     out = out.view(batch, heads, -1, tokens, width).permute(0, 3, 1, 2, 4)
     return out.reshape(q.shape).contiguous()
 
@@ -178,6 +175,73 @@ def prefill_attention(
 @prefill_attention.register_fake
 def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def at_a_time(heads: int, width: int, tokens: int) -> tuple[int, int]:
+    """Heads and positions of a cache of codes that a prefill dequantizes at a time.
+
+    `tokens` are those of the chunk, which are one piece.
+    """
+    positions = max(PIECE // (heads * width), min(POSITIONS, PIECE // width), 1)
+    longest = max(positions, tokens)
+    return min(max(PIECE // (longest * width), 1), heads), positions
+
+
+def _causal_behind_codes(
+    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, *, step: int
+) -> Tensor:
+    """As `_causal` over codes (N, L, D), `step` positions dequantized at a time.
+
+    Each piece's attention is merged with those before it by the logarithms of their
+    softmax's sums (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory").
+    The queries' own positions are the last piece, causal among themselves.
+    """
+    behind = k.shape[1] - q.shape[2]
+    pieces = [
+        slice(start, min(start + step, behind)) for start in range(0, behind, step)
+    ]
+    out: Tensor | None = None
+    sums: Tensor | None = None
+    for some in (*pieces, slice(behind, k.shape[1])):
+        key, value = (
+            kv_codes.dequantized_by_positions(codes[:, some], scale[:, some], q.dtype)
+            for codes, scale in ((k, k_scale), (v, v_scale))
+        )
+        part, part_sums = _with_sums(q, key, value, causal=some.start == behind)
+        # Else the next ones would be made beside them.
+        del key, value
+        if out is None or sums is None:
+            out, sums = part.float(), part_sums
+            continue
+        both = torch.logaddexp(sums, part_sums)
+        out.mul_((sums - both).exp_().unsqueeze(-1))
+        out.addcmul_(part, (part_sums - both).exp_().unsqueeze(-1))
+        sums = both
+    assert out is not None, "a chunk has queries"
+    return out.to(q.dtype)
+
+
+def _with_sums(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention of (N, G, T, D) to (N, L, D), and log sum exp of its scores (N, G, T).
+
+    Through the operators behind `scaled_dot_product_attention`, which keeps the sums
+    to itself.
+    """
+    k, v = (each.unsqueeze(1).expand(-1, q.shape[1], -1, -1) for each in (k, v))
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        fused = aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = fused(q, k, v, 0.0, causal)
+    elif q.dtype == torch.float32:
+        fused = aten._scaled_dot_product_efficient_attention
+        out, sums, *_ = fused(q, k, v, None, True, 0.0, causal)
+    else:
+        fused = aten._scaled_dot_product_flash_attention
+        out, sums, *_ = fused(q, k, v, 0.0, causal)
+    # Some pad the queries of their sums.
+    return out, sums[:, :, : q.shape[2]].float()
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

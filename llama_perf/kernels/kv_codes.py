@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Values that are widened to float32 at a time, 16 MB of them.
-WIDENED = 1 << 22
+# Values that are widened to float32 at a time, 4 MB of them.
+WIDENED = 1 << 20
 INT8, FP8 = torch.int8, torch.uint8
 SCALE = torch.bfloat16
 _LEAST = torch.finfo(SCALE).tiny
