@@ -1,0 +1,152 @@
+"""`scripts/cache_cost`: what a larger or a quantized cache costs on a CPU.
+
+Generations of a group's rows in turn, in one process, round after round: what a minute
+of the machine does to one of them it does to the others. The first row of a group is
+what the others are compared with. Writes docs/long-context.md's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from tabulate import tabulate
+
+from llama_perf.build import Prepared, prepare
+from llama_perf.document import replace_between
+from llama_perf.environment import collect
+from llama_perf.measure import time_generation
+from llama_perf.spec import RowSpec
+from llama_perf.torchao_peer import MODEL, ROOT, make_checkpoint
+
+DOCUMENT = ROOT / "docs" / "long-context.md"
+BEGIN, END = "<!-- cache cost: begin -->", "<!-- cache cost: end -->"
+_SMALL = RowSpec(
+    model=MODEL, dtype="float32", device="cpu", max_new_tokens=200, num_samples=1
+)
+_FILLED = RowSpec(
+    model="SmolLM2-135M-Instruct",
+    dtype="float32",
+    device="cpu",
+    fill=200,
+    cache_size=8192,
+    max_new_tokens=40,
+    num_samples=1,
+)
+GROUPS: Sequence[Sequence[RowSpec]] = (
+    (
+        _SMALL,
+        replace(_SMALL, cache_size=2048),
+        replace(_SMALL, cache_size=2048, kv_cache_quantization=True),
+    ),
+    (_FILLED, replace(_FILLED, cache_size=131072)),
+    tuple(
+        replace(_FILLED, cache_size=size, kv_cache_quantization=True)
+        for size in (8192, 131072)
+    ),
+)
+_HEADERS = ("row", "decode tok/s", "of the first row's", "middle half of the rounds")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Decoding times of one row in ns, one for each round."""
+
+    row: RowSpec
+    decode_ns: Sequence[int]
+
+    @property
+    def tok_s(self) -> float:
+        """The median decoding rate."""
+        return (self.row.max_new_tokens - 1) * 1e9 / median(self.decode_ns)
+
+
+def timed(
+    rows: Sequence[RowSpec],
+    rounds: int,
+    *,
+    checkpoints: Path | None,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> list[Timed]:
+    """All rows once to warm up, then `rounds` times in turn."""
+    prepared = [prepare(row, checkpoints=checkpoints) for row in rows]
+    generator = torch.Generator().manual_seed(0)
+    for each in prepared:
+        time_generation(each, generator)
+    times: list[list[int]] = [[] for _ in rows]
+    for number in range(rounds):
+        # Each is first in its turn, and last.
+        order = list(range(len(rows)))
+        for index in order[number % len(rows) :] + order[: number % len(rows)]:
+            times[index].append(_decode_ns(prepared[index], generator))
+        progress(f"round {number + 1} of {rounds}\n")
+    return [Timed(row, each) for row, each in zip(rows, times, strict=True)]
+
+
+def _decode_ns(prepared: Prepared, generator: torch.Generator) -> int:
+    sample = time_generation(prepared, generator)
+    return sample.total_ns - sample.first_token_ns
+
+
+def shares(row: Timed, first: Timed) -> list[float]:
+    """The row's speed over the first row's, round by round."""
+    return [
+        then / now for now, then in zip(row.decode_ns, first.decode_ns, strict=True)
+    ]
+
+
+def table(groups: Sequence[Sequence[Timed]]) -> str:
+    """A line for each row, markdown."""
+    lines = []
+    for group in groups:
+        for row in group:
+            found = shares(row, group[0])
+            low, _, high = quantiles(found, n=4)
+            cells = [row.row.id, f"{row.tok_s:.1f}"]
+            if row is group[0]:
+                cells += ["1", "-"]
+            else:
+                cells += [f"{median(found):.3f}", f"{low:.3f} to {high:.3f}"]
+            lines.append(cells)
+    return tabulate(lines, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time all groups and print the table; with `--write` into the document."""
+    parser = argparse.ArgumentParser(
+        prog="cache_cost",
+        description="Time rows with small, large and quantized caches in turn.",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", default=15)
+    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT.name}")
+    arguments = parser.parse_args(argv)
+    checkpoint = make_checkpoint(
+        ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf" / MODEL
+    )
+    found = []
+    for rows in GROUPS:
+        # Only the small model lies in a folder; the other one is found by its name.
+        of_folder = rows[0].model == MODEL
+        folder = checkpoint.parents[1] if of_folder else None
+        found.append(
+            timed(
+                rows,
+                arguments.rounds,
+                checkpoints=folder,
+                progress=lambda text: print(text, end="", flush=True),
+            )
+        )
+    text = table(found)
+    print(text)
+    if arguments.write:
+        where = collect(torch.device("cpu"))
+        conditions = (
+            f"{where.device_name}, {where.threads} threads, torch {where.torch},"
+            f" llama-perf {where.commit}, {arguments.rounds} rounds:"
+        )
+        replace_between(DOCUMENT, BEGIN, END, f"{conditions}\n\n{text}")
+    return 0
