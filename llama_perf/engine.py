@@ -15,7 +15,12 @@ from llama_perf.errors import PromptError, SpecError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.sampling import sample
-from llama_perf.model.transformer import Transformer, TransformerBlock, check_tokens
+from llama_perf.model.transformer import (
+    Transformer,
+    TransformerBlock,
+    check_tokens,
+    tensor_bytes,
+)
 from llama_perf.spec import cache_kind, check_attention, check_sampling
 
 PREFILL_CHUNK = 512
@@ -244,6 +249,14 @@ class Engine:
                 f"prompt: {filled}{length} tokens + {max_new_tokens} new ones do not"
                 f" fit the cache of {self.cache_size} positions"
             )
+
+    def held_bytes(self) -> int:
+        """Bytes of the weights, the embedding, all of the caches and the mask."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        for cache in self._caches:
+            tensors += cache.buffers()
+        mask = 0 if self._mask is None else self._mask.held_bytes()
+        return sum(map(tensor_bytes, tensors)) + mask
 
     def _check_batch(self, tokens: Tensor) -> None:
         if len(tokens) != self.batch_size:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_perf.allocated import allocated_peak
 from llama_perf.build import Prepared
 from llama_perf.card import CardWatch
 from llama_perf.errors import SpoiledError
@@ -114,10 +115,11 @@ def measure(
     progress("compiling and warming up" if row.compile else "warming up")
     time_generation(prepared, generator)
     warm_up_s = time.perf_counter() - start
-    step = None
+    step, counted_bytes = None, None
     if count_work and row.device == "cpu":
         # Before the samples, and its events freed: they are no part of the peak.
         step = step_work(prepared)
+        counted_bytes = allocated_peak(prepared)
         release_memory(device)
     meter.reset_peak()
     samples = []
@@ -130,7 +132,8 @@ def measure(
         after_sample(samples[-1])
     if (reason := watch.spoiled()) is not None:
         raise SpoiledError(reason)
-    peak_bytes, peak_allocated = meter.peak_bytes(), meter.peak_allocated_bytes()
+    peak_bytes = meter.peak_bytes()
+    peak_allocated = counted_bytes or meter.peak_allocated_bytes()
     if count_work and row.device == "cuda":
         # After them: a profiler may leave its hooks in the driver.
         step = step_work(prepared)

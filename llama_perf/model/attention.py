@@ -49,6 +49,11 @@ class CausalMask:
     def _rows(self, positions: Tensor) -> Tensor:
         return positions[:, None] >= self._columns[None, :]
 
+    def held_bytes(self) -> int:
+        """Bytes of what it keeps."""
+        kept = (self._columns, self._triangle)
+        return sum(each.nbytes for each in kept if each is not None)
+
     def rows(self, positions: Tensor) -> Tensor:
         """Bool (T, cache_size) of int64 positions (T,)."""
         if self._triangle is None:
