@@ -32,9 +32,17 @@ REFERENCE_KEY = "a100-reference"
 
 def default_folder() -> Path:
     """`baselines/` of this checkout, else of the working directory."""
+    return _root() / "baselines"
+
+
+def project_file() -> Path:
+    """The `pyproject.toml` beside it, where there is one."""
+    return _root() / "pyproject.toml"
+
+
+def _root() -> Path:
     checkout = Path(__file__).resolve().parents[1]
-    root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
-    return root / "baselines"
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
 def path_of(folder: Path, device_key: str) -> Path:
@@ -189,6 +197,7 @@ def _in_short(measurement: Measurement) -> ProcessSamples:
         tok_s=measurement.tok_s,
         peak_memory_bytes=measurement.peak_memory_bytes,
         sample_ns=measurement.sample_ns,
+        device_bandwidth_gb_s=measurement.device_bandwidth_gb_s,
     )
 
 

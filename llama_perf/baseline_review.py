@@ -12,7 +12,7 @@ from tabulate import tabulate
 from llama_perf.compare import environment_changes
 from llama_perf.records import Baseline, BaselineRow
 from llama_perf.spec import RowSpec
-from llama_perf.speed import stored_speeds
+from llama_perf.speed import gated_speeds
 from llama_perf.stats import THRESHOLDS, as_share, change, geometric_mean, screen_limit
 
 # Between processes: from here on a baseline finds little but a collapse.
@@ -70,7 +70,7 @@ def _speed(row: BaselineRow) -> float:
 
 def problems(baseline: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
     """What makes a baseline a poor one; `known` are the rows of all sets by id."""
-    speeds = stored_speeds(baseline)
+    speeds = gated_speeds(baseline)
     for row in baseline.rows:
         if row.id not in known:
             yield f"{row.id}: in no set, so nothing is compared with it"
@@ -78,17 +78,20 @@ def problems(baseline: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:
             yield f"{row.id}: measured with an injected slowdown"
-        if (speed := speeds.get(row.id)) is None:
+        found = speeds.get(row.id)
+        if found is None:
             count = len(row.processes or (0,))
             yield (
                 f"{row.id}: {count} of the {THRESHOLDS.least_processes} processes that"
                 " tell a loss from noise"
             )
-        elif speed.spread.deviation > _WIDE:
+        elif found[1].spread.deviation > _WIDE:
+            basis, speed = found
             limit = as_share(screen_limit(speed.spread, speed.processes))
             yield (
-                f"{row.id}: processes lie {speed.spread.deviation:.0%} apart, so a loss"
-                f" below {limit:.0%} passes; record it on a quieter machine"
+                f"{row.id}: processes lie {speed.spread.deviation:.0%} apart in"
+                f" {basis.value}, so a loss below {limit:.0%} passes; record it on a"
+                " quieter machine"
             )
         if (other := row.environment) is not None:
             changed = environment_changes(other, baseline.environment)

@@ -3,7 +3,8 @@
 Speed is judged by how far the baseline's processes lie apart, in two steps: one process
 makes a row suspicious, fresh ones decide. A baseline of too few processes and the other
 metrics have plain limits. What is absent, undecided or does not compare is never a
-pass: it fails unless the caller allowed it by name.
+pass: it fails unless the caller allowed it by name. A baseline of another device, which
+has to be named to be compared with at all, is reported and judges nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama_perf.judge_speed import JudgedSpeed, judge_speed
-from llama_perf.limits import LIMITS, Limits, describe, moved_by
+from llama_perf.basis import row_of
+from llama_perf.judge_speed import JudgedSpeed, Trial, judge_speed
+from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
     Baseline,
     BaselineRow,
@@ -24,7 +26,6 @@ from llama_perf.records import (
     Status,
     Verdict,
 )
-from llama_perf.speed import stored_speeds
 from llama_perf.work import grown, more_work, other_choices
 
 
@@ -32,17 +33,21 @@ def compare(
     result: RowResult,
     baseline: Baseline | None,
     *,
-    same_device: bool = True,
+    environment: Environment | None = None,
+    limits: Limits | None = None,
+    unquantized: RowResult | None = None,
     missing_fails: bool = True,
     undecided_fails: bool = True,
-    fresh: Sequence[RowResult] | None = None,
+    fresh: Sequence[Trial] | None = None,
 ) -> Comparison:
     """The verdict on one row, against the row of the same id in `baseline`.
 
-    `fresh` are results of the row in fresh processes, None where none were run: a row
-    whose `result` is suspicious is then UNDECIDED.
+    `environment` is where it was measured (None: where the baseline was), `limits` are
+    the row's (None: its device's), `unquantized` is what this run measured of the row
+    that `basis.unquantized_row` names. `fresh` are fresh processes, None where none
+    were run: a row whose `result` is suspicious is then UNDECIDED.
     """
-    stored = _stored(result.id, baseline)
+    stored = None if baseline is None else row_of(baseline, result.id)
     if result.status is Status.NOT_RUN:
         known = stored is not None
         reason = str(result.reason)
@@ -65,10 +70,21 @@ def compare(
             "the baseline of this device lacks this row",
             failed=missing_fails,
         )
-    if (other := _incomparable(result, stored, same_device=same_device)) is not None:
+    if (other := _incomparable(result, stored)) is not None:
         return _verdict(result, Verdict.INCOMPARABLE, other, failed=True)
-    speed = stored_speeds(baseline).get(result.id)
-    judged = judge(result, stored, judge_speed(result, stored, speed, fresh))
+    limits = limits_of(result.row) if limits is None else limits
+    where = baseline.environment if environment is None else environment
+    if where.device_key != baseline.environment.device_key:
+        return _reported(result, stored, baseline.environment)
+    speed = judge_speed(
+        result,
+        baseline,
+        environment=where,
+        limits=limits,
+        unquantized=unquantized,
+        fresh=fresh,
+    )
+    judged = judge(result, stored, speed, limits)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         judged = replace(judged, failed=False)
     return judged
@@ -83,18 +99,8 @@ def not_compared(result: RowResult) -> Comparison:
     return compare(result, None)
 
 
-def _stored(row_id: str, baseline: Baseline | None) -> BaselineRow | None:
-    if baseline is None:
-        return None
-    return next((row for row in baseline.rows if row.id == row_id), None)
-
-
-def _incomparable(
-    result: RowResult, stored: BaselineRow, *, same_device: bool
-) -> str | None:
+def _incomparable(result: RowResult, stored: BaselineRow) -> str | None:
     assert result.measurement is not None, "only a measured row is compared"
-    if not same_device:
-        return "the baseline was recorded on another device"
     if result.row.fingerprint != stored.fingerprint:
         return "the row changed under its id since the baseline was recorded"
     now, then = result.measurement.weights, stored.measurement.weights
@@ -103,12 +109,34 @@ def _incomparable(
     return None
 
 
-def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Comparison:
+def _reported(
+    result: RowResult, stored: BaselineRow, recorded_on: Environment
+) -> Comparison:
+    """A row beside another device's: its changes, and no judgement."""
+    assert result.measurement is not None, "only a measured row is compared"
+    now, then = result.measurement, stored.measurement
+    rate = moved_by("tok/s", then.tok_s, now.tok_s, None, -1)
+    reason = (
+        f"the baseline is of another device, {recorded_on.device_key}: reported, not"
+        f" judged: {describe(rate)}"
+    )
+    return _verdict(
+        result,
+        Verdict.INCOMPARABLE,
+        reason,
+        failed=False,
+        changes=(rate, *_changes(now, then, None)),
+    )
+
+
+def judge(
+    result: RowResult, stored: BaselineRow, speed: JudgedSpeed, limits: Limits
+) -> Comparison:
     """The verdict on a measured row beside one of the same id, its speed judged."""
     assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
-    limits = LIMITS[result.row.device]
-    changes = (speed.change, *_changes(now, then, limits))
+    others_than_speed = _changes(now, then, limits)
+    changes = (*speed.changes, *others_than_speed)
     others = other_choices(now, then)
 
     def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
@@ -119,9 +147,9 @@ def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Compari
             minimum_detectable=speed.minimum_detectable,
         )
 
-    larger = [describe(each) for each in changes[1:] if each.worse]
-    larger += more_work(now, then)
-    if speed.change.worse:
+    larger = [describe(each) for each in others_than_speed if each.worse]
+    larger += more_work(now, then, limits)
+    if speed.worse:
         return verdict(Verdict.SLOWER, speed.reason, *larger, *others, failed=True)
     if larger:
         doubt = [speed.reason] if speed.undecided else []
@@ -130,14 +158,17 @@ def judge(result: RowResult, stored: BaselineRow, speed: JudgedSpeed) -> Compari
         return verdict(Verdict.UNDECIDED, speed.reason, *others, failed=True)
     if speed.faster:
         return verdict(Verdict.FASTER, speed.reason, *others, failed=False)
-    for moved in changes[1:]:
+    for moved in others_than_speed:
         if moved.limit is not None and -moved.change > moved.limit:
             return verdict(Verdict.SMALLER, describe(moved), *others, failed=False)
     return verdict(Verdict.SAME, f"within its limits: {speed.reason}", failed=False)
 
 
-def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[MetricChange]:
-    """All metrics but tok/s that both have."""
+def _changes(
+    now: Measurement, then: Measurement, limits: Limits | None
+) -> list[MetricChange]:
+    """All metrics but tok/s that both have; without limits none of them is judged."""
+    peak = None if limits is None else limits.peak_memory_limit(then.peak_memory_bytes)
     rows: list[tuple[str, float | None, float | None, float | None, int]] = [
         ("decode tok/s", then.decode_tok_s, now.decode_tok_s, None, -1),
         (
@@ -151,21 +182,21 @@ def _changes(now: Measurement, then: Measurement, limits: Limits) -> list[Metric
             "peak memory",
             then.peak_memory_bytes,
             now.peak_memory_bytes,
-            limits.peak_memory_limit(then.peak_memory_bytes),
+            peak,
             1,
         ),
         (
             "allocated memory",
             then.peak_allocated_bytes,
             now.peak_allocated_bytes,
-            limits.peak_memory_limit(then.peak_allocated_bytes or 0),
+            None if limits is None else limits.allocated_memory,
             1,
         ),
         (
             "model size",
             then.model_size_bytes,
             now.model_size_bytes,
-            limits.model_size,
+            None if limits is None else limits.model_size,
             1,
         ),
     ]

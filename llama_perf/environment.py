@@ -65,6 +65,7 @@ def collect(device: torch.device) -> Environment:
         llama_perf=package_version("llama-perf"),
         commit=_commit(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
+        device_uuid=_uuid(device) if cuda else None,
     )
 
 
@@ -113,6 +114,12 @@ def _cuda_key(device: torch.device) -> str:
     memory = round(properties.total_memory / 2**30)
     name = _slug(properties.name)
     return f"{name}-{properties.multi_processor_count}sm-{memory}gib"
+
+
+def _uuid(device: torch.device) -> str | None:
+    # Cards of one model differ by as much as a regression.
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return None if uuid is None else str(uuid)
 
 
 def _cpus() -> int:

@@ -1,8 +1,11 @@
 """`scripts/gate_study`: how often the gate errs on this machine, by running it.
 
-Records a baseline, runs the rows again and again without change, then with every
-decoding step of a known share repeated, all through the commands that users run.
-Each run's results stay in the work folder; the table says what the gate made of them.
+Records a baseline, runs the rows again and again without change, then with a known
+share of the decoding steps repeated, all through the commands that users run. Slowed
+are either the quantized rows or the others: a quantized row is compared with the
+unquantized one, and what slows both alike is the latter's to find. Each run's results
+stay in the work folder, where `--resume` goes on; the table says what the gate made of
+them.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from llama_perf import rows as row_sets
+from llama_perf.basis import quantized
 from llama_perf.document import replace_between
 from llama_perf.records import Comparison, Report, Verdict
 from llama_perf.resume import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "gate.md"
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+# Of the quick rows with their slowdowns, and of a set of the package.
+MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
+SET_MARKS = ("<!-- study of a set: begin -->", "<!-- study of a set: end -->")
 ROWS = ROOT / "tests" / "correctness" / "gate_study.toml"
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
 _HEADERS = (
@@ -45,19 +52,26 @@ class Runs:
 
     @property
     def judged(self) -> list[Comparison]:
-        """Every verdict on a measured row."""
+        """Every verdict on a measured row, where some were slowed on one of those."""
         return [
-            each
+            verdict
             for report in self.reports
-            for each in report.comparisons
-            if each.verdict not in (Verdict.NOT_RUN, Verdict.INVALID)
+            for result, verdict in zip(report.results, report.comparisons, strict=True)
+            if result.measurement is not None
+            and (self.percent == 0 or result.measurement.injected_slowdown > 0)
         ]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any of those verdicts is a failure."""
+        return any(each.failed for each in self.judged)
 
     def cells(self) -> list[str]:
         """A line of the table."""
         slower = [each.verdict is Verdict.SLOWER for each in self.judged]
         failed = [
-            any(each.failed for each in report.comparisons) for report in self.reports
+            Runs(percent=self.percent, reports=(report,)).failed
+            for report in self.reports
         ]
         least = sorted(each.minimum_detectable or 0.0 for each in self.judged)
         return [
@@ -85,9 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = ["--rows", str(arguments.rows.absolute())]
     if arguments.set is not None:
         chosen = ["--set", arguments.set]
+    rows = row_sets.load(
+        set_name=arguments.set,
+        file=None if arguments.set else arguments.rows,
+        globs=(),
+    )
     chosen += ["--baselines", str(work / "baselines")]
-    record = ["baseline", "record", "--fresh", *chosen]
-    _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
+    if not (arguments.resume and list(work.glob("baselines/*/*.json"))):
+        record = ["baseline", "record", "--fresh", *chosen]
+        _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
     reports: dict[int, list[Report]] = {}
     try:
         for percent in SLOWDOWNS:
@@ -95,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in range(runs):
                 path = work / f"slowed-{percent}-run-{number}.json"
                 words = ["run", "--compare", "--json", str(path), *chosen]
-                if percent:
-                    words += ["--inject-slowdown", f"*={percent}"]
-                _command(words, allowed=(0, 1))
+                for row in rows:
+                    if percent and quantized(row) == (number % 2 == 0):
+                        words += ["--inject-slowdown", f"{row.id}={percent}"]
+                if not (arguments.resume and _is_whole(path)):
+                    _command(words, allowed=(0, 1))
                 reports.setdefault(percent, []).append(read_report(path))
     finally:
         # One that is stopped tells of the runs before it, and the table how many.
@@ -109,9 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(text)
         if arguments.write and reports:
-            _write(text, reports[min(reports)][0], arguments.processes)
-    unchanged = Runs(percent=0, reports=tuple(reports.get(0, ())))
-    return 1 if any(each.failed for each in unchanged.judged) else 0
+            marks = MARKS if arguments.set is None else SET_MARKS
+            _write(text, reports[min(reports)][0], arguments.processes, marks)
+    return 1 if Runs(percent=0, reports=tuple(reports.get(0, ()))).failed else 0
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    report = read_report(path)
+    return len(report.results) == report.selected
 
 
 def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
@@ -121,13 +150,13 @@ def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
         raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
 
 
-def _write(text: str, report: Report, processes: int) -> None:
+def _write(text: str, report: Report, processes: int, marks: tuple[str, str]) -> None:
     where = report.environment
     conditions = (
         f"{where.device_name}, {where.threads} threads, torch {where.torch},"
         f" llama-perf {where.commit}; a baseline of {processes} processes:"
     )
-    replace_between(DOCUMENT, BEGIN, END, f"{conditions}\n\n{text}")
+    replace_between(DOCUMENT, *marks, f"{conditions}\n\n{text}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", metavar="N", type=int, default=5)
     parser.add_argument(
         "--work", type=Path, metavar="DIR", default=ROOT / ".llama-perf" / "gate-study"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="take over the runs in the work folder"
     )
     parser.add_argument(
         "--write", action="store_true", help="replace the table of docs/gate.md"

@@ -1,7 +1,7 @@
 """Whether a row's speed was lost, by how far processes lie apart.
 
 One process makes a row suspicious, fresh ones decide. A baseline of too few processes
-has a plain limit. Knows tok/s, and no verdict.
+has a plain limit. Knows speeds and what they are compared by, and no verdict.
 """
 
 from __future__ import annotations
@@ -9,94 +9,251 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llama_perf.limits import LIMITS, describe, moved_by
-from llama_perf.records import BaselineRow, MetricChange, RowResult
-from llama_perf.speed import StoredSpeed
+from llama_perf.basis import (
+    Basis,
+    bases,
+    row_of,
+    stored_values,
+    unquantized_row,
+    value,
+)
+from llama_perf.limits import Limits, describe, moved_by
+from llama_perf.records import (
+    Baseline,
+    Environment,
+    Measurement,
+    MetricChange,
+    RowResult,
+)
+from llama_perf.speed import StoredSpeed, stored_speeds
 from llama_perf.stats import (
     THRESHOLDS,
+    Thresholds,
     as_share,
     change,
     confirm_limit,
     gain_limit,
     geometric_mean,
     log_loss,
+    minimum_detectable,
     screen_limit,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedSpeed:
-    """What is to be said of a row's tok/s; `told` follows its figures."""
+class Trial:
+    """A row in a fresh process, and the unquantized row in one beside it."""
 
-    change: MetricChange
+    row: RowResult
+    unquantized: RowResult | None = None
+
+    @property
+    def missed(self) -> RowResult | None:
+        """What of it was not measured."""
+        both = (self.row, self.unquantized)
+        return next(
+            (each for each in both if each is not None and each.measurement is None),
+            None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedSpeed:
+    """What is to be said of a row's speed: its changes, and how they were decided on.
+
+    `changes` start with tok/s, which is told whatever was judged.
+    """
+
+    changes: tuple[MetricChange, ...]
+    reason: str
     faster: bool
-    told: str = ""
     suspicious: bool = False
     undecided: bool = False
     minimum_detectable: float | None = None
 
     @property
-    def reason(self) -> str:
-        """Its figures, and how they were decided on."""
-        return describe(self.change) + self.told
+    def worse(self) -> bool:
+        """Whether speed was lost."""
+        return any(each.worse for each in self.changes)
 
 
 def judge_speed(
     result: RowResult,
-    stored: BaselineRow,
-    speed: StoredSpeed | None,
-    fresh: Sequence[RowResult] | None,
+    baseline: Baseline,
+    *,
+    environment: Environment,
+    limits: Limits,
+    unquantized: RowResult | None,
+    fresh: Sequence[Trial] | None,
 ) -> JudgedSpeed:
-    """tok/s of a measured row beside those stored; `speed` where they tell a spread.
+    """The speed of a measured row beside the row of its id in `baseline`.
 
+    `unquantized` is what `basis.unquantized_row` names, as this run measured it.
     `fresh` are the row's fresh processes, None where none were asked.
     """
     assert result.measurement is not None, "only a measured row is judged"
-    now = result.measurement.tok_s
-    if speed is None:
-        limit = LIMITS[result.row.device].tok_s
-        moved = moved_by("tok/s", stored.measurement.tok_s, now, limit, -1)
-        count = len(stored.processes or ()) or 1
+    stored = row_of(baseline, result.id)
+    assert stored is not None, "only a row that is stored is judged"
+    judged = []
+    for wanted in bases(result.row, baseline, environment):
+        given = _Given(result, baseline, unquantized, fresh, limits)
+        basis, told = given.possible(wanted)
+        found = given.judged(basis)
+        judged.append(replace(found, reason=found.reason + told))
+    one = judged[0] if len(judged) == 1 else _together(judged)
+    if one.changes[0].metric == Basis.TOK_S.value:
+        return one
+    rate = moved_by(
+        Basis.TOK_S.value,
+        given.stored_mean(Basis.TOK_S),
+        result.measurement.tok_s,
+        None,
+        -1,
+    )
+    return replace(
+        one, changes=(rate, *one.changes), reason=f"{describe(rate)}; {one.reason}"
+    )
+
+
+def _together(judged: Sequence[JudgedSpeed]) -> JudgedSpeed:
+    """Several bases of one row: any that lost makes it slower."""
+    least = [each.minimum_detectable for each in judged if each.minimum_detectable]
+    return JudgedSpeed(
+        changes=tuple(change for each in judged for change in each.changes),
+        reason="; ".join(each.reason for each in judged),
+        faster=all(each.faster for each in judged),
+        suspicious=any(each.suspicious for each in judged),
+        undecided=any(each.undecided for each in judged),
+        minimum_detectable=min(least) if least else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one row is judged from."""
+
+    result: RowResult
+    baseline: Baseline
+    unquantized: RowResult | None
+    fresh: Sequence[Trial] | None
+    limits: Limits
+
+    def possible(self, wanted: Basis) -> tuple[Basis, str]:
+        """`wanted`, or what stands in for it where that cannot be had, and why."""
+        why = ""
+        if wanted is Basis.RATIO and self._missing(wanted):
+            why = "; its unquantized row was not measured before it in this run"
+            if unquantized_row(self.result.row, self.baseline) is None:
+                why = "; no unquantized row was recorded with it"
+            wanted = Basis.BANDWIDTH
+        if wanted is Basis.BANDWIDTH and self._missing(wanted):
+            return Basis.TOK_S, "; the device's bandwidth is not known"
+        return wanted, why
+
+    def _missing(self, basis: Basis) -> bool:
+        return self._now(basis) is None or self._stored(basis) is None
+
+    def _now(self, basis: Basis) -> float | None:
+        assert self.result.measurement is not None, "only a measured row is judged"
+        return value(basis, self.result.measurement, _measurement(self.unquantized))
+
+    def _stored(self, basis: Basis) -> list[float] | None:
+        row = row_of(self.baseline, self.result.id)
+        assert row is not None, "only a row that is stored is judged"
+        return stored_values(
+            basis, row, unquantized_row(self.result.row, self.baseline)
+        )
+
+    def stored_mean(self, basis: Basis) -> float:
+        """The mean over the processes of the baseline."""
+        stored = self._stored(basis)
+        assert stored is not None, "asked for where it is known"
+        return geometric_mean(stored)
+
+    def judged(self, basis: Basis) -> JudgedSpeed:
+        """The row on one basis that is possible."""
+        now = self._now(basis)
+        assert now is not None, "asked for where it is known"
+        speed = stored_speeds(self.baseline, basis).get(self.result.id)
+        if speed is None:
+            return self._by_plain_limit(basis, now)
+        thresholds = replace(THRESHOLDS, least_loss=self.limits.least_loss)
+        limit = screen_limit(speed.spread, speed.processes, thresholds)
+        loss = log_loss(now, speed.mean)
+        moved = moved_by(basis.value, speed.mean, now, as_share(limit), -1)
+        moved = replace(moved, worse=False)
+        gain = gain_limit(speed.spread, speed.processes, thresholds)
+        found = JudgedSpeed(
+            changes=(moved,),
+            reason=describe(moved),
+            faster=-loss > gain,
+            suspicious=loss > limit,
+            minimum_detectable=minimum_detectable(
+                speed.spread, speed.processes, thresholds
+            ),
+        )
+        if not found.suspicious:
+            return found
+        return self._confirmed(basis, found, speed, thresholds)
+
+    def _by_plain_limit(self, basis: Basis, now: float) -> JudgedSpeed:
+        moved = moved_by(
+            basis.value, self.stored_mean(basis), now, self.limits.tok_s, -1
+        )
+        count = len(self._stored(basis) or ())
         told = (
             f"; a plain limit: the baseline has {count} of the"
             f" {THRESHOLDS.least_processes} processes that tell a loss from noise"
         )
-        return JudgedSpeed(change=moved, faster=moved.change > limit, told=told)
-    limit = screen_limit(speed.spread, speed.processes)
-    loss = log_loss(now, speed.tok_s)
-    moved = replace(
-        moved_by("tok/s", speed.tok_s, now, as_share(limit), -1), worse=False
-    )
-    found = JudgedSpeed(
-        change=replace(moved, worse=False),
-        faster=-loss > gain_limit(speed.spread, speed.processes),
-        suspicious=loss > limit,
-        minimum_detectable=speed.minimum_detectable,
-    )
-    return _confirmed(found, speed, fresh) if found.suspicious else found
-
-
-def _confirmed(
-    found: JudgedSpeed, speed: StoredSpeed, fresh: Sequence[RowResult] | None
-) -> JudgedSpeed:
-    """A suspicious speed after its fresh processes, where there are enough of them."""
-    if fresh is None:
-        told = "; suspicious, and fresh processes were not asked"
-        return replace(found, undecided=True, told=told)
-    rates = [each.measurement.tok_s for each in fresh if each.measurement is not None]
-    if len(rates) < THRESHOLDS.confirm_processes:
-        reason = next((each.told for each in fresh if each.measurement is None), "")
-        told = (
-            f"; suspicious, and {len(rates)} of {THRESHOLDS.confirm_processes} fresh"
-            f" processes came to an end{reason and ': '}{reason}"
+        return JudgedSpeed(
+            changes=(moved,),
+            reason=describe(moved) + told,
+            faster=moved.change > self.limits.tok_s,
         )
-        return replace(found, undecided=True, told=told)
-    mean = geometric_mean(rates)
-    limit = confirm_limit(speed.spread, speed.processes)
-    slower = log_loss(mean, speed.tok_s) > limit
-    again = change(mean, speed.tok_s)
-    told = (
-        f"; {'confirmed' if slower else 'not confirmed'} by {len(rates)} fresh"
-        f" processes: {mean:.2f} ({again:+.1%}, limit {as_share(limit):.1%})"
-    )
-    return replace(found, told=told, change=replace(found.change, worse=slower))
+
+    def _confirmed(
+        self,
+        basis: Basis,
+        found: JudgedSpeed,
+        speed: StoredSpeed,
+        thresholds: Thresholds,
+    ) -> JudgedSpeed:
+        """A suspicious speed after its fresh processes, where they are enough."""
+        if self.fresh is None:
+            told = "; suspicious, and fresh processes were not asked"
+            return replace(found, undecided=True, reason=found.reason + told)
+        values = [
+            one
+            for each in self.fresh
+            if each.row.measurement is not None
+            for one in [
+                value(basis, each.row.measurement, _measurement(each.unquantized))
+            ]
+            if one is not None
+        ]
+        if len(values) < thresholds.confirm_processes:
+            missed = next((each.missed.told for each in self.fresh if each.missed), "")
+            told = (
+                f"; suspicious, and {len(values)} of {thresholds.confirm_processes}"
+                f" fresh processes came to an end{missed and ': '}{missed}"
+            )
+            return replace(found, undecided=True, reason=found.reason + told)
+        mean = geometric_mean(values)
+        limit = confirm_limit(speed.spread, speed.processes, thresholds)
+        slower = log_loss(mean, speed.mean) > limit
+        again = change(mean, speed.mean)
+        digits = 2 if basis is Basis.TOK_S else 3
+        told = (
+            f"; {'confirmed' if slower else 'not confirmed'} by {len(values)} fresh"
+            f" processes: {mean:.{digits}f} ({again:+.1%}, limit {as_share(limit):.1%})"
+        )
+        (moved,) = found.changes
+        return replace(
+            found,
+            reason=found.reason + told,
+            changes=(replace(moved, worse=slower),),
+        )
+
+
+def _measurement(result: RowResult | None) -> Measurement | None:
+    return None if result is None else result.measurement

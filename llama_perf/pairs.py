@@ -17,7 +17,7 @@ from llama_perf import baseline as baselines
 from llama_perf.compare import judge
 from llama_perf.errors import SpecError
 from llama_perf.judge_speed import JudgedSpeed
-from llama_perf.limits import moved_by
+from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
     Comparison,
     Environment,
@@ -27,9 +27,11 @@ from llama_perf.records import (
     Verdict,
 )
 from llama_perf.run_options import RunOptions
+from llama_perf.set_limits import ProjectLimits
 from llama_perf.spec import RowSpec
 from llama_perf.spread import Spread, between_processes, shrunk
 from llama_perf.stats import (
+    THRESHOLDS,
     as_share,
     confirm_pairs_limit,
     geometric_mean,
@@ -139,7 +141,10 @@ def measure_pairs(
 
 
 def compare_pairs(
-    found: Sequence[Pairs], *, missing_fails: bool = True
+    found: Sequence[Pairs],
+    *,
+    missing_fails: bool = True,
+    limits: ProjectLimits | None = None,
 ) -> list[tuple[RowResult, Comparison]]:
     """A result of the head and a verdict for each row.
 
@@ -155,7 +160,7 @@ def compare_pairs(
     return [
         _not_measured(each, missing_fails=missing_fails)
         if each.missed is not None
-        else _judged(each, spread_of[each.row.id])
+        else _judged(each, spread_of[each.row.id], limits_of(each.row, limits))
         for each in found
     ]
 
@@ -166,7 +171,9 @@ def _spread(losses: Sequence[float]) -> Spread:
     return replace(both, deviation=both.deviation / math.sqrt(2))
 
 
-def _judged(pairs: Pairs, spread: Spread) -> tuple[RowResult, Comparison]:
+def _judged(
+    pairs: Pairs, spread: Spread, limits: Limits
+) -> tuple[RowResult, Comparison]:
     base, head = (
         baselines.baseline_row(
             pairs.row,
@@ -175,7 +182,8 @@ def _judged(pairs: Pairs, spread: Spread) -> tuple[RowResult, Comparison]:
         for side in SIDES
     )
     losses = pairs.losses
-    loss, limit = fmean(losses), confirm_pairs_limit(spread, len(losses))
+    thresholds = replace(THRESHOLDS, least_loss=limits.least_loss)
+    loss, limit = fmean(losses), confirm_pairs_limit(spread, len(losses), thresholds)
     moved = moved_by(
         "tok/s",
         geometric_mean(pairs.rates("base")),
@@ -185,9 +193,9 @@ def _judged(pairs: Pairs, spread: Spread) -> tuple[RowResult, Comparison]:
     )
     slower = sum(each > 0 for each in losses)
     speed = JudgedSpeed(
-        change=replace(moved, worse=loss > limit),
+        changes=(replace(moved, worse=loss > limit),),
+        reason=f"{describe(moved)}; {len(losses)} pairs, head slower in {slower}",
         faster=-loss > limit,
-        told=f"; {len(losses)} pairs, head slower in {slower}",
     )
     result = RowResult(
         id=pairs.row.id,
@@ -195,7 +203,7 @@ def _judged(pairs: Pairs, spread: Spread) -> tuple[RowResult, Comparison]:
         status=Status.MEASURED,
         measurement=head.measurement,
     )
-    return result, judge(result, base, speed)
+    return result, judge(result, base, speed, limits)
 
 
 def _not_measured(pairs: Pairs, *, missing_fails: bool) -> tuple[RowResult, Comparison]:

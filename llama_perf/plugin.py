@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import UserError
+from llama_perf.judge_speed import Trial
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
@@ -107,9 +108,11 @@ class LlamaPerfPlugin:
             carried=self._runner.finished,
         )
 
-    def _confirm(self, row: RowSpec) -> list[RowResult]:
-        results: list[RowResult] = self._runner.confirm(row, progress=self._write)
-        return results
+    def _confirm(self, row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+        trials: list[Trial] = self._runner.confirm(
+            row, unquantized, progress=self._write
+        )
+        return trials
 
     # -- collection ---------------------------------------------------------------
 

@@ -19,9 +19,11 @@ import pytest
 from llama_perf import baseline as baselines
 from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
+from llama_perf.judge_speed import Trial
 from llama_perf.plugin_options import PluginConfig
 from llama_perf.recorder import Against, Chosen
-from llama_perf.records import Baseline, Environment, Report, RowResult
+from llama_perf.records import Baseline, Environment, Report
+from llama_perf.set_limits import project_limits
 from llama_perf.spec import RowSpec
 
 SECTION = "llama_perf"
@@ -37,6 +39,7 @@ class CompareRequest:
         self._value: str | bool | None = config.getoption("benchmark_compare", None)
         self._loaded: Baseline | None = None
         self._source: str | None = None
+        self._limits = project_limits(config.rootpath / "pyproject.toml")
 
     @property
     def asked(self) -> bool:
@@ -109,7 +112,7 @@ class CompareRequest:
     def against(
         self,
         environment: Environment,
-        confirm: Callable[[RowSpec], list[RowResult]],
+        confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
     ) -> Against | None:
         """What the rows are compared with, None where nothing was asked for."""
         if not self.asked:
@@ -125,6 +128,7 @@ class CompareRequest:
             missing_fails=self._options.on_missing_baseline == "fail",
             undecided_fails=self._options.on_undecided == "fail",
             confirm=confirm if self._options.confirm else None,
+            limits=self._limits,
         )
 
     def saved(self, report: Report) -> dict[str, Any]:

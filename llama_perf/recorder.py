@@ -10,13 +10,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_perf import baseline as baselines
 from llama_perf import rows as row_sets
+from llama_perf.basis import Basis, bases, unquantized_row
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.compare import compare, environment_changes, not_compared
+from llama_perf.judge_speed import Trial
+from llama_perf.limits import limits_of
 from llama_perf.records import (
     Baseline,
     Comparison,
@@ -25,6 +28,7 @@ from llama_perf.records import (
     RowResult,
     Verdict,
 )
+from llama_perf.set_limits import ProjectLimits
 from llama_perf.spec import RowSpec
 
 
@@ -32,15 +36,17 @@ from llama_perf.spec import RowSpec
 class Against:
     """What a run is compared with; `baseline` is None where the device has none.
 
-    `confirm` runs a suspicious row in fresh processes; without it such a row stays
-    UNDECIDED.
+    `confirm` runs a suspicious row in fresh processes, the unquantized row (None: not
+    needed) beside it; without it such a row stays UNDECIDED. `limits` are what the
+    project sets.
     """
 
     baseline: Baseline | None
     source: str | None
     missing_fails: bool
     undecided_fails: bool = True
-    confirm: Callable[[RowSpec], list[RowResult]] | None = None
+    confirm: Callable[[RowSpec, RowSpec | None], list[Trial]] | None = None
+    limits: ProjectLimits = field(default_factory=ProjectLimits)
 
 
 class Recorder:
@@ -107,7 +113,9 @@ class Recorder:
         self._write()
         confirm = self._against.confirm if self._against is not None else None
         if comparison.suspicious and confirm is not None:
-            comparison = self._judge(result, confirm(result.row))
+            beside = self._unquantized(result.row)
+            trials = confirm(result.row, None if beside is None else beside.row)
+            comparison = self._judge(result, trials)
             before = self.report.comparisons[:-1]
             self.report = replace(self.report, comparisons=(*before, comparison))
             self._write()
@@ -128,20 +136,40 @@ class Recorder:
         write_atomically(self._path, to_json(report))
 
     def _judge(
-        self, result: RowResult, fresh: Sequence[RowResult] | None = None
+        self, result: RowResult, fresh: Sequence[Trial] | None = None
     ) -> Comparison:
         against = self._against
         if against is None:
             return not_compared(result)
-        stored = against.baseline
-        key = self.report.environment.device_key
         return compare(
             result,
-            stored,
-            same_device=stored is None or stored.environment.device_key == key,
+            against.baseline,
+            environment=self.report.environment,
+            limits=limits_of(result.row, against.limits),
+            unquantized=self._unquantized(result.row),
             missing_fails=against.missing_fails,
             undecided_fails=against.undecided_fails,
             fresh=fresh,
+        )
+
+    def _unquantized(self, row: RowSpec) -> RowResult | None:
+        """What this run measured of the row that `row` is compared by, if it is."""
+        baseline = None if self._against is None else self._against.baseline
+        if baseline is None:
+            return None
+        if Basis.RATIO not in bases(row, baseline, self.report.environment):
+            return None
+        stored = unquantized_row(row, baseline)
+        return next(
+            (
+                each
+                for each in self.report.results
+                if stored is not None
+                and each.id == stored.id
+                and each.row.fingerprint == stored.fingerprint
+                and each.measurement is not None
+            ),
+            None,
         )
 
     @property

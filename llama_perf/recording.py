@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from llama_perf import worker
 from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError, SpecError
+from llama_perf.judge_speed import Trial
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
@@ -70,19 +71,32 @@ def in_fresh_processes(
 
 def confirmation(
     row: RowSpec,
+    unquantized: RowSpec | None = None,
     *,
     options: RunOptions,
     progress: Callable[[str], None] = lambda _text: None,
-) -> list[RowResult]:
+) -> list[Trial]:
     """The row in the fresh processes that a confirmation takes.
 
-    It ends at the first that was not measured: what is left then decides nothing.
+    Each beside one of the unquantized row that it is compared by, if it is; they take
+    turns at going first. It ends at the first that was not measured: what is left then
+    decides nothing.
     """
-    results: list[RowResult] = []
+    trials: list[Trial] = []
     for number in range(1, THRESHOLDS.confirm_processes + 1):
         progress(f"fresh process {number} of {THRESHOLDS.confirm_processes}, ")
-        found = worker.run_in_process(row, options=options, devices=[row.device])
-        results.append(found.result)
-        if found.result.measurement is None:
+        pair = [row] if unquantized is None else [row, unquantized]
+        results = {
+            each.id: worker.run_in_process(
+                each, options=options, devices=[row.device]
+            ).result
+            for each in (pair if number % 2 else reversed(pair))
+        }
+        trial = Trial(
+            row=results[row.id],
+            unquantized=None if unquantized is None else results[unquantized.id],
+        )
+        trials.append(trial)
+        if trial.missed is not None:
             break
-    return results
+    return trials

@@ -60,6 +60,7 @@ class Environment:
     llama_perf: str | None
     commit: str | None
     float32_matmul_precision: str | None
+    device_uuid: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +128,8 @@ class Measurement:
     included, as the reference does; `decode_tok_s` leaves the prefill and the first
     token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
     reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
-    process's resident set over what it is when the row is gone. GB are 10^9 bytes,
+    process's resident set over what it is when the row is gone, and the bytes that its
+    tensors ask for (`allocated.py`). GB are 10^9 bytes,
     raw samples in ns. `card` are its states before the first sample and after each,
     `neighbours` other processes that computed on it.
     """
@@ -243,6 +245,7 @@ class ProcessSamples:
     tok_s: float
     peak_memory_bytes: int
     sample_ns: tuple[int, ...]
+    device_bandwidth_gb_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.tok_s <= 0:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llama_perf.device_lock import DeviceLock
+from llama_perf.judge_speed import Trial
 from llama_perf.measure import Progress
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
@@ -92,11 +93,15 @@ class Runner:
         return result
 
     def confirm(
-        self, row: RowSpec, *, progress: Progress = lambda _text: None
-    ) -> list[RowResult]:
-        """The row in fresh processes, alone on the device."""
+        self,
+        row: RowSpec,
+        unquantized: RowSpec | None = None,
+        *,
+        progress: Progress = lambda _text: None,
+    ) -> list[Trial]:
+        """The row, and what it is compared by, in fresh processes, one at a time."""
         self._end_worker()
-        return confirmation(row, options=self.options, progress=progress)
+        return confirmation(row, unquantized, options=self.options, progress=progress)
 
     def _beyond_budget(self, row: RowSpec) -> str | None:
         """Why the row cannot be finished within the time budget, if it cannot."""

@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from llama_perf.codec import STRICT
 from llama_perf.errors import SpecError
 from llama_perf.scheme import Scheme
+from llama_perf.set_limits import SetLimits
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
@@ -25,6 +26,7 @@ ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
+_NO_WORK = ("upstream_issue", "limits")
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
 
 
@@ -42,8 +44,8 @@ class RowSpec:
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     that there a row of the table with it is the same work as the one without.
     `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
-    is known to break it: no part of the work, so neither of the id nor of the
-    fingerprint.
+    is known to break it, and `limits` are the row's own for the gate: no part of the
+    work, so neither of the id nor of the fingerprint.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -70,6 +72,7 @@ class RowSpec:
     top_k: int | None = 200
     temperature: float = 0.8
     upstream_issue: str | None = None
+    limits: SetLimits | None = None
 
     def __post_init__(self) -> None:
         if not self.model or self.model != self.model.strip():
@@ -153,7 +156,8 @@ class RowSpec:
     def _work(self) -> dict[str, Any]:
         """The fields that change what is measured."""
         fields_of_work = asdict(self)
-        del fields_of_work["upstream_issue"]
+        for name in _NO_WORK:
+            del fields_of_work[name]
         return fields_of_work
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llama_perf.basis import Basis, bases, stored_values, unquantized_row
 from llama_perf.records import Baseline
 from llama_perf.spread import Spread, between_processes, shrunk
 from llama_perf.stats import THRESHOLDS, geometric_mean, minimum_detectable
@@ -15,9 +16,9 @@ from llama_perf.stats import THRESHOLDS, geometric_mean, minimum_detectable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSpeed:
-    """The mean tok/s of a row's processes, and how far processes lie apart."""
+    """The mean speed of a row's processes on one basis, and how far they lie apart."""
 
-    tok_s: float
+    mean: float
     processes: int
     spread: Spread
 
@@ -27,31 +28,49 @@ class StoredSpeed:
         return minimum_detectable(self.spread, self.processes)
 
 
-def stored_speeds(baseline: Baseline) -> dict[str, StoredSpeed]:
+def stored_speeds(
+    baseline: Baseline, basis: Basis = Basis.TOK_S
+) -> dict[str, StoredSpeed]:
     """Of every row with enough processes; their deviations are shrunk together."""
-    rates = {
-        row.id: [each.tok_s for each in row.processes]
-        for row in baseline.rows
-        if row.processes is not None
-        and len(row.processes) >= THRESHOLDS.least_processes
-    }
+    values = {}
+    for row in baseline.rows:
+        unquantized = unquantized_row(row.row, baseline)
+        found = stored_values(basis, row, unquantized)
+        # A ratio to itself is 1 in every process.
+        if basis is Basis.RATIO and (unquantized is None or unquantized.id == row.id):
+            continue
+        if found is not None and len(found) >= THRESHOLDS.least_processes:
+            values[row.id] = found
     spreads = shrunk(
         [
-            between_processes([math.log(each) for each in tok_s])
-            for tok_s in rates.values()
+            between_processes([math.log(each) for each in found])
+            for found in values.values()
         ]
     )
     return {
         row_id: StoredSpeed(
-            tok_s=geometric_mean(tok_s), processes=len(tok_s), spread=spread
+            mean=geometric_mean(found), processes=len(found), spread=spread
         )
-        for (row_id, tok_s), spread in zip(rates.items(), spreads, strict=True)
+        for (row_id, found), spread in zip(values.items(), spreads, strict=True)
     }
+
+
+def gated_speeds(baseline: Baseline) -> dict[str, tuple[Basis, StoredSpeed]]:
+    """Each row's on the basis it is judged by first, on the baseline's own machine."""
+    by_basis = {basis: stored_speeds(baseline, basis) for basis in Basis}
+    found = {}
+    for row in baseline.rows:
+        wanted = bases(row.row, baseline, baseline.environment)
+        for basis in (*wanted, Basis.BANDWIDTH, Basis.TOK_S):
+            if row.id in by_basis[basis]:
+                found[row.id] = (basis, by_basis[basis][row.id])
+                break
+    return found
 
 
 def describe_speeds(baseline: Baseline) -> list[str]:
     """A line for each row that several processes measured: what they tell."""
-    speeds = stored_speeds(baseline)
+    speeds = gated_speeds(baseline)
     lines = []
     for row in baseline.rows:
         if row.processes is None or row.between_process_deviation is None:
@@ -60,10 +79,11 @@ def describe_speeds(baseline: Baseline) -> list[str]:
             f"{row.id}: {len(row.processes)} processes,"
             f" {row.between_process_deviation:.2%} apart"
         )
-        if (speed := speeds.get(row.id)) is not None:
+        if (found := speeds.get(row.id)) is not None:
+            basis, speed = found
             line += (
-                f" ({speed.spread.deviation:.2%} with the other rows considered);"
-                f" a loss of {speed.minimum_detectable:.1%} is found"
+                f" ({speed.spread.deviation:.2%} in {basis.value}, the other rows"
+                f" considered); a loss of {speed.minimum_detectable:.1%} is found"
             )
         else:
             line += f"; {THRESHOLDS.least_processes} tell a loss from noise"

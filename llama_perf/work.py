@@ -5,17 +5,16 @@ And, where a row lost, which operators grew. Pure functions on measurements.
 
 from __future__ import annotations
 
+from llama_perf.limits import Limits
 from llama_perf.records import Measurement, OperatorTime
 from llama_perf.stats import change
 
-# Calls may differ by the rare operator that depends on sampled values.
-_CALLS = 0.01
 # Of a step's time, from here on an operator's growth explains something.
 _EXPLAINS = 0.02
 _MOST_TOLD = 3
 
 
-def more_work(now: Measurement, then: Measurement) -> list[str]:
+def more_work(now: Measurement, then: Measurement, limits: Limits) -> list[str]:
     """In words, which counts of a step or of the compiler grew.
 
     Where autoquant chose other kernels the calls of a step are other ones by right.
@@ -24,14 +23,16 @@ def more_work(now: Measurement, then: Measurement) -> list[str]:
     comparable = not other_choices(now, then)
     if now.step is not None and then.step is not None and comparable:
         before, after = then.step.calls, now.step.calls
-        if before > 0 and change(after, before) > _CALLS:
+        if before > 0 and change(after, before) > limits.calls:
             found.append(
                 f"calls a step {before:.0f} -> {after:.0f}"
-                f" ({change(after, before):+.1%}, limit {_CALLS:.0%})"
+                f" ({change(after, before):+.1%}, limit {limits.calls * 100:g}%)"
             )
     for name in ("graph_breaks", "compilations"):
         before, after = getattr(then, name), getattr(now, name)
-        if before is not None and after is not None and after > before:
+        if before is None or after is None:
+            continue
+        if after > before + getattr(limits, name):
             found.append(f"{name.replace('_', ' ')} {before} -> {after}")
     return found
 

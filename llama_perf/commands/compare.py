@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.baseline import default_folder
+from llama_perf.baseline import default_folder, project_file
 from llama_perf.checkout import checked_out, resolve
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.commands.run import show_progress
@@ -27,6 +27,7 @@ from llama_perf.recorder import Chosen
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import check_slowdowns
+from llama_perf.set_limits import project_limits
 from llama_perf.stats import THRESHOLDS
 from llama_perf.writable import check_writable
 
@@ -105,6 +106,7 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
         wait=arguments.wait,
     )
     check_slowdowns(options.slowdowns, rows)
+    limits = project_limits(project_file())
     # They import torch, which a mistake above does without.
     from llama_perf.device_lock import held
     from llama_perf.run import Session
@@ -118,7 +120,11 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
             options=options,
             progress=show_progress,
         )
-    judged = compare_pairs(found, missing_fails=arguments.on_missing_baseline == "fail")
+    judged = compare_pairs(
+        found,
+        missing_fails=arguments.on_missing_baseline == "fail",
+        limits=limits,
+    )
     head = environments.get("head", session.environment)
     return Report(
         started=session.started,

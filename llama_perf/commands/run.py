@@ -26,6 +26,7 @@ from llama_perf.errors import SpecError
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import OPTIONS, check_slowdowns
+from llama_perf.set_limits import ProjectLimits, project_limits
 from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
@@ -118,10 +119,12 @@ def _run_rows(
         wait=arguments.wait,
     )
     check_slowdowns(options.slowdowns, rows)
+    # Told of before anything is measured.
+    limits = project_limits(baselines.project_file())
     from llama_perf.runner import Runner
 
     with closing(Runner(rows, options=options, progress=show_progress)) as runner:
-        against = _against(runner, arguments) if arguments.compare else None
+        against = _against(runner, arguments, limits) if arguments.compare else None
         runner.expect(None if against is None else against.baseline)
         recorder = Recorder(
             started=runner.started,
@@ -148,7 +151,9 @@ def _run_rows(
     return recorder, False
 
 
-def _against(runner: Runner, arguments: argparse.Namespace) -> Against:
+def _against(
+    runner: Runner, arguments: argparse.Namespace, limits: ProjectLimits
+) -> Against:
     found = baselines.find(arguments.baselines, runner.environment.device_key)
     source, baseline = (str(found[0]), found[1]) if found else (None, None)
     return Against(
@@ -159,6 +164,7 @@ def _against(runner: Runner, arguments: argparse.Namespace) -> Against:
         confirm=partial(runner.confirm, progress=show_progress)
         if arguments.confirm
         else None,
+        limits=limits,
     )
 
 

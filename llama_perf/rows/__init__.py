@@ -1,7 +1,8 @@
 """Sets of rows: the TOML files beside this one, and a user's own.
 
 A file is a list of `[[row]]` tables in the fields of `RowSpec`, with an optional
-`[defaults]` table that every row of the file starts from. Knows no torch.
+`[defaults]` table that every row of the file starts from; a table `limits` of either
+sets the gate's. Knows no torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from llama_perf.codec import from_plain
 from llama_perf.errors import RecordError, RowFileError, SpecError
+from llama_perf.set_limits import check_names
 from llama_perf.spec import RowSpec
 
 DEFAULT_SETS = {"cuda": "reference", "cpu": "cpu"}
@@ -75,11 +77,16 @@ def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
     if not isinstance(table, dict):
         raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
     fields = {**defaults, **table}
+    limits = [each.get("limits", {}) for each in (defaults, table)]
+    if all(isinstance(each, dict) for each in limits) and any(limits):
+        fields["limits"] = {**limits[0], **limits[1]}
     known = [field.name for field in dataclasses.fields(RowSpec)]
     if unknown := sorted(fields.keys() - set(known)):
         raise RowFileError(
             f"{source}: {unknown[0]}: unknown field; allowed: {', '.join(known)}"
         )
+    if isinstance(fields.get("limits"), dict):
+        check_names(fields["limits"], f"{source}: limits")
     try:
         return from_plain(RowSpec, fields, source=source)
     except RecordError as error:

@@ -115,17 +115,24 @@ class Project:
         return from_json(Report, path.read_bytes(), source=str(path))
 
     def record(self, **changes: Any) -> Path:
-        """Make the last run this device's baseline, with changes to every row."""
+        """Make the last run this device's baseline, with changes to every row.
+
+        A `tok_s` squared for a quantized one, so that its ratio to the unquantized row
+        is changed as much.
+        """
         report = self.report()
         path, baseline = baselines.record(
             self.path / "baselines",
             environment=report.environment,
             results=report.results,
         )
-        rows = [
-            replace(row, measurement=replace(row.measurement, **changes))
-            for row in baseline.rows
-        ]
+        rows = []
+        for row in baseline.rows:
+            of_row = dict(changes)
+            if "tok_s" in changes and row.row.quantization is not None:
+                of_row["tok_s"] = changes["tok_s"] ** 2
+            measurement = replace(row.measurement, **of_row)
+            rows.append(replace(row, measurement=measurement))
         self.write(path, replace(baseline, rows=tuple(rows)))
         return path
 

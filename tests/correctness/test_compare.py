@@ -35,7 +35,10 @@ def test_a_loss_of_speed_beyond_the_limit_is_slower(row: RowSpec, share: float) 
 def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
     comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
     assert comparison.id == CPU_ROW.id
-    told = "tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
+    told = (
+        "tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the device 5.000 -> 3.000"
+        " (-40.0%, limit 25.0%)"
+    )
     assert comparison.reason == told + PLAIN_LIMIT
 
 
@@ -55,11 +58,11 @@ def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
 
 
 def test_more_memory_beyond_the_limit_is_larger() -> None:
-    grown = measured(CUDA_ROW, peak_memory_bytes=1_021_000_000)
+    grown = measured(CUDA_ROW, peak_memory_bytes=1_011_000_000)
     comparison = compare(grown, baseline_of(measured(CUDA_ROW)))
     assert comparison.verdict is Verdict.LARGER
     assert comparison.failed
-    assert comparison.reason == ("peak memory 1.000 GB -> 1.021 GB (+2.1%, limit 2.0%)")
+    assert comparison.reason == ("peak memory 1.000 GB -> 1.011 GB (+1.1%, limit 1.0%)")
 
 
 def test_a_larger_model_is_larger_even_at_the_same_peak() -> None:
@@ -116,20 +119,43 @@ def test_no_baseline_fails_unless_it_is_allowed(missing_fails: bool) -> None:
 def test_what_does_not_compare_is_never_a_pass() -> None:
     changed = replace(CPU_ROW, num_samples=7)
     renamed = replace(measured(changed), id=CPU_ROW.id)
-    for result, same_device, reason in (
-        (renamed, True, "the row changed under its id"),
-        (measured(weights="gguf:other.gguf"), True, "other weights: synthetic in"),
-        (measured(), False, "recorded on another device"),
+    for result, reason in (
+        (renamed, "the row changed under its id"),
+        (measured(weights="gguf:other.gguf"), "other weights: synthetic in"),
     ):
-        comparison = compare(
-            result,
-            baseline_of(measured()),
-            same_device=same_device,
-            missing_fails=False,
-        )
+        comparison = compare(result, baseline_of(measured()), missing_fails=False)
         assert comparison.verdict is Verdict.INCOMPARABLE
         assert comparison.failed
         assert reason in comparison.reason
+
+
+def test_another_device_is_reported_and_judges_nothing() -> None:
+    slow = measured(tok_s=1.0, peak_memory_bytes=9_000_000_000)
+    other = replace(ENVIRONMENT, device_key="cpu-other-2c")
+    found = compare(slow, baseline_of(measured()), environment=other)
+    assert found.verdict is Verdict.INCOMPARABLE
+    assert not found.failed
+    assert found.reason == (
+        "the baseline is of another device, cpu-some-2c: reported, not judged: tok/s"
+        " 100.00 -> 1.00 (-99.0%)"
+    )
+    assert {each.metric: each.limit for each in found.changes}["peak memory"] is None
+    assert not any(each.worse for each in found.changes)
+
+
+@pytest.mark.parametrize("metric", ["peak_memory_bytes", "peak_allocated_bytes"])
+def test_two_percent_more_memory_of_a_card_is_always_found(metric: str) -> None:
+    then = baseline_of(measured(CUDA_ROW, **{metric: 1_000_000_000}))
+    for grown, verdict in ((1.02, Verdict.LARGER), (1.009, Verdict.SAME)):
+        now = measured(CUDA_ROW, **{metric: round(1e9 * grown)})
+        assert compare(now, then).verdict is verdict
+
+
+def test_two_percent_more_allocated_memory_is_found_on_a_cpu() -> None:
+    then = baseline_of(measured(peak_allocated_bytes=100_000_000))
+    found = compare(measured(peak_allocated_bytes=102_000_000), then)
+    assert found.verdict is Verdict.LARGER
+    assert found.reason == "allocated memory 0.100 GB -> 0.102 GB (+2.0%, limit 1.0%)"
 
 
 def test_a_row_that_is_invalid_fails_with_or_without_a_comparison() -> None:
@@ -175,6 +201,7 @@ def test_a_metric_the_baseline_lacks_is_not_judged() -> None:
     comparison = compare(measured(), then)
     assert [each.metric for each in comparison.changes] == [
         "tok/s",
+        "tok/s per GB/s of the device",
         "peak memory",
         "model size",
     ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from plugin_project import FP6, INT8, PLAIN, Project
 from record_samples import (
     CPU_ROW,
+    MEASUREMENT,
     baseline_of_processes,
     chosen,
     measured,
@@ -20,31 +21,43 @@ from record_samples import (
 
 from llama_perf import baseline as baselines
 from llama_perf import worker
+from llama_perf.basis import Basis
 from llama_perf.cli import main
 from llama_perf.compare import compare
-from llama_perf.records import Comparison, RowResult, Status, Verdict
+from llama_perf.judge_speed import Trial
+from llama_perf.records import Comparison, Status, Verdict
 from llama_perf.report.render import as_text
 from llama_perf.spec import RowSpec
 from llama_perf.speed import StoredSpeed, stored_speeds
-from llama_perf.stats import as_share, confirm_limit, screen_limit
+from llama_perf.stats import (
+    as_share,
+    confirm_limit,
+    geometric_mean,
+    log_loss,
+    screen_limit,
+)
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)
 ALIKE = (99.0, 100.0, 101.0, 99.5, 100.5)
 BASELINE = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE[::-1]})
-SPEED: StoredSpeed = stored_speeds(BASELINE)[CPU_ROW.id]
+# On a CPU an unquantized row is compared by the bandwidth of the run.
+BASIS = Basis.BANDWIDTH
+BANDWIDTH = MEASUREMENT.device_bandwidth_gb_s or 0.0
+SPEED: StoredSpeed = stored_speeds(BASELINE, BASIS)[CPU_ROW.id]
+TOK_S = SPEED.mean * BANDWIDTH
 SCREEN = as_share(screen_limit(SPEED.spread, SPEED.processes))
 CONFIRM = as_share(confirm_limit(SPEED.spread, SPEED.processes))
 # tok/s that only just are, and only just are not, what their names say.
-SUSPICIOUS, UNSUSPICIOUS = (SPEED.tok_s * (1 - SCREEN * by) for by in (1.01, 0.99))
-CONFIRMED, REFUTED = (SPEED.tok_s * (1 - CONFIRM * by) for by in (1.01, 0.99))
+SUSPICIOUS, UNSUSPICIOUS = (TOK_S * (1 - SCREEN * by) for by in (1.01, 0.99))
+CONFIRMED, REFUTED = (TOK_S * (1 - CONFIRM * by) for by in (1.01, 0.99))
 
 
-def fresh(tok_s: float, count: int = 5) -> list[RowResult]:
-    return [measured(tok_s=tok_s)] * count
+def fresh(tok_s: float, count: int = 5) -> list[Trial]:
+    return [Trial(row=measured(tok_s=tok_s))] * count
 
 
-def judged(tok_s: float, again: list[RowResult] | None = None) -> Comparison:
+def judged(tok_s: float, again: list[Trial] | None = None) -> Comparison:
     return compare(measured(tok_s=tok_s), BASELINE, fresh=again)
 
 
@@ -71,8 +84,8 @@ def test_fresh_processes_decide() -> None:
     slower = judged(SUSPICIOUS, fresh(CONFIRMED))
     assert slower.verdict is Verdict.SLOWER
     assert slower.failed
-    assert slower.changes[0].worse
-    told = f"; confirmed by 5 fresh processes: {CONFIRMED:.2f} ("
+    assert [each.worse for each in slower.changes[:2]] == [False, True]
+    told = f"; confirmed by 5 fresh processes: {CONFIRMED / BANDWIDTH:.3f} ("
     assert told in slower.reason
     assert slower.reason.endswith(f"limit {CONFIRM:.1%})")
     same = judged(SUSPICIOUS, fresh(REFUTED))
@@ -88,7 +101,8 @@ def test_however_slow_one_process_was_it_fails_no_row_alone() -> None:
 
 @pytest.mark.parametrize("status", [Status.INVALID, Status.NOT_RUN])
 def test_fresh_processes_that_break_decide_nothing(status: Status) -> None:
-    again = [*fresh(100.0, 2), unmeasured(status, "its process ended with code 1")]
+    broken = unmeasured(status, "its process ended with code 1")
+    again = [*fresh(100.0, 2), Trial(row=broken)]
     found = judged(SUSPICIOUS, again)
     assert found.verdict is Verdict.UNDECIDED
     assert found.failed
@@ -116,8 +130,8 @@ def test_larger_is_certain_while_speed_is_not() -> None:
 
 
 def test_faster_takes_more_than_a_screen_since_nothing_confirms_it() -> None:
-    assert judged(SPEED.tok_s * (1 + SCREEN)).verdict is Verdict.SAME
-    faster = judged(SPEED.tok_s * 1.5)
+    assert judged(TOK_S * (1 + SCREEN)).verdict is Verdict.SAME
+    faster = judged(TOK_S * 1.5)
     assert faster.verdict is Verdict.FASTER
     assert not faster.failed
 
@@ -155,10 +169,12 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
     ours: list[float], theirs: list[float], now: float, again: list[float] | None
 ) -> None:
     baseline = baseline_of_processes({CPU_ROW: ours, OTHER: theirs})
-    speed = stored_speeds(baseline)[CPU_ROW.id]
-    results = None if again is None else [measured(tok_s=each) for each in again]
+    speed = stored_speeds(baseline, BASIS)[CPU_ROW.id]
+    results = None
+    if again is not None:
+        results = [Trial(row=measured(tok_s=each)) for each in again]
     found = compare(measured(tok_s=now), baseline, fresh=results)
-    loss = math.log(speed.tok_s / now)
+    loss = log_loss(now / BANDWIDTH, speed.mean)
     assert found.suspicious == (loss > screen_limit(speed.spread, speed.processes))
     assert loss > -math.log1p(-0.01) or not found.suspicious
     if not found.suspicious:
@@ -166,9 +182,9 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
     elif again is None or len(again) < 5:
         assert found.verdict is Verdict.UNDECIDED
     else:
-        mean = math.fsum(map(math.log, again)) / 5
+        mean = geometric_mean([each / BANDWIDTH for each in again])
         limit = confirm_limit(speed.spread, speed.processes)
-        slower = math.log(speed.tok_s) - mean > limit
+        slower = log_loss(mean, speed.mean) > limit
         assert found.verdict is (Verdict.SLOWER if slower else Verdict.SAME)
     assert found.failed == (found.verdict in {Verdict.SLOWER, Verdict.UNDECIDED})
 
@@ -223,12 +239,13 @@ def test_pytest_confirms_a_suspicious_row_alone_before_it_fails_it(
     result = project.run("--benchmark-compare")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    assert ids == [INT8] * 5
+    # Each beside the unquantized row, in turn.
+    assert ids == [INT8, PLAIN, PLAIN, INT8] * 2 + [INT8, PLAIN]
     assert verdicts(project)[INT8] is Verdict.SLOWER
     result.stdout.fnmatch_lines(
         [
             "*fresh process 1 of 5, *fresh process 5 of 5, *",
-            f"SLOWER {INT8}: tok/s *; confirmed by 5 fresh processes: 100.00 *",
+            f"SLOWER {INT8}: tok/s *; confirmed by 5 fresh processes: 1.000 *",
         ]
     )
     header = next(line for line in result.outlines if line.startswith("row "))

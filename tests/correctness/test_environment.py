@@ -20,7 +20,7 @@ from llama_perf.records import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-ONLY_ON_CUDA = {"driver", "cuda", "triton"}
+ONLY_ON_CUDA = {"driver", "cuda", "triton", "device_uuid"}
 
 
 @pytest.fixture

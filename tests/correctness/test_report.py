@@ -93,8 +93,8 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
     assert lines[0] == "every row: tiny.none.fp32.cpu"
     assert [line.split()[0] for line in lines[3:5]] == ["eager", "compile"]
     assert lines[6:] == [
-        f"SLOWER {CPU_ROW.id}: tok/s 100.00 -> 60.00 (-40.0%, limit 25.0%)"
-        + PLAIN_LIMIT,
+        f"SLOWER {CPU_ROW.id}: tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the"
+        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + PLAIN_LIMIT,
         "device: Some CPU (cpu-some-2c), 20.0 GB/s measured in this run",
         "torch 2.13.0, torchao 0.18.0, python 3.11.7",
         "weights: synthetic",

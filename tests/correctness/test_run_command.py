@@ -127,7 +127,8 @@ def test_a_slower_row_fails_with_every_number(
     current = project.report().results[0].measurement
     assert current is not None
     assert (
-        f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> {current.tok_s:.2f}"
+        f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> {current.tok_s:.2f} (-100.0%);"
+        f" tok/s per GB/s of the device 50000000000.000 -> {current.tok_s / 20:.3f}"
         " (-100.0%, limit 25.0%)" in capsys.readouterr().out
     )
 

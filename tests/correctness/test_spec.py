@@ -81,7 +81,8 @@ def test_the_kinds_of_a_cache_and_their_tokens() -> None:
 
 
 def test_all_fields_are_covered_by_the_two_tests_above() -> None:
-    others = ["compile_prefill", "linear_causal_mask", "ragged", "upstream_issue"]
+    others = ["compile_prefill", "linear_causal_mask", "ragged"]
+    others += ["upstream_issue", "limits"]
     assert len(asdict(RowSpec(model="7B"))) == 18 + len(others)
 
 

@@ -9,6 +9,7 @@ from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, chosen, measured
 
 from llama_perf.build import prepare
 from llama_perf.compare import compare
+from llama_perf.limits import LIMITS
 from llama_perf.operators import step_work
 from llama_perf.records import OperatorTime, Report, StepWork, Verdict
 from llama_perf.report.render import as_markdown, as_text
@@ -74,7 +75,7 @@ def test_more_work_is_told(
     before, after = measured(**then).measurement, measured(**now).measurement
     assert before is not None
     assert after is not None
-    assert more_work(after, before) == told
+    assert more_work(after, before, LIMITS["cpu"]) == told
 
 
 def test_more_work_fails_a_row_that_is_as_fast_as_ever() -> None:
