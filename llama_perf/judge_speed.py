@@ -91,25 +91,17 @@ def judge_speed(
     `unquantized` is what `basis.unquantized_row` names, as this run measured it.
     `fresh` are the row's fresh processes, None where none were asked.
     """
-    assert result.measurement is not None, "only a measured row is judged"
-    stored = row_of(baseline, result.id)
-    assert stored is not None, "only a row that is stored is judged"
-    judged = []
+    given = _Given(result, baseline, unquantized, fresh, limits)
+    possible: dict[Basis, str] = {}
     for wanted in bases(result.row, baseline, environment):
-        given = _Given(result, baseline, unquantized, fresh, limits)
         basis, told = given.possible(wanted)
-        found = given.judged(basis)
-        judged.append(replace(found, reason=found.reason + told))
+        # One that stands in for another may be asked for itself as well.
+        possible.setdefault(basis, told)
+    judged = [given.judged(basis, told) for basis, told in possible.items()]
     one = judged[0] if len(judged) == 1 else _together(judged)
-    if one.changes[0].metric == Basis.TOK_S.value:
+    rate = given.rate()
+    if one.changes[0].metric == rate.metric:
         return one
-    rate = moved_by(
-        Basis.TOK_S.value,
-        given.stored_mean(Basis.TOK_S),
-        result.measurement.tok_s,
-        None,
-        -1,
-    )
     return replace(
         one, changes=(rate, *one.changes), reason=f"{describe(rate)}; {one.reason}"
     )
@@ -164,14 +156,26 @@ class _Given:
             basis, row, unquantized_row(self.result.row, self.baseline)
         )
 
-    def stored_mean(self, basis: Basis) -> float:
+    def rate(self) -> MetricChange:
+        """What became of its tok/s, without a limit."""
+        now = self._now(Basis.TOK_S)
+        assert now is not None, "known of every measured row"
+        return moved_by(
+            Basis.TOK_S.value, self._stored_mean(Basis.TOK_S), now, None, -1
+        )
+
+    def _stored_mean(self, basis: Basis) -> float:
         """The mean over the processes of the baseline."""
         stored = self._stored(basis)
         assert stored is not None, "asked for where it is known"
         return geometric_mean(stored)
 
-    def judged(self, basis: Basis) -> JudgedSpeed:
-        """The row on one basis that is possible."""
+    def judged(self, basis: Basis, told: str) -> JudgedSpeed:
+        """The row on one basis that is possible; `told` ends its reason."""
+        found = self._judged(basis)
+        return replace(found, reason=found.reason + told)
+
+    def _judged(self, basis: Basis) -> JudgedSpeed:
         now = self._now(basis)
         assert now is not None, "asked for where it is known"
         speed = stored_speeds(self.baseline, basis).get(self.result.id)
@@ -198,7 +202,7 @@ class _Given:
 
     def _by_plain_limit(self, basis: Basis, now: float) -> JudgedSpeed:
         moved = moved_by(
-            basis.value, self.stored_mean(basis), now, self.limits.tok_s, -1
+            basis.value, self._stored_mean(basis), now, self.limits.tok_s, -1
         )
         count = len(self._stored(basis) or ())
         told = (

@@ -159,6 +159,10 @@ def test_a_quantized_row_alone_is_compared_by_the_bandwidth_and_says_so() -> Non
     assert found.reason.endswith(
         "; its unquantized row was not measured before it in this run"
     )
+    elsewhere = on_days(CUDA_ROW, INT8_CUDA, CARD)
+    now = measured(INT8_CUDA, tok_s=200.0)
+    twice = compare(now, elsewhere, environment=OTHER_CARD)
+    assert [each.metric for each in twice.changes].count(Basis.BANDWIDTH.value) == 1
     unknown = compare(measured(INT8_CPU, device_bandwidth_gb_s=None), stored)
     assert "; the device's bandwidth is not known" in unknown.reason
 
