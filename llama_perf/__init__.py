@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_perf.build import load_model, quantize_model
-    from llama_perf.engine import generate
+    from llama_perf.generation import generate
     from llama_perf.saving import save_model
 
 __all__ = ["generate", "load_model", "quantize_model", "save_model"]
@@ -17,7 +17,7 @@ _HOMES = {
     "load_model": "llama_perf.build",
     "quantize_model": "llama_perf.build",
     "save_model": "llama_perf.saving",
-    "generate": "llama_perf.engine",
+    "generate": "llama_perf.generation",
 }
 
 

@@ -1,8 +1,7 @@
 """The memory bandwidth this device shows today, the ceiling of a decoding row.
 
-A read-only stream: the sum of a buffer several times larger than any cache. On CUDA
-a device-to-device copy, read and write counted, is timed too, and the faster of the
-two is the ceiling.
+A read-only stream: the sum of a buffer several times larger than any cache; and on CUDA
+a device-to-device copy, read and write counted.
 """
 
 from __future__ import annotations
@@ -11,34 +10,35 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 _CUDA_BYTES = 4 * 2**30
 _CPU_BYTES = 512 * 2**20
 _ROUNDS = 10
 
 
-def measure_bandwidth(device: torch.device) -> float:
+def read_gb_s(device: torch.device) -> float:
     """The best of several rounds, in GB/s (10^9 bytes)."""
+    size = _CPU_BYTES if device.type == "cpu" else _cuda_bytes(device)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
     if device.type == "cpu":
-        source = torch.ones(_CPU_BYTES // 4, dtype=torch.float32)
-        return _CPU_BYTES / _best_cpu_seconds(source.sum) / 1e9
-    best = _cuda_bandwidth(device)
-    torch.cuda.empty_cache()
-    return best
+        return size / _best_cpu_seconds(source.sum) / 1e9
+    return size / best_cuda_seconds(source.sum)[0] / 1e9
 
 
-def _cuda_bandwidth(device: torch.device) -> float:
-    free, _ = torch.cuda.mem_get_info(device)
-    count = min(_CUDA_BYTES, free // 4) // 4
-    source = torch.ones(count, dtype=torch.float32, device=device)
+def copy_gb_s(device: torch.device) -> float:
+    """The same for a copy on a card, whose bytes are read and written."""
+    size = _cuda_bytes(device)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    read = count * 4 / _best_cuda_seconds(source.sum)
-    copy = 2 * count * 4 / _best_cuda_seconds(lambda: target.copy_(source))
-    return max(read, copy) / 1e9
+    return 2 * size / best_cuda_seconds(lambda: target.copy_(source))[0] / 1e9
 
 
-def _best_cpu_seconds(work: Callable[[], Tensor]) -> float:
+def _cuda_bytes(device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_CUDA_BYTES, free // 4) // 4 * 4
+
+
+def _best_cpu_seconds(work: Callable[[], object]) -> float:
     best = float("inf")
     work()
     for _ in range(_ROUNDS):
@@ -48,7 +48,8 @@ def _best_cpu_seconds(work: Callable[[], Tensor]) -> float:
     return best
 
 
-def _best_cuda_seconds(work: Callable[[], Tensor]) -> float:
+def best_cuda_seconds(work: Callable[[], object]) -> tuple[float, int]:
+    """The best of several rounds by CUDA events, and how often `work` was called."""
     best = float("inf")
     work()
     for _ in range(_ROUNDS):
@@ -58,4 +59,4 @@ def _best_cuda_seconds(work: Callable[[], Tensor]) -> float:
         end.record()
         end.synchronize()
         best = min(best, start.elapsed_time(end) / 1e3)
-    return best
+    return best, _ROUNDS + 1

@@ -124,6 +124,7 @@ def prepare(
         linear_causal_mask=row.linear_causal_mask,
         compile=row.compile,
         compile_prefill=row.compile_prefill,
+        capture=row.capture,
         slowdown=slowdown,
     )
     lengths = ragged_lengths(row)
@@ -225,8 +226,6 @@ def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
 
 
 def _check_built(row: RowSpec) -> None:
-    if row.capture:
-        raise NotRunnable("capture in a CUDA graph is not built")
     if row.compile and (problem := compiler_problem(row.device)) is not None:
         raise NotRunnable(problem)
     _check_upstream(row)

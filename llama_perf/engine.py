@@ -1,17 +1,18 @@
 """Generation: prefill, decode, sampling, compilation. Token ids only.
 
 Knows nothing of text, files, quantization or clocks: whoever measures hands in
-`after_prefill`, which is called when the first token has been chosen.
+`after_prefill`, which is called when the first token has been chosen. `generation.py`
+is the same in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import Tensor
 
-from llama_perf.errors import PromptError, SpecError
+from llama_perf.errors import PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.sampling import sample
@@ -21,7 +22,7 @@ from llama_perf.model.transformer import (
     check_tokens,
     tensor_bytes,
 )
-from llama_perf.spec import cache_kind, check_attention, check_sampling
+from llama_perf.step import CapturedStep, Step
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt at a time on the `decode` path where a row does not say.
@@ -36,7 +37,8 @@ class Engine:
 
     `compile` compiles one block and the head for decoding (regional compilation:
     every layer runs the same compiled block), `compile_prefill` the same for the
-    prompt with a dynamic length. `kv_cache` is the kind of a quantized cache, int8 or
+    prompt with a dynamic length. `capture` replays each step of decoding as one CUDA
+    graph. `kv_cache` is the kind of a quantized cache, int8 or
     fp8. `attention` is a path of `model/attention.py`; `prefill_chunk` the tokens of a
     prompt at a time, where None `PREFILL_CHUNK` on the `decode` path and all on the
     `sdpa` path. `slowdown` repeats that share of the decoding steps and throws the
@@ -57,6 +59,7 @@ class Engine:
         prefill_chunk: int | None = None,
         compile: bool = False,
         compile_prefill: bool = False,
+        capture: bool = False,
         slowdown: float = 0.0,
     ) -> None:
         self.model = model
@@ -64,6 +67,9 @@ class Engine:
         self.cache_size = cache_size
         self.filled = 0
         self._slowdown = slowdown
+        self._capture = capture
+        # One for each way of sampling: what is captured reads its own tensors.
+        self._steps: dict[Hashable, CapturedStep] = {}
         self._caches = [
             KVCache(
                 model.config,
@@ -158,6 +164,65 @@ class Engine:
         )
         return self._decode_head(self.model, x[:, -1])
 
+    def _start(
+        self,
+        prompt: Tensor,
+        *,
+        most: int,
+        lengths: Tensor | None,
+        temperature: float,
+        top_k: int | None,
+        generator: torch.Generator | None,
+        after_prefill: Callable[[], None] | None,
+    ) -> Step:
+        """Run the prompt and choose the first token; the step that goes on from it."""
+
+        def choose(logits: Tensor) -> Tensor:
+            return sample(
+                logits, temperature=temperature, top_k=top_k, generator=generator
+            )
+
+        token = choose(self.prefill(prompt, lengths))
+        if after_prefill is not None:
+            after_prefill()
+        if lengths is None:
+            # Filled there: a copy from the host would wait for the prefill.
+            length = self.filled + prompt.shape[1]
+            position = torch.full((1,), length, device=self.model.device)
+        else:
+            position = lengths[:, None] + self.filled
+        key = (temperature, top_k, position.shape, generator)
+        step: Step
+        if not self._capture:
+            step = Step(self.decode, choose, token=token, position=position, most=most)
+        elif key in self._steps:
+            step = self._steps[key]
+        else:
+            step = self._steps[key] = CapturedStep(
+                self.decode,
+                choose,
+                token=token,
+                position=position,
+                # It serves every later generation too.
+                most=self.cache_size,
+                generator=generator,
+                repeats=self._slowdown > 0,
+            )
+        step.begin(token, position)
+        return step
+
+    def _go_on(self, step: Step, count: int) -> Iterator[None]:
+        """So many steps, one at a time, with the repeats that a slowdown owes."""
+        owed = 0.0
+        for _ in range(count):
+            # Repeating a step rewrites the same position with the same values.
+            owed += self._slowdown
+            while owed >= 1.0:
+                step.repeat()
+                owed -= 1.0
+            step.run()
+            yield
+
     @torch.no_grad()
     def stream(
         self,
@@ -176,34 +241,20 @@ class Engine:
         device; it must have passed `check_prompt`. With `lengths`, int64 (B,) there
         too, sequence i is its first lengths[i] tokens; what stands behind is not read.
         """
+        step = self._start(
+            prompt,
+            most=max_new_tokens,
+            lengths=lengths,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
+            after_prefill=after_prefill,
+        )
+        yield step.token.clone()
+        for _ in self._go_on(step, max_new_tokens - 1):
+            yield step.token.clone()
 
-        def choose(logits: Tensor) -> Tensor:
-            return sample(
-                logits, temperature=temperature, top_k=top_k, generator=generator
-            )
-
-        token = choose(self.prefill(prompt, lengths))
-        if after_prefill is not None:
-            after_prefill()
-        yield token
-        if lengths is None:
-            # Filled there: a copy from the host would wait for the prefill.
-            length = self.filled + prompt.shape[1]
-            position = torch.full((1,), length, device=self.model.device)
-        else:
-            position = lengths[:, None] + self.filled
-        owed = 0.0
-        for _ in range(max_new_tokens - 1):
-            logits = self.decode(token, position)
-            # Repeating a step rewrites the same position with the same values.
-            owed += self._slowdown
-            while owed >= 1.0:
-                self.decode(token, position)
-                owed -= 1.0
-            token = choose(logits)
-            position += 1
-            yield token
-
+    @torch.no_grad()
     def generate(
         self,
         prompt: Tensor,
@@ -219,16 +270,18 @@ class Engine:
 
         The new ones stand in the columns from T on, also of a prompt that is shorter.
         """
-        new = self.stream(
+        step = self._start(
             prompt,
-            max_new_tokens=max_new_tokens,
+            most=max_new_tokens,
             lengths=lengths,
             temperature=temperature,
             top_k=top_k,
             generator=generator,
             after_prefill=after_prefill,
         )
-        return torch.cat([prompt, *new], dim=1)
+        for _ in self._go_on(step, max_new_tokens - 1):
+            pass
+        return torch.cat([prompt, step.history[:, :max_new_tokens]], dim=1)
 
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
@@ -288,61 +341,3 @@ def _at(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
     if before is None:
         return found
     return torch.where((lengths > 0)[:, None], found, before)
-
-
-def generate(
-    model: Transformer,
-    prompt: Tensor,
-    *,
-    max_new_tokens: int,
-    lengths: Tensor | None = None,
-    temperature: float = 0.8,
-    top_k: int | None = 200,
-    seed: int | None = None,
-    cache_size: int | None = None,
-    kv_cache_quantization: bool | str = False,
-    attention: str = "decode",
-    compile: bool = False,
-) -> Tensor:
-    """Generate from `prompt`, int64 (batch, length); (batch, length + new) int64.
-
-    With `lengths`, int64 (batch,), sequence i of the prompt is its first lengths[i]
-    tokens; the new ones stand behind column length for all. `temperature` 0 is greedy;
-    `top_k` None draws from the whole vocabulary; `seed` makes the draws repeatable on
-    one device type; `cache_size` counts positions and is as large as needed where not
-    given. `kv_cache_quantization` is False, True or "int8", or "fp8"; `attention` is
-    "decode" or "sdpa". Raises PromptError for a prompt that does not fit, SpecError for
-    another argument that is not allowed.
-    """
-    if prompt.ndim != 2:
-        raise PromptError(
-            f"prompt: shape {tuple(prompt.shape)} is not allowed; allowed: (batch,"
-            " length)"
-        )
-    batch, length = prompt.shape
-    check_sampling(temperature=temperature, top_k=top_k)
-    check_attention(attention)
-    if cache_size is None:
-        cache_size = max(length + max_new_tokens, 1)
-    elif cache_size < 1:
-        raise SpecError("cache_size", cache_size, "allowed: 1 or more positions")
-    engine = Engine(
-        model,
-        batch_size=max(batch, 1),
-        cache_size=cache_size,
-        kv_cache=cache_kind(kv_cache_quantization),
-        attention=attention,
-        compile=compile,
-    )
-    engine.check_prompt(prompt, max_new_tokens=max_new_tokens, lengths=lengths)
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=model.device).manual_seed(seed)
-    return engine.generate(
-        prompt.to(model.device),
-        max_new_tokens=max_new_tokens,
-        lengths=None if lengths is None else lengths.to(model.device),
-        temperature=temperature,
-        top_k=top_k,
-        generator=generator,
-    )

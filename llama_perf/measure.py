@@ -20,7 +20,7 @@ from llama_perf.card import CardWatch
 from llama_perf.errors import SpoiledError
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import step_work
-from llama_perf.records import Measurement
+from llama_perf.records import Ceiling, Measurement
 from llama_perf.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
 
@@ -91,7 +91,7 @@ def measure(
     prepared: Prepared,
     *,
     meter: MemoryMeter,
-    device_bandwidth_gb_s: float | None = None,
+    ceiling: Ceiling | None = None,
     slowdown: float = 0.0,
     count_work: bool = False,
     progress: Progress = lambda _text: None,
@@ -148,7 +148,8 @@ def measure(
         decode_tok_s=median_rate(decoded, decodes) if decoded else None,
         time_to_first_token_s=median_seconds(firsts),
         bandwidth_gb_s=prepared.model_size_bytes * tok_s / row.batch_size / GB,
-        device_bandwidth_gb_s=device_bandwidth_gb_s,
+        device_bandwidth_gb_s=None if ceiling is None else ceiling.bandwidth_gb_s,
+        ceiling=ceiling,
         peak_memory_bytes=peak_bytes,
         peak_allocated_bytes=peak_allocated,
         build_peak_bytes=build_peak_bytes,

@@ -99,6 +99,43 @@ class CardState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ceiling:
+    """What a device did in a run before its rows; None: not there, or not measured.
+
+    `launch_us` from one kernel of a captured graph to the next, `dependent_launch_us`
+    the same by programmatic dependent launch.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    read_gb_s: float
+    copy_gb_s: float | None = None
+    launch_us: float | None = None
+    dependent_launch_us: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.read_gb_s <= 0:
+            raise SpecError("read_gb_s", self.read_gb_s, "allowed: more than 0")
+
+    @property
+    def bandwidth_gb_s(self) -> float:
+        """The better of reading and copying."""
+        return max(self.read_gb_s, self.copy_gb_s or 0.0)
+
+    @property
+    def told(self) -> str:
+        """All of it, in words."""
+        words = [f"{self.read_gb_s:.1f} GB/s read"]
+        if self.copy_gb_s is not None:
+            words.append(f"{self.copy_gb_s:.1f} GB/s copied")
+        if self.launch_us is not None:
+            words.append(f"{self.launch_us:.2f} us from kernel to kernel")
+        if self.dependent_launch_us is not None:
+            words.append(f"{self.dependent_launch_us:.2f} us by dependent launch")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OperatorTime:
     """An operator's calls in a step of decoding, and its own ms in a profiler."""
 
@@ -144,6 +181,7 @@ class Measurement:
     decode_tok_s: float | None = None
     time_to_first_token_s: float | None = None
     device_bandwidth_gb_s: float | None = None
+    ceiling: Ceiling | None = None
     peak_allocated_bytes: int | None = None
     build_peak_bytes: int | None = None
     build_s: float | None = None

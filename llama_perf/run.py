@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 
 import torch
 
-from llama_perf.bandwidth import measure_bandwidth
 from llama_perf.build import prepare
+from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
 from llama_perf.environment import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure import Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import load_profiler
-from llama_perf.records import Environment, Measurement, RowResult, Status
+from llama_perf.records import Ceiling, Environment, Measurement, RowResult, Status
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
 
@@ -45,13 +45,13 @@ class Session:
         # fp32 means fp32: TF32 would be another row's work under this row's name.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)
-        self._bandwidths: dict[str, float] = {}
+        self._ceilings: dict[str, Ceiling] = {}
 
-    def bandwidth_gb_s(self, device: torch.device) -> float:
-        """What the device reads today, measured once a run."""
-        if device.type not in self._bandwidths:
-            self._bandwidths[device.type] = measure_bandwidth(device)
-        return self._bandwidths[device.type]
+    def ceiling(self, device: torch.device) -> Ceiling:
+        """What bounds a row on the device today, measured once a run."""
+        if device.type not in self._ceilings:
+            self._ceilings[device.type] = measure_ceiling(device)
+        return self._ceilings[device.type]
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
@@ -79,7 +79,7 @@ class Session:
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)
-        bandwidth = self.bandwidth_gb_s(device)
+        ceiling = self.ceiling(device)
         slowdown = self.options.slowdown(row.id)
         with compiler_settings():
             progress("building")
@@ -97,7 +97,7 @@ class Session:
                 measurement = measure(
                     prepared,
                     meter=meter,
-                    device_bandwidth_gb_s=bandwidth,
+                    ceiling=ceiling,
                     slowdown=slowdown,
                     count_work=True,
                     progress=progress,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from llama_perf.autoquant.uses import Product
 from llama_perf.compiler import compiler_settings
+from llama_perf.graphs import captured, warm_up
 from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes
@@ -159,7 +160,11 @@ def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
 
 
 def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
-    graphs = {name: _captured(each) for name, each in passes.items()}
+    graphs = {}
+    for name, each in passes.items():
+        # Kernels are compiled and tuned before the capture, which allows neither.
+        warm_up(each)
+        graphs[name] = captured(each)
     times: dict[str, list[float]] = {name: [] for name in passes}
     for _ in _rounds():
         for name, graph in graphs.items():
@@ -172,16 +177,3 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     return {
         name: median(times[name]) / each.calls * 1e3 for name, each in passes.items()
     }
-
-
-def _captured(work: _Pass) -> torch.cuda.CUDAGraph:
-    # Kernels are compiled and tuned before the capture, which allows neither.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph

@@ -190,6 +190,10 @@ def notes(report: Report) -> list[str]:
     lines = [f"device: {environment.device_name} ({environment.device_key})"]
     if report.device_bandwidth_gb_s is not None:
         lines[0] += f", {report.device_bandwidth_gb_s:.1f} GB/s measured in this run"
+    ceilings = [r.measurement.ceiling for r in report.results if r.measurement]
+    launches = [each for each in ceilings if each is not None and each.launch_us]
+    if launches:
+        lines.append(f"ceiling of this run: {launches[0].told}")
     versions = f"torch {environment.torch}, torchao {environment.torchao}"
     lines.append(f"{versions}, python {environment.python}")
     weights = {r.measurement.weights for r in report.results if r.measurement}

@@ -15,7 +15,7 @@ from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 from llama_perf import baseline as baselines
 from llama_perf import run, worker
 from llama_perf.codec import from_json, to_json
-from llama_perf.records import Baseline, Report
+from llama_perf.records import Baseline, Ceiling, Report
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
 
@@ -78,7 +78,9 @@ class Project:
     def __init__(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(run, "measure_bandwidth", lambda _device: 20.0)
+        monkeypatch.setattr(
+            run, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
+        )
         monkeypatch.setattr(worker, "run_in_process", in_this_process)
         # pytest-benchmark would take a run inside a test for one under xdist.
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)

@@ -27,7 +27,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("llama_perf.build.prepare", started)
     monkeypatch.setattr("llama_perf.run.prepare", started)
-    monkeypatch.setattr("llama_perf.run.measure_bandwidth", started)
+    monkeypatch.setattr("llama_perf.run.measure_ceiling", started)
 
 
 @pytest.mark.usefixtures("nothing_runs")

@@ -19,8 +19,8 @@ from torch import Tensor
 from waiting import refusing_to_wait
 from weights_samples import all_weights, write_json
 
-from llama_perf.bandwidth import measure_bandwidth
 from llama_perf.build import build_model, quantize_model
+from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
 from llama_perf.engine import Engine
 from llama_perf.environment import collect
@@ -150,9 +150,13 @@ def datasheet_gb_s(device: torch.device) -> float | None:
 
 
 def test_measured_bandwidth_is_plausible(device: torch.device) -> None:
-    found, told = measure_bandwidth(device), datasheet_gb_s(device)
+    ceiling, told = measure_ceiling(device), datasheet_gb_s(device)
+    found = ceiling.bandwidth_gb_s
     assert math.isfinite(found)
     assert found > 0
+    if device.type == "cuda":
+        assert ceiling.copy_gb_s is not None
+        assert 0.1 < (ceiling.launch_us or 0) < 20
     if told is not None:
         assert 0.3 < found / told < 1.05, f"{found:.0f} of {told:.0f} GB/s"
 
@@ -325,7 +329,7 @@ def _out_of_memory(*_arguments: Any, **_options: Any) -> None:
 def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
     device: torch.device, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.bandwidth_gb_s(device)  # which needs memory of its own
+    session.ceiling(device)  # which needs memory of its own
     held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     with too_little_memory(device, monkeypatch):
         # Its mask alone is 256 MiB.

@@ -34,8 +34,8 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         body = "".join(f"    {line}\n" for line in code.splitlines())
         patch = (
             "import os, time\n"
-            "from llama_perf import run\n"
-            "run.measure_bandwidth = lambda _device: 20.0\n"
+            "from llama_perf import records, run\n"
+            "run.measure_ceiling = lambda _: records.Ceiling(read_gb_s=20.0)\n"
             "measured = run.Session.run_row\n"
             "def sabotaged(self, row, **rest):\n"
             "    id = row.id\n"

@@ -1,0 +1,65 @@
+"""What bounds a decoding step on this device today: its bandwidth, and its launches.
+
+On CUDA a step is one captured graph: its floor is the bytes it reads over the bandwidth
+plus what lies between its kernels, which is measured as a chain of kernels that do
+nothing, with and without programmatic dependent launch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llama_perf.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
+from llama_perf.environment import package_version
+from llama_perf.graphs import captured, warm_up
+from llama_perf.records import Ceiling
+
+_FEW, _MANY = 64, 512
+# Before it no kernel may start before the one in front of it ends.
+_DEPENDENT_SINCE = (9, 0)
+
+
+def measure_ceiling(device: torch.device) -> Ceiling:
+    """Read, copy and launch, the best of several rounds each."""
+    if device.type == "cpu":
+        return Ceiling(read_gb_s=read_gb_s(device))
+    found = Ceiling(read_gb_s=read_gb_s(device), copy_gb_s=copy_gb_s(device))
+    torch.cuda.empty_cache()
+    if package_version("triton") is None:
+        return found
+    launch, dependent = launch_us(device)
+    return Ceiling(
+        read_gb_s=found.read_gb_s,
+        copy_gb_s=found.copy_gb_s,
+        launch_us=launch,
+        dependent_launch_us=dependent,
+    )
+
+
+def launch_us(device: torch.device) -> tuple[float, float | None]:
+    """From one kernel of a captured graph to the next, plainly and dependent."""
+    plain = _gap_us(device, dependent=False)
+    if torch.cuda.get_device_capability(device) < _DEPENDENT_SINCE:
+        return plain, None
+    return plain, _gap_us(device, dependent=True)
+
+
+def _gap_us(device: torch.device, *, dependent: bool) -> float:
+    from llama_perf.kernels.triton_launch import count
+
+    x = torch.zeros(1, dtype=torch.int32, device=device)
+    options = {"launch_pdl": True} if dependent else {}
+
+    def chain(length: int) -> float:
+        def work() -> None:
+            for _ in range(length):
+                count[(1,)](x, DEPENDENT=dependent, num_warps=1, **options)
+
+        warm_up(work)
+        graph = captured(work)
+        before = int(x)
+        seconds, replays = best_cuda_seconds(graph.replay)
+        assert int(x) - before == replays * length, "a kernel of the chain did not run"
+        return seconds
+
+    return (chain(_MANY) - chain(_FEW)) / (_MANY - _FEW) * 1e6

@@ -1,0 +1,30 @@
+"""CUDA graphs: work warmed up and captured, to be replayed by one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+Work = Callable[[], None]
+
+
+def warm_up(work: Work) -> None:
+    """Run `work` on a stream of its own, as a capture will."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def captured(
+    work: Work, generator: torch.Generator | None = None
+) -> torch.cuda.CUDAGraph:
+    """A graph of `work`, which is not run; what it draws moves `generator` on."""
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        work()
+    return graph
