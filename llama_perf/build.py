@@ -125,6 +125,7 @@ def prepare(
         compile=row.compile,
         compile_prefill=row.compile_prefill,
         capture=row.capture,
+        fused=row.fused,
         slowdown=slowdown,
     )
     lengths = ragged_lengths(row)

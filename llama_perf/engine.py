@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 import torch
 from torch import Tensor
 
-from llama_perf.errors import PromptError
+from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.sampling import sample
@@ -24,6 +24,8 @@ from llama_perf.model.transformer import (
 )
 from llama_perf.step import CapturedStep, Step
 
+RunBlock = Callable[..., Tensor]
+RunHead = Callable[[Transformer, Tensor], Tensor]
 PREFILL_CHUNK = 512
 """Tokens of a prompt at a time on the `decode` path where a row does not say.
 
@@ -38,11 +40,13 @@ class Engine:
     `compile` compiles one block and the head for decoding (regional compilation:
     every layer runs the same compiled block), `compile_prefill` the same for the
     prompt with a dynamic length. `capture` replays each step of decoding as one CUDA
-    graph. `kv_cache` is the kind of a quantized cache, int8 or
-    fp8. `attention` is a path of `model/attention.py`; `prefill_chunk` the tokens of a
-    prompt at a time, where None `PREFILL_CHUNK` on the `decode` path and all on the
-    `sdpa` path. `slowdown` repeats that share of the decoding steps and throws the
-    repeats away: a switch for testing the gate, see docs/gate.md.
+    graph. With `fused` a step of decoding, and a prompt as short, runs on `fused_step`
+    instead of the blocks' modules, compiled or not. `kv_cache` is the kind of a
+    quantized cache, int8 or fp8. `attention` is a path of `model/attention.py`;
+    `prefill_chunk` the tokens of a prompt at a time, where None `PREFILL_CHUNK` on the
+    `decode` path and all on the `sdpa` path. `slowdown` repeats that share of the
+    decoding steps and throws the repeats away: a switch for testing the gate, see
+    docs/gate.md.
 
     `filled` positions are held from `fill` on; every prompt stands behind them.
     """
@@ -60,6 +64,7 @@ class Engine:
         compile: bool = False,
         compile_prefill: bool = False,
         capture: bool = False,
+        fused: bool = False,
         slowdown: float = 0.0,
     ) -> None:
         self.model = model
@@ -88,7 +93,8 @@ class Engine:
             )
         whole = cache_size if attention == "sdpa" else PREFILL_CHUNK
         self._chunk = whole if prefill_chunk is None else prefill_chunk
-        block, head = TransformerBlock.forward, Transformer.head
+        block: RunBlock = TransformerBlock.forward
+        head: RunHead = Transformer.head
         self._decode_block, self._decode_head = block, head
         self._prefill_block, self._prefill_head = block, head
         if compile:
@@ -96,6 +102,19 @@ class Engine:
             self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
         if compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
+        if fused:
+            self._fuse()
+
+    def _fuse(self) -> None:
+        """Replace what runs a few tokens by the fused kernels."""
+        from llama_perf.fused_step import FusedStep
+
+        if self._mask is not None:
+            raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
+        step = FusedStep(self.model, batch_size=self.batch_size)
+        self._decode_block, self._decode_head = step.block, step.head
+        self._prefill_block = step.block_or(self._prefill_block)
+        self._prefill_head = step.head
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:

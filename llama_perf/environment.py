@@ -51,7 +51,7 @@ def collect(device: torch.device) -> Environment:
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else _cpu_name()
     return Environment(
-        device_key=_cuda_key(device) if cuda else f"cpu-{_slug(name)}-{_cpus()}c",
+        device_key=cuda_key(device) if cuda else f"cpu-{_slug(name)}-{_cpus()}c",
         device_name=name,
         device_memory_bytes=memory_bytes(device),
         threads=torch.get_num_threads(),
@@ -107,7 +107,8 @@ def compiler_problem(device: str) -> str | None:
     return None
 
 
-def _cuda_key(device: torch.device) -> str:
+def cuda_key(device: torch.device) -> str:
+    """The device key of a card."""
     # The name alone can hide different parts: a MIG slice, or the same name with
     # fewer multiprocessors or less memory.
     properties = torch.cuda.get_device_properties(device)

@@ -27,6 +27,8 @@ KV_CACHES = ("int8", "fp8")
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _NO_WORK = ("upstream_issue", "limits")
+FUSED_TOKENS = 8
+"""Tokens that a fused kernel multiplies at once, at most."""
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
 
 
@@ -40,7 +42,8 @@ class RowSpec:
     `kv_cache_quantization` is False, True for int8 as in that table, or "fp8".
     `prefill_chunk` tokens of a prompt run at a time, None: as many as the engine
     chooses. In a `ragged` batch each sequence has a prompt of its own length, from 1
-    to `prompt_length`.
+    to `prompt_length`. `fused` runs a step of decoding on the project's kernels of a
+    whole layer (`fused_step.py`) instead of its modules, compiled or not.
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     that there a row of the table with it is the same work as the one without.
     `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
@@ -58,6 +61,7 @@ class RowSpec:
     device: str = "cuda"
     compile: bool = False
     capture: bool = False
+    fused: bool = False
     compile_prefill: bool = False
     kv_cache_quantization: bool | str = False
     linear_causal_mask: bool = False
@@ -95,6 +99,8 @@ class RowSpec:
                 raise SpecError(name, getattr(self, name), "allowed: 1 or more")
         if self.capture and self.device != "cuda":
             raise SpecError("capture", True, "a CUDA graph needs device 'cuda'")
+        if self.fused:
+            self._check_fused()
         if self.compile_prefill and not self.compile:
             raise SpecError("compile_prefill", True, "it needs compile = true")
         check_sampling(temperature=self.temperature, top_k=self.top_k)
@@ -115,6 +121,18 @@ class RowSpec:
                 self.cache_size,
                 f"the row needs {self.positions} positions: fill {self.fill}"
                 f" + prompt {self.prompt_length} + {self.max_new_tokens} new tokens",
+            )
+
+    def _check_fused(self) -> None:
+        if self.device != "cuda":
+            raise SpecError("fused", True, "the fused kernels need device 'cuda'")
+        if self.kernels != "native":
+            raise SpecError("fused", True, "it needs kernels = 'native'")
+        if self.attention != "decode":
+            raise SpecError("fused", True, "it needs attention = 'decode'")
+        if self.batch_size > FUSED_TOKENS:
+            raise SpecError(
+                "fused", True, f"it needs a batch_size of at most {FUSED_TOKENS}"
             )
 
     @property
@@ -170,13 +188,13 @@ class RowSpec:
     def reference_key(self) -> tuple[Any, ...]:
         """The fields that name a row of the reference table.
 
-        Leaves out what that table did not have (kernels, attention, capture) and
-        the device, so that a row here finds its counterpart there.
+        Leaves out what that table did not have (kernels, attention, capture, fused)
+        and the device, so that a row here finds its counterpart there.
         """
         return tuple(
             value.lower() if name == "model" else value
             for name, value in self._work.items()
-            if name not in {"kernels", "attention", "capture", "device"}
+            if name not in {"kernels", "attention", "capture", "fused", "device"}
         )
 
 
@@ -220,6 +238,7 @@ def _token(value: float | str | None) -> str:
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _FLAG_TOKENS = {
     "capture": "capture",
+    "fused": "fused",
     "compile_prefill": "compile-prefill",
     "kv_cache_quantization": "kv-{}",
     "linear_causal_mask": "linear-mask",

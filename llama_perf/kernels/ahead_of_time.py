@@ -123,9 +123,16 @@ def compile_launch(
     warps: int,
     stages: int,
     capability: int,
+    floats: Sequence[str] = (),
+    dependent: bool = False,
 ) -> Resources:
-    """Compile `kernel`; `sizes` are its int32, each with whether 16 divides it."""
-    signature = {**pointers, **dict.fromkeys(sizes, "i32")}
+    """Compile `kernel`; `sizes` are its int32, each with whether 16 divides it.
+
+    The arguments are pointers, `floats` and sizes, in this order. `dependent`: it may
+    start before the kernel in front of it ends.
+    """
+    signature = {**pointers, **dict.fromkeys(floats, "fp32")}
+    signature |= dict.fromkeys(sizes, "i32")
     signature |= dict.fromkeys(constants, "constexpr")
     # Torch's allocations start at multiples of 16 bytes.
     aligned = [*pointers, *(name for name, divided in sizes.items() if divided)]
@@ -142,7 +149,7 @@ def compile_launch(
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps, "num_stages": stages, "launch_pdl": dependent},
     )
     registers, spilled = _assembled(compiled.asm["ptx"], capability)
     return Resources(

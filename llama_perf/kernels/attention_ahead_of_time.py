@@ -1,7 +1,8 @@
 """Compile the attention kernel without a card; its own table of docs/kernels.md.
 
 As it would be launched for one sequence at the heads of Llama-2-7B and Llama-3-8B, for
-every cache and dtype and each architecture. Says nothing of speed.
+every cache and dtype and each architecture, asking ahead for the output projection and
+from sm_90 on with dependent launches. Says nothing of speed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from llama_perf.kernels.ahead_of_time import (
     Resources,
     compile_launch,
 )
-from llama_perf.kernels.attention_launch import launch
+from llama_perf.kernels.attention_launch import LINE, launch
 from llama_perf.kernels.triton_attention import attend_in_splits
 from llama_perf.model.config import preset
 
 BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
 POSITIONS = 131072
+EARLY_SINCE = 90
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -61,6 +63,7 @@ VARIANTS = tuple(
 def compile_one(variant: Variant, capability: int) -> Resources:
     """Compile one launch for one architecture."""
     config, kind = preset(variant.model), variant.kind
+    early = capability >= EARLY_SINCE
     chosen = launch(
         batch=1,
         heads=config.n_kv_heads,
@@ -70,6 +73,9 @@ def compile_one(variant: Variant, capability: int) -> Resources:
         kind=kind,
         dtype=variant.dtype,
         ragged=False,
+        # The output projection in bfloat16.
+        lines=config.dim * config.dim * 2 // LINE,
+        early=early,
     )
     values = _POINTERS[variant.dtype if kind is None else kind]
     scales = values if kind is None else _POINTERS[kv_codes.SCALE]
@@ -86,12 +92,14 @@ def compile_one(variant: Variant, capability: int) -> Resources:
             "parts": "*fp32",
             "sums": "*fp32",
             "out": _POINTERS[variant.dtype],
+            "ahead": "*i32",
         },
         sizes={"S": POSITIONS % 16 == 0},
         constants=chosen.constants,
         warps=chosen.warps,
         stages=chosen.stages,
         capability=capability,
+        dependent=early,
     )
 
 

@@ -24,6 +24,10 @@ _TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
+# Bytes that the second-level cache fetches at once.
+LINE = 128
+# Before it no kernel may start before the one in front of it ends.
+_EARLY_SINCE = (9, 0)
 # Two programs for each of 132 processors.
 _PROGRAMS = 264
 # Of the parts that are joined, values held at a time.
@@ -40,6 +44,13 @@ class Launch:
     stages: int = 2
 
 
+def may_start_early(device: torch.device) -> bool:
+    """Whether a kernel may start there before the one in front of it ends."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= _EARLY_SINCE
+
+
 def launch(
     *,
     batch: int,
@@ -50,8 +61,13 @@ def launch(
     kind: torch.dtype | None,
     dtype: torch.dtype,
     ragged: bool,
+    lines: int = 0,
+    early: bool = False,
 ) -> Launch:
-    """For queries of `dtype`; `positions` are those allocated, None is no kind."""
+    """For queries of `dtype`; `positions` are those allocated, None is no kind.
+
+    `lines` are those asked for ahead, `early`: see the kernel's DEPENDENT.
+    """
     # A block of float32, or of one row, that is 64 positions long takes all registers.
     block = 32 if group == 1 or dtype == torch.float32 else 64
     blocks = -(-positions // block)
@@ -66,6 +82,8 @@ def launch(
         grid=(batch * heads, splits),
         constants={
             "HEADS": heads,
+            "LINES": lines,
+            "DEPENDENT": early,
             "RAGGED": ragged,
             "GROUP": group,
             "D": width,
@@ -98,10 +116,19 @@ def split_attention(
     v_scale: Tensor | None,
     arrivals: Tensor,
     filled: Tensor,
+    *,
+    ahead: Tensor | None = None,
 ) -> Tensor:
-    """See `cached_attention.decode_attention`."""
+    """See `cached_attention.decode_attention`.
+
+    `ahead` is the weight that the next kernel reads: brought into the second-level
+    cache by programs that have no positions to attend to.
+    """
     batch, heads, positions, width = k_cache.shape
     group = q.shape[2] // heads
+    early = may_start_early(q.device)
+    # The interpreter asks nobody.
+    lines = 0 if ahead is None or INTERPRETED else ahead.nbytes // LINE
     chosen = launch(
         batch=batch,
         heads=heads,
@@ -111,6 +138,8 @@ def split_attention(
         kind=None if k_scale is None else k_cache.dtype,
         dtype=q.dtype,
         ragged=len(filled) > 1,
+        lines=lines,
+        early=early,
     )
     splits = chosen.grid[1]
     q = q.contiguous()
@@ -129,9 +158,11 @@ def split_attention(
         parts,
         sums,
         out,
+        arrivals if ahead is None else ahead.view(torch.int32),
         positions,
         **chosen.constants,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
+        **({"launch_pdl": True} if early else {}),
     )
     return out

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from llama_perf.kernels.triton_launch import prefetch
 
 PLAIN = tl.constexpr(0)
 INT8 = tl.constexpr(1)
@@ -49,8 +52,11 @@ def attend_in_splits(
     parts,
     sums,
     out,
+    ahead,
     S,
     HEADS: tl.constexpr,
+    LINES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     RAGGED: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -70,14 +76,25 @@ def attend_in_splits(
 
     `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
     GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
-    asks for, else that many, masked.
+    asks for, else that many, masked. `ahead` are LINES lines of 128 bytes that the next
+    kernel reads: programs without a stretch bring them into the second-level cache.
+    With DEPENDENT the kernel may start before the one in front of it ends.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     head, split = tl.program_id(0), tl.program_id(1)
     sequence = head // HEADS if RAGGED else 0
     length = tl.load(filled + sequence).to(tl.int32)
     blocks = (length + BLOCK - 1) // BLOCK
     each = (blocks + SPLITS - 1) // SPLITS
     active = (blocks + each - 1) // each
+    if LINES > 0 and split >= active:
+        idle = tl.num_programs(0) * (SPLITS - active)
+        start = head * (SPLITS - active) + split - active
+        for chunk in range(start, (LINES + 127) // 128, idle):
+            line = tl.minimum(chunk * 128 + tl.arange(0, 128), LINES - 1)
+            prefetch(ahead + line.to(tl.int64) * 32)
     if split < active:
         d = tl.arange(0, BLOCK_D)[None, :]
         row = tl.arange(0, ROWS)[:, None]

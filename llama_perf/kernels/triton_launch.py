@@ -1,4 +1,4 @@
-"""As little as a kernel can do, x[0] <- x[0] + 1: what a launch costs by itself."""
+"""Triton building blocks of launches: a kernel that does nothing, and asking ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def count(x, DEPENDENT: tl.constexpr):
-    """`DEPENDENT`: the next kernel may start before this one's end, and waits itself.
+    """As little as a kernel can do, x[0] <- x[0] + 1: what a launch costs by itself.
+
+    `DEPENDENT`: the next kernel may start before this one's end, and waits itself.
 
     By programmatic dependent launch, from sm_90 on.
     """
@@ -17,3 +19,16 @@ def count(x, DEPENDENT: tl.constexpr):
         gdc_launch_dependents()
         gdc_wait()
     tl.store(x, tl.load(x) + 1)
+
+
+@triton.jit
+def prefetch(place):
+    """Ask for the line of `place` to be brought into the second-level cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [place],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -42,10 +42,12 @@ class Launch:
         return self.grid[1]
 
 
-def few_launch(tokens: int, rows: int, columns: int, *, most_u: int = 128) -> Launch:
+def few_launch(
+    tokens: int, rows: int, columns: int, *, most_u: int = 128, least_u: int = 16
+) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
     padded = 1 << (tokens - 1).bit_length()
-    block_u = max(most_u // padded, 16)
+    block_u = max(most_u // padded, least_u)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS // blocks, 1), steps)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton_codes import half_to_float, load_unit
+from llama_perf.kernels.triton_sums import gained
 
 
 @triton.jit
@@ -55,6 +56,53 @@ def unit_scale(scale, block, lane, unit, mask, K: tl.constexpr):
 
 
 @triton.jit
+def sparse_sums(
+    x,
+    gain,
+    codes,
+    scale,
+    block_n,
+    split,
+    M,
+    N,
+    K: tl.constexpr,
+    WORDS: tl.constexpr,
+    NORM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """As `code_sums` of `triton_sums`."""
+    KEPT: tl.constexpr = K // 2
+    UNITS: tl.constexpr = (KEPT + 7) // 8
+    row = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
+    token = tl.arange(0, TOKENS)[:, None, None]
+    block, lane = row // 16, row % 16
+    base = block * (WORDS * 16) + lane
+    acc = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
+    squares = tl.zeros((TOKENS, BLOCK_U, 1), tl.float32)
+    for step in range(STEPS):
+        start = (split * STEPS + step) * BLOCK_U
+        unit = (start + tl.arange(0, BLOCK_U))[None, :, None]
+        mask = (unit < UNITS) & (row < N)
+        a, b = load_unit(codes, base, unit, mask, KEPT, 6)
+        sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
+        for QUAD in tl.static_range(4):
+            k = unit * 16 + 4 * QUAD
+            at, inside = x + token * K, (token < M) & (k < K)
+            x0, squares = gained(at, gain, 0.0, squares, k, inside, NORM, False)
+            x1, squares = gained(at, gain, 0.0, squares, k + 1, inside, NORM, False)
+            x2, squares = gained(at, gain, 0.0, squares, k + 2, inside, NORM, False)
+            x3, squares = gained(at, gain, 0.0, squares, k + 3, inside, NORM, False)
+            lower, upper = picked(b, x0, x1, x2, x3, QUAD)
+            sums += lower * kept_value(a, 2 * QUAD)
+            sums += upper * kept_value(a, 2 * QUAD + 1)
+        acc += sums * unit_scale(scale, block, lane, unit, mask, K)
+    return tl.sum(acc, axis=1), tl.sum(squares, axis=1)
+
+
+@triton.jit
 def few_tokens_sparse(
     x,
     codes,
@@ -70,31 +118,23 @@ def few_tokens_sparse(
     STEPS: tl.constexpr,
 ):
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
-    KEPT: tl.constexpr = K // 2
-    UNITS: tl.constexpr = (KEPT + 7) // 8
-    row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
-    token = tl.arange(0, TOKENS)[:, None, None]
-    block, lane = row // 16, row % 16
-    base = block * (WORDS * 16) + lane
-    acc = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
-    for step in range(STEPS):
-        start = (tl.program_id(1) * STEPS + step) * BLOCK_U
-        unit = (start + tl.arange(0, BLOCK_U))[None, :, None]
-        mask = (unit < UNITS) & (row < N)
-        a, b = load_unit(codes, base, unit, mask, KEPT, 6)
-        sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
-        for QUAD in tl.static_range(4):
-            k = unit * 16 + 4 * QUAD
-            place, inside = x + token * K + k, (token < M) & (k < K)
-            x0 = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-            x1 = tl.load(place + 1, mask=inside, other=0.0).to(tl.float32)
-            x2 = tl.load(place + 2, mask=inside, other=0.0).to(tl.float32)
-            x3 = tl.load(place + 3, mask=inside, other=0.0).to(tl.float32)
-            lower, upper = picked(b, x0, x1, x2, x3, QUAD)
-            sums += lower * kept_value(a, 2 * QUAD)
-            sums += upper * kept_value(a, 2 * QUAD + 1)
-        acc += sums * unit_scale(scale, block, lane, unit, mask, K)
-    total = tl.sum(acc, axis=1)
+    total, _ = sparse_sums(
+        x,
+        x,
+        codes,
+        scale,
+        tl.program_id(0),
+        tl.program_id(1),
+        M,
+        N,
+        K,
+        WORDS,
+        False,
+        TOKENS,
+        BLOCK_U,
+        BLOCK_N,
+        STEPS,
+    )
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     m = tl.arange(0, TOKENS)[:, None]
     place = out + tl.program_id(1) * M * N + m * N + n

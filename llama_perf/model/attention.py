@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache.update(positions, k, v)
         if cache is not None and (seen.filled is not None or seen.end is not None):
-            y = _filled(q, cache, seen)
+            y = attend_filled(q, cache, seen)
         else:
             mask = seen.mask
             if cache is not None and mask is not None:
@@ -111,7 +111,8 @@ class Attention(nn.Module):
         return out
 
 
-def _filled(q: Tensor, cache: KVCache, seen: Seen) -> Tensor:
+def attend_filled(q: Tensor, cache: KVCache, seen: Seen) -> Tensor:
+    """Queries (B, T, heads, D) over what `seen` says is filled, the same shape."""
     held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
     if seen.filled is not None:
         y: Tensor = decode_attention(q, *held, cache.arrivals, seen.filled)

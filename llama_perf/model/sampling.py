@@ -22,7 +22,8 @@ def sample(
         return logits.argmax(-1, keepdim=True)
     scaled = logits.float() / temperature
     if top_k is not None:
-        kept = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1).values
-        scaled = scaled.masked_fill(scaled < kept[:, -1:], -torch.inf)
+        # Selected, and not sorted: on a card by radix select.
+        kept = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1, sorted=False).values
+        scaled = scaled.masked_fill(scaled < kept.amin(-1, keepdim=True), -torch.inf)
     race = torch.empty_like(scaled).exponential_(1.0, generator=generator)
     return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)

@@ -22,6 +22,7 @@ from llama_perf.kernels.float8_weight import (
     encode,
     float8_weight,
 )
+from llama_perf.kernels.packed import FLOAT8, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
@@ -57,6 +58,17 @@ class Float8Weight(NativeTensor):
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
         return float8_weight(x, self.codes, self.scale, self.rows)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return with_row_scales(
+            self.codes,
+            self.scale,
+            rows=self.rows,
+            columns=self.columns,
+            bits=BITS,
+            decode=FLOAT8,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

@@ -21,6 +21,7 @@ from llama_perf.kernels.fp6_weight import (
     encode,
     fp6_weight,
 )
+from llama_perf.kernels.packed import FP6, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
@@ -58,6 +59,17 @@ class Fp6Weight(NativeTensor):
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
         return fp6_weight(x, self.codes, self.scale, self.rows)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return with_row_scales(
+            self.codes,
+            self.scale,
+            rows=self.rows,
+            columns=self.columns,
+            bits=BITS,
+            decode=FP6,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

@@ -20,6 +20,7 @@ from llama_perf.kernels.grouped_weight import (
     dequantized,
     grouped_weight,
 )
+from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.groups import (
     check_flag,
@@ -93,6 +94,19 @@ class Int4Weight(NativeTensor):
         """See `NativeTensor.matmul`."""
         parts = (self.codes, self.scale, self.zero)
         return grouped_weight(x, *parts, self.rows, BITS, OFFSET)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return Packed(
+            rows=self.rows,
+            columns=self.columns,
+            codes=self.codes,
+            scale=self.scale,
+            zero=self.zero,
+            bits=BITS,
+            group=self.columns // self.scale.shape[1],
+            zero_kind=OFFSET,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

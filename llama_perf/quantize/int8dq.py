@@ -12,6 +12,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
 from llama_perf.kernels.int8_weight import BITS, dequantized
+from llama_perf.kernels.packed import INT8, Packed, with_row_scales
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.quantize.int8wo import quantize_rows
 from llama_perf.quantize.native_tensor import (
@@ -66,6 +67,20 @@ class Int8DynamicWeight(NativeTensor):
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
         return int8_dynamic(x, self.codes, self.scale, self.rows)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        if is_plain(self.codes):
+            return None
+        return with_row_scales(
+            self.codes,
+            self.scale,
+            rows=self.rows,
+            columns=self.columns,
+            bits=BITS,
+            decode=INT8,
+            dynamic=True,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

@@ -14,6 +14,7 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.kernels.int8_weight import BITS, dequantized, int8_weight
+from llama_perf.kernels.packed import INT8, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
@@ -50,6 +51,17 @@ class Int8Weight(NativeTensor):
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
         return int8_weight(x, self.codes, self.scale, self.rows)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return with_row_scales(
+            self.codes,
+            self.scale,
+            rows=self.rows,
+            columns=self.columns,
+            bits=BITS,
+            decode=INT8,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
+from llama_perf.kernels.packed import Packed
 from llama_perf.model.transformer import is_plain
 from llama_perf.spec import DTYPE_TOKENS
 
@@ -60,6 +61,10 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
     def matmul(self, x: Tensor) -> Tensor:
         """`x` (M, columns) times the transposed weight, (M, rows), in x's dtype."""
         raise NotImplementedError
+
+    def packed(self) -> Packed | None:
+        """The weight as the fused kernels take it; None where they do not."""
+        return None
 
     def dequantized(self) -> Tensor:
         """The weight in float32, (rows, columns)."""

@@ -19,6 +19,7 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
+from llama_perf.kernels.packed import SPARSE, Packed
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.sparse_weight import (
     BITS,
@@ -94,6 +95,18 @@ class SparseMarlinWeight(NativeTensor):
     def matmul(self, x: Tensor) -> Tensor:
         """See `NativeTensor.matmul`."""
         return sparse_weight(x, self.codes, self.scale, self.rows)
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return Packed(
+            rows=self.rows,
+            columns=self.columns,
+            codes=self.codes,
+            scale=self.scale,
+            zero=self.scale,
+            format=SPARSE,
+            bits=BITS,
+        )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

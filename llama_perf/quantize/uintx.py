@@ -23,6 +23,7 @@ from llama_perf.kernels.grouped_weight import (
     dequantized,
     grouped_weight,
 )
+from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.groups import (
     check_flag,
@@ -109,6 +110,19 @@ class UintxWeight(NativeTensor):
         parts = (self.codes, self.scale, self.zero)
         return grouped_weight(
             x, *parts, self.rows, self.bits, LAYOUTS[self.zero_layout]
+        )
+
+    def packed(self) -> Packed | None:
+        """See `NativeTensor.packed`."""
+        return Packed(
+            rows=self.rows,
+            columns=self.columns,
+            codes=self.codes,
+            scale=self.scale,
+            zero=self.zero,
+            bits=self.bits,
+            group=self.columns // self.scale.shape[1],
+            zero_kind=LAYOUTS[self.zero_layout],
         )
 
     def dequantized(self) -> Tensor:

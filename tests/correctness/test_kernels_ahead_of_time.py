@@ -13,6 +13,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from llama_perf.document import rows_between
 from llama_perf.kernels import ahead_of_time as aot
 from llama_perf.kernels import attention_ahead_of_time as attention
+from llama_perf.kernels import fused_ahead_of_time as fused
+from llama_perf.model.config import preset
 
 
 @pytest.mark.parametrize("variant", aot.VARIANTS, ids=lambda variant: variant.name)
@@ -53,3 +55,46 @@ def test_the_document_has_every_attention_kernel_and_no_spill() -> None:
         variant.cells for variant in attention.VARIANTS
     ]
     assert {cell.split(", ")[1] for row in rows for cell in row[3:]} == {"0"}
+
+
+@pytest.mark.parametrize("variant", fused.FUSED[::2], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("kernel", fused.KERNELS)
+def test_a_fused_kernel_compiles_without_spills(
+    variant: aot.Variant, kernel: str
+) -> None:
+    config = preset("Meta-Llama-3-8B")
+    taken = fused.compile_one(variant, kernel, config, 1, 90)
+    assert 0 < taken.registers <= 255
+    assert taken.spilled_bytes == 0
+
+
+def test_the_document_has_every_fused_kernel_and_no_spill() -> None:
+    rows = fused.documented()
+    assert list(rows) == [
+        (variant.name, tokens) for variant in fused.FUSED for tokens in fused.TOKENS
+    ]
+    assert {cell.split(", ")[1] for row in rows.values() for cell in row} == {"0"}
+
+
+def test_a_dependent_kernel_asks_for_its_weights_before_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    assembled = aot._assembled
+
+    def keep(ptx: str, capability: int) -> tuple[int, int]:
+        seen.append(ptx)
+        return assembled(ptx, capability)
+
+    monkeypatch.setattr(aot, "_assembled", keep)
+    config = preset("Meta-Llama-3-8B")
+    for variant in (fused.BFLOAT16, fused.FUSED[1]):
+        for capability in (80, 90):
+            fused.compile_one(variant, "gate", config, 1, capability)
+    for plain, dependent in (seen[:2], seen[2:]):
+        assert "griddepcontrol" not in plain
+        first = dependent.index("prefetch.global.L2")
+        start = dependent.index("griddepcontrol.launch_dependents")
+        wait = dependent.index("griddepcontrol.wait")
+        # The first load of an activation or a weight stands behind.
+        assert first < start < wait < dependent.index("ld.global")

@@ -26,6 +26,7 @@ def test_id_of_the_contract() -> None:
         ("device", "cpu"),
         ("compile", True),
         ("capture", True),
+        ("fused", True),
         ("attention", "sdpa"),
         ("kv_cache_quantization", True),
         ("kv_cache_quantization", "fp8"),
@@ -83,7 +84,7 @@ def test_the_kinds_of_a_cache_and_their_tokens() -> None:
 def test_all_fields_are_covered_by_the_two_tests_above() -> None:
     others = ["compile_prefill", "linear_causal_mask", "ragged"]
     others += ["upstream_issue", "limits"]
-    assert len(asdict(RowSpec(model="7B"))) == 18 + len(others)
+    assert len(asdict(RowSpec(model="7B"))) == 19 + len(others)
 
 
 @pytest.mark.parametrize(

@@ -90,17 +90,20 @@ def test_the_step_is_decoding_and_sampling_by_hand(device: torch.device) -> None
         assert torch.equal(found[:, PROMPT.shape[1] :], torch.cat(tokens, 1))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["modules", "fused"])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_captured_tokens_are_those_of_an_eager_step(
-    device: torch.device, scheme: str | None
+    device: torch.device, scheme: str | None, fused: bool
 ) -> None:
+    if fused and device.type == "cpu":
+        pytest.skip("test_fused.py has them in the interpreter")
     model = small_model(device)
     if scheme is not None:
         assert "native" in built_kernels(Scheme.parse(scheme))
         model = quantize_model(model, scheme, kernels="native")
     count = 200 if device.type == "cuda" else 20
     eager = generated(engine(model), count=count)
-    found = generated(engine(model, capture=True), count=count)
+    found = generated(engine(model, capture=True, fused=fused), count=count)
     differs = (eager != found).nonzero()
     if len(differs):
         place = int(differs[0, 1])

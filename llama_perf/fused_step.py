@@ -1,0 +1,190 @@
+"""A layer in five kernels: what runs a model's blocks and head for a few tokens.
+
+    norm + QKV + rotary + cache write; attention; output + residual;
+    norm + gate/up + SiLU; down + residual
+
+instead of the modules of `model/`, over the same weights and caches, for up to eight
+tokens at once: a step of decoding or a short prompt. Activations are rounded where
+they are stored and not in between, so logits agree with the modules' up to rounding.
+Imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_perf.errors import NotRunnable
+from llama_perf.kernels.attention_launch import split_attention
+from llama_perf.kernels.fused_launch import INTERPRETED, project, project_heads
+from llama_perf.kernels.packed import Packed, plain
+from llama_perf.model.attention import Seen, attend_filled
+from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.rotary import Rotary
+from llama_perf.model.transformer import Transformer, TransformerBlock, is_plain
+from llama_perf.quantize.native_tensor import NativeTensor
+from llama_perf.spec import FUSED_TOKENS
+
+RunBlock = Callable[..., Tensor]
+_LANES = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layer:
+    """The five linears of a block, as the kernels take them."""
+
+    qkv: Packed
+    output: Packed
+    gate: Packed
+    up: Packed
+    down: Packed
+
+
+class FusedStep:
+    """The blocks and the head of `model`, whose weights it shares.
+
+    Raises NotRunnable for a device, a batch, a width of heads or a weight that has no
+    fused kernel, by name.
+    """
+
+    def __init__(self, model: Transformer, *, batch_size: int = 1) -> None:
+        if model.device.type != "cuda" and not INTERPRETED:
+            raise NotRunnable(f"fused: it needs a CUDA device, not {model.device.type}")
+        if batch_size > FUSED_TOKENS:
+            raise NotRunnable(
+                f"fused: a batch of {batch_size} is not allowed; allowed: at most"
+                f" {FUSED_TOKENS}"
+            )
+        width = model.config.head_dim
+        if width % _LANES:
+            raise NotRunnable(
+                f"fused: heads are {width} wide; allowed: multiples of {_LANES}"
+            )
+        self._layers = {
+            block: _packed_layer(block, f"layers.{index}")
+            for index, block in enumerate(model.layers)
+            if isinstance(block, TransformerBlock)
+        }
+        self._output = packed(model.output.weight, "output.weight")
+        rows = max(self._output.rows, model.config.intermediate_size)
+        rows = max(rows, model.config.qkv_size, model.config.dim)
+        # Every kernel leaves them 0, and none runs beside another.
+        self._arrivals = torch.zeros(
+            -(-rows // _LANES), dtype=torch.int32, device=model.device
+        )
+
+    def block(
+        self,
+        block: TransformerBlock,
+        x: Tensor,
+        cos_sin: Rotary,
+        positions: Tensor,
+        cache: KVCache,
+        seen: Seen,
+    ) -> Tensor:
+        """`x` (B, T, dim) to the same, in place; as `TransformerBlock.forward`.
+
+        B * T is at most eight, and `seen` says what is filled.
+        """
+        layer, attention = self._layers[block], block.attention
+        batch, length, dim = x.shape
+        hidden = x.view(-1, dim)
+        cos, sin = cos_sin
+        q = project_heads(
+            hidden,
+            layer.qkv,
+            self._arrivals,
+            gain=block.attention_norm.weight,
+            eps=block.attention_norm.eps,
+            cos=cos,
+            sin=sin,
+            positions=positions,
+            length=length,
+            heads=attention.n_heads,
+            k_cache=cache.k_cache,
+            v_cache=cache.v_cache,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
+        )
+        q = q.view(batch, length, *q.shape[1:])
+        if seen.filled is None:
+            y = attend_filled(q, cache, seen)
+        else:
+            held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
+            y = split_attention(
+                q, *held, cache.arrivals, seen.filled, ahead=layer.output.codes
+            )
+        project(
+            y.reshape(batch * length, -1),
+            layer.output,
+            self._arrivals,
+            residual=hidden,
+        )
+        gated = project(
+            hidden,
+            layer.gate,
+            self._arrivals,
+            gain=block.ffn_norm.weight,
+            eps=block.ffn_norm.eps,
+            second=layer.up,
+        )
+        project(gated, layer.down, self._arrivals, residual=hidden)
+        return x
+
+    def head(self, model: Transformer, x: Tensor) -> Tensor:
+        """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
+        return project(
+            x,
+            self._output,
+            self._arrivals,
+            gain=model.norm.weight,
+            eps=model.norm.eps,
+        )
+
+    def block_or(self, other: RunBlock) -> RunBlock:
+        """How a block of a prompt is called: `other` where it has too many tokens."""
+
+        def run(
+            block: TransformerBlock,
+            x: Tensor,
+            cos_sin: Rotary,
+            positions: Tensor,
+            cache: KVCache,
+            seen: Seen,
+        ) -> Tensor:
+            few = x.shape[0] * x.shape[1] <= FUSED_TOKENS
+            chosen: RunBlock = self.block if few else other
+            return chosen(block, x, cos_sin, positions, cache, seen)
+
+        return run
+
+
+def _packed_layer(block: TransformerBlock, name: str) -> _Layer:
+    attention, feed_forward = block.attention, block.feed_forward
+    layer = _Layer(
+        qkv=packed(attention.wqkv.weight, f"{name}.attention.wqkv.weight"),
+        output=packed(attention.wo.weight, f"{name}.attention.wo.weight"),
+        gate=packed(feed_forward.w1.weight, f"{name}.feed_forward.w1.weight"),
+        up=packed(feed_forward.w3.weight, f"{name}.feed_forward.w3.weight"),
+        down=packed(feed_forward.w2.weight, f"{name}.feed_forward.w2.weight"),
+    )
+    if layer.gate.layout != layer.up.layout:
+        raise NotRunnable(
+            f"fused: {name}.feed_forward.w1 and w3 are quantized in two ways"
+        )
+    return layer
+
+
+def packed(weight: Tensor, name: str) -> Packed:
+    """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
+    found: Packed | None = None
+    if isinstance(weight, NativeTensor):
+        found = weight.packed()
+    elif is_plain(weight):
+        found = plain(weight)
+    if found is None:
+        raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")
+    return found

@@ -1,0 +1,238 @@
+"""Launches of the fused kernels: grids, constants, and the calls of a layer's steps.
+
+Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
+ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from llama_perf.environment import cuda_key
+from llama_perf.kernels import kv_codes
+from llama_perf.kernels.attention_launch import may_start_early
+from llama_perf.kernels.launch_table import Choice, chosen, launch_key
+from llama_perf.kernels.packed import PLAIN, SPARSE, Packed
+from llama_perf.kernels.packing import units
+from llama_perf.kernels.sparse_weight import kept
+from llama_perf.kernels.triton_codes import FLOAT8
+from llama_perf.kernels.triton_fused import ADD, FP8, GATE, INT8, KEEP
+from llama_perf.kernels.triton_fused import project as project_kernel
+from llama_perf.kernels.triton_fused import project_heads as project_heads_kernel
+from llama_perf.kernels.triton_products import FEW, Launch, few_launch
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+_BLOCK_N = 16
+_KINDS = {None: 0, kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
+
+
+def fused_launch(
+    weight: Packed, tokens: int, *, weights: int = 1, tuned: Choice | None = None
+) -> Launch:
+    """For `tokens` by one weight, or by two alike: as `tuned`, else by a rule."""
+    columns = kept(weight.columns) if weight.format == SPARSE else weight.columns
+    rule = few_launch(
+        tokens,
+        weights * weight.rows,
+        columns,
+        most_u=_most_units(weight, tokens),
+        least_u=4 if weight.format == PLAIN else 16,
+    )
+    block_u, splits = rule.constants["BLOCK_U"], rule.splits
+    if tuned is not None:
+        block_u, splits = tuned.block_u, tuned.splits
+    steps = -(-units(columns) // block_u)
+    each = -(-steps // min(splits, steps))
+    splits = -(-steps // each)
+    return replace(
+        rule,
+        grid=(weights * -(-weight.rows // _BLOCK_N), splits),
+        constants={
+            "K": weight.columns,
+            "FORMAT": weight.format,
+            "WORDS": 0 if weight.format == PLAIN else weight.codes.shape[1],
+            "BITS": weight.bits,
+            "DECODE": weight.decode,
+            "GROUP": weight.group,
+            "ZERO": weight.zero_kind,
+            "DYNAMIC": weight.dynamic,
+            "SPLITS": splits,
+            **rule.constants,
+            "BLOCK_U": block_u,
+            "STEPS": each,
+        },
+        warps=rule.warps if tuned is None else tuned.warps,
+        stages=rule.stages if tuned is None else tuned.stages,
+    )
+
+
+def _most_units(weight: Packed, tokens: int) -> int:
+    if weight.format == PLAIN:
+        # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
+        return 32
+    if weight.format == SPARSE or (weight.decode == FLOAT8.value and tokens > 1):
+        # See `triton_products`: more sums would spill registers.
+        return 64
+    return 128
+
+
+def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
+    """`fused_launch` on the device where the weight is, by its table."""
+    tuned = None
+    if weight.codes.device.type == "cuda":
+        key = launch_key(weight, tokens, weights=weights)
+        tuned = chosen(cuda_key(weight.codes.device), key)
+    return fused_launch(weight, tokens, weights=weights, tuned=tuned)
+
+
+def _run(kernel: Any, launch: Launch, arguments: tuple[Any, ...], **more: Any) -> None:
+    early = may_start_early(arguments[0].device)
+    kernel[launch.grid](
+        *arguments,
+        **more,
+        **launch.constants,
+        DEPENDENT=early,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+        **({"launch_pdl": True} if early else {}),
+    )
+
+
+def project(
+    x: Tensor,
+    weight: Packed,
+    arrivals: Tensor,
+    *,
+    gain: Tensor | None = None,
+    eps: float = 0.0,
+    second: Packed | None = None,
+    residual: Tensor | None = None,
+    launch: Launch | None = None,
+) -> Tensor:
+    """The product of `x`, (M, K) of at most eight tokens, in x's dtype, (M, N).
+
+    With `gain`, (K,), of x's RMSNorm with `eps`. With `second` it is silu of the first
+    product times that with `second`. With `residual`, (M, N), the product is added to
+    it in place. `arrivals`, int32, one at least for sixteen rows, are 0 and left so.
+    `launch` is how, where it is not to be chosen here.
+    """
+    x = x.contiguous()
+    tokens = len(x)
+    assert 1 <= tokens <= FEW, f"{tokens} tokens"
+    assert second is None or second.layout == weight.layout, "two kinds of weights"
+    weights = 1 if second is None else 2
+    launch = launch or launch_here(weight, tokens, weights=weights)
+    blocks = -(-weight.rows // _BLOCK_N)
+    assert len(arrivals) >= blocks, f"{len(arrivals)} arrivals for {blocks} blocks"
+    shape = (tokens, weight.rows)
+    out = x.new_empty(shape) if residual is None else residual
+    parts, squares = _scratch(x, launch, (weights, *shape), (weights, tokens, blocks))
+    other = weight if second is None else second
+    what = GATE if second is not None else KEEP if residual is None else ADD
+    _run(
+        project_kernel,
+        launch,
+        (
+            x,
+            x if gain is None else gain,
+            weight.codes,
+            weight.scale,
+            weight.zero,
+            other.codes,
+            other.scale,
+            other.zero,
+            out,
+            parts,
+            squares,
+            arrivals,
+            eps,
+            tokens,
+            weight.rows,
+        ),
+        NORM=gain is not None,
+        WHAT=what.value,
+    )
+    return out
+
+
+def project_heads(
+    x: Tensor,
+    weight: Packed,
+    arrivals: Tensor,
+    *,
+    gain: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    length: int,
+    heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Tensor:
+    """Queries (M, heads, D) of `x` (M, K), `length` tokens a sequence; fills the cache.
+
+    See the kernel; `positions` are int64 (length,), or (B, 1) where each sequence has
+    its own.
+    """
+    x = x.contiguous()
+    tokens = len(x)
+    assert 1 <= tokens <= FEW, f"{tokens} tokens"
+    _, kv_heads, size, width = k_cache.shape
+    launch = launch_here(weight, tokens)
+    blocks = weight.rows // _BLOCK_N
+    q = x.new_empty((tokens, heads, width))
+    parts, squares = _scratch(x, launch, (tokens, weight.rows), (tokens, blocks))
+    _run(
+        project_heads_kernel,
+        launch,
+        (
+            x,
+            gain,
+            weight.codes,
+            weight.scale,
+            weight.zero,
+            cos,
+            sin,
+            positions,
+            q,
+            k_cache,
+            v_cache,
+            k_cache if k_scale is None else k_scale,
+            v_cache if v_scale is None else v_scale,
+            parts,
+            squares,
+            arrivals,
+            eps,
+            tokens,
+            weight.rows,
+            size,
+            length,
+        ),
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        D=width,
+        BLOCK_D=1 << (width - 1).bit_length(),
+        KIND=_KINDS[None if k_scale is None else k_cache.dtype],
+        RAGGED=positions.ndim == 2,
+    )
+    return q
+
+
+def _scratch(
+    x: Tensor, launch: Launch, parts: tuple[int, ...], squares: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Room for the parts of all splits and their sums of squares, in float32."""
+    splits = launch.splits
+    made = [
+        torch.empty((splits, *shape), dtype=torch.float32, device=x.device)
+        for shape in (parts, squares)
+    ]
+    return made[0], made[1]

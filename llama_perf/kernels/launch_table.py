@@ -1,0 +1,105 @@
+"""Launches of fused products that were timed on a card, by card and shape.
+
+`launch_table.json` beside this file is written by `llama-perf tune`. What stands in it
+is used; every other card and shape follows the rule of `fused_launch`. Knows no Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from llama_perf.codec import STRICT, from_json, to_json, write_atomically
+from llama_perf.errors import RecordError
+from llama_perf.kernels.packed import Packed
+
+FILE = Path(__file__).with_name("launch_table.json")
+BLOCK_U = (4, 8, 16, 32, 64, 128, 256)
+WARPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Units of eight columns a program takes at a time, parts of the columns, warps.
+
+    `us` is the time of one product, `rule_us` that of the rule's launch beside it, both
+    in microseconds.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    block_u: int
+    splits: int
+    warps: int
+    stages: int
+    us: float
+    rule_us: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchTable:
+    """Choices by device key and `launch_key`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["llama-perf launches"] = "llama-perf launches"
+    schema_version: Literal[1] = 1
+    devices: dict[str, dict[str, Choice]] = field(default_factory=dict)
+
+
+def launch_key(weight: Packed, tokens: int, *, weights: int) -> str:
+    """A product's name in the table: format, padded tokens, shape, weights at once."""
+    padded = 1 << (tokens - 1).bit_length()
+    dtype = str(weight.codes.dtype).removeprefix("torch.")
+    kind = f"{dtype}-f{weight.format}-b{weight.bits}-d{weight.decode}"
+    kind += (
+        f"-g{weight.group}-z{weight.zero_kind}{'-dynamic' if weight.dynamic else ''}"
+    )
+    return f"{kind}.m{padded}.n{weight.rows}.k{weight.columns}.x{weights}"
+
+
+def read(path: Path = FILE) -> LaunchTable:
+    """The table, an empty one where there is no file; raises RecordError."""
+    if not path.exists():
+        return LaunchTable()
+    table = from_json(LaunchTable, path.read_bytes(), source=str(path))
+    for device, choices in table.devices.items():
+        for key, choice in choices.items():
+            _check(choice, where=f"{path}: devices.{device}.{key}")
+    return table
+
+
+def _check(choice: Choice, *, where: str) -> None:
+    if choice.block_u not in BLOCK_U:
+        raise RecordError(f"{where}.block_u: {choice.block_u}; allowed: {BLOCK_U}")
+    if choice.warps not in WARPS:
+        raise RecordError(f"{where}.warps: {choice.warps}; allowed: {WARPS}")
+    for name in ("splits", "stages"):
+        if getattr(choice, name) < 1:
+            raise RecordError(f"{where}.{name}: {getattr(choice, name)}; 1 or more")
+
+
+def keep(device: str, choices: Mapping[str, Choice], path: Path = FILE) -> None:
+    """Put a device's choices into the file; those of other shapes stay."""
+    table = read(path)
+    known = {**table.devices.get(device, {}), **choices}
+    devices = {**table.devices, device: dict(sorted(known.items()))}
+    write_atomically(
+        path, to_json(replace(table, devices=dict(sorted(devices.items()))))
+    )
+
+
+@cache
+def known_here() -> LaunchTable:
+    """The package's own table, read once."""
+    return read()
+
+
+def chosen(device: str, key: str) -> Choice | None:
+    """What was chosen for a product on that device, None where nothing was."""
+    return known_here().devices.get(device, {}).get(key)

@@ -1,0 +1,271 @@
+"""The fused kernels against the modules: interpreted on a CPU, for real on a card.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
+of its own: `test_in_the_interpreter` runs this file there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from weights_samples import tiny_weights
+
+from llama_perf import quantize_model
+from llama_perf.assemble import build_model
+from llama_perf.engine import Engine
+from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.model.config import ModelConfig
+from llama_perf.model.linear import Linear
+from llama_perf.model.transformer import Transformer
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.spec import RowSpec
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Rows that fill no block of sixteen, columns that fill no step; as few programs as
+# have all of a layer's parts, since the interpreter takes 50 ms for each.
+SMALL = ModelConfig(
+    dim=64,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    intermediate_size=96,
+    vocab_size=37,
+    head_dim=48,
+)
+SCHEMES = (
+    None,
+    "int8wo",
+    "int8dq",
+    "int4wo-32",
+    "uintx-3-4",
+    "uintx-8-8",
+    "fp6",
+    "float8wo",
+    "sparse-marlin",
+)
+# Of rounding where it is stored, by dtype: a few times its unit.
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+# int8dq rounds each activation, which a last bit can turn over.
+TURNED = 2e-2
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("interpreter", id="interpreter"),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda":
+        if INTERPRETED or not torch.cuda.is_available():
+            pytest.skip("no CUDA device on this machine")
+        return torch.device("cuda")
+    if not INTERPRETED:
+        pytest.skip("test_in_the_interpreter runs it")
+    return torch.device("cpu")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_in_the_interpreter() -> None:
+    file = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert f"{COUNT} passed" in done.stdout, done.stdout[-500:]
+
+
+def small_model(
+    scheme: str | None, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    model = build_model(tiny_weights(SMALL), dtype=dtype, device=device)
+    # Norms that change something, and logits that differ.
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            drawn = torch.rand(weight.shape, generator=generator) + 0.5
+            weight.data.copy_(drawn)
+    return model if scheme is None else quantize_model(model, scheme, kernels="native")
+
+
+def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
+    """The modules' engine and the fused one over the same weights."""
+    each = {"cache_size": 24, **options}
+    return Engine(model, **each), Engine(model, **each, fused=True)  # type: ignore[arg-type]
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    wanted = wanted.float()
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def check(plain: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
+    """A prompt, then a step, by both; what the caches hold as well."""
+    length = prompt.shape[1]
+    with torch.no_grad():
+        wanted, found = plain.prefill(prompt), fused.prefill(prompt)
+        assert distance(found, wanted) < limit
+        token = wanted.argmax(-1, keepdim=True)
+        at = torch.tensor([length], device=prompt.device)
+        wanted, found = plain.decode(token, at), fused.decode(token, at)
+        assert distance(found, wanted) < limit
+    for one, other in zip(plain._caches, fused._caches, strict=True):
+        for wanted, found in zip(one.whole(), other.whole(), strict=True):
+            assert distance(found, wanted) < limit
+            # Nothing beyond the positions that were written.
+            assert not found[:, :, length + 1 :].any()
+
+
+def limit_of(scheme: str | None, dtype: torch.dtype) -> float:
+    return max(CLOSE[dtype], TURNED) if scheme == "int8dq" else CLOSE[dtype]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_prompt_and_steps_are_those_of_the_modules(
+    scheme: str | None, device: torch.device
+) -> None:
+    dtype = tuple(CLOSE)[SCHEMES.index(scheme) % 3]
+    batch = 1 + SCHEMES.index(scheme) % 2
+    model = small_model(scheme, dtype, device)
+    prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
+    plain, fused = both(model, batch_size=batch)
+    check(plain, fused, prompt, limit_of(scheme, dtype))
+    step = fused._decode_block.__self__  # type: ignore[attr-defined]
+    assert not step._arrivals.any()
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_codes_of_a_quantized_cache_are_those_of_the_modules(
+    kind: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    model = small_model("int8wo", dtype, device)
+    plain, fused = both(model, batch_size=2, kv_cache=kind)
+    prompt = torch.tensor([[7, 8], [1, 30]], device=device)
+    # A code turns over where a last bit does: by 1 of 127 of a head's largest value.
+    check(plain, fused, prompt, 1e-2)
+    same = 0
+    for one, other in zip(plain._caches, fused._caches, strict=True):
+        for name in ("k_cache", "v_cache"):
+            wanted, found = getattr(one, name), getattr(other, name)
+            same += int((wanted[:, :, :2] == found[:, :, :2]).sum())
+    held = 2 * plain._caches[0].k_cache[:, :, :2].numel()
+    # The modules round to float16 twice where the kernel does once: half a unit of a
+    # value is up to 0.06 of a step between codes.
+    assert same / held > (0.99 if dtype == torch.float32 else 0.94)
+
+
+def test_sequences_of_their_own_lengths(device: torch.device) -> None:
+    model = small_model("fp6", torch.float32, device)
+    plain, fused = both(model, batch_size=3)
+    prompt = torch.tensor([[7, 8], [1, 30], [9, 9]], device=device)
+    lengths = torch.tensor([2, 1, 2], device=device)
+    with torch.no_grad():
+        for engine in (plain, fused):
+            engine.prefill(prompt, lengths)
+        token, at = prompt[:, -1:], lengths[:, None]
+        wanted, found = plain.decode(token, at), fused.decode(token, at)
+    assert distance(found, wanted) < CLOSE[torch.float32]
+
+
+def test_a_prompt_of_many_tokens_runs_on_the_modules(device: torch.device) -> None:
+    model = small_model("int8wo", torch.float32, device)
+    plain, fused = both(model)
+    prompt = torch.arange(11, device=device).view(1, -1)
+    check(plain, fused, prompt, CLOSE[torch.float32])
+
+
+@pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
+def test_splits_of_the_columns_are_joined(
+    scheme: str | None, device: torch.device
+) -> None:
+    """Of many columns, whose parts several programs sum, with all there is around."""
+    from llama_perf.fused_step import packed
+    from llama_perf.kernels.fused_launch import fused_launch, project
+
+    columns = 1304
+    generator = torch.Generator().manual_seed(2)
+    layers = [nn.Sequential(Linear(columns, 20)) for _ in range(2)]
+    quantize = None
+    if scheme is not None:
+        quantize = make_quantizer(
+            scheme, kernels="native", device=device, dtype=torch.float32
+        )
+    for layer in layers:
+        drawn = torch.randn(20, columns, generator=generator) / columns**0.5
+        layer[0].weight = nn.Parameter(drawn, requires_grad=False)
+        layer.to(device)
+        if quantize is not None:
+            quantize(layer, "layer")
+    x = torch.randn(2, columns, generator=generator).to(device)
+    gain = torch.rand(columns, generator=generator).to(device) + 0.5
+    weights = [packed(layer[0].weight, "weight") for layer in layers]
+    assert fused_launch(weights[0], 2, weights=2).splits > 1
+    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
+    gate, up = (layer(norm) for layer in layers)
+    limit = limit_of(scheme, torch.float32)
+    for _ in range(2):
+        found = project(x, weights[0], arrivals, gain=gain, eps=1e-5, second=weights[1])
+        assert distance(found, F.silu(gate) * up) < limit
+    before = torch.randn(2, 20, generator=generator).to(device)
+    residual = before.clone()
+    assert project(x, weights[0], arrivals, residual=residual) is residual
+    assert distance(residual, before + layers[0](x)) < limit
+    assert not arrivals.any()
+
+
+def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
+    model = small_model("int4wo-32", torch.float32, device)
+    prompt = torch.tensor([[3, 1, 4]], device=device)
+    wanted, found = (
+        engine.generate(prompt, max_new_tokens=4, temperature=0)
+        for engine in both(model)
+    )
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it runs anywhere")
+def test_what_cannot_be_fused_says_why() -> None:
+    row = {"model": "Llama-2-7b-chat-hf", "fused": True}
+    for changed, reason in (
+        ({"device": "cpu"}, "need device 'cuda'"),
+        ({"quantization": "int8wo", "kernels": "torchao"}, "kernels = 'native'"),
+        ({"attention": "sdpa"}, "attention = 'decode'"),
+        ({"batch_size": 9}, "at most 8"),
+    ):
+        with pytest.raises(SpecError, match=reason):
+            RowSpec(**row, **changed)  # type: ignore[arg-type]
+    assert RowSpec(**row).id.endswith(".fused")  # type: ignore[arg-type]
+    model = build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(NotRunnable, match="fused: it needs a CUDA device, not cpu"):
+        Engine(model, cache_size=8, fused=True)
+
+
+def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
+    model = small_model("float8dq-row", torch.float32, device)
+    named = r"fused: layers\.0\.attention\.wqkv\.weight, Float8"
+    with pytest.raises(NotRunnable, match=named):
+        Engine(model, cache_size=8, fused=True)
+    narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
+    with pytest.raises(NotRunnable, match="heads are 8 wide; allowed: multiples of 16"):
+        Engine(narrow, cache_size=8, fused=True)
+    with pytest.raises(NotRunnable, match="a batch of 9 is not allowed"):
+        Engine(narrow, batch_size=9, cache_size=8, fused=True)
+
+
+# What the interpreter's process runs; a test that is added changes it.
+COUNT = len(SCHEMES) + 4 + 4 + 4
