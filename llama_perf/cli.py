@@ -12,7 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llama_perf.commands import baseline, compare, doctor, generate, report, rows, run
+from llama_perf.commands import (
+    baseline,
+    compare,
+    doctor,
+    generate,
+    report,
+    rows,
+    run,
+    tune,
+)
 from llama_perf.errors import UserError
 
 COMMANDS = {
@@ -22,6 +31,7 @@ COMMANDS = {
     "compare": compare,
     "baseline": baseline,
     "report": report,
+    "tune": tune,
     "doctor": doctor,
 }
 

@@ -1,0 +1,51 @@
+"""`llama-perf tune`: time the launches of the fused kernels on this card."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llama_perf.commands.selection import add_selection, selected
+from llama_perf.errors import SpecError
+from llama_perf.writable import check_writable
+
+HELP = "time the fused kernels' launches on this card and keep the fastest"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_selection(parser)
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        type=Path,
+        help="the table to write (default: the package's own, which is then used)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Tune the products of the selected rows; what was timed is kept as it comes."""
+    from llama_perf.environment import check_device, cuda_key
+    from llama_perf.kernels import launch_table
+    from llama_perf.tuning import products, tune
+
+    path = arguments.table or launch_table.FILE
+    rows = selected(arguments)
+    wanted = products(rows)
+    if not wanted:
+        raise SpecError("row", len(rows), "none of the selected rows is fused")
+    launch_table.read(path)
+    check_writable("table", path)
+    device = check_device("cuda")
+    key = cuda_key(device)
+    kept = tune(
+        wanted,
+        device,
+        keep=lambda name, choice: launch_table.keep(key, {name: choice}, path),
+        notify=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(
+        f"{kept} of {len(wanted)} products of {key} have a launch of their own: {path}"
+    )
+    return 0

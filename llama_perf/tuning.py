@@ -1,0 +1,204 @@
+"""Launches of the fused products, timed on the card in use: `llama-perf tune`.
+
+Each distinct product of the rows asked for (format, N, K, tokens, one weight or the
+pair of gate and up) is run with every candidate as one captured graph over more copies
+of the weight than the second-level cache holds, as in a model. The rule's own launch is
+timed beside them and stays unless another is faster by more than the clock's noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product as combinations
+
+import torch
+from torch import Tensor, nn
+
+from llama_perf.bandwidth import best_cuda_seconds
+from llama_perf.errors import NotRunnable
+from llama_perf.graphs import captured, warm_up
+from llama_perf.kernels.launch_table import Choice, launch_key
+from llama_perf.kernels.packed import PLAIN, Packed
+from llama_perf.model.config import ModelConfig, preset
+from llama_perf.model.linear import Linear
+from llama_perf.scheme import AUTOQUANT
+from llama_perf.scheme import PLAIN as NO_SCHEME
+from llama_perf.spec import FUSED_TOKENS, RowSpec
+
+Time = Callable[[Choice | None], float]
+"""Seconds of one product launched so; None: by the rule."""
+# A gain below this is the clock's.
+LEAST_GAIN = 0.02
+# Each candidate is compiled, which takes longer than timing it: few of them.
+_SPLITS = (1, 2, 4, 8)
+_WARPS = (4, 8)
+_STAGES = 2
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """What is multiplied: `tokens` by `weights` alike of (rows, columns)."""
+
+    scheme: str | None
+    dtype: torch.dtype
+    tokens: int
+    rows: int
+    columns: int
+    weights: int = 1
+
+
+def products(rows: Sequence[RowSpec]) -> list[Product]:
+    """Each product of a step, and of a short prompt, of those `rows` that are fused.
+
+    autoquant's are those of the schemes that it chooses among.
+    """
+    found = []
+    for row in rows:
+        if not row.fused:
+            continue
+        dtype: torch.dtype = getattr(torch, row.dtype)
+        name = row.quantization
+        schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
+        prompt = row.prompt_length * row.batch_size
+        counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
+        for scheme, tokens in combinations(schemes, sorted(counts)):
+            plain = None if scheme == NO_SCHEME else scheme
+            found += list(_of_layer(preset(row.model), plain, dtype, tokens))
+    return list(dict.fromkeys(found))
+
+
+def _of_layer(
+    config: ModelConfig, scheme: str | None, dtype: torch.dtype, tokens: int
+) -> Iterator[Product]:
+    dim, hidden = config.dim, config.intermediate_size
+    shapes = (
+        (config.qkv_size, dim, 1),
+        (dim, config.n_heads * config.head_dim, 1),
+        (hidden, dim, 2),
+        (dim, hidden, 1),
+        (config.vocab_size, dim, 1),
+    )
+    for rows, columns, weights in shapes:
+        yield Product(
+            scheme=scheme,
+            dtype=dtype,
+            tokens=tokens,
+            rows=rows,
+            columns=columns,
+            weights=weights,
+        )
+
+
+def candidates(plain: bool) -> Iterator[Choice]:
+    """Every launch that is tried; times of 0."""
+    units = (16, 32, 64) if plain else (32, 64, 128)
+    for block_u, splits, warps in combinations(units, _SPLITS, _WARPS):
+        yield Choice(
+            block_u=block_u,
+            splits=splits,
+            warps=warps,
+            stages=_STAGES,
+            us=0.0,
+            rule_us=0.0,
+        )
+
+
+def best(tried: Sequence[Choice], time: Time) -> Choice | None:
+    """The fastest of `tried`, None where the rule is as fast within `LEAST_GAIN`.
+
+    The rule is timed again beside the fastest, in turn with it, so that a clock that
+    moved on meanwhile decides nothing.
+    """
+    first = time(None)
+    seconds = {choice: time(choice) for choice in tried}
+    fastest = min(seconds, key=seconds.__getitem__, default=None)
+    if fastest is None or seconds[fastest] >= first:
+        return None
+    pairs = [(time(None), time(fastest)) for _ in range(_ROUNDS)]
+    rule, ours = (min(each) for each in zip(*pairs, strict=True))
+    if ours > rule * (1 - LEAST_GAIN):
+        return None
+    return replace(fastest, us=round(ours * 1e6, 2), rule_us=round(rule * 1e6, 2))
+
+
+def tune(
+    wanted: Sequence[Product],
+    device: torch.device,
+    *,
+    keep: Callable[[str, Choice], None],
+    notify: Callable[[str], None] = lambda _text: None,
+) -> int:
+    """Time every product; `keep` is handed each choice as it is made; their count."""
+    if device.type != "cuda":
+        raise NotRunnable(f"tune: it needs a CUDA device, not {device.type}")
+    kept = 0
+    for number, product in enumerate(wanted, start=1):
+        packed = _packed(product, device)
+        key = launch_key(packed, product.tokens, weights=product.weights)
+        found = best(list(candidates(packed.format == PLAIN)), _clock(product, packed))
+        told = "the rule"
+        if found is not None:
+            keep(key, found)
+            kept += 1
+            told = f"{found.us} us where the rule takes {found.rule_us}"
+        notify(f"[{number}/{len(wanted)}] {key}: {told}")
+    return kept
+
+
+def _packed(product: Product, device: torch.device) -> Packed:
+    from llama_perf.fused_step import packed
+    from llama_perf.quantize.apply import make_quantizer
+
+    with device:
+        linear = Linear(product.columns, product.rows).to(product.dtype)
+    linear.requires_grad_(False)
+    holder = nn.ModuleDict({"linear": linear})
+    if product.scheme is not None:
+        quantize = make_quantizer(
+            product.scheme, kernels="native", device=device, dtype=product.dtype
+        )
+        quantize(holder, "tuned")
+    return packed(holder.get_parameter("linear.weight"), "tuned")
+
+
+def _clock(product: Product, weight: Packed) -> Time:
+    """Of products with copies of `weight` one behind the other, in one graph."""
+    from llama_perf.kernels.fused_launch import fused_launch, project
+
+    device, tokens = weight.codes.device, product.tokens
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    count = max(2 * cache // max(weight.codes.nbytes, 1) + 1, 2) * product.weights
+    copies = [_copy(weight) for _ in range(count)]
+    x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
+    arrivals = torch.zeros(-(-product.rows // 16), dtype=torch.int32, device=device)
+
+    def seconds(choice: Choice | None) -> float:
+        launch = fused_launch(weight, tokens, weights=product.weights, tuned=choice)
+
+        def work() -> None:
+            for first in range(0, count, product.weights):
+                second = copies[first + 1] if product.weights == 2 else None
+                project(
+                    x, copies[first], arrivals, gain=x[0], second=second, launch=launch
+                )
+
+        try:
+            warm_up(work)
+            graph = captured(work)
+        except (RuntimeError, torch.cuda.OutOfMemoryError):
+            # Too many registers or too much shared memory for this card.
+            return float("inf")
+        return best_cuda_seconds(graph.replay)[0] / (count // product.weights)
+
+    return seconds
+
+
+def _copy(weight: Packed) -> Packed:
+    tensors = {
+        each.name: getattr(weight, each.name).clone()
+        for each in fields(weight)
+        if isinstance(getattr(weight, each.name), Tensor)
+    }
+    return replace(weight, **tensors)

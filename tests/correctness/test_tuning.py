@@ -1,0 +1,161 @@
+"""Launches timed on a card: what is timed, what is chosen, and the table of them.
+
+The timing itself needs a card; here the clock is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_perf import rows
+from llama_perf.cli import main
+from llama_perf.errors import NotRunnable, RecordError
+from llama_perf.kernels import launch_table
+from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
+from llama_perf.kernels.packed import plain
+from llama_perf.spec import RowSpec
+from llama_perf.tuning import best, candidates, products, tune
+
+ROW = RowSpec(model="Llama-2-7b-chat-hf", quantization="int8wo", fused=True)
+CHOICE = Choice(block_u=64, splits=2, warps=4, stages=2, us=8.0, rule_us=9.0)
+TRIED = list(candidates(plain=False))
+
+
+def clock(
+    fast: Choice | None, *, seconds: float, drift: float = 1.0
+) -> Callable[[Choice | None], float]:
+    """A clock by which the rule takes 1 s, `fast` so long and the others 2 s.
+
+    `drift` is by how much everything is slower after the first round.
+    """
+    calls = 0
+
+    def time(choice: Choice | None) -> float:
+        nonlocal calls
+        calls += 1
+        slower = drift if calls > 1 + len(TRIED) else 1.0
+        if choice is None:
+            return slower
+        return slower * (seconds if choice == fast else 2.0)
+
+    return time
+
+
+def test_the_fastest_is_chosen_with_both_times() -> None:
+    fast = TRIED[7]
+    found = best(TRIED, clock(fast, seconds=0.8))
+    assert found == replace(fast, us=0.8e6, rule_us=1e6)
+
+
+@pytest.mark.parametrize("seconds", [0.99, 1.0, 1.2])
+def test_the_rule_stays_where_nothing_is_clearly_faster(seconds: float) -> None:
+    assert best(TRIED, clock(TRIED[3], seconds=seconds)) is None
+
+
+def test_a_clock_that_moved_on_decides_nothing() -> None:
+    """The candidates were timed in a fast minute, the rule in a slow one."""
+    calls = 0
+
+    def time(_choice: Choice | None) -> float:
+        nonlocal calls
+        calls += 1
+        # All alike; only the very first, the rule's, was disturbed.
+        return 2.0 if calls == 1 else 1.0
+
+    assert best(TRIED, time) is None
+
+
+def test_the_products_are_those_of_the_fused_rows() -> None:
+    found = products([ROW, replace(ROW, fused=False, model="Meta-Llama-3-8B")])
+    assert {(each.rows, each.columns, each.weights) for each in found} == {
+        (12288, 4096, 1),
+        (4096, 4096, 1),
+        (11008, 4096, 2),
+        (4096, 11008, 1),
+        (32000, 4096, 1),
+    }
+    # A step and the prompt of six tokens.
+    assert {each.tokens for each in found} == {1, 6}
+    assert len(found) == 10
+    assert not products([replace(ROW, fused=False)])
+    chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
+    assert {each.scheme for each in chosen} == {None, "int8wo", "int8dq"}
+    assert {each.tokens for each in chosen} == {1}
+    assert len(products(rows.load_set("reference"))) == len(
+        set(products(rows.load_set("reference")))
+    )
+
+
+def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    assert launch_table.read(path) == LaunchTable()
+    launch_table.keep("card-a", {"x": CHOICE}, path)
+    launch_table.keep("card-b", {"x": replace(CHOICE, splits=3)}, path)
+    launch_table.keep("card-a", {"y": replace(CHOICE, warps=8)}, path)
+    devices = launch_table.read(path).devices
+    assert sorted(devices) == ["card-a", "card-b"]
+    assert sorted(devices["card-a"]) == ["x", "y"]
+    assert devices["card-b"]["x"].splits == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"block_u": 12}, r"devices\.card\.x\.block_u: 12; allowed"),
+        ({"warps": 3}, r"devices\.card\.x\.warps: 3; allowed"),
+        ({"splits": 0}, r"devices\.card\.x\.splits: 0; 1 or more"),
+    ],
+)
+def test_a_damaged_table_is_named(
+    tmp_path: Path, change: dict[str, int], told: str
+) -> None:
+    path = tmp_path / "table.json"
+    launch_table.keep("card", {"x": replace(CHOICE, **change)}, path)
+    with pytest.raises(RecordError, match=told):
+        launch_table.read(path)
+
+
+def test_the_packages_own_table_can_be_read() -> None:
+    assert launch_table.known_here() == launch_table.read()
+
+
+def test_keys_tell_products_apart() -> None:
+    weight = plain(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
+    keys = {
+        launch_key(weight, 1, weights=1),
+        launch_key(weight, 1, weights=2),
+        launch_key(weight, 2, weights=1),
+        launch_key(replace(weight, rows=16), 1, weights=1),
+        launch_key(replace(weight, bits=32), 1, weights=1),
+        launch_key(replace(weight, dynamic=True), 1, weights=1),
+    }
+    assert len(keys) == 6
+    # Five tokens run as eight.
+    assert launch_key(weight, 5, weights=1) == launch_key(weight, 8, weights=1)
+
+
+def test_a_launch_follows_its_choice() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from llama_perf.kernels.fused_launch import fused_launch
+
+    weight = plain(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
+    rule = fused_launch(weight, 1)
+    tuned = fused_launch(weight, 1, tuned=replace(CHOICE, splits=5, warps=8, stages=3))
+    # 64 units of eight columns: eight steps, of which five programs take two at most.
+    assert (tuned.grid, tuned.constants["STEPS"]) == ((256, 4), 2)
+    assert (tuned.warps, tuned.stages, tuned.constants["BLOCK_U"]) == (8, 3, 64)
+    assert tuned.constants["SPLITS"] == 4
+    assert rule.constants.keys() == tuned.constants.keys()
+    assert rule.grid[1] * rule.constants["STEPS"] * rule.constants["BLOCK_U"] >= 512
+
+
+def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NotRunnable, match="tune: it needs a CUDA device, not cpu"):
+        tune([], torch.device("cpu"), keep=lambda _key, _choice: None)
+    assert main(["tune", "--set", "cpu"]) == 2
+    assert "none of the selected rows is fused" in capsys.readouterr().err
