@@ -21,13 +21,13 @@ from llama_perf.cuda_steps import Runner, Step, Told
 
 ROOT = Path(__file__).resolve().parents[1]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
-_PROBE = (
+PROBE = (
     "import sys, torch\n"
     "if torch.cuda.is_available(): sys.exit(0)\n"
     "print(f'no CUDA device: torch {torch.__version__}', file=sys.stderr)\n"
     "sys.exit(3)"
 )
-_REHEARSAL_ROWS = """\
+REHEARSAL_ROWS = """\
 [defaults]
 model = "stories15M"
 device = "cpu"
@@ -51,7 +51,7 @@ _OUTPUTS = (
 )
 # Seconds. What the steps after the rows need is kept back from them.
 _KEPT_BACK_S = 30.0
-_PROBE_S = 120.0
+PROBE_S = 120.0
 _DOCTOR_S = 75.0
 _TESTS_S = 170.0
 _RECORD_S = 30.0
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
     if not arguments.rehearse:
-        probe = runner.ask([sys.executable, "-c", _PROBE], limit_s=_PROBE_S)
+        probe = runner.ask([sys.executable, "-c", PROBE], limit_s=PROBE_S)
         if probe is not None:
             return _refuse(f"{probe}; --rehearse runs the steps on the CPU")
     out.mkdir(parents=True, exist_ok=True)
@@ -86,10 +86,7 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     if arguments.rehearse:
         runner.heading = REHEARSAL
         print(REHEARSAL, flush=True)
-    folder = arguments.wheels
-    if folder is None and (ROOT / "wheelhouse").is_dir():
-        folder = ROOT / "wheelhouse"
-    _install(runner, folder, scratch / "site")
+    install(runner, arguments.wheels, scratch / "site")
     runner.run(doctor_step())
     runner.run(tests_step(out, rehearse=arguments.rehearse))
     runner.run(rows_step(out, _row_options(scratch, rehearse=arguments.rehearse)))
@@ -105,8 +102,13 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     return 0 if runner.all_ok else 1
 
 
-def _install(runner: Runner, folder: Path | None, site: Path) -> None:
-    """Take from `folder` what this Python lacks, and nothing that it has."""
+def install(runner: Runner, folder: Path | None, site: Path) -> None:
+    """Take from `folder` what this Python lacks, and nothing that it has.
+
+    Without one from the checkout's wheelhouse, if it has one.
+    """
+    if folder is None and (ROOT / "wheelhouse").is_dir():
+        folder = ROOT / "wheelhouse"
     if folder is None:
         runner.note("wheels", Told.OK, "no folder of wheels; what is installed is used")
         return
@@ -146,7 +148,8 @@ def _selection(folder: Path) -> tuple[list[Path], list[str]]:
     return [wheel.path for wheel in lacking], missing
 
 
-def _llama_perf(*arguments: str) -> list[str]:
+def llama_perf(*arguments: str) -> list[str]:
+    """A command of this checkout."""
     return [sys.executable, "-m", "llama_perf", *arguments]
 
 
@@ -154,7 +157,7 @@ def doctor_step() -> Step:
     """What the machine can run."""
     return Step(
         name="doctor",
-        command=_llama_perf("doctor"),
+        command=llama_perf("doctor"),
         limit_s=_DOCTOR_S,
         log="doctor.txt",
         shown=30,
@@ -176,7 +179,7 @@ def _row_options(scratch: Path, *, rehearse: bool) -> list[str]:
     if not rehearse:
         return ["--set", "cuda-check"]
     file = scratch / "rehearsal.toml"
-    file.write_text(_REHEARSAL_ROWS, encoding="utf-8")
+    file.write_text(REHEARSAL_ROWS, encoding="utf-8")
     return ["--rows", str(file)]
 
 
@@ -185,7 +188,7 @@ def rows_step(out: Path, options: Sequence[str]) -> Step:
     files = ["--json", str(out / "results.json"), "--markdown", str(out / "results.md")]
     return Step(
         name="rows",
-        command=_llama_perf("run", *options, *files),
+        command=llama_perf("run", *options, *files),
         limit_s=float("inf"),
         log="rows.txt",
         keep_back_s=_KEPT_BACK_S,
@@ -198,7 +201,7 @@ def record_step(results: Path, baselines: Path) -> Step:
     options = ["--from", str(results), "--baselines", str(baselines)]
     return Step(
         name="baseline",
-        command=_llama_perf("baseline", "record", *options),
+        command=llama_perf("baseline", "record", *options),
         limit_s=_RECORD_S,
         shown=5,
     )
@@ -213,7 +216,7 @@ def _draw_partial(runner: Runner) -> None:
     runner.run(
         Step(
             name="partial results",
-            command=_llama_perf("report", *options),
+            command=llama_perf("report", *options),
             limit_s=_RECORD_S,
             log="results.md",
             keep_back_s=_KEPT_BACK_S / 2,
@@ -234,6 +237,8 @@ def without_invalid(results: Path, target: Path) -> list[str]:
     invalid = [row["id"] for row in report["results"] if row["status"] == "INVALID"]
     for part in ("results", "comparisons"):
         report[part] = [row for row in report[part] if row["id"] not in invalid]
+    # What is left out is not missing.
+    report["selected"] = report.get("selected", 0) - len(invalid)
     target.write_text(json.dumps(report), encoding="utf-8")
     return invalid
 

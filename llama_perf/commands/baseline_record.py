@@ -17,6 +17,7 @@ from llama_perf.commands.selection import (
     selected,
 )
 from llama_perf.errors import RecordError, SpecError
+from llama_perf.merge import read_merged
 from llama_perf.recording import (
     check_processes,
     default_processes,
@@ -24,7 +25,6 @@ from llama_perf.recording import (
 )
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.report.render import as_text
-from llama_perf.resume import read_report
 from llama_perf.speed import describe_speeds
 from llama_perf.writable import check_folder
 
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         metavar="FILE",
         type=Path,
-        help="store the results of an earlier run instead of running",
+        action="append",
+        help="store the results of an earlier run instead of running (repeatable: the"
+        " shards of one table)",
     )
     parser.add_argument(
         "--processes",
@@ -133,10 +135,11 @@ def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult
         raise SpecError(
             "processes", arguments.processes, "a run that is over has one; leave it out"
         )
-    report = read_report(arguments.source)
+    report = read_merged(arguments.source)
     if (missed := report.selected - len(report.results)) > 0:
+        named = ", ".join(map(str, arguments.source))
         raise RecordError(
-            f"{arguments.source}: that run stopped before {missed} of its"
-            f" {report.selected} rows; a part of a run is no baseline"
+            f"{named}: that run stopped before {missed} of its {report.selected} rows;"
+            " a part of a run is no baseline"
         )
     return report.environment, list(report.results)

@@ -1,23 +1,30 @@
-"""`llama-perf report`: draw the results of an earlier run again."""
+"""`llama-perf report`: draw the results of earlier runs again."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from llama_perf.merge import read_merged
 from llama_perf.report.render import FORMATS
-from llama_perf.resume import read_report
 
-HELP = "print the results of an earlier run as text, markdown or JSON"
+HELP = "print the results of earlier runs as text, markdown or JSON"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="a run's results")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="a run's results; of several, which must be of one machine and one commit,"
+        " one report is made",
+    )
     parser.add_argument("--format", choices=sorted(FORMATS), default="text")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the report."""
-    print(FORMATS[arguments.format](read_report(arguments.file)), end="")
+    print(FORMATS[arguments.format](read_merged(arguments.file)), end="")
     return 0

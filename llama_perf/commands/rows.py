@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from llama_perf import rows
-from llama_perf.commands.selection import add_selection
+from llama_perf.commands.selection import add_selection, shard
 from llama_perf.errors import UserError
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.scheme import AUTOQUANT, Scheme
@@ -49,6 +49,8 @@ def main(arguments: argparse.Namespace) -> int:
         listed = rows.load(
             set_name=arguments.set, file=arguments.rows, globs=arguments.row
         )
+    if arguments.shard is not None:
+        listed = shard(listed, arguments.shard)
     more: list[dict[str, float | None]] = [{} for _ in listed]
     notes: list[str] = []
     if arguments.predict:

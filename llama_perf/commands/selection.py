@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from llama_perf import baseline, rows
@@ -12,7 +13,7 @@ from llama_perf.spec import RowSpec
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add `--set`, `--rows` and `--row`."""
+    """Add `--set`, `--rows`, `--row` and `--shard`."""
     parser.add_argument("--set", metavar="NAME", help="a set of rows of the package")
     parser.add_argument("--rows", metavar="FILE", type=Path, help="a file of rows")
     parser.add_argument(
@@ -21,6 +22,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="only rows whose id matches (repeatable)",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="every N-th of these rows from the I-th on: one of several runs' share",
     )
 
 
@@ -70,9 +76,23 @@ def set_name(arguments: argparse.Namespace) -> str | None:
 
 def selected(arguments: argparse.Namespace) -> list[RowSpec]:
     """The selected rows; raises UserError."""
-    return rows.load(
+    found = rows.load(
         set_name=set_name(arguments), file=arguments.rows, globs=arguments.row
     )
+    return found if arguments.shard is None else shard(found, arguments.shard)
+
+
+def shard(found: list[RowSpec], text: str) -> list[RowSpec]:
+    """The part "I/N" of some rows: every N-th from the I-th on; raises SpecError."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count <= len(found):
+        raise SpecError(
+            "shard",
+            text,
+            f"allowed: I/N, I from 1 to N and N up to the {len(found)} rows selected",
+        )
+    return found[number - 1 :: count]
 
 
 def run_options(arguments: argparse.Namespace) -> RunOptions:

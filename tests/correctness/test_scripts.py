@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,13 @@ def test_a_baseline_is_recorded_from_all_but_invalid_rows(tmp_path: Path) -> Non
     source, target = tmp_path / "results.json", tmp_path / "measured.json"
     listed = [{"id": "a", "status": "MEASURED"}, {"id": "b", "status": "INVALID"}]
     verdicts = [{"id": "a"}, {"id": "b"}]
-    source.write_text(json.dumps({"results": listed, "comparisons": verdicts}))
+    parts = {"results": listed, "comparisons": verdicts}
+    source.write_text(json.dumps({**parts, "selected": 3}))
     assert without_invalid(source, target) == ["b"]
     kept = json.loads(target.read_text())
-    assert kept == {"results": listed[:1], "comparisons": verdicts[:1]}
+    kept_parts = {"results": listed[:1], "comparisons": verdicts[:1]}
+    # A row that the run did not get to is still missing.
+    assert kept == {**kept_parts, "selected": 2}
 
 
 def test_without_results_nothing_is_left_out(tmp_path: Path) -> None:
@@ -161,7 +165,8 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
 
 def test_the_rows_of_the_check_are_rows_of_the_full_sets() -> None:
     listed = rows.load_set("cuda-check")
-    assert set(listed) <= {*rows.load_set("reference"), *rows.load_set("torchao")}
+    full = [rows.load_set(name) for name in ("reference", "torchao", "unfused")]
+    assert set(listed) <= set(chain(*full))
     kernels = {row.kernels for row in listed if row.quantization == "int8dq"}
     assert kernels == {"native", "torchao"}
     assert not any(row.kv_cache_quantization for row in listed)
