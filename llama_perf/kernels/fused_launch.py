@@ -18,7 +18,7 @@ from llama_perf.kernels import kv_codes
 from llama_perf.kernels.attention_launch import may_start_early
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packed import PLAIN, SPARSE, Packed
-from llama_perf.kernels.packing import units
+from llama_perf.kernels.packing import UNIT, units
 from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FLOAT8
 from llama_perf.kernels.triton_fused import ADD, FP8, GATE, INT8, KEEP
@@ -75,8 +75,11 @@ def _most_units(weight: Packed, tokens: int) -> int:
     if weight.format == PLAIN:
         # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
         return 32
-    if weight.format == SPARSE or (weight.decode == FLOAT8.value and tokens > 1):
-        # See `triton_products`: more sums would spill registers.
+    # More sums would spill registers: see `triton_products`; of units with a scale and a
+    # zero each on sm_80.
+    small = 0 < weight.group <= UNIT
+    several = weight.decode == FLOAT8.value and tokens > 1
+    if weight.format == SPARSE or small or several:
         return 64
     return 128
 

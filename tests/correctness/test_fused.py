@@ -45,7 +45,7 @@ SCHEMES = (
     "int8wo",
     "int8dq",
     "int4wo-32",
-    "uintx-3-4",
+    "uintx-3-8",
     "uintx-8-8",
     "fp6",
     "float8wo",
