@@ -17,9 +17,9 @@ from closeness_table import (
 )
 from smollm2 import (
     compared,
-    compared_scheme,
     quantized,
     reference_logits,
+    scheme_figures,
     tokens,
     unquantized,
 )
@@ -30,18 +30,16 @@ from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
 
 
 def marked(key: Key) -> ParameterSet:
-    """A row of the table; those of a scheme run in one process, which keeps logits."""
-    marks = [pytest.mark.xdist_group(key[0])]
-    if key[:2] in SLOW:
-        marks.append(pytest.mark.slow)
+    marks = [pytest.mark.slow] if key[:2] in SLOW else []
     return pytest.param(key, id=".".join(key), marks=marks)
 
 
-@pytest.mark.parametrize("key", [marked(key) for key in ROWS])
+# By scheme: one that is compared with two models has its logits made once.
+@pytest.mark.parametrize("key", [marked(key) for key in sorted(ROWS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, beside), limits = key, ROWS[key]
-    found = compared_scheme(scheme, kernels, limits.length, beside=beside)
-    assert limits.broken_by(found) == []
+    found = scheme_figures(scheme, kernels, limits.length, beside)
+    assert limits.broken_by(found.closeness) == []
 
 
 FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")
