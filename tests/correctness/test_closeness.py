@@ -17,6 +17,7 @@ from closeness_table import (
 )
 from smollm2 import (
     compared,
+    exact_int_mm,
     quantized,
     reference_logits,
     scheme_figures,
@@ -43,6 +44,22 @@ def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
 
 
 FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-128, 127, torch.int8), (0, 255, torch.uint8)]
+)
+def test_the_product_of_integers_is_torchs(
+    low: int, high: int, dtype: torch.dtype
+) -> None:
+    # torchao shifts activations to uint8 for VNNI.
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
+    b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
+    a[0], a[1], b[:, 0] = low, high, -128
+    found = exact_int_mm(a, b)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, torch._int_mm(a, b))
 
 
 def test_every_scheme_that_runs_here_has_limits() -> None:
