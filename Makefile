@@ -38,7 +38,7 @@ test: check
 	# Most tests keep one core busy, so two processes take turns at them. Threads that
 	# spin while they wait starve one another on a shared machine.
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	    tests/correctness -n 2 --dist loadgroup $(TEST_ARGS)
+	    tests/correctness -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from llama_perf.weights.open_model import open_model
 from llama_perf.weights.reader import WeightsReader
 
 Notify = Callable[[str], None]
+OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
 
 # The reference's default prompt, and what follows it where a row wants more tokens.
 PROMPT = (
@@ -95,7 +97,8 @@ def prepare(
     """
     start = time.perf_counter()
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
-    quantizer, reader, path = _open(row, checkpoints, dtype, device)
+    opened = partial(open_model, checkpoints=checkpoints)
+    quantizer, reader, path = _open(row, dtype, device, opened)
     context = reader.config.context
     if row.allocated_positions > context:
         notify(
@@ -165,10 +168,13 @@ def chosen_quantizer(
     )
 
 
-def check_runnable(row: RowSpec, *, checkpoints: Path | None = None) -> None:
-    """Raise what `prepare` would raise before it builds anything."""
+def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
+    """Raise what `prepare` would raise before it builds anything.
+
+    Whoever asks for many rows hands in an `open_model` that keeps what it opened.
+    """
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
-    _open(row, checkpoints, dtype, device)
+    _open(row, dtype, device, partial(open_model, checkpoints=None))
 
 
 def predict_row(row: RowSpec) -> Prediction:
@@ -189,7 +195,7 @@ def predict_row(row: RowSpec) -> Prediction:
 
 
 def _open(
-    row: RowSpec, checkpoints: Path | None, dtype: torch.dtype, device: torch.device
+    row: RowSpec, dtype: torch.dtype, device: torch.device, open_model: OpenModel
 ) -> tuple[Quantizer | None, WeightsReader, Path | None]:
     _check_built(row)
     quantizer = None
@@ -197,9 +203,7 @@ def _open(
         quantizer = make_quantizer(
             row.quantization, kernels=row.kernels, device=device, dtype=dtype
         )
-    reader, path = open_model(
-        row.model, checkpoints=checkpoints, dtype=dtype, device=device
-    )
+    reader, path = open_model(row.model, dtype=dtype, device=device)
     as_run = _as_run(row, reader)
     _check_upstream(as_run)
     _check_memory(as_run, reader, device)

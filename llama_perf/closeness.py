@@ -49,17 +49,27 @@ def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
     return (likely.exp() * (likely - ours)).sum(-1)
 
 
-def closeness(reference: Tensor, logits: Tensor, tokens: Tensor) -> Closeness:
-    """Compare `logits` with `reference`, both (1, length, vocabulary), on `tokens`."""
+def closeness(
+    reference: Tensor,
+    logits: Tensor,
+    tokens: Tensor,
+    *,
+    divergences: Tensor | None = None,
+) -> Closeness:
+    """Compare `logits` with `reference`, both (1, length, vocabulary), on `tokens`.
+
+    `divergences` are their `token_divergences`, where the caller has them.
+    """
     assert reference.shape == logits.shape, f"{reference.shape} and {logits.shape}"
     exact, ours = reference.double(), logits.double()
     noise = (ours - exact).square().mean()
-    divergence = token_divergences(reference, logits).mean()
+    if divergences is None:
+        divergences = token_divergences(reference, logits)
     agreed = (exact.argmax(-1) == ours.argmax(-1)).double().mean()
     ratio = perplexity(logits, tokens) / perplexity(reference, tokens)
     return Closeness(
         signal_to_noise_db=float(10 * torch.log10(exact.square().mean() / noise)),
-        kl_nats=float(divergence),
+        kl_nats=float(divergences.mean()),
         top1=float(agreed),
         perplexity_change=ratio - 1,
     )

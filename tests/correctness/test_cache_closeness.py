@@ -18,9 +18,6 @@ from smollm2 import unquantized
 from llama_perf.closeness import closeness
 from llama_perf.kernels import kv_codes
 
-# One process makes the unquantized cache's logits once.
-pytestmark = pytest.mark.xdist_group("caches")
-
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:

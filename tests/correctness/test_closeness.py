@@ -17,9 +17,10 @@ from closeness_table import (
 )
 from smollm2 import (
     compared,
-    compared_scheme,
+    exact_int_mm,
     quantized,
     reference_logits,
+    scheme_figures,
     tokens,
     unquantized,
 )
@@ -30,21 +31,35 @@ from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
 
 
 def marked(key: Key) -> ParameterSet:
-    """A row of the table; those of a scheme run in one process, which keeps logits."""
-    marks = [pytest.mark.xdist_group(key[0])]
-    if key[:2] in SLOW:
-        marks.append(pytest.mark.slow)
+    marks = [pytest.mark.slow] if key[:2] in SLOW else []
     return pytest.param(key, id=".".join(key), marks=marks)
 
 
-@pytest.mark.parametrize("key", [marked(key) for key in ROWS])
+# By scheme: one that is compared with two models has its logits made once.
+@pytest.mark.parametrize("key", [marked(key) for key in sorted(ROWS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, beside), limits = key, ROWS[key]
-    found = compared_scheme(scheme, kernels, limits.length, beside=beside)
-    assert limits.broken_by(found) == []
+    found = scheme_figures(scheme, kernels, limits.length, beside)
+    assert limits.broken_by(found.closeness) == []
 
 
 FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-128, 127, torch.int8), (0, 255, torch.uint8)]
+)
+def test_the_product_of_integers_is_torchs(
+    low: int, high: int, dtype: torch.dtype
+) -> None:
+    # torchao shifts activations to uint8 for VNNI.
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
+    b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
+    a[0], a[1], b[:, 0] = low, high, -128
+    found = exact_int_mm(a, b)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, torch._int_mm(a, b))
 
 
 def test_every_scheme_that_runs_here_has_limits() -> None:

@@ -14,9 +14,6 @@ from llama_perf.errors import SpecError
 from llama_perf.model.config import preset
 from llama_perf.model_size import has_reference_layout, native_model_bytes
 
-# One process computes the sizes once.
-pytestmark = pytest.mark.xdist_group("sizes")
-
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(

@@ -5,11 +5,7 @@ import torch
 from twin_table import QUICK, TWINS, compare_twins, documented, twins
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    # In the process of `test_closeness` that keeps the scheme's logits.
-    [pytest.param(each, marks=pytest.mark.xdist_group(each)) for each in QUICK],
-)
+@pytest.mark.parametrize("scheme", QUICK)
 def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
     found = twins(scheme)
     assert not found.further, found

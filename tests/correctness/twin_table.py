@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
-from smollm2 import quantized, quantized_logits, reference_logits, tokens
+from smollm2 import quantized, reference_logits, scheme_figures, tokens
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -74,12 +74,10 @@ def twins(scheme: str) -> Twins:
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
     if scheme in QUICK:
-        logits = quantized_logits(scheme, kernels, None)
-    else:
-        model = quantized(scheme, kernels=kernels)
-        _unpack(model)
-        logits = model.logits(tokens())
-    return token_divergences(reference_logits(), logits)
+        return scheme_figures(scheme, kernels, None, "unquantized").divergences
+    model = quantized(scheme, kernels=kernels)
+    _unpack(model)
+    return token_divergences(reference_logits(), model.logits(tokens()))
 
 
 def _unpack(model: Transformer) -> None:
