@@ -71,7 +71,7 @@ def early(
 @triton.jit
 def token_peak(x, gain, M, K: tl.constexpr, NORM: tl.constexpr, TOKENS: tl.constexpr):
     """The largest |x * g| of each token, (TOKENS,); such that it / 127 is normal."""
-    BLOCK: tl.constexpr = 1024 // TOKENS
+    BLOCK: tl.constexpr = 512
     token = tl.arange(0, TOKENS)[:, None]
     peak = tl.full((TOKENS, BLOCK), 1.5e-36, tl.float32)
     for start in range(0, K, BLOCK):

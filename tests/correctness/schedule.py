@@ -14,8 +14,11 @@ from typing import Any
 CARD = (
     "test_attention_triton",
     "test_autoquant_times",
+    "test_ceiling",
     "test_cuda",
+    "test_fused",
     "test_kernels_triton",
+    "test_step",
     "test_weights_synthetic",
 )
 # What takes long to compute is kept in the process.
