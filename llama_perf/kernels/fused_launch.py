@@ -75,8 +75,8 @@ def _most_units(weight: Packed, tokens: int) -> int:
     if weight.format == PLAIN:
         # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
         return 32
-    # More sums would spill registers: see `triton_products`; on sm_80 also those of units
-    # with a scale and a zero each.
+    # More sums would spill registers: see `triton_products`; on sm_80 those of units,
+    # each with a scale and a zero, too.
     small = 0 < weight.group <= UNIT
     several = weight.decode == FLOAT8.value and tokens > 1
     if weight.format == SPARSE or small or several:
