@@ -32,12 +32,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = ModelConfig(
-    dim=64,
+    dim=32,
     n_layers=1,
     n_heads=2,
     n_kv_heads=1,
-    intermediate_size=96,
-    vocab_size=37,
+    intermediate_size=64,
+    vocab_size=20,
     head_dim=48,
 )
 SCHEMES = (
@@ -154,9 +154,11 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
 ) -> None:
     model = small_model("int8wo", dtype, device)
     plain, fused = both(model, batch_size=2, kv_cache=kind)
-    prompt = torch.tensor([[7, 8], [1, 30]], device=device)
-    # A code turns over where a last bit does: by 1 of 127 of a head's largest value.
-    check(plain, fused, prompt, 1e-2)
+    prompt = torch.tensor([[7, 8], [1, 12]], device=device)
+    # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
+    # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
+    turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
+    check(plain, fused, prompt, max(turned, CLOSE[dtype]))
     same = 0
     for one, other in zip(plain._caches, fused._caches, strict=True):
         for name in ("k_cache", "v_cache"):
@@ -171,7 +173,7 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
 def test_sequences_of_their_own_lengths(device: torch.device) -> None:
     model = small_model("fp6", torch.float32, device)
     plain, fused = both(model, batch_size=3)
-    prompt = torch.tensor([[7, 8], [1, 30], [9, 9]], device=device)
+    prompt = torch.tensor([[7, 8], [1, 12], [9, 9]], device=device)
     lengths = torch.tensor([2, 1, 2], device=device)
     with torch.no_grad():
         for engine in (plain, fused):
