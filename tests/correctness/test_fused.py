@@ -41,12 +41,14 @@ SMALL = ModelConfig(
     head_dim=48,
 )
 # One of each way through the kernels; every format's sums are those of the kernels that
-# test_kernels_triton.py has.
+# test_kernels_triton.py has. Dtypes take turns; that of int8dq is float32, since the
+# modules round to bfloat16, by up to a quarter of a step, what they round to int8 then,
+# and the kernel does not.
 SCHEMES = (
     None,
-    "int8dq",
     "int4wo-32",
     "uintx-3-8",
+    "int8dq",
     "fp6",
     "sparse-marlin",
 )
