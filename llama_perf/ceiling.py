@@ -15,8 +15,6 @@ from llama_perf.graphs import captured, warm_up
 from llama_perf.records import Ceiling
 
 _FEW, _MANY = 64, 512
-# Before it no kernel may start before the one in front of it ends.
-_DEPENDENT_SINCE = (9, 0)
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
@@ -38,8 +36,10 @@ def measure_ceiling(device: torch.device) -> Ceiling:
 
 def launch_us(device: torch.device) -> tuple[float, float | None]:
     """From one kernel of a captured graph to the next, plainly and dependent."""
+    from llama_perf.kernels.triton_launch import EARLY_SINCE
+
     plain = _gap_us(device, dependent=False)
-    if torch.cuda.get_device_capability(device) < _DEPENDENT_SINCE:
+    if torch.cuda.get_device_capability(device) < EARLY_SINCE:
         return plain, None
     return plain, _gap_us(device, dependent=True)
 

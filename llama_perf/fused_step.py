@@ -21,6 +21,7 @@ from llama_perf.errors import NotRunnable
 from llama_perf.kernels.attention_launch import split_attention
 from llama_perf.kernels.fused_launch import INTERPRETED, project, project_heads
 from llama_perf.kernels.packed import Packed, plain
+from llama_perf.kernels.packing import LANES
 from llama_perf.model.attention import Seen, attend_filled
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary
@@ -29,7 +30,6 @@ from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
-_LANES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +59,9 @@ class FusedStep:
                 f" {FUSED_TOKENS}"
             )
         width = model.config.head_dim
-        if width % _LANES:
+        if width % LANES:
             raise NotRunnable(
-                f"fused: heads are {width} wide; allowed: multiples of {_LANES}"
+                f"fused: heads are {width} wide; allowed: multiples of {LANES}"
             )
         self._layers = {
             block: _packed_layer(block, f"layers.{index}")
@@ -73,7 +73,7 @@ class FusedStep:
         rows = max(rows, model.config.qkv_size, model.config.dim)
         # Every kernel leaves them 0, and none runs beside another.
         self._arrivals = torch.zeros(
-            -(-rows // _LANES), dtype=torch.int32, device=model.device
+            -(-rows // LANES), dtype=torch.int32, device=model.device
         )
 
     def block(

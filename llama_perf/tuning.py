@@ -20,6 +20,7 @@ from llama_perf.errors import NotRunnable
 from llama_perf.graphs import captured, warm_up
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packed import PLAIN, Packed
+from llama_perf.kernels.packing import LANES
 from llama_perf.model.config import ModelConfig, preset
 from llama_perf.model.linear import Linear
 from llama_perf.scheme import AUTOQUANT
@@ -172,7 +173,7 @@ def _clock(product: Product, weight: Packed) -> Time:
     count = max(2 * cache // max(weight.codes.nbytes, 1) + 1, 2) * product.weights
     copies = [_copy(weight) for _ in range(count)]
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
-    arrivals = torch.zeros(-(-product.rows // 16), dtype=torch.int32, device=device)
+    arrivals = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
 
     def seconds(choice: Choice | None) -> float:
         launch = fused_launch(weight, tokens, weights=product.weights, tuned=choice)

@@ -23,11 +23,11 @@ from llama_perf.kernels.ahead_of_time import (
 )
 from llama_perf.kernels.attention_launch import LINE, launch
 from llama_perf.kernels.triton_attention import attend_in_splits
+from llama_perf.kernels.triton_launch import EARLY_SINCE
 from llama_perf.model.config import preset
 
 BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
 POSITIONS = 131072
-EARLY_SINCE = 90
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -60,10 +60,15 @@ VARIANTS = tuple(
 )
 
 
+def starts_early(capability: int) -> bool:
+    """`triton_launch.may_start_early` of an architecture, such as 90."""
+    return divmod(capability, 10) >= EARLY_SINCE
+
+
 def compile_one(variant: Variant, capability: int) -> Resources:
     """Compile one launch for one architecture."""
     config, kind = preset(variant.model), variant.kind
-    early = capability >= EARLY_SINCE
+    early = starts_early(capability)
     chosen = launch(
         batch=1,
         heads=config.n_kv_heads,

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from llama_perf.kernels import kv_codes
 from llama_perf.kernels.triton_attention import FP8, INT8, PLAIN, attend_in_splits
+from llama_perf.kernels.triton_launch import may_start_early
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-_KINDS = {kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
+KINDS = {None: PLAIN.value, kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
+"""The kernels' KIND, by the dtype of a cache's codes; None has none."""
 _TYPES = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
@@ -26,8 +28,6 @@ _TYPES = {
 }
 # Bytes that the second-level cache fetches at once.
 LINE = 128
-# Before it no kernel may start before the one in front of it ends.
-_EARLY_SINCE = (9, 0)
 # Two programs for each of 132 processors.
 _PROGRAMS = 264
 # Of the parts that are joined, values held at a time.
@@ -42,13 +42,6 @@ class Launch:
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 2
-
-
-def may_start_early(device: torch.device) -> bool:
-    """Whether a kernel may start there before the one in front of it ends."""
-    if device.type != "cuda":
-        return False
-    return torch.cuda.get_device_capability(device) >= _EARLY_SINCE
 
 
 def launch(
@@ -87,7 +80,7 @@ def launch(
             "RAGGED": ragged,
             "GROUP": group,
             "D": width,
-            "KIND": PLAIN.value if kind is None else _KINDS[kind],
+            "KIND": KINDS[kind],
             # The interpreter has no products of bfloat16.
             "DTYPE": tl.float32 if wide else _TYPES[dtype],
             # exp2 stands for exp.

@@ -23,8 +23,9 @@ from llama_perf.kernels.ahead_of_time import (
     Variant,
     compile_launch,
 )
-from llama_perf.kernels.attention_ahead_of_time import EARLY_SINCE
-from llama_perf.kernels.fused_launch import _KINDS, fused_launch
+from llama_perf.kernels.attention_ahead_of_time import starts_early
+from llama_perf.kernels.attention_launch import KINDS
+from llama_perf.kernels.fused_launch import fused_launch
 from llama_perf.kernels.packed import CODES, SPARSE, Packed, plain
 from llama_perf.kernels.packing import LANES, words
 from llama_perf.kernels.sparse_weight import kept
@@ -133,7 +134,7 @@ def _heads(
         "KV_HEADS": config.n_kv_heads,
         "D": width,
         "BLOCK_D": 1 << (width - 1).bit_length(),
-        "KIND": _KINDS[kind],
+        "KIND": KINDS[kind],
         "RAGGED": False,
     }
     sizes = {"M": False, "N": True, "S": False, "LENGTH": False}
@@ -165,7 +166,7 @@ def _compile(
     capability: int,
 ) -> Resources:
     chosen = fused_launch(packed, tokens, weights=weights)
-    early = capability >= EARLY_SINCE
+    early = starts_early(capability)
     return compile_launch(
         kernel,
         pointers=pointers,
@@ -184,7 +185,7 @@ def compile_all(variant: Variant, tokens: int, capability: int) -> Iterator[Reso
     for model in MODELS:
         config = preset(model)
         for kernel in KERNELS:
-            kinds = _KINDS if kernel == "heads" else (None,)
+            kinds = KINDS if kernel == "heads" else (None,)
             for kind in kinds:
                 yield compile_one(
                     variant, kernel, config, tokens, capability, kind=kind

@@ -14,21 +14,19 @@ import triton
 from torch import Tensor
 
 from llama_perf.environment import cuda_key
-from llama_perf.kernels import kv_codes
-from llama_perf.kernels.attention_launch import may_start_early
+from llama_perf.kernels.attention_launch import KINDS
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packed import PLAIN, SPARSE, Packed
-from llama_perf.kernels.packing import UNIT, units
+from llama_perf.kernels.packing import LANES, UNIT, units
 from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FLOAT8
-from llama_perf.kernels.triton_fused import ADD, FP8, GATE, INT8, KEEP
+from llama_perf.kernels.triton_fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton_fused import project as project_kernel
 from llama_perf.kernels.triton_fused import project_heads as project_heads_kernel
+from llama_perf.kernels.triton_launch import may_start_early
 from llama_perf.kernels.triton_products import FEW, Launch, few_launch
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-_BLOCK_N = 16
-_KINDS = {None: 0, kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
 
 
 def fused_launch(
@@ -51,7 +49,7 @@ def fused_launch(
     splits = -(-steps // each)
     return replace(
         rule,
-        grid=(weights * -(-weight.rows // _BLOCK_N), splits),
+        grid=(weights * -(-weight.rows // LANES), splits),
         constants={
             "K": weight.columns,
             "FORMAT": weight.format,
@@ -130,7 +128,7 @@ def project(
     assert second is None or second.layout == weight.layout, "two kinds of weights"
     weights = 1 if second is None else 2
     launch = launch or launch_here(weight, tokens, weights=weights)
-    blocks = -(-weight.rows // _BLOCK_N)
+    blocks = -(-weight.rows // LANES)
     assert len(arrivals) >= blocks, f"{len(arrivals)} arrivals for {blocks} blocks"
     shape = (tokens, weight.rows)
     out = x.new_empty(shape) if residual is None else residual
@@ -190,7 +188,7 @@ def project_heads(
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     _, kv_heads, size, width = k_cache.shape
     launch = launch_here(weight, tokens)
-    blocks = weight.rows // _BLOCK_N
+    blocks = weight.rows // LANES
     q = x.new_empty((tokens, heads, width))
     parts, squares = _scratch(x, launch, (tokens, weight.rows), (tokens, blocks))
     _run(
@@ -223,7 +221,7 @@ def project_heads(
         KV_HEADS=kv_heads,
         D=width,
         BLOCK_D=1 << (width - 1).bit_length(),
-        KIND=_KINDS[None if k_scale is None else k_cache.dtype],
+        KIND=KINDS[None if k_scale is None else k_cache.dtype],
         RAGGED=positions.ndim == 2,
     )
     return q

@@ -15,10 +15,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNSIGNED = tl.constexpr(0)
-INT8 = tl.constexpr(1)
-FP6 = tl.constexpr(2)
-FLOAT8 = tl.constexpr(3)
+from llama_perf.kernels import packed
+
+UNSIGNED = tl.constexpr(packed.UNSIGNED)
+INT8 = tl.constexpr(packed.INT8)
+FP6 = tl.constexpr(packed.FP6)
+FLOAT8 = tl.constexpr(packed.FLOAT8)
 
 
 @triton.jit

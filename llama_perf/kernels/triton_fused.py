@@ -19,21 +19,21 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from llama_perf.kernels import packed
+from llama_perf.kernels.triton_attention import INT8
+from llama_perf.kernels.triton_attention import PLAIN as UNQUANTIZED
 from llama_perf.kernels.triton_launch import prefetch
 from llama_perf.kernels.triton_plain import plain_sums
 from llama_perf.kernels.triton_sparse import sparse_sums
 from llama_perf.kernels.triton_sums import code_sums, rounded
 
-# What a weight is: see `packed`.
-PLAIN = tl.constexpr(0)
-SPARSE = tl.constexpr(2)
+# What a weight is.
+PLAIN = tl.constexpr(packed.PLAIN)
+SPARSE = tl.constexpr(packed.SPARSE)
 # What is done with a product.
 KEEP = tl.constexpr(0)
 ADD = tl.constexpr(1)
 GATE = tl.constexpr(2)
-# What a cache holds: see `triton_attention`.
-INT8 = tl.constexpr(1)
-FP8 = tl.constexpr(2)
 
 
 @triton.jit
@@ -104,12 +104,30 @@ def block_sums(
     ZERO: tl.constexpr,
     DYNAMIC: tl.constexpr,
     NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1)."""
+    """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1).
+
+    With DEPENDENT the program asks for its weights and waits for its input first.
+    """
+    if DEPENDENT:
+        early(
+            codes,
+            block_n,
+            split,
+            N,
+            K,
+            FORMAT,
+            WORDS,
+            BITS,
+            BLOCK_U,
+            BLOCK_N,
+            STEPS,
+        )
     if FORMAT == PLAIN:
         total, squares = plain_sums(
             x,
@@ -252,20 +270,6 @@ def project(
     part = tl.program_id(0) // blocks
     if part == 1:
         codes, scale, zero = codes2, scale2, zero2
-    if DEPENDENT:
-        early(
-            codes,
-            block_n,
-            split,
-            N,
-            K,
-            FORMAT,
-            WORDS,
-            BITS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
     total, square = block_sums(
         x,
         gain,
@@ -285,6 +289,7 @@ def project(
         ZERO,
         DYNAMIC,
         NORM,
+        DEPENDENT,
         TOKENS,
         BLOCK_U,
         BLOCK_N,
@@ -412,20 +417,6 @@ def project_heads(
     """
     EACH: tl.constexpr = D // BLOCK_N
     block_n, split = tl.program_id(0), tl.program_id(1)
-    if DEPENDENT:
-        early(
-            codes,
-            block_n,
-            split,
-            N,
-            K,
-            FORMAT,
-            WORDS,
-            BITS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
     total, square = block_sums(
         x,
         gain,
@@ -445,6 +436,7 @@ def project_heads(
         ZERO,
         DYNAMIC,
         True,
+        DEPENDENT,
         TOKENS,
         BLOCK_U,
         BLOCK_N,
@@ -486,7 +478,7 @@ def project_heads(
             cache, scales = k_cache, k_scale
             if head >= HEADS + KV_HEADS:
                 cache, scales = v_cache, v_scale
-            if KIND != KEEP:
+            if KIND != UNQUANTIZED:
                 held, unit = coded(values.to(tl.float32), KIND)
                 tl.store(cache + held_row * D + d, held, mask=mask)
                 unit = unit[:, None].to(scales.dtype.element_ty)

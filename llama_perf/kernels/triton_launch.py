@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# Before it no kernel may start before the one in front of it ends.
+EARLY_SINCE = (9, 0)
+
+
+def may_start_early(device: torch.device) -> bool:
+    """Whether a kernel may start there before the one in front of it ends."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= EARLY_SINCE
 
 
 @triton.jit
