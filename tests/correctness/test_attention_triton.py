@@ -5,14 +5,9 @@ As in `test_kernels_triton`, the interpreter runs in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import device, outside, run_in_the_interpreter
 from test_cached_attention import (
     KINDS,
     LENGTHS,
@@ -24,40 +19,14 @@ from test_cached_attention import (
     held,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["device"]  # A fixture.
 GROUPS = (1, 3, 4, 8)
 WIDTHS = (64, 128, 24)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("interpreter", id="interpreter"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda":
-        if INTERPRETED or not torch.cuda.is_available():
-            pytest.skip("no CUDA device on this machine")
-        return torch.device("cuda")
-    if not INTERPRETED:
-        pytest.skip("test_in_the_interpreter runs it")
-    return torch.device("cpu")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@outside
 def test_in_the_interpreter() -> None:
-    file = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert f"{COUNT} passed" in done.stdout, done.stdout[-500:]
+    run_in_the_interpreter(__file__, COUNT)
 
 
 def check(

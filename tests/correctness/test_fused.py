@@ -6,15 +6,10 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import INTERPRETED, device, outside, run_in_the_interpreter
 from torch import Tensor, nn
 from weights_samples import tiny_weights
 
@@ -28,7 +23,7 @@ from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.spec import RowSpec
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["device"]  # A fixture.
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = ModelConfig(
@@ -58,35 +53,9 @@ CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 TURNED = 2e-2
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("interpreter", id="interpreter"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda":
-        if INTERPRETED or not torch.cuda.is_available():
-            pytest.skip("no CUDA device on this machine")
-        return torch.device("cuda")
-    if not INTERPRETED:
-        pytest.skip("test_in_the_interpreter runs it")
-    return torch.device("cpu")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@outside
 def test_in_the_interpreter() -> None:
-    file = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert f"{COUNT} passed" in done.stdout, done.stdout[-500:]
+    run_in_the_interpreter(__file__, COUNT)
 
 
 def small_model(

@@ -6,16 +6,12 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interpreter import INTERPRETED, device, outside, run_in_the_interpreter
 from kernel_samples import (
     DTYPES,
     FORMATS,
@@ -34,7 +30,7 @@ from torch import Tensor
 from llama_perf.kernels import int8_dynamic
 from llama_perf.kernels.packing import pack, to_lanes
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["device"]  # A fixture.
 NAMES = [format.name for format in FORMATS]
 # (M, N, K): a product of few tokens and one of many, off every tile's size; the last
 # two for sums of several splits and steps.
@@ -42,35 +38,9 @@ SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
 LONG = ((1, 16, 4096), (17, 20, 640))
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("interpreter", id="interpreter"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda":
-        if INTERPRETED or not torch.cuda.is_available():
-            pytest.skip("no CUDA device on this machine")
-        return torch.device("cuda")
-    if not INTERPRETED:
-        pytest.skip("test_in_the_interpreter runs it")
-    return torch.device("cpu")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@outside
 def test_in_the_interpreter() -> None:
-    file = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert f"{COUNT} passed" in done.stdout, done.stdout[-500:]
+    run_in_the_interpreter(__file__, COUNT)
 
 
 def by_triton(packed: Packed) -> Tensor:
