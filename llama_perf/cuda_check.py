@@ -21,7 +21,7 @@ from llama_perf.cuda_steps import Runner, Step, Told
 
 ROOT = Path(__file__).resolve().parents[1]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
-PROBE = (
+_PROBE = (
     "import sys, torch\n"
     "if torch.cuda.is_available(): sys.exit(0)\n"
     "print(f'no CUDA device: torch {torch.__version__}', file=sys.stderr)\n"
@@ -51,7 +51,7 @@ _OUTPUTS = (
 )
 # Seconds. What the steps after the rows need is kept back from them.
 _KEPT_BACK_S = 30.0
-PROBE_S = 120.0
+_PROBE_S = 120.0
 _DOCTOR_S = 75.0
 _TESTS_S = 170.0
 _RECORD_S = 30.0
@@ -60,20 +60,31 @@ _RECORD_S = 30.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps; 0 where all went well, 1 where one did not, 2 without a card."""
     arguments = _parser().parse_args(argv)
-    if arguments.wheels is not None and not arguments.wheels.is_dir():
-        return _refuse(f"wheels: {str(arguments.wheels)!r} is no folder")
+    if (problem := no_wheels(arguments)) is not None:
+        return _refuse(problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
-    if not arguments.rehearse:
-        probe = runner.ask([sys.executable, "-c", PROBE], limit_s=PROBE_S)
-        if probe is not None:
-            return _refuse(f"{probe}; --rehearse runs the steps on the CPU")
+    if not arguments.rehearse and (problem := no_card(runner)) is not None:
+        return _refuse(problem)
     out.mkdir(parents=True, exist_ok=True)
     for name in _OUTPUTS:
         # An earlier check's file must not pass for one of this check.
         (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="cuda-check-") as scratch:
         return _run(runner, arguments, Path(scratch))
+
+
+def no_wheels(arguments: argparse.Namespace) -> str | None:
+    """Why `--wheels` cannot be used, None where it can."""
+    if arguments.wheels is None or arguments.wheels.is_dir():
+        return None
+    return f"wheels: {str(arguments.wheels)!r} is no folder"
+
+
+def no_card(runner: Runner) -> str | None:
+    """Why this machine's card cannot be used, None where it can."""
+    problem = runner.ask([sys.executable, "-c", _PROBE], limit_s=_PROBE_S)
+    return problem and f"{problem}; --rehearse runs the steps on the CPU"
 
 
 def _refuse(reason: str) -> int:
@@ -256,6 +267,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Run every check that needs a card: doctor, the CUDA tests, the"
         " rows of the set cuda-check, and a baseline from them.",
     )
+    add_machine_options(parser, out="cuda-check-results", budget_s=480)
+    return parser
+
+
+def add_machine_options(
+    parser: argparse.ArgumentParser, *, out: str, budget_s: int
+) -> None:
+    """Add what every script for such a machine takes, with its defaults."""
     parser.add_argument(
         "--wheels",
         type=Path,
@@ -263,19 +282,16 @@ def _parser() -> argparse.ArgumentParser:
         help="wheels to take what this Python lacks from (default: wheelhouse/, if"
         " there is one)",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("cuda-check-results")
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path(out))
     parser.add_argument(
         "--budget",
         type=float,
         metavar="SECONDS",
-        default=480.0,
-        help="for all steps together (default: 480)",
+        default=float(budget_s),
+        help=f"for all steps together (default: {budget_s})",
     )
     parser.add_argument(
         "--rehearse",
         action="store_true",
         help="run the same steps on the CPU with a tiny model",
     )
-    return parser

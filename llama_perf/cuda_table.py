@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_perf.cuda_check import (
-    PROBE,
-    PROBE_S,
     REHEARSAL,
     REHEARSAL_ROWS,
     ROOT,
+    add_machine_options,
     install,
     llama_perf,
+    no_card,
+    no_wheels,
     without_invalid,
 )
 from llama_perf.cuda_steps import GRACE_S, Runner, Step
@@ -41,18 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure a piece or merge all; 0 where it is complete, 1 where not, 2 refused."""
     arguments = _parser().parse_args(argv)
     if (problem := _problem(arguments)) is not None:
-        print(f"cuda_table: error: {problem}", file=sys.stderr)
-        return 2
+        return _refuse(problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
     if not (arguments.rehearse or arguments.merge):
-        probe = runner.ask([sys.executable, "-c", PROBE], limit_s=PROBE_S)
-        if probe is not None:
-            print(
-                f"cuda_table: error: {probe}; --rehearse runs the steps on the CPU",
-                file=sys.stderr,
-            )
-            return 2
+        if (problem := no_card(runner)) is not None:
+            return _refuse(problem)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.rehearse:
         runner.heading = REHEARSAL
@@ -69,13 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if complete and runner.all_ok else 1
 
 
+def _refuse(reason: str) -> int:
+    print(f"cuda_table: error: {reason}", file=sys.stderr)
+    return 2
+
+
 def _problem(arguments: argparse.Namespace) -> str | None:
     """What is wrong with the options, in one line."""
     shard = _SHARD.fullmatch(arguments.shard)
     if shard is None or int(shard[1]) > int(shard[2]):
         return f"shard: {arguments.shard!r} is not allowed; allowed: I/N, I from 1 to N"
-    if arguments.wheels is not None and not arguments.wheels.is_dir():
-        return f"wheels: {str(arguments.wheels)!r} is no folder"
+    if (problem := no_wheels(arguments)) is not None:
+        return problem
     if arguments.merge and not _pieces(arguments.out):
         return f"out: {str(arguments.out)!r} has no pieces to merge"
     return None
@@ -187,26 +187,5 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="merge the pieces that --out holds instead of measuring",
     )
-    parser.add_argument(
-        "--wheels",
-        type=Path,
-        metavar="DIR",
-        help="wheels to take what this Python lacks from (default: wheelhouse/, if"
-        " there is one)",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("cuda-table-results")
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        default=530.0,
-        help="for the whole piece (default: 530)",
-    )
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run the same steps on the CPU with a tiny model",
-    )
+    add_machine_options(parser, out="cuda-table-results", budget_s=530)
     return parser
