@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
-    if not (arguments.rehearse or arguments.merge):
-        if (problem := no_card(runner)) is not None:
-            return _refuse(problem)
+    needs_card = not (arguments.rehearse or arguments.merge)
+    if needs_card and (problem := no_card(runner)) is not None:
+        return _refuse(problem)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.rehearse:
         runner.heading = REHEARSAL
