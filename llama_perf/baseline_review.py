@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from tabulate import tabulate
 
 from llama_perf.compare import environment_changes
+from llama_perf.judge_memory import stored_peak
 from llama_perf.records import Baseline, BaselineRow
 from llama_perf.spec import RowSpec
 from llama_perf.speed import gated_speeds
@@ -48,7 +49,7 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
 
 def _cells(then: BaselineRow, now: BaselineRow) -> tuple[str, ...]:
     speeds = _speed(then), _speed(now)
-    peaks = then.measurement.peak_memory_bytes, now.measurement.peak_memory_bytes
+    peaks = stored_peak(then), stored_peak(now)
     sizes = then.measurement.model_size_bytes, now.measurement.model_size_bytes
     counts = len(then.processes or (0,)), len(now.processes or (0,))
     return (

@@ -1,8 +1,9 @@
 """Measurement x baseline -> Comparison.
 
 Speed is judged by how far the baseline's processes lie apart, in two steps: one process
-makes a row suspicious, fresh ones decide. A baseline of too few processes and the other
-metrics have plain limits. What is absent, undecided or does not compare is never a
+makes a row suspicious, fresh ones decide. They decide on peak memory too, by its plain
+limit. A baseline of too few processes and the other metrics have plain limits. What is
+absent, undecided or does not compare is never a
 pass: it fails unless the caller allowed it by name. A baseline of another device, which
 has to be named to be compared with at all, is reported and judges nothing.
 """
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llama_perf.basis import row_of
-from llama_perf.judge_speed import JudgedSpeed, Trial, judge_speed
+from llama_perf.judge_memory import JudgedPeak, judge_peak, peak_change
+from llama_perf.judge_speed import JudgedSpeed, judge_speed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
     Baseline,
@@ -26,6 +28,7 @@ from llama_perf.records import (
     Status,
     Verdict,
 )
+from llama_perf.trials import Trial
 from llama_perf.work import grown, more_work, other_choices
 
 
@@ -84,7 +87,8 @@ def compare(
         unquantized=unquantized,
         fresh=fresh,
     )
-    judged = judge(result, stored, speed, limits)
+    peak = judge_peak(result.measurement, stored, limits, fresh)
+    judged = judge(result, stored, speed, peak, limits)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         judged = replace(judged, failed=False)
     return judged
@@ -116,6 +120,7 @@ def _reported(
     assert result.measurement is not None, "only a measured row is compared"
     now, then = result.measurement, stored.measurement
     rate = moved_by("tok/s", then.tok_s, now.tok_s, None, -1)
+    peak = peak_change(now.peak_memory_bytes, stored, None)
     reason = (
         f"the baseline is of another device, {recorded_on.device_key}: reported, not"
         f" judged: {describe(rate)}"
@@ -125,18 +130,25 @@ def _reported(
         Verdict.INCOMPARABLE,
         reason,
         failed=False,
-        changes=(rate, *_changes(now, then, None)),
+        changes=(rate, *([] if peak is None else [peak]), *_changes(now, then, None)),
     )
 
 
 def judge(
-    result: RowResult, stored: BaselineRow, speed: JudgedSpeed, limits: Limits
+    result: RowResult,
+    stored: BaselineRow,
+    speed: JudgedSpeed,
+    peak: JudgedPeak,
+    limits: Limits,
 ) -> Comparison:
-    """The verdict on a measured row beside one of the same id, its speed judged."""
+    """The verdict on a measured row beside one of the same id.
+
+    Its speed and its peak are judged; the rest is here.
+    """
     assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
-    others_than_speed = _changes(now, then, limits)
-    changes = (*speed.changes, *others_than_speed)
+    plain = _changes(now, then, limits)
+    changes = (*speed.changes, *peak.changes, *plain)
     others = other_choices(now, then)
 
     def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
@@ -144,31 +156,36 @@ def judge(
             _verdict(result, kind, "; ".join(reasons), failed=failed, changes=changes),
             why=grown(now, then) if failed else (),
             suspicious=speed.suspicious,
+            suspicious_peak=peak.suspicious,
             minimum_detectable=speed.minimum_detectable,
         )
 
-    larger = [describe(each) for each in others_than_speed if each.worse]
+    larger = [peak.reason] if peak.worse else []
+    larger += [describe(each) for each in plain if each.worse]
     larger += more_work(now, then, limits)
+    # A growth that fresh processes refuted, or were not there to judge.
+    aside = [peak.reason] if peak.suspicious and not peak.worse else []
+    told = [*aside, *others]
     if speed.worse:
-        return verdict(Verdict.SLOWER, speed.reason, *larger, *others, failed=True)
+        return verdict(Verdict.SLOWER, speed.reason, *larger, *told, failed=True)
+    doubt = [speed.reason] if speed.undecided else []
     if larger:
-        doubt = [speed.reason] if speed.undecided else []
-        return verdict(Verdict.LARGER, *larger, *doubt, *others, failed=True)
-    if speed.undecided:
-        return verdict(Verdict.UNDECIDED, speed.reason, *others, failed=True)
+        return verdict(Verdict.LARGER, *larger, *doubt, *told, failed=True)
+    if doubt or peak.undecided:
+        return verdict(Verdict.UNDECIDED, *doubt, *told, failed=True)
     if speed.faster:
-        return verdict(Verdict.FASTER, speed.reason, *others, failed=False)
-    for moved in others_than_speed:
+        return verdict(Verdict.FASTER, speed.reason, *told, failed=False)
+    for moved in (*peak.changes, *plain):
         if moved.limit is not None and -moved.change > moved.limit:
             return verdict(Verdict.SMALLER, describe(moved), *others, failed=False)
-    return verdict(Verdict.SAME, f"within its limits: {speed.reason}", failed=False)
+    within = f"within its limits: {speed.reason}"
+    return verdict(Verdict.SAME, within, *aside, failed=False)
 
 
 def _changes(
     now: Measurement, then: Measurement, limits: Limits | None
 ) -> list[MetricChange]:
-    """All metrics but tok/s that both have; without limits none of them is judged."""
-    peak = None if limits is None else limits.peak_memory_limit(then.peak_memory_bytes)
+    """The other metrics that both have; without limits none of them is judged."""
     rows: list[tuple[str, float | None, float | None, float | None, int]] = [
         ("decode tok/s", then.decode_tok_s, now.decode_tok_s, None, -1),
         (
@@ -176,13 +193,6 @@ def _changes(
             then.time_to_first_token_s,
             now.time_to_first_token_s,
             None,
-            1,
-        ),
-        (
-            "peak memory",
-            then.peak_memory_bytes,
-            now.peak_memory_bytes,
-            peak,
             1,
         ),
         (

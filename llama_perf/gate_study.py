@@ -78,7 +78,7 @@ class Runs:
             "none" if self.percent == 0 else f"{self.percent} %",
             str(len(self.reports)),
             str(len(self.judged)),
-            str(sum(each.suspicious for each in self.judged)),
+            str(sum(each.doubtful for each in self.judged)),
             f"{sum(slower)} ({sum(slower) / max(len(slower), 1):.0%})",
             f"{sum(failed)}",
             f"{least[len(least) // 2]:.1%}" if least else "-",

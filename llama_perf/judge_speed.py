@@ -38,23 +38,7 @@ from llama_perf.stats import (
     minimum_detectable,
     screen_limit,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """A row in a fresh process, and the unquantized row in one beside it."""
-
-    row: RowResult
-    unquantized: RowResult | None = None
-
-    @property
-    def missed(self) -> RowResult | None:
-        """What of it was not measured."""
-        both = (self.row, self.unquantized)
-        return next(
-            (each for each in both if each is not None and each.measurement is None),
-            None,
-        )
+from llama_perf.trials import Trial, undecided_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,25 +207,17 @@ class _Given:
         thresholds: Thresholds,
     ) -> JudgedSpeed:
         """A suspicious speed after its fresh processes, where they are enough."""
-        if self.fresh is None:
-            told = "; suspicious, and fresh processes were not asked"
-            return replace(found, undecided=True, reason=found.reason + told)
         values = [
             one
-            for each in self.fresh
+            for each in self.fresh or ()
             if each.row.measurement is not None
             for one in [
                 value(basis, each.row.measurement, _measurement(each.unquantized))
             ]
             if one is not None
         ]
-        if len(values) < thresholds.confirm_processes:
-            missed = next((each.missed.told for each in self.fresh if each.missed), "")
-            told = (
-                f"; suspicious, and {len(values)} of {thresholds.confirm_processes}"
-                f" fresh processes came to an end{missed and ': '}{missed}"
-            )
-            return replace(found, undecided=True, reason=found.reason + told)
+        if (why := undecided_since(self.fresh, len(values))) is not None:
+            return replace(found, undecided=True, reason=f"{found.reason}; {why}")
         mean = geometric_mean(values)
         limit = confirm_limit(speed.spread, speed.processes, thresholds)
         slower = log_loss(mean, speed.mean) > limit

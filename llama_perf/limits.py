@@ -33,7 +33,7 @@ class Limits:
     graph_breaks: int = 0
     compilations: int = 0
 
-    def peak_memory_limit(self, baseline_bytes: int) -> float:
+    def peak_memory_limit(self, baseline_bytes: float) -> float:
         """The share from which on the peak counts as larger."""
         return max(self.peak_memory, self.peak_memory_bytes / max(baseline_bytes, 1))
 

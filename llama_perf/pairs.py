@@ -16,6 +16,7 @@ from statistics import fmean
 from llama_perf import baseline as baselines
 from llama_perf.compare import judge
 from llama_perf.errors import SpecError
+from llama_perf.judge_memory import JudgedPeak, peak_change, stored_peak
 from llama_perf.judge_speed import JudgedSpeed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
@@ -203,7 +204,11 @@ def _judged(
         status=Status.MEASURED,
         measurement=head.measurement,
     )
-    return result, judge(result, base, speed, limits)
+    grown = peak_change(stored_peak(head), base, limits)
+    peak = JudgedPeak()
+    if grown is not None:
+        peak = JudgedPeak(changes=(grown,), reason=describe(grown))
+    return result, judge(result, base, speed, peak, limits)
 
 
 def _not_measured(pairs: Pairs, *, missing_fails: bool) -> tuple[RowResult, Comparison]:

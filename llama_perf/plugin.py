@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import UserError
-from llama_perf.judge_speed import Trial
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
 from llama_perf.run_options import check_slowdowns
 from llama_perf.spec import RowSpec
+from llama_perf.trials import Trial
 
 NAME = "llama-perf"
 ROW_FIXTURE = "llama_row"

@@ -19,12 +19,12 @@ import pytest
 from llama_perf import baseline as baselines
 from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
-from llama_perf.judge_speed import Trial
 from llama_perf.plugin_options import PluginConfig
 from llama_perf.recorder import Against, Chosen
 from llama_perf.records import Baseline, Environment, Report
 from llama_perf.set_limits import project_limits
 from llama_perf.spec import RowSpec
+from llama_perf.trials import Trial
 
 SECTION = "llama_perf"
 _NODE = "tests/perf/test_rows.py::test_row"

@@ -18,7 +18,6 @@ from llama_perf import rows as row_sets
 from llama_perf.basis import Basis, bases, unquantized_row
 from llama_perf.codec import to_json, write_atomically
 from llama_perf.compare import compare, environment_changes, not_compared
-from llama_perf.judge_speed import Trial
 from llama_perf.limits import limits_of
 from llama_perf.records import (
     Baseline,
@@ -30,6 +29,7 @@ from llama_perf.records import (
 )
 from llama_perf.set_limits import ProjectLimits
 from llama_perf.spec import RowSpec
+from llama_perf.trials import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +112,9 @@ class Recorder:
         )
         self._write()
         confirm = self._against.confirm if self._against is not None else None
-        if comparison.suspicious and confirm is not None:
-            beside = self._unquantized(result.row)
+        if comparison.doubtful and confirm is not None:
+            # A peak is compared with no other row's.
+            beside = self._unquantized(result.row) if comparison.suspicious else None
             trials = confirm(result.row, None if beside is None else beside.row)
             comparison = self._judge(result, trials)
             before = self.report.comparisons[:-1]

@@ -257,9 +257,10 @@ class Comparison:
 
     `why`: of a row that lost, which operators of a step grew and what to run again.
     `suspicious` says that its one process lost more speed than the screen allows,
-    whatever the fresh processes said then, and `minimum_detectable` is the loss, as a
-    share, that a run finds nine times in ten; None where the baseline has too few
-    processes to tell.
+    `suspicious_peak` that its peak memory grew beyond the limit, whatever the fresh
+    processes said then, and `minimum_detectable` is the loss of speed, as a share, that
+    a run finds nine times in ten; None where the baseline has too few processes to
+    tell.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -271,7 +272,13 @@ class Comparison:
     changes: tuple[MetricChange, ...] = ()
     why: tuple[str, ...] = ()
     suspicious: bool = False
+    suspicious_peak: bool = False
     minimum_detectable: float | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether fresh processes are, or were, to decide."""
+        return self.suspicious or self.suspicious_peak
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

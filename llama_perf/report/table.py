@@ -146,8 +146,8 @@ def reasons(report: Report) -> list[tuple[str, str, str]]:
         comparison = comparison_of(report, result.id)
         verdict = comparison.verdict.value if comparison else result.status.value
         reason = comparison.reason if comparison else result.reason
-        suspicious = comparison is not None and comparison.suspicious
-        if reason and (suspicious or verdict not in quiet):
+        doubtful = comparison is not None and comparison.doubtful
+        if reason and (doubtful or verdict not in quiet):
             told.append((result.id, verdict, reason))
     return told
 

@@ -20,13 +20,13 @@ from llama_perf import worker
 from llama_perf.baseline import baseline_row
 from llama_perf.basis import Basis, bases, stored_values, unquantized_row, value
 from llama_perf.compare import compare
-from llama_perf.judge_speed import Trial
 from llama_perf.recorder import Against, Recorder
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, RowResult, Status, Verdict
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
 from llama_perf.speed import describe_speeds, stored_speeds
+from llama_perf.trials import Trial
 
 INT8_CPU = replace(CPU_ROW, quantization="int8wo")
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
@@ -189,7 +189,7 @@ def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     now = measured(CUDA_ROW, tok_s=100.0, device_bandwidth_gb_s=99.0)
     found = compare(now, stored, environment=CARD)
     assert found.verdict is Verdict.SAME
-    assert [each.metric for each in found.changes][:2] == ["tok/s", "decode tok/s"]
+    assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
 
 
 def test_a_recorder_hands_on_what_the_run_measured(tmp_path: object) -> None:

@@ -24,7 +24,6 @@ from llama_perf import worker
 from llama_perf.basis import Basis
 from llama_perf.cli import main
 from llama_perf.compare import compare
-from llama_perf.judge_speed import Trial
 from llama_perf.records import Comparison, Status, Verdict
 from llama_perf.report.render import as_text
 from llama_perf.spec import RowSpec
@@ -36,6 +35,7 @@ from llama_perf.stats import (
     log_loss,
     screen_limit,
 )
+from llama_perf.trials import Trial
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)
@@ -116,7 +116,7 @@ def test_fresh_processes_that_break_decide_nothing(status: Status) -> None:
 
 
 def test_larger_is_certain_while_speed_is_not() -> None:
-    grown = measured(tok_s=SUSPICIOUS, peak_memory_bytes=2_000_000_000)
+    grown = measured(tok_s=SUSPICIOUS, model_size_bytes=600_000_000)
     for again, verdict in (
         (None, Verdict.LARGER),
         (fresh(REFUTED), Verdict.LARGER),
@@ -125,7 +125,7 @@ def test_larger_is_certain_while_speed_is_not() -> None:
         found = compare(grown, BASELINE, undecided_fails=False, fresh=again)
         assert found.verdict is verdict
         assert found.failed
-        assert "peak memory 1.000 GB -> 2.000 GB" in found.reason
+        assert "model size 0.500 GB -> 0.600 GB" in found.reason
         assert ("suspicious" in found.reason) == (again is None)
 
 

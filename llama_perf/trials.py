@@ -1,0 +1,42 @@
+"""What a row showed in fresh processes, which decide where one process raised doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llama_perf.records import RowResult
+from llama_perf.stats import THRESHOLDS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A row in a fresh process, and the unquantized row in one beside it."""
+
+    row: RowResult
+    unquantized: RowResult | None = None
+
+    @property
+    def missed(self) -> RowResult | None:
+        """What of it was not measured."""
+        both = (self.row, self.unquantized)
+        return next(
+            (each for each in both if each is not None and each.measurement is None),
+            None,
+        )
+
+
+def undecided_since(trials: Sequence[Trial] | None, measured: int) -> str | None:
+    """Why `trials` decide nothing, of which so many were measured; None: they do.
+
+    `trials` is None where none were asked.
+    """
+    if trials is None:
+        return "suspicious, and fresh processes were not asked"
+    if measured >= THRESHOLDS.confirm_processes:
+        return None
+    missed = next((each.missed.told for each in trials if each.missed), "")
+    return (
+        f"suspicious, and {measured} of {THRESHOLDS.confirm_processes} fresh processes"
+        f" came to an end{missed and ': '}{missed}"
+    )
