@@ -121,7 +121,7 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_false",
         default=True,
         help="with --benchmark-compare, run no fresh processes: a row that looks slower"
-        " is UNDECIDED",
+        " or larger is UNDECIDED",
     )
     group.addoption(
         "--on-undecided",

@@ -58,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         action="store_true",
         help="compare with this device's baseline; a missing one fails, and a row that"
-        " looks slower runs in fresh processes first",
+        " looks slower or larger runs in fresh processes first",
     )
     parser.add_argument(
         "--no-confirm",
         dest="confirm",
         action="store_false",
-        help="with --compare, run no fresh processes: a row that looks slower is"
-        " UNDECIDED",
+        help="with --compare, run no fresh processes: a row that looks slower or larger"
+        " is UNDECIDED",
     )
     parser.add_argument(
         "--on-undecided",
