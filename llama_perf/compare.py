@@ -3,9 +3,9 @@
 Speed is judged by how far the baseline's processes lie apart, in two steps: one process
 makes a row suspicious, fresh ones decide. They decide on peak memory too, by its plain
 limit. A baseline of too few processes and the other metrics have plain limits. What is
-absent, undecided or does not compare is never a
-pass: it fails unless the caller allowed it by name. A baseline of another device, which
-has to be named to be compared with at all, is reported and judges nothing.
+absent, undecided or does not compare is never a pass: it fails unless the caller
+allowed it by name. A baseline of another device, which has to be named to be compared
+with at all, is reported and judges nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llama_perf.basis import row_of
-from llama_perf.judge_memory import JudgedPeak, judge_peak, peak_change
+from llama_perf.judge_memory import JudgedPeak, judge_peak, plain_peak
 from llama_perf.judge_speed import JudgedSpeed, judge_speed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
@@ -120,7 +120,7 @@ def _reported(
     assert result.measurement is not None, "only a measured row is compared"
     now, then = result.measurement, stored.measurement
     rate = moved_by("tok/s", then.tok_s, now.tok_s, None, -1)
-    peak = peak_change(now.peak_memory_bytes, stored, None)
+    peak = plain_peak(now.peak_memory_bytes, stored, None)
     reason = (
         f"the baseline is of another device, {recorded_on.device_key}: reported, not"
         f" judged: {describe(rate)}"
@@ -130,7 +130,7 @@ def _reported(
         Verdict.INCOMPARABLE,
         reason,
         failed=False,
-        changes=(rate, *([] if peak is None else [peak]), *_changes(now, then, None)),
+        changes=(rate, *peak.changes, *_changes(now, then, None)),
     )
 
 

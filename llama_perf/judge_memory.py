@@ -15,9 +15,7 @@ from statistics import median
 from llama_perf.limits import Limits, describe, moved_by
 from llama_perf.records import BaselineRow, Measurement, MetricChange
 from llama_perf.stats import THRESHOLDS
-from llama_perf.trials import Trial, undecided_since
-
-METRIC = "peak memory"
+from llama_perf.trials import Trial, confirmation_of, undecided_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,15 +39,19 @@ def stored_peak(stored: BaselineRow) -> float:
     return median(one.peak_memory_bytes for one in each)
 
 
-def peak_change(
+def plain_peak(
     current: float, stored: BaselineRow, limits: Limits | None
-) -> MetricChange | None:
-    """The move of the peak, bytes, beside a baseline's; None where that has none."""
+) -> JudgedPeak:
+    """A peak, bytes, beside that of a baseline's row, which may have none.
+
+    Decided by the plain limit; without limits nothing is.
+    """
     then = stored_peak(stored)
     if then <= 0:
-        return None
+        return JudgedPeak()
     limit = None if limits is None else limits.peak_memory_limit(then)
-    return moved_by(METRIC, then, current, limit, 1)
+    moved = moved_by("peak memory", then, current, limit, 1)
+    return JudgedPeak(changes=(moved,), reason=describe(moved))
 
 
 def judge_peak(
@@ -64,31 +66,26 @@ def judge_peak(
     decides. A baseline of fewer processes than tell a loss of speed from noise decides
     at once, as it does of speed.
     """
-    moved = peak_change(now.peak_memory_bytes, stored, limits)
-    if moved is None:
-        return JudgedPeak()
-    if not moved.worse or len(stored.processes or ()) < THRESHOLDS.least_processes:
-        return JudgedPeak(changes=(moved,), reason=describe(moved))
-    doubted = JudgedPeak(
-        changes=(replace(moved, worse=False),),
-        reason=describe(moved),
-        suspicious=True,
-    )
+    found = plain_peak(now.peak_memory_bytes, stored, limits)
+    if not found.worse or len(stored.processes or ()) < THRESHOLDS.least_processes:
+        return found
     peaks = [
         each.row.measurement.peak_memory_bytes
         for each in fresh or ()
         if each.row.measurement is not None
     ]
-    if (why := undecided_since(fresh, len(peaks))) is not None:
-        return replace(doubted, undecided=True, reason=f"{doubted.reason}; {why}")
-    again = peak_change(median(peaks), stored, limits)
-    assert again is not None, "the baseline has a peak"
-    told = (
-        f"; {'confirmed' if again.worse else 'not confirmed'} by {len(peaks)} fresh"
-        f" processes: {again.current / 1e9:.3f} GB ({again.change:+.1%})"
-    )
-    return replace(
-        doubted,
-        changes=(replace(moved, worse=again.worse),),
-        reason=doubted.reason + told,
+    worse = False
+    told = undecided = undecided_since(fresh, len(peaks))
+    if undecided is None:
+        (again,) = plain_peak(median(peaks), stored, limits).changes
+        worse = again.worse
+        told = (
+            f"{confirmation_of(worse, len(peaks))}: {again.current / 1e9:.3f} GB"
+            f" ({again.change:+.1%})"
+        )
+    return JudgedPeak(
+        changes=tuple(replace(each, worse=worse) for each in found.changes),
+        reason=f"{found.reason}; {told}",
+        suspicious=True,
+        undecided=undecided is not None,
     )

@@ -38,7 +38,7 @@ from llama_perf.stats import (
     minimum_detectable,
     screen_limit,
 )
-from llama_perf.trials import Trial, undecided_since
+from llama_perf.trials import Trial, confirmation_of, undecided_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,8 +224,8 @@ class _Given:
         again = change(mean, speed.mean)
         digits = 2 if basis is Basis.TOK_S else 3
         told = (
-            f"; {'confirmed' if slower else 'not confirmed'} by {len(values)} fresh"
-            f" processes: {mean:.{digits}f} ({again:+.1%}, limit {as_share(limit):.1%})"
+            f"; {confirmation_of(slower, len(values))}: {mean:.{digits}f}"
+            f" ({again:+.1%}, limit {as_share(limit):.1%})"
         )
         (moved,) = found.changes
         return replace(

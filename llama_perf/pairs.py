@@ -16,7 +16,7 @@ from statistics import fmean
 from llama_perf import baseline as baselines
 from llama_perf.compare import judge
 from llama_perf.errors import SpecError
-from llama_perf.judge_memory import JudgedPeak, peak_change, stored_peak
+from llama_perf.judge_memory import plain_peak, stored_peak
 from llama_perf.judge_speed import JudgedSpeed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
 from llama_perf.records import (
@@ -204,10 +204,7 @@ def _judged(
         status=Status.MEASURED,
         measurement=head.measurement,
     )
-    grown = peak_change(stored_peak(head), base, limits)
-    peak = JudgedPeak()
-    if grown is not None:
-        peak = JudgedPeak(changes=(grown,), reason=describe(grown))
+    peak = plain_peak(stored_peak(head), base, limits)
     return result, judge(result, base, speed, peak, limits)
 
 

@@ -40,3 +40,8 @@ def undecided_since(trials: Sequence[Trial] | None, measured: int) -> str | None
         f"suspicious, and {measured} of {THRESHOLDS.confirm_processes} fresh processes"
         f" came to an end{missed and ': '}{missed}"
     )
+
+
+def confirmation_of(loss: bool, measured: int) -> str:
+    """What so many fresh processes said of a loss or a growth, in words."""
+    return f"{'' if loss else 'not '}confirmed by {measured} fresh processes"

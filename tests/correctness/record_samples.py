@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llama_perf.baseline import baseline_row
+from llama_perf.recorder import Against, Recorder
 from llama_perf.records import (
     Baseline,
     Environment,
@@ -16,9 +18,11 @@ from llama_perf.records import (
     Status,
 )
 from llama_perf.spec import RowSpec
+from llama_perf.trials import Trial
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
+INT8_CPU = replace(CPU_ROW, quantization="int8wo")
 ENVIRONMENT = Environment(
     device_key="cpu-some-2c",
     device_name="Some CPU",
@@ -96,13 +100,34 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     )
 
 
-def baseline_of_processes(speeds: dict[RowSpec, Sequence[float]]) -> Baseline:
-    """A baseline of these tok/s, one for each process of a row."""
+def baseline_of_processes(
+    values: dict[RowSpec, Sequence[float]], metric: str = "tok_s"
+) -> Baseline:
+    """A baseline of these tok/s, or another metric's, one for each process of a row."""
     return Baseline(
         recorded="2026-01-02T03:04:05+00:00",
         environment=ENVIRONMENT,
         rows=tuple(
-            baseline_row(row, *(replace(MEASUREMENT, tok_s=each) for each in tok_s))
-            for row, tok_s in speeds.items()
+            baseline_row(row, *(replace(MEASUREMENT, **{metric: one}) for one in each))
+            for row, each in values.items()
         ),
+    )
+
+
+def confirming_recorder(
+    baseline: Baseline,
+    folder: Path,
+    confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
+) -> Recorder:
+    """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
+    return Recorder(
+        started="now",
+        environment=ENVIRONMENT,
+        selected=2,
+        known=[CPU_ROW, INT8_CPU],
+        against=Against(
+            baseline=baseline, source="made up", missing_fails=True, confirm=confirm
+        ),
+        baselines_folder=folder,
+        path=None,
     )

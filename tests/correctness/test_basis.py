@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from record_samples import (
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
+    INT8_CPU,
     MEASUREMENT,
     baseline_of,
+    confirming_recorder,
     measured,
     unmeasured,
 )
@@ -20,7 +23,6 @@ from llama_perf import worker
 from llama_perf.baseline import baseline_row
 from llama_perf.basis import Basis, bases, stored_values, unquantized_row, value
 from llama_perf.compare import compare
-from llama_perf.recorder import Against, Recorder
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, RowResult, Status, Verdict
 from llama_perf.run_options import RunOptions
@@ -28,7 +30,6 @@ from llama_perf.spec import RowSpec
 from llama_perf.speed import describe_speeds, stored_speeds
 from llama_perf.trials import Trial
 
-INT8_CPU = replace(CPU_ROW, quantization="int8wo")
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")
 OTHER_CARD = replace(CARD, device_uuid="GPU-2")
@@ -192,7 +193,7 @@ def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
 
 
-def test_a_recorder_hands_on_what_the_run_measured(tmp_path: object) -> None:
+def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
@@ -200,17 +201,7 @@ def test_a_recorder_hands_on_what_the_run_measured(tmp_path: object) -> None:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
-    recorder = Recorder(
-        started="now",
-        environment=ENVIRONMENT,
-        selected=2,
-        known=[CPU_ROW, INT8_CPU],
-        against=Against(
-            baseline=stored, source="made up", missing_fails=True, confirm=confirm
-        ),
-        baselines_folder=tmp_path,  # type: ignore[arg-type]
-        path=None,
-    )
+    recorder = confirming_recorder(stored, tmp_path, confirm)
     recorder.add(measured())
     found = recorder.add(measured(INT8_CPU, tok_s=100.0))
     assert found.verdict is Verdict.SLOWER

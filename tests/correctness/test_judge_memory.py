@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from record_samples import (
     CPU_ROW,
     CUDA_ROW,
-    ENVIRONMENT,
+    INT8_CPU,
     MEASUREMENT,
+    baseline_of_processes,
+    confirming_recorder,
     measured,
     unmeasured,
 )
@@ -22,12 +24,10 @@ from llama_perf.compare import compare
 from llama_perf.judge_memory import stored_peak
 from llama_perf.limits import LIMITS
 from llama_perf.pairs import Pairs, compare_pairs
-from llama_perf.recorder import Against, Recorder
 from llama_perf.records import Baseline, Comparison, RowResult, Status, Verdict
 from llama_perf.spec import RowSpec
 from llama_perf.trials import Trial
 
-INT8_CPU = replace(CPU_ROW, quantization="int8wo")
 GB = 1_000_000_000
 # One process in a hole of its heap; the median is 1 GB.
 PEAKS = (GB - 1000, GB, GB + 1000, GB, 2 * GB)
@@ -37,18 +37,9 @@ def with_peak(peak: int, row: RowSpec = CPU_ROW, **changes: object) -> RowResult
     return measured(row, peak_memory_bytes=peak, **changes)
 
 
-def baseline(
-    peaks: tuple[int, ...] = PEAKS, row: RowSpec = CPU_ROW, **more: tuple[int, ...]
-) -> Baseline:
-    each = [replace(MEASUREMENT, peak_memory_bytes=peak) for peak in peaks]
-    others = [
-        baseline_row(CPU_ROW, *(replace(MEASUREMENT, peak_memory_bytes=p) for p in ps))
-        for ps in more.values()
-    ]
-    return Baseline(
-        recorded="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        rows=(*others, baseline_row(row, *each)),
+def baseline(peaks: Sequence[int] = PEAKS, *rows: RowSpec) -> Baseline:
+    return baseline_of_processes(
+        dict.fromkeys(rows or (CPU_ROW,), peaks), "peak_memory_bytes"
     )
 
 
@@ -182,20 +173,8 @@ def test_a_run_asks_the_row_alone_where_only_its_peak_is_in_doubt(
         asked.append((row, unquantized))
         return [Trial(row=with_peak(GB, row))] * 5
 
-    recorder = Recorder(
-        started="now",
-        environment=ENVIRONMENT,
-        selected=2,
-        known=[CPU_ROW, INT8_CPU],
-        against=Against(
-            baseline=baseline(row=INT8_CPU, unquantized=PEAKS),
-            source="made up",
-            missing_fails=True,
-            confirm=confirm,
-        ),
-        baselines_folder=tmp_path,
-        path=None,
-    )
+    stored = baseline(PEAKS, CPU_ROW, INT8_CPU)
+    recorder = confirming_recorder(stored, tmp_path, confirm)
     assert recorder.add(with_peak(GB)).verdict is Verdict.SAME
     found = recorder.add(with_peak(2 * GB, INT8_CPU))
     assert asked == [(INT8_CPU, None)]
