@@ -61,4 +61,9 @@ def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         copy = tensor.device.type == "cpu"
         return tensor.to(device=device, dtype=dtype, copy=copy)
     # Of quantized ones `.to` heeds no `copy`.
-    return (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
+    moved = (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
+    # With the tensor torchao was imported, quietly.
+    from llama_perf.quantize.native_tensor import NativeTensor
+
+    # Another processor may have saved it in a layout that this one multiplies slowly.
+    return moved.laid_out_for(device) if isinstance(moved, NativeTensor) else moved

@@ -5,8 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from llama_perf import processor
 
 
 @contextmanager
@@ -16,9 +20,15 @@ def compiler_settings() -> Iterator[None]:
     They change the unquantized kernels too, so a row that alone had them would not
     compare with the others. The compiler's caches of earlier rows are dropped: rows
     share the block's code, and inherited entries would count as recompilations.
-    """
-    from torch._inductor import config
 
+    Graphs in inductor's cache are kept apart by the processor's features, which
+    ATEN_CPU_CAPABILITY changes: inductor takes code for AVX-512 from there, and then
+    compiles it without.
+    """
+    from torch._inductor import config, lowering
+
+    # Every compiler's settings; they carry no types.
+    shared: Any = torch.compiler.config
     _forget_compiled()
     flags = {
         "coordinate_descent_tuning": True,
@@ -26,7 +36,14 @@ def compiler_settings() -> Iterator[None]:
         "force_fuse_int_mm_with_mul": True,
         "fx_graph_cache": True,
     }
-    with warnings.catch_warnings(), config.patch(flags):
+    tag = f"{shared.cache_key_tag} {processor.features()}"
+    constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
+    with (
+        warnings.catch_warnings(),
+        config.patch(flags),
+        shared.patch({"cache_key_tag": tag}),
+        patch.dict(lowering._maybe_layout_constraints, constraints),
+    ):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
         warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching.*")
         # A float32 row does without TF32 on purpose.
@@ -35,6 +52,20 @@ def compiler_settings() -> Iterator[None]:
             yield
         finally:
             _forget_compiled()
+
+
+def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operator's arguments with the strides that eager code gives it.
+
+    Inductor may write any stride for a single row. With some of them `_int_mm` of torch
+    2.13 leaves its result as it finds it, so that torchao's int8dq would decode noise
+    on a CPU with AMX.
+    """
+    from torch._inductor.ir import ExternKernel
+
+    strides = [each.meta["val"].stride() for each in node.args]
+    exact = map(ExternKernel.require_exact_strides, args, strides)
+    return tuple(exact), kwargs
 
 
 def _forget_compiled() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from llama_perf import processor
 from llama_perf.errors import NotRunnable
 from llama_perf.records import Environment
 
@@ -49,9 +50,11 @@ def run_device(devices: Collection[str]) -> torch.device:
 def collect(device: torch.device) -> Environment:
     """The fingerprint of `device` and of this process."""
     cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else _cpu_name()
+    name = torch.cuda.get_device_name(device) if cuda else processor.name()
     return Environment(
-        device_key=cuda_key(device) if cuda else f"cpu-{_slug(name)}-{_cpus()}c",
+        device_key=cuda_key(device)
+        if cuda
+        else f"cpu-{_slug(name)}-{processor.cores()}c",
         device_name=name,
         device_memory_bytes=memory_bytes(device),
         threads=torch.get_num_threads(),
@@ -66,6 +69,7 @@ def collect(device: torch.device) -> Environment:
         commit=_commit(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
         device_uuid=_uuid(device) if cuda else None,
+        cpu_features=None if cuda else processor.features(),
     )
 
 
@@ -121,21 +125,6 @@ def _uuid(device: torch.device) -> str | None:
     # Cards of one model differ by as much as a regression.
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return None if uuid is None else str(uuid)
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _slug(name: str) -> str:

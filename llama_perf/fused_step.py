@@ -30,6 +30,7 @@ from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
+_CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +183,8 @@ def packed(weight: Tensor, name: str) -> Packed:
     """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
     found: Packed | None = None
     if isinstance(weight, NativeTensor):
-        found = weight.packed()
+        # The interpreter's weights are on a CPU, which may prefer another layout.
+        found = weight.laid_out_for(_CUDA).packed()
     elif is_plain(weight):
         found = plain(weight)
     if found is None:

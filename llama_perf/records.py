@@ -61,6 +61,7 @@ class Environment:
     commit: str | None
     float32_matmul_precision: str | None
     device_uuid: str | None = None
+    cpu_features: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,9 +47,10 @@ def default_path() -> Path:
 
 
 def machine_key(environment: Environment) -> str:
-    """Device, threads, versions, and a hash of the kernels' source."""
+    """Device, features, threads, versions, and a hash of the kernels' source."""
     parts = [
         environment.device_key,
+        f"features {environment.cpu_features}",
         f"{environment.threads} threads",
         f"torch {environment.torch}",
         f"torchao {environment.torchao}",

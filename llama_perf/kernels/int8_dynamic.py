@@ -7,14 +7,13 @@ long as K < 2**17. A CPU with instructions for such sums takes `q` as plain int8
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from llama_perf.kernels.int8_sums import int8_sums
 from llama_perf.kernels.int8_weight import BITS, dequantized
 from llama_perf.kernels.portable import fused_here, unit_sums
+from llama_perf.processor import has_fast_int8_products, int8_products_are_exact
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,17 +36,9 @@ def reference(
 def takes_plain(device: torch.device, columns: int) -> bool:
     """Whether `device` multiplies int8 (N, K) of `columns` fastest and exactly.
 
-    Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate; of one
-    column torch 2.13 leaves the result as it finds it.
+    Of one column torch 2.13 leaves the result as it finds it.
     """
-    return device.type == "cpu" and columns > 1 and _has_vnni()
-
-
-@cache
-def _has_vnni() -> bool:
-    # torch's own compiler asks so; there is no public name.
-    supported: bool = torch.cpu._is_vnni_supported()
-    return supported and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and columns > 1 and has_fast_int8_products()
 
 
 def is_plain(codes: Tensor) -> bool:
@@ -84,8 +75,12 @@ def int8_dynamic_op(
         # A compiler may write any stride for one token, and with another than this
         # one torch 2.13 leaves the result as it finds it.
         x = x.as_strided(x.shape, (columns, 1)) if tokens == 1 else x.contiguous()
-        exact = torch._int_mm(x, codes.t())
-        return exact.to(torch.float32) * x_scale * scale.flatten()[:rows]
+        if int8_products_are_exact():
+            plain = torch._int_mm(x, codes.t())
+        else:
+            # Rows laid out on another processor: slow, but not wrong.
+            plain = x.double() @ codes.double().t()
+        return plain.to(torch.float32) * x_scale * scale.flatten()[:rows]
     sums = int8_sums(x, codes, exact=True)
     return sums[:, :rows].to(torch.float32) * x_scale * scale.flatten()[:rows]
 

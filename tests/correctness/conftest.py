@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import gc
+import random
 import signal
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import settings
 from plugin_project import Project, import_all
 from schedule import CARD, place, scheduling
+
+# Examples are the same in every run, and none is too slow: a neighbour's work makes an
+# example of a millisecond take a second.
+settings.load_profile("ci")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +42,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getoption("dist") != "loadfile":
         return None
     return scheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Give each test the same numbers, whichever tests its process ran before it."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

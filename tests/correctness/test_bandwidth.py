@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 def test_this_machines_bandwidth_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "_CPU_BYTES", 64 * 2**20)
     monkeypatch.setattr(bandwidth, "_ROUNDS", 3)
-    assert 1 < read_gb_s(CPU) < 2000
+    # A neighbour may take all but a little of it.
+    assert 0 < read_gb_s(CPU) < 2000
 
 
 def test_the_best_round_counts_and_the_first_reading_does_not(

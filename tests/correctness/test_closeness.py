@@ -8,13 +8,20 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 from closeness_table import (
+    DOCUMENT,
     LIMITS,
+    REDRAWN,
+    REDRAWS_BEGIN,
+    REDRAWS_END,
     ROWS,
     SLOW,
     Key,
+    Limits,
     documented_limits,
     limits_as_documented,
+    redraws_markdown,
 )
+from redraws import Redraws, moved
 from smollm2 import (
     compared,
     exact_int_mm,
@@ -26,8 +33,9 @@ from smollm2 import (
 )
 
 from llama_perf.closeness import closeness, perplexity
+from llama_perf.document import text_between
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import INT4_GROUP_SIZES, Scheme
+from llama_perf.scheme import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 
 
 def marked(key: Key) -> ParameterSet:
@@ -41,6 +49,42 @@ def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, beside), limits = key, ROWS[key]
     found = scheme_figures(scheme, kernels, limits.length, beside)
     assert limits.broken_by(found.closeness) == []
+
+
+def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
+    drawn = Redraws(
+        signal_to_noise_db=(20.0, 0.31),
+        kl_nats=(0.04, 0.001),
+        top1=(0.9, 0.01),
+        perplexity_change=(-0.02, 0.01),
+    )
+    assert Limits.over(drawn) == Limits(
+        least_db=18.4, most_kl_nats=0.045, least_top1=0.85, most_perplexity_change=0.07
+    )
+    # A scheme that rounds activations has no limit of another kind.
+    rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
+    assert rounded == REDRAWN.keys()
+
+
+def test_the_documented_redraws_are_those_of_the_limits() -> None:
+    table = text_between(DOCUMENT, REDRAWS_BEGIN, REDRAWS_END)
+    assert table == redraws_markdown({})
+
+
+def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
+    """Of one short text: what a processor's order of sums is to a scheme."""
+    moves = {}
+    for scheme in ("int8wo", "int8dq"):
+        model = quantized(scheme, kernels="native")
+        weight = model.tok_embeddings.weight
+        before = weight.detach().clone()
+        ids = tokens()[:, :24]
+        first, second = (model.logits(ids) for _ in moved(weight, 2))
+        noise = (second - first).square().mean() / first.square().mean()
+        moves[scheme] = float(noise)
+        assert torch.equal(weight, before)
+    assert moves["int8wo"] < 1e-9
+    assert 1e-5 < moves["int8dq"] < 1e-1
 
 
 FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")

@@ -13,7 +13,7 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf import baseline as baselines
-from llama_perf import environment, rows
+from llama_perf import environment, processor, rows
 from llama_perf.cli import main
 from llama_perf.codec import to_json
 from llama_perf.weights.locate import SMOLLM2
@@ -29,6 +29,7 @@ NAMES = [
     "CUDA",
     "device",
     "device key",
+    "processor",
     "torch.compile",
     SMOLLM2,
     "baseline",
@@ -65,6 +66,7 @@ def test_every_thing_has_one_line_and_the_versions_are_those_here(
     key = environment.collect(torch.device("cpu")).device_key
     assert found["device key"] == key
     assert found["baseline"] == f"none yet (none/{key}/baseline.json)"
+    assert found["processor"] == f"{processor.name()}, {processor.features()}"
 
 
 def test_a_set_says_how_many_rows_can_run_and_why_others_cannot(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from llama_perf import environment
+from llama_perf import processor as named
 from llama_perf.environment import collect, compiler_problem
 from llama_perf.records import Environment
 
@@ -27,8 +27,8 @@ ONLY_ON_CUDA = {"driver", "cuda", "triton", "device_uuid"}
 def processor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A CPU of which a test changes the name and the cores."""
     made = SimpleNamespace(name="Intel(R) Xeon(R) CPU @ 2.80GHz", cores=2)
-    monkeypatch.setattr(environment, "_cpu_name", lambda: made.name)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(made.cores)))
+    monkeypatch.setattr(named, "name", lambda: made.name)
+    monkeypatch.setattr(named, "cores", lambda: made.cores)
     return made
 
 

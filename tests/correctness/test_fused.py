@@ -17,10 +17,12 @@ from llama_perf import quantize_model
 from llama_perf.assemble import build_model
 from llama_perf.engine import Engine
 from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.kernels import int8_dynamic
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.linear import Linear
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.spec import RowSpec
 
 __all__ = ["device"]  # A fixture.
@@ -239,5 +241,26 @@ def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> 
         Engine(narrow, batch_size=9, cache_size=8, fused=True)
 
 
+@pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
+def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
+    preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_perf.fused_step import packed
+
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
+    layer = nn.Sequential(Linear(32, 20))
+    quantize = make_quantizer(
+        "int8dq", kernels="native", device=device, dtype=torch.float32
+    )
+    quantize(layer, "layer")
+    weight = layer[0].weight
+    if device.type == "cpu":
+        assert (weight.codes.dtype == torch.int8) == preferred
+    found = packed(weight, "weight")
+    assert found.codes.dtype == torch.int32
+    held = Int8DynamicWeight(found.codes, weight.scale, 20, 32, torch.float32)
+    assert torch.equal(held.dequantize(), weight.dequantize())
+
+
 # What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 4 + 4
+COUNT = len(SCHEMES) + 4 + 4 + 4 + 2

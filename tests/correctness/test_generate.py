@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import HANG_S
 from record_samples import MEASUREMENT
 from tokenizer_samples import smollm2_path
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
@@ -181,7 +182,7 @@ def test_a_result_line_repeats_itself_and_is_appended(tmp_path: Path) -> None:
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     assert (len(lines), lines[0]) == (2, first)

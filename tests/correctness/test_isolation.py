@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from plugin_project import INT8, PLAIN, Project
-from processes import wait_until
+from processes import HANG_S, clock_that_waits_for, wait_until
 
 from llama_perf import worker
 from llama_perf.device_lock import DeviceLock
@@ -89,9 +89,15 @@ def test_rows_of_a_session_share_a_process_and_those_of_row_do_not(
 
 
 def test_a_row_that_hangs_ends_as_invalid(
-    project: Project, sabotaged: Callable[[str], None]
+    project: Project,
+    sabotaged: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    sabotaged(f"if id == {PLAIN!r}: print('lost', flush=True); time.sleep(600)")
+    lost = tmp_path / "lost"
+    monkeypatch.setattr(worker, "time", clock_that_waits_for(lost.exists))
+    hang = f"print('lost', flush=True); open({str(lost)!r}, 'w'); time.sleep(3600)"
+    sabotaged(f"if id == {PLAIN!r}: {hang}")
     result = project.run_isolated("--row-timeout=20", "--row=*none*")
     result.assert_outcomes(failed=1)
     reason = "its process was ended after 20 s (row-timeout): * | lost"
@@ -234,7 +240,7 @@ def test_a_run_that_waits_starts_when_the_device_is_free(project: Project) -> No
     assert "in use by another run" in line
     assert line.endswith("; waiting\n")
     lock.release()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, err
 
 

@@ -86,7 +86,7 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
 def test_int8dq_is_laid_out_for_the_device_it_moves_to(
     vnni: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_dynamic, "_has_vnni", lambda: vnni)
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: vnni)
     weight = Int8DynamicWeight.from_float(random_weight())
     assert weight.codes.dtype == (torch.int8 if vnni else torch.int32)
     there = weight.laid_out_for(torch.device("cuda"))

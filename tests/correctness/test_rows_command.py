@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from plugin_project import FP6, INT8, PLAIN, ROWS
+from processes import HANG_S
 
 from llama_perf import rows
 from llama_perf.cli import main
@@ -113,7 +114,7 @@ def test_listing_rows_imports_no_torch() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     imported = done.stdout.splitlines()[-1]
     assert "'llama_perf'" in imported

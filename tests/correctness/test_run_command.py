@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from command_line import refusal
 from plugin_project import FP6, INT8, PLAIN, ROOT, Project
+from processes import HANG_S
 
 from llama_perf.cli import main
 from llama_perf.codec import from_json
@@ -235,7 +236,7 @@ def test_ctrl_c_ends_the_process_and_keeps_what_was_measured(project: Project) -
             assert read, f"it ended by itself: {told}"
             told += read
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, told + err
     assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
     assert "1 row: 1 run, 0 NOT_RUN" in out

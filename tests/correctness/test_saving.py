@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import HANG_S
 from test_quantize import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
@@ -17,6 +18,7 @@ from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.assemble import build_model
 from llama_perf.build import prepare
 from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.kernels import int8_dynamic
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.config import (
     PRESETS,
@@ -141,9 +143,27 @@ def test_a_process_that_quantized_nothing_loads_it(
     )
     torch.save(PROMPT, tmp_path / "tensor.pt")
     words = [sys.executable, "-c", code, str(folder), str(tmp_path / "tensor.pt")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=HANG_S)
     assert done.stderr == ""
     assert torch.equal(torch.load(tmp_path / "tensor.pt"), model.logits(PROMPT))
+
+
+@pytest.mark.parametrize("saved_with", [True, False], ids=["vnni", "no-vnni"])
+def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
+    saved_with: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: saved_with)
+    model = quantized("int8dq", "native")
+    folder = save_model(model, tmp_path / "saved")
+    logits = model.logits(PROMPT)
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: not saved_with)
+    loaded = load_model(folder)
+    layouts = {each.weight.codes.dtype for _, each in linears(loaded)}
+    assert layouts == {torch.int32 if saved_with else torch.int8}
+    torch.testing.assert_close(loaded.logits(PROMPT), logits)
+    # A file of plain rows that torch itself loads is multiplied exactly as well.
+    monkeypatch.setattr(int8_dynamic, "int8_products_are_exact", lambda: False)
+    torch.testing.assert_close(model.logits(PROMPT), logits)
 
 
 @pytest.mark.parametrize("name", PRESETS)

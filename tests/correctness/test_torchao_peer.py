@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from processes import HANG_S
 
 from llama_perf.cli import main
 from llama_perf.compare_torchao import (
@@ -88,7 +89,7 @@ def test_the_checkpoint_is_the_same_each_time_and_its_prompt_has_six_tokens(
 
 def test_a_process_that_fails_leaves_its_error(tmp_path: Path) -> None:
     code = "print('ValueError: first'); raise KeyError('second')"
-    found = run("torchao", [sys.executable, "-c", code], Row(), tmp_path, 30.0)
+    found = run("torchao", [sys.executable, "-c", code], Row(), tmp_path, HANG_S)
     assert found.problem == "KeyError: 'second'"
     assert found.rates == ()
 
@@ -96,7 +97,7 @@ def test_a_process_that_fails_leaves_its_error(tmp_path: Path) -> None:
 def test_a_process_without_all_its_samples_is_no_result(tmp_path: Path) -> None:
     code = f"print({TORCHAO!r})"
     row = Row(num_samples=3, max_new_tokens=20)
-    found = run("torchao", [sys.executable, "-c", code], row, tmp_path, 30.0)
+    found = run("torchao", [sys.executable, "-c", code], row, tmp_path, HANG_S)
     assert found.problem == "2 samples instead of 3"
     assert found.rates == ()
 

@@ -2,13 +2,41 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twin_table import QUICK, TWINS, compare_twins, documented, twins
+from twin_table import (
+    MOST_PRODUCTS_RATIO,
+    QUICK,
+    TWINS,
+    compare_twins,
+    documented,
+    products_ratio,
+    twins,
+)
+
+from llama_perf.kernels import int8_dynamic
 
 
 @pytest.mark.parametrize("scheme", QUICK)
 def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
     found = twins(scheme)
     assert not found.further, found
+
+
+def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao() -> None:
+    assert products_ratio("int8dq") <= MOST_PRODUCTS_RATIO
+
+
+def test_activations_that_are_rounded_worse_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = int8_dynamic.quantize_tokens
+
+    def coarser(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        _, scale = original(x)
+        scale = scale * 1.02
+        return torch.round(x / scale).to(torch.int8), scale
+
+    monkeypatch.setattr(int8_dynamic, "quantize_tokens", coarser)
+    assert products_ratio("int8dq", blocks=(4, 14)) > MOST_PRODUCTS_RATIO
 
 
 def test_every_twin_is_documented_and_none_is_further() -> None:

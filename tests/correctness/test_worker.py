@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import alive, wait_until
+from processes import alive, clock_that_waits_for, wait_until
 
 from llama_perf import worker
 from llama_perf.errors import RecordError
@@ -127,7 +127,7 @@ def test_an_interrupt_ends_the_process_too(
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         f"open({str(started)!r} + '_', 'w').write(str(os.getpid()))\n"
         f"os.rename({str(started)!r} + '_', {str(started)!r})\n"
-        "time.sleep(600)"
+        "time.sleep(3600)"
     )
 
     def interrupt() -> None:
@@ -153,15 +153,16 @@ def test_a_worker_is_told_the_devices_of_the_whole_run(
 
 
 def test_a_row_that_hangs_is_ended_with_what_it_started(
-    instead: Callable[[str], None], tmp_path: Path
+    instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    child = tmp_path / "pid"
+    child, stuck = tmp_path / "pid", tmp_path / "stuck"
+    monkeypatch.setattr(worker, "time", clock_that_waits_for(stuck.exists))
     instead(
         "import subprocess\n"
-        "code = 'import time; time.sleep(600)'\n"
+        "code = 'import time; time.sleep(3600)'\n"
         "child = subprocess.Popen([sys.executable, '-c', code])\n"
         f"open({str(child)!r}, 'w').write(str(child.pid))\n"
-        "print('stuck', flush=True); time.sleep(600)"
+        f"print('stuck', flush=True); open({str(stuck)!r}, 'w'); time.sleep(3600)"
     )
     found = run(row_timeout_s=2.0)
     assert found.result.status is Status.INVALID
@@ -174,7 +175,7 @@ def test_a_process_that_replies_no_more_is_ended(
     instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_GRACE_S", 0.2)
-    instead("os.close(int(sys.argv[1])); time.sleep(600)")
+    instead("os.close(int(sys.argv[1])); time.sleep(3600)")
     assert str(run().result.reason).startswith("its process was ended by signal 9")
 
 

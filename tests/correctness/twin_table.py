@@ -1,20 +1,33 @@
 """Each native scheme beside torchao's twin on SmolLM2, and the table of the two.
 
 Compared over the whole text and position by position: both find the same positions
-hard, and on a short text one may be the closer by chance. torchao's int4 takes a CPU as
-long for each token of a text as for a step of decoding, so of int4 the weights stand
-in for both layers, read off their answers to the unit vectors and multiplied in
-float32: how exact the products are is `operator_table`'s.
+hard, and on a short text one may be the closer by chance. Two kinds of schemes are
+compared by their weights, multiplied in float32:
+
+- torchao's int4 takes a CPU as long for each token of a text as for a step of decoding.
+  Its weights are read off the layers' answers to the unit vectors, and how exact the
+  products are is `operator_table`'s.
+- int8dq rounds activations, and two models that do so differ by chance, by more than
+  their weights do (`redraws`). `products_ratio` compares how both round the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
-from smollm2 import quantized, reference_logits, scheme_figures, tokens
+from smollm2 import (
+    exact_int_mm,
+    quantized,
+    reference_logits,
+    scheme_figures,
+    tokens,
+    unquantized,
+)
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -24,6 +37,9 @@ from llama_perf.model.transformer import Transformer
 
 BEGIN, END = "<!-- twins: begin -->", "<!-- twins: end -->"
 MOST_ERRORS = 2.0
+# Of int8dq: a native step between codes is a 127th of the largest magnitude, torchao's
+# a 127.5th, and the noise of rounding grows with the step's square.
+MOST_PRODUCTS_RATIO = (127.5 / 127) ** 2
 # Layers that hold the same weights differ by roundings alone, of which two errors are
 # no rare thing: on SmolLM2 they move the mean by 4e-8 nats.
 _ROUNDING_NATS = 1e-6
@@ -73,19 +89,67 @@ def twins(scheme: str) -> Twins:
 
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
-    if scheme in QUICK:
+    if scheme in QUICK and scheme != "int8dq":
         return scheme_figures(scheme, kernels, None, "unquantized").divergences
     model = quantized(scheme, kernels=kernels)
-    _unpack(model)
+    _unpack(model, dequantized if scheme == "int8dq" else answers)
     return token_divergences(reference_logits(), model.logits(tokens()))
 
 
-def _unpack(model: Transformer) -> None:
+def _unpack(model: Transformer, weight_of: Callable[[nn.Linear], Tensor]) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             with torch.no_grad():
-                weight = module(torch.eye(module.in_features)).T.contiguous()
+                weight = weight_of(module)
             module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def answers(layer: nn.Linear) -> Tensor:
+    """The weight (N, K) read off the answers to the unit vectors."""
+    return layer(torch.eye(layer.in_features)).T.contiguous()
+
+
+def dequantized(layer: nn.Linear) -> Tensor:
+    """The weight (N, K) as the tensor itself says: int8dq would round unit vectors."""
+    weight: Tensor = layer.weight.dequantize()
+    return weight
+
+
+def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
+    """Noise of native products over torchao's, on the same activations.
+
+    Each linear of `blocks` multiplies what it gets in the unquantized model; noise is
+    the mean square off the unquantized product. The geometric mean over the linears:
+    on one processor and another it is the same to 1e-4.
+    """
+    sides = [
+        dict(quantized(scheme, kernels=each).named_modules())
+        for each in ("native", "torchao")
+    ]
+    logs: list[float] = []
+
+    def compare(name: str, x: Tensor, exact: Tensor) -> None:
+        native, torchao = ((side[name](x) - exact).square().mean() for side in sides)
+        logs.append(float((native / torchao).log()))
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        return lambda _module, inputs, exact: compare(name, inputs[0], exact)
+
+    model = unquantized()
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(name.startswith(f"layers.{block}.") for block in blocks)
+    ]
+    try:
+        with patch("torch._int_mm", exact_int_mm):
+            model.logits(tokens())
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(logs) == 5 * len(blocks), f"{len(logs)} products"
+    return math.exp(sum(logs) / len(logs))
 
 
 def markdown(found: Mapping[str, Twins]) -> str:

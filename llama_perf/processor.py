@@ -1,0 +1,103 @@
+"""What this machine's processor is: its name, and the features that code depends on.
+
+Knows no rows and no kernels. arm64 has other features than x86-64, and is asked for
+none that it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# What torch, oneDNN and this project choose code by, of what `get_capabilities` lists.
+_FEATURES = {
+    "avx512_vnni": "VNNI",
+    "amx_int8": "AMX int8",
+    "avx512_bf16": "bf16",
+    "dot": "dot products",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def name() -> str:
+    """The processor's name, such as "AMD EPYC 7B12"; the architecture's if unknown."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    # On arm64 /proc/cpuinfo has numbers in place of a name, and lscpu translates them.
+    return _value("model name", text) or _value("Model name", _lscpu()) or _fallback()
+
+
+def _value(field: str, text: str) -> str | None:
+    match = re.search(rf"^[ \t]*{field}[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else None
+
+
+def _lscpu() -> str:
+    try:
+        done = subprocess.run(
+            ["lscpu"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def _fallback() -> str:
+    return platform.processor() or platform.machine()
+
+
+def features() -> str:
+    """What code is chosen by, such as "torch AVX512; VNNI, AMX int8; int8 exact".
+
+    First the instructions that torch's own kernels use: ATEN_CPU_CAPABILITY lowers
+    them. Then those of the processor that matter here. Last, whether oneDNN's int8
+    products are exact: ONEDNN_MAX_CPU_ISA takes VNNI away from it.
+    """
+    known = torch.cpu.get_capabilities()
+    seen = [text for key, text in _FEATURES.items() if known.get(key)]
+    # A feature may have a name on either architecture.
+    listed = ", ".join(dict.fromkeys(seen)) or "no int8 instructions"
+    exact = "int8 exact" if int8_products_are_exact() else "int8 saturates"
+    return f"torch {torch.backends.cpu.get_cpu_capability()}; {listed}; {exact}"
+
+
+def has_fast_int8_products() -> bool:
+    """Whether oneDNN multiplies int8 on this processor fast and exactly.
+
+    Both need VNNI. ONEDNN_MAX_CPU_ISA=AVX2 takes it away, as on an older processor.
+    """
+    vnni = bool(torch.cpu.get_capabilities().get("avx512_vnni"))
+    return vnni and torch.backends.mkldnn.is_available() and int8_products_are_exact()
+
+
+@cache
+def int8_products_are_exact() -> bool:
+    """Whether torch multiplies int8 matrices of the largest values exactly.
+
+    oneDNN without VNNI adds pairs of products in 16 bits, where they saturate. A
+    product is tried, since what oneDNN may use is nowhere to be read.
+    """
+    largest = torch.full((8, 64), 127, dtype=torch.int8)
+    product = torch._int_mm(largest, largest.t())
+    return bool((product == 64 * 127 * 127).all())

@@ -1,0 +1,23 @@
+"""When two results that round to codes on the way are the same, on any processor.
+
+Two orders of the same float32 sums differ in the last bits, and a value that close to
+the border of two codes gets one of them in one order and the other in the other one:
+its code is turned over. How many do is chance, and another processor's chance.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def equal_up_to_turned_codes(found: Tensor, expected: Tensor, exact: Tensor) -> bool:
+    """Whether they differ by less than rounding moved `expected` off `exact`.
+
+    `exact` is the same without codes. A step s between codes gives an error of
+    s**2 / 12 in the mean, and a code that is turned over one of s**2. So the two sides
+    differ by as much only where a twelfth of all codes is turned over. Last bits turn
+    over one in thousands; a wrong scale, position or mask moves the whole signal.
+    """
+    noise = (found.double() - expected).square().mean()
+    rounding = (expected.double() - exact).square().mean()
+    return bool(noise < rounding)
