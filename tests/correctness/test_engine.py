@@ -129,7 +129,7 @@ def test_a_compiled_int8_product_of_one_token_is_written() -> None:
 
     weight = torch.randint(-50, 51, (40, 64), dtype=torch.int8)
     for tokens in (1, 3):
-        # Codes so small that no sum of two products leaves 16 bits, with or without VNNI.
+        # So small that no sum of two products leaves 16 bits, where there is no VNNI.
         x = torch.randn((tokens, 64))
         exact = (x * 2).round() @ weight.float().t() * 0.5
         torch.testing.assert_close(torch.compile(product)(x, weight), exact)
