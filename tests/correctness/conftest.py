@@ -13,6 +13,8 @@ from hypothesis import settings
 from plugin_project import Project, import_all
 from schedule import CARD, place, scheduling
 
+from llama_perf import processor
+
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
 settings.load_profile("ci")
@@ -59,6 +61,14 @@ def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Tests in several processes do not wait for one another.
         patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_for_this_processor() -> Iterator[None]:
+    """A test that compiles finds no code that a run as another processor left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler.config, "cache_key_tag", processor.features())
         yield
 
 
