@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from llama_perf.saving import save_model
 
 __all__ = ["generate", "load_model", "quantize_model", "save_model"]
+
+# torch's wheels for arm64 bring mimalloc, which reads this when torch is loaded. By
+# itself it keeps what a row freed, and the next row's peak would be too small.
+os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
 
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {

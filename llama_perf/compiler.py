@@ -36,6 +36,9 @@ def compiler_settings() -> Iterator[None]:
         "force_fuse_int_mm_with_mul": True,
         "fx_graph_cache": True,
     }
+    if processor.is_arm64():
+        # g++ 12 crashes on them where the processor has SVE.
+        flags["cpp_cache_precompile_headers"] = False
     tag = f"{shared.cache_key_tag} {processor.features()}"
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (

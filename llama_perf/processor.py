@@ -67,6 +67,11 @@ def _fallback() -> str:
     return platform.processor() or platform.machine()
 
 
+def is_arm64() -> bool:
+    """Whether the processor is of that architecture."""
+    return platform.machine() in {"aarch64", "arm64"}
+
+
 def features() -> str:
     """What code is chosen by, such as "torch AVX512; VNNI, AMX int8; int8 exact".
 

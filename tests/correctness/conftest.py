@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from plugin_project import Project, import_all
 from schedule import CARD, place, scheduling
+from torch._inductor import config as inductor
 
 from llama_perf import processor
 
@@ -69,6 +70,8 @@ def _compiled_for_this_processor() -> Iterator[None]:
     """A test that compiles finds no code that a run as another processor left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler.config, "cache_key_tag", processor.features())
+        if processor.is_arm64():
+            patch.setattr(inductor, "cpp_cache_precompile_headers", False)
         yield
 
 
