@@ -16,6 +16,10 @@ __all__ = ["generate", "load_model", "quantize_model", "save_model"]
 # torch's wheels for arm64 bring mimalloc, which reads this when torch is loaded. By
 # itself it keeps what a row freed, and the next row's peak would be too small.
 os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
+# It lowers torch and not oneDNN: torch's attention in bfloat16 then breaks where oneDNN
+# may use AMX.
+if os.environ.get("ATEN_CPU_CAPABILITY") in {"avx2", "default"}:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {

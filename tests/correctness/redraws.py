@@ -16,7 +16,8 @@ from dataclasses import astuple, dataclass
 from unittest.mock import patch
 
 import torch
-from smollm2 import exact_int_mm, quantized, reference_logits, tokens
+from rounding import exact_int_mm
+from smollm2 import quantized, reference_logits, tokens
 
 from llama_perf.closeness import Closeness, closeness
 

@@ -1,4 +1,4 @@
-"""When two results that round to codes on the way are the same, on any processor.
+"""Products of codes, and when two results of them are the same, on any processor.
 
 Two orders of the same float32 sums differ in the last bits, and a value that close to
 the border of two codes gets one of them in one order and the other in the other one:
@@ -7,6 +7,7 @@ its code is turned over. How many do is chance, and another processor's chance.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,12 @@ def equal_up_to_turned_codes(found: Tensor, expected: Tensor, exact: Tensor) -> 
     noise = (found.double() - expected).square().mean()
     rounding = (expected.double() - exact).square().mean()
     return bool(noise < rounding)
+
+
+def exact_int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """torch's `_int_mm`, of which a CPU without VNNI has no fast one.
+
+    The same int32 bit for bit: float64 holds every sum below 2**53. Where
+    ONEDNN_MAX_CPU_ISA takes VNNI away, torch's own saturates.
+    """
+    return (a.double() @ b.double()).to(torch.int32)

@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 from unittest.mock import patch
 
 import torch
+from rounding import exact_int_mm
 from tokenizer_samples import smollm2_path
 from torch import Tensor, nn
 
@@ -118,14 +119,6 @@ def _quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
         return model.logits(tokens()[:, :length])
     with patch("torch._int_mm", exact_int_mm):
         return model.logits(tokens()[:, :length])
-
-
-def exact_int_mm(a: Tensor, b: Tensor) -> Tensor:
-    """torch's `_int_mm`, of which a CPU without VNNI has no fast one.
-
-    The same int32 bit for bit: float64 holds every sum below 2**53.
-    """
-    return (a.double() @ b.double()).to(torch.int32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from cache_table import (
+    BEGIN,
+    END,
     LENGTH,
     LIMITS,
     compared,
-    documented,
     logits_with_cache,
     long_tokens,
+    markdown,
 )
-from closeness_table import Limits
+from closeness_table import DOCUMENT
 from smollm2 import unquantized
 
 from llama_perf.closeness import closeness
+from llama_perf.document import text_between
 from llama_perf.kernels import kv_codes
 
 
@@ -55,16 +58,8 @@ def test_damaged_scales_break_the_limits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert LIMITS["int8"].broken_by(found)
 
 
-def test_the_documented_limits_are_those_that_are_checked() -> None:
-    def cells(limits: Limits) -> tuple[str, ...]:
-        return (
-            f"at least {limits.least_db:.1f}",
-            f"at most {limits.most_kl_nats:.5f}",
-            f"at least {limits.least_top1:.3f}",
-            f"within {limits.most_perplexity_change:.2%}",
-        )
-
-    assert documented() == {kind: cells(limits) for kind, limits in LIMITS.items()}
+def test_the_documented_table_is_that_of_the_limits() -> None:
+    assert text_between(DOCUMENT, BEGIN, END) == markdown({})
 
 
 def test_the_text_is_long() -> None:

@@ -113,6 +113,34 @@ def test_what_onednn_may_use_is_heeded() -> None:
     assert done.stdout.startswith("False torch DEFAULT; ")
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, None),
+        ({"ATEN_CPU_CAPABILITY": "avx512"}, None),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, "AVX512_CORE_BF16"),
+        ({"ATEN_CPU_CAPABILITY": "default"}, "AVX512_CORE_BF16"),
+        ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, "AVX2"),
+    ],
+    ids=str,
+)
+def test_onednn_does_without_amx_where_torch_is_lowered(
+    given: dict[str, str], wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    code = "import os, llama_perf; print(os.environ.get('ONEDNN_MAX_CPU_ISA'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **given, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HANG_S,
+    )
+    assert done.stdout == f"{wanted}\n"
+
+
 def test_the_name_is_read_where_the_architecture_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import torch
 from closeness_table import DOCUMENT, LIMITS
+from rounding import exact_int_mm
 from smollm2 import (
-    exact_int_mm,
     quantized,
     reference_logits,
     scheme_figures,
