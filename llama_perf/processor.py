@@ -73,18 +73,19 @@ def is_arm64() -> bool:
 
 
 def features() -> str:
-    """What code is chosen by, such as "torch AVX512; VNNI, AMX int8; int8 exact".
+    """What code is chosen by: "torch uses AVX512; has VNNI; int8 products are exact".
 
-    First the instructions that torch's own kernels use: ATEN_CPU_CAPABILITY lowers
-    them. Then those of the processor that matter here. Last, whether oneDNN's int8
-    products are exact: ONEDNN_MAX_CPU_ISA takes VNNI away from it.
+    First the instructions of torch's own kernels, which ATEN_CPU_CAPABILITY lowers.
+    Then those of the processor that matter here. Last whether torch's int8 products
+    are exact: they saturate where ONEDNN_MAX_CPU_ISA takes VNNI away.
     """
     known = torch.cpu.get_capabilities()
     seen = [text for key, text in _FEATURES.items() if known.get(key)]
     # A feature may have a name on either architecture.
     listed = ", ".join(dict.fromkeys(seen)) or "no int8 instructions"
-    exact = "int8 exact" if int8_products_are_exact() else "int8 saturates"
-    return f"torch {torch.backends.cpu.get_cpu_capability()}; {listed}; {exact}"
+    exact = "are exact" if int8_products_are_exact() else "saturate"
+    used = torch.backends.cpu.get_cpu_capability()
+    return f"torch uses {used}; has {listed}; int8 products {exact}"
 
 
 def has_fast_int8_products() -> bool:
