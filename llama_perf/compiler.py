@@ -20,15 +20,9 @@ def compiler_settings() -> Iterator[None]:
     They change the unquantized kernels too, so a row that alone had them would not
     compare with the others. The compiler's caches of earlier rows are dropped: rows
     share the block's code, and inherited entries would count as recompilations.
-
-    Graphs in inductor's cache are kept apart by the processor's features, which
-    ATEN_CPU_CAPABILITY changes: inductor takes code for AVX-512 from there, and then
-    compiles it without.
     """
     from torch._inductor import config, lowering
 
-    # Every compiler's settings; they carry no types.
-    shared: Any = torch.compiler.config
     _forget_compiled()
     flags = {
         "coordinate_descent_tuning": True,
@@ -36,15 +30,11 @@ def compiler_settings() -> Iterator[None]:
         "force_fuse_int_mm_with_mul": True,
         "fx_graph_cache": True,
     }
-    if processor.is_arm64():
-        # g++ 12 crashes on them where the processor has SVE.
-        flags["cpp_cache_precompile_headers"] = False
-    tag = f"{shared.cache_key_tag} {processor.features()}"
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (
         warnings.catch_warnings(),
         config.patch(flags),
-        shared.patch({"cache_key_tag": tag}),
+        compiling_for_this_processor(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
@@ -55,6 +45,25 @@ def compiler_settings() -> Iterator[None]:
             yield
         finally:
             _forget_compiled()
+
+
+@contextmanager
+def compiling_for_this_processor() -> Iterator[None]:
+    """Compile what this processor runs, whatever an earlier run left on the disk.
+
+    Graphs in inductor's cache are kept apart by the processor's features, which
+    ATEN_CPU_CAPABILITY changes: inductor takes code for AVX-512 from there, and then
+    compiles it without.
+    """
+    from torch._inductor import config
+
+    # Every compiler's settings; they carry no types.
+    shared: Any = torch.compiler.config
+    tag = f"{shared.cache_key_tag} {processor.features()}"
+    # g++ 12 crashes on precompiled headers where an arm64 processor has SVE.
+    flags = {"cpp_cache_precompile_headers": False} if processor.is_arm64() else {}
+    with shared.patch({"cache_key_tag": tag}), config.patch(flags):
+        yield
 
 
 def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import cache
 from pydoc_data.topics import topics
 
 import torch
-from closeness_table import Limits
+from closeness_table import FIGURES, Limits
 from redraws import DRAWS, Redraws, moved
 from smollm2 import unquantized
 from tabulate import tabulate
@@ -45,17 +45,7 @@ REDRAWN: Mapping[str, Redraws] = {
 LIMITS: Mapping[str, Limits] = {
     kind: Limits.over(drawn) for kind, drawn in REDRAWN.items()
 }
-_HEADERS = (
-    "cache",
-    "dB",
-    "at least",
-    "KL (nats)",
-    "at most",
-    "top-1",
-    "at least",
-    "perplexity",
-    "within",
-)
+_HEADERS = ("cache", *FIGURES)
 
 
 @cache

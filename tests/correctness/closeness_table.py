@@ -261,11 +261,8 @@ ROWS: Mapping[Key, Limits] = {
     for beside, table in (("unquantized", LIMITS), ("pruned", PRUNED_LIMITS))
     for key, limits in table.items()
 }
-_HEADERS = (
-    "scheme",
-    "kernels",
-    "beside",
-    "tokens",
+# Each figure and its limit.
+FIGURES = (
     "dB",
     "at least",
     "KL (nats)",
@@ -275,6 +272,7 @@ _HEADERS = (
     "perplexity",
     "within",
 )
+_HEADERS = ("scheme", "kernels", "beside", "tokens", *FIGURES)
 
 
 def markdown(found: Mapping[Key, Closeness]) -> str:

@@ -12,9 +12,8 @@ import torch
 from hypothesis import settings
 from plugin_project import Project, import_all
 from schedule import CARD, place, scheduling
-from torch._inductor import config as inductor
 
-from llama_perf import processor
+from llama_perf.compiler import compiling_for_this_processor
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
@@ -68,10 +67,7 @@ def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_for_this_processor() -> Iterator[None]:
     """A test that compiles finds no code that a run as another processor left."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler.config, "cache_key_tag", processor.features())
-        if processor.is_arm64():
-            patch.setattr(inductor, "cpp_cache_precompile_headers", False)
+    with compiling_for_this_processor():
         yield
 
 
