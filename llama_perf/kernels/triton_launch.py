@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 # Before it no kernel may start before the one in front of it ends.
 EARLY_SINCE = (9, 0)
@@ -13,9 +14,10 @@ EARLY_SINCE = (9, 0)
 
 def may_start_early(device: torch.device) -> bool:
     """Whether a kernel may start there before the one in front of it ends."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return False
-    return torch.cuda.get_device_capability(device) >= EARLY_SINCE
+    capability: tuple[int, int] = driver.active.get_device_capability()
+    return capability >= EARLY_SINCE
 
 
 @triton.jit
