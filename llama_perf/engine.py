@@ -7,7 +7,7 @@ is the same in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -201,7 +201,8 @@ class Engine:
                 logits, temperature=temperature, top_k=top_k, generator=generator
             )
 
-        token = choose(self.prefill(prompt, lengths))
+        logits = self.prefill(prompt, lengths)
+        token = choose(logits)
         if after_prefill is not None:
             after_prefill()
         if lengths is None:
@@ -228,6 +229,7 @@ class Engine:
                 repeats=self._slowdown > 0,
             )
         step.begin(token, position)
+        step.logits = logits
         return step
 
     def _go_on(self, step: Step, count: int) -> Iterator[None]:
@@ -302,6 +304,34 @@ class Engine:
             pass
         return torch.cat([prompt, step.history[:, :max_new_tokens]], dim=1)
 
+    @torch.no_grad()
+    def observe(
+        self,
+        prompt: Tensor,
+        *,
+        max_new_tokens: int,
+        lengths: Tensor | None = None,
+        temperature: float = 0.8,
+        top_k: int | None = 200,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `generate`: the new tokens, (B, N), and the logits of each, (B, N, V)."""
+        step = self._start(
+            prompt,
+            most=max_new_tokens,
+            lengths=lengths,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
+            after_prefill=None,
+        )
+        assert step.logits is not None, "the first token was chosen from some"
+        logits = [step.logits.clone()]
+        for _ in range(max_new_tokens - 1):
+            step.run()
+            logits.append(step.logits.clone())
+        return step.history[:, :max_new_tokens].clone(), torch.stack(logits, dim=1)
+
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
     ) -> None:
@@ -321,6 +351,11 @@ class Engine:
                 f"prompt: {filled}{length} tokens + {max_new_tokens} new ones do not"
                 f" fit the cache of {self.cache_size} positions"
             )
+
+    @property
+    def caches(self) -> Sequence[KVCache]:
+        """The cache of each layer."""
+        return self._caches
 
     def held_bytes(self) -> int:
         """Bytes of the weights, the embedding, all of the caches and the mask."""

@@ -17,7 +17,7 @@ from llama_perf.errors import UserError
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
-from llama_perf.run_options import check_slowdowns
+from llama_perf.run_options import check_injections
 from llama_perf.spec import RowSpec
 from llama_perf.trials import Trial
 
@@ -302,9 +302,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options = PluginConfig.read(config)
         check_options(config, options)
         plugin = LlamaPerfPlugin(config, options)
-        if options.names_rows or options.run.slowdowns:
+        if options.names_rows or options.run.slowdowns or options.run.damages:
             # Here a mistake is a usage error; while collecting, a traceback.
-            check_slowdowns(options.run.slowdowns, plugin.rows())
+            check_injections(options.run, plugin.rows())
         plugin.request.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None

@@ -19,8 +19,11 @@ class Step:
     """`decode` (token, position) to logits, `choose` logits to the next token.
 
     `token` is int64 (B, 1), `position` int64 (1,) or (B, 1); `history`, int64 (B, N),
-    holds the tokens since `begin`, of which there may be N.
+    holds the tokens since `begin`, of which there may be N. `logits`, (B, vocabulary),
+    are what the last token was chosen from, until the next one is begun.
     """
+
+    logits: Tensor | None = None
 
     def __init__(
         self,
@@ -53,7 +56,10 @@ class Step:
         self._decode(self.token, self.position)
 
     def _once(self) -> None:
-        self._feed(self._choose(self._decode(self.token, self.position)))
+        # Those before are given back first: they are no part of a step's peak.
+        self.logits = None
+        self.logits = self._decode(self.token, self.position)
+        self._feed(self._choose(self.logits))
         self.position.add_(1)
 
     def _feed(self, token: Tensor) -> None:
@@ -85,6 +91,7 @@ class CapturedStep(Step):
         self._repeats = repeats
         self._graph: torch.cuda.CUDAGraph | None = None
         self._repeated: torch.cuda.CUDAGraph | None = None
+        self._captured_logits: Tensor | None = None
 
     def begin(self, token: Tensor, position: Tensor) -> None:
         """Start; the first time, run the step once and capture it."""
@@ -99,6 +106,8 @@ class CapturedStep(Step):
         if self._generator is not None and state is not None:
             self._generator.set_state(state)
         self._graph = captured(self._once, self._generator)
+        # Held, their memory is no other tensor's of the graph.
+        self._captured_logits = self.logits
         if self._repeats:
             self._repeated = captured(super().repeat, None)
 
@@ -106,6 +115,7 @@ class CapturedStep(Step):
         """From `token` to the next one, by one launch."""
         assert self._graph is not None, "it has begun"
         self._graph.replay()
+        self.logits = self._captured_logits
 
     def repeat(self) -> None:
         """Decode `token` and throw the result away, by one launch."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_perf import baseline, rows
 from llama_perf.errors import SpecError
-from llama_perf.run_options import OPTIONS, RunOptions, Slowdown
+from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
 from llama_perf.spec import RowSpec
 
 
@@ -45,6 +45,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="development switch: repeat that share of the decoding steps",
     )
+    parser.add_argument("--inject-damage", **INJECT_DAMAGE)
 
 
 def add_shared(parser: argparse.ArgumentParser, *options: str) -> None:
@@ -103,4 +104,5 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
     return RunOptions(
         checkpoints=folder,
         slowdowns=tuple(Slowdown.parse(text) for text in arguments.inject_slowdown),
+        damages=tuple(arguments.inject_damage),
     )
