@@ -203,11 +203,21 @@ def _open(
         quantizer = make_quantizer(
             row.quantization, kernels=row.kernels, device=device, dtype=dtype
         )
+        if (row.quantization, row.kernels) == ("float8wo", "torchao") and row.compile:
+            _check_float8_compiles(device)
     reader, path = open_model(row.model, dtype=dtype, device=device)
     as_run = _as_run(row, reader)
     _check_upstream(as_run)
     _check_memory(as_run, reader, device)
     return quantizer, reader, path
+
+
+def _check_float8_compiles(device: torch.device) -> None:
+    # torchao converts the weights by an operator, and Triton has none before sm_89.
+    from llama_perf.quantize.torchao_schemes import check_float8_card
+
+    if device.type == "cuda":
+        check_float8_card("float8wo, compiled,", device)
 
 
 def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:

@@ -310,3 +310,20 @@ def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
     assert {each.dtype for each in model.parameters()} == {wanted}
     assert not any(each.requires_grad for each in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_torchaos_float8wo_compiles_from_sm_89_on(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 40, 1 << 40))
+    row = RowSpec(
+        model="7B", quantization="float8wo", kernels="torchao", compile=compiled
+    )
+    if not compiled:
+        check_runnable(row)
+        return
+    with pytest.raises(NotRunnable, match=r"sm_89 or up\); this card is sm_80"):
+        check_runnable(row)
