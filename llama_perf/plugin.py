@@ -79,7 +79,9 @@ class LlamaPerfPlugin:
             return self._options.set_name
         from llama_perf import rows
         from llama_perf.environment import default_device
+        from llama_perf.missing_card import check_no_card_is_missed
 
+        check_no_card_is_missed()
         return rows.DEFAULT_SETS[default_device()]
 
     def _start(self, selected: list[RowSpec]) -> None:

@@ -71,7 +71,9 @@ def set_name(arguments: argparse.Namespace) -> str | None:
         chosen: str | None = arguments.set
         return chosen
     from llama_perf.environment import default_device
+    from llama_perf.missing_card import check_no_card_is_missed
 
+    check_no_card_is_missed()
     return rows.DEFAULT_SETS[default_device()]
 
 
