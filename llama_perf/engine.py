@@ -7,6 +7,7 @@ is the same in one call.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
@@ -211,15 +212,23 @@ class Engine:
             position = torch.full((1,), length, device=self.model.device)
         else:
             position = lengths[:, None] + self.filled
+        # Weakly: an engine that is dropped gives its caches back at once, though its
+        # captured steps are its own.
+        engine = weakref.proxy(self)
+
+        def decode(token: Tensor, position: Tensor) -> Tensor:
+            logits: Tensor = engine.decode(token, position)
+            return logits
+
         key = (temperature, top_k, position.shape, generator)
         step: Step
         if not self._capture:
-            step = Step(self.decode, choose, token=token, position=position, most=most)
+            step = Step(decode, choose, token=token, position=position, most=most)
         elif key in self._steps:
             step = self._steps[key]
         else:
             step = self._steps[key] = CapturedStep(
-                self.decode,
+                decode,
                 choose,
                 token=token,
                 position=position,

@@ -6,6 +6,8 @@ that all but CUDA's own part is the same code. On a card it is captured for real
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -211,3 +213,19 @@ def test_memory_is_given_back_with_the_engine(device: torch.device) -> None:
 
 def test_the_vocabulary_is_that_of_the_other_tests() -> None:
     assert PROMPT.max() < SMALL.vocab_size
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_an_engine_that_is_dropped_gives_its_caches_back_at_once(
+    device: torch.device, capture: bool
+) -> None:
+    """By counting references: no row waits for a collection of garbage."""
+    one = engine(small_model(device), capture=capture)
+    generated(one, count=4)
+    cache = weakref.ref(one.caches[0].k_cache)
+    gc.disable()
+    try:
+        del one
+        assert cache() is None
+    finally:
+        gc.enable()

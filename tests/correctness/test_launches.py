@@ -1,0 +1,61 @@
+"""What a fused step launches on a card, through Triton's real JIT, without one."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from launches import launches
+
+from llama_perf.model.config import preset
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
+)
+
+
+@pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
+@pytest.mark.parametrize("scheme", ["none", "int8wo", "int4wo-64"])
+def test_a_layer_is_five_launches_and_the_head_one(model: str, scheme: str) -> None:
+    found = launches(model, scheme)
+    kernels = Counter(each["kernel"] for each in found)
+    assert kernels == {"project_heads": 2, "attend_in_splits": 2, "project": 2 * 3 + 1}
+    assert all(each["dependent"] for each in found)
+
+
+def test_before_sm_90_no_launch_is_dependent() -> None:
+    found = launches("Llama-2-7b-chat-hf", "none", capability=80, multiprocessors=108)
+    assert not any(each["dependent"] for each in found)
+
+
+def test_as_many_programs_run_as_the_card_has_processors_for() -> None:
+    """Attention in twice as many as it has; products in four times, in splits of K."""
+    model = "Llama-2-7b-chat-hf"
+    heads, dim = preset(model).n_heads, preset(model).dim
+    for capability, processors in ((90, 132), (80, 108), (90, 66)):
+        found = launches(
+            model, "none", capability=capability, multiprocessors=processors
+        )
+        attention = next(e for e in found if e["kernel"] == "attend_in_splits")
+        assert attention["grid"][:2] == [heads, min(2 * processors // heads, 256 // 32)]
+        output = next(e for e in found if e["kernel"] == "project")
+        blocks = dim // 16
+        assert output["grid"][:2] == [blocks, 4 * processors // blocks]
+
+
+def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from llama_perf.kernels import fused_launch
+
+    asked = []
+    monkeypatch.setattr(
+        fused_launch, "cuda_key", lambda device: str(asked.append(device))
+    )
+    fused_launch._card_key.cache_clear()
+    for _ in range(3):
+        fused_launch._card_key(torch.device("cuda"))
+    assert len(asked) == 1
+    fused_launch._card_key.cache_clear()
