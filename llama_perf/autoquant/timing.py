@@ -122,6 +122,27 @@ def _copies(
     device: torch.device,
     how: How = "eager",
 ) -> list[Any]:
+    weight = _weight(name, product, dtype=dtype, device=device)
+    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight))
+    copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
+    if how != "fused":
+        return copies
+    from llama_perf.fused_step import packed
+
+    return [packed(each, name) for each in copies]
+
+
+def weight_bytes(
+    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
+) -> int:
+    """What one product with a weight in the format of a candidate reads."""
+    return tensor_bytes(_weight(name, product, dtype=dtype, device=device))
+
+
+def _weight(
+    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A weight of a candidate's format on the meta device."""
     linear = nn.Linear(
         product.columns, product.rows, bias=False, device="meta", dtype=dtype
     )
@@ -129,15 +150,8 @@ def _copies(
     if name != PLAIN:
         quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
         quantize(module, "autoquant")
-    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(linear.weight))
-    copies = [
-        _random_like(linear.weight, device) for _ in range(min(count, _MOST_COPIES))
-    ]
-    if how != "fused":
-        return copies
-    from llama_perf.fused_step import packed
-
-    return [packed(each, name) for each in copies]
+    weight: Tensor = linear.weight
+    return weight
 
 
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
