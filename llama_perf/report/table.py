@@ -10,7 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.records import Comparison, Measurement, Report, Status, Verdict
+from llama_perf.records import (
+    Comparison,
+    Measurement,
+    Report,
+    RowResult,
+    Status,
+    Verdict,
+)
 
 NOTHING = "-"
 _COLUMNS = (
@@ -208,6 +215,7 @@ def notes(report: Report) -> list[str]:
                 f"ties in {result.id}: {check.ties} of {check.tokens} greedy tokens"
                 f" differ from the {check.against}, each by less than the error"
             )
+        lines += _fewer_samples(result)
         if result.measurement and result.measurement.injected_slowdown:
             share = result.measurement.injected_slowdown
             lines.append(f"injected slowdown of {share:.0%} in {result.id}")
@@ -225,6 +233,17 @@ def notes(report: Report) -> list[str]:
     if report.stale:
         lines.append(f"in the baseline but in no set: {', '.join(report.stale)}")
     return lines
+
+
+def _fewer_samples(result: RowResult) -> list[str]:
+    """That a row took fewer samples than it asks for, where it did."""
+    now, most = result.measurement, result.row.num_samples
+    if now is None or now.samples_budget_s is None or len(now.sample_ns) >= most:
+        return []
+    return [
+        f"{len(now.sample_ns)} of {most} samples in {result.id}: more would have taken"
+        f" over {now.samples_budget_s:g} s"
+    ]
 
 
 def _of_cards(report: Report) -> list[str]:
