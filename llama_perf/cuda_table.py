@@ -30,7 +30,7 @@ from llama_perf.cuda_check import (
 from llama_perf.cuda_options import add_machine_options, refuse
 from llama_perf.cuda_steps import GRACE_S, Runner, Step
 
-SETS = ("reference", "filled", "prefill", "batch")
+SETS = ("reference", "published", "filled", "prefill", "batch")
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 # Seconds: what ends a piece once its rows are stopped, and what a merge takes.
 _KEPT_BACK_S = 10.0
@@ -160,9 +160,9 @@ def _merge(runner: Runner, scratch: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cuda_table",
-        description="Measure the sets reference, filled, prefill and batch on a card"
-        " in pieces, each within the budget, and merge them into one table and a"
-        " baseline.",
+        description="Measure the sets reference, published, filled, prefill and batch"
+        " on a card in pieces, each within the budget, and merge them into one table"
+        " and a baseline.",
     )
     parser.add_argument(
         "--shard",

@@ -225,6 +225,26 @@ def test_a_torchao_row_is_measured(
     assert now.graph_breaks == (0 if on_card else None)
 
 
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-64"])
+def test_a_compiled_row_of_the_published_set_is_measured(
+    device: torch.device, session: Session, scheme: str | None
+) -> None:
+    on_card = device.type == "cuda"
+    row = small_row(
+        device,
+        quantization=scheme,
+        kernels="native" if scheme is None else "torchao",
+        attention="sdpa",
+        # torchao's int4 is not compiled on a CPU.
+        compile=on_card or scheme != "int4wo-64",
+        capture=on_card,
+        kv_cache_quantization=scheme is None,
+    )
+    now = measured(session.run_row(row))
+    assert now.check is not None
+    assert now.graph_breaks in (0, None)
+
+
 def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
     device: torch.device,
     session: Session,
