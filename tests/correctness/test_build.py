@@ -249,7 +249,7 @@ def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> No
 def test_a_row_to_compile_without_a_compiler_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llama_perf.build.compiler_problem", lambda _: "no compiler")
+    monkeypatch.setattr("llama_perf.toolchain._cpp_problem", lambda: "no compiler")
     with pytest.raises(NotRunnable, match="no compiler"):
         check_runnable(replace(ROW, compile=True))
     check_runnable(ROW)

