@@ -37,6 +37,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from llama_perf.environment import (
         collect,
         default_device,
+        no_card,
         package_version,
     )
     from llama_perf.toolchain import compiler_problem
@@ -50,7 +51,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield package, package_version(package) or "missing"
     device = torch.device(default_device())
     environment = collect(device)
-    yield "CUDA", "missing: no device" if device.type == "cpu" else "ok"
+    yield "CUDA", f"missing: {no_card()}" if device.type == "cpu" else "ok"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key

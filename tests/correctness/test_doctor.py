@@ -13,7 +13,7 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf import baseline as baselines
-from llama_perf import environment, processor, rows
+from llama_perf import driver, environment, processor, rows
 from llama_perf.cli import main
 from llama_perf.codec import to_json
 from llama_perf.weights.locate import SMOLLM2
@@ -40,6 +40,8 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(driver, "ask_driver", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def findings(
@@ -61,7 +63,7 @@ def test_every_thing_has_one_line_and_the_versions_are_those_here(
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"].startswith(f"{torch.__version__} (")
     assert found["torchao"] == environment.package_version("torchao")
-    assert found["CUDA"] == "missing: no device"
+    assert found["CUDA"].startswith("missing: no CUDA device on this machine")
     assert re.fullmatch(r".+, \d+ GB", found["device"])
     key = environment.collect(torch.device("cpu")).device_key
     assert found["device key"] == key
