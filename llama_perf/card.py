@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import psutil
@@ -18,14 +19,23 @@ from llama_perf.records import CardState
 # Those that are no fault of what is measured. A power cap is the card's own limit,
 # which a faster kernel meets sooner; it is told and spoils nothing.
 _SPOILING = {
-    "HwSlowdown": "hardware slowdown",
     "HwThermalSlowdown": "hardware thermal slowdown",
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "software thermal slowdown",
 }
+# Also reported where a card changes its state, and then no clock falls.
+_DOUBTFUL = {"HwSlowdown": "hardware slowdown"}
 _TOLD = {"SwPowerCap": "power cap"}
-# Time spent under a limit, which counts on between two looks.
-_POLICIES = {"THERMAL": "thermal limit", "RELIABILITY": "reliability limit"}
+# Time spent under a limit, which counts on between two looks. A card at its highest
+# voltage is at its reliability limit, though it is as fast as it can be.
+_POLICIES = {"THERMAL": "thermal limit"}
+_DOUBTFUL_POLICIES = {"RELIABILITY": "reliability limit"}
+_SPOILS = {*_SPOILING.values(), *_POLICIES.values()}
+_SPOILS_IF_SLOWER = {*_DOUBTFUL.values(), *_DOUBTFUL_POLICIES.values()}
+# What a real slowdown takes at least: it halves the clock, while a card that is only
+# warmer drops by one to three steps of 15 MHz. Less could fail no row on a card, whose
+# plain limit is 5 % too.
+_FALL = 0.05
 
 
 class CardWatch:
@@ -88,10 +98,10 @@ class CardWatch:
     def _limits(self) -> Iterable[str]:
         nvml, handle = self._nvml, self._handle
         bits = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        for name, words in (_SPOILING | _TOLD).items():
+        for name, words in (_SPOILING | _DOUBTFUL | _TOLD).items():
             if (bits or 0) & getattr(nvml, f"nvmlClocksEventReason{name}"):
                 yield words
-        for name, words in _POLICIES.items():
+        for name, words in (_POLICIES | _DOUBTFUL_POLICIES).items():
             policy = getattr(nvml, f"NVML_PERF_POLICY_{name}")
             status = self._ask(nvml.nvmlDeviceGetViolationStatus, handle, policy)
             if status is None:
@@ -104,14 +114,14 @@ class CardWatch:
     def spoiled(self) -> str | None:
         """Why what was measured is no verdict's ground: throttled samples; or None.
 
-        The first look is before the first sample, each other one after a sample.
+        The first look is before the first sample, each other one after a sample. A
+        limit that is told of cards at full speed too counts where the clock fell.
         """
-        spoiling = {*_SPOILING.values(), *_POLICIES.values()}
         found = [
             (number, limit)
             for number, state in enumerate(self.states)
             for limit in state.limited_by
-            if limit in spoiling
+            if limit in _SPOILS or (limit in _SPOILS_IF_SLOWER and self._fell(number))
         ]
         if not found:
             return None
@@ -122,6 +132,15 @@ class CardWatch:
             f"the card was throttled {where} of {len(self.states) - 1}: {limit}, at"
             f" {state.clock_mhz} MHz and {state.temperature_c} degrees"
         )
+
+    def _fell(self, number: int) -> bool:
+        """Whether the SM clock of a look after a sample is below that of most looks."""
+        clocks = [each.clock_mhz for each in self.states if each.clock_mhz is not None]
+        clock = self.states[number].clock_mhz
+        # Before the first sample a card may idle, which is no slowdown.
+        if number == 0 or clock is None:
+            return False
+        return clock < (1 - _FALL) * median(clocks)
 
     def joules(self) -> float | None:
         """Energy between the first and the last look."""

@@ -32,6 +32,7 @@ class Nvml:
             pynvml.NVML_PERF_POLICY_RELIABILITY: 0,
         }
         self.millijoules = 1_000_000
+        self.sm_mhz: int | None = 1980
         self.running: list[SimpleNamespace] = []
         self.refused: set[str] = set()
 
@@ -50,8 +51,8 @@ class Nvml:
         assert uuid == "GPU-1234"
         return "handle"
 
-    def nvmlDeviceGetClockInfo(self, _handle: str, kind: int) -> int:
-        return {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}[kind]
+    def nvmlDeviceGetClockInfo(self, _handle: str, kind: int) -> int | None:
+        return {pynvml.NVML_CLOCK_SM: self.sm_mhz, pynvml.NVML_CLOCK_MEM: 2619}[kind]
 
     def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
         return int(self._answer("power", 312_500))
@@ -109,7 +110,6 @@ def test_states_and_energy_are_those_of_the_card(nvml: Nvml) -> None:
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
-        ("HwSlowdown", "hardware slowdown"),
         ("HwThermalSlowdown", "hardware thermal slowdown"),
         ("HwPowerBrakeSlowdown", "power brake"),
         ("SwThermalSlowdown", "software thermal slowdown"),
@@ -138,6 +138,53 @@ def test_a_limit_between_two_looks_is_seen_though_neither_shows_it(nvml: Nvml) -
 
     assert watched(lambda: None).spoiled() is None
     assert "in sample 1 of 1: thermal limit" in str(watched(briefly).spoiled())
+
+
+def slow_down(nvml: Nvml) -> None:
+    nvml.reasons = pynvml.nvmlClocksEventReasonHwSlowdown
+
+
+def reach_reliability(nvml: Nvml) -> None:
+    nvml.violations[pynvml.NVML_PERF_POLICY_RELIABILITY] += 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(slow_down, "hardware slowdown"), (reach_reliability, "reliability limit")],
+)
+def test_a_limit_of_cards_at_full_speed_spoils_only_where_the_clock_fell(
+    nvml: Nvml, limit: Callable[[Nvml], None], told: str
+) -> None:
+    def limited(sm_mhz: int | None) -> CardWatch:
+        def change() -> None:
+            limit(nvml)
+            nvml.sm_mhz = sm_mhz
+
+        def back() -> None:
+            nvml.reasons, nvml.sm_mhz = 0, 1980
+
+        return watched(back, change, back)
+
+    # 1882 of 1980 MHz is 4.9 % less.
+    for sm_mhz in (1980, 1882, None):
+        watch = limited(sm_mhz)
+        assert watch.spoiled() is None, sm_mhz
+        assert watch.states[2].limited_by == (told,)
+    assert str(limited(1880).spoiled()).startswith(
+        f"the card was throttled in sample 2 of 3: {told}, at 1880 MHz"
+    )
+
+
+def test_a_card_that_idles_before_the_first_sample_is_not_throttled(
+    nvml: Nvml,
+) -> None:
+    slow_down(nvml)
+    nvml.sm_mhz = 345
+
+    def wake() -> None:
+        nvml.reasons, nvml.sm_mhz = 0, 1980
+
+    assert watched(wake, lambda: None).spoiled() is None
 
 
 def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Nvml) -> None:
