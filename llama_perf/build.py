@@ -207,6 +207,10 @@ def _open(
     reader, path = open_model(row.model, dtype=dtype, device=device)
     as_run = _as_run(row, reader)
     _check_built(as_run)
+    if row.compile and as_run.kernels == "torchao":
+        from llama_perf.quantize.torchao_schemes import check_compiled
+
+        check_compiled(str(as_run.quantization), device)
     _check_memory(as_run, reader, device)
     return quantizer, reader, path
 
@@ -232,13 +236,7 @@ def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
 
 
 def _check_built(row: RowSpec) -> None:
-    if (problem := build_problem(row)) is not None:
-        raise NotRunnable(problem)
-    _check_upstream(row)
-
-
-def _check_upstream(row: RowSpec) -> None:
-    if problem := broken_upstream(row):
+    if problem := build_problem(row) or broken_upstream(row):
         raise NotRunnable(problem)
 
 

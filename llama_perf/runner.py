@@ -87,8 +87,7 @@ class Runner:
             devices = {each.device for each in self.rows}
             self._worker = Worker(options=self.options, devices=devices)
         result = self._worker.run(row, progress=progress).result
-        # After an error a card's context may be of no use to the next row.
-        if self.options.isolate == "row" or result.status is Status.INVALID:
+        if self.options.isolate == "row" or _broke(result):
             self._end_worker()
         return result
 
@@ -128,6 +127,15 @@ class Runner:
         """End the worker and let go of the device."""
         self._end_worker()
         self._lock.release()
+
+
+def _broke(result: RowResult) -> bool:
+    """Whether the row may have raised what ruins a card's context for the next row.
+
+    Where a library is known to break a row, its exception ends as NOT_RUN.
+    """
+    known = result.status is Status.NOT_RUN and result.row.upstream_issue is not None
+    return known or result.status is Status.INVALID
 
 
 def _seconds(measurement: Measurement) -> float:

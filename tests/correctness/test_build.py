@@ -20,7 +20,7 @@ from weights_samples import (
     write_json,
 )
 
-from llama_perf import load_model
+from llama_perf import build, load_model
 from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.live_bytes import LiveBytes
@@ -267,6 +267,33 @@ def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
     if here := broken_upstream(row):
         with pytest.raises(NotRunnable, match=re.escape(here)):
             check_runnable(row)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "compiled", "needs"),
+    [
+        ("float8wo", True, True),
+        ("float8wo", False, False),
+        ("float8dq-tensor", False, True),
+        ("int8wo", True, False),
+    ],
+)
+def test_float8_that_an_older_card_lacks_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, compiled: bool, needs: bool
+) -> None:
+    monkeypatch.setattr(build, "check_device", torch.device)
+    monkeypatch.setattr(build, "build_problem", lambda _row: None)
+    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: 10**12)
+    row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
+    row = replace(row, kernels="torchao", compile=compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    if needs:
+        with pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up"):
+            check_runnable(row)
+    else:
+        check_runnable(row)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
+    check_runnable(row)
 
 
 def test_a_cuda_row_without_a_card_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
