@@ -15,7 +15,7 @@ from llama_perf.assemble import build_model
 from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, free_memory_bytes
-from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.errors import NotRunnable, SpecError, TooLarge
 from llama_perf.model.config import preset, preset_name
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
@@ -244,10 +244,12 @@ def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> 
     predicted, free = predict(row, reader.config), free_memory_bytes(device)
     if predicted.peak_bytes > free:
         batch = f" and a batch of {row.batch_size}" if row.batch_size > 1 else ""
-        raise NotRunnable(
+        raise TooLarge(
             f"it needs {predicted.peak_bytes / 1e9:.1f} GB, of it"
             f" {predicted.cache_bytes / 1e9:.1f} GB for a cache_size of"
-            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free"
+            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free",
+            needed_bytes=predicted.peak_bytes,
+            free_bytes=free,
         )
 
 

@@ -36,6 +36,10 @@ _SPOILS_IF_SLOWER = {*_DOUBTFUL.values(), *_DOUBTFUL_POLICIES.values()}
 # warmer drops by one to three steps of 15 MHz. Less could fail no row on a card, whose
 # plain limit is 5 % too.
 _FALL = 0.05
+SLICED = (
+    "a MIG slice: clocks, temperature, power and limits are the whole card's, and no"
+    " energy is told"
+)
 
 
 class CardWatch:
@@ -45,7 +49,9 @@ class CardWatch:
         self.states: list[CardState] = []
         self.problem: str | None = None
         self._nvml: Any = None
+        # Of the card; and of its slice, where torch uses no more of it.
         self._handle: Any = None
+        self._slice: Any = None
         self._limited: dict[str, int] = {}
         self._first_mj: int | None = None
         self._last_mj: int | None = None
@@ -56,12 +62,26 @@ class CardWatch:
             import pynvml
 
             pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._nvml = pynvml
+            self._find(pynvml, str(torch.cuda.get_device_properties(device).uuid))
+        except ImportError:
+            self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
         except Exception as error:
-            # Not installed, no driver of that version, or a part of a card.
             self.problem = f"NVML: {error or type(error).__name__}"
+
+    def _find(self, nvml: Any, uuid: str) -> None:
+        """Find the card that torch uses: by UUID, since its number is another here."""
+        try:
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except nvml.NVMLError:
+            self._slice = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+            self._handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
+                self._slice
+            )
+        self._nvml = nvml
+        # Some versions of torch tell the card's own UUID there.
+        mode = self._ask(nvml.nvmlDeviceGetMigMode, self._handle)
+        if self._slice is not None or (mode and mode[0] == nvml.NVML_DEVICE_MIG_ENABLE):
+            self.problem = SLICED
 
     def look(self) -> None:
         """Add the card's state now, with what limited it since the last look."""
@@ -143,8 +163,8 @@ class CardWatch:
         return clock < (1 - _FALL) * median(clocks)
 
     def joules(self) -> float | None:
-        """Energy between the first and the last look."""
-        if self._first_mj is None or self._last_mj is None:
+        """Energy between the first and the last look; None of a part of a card."""
+        if self.problem is not None or self._first_mj is None or self._last_mj is None:
             return None
         return (self._last_mj - self._first_mj) / 1000
 
@@ -158,7 +178,7 @@ class CardWatch:
         if self._nvml is None:
             return ()
         ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
-        running = self._ask(ask, self._handle) or []
+        running = self._ask(ask, self._slice or self._handle) or []
         ours = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
         if running and not any(each.pid in ours for each in running):
             count = len(running) - 2

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llama_perf.device_lock import DeviceLock
+from llama_perf.machine import machine_notes
 from llama_perf.measure import Progress
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
@@ -50,6 +51,8 @@ class Runner:
         self._worker: Worker | None = None
         self._lock = DeviceLock(self._session.device, wait=options.wait)
         self._lock.acquire(progress)
+        for note in machine_notes(self._session.device):
+            progress(f"note: {note}\n")
 
     @property
     def started(self) -> str:

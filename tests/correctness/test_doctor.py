@@ -133,3 +133,20 @@ def test_a_recorded_baseline_is_found(
     path.parent.mkdir()
     path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
     assert findings(capsys, folder=tmp_path)["baseline"] == str(path)
+
+
+def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _device: 10**7)
+    found = findings(capsys)["set cpu"]
+    count = len(rows.load_set("cpu"))
+    reason = r"they need 0\.\d to \d+\.\d GB, and 0\.0 GB are free"
+    assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", found)
+
+
+def test_what_to_know_of_the_machine_stands_there_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_perf.machine.is_wsl", lambda: True)
+    assert findings(capsys)["note"].startswith("WSL: ")
