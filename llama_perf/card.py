@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import psutil
@@ -22,16 +23,23 @@ _SPOILING = {
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "software thermal slowdown",
 }
-_HW_SLOWDOWN = "hardware slowdown"
-_TOLD = {"SwPowerCap": "power cap", "HwSlowdown": _HW_SLOWDOWN}
-# Time spent under a limit, which counts on between two looks.
-_THERMAL, _RELIABILITY = "thermal limit", "reliability limit"
-_POLICIES = {"THERMAL": _THERMAL, "RELIABILITY": _RELIABILITY}
-# These are also reported where the card changes its state, or lowers its highest clock
-# by a step for its voltage's sake. They spoil a row where the clock really fell: a
-# hardware slowdown halves it or more (NVML's documentation), so between half and all.
-_SPOILING_IF_SLOWER = {_HW_SLOWDOWN, _RELIABILITY}
-_FALLEN = 0.75
+# Also reported where a card changes its state, and then no clock falls.
+_DOUBTFUL = {"HwSlowdown": "hardware slowdown"}
+_TOLD = {"SwPowerCap": "power cap"}
+# Time spent under a limit, which counts on between two looks. A card at its highest
+# voltage is at its reliability limit, though it is as fast as it can be.
+_POLICIES = {"THERMAL": "thermal limit"}
+_DOUBTFUL_POLICIES = {"RELIABILITY": "reliability limit"}
+_SPOILS = {*_SPOILING.values(), *_POLICIES.values()}
+_SPOILS_IF_SLOWER = {*_DOUBTFUL.values(), *_DOUBTFUL_POLICIES.values()}
+# What a real slowdown takes at least: it halves the clock, while a card that is only
+# warmer drops by one to three steps of 15 MHz. Less could fail no row on a card, whose
+# plain limit is 5 % too.
+_FALL = 0.05
+SLICED = (
+    "a MIG slice: clocks, temperature, power and limits are the whole card's, and no"
+    " energy is told"
+)
 
 
 class CardWatch:
@@ -41,7 +49,9 @@ class CardWatch:
         self.states: list[CardState] = []
         self.problem: str | None = None
         self._nvml: Any = None
+        # Of the card; and of its slice, where torch uses no more of it.
         self._handle: Any = None
+        self._slice: Any = None
         self._limited: dict[str, int] = {}
         self._first_mj: int | None = None
         self._last_mj: int | None = None
@@ -52,12 +62,26 @@ class CardWatch:
             import pynvml
 
             pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._nvml = pynvml
+            self._find(pynvml, str(torch.cuda.get_device_properties(device).uuid))
+        except ImportError:
+            self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
         except Exception as error:
-            # Not installed, no driver of that version, or a part of a card.
             self.problem = f"NVML: {error or type(error).__name__}"
+
+    def _find(self, nvml: Any, uuid: str) -> None:
+        """Find the card that torch uses: by UUID, since its number is another here."""
+        try:
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except nvml.NVMLError:
+            self._slice = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+            self._handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
+                self._slice
+            )
+        self._nvml = nvml
+        # Some versions of torch tell the card's own UUID there.
+        mode = self._ask(nvml.nvmlDeviceGetMigMode, self._handle)
+        if self._slice is not None or (mode and mode[0] == nvml.NVML_DEVICE_MIG_ENABLE):
+            self.problem = SLICED
 
     def look(self) -> None:
         """Add the card's state now, with what limited it since the last look."""
@@ -94,10 +118,10 @@ class CardWatch:
     def _limits(self) -> Iterable[str]:
         nvml, handle = self._nvml, self._handle
         bits = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        for name, words in (_SPOILING | _TOLD).items():
+        for name, words in (_SPOILING | _DOUBTFUL | _TOLD).items():
             if (bits or 0) & getattr(nvml, f"nvmlClocksEventReason{name}"):
                 yield words
-        for name, words in _POLICIES.items():
+        for name, words in (_POLICIES | _DOUBTFUL_POLICIES).items():
             policy = getattr(nvml, f"NVML_PERF_POLICY_{name}")
             status = self._ask(nvml.nvmlDeviceGetViolationStatus, handle, policy)
             if status is None:
@@ -110,14 +134,14 @@ class CardWatch:
     def spoiled(self) -> str | None:
         """Why what was measured is no verdict's ground: throttled samples; or None.
 
-        The first look is before the first sample, each other one after a sample.
+        The first look is before the first sample, each other one after a sample. A
+        limit that is told of cards at full speed too counts where the clock fell.
         """
-        spoiling = {*_SPOILING.values(), _THERMAL}
         found = [
             (number, limit)
             for number, state in enumerate(self.states)
             for limit in state.limited_by
-            if limit in spoiling or (limit in _SPOILING_IF_SLOWER and self._fell(state))
+            if limit in _SPOILS or (limit in _SPOILS_IF_SLOWER and self._fell(number))
         ]
         if not found:
             return None
@@ -129,31 +153,18 @@ class CardWatch:
             f" {state.clock_mhz} MHz and {state.temperature_c} degrees"
         )
 
-    def _fell(self, state: CardState) -> bool:
-        """Whether the clock was far below that of the looks without such a limit.
-
-        Where every look has one, below the highest that the card can have.
-        """
-        free = [
-            each.clock_mhz
-            for each in self.states
-            if not _SPOILING_IF_SLOWER.intersection(each.limited_by)
-        ]
-        known = [clock for clock in free if clock is not None]
-        kind = self._nvml.NVML_CLOCK_SM
-        highest = (
-            max(known)
-            if known
-            else self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, kind)
-        )
-        if highest is None or state.clock_mhz is None:
-            # The card tells of a limit, and nothing speaks against it.
-            return True
-        return bool(state.clock_mhz < _FALLEN * highest)
+    def _fell(self, number: int) -> bool:
+        """Whether the SM clock of a look after a sample is below that of most looks."""
+        clocks = [each.clock_mhz for each in self.states if each.clock_mhz is not None]
+        clock = self.states[number].clock_mhz
+        # Before the first sample a card may idle, which is no slowdown.
+        if number == 0 or clock is None:
+            return False
+        return clock < (1 - _FALL) * median(clocks)
 
     def joules(self) -> float | None:
-        """Energy between the first and the last look."""
-        if self._first_mj is None or self._last_mj is None:
+        """Energy between the first and the last look; None of a part of a card."""
+        if self.problem is not None or self._first_mj is None or self._last_mj is None:
             return None
         return (self._last_mj - self._first_mj) / 1000
 
@@ -167,7 +178,7 @@ class CardWatch:
         if self._nvml is None:
             return ()
         ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
-        running = self._ask(ask, self._handle) or []
+        running = self._ask(ask, self._slice or self._handle) or []
         ours = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
         if running and not any(each.pid in ours for each in running):
             count = len(running) - 2

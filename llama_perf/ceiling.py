@@ -18,12 +18,16 @@ _FEW, _MANY = 64, 512
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
-    """Read, copy and launch, the best of several rounds each."""
+    """Read, copy and launch, the best of several rounds each.
+
+    Without launches where Triton can compile none.
+    """
     if device.type == "cpu":
         return Ceiling(read_gb_s=read_gb_s(device))
     found = Ceiling(read_gb_s=read_gb_s(device), copy_gb_s=copy_gb_s(device))
     torch.cuda.empty_cache()
     if triton_problem() is not None:
+        # The rows of torch and torchao alone run all the same.
         return found
     launch, dependent = launch_us(device)
     return Ceiling(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,9 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from llama_perf import processor
-from llama_perf.errors import NotRunnable
-from llama_perf.missing_card import missing_card
+from llama_perf import driver, processor
+from llama_perf.errors import NotRunnable, UserError
 from llama_perf.records import Environment
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -22,14 +22,59 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def check_device(device: str) -> torch.device:
     """The torch device of a row's `device`; raises NotRunnable where there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NotRunnable(missing_card())
+    if device == "cuda" and not card_is_here():
+        raise NotRunnable(no_card())
     return torch.device(device)
 
 
+def card_is_here() -> bool:
+    """Whether torch can use a card."""
+    with warnings.catch_warnings():
+        # It warns of a driver too old; what to do stands in the reason of each row.
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
 def default_device() -> str:
-    """The device whose rows run where none were asked for."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of this machine."""
+    return "cuda" if card_is_here() else "cpu"
+
+
+def unasked_device() -> str:
+    """The device whose rows run where none were asked for.
+
+    Raises UserError where a card is here that torch cannot use: figures of the
+    processor would not be what was meant. A card that the user hid is none.
+    """
+    if card_is_here():
+        return "cuda"
+    if not driver.hidden() and (reason := unseen_card()) is not None:
+        raise UserError(f"{reason}; CUDA_VISIBLE_DEVICES= runs the processor's rows")
+    return "cpu"
+
+
+def no_card() -> str:
+    """Why rows of a card cannot run here, where `card_is_here` says so."""
+    found = driver.ask_driver()
+    if driver.hidden():
+        reason = f" can be used: CUDA_VISIBLE_DEVICES={driver.visible()!r} hides it"
+    elif (unseen := unseen_card()) is not None:
+        reason = f" can be used: {unseen}"
+    elif found is not None and found.problem is not None:
+        reason = f": nvidia-smi says {found.problem!r}"
+    else:
+        built = torch.version.cuda
+        reason = "" if built else f"; torch {torch.__version__} is a CPU build"
+    return f"no CUDA device on this machine{reason}"
+
+
+def unseen_card() -> str | None:
+    """Why torch sees none of the cards that `nvidia-smi` lists; None without one."""
+    found = driver.ask_driver()
+    if found is None or not found.cards:
+        return None
+    version, built_for = torch.__version__, torch.version.cuda
+    return driver.why_unseen(found, torch=version, built_for=built_for)
 
 
 def run_device(devices: Collection[str]) -> torch.device:
@@ -38,9 +83,7 @@ def run_device(devices: Collection[str]) -> torch.device:
     A CUDA row is refused on its own where there is no card; the run's environment is
     then that of the machine it is on.
     """
-    return torch.device(
-        "cuda" if "cuda" in devices and torch.cuda.is_available() else "cpu"
-    )
+    return torch.device("cuda" if "cuda" in devices and card_is_here() else "cpu")
 
 
 def collect(device: torch.device) -> Environment:

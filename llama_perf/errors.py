@@ -67,3 +67,12 @@ class NotRunnable(UserError):
 
     Ends as the verdict NOT_RUN with this message as its reason.
     """
+
+
+class TooLarge(NotRunnable):
+    """A row needs more memory than is free."""
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes

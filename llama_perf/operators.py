@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
 from llama_perf.build import Prepared
@@ -26,9 +27,21 @@ def load_profiler() -> None:
     """Have the profiler load what it needs: some 150 MB that are no row's."""
     # It announces itself on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    if _may_tear_down(torch.version.cuda):
+        # Else its hooks stay in the driver and slow each later row of the process
+        # (pytorch/pytorch#144455). torch's own default from kineto's pull request 1264.
+        os.environ.setdefault("TEARDOWN_CUPTI", "1")
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         torch.ones(1)
     profiler.key_averages()
+
+
+def _may_tear_down(cuda: str | None) -> bool:
+    """Whether captured graphs outlive the profiler's end: before CUDA 12.6 they crash.
+
+    See pytorch/pytorch#150957.
+    """
+    return cuda is not None and Version(cuda) >= Version("12.6")
 
 
 def step_work(prepared: Prepared) -> StepWork | None:

@@ -78,11 +78,9 @@ class LlamaPerfPlugin:
         if self._options.set_name or self._options.rows_file:
             return self._options.set_name
         from llama_perf import rows
-        from llama_perf.environment import default_device
-        from llama_perf.missing_card import check_no_card_is_missed
+        from llama_perf.environment import unasked_device
 
-        check_no_card_is_missed()
-        return rows.DEFAULT_SETS[default_device()]
+        return rows.DEFAULT_SETS[unasked_device()]
 
     def _start(self, selected: list[RowSpec]) -> None:
         from llama_perf.recorder import Recorder

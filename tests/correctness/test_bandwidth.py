@@ -55,3 +55,19 @@ def test_the_buffer_is_larger_than_any_cache() -> None:
     # The largest of server processors, 3D V-Cache, are 1.1 GB a socket; of machines
     # that rows run on for 2 cores, tens of MB.
     assert bandwidth._CPU_BYTES >= 256 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("free", "taken"),
+    [
+        (80 * 2**30, 4 * 2**30),
+        (7 * 2**30, 7 * 2**28),
+        (3, bandwidth._LEAST_CUDA_BYTES),
+        (0, bandwidth._LEAST_CUDA_BYTES),
+    ],
+)
+def test_a_small_card_streams_what_it_has_room_for_and_never_nothing(
+    monkeypatch: pytest.MonkeyPatch, free: int, taken: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
+    assert bandwidth._cuda_bytes(torch.device("cuda")) == taken

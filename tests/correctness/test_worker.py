@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from processes import alive, clock_that_waits_for, wait_until
 
-from llama_perf import worker
+from llama_perf import runner, worker
 from llama_perf.errors import RecordError
-from llama_perf.records import Status
+from llama_perf.records import RowResult, Status
 from llama_perf.run_options import RunOptions, Slowdown
 from llama_perf.spec import RowSpec
 
@@ -199,6 +199,40 @@ def test_a_broken_process_does_not_hide_in_the_tail_of_the_next_row(
     with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
         assert "noise" in str(one.run(ROW).result.reason)
         assert one.broken
+
+
+@pytest.mark.parametrize(
+    ("status", "issue", "processes"),
+    [
+        (Status.INVALID, None, 2),
+        (Status.NOT_RUN, "pytorch/ao#2376", 2),
+        # It cannot run here, and nothing of it did.
+        (Status.NOT_RUN, None, 1),
+        (Status.MEASURED, "pytorch/ao#2376", 1),
+    ],
+)
+def test_a_row_that_raised_leaves_no_process_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, status: Status, issue: str | None, processes: int
+) -> None:
+    started: list[None] = []
+
+    class Fake:
+        def __init__(self, **_options: object) -> None:
+            started.append(None)
+
+        def run(self, row: RowSpec, **_options: object) -> worker.WorkerResult:
+            result = RowResult(id=row.id, row=row, status=status, reason="so")
+            return worker.WorkerResult(result=result, environment=None)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(runner, "Worker", Fake)
+    row = replace(ROW, upstream_issue=issue)
+    with closing(runner.Runner([row], options=RunOptions())) as one:
+        for _ in range(2):
+            one.run_row(row)
+    assert len(started) == processes
 
 
 def test_a_task_for_a_process_that_is_gone_is_an_invalid_row(

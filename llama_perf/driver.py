@@ -1,0 +1,140 @@
+"""What `nvidia-smi` says of a machine's cards and its driver, and the torch that fits.
+
+Knows no torch and imports nothing but the standard library: a machine asks before it
+has anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+INDEX = "https://download.pytorch.org/whl/"
+# The builds of torch for CUDA, by the least CUDA that a driver must know for each.
+BUILDS = {(13, 0): "cu130", (12, 8): "cu128", (12, 6): "cu126"}
+OLDEST = "12.6"
+# Where Windows puts it inside its Linux, whose PATH may lack the folder.
+_WSL = "/usr/lib/wsl/lib/nvidia-smi"
+_HIDES_ALL = ("", "-1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Driver:
+    """The cards that `nvidia-smi` lists, and the newest CUDA that its driver runs.
+
+    `problem` is what it said where it could list none.
+    """
+
+    cards: tuple[str, ...] = ()
+    version: str | None = None
+    cuda: str | None = None
+    problem: str | None = None
+
+    @property
+    def told(self) -> str:
+        """Cards and versions in words."""
+        return (
+            f"{', '.join(self.cards)} (driver {self.version or 'unknown'},"
+            f" CUDA {self.cuda or 'unknown'})"
+        )
+
+
+def ask_driver() -> Driver | None:
+    """What `nvidia-smi` says, asked once a process; None where there is none."""
+    command = shutil.which("nvidia-smi") or shutil.which(_WSL)
+    return None if command is None else _asked(command)
+
+
+@cache
+def _asked(command: str) -> Driver:
+    try:
+        listed, shown = (_output(command, *more) for more in (("-L",), ()))
+    except subprocess.CalledProcessError as error:
+        said = f"{error.stdout}\n{error.stderr}".strip().splitlines()
+        return Driver(problem=said[0] if said else f"exit code {error.returncode}")
+    except (OSError, subprocess.SubprocessError) as error:
+        return Driver(problem=str(error))
+    return Driver(
+        # Parts of a card follow it, indented.
+        cards=tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID|$)", listed, re.MULTILINE)),
+        version=_version(r"Driver Version:\s*([\d.]+)", shown),
+        cuda=_version(r"CUDA (?:UMD )?Version:\s*([\d.]+)", shown),
+    )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(12, 4) of "12.4"."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def build_for(cuda: str) -> str | None:
+    """The newest build of torch that runs on a driver for `cuda`, such as "12.4"."""
+    fitting = (name for least, name in BUILDS.items() if numbers(cuda) >= least)
+    return next(fitting, None)
+
+
+def remedy(cuda: str | None, *, otherwise: str = OLDEST) -> str:
+    """What to do on a driver for `cuda`, where a newer one would be for `otherwise`."""
+    update = f"update the driver to one for CUDA {otherwise} or newer"
+    build = None if cuda is None else build_for(cuda)
+    if build is None:
+        return update
+    return f"pip install --force-reinstall torch --index-url {INDEX}{build}"
+
+
+def visible() -> str | None:
+    """CUDA_VISIBLE_DEVICES, where it is set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def hidden() -> bool:
+    """Whether the user hides every card."""
+    chosen = visible()
+    return chosen is not None and chosen.strip() in _HIDES_ALL
+
+
+def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
+    """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed card."""
+    listed = f"nvidia-smi lists {driver.told}"
+    if built_for is None:
+        return f"{listed}, and torch {torch} is a CPU build: {remedy(driver.cuda)}"
+    # Within one major version a newer CUDA runs on an older driver.
+    if driver.cuda is not None and numbers(driver.cuda)[0] < numbers(built_for)[0]:
+        return (
+            f"{listed}, too old for torch {torch} of CUDA {built_for}:"
+            f" {remedy(driver.cuda, otherwise=built_for)}"
+        )
+    if (chosen := visible()) is not None:
+        return (
+            f"{listed}, and CUDA_VISIBLE_DEVICES={chosen!r} names none of them: give an"
+            f" index from 0 to {len(driver.cards) - 1} or a UUID of `nvidia-smi -L`"
+        )
+    return (
+        f"{listed}, and torch {torch} of CUDA {built_for} cannot use it:"
+        ' `python -c "import torch; torch.cuda.init()"` says why'
+    )
+
+
+def _output(command: str, *more: str) -> str:
+    done = subprocess.run(
+        [command, *more], capture_output=True, text=True, timeout=20, check=True
+    )
+    return done.stdout
+
+
+def _version(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return None if found is None else found[1].strip(".")
+
+
+def is_wsl(version: Path = Path("/proc/version")) -> bool:
+    """Whether this Linux runs inside Windows."""
+    try:
+        return "microsoft" in version.read_text(encoding="utf-8").lower()
+    except OSError:
+        return False

@@ -1,0 +1,35 @@
+"""What a reader of this machine's figures should know of it, a line each."""
+
+from __future__ import annotations
+
+import torch
+
+from llama_perf.card import CardWatch
+from llama_perf.driver import is_wsl, visible
+
+
+def machine_notes(device: torch.device) -> list[str]:
+    """Which card it is where there are several, what cannot be read of it, WSL."""
+    lines = []
+    if device.type == "cuda":
+        lines += _chosen(device)
+        problem = CardWatch(device).problem
+        lines += [] if problem is None else [f"state of the card: {problem}"]
+    if is_wsl():
+        lines.append(
+            "WSL: the driver is Windows', whose desktop and programs may use the card"
+            " and the processor unseen"
+        )
+    return lines
+
+
+def _chosen(device: torch.device) -> list[str]:
+    count, chosen = torch.cuda.device_count(), visible()
+    if count < 2 and chosen is None:
+        return []
+    given = "it is not set" if chosen is None else repr(chosen)
+    properties = torch.cuda.get_device_properties(device)
+    return [
+        f"rows run on {properties.name}, {properties.uuid}, the first of {count} by"
+        f" CUDA_VISIBLE_DEVICES ({given})"
+    ]
