@@ -32,10 +32,13 @@ _POLICIES = {"THERMAL": "thermal limit"}
 _DOUBTFUL_POLICIES = {"RELIABILITY": "reliability limit"}
 _SPOILS = {*_SPOILING.values(), *_POLICIES.values()}
 _SPOILS_IF_SLOWER = {*_DOUBTFUL.values(), *_DOUBTFUL_POLICIES.values()}
-# What a real slowdown takes at least: it halves the clock, while a card that is only
-# warmer drops by one to three steps of 15 MHz. Less could fail no row on a card, whose
-# plain limit is 5 % too.
+# Of the clock in the samples without such a limit: a card that is only warmer drops by
+# one to three steps of 15 MHz, and 5 % is the gate's plain limit on a card.
 _FALL = 0.05
+# Where no sample is without one, of the highest clock that the card can have, which a
+# power cap alone keeps it below by a tenth or two: a hardware slowdown halves it at
+# least (NVML's documentation).
+_FALL_ALL_ALONG = 0.25
 SLICED = (
     "a MIG slice: clocks, temperature, power and limits are the whole card's, and no"
     " energy is told"
@@ -154,13 +157,24 @@ class CardWatch:
         )
 
     def _fell(self, number: int) -> bool:
-        """Whether the SM clock of a look after a sample is below that of most looks."""
-        clocks = [each.clock_mhz for each in self.states if each.clock_mhz is not None]
+        """Whether the SM clock of a look after a sample is below that of the others."""
         clock = self.states[number].clock_mhz
         # Before the first sample a card may idle, which is no slowdown.
         if number == 0 or clock is None:
             return False
-        return clock < (1 - _FALL) * median(clocks)
+        free = [
+            each.clock_mhz
+            for each in self.states[1:]
+            if each.clock_mhz is not None
+            and not _SPOILS_IF_SLOWER.intersection(each.limited_by)
+        ]
+        if free:
+            return clock < (1 - _FALL) * median(free)
+        nvml = self._nvml
+        highest: int | None = self._ask(
+            nvml.nvmlDeviceGetMaxClockInfo, self._handle, nvml.NVML_CLOCK_SM
+        )
+        return highest is not None and clock < (1 - _FALL_ALL_ALONG) * highest
 
     def joules(self) -> float | None:
         """Energy between the first and the last look; None of a part of a card."""

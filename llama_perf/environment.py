@@ -49,7 +49,7 @@ def unasked_device() -> str:
     if card_is_here():
         return "cuda"
     if not driver.hidden() and (reason := unseen_card()) is not None:
-        raise UserError(f"{reason}; CUDA_VISIBLE_DEVICES= runs the processor's rows")
+        raise UserError(f"{reason}; --set cpu runs the processor's rows")
     return "cpu"
 
 

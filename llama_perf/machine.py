@@ -17,8 +17,9 @@ def machine_notes(device: torch.device) -> list[str]:
         lines += [] if problem is None else [f"state of the card: {problem}"]
     if is_wsl():
         lines.append(
-            "WSL: the driver is Windows', whose desktop and programs may use the card"
-            " and the processor unseen"
+            "WSL: the driver is Windows', whose programs may use the card and the"
+            " processor unseen; it may not tell power and clocks, and lets what does"
+            " not fit the card spill into the machine's memory, slowly and unsaid"
         )
     return lines
 

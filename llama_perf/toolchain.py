@@ -35,7 +35,10 @@ def triton_problem() -> str | None:
         return f"Triton needs a C compiler, and {told} (package gcc)"
     header = _include_folder() / "Python.h"
     if not header.is_file():
-        return f"Triton needs {header}, which is not there (package python3-dev)"
+        return (
+            f"Triton needs {header}, which is not there (package python3-dev, on Fedora"
+            " python3-devel)"
+        )
     return None
 
 
@@ -59,7 +62,10 @@ def _runs_on_triton(row: RowSpec) -> bool:
 def _cpp_problem() -> str | None:
     wanted = (os.environ.get("CXX"), "g++", "clang++")
     if not any(shutil.which(command) for command in wanted if command):
-        return "torch.compile needs a C++ compiler, and none is installed (package g++)"
+        return (
+            "torch.compile needs a C++ compiler, and none is installed (package g++, on"
+            " Fedora gcc-c++)"
+        )
     return None
 
 

@@ -70,6 +70,10 @@ class Nvml:
         assert handle == "handle"
         return {pynvml.NVML_CLOCK_SM: self.sm_mhz, pynvml.NVML_CLOCK_MEM: 2619}[kind]
 
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        assert (handle, kind) == ("handle", pynvml.NVML_CLOCK_SM)
+        return int(self._answer("highest", 1980))
+
     def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
         return int(self._answer("power", 312_500))
 
@@ -192,6 +196,29 @@ def test_a_limit_of_cards_at_full_speed_spoils_only_where_the_clock_fell(
     )
 
 
+def test_a_card_that_is_slowed_in_every_sample_is_compared_with_its_highest_clock(
+    nvml: Nvml,
+) -> None:
+    # A hardware slowdown halves the clock; a power cap, which is told, takes less.
+    slow_down(nvml)
+    for sm_mhz, spoiled in ((990, True), (1484, True), (1486, False), (1905, False)):
+        nvml.sm_mhz = sm_mhz
+        watch = watched(lambda: None, lambda: None)
+        told = f"in sample 1 of 2: hardware slowdown, at {sm_mhz} MHz"
+        assert (told in str(watch.spoiled())) == spoiled, sm_mhz
+    nvml.sm_mhz, nvml.refused = 990, {"highest"}
+    assert watched(lambda: None).spoiled() is None
+
+
+def test_most_samples_may_be_slowed(nvml: Nvml) -> None:
+    def slowed() -> None:
+        slow_down(nvml)
+        nvml.sm_mhz = 990
+
+    watch = watched(lambda: None, slowed, slowed, slowed)
+    assert "in sample 2 of 4: hardware slowdown" in str(watch.spoiled())
+
+
 def test_a_card_that_idles_before_the_first_sample_is_not_throttled(
     nvml: Nvml,
 ) -> None:
@@ -280,6 +307,8 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_cards_and_of_windows(
     first, _, last = machine_notes(CUDA)
     assert "the first of 4 by CUDA_VISIBLE_DEVICES (it is not set)" in first
     assert last.startswith("WSL: ")
+    assert "power and clocks" in last
+    assert "spill into the machine's memory" in last
     assert machine_notes(torch.device("cpu")) == [last]
 
 

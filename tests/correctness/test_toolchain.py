@@ -36,7 +36,10 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
 def test_a_missing_compiler_is_told(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_cpp = "torch.compile needs a C++ compiler, and none is installed (package g++)"
+    no_cpp = (
+        "torch.compile needs a C++ compiler, and none is installed (package g++, on"
+        " Fedora gcc-c++)"
+    )
     assert compiler_problem("cpu") == no_cpp
     # Triton takes no other name.
     installed.add("cc")
@@ -57,7 +60,10 @@ def test_missing_headers_and_a_missing_triton_are_told(
     installed |= {"gcc", "g++"}
     header = tmp_path / "Python.h"
     header.unlink()
-    told = f"Triton needs {header}, which is not there (package python3-dev)"
+    told = (
+        f"Triton needs {header}, which is not there (package python3-dev, on Fedora"
+        " python3-devel)"
+    )
     assert compiler_problem("cuda") == told
     assert compiler_problem("cpu") is None
     monkeypatch.setattr(toolchain, "package_version", lambda _: None)
