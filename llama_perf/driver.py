@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/"
-# The builds of torch for CUDA, by the least CUDA that a driver must know for each.
-BUILDS = {(13, 0): "cu130", (12, 8): "cu128", (12, 6): "cu126"}
+# The builds of torch for CUDA, by the least CUDA that a driver must know for each. Of
+# torch 2.13 there are cu126, cu129, cu130 and cu132; cu128 ends with 2.11.
+BUILDS = {(13, 0): "cu130", (12, 9): "cu129", (12, 8): "cu128", (12, 6): "cu126"}
 OLDEST = "12.6"
 # Where Windows puts it inside its Linux, whose PATH may lack the folder.
 _WSL = "/usr/lib/wsl/lib/nvidia-smi"
@@ -84,7 +87,9 @@ def remedy(cuda: str | None, *, otherwise: str = OLDEST) -> str:
     build = None if cuda is None else build_for(cuda)
     if build is None:
         return update
-    return f"pip install --force-reinstall torch --index-url {INDEX}{build}"
+    # Of this interpreter: `make` activates no environment.
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    return f"{pip} install --force-reinstall torch --index-url {INDEX}{build}"
 
 
 def visible() -> str | None:

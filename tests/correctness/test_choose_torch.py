@@ -71,7 +71,7 @@ def test_without_a_card_nothing_is_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "build"),
-    [("13.1", "cu130"), ("13.0", "cu130"), ("12.8", "cu128"), ("12.7", "cu126")],
+    [("13.1", "cu130"), ("12.9", "cu129"), ("12.8", "cu128"), ("12.7", "cu126")],
 )
 def test_with_a_card_the_build_for_its_driver_comes_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, build: str
@@ -81,13 +81,16 @@ def test_with_a_card_the_build_for_its_driver_comes_first(
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     newest = next(each for each in lines if each.startswith("torch==")).split("==")[1]
     assert first.endswith(
-        f" --no-deps 'torch>=2.11,<={newest}'"
+        f" --force-reinstall --no-deps 'torch>=2.11,<={newest}'"
         f" --index-url https://download.pytorch.org/whl/{build}"
     )
     kept = "VENV/constraints.txt"
     assert pins == f"VENV/bin/python scripts/choose_torch --pins > {kept}"
     # The same as without a card, but for what holds the versions.
-    assert rest == PLAIN.replace("constraints.txt", kept).splitlines()
+    *others, last = PLAIN.replace("constraints.txt", kept).splitlines()
+    assert rest[:-1] == others
+    assert build in rest[-1], "to know it by from the next one that is asked for"
+    assert last.startswith("touch ")
 
 
 def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
@@ -109,10 +112,31 @@ def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     card(monkeypatch, tmp_path, "12.4")
-    assert installs(tmp_path, "TORCH=") == PLAIN
+    of_constraints = PLAIN.replace("touch VENV/.ready", "echo '' > VENV/.ready")
+    assert installs(tmp_path, "TORCH=") == of_constraints
     assert " --no-deps torch==2.12.1\n" in installs(tmp_path, "TORCH=torch==2.12.1")
     monkeypatch.setenv("TORCH", "./my.whl")
     assert " --no-deps ./my.whl\n" in installs(tmp_path)
+
+
+def test_another_torch_than_the_one_in_place_is_set_up_anew(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    done = "make: Nothing to be done"
+    ready = venv / ".ready"
+    for content, words, anew in (
+        ("", (), False),
+        ("", ("TORCH=torch==2.12.1",), True),
+        ("torch==2.12.1", ("TORCH=torch==2.12.1",), False),
+        ("torch==2.12.1", ("TORCH=./my.whl",), True),
+        ("torch==2.12.1", ("TORCH=",), True),
+        # Without a word of it what is in place stays.
+        ("torch==2.12.1", (), False),
+    ):
+        ready.write_text(f"{content}\n" if content else "", encoding="utf-8")
+        told = make(tmp_path, "-n", "setup", *words).stdout
+        assert ("-m venv" in told) == anew, (content, words)
+        assert (done in told) != anew
 
 
 def test_a_card_that_is_hidden_is_none(

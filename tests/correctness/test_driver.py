@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_an_old_driver_is_told_with_both_versions_and_what_to_do() -> None:
     [
         ("13.1", "cu130"),
         ("13.0", "cu130"),
-        ("12.9", "cu128"),
+        ("12.9", "cu129"),
         ("12.8", "cu128"),
         ("12.6", "cu126"),
         ("12.5", None),
@@ -93,6 +94,8 @@ def test_a_cpu_build_is_told_with_the_build_that_fits(
     told = why_unseen(found, torch="2.13.0+cpu", built_for=None)
     begin = f"nvidia-smi lists A (driver 1.2, CUDA {cuda}), and torch 2.13.0+cpu is a"
     assert told.startswith(f"{begin} CPU build: ")
+    if build:
+        assert f" CPU build: {sys.executable} -m pip install " in told
     wanted = f"/whl/{build}" if build else "one for CUDA 12.6 or newer"
     assert told.endswith(wanted)
 
