@@ -8,6 +8,7 @@ is the same in one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,14 +16,19 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.sampling import sample
+from llama_perf.model.sampling import Fed, feeding
 from llama_perf.model.transformer import (
     Transformer,
     TransformerBlock,
     check_tokens,
     tensor_bytes,
 )
+from llama_perf.spec import FUSED_TOKENS
 from llama_perf.step import CapturedStep, Step
+
+if TYPE_CHECKING:
+    # It imports Triton.
+    from llama_perf.fused_step import FusedStep
 
 RunBlock = Callable[..., Tensor]
 RunHead = Callable[[Transformer, Tensor], Tensor]
@@ -102,6 +108,7 @@ class Engine:
             self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
         if compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
+        self._fused: FusedStep | None = None
         if fused:
             self._fuse()
 
@@ -111,7 +118,7 @@ class Engine:
 
         if self._mask is not None:
             raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-        step = FusedStep(self.model, batch_size=self.batch_size)
+        step = self._fused = FusedStep(self.model, batch_size=self.batch_size)
         self._decode_block, self._decode_head = step.block, step.head
         self._prefill_block = step.block_or(self._prefill_block)
         self._prefill_head = step.head
@@ -149,11 +156,17 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            x = self.model.hidden(
-                chunk,
+            seen = self._seen_by_chunk(positions, start, end)
+            if self._fused is not None and chunk.numel() <= FUSED_TOKENS:
+                before, cos_sin, _ = self._fused.start(self.model, chunk, positions)
+            else:
+                before, cos_sin = self.model.start(chunk, positions)
+            x = self.model.through_blocks(
+                before,
+                cos_sin,
                 positions,
                 caches=self._caches,
-                seen=self._seen_by_chunk(positions, start, end),
+                seen=seen,
                 run_block=self._prefill_block,
             )
             last = x[:, -1] if lengths is None else _at(x, lengths - first, last)
@@ -165,17 +178,25 @@ class Engine:
             return Seen(end=end)
         return Seen(mask=self._mask.rows(positions)) if start else ONE_ANOTHER
 
+    def _seen_by_token(self, position: Tensor) -> Seen:
+        if self._mask is None:
+            return Seen(filled=position.flatten() + 1)
+        return Seen(mask=self._mask.rows(position))
+
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position`.
 
         int64 (1,), or (B, 1) where each sequence has its own.
         """
-        if self._mask is None:
-            seen = Seen(filled=position.flatten() + 1)
+        if self._fused is not None:
+            x, cos_sin, filled = self._fused.start(self.model, token, position)
+            seen = Seen(filled=filled)
         else:
-            seen = Seen(mask=self._mask.rows(position))
-        x = self.model.hidden(
-            token,
+            x, cos_sin = self.model.start(token, position)
+            seen = self._seen_by_token(position)
+        x = self.model.through_blocks(
+            x,
+            cos_sin,
             position,
             caches=self._caches,
             seen=seen,
@@ -195,39 +216,36 @@ class Engine:
         after_prefill: Callable[[], None] | None,
     ) -> Step:
         """Run the prompt and choose the first token; the step that goes on from it."""
-
-        def choose(logits: Tensor) -> Tensor:
-            return sample(
-                logits, temperature=temperature, top_k=top_k, generator=generator
+        own = self._fused is not None and self._fused.samples(temperature, top_k)
+        # The kernel draws from a seed, so that one graph serves every generator.
+        key = (temperature, top_k, lengths is None, None if own else generator)
+        if key in self._steps:
+            step: Step = self._steps[key]
+        else:
+            feed = feeding(temperature=temperature, top_k=top_k, generator=generator)
+            if own and self._fused is not None:
+                feed = self._fused.feeding(temperature, top_k)
+            fed = Fed.room(
+                self.batch_size,
+                # What is captured serves every later generation too.
+                self.cache_size if self._capture else most,
+                ragged=lengths is not None,
+                device=self.model.device,
             )
-
-        token = choose(self.prefill(prompt, lengths))
+            parts = (self.prefill, self.decode, feed, fed)
+            step = Step(*parts)
+            if self._capture:
+                step = self._steps[key] = CapturedStep(
+                    *parts,
+                    generator=None if own else generator,
+                    few=FUSED_TOKENS if own else 0,
+                    repeats=self._slowdown > 0,
+                )
+        if own and temperature != 0:
+            step.fed.seed.random_(generator=generator)
+        step.begin(prompt, lengths, behind=self.filled)
         if after_prefill is not None:
             after_prefill()
-        if lengths is None:
-            # Filled there: a copy from the host would wait for the prefill.
-            length = self.filled + prompt.shape[1]
-            position = torch.full((1,), length, device=self.model.device)
-        else:
-            position = lengths[:, None] + self.filled
-        key = (temperature, top_k, position.shape, generator)
-        step: Step
-        if not self._capture:
-            step = Step(self.decode, choose, token=token, position=position, most=most)
-        elif key in self._steps:
-            step = self._steps[key]
-        else:
-            step = self._steps[key] = CapturedStep(
-                self.decode,
-                choose,
-                token=token,
-                position=position,
-                # It serves every later generation too.
-                most=self.cache_size,
-                generator=generator,
-                repeats=self._slowdown > 0,
-            )
-        step.begin(token, position)
         return step
 
     def _go_on(self, step: Step, count: int) -> Iterator[None]:
@@ -269,9 +287,9 @@ class Engine:
             generator=generator,
             after_prefill=after_prefill,
         )
-        yield step.token.clone()
+        yield step.fed.token.clone()
         for _ in self._go_on(step, max_new_tokens - 1):
-            yield step.token.clone()
+            yield step.fed.token.clone()
 
     @torch.no_grad()
     def generate(
@@ -300,7 +318,7 @@ class Engine:
         )
         for _ in self._go_on(step, max_new_tokens - 1):
             pass
-        return torch.cat([prompt, step.history[:, :max_new_tokens]], dim=1)
+        return torch.cat([prompt, step.fed.history[:, :max_new_tokens]], dim=1)
 
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None

@@ -3,7 +3,7 @@
     norm + QKV + rotary + cache write; attention; output + residual;
     norm + gate/up + SiLU; down + residual
 
-instead of the modules of `model/`, over the same weights and caches, for up to eight
+and three around the layers (embedding + angles; norm + head; the next token) instead of the modules of `model/`, over the same weights and caches, for up to eight
 tokens at once: a step of decoding or a short prompt. Activations are rounded where
 they are stored and not in between, so logits agree with the modules' up to rounding.
 Imports Triton.
@@ -22,9 +22,12 @@ from llama_perf.kernels.attention_launch import split_attention
 from llama_perf.kernels.fused_launch import INTERPRETED, project, project_heads
 from llama_perf.kernels.packed import Packed, plain
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.sampling_launch import Sampling, start
+from llama_perf.kernels.sampling_launch import launch as sampling_launch
 from llama_perf.model.attention import Seen, attend_filled
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary
+from llama_perf.model.sampling import Feed
 from llama_perf.model.transformer import Transformer, TransformerBlock, is_plain
 from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.spec import FUSED_TOKENS
@@ -70,6 +73,7 @@ class FusedStep:
             for index, block in enumerate(model.layers)
             if isinstance(block, TransformerBlock)
         }
+        self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
@@ -77,6 +81,27 @@ class FusedStep:
         self._arrivals = torch.zeros(
             -(-rows // LANES), dtype=torch.int32, device=model.device
         )
+
+    def start(
+        self, model: Transformer, tokens: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Rotary, Tensor]:
+        """As `Transformer.start`, and what each of `positions` may see, int64."""
+        embedding = model.tok_embeddings.weight
+        return start(tokens, positions, embedding, model.frequencies())
+
+    def samples(self, temperature: float, top_k: int | None) -> bool:
+        """Whether `feeding` has a kernel for it: not of thousands of the best."""
+        found = sampling_launch(
+            vocabulary=self._output.rows,
+            temperature=temperature,
+            top_k=top_k,
+            dtype=self._dtype,
+        )
+        return found is not None
+
+    def feeding(self, temperature: float, top_k: int | None) -> Feed:
+        """The next token chosen by one kernel, drawn from `Fed.seed`."""
+        return Sampling(temperature=temperature, top_k=top_k)
 
     def block(
         self,
