@@ -14,7 +14,7 @@ from torch import Tensor
 from llama_perf.assemble import build_model
 from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
-from llama_perf.environment import check_device, compiler_problem, free_memory_bytes
+from llama_perf.environment import check_device, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.model.config import preset, preset_name
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
@@ -27,6 +27,7 @@ from llama_perf.records import LinearChoice
 from llama_perf.scheme import AUTOQUANT, Scheme
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
+from llama_perf.toolchain import compiler_problem, triton_problem
 from llama_perf.weights.open_model import open_model
 from llama_perf.weights.reader import WeightsReader
 
@@ -203,11 +204,21 @@ def _open(
         quantizer = make_quantizer(
             row.quantization, kernels=row.kernels, device=device, dtype=dtype
         )
+        if (row.quantization, row.kernels) == ("float8wo", "torchao") and row.compile:
+            _check_float8_compiles(device)
     reader, path = open_model(row.model, dtype=dtype, device=device)
     as_run = _as_run(row, reader)
     _check_upstream(as_run)
     _check_memory(as_run, reader, device)
     return quantizer, reader, path
+
+
+def _check_float8_compiles(device: torch.device) -> None:
+    # torchao converts the weights by an operator, and Triton has none before sm_89.
+    from llama_perf.quantize.torchao_schemes import check_float8_card
+
+    if device.type == "cuda":
+        check_float8_card("float8wo, compiled,", device)
 
 
 def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
@@ -231,7 +242,10 @@ def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
 
 
 def _check_built(row: RowSpec) -> None:
-    if row.compile and (problem := compiler_problem(row.device)) is not None:
+    problem = compiler_problem(row.device) if row.compile else None
+    if problem is None and row.launches_triton:
+        problem = triton_problem()
+    if problem is not None:
         raise NotRunnable(problem)
     _check_upstream(row)
 

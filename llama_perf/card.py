@@ -18,14 +18,20 @@ from llama_perf.records import CardState
 # Those that are no fault of what is measured. A power cap is the card's own limit,
 # which a faster kernel meets sooner; it is told and spoils nothing.
 _SPOILING = {
-    "HwSlowdown": "hardware slowdown",
     "HwThermalSlowdown": "hardware thermal slowdown",
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "software thermal slowdown",
 }
-_TOLD = {"SwPowerCap": "power cap"}
+_HW_SLOWDOWN = "hardware slowdown"
+_TOLD = {"SwPowerCap": "power cap", "HwSlowdown": _HW_SLOWDOWN}
 # Time spent under a limit, which counts on between two looks.
-_POLICIES = {"THERMAL": "thermal limit", "RELIABILITY": "reliability limit"}
+_THERMAL, _RELIABILITY = "thermal limit", "reliability limit"
+_POLICIES = {"THERMAL": _THERMAL, "RELIABILITY": _RELIABILITY}
+# These are also reported where the card changes its state, or lowers its highest clock
+# by a step for its voltage's sake. They spoil a row where the clock really fell: a
+# hardware slowdown halves it or more (NVML's documentation), so between half and all.
+_SPOILING_IF_SLOWER = {_HW_SLOWDOWN, _RELIABILITY}
+_FALLEN = 0.75
 
 
 class CardWatch:
@@ -106,12 +112,12 @@ class CardWatch:
 
         The first look is before the first sample, each other one after a sample.
         """
-        spoiling = {*_SPOILING.values(), *_POLICIES.values()}
+        spoiling = {*_SPOILING.values(), _THERMAL}
         found = [
             (number, limit)
             for number, state in enumerate(self.states)
             for limit in state.limited_by
-            if limit in spoiling
+            if limit in spoiling or (limit in _SPOILING_IF_SLOWER and self._fell(state))
         ]
         if not found:
             return None
@@ -122,6 +128,28 @@ class CardWatch:
             f"the card was throttled {where} of {len(self.states) - 1}: {limit}, at"
             f" {state.clock_mhz} MHz and {state.temperature_c} degrees"
         )
+
+    def _fell(self, state: CardState) -> bool:
+        """Whether the clock was far below that of the looks without such a limit.
+
+        Where every look has one, below the highest that the card can have.
+        """
+        free = [
+            each.clock_mhz
+            for each in self.states
+            if not _SPOILING_IF_SLOWER.intersection(each.limited_by)
+        ]
+        known = [clock for clock in free if clock is not None]
+        kind = self._nvml.NVML_CLOCK_SM
+        highest = (
+            max(known)
+            if known
+            else self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._handle, kind)
+        )
+        if highest is None or state.clock_mhz is None:
+            # The card tells of a limit, and nothing speaks against it.
+            return True
+        return bool(state.clock_mhz < _FALLEN * highest)
 
     def joules(self) -> float | None:
         """Energy between the first and the last look."""

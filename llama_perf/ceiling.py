@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from llama_perf.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
-from llama_perf.environment import package_version
 from llama_perf.graphs import captured, warm_up
 from llama_perf.records import Ceiling
+from llama_perf.toolchain import triton_problem
 
 _FEW, _MANY = 64, 512
 
@@ -23,7 +23,7 @@ def measure_ceiling(device: torch.device) -> Ceiling:
         return Ceiling(read_gb_s=read_gb_s(device))
     found = Ceiling(read_gb_s=read_gb_s(device), copy_gb_s=copy_gb_s(device))
     torch.cuda.empty_cache()
-    if package_version("triton") is None:
+    if triton_problem() is not None:
         return found
     launch, dependent = launch_us(device)
     return Ceiling(

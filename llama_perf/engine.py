@@ -7,7 +7,8 @@ is the same in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.sampling import Fed, feeding
 from llama_perf.model.transformer import (
     Transformer,
     TransformerBlock,
@@ -24,7 +24,8 @@ from llama_perf.model.transformer import (
     tensor_bytes,
 )
 from llama_perf.spec import FUSED_TOKENS
-from llama_perf.step import CapturedStep, Step
+from llama_perf.step import Step
+from llama_perf.steps import Steps
 
 if TYPE_CHECKING:
     # It imports Triton.
@@ -78,9 +79,6 @@ class Engine:
         self.cache_size = cache_size
         self.filled = 0
         self._slowdown = slowdown
-        self._capture = capture
-        # One for each way of sampling: what is captured reads its own tensors.
-        self._steps: dict[Hashable, CapturedStep] = {}
         self._caches = [
             KVCache(
                 model.config,
@@ -111,6 +109,19 @@ class Engine:
         self._fused: FusedStep | None = None
         if fused:
             self._fuse()
+        # Weakly: an engine that is dropped gives its caches back at once, though its
+        # steps are its own.
+        engine = weakref.proxy(self)
+        self._steps = Steps(
+            lambda prompt, lengths: engine.prefill(prompt, lengths),
+            lambda token, position: engine.decode(token, position),
+            batch=batch_size,
+            cache_size=cache_size,
+            capture=capture,
+            repeats=slowdown > 0,
+            fused=self._fused,
+            device=model.device,
+        )
 
     def _fuse(self) -> None:
         """Replace what runs a few tokens by the fused kernels."""
@@ -216,34 +227,15 @@ class Engine:
         after_prefill: Callable[[], None] | None,
     ) -> Step:
         """Run the prompt and choose the first token; the step that goes on from it."""
-        own = self._fused is not None and self._fused.samples(temperature, top_k)
-        # The kernel draws from a seed, so that one graph serves every generator.
-        key = (temperature, top_k, lengths is None, None if own else generator)
-        if key in self._steps:
-            step: Step = self._steps[key]
-        else:
-            feed = feeding(temperature=temperature, top_k=top_k, generator=generator)
-            if own and self._fused is not None:
-                feed = self._fused.feeding(temperature, top_k)
-            fed = Fed.room(
-                self.batch_size,
-                # What is captured serves every later generation too.
-                self.cache_size if self._capture else most,
-                ragged=lengths is not None,
-                device=self.model.device,
-            )
-            parts = (self.prefill, self.decode, feed, fed)
-            step = Step(*parts)
-            if self._capture:
-                step = self._steps[key] = CapturedStep(
-                    *parts,
-                    generator=None if own else generator,
-                    few=FUSED_TOKENS if own else 0,
-                    repeats=self._slowdown > 0,
-                )
-        if own and temperature != 0:
-            step.fed.seed.random_(generator=generator)
-        step.begin(prompt, lengths, behind=self.filled)
+        step = self._steps.begin(
+            prompt,
+            lengths,
+            behind=self.filled,
+            most=most,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
+        )
         if after_prefill is not None:
             after_prefill()
         return step
@@ -320,6 +312,34 @@ class Engine:
             pass
         return torch.cat([prompt, step.fed.history[:, :max_new_tokens]], dim=1)
 
+    @torch.no_grad()
+    def observe(
+        self,
+        prompt: Tensor,
+        *,
+        max_new_tokens: int,
+        lengths: Tensor | None = None,
+        temperature: float = 0.8,
+        top_k: int | None = 200,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `generate`: the new tokens, (B, N), and the logits of each, (B, N, V)."""
+        step = self._start(
+            prompt,
+            most=max_new_tokens,
+            lengths=lengths,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
+            after_prefill=None,
+        )
+        assert step.logits is not None, "the first token was chosen from some"
+        logits = [step.logits.clone()]
+        for _ in range(max_new_tokens - 1):
+            step.run()
+            logits.append(step.logits.clone())
+        return step.fed.history[:, :max_new_tokens].clone(), torch.stack(logits, dim=1)
+
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
     ) -> None:
@@ -339,6 +359,11 @@ class Engine:
                 f"prompt: {filled}{length} tokens + {max_new_tokens} new ones do not"
                 f" fit the cache of {self.cache_size} positions"
             )
+
+    @property
+    def caches(self) -> Sequence[KVCache]:
+        """The cache of each layer."""
+        return self._caches
 
     def held_bytes(self) -> int:
         """Bytes of the weights, the embedding, all of the caches and the mask."""

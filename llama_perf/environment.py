@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +14,7 @@ import torch
 
 from llama_perf import processor
 from llama_perf.errors import NotRunnable
+from llama_perf.missing_card import missing_card
 from llama_perf.records import Environment
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -24,10 +23,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def check_device(device: str) -> torch.device:
     """The torch device of a row's `device`; raises NotRunnable where there is none."""
     if device == "cuda" and not torch.cuda.is_available():
-        built = (
-            "" if torch.version.cuda else f"; torch {torch.__version__} is a CPU build"
-        )
-        raise NotRunnable(f"no CUDA device on this machine{built}")
+        raise NotRunnable(missing_card())
     return torch.device(device)
 
 
@@ -93,22 +89,6 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def compiler_problem(device: str) -> str | None:
-    """Why `torch.compile` cannot work for `device` here, or None.
-
-    Inductor builds C++ kernels on CPU, and Triton a C launcher on CUDA.
-    """
-    if device == "cuda":
-        if package_version("triton") is None:
-            return "torch.compile needs triton, which is not installed"
-        wanted, kind = [os.environ.get("CC"), "cc", "gcc", "clang"], "C"
-    else:
-        wanted, kind = [os.environ.get("CXX"), "g++", "clang++"], "C++"
-    if not any(shutil.which(command) for command in wanted if command):
-        return f"torch.compile needs a {kind} compiler, and none is installed"
-    return None
 
 
 def cuda_key(device: torch.device) -> str:

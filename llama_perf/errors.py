@@ -55,6 +55,13 @@ class SpoiledError(UserError):
     """
 
 
+class ValuesError(UserError):
+    """A row computes wrong values, so that its speed says nothing.
+
+    Ends as the verdict INVALID with this message as its reason.
+    """
+
+
 class NotRunnable(UserError):
     """A row cannot run here: no such device, too little memory, not built yet.
 

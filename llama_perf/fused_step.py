@@ -3,9 +3,10 @@
     norm + QKV + rotary + cache write; attention; output + residual;
     norm + gate/up + SiLU; down + residual
 
-and three around the layers (embedding + angles; norm + head; the next token) instead of the modules of `model/`, over the same weights and caches, for up to eight
-tokens at once: a step of decoding or a short prompt. Activations are rounded where
-they are stored and not in between, so logits agree with the modules' up to rounding.
+and three around the layers (embedding + angles; norm + head; the next token) instead of
+the modules of `model/`, over the same weights and caches, for up to eight tokens at
+once: a step of decoding or a short prompt. Activations are rounded where they are
+stored and not in between, so logits agree with the modules' up to rounding.
 Imports Triton.
 """
 

@@ -23,6 +23,7 @@ from llama_perf.operators import step_work
 from llama_perf.records import Ceiling, Measurement
 from llama_perf.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
+from llama_perf.value_check import check_values
 
 Progress = Callable[[str], None]
 
@@ -93,6 +94,7 @@ def measure(
     meter: MemoryMeter,
     ceiling: Ceiling | None = None,
     slowdown: float = 0.0,
+    damaged: bool = False,
     count_work: bool = False,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
@@ -101,8 +103,10 @@ def measure(
 
     `meter` was created before the row was built. The peak that is reported is that
     of the samples, after the warm-up, as in the reference; the build's stands apart.
-    `count_work`: also what a step calls, by a profiler, outside the samples. Raises
-    SpoiledError where the card was throttled.
+    After the warm-up the row's values are checked, `damaged` with one of its scales
+    wrong, to see that fail. `count_work`: also what a step calls, by a profiler,
+    outside the samples. Raises SpoiledError where the card was throttled, ValuesError
+    where values are wrong.
     """
     row = prepared.row
     device = prepared.engine.model.device
@@ -115,12 +119,13 @@ def measure(
     progress("compiling and warming up" if row.compile else "warming up")
     time_generation(prepared, generator)
     warm_up_s = time.perf_counter() - start
+    check = check_values(prepared, generator, damaged=damaged)
     step, counted_bytes = None, None
     if count_work and row.device == "cpu":
         # Before the samples, and its events freed: they are no part of the peak.
         step = step_work(prepared)
         counted_bytes = allocated_peak(prepared)
-        release_memory(device)
+    release_memory(device)
     meter.reset_peak()
     samples = []
     watch = CardWatch(device)
@@ -162,6 +167,7 @@ def measure(
         injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
         step=step,
+        check=check,
         **_of_card(watch, row),
         sample_ns=totals,
         first_token_ns=firsts,

@@ -17,7 +17,7 @@ from llama_perf.errors import UserError
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
-from llama_perf.run_options import check_slowdowns
+from llama_perf.run_options import check_injections
 from llama_perf.spec import RowSpec
 from llama_perf.trials import Trial
 
@@ -79,7 +79,9 @@ class LlamaPerfPlugin:
             return self._options.set_name
         from llama_perf import rows
         from llama_perf.environment import default_device
+        from llama_perf.missing_card import check_no_card_is_missed
 
+        check_no_card_is_missed()
         return rows.DEFAULT_SETS[default_device()]
 
     def _start(self, selected: list[RowSpec]) -> None:
@@ -302,9 +304,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options = PluginConfig.read(config)
         check_options(config, options)
         plugin = LlamaPerfPlugin(config, options)
-        if options.names_rows or options.run.slowdowns:
+        if options.names_rows or options.run.slowdowns or options.run.damages:
             # Here a mistake is a usage error; while collecting, a traceback.
-            check_slowdowns(options.run.slowdowns, plugin.rows())
+            check_injections(options.run, plugin.rows())
         plugin.request.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None

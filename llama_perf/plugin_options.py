@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import SpecError, UserError
-from llama_perf.run_options import OPTIONS, RunOptions, Slowdown
+from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
 from llama_perf.writable import check_writable_anew
 
 ON_MISSING = ON_UNDECIDED = ("fail", "report")
@@ -55,6 +55,7 @@ class PluginConfig:
                     Slowdown.parse(text)
                     for text in config.getoption("llama_perf_slowdown")
                 ),
+                damages=tuple(config.getoption("llama_perf_damage")),
                 isolate=config.getoption("llama_perf_isolate"),
                 row_timeout_s=config.getoption("llama_perf_row_timeout"),
                 time_budget_s=config.getoption("llama_perf_time_budget"),
@@ -163,6 +164,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="development switch: repeat that share of the decoding steps of matching"
         " rows, to see the gate fail (repeatable)",
     )
+    group.addoption("--inject-damage", dest="llama_perf_damage", **INJECT_DAMAGE)
 
 
 def check_options(config: pytest.Config, options: PluginConfig) -> None:

@@ -159,6 +159,25 @@ class StepWork:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ValueCheck:
+    """How close a row's logits were to the same weights run another way.
+
+    `signal_to_noise_db`, in dB, must be `least_db` or more. Of `tokens` positions
+    `ties` had another greedy token, as close as the error. `against` says what they
+    were compared with.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    signal_to_noise_db: float
+    least_db: float
+    against: str
+    tokens: int
+    ties: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """What one row measured. Speeds are medians over its samples.
 
@@ -192,6 +211,7 @@ class Measurement:
     injected_slowdown: float = 0.0
     autoquant: tuple[LinearChoice, ...] | None = None
     step: StepWork | None = None
+    check: ValueCheck | None = None
     joules_per_token: float | None = None
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None

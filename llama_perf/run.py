@@ -99,6 +99,7 @@ class Session:
                     meter=meter,
                     ceiling=ceiling,
                     slowdown=slowdown,
+                    damaged=self.options.damaged(row.id),
                     count_work=True,
                     progress=progress,
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,25 @@ class Slowdown:
         return fnmatch.fnmatchcase(row_id, self.glob)
 
 
-def check_slowdowns(slowdowns: Iterable[Slowdown], rows: Sequence[RowSpec]) -> None:
-    """Raise SpecError for one that slows none of `rows`."""
-    for each in slowdowns:
-        if not any(each.matches(row.id) for row in rows):
+def check_injections(options: RunOptions, rows: Sequence[RowSpec]) -> None:
+    """Raise SpecError for a slowdown or a damage that is of none of `rows`."""
+    ids = [row.id for row in rows]
+    for each in options.slowdowns:
+        if not any(map(each.matches, ids)):
             raise SpecError("inject-slowdown", each.glob, "no selected row matches")
+    for glob in options.damages:
+        if not fnmatch.filter(ids, glob):
+            raise SpecError("inject-damage", glob, "no selected row matches")
 
 
 ISOLATIONS = ("row", "session", "none")
+INJECT_DAMAGE: dict[str, Any] = {
+    "metavar": "GLOB",
+    "action": "append",
+    "default": [],
+    "help": "development switch: damage one scale of matching rows, to see the check of"
+    " their values fail (repeatable)",
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--isolate": {
         "choices": ISOLATIONS,
@@ -81,8 +92,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class RunOptions:
     """What a run needs besides its rows.
 
-    `isolate`: each row in a process of its own ("row"), all in one that is started
-    anew where a row breaks ("session"), or in this process ("none").
+    `damages` are globs of rows of which one scale is damaged, to see the check of
+    their values fail. `isolate`: each row in a process of its own ("row"), all in one
+    that is started anew where a row breaks ("session"), or in this process ("none").
     `row_timeout_s` ends a row that takes longer, wherever it has a process;
     `time_budget_s` is what the whole run may take; `resume` names the results of a run
     that stopped, whose measured rows are taken over; `wait` lets a run wait for
@@ -91,6 +103,7 @@ class RunOptions:
 
     checkpoints: Path | None = None
     slowdowns: tuple[Slowdown, ...] = ()
+    damages: tuple[str, ...] = ()
     isolate: str = "session"
     row_timeout_s: float | None = None
     time_budget_s: float | None = None
@@ -117,3 +130,7 @@ class RunOptions:
     def slowdown(self, row_id: str) -> float:
         """The share of steps that the row repeats; 0 for almost every row."""
         return sum(each.share for each in self.slowdowns if each.matches(row_id))
+
+    def damaged(self, row_id: str) -> bool:
+        """Whether one of the row's scales is damaged; False for almost every row."""
+        return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.damages)

@@ -87,8 +87,12 @@ class Runner:
             devices = {each.device for each in self.rows}
             self._worker = Worker(options=self.options, devices=devices)
         result = self._worker.run(row, progress=progress).result
-        # After an error a card's context may be of no use to the next row.
-        if self.options.isolate == "row" or result.status is Status.INVALID:
+        # After an error a card's context may be of no use to the next row; that of a
+        # row that is known to break is no verdict, and an error all the same.
+        broke = result.status is Status.INVALID or (
+            result.status is Status.NOT_RUN and row.upstream_issue is not None
+        )
+        if self.options.isolate == "row" or broke:
             self._end_worker()
         return result
 

@@ -146,6 +146,13 @@ class RowSpec:
         return self.positions if self.cache_size is None else self.cache_size
 
     @property
+    def launches_triton(self) -> bool:
+        """Whether it runs kernels of this project's on a card, compiled or not."""
+        quantized = self.quantization is not None and self.kernels == "native"
+        ours = self.fused or self.attention == "decode" or quantized
+        return self.device == "cuda" and ours
+
+    @property
     def kv_cache(self) -> str | None:
         """The kind of its quantized cache, None for one in the row's dtype."""
         return cache_kind(self.kv_cache_quantization)

@@ -23,8 +23,11 @@ class Step:
     """`decode` (token, position) to logits, which `feed` chooses the next token from.
 
     `prefill` (prompt, lengths or None) to the logits of the first. `fed`, what all of
-    it moves on, has room for the tokens of a generation.
+    it moves on, has room for the tokens of a generation. `logits`, (B, vocabulary), are
+    what the last token was chosen from, until the next one is begun.
     """
+
+    logits: Tensor | None = None
 
     def __init__(
         self,
@@ -58,10 +61,16 @@ class Step:
         else:
             self.fed.position.copy_(lengths[:, None] + (behind - 1))
         self.fed.count.zero_()
-        self._feed(self._prefill(prompt, lengths), self.fed)
+        self._choose(self._prefill, prompt, lengths)
 
     def _once(self) -> None:
-        self._feed(self._decode(self.fed.token, self.fed.position), self.fed)
+        self._choose(self._decode, self.fed.token, self.fed.position)
+
+    def _choose(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> None:
+        # Those before are given back first: they are no part of a step's peak.
+        self.logits = None
+        self.logits = work(*inputs)
+        self._feed(self.logits, self.fed)
 
 
 class CapturedStep(Step):
@@ -89,6 +98,7 @@ class CapturedStep(Step):
         self._repeats = repeats
         self._graph: torch.cuda.CUDAGraph | None = None
         self._repeated: torch.cuda.CUDAGraph | None = None
+        self._captured_logits: Tensor | None = None
         self._beginnings: dict[int, _Beginning] = {}
 
     def begin(self, prompt: Tensor, lengths: Tensor | None, *, behind: int) -> None:
@@ -103,12 +113,15 @@ class CapturedStep(Step):
         known = self._beginnings.get(length)
         if known is None or known.behind != behind:
             known = _Beginning(self._first, prompt, lengths, behind)
+            known.logits = self.logits
             self._beginnings[length] = known
         known.run(prompt, lengths)
+        self.logits = known.logits
 
     def run(self) -> None:
         """From `fed.token` to the next one, by one launch."""
         self._ready().replay()
+        self.logits = self._captured_logits
 
     def repeat(self) -> None:
         """Decode `fed.token` and throw the result away, by one launch."""
@@ -129,6 +142,8 @@ class CapturedStep(Step):
             if self._generator is not None and state is not None:
                 self._generator.set_state(state)
             self._graph = captured(self._once, self._generator)
+            # Held, their memory is no other tensor's of the graph.
+            self._captured_logits = self.logits
             if self._repeats:
                 self._repeated = captured(super().repeat, None)
         return self._graph
@@ -136,6 +151,8 @@ class CapturedStep(Step):
 
 class _Beginning:
     """A prompt of one length, as one graph that reads a copy of it."""
+
+    logits: Tensor | None = None
 
     def __init__(
         self,
@@ -152,7 +169,7 @@ class _Beginning:
             first(self._prompt, self._lengths, behind)
 
         warm_up(work)
-        self._graph = captured(work, None)
+        self._graph = captured(work)
 
     def run(self, prompt: Tensor, lengths: Tensor | None) -> None:
         """All of it; the copies are all that is launched beside the graph."""

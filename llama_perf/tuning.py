@@ -166,6 +166,8 @@ def _packed(product: Product, device: torch.device) -> Packed:
 
 def _clock(product: Product, weight: Packed) -> Time:
     """Of products with copies of `weight` one behind the other, in one graph."""
+    from triton.runtime.errors import OutOfResources
+
     from llama_perf.kernels.fused_launch import fused_launch, project
 
     device, tokens = weight.codes.device, product.tokens
@@ -188,7 +190,7 @@ def _clock(product: Product, weight: Packed) -> Time:
         try:
             warm_up(work)
             graph = captured(work)
-        except (RuntimeError, torch.cuda.OutOfMemoryError):
+        except (RuntimeError, OutOfResources):
             # Too many registers or too much shared memory for this card.
             return float("inf")
         return best_cuda_seconds(graph.replay)[0] / (count // product.weights)

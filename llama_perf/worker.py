@@ -53,6 +53,7 @@ class WorkerTask:
     devices: tuple[str, ...]
     checkpoints: str | None = None
     slowdowns: tuple[tuple[str, float], ...] = ()
+    damages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +131,7 @@ class Worker:
             devices=self._devices,
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
             slowdowns=tuple((each.glob, each.share) for each in options.slowdowns),
+            damages=options.damages,
         )
         process = self._process or self._start()
         assert process.stdin is not None, "started with a pipe"
@@ -299,4 +301,5 @@ def _options(task: WorkerTask) -> RunOptions:
         slowdowns=tuple(
             Slowdown(glob=glob, share=share) for glob, share in task.slowdowns
         ),
+        damages=task.damages,
     )

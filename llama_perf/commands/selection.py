@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_perf import baseline, rows
 from llama_perf.errors import SpecError
-from llama_perf.run_options import OPTIONS, RunOptions, Slowdown
+from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
 from llama_perf.spec import RowSpec
 
 
@@ -45,6 +45,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="development switch: repeat that share of the decoding steps",
     )
+    parser.add_argument("--inject-damage", **INJECT_DAMAGE)
 
 
 def add_shared(parser: argparse.ArgumentParser, *options: str) -> None:
@@ -70,7 +71,9 @@ def set_name(arguments: argparse.Namespace) -> str | None:
         chosen: str | None = arguments.set
         return chosen
     from llama_perf.environment import default_device
+    from llama_perf.missing_card import check_no_card_is_missed
 
+    check_no_card_is_missed()
     return rows.DEFAULT_SETS[default_device()]
 
 
@@ -103,4 +106,5 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
     return RunOptions(
         checkpoints=folder,
         slowdowns=tuple(Slowdown.parse(text) for text in arguments.inject_slowdown),
+        damages=tuple(arguments.inject_damage),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llama_perf.kernels import kv_codes
 from llama_perf.kernels.triton_attention import FP8, INT8, PLAIN, attend_in_splits
-from llama_perf.kernels.triton_launch import may_start_early
+from llama_perf.kernels.triton_launch import may_start_early, multiprocessors
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 KINDS = {None: PLAIN.value, kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
@@ -28,8 +28,8 @@ _TYPES = {
 }
 # Bytes that the second-level cache fetches at once.
 LINE = 128
-# Two programs for each of 132 processors.
-_PROGRAMS = 264
+# For each of the card's processors.
+_PROGRAMS = 2
 # Of the parts that are joined, values held at a time.
 _JOINED = 4096
 
@@ -64,7 +64,8 @@ def launch(
     # A block of float32, or of one row, that is 64 positions long takes all registers.
     block = 32 if group == 1 or dtype == torch.float32 else 64
     blocks = -(-positions // block)
-    splits = min(max(_PROGRAMS // (batch * heads), 1), blocks)
+    programs = _PROGRAMS * multiprocessors()
+    splits = min(max(programs // (batch * heads), 1), blocks)
     block_d = 1 << (width - 1).bit_length()
     group_rows = 1 << (group - 1).bit_length()
     # Tensor cores take 16 rows; one row is multiplied as it is.

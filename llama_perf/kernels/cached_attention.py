@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llama_perf.kernels import kv_codes
 
@@ -29,6 +30,12 @@ PIECE = 1 << 21
 POSITIONS = 1 << 10
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
+# All but cuDNN's: see `_attend`.
+_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @torch.library.custom_op("llama_perf::decode_attention", mutates_args=())
@@ -250,12 +257,12 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # A view: one key serves all queries of its group.
     k, v = (each.unsqueeze(1).expand(-1, groups, -1, -1) for each in (k, v))
     if tokens == end:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return _attend(q, k, v, causal=True)
     if q.device.type == "cuda":
         # It brings the compiler along, which takes two seconds of every start.
         from torch.nn.attention.bias import causal_lower_right
 
-        return F.scaled_dot_product_attention(q, k, v, causal_lower_right(tokens, end))
+        return _attend(q, k, v, causal_lower_right(tokens, end))
     out = torch.empty_like(q)
     step = max(_MASK // end, 1)
     for some in _stretches(tokens, step):
@@ -263,7 +270,17 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = end - tokens + min(some.stop, tokens)
         mask = torch.ones(queries.shape[2], seen, dtype=torch.bool)
         mask = mask.tril_(seen - queries.shape[2])
-        out[:, :, some] = F.scaled_dot_product_attention(
-            queries, k[:, :, :seen], v[:, :, :seen], mask
-        )
+        out[:, :, some] = _attend(queries, k[:, :, :seen], v[:, :, :seen], mask)
     return out
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """The library's attention, but for cuDNN's.
+
+    It comes first on sm_90 and nobody says that it takes keys whose heads are one
+    stored head, a stride of 0; and it makes a plan for each new length of a prompt.
+    """
+    with sdpa_kernel(_BACKENDS):
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)

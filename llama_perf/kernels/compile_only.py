@@ -1,10 +1,11 @@
 """A Triton driver that compiles kernels for a card and launches none of them.
 
-Launches go through Triton's real JIT on a machine without a card: what a kernel is given
-is specialised, bound and compiled as on the card. So wrong arguments show here, launches
-can be counted, and `TRITON_CACHE_DIR` is filled with what that card would load, where
-the Triton wheel and the Python are the same. Tensors may be on the meta device, which
-makes a model of seven billion parameters cost nothing. Nothing is computed.
+Launches go through Triton's real JIT on a machine without a card: what a kernel is
+given is specialised, bound and compiled as on the card. So wrong arguments show here,
+launches can be counted, and `TRITON_CACHE_DIR` is filled with what that card would
+load, where the Triton wheel and the Python are the same. Tensors may be on the meta
+device, which makes a model of seven billion parameters cost nothing. Nothing is
+computed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launched:
-    """A launch that was compiled: by programmatic dependent launch where `dependent`."""
+    """A launch that was compiled; `dependent`: by programmatic dependent launch."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -59,10 +60,10 @@ class _Driver:
     def get_current_device(self) -> int:
         return 0
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, _device: int) -> int:
         return 0
 
-    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+    def get_device_capability(self, _device: int = 0) -> tuple[int, int]:
         return divmod(self._capability, 10)
 
     def get_current_target(self) -> GPUTarget:
@@ -71,7 +72,7 @@ class _Driver:
     def get_active_torch_device(self) -> torch.device:
         return torch.device("meta")
 
-    def set_current_device(self, device: int) -> None:
+    def set_current_device(self, _device: int) -> None:
         pass
 
     def map_python_to_cpp_type(self, name: str) -> str:
@@ -91,7 +92,7 @@ class _Utils:
         # Module, function, registers, spills, most threads.
         return 1, 1, 0, 0, 1024
 
-    def get_device_properties(self, device: int) -> dict[str, int]:
+    def get_device_properties(self, _device: int) -> dict[str, int]:
         return self._properties
 
 

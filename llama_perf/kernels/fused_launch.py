@@ -7,6 +7,7 @@ ahead of time.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,8 +88,14 @@ def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
     tuned = None
     if weight.codes.device.type == "cuda":
         key = launch_key(weight, tokens, weights=weights)
-        tuned = chosen(cuda_key(weight.codes.device), key)
+        tuned = chosen(_card_key(weight.codes.device), key)
     return fused_launch(weight, tokens, weights=weights, tuned=tuned)
+
+
+@cache
+def _card_key(device: torch.device) -> str:
+    # Each launch asks, and a step has hundreds.
+    return cuda_key(device)
 
 
 def _run(kernel: Any, launch: Launch, arguments: tuple[Any, ...], **more: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,18 @@ def may_start_early(device: torch.device) -> bool:
         return False
     capability: tuple[int, int] = driver.active.get_device_capability()
     return capability >= EARLY_SINCE
+
+
+@cache
+def multiprocessors() -> int:
+    """Those of the card in use; of the largest Hopper where there is none."""
+    try:
+        active = driver.active
+    except RuntimeError:
+        # In the interpreter, or to compile ahead of time.
+        return 132
+    properties = active.utils.get_device_properties(active.get_current_device())
+    return int(properties["multiprocessor_count"])
 
 
 @triton.jit

@@ -17,13 +17,14 @@ from llama_perf.kernels.packing import units
 from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
 from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton_launch import multiprocessors
 from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
 
 FEW = 8
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-# Programs that fill a large card several times over: four for each of 132 processors.
-_PROGRAMS = 528
+# For each of the card's processors, which they fill several times over.
+_PROGRAMS = 4
 _BLOCK_N = 16
 
 
@@ -50,7 +51,7 @@ def few_launch(
     block_u = max(most_u // padded, least_u)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
-    splits = min(max(_PROGRAMS // blocks, 1), steps)
+    splits = min(max(_PROGRAMS * multiprocessors() // blocks, 1), steps)
     each = -(-steps // splits)
     return Launch(
         grid=(blocks, -(-steps // each)),

@@ -128,8 +128,9 @@ def choose(
     It is written to int64 `history` (BATCH, S) at `count`, int64 (1,), which moves on,
     as does `position`, int64 (1,), or (BATCH, 1) with RAGGED. INVERSE is 1 /
     temperature. With SELECT the draw is among the TOP best and those like the last, and
-    SLOTS is TOP, at most BLOCK; else it is among all, and SLOTS is 1. `seed` is int64 (1,); `scores`, `values`, float32, and `columns`, int32, are (BATCH,
-    PARTS, SLOTS); `arrivals` int32 (BATCH + 1,) of zeros. The grid is (PARTS, BATCH).
+    SLOTS is TOP, at most BLOCK; else it is among all, and SLOTS is 1. `seed` is int64
+    (1,); `scores`, `values`, float32, and `columns`, int32, are (BATCH, PARTS, SLOTS);
+    `arrivals` int32 (BATCH + 1,) of zeros. The grid is (PARTS, BATCH).
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -140,6 +141,8 @@ def choose(
     row = sequence.to(tl.int64) * V
     value = tl.load(logits + row + column, mask=inside, other=float("-inf"))
     value = value.to(tl.float32)
+    # What is no number is never drawn.
+    value = tl.where(value == value, value, float("-inf"))
     number = tl.load(count)
     if GREEDY:
         score = value
@@ -198,7 +201,7 @@ def choose(
                 its = tl.max(tl.where(each == winner, size, float("-inf")))
                 greater = size > its
                 race = tl.where(greater, race, float("-inf"))
-                # Without the second it might not end, of logits that are no numbers.
+                # Without the second it might not end where all that race are -inf.
                 refused = tl.sum(greater.to(tl.int32)) >= TOP
                 running = refused & (its > bound)
                 bound = its

@@ -49,7 +49,7 @@ class Fed:
 
     @classmethod
     def room(cls, batch: int, most: int, *, ragged: bool, device: torch.device) -> Fed:
-        """For `most` tokens of `batch` sequences, `ragged` if at positions of theirs."""
+        """For `most` tokens of each sequence, with positions of its own if `ragged`."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)

@@ -106,13 +106,18 @@ def float8dq_row(
     )
 
 
-def _check_float8(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
-    if device.type != "cuda":
-        raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
+def check_float8_card(needed_by: str, device: torch.device) -> None:
+    """Raise NotRunnable for a card without float8."""
     if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
         major, minor = capability
         raise NotRunnable(
-            f"{scheme.name} needs float8 (sm_89 or up); this card is sm_{major}{minor}"
+            f"{needed_by} needs float8 (sm_89 or up); this card is sm_{major}{minor}"
         )
+
+
+def _check_float8(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type != "cuda":
+        raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
+    check_float8_card(scheme.name, device)
     if dtype == torch.float32:
         raise NotRunnable(f"{scheme.name} takes bfloat16 or float16, not float32")

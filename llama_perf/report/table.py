@@ -24,6 +24,7 @@ _COLUMNS = (
     "peak GB",
     "change",
     "model GB",
+    "check dB",
     "verdict",
 )
 _LEAST_AT = 3
@@ -108,6 +109,7 @@ def _measured(now: Measurement | None, comparison: Comparison | None) -> list[st
         f"{now.peak_memory_bytes / 1e9:.2f}",
         _change(comparison, "peak memory"),
         f"{now.model_size_bytes / 1e9:.2f}",
+        _number(None if now.check is None else now.check.signal_to_noise_db, ".0f"),
     ]
 
 
@@ -200,6 +202,12 @@ def notes(report: Report) -> list[str]:
     if weights:
         lines.append(f"weights: {', '.join(sorted(weights))}")
     for result in report.results:
+        check = None if result.measurement is None else result.measurement.check
+        if check is not None and check.ties:
+            lines.append(
+                f"ties in {result.id}: {check.ties} of {check.tokens} greedy tokens"
+                f" differ from the {check.against}, each by less than the error"
+            )
         if result.measurement and result.measurement.injected_slowdown:
             share = result.measurement.injected_slowdown
             lines.append(f"injected slowdown of {share:.0%} in {result.id}")

@@ -20,7 +20,7 @@ from llama_perf.errors import RecordError, RowFileError, SpecError
 from llama_perf.set_limits import check_names
 from llama_perf.spec import RowSpec
 
-DEFAULT_SETS = {"cuda": "reference", "cpu": "cpu"}
+DEFAULT_SETS = {"cuda": "cuda", "cpu": "cpu"}
 """The set that runs where none was asked for, by the machine's device."""
 
 

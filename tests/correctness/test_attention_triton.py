@@ -81,6 +81,7 @@ def test_a_ragged_batch_in_few_and_many_splits(
     from llama_perf.kernels import attention_launch
 
     monkeypatch.setattr(attention_launch, "_PROGRAMS", programs)
+    monkeypatch.setattr(attention_launch, "multiprocessors", lambda: 1)
     for group in (1, 3):
         check(kind, torch.float32, group, 64, [SIZE, 1, 65], device)
 

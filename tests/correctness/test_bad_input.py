@@ -205,8 +205,8 @@ def test_rows_that_are_not_there(
     assert told.endswith("none.toml' cannot be read: No such file or directory")
     assert "Is a directory" in refusal(capsys, *words, "--rows", str(tmp_path))
     told = refusal(capsys, *words, "--set", "all")
-    allowed = "batch, cpu, cpu-long, cuda-check, filled, prefill, reference, torchao,"
-    allowed += " unfused"
+    allowed = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published,"
+    allowed += " reference, torchao, unfused"
     assert told == f"set: 'all' is not allowed; allowed: {allowed}"
     told = refusal(capsys, *words, "--set", "cpu", "--row", "*int3*")
     assert told.startswith("row: '*int3*' is not allowed; no id matches")

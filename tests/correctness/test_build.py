@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from weights_samples import (
     write_json,
 )
 
-from llama_perf import load_model
+from llama_perf import load_model, toolchain
 from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.live_bytes import LiveBytes
@@ -310,3 +311,49 @@ def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
     assert {each.dtype for each in model.parameters()} == {wanted}
     assert not any(each.requires_grad for each in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_torchaos_float8wo_compiles_from_sm_89_on(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 40, 1 << 40))
+    row = RowSpec(
+        model="7B", quantization="float8wo", kernels="torchao", compile=compiled
+    )
+    if not compiled:
+        check_runnable(row)
+        return
+    with pytest.raises(NotRunnable, match=r"sm_89 or up\); this card is sm_80"):
+        check_runnable(row)
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({}, True),
+        ({"attention": "sdpa"}, False),
+        ({"attention": "sdpa", "quantization": "int8wo"}, True),
+        ({"attention": "sdpa", "quantization": "int8wo", "kernels": "torchao"}, False),
+        ({"fused": True}, True),
+        ({"attention": "sdpa", "compile": True}, True),
+    ],
+    ids=str,
+)
+def test_a_card_without_headers_runs_the_rows_that_launch_no_kernel_of_triton(
+    fields: dict[str, Any], needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolchain, "package_version", lambda _: "3.6.0")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(toolchain, "python_header", lambda: Path("/none/Python.h"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 40, 1 << 40))
+    row = RowSpec(model="7B", **fields)
+    if not needed:
+        check_runnable(row)
+        return
+    with pytest.raises(NotRunnable, match=r"/none/Python\.h is missing \(package pyth"):
+        check_runnable(row)

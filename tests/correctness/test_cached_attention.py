@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels import cached_attention, kv_codes
@@ -54,6 +57,27 @@ def dense(q: Tensor, cache: Held, ends: list[int]) -> Tensor:
             weights = (scores * q.shape[3] ** -0.5).softmax(-1)
             out[row, token] = torch.einsum("hn,hnd->hd", weights, v[row, :, :seen])
     return out
+
+
+@pytest.mark.parametrize("tokens", [7, 300], ids=["chunk", "whole"])
+def test_a_prefill_never_reaches_cudnn(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be first on sm_90, with keys whose heads have a stride of 0."""
+    attend, allowed = F.scaled_dot_product_attention, []
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    cache = held("plain", torch.float32, batch=1, heads=2, width=16)
+    q = drawn(1, tokens, 8, 16, seed=2)
+    prefill_attention(q, *cache, SIZE)
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def arrivals(cache: Held) -> Tensor:

@@ -27,6 +27,7 @@ class Nvml:
 
     def __init__(self) -> None:
         self.reasons = 0
+        self.clock: int | None = 1980
         self.violations = {
             pynvml.NVML_PERF_POLICY_THERMAL: 5,
             pynvml.NVML_PERF_POLICY_RELIABILITY: 0,
@@ -51,7 +52,12 @@ class Nvml:
         return "handle"
 
     def nvmlDeviceGetClockInfo(self, _handle: str, kind: int) -> int:
-        return {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}[kind]
+        clock = self._answer("clock", self.clock)
+        return int({pynvml.NVML_CLOCK_SM: clock, pynvml.NVML_CLOCK_MEM: 2619}[kind])
+
+    def nvmlDeviceGetMaxClockInfo(self, _handle: str, kind: int) -> int:
+        assert kind == pynvml.NVML_CLOCK_SM
+        return 1980
 
     def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
         return int(self._answer("power", 312_500))
@@ -109,7 +115,6 @@ def test_states_and_energy_are_those_of_the_card(nvml: Nvml) -> None:
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
-        ("HwSlowdown", "hardware slowdown"),
         ("HwThermalSlowdown", "hardware thermal slowdown"),
         ("HwPowerBrakeSlowdown", "power brake"),
         ("SwThermalSlowdown", "software thermal slowdown"),
@@ -138,6 +143,43 @@ def test_a_limit_between_two_looks_is_seen_though_neither_shows_it(nvml: Nvml) -
 
     assert watched(lambda: None).spoiled() is None
     assert "in sample 1 of 1: thermal limit" in str(watched(briefly).spoiled())
+
+
+REASON = "nvmlClocksEventReasonHwSlowdown"
+
+
+@pytest.mark.parametrize("told", ["hardware slowdown", "reliability limit"])
+@pytest.mark.parametrize("clock", [1980, 1700, 990, 400])
+def test_a_limit_of_a_state_spoils_only_where_the_clock_fell(
+    nvml: Nvml, told: str, clock: int
+) -> None:
+    def limited() -> None:
+        nvml.clock = clock
+        if told == "hardware slowdown":
+            nvml.reasons = getattr(pynvml, REASON)
+        else:
+            nvml.violations[pynvml.NVML_PERF_POLICY_RELIABILITY] += 1
+
+    watch = watched(lambda: None, limited)
+    assert told in watch.states[-1].limited_by
+    where = f"in sample 2 of 2: {told}, at {clock} MHz"
+    assert (where in str(watch.spoiled())) == (clock < 1000)
+
+
+def test_a_card_that_is_slowed_all_along_is_compared_with_its_highest_clock(
+    nvml: Nvml,
+) -> None:
+    nvml.reasons, nvml.clock = getattr(pynvml, REASON), 960
+    assert "before sample 1 of 1: hardware slowdown" in str(
+        watched(lambda: None).spoiled()
+    )
+    nvml.clock = 1905
+    assert watched(lambda: None).spoiled() is None
+
+
+def test_a_slowdown_spoils_where_no_clock_is_told(nvml: Nvml) -> None:
+    nvml.reasons, nvml.refused = getattr(pynvml, REASON), {"clock"}
+    assert "hardware slowdown" in str(watched(lambda: None).spoiled())
 
 
 def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Nvml) -> None:

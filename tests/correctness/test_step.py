@@ -6,6 +6,8 @@ that all but CUDA's own part is the same code. On a card it is captured for real
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -49,7 +51,7 @@ def capturing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     Kept.count = 0
     if device.type == "cpu":
         monkeypatch.setattr(step, "warm_up", lambda work: work())
-        monkeypatch.setattr(step, "captured", lambda work, _generator: Kept(work))
+        monkeypatch.setattr(step, "captured", lambda work, *_generator: Kept(work))
 
 
 def engine(model: Transformer, **options: bool | float) -> Engine:
@@ -125,7 +127,7 @@ def test_it_is_captured_once_for_all_generations(device: torch.device) -> None:
         assert torch.equal(
             found.cpu(), generated(plain, count=12, temperature=0.8, seed=seed)
         )
-    assert len(one._steps) == 1
+    assert len(one._steps.captured) == 1
     if device.type == "cpu":
         assert Kept.count == 1
 
@@ -183,7 +185,7 @@ def test_replays_neither_wait_nor_allocate(device: torch.device) -> None:
     one = engine(small_model(device), capture=True)
     prompt = PROMPT.to(device)
     one.generate(prompt, max_new_tokens=8, temperature=0)
-    (captured,) = one._steps.values()
+    (captured,) = one._steps.captured.values()
     with refusing_to_wait(device):
         for _ in range(4):
             captured.run()
@@ -211,3 +213,19 @@ def test_memory_is_given_back_with_the_engine(device: torch.device) -> None:
 
 def test_the_vocabulary_is_that_of_the_other_tests() -> None:
     assert PROMPT.max() < SMALL.vocab_size
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_an_engine_that_is_dropped_gives_its_caches_back_at_once(
+    device: torch.device, capture: bool
+) -> None:
+    """By counting references: no row waits for a collection of garbage."""
+    one = engine(small_model(device), capture=capture)
+    generated(one, count=4)
+    cache = weakref.ref(one.caches[0].k_cache)
+    gc.disable()
+    try:
+        del one
+        assert cache() is None
+    finally:
+        gc.enable()

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llama_perf import rows
+from llama_perf import rows, tuning
 from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
@@ -24,6 +25,25 @@ from llama_perf.tuning import best, candidates, products, tune
 ROW = RowSpec(model="Llama-2-7b-chat-hf", quantization="int8wo", fused=True)
 CHOICE = Choice(block_u=64, splits=2, warps=4, stages=2, us=8.0, rule_us=9.0)
 TRIED = list(candidates(plain=False))
+
+
+def test_a_launch_that_the_card_has_no_room_for_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton's refusal is none of torch's errors."""
+    errors = pytest.importorskip("triton.runtime.errors")
+
+    def refused(_work: object) -> None:
+        raise errors.OutOfResources(300_000, 232_448, "shared memory")
+
+    card = SimpleNamespace(L2_cache_size=1, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
+    monkeypatch.setattr(tuning, "warm_up", refused)
+    product = tuning.Product(
+        scheme=None, dtype=torch.float32, tokens=1, rows=32, columns=64
+    )
+    time = tuning._clock(product, plain(torch.ones(32, 64)))
+    assert time(CHOICE) == float("inf")
 
 
 def clock(

@@ -1,0 +1,280 @@
+"""Whether a row's engine computes the right values: a row that does not has no speed.
+
+The engine generates a few tokens of the row's own prompt as it will in the samples:
+compiled, captured or fused. The logits that the tokens were chosen from are compared
+with those of the same quantized weights, run once over the whole text by the model's
+modules, operator by operator. A row that is run so anyway is compared with its weights
+dequantized to float32, one layer at a time, where they can be. Knows no baseline.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from llama_perf.build import Prepared
+from llama_perf.engine import Engine
+from llama_perf.errors import ValuesError
+from llama_perf.model.attention import Seen
+from llama_perf.model.config import ModelConfig
+from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.rotary import Rotary
+from llama_perf.model.transformer import TransformerBlock, is_plain
+from llama_perf.records import ValueCheck
+from llama_perf.spec import RowSpec
+
+DECODED = 8
+"""Tokens that are decoded, behind the one that the prompt gives."""
+# A long prompt would cost as much as a sample; its first tokens take the same way.
+_PROMPT = 64
+# Of a large batch, sequences whose logits are compared.
+_SEQUENCES = 8
+# Equal to the last bit; JSON has no infinity.
+_SAME_DB = 200.0
+OPERATORS, DEQUANTIZED = "operators", "dequantized weights"
+
+# See docs/correctness.md, which has what was seen.
+_DTYPE_DB = {"float32": 60.0, "float16": 30.0, "bfloat16": 14.0}
+_DYNAMIC_DB = 8.0
+_CACHE_DB = 12.0
+# Standard deviations of the error that two logits may be apart to count as a tie.
+_TIE = 6.0
+
+RunBlock = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """The least signal-to-noise in dB: of the worst position, or `pooled` over all.
+
+    Where activations or a cache are rounded to codes, two ways of summing turn some
+    codes, and how much of that a position shows scatters by 10 dB.
+    """
+
+    least_db: float
+    pooled: bool
+
+
+@torch.no_grad()
+def check_values(
+    prepared: Prepared, generator: torch.Generator, *, damaged: bool = False
+) -> ValueCheck:
+    """Compare the engine's logits with the reference's; raises ValuesError.
+
+    `generator` is left as it was. `damaged`: one scale is wrong while the engine
+    generates, a switch for testing this check.
+    """
+    start = time.perf_counter()
+    row, engine = prepared.row, prepared.engine
+    prompt = prepared.prompt[:, :_PROMPT]
+    lengths = prepared.lengths
+    if lengths is not None:
+        lengths = lengths.clamp(max=prompt.shape[1])
+    count = min(DECODED + 1, row.max_new_tokens)
+    state = generator.get_state()
+    with _damaged(engine) if damaged else _whole():
+        tokens, logits = engine.observe(
+            prompt,
+            max_new_tokens=count,
+            lengths=lengths,
+            temperature=row.temperature,
+            top_k=row.top_k,
+            generator=generator,
+        )
+    generator.set_state(state)
+    plain = _run_plainly(row) and _can_be_dequantized(engine)
+    wanted = _reference(
+        engine, prompt, tokens, lengths, dequantized=plain, kind=row.kv_cache
+    )
+    found = logits[:_SEQUENCES].float()
+    return _compared(
+        wanted,
+        found,
+        limit_of(row, prepared.quantization),
+        against=DEQUANTIZED if plain else OPERATORS,
+        start=start,
+    )
+
+
+def _run_plainly(row: RowSpec) -> bool:
+    """Whether a row's engine runs the modules as the reference would."""
+    return not (row.compile or row.capture or row.fused)
+
+
+def _can_be_dequantized(engine: Engine) -> bool:
+    """Whether the weights can: a packing of torchao's for CPUs hides its codes."""
+    block: Any = engine.model.layers[0]
+    try:
+        _float(block.attention.wo.weight)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def limit_of(row: RowSpec, scheme: str | None) -> Limit:
+    """What rounding leaves of the signal of a row whose weights are of `scheme`."""
+    limits = [_DTYPE_DB[row.dtype]]
+    if scheme is not None and ("dq" in scheme or scheme.startswith("autoquant")):
+        limits.append(_DYNAMIC_DB)
+    if row.kv_cache is not None:
+        limits.append(_CACHE_DB)
+    return Limit(least_db=min(limits), pooled=len(limits) > 1)
+
+
+def _reference(
+    engine: Engine,
+    prompt: Tensor,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    *,
+    dequantized: bool,
+    kind: str | None,
+) -> Tensor:
+    """Float32 logits (sequences, N, V) that `tokens`, (B, N), are to be chosen from."""
+    model, start = engine.model, engine.filled
+    text, first = _joined(prompt, tokens[:, :-1], lengths)
+    end = start + text.shape[1]
+    run_block: RunBlock = TransformerBlock.forward
+    if dequantized:
+        run_block = _wide_block(model.config, start, end, kind)
+    x = model.hidden(
+        text,
+        torch.arange(start, end, device=model.device),
+        caches=engine.caches,
+        seen=Seen(end=end),
+        run_block=run_block,
+    )
+    x = x[:_SEQUENCES]
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    places = first[: len(x), None] + torch.arange(tokens.shape[1], device=x.device)
+    x = x[rows, places]
+    if dequantized:
+        normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
+        return normed @ _float(model.output.weight).T
+    return model.head(x).float()
+
+
+def _joined(
+    prompt: Tensor, tokens: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Texts (B, L), each a prompt with its tokens behind, and each prompt's last place.
+
+    What stands behind a shorter text is seen by none of its positions.
+    """
+    batch, length = prompt.shape
+    if lengths is None:
+        last = torch.full((batch,), length - 1, device=prompt.device)
+        return torch.cat((prompt, tokens), dim=1), last
+    text = torch.cat((prompt, torch.zeros_like(tokens)), dim=1)
+    places = lengths[:, None] + torch.arange(tokens.shape[1], device=prompt.device)
+    return text.scatter(1, places, tokens), lengths - 1
+
+
+def _wide_block(
+    config: ModelConfig, start: int, end: int, kind: str | None
+) -> RunBlock:
+    """How a block runs in float32, over a copy of its cache as long as the text."""
+
+    def run(
+        block: TransformerBlock,
+        x: Tensor,
+        cos_sin: Rotary,
+        positions: Tensor,
+        cache: KVCache,
+        seen: Seen,
+    ) -> Tensor:
+        wide = KVCache(
+            config,
+            batch_size=len(x),
+            cache_size=end,
+            dtype=torch.float32,
+            device=x.device,
+            kind=kind,
+        )
+        if start:
+            for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
+                if (filled := getattr(cache, name)) is not None:
+                    getattr(wide, name)[:, :, :start] = filled[:, :, :start]
+        arguments = (x.float(), cos_sin, positions, wide, seen)
+        out: Tensor = functional_call(block, _wide(block), arguments)
+        return out
+
+    return run
+
+
+def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: _float(each) for name, each in module.named_parameters()}
+
+
+def _float(weight: Tensor) -> Tensor:
+    if is_plain(weight):
+        return weight.float()
+    quantized: Any = weight
+    out: Tensor = quantized.dequantize().float()
+    return out
+
+
+def _compared(
+    wanted: Tensor, found: Tensor, limit: Limit, *, against: str, start: float
+) -> ValueCheck:
+    if not bool(torch.isfinite(found).all()):
+        raise ValuesError(
+            "check: its logits hold NaN or infinity, and at least"
+            f" {limit.least_db:.1f} dB of signal to noise are needed"
+        )
+    power, noise = wanted.square().mean(-1), (found - wanted).square().mean(-1)
+    ratio = power.sum() / noise.sum() if limit.pooled else (power / noise).min()
+    db = min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    best, ours = wanted.argmax(-1, keepdim=True), found.argmax(-1, keepdim=True)
+    gap = (wanted.gather(-1, best) - wanted.gather(-1, ours)).squeeze(-1)
+    lost = int((gap > _TIE * noise.sqrt()).sum())
+    if not db >= limit.least_db or lost:
+        raise ValuesError(
+            f"check: its logits have {db:.1f} dB of signal to noise against the"
+            f" {against}, and at least {limit.least_db:.1f} dB are needed; of"
+            f" {best.numel()} greedy tokens {lost} are others"
+        )
+    return ValueCheck(
+        signal_to_noise_db=round(db, 1),
+        least_db=limit.least_db,
+        against=against,
+        tokens=best.numel(),
+        ties=int((best != ours).sum()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _damaged(engine: Engine) -> Iterator[None]:
+    """Multiply one scale of the first layer while the engine runs."""
+    block: Any = engine.model.layers[0]
+    scale = one_scale(block.attention.wo.weight)
+    kept = scale.clone()
+    scale.mul_(1000)
+    try:
+        yield
+    finally:
+        scale.copy_(kept)
+
+
+def one_scale(weight: Tensor) -> Tensor:
+    """A view of one scale of a quantized weight; of a plain one, of its first row."""
+    if is_plain(weight):
+        return weight.data[0]
+    quantized: Any = weight
+    names = [name for name in quantized.tensor_data_names if "scale" in name]
+    parts: Tensor = getattr(quantized, names[0])
+    return parts.view(-1)[:1]

@@ -1,0 +1,177 @@
+"""A row that computes wrong values has no speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llama_perf.build import Prepared, prepare
+from llama_perf.compiler import compiler_settings
+from llama_perf.errors import ValuesError
+from llama_perf.records import Status
+from llama_perf.run import Session
+from llama_perf.run_options import RunOptions
+from llama_perf.spec import RowSpec
+from llama_perf.value_check import DEQUANTIZED, OPERATORS, check_values
+
+# Groups of 32, which divide the model's 288 columns.
+NATIVE = (
+    None,
+    "int8wo",
+    "int8dq",
+    "int4wo-32",
+    "int4wo-32-hqq",
+    "uintx-4-32",
+    "uintx-2-8",
+    "fp6",
+    "sparse-marlin",
+    "float8wo",
+)
+TORCHAO = ("int8wo", "int8dq", "int4wo-32", "float8wo")
+
+
+def built(**fields: Any) -> Prepared:
+    wanted = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12, **fields}
+    return prepare(RowSpec(model="stories15M", **wanted))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernels"),
+    [(scheme, "native") for scheme in NATIVE]
+    + [(scheme, "torchao") for scheme in TORCHAO],
+)
+def test_a_right_row_passes_and_a_damaged_scale_does_not(
+    scheme: str | None, kernels: str
+) -> None:
+    prepared = built(quantization=scheme, kernels=kernels)
+    check = check_values(prepared, seeded())
+    hidden = kernels == "torchao" and scheme == "int4wo-32"
+    assert check.against == (OPERATORS if hidden else DEQUANTIZED)
+    assert check.tokens == 9
+    assert check.signal_to_noise_db > check.least_db
+    with pytest.raises(ValuesError) as caught:
+        check_values(prepared, seeded(), damaged=True)
+    assert f"at least {check.least_db:.1f} dB are needed" in str(caught.value)
+    # The damage is undone.
+    again = check_values(prepared, seeded())
+    assert again.signal_to_noise_db == check.signal_to_noise_db
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int8dq"])
+def test_a_compiled_row_is_compared_with_its_operators(scheme: str | None) -> None:
+    with compiler_settings():
+        prepared = built(quantization=scheme, compile=True)
+        check = check_values(prepared, seeded())
+        assert check.against == OPERATORS
+        with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
+            check_values(prepared, seeded(), damaged=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fill": 20},
+        {"fill": 20, "kv_cache_quantization": True},
+        {"kv_cache_quantization": "fp8"},
+        {"attention": "sdpa", "cache_size": 64},
+        {"attention": "sdpa", "linear_causal_mask": True, "fill": 7},
+        {"batch_size": 3},
+        {"batch_size": 3, "ragged": True, "fill": 5},
+        {"prompt_length": 100, "prefill_chunk": 16},
+        {"max_new_tokens": 1},
+        {"temperature": 0.0, "top_k": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("against", [DEQUANTIZED, OPERATORS])
+def test_rows_of_every_kind_are_compared(
+    fields: dict[str, Any], against: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = built(**fields)
+    if against == OPERATORS:
+        # What is compared is the same, and compiling each takes long.
+        monkeypatch.setattr("llama_perf.value_check._run_plainly", lambda _row: False)
+    check = check_values(prepared, seeded())
+    assert check.against == against
+    # Rounding to the codes of a cache may turn; everything else is float32's.
+    wanted = 30 if prepared.row.kv_cache else 90
+    assert check.signal_to_noise_db > wanted
+    with pytest.raises(ValuesError):
+        check_values(prepared, seeded(), damaged=True)
+
+
+def test_a_position_that_is_off_by_one_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared = built()
+    decode = prepared.engine.decode
+    monkeypatch.setattr(
+        prepared.engine, "decode", lambda token, position: decode(token, position + 1)
+    )
+    with pytest.raises(ValuesError):
+        check_values(prepared, seeded())
+
+
+def test_one_wrong_logit_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in a single row of the head leaves much signal, and another token."""
+    prepared = built(temperature=0.0)
+    observe = prepared.engine.observe
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        tokens, logits = observe(*arguments, **options)
+        logits[0, 4, 17] = logits[0, 4].max() + 0.02
+        return tokens, logits
+
+    monkeypatch.setattr(prepared.engine, "observe", wrong)
+    monkeypatch.setattr("llama_perf.value_check._DTYPE_DB", {"float32": 0.0})
+    with pytest.raises(ValuesError, match="of 9 greedy tokens 1 are others"):
+        check_values(prepared, seeded())
+
+
+def test_logits_that_are_no_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = built()
+    observe = prepared.engine.observe
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        tokens, logits = observe(*arguments, **options)
+        logits[0, 2, 5] = torch.nan
+        return tokens, logits
+
+    monkeypatch.setattr(prepared.engine, "observe", broken)
+    with pytest.raises(ValuesError, match="logits hold NaN or infinity"):
+        check_values(prepared, seeded())
+
+
+def test_the_check_draws_nothing_from_the_samples_generator() -> None:
+    prepared, generator = built(), seeded()
+    before = generator.get_state()
+    check_values(prepared, generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
+    rows = [
+        RowSpec(
+            model="stories15M",
+            quantization=scheme,
+            device="cpu",
+            dtype="float32",
+            max_new_tokens=4,
+            num_samples=1,
+        )
+        for scheme in ("int8wo", None)
+    ]
+    session = Session(rows, options=RunOptions(damages=("*int8wo*",)))
+    damaged, whole = session.run()
+    assert damaged.status is Status.INVALID
+    assert (damaged.reason or "").startswith("check: its logits have ")
+    assert whole.status is Status.MEASURED
+    assert whole.measurement is not None
+    assert whole.measurement.check is not None
+    assert whole.measurement.check.signal_to_noise_db > 60
