@@ -26,6 +26,7 @@ from llama_perf.kernels.triton_fused import project as project_kernel
 from llama_perf.kernels.triton_fused import project_heads as project_heads_kernel
 from llama_perf.kernels.triton_launch import may_start_early
 from llama_perf.kernels.triton_products import FEW, Launch, few_launch
+from llama_perf.kernels.triton_sums import BY_DP4A, WRITTEN_OUT
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -59,7 +60,7 @@ def fused_launch(
             "DECODE": weight.decode,
             "GROUP": weight.group,
             "ZERO": weight.zero_kind,
-            "DYNAMIC": weight.dynamic,
+            "DYNAMIC": _dynamic(weight),
             "SPLITS": splits,
             **rule.constants,
             "BLOCK_U": block_u,
@@ -68,6 +69,13 @@ def fused_launch(
         warps=rule.warps if tuned is None else tuned.warps,
         stages=rule.stages if tuned is None else tuned.stages,
     )
+
+
+def _dynamic(weight: Packed) -> int:
+    if not weight.dynamic:
+        return 0
+    # The interpreter has no instructions of a card's.
+    return (WRITTEN_OUT if INTERPRETED else BY_DP4A).value
 
 
 def _most_units(weight: Packed, tokens: int) -> int:
