@@ -46,6 +46,8 @@ class _Layer:
     gate: Packed
     up: Packed
     down: Packed
+    next_gain: Tensor | None
+    """Of the norm in front of the next block, where that rounds to int8."""
 
 
 class FusedStep:
@@ -69,15 +71,25 @@ class FusedStep:
             raise NotRunnable(
                 f"fused: heads are {width} wide; allowed: multiples of {LANES}"
             )
-        self._layers = {
-            block: _packed_layer(block, f"layers.{index}")
-            for index, block in enumerate(model.layers)
-            if isinstance(block, TransformerBlock)
-        }
+        self._layers: dict[TransformerBlock, _Layer] = {}
+        following: TransformerBlock | None = None
+        for index in reversed(range(len(model.layers))):
+            block = model.layers[index]
+            assert isinstance(block, TransformerBlock)
+            next_gain = None
+            if following is not None and self._layers[following].qkv.dynamic:
+                next_gain = following.attention_norm.weight
+            name = f"layers.{index}"
+            self._layers[block] = _packed_layer(block, name, next_gain)
+            following = block
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
+        # Largest activations of tokens, as `project` leaves them: of what gate and up,
+        # down, and the next block's first product take.
+        self._peaks = torch.zeros((3, 8), dtype=torch.int32, device=model.device)
+        self._peaked: Tensor | None = None
         # Every kernel leaves them 0, and none runs beside another.
         self._arrivals = torch.zeros(
             -(-rows // LANES), dtype=torch.int32, device=model.device
@@ -120,6 +132,8 @@ class FusedStep:
         layer, attention = self._layers[block], block.attention
         batch, length, dim = x.shape
         hidden = x.view(-1, dim)
+        gated_peak, down_peak, following = self._peaks
+        gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
         cos, sin = cos_sin
         q = project_heads(
             hidden,
@@ -136,7 +150,10 @@ class FusedStep:
             v_cache=cache.v_cache,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
+            # Of this very tensor: a prompt's other chunks have others.
+            peak=following if self._peaked is x else None,
         )
+        self._peaked = None
         q = q.view(batch, length, *q.shape[1:])
         if seen.filled is None:
             y = attend_filled(q, cache, seen)
@@ -150,6 +167,9 @@ class FusedStep:
             layer.output,
             self._arrivals,
             residual=hidden,
+            left=gated_peak if gate_dynamic else None,
+            cleared=down_peak if down_dynamic else None,
+            next_gain=block.ffn_norm.weight,
         )
         gated = project(
             hidden,
@@ -158,8 +178,22 @@ class FusedStep:
             gain=block.ffn_norm.weight,
             eps=block.ffn_norm.eps,
             second=layer.up,
+            peak=gated_peak if gate_dynamic else None,
+            left=down_peak if down_dynamic else None,
+            cleared=None if layer.next_gain is None else following,
         )
-        project(gated, layer.down, self._arrivals, residual=hidden)
+        project(
+            gated,
+            layer.down,
+            self._arrivals,
+            residual=hidden,
+            peak=down_peak if down_dynamic else None,
+            left=None if layer.next_gain is None else following,
+            cleared=gated_peak if gate_dynamic else None,
+            next_gain=layer.next_gain,
+        )
+        if layer.next_gain is not None:
+            self._peaked = x
         return x
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
@@ -190,7 +224,9 @@ class FusedStep:
         return run
 
 
-def _packed_layer(block: TransformerBlock, name: str) -> _Layer:
+def _packed_layer(
+    block: TransformerBlock, name: str, next_gain: Tensor | None
+) -> _Layer:
     attention, feed_forward = block.attention, block.feed_forward
     layer = _Layer(
         qkv=packed(attention.wqkv.weight, f"{name}.attention.wqkv.weight"),
@@ -198,6 +234,7 @@ def _packed_layer(block: TransformerBlock, name: str) -> _Layer:
         gate=packed(feed_forward.w1.weight, f"{name}.feed_forward.w1.weight"),
         up=packed(feed_forward.w3.weight, f"{name}.feed_forward.w3.weight"),
         down=packed(feed_forward.w2.weight, f"{name}.feed_forward.w2.weight"),
+        next_gain=next_gain,
     )
     if layer.gate.layout != layer.up.layout:
         raise NotRunnable(

@@ -50,7 +50,7 @@ def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
-@pytest.mark.parametrize("scheme", ["int8wo", "int4wo-64"])
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-64"])
 def test_no_scheme_takes_more(model: str, scheme: str) -> None:
     found = [each["kernel"] for each in launches(model, scheme)]
     assert found == [each["kernel"] for each in launches(model, "none")]
