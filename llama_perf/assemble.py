@@ -1,8 +1,9 @@
 """A reader's weights into a model, layer by layer.
 
 The modules start on the meta device, one layer's weights are read, moved, quantized,
-and only then the next are read. The peak is the quantized model plus one layer. Knows
-neither rows nor engines.
+and only then the next are read. The peak is the quantized model plus one layer. A
+layer is read and quantized aside, so that of that memory nothing stays. Knows neither
+rows nor engines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from llama_perf.aside import Aside
 from llama_perf.model.transformer import Transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import Quantizer
@@ -29,18 +31,25 @@ def build_model(
         model = Transformer(config)
     model.origin = Origin(weights=reader.source) if saved is None else saved.origin
     _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
+    aside = Aside(torch.device("cpu") if quantizer is None else device)
     for index, layer in enumerate(model.layers):
-        _assign(layer, reader.layer(index), dtype, device)
+        with aside.work():
+            _assign(layer, reader.layer(index), dtype, device)
+            if quantizer is not None:
+                quantizer(layer, f"layers.{index}")
+        aside.keep(layer)
+    with aside.work():
+        final = reader.final()
+        _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
+        if "output.weight" in final:
+            _assign(model.output, {"weight": final.pop("output.weight")}, dtype, device)
+        else:
+            model.output.weight = model.tok_embeddings.weight
         if quantizer is not None:
-            quantizer(layer, f"layers.{index}")
-    final = reader.final()
-    _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
-    if "output.weight" in final:
-        _assign(model.output, {"weight": final.pop("output.weight")}, dtype, device)
-    else:
-        model.output.weight = model.tok_embeddings.weight
-    if quantizer is not None:
-        quantizer(model.output, "output")
+            quantizer(model.output, "output")
+    aside.keep(model.norm)
+    if model.output.weight is not model.tok_embeddings.weight:
+        aside.keep(model.output)
     return model.requires_grad_(False).eval()
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from llama_perf.cuda_options import add_machine_options, refuse
 from llama_perf.cuda_steps import Runner, Step, Told
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,30 +45,40 @@ quantization = "int8wo"
 kernels = "torchao"
 """
 _OUTPUTS = (
-    "doctor.txt",
-    "tests.txt",
-    "tests.xml",
+    "summary.txt",
+    "machine.json",
+    "products.jsonl",
     "rows.txt",
+    "rows-rest.txt",
     "results.json",
     "results.md",
+    "doctor.txt",
 )
+_MODEL = "Llama-2-7b-chat-hf"
 # Seconds. What the steps after the rows need is kept back from them.
-_KEPT_BACK_S = 30.0
+_KEPT_BACK_S = 45.0
 _PROBE_S = 120.0
-_DOCTOR_S = 75.0
-_TESTS_S = 170.0
+_MACHINE_S = 60.0
+_FUSED_S = 110.0
+_ROWS_S = 150.0
+_PRODUCTS_S = 80.0
+_REST_S = 75.0
 _RECORD_S = 30.0
+_DOCTOR_S = 20.0
+# Of a rehearsal; a machine with a card has cores for as many as it has schemes.
+_FEW_PARTS = 2
+_FUSED_TESTS = ("test_step.py", "test_fused.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps; 0 where all went well, 1 where one did not, 2 without a card."""
     arguments = _parser().parse_args(argv)
     if (problem := no_wheels(arguments)) is not None:
-        return _refuse(problem)
+        return refuse("cuda_check", problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
     if not arguments.rehearse and (problem := no_card(runner)) is not None:
-        return _refuse(problem)
+        return refuse("cuda_check", problem)
     out.mkdir(parents=True, exist_ok=True)
     for name in _OUTPUTS:
         # An earlier check's file must not pass for one of this check.
@@ -87,24 +100,34 @@ def no_card(runner: Runner) -> str | None:
     return problem and f"{problem}; --rehearse runs the steps on the CPU"
 
 
-def _refuse(reason: str) -> int:
-    print(f"cuda_check: error: {reason}", file=sys.stderr)
-    return 2
-
-
 def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     out = runner.out
     if arguments.rehearse:
         runner.heading = REHEARSAL
         print(REHEARSAL, flush=True)
     install(runner, arguments.wheels, scratch / "site")
-    runner.run(doctor_step())
-    runner.run(tests_step(out, rehearse=arguments.rehearse))
-    runner.run(rows_step(out, _row_options(scratch, rehearse=arguments.rehearse)))
-    _draw_partial(runner)
+    rehearse = arguments.rehearse
+    parts = _FEW_PARTS if rehearse else max((os.cpu_count() or 1) // 2, 1)
+    rows = _row_options(scratch, rehearse=rehearse)
+    runner.run(machine_step(out))
+    runner.run_together(
+        [
+            each
+            for file in _FUSED_TESTS
+            for each in tests_steps(out, [file], parts=parts, limit_s=_FUSED_S)
+        ]
+    )
+    runner.run(rows_step(out, "rows", rows, limit_s=_ROWS_S))
+    _draw(runner)
+    runner.run(products_step(out, rehearse=rehearse))
+    runner.run(rows_step(out, "rows-rest", rows, limit_s=_REST_S))
+    _draw(runner)
     if left_out := without_invalid(out / "results.json", scratch / "measured.json"):
         print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
     runner.run(record_step(scratch / "measured.json", out / "baselines"))
+    others = ["test_cuda.py"] if rehearse else _other_tests()
+    runner.run_together(tests_steps(out, others, parts=2 * parts, limit_s=math.inf))
+    runner.run(doctor_step())
     if arguments.rehearse:
         _head(out / "results.md")
     print(f"\n{runner.summary()}\nresults: {out}")
@@ -164,25 +187,75 @@ def llama_perf(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "llama_perf", *arguments]
 
 
+def machine_step(out: Path) -> Step:
+    """What the machine is, and the ceiling of this run."""
+    command = [sys.executable, "-m", "llama_perf.cuda_machine"]
+    return Step(
+        name="machine",
+        command=[*command, str(out / "machine.json")],
+        limit_s=_MACHINE_S,
+        log="machine.txt",
+        shown=30,
+    )
+
+
+def tests_steps(
+    out: Path, files: Sequence[str], *, parts: int, limit_s: float
+) -> list[Step]:
+    """The tests of `files` that need a card, in parts for processes side by side.
+
+    On the CPU they say that they need one.
+    """
+    paths = [f"tests/correctness/{name}" for name in files]
+    label = files[0].removeprefix("test_").removesuffix(".py")
+    steps = []
+    for part in range(1, parts + 1):
+        name = f"tests-{label}-{part}-of-{parts}"
+        command = [sys.executable, "-m", "pytest", *paths, "-m", "cuda", "-rfEs", "-q"]
+        command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        command += [f"--part={part}/{parts}", f"--junit-xml={out / name}.xml"]
+        steps.append(
+            Step(
+                name=name,
+                command=command,
+                limit_s=limit_s,
+                log=f"{name}.txt",
+                keep_back_s=_DOCTOR_S,
+                shown=5,
+            )
+        )
+    return steps
+
+
+def _other_tests() -> list[str]:
+    """The files of tests but for those that ran before."""
+    folder = ROOT / "tests" / "correctness"
+    names = [path.name for path in sorted(folder.glob("test_*.py"))]
+    return [name for name in names if name not in _FUSED_TESTS]
+
+
+def products_step(out: Path, *, rehearse: bool) -> Step:
+    """Each format's products by themselves: five shapes of six formats."""
+    what = ["stories15M", "cpu", "eager"] if rehearse else [_MODEL, "cuda", "fused"]
+    command = [sys.executable, "-m", "llama_perf.product_times", *what]
+    return Step(
+        name="products",
+        command=[*command, str(out / "products.jsonl")],
+        limit_s=_PRODUCTS_S,
+        log="products.txt",
+        keep_back_s=_KEPT_BACK_S,
+        shown=40,
+    )
+
+
 def doctor_step() -> Step:
     """What the machine can run."""
     return Step(
         name="doctor",
         command=llama_perf("doctor"),
-        limit_s=_DOCTOR_S,
+        limit_s=_DOCTOR_S * 4,
         log="doctor.txt",
         shown=30,
-    )
-
-
-def tests_step(out: Path, *, rehearse: bool) -> Step:
-    """The tests that need a card; on the CPU they say that they need one."""
-    where = "tests/correctness/test_cuda.py" if rehearse else "tests/correctness"
-    command = [sys.executable, "-m", "pytest", where, "-m", "cuda", "-rfEs"]
-    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    command += [f"--junit-xml={out / 'tests.xml'}"]
-    return Step(
-        name="tests", command=command, limit_s=_TESTS_S, log="tests.txt", shown=40
     )
 
 
@@ -194,14 +267,19 @@ def _row_options(scratch: Path, *, rehearse: bool) -> list[str]:
     return ["--rows", str(file)]
 
 
-def rows_step(out: Path, options: Sequence[str]) -> Step:
-    """The rows, with all the time that is left to them."""
-    files = ["--json", str(out / "results.json"), "--markdown", str(out / "results.md")]
+def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -> Step:
+    """The rows that are not measured yet, one process each, within `limit_s`."""
+    results = out / "results.json"
+    command = llama_perf("run", *options, "--json", str(results), "--isolate", "row")
+    command += ["--time-budget", f"{limit_s:.0f}"]
+    if name == "rows-rest":
+        command.append("--resume")
     return Step(
-        name="rows",
-        command=llama_perf("run", *options, *files),
-        limit_s=float("inf"),
-        log="rows.txt",
+        name=name,
+        command=command,
+        # The row that is being measured when its time is over comes to its end.
+        limit_s=limit_s * 1.25,
+        log=f"{name}.txt",
         keep_back_s=_KEPT_BACK_S,
         shown=40,
     )
@@ -218,19 +296,19 @@ def record_step(results: Path, baselines: Path) -> Step:
     )
 
 
-def _draw_partial(runner: Runner) -> None:
-    """Draw the rows that were done where the run of them did not end by itself."""
-    results, drawn = runner.out / "results.json", runner.out / "results.md"
-    if drawn.exists() or not results.exists():
+def _draw(runner: Runner) -> None:
+    """Draw the rows that were done, however the run of them ended."""
+    results = runner.out / "results.json"
+    if not results.exists():
         return
     options = [str(results), "--format", "markdown"]
     runner.run(
         Step(
-            name="partial results",
+            name="table",
             command=llama_perf("report", *options),
             limit_s=_RECORD_S,
             log="results.md",
-            keep_back_s=_KEPT_BACK_S / 2,
+            keep_back_s=_DOCTOR_S,
         )
     )
 
@@ -264,34 +342,9 @@ def _head(path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cuda_check",
-        description="Run every check that needs a card: doctor, the CUDA tests, the"
-        " rows of the set cuda-check, and a baseline from them.",
+        description="Run every check that needs a card, what tells most first: the"
+        " machine and its ceiling, the fused step's tests, the rows of the set"
+        " cuda-check, products by themselves, the other tests, and a baseline.",
     )
     add_machine_options(parser, out="cuda-check-results", budget_s=480)
     return parser
-
-
-def add_machine_options(
-    parser: argparse.ArgumentParser, *, out: str, budget_s: int
-) -> None:
-    """Add what every script for such a machine takes, with its defaults."""
-    parser.add_argument(
-        "--wheels",
-        type=Path,
-        metavar="DIR",
-        help="wheels to take what this Python lacks from (default: wheelhouse/, if"
-        " there is one)",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path(out))
-    parser.add_argument(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        default=float(budget_s),
-        help=f"for all steps together (default: {budget_s})",
-    )
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run the same steps on the CPU with a tiny model",
-    )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -117,6 +118,12 @@ class Runner:
             Outcome(name=step.name, told=told, seconds=seconds, reason=reason)
         )
 
+    def run_together(self, steps: Sequence[Step]) -> None:
+        """Run steps side by side, as many at a time as the machine has cores."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # Exceptions are raised here.
+            list(pool.map(self.run, steps))
+
     def ask(self, command: Sequence[str], *, limit_s: float) -> str | None:
         """None where `command` succeeds, else the last line it wrote on stderr."""
         try:
@@ -137,6 +144,10 @@ class Runner:
     def _keep(self, outcome: Outcome) -> Outcome:
         self.outcomes.append(outcome)
         print(_line(outcome), flush=True)
+        if self.out.is_dir():
+            # After each step: whoever stops the rest has what there is.
+            text = f"{self.heading}\n\n{self.summary()}\n".lstrip()
+            (self.out / "summary.txt").write_text(text, encoding="utf-8")
         return outcome
 
     def _environment(self) -> dict[str, str]:

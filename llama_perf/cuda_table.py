@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +21,16 @@ from llama_perf.cuda_check import (
     REHEARSAL,
     REHEARSAL_ROWS,
     ROOT,
-    add_machine_options,
     install,
     llama_perf,
     no_card,
     no_wheels,
     without_invalid,
 )
+from llama_perf.cuda_options import add_machine_options, refuse
 from llama_perf.cuda_steps import GRACE_S, Runner, Step
 
-SETS = ("reference", "filled", "prefill", "batch")
+SETS = ("reference", "published", "filled", "prefill", "batch")
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 # Seconds: what ends a piece once its rows are stopped, and what a merge takes.
 _KEPT_BACK_S = 10.0
@@ -42,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure a piece or merge all; 0 where it is complete, 1 where not, 2 refused."""
     arguments = _parser().parse_args(argv)
     if (problem := _problem(arguments)) is not None:
-        return _refuse(problem)
+        return refuse("cuda_table", problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
     needs_card = not (arguments.rehearse or arguments.merge)
     if needs_card and (problem := no_card(runner)) is not None:
-        return _refuse(problem)
+        return refuse("cuda_table", problem)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.rehearse:
         runner.heading = REHEARSAL
@@ -62,11 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not complete and not arguments.merge:
         print("not complete: run the same command again, which goes on from here")
     return 0 if complete and runner.all_ok else 1
-
-
-def _refuse(reason: str) -> int:
-    print(f"cuda_table: error: {reason}", file=sys.stderr)
-    return 2
 
 
 def _problem(arguments: argparse.Namespace) -> str | None:
@@ -166,9 +160,9 @@ def _merge(runner: Runner, scratch: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cuda_table",
-        description="Measure the sets reference, filled, prefill and batch on a card"
-        " in pieces, each within the budget, and merge them into one table and a"
-        " baseline.",
+        description="Measure the sets reference, published, filled, prefill and batch"
+        " on a card in pieces, each within the budget, and merge them into one table"
+        " and a baseline.",
     )
     parser.add_argument(
         "--shard",

@@ -7,7 +7,7 @@ baseline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,10 @@ from llama_perf.stats import GB, median_rate, median_seconds
 from llama_perf.value_check import check_values
 
 Progress = Callable[[str], None]
+SAMPLES_BUDGET_S = {"cuda": 20.0}
+"""Seconds of samples a row of a run, by its device; none: all that it asks for."""
+LEAST_SAMPLES = 3
+"""Samples that a row takes whatever its budget, where it asks for as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +100,11 @@ def measure(
     slowdown: float = 0.0,
     damaged: bool = False,
     count_work: bool = False,
+    samples_budget_s: float | None = None,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
 ) -> Measurement:
-    """Warm up once, then take the row's samples.
+    """Warm up once, then take the row's samples, fewer where they exceed the budget.
 
     `meter` was created before the row was built. The peak that is reported is that
     of the samples, after the warm-up, as in the reference; the build's stands apart.
@@ -127,11 +132,11 @@ def measure(
         counted_bytes = allocated_peak(prepared)
     release_memory(device)
     meter.reset_peak()
-    samples = []
+    samples: list[Sample] = []
     watch = CardWatch(device)
     watch.look()
-    for number in range(1, row.num_samples + 1):
-        progress(f"sample {number} of {row.num_samples}")
+    while more_samples(samples, most=row.num_samples, budget_s=samples_budget_s):
+        progress(f"sample {len(samples) + 1} of {row.num_samples}")
         samples.append(time_generation(prepared, generator))
         watch.look()
         after_sample(samples[-1])
@@ -168,17 +173,28 @@ def measure(
         autoquant=prepared.autoquant,
         step=step,
         check=check,
-        **_of_card(watch, row),
+        **_of_card(watch, row, taken=len(samples)),
+        samples_budget_s=samples_budget_s,
         sample_ns=totals,
         first_token_ns=firsts,
     )
 
 
-def _of_card(watch: CardWatch, row: RowSpec) -> dict[str, Any]:
+def more_samples(taken: Sequence[Sample], *, most: int, budget_s: float | None) -> bool:
+    """Whether another sample is taken: one as long as the others is in the budget."""
+    if len(taken) >= most:
+        return False
+    if budget_s is None or len(taken) < LEAST_SAMPLES:
+        return True
+    spent_s = sum(each.total_ns for each in taken) / 1e9
+    return spent_s + spent_s / len(taken) <= budget_s
+
+
+def _of_card(watch: CardWatch, row: RowSpec, *, taken: int) -> dict[str, Any]:
     if row.device != "cuda":
         return {}
     joules = watch.joules()
-    tokens = row.batch_size * row.max_new_tokens * row.num_samples
+    tokens = row.batch_size * row.max_new_tokens * taken
     return {
         "joules_per_token": None if joules is None else joules / tokens,
         "card": tuple(watch.states) or None,

@@ -78,8 +78,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--set",
         dest="llama_perf_set",
         metavar="NAME",
-        help="a set of rows of the package (default: reference with a CUDA card, else"
-        " cpu)",
+        help="a set of rows of the package (default: cuda with a CUDA card, else cpu)",
     )
     group.addoption(
         "--rows",

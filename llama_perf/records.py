@@ -186,8 +186,9 @@ class Measurement:
     token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
     reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
     process's resident set over what it is when the row is gone, and the bytes that its
-    tensors ask for (`allocated.py`). GB are 10^9 bytes,
-    raw samples in ns. `card` are its states before the first sample and after each,
+    tensors ask for (`allocated.py`). GB are 10^9 bytes, raw samples in ns: fewer than
+    the row's `num_samples` where those would have taken more than `samples_budget_s`,
+    None: no budget. `card` are its states before the first sample and after each,
     `neighbours` other processes that computed on it.
     """
 
@@ -216,6 +217,7 @@ class Measurement:
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None
     neighbours: tuple[str, ...] | None = None
+    samples_budget_s: float | None = None
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()
 

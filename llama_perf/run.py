@@ -16,7 +16,7 @@ from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
 from llama_perf.environment import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.measure import Progress, measure, without_kept
+from llama_perf.measure import SAMPLES_BUDGET_S, Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import load_profiler
 from llama_perf.records import Ceiling, Environment, Measurement, RowResult, Status
@@ -101,6 +101,7 @@ class Session:
                     slowdown=slowdown,
                     damaged=self.options.damaged(row.id),
                     count_work=True,
+                    samples_budget_s=SAMPLES_BUDGET_S.get(row.device),
                     progress=progress,
                 )
             finally:

@@ -19,14 +19,14 @@ from llama_perf.autoquant.times_file import (
     read,
     time_key,
 )
-from llama_perf.autoquant.timing import time_product
+from llama_perf.autoquant.timing import How, time_product
 from llama_perf.autoquant.uses import Product, logged_products
 from llama_perf.environment import collect
 from llama_perf.errors import RecordError
 from llama_perf.model.config import ModelConfig
 from llama_perf.records import LinearChoice
 from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
-from llama_perf.spec import RowSpec
+from llama_perf.spec import FUSED_TOKENS, RowSpec
 
 
 class _Times:
@@ -128,6 +128,15 @@ def _fits(candidate: str, product: Product) -> bool:
     return group_size is None or product.columns % group_size == 0
 
 
+def _how(row: RowSpec, product: Product) -> How:
+    """How the row runs a product: what it never calls is not to be timed."""
+    if row.fused and product.tokens <= FUSED_TOKENS:
+        return "fused"
+    # A prompt's products are the same operators compiled or not; a step's are not.
+    compiled = row.compile and product.tokens == row.batch_size
+    return "compiled" if compiled else "eager"
+
+
 def _product_us(
     row: RowSpec,
     product: Product,
@@ -136,11 +145,9 @@ def _product_us(
     notify: Callable[[str], None],
 ) -> tuple[dict[str, float], bool]:
     """Microseconds of one product by candidate; whether any was timed now."""
-    # A prompt's products are the same operators compiled or not; a step's are not.
-    compiled = row.compile and product.tokens == row.batch_size
+    how = _how(row, product)
     keys = {
-        name: time_key(name, product, dtype=row.dtype, compiled=compiled)
-        for name in candidates
+        name: time_key(name, product, dtype=row.dtype, how=how) for name in candidates
     }
     known = {name: times.known(key) for name, key in keys.items()}
     missing = [name for name, us in known.items() if us is None]
@@ -155,7 +162,7 @@ def _product_us(
             missing,
             dtype=getattr(torch, row.dtype),
             device=torch.device(row.device),
-            compile=compiled,
+            how=how,
         )
         times.add({keys[name]: each for name, each in taken.items()})
         us |= taken

@@ -62,10 +62,10 @@ def machine_key(environment: Environment) -> str:
     return ", ".join(parts)
 
 
-def time_key(candidate: str, product: Product, *, dtype: str, compiled: bool) -> str:
-    """Such as "int8wo 1x4096x11008 float32 compiled": M x N x K."""
+def time_key(candidate: str, product: Product, *, dtype: str, how: str) -> str:
+    """Such as "int8wo 1x4096x11008 float32 compiled": M x N x K, and how it is run."""
     shape = f"{product.tokens}x{product.rows}x{product.columns}"
-    return f"{candidate} {shape} {dtype} {'compiled' if compiled else 'eager'}"
+    return f"{candidate} {shape} {dtype} {how}"
 
 
 @cache

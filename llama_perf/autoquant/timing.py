@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,22 @@ from torch import Tensor, nn
 from llama_perf.autoquant.uses import Product
 from llama_perf.compiler import compiler_settings
 from llama_perf.graphs import captured, warm_up
+from llama_perf.kernels.packing import LANES
 from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import PLAIN
 
+How = Literal["eager", "compiled", "fused"]
+"""An operator by itself, in code that is compiled, or a kernel of a fused step."""
 # Turns of each candidate: as many as fit the time, but for the least number.
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
 _ROUNDS_NS = 2_000_000_000
 _PASS_NS = 50_000_000
+# A weight of which more copies fit into the caches is so small that a product with it
+# takes a launch's time, wherever it lies; and each copy is a node of the graph.
+_MOST_COPIES = 256
 # A last-level cache whose size is not told, and the most that is believed of one: a
 # virtual machine has a share of what it is told of.
 _CACHE_BYTES = 64 * 2**20
@@ -42,21 +48,19 @@ def time_product(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    compile: bool,
+    how: How,
 ) -> dict[str, float]:
     """Microseconds of one product with each of `candidates`.
 
-    `compile` says whether the row compiles this product. A candidate that does not
+    `how` is how the row runs this product. A candidate that does not
     fit the shape must not be asked for: its error is raised.
     """
     x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
     with torch.no_grad(), compiler_settings():
-        compiled = torch.compile(multiply, fullgraph=True, dynamic=False)
+        linear = _linear(how, product, device)
         passes = {
             name: _Pass(
-                x,
-                _copies(name, product, dtype=dtype, device=device),
-                compiled if compile else multiply,
+                x, _copies(name, product, dtype=dtype, device=device, how=how), linear
             )
             for name in candidates
         }
@@ -66,14 +70,27 @@ def time_product(
     return times
 
 
+def _linear(how: How, product: Product, device: torch.device) -> Callable[..., Any]:
+    """The product as the row runs it, of activations and a weight."""
+    if how == "eager":
+        return multiply
+    if how == "compiled":
+        return torch.compile(multiply, fullgraph=True, dynamic=False)
+    from llama_perf.kernels import fused_launch
+
+    blocks = -(-product.rows // LANES)
+    arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
+    return lambda x, weight: fused_launch.project(x, weight, arrivals)
+
+
 class _Pass:
     """One product with each copy of a weight."""
 
     def __init__(
         self,
         x: Tensor,
-        weights: Sequence[Tensor],
-        linear: Callable[[Tensor, Tensor], Tensor],
+        weights: Sequence[Any],
+        linear: Callable[..., Any],
     ) -> None:
         self._x, self._weights, self._linear = x, weights, linear
         self.calls = len(weights)
@@ -98,8 +115,34 @@ class _Pass:
 
 
 def _copies(
+    name: str,
+    product: Product,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    how: How = "eager",
+) -> list[Any]:
+    weight = _weight(name, product, dtype=dtype, device=device)
+    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight))
+    copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
+    if how != "fused":
+        return copies
+    from llama_perf.fused_step import packed
+
+    return [packed(each, name) for each in copies]
+
+
+def weight_bytes(
     name: str, product: Product, *, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
+) -> int:
+    """What one product with a weight in the format of a candidate reads."""
+    return tensor_bytes(_weight(name, product, dtype=dtype, device=device))
+
+
+def _weight(
+    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A weight of a candidate's format on the meta device."""
     linear = nn.Linear(
         product.columns, product.rows, bias=False, device="meta", dtype=dtype
     )
@@ -107,8 +150,8 @@ def _copies(
     if name != PLAIN:
         quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
         quantize(module, "autoquant")
-    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(linear.weight))
-    return [_random_like(linear.weight, device) for _ in range(count)]
+    weight: Tensor = linear.weight
+    return weight
 
 
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:

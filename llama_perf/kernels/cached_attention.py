@@ -14,11 +14,11 @@ of them, S positions allocated, L filled, D head width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llama_perf.kernels import kv_codes
 
@@ -30,12 +30,6 @@ PIECE = 1 << 21
 POSITIONS = 1 << 10
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
-# All but cuDNN's: see `_attend`.
-_BACKENDS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 @torch.library.custom_op("llama_perf::decode_attention", mutates_args=())
@@ -251,14 +245,33 @@ def _with_sums(
     return out, sums[:, :, : q.shape[2]].float()
 
 
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Leave cuDNN out of what `scaled_dot_product_attention` chooses from.
+
+    It comes first on sm_90, builds a plan for each new length of a prompt, and is not
+    checked for keys that stand for several heads by a stride of 0.
+    """
+    backends = torch.backends.cuda
+    before = backends.cudnn_sdp_enabled()
+    backends.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        backends.enable_cudnn_sdp(before)
+
+
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(N, G, T, D) of the last T of the L positions of `k` and `v`, (N, L, D)."""
     groups, tokens, end = q.shape[1], q.shape[2], k.shape[1]
-    # A view: one key serves all queries of its group.
-    k, v = (each.unsqueeze(1).expand(-1, groups, -1, -1) for each in (k, v))
+    k, v = k.unsqueeze(1), v.unsqueeze(1)
+    on_card = q.device.type == "cuda"
+    if on_card and q.dtype == torch.float32:
+        # There no attention that keeps no scores takes grouped queries: a view.
+        k, v = (each.expand(-1, groups, -1, -1) for each in (k, v))
     if tokens == end:
         return _attend(q, k, v, causal=True)
-    if q.device.type == "cuda":
+    if on_card:
         # It brings the compiler along, which takes two seconds of every start.
         from torch.nn.attention.bias import causal_lower_right
 
@@ -277,10 +290,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """The library's attention, but for cuDNN's.
-
-    It comes first on sm_90 and nobody says that it takes keys whose heads are one
-    stored head, a stride of 0; and it makes a plan for each new length of a prompt.
-    """
-    with sdpa_kernel(_BACKENDS):
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    """The library's attention, but for cuDNN's, of as many or fewer heads of keys."""
+    grouped = q.shape[1] != k.shape[1]
+    with without_cudnn():
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, enable_gqa=grouped
+        )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
+from llama_perf.kernels.cached_attention import without_cudnn
 from llama_perf.model.attention import ONE_ANOTHER, Attention, Seen
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
@@ -151,9 +152,11 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """All blocks over what `start` gives; see `hidden`."""
         run: Callable[..., Tensor] = run_block or TransformerBlock.forward
-        for index, block in enumerate(self.layers):
-            cache = None if caches is None else caches[index]
-            x = run(block, x, cos_sin, positions, cache, seen)
+        # Around the calls, not in them: a compiled block is to have no breaks.
+        with without_cudnn():
+            for index, block in enumerate(self.layers):
+                cache = None if caches is None else caches[index]
+                x = run(block, x, cos_sin, positions, cache, seen)
         return x
 
     def head(self, x: Tensor) -> Tensor:

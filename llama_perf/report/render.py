@@ -8,8 +8,11 @@ from tabulate import tabulate
 
 from llama_perf.codec import to_json
 from llama_perf.records import Report
+from llama_perf.report.beside import beside_table
 from llama_perf.report.choices import chosen_in
 from llama_perf.report.table import build_table, notes, reasons, summary, why
+
+_BESIDE = "the published table: on the A100, taken literally here, on this engine here"
 
 
 def as_text(report: Report) -> str:
@@ -18,6 +21,8 @@ def as_text(report: Report) -> str:
     lines = [f"every row: {table.caption}"] if table.caption else []
     lines.append(_grid(report, "simple"))
     lines.append("")
+    if (beside := beside_table(report)) is not None:
+        lines += [f"{_BESIDE}:", beside, ""]
     for row_id, verdict, reason in reasons(report):
         lines.append(f"{verdict} {row_id}: {reason}")
         lines += [f"  {each}" for each in why(report, row_id)]
@@ -35,6 +40,8 @@ def as_markdown(report: Report) -> str:
     if table.caption:
         lines += [f"Every row: `{table.caption}`", ""]
     lines += [_grid(report, "github"), ""]
+    if (beside := beside_table(report, style="github")) is not None:
+        lines += [f"{_BESIDE}:", "", beside, ""]
     for row_id, verdict, reason in reasons(report):
         lines.append(f"- **{verdict}** `{row_id}`: {reason}")
         lines += [f"  - {each}" for each in why(report, row_id)]

@@ -10,7 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.records import Comparison, Measurement, Report, Status, Verdict
+from llama_perf.records import (
+    Comparison,
+    Measurement,
+    Report,
+    RowResult,
+    Status,
+    Verdict,
+)
 
 NOTHING = "-"
 _COLUMNS = (
@@ -29,7 +36,7 @@ _COLUMNS = (
 )
 _LEAST_AT = 3
 _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
-_REFERENCE_COLUMNS = ("A100 tok/s", "A100 %", "A100 peak GB")
+_REFERENCE_COLUMNS = ("A100 tok/s", "speed-up", "A100 %", "A100 peak GB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +65,7 @@ def build_table(report: Report) -> Table:
             cells.insert(_LEAST_AT, _least(comparison))
         cells.append(comparison.verdict.value if comparison else result.status.value)
         if with_reference:
-            cells += _reference(report.reference.get(result.id))
+            cells += _reference(result.measurement, report.reference.get(result.id))
         rows.append(tuple(cells))
     columns = list(_COLUMNS)
     if with_least:
@@ -113,10 +120,22 @@ def _measured(now: Measurement | None, comparison: Comparison | None) -> list[st
     ]
 
 
-def _reference(then: Measurement | None) -> list[str]:
+def _reference(now: Measurement | None, then: Measurement | None) -> list[str]:
     if then is None:
         return [NOTHING] * len(_REFERENCE_COLUMNS)
-    return [f"{then.tok_s:.2f}", _share(then), f"{then.peak_memory_bytes / 1e9:.2f}"]
+    return [
+        f"{then.tok_s:.2f}",
+        speed_up(now, then),
+        _share(then),
+        f"{then.peak_memory_bytes / 1e9:.2f}",
+    ]
+
+
+def speed_up(now: Measurement | None, then: Measurement | None) -> str:
+    """How many times as many tok/s, such as "2.31x"; "-" where one is not known."""
+    if now is None or then is None:
+        return NOTHING
+    return f"{now.tok_s / then.tok_s:.2f}x"
 
 
 def _share(measured: Measurement) -> str:
@@ -208,6 +227,7 @@ def notes(report: Report) -> list[str]:
                 f"ties in {result.id}: {check.ties} of {check.tokens} greedy tokens"
                 f" differ from the {check.against}, each by less than the error"
             )
+        lines += _fewer_samples(result)
         if result.measurement and result.measurement.injected_slowdown:
             share = result.measurement.injected_slowdown
             lines.append(f"injected slowdown of {share:.0%} in {result.id}")
@@ -225,6 +245,17 @@ def notes(report: Report) -> list[str]:
     if report.stale:
         lines.append(f"in the baseline but in no set: {', '.join(report.stale)}")
     return lines
+
+
+def _fewer_samples(result: RowResult) -> list[str]:
+    """That a row took fewer samples than it asks for, where it did."""
+    now, most = result.measurement, result.row.num_samples
+    if now is None or now.samples_budget_s is None or len(now.sample_ns) >= most:
+        return []
+    return [
+        f"{len(now.sample_ns)} of {most} samples in {result.id}: more would have taken"
+        f" over {now.samples_budget_s:g} s"
+    ]
 
 
 def _of_cards(report: Report) -> list[str]:

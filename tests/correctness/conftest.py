@@ -24,11 +24,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="run the tests that take minutes as well"
     )
+    parser.addoption(
+        "--part", metavar="I/N", help="of the tests that need a card, every n-th alone"
+    )
+
+
+def part_of(items: list[pytest.Item], text: str) -> list[pytest.Item]:
+    """Every n-th of the tests that need a card, for "I/N"."""
+    number, count = map(int, text.split("/"))
+    assert 1 <= number <= count, f"part: {text}"
+    on_card = [each for each in items if each.get_closest_marker("cuda") is not None]
+    return on_card[number - 1 :: count]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest files first, and leave slow tests out unless asked for."""
+    if part := items and items[0].config.getoption("--part"):
+        items[:] = part_of(items, part)
     items.sort(key=lambda item: place(item.path.stem))
     for item in items:
         if item.get_closest_marker("cuda") is not None:

@@ -88,6 +88,26 @@ def test_both_paths_give_the_same_logits(
 
 
 @pytest.mark.parametrize("kind", CACHES)
+def test_a_linear_mask_gives_the_tokens_of_the_whole_one(
+    model: Transformer, kind: str | None
+) -> None:
+    prompt, engines = tokens(length=20), []
+    for options in (
+        {"attention": "sdpa"},
+        {"attention": "sdpa", "linear_causal_mask": True},
+        {"attention": "decode"},
+    ):
+        engines.append(Engine(model, cache_size=60, kv_cache=kind, **options))
+    found = [
+        each.generate(prompt, max_new_tokens=40, temperature=0) for each in engines
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    masks = [each._mask.held_bytes() for each in engines if each._mask is not None]
+    assert masks == [60 * 8 + 60 * 60, 60 * 8]
+
+
+@pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("path", ["decode", "sdpa"])
 def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
     model: Transformer, kind: str | None, path: str

@@ -18,6 +18,7 @@ from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.autoquant import choose as choosing
 from llama_perf.autoquant import times_file
 from llama_perf.autoquant.choose import choose
+from llama_perf.autoquant.times_file import time_key
 from llama_perf.autoquant.uses import Product, logged_products
 from llama_perf.build import chosen_quantizer, prepare
 from llama_perf.errors import RecordError, SpecError
@@ -285,3 +286,19 @@ def test_a_shape_without_a_choice_is_refused() -> None:
     quantize = chosen_quantizer(ROW, [choice], device=CPU, dtype=torch.float32)
     with pytest.raises(SpecError, match=r"autoquant chose for \(1, 2\)"):
         quantize(Transformer(TINY), "model")
+
+
+def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> None:
+    row = RowSpec(model="7B", quantization="autoquant", compile=True, fused=True)
+    for tokens, how in ((1, "fused"), (6, "fused"), (8, "fused"), (9, "eager")):
+        product = Product(tokens=tokens, rows=64, columns=64)
+        assert choosing._how(row, product) == how
+    unfused = replace(row, fused=False)
+    product = Product(tokens=1, rows=64, columns=64)
+    assert choosing._how(unfused, product) == "compiled"
+    assert choosing._how(replace(unfused, compile=False), product) == "eager"
+    keys = {
+        time_key("int8wo", product, dtype="bfloat16", how=how)
+        for how in ("eager", "compiled", "fused")
+    }
+    assert len(keys) == 3

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llama_perf.autoquant import times_file, timing
 from llama_perf.autoquant.timing import time_product
 from llama_perf.autoquant.uses import Product
+from llama_perf.kernels.packed import Packed
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT
 
@@ -44,7 +45,7 @@ def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
         assert times_file.machine_key(replace(ENVIRONMENT, **change)) != key
     assert times_file.machine_key(replace(ENVIRONMENT, commit="other")) == key
     product = Product(tokens=1, rows=2, columns=3)
-    told = times_file.time_key("int8wo", product, dtype="float32", compiled=True)
+    told = times_file.time_key("int8wo", product, dtype="float32", how="compiled")
     assert told == "int8wo 1x2x3 float32 compiled"
 
 
@@ -74,6 +75,10 @@ def test_the_clock_tells_large_products_from_small_ones(device: torch.device) ->
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
 
+    # On a card a product is a launch where its weight is small; the large one must take
+    # five launches' time in four bits as well.
+    sizes = (128, 2048) if device.type == "cpu" else (1024, 16384)
+
     def small_and_large() -> list[dict[str, float]]:
         return [
             time_product(
@@ -81,9 +86,9 @@ def test_the_clock_tells_large_products_from_small_ones(device: torch.device) ->
                 AUTOQUANT["autoquant-int4"],
                 dtype=torch.float32,
                 device=device,
-                compile=False,
+                how="eager",
             )
-            for size in (128, 2048)
+            for size in sizes
         ]
 
     def told(small: dict[str, float], large: dict[str, float]) -> bool:
@@ -135,7 +140,7 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         ["none", "int4wo-64"],
         dtype=torch.float32,
         device=CPU,
-        compile=compile,
+        how="compiled" if compile else "eager",
     )
     assert set(found) == {"none", "int4wo-64"}
     assert all(us > 0 for us in found.values())
@@ -143,3 +148,53 @@ def test_a_product_is_timed_as_the_engine_runs_it(
     assert bool(calls) == compile
     # Nothing of it is counted as the row's own compilations.
     assert not torch._dynamo.utils.counters
+
+
+@pytest.mark.parametrize("how", ["eager", "fused"])
+def test_a_fused_rows_products_are_timed_on_its_kernels(
+    how: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from llama_perf.kernels import fused_launch
+
+    calls: list[Packed] = []
+
+    def project(x: Tensor, weight: Packed, arrivals: Tensor) -> Tensor:
+        assert len(arrivals) >= 3
+        calls.append(weight)
+        return x.new_zeros(len(x), weight.rows)
+
+    monkeypatch.setattr(fused_launch, "project", project)
+    if how == "fused":
+        monkeypatch.setattr(timing, "multiply", None)
+    candidates = list(AUTOQUANT["autoquant-int4"])
+    found = time_product(
+        Product(tokens=1, rows=48, columns=128),
+        candidates,
+        dtype=torch.float32,
+        device=CPU,
+        how=how,
+    )
+    assert set(found) == set(candidates)
+    assert bool(calls) == (how == "fused")
+    assert all((each.rows, each.columns) == (48, 128) for each in calls)
+
+
+def test_small_weights_are_copied_a_few_hundred_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each copy is a node of a graph: a cache of 50 MB would take thousands."""
+    monkeypatch.setattr(timing, "_cache_bytes", lambda _device: 50 * 2**20)
+    counts = {
+        size: len(
+            timing._copies(
+                "none",
+                Product(tokens=1, rows=size, columns=size),
+                dtype=torch.float32,
+                device=CPU,
+            )
+        )
+        for size in (128, 2048)
+    }
+    # 64 KB and 16 MB: of the large ones as many as two caches cannot hold.
+    assert counts == {128: 256, 2048: 8}

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ SMALL = ModelConfig(
     vocab_size=512,
     head_dim=64,
 )
+# torchao's int4 for CUDA pads a weight's columns to a multiple of 1024.
+WIDE = replace(SMALL, dim=1024, n_heads=16, intermediate_size=1024)
+MODELS = {"small": SMALL, "wide": WIDE}
 PROMPT = torch.tensor([[11, 7, 400, 3, 92]])
 # What bfloat16 leaves of logits near 4: half a unit in the last place is 2^-7, and
 # two sums of them in another order differ by a few.
@@ -74,22 +78,23 @@ def available(name: str) -> torch.device:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """One for all rows, so that the bandwidth is measured once."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    write_checkpoint(folder / "small")
+    for name, config in MODELS.items():
+        write_checkpoint(folder / name, config)
     return Session([], options=RunOptions(checkpoints=folder))
 
 
-def write_checkpoint(folder: Path) -> None:
-    reader = SyntheticWeights(SMALL, dtype=torch.float32, device=torch.device("cpu"))
+def write_checkpoint(folder: Path, model: ModelConfig) -> None:
+    reader = SyntheticWeights(model, dtype=torch.float32, device=torch.device("cpu"))
     folder.mkdir()
     torch.save(all_weights(reader), folder / "model.pth")
     config = {
-        "hidden_size": SMALL.dim,
-        "num_hidden_layers": SMALL.n_layers,
-        "num_attention_heads": SMALL.n_heads,
-        "num_key_value_heads": SMALL.n_kv_heads,
-        "intermediate_size": SMALL.intermediate_size,
-        "vocab_size": SMALL.vocab_size,
-        "rms_norm_eps": SMALL.norm_eps,
+        "hidden_size": model.dim,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "intermediate_size": model.intermediate_size,
+        "vocab_size": model.vocab_size,
+        "rms_norm_eps": model.norm_eps,
     }
     write_json(folder / "config.json", config)
 
@@ -98,9 +103,9 @@ def dtype_on(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def small_model(device: torch.device) -> Transformer:
+def small_model(device: torch.device, model: str = "small") -> Transformer:
     dtype = dtype_on(device)
-    reader = SyntheticWeights(SMALL, dtype=dtype, device=device)
+    reader = SyntheticWeights(MODELS[model], dtype=dtype, device=device)
     return build_model(reader, dtype=dtype, device=device)
 
 
@@ -214,9 +219,30 @@ def test_a_torchao_row_is_measured(
 ) -> None:
     on_card = device.type == "cuda"
     row = small_row(device, quantization=scheme, kernels="torchao", compile=on_card)
-    now = measured(session.run_row(row))
-    assert 0 < now.model_size_bytes < small_model(device).weight_bytes()
+    model = "wide" if scheme == "int4wo-64" else "small"
+    now = measured(session.run_row(replace(row, model=model)))
+    assert 0 < now.model_size_bytes < small_model(device, model).weight_bytes()
     assert now.graph_breaks == (0 if on_card else None)
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-64"])
+def test_a_compiled_row_of_the_published_set_is_measured(
+    device: torch.device, session: Session, scheme: str | None
+) -> None:
+    on_card = device.type == "cuda"
+    row = small_row(
+        device,
+        quantization=scheme,
+        kernels="native" if scheme is None else "torchao",
+        attention="sdpa",
+        # torchao's int4 is not compiled on a CPU.
+        compile=on_card or scheme != "int4wo-64",
+        capture=on_card,
+        kv_cache_quantization=scheme is None,
+    )
+    now = measured(session.run_row(row))
+    assert now.check is not None
+    assert now.graph_breaks in (0, None)
 
 
 def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
@@ -337,8 +363,9 @@ def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
     session.ceiling(device)  # which needs memory of its own
     held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     with too_little_memory(device, monkeypatch):
-        # Its mask alone is 256 MiB.
-        result = session.run_row(small_row(device, cache_size=16384))
+        # Its mask alone is 256 MiB, which the other path of attention does not have.
+        large = small_row(device, cache_size=16384, attention="sdpa")
+        result = session.run_row(large)
     assert result.status is Status.INVALID
     assert (result.reason or "").startswith("out of memory: CUDA out of memory")
     measured(session.run_row(small_row(device)))

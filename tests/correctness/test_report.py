@@ -161,9 +161,18 @@ def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
     for draw in (as_text, as_markdown):
         assert "A100" not in draw(plain)
     header, _, first, second = cells(as_markdown(with_table))
-    assert header[-4:] == ["verdict", "A100 tok/s", "A100 %", "A100 peak GB"]
-    assert first[-3:] == ["-", "-", "-"]
-    assert second[-3:] == ["107.38", "0.5", "1.00"]
+    columns = ["verdict", "A100 tok/s", "speed-up", "A100 %", "A100 peak GB"]
+    assert header[-5:] == columns
+    assert first[-4:] == ["-", "-", "-", "-"]
+    assert second[-4:] == ["107.38", "0.93x", "0.5", "1.00"]
+
+
+def test_the_speed_up_over_the_a100_is_of_measured_rows_alone() -> None:
+    broken = unmeasured(Status.INVALID, "it broke", OTHER)
+    report = report_of(measured(tok_s=231.0), broken)
+    report = replace(report, reference={CPU_ROW.id: MEASUREMENT, OTHER.id: MEASUREMENT})
+    header, _, *found = cells(as_markdown(report))
+    assert [row[header.index("speed-up")] for row in found] == ["2.31x", "-"]
 
 
 def test_figures_end_and_words_begin_where_their_column_does() -> None:

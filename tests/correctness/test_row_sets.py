@@ -4,11 +4,14 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
-from llama_perf import baseline, rows
+from llama_perf import baseline, build, rows
 from llama_perf.build import predict_row
-from llama_perf.errors import RowFileError, SpecError
+from llama_perf.errors import NotRunnable, RowFileError, SpecError
+from llama_perf.model.config import preset
 from llama_perf.spec import RowSpec
+from llama_perf.weights.synthetic import SyntheticWeights
 
 TABLE = Path(__file__).parent / "a100_reference.csv"
 
@@ -89,7 +92,31 @@ def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
     assert any(row.fill > 8192 for row in listed)
     assert {"Meta-Llama-3-8B", "Llama-3.2-1B"} <= {row.model for row in listed}
     large = [row for row in listed if predict_row(row).peak_bytes > 23e9]
+    assert large == listed[-1:]
     assert [row.dtype for row in large] == ["float32"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "published"])
+def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    free = 23_600_000_000
+    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: free)
+    refused, card = [], torch.device("cuda")
+    for row in rows.load_set(name):
+        meta = torch.device("meta")
+        reader = SyntheticWeights(preset(row.model), dtype=torch.bfloat16, device=meta)
+        needed = predict_row(row).peak_bytes
+        if needed <= free:
+            build._check_memory(row, reader, card)
+            continue
+        refused.append(row)
+        told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
+        with pytest.raises(NotRunnable, match=told):
+            build._check_memory(row, reader, card)
+    assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
+    caches = {row.cache_size for row in refused}
+    assert caches == ({None} if name == "cuda" else {None, 65536, 131072})
 
 
 def test_the_reference_device_holds_the_published_figures() -> None:
@@ -106,11 +133,15 @@ def test_the_reference_device_holds_the_published_figures() -> None:
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
-    # But for two choices of the others' rows (see test_scripts.py).
+    # But for two that are mostly a choice of the others' rows (see test_scripts.py).
     names = [name for name in rows.set_names() if name not in {"cuda", "cuda-check"}]
     every = [row for name in names for row in rows.load_set(name)]
     rows.check_unique(every, source="all sets")
     assert {"reference", "cpu"} <= set(rows.set_names())
+    work = {row.id: row.fingerprint for row in every}
+    for name in ("cuda", "cuda-check"):
+        for row in rows.load_set(name):
+            assert work.get(row.id, row.fingerprint) == row.fingerprint
 
 
 def test_every_row_of_torchao_has_a_native_twin() -> None:

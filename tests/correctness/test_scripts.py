@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,65 @@ def test_without_results_nothing_is_left_out(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+# What tells most comes first; tests that run side by side end in any order.
+STEPS = ("wheels", "machine", "rows", "products", "rows-rest", "baseline", "doctor")
+
+
+def test_steps_side_by_side_each_have_their_log_and_the_summary_has_all(
+    tmp_path: Path,
+) -> None:
+    runner = runner_in(tmp_path)
+    steps = [
+        Step(
+            name=f"step-{number}",
+            command=[
+                sys.executable,
+                "-c",
+                f"print({number}); raise SystemExit({code})",
+            ],
+            limit_s=HANG_S,
+            log=f"{number}.txt",
+        )
+        for number, code in ((1, 0), (2, 5), (3, 0))
+    ]
+    runner.run_together(steps)
+    assert [(tmp_path / f"{n}.txt").read_text() for n in (1, 2, 3)] == [
+        *("1\n", "2\n", "3\n")
+    ]
+    summary = (tmp_path / "summary.txt").read_text()
+    assert sorted(line.split(",")[0] for line in summary.splitlines()) == [
+        "step-1           ok",
+        "step-2           failed (exit code 5)",
+        "step-3           ok",
+    ]
+
+
+def test_a_check_that_is_cut_has_the_figures_of_the_steps_before(
+    tmp_path: Path,
+) -> None:
+    out, wheels = tmp_path / "out", tmp_path / "wheels"
+    wheels.mkdir()
+    words = ["--rehearse", "--wheels", str(wheels), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "cuda_check"), *words],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    try:
+        wait_until((out / "products.txt").exists)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    report = from_json(Report, (out / "results.json").read_bytes(), source="results")
+    assert report.results[0].measurement is not None
+    assert "tok/s" in (out / "results.md").read_text()
+    assert "ceiling" in json.loads((out / "machine.json").read_text())
+    summary = (out / "summary.txt").read_text()
+    for name in ("machine", "tests-step-1-of-2", "tests-fused-2-of-2", "rows"):
+        assert re.search(rf"^{name} +ok", summary, re.MULTILINE), summary
+
+
 def cuda_check(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Also on a machine with a card: one that is hidden.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -164,12 +224,25 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
     (out / "results.md").write_text("of an earlier check")
     done = cuda_check("--rehearse", "--wheels", str(tmp_path), "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("wheels", "doctor", "tests", "rows", "baseline"):
-        assert re.search(rf"^{name} +ok", done.stdout, re.MULTILINE), name
-    for name in ("doctor.txt", "tests.txt", "rows.txt", "results.md"):
+    told = done.stdout[done.stdout.rindex("\n\n") :]
+    places = [re.search(rf"^{name} +ok", told, re.MULTILINE) for name in STEPS]
+    assert all(places), told
+    starts = [place.start() for place in places if place]
+    assert starts == sorted(starts)
+    for name in ("machine.txt", "products.txt", "rows.txt", "doctor.txt", "results.md"):
         assert (out / name).read_text().startswith(REHEARSAL), name
     assert done.stdout.endswith(f"results: {out}\n{REHEARSAL}\n")
-    assert "no CUDA device on this machine" in (out / "tests.txt").read_text()
+    for name in ("step-1-of-2", "fused-2-of-2", "cuda-1-of-4"):
+        assert "no CUDA device" in (out / f"tests-{name}.txt").read_text()
+        assert (out / f"tests-{name}.xml").is_file()
+    machine = json.loads((out / "machine.json").read_text())
+    assert machine["ceiling"]["read_gb_s"] > 0
+    products = (out / "products.jsonl").read_text().splitlines()
+    assert {json.loads(line)["product"] for line in products} == {
+        *("qkv", "output", "gate", "down", "head")
+    }
+    assert all(json.loads(line)["us"] > 0 for line in products)
+    assert (out / "summary.txt").read_text().startswith(f"{REHEARSAL}\n\nwheels")
     report = from_json(Report, (out / "results.json").read_bytes(), source="results")
     assert [row.measurement is not None for row in report.results] == [True, True]
     key = report.environment.device_key

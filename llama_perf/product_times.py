@@ -1,0 +1,60 @@
+"""How fast each format's products are by themselves, beside the bytes that they read.
+
+Five shapes of a layer and the head, timed as autoquant times them: over as many copies
+of the weight as the caches cannot hold.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from llama_perf.autoquant.timing import How, time_product, weight_bytes
+from llama_perf.autoquant.uses import Product
+from llama_perf.model.config import ModelConfig, preset
+from llama_perf.scheme import PLAIN
+
+FORMATS = (PLAIN, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(N, K) of each product of a step."""
+    dim, hidden = config.dim, config.intermediate_size
+    return {
+        "qkv": (config.qkv_size, dim),
+        "output": (dim, config.n_heads * config.head_dim),
+        "gate": (hidden, dim),
+        "down": (dim, hidden),
+        "head": (config.vocab_size, dim),
+    }
+
+
+def main(model: str, device: str, how: How, file: str) -> None:
+    """Time every product, and append each to `file` as a line of JSON at once."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    where = torch.device(device)
+    for name, (rows, columns) in shapes(preset(model)).items():
+        product = Product(tokens=1, rows=rows, columns=columns)
+        formats = [each for each in FORMATS if each != "int4wo-64" or columns % 64 == 0]
+        times = time_product(product, formats, dtype=dtype, device=where, how=how)
+        for scheme, us in times.items():
+            size = weight_bytes(scheme, product, dtype=dtype, device=where)
+            line = {
+                "product": name,
+                "rows": rows,
+                "columns": columns,
+                "format": scheme,
+                "us": us,
+                "gb_s": size / us / 1e3,
+            }
+            with Path(file).open("a", encoding="utf-8") as lines:
+                lines.write(f"{json.dumps(line)}\n")
+            speed = f"{us:9.2f} us {line['gb_s']:8.1f} GB/s"
+            print(f"{name:<7} {rows} x {columns} {scheme:<14} {speed}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])  # type: ignore[arg-type]
