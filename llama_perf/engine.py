@@ -8,7 +8,8 @@ is the same in one call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,14 +17,19 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
 from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import (
     Transformer,
     TransformerBlock,
     check_tokens,
     tensor_bytes,
 )
-from llama_perf.step import CapturedStep, Step
+from llama_perf.spec import FUSED_TOKENS
+from llama_perf.step import Step
+from llama_perf.steps import Steps
+
+if TYPE_CHECKING:
+    # It imports Triton.
+    from llama_perf.fused_step import FusedStep
 
 RunBlock = Callable[..., Tensor]
 RunHead = Callable[[Transformer, Tensor], Tensor]
@@ -73,9 +79,6 @@ class Engine:
         self.cache_size = cache_size
         self.filled = 0
         self._slowdown = slowdown
-        self._capture = capture
-        # One for each way of sampling: what is captured reads its own tensors.
-        self._steps: dict[Hashable, CapturedStep] = {}
         self._caches = [
             KVCache(
                 model.config,
@@ -103,8 +106,22 @@ class Engine:
             self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
         if compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
+        self._fused: FusedStep | None = None
         if fused:
             self._fuse()
+        # Weakly: an engine that is dropped gives its caches back at once, though its
+        # steps are its own.
+        engine = weakref.proxy(self)
+        self._steps = Steps(
+            lambda prompt, lengths: engine.prefill(prompt, lengths),
+            lambda token, position: engine.decode(token, position),
+            batch=batch_size,
+            cache_size=cache_size,
+            capture=capture,
+            repeats=slowdown > 0,
+            fused=self._fused,
+            device=model.device,
+        )
 
     def _fuse(self) -> None:
         """Replace what runs a few tokens by the fused kernels."""
@@ -112,7 +129,7 @@ class Engine:
 
         if self._mask is not None:
             raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-        step = FusedStep(self.model, batch_size=self.batch_size)
+        step = self._fused = FusedStep(self.model, batch_size=self.batch_size)
         self._decode_block, self._decode_head = step.block, step.head
         self._prefill_block = step.block_or(self._prefill_block)
         self._prefill_head = step.head
@@ -150,11 +167,17 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            x = self.model.hidden(
-                chunk,
+            seen = self._seen_by_chunk(positions, start, end)
+            if self._fused is not None and chunk.numel() <= FUSED_TOKENS:
+                before, cos_sin, _ = self._fused.start(self.model, chunk, positions)
+            else:
+                before, cos_sin = self.model.start(chunk, positions)
+            x = self.model.through_blocks(
+                before,
+                cos_sin,
                 positions,
                 caches=self._caches,
-                seen=self._seen_by_chunk(positions, start, end),
+                seen=seen,
                 run_block=self._prefill_block,
             )
             last = x[:, -1] if lengths is None else _at(x, lengths - first, last)
@@ -166,17 +189,25 @@ class Engine:
             return Seen(end=end)
         return Seen(mask=self._mask.rows(positions)) if start else ONE_ANOTHER
 
+    def _seen_by_token(self, position: Tensor) -> Seen:
+        if self._mask is None:
+            return Seen(filled=position.flatten() + 1)
+        return Seen(mask=self._mask.rows(position))
+
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position`.
 
         int64 (1,), or (B, 1) where each sequence has its own.
         """
-        if self._mask is None:
-            seen = Seen(filled=position.flatten() + 1)
+        if self._fused is not None:
+            x, cos_sin, filled = self._fused.start(self.model, token, position)
+            seen = Seen(filled=filled)
         else:
-            seen = Seen(mask=self._mask.rows(position))
-        x = self.model.hidden(
-            token,
+            x, cos_sin = self.model.start(token, position)
+            seen = self._seen_by_token(position)
+        x = self.model.through_blocks(
+            x,
+            cos_sin,
             position,
             caches=self._caches,
             seen=seen,
@@ -196,49 +227,17 @@ class Engine:
         after_prefill: Callable[[], None] | None,
     ) -> Step:
         """Run the prompt and choose the first token; the step that goes on from it."""
-
-        def choose(logits: Tensor) -> Tensor:
-            return sample(
-                logits, temperature=temperature, top_k=top_k, generator=generator
-            )
-
-        logits = self.prefill(prompt, lengths)
-        token = choose(logits)
+        step = self._steps.begin(
+            prompt,
+            lengths,
+            behind=self.filled,
+            most=most,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
+        )
         if after_prefill is not None:
             after_prefill()
-        if lengths is None:
-            # Filled there: a copy from the host would wait for the prefill.
-            length = self.filled + prompt.shape[1]
-            position = torch.full((1,), length, device=self.model.device)
-        else:
-            position = lengths[:, None] + self.filled
-        # Weakly: an engine that is dropped gives its caches back at once, though its
-        # captured steps are its own.
-        engine = weakref.proxy(self)
-
-        def decode(token: Tensor, position: Tensor) -> Tensor:
-            logits: Tensor = engine.decode(token, position)
-            return logits
-
-        key = (temperature, top_k, position.shape, generator)
-        step: Step
-        if not self._capture:
-            step = Step(decode, choose, token=token, position=position, most=most)
-        elif key in self._steps:
-            step = self._steps[key]
-        else:
-            step = self._steps[key] = CapturedStep(
-                decode,
-                choose,
-                token=token,
-                position=position,
-                # It serves every later generation too.
-                most=self.cache_size,
-                generator=generator,
-                repeats=self._slowdown > 0,
-            )
-        step.begin(token, position)
-        step.logits = logits
         return step
 
     def _go_on(self, step: Step, count: int) -> Iterator[None]:
@@ -280,9 +279,9 @@ class Engine:
             generator=generator,
             after_prefill=after_prefill,
         )
-        yield step.token.clone()
+        yield step.fed.token.clone()
         for _ in self._go_on(step, max_new_tokens - 1):
-            yield step.token.clone()
+            yield step.fed.token.clone()
 
     @torch.no_grad()
     def generate(
@@ -311,7 +310,7 @@ class Engine:
         )
         for _ in self._go_on(step, max_new_tokens - 1):
             pass
-        return torch.cat([prompt, step.history[:, :max_new_tokens]], dim=1)
+        return torch.cat([prompt, step.fed.history[:, :max_new_tokens]], dim=1)
 
     @torch.no_grad()
     def observe(
@@ -339,7 +338,7 @@ class Engine:
         for _ in range(max_new_tokens - 1):
             step.run()
             logits.append(step.logits.clone())
-        return step.history[:, :max_new_tokens].clone(), torch.stack(logits, dim=1)
+        return step.fed.history[:, :max_new_tokens].clone(), torch.stack(logits, dim=1)
 
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None

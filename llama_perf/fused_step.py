@@ -3,9 +3,10 @@
     norm + QKV + rotary + cache write; attention; output + residual;
     norm + gate/up + SiLU; down + residual
 
-instead of the modules of `model/`, over the same weights and caches, for up to eight
-tokens at once: a step of decoding or a short prompt. Activations are rounded where
-they are stored and not in between, so logits agree with the modules' up to rounding.
+and three around the layers (embedding + angles; norm + head; the next token) instead of
+the modules of `model/`, over the same weights and caches, for up to eight tokens at
+once: a step of decoding or a short prompt. Activations are rounded where they are
+stored and not in between, so logits agree with the modules' up to rounding.
 Imports Triton.
 """
 
@@ -22,9 +23,12 @@ from llama_perf.kernels.attention_launch import split_attention
 from llama_perf.kernels.fused_launch import INTERPRETED, project, project_heads
 from llama_perf.kernels.packed import Packed, plain
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.sampling_launch import Sampling, start
+from llama_perf.kernels.sampling_launch import launch as sampling_launch
 from llama_perf.model.attention import Seen, attend_filled
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary
+from llama_perf.model.sampling import Feed
 from llama_perf.model.transformer import Transformer, TransformerBlock, is_plain
 from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.spec import FUSED_TOKENS
@@ -42,6 +46,8 @@ class _Layer:
     gate: Packed
     up: Packed
     down: Packed
+    next_gain: Tensor | None
+    """Of the norm in front of the next block, where that rounds to int8."""
 
 
 class FusedStep:
@@ -65,18 +71,50 @@ class FusedStep:
             raise NotRunnable(
                 f"fused: heads are {width} wide; allowed: multiples of {LANES}"
             )
-        self._layers = {
-            block: _packed_layer(block, f"layers.{index}")
-            for index, block in enumerate(model.layers)
-            if isinstance(block, TransformerBlock)
-        }
+        self._layers: dict[TransformerBlock, _Layer] = {}
+        following: TransformerBlock | None = None
+        for index in reversed(range(len(model.layers))):
+            block = model.layers[index]
+            assert isinstance(block, TransformerBlock)
+            next_gain = None
+            if following is not None and self._layers[following].qkv.dynamic:
+                next_gain = following.attention_norm.weight
+            name = f"layers.{index}"
+            self._layers[block] = _packed_layer(block, name, next_gain)
+            following = block
+        self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
+        # Largest activations of tokens, as `project` leaves them: of what gate and up,
+        # down, and the next block's first product take.
+        self._peaks = torch.zeros((3, 8), dtype=torch.int32, device=model.device)
+        self._peaked: Tensor | None = None
         # Every kernel leaves them 0, and none runs beside another.
         self._arrivals = torch.zeros(
             -(-rows // LANES), dtype=torch.int32, device=model.device
         )
+
+    def start(
+        self, model: Transformer, tokens: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Rotary, Tensor]:
+        """As `Transformer.start`, and what each of `positions` may see, int64."""
+        embedding = model.tok_embeddings.weight
+        return start(tokens, positions, embedding, model.frequencies())
+
+    def samples(self, temperature: float, top_k: int | None) -> bool:
+        """Whether `feeding` has a kernel for it: not of thousands of the best."""
+        found = sampling_launch(
+            vocabulary=self._output.rows,
+            temperature=temperature,
+            top_k=top_k,
+            dtype=self._dtype,
+        )
+        return found is not None
+
+    def feeding(self, temperature: float, top_k: int | None) -> Feed:
+        """The next token chosen by one kernel, drawn from `Fed.seed`."""
+        return Sampling(temperature=temperature, top_k=top_k)
 
     def block(
         self,
@@ -94,6 +132,8 @@ class FusedStep:
         layer, attention = self._layers[block], block.attention
         batch, length, dim = x.shape
         hidden = x.view(-1, dim)
+        gated_peak, down_peak, following = self._peaks
+        gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
         cos, sin = cos_sin
         q = project_heads(
             hidden,
@@ -110,7 +150,10 @@ class FusedStep:
             v_cache=cache.v_cache,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
+            # Of this very tensor: a prompt's other chunks have others.
+            peak=following if self._peaked is x else None,
         )
+        self._peaked = None
         q = q.view(batch, length, *q.shape[1:])
         if seen.filled is None:
             y = attend_filled(q, cache, seen)
@@ -124,6 +167,9 @@ class FusedStep:
             layer.output,
             self._arrivals,
             residual=hidden,
+            left=gated_peak if gate_dynamic else None,
+            cleared=down_peak if down_dynamic else None,
+            next_gain=block.ffn_norm.weight,
         )
         gated = project(
             hidden,
@@ -132,8 +178,22 @@ class FusedStep:
             gain=block.ffn_norm.weight,
             eps=block.ffn_norm.eps,
             second=layer.up,
+            peak=gated_peak if gate_dynamic else None,
+            left=down_peak if down_dynamic else None,
+            cleared=None if layer.next_gain is None else following,
         )
-        project(gated, layer.down, self._arrivals, residual=hidden)
+        project(
+            gated,
+            layer.down,
+            self._arrivals,
+            residual=hidden,
+            peak=down_peak if down_dynamic else None,
+            left=None if layer.next_gain is None else following,
+            cleared=gated_peak if gate_dynamic else None,
+            next_gain=layer.next_gain,
+        )
+        if layer.next_gain is not None:
+            self._peaked = x
         return x
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
@@ -164,7 +224,9 @@ class FusedStep:
         return run
 
 
-def _packed_layer(block: TransformerBlock, name: str) -> _Layer:
+def _packed_layer(
+    block: TransformerBlock, name: str, next_gain: Tensor | None
+) -> _Layer:
     attention, feed_forward = block.attention, block.feed_forward
     layer = _Layer(
         qkv=packed(attention.wqkv.weight, f"{name}.attention.wqkv.weight"),
@@ -172,6 +234,7 @@ def _packed_layer(block: TransformerBlock, name: str) -> _Layer:
         gate=packed(feed_forward.w1.weight, f"{name}.feed_forward.w1.weight"),
         up=packed(feed_forward.w3.weight, f"{name}.feed_forward.w3.weight"),
         down=packed(feed_forward.w2.weight, f"{name}.feed_forward.w2.weight"),
+        next_gain=next_gain,
     )
     if layer.gate.layout != layer.up.layout:
         raise NotRunnable(

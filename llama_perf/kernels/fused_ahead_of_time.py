@@ -89,11 +89,14 @@ def compile_one(
         )
     gate = kernel == "gate"
     packed = weight(variant, *((hidden, dim) if gate else (dim, hidden)))
-    constants = {"NORM": gate, "WHAT": (GATE if gate else ADD).value}
+    peaks = dict.fromkeys(("PEAKED", "LEAVES", "CLEARS"), packed.dynamic)
+    constants = {"NORM": gate, "WHAT": (GATE if gate else ADD).value, **peaks}
     pointers = {
         **_inputs(packed),
         **{f"{name}2": each for name, each in _weights(packed).items()},
         "out": "*bf16",
+        **dict.fromkeys(("peak", "left", "cleared"), "*i32"),
+        "next_gain": "*bf16",
         "parts": "*fp32",
         "squares": "*fp32",
         "arrivals": "*i32",
@@ -124,6 +127,7 @@ def _heads(
         "v_cache": cache,
         "k_scale": scales,
         "v_scale": scales,
+        "peak": "*i32",
         "parts": "*fp32",
         "squares": "*fp32",
         "arrivals": "*i32",
@@ -136,6 +140,7 @@ def _heads(
         "BLOCK_D": 1 << (width - 1).bit_length(),
         "KIND": KINDS[kind],
         "RAGGED": False,
+        "PEAKED": packed.dynamic,
     }
     sizes = {"M": False, "N": True, "S": False, "LENGTH": False}
     return _compile(

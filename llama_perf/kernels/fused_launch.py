@@ -26,6 +26,7 @@ from llama_perf.kernels.triton_fused import project as project_kernel
 from llama_perf.kernels.triton_fused import project_heads as project_heads_kernel
 from llama_perf.kernels.triton_launch import may_start_early
 from llama_perf.kernels.triton_products import FEW, Launch, few_launch
+from llama_perf.kernels.triton_sums import BY_DP4A, WRITTEN_OUT
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -59,7 +60,7 @@ def fused_launch(
             "DECODE": weight.decode,
             "GROUP": weight.group,
             "ZERO": weight.zero_kind,
-            "DYNAMIC": weight.dynamic,
+            "DYNAMIC": _dynamic(weight),
             "SPLITS": splits,
             **rule.constants,
             "BLOCK_U": block_u,
@@ -68,6 +69,13 @@ def fused_launch(
         warps=rule.warps if tuned is None else tuned.warps,
         stages=rule.stages if tuned is None else tuned.stages,
     )
+
+
+def _dynamic(weight: Packed) -> int:
+    if not weight.dynamic:
+        return 0
+    # The interpreter has no instructions of a card's.
+    return int((WRITTEN_OUT if INTERPRETED else BY_DP4A).value)
 
 
 def _most_units(weight: Packed, tokens: int) -> int:
@@ -120,6 +128,10 @@ def project(
     eps: float = 0.0,
     second: Packed | None = None,
     residual: Tensor | None = None,
+    peak: Tensor | None = None,
+    left: Tensor | None = None,
+    cleared: Tensor | None = None,
+    next_gain: Tensor | None = None,
     launch: Launch | None = None,
 ) -> Tensor:
     """The product of `x`, (M, K) of at most eight tokens, in x's dtype, (M, N).
@@ -127,6 +139,9 @@ def project(
     With `gain`, (K,), of x's RMSNorm with `eps`. With `second` it is silu of the first
     product times that with `second`. With `residual`, (M, N), the product is added to
     it in place. `arrivals`, int32, one at least for sixteen rows, are 0 and left so.
+    Of activations that the next kernel rounds to int8, int32 (8,) each: `peak` is what
+    the kernel in front left of x, `left`, of zeros, gets that of the result, times
+    `next_gain` where there is a residual, and `cleared` becomes zeros.
     `launch` is how, where it is not to be chosen here.
     """
     x = x.contiguous()
@@ -155,6 +170,10 @@ def project(
             other.scale,
             other.zero,
             out,
+            arrivals if peak is None else peak,
+            arrivals if left is None else left,
+            arrivals if cleared is None else cleared,
+            x if next_gain is None else next_gain,
             parts,
             squares,
             arrivals,
@@ -164,6 +183,9 @@ def project(
         ),
         NORM=gain is not None,
         WHAT=what.value,
+        PEAKED=peak is not None,
+        LEAVES=left is not None,
+        CLEARS=cleared is not None,
     )
     return out
 
@@ -184,11 +206,12 @@ def project_heads(
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    peak: Tensor | None = None,
 ) -> Tensor:
     """Queries (M, heads, D) of `x` (M, K), `length` tokens a sequence; fills the cache.
 
     See the kernel; `positions` are int64 (length,), or (B, 1) where each sequence has
-    its own.
+    its own, and `peak` is as `project` has it.
     """
     x = x.contiguous()
     tokens = len(x)
@@ -215,6 +238,7 @@ def project_heads(
             v_cache,
             k_cache if k_scale is None else k_scale,
             v_cache if v_scale is None else v_scale,
+            arrivals if peak is None else peak,
             parts,
             squares,
             arrivals,
@@ -230,6 +254,7 @@ def project_heads(
         BLOCK_D=1 << (width - 1).bit_length(),
         KIND=KINDS[None if k_scale is None else k_cache.dtype],
         RAGGED=positions.ndim == 2,
+        PEAKED=peak is not None,
     )
     return q
 

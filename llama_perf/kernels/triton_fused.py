@@ -69,11 +69,29 @@ def early(
 
 
 @triton.jit
-def token_peak(x, gain, M, K: tl.constexpr, NORM: tl.constexpr, TOKENS: tl.constexpr):
-    """The largest |x * g| of each token, (TOKENS,); such that it / 127 is normal."""
-    BLOCK: tl.constexpr = 512
+def token_peak(
+    x,
+    gain,
+    peak,
+    M,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    PEAKED: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """The largest |x * g| of each token, (TOKENS,); such that it / 127 is normal.
+
+    With PEAKED the kernel in front has left it at `peak`.
+    """
+    LEAST: tl.constexpr = 1.5e-36
+    if PEAKED:
+        m = tl.arange(0, TOKENS)
+        left = tl.load(peak + m, mask=m < M, other=0).to(tl.float32, bitcast=True)
+        return tl.maximum(left, LEAST)
+    # As much at once as its registers hold: each round waits for memory.
+    BLOCK: tl.constexpr = 4096 // TOKENS
     token = tl.arange(0, TOKENS)[:, None]
-    peak = tl.full((TOKENS, BLOCK), 1.5e-36, tl.float32)
+    peak = tl.full((TOKENS, BLOCK), LEAST, tl.float32)
     for start in range(0, K, BLOCK):
         k = (start + tl.arange(0, BLOCK))[None, :]
         inside = (token < M) & (k < K)
@@ -88,6 +106,7 @@ def token_peak(x, gain, M, K: tl.constexpr, NORM: tl.constexpr, TOKENS: tl.const
 def block_sums(
     x,
     gain,
+    peak,
     codes,
     scale,
     zero,
@@ -104,6 +123,7 @@ def block_sums(
     ZERO: tl.constexpr,
     DYNAMIC: tl.constexpr,
     NORM: tl.constexpr,
+    PEAKED: tl.constexpr,
     DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -165,8 +185,8 @@ def block_sums(
     else:
         inverse = 0.0
         if DYNAMIC:
-            peak = token_peak(x, gain, M, K, NORM, TOKENS)
-            inverse = (127.0 / peak)[:, None, None]
+            largest = token_peak(x, gain, peak, M, K, NORM, PEAKED, TOKENS)
+            inverse = (127.0 / largest)[:, None, None]
         total, squares = code_sums(
             x,
             gain,
@@ -192,7 +212,7 @@ def block_sums(
             STEPS,
         )
         if DYNAMIC:
-            total *= (peak * (1.0 / 127.0))[:, None]
+            total *= (largest * (1.0 / 127.0))[:, None]
     return total, squares
 
 
@@ -235,6 +255,10 @@ def project(
     scale2,
     zero2,
     out,
+    peak,
+    left,
+    cleared,
+    next_gain,
     parts,
     squares,
     arrivals,
@@ -251,6 +275,9 @@ def project(
     DYNAMIC: tl.constexpr,
     NORM: tl.constexpr,
     WHAT: tl.constexpr,
+    PEAKED: tl.constexpr,
+    LEAVES: tl.constexpr,
+    CLEARS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -263,6 +290,10 @@ def project(
     With ADD `out` holds the residual. `parts` are float32 (SPLITS, 1 or 2, M, N),
     `squares` (SPLITS, 1 or 2, M, blocks), `arrivals` int32 (blocks,) of zeros. The grid
     is (blocks of both weights, SPLITS).
+
+    Peaks of tokens are the bits of float32, int32 (8,): with PEAKED those of x are at
+    `peak`; with LEAVES those of `out`, times `next_gain` where ADD, are left at `left`,
+    which held zeros; with CLEARS zeros are left at `cleared`.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N
@@ -273,6 +304,7 @@ def project(
     total, square = block_sums(
         x,
         gain,
+        peak,
         codes,
         scale,
         zero,
@@ -289,18 +321,23 @@ def project(
         ZERO,
         DYNAMIC,
         NORM,
+        PEAKED,
         DEPENDENT,
         TOKENS,
         BLOCK_U,
         BLOCK_N,
         STEPS,
     )
+    if CLEARS and tl.program_id(0) + split == 0:
+        tl.store(cleared + tl.arange(0, 8), 0)
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     mask = (m < M) & (n < N)
     if PARTS * SPLITS == 1:
         total = normed(total, square, EPS, K, NORM)
-        finish(total, total, out + m * N + n, mask, WHAT)
+        total = finish(total, total, out + m * N + n, mask, WHAT)
+        if LEAVES:
+            leave_peak(total, left, next_gain, m, n, M, N, WHAT)
     else:
         stored = (split * PARTS + part) * M + m
         tl.store(parts + stored * N + n, total, mask=mask)
@@ -319,17 +356,34 @@ def project(
                     square += kept(squares + row * blocks + block_n, m < M)
             first = normed(first, square, EPS, K, NORM)
             second = normed(second, square, EPS, K, NORM)
-            finish(first, second, out + m * N + n, mask, WHAT)
+            first = finish(first, second, out + m * N + n, mask, WHAT)
+            if LEAVES:
+                leave_peak(first, left, next_gain, m, n, M, N, WHAT)
 
 
 @triton.jit
 def finish(first, second, place, mask, WHAT: tl.constexpr):
-    """What is done with a product, or with two of them."""
+    """What is done with a product, or with two of them; what is stored."""
     if WHAT == ADD:
         first += tl.load(place, mask=mask, other=0.0).to(tl.float32)
     if WHAT == GATE:
         first = first * tl.sigmoid(first) * second
-    tl.store(place, first.to(place.dtype.element_ty), mask=mask)
+    stored = first.to(place.dtype.element_ty)
+    tl.store(place, stored, mask=mask)
+    return stored
+
+
+@triton.jit
+def leave_peak(values, left, gain, m, n, M, N, WHAT: tl.constexpr):
+    """The largest of |values|, (TOKENS, BLOCK_N), at `left` where it is larger."""
+    size = values.to(tl.float32)
+    if WHAT == ADD:
+        # What is normed next.
+        size *= tl.load(gain + n, mask=n < N, other=0.0).to(tl.float32)
+    size = tl.where((m < M) & (n < N), tl.abs(size), 0.0)
+    # Floats that are not negative are in the order of their bits.
+    most = tl.max(size, axis=1, keep_dims=True).to(tl.int32, bitcast=True)
+    tl.atomic_max(left + m, most, mask=m < M)
 
 
 @triton.jit
@@ -378,6 +432,7 @@ def project_heads(
     v_cache,
     k_scale,
     v_scale,
+    peak,
     parts,
     squares,
     arrivals,
@@ -400,6 +455,7 @@ def project_heads(
     BLOCK_D: tl.constexpr,
     KIND: tl.constexpr,
     RAGGED: tl.constexpr,
+    PEAKED: tl.constexpr,
     DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -413,13 +469,14 @@ def project_heads(
     positions[m % LENGTH], or with RAGGED at positions[m], and is turned by that row of
     `cos` and `sin`, float32 (..., D / 2). `parts` are float32 (SPLITS, M, N), `squares`
     (SPLITS, M, blocks), `arrivals` int32 (heads of all three,) of zeros. D is a
-    multiple of BLOCK_N. The grid is (blocks, SPLITS).
+    multiple of BLOCK_N. `peak` is as that of `project`. The grid is (blocks, SPLITS).
     """
     EACH: tl.constexpr = D // BLOCK_N
     block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
         x,
         gain,
+        peak,
         codes,
         scale,
         zero,
@@ -436,6 +493,7 @@ def project_heads(
         ZERO,
         DYNAMIC,
         True,
+        PEAKED,
         DEPENDENT,
         TOKENS,
         BLOCK_U,

@@ -43,8 +43,6 @@ def plain_sums(
             eviction_policy="evict_first",
         )
         inside = (token < M) & (k < K)
-        value, squares = gained(
-            x + token * K, gain, 0.0, squares, k, inside, NORM, False
-        )
+        value, squares = gained(x + token * K, gain, squares, k, inside, NORM)
         acc += value * w.to(tl.float32)
     return tl.sum(acc, axis=2), tl.sum(squares, axis=2)

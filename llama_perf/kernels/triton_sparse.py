@@ -91,10 +91,10 @@ def sparse_sums(
         for QUAD in tl.static_range(4):
             k = unit * 16 + 4 * QUAD
             at, inside = x + token * K, (token < M) & (k < K)
-            x0, squares = gained(at, gain, 0.0, squares, k, inside, NORM, False)
-            x1, squares = gained(at, gain, 0.0, squares, k + 1, inside, NORM, False)
-            x2, squares = gained(at, gain, 0.0, squares, k + 2, inside, NORM, False)
-            x3, squares = gained(at, gain, 0.0, squares, k + 3, inside, NORM, False)
+            x0, squares = gained(at, gain, squares, k, inside, NORM)
+            x1, squares = gained(at, gain, squares, k + 1, inside, NORM)
+            x2, squares = gained(at, gain, squares, k + 2, inside, NORM)
+            x3, squares = gained(at, gain, squares, k + 3, inside, NORM)
             lower, upper = picked(b, x0, x1, x2, x3, QUAD)
             sums += lower * kept_value(a, 2 * QUAD)
             sums += upper * kept_value(a, 2 * QUAD + 1)

@@ -6,7 +6,8 @@ for the 16 rows and the stretch of columns of one program, codes unpacked in reg
 and multiplied in float32, the zero point taken out once a unit with the sum of x. With
 NORM the gain g is that of an RMSNorm and the sums of x**2 are counted on the way: the
 norm's reciprocal root is one factor for each token, so it can wait for the end. With
-DYNAMIC x * g is rounded to int8 first and the sums are whole numbers, added in int32.
+DYNAMIC x * g is rounded to int8 first, four columns a word, and the sums are whole
+numbers, four columns an instruction where DYNAMIC is BY_DP4A.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from llama_perf.kernels.triton_codes import (
     second_slot,
     values,
 )
+from llama_perf.kernels.triton_int8_dynamic import dot4
+
+# What DYNAMIC is where sums of int8 are wanted.
+WRITTEN_OUT = tl.constexpr(1)
+BY_DP4A = tl.constexpr(2)
 
 
 @triton.jit
@@ -35,21 +41,29 @@ def rounded(x):
 def gained(
     x,
     gain,
-    inverse,
     squares,
     k,
     mask,
     NORM: tl.constexpr,
-    DYNAMIC: tl.constexpr,
 ):
     """Columns `k` of x * g, float32, and `squares` with those of x added."""
     value = tl.load(x + k, mask=mask, other=0.0).to(tl.float32)
     if NORM:
         squares += value * value
         value *= tl.load(gain + k, mask=mask, other=0.0).to(tl.float32)
-    if DYNAMIC:
-        value = rounded(value * inverse)
     return value, squares
+
+
+@triton.jit
+def int8_word(x, gain, inverse, squares, k, mask, K: tl.constexpr, NORM: tl.constexpr):
+    """Columns `k` to k + 3 of x * g * `inverse`, rounded to int8, in an int32."""
+    word = tl.zeros_like(k + mask.to(tl.int32))
+    for SLOT in tl.static_range(4):
+        inside = mask & (k + SLOT < K)
+        value, squares = gained(x, gain, squares, k + SLOT, inside, NORM)
+        code = rounded(value * inverse).to(tl.int32) & 0xFF
+        word = word | (code << (8 * SLOT))
+    return word, squares
 
 
 @triton.jit
@@ -138,51 +152,62 @@ def code_sums(
         unit = (start + tl.arange(0, BLOCK_U))[None, :, None]
         mask = (unit < UNITS) & (row < N)
         a, b = load_unit(codes, base, unit, mask, K, BITS)
-        sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
-        x_sum = tl.zeros((TOKENS, BLOCK_U, 1), tl.float32)
-        for PAIR in tl.static_range(4):
-            low, high = values(code_pair(a, b, PAIR, BITS), DECODE)
-            k0 = unit * 8 + first_slot(PAIR, BITS)
-            k1 = unit * 8 + second_slot(PAIR, BITS)
-            place = x + token * K
-            in0, in1 = (token < M) & (k0 < K), (token < M) & (k1 < K)
-            x0, squares = gained(place, gain, inverse, squares, k0, in0, NORM, DYNAMIC)
-            x1, squares = gained(place, gain, inverse, squares, k1, in1, NORM, DYNAMIC)
-            if GROUP % 8 != 0:
-                in0, in1 = mask & (k0 < K), mask & (k1 < K)
-                g0, g1 = k0 // GROUP, k1 // GROUP
-                s0, z0 = group_scale(
-                    scale, zero, block, lane, g0, in0, K, BITS, GROUP, ZERO
-                )
-                s1, z1 = group_scale(
-                    scale, zero, block, lane, g1, in1, K, BITS, GROUP, ZERO
-                )
-                low, high = weight_pair(low, high, s0, z0, s1, z1, ZERO)
-            sums += x0 * low
-            sums += x1 * high
-            x_sum += x0 + x1
-        if GROUP != 0 and GROUP % 8 == 0:
-            s, z = group_scale(
-                scale,
-                zero,
-                block,
-                lane,
-                (unit * 8) // GROUP,
-                mask,
-                K,
-                BITS,
-                GROUP,
-                ZERO,
+        if DYNAMIC:
+            # Written out to one shape: inline assembly takes no broadcast.
+            none = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.int32)
+            inside = (token < M) & (unit < UNITS)
+            place, k = x + token * K, unit * 8
+            first, squares = int8_word(
+                place, gain, inverse, squares, k, inside, K, NORM
             )
-            if ZERO == 3:
-                acc += (sums - 8.0 * x_sum) * s + x_sum * z
-            else:
-                acc += (sums - x_sum * z) * s
-        elif DYNAMIC:
-            # Of eight products of int8 the sum is exact in float32.
-            acc += sums.to(tl.int32)
+            acc = dot4(a + none, first + none, acc, DYNAMIC == BY_DP4A)
+            last, squares = int8_word(
+                place, gain, inverse, squares, k + 4, inside, K, NORM
+            )
+            acc = dot4(b + none, last + none, acc, DYNAMIC == BY_DP4A)
         else:
-            acc += sums
+            sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
+            x_sum = tl.zeros((TOKENS, BLOCK_U, 1), tl.float32)
+            for PAIR in tl.static_range(4):
+                low, high = values(code_pair(a, b, PAIR, BITS), DECODE)
+                k0 = unit * 8 + first_slot(PAIR, BITS)
+                k1 = unit * 8 + second_slot(PAIR, BITS)
+                place = x + token * K
+                in0, in1 = (token < M) & (k0 < K), (token < M) & (k1 < K)
+                x0, squares = gained(place, gain, squares, k0, in0, NORM)
+                x1, squares = gained(place, gain, squares, k1, in1, NORM)
+                if GROUP % 8 != 0:
+                    in0, in1 = mask & (k0 < K), mask & (k1 < K)
+                    g0, g1 = k0 // GROUP, k1 // GROUP
+                    s0, z0 = group_scale(
+                        scale, zero, block, lane, g0, in0, K, BITS, GROUP, ZERO
+                    )
+                    s1, z1 = group_scale(
+                        scale, zero, block, lane, g1, in1, K, BITS, GROUP, ZERO
+                    )
+                    low, high = weight_pair(low, high, s0, z0, s1, z1, ZERO)
+                sums += x0 * low
+                sums += x1 * high
+                x_sum += x0 + x1
+            if GROUP != 0 and GROUP % 8 == 0:
+                s, z = group_scale(
+                    scale,
+                    zero,
+                    block,
+                    lane,
+                    (unit * 8) // GROUP,
+                    mask,
+                    K,
+                    BITS,
+                    GROUP,
+                    ZERO,
+                )
+                if ZERO == 3:
+                    acc += (sums - 8.0 * x_sum) * s + x_sum * z
+                else:
+                    acc += (sums - x_sum * z) * s
+            else:
+                acc += sums
     total = tl.sum(acc, axis=1).to(tl.float32)
     if GROUP == 0:
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

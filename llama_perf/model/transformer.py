@@ -123,13 +123,35 @@ class Transformer(nn.Module):
         `run_block(block, ...)` is how a block is called: the engine hands in a
         compiled one, which then serves every layer.
         """
-        run: Callable[..., Tensor] = run_block or TransformerBlock.forward
+        x, cos_sin = self.start(tokens, positions)
+        return self.through_blocks(
+            x, cos_sin, positions, caches=caches, seen=seen, run_block=run_block
+        )
+
+    def frequencies(self) -> Tensor:
+        """The angle a position adds to each pair of a head, made once."""
         if self.inverse_frequencies is None:
             self.inverse_frequencies = inverse_frequencies(
                 self.config, device=self.device
             )
-        x: Tensor = self.tok_embeddings(tokens)
-        cos_sin = rotary(self.inverse_frequencies, positions)
+        return self.inverse_frequencies
+
+    def start(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotary]:
+        """What the first block is handed: `tokens` embedded, and their rotation."""
+        return self.tok_embeddings(tokens), rotary(self.frequencies(), positions)
+
+    def through_blocks(
+        self,
+        x: Tensor,
+        cos_sin: Rotary,
+        positions: Tensor,
+        *,
+        caches: Sequence[KVCache] | None = None,
+        seen: Seen = ONE_ANOTHER,
+        run_block: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """All blocks over what `start` gives; see `hidden`."""
+        run: Callable[..., Tensor] = run_block or TransformerBlock.forward
         # Around the calls, not in them: a compiled block is to have no breaks.
         with without_cudnn():
             for index, block in enumerate(self.layers):

@@ -1,10 +1,11 @@
-"""The launches of a fused step, compiled for a card and not run: see `compile_only`.
+"""The launches of fused generations, compiled for a card and not run: `compile_only`.
 
 As a program, since Triton takes one target a process:
 
-    python launches.py MODEL SCHEME CAPABILITY MULTIPROCESSORS
+    python launches.py MODEL SCHEME CAPABILITY MULTIPROCESSORS TEMPERATURE
 
-prints those of one step of a model of two layers, as JSON.
+prints those of the second of two generations of a model of two layers, as JSON. What
+would be captured is kept and run at each replay.
 """
 
 from __future__ import annotations
@@ -12,28 +13,74 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Launches = list[dict[str, Any]]
+PROMPT = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """Kernels and torch's operators: of the prompt's graph, of a step's, of neither."""
+
+    first: Launches
+    step: Launches
+    outside: Launches
+
 
 @cache
-def launches(
-    model: str, scheme: str, *, capability: int = 90, multiprocessors: int = 132
-) -> list[dict[str, Any]]:
-    """Of a captured step of decoding, in their order, from a process of its own."""
-    words = [model, scheme, str(capability), str(multiprocessors)]
+def generation(
+    model: str,
+    scheme: str,
+    *,
+    capability: int = 90,
+    multiprocessors: int = 132,
+    temperature: float = 0.8,
+) -> Generation:
+    """The second of two of a captured row, from a process of its own."""
+    words = [model, scheme, str(capability), str(multiprocessors), str(temperature)]
     done = subprocess.run(
         [sys.executable, __file__, *words], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return Generation(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(model: str, scheme: str, capability: str, multiprocessors: str) -> None:
-    import torch
+def launches(model: str, scheme: str, **where: int) -> Launches:
+    """Of a captured step of decoding, in their order."""
+    return generation(model, scheme, **where).step
 
+
+class _Operators(TorchDispatchMode):
+    """Notes torch's operators that launch something: no views, no allocations."""
+
+    def __init__(self, noted: list[Any]) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        name = func.overloadpacket.__name__
+        returned = [each.alias_info for each in func._schema.returns]
+        view = any(each is not None and not each.is_write for each in returned)
+        if not view and "empty" not in name and name != "detach":
+            self._noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def main(
+    model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
+) -> None:
+    """Two generations on the meta device; the second is printed."""
+    from llama_perf import step
     from llama_perf.assemble import build_model
     from llama_perf.engine import Engine
     from llama_perf.kernels.compile_only import compile_only
@@ -46,7 +93,23 @@ def main(model: str, scheme: str, capability: str, multiprocessors: str) -> None
             del name
             return torch.empty(shape, dtype=self._dtype, device=self._device)
 
-    launched = compile_only(int(capability), multiprocessors=int(multiprocessors))
+    launched: list[Any] = compile_only(
+        int(capability), multiprocessors=int(multiprocessors)
+    )
+    graphs: list[Launches] = []
+
+    class Kept:
+        def __init__(self, work: Callable[[], None], *_generator: object) -> None:
+            self._work = work
+
+        def replay(self) -> None:
+            before = len(launched)
+            self._work()
+            graphs.append([_told(each) for each in launched[before:]])
+            del launched[before:]
+
+    step.warm_up = lambda work: work()
+    step.captured = Kept  # type: ignore[assignment]
     meta, dtype = torch.device("meta"), torch.bfloat16
     quantizer = None
     if scheme != "none":
@@ -56,10 +119,23 @@ def main(model: str, scheme: str, capability: str, multiprocessors: str) -> None
     reader = Shapes(config, dtype=dtype, device=meta)
     with torch.no_grad():
         built = build_model(reader, dtype=dtype, device=meta, quantizer=quantizer)
-        engine = Engine(built, cache_size=256, fused=True)
-        token = torch.zeros((1, 1), dtype=torch.int64, device=meta)
-        engine.decode(token, torch.zeros(1, dtype=torch.int64, device=meta))
-    print(json.dumps([asdict(each) for each in launched]))
+    engine = Engine(built, cache_size=256, fused=True, capture=True)
+    prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=meta)
+    with _Operators(launched):
+        for _ in range(2):
+            launched.clear()
+            graphs.clear()
+            # The last operator, which joins the result, comes when all is done.
+            list(
+                engine.stream(prompt, max_new_tokens=2, temperature=float(temperature))
+            )
+    first, then = graphs
+    found = Generation(first=first, step=then, outside=[_told(e) for e in launched])
+    print(json.dumps(asdict(found)))
+
+
+def _told(each: Any) -> dict[str, Any]:
+    return {"kernel": each} if isinstance(each, str) else asdict(each)
 
 
 if __name__ == "__main__":

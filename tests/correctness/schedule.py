@@ -14,10 +14,12 @@ from typing import Any
 CARD = (
     "test_attention_triton",
     "test_autoquant_times",
+    "test_captured_prompt",
     "test_ceiling",
     "test_cuda",
     "test_fused",
     "test_kernels_triton",
+    "test_sampling_triton",
     "test_step",
     "test_weights_synthetic",
 )

@@ -6,6 +6,9 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,6 +205,79 @@ def test_splits_of_the_columns_are_joined(
     assert not arrivals.any()
 
 
+@pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
+def test_a_peak_that_was_left_is_the_one_that_would_be_found(
+    norm: bool, device: torch.device
+) -> None:
+    """To the last bit, by kernels that take one, leave one and clear another."""
+    from llama_perf.fused_step import packed
+    from llama_perf.kernels.fused_launch import project
+
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(4, 20, 32, generator=generator)
+    layer = nn.Sequential(Linear(20, 32))
+    layer[0].weight = nn.Parameter(drawn[0].T.contiguous(), requires_grad=False)
+    layer.to(device)
+    quantize = make_quantizer(
+        "int8dq", kernels="native", device=device, dtype=torch.float32
+    )
+    quantize(layer, "layer")
+    weight = packed(layer[0].weight, "weight")
+    x, residual = drawn[1, :3, :20].to(device), drawn[2, :3].to(device)
+    gain = drawn[3, 0].abs().to(device)
+    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    own = drawn[3, 1, :20].abs().to(device) if norm else None
+    size = x.abs() if own is None else (x * own).abs()
+    peak = torch.zeros(8, dtype=torch.int32, device=device)
+    peak[:3] = size.amax(1).view(torch.int32)
+    norm_of: dict[str, Any] = {"gain": own, "eps": 1e-5}
+    wanted = project(x, weight, arrivals, residual=residual.clone(), **norm_of)
+    left = torch.zeros_like(peak)
+    cleared = torch.full_like(peak, 7)
+    found = project(
+        x,
+        weight,
+        arrivals,
+        residual=residual.clone(),
+        peak=peak,
+        left=left,
+        cleared=cleared,
+        next_gain=gain,
+        **norm_of,
+    )
+    assert torch.equal(found, wanted)
+    assert torch.equal(left.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
+    assert not left[3:].any()
+    assert not cleared.any()
+    left.zero_()
+    gated = project(x, weight, arrivals, second=weight, left=left, **norm_of)
+    assert torch.equal(left.view(torch.float32)[:3], gated.abs().amax(1))
+
+
+def test_peaks_are_left_for_all_products_behind_another(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By twos of layers; the first of all, and those of attention, find their own."""
+    from llama_perf.kernels import fused_launch
+
+    model = build_model(
+        tiny_weights(replace(SMALL, n_layers=2)), dtype=torch.float32, device=device
+    )
+    quantized = quantize_model(model, "int8dq", kernels="native")
+    plain, fused = both(quantized)
+    peaked: list[bool] = []
+    run = fused_launch._run
+
+    def spied(*arguments: Any, **more: Any) -> None:
+        peaked.append(more["PEAKED"])
+        run(*arguments, **more)
+
+    monkeypatch.setattr(fused_launch, "_run", spied)
+    check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
+    first, second, head = [False, False, True, True], [True, False, True, True], [False]
+    assert peaked == (first + second + head) * 2
+
+
 def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
     model = small_model("int4wo-32", torch.float32, device)
     prompt = torch.tensor([[3, 1, 4]], device=device)
@@ -263,4 +339,4 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
 
 
 # What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 4 + 4 + 2
+COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -14,6 +15,8 @@ from llama_perf.document import rows_between
 from llama_perf.kernels import ahead_of_time as aot
 from llama_perf.kernels import attention_ahead_of_time as attention
 from llama_perf.kernels import fused_ahead_of_time as fused
+from llama_perf.kernels import sampling_launch
+from llama_perf.kernels.triton_sampling import choose
 from llama_perf.model.config import preset
 
 
@@ -98,3 +101,37 @@ def test_a_dependent_kernel_asks_for_its_weights_before_it_waits(
         wait = dependent.index("griddepcontrol.wait")
         # The first load of an activation or a weight stands behind.
         assert first < start < wait < dependent.index("ld.global")
+
+
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("top_k", [200, 512])
+def test_the_choice_of_a_token_compiles_without_spills(
+    top_k: int, capability: int
+) -> None:
+    """Of the largest vocabulary, and of the most that are joined."""
+    how = sampling_launch.launch(
+        vocabulary=128256, temperature=0.8, top_k=top_k, dtype=torch.bfloat16
+    )
+    assert how is not None
+    early = attention.starts_early(capability)
+    places = ("token", "position", "history", "count", "seed")
+    taken = aot.compile_launch(
+        choose,
+        pointers={
+            "logits": "*bf16",
+            **dict.fromkeys(places, "*i64"),
+            "scores": "*fp32",
+            "values": "*fp32",
+            "columns": "*i32",
+            "arrivals": "*i32",
+        },
+        floats=("INVERSE",),
+        sizes={"V": True, "S": False, "TOP": False},
+        constants={**how.constants, "BATCH": 1, "RAGGED": False, "DEPENDENT": early},
+        warps=how.warps,
+        stages=2,
+        capability=capability,
+        dependent=early,
+    )
+    assert 0 < taken.registers <= 255
+    assert taken.spilled_bytes == 0

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 
 import pytest
-from launches import launches
+from launches import generation, launches
 
 from llama_perf.model.config import preset
 
@@ -16,13 +16,44 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+LAYERS = 2
+
+
+@pytest.mark.parametrize("temperature", [0.8, 0.0], ids=["drawn", "greedy"])
 @pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
-@pytest.mark.parametrize("scheme", ["none", "int8wo", "int4wo-64"])
-def test_a_layer_is_five_launches_and_the_head_one(model: str, scheme: str) -> None:
-    found = launches(model, scheme)
-    kernels = Counter(each["kernel"] for each in found)
-    assert kernels == {"project_heads": 2, "attend_in_splits": 2, "project": 2 * 3 + 1}
+def test_a_step_is_five_launches_a_layer_and_three(
+    model: str, temperature: float
+) -> None:
+    """Torch's operators counted too; at most five a layer and four are promised."""
+    found = generation(model, "none", temperature=temperature).step
+    assert Counter(each["kernel"] for each in found) == {
+        "start": 1,
+        "project_heads": LAYERS,
+        "attend_in_splits": LAYERS,
+        "project": 3 * LAYERS + 1,
+        "choose": 1,
+    }
+    assert len(found) <= 5 * LAYERS + 4
     assert all(each["dependent"] for each in found)
+
+
+@pytest.mark.parametrize("temperature", [0.8, 0.0], ids=["drawn", "greedy"])
+def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
+    """Beside it the prompt is copied, a seed drawn, and each token handed out."""
+    found = generation("Llama-2-7b-chat-hf", "none", temperature=temperature)
+    outside = ["random_"] * (temperature > 0) + ["copy_", "clone", "clone"]
+    assert [each["kernel"] for each in found.outside] == outside
+    kernels = Counter(each["kernel"] for each in found.first)
+    assert kernels["project_heads"] == LAYERS
+    assert kernels["project"] == 3 * LAYERS + 1
+    assert kernels["start"] == kernels["choose"] == 1
+
+
+@pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-64"])
+def test_no_scheme_takes_more(model: str, scheme: str) -> None:
+    found = [each["kernel"] for each in launches(model, scheme)]
+    assert found == [each["kernel"] for each in launches(model, "none")]
 
 
 def test_before_sm_90_no_launch_is_dependent() -> None:

@@ -51,7 +51,7 @@ def capturing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     Kept.count = 0
     if device.type == "cpu":
         monkeypatch.setattr(step, "warm_up", lambda work: work())
-        monkeypatch.setattr(step, "captured", lambda work, _generator: Kept(work))
+        monkeypatch.setattr(step, "captured", lambda work, *_generator: Kept(work))
 
 
 def engine(model: Transformer, **options: bool | float) -> Engine:
@@ -127,7 +127,7 @@ def test_it_is_captured_once_for_all_generations(device: torch.device) -> None:
         assert torch.equal(
             found.cpu(), generated(plain, count=12, temperature=0.8, seed=seed)
         )
-    assert len(one._steps) == 1
+    assert len(one._steps.captured) == 1
     if device.type == "cpu":
         assert Kept.count == 1
 
@@ -185,7 +185,7 @@ def test_replays_neither_wait_nor_allocate(device: torch.device) -> None:
     one = engine(small_model(device), capture=True)
     prompt = PROMPT.to(device)
     one.generate(prompt, max_new_tokens=8, temperature=0)
-    (captured,) = one._steps.values()
+    (captured,) = one._steps.captured.values()
     with refusing_to_wait(device):
         for _ in range(4):
             captured.run()

@@ -1,0 +1,152 @@
+"""Launches of the kernels around a step's layers, and the tensors that they move on.
+
+Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
+ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels.triton_launch import may_start_early
+from llama_perf.kernels.triton_sampling import choose as choose_kernel
+from llama_perf.kernels.triton_sampling import start as start_kernel
+from llama_perf.model.rotary import Rotary
+from llama_perf.model.sampling import Fed
+
+# Of float32 the bits that a dtype has none of.
+_SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+# Logits that the last program joins: as many as its registers hold.
+_JOINED = 16384
+_START = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How the next token is chosen: its programs, constants and warps."""
+
+    parts: int
+    constants: dict[str, Any]
+    warps: int
+
+
+def launch(
+    *, vocabulary: int, temperature: float, top_k: int | None, dtype: torch.dtype
+) -> Launch | None:
+    """For logits of `dtype`; None where so many of the best do not fit a program."""
+    # As many programs as share the reading, and no more than one can join.
+    block = 2048 if vocabulary <= 2**16 else 4096
+    parts = -(-vocabulary // block)
+    select = temperature != 0 and top_k is not None and top_k < vocabulary
+    slots = min(top_k, block) if select and top_k is not None else 1
+    if parts * slots > _JOINED:
+        return None
+    joined = 1 << (parts * slots - 1).bit_length()
+    return Launch(
+        parts=parts,
+        constants={
+            "GREEDY": temperature == 0,
+            "SELECT": select,
+            "SLOTS": slots,
+            "SHIFT": _SHIFTS[dtype],
+            "BLOCK": block,
+            "PARTS": parts,
+            "JOINED": joined,
+        },
+        warps=8 if joined <= 8192 else 16,
+    )
+
+
+class Sampling:
+    """The next token chosen, and fed to the step, by one kernel: a `Feed`.
+
+    What it draws is that of the seed which `Fed` holds and of the tokens so far.
+    """
+
+    def __init__(self, *, temperature: float, top_k: int | None) -> None:
+        self._temperature = temperature
+        self._top_k = top_k
+        self._arrivals: Tensor | None = None
+
+    def __call__(self, logits: Tensor, fed: Fed) -> None:
+        """Choose from `logits` (B, V); `fed` holds the token then and has moved on."""
+        batch, vocabulary = logits.shape
+        how = launch(
+            vocabulary=vocabulary,
+            temperature=self._temperature,
+            top_k=self._top_k,
+            dtype=logits.dtype,
+        )
+        assert how is not None, f"the {self._top_k} best"
+        if self._arrivals is None:
+            # The kernel leaves them 0.
+            self._arrivals = torch.zeros(
+                batch + 1, dtype=torch.int32, device=logits.device
+            )
+        shape = (batch, how.parts, how.constants["SLOTS"])
+        scores, values = logits.new_empty((2, *shape), dtype=torch.float32)
+        columns = logits.new_empty(shape, dtype=torch.int32)
+        early = may_start_early(logits.device)
+        choose_kernel[how.parts, batch](
+            logits.contiguous(),
+            fed.token,
+            fed.position,
+            fed.history,
+            fed.count,
+            fed.seed,
+            scores,
+            values,
+            columns,
+            self._arrivals,
+            1 / self._temperature if self._temperature else 0.0,
+            vocabulary,
+            fed.history.shape[1],
+            self._top_k or 0,
+            **how.constants,
+            BATCH=batch,
+            RAGGED=fed.position.ndim == 2,
+            DEPENDENT=early,
+            num_warps=how.warps,
+            **({"launch_pdl": True} if early else {}),
+        )
+
+
+def start(
+    tokens: Tensor, positions: Tensor, embedding: Tensor, frequencies: Tensor
+) -> tuple[Tensor, Rotary, Tensor]:
+    """Hidden states (B, T, dim) of `tokens` (B, T), rotary, and what each may see.
+
+    `positions` are int64 (T,), or (B, 1) where each sequence has its own; cosines and
+    sines (positions, head_dim / 2); the last is each position's count of those up to
+    it.
+    """
+    tokens, rows = tokens.contiguous(), positions.numel()
+    width, half = embedding.shape[1], len(frequencies)
+    x = embedding.new_empty((*tokens.shape, width))
+    cos, sin = frequencies.new_empty((2, rows, half))
+    filled = positions.new_empty(rows)
+    early = may_start_early(tokens.device)
+    block = min(1 << (width - 1).bit_length(), _START)
+    start_kernel[tokens.numel(), -(-width // block)](
+        tokens,
+        positions,
+        embedding,
+        frequencies,
+        x,
+        cos,
+        sin,
+        filled,
+        rows,
+        D=width,
+        HALF=half,
+        BLOCK=block,
+        BLOCK_H=1 << (half - 1).bit_length(),
+        DEPENDENT=early,
+        num_warps=4,
+        **({"launch_pdl": True} if early else {}),
+    )
+    return x, (cos, sin), filled

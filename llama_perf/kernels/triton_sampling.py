@@ -1,0 +1,220 @@
+"""Triton kernels around a step's layers: what it starts from, and the next token.
+
+    start   a token's row of the embedding, its position's cosines and sines
+    choose  the next token of each sequence, and all that a step feeds itself with
+
+The draw is an exponential race (argmax of p / e with e from Exp(1) is a draw from p),
+in logarithms. A program takes a stretch of the vocabulary, finds its own SLOTS largest
+logits by bisecting their bits, and hands on those with their race results; the last one
+to arrive joins them. A token is allowed where fewer than TOP logits are greater, so the
+joined ones need no order: the winner of the race is taken, and counted; where it is not
+allowed, no smaller one is, and the race goes on among the greater ones.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from llama_perf.kernels.triton_fused import last_to_arrive
+
+
+@triton.jit
+def start(
+    tokens,
+    positions,
+    embedding,
+    frequencies,
+    x,
+    cos,
+    sin,
+    filled,
+    ROWS,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Rows of `embedding` (V, D) of int64 `tokens` (M,) to `x` (M, D).
+
+    Of int64 `positions` (ROWS,), at most as many, `cos` and `sin`, float32 (ROWS,
+    HALF), and in `filled` how many positions each sees. The grid is (M, blocks of D).
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    m, block = tl.program_id(0), tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(tokens + m) * D + column
+    row = tl.load(embedding + place, mask=column < D, other=0.0)
+    tl.store(x + m * D + column, row, mask=column < D)
+    if (block == 0) & (m < ROWS):
+        position = tl.load(positions + m)
+        half = tl.arange(0, BLOCK_H)
+        inside = half < HALF
+        angle = tl.load(frequencies + half, mask=inside, other=0.0)
+        angle *= position.to(tl.float32)
+        tl.store(cos + m * HALF + half, tl.cos(angle), mask=inside)
+        tl.store(sin + m * HALF + half, tl.sin(angle), mask=inside)
+        tl.store(filled + m, position + 1)
+
+
+@triton.jit
+def exponential(seed, stretch, sequence, count, BLOCK: tl.constexpr):
+    """BLOCK draws from Exp(1), finite and above 0, of Philox at that counter."""
+    lane = tl.arange(0, BLOCK // 4)
+    none = lane * 0
+    a, b, c, d = tl.philox(
+        seed, stretch * (BLOCK // 4) + lane, none + sequence, none + count, none
+    )
+    bits = tl.join(tl.join(a, b), tl.join(c, d)).reshape((BLOCK,))
+    # In (0, 1): 31 bits and a half of the last.
+    u = (bits >> 1).to(tl.float32) * 4.656612873077393e-10 + 2.3283064365386963e-10
+    u = tl.minimum(u, 0.99999994)
+    # 1 - u has no more than 24 bits: where u is small, which is what wins, by series.
+    series = u * (1.0 + u * (0.5 + u * 0.33333334))
+    return tl.where(u < 0.01, series, -tl.log(1.0 - u))
+
+
+@triton.jit
+def ordered(value, SHIFT: tl.constexpr):
+    """An int32 in the order of float32 `value`, whose lowest SHIFT bits are 0."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
+
+
+@triton.jit
+def least_kept(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
+    """The SLOTS-th largest of `key`."""
+    LOWEST: tl.constexpr = -(2 ** (31 - SHIFT))
+    least = tl.where(tl.sum((key >= 0).to(tl.int32)) >= SLOTS, 0, LOWEST)
+    for BIT in tl.static_range(31 - SHIFT):
+        more = least + (1 << (30 - SHIFT - BIT))
+        least = tl.where(tl.sum((key >= more).to(tl.int32)) >= SLOTS, more, least)
+    return least
+
+
+@triton.jit
+def choose(
+    logits,
+    token,
+    position,
+    history,
+    count,
+    seed,
+    scores,
+    values,
+    columns,
+    arrivals,
+    INVERSE,
+    V,
+    S,
+    TOP,
+    GREEDY: tl.constexpr,
+    SELECT: tl.constexpr,
+    BATCH: tl.constexpr,
+    RAGGED: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    JOINED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """From `logits` (BATCH, V) the next int64 `token` (BATCH, 1).
+
+    It is written to int64 `history` (BATCH, S) at `count`, int64 (1,), which moves on,
+    as does `position`, int64 (1,), or (BATCH, 1) with RAGGED. INVERSE is 1 /
+    temperature. With SELECT the draw is among the TOP best and those like the last, and
+    SLOTS is TOP, at most BLOCK; else it is among all, and SLOTS is 1. `seed` is int64
+    (1,); `scores`, `values`, float32, and `columns`, int32, are (BATCH, PARTS, SLOTS);
+    `arrivals` int32 (BATCH + 1,) of zeros. The grid is (PARTS, BATCH).
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    part, sequence = tl.program_id(0), tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    inside = column < V
+    row = sequence.to(tl.int64) * V
+    value = tl.load(logits + row + column, mask=inside, other=float("-inf"))
+    value = value.to(tl.float32)
+    # What is no number is never drawn.
+    value = tl.where(value == value, value, float("-inf"))
+    number = tl.load(count)
+    if GREEDY:
+        score = value
+    else:
+        drawn = exponential(tl.load(seed), part, sequence, number.to(tl.int32), BLOCK)
+        score = value * INVERSE - tl.log(drawn)
+    base = (sequence * PARTS + part) * SLOTS
+    tied = inside
+    slot = 0
+    if SELECT:
+        key = ordered(value, SHIFT)
+        least = least_kept(key, SLOTS, SHIFT)
+        above = key > least
+        tied = key == least
+        # All alike are allowed or none is: one of them stands for them, and their
+        # value fills the slots that are left.
+        alike = tl.max(tl.where(tied, value, float("-inf")))
+        place = base + tl.cumsum(above.to(tl.int32)) - 1
+        tl.store(scores + place, score, mask=above)
+        tl.store(values + place, value, mask=above)
+        tl.store(columns + place, column, mask=above)
+        slot = tl.sum(above.to(tl.int32))
+        FILL: tl.constexpr = triton.next_power_of_2(SLOTS)
+        left = tl.arange(0, FILL)
+        unused = (left > slot) & (left < SLOTS)
+        tl.store(scores + base + left, float("-inf"), mask=unused)
+        tl.store(values + base + left, alike, mask=unused)
+        tl.store(values + base + slot, alike)
+    best, where = tl.max(
+        tl.where(tied, score, float("-inf")), axis=0, return_indices=True
+    )
+    tl.store(scores + base + slot, best)
+    tl.store(columns + base + slot, part * BLOCK + where)
+    if last_to_arrive(arrivals + sequence, PARTS):
+        each = tl.arange(0, JOINED)
+        there = each < PARTS * SLOTS
+        first = sequence * (PARTS * SLOTS)
+        race = tl.load(
+            scores + first + each,
+            mask=there,
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )
+        winner = tl.argmax(race, axis=0)
+        if SELECT:
+            size = tl.load(
+                values + first + each,
+                mask=there,
+                other=float("-inf"),
+                cache_modifier=".cg",
+            )
+            bound = float("-inf")
+            running = True
+            while running:
+                winner = tl.argmax(race, axis=0)
+                its = tl.max(tl.where(each == winner, size, float("-inf")))
+                greater = size > its
+                race = tl.where(greater, race, float("-inf"))
+                # Without the second it might not end where all that race are -inf.
+                refused = tl.sum(greater.to(tl.int32)) >= TOP
+                running = refused & (its > bound)
+                bound = its
+        found = tl.load(columns + first + winner, cache_modifier=".cg")
+        found = tl.minimum(found, V - 1).to(tl.int64)
+        tl.store(token + sequence, found)
+        tl.store(history + sequence.to(tl.int64) * S + number, found)
+        if RAGGED:
+            tl.store(position + sequence, tl.load(position + sequence) + 1)
+        last = True
+        if BATCH > 1:
+            last = last_to_arrive(arrivals + BATCH, BATCH)
+        if last:
+            tl.store(count, number + 1)
+            if not RAGGED:
+                tl.store(position, tl.load(position) + 1)
