@@ -7,7 +7,7 @@ quantizing a model of seven billion parameters so reserves a gigabyte that nobod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,34 +33,38 @@ class Aside:
             return nullcontext()
         return torch.cuda.use_mem_pool(self._pool)
 
-    def keep(self, module: nn.Module) -> None:
-        """Move the parameters of `module` out of the pool, one after another."""
+    def keep(self, module: nn.Module, *, room_for: int = 1) -> None:
+        """Move the parameters of `module` out of the pool, one after another.
+
+        First there is made room for `room_for` modules like it, 0 where there is some.
+        """
         if self._pool is not None:
-            move_out(module)
+            move_out(module, room_for=room_for)
 
 
-def move_out(module: nn.Module) -> None:
-    """Put each parameter of `module` into memory of its own."""
-    _make_room(module)
+def move_out(module: nn.Module, *, room_for: int = 1) -> None:
+    """Put each parameter of `module` into memory of its own, in room for several."""
+    sizes = [
+        plain.nbytes
+        for parameter in module.parameters()
+        for plain in plain_tensors(parameter)
+    ]
+    make_room(sizes * room_for, next(module.parameters()).device)
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             copy = parameter.detach().clone()
             setattr(child, name, nn.Parameter(copy, requires_grad=False))
 
 
-def _make_room(module: nn.Module) -> None:
-    """Have a segment for all parameters at once, of which they then take their parts.
+def make_room(sizes: Iterable[int], device: torch.device) -> None:
+    """Have one free segment for tensors of `sizes` bytes, which then take their parts.
 
-    A segment for each would be rounded up by as much as 2 MB.
+    A segment for each is rounded up by as much as 2 MB, and two of 8 MB take 20.
     """
-    sizes = [
-        -(-plain.nbytes // _ROUNDED) * _ROUNDED
-        for parameter in module.parameters()
-        for plain in plain_tensors(parameter)
-        if plain.nbytes > _SMALL
-    ]
-    device = next(module.parameters()).device
-    torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        return
+    rounded = (-(-size // _ROUNDED) * _ROUNDED for size in sizes if size > _SMALL)
+    torch.empty(sum(rounded), dtype=torch.uint8, device=device)
 
 
 def plain_tensors(tensor: Any) -> Iterator[Tensor]:

@@ -31,13 +31,15 @@ def build_model(
         model = Transformer(config)
     model.origin = Origin(weights=reader.source) if saved is None else saved.origin
     _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
-    aside = Aside(torch.device("cpu") if quantizer is None else device)
+    packed = quantizer is not None or (saved is not None and saved.scheme is not None)
+    aside = Aside(device if packed else torch.device("cpu"))
     for index, layer in enumerate(model.layers):
         with aside.work():
             _assign(layer, reader.layer(index), dtype, device)
             if quantizer is not None:
                 quantizer(layer, f"layers.{index}")
-        aside.keep(layer)
+        # Layers are alike.
+        aside.keep(layer, room_for=0 if index else len(model.layers))
     with aside.work():
         final = reader.final()
         _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
-from llama_perf.model.kv_cache import KVCache
+from llama_perf.model.kv_cache import KVCache, caches
 from llama_perf.model.transformer import (
     Transformer,
     TransformerBlock,
@@ -79,17 +79,14 @@ class Engine:
         self.cache_size = cache_size
         self.filled = 0
         self._slowdown = slowdown
-        self._caches = [
-            KVCache(
-                model.config,
-                batch_size=batch_size,
-                cache_size=cache_size,
-                dtype=model.dtype,
-                device=model.device,
-                kind=kv_cache,
-            )
-            for _ in range(model.config.n_layers)
-        ]
+        self._caches = caches(
+            model.config,
+            batch_size=batch_size,
+            cache_size=cache_size,
+            dtype=model.dtype,
+            device=model.device,
+            kind=kv_cache,
+        )
         self._mask: CausalMask | None = None
         if attention == "sdpa":
             self._mask = CausalMask(

@@ -81,12 +81,14 @@ def choose(
     times = _Times(path or default_path(), device)
     if times.problem:
         notify(f"autoquant: {times.problem}; timing anew without it")
+    gate = _gate_shape(config)
     found: dict[tuple[int, int], dict[str, float]] = {}
     timed: set[tuple[int, int]] = set()
     for product, count in uses.items():
         shape = (product.rows, product.columns)
         fitting = [name for name in candidates if _fits(name, product)]
-        each, new = _product_us(row, product, fitting, times, notify)
+        how = _how(row, product, gate=shape == gate)
+        each, new = _product_us(row, product, fitting, how, times, notify)
         totals = found.setdefault(shape, dict.fromkeys(fitting, 0.0))
         for name in fitting:
             totals[name] += each[name] * count / 1e3
@@ -128,10 +130,17 @@ def _fits(candidate: str, product: Product) -> bool:
     return group_size is None or product.columns % group_size == 0
 
 
-def _how(row: RowSpec, product: Product) -> How:
+def _gate_shape(config: ModelConfig) -> tuple[int, int] | None:
+    """(N, K) of gate and up, None where another linear has it too."""
+    hidden, dim = config.intermediate_size, config.dim
+    others = {config.qkv_size, config.vocab_size, dim}
+    return None if hidden in others else (hidden, dim)
+
+
+def _how(row: RowSpec, product: Product, *, gate: bool = False) -> How:
     """How the row runs a product: what it never calls is not to be timed."""
     if row.fused and product.tokens <= FUSED_TOKENS:
-        return "fused"
+        return "fused gate" if gate else "fused"
     # A prompt's products are the same operators compiled or not; a step's are not.
     compiled = row.compile and product.tokens == row.batch_size
     return "compiled" if compiled else "eager"
@@ -141,11 +150,11 @@ def _product_us(
     row: RowSpec,
     product: Product,
     candidates: list[str],
+    how: How,
     times: _Times,
     notify: Callable[[str], None],
 ) -> tuple[dict[str, float], bool]:
     """Microseconds of one product by candidate; whether any was timed now."""
-    how = _how(row, product)
     keys = {
         name: time_key(name, product, dtype=row.dtype, how=how) for name in candidates
     }

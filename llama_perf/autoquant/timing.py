@@ -28,8 +28,11 @@ from llama_perf.model.transformer import is_plain, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import PLAIN
 
-How = Literal["eager", "compiled", "fused"]
-"""An operator by itself, in code that is compiled, or a kernel of a fused step."""
+How = Literal["eager", "compiled", "fused", "fused gate"]
+"""An operator by itself, in code that is compiled, or a kernel of a fused step.
+
+Gate and up are one kernel there: of its time each product has half.
+"""
 # Turns of each candidate: as many as fit the time, but for the least number.
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
 _ROUNDS_NS = 2_000_000_000
@@ -80,11 +83,13 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
 
     blocks = -(-product.rows // LANES)
     arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
-    return lambda x, weight: fused_launch.project(x, weight, arrivals)
+    if how == "fused":
+        return lambda x, weight: fused_launch.project(x, weight, arrivals)
+    return lambda x, pair: fused_launch.project(x, pair[0], arrivals, second=pair[1])
 
 
 class _Pass:
-    """One product with each copy of a weight."""
+    """One product with each copy of a weight, or two with each pair of copies."""
 
     def __init__(
         self,
@@ -93,7 +98,11 @@ class _Pass:
         linear: Callable[..., Any],
     ) -> None:
         self._x, self._weights, self._linear = x, weights, linear
-        self.calls = len(weights)
+
+    @property
+    def products(self) -> int:
+        each = 2 if isinstance(self._weights[0], tuple) else 1
+        return len(self._weights) * each
 
     def shorten(self) -> None:
         """Keep as many copies as a pass has time for.
@@ -106,7 +115,7 @@ class _Pass:
         for number, weight in enumerate(self._weights, start=1):
             self._linear(self._x, weight)
             if time.perf_counter_ns() > end:
-                self._weights, self.calls = self._weights[:number], number
+                self._weights = self._weights[:number]
                 return
 
     def __call__(self) -> None:
@@ -123,13 +132,16 @@ def _copies(
     how: How = "eager",
 ) -> list[Any]:
     weight = _weight(name, product, dtype=dtype, device=device)
-    count = 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight))
+    # Two at least: what a launch reads is not what the last one left in a cache.
+    count = max(2, 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight)))
     copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
-    if how != "fused":
+    if how in ("eager", "compiled"):
         return copies
     from llama_perf.fused_step import packed
 
-    return [packed(each, name) for each in copies]
+    alone = [packed(each, name) for each in copies]
+    # None is in two pairs, or a cache would have it the second time.
+    return alone if how == "fused" else list(zip(alone[::2], alone[1::2], strict=False))
 
 
 def weight_bytes(
@@ -199,7 +211,9 @@ def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
             start = time.perf_counter_ns()
             each()
             times[name].append(time.perf_counter_ns() - start)
-    return {name: min(times[name]) / each.calls / 1e3 for name, each in passes.items()}
+    return {
+        name: min(times[name]) / each.products / 1e3 for name, each in passes.items()
+    }
 
 
 def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
@@ -218,5 +232,5 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
             end.synchronize()
             times[name].append(start.elapsed_time(end))
     return {
-        name: median(times[name]) / each.calls * 1e3 for name, each in passes.items()
+        name: median(times[name]) / each.products * 1e3 for name, each in passes.items()
     }

@@ -6,9 +6,12 @@ In the model's dtype, or in one byte a value with a scale for each token and hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from llama_perf.aside import make_room
 from llama_perf.errors import SpecError
 from llama_perf.kernels import kv_codes
 from llama_perf.model.config import ModelConfig
@@ -99,6 +102,16 @@ class KVCache(nn.Module):
             return x
         codes, scale = kv_codes.quantize(x, self.k_cache.dtype)
         return kv_codes.dequantized(codes, scale, self.dtype)
+
+
+def caches(
+    config: ModelConfig, *, device: torch.device, **options: Any
+) -> list[KVCache]:
+    """One for each layer, side by side in a card's memory; `options` are KVCache's."""
+    first = KVCache(config, device=device, **options)
+    others = config.n_layers - 1
+    make_room([buffer.nbytes for buffer in first.buffers()] * others, device)
+    return [first, *(KVCache(config, device=device, **options) for _ in range(others))]
 
 
 def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from record_samples import ENVIRONMENT
 from torch import nn
 from torchao.quantization import quantize_
 from weights_samples import TINY
@@ -302,3 +303,35 @@ def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> N
         for how in ("eager", "compiled", "fused")
     }
     assert len(keys) == 3
+
+
+def test_gate_and_up_of_a_fused_row_are_timed_as_the_one_kernel_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[tuple[int, int, int], str] = {}
+
+    def time(
+        product: Product, candidates: list[str], *, how: str, **_options: object
+    ) -> dict[str, float]:
+        asked[product.tokens, product.rows, product.columns] = how
+        return dict.fromkeys(candidates, 1.0)
+
+    monkeypatch.setattr(choosing, "time_product", time)
+    row = RowSpec(
+        model="stories15M",
+        quantization="autoquant",
+        prompt_length=100,
+        compile=True,
+        fused=True,
+    )
+    # The machine is this one, where there is no card.
+    monkeypatch.setattr(choosing, "collect", lambda _device: ENVIRONMENT)
+    config = load_model("stories15M").config
+    choose(row, config, path=tmp_path / "times.json")
+    steps = {shape[1:]: how for shape, how in asked.items() if shape[0] == 1}
+    assert steps == dict.fromkeys(SHAPES, "fused") | {(768, 288): "fused gate"}
+    prompt = {shape[1:]: how for shape, how in asked.items() if shape[0] == 100}
+    assert prompt == dict.fromkeys(SHAPES - {(32000, 288)}, "eager")
+    # A shape that another linear has too is timed by itself.
+    square = replace(config, intermediate_size=config.dim)
+    assert choosing._gate_shape(square) is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +153,7 @@ def test_a_product_is_timed_as_the_engine_runs_it(
     assert not torch._dynamo.utils.counters
 
 
-@pytest.mark.parametrize("how", ["eager", "fused"])
+@pytest.mark.parametrize("how", ["eager", "fused", "fused gate"])
 def test_a_fused_rows_products_are_timed_on_its_kernels(
     how: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,13 +162,17 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
 
     calls: list[Packed] = []
 
-    def project(x: Tensor, weight: Packed, arrivals: Tensor) -> Tensor:
+    def project(
+        x: Tensor, weight: Packed, arrivals: Tensor, second: Packed | None = None
+    ) -> Tensor:
         assert len(arrivals) >= 3
+        assert (second is not None) == (how == "fused gate")
+        assert second is None or second.layout == weight.layout
         calls.append(weight)
         return x.new_zeros(len(x), weight.rows)
 
     monkeypatch.setattr(fused_launch, "project", project)
-    if how == "fused":
+    if how != "eager":
         monkeypatch.setattr(timing, "multiply", None)
     candidates = list(AUTOQUANT["autoquant-int4"])
     found = time_product(
@@ -176,8 +183,45 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
         how=how,
     )
     assert set(found) == set(candidates)
-    assert bool(calls) == (how == "fused")
+    assert bool(calls) == (how != "eager")
     assert all((each.rows, each.columns) == (48, 128) for each in calls)
+
+
+def test_the_kernels_of_a_fused_row_take_every_candidate() -> None:
+    """Through Triton's own compiler for sm_90."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    program = Path(__file__).with_name("autoquant_launches.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for how, weights in (("fused", 1), ("fused gate", 2)):
+        assert found[how].keys() == set(AUTOQUANT["autoquant-int4"])
+        for launches in found[how].values():
+            # One launch of 16 rows a program, of one weight or of both.
+            ((kernel, (programs, *_)),) = launches
+            assert (kernel, programs) == ("project", weights * 11008 // 16)
+
+
+def test_of_a_kernel_of_two_products_each_has_half_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(timing, "_cache_bytes", lambda _device: 1_000_000)
+    product = Product(tokens=1, rows=128, columns=128)
+
+    def run(how: Any) -> tuple[list[Any], int]:
+        weights = timing._copies(
+            "int8wo", product, dtype=torch.float32, device=CPU, how=how
+        )
+        done = timing._Pass(torch.zeros(1, 128), weights, lambda *_: torch.zeros(1))
+        return weights, done.products
+
+    alone, products = run("fused")
+    assert len(alone) == products
+    pairs, products = run("fused gate")
+    assert 2 * len(pairs) == products >= len(alone) - 1
+    # Each copy once: what a cache holds from the launch before is not read.
+    assert len({id(each.codes) for pair in pairs for each in pair}) == products
 
 
 def test_small_weights_are_copied_a_few_hundred_times(

@@ -1,7 +1,7 @@
 """What building a model leaves reserved on a card: hardly more than what lives.
 
-The allocations of a layer, recorded on the meta device, are replayed for each layer of
-the model by the rules of CUDA's caching allocator.
+The allocations of two layers, recorded on the meta device, are replayed for each layer
+of the model by the rules of CUDA's caching allocator.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import pytest
 import torch
 from caching_allocator import CachingAllocator, Event, Recorder
 from torch import Tensor, nn
+from weights_samples import tiny_weights
 
-from llama_perf import aside, assemble
-from llama_perf.model.config import preset
+from llama_perf import aside, assemble, rows
+from llama_perf.model.config import ModelConfig, preset
+from llama_perf.model.kv_cache import caches
 from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.spec import RowSpec
+from llama_perf.weights.saved import Saved
 from llama_perf.weights.synthetic import SyntheticWeights
 
 META, CARD = torch.device("meta"), torch.device("cuda")
+SETS = ("reference", "filled", "batch", "prefill")
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 SCHEMES = {
     None: torch.bfloat16,
@@ -34,6 +39,11 @@ SCHEMES = {
     "sparse-marlin": torch.float16,
     "float8wo": torch.bfloat16,
     "float8dq-row": torch.bfloat16,
+}
+# Of autoquant's choice by a layer's linears: QKV, output, gate and up, down; the head.
+MIXES = {
+    "autoquant": ("int8wo", "none", "int8dq", "int8wo", "none"),
+    "autoquant-int4": ("int8dq", "int4wo-64-hqq", "int8wo", "none", "int4wo-64-hqq"),
 }
 PROMISED = 100_000_000
 
@@ -83,15 +93,23 @@ def built(
             yield
             recorder.pool = 0
 
-        def keep(self, module: nn.Module) -> None:
+        def keep(self, module: nn.Module, *, room_for: int = 1) -> None:
             if pooled and scheme is not None:
-                aside.move_out(module)
+                # Two layers are built, and replayed as all of them.
+                whole = preset(model).n_layers if room_for > 1 else room_for
+                aside.move_out(module, room_for=whole)
 
     monkeypatch.setattr(assemble, "Aside", Pool)
-    dtype = SCHEMES[scheme]
+    dtype = SCHEMES.get(scheme, torch.bfloat16)
     quantizer: Quantizer | None = None
     if scheme is not None:
-        quantizer = make_quantizer(scheme, kernels="native", device=CARD, dtype=dtype)
+        quantizer = make_quantizer(
+            scheme,
+            kernels="native",
+            device=CARD,
+            dtype=dtype,
+            schemes=mixed(scheme, preset(model)) if scheme in MIXES else None,
+        )
     reader = Marked(model, recorder, dtype=dtype)
     with torch.no_grad(), recorder:
         kept = assemble.build_model(
@@ -99,19 +117,34 @@ def built(
         )
         events = list(recorder.events)
     assert len(list(kept.parameters())) > 10
-    _, first, last = reader.marks
-    return replayed(events[: reader.marks[0]], events[first:last], events[last:], model)
+    _, second, last = reader.marks
+    return replayed(events[:second], events[second:last], events[last:], model)
+
+
+def mixed(scheme: str, config: ModelConfig) -> dict[tuple[int, int], str]:
+    dim, hidden = config.dim, config.intermediate_size
+    shapes = (
+        (config.qkv_size, dim),
+        (dim, dim),
+        (hidden, dim),
+        (dim, hidden),
+        (config.vocab_size, dim),
+    )
+    return dict(zip(shapes, MIXES[scheme], strict=True))
 
 
 def replayed(
     before: list[Event], layer: list[Event], after: list[Event], model: str
 ) -> CachingAllocator:
-    """`layer` is the second of two; of the whole model each layer is like it."""
+    """`before` has the first layer, `layer` is the second; every later one is like it.
+
+    Only the first makes room.
+    """
     allocator = CachingAllocator()
     for event in before:
         allocator.play(event, event.key)
     own = {event.key for event in layer if event.size}
-    for number in range(preset(model).n_layers):
+    for number in range(1, preset(model).n_layers):
         for event in layer:
             key = (number, event.key) if event.key in own else event.key
             allocator.play(event, key)
@@ -123,13 +156,14 @@ def replayed(
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, *MIXES], ids=str)
 def test_little_more_is_reserved_than_lives(
     scheme: str | None, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocator = built(model, scheme, monkeypatch, pooled=True)
     assert allocator.live > 2e9
-    assert allocator.reserved - allocator.live <= PROMISED
+    # The other half is for caches, a prompt and a captured graph.
+    assert allocator.reserved - allocator.live <= PROMISED / 2
 
 
 def test_without_memory_of_its_own_quantizing_leaves_holes(
@@ -138,6 +172,69 @@ def test_without_memory_of_its_own_quantizing_leaves_holes(
     """What the pool is for: the ruler finds it."""
     allocator = built("Llama-2-7b-chat-hf", "int8wo", monkeypatch, pooled=False)
     assert allocator.reserved - allocator.live > 5 * PROMISED
+    # Nor is less taken on the way.
+    tidy = built("Llama-2-7b-chat-hf", "int8wo", monkeypatch, pooled=True)
+    assert tidy.peak <= allocator.peak
+
+
+@pytest.mark.parametrize(
+    ("scheme", "where"), [(None, torch.device("cpu")), ("int8wo", META)], ids=str
+)
+def test_packed_weights_of_a_file_are_moved_close_together_too(
+    scheme: str | None, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def aside_of(device: torch.device) -> aside.Aside:
+        asked.append(device)
+        return aside.Aside(torch.device("cpu"))
+
+    monkeypatch.setattr(assemble, "Aside", aside_of)
+    reader = tiny_weights()
+    reader.saved = Saved(
+        weights="synthetic",
+        scheme=scheme,
+        kernels=None if scheme is None else "native",
+        dtype="float32",
+        device="cpu",
+        torch=None,
+        torchao=None,
+        llama_perf=None,
+    )
+    assemble.build_model(reader, dtype=torch.float32, device=META)
+    assert asked == [where]
+
+
+def cached_rows() -> list[RowSpec]:
+    """A row for each shape of caches in the sets for a card."""
+    found = {}
+    for row in (row for name in SETS for row in rows.load_set(name)):
+        caches = (row.model, row.batch_size, row.allocated_positions, row.kv_cache)
+        found[(*caches, row.dtype)] = row
+    return list(found.values())
+
+
+def test_caches_leave_no_holes() -> None:
+    """Two of 8 MB would have a segment of 20 MB, one of 10.1 MB one of 12."""
+    worst = 0
+    assert len(cached_rows()) > 30
+    for row in cached_rows():
+        recorder, allocator = Recorder(META), CachingAllocator()
+        with recorder:
+            made = caches(
+                preset(row.model),
+                batch_size=row.batch_size,
+                cache_size=row.allocated_positions,
+                dtype=getattr(torch, row.dtype),
+                device=META,
+                kind=row.kv_cache,
+            )
+            events = list(recorder.events)
+        for event in events:
+            allocator.play(event, event.key)
+        assert allocator.live == sum(b.nbytes for each in made for b in each.buffers())
+        worst = max(worst, allocator.reserved - allocator.live)
+    assert worst <= PROMISED / 4
 
 
 @pytest.mark.parametrize("kernels", ["native", "torchao"])
@@ -177,13 +274,13 @@ def test_on_a_card_work_is_in_a_pool_and_what_is_kept_is_not(
     monkeypatch.setattr(torch.cuda, "MemPool", object)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", used)
     monkeypatch.setattr(
-        aside, "move_out", lambda _module: entered.append("moved"), raising=True
+        aside, "move_out", lambda _module, room_for: entered.append(room_for)
     )
     on_card = aside.Aside(CARD)
     with on_card.work():
         pass
-    on_card.keep(nn.Linear(2, 2))
-    assert entered == [on_card._pool, None, "moved"]
+    on_card.keep(nn.Linear(2, 2), room_for=3)
+    assert entered == [on_card._pool, None, 3]
     entered.clear()
     elsewhere = aside.Aside(torch.device("cpu"))
     with elsewhere.work():
