@@ -166,17 +166,23 @@ class Engine:
             positions = torch.arange(start, end, device=self.model.device)
             seen = self._seen_by_chunk(positions, start, end)
             if self._fused is not None and chunk.numel() <= FUSED_TOKENS:
-                before, cos_sin, _ = self._fused.start(self.model, chunk, positions)
+                few, cos_sin, _ = self._fused.start(self.model, chunk, positions)
+                x = self.model.through_blocks(
+                    few,
+                    cos_sin,
+                    positions,
+                    caches=self._caches,
+                    seen=seen,
+                    run_block=self._prefill_block,
+                )
             else:
-                before, cos_sin = self.model.start(chunk, positions)
-            x = self.model.through_blocks(
-                before,
-                cos_sin,
-                positions,
-                caches=self._caches,
-                seen=seen,
-                run_block=self._prefill_block,
-            )
+                x = self.model.hidden(
+                    chunk,
+                    positions,
+                    caches=self._caches,
+                    seen=seen,
+                    run_block=self._prefill_block,
+                )
             last = x[:, -1] if lengths is None else _at(x, lengths - first, last)
         assert last is not None, "a prompt without tokens"
         return last
@@ -198,18 +204,22 @@ class Engine:
         """
         if self._fused is not None:
             x, cos_sin, filled = self._fused.start(self.model, token, position)
-            seen = Seen(filled=filled)
+            x = self.model.through_blocks(
+                x,
+                cos_sin,
+                position,
+                caches=self._caches,
+                seen=Seen(filled=filled),
+                run_block=self._decode_block,
+            )
         else:
-            x, cos_sin = self.model.start(token, position)
-            seen = self._seen_by_token(position)
-        x = self.model.through_blocks(
-            x,
-            cos_sin,
-            position,
-            caches=self._caches,
-            seen=seen,
-            run_block=self._decode_block,
-        )
+            x = self.model.hidden(
+                token,
+                position,
+                caches=self._caches,
+                seen=self._seen_by_token(position),
+                run_block=self._decode_block,
+            )
         return self._decode_head(self.model, x[:, -1])
 
     def _start(

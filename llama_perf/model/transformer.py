@@ -123,9 +123,14 @@ class Transformer(nn.Module):
         `run_block(block, ...)` is how a block is called: the engine hands in a
         compiled one, which then serves every layer.
         """
-        x, cos_sin = self.start(tokens, positions)
         return self.through_blocks(
-            x, cos_sin, positions, caches=caches, seen=seen, run_block=run_block
+            # No name of it here: it is given back when the first block has run.
+            self.tok_embeddings(tokens),
+            rotary(self.frequencies(), positions),
+            positions,
+            caches=caches,
+            seen=seen,
+            run_block=run_block,
         )
 
     def frequencies(self) -> Tensor:
@@ -135,10 +140,6 @@ class Transformer(nn.Module):
                 self.config, device=self.device
             )
         return self.inverse_frequencies
-
-    def start(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotary]:
-        """What the first block is handed: `tokens` embedded, and their rotation."""
-        return self.tok_embeddings(tokens), rotary(self.frequencies(), positions)
 
     def through_blocks(
         self,
@@ -150,7 +151,7 @@ class Transformer(nn.Module):
         seen: Seen = ONE_ANOTHER,
         run_block: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        """All blocks over what `start` gives; see `hidden`."""
+        """All blocks over tokens embedded, (B, T, dim), and their rotation."""
         run: Callable[..., Tensor] = run_block or TransformerBlock.forward
         # Around the calls, not in them: a compiled block is to have no breaks.
         with without_cudnn():
