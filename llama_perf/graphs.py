@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -10,8 +11,8 @@ Work = Callable[[], None]
 
 
 def warm_up(work: Work) -> None:
-    """Run `work` on a stream of its own, as a capture will."""
-    stream = torch.cuda.Stream()
+    """Run `work` on the stream that it will be captured on."""
+    stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()
@@ -25,6 +26,12 @@ def captured(
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=_stream(torch.cuda.current_device())):
         work()
     return graph
+
+
+@cache
+def _stream(_device: int) -> torch.cuda.Stream:
+    """One a device for all: cuBLAS keeps 32 MB for each stream that it has seen."""
+    return torch.cuda.Stream()
