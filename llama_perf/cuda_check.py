@@ -158,7 +158,7 @@ def install(runner: Runner, folder: Path | None, site: Path) -> None:
     print(f"wheels this Python lacks: {names}", flush=True)
     if wheels:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
-        command += ["--no-deps", "--no-compile", "--no-cache-dir"]
+        command += ["--no-deps", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--root-user-action=ignore"]
         command += ["--target", str(site), *map(str, wheels)]
         runner.run(Step(name="wheels", command=command, limit_s=_RECORD_S * 4))
