@@ -10,10 +10,13 @@ computed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -41,6 +44,33 @@ def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launche
     launches: list[Launched] = []
     driver.set_active(_Driver(capability, multiprocessors, launches))
     return launches
+
+
+@contextmanager
+def launching_operators() -> Iterator[None]:
+    """Within it this project's operators launch for meta tensors as for a card's."""
+    with _Launching():
+        yield
+
+
+class _Launching(TorchDispatchMode):
+    def __init__(self) -> None:
+        # torch's own has no types.
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func.namespace == "llama_perf":
+            # torch has no public way to ask an operator for a device's function.
+            operator = torch._library.custom_ops.OPDEFS[
+                func._overloadpacket._qualified_op_name
+            ]
+            launch = operator._backend_fns.get("cuda")
+            if launch is not None:
+                return launch(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class _Driver:

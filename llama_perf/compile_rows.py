@@ -1,0 +1,162 @@
+"""Compile the Triton kernels that rows launch on a card, without one.
+
+    TRITON_CACHE_DIR=DIR python -m llama_perf.compile_rows 90 1/2 reference cuda-check
+
+Each row's model is built with two layers on the meta device, at its full width, and
+generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
+Triton's cache. A process of its own compiles for one target. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_perf import step
+from llama_perf.assemble import build_model
+from llama_perf.build import parse_dtype
+from llama_perf.engine import Engine
+from llama_perf.kernels.compile_only import Launched, compile_only, launching_operators
+from llama_perf.kernels.triton_launch import count
+from llama_perf.model.attention import Seen
+from llama_perf.model.config import preset
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.rows import load_set
+from llama_perf.scheme import AUTOQUANT, PLAIN
+from llama_perf.spec import RowSpec
+from llama_perf.value_check import DECODED
+from llama_perf.weights.synthetic import SyntheticWeights
+
+META = torch.device("meta")
+# Alike layers launch alike; the first one's input is the embedding.
+_LAYERS = 2
+
+
+class Shapes(SyntheticWeights):
+    """Weights without values, on the meta device."""
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        del name
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+
+class Uncaptured:
+    """In place of a CUDA graph: the work, run at each replay."""
+
+    def __init__(self, work: Callable[[], None], *_generator: object) -> None:
+        self._work = work
+
+    def replay(self) -> None:
+        """Run it."""
+        self._work()
+
+    @staticmethod
+    def replay_once(work: Callable[[], None]) -> None:
+        """Run `work`, as before a capture."""
+        work()
+
+
+def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
+    """Rows of `sets` that launch kernels of this project, each work once.
+
+    A row of autoquant stands for one of each scheme that it may choose.
+    """
+    found: dict[str, RowSpec] = {}
+    for name in sets:
+        for row in load_set(name):
+            if row.device != "cuda" or row.kernels != "native":
+                continue
+            for scheme in AUTOQUANT.get(row.quantization or "", (row.quantization,)):
+                alike = replace(
+                    row,
+                    quantization=None if scheme == PLAIN else scheme,
+                    # An operator is launched alike in compiled code.
+                    compile=False,
+                    compile_prefill=False,
+                    num_samples=1,
+                )
+                found.setdefault(alike.id, alike)
+    return list(found.values())
+
+
+def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
+    """The engine of a row whose model has two layers and no values."""
+    dtype, card = parse_dtype(row.dtype), torch.device("cuda")
+    quantizer = None
+    if row.quantization is not None:
+        quantizer = make_quantizer(
+            row.quantization, kernels="native", device=card, dtype=dtype
+        )
+    config = replace(preset(row.model), n_layers=_LAYERS)
+    model = build_model(
+        Shapes(config, dtype=dtype, device=META),
+        dtype=dtype,
+        device=META,
+        quantizer=quantizer,
+    )
+    return Engine(
+        model,
+        batch_size=row.batch_size,
+        cache_size=cache_size or row.allocated_positions,
+        kv_cache=row.kv_cache,
+        attention=row.attention,
+        linear_causal_mask=row.linear_causal_mask,
+        prefill_chunk=row.prefill_chunk,
+        capture=row.capture,
+        fused=row.fused,
+    )
+
+
+def compile_row(row: RowSpec) -> None:
+    """Generate as a row does and check its values, with no values there."""
+    engine = meta_engine(row)
+    shape = (row.batch_size, row.prompt_length)
+    prompt = torch.zeros(shape, dtype=torch.int64, device=META)
+    lengths = None
+    if row.ragged:
+        lengths = torch.zeros(row.batch_size, dtype=torch.int64, device=META)
+    if row.fill:
+        engine.prefill(prompt.new_zeros((row.batch_size, row.fill)))
+        engine.filled = row.fill
+    with torch.no_grad():
+        engine.observe(
+            prompt,
+            max_new_tokens=2,
+            lengths=lengths,
+            temperature=row.temperature,
+            top_k=row.top_k,
+        )
+        # As the check does: the text at once, by the model's modules.
+        end = row.fill + row.prompt_length + min(DECODED, row.max_new_tokens - 1)
+        text = prompt.new_zeros((row.batch_size, end - row.fill))
+        positions = torch.arange(row.fill, end, device=META)
+        seen = Seen(end=end)
+        x = engine.model.hidden(text, positions, caches=engine.caches, seen=seen)
+        engine.model.head(x[:, -1 - DECODED :])
+
+
+def main(capability: str, part: str, *sets: str) -> None:
+    """Compile for sm_`capability` what the rows of part I/N of `sets` launch."""
+    launched: list[Launched] = compile_only(int(capability))
+    replaced: Any = step
+    replaced.warm_up, replaced.captured = Uncaptured.replay_once, Uncaptured
+    number, parts = map(int, part.split("/"))
+    rows = kernel_rows(sets)[number - 1 :: parts]
+    room = torch.empty(1, dtype=torch.int32, device=META)
+    for dependent in (False, True):
+        options = {"launch_pdl": True} if dependent else {}
+        count[(1,)](room, DEPENDENT=dependent, num_warps=1, **options)
+    with launching_operators():
+        for row in rows:
+            compile_row(row)
+            print(f"{row.id}: {len({each.kernel for each in launched})}", flush=True)
+            launched.clear()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
