@@ -1,6 +1,6 @@
 """Compile the Triton kernels that rows launch on a card, without one.
 
-    TRITON_CACHE_DIR=DIR python -m llama_perf.compile_rows 90 1/2 reference cuda-check
+    TRITON_CACHE_DIR=DIR python -m llama_perf.compile_rows 90 1/2 reference mine.toml
 
 Each row's model is built with two layers on the meta device, at its full width, and
 generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from llama_perf import step
 from llama_perf.assemble import build_model
+from llama_perf.autoquant.choose import products
+from llama_perf.autoquant.timing import launch_once
 from llama_perf.build import parse_dtype
 from llama_perf.engine import Engine
 from llama_perf.kernels.compile_only import Launched, compile_only, launching_operators
@@ -26,7 +29,7 @@ from llama_perf.kernels.triton_launch import count
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import preset
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows import load_set
+from llama_perf.rows import load_file, load_set
 from llama_perf.scheme import AUTOQUANT, PLAIN
 from llama_perf.spec import RowSpec
 from llama_perf.value_check import DECODED
@@ -62,25 +65,19 @@ class Uncaptured:
 
 
 def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
-    """Rows of `sets` that launch kernels of this project, each work once.
+    """Rows of `sets`, names or files, that launch kernels of this project.
 
-    A row of autoquant stands for one of each scheme that it may choose.
+    Each work is there once.
     """
     found: dict[str, RowSpec] = {}
     for name in sets:
-        for row in load_set(name):
+        rows = load_file(Path(name)) if name.endswith(".toml") else load_set(name)
+        for row in rows:
             if row.device != "cuda" or row.kernels != "native":
                 continue
-            for scheme in AUTOQUANT.get(row.quantization or "", (row.quantization,)):
-                alike = replace(
-                    row,
-                    quantization=None if scheme == PLAIN else scheme,
-                    # An operator is launched alike in compiled code.
-                    compile=False,
-                    compile_prefill=False,
-                    num_samples=1,
-                )
-                found.setdefault(alike.id, alike)
+            # An operator is launched alike in compiled code.
+            alike = replace(row, compile=False, compile_prefill=False, num_samples=1)
+            found.setdefault(alike.id, alike)
     return list(found.values())
 
 
@@ -113,7 +110,22 @@ def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
 
 
 def compile_row(row: RowSpec) -> None:
-    """Generate as a row does and check its values, with no values there."""
+    """Generate as a row does and check its values, with no values there.
+
+    A row of autoquant times its candidates, and may be any one of them.
+    """
+    if row.quantization not in AUTOQUANT:
+        _generate(row)
+        return
+    dtype = parse_dtype(row.dtype)
+    for use in products(row, preset(row.model)):
+        for name in use.candidates:
+            launch_once(use.product, name, dtype=dtype, how=use.how)
+    for scheme in AUTOQUANT[row.quantization]:
+        _generate(replace(row, quantization=None if scheme == PLAIN else scheme))
+
+
+def _generate(row: RowSpec) -> None:
     engine = meta_engine(row)
     shape = (row.batch_size, row.prompt_length)
     prompt = torch.zeros(shape, dtype=torch.int64, device=META)

@@ -9,7 +9,6 @@ nothing that such a machine may lack.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -19,8 +18,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from llama_perf.cuda_bring import bring_kernels, install, no_wheels, tell_compiled
 from llama_perf.cuda_options import add_machine_options, refuse
-from llama_perf.cuda_steps import Runner, Step, Told
+from llama_perf.cuda_steps import Runner, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
@@ -87,13 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(runner, arguments, Path(scratch))
 
 
-def no_wheels(arguments: argparse.Namespace) -> str | None:
-    """Why `--wheels` cannot be used, None where it can."""
-    if arguments.wheels is None or arguments.wheels.is_dir():
-        return None
-    return f"wheels: {str(arguments.wheels)!r} is no folder"
-
-
 def no_card(runner: Runner) -> str | None:
     """Why this machine's card cannot be used, None where it can."""
     problem = runner.ask([sys.executable, "-c", _PROBE], limit_s=_PROBE_S)
@@ -106,6 +99,7 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
         runner.heading = REHEARSAL
         print(REHEARSAL, flush=True)
     install(runner, arguments.wheels, scratch / "site")
+    brought = bring_kernels(runner, arguments.wheels)
     rehearse = arguments.rehearse
     parts = _FEW_PARTS if rehearse else max((os.cpu_count() or 1) // 2, 1)
     rows = _row_options(scratch, rehearse=rehearse)
@@ -128,58 +122,13 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     others = ["test_cuda.py"] if rehearse else _other_tests()
     runner.run_together(tests_steps(out, others, parts=2 * parts, limit_s=math.inf))
     runner.run(doctor_step())
+    tell_compiled(runner, brought)
     if arguments.rehearse:
         _head(out / "results.md")
     print(f"\n{runner.summary()}\nresults: {out}")
     if arguments.rehearse:
         print(REHEARSAL)
     return 0 if runner.all_ok else 1
-
-
-def install(runner: Runner, folder: Path | None, site: Path) -> None:
-    """Take from `folder` what this Python lacks, and nothing that it has.
-
-    Without one from the checkout's wheelhouse, if it has one.
-    """
-    if folder is None and (ROOT / "wheelhouse").is_dir():
-        folder = ROOT / "wheelhouse"
-    if folder is None:
-        runner.note("wheels", Told.OK, "no folder of wheels; what is installed is used")
-        return
-    try:
-        wheels, missing = _selection(folder)
-    except ImportError as error:
-        runner.note("wheels", Told.FAILED, f"{error}; is packaging in {folder}?")
-        return
-    except LookupError as error:
-        runner.note("wheels", Told.FAILED, str(error))
-        return
-    names = ", ".join(path.name.split("-")[0] for path in wheels) or "none"
-    print(f"wheels this Python lacks: {names}", flush=True)
-    if wheels:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
-        command += ["--no-deps", "--no-cache-dir"]
-        command += ["--disable-pip-version-check", "--root-user-action=ignore"]
-        command += ["--target", str(site), *map(str, wheels)]
-        runner.run(Step(name="wheels", command=command, limit_s=_RECORD_S * 4))
-        runner.add_to_path(site)
-    else:
-        runner.note("wheels", Told.OK, "all is installed")
-    if missing:
-        runner.note("requirements", Told.FAILED, "; ".join(missing))
-
-
-def _selection(folder: Path) -> tuple[list[Path], list[str]]:
-    before = list(sys.path)
-    # A wheel of plain Python can be imported as it is. Only while it is needed: what
-    # stands on the path counts as installed.
-    sys.path += [str(path) for path in folder.glob("packaging-*.whl")]
-    try:
-        wheels = importlib.import_module("llama_perf.wheels")
-    finally:
-        sys.path[:] = before
-    lacking, missing = wheels.missing_here(ROOT / "pyproject.toml", folder)
-    return [wheel.path for wheel in lacking], missing
 
 
 def llama_perf(*arguments: str) -> list[str]:
@@ -268,12 +217,15 @@ def _row_options(scratch: Path, *, rehearse: bool) -> list[str]:
 
 
 def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -> Step:
-    """The rows that are not measured yet, one process each, within `limit_s`."""
+    """The rows that are not measured yet, within `limit_s`.
+
+    The first ones have a process each. Those that are left share one: starting it
+    takes as long as measuring three.
+    """
     results = out / "results.json"
-    command = llama_perf("run", *options, "--json", str(results), "--isolate", "row")
+    command = llama_perf("run", *options, "--json", str(results))
     command += ["--time-budget", f"{limit_s:.0f}"]
-    if name == "rows-rest":
-        command.append("--resume")
+    command += ["--resume"] if name == "rows-rest" else ["--isolate", "row"]
     return Step(
         name=name,
         command=command,

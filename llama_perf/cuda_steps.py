@@ -57,12 +57,16 @@ class Outcome:
 
 
 class Runner:
-    """Runs steps in `root` and keeps their logs in `out`; the clock starts here."""
+    """Runs steps in `root` and keeps their logs in `out`; the clock starts here.
+
+    `heading` is put before what they say; `variables` are added to their environment.
+    """
 
     def __init__(self, *, root: Path, out: Path, budget_s: float) -> None:
         self.root = root
         self.out = out
         self.heading = ""
+        self.variables: dict[str, str] = {}
         self.outcomes: list[Outcome] = []
         self._deadline = time.monotonic() + budget_s
         self._path = [str(root)]
@@ -155,6 +159,7 @@ class Runner:
         path = [*self._path, known] if known else self._path
         return {
             **os.environ,
+            **self.variables,
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONUNBUFFERED": "1",
         }

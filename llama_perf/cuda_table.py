@@ -17,14 +17,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_perf.cuda_bring import bring_kernels, install, no_wheels, tell_compiled
 from llama_perf.cuda_check import (
     REHEARSAL,
     REHEARSAL_ROWS,
     ROOT,
-    install,
     llama_perf,
     no_card,
-    no_wheels,
     without_invalid,
 )
 from llama_perf.cuda_options import add_machine_options, refuse
@@ -56,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.merge:
             complete = _merge(runner, Path(scratch))
         else:
+            brought = bring_kernels(runner, arguments.wheels)
             complete = _measure(runner, arguments, Path(scratch))
+            tell_compiled(runner, brought)
     print(f"\n{runner.summary()}\nresults: {out}")
     if not complete and not arguments.merge:
         print("not complete: run the same command again, which goes on from here")

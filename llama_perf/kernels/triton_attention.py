@@ -77,7 +77,8 @@ def attend_in_splits(
     `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
     GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
     asks for, else that many, masked. `ahead` are LINES lines of 128 bytes that the next
-    kernel reads: programs without a stretch bring them into the second-level cache.
+    kernel reads: programs without a stretch, of which the grid has some beyond SPLITS,
+    bring them into the second-level cache.
     With DEPENDENT the kernel may start before the one in front of it ends.
     """
     if DEPENDENT:
@@ -90,8 +91,9 @@ def attend_in_splits(
     each = (blocks + SPLITS - 1) // SPLITS
     active = (blocks + each - 1) // each
     if LINES > 0 and split >= active:
-        idle = tl.num_programs(0) * (SPLITS - active)
-        start = head * (SPLITS - active) + split - active
+        spare = tl.num_programs(1) - active
+        idle = tl.num_programs(0) * spare
+        start = head * spare + split - active
         for chunk in range(start, (LINES + 127) // 128, idle):
             line = tl.minimum(chunk * 128 + tl.arange(0, 128), LINES - 1)
             prefetch(ahead + line.to(tl.int64) * 32)

@@ -15,7 +15,6 @@ from llama_perf.autoquant.uses import Product
 from llama_perf.kernels.compile_only import compile_only
 from llama_perf.scheme import AUTOQUANT
 
-META = torch.device("meta")
 GATE = Product(tokens=1, rows=11008, columns=4096)
 
 
@@ -24,14 +23,9 @@ def main() -> None:
     found: dict[str, dict[str, list[object]]] = {"fused": {}, "fused gate": {}}
     hows: tuple[timing.How, ...] = ("fused", "fused gate")
     for how in hows:
-        linear = timing._linear(how, GATE, META)
-        x = torch.empty((1, GATE.columns), dtype=torch.bfloat16, device=META)
         for name in AUTOQUANT["autoquant-int4"]:
-            copies = timing._copies(
-                name, GATE, dtype=torch.bfloat16, device=META, how=how
-            )
             launched.clear()
-            timing._Pass(x, copies[:1], linear)()
+            timing.launch_once(GATE, name, dtype=torch.bfloat16, how=how)
             found[how][name] = [(each.kernel, each.grid) for each in launched]
     print(json.dumps(found))
 
