@@ -35,6 +35,8 @@ from llama_perf.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
 _CUDA = torch.device("cuda")
+# Rows of the peaks that gate and up clear; see `FusedStep`.
+_FOLLOWING, _ATTENDED = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +49,7 @@ class _Layer:
     up: Packed
     down: Packed
     next_gain: Tensor | None
-    """Of the norm in front of the next block, where that rounds to int8."""
+    """Of the norm in front of the next block or the head, where that rounds to int8."""
 
 
 class FusedStep:
@@ -71,24 +73,22 @@ class FusedStep:
             raise NotRunnable(
                 f"fused: heads are {width} wide; allowed: multiples of {LANES}"
             )
+        self._dtype = model.dtype
+        self._output = packed(model.output.weight, "output.weight")
         self._layers: dict[TransformerBlock, _Layer] = {}
-        following: TransformerBlock | None = None
+        gain = model.norm.weight if self._output.dynamic else None
         for index in reversed(range(len(model.layers))):
             block = model.layers[index]
             assert isinstance(block, TransformerBlock)
-            next_gain = None
-            if following is not None and self._layers[following].qkv.dynamic:
-                next_gain = following.attention_norm.weight
-            name = f"layers.{index}"
-            self._layers[block] = _packed_layer(block, name, next_gain)
-            following = block
-        self._dtype = model.dtype
-        self._output = packed(model.output.weight, "output.weight")
+            layer = _packed_layer(block, f"layers.{index}", gain)
+            self._layers[block] = layer
+            gain = block.attention_norm.weight if layer.qkv.dynamic else None
+        self._first_gain = gain
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
         # Largest activations of tokens, as `project` leaves them: of what gate and up,
-        # down, and the next block's first product take.
-        self._peaks = torch.zeros((3, 8), dtype=torch.int32, device=model.device)
+        # down, the product behind a block or the embedding, and the output take.
+        self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
         self._peaked: Tensor | None = None
         # Every kernel leaves them 0, and none runs beside another.
         self._arrivals = torch.zeros(
@@ -99,8 +99,17 @@ class FusedStep:
         self, model: Transformer, tokens: Tensor, positions: Tensor
     ) -> tuple[Tensor, Rotary, Tensor]:
         """As `Transformer.start`, and what each of `positions` may see, int64."""
-        embedding = model.tok_embeddings.weight
-        return start(tokens, positions, embedding, model.frequencies())
+        gain = self._first_gain
+        found = start(
+            tokens,
+            positions,
+            model.tok_embeddings.weight,
+            model.frequencies(),
+            gain=gain,
+            left=None if gain is None else self._peaks[_FOLLOWING],
+        )
+        self._peaked = None if gain is None else found[0]
+        return found
 
     def samples(self, temperature: float, top_k: int | None) -> bool:
         """Whether `feeding` has a kernel for it: not of thousands of the best."""
@@ -132,8 +141,9 @@ class FusedStep:
         layer, attention = self._layers[block], block.attention
         batch, length, dim = x.shape
         hidden = x.view(-1, dim)
-        gated_peak, down_peak, following = self._peaks
+        gated_peak, down_peak, following, attended = self._peaks
         gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
+        attended_peak = None
         cos, sin = cos_sin
         q = project_heads(
             hidden,
@@ -159,14 +169,21 @@ class FusedStep:
             y = attend_filled(q, cache, seen)
         else:
             held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
+            attended_peak = attended if layer.output.dynamic else None
             y = split_attention(
-                q, *held, cache.arrivals, seen.filled, ahead=layer.output.codes
+                q,
+                *held,
+                cache.arrivals,
+                seen.filled,
+                ahead=layer.output.codes,
+                left=attended_peak,
             )
         project(
             y.reshape(batch * length, -1),
             layer.output,
             self._arrivals,
             residual=hidden,
+            peak=attended_peak,
             left=gated_peak if gate_dynamic else None,
             cleared=down_peak if down_dynamic else None,
             next_gain=block.ffn_norm.weight,
@@ -180,7 +197,7 @@ class FusedStep:
             second=layer.up,
             peak=gated_peak if gate_dynamic else None,
             left=down_peak if down_dynamic else None,
-            cleared=None if layer.next_gain is None else following,
+            cleared=self._cleared(layer),
         )
         project(
             gated,
@@ -196,14 +213,27 @@ class FusedStep:
             self._peaked = x
         return x
 
+    def _cleared(self, layer: _Layer) -> Tensor | None:
+        """Of the peaks those that nobody needs once gate and up run."""
+        first = _FOLLOWING if layer.next_gain is not None else _ATTENDED
+        last = _ATTENDED if layer.output.dynamic else _FOLLOWING
+        return self._peaks[first : last + 1] if first <= last else None
+
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
+        before, self._peaked = self._peaked, None
+        peak = None
+        one = before is not None and before.shape[1] == 1
+        # Not of a text of which these are the last, each sequence's from its own chunk.
+        if before is not None and one and before.data_ptr() == x.data_ptr():
+            peak = self._peaks[_FOLLOWING]
         return project(
             x,
             self._output,
             self._arrivals,
             gain=model.norm.weight,
             eps=model.norm.eps,
+            peak=peak,
         )
 
     def block_or(self, other: RunBlock) -> RunBlock:

@@ -97,6 +97,7 @@ def compile_one(variant: Variant, capability: int) -> Resources:
             "parts": "*fp32",
             "sums": "*fp32",
             "out": _POINTERS[variant.dtype],
+            "left": "*i32",
             "ahead": "*i32",
         },
         sizes={"S": POSITIONS % 16 == 0},

@@ -55,11 +55,13 @@ def launch(
     dtype: torch.dtype,
     ragged: bool,
     lines: int = 0,
+    leaves: bool = False,
     early: bool = False,
 ) -> Launch:
     """For queries of `dtype`; `positions` are those allocated, None is no kind.
 
-    `lines` are those asked for ahead, `early`: see the kernel's DEPENDENT. A grid has
+    `lines` are those asked for ahead; `leaves` and `early` are the kernel's LEAVES and
+    DEPENDENT. A grid has
     as many programs as keep the card busy, or as there are stretches of positions.
     Where lines are asked for, some are left for them whatever is filled.
     """
@@ -80,6 +82,7 @@ def launch(
         constants={
             "HEADS": heads,
             "LINES": lines,
+            "LEAVES": leaves,
             "DEPENDENT": early,
             "RAGGED": ragged,
             "GROUP": group,
@@ -115,11 +118,13 @@ def split_attention(
     filled: Tensor,
     *,
     ahead: Tensor | None = None,
+    left: Tensor | None = None,
 ) -> Tensor:
     """See `cached_attention.decode_attention`.
 
     `ahead` is the weight that the next kernel reads: brought into the second-level
-    cache by programs that have no positions to attend to.
+    cache by programs that have no positions to attend to. `left`, int32 (8,) of zeros,
+    gets the peak of each sequence, as `fused_launch.project` leaves them.
     """
     batch, heads, positions, width = k_cache.shape
     group = q.shape[2] // heads
@@ -136,6 +141,7 @@ def split_attention(
         dtype=q.dtype,
         ragged=len(filled) > 1,
         lines=lines,
+        leaves=left is not None,
         early=early,
     )
     splits = chosen.constants["SPLITS"]
@@ -155,6 +161,7 @@ def split_attention(
         parts,
         sums,
         out,
+        arrivals if left is None else left,
         arrivals if ahead is None else ahead.view(torch.int32),
         positions,
         **chosen.constants,

@@ -139,9 +139,9 @@ def project(
     With `gain`, (K,), of x's RMSNorm with `eps`. With `second` it is silu of the first
     product times that with `second`. With `residual`, (M, N), the product is added to
     it in place. `arrivals`, int32, one at least for sixteen rows, are 0 and left so.
-    Of activations that the next kernel rounds to int8, int32 (8,) each: `peak` is what
+    Of activations that a later kernel rounds to int8, int32 (8,) each: `peak` is what
     the kernel in front left of x, `left`, of zeros, gets that of the result, times
-    `next_gain` where there is a residual, and `cleared` becomes zeros.
+    `next_gain` where there is a residual. `cleared`, of 8 or 16, becomes zeros.
     `launch` is how, where it is not to be chosen here.
     """
     x = x.contiguous()
@@ -185,7 +185,7 @@ def project(
         WHAT=what.value,
         PEAKED=peak is not None,
         LEAVES=left is not None,
-        CLEARS=cleared is not None,
+        CLEARS=0 if cleared is None else cleared.numel(),
     )
     return out
 

@@ -116,13 +116,20 @@ class Sampling:
 
 
 def start(
-    tokens: Tensor, positions: Tensor, embedding: Tensor, frequencies: Tensor
+    tokens: Tensor,
+    positions: Tensor,
+    embedding: Tensor,
+    frequencies: Tensor,
+    *,
+    gain: Tensor | None = None,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Rotary, Tensor]:
     """Hidden states (B, T, dim) of `tokens` (B, T), rotary, and what each may see.
 
     `positions` are int64 (T,), or (B, 1) where each sequence has its own; cosines and
     sines (positions, head_dim / 2); the last is each position's count of those up to
-    it.
+    it. With `left`, int32 (8,), it gets each token's peak times `gain`, (dim,), as
+    `fused_launch.project` leaves them.
     """
     tokens, rows = tokens.contiguous(), positions.numel()
     width, half = embedding.shape[1], len(frequencies)
@@ -130,19 +137,25 @@ def start(
     cos, sin = frequencies.new_empty((2, rows, half))
     filled = positions.new_empty(rows)
     early = may_start_early(tokens.device)
-    block = min(1 << (width - 1).bit_length(), _START)
+    block = 1 << (width - 1).bit_length()
+    if left is None:
+        block = min(block, _START)
     start_kernel[tokens.numel(), -(-width // block)](
         tokens,
         positions,
         embedding,
         frequencies,
+        embedding if gain is None else gain,
         x,
         cos,
         sin,
         filled,
+        # Nothing is left there.
+        filled if left is None else left,
         rows,
         D=width,
         HALF=half,
+        LEAVES=left is not None,
         BLOCK=block,
         BLOCK_H=1 << (half - 1).bit_length(),
         DEPENDENT=early,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton_launch import prefetch
+from llama_perf.kernels.triton_launch import prefetch, raise_peak
 
 PLAIN = tl.constexpr(0)
 INT8 = tl.constexpr(1)
@@ -52,10 +52,12 @@ def attend_in_splits(
     parts,
     sums,
     out,
+    left,
     ahead,
     S,
     HEADS: tl.constexpr,
     LINES: tl.constexpr,
+    LEAVES: tl.constexpr,
     DEPENDENT: tl.constexpr,
     RAGGED: tl.constexpr,
     GROUP: tl.constexpr,
@@ -78,7 +80,8 @@ def attend_in_splits(
     GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
     asks for, else that many, masked. `ahead` are LINES lines of 128 bytes that the next
     kernel reads: programs without a stretch, of which the grid has some beyond SPLITS,
-    bring them into the second-level cache.
+    bring them into the second-level cache. With LEAVES the largest |out| of each
+    sequence is left at `left`, the bits of float32, int32 (B,), which held zeros.
     With DEPENDENT the kernel may start before the one in front of it ends.
     """
     if DEPENDENT:
@@ -141,7 +144,10 @@ def attend_in_splits(
         acc = acc * V_SCALE
         if active == 1:
             value = acc / total[:, None]
+            value = value.to(out.dtype.element_ty)
             tl.store(out + head * GROUP * D + row * D + d, value, mask=in_group)
+            if LEAVES:
+                leave_head_peak(value, left + head // HEADS, in_group)
         else:
             part = head.to(tl.int64) * SPLITS + split
             tl.store(parts + part * (GROUP * D) + row * D + d, acc, mask=in_group)
@@ -158,6 +164,7 @@ def attend_in_splits(
                     parts,
                     sums,
                     out,
+                    left + head // HEADS,
                     head,
                     active,
                     GROUP,
@@ -166,7 +173,15 @@ def attend_in_splits(
                     BLOCK_D,
                     SPLITS,
                     TOGETHER,
+                    LEAVES,
                 )
+
+
+@triton.jit
+def leave_head_peak(values, place, mask):
+    """The largest of |values| of a head, (ROWS, D), at `place` where it is larger."""
+    size = tl.where(mask, tl.abs(values.to(tl.float32)), 0.0)
+    raise_peak(place, tl.max(size))
 
 
 @triton.jit
@@ -174,6 +189,7 @@ def join_parts(
     parts,
     sums,
     out,
+    left,
     head,
     active,
     GROUP: tl.constexpr,
@@ -182,8 +198,12 @@ def join_parts(
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LEAVES: tl.constexpr,
 ):
-    """The first `active` parts of a head into its rows of `out`."""
+    """The first `active` parts of a head into its rows of `out`.
+
+    With LEAVES their peak is left at `left`.
+    """
     row = tl.arange(0, ROWS)[None, :]
     d = tl.arange(0, BLOCK_D)[None, None, :]
     base = head.to(tl.int64) * SPLITS
@@ -218,4 +238,7 @@ def join_parts(
     column = tl.arange(0, BLOCK_D)[None, :]
     value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     place = out + head * GROUP * D + r * D + column
-    tl.store(place, value, mask=(r < GROUP) & (column < D))
+    stored, inside = value.to(out.dtype.element_ty), (r < GROUP) & (column < D)
+    tl.store(place, stored, mask=inside)
+    if LEAVES:
+        leave_head_peak(stored, left, inside)

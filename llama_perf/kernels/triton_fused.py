@@ -22,7 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from llama_perf.kernels import packed
 from llama_perf.kernels.triton_attention import INT8
 from llama_perf.kernels.triton_attention import PLAIN as UNQUANTIZED
-from llama_perf.kernels.triton_launch import prefetch
+from llama_perf.kernels.triton_launch import prefetch, raise_peak
 from llama_perf.kernels.triton_plain import plain_sums
 from llama_perf.kernels.triton_sparse import sparse_sums
 from llama_perf.kernels.triton_sums import code_sums, rounded
@@ -293,7 +293,7 @@ def project(
 
     Peaks of tokens are the bits of float32, int32 (8,): with PEAKED those of x are at
     `peak`; with LEAVES those of `out`, times `next_gain` where ADD, are left at `left`,
-    which held zeros; with CLEARS zeros are left at `cleared`.
+    which held zeros; as many zeros as CLEARS says are left at `cleared`.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N
@@ -329,7 +329,7 @@ def project(
         STEPS,
     )
     if CLEARS and tl.program_id(0) + split == 0:
-        tl.store(cleared + tl.arange(0, 8), 0)
+        tl.store(cleared + tl.arange(0, CLEARS), 0)
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     mask = (m < M) & (n < N)
@@ -381,9 +381,7 @@ def leave_peak(values, left, gain, m, n, M, N, WHAT: tl.constexpr):
         # What is normed next.
         size *= tl.load(gain + n, mask=n < N, other=0.0).to(tl.float32)
     size = tl.where((m < M) & (n < N), tl.abs(size), 0.0)
-    # Floats that are not negative are in the order of their bits.
-    most = tl.max(size, axis=1, keep_dims=True).to(tl.int32, bitcast=True)
-    tl.atomic_max(left + m, most, mask=m < M)
+    raise_peak(left + m, tl.max(size, axis=1, keep_dims=True), m < M)
 
 
 @triton.jit

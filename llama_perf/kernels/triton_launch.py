@@ -1,4 +1,4 @@
-"""Triton building blocks of launches: a kernel that does nothing, and asking ahead."""
+"""Triton building blocks: a kernel that does nothing, asking ahead, leaving a peak."""
 
 from __future__ import annotations
 
@@ -59,3 +59,10 @@ def prefetch(place):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def raise_peak(place, size, mask=None):
+    """Bits of `size`, float32 and not negative, at int32 `place` where it is larger."""
+    # Such floats are in the order of their bits.
+    tl.atomic_max(place, size.to(tl.int32, bitcast=True), mask=mask)

@@ -26,13 +26,16 @@ def start(
     positions,
     embedding,
     frequencies,
+    gain,
     x,
     cos,
     sin,
     filled,
+    left,
     ROWS,
     D: tl.constexpr,
     HALF: tl.constexpr,
+    LEAVES: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_H: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -41,6 +44,8 @@ def start(
 
     Of int64 `positions` (ROWS,), at most as many, `cos` and `sin`, float32 (ROWS,
     HALF), and in `filled` how many positions each sees. The grid is (M, blocks of D).
+    With LEAVES, of one block, the largest |x * gain| of each token is left at `left`,
+    the bits of float32, int32 (8,).
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -50,6 +55,10 @@ def start(
     place = tl.load(tokens + m) * D + column
     row = tl.load(embedding + place, mask=column < D, other=0.0)
     tl.store(x + m * D + column, row, mask=column < D)
+    if LEAVES:
+        size = row.to(tl.float32)
+        size *= tl.load(gain + column, mask=column < D, other=0.0).to(tl.float32)
+        tl.store(left + m, tl.max(tl.abs(size)).to(tl.int32, bitcast=True))
     if (block == 0) & (m < ROWS):
         position = tl.load(positions + m)
         half = tl.arange(0, BLOCK_H)

@@ -56,6 +56,8 @@ SCHEMES = (
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
+# A product that is given this finds the peak of its activations by itself.
+NO_PEAK = {"peak": None}
 
 
 @outside
@@ -257,7 +259,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By twos of layers; the first of all, and those of attention, find their own."""
+    """In a step all; of a prompt those of attention, and the head, find their own."""
     from llama_perf.kernels import fused_launch
 
     model = build_model(
@@ -274,8 +276,34 @@ def test_peaks_are_left_for_all_products_behind_another(
 
     monkeypatch.setattr(fused_launch, "_run", spied)
     check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
-    first, second, head = [False, False, True, True], [True, False, True, True], [False]
-    assert peaked == (first + second + head) * 2
+    prompt = [True, False, True, True] * 2 + [False]
+    assert peaked == prompt + [True] * len(prompt)
+
+
+def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, step after step: none sees what another one left."""
+    from llama_perf import fused_step
+
+    model = build_model(
+        tiny_weights(replace(SMALL, n_layers=2)), dtype=torch.float16, device=device
+    )
+    model = quantize_model(model, "int8dq", kernels="native")
+    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
+
+    def logits() -> Tensor:
+        engine = Engine(model, cache_size=24, batch_size=2, fused=True)
+        _, found = engine.observe(prompt, max_new_tokens=4, temperature=0)
+        return found
+
+    found = logits()
+    for name in ("project", "project_heads"):
+        run = getattr(fused_step, name)
+        monkeypatch.setattr(
+            fused_step, name, lambda *x, run=run, **more: run(*x, **more | NO_PEAK)
+        )
+    assert torch.equal(found, logits())
 
 
 def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
@@ -307,7 +335,7 @@ def test_what_cannot_be_fused_says_why() -> None:
 
 def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
     model = small_model("float8dq-row", torch.float32, device)
-    named = r"fused: layers\.0\.attention\.wqkv\.weight, Float8"
+    named = r"fused: output\.weight, Float8"
     with pytest.raises(NotRunnable, match=named):
         Engine(model, cache_size=8, fused=True)
     narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
@@ -339,4 +367,4 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
 
 
 # What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 2
+COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 3
