@@ -12,6 +12,13 @@ import torch
 
 from llama_perf import processor
 
+FLAGS = {
+    "coordinate_descent_tuning": True,
+    "coordinate_descent_check_all_directions": True,
+    "force_fuse_int_mm_with_mul": True,
+    "fx_graph_cache": True,
+}
+
 
 @contextmanager
 def compiler_settings() -> Iterator[None]:
@@ -24,16 +31,10 @@ def compiler_settings() -> Iterator[None]:
     from torch._inductor import config, lowering
 
     _forget_compiled()
-    flags = {
-        "coordinate_descent_tuning": True,
-        "coordinate_descent_check_all_directions": True,
-        "force_fuse_int_mm_with_mul": True,
-        "fx_graph_cache": True,
-    }
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (
         warnings.catch_warnings(),
-        config.patch(flags),
+        config.patch(FLAGS),
         compiling_for_this_processor(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):
