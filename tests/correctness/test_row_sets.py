@@ -81,18 +81,19 @@ def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
     assert 15 <= len(listed) <= 22
     fused = {row.quantization or "none" for row in listed if row.fused}
     assert fused >= schemes_of_the_table() - {"autoquant-int4"}
-    literal = {(row.quantization, row.compile) for row in listed[:4]}
-    assert literal == {
+    literal = [row for row in listed if row.attention == "sdpa"]
+    assert {(row.quantization, row.compile) for row in literal} == {
         (None, False),
         (None, True),
         ("int8wo", True),
         ("int4wo-64", True),
     }
-    assert all(row.attention == "sdpa" for row in listed[:4])
+    # On an H200 the compiler searches for two minutes in each of these.
+    searched = [row for row in listed if row.compile and not row.fused]
+    assert searched == listed[-3:]
     assert any(row.fill > 8192 for row in listed)
     assert {"Meta-Llama-3-8B", "Llama-3.2-1B"} <= {row.model for row in listed}
     large = [row for row in listed if predict_row(row).peak_bytes > 23e9]
-    assert large == listed[-1:]
     assert [row.dtype for row in large] == ["float32"]
 
 
