@@ -139,6 +139,7 @@ def _generate(row: RowSpec) -> None:
         engine.observe(
             prompt,
             max_new_tokens=2,
+            observed=2,
             lengths=lengths,
             temperature=row.temperature,
             top_k=row.top_k,

@@ -329,8 +329,12 @@ class Engine:
         temperature: float = 0.8,
         top_k: int | None = 200,
         generator: torch.Generator | None = None,
+        observed: int,
     ) -> tuple[Tensor, Tensor]:
-        """As `generate`: the new tokens, (B, N), and the logits of each, (B, N, V)."""
+        """As `generate`; the first `observed` new tokens and the logits of each.
+
+        (B, N) and (B, N, V).
+        """
         step = self._start(
             prompt,
             most=max_new_tokens,
@@ -342,10 +346,10 @@ class Engine:
         )
         assert step.logits is not None, "the first token was chosen from some"
         logits = [step.logits.clone()]
-        for _ in range(max_new_tokens - 1):
-            step.run()
-            logits.append(step.logits.clone())
-        return step.fed.history[:, :max_new_tokens].clone(), torch.stack(logits, dim=1)
+        for _ in self._go_on(step, max_new_tokens - 1):
+            if len(logits) < observed:
+                logits.append(step.logits.clone())
+        return step.fed.history[:, :observed].clone(), torch.stack(logits, dim=1)
 
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None

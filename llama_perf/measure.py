@@ -23,7 +23,7 @@ from llama_perf.operators import step_work
 from llama_perf.records import Ceiling, Measurement
 from llama_perf.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
-from llama_perf.value_check import check_values
+from llama_perf.value_check import check_values, warm_up
 
 Progress = Callable[[str], None]
 SAMPLES_BUDGET_S = {"cuda": 20.0}
@@ -108,8 +108,8 @@ def measure(
 
     `meter` was created before the row was built. The peak that is reported is that
     of the samples, after the warm-up, as in the reference; the build's stands apart.
-    After the warm-up the row's values are checked, `damaged` with one of its scales
-    wrong, to see that fail. `count_work`: also what a step calls, by a profiler,
+    The values of the warm-up are checked, `damaged` with one of the row's scales wrong,
+    to see that fail. `count_work`: also what a step calls, by a profiler,
     outside the samples. Raises SpoiledError where the card was throttled, ValuesError
     where values are wrong.
     """
@@ -122,9 +122,12 @@ def measure(
     generator = torch.Generator(device=device).manual_seed(0)
     start = time.perf_counter()
     progress("compiling and warming up" if row.compile else "warming up")
-    time_generation(prepared, generator)
+    observed = warm_up(prepared, generator, damaged=damaged)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     warm_up_s = time.perf_counter() - start
-    check = check_values(prepared, generator, damaged=damaged)
+    check = check_values(prepared, observed)
+    del observed
     step, counted_bytes = None, None
     if count_work and row.device == "cpu":
         # Before the samples, and its events freed: they are no part of the peak.

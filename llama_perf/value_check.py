@@ -1,10 +1,10 @@
 """Whether a row's engine computes the right values: a row that does not has no speed.
 
-The engine generates a few tokens of the row's own prompt as it will in the samples:
-compiled, captured or fused. The logits that the tokens were chosen from are compared
-with those of the same quantized weights, run once over the whole text by the model's
-modules, operator by operator. A row that is run so anyway is compared with its weights
-dequantized to float32, one layer at a time, where they can be. Knows no baseline.
+Its warm-up generates as the samples will: compiled, captured or fused. The logits that
+its first tokens were chosen from are compared with those of the same quantized weights,
+run once over the whole text by the model's modules, operator by operator. A row that is
+run so anyway is compared with its weights dequantized to float32, one layer at a time,
+where they can be. Knows no baseline.
 """
 
 from __future__ import annotations
@@ -63,38 +63,81 @@ class Limit:
     pooled: bool
 
 
-@torch.no_grad()
-def check_values(
-    prepared: Prepared, generator: torch.Generator, *, damaged: bool = False
-) -> ValueCheck:
-    """Compare the engine's logits with the reference's; raises ValuesError.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """Tokens (B, N) behind `prompt` (B, T), of the row's lengths, and their logits.
 
-    `generator` is left as it was. `damaged`: one scale is wrong while the engine
-    generates, a switch for testing this check.
+    `logits` are (B, N, V); `seconds` is what observing took beside a generation.
     """
-    start = time.perf_counter()
+
+    prompt: Tensor
+    lengths: Tensor | None
+    tokens: Tensor
+    logits: Tensor
+    seconds: float
+
+
+def warm_up(
+    prepared: Prepared, generator: torch.Generator, *, damaged: bool = False
+) -> Observed:
+    """Run the row's generation once, and observe its first tokens.
+
+    Of a long prompt they are those of another generation, behind it. `generator` moves
+    on by one generation. `damaged`: one scale is wrong meanwhile, a switch for testing
+    the check.
+    """
     row, engine = prepared.row, prepared.engine
-    prompt = prepared.prompt[:, :_PROMPT]
-    lengths = prepared.lengths
-    if lengths is not None:
-        lengths = lengths.clamp(max=prompt.shape[1])
-    count = min(DECODED + 1, row.max_new_tokens)
-    state = generator.get_state()
-    with _damaged(engine) if damaged else _whole():
+    few = min(DECODED + 1, row.max_new_tokens)
+
+    def observe(most: int, *, besides: bool) -> Observed:
+        start = time.perf_counter()
+        prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
+        if lengths is not None:
+            lengths = lengths.clamp(max=prompt.shape[1])
         tokens, logits = engine.observe(
             prompt,
-            max_new_tokens=count,
+            max_new_tokens=most,
             lengths=lengths,
             temperature=row.temperature,
             top_k=row.top_k,
             generator=generator,
+            observed=few,
         )
-    generator.set_state(state)
+        # A generation that is run anyway takes nothing of the check's.
+        seconds = time.perf_counter() - start if besides else 0.0
+        return Observed(
+            prompt=prompt,
+            lengths=lengths,
+            tokens=tokens,
+            logits=logits,
+            seconds=seconds,
+        )
+
+    with _damaged(engine) if damaged else _whole():
+        if row.prompt_length <= _PROMPT:
+            return observe(row.max_new_tokens, besides=False)
+        engine.generate(
+            prepared.prompt,
+            max_new_tokens=row.max_new_tokens,
+            lengths=prepared.lengths,
+            temperature=row.temperature,
+            top_k=row.top_k,
+            generator=generator,
+        )
+        state = generator.get_state()
+        found = observe(few, besides=True)
+        generator.set_state(state)
+        return found
+
+
+@torch.no_grad()
+def check_values(prepared: Prepared, observed: Observed) -> ValueCheck:
+    """Compare what was observed with the reference; raises ValuesError."""
+    start = time.perf_counter() - observed.seconds
+    row, engine = prepared.row, prepared.engine
     plain = _run_plainly(row) and _can_be_dequantized(engine)
-    wanted = _reference(
-        engine, prompt, tokens, lengths, dequantized=plain, kind=row.kv_cache
-    )
-    found = logits[:_SEQUENCES].float()
+    wanted = _reference(engine, observed, dequantized=plain, kind=row.kv_cache)
+    found = observed.logits[:_SEQUENCES].float()
     return _compared(
         wanted,
         found,
@@ -130,17 +173,11 @@ def limit_of(row: RowSpec, scheme: str | None) -> Limit:
 
 
 def _reference(
-    engine: Engine,
-    prompt: Tensor,
-    tokens: Tensor,
-    lengths: Tensor | None,
-    *,
-    dequantized: bool,
-    kind: str | None,
+    engine: Engine, observed: Observed, *, dequantized: bool, kind: str | None
 ) -> Tensor:
-    """Float32 logits (sequences, N, V) that `tokens`, (B, N), are to be chosen from."""
-    model, start = engine.model, engine.filled
-    text, first = _joined(prompt, tokens[:, :-1], lengths)
+    """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
+    model, start, tokens = engine.model, engine.filled, observed.tokens
+    text, first = _joined(observed.prompt, tokens[:, :-1], observed.lengths)
     end = start + text.shape[1]
     run_block: RunBlock = TransformerBlock.forward
     if dequantized:

@@ -150,6 +150,7 @@ def test_logits_of_a_captured_prompt_can_be_observed(model: Transformer) -> None
         engine(model, capture=capture).observe(
             torch.tensor([[1, 2, 3]], device=model.device),
             max_new_tokens=1,
+            observed=1,
             temperature=0,
         )
         for capture in (True, False)

@@ -18,8 +18,9 @@ from weights_samples import tiny_weights
 
 from llama_perf import quantize_model
 from llama_perf.assemble import build_model
+from llama_perf.build import Prepared
 from llama_perf.engine import Engine
-from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.linear import Linear
@@ -27,6 +28,7 @@ from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.spec import RowSpec
+from llama_perf.value_check import OPERATORS, check_values, warm_up
 
 __all__ = ["device"]  # A fixture.
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
@@ -294,7 +296,7 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
 
     def logits() -> Tensor:
         engine = Engine(model, cache_size=24, batch_size=2, fused=True)
-        _, found = engine.observe(prompt, max_new_tokens=4, temperature=0)
+        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, temperature=0)
         return found
 
     found = logits()
@@ -304,6 +306,27 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
             fused_step, name, lambda *x, run=run, **more: run(*x, **more | NO_PEAK)
         )
     assert torch.equal(found, logits())
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32"])
+def test_values_of_a_fused_row_are_checked(
+    scheme: str | None, device: torch.device
+) -> None:
+    model = small_model(scheme, torch.float32, device)
+    row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
+    prepared = Prepared(
+        row=row,
+        engine=Engine(model, cache_size=24, fused=True),
+        prompt=torch.tensor([[3, 1]], device=device),
+        weights="synthetic",
+        build_s=0.0,
+    )
+    generator = torch.Generator(device=device).manual_seed(0)
+    check = check_values(prepared, warm_up(prepared, generator))
+    assert check.against == OPERATORS
+    assert check.tokens == 3
+    with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
+        check_values(prepared, warm_up(prepared, generator, damaged=True))
 
 
 def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
@@ -367,4 +390,4 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
 
 
 # What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 3
+COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 3 + 3

@@ -10,11 +10,11 @@ import torch
 from llama_perf.build import Prepared, prepare
 from llama_perf.compiler import compiler_settings
 from llama_perf.errors import ValuesError
-from llama_perf.records import Status
+from llama_perf.records import Status, ValueCheck
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
-from llama_perf.value_check import DEQUANTIZED, OPERATORS, check_values
+from llama_perf.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 
 # Groups of 32, which divide the model's 288 columns.
 NATIVE = (
@@ -41,6 +41,10 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def checked(prepared: Prepared, *, damaged: bool = False) -> ValueCheck:
+    return check_values(prepared, warm_up(prepared, seeded(), damaged=damaged))
+
+
 @pytest.mark.parametrize(
     ("scheme", "kernels"),
     [(scheme, "native") for scheme in NATIVE]
@@ -50,16 +54,16 @@ def test_a_right_row_passes_and_a_damaged_scale_does_not(
     scheme: str | None, kernels: str
 ) -> None:
     prepared = built(quantization=scheme, kernels=kernels)
-    check = check_values(prepared, seeded())
+    check = checked(prepared)
     hidden = kernels == "torchao" and scheme == "int4wo-32"
     assert check.against == (OPERATORS if hidden else DEQUANTIZED)
     assert check.tokens == 9
     assert check.signal_to_noise_db > check.least_db
     with pytest.raises(ValuesError) as caught:
-        check_values(prepared, seeded(), damaged=True)
+        checked(prepared, damaged=True)
     assert f"at least {check.least_db:.1f} dB are needed" in str(caught.value)
     # The damage is undone.
-    again = check_values(prepared, seeded())
+    again = checked(prepared)
     assert again.signal_to_noise_db == check.signal_to_noise_db
 
 
@@ -67,10 +71,10 @@ def test_a_right_row_passes_and_a_damaged_scale_does_not(
 def test_a_compiled_row_is_compared_with_its_operators(scheme: str | None) -> None:
     with compiler_settings():
         prepared = built(quantization=scheme, compile=True)
-        check = check_values(prepared, seeded())
+        check = checked(prepared)
         assert check.against == OPERATORS
         with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
-            check_values(prepared, seeded(), damaged=True)
+            checked(prepared, damaged=True)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +101,13 @@ def test_rows_of_every_kind_are_compared(
     if against == OPERATORS:
         # What is compared is the same, and compiling each takes long.
         monkeypatch.setattr("llama_perf.value_check._run_plainly", lambda _row: False)
-    check = check_values(prepared, seeded())
+    check = checked(prepared)
     assert check.against == against
     # Rounding to the codes of a cache may turn; everything else is float32's.
     wanted = 30 if prepared.row.kv_cache else 90
     assert check.signal_to_noise_db > wanted
     with pytest.raises(ValuesError):
-        check_values(prepared, seeded(), damaged=True)
+        checked(prepared, damaged=True)
 
 
 def test_a_position_that_is_off_by_one_is_found(
@@ -115,7 +119,7 @@ def test_a_position_that_is_off_by_one_is_found(
         prepared.engine, "decode", lambda token, position: decode(token, position + 1)
     )
     with pytest.raises(ValuesError):
-        check_values(prepared, seeded())
+        checked(prepared)
 
 
 def test_one_wrong_logit_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +135,7 @@ def test_one_wrong_logit_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared.engine, "observe", wrong)
     monkeypatch.setattr("llama_perf.value_check._DTYPE_DB", {"float32": 0.0})
     with pytest.raises(ValuesError, match="of 9 greedy tokens 1 are others"):
-        check_values(prepared, seeded())
+        checked(prepared)
 
 
 def test_logits_that_are_no_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,14 +149,33 @@ def test_logits_that_are_no_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(prepared.engine, "observe", broken)
     with pytest.raises(ValuesError, match="logits hold NaN or infinity"):
-        check_values(prepared, seeded())
+        checked(prepared)
 
 
-def test_the_check_draws_nothing_from_the_samples_generator() -> None:
-    prepared, generator = built(), seeded()
-    before = generator.get_state()
-    check_values(prepared, generator)
-    assert torch.equal(generator.get_state(), before)
+@pytest.mark.parametrize("length", [6, 100])
+def test_what_is_observed_is_a_generation_and_draws_no_more(length: int) -> None:
+    prepared, generator, alike = built(prompt_length=length), seeded(), seeded()
+    row = prepared.row
+    observed = warm_up(prepared, generator)
+    tokens = prepared.engine.generate(
+        prepared.prompt,
+        max_new_tokens=row.max_new_tokens,
+        temperature=row.temperature,
+        top_k=row.top_k,
+        generator=alike,
+    )
+    assert torch.equal(generator.get_state(), alike.get_state())
+    assert observed.tokens.shape == (1, 9)
+    if length == 6:
+        assert torch.equal(observed.tokens, tokens[:, length:][:, :9])
+        assert observed.seconds == 0.0
+
+
+def test_a_short_row_pays_for_the_comparison_alone() -> None:
+    """Where its generation is no longer than what is observed, too."""
+    prepared = built(max_new_tokens=9)
+    assert warm_up(prepared, seeded()).seconds == 0.0
+    assert warm_up(built(prompt_length=100), seeded()).seconds > 0.0
 
 
 def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
