@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_perf.build import load_model, quantize_model
     from llama_perf.generation import generate
+    from llama_perf.models import load_model, quantize_model
     from llama_perf.saving import save_model
 
 __all__ = ["generate", "load_model", "quantize_model", "save_model"]
@@ -23,8 +23,8 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in {"avx2", "default"}:
 
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {
-    "load_model": "llama_perf.build",
-    "quantize_model": "llama_perf.build",
+    "load_model": "llama_perf.models",
+    "quantize_model": "llama_perf.models",
     "save_model": "llama_perf.saving",
     "generate": "llama_perf.generation",
 }

@@ -16,16 +16,15 @@ from llama_perf.autoquant.choose import choose
 from llama_perf.engine import Engine
 from llama_perf.environment import check_device, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
+from llama_perf.evidence import LinearChoice
 from llama_perf.model.config import preset, preset_name
-from llama_perf.model.transformer import Transformer, check_transformer, is_plain
+from llama_perf.model.transformer import Transformer
 from llama_perf.origin import Origin
 from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.records import LinearChoice
-from llama_perf.scheme import AUTOQUANT, Scheme
-from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.scheme import AUTOQUANT
+from llama_perf.spec import DTYPE_TOKENS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.toolchain import build_problem
 from llama_perf.weights.open_model import open_model
@@ -117,7 +116,7 @@ def prepare(
         quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
-        _record(model, scheme=row.quantization, kernels=row.kernels)
+        record_scheme(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(
         model,
         batch_size=row.batch_size,
@@ -220,17 +219,19 @@ def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
     if reader.saved is None or reader.saved.scheme is None:
         return row
     if row.quantization is not None:
-        raise _quantized_already(row.quantization, reader.saved.origin)
+        raise quantized_already(row.quantization, reader.saved.origin)
     scheme, kernels = reader.saved.scheme, str(reader.saved.kernels)
     return replace(row, quantization=scheme, kernels=kernels)
 
 
-def _quantized_already(scheme: str, origin: Origin | None) -> SpecError:
+def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
+    """The error of asking for `scheme` where the weights have one."""
     told = f" ({origin.told})" if origin is not None and origin.scheme else ""
     return SpecError("quantization", scheme, f"this model is quantized already{told}")
 
 
-def _record(model: Transformer, *, scheme: str, kernels: str) -> None:
+def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:
+    """Have the model's origin say what it was quantized to."""
     if model.origin is not None:
         model.origin = replace(model.origin, scheme=scheme, kernels=kernels)
 
@@ -279,79 +280,3 @@ def ragged_lengths(row: RowSpec) -> Tensor | None:
         return None
     last = row.batch_size - 1
     return 1 + torch.arange(row.batch_size) * (row.prompt_length - 1) // last
-
-
-def load_model(
-    path_or_preset: str | Path,
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-) -> Transformer:
-    """A model from a checkpoint, from a model's name, or synthetic from a preset.
-
-    A checkpoint is a folder, a `model.pth` or a `.gguf`. Raises WeightsError for one
-    that is missing or damaged, SpecError for an unknown name, dtype or device,
-    NotRunnable where the device is not here.
-    """
-    wanted = parse_dtype(str(dtype).removeprefix("torch."))
-    target = parse_device(device)
-    reader, _ = open_model(
-        str(path_or_preset), checkpoints=None, dtype=wanted, device=target
-    )
-    return build_model(reader, dtype=wanted, device=target)
-
-
-def parse_device(device: str | torch.device) -> torch.device:
-    """The torch device of a user's `device`; raises SpecError or NotRunnable."""
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise SpecError("device", str(device), "allowed: cpu, cuda") from None
-    if target.type not in {"cpu", "cuda"}:
-        raise SpecError("device", str(device), "allowed: cpu, cuda")
-    check_device(target.type)
-    return target
-
-
-def quantize_model(
-    model: Transformer,
-    scheme: str,
-    *,
-    kernels: str | None = None,
-    compile: bool = False,
-) -> Transformer:
-    """Quantize every linear layer of `model` in place, and return it.
-
-    `kernels` is "native" or "torchao"; where not given, native where this scheme is
-    built so, else torchao. autoquant chooses for a generation of the reference's
-    lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
-    an unknown scheme or one that does not fit a layer, NotRunnable for one that is
-    not built or not for this device.
-    """
-    check_transformer(model)
-    chosen = kernels if kernels is not None else preferred_kernels(scheme)
-    if chosen not in KERNELS:
-        raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
-    if not all(is_plain(parameter) for parameter in model.parameters()):
-        raise _quantized_already(scheme, model.origin)
-    device, dtype = model.device, model.dtype
-    quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
-    if scheme in AUTOQUANT:
-        row = RowSpec(
-            model="model",
-            quantization=scheme,
-            dtype=str(dtype).removeprefix("torch."),
-            device=device.type,
-            compile=compile,
-        )
-        choices = choose(row, model.config)
-        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
-    quantizer(model, "model")
-    _record(model, scheme=scheme, kernels=chosen)
-    return model
-
-
-def preferred_kernels(scheme: str) -> str:
-    """The kernels a scheme runs on where none are asked for."""
-    built = built_kernels(Scheme.parse(scheme))
-    return built[0] if built else KERNELS[0]

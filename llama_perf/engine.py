@@ -15,14 +15,21 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
-from llama_perf.model.attention import ONE_ANOTHER, CausalMask, Seen
+from llama_perf.model.attention import (
+    CausalMask,
+    Seen,
+    seen_by_chunk,
+    seen_by_token,
+)
 from llama_perf.model.kv_cache import KVCache, caches
 from llama_perf.model.transformer import (
     Transformer,
-    TransformerBlock,
     check_tokens,
+    state_after,
     tensor_bytes,
 )
+from llama_perf.prompt_checks import check_batch, check_lengths, check_room
+from llama_perf.runs import chosen_runs
 from llama_perf.spec import FUSED_TOKENS
 from llama_perf.step import Step
 from llama_perf.steps import Steps
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
     # It imports Triton.
     from llama_perf.fused_step import FusedStep
 
-RunBlock = Callable[..., Tensor]
-RunHead = Callable[[Transformer, Tensor], Tensor]
 PREFILL_CHUNK = 512
 """Tokens of a prompt at a time on the `decode` path where a row does not say.
 
@@ -94,18 +99,10 @@ class Engine:
             )
         whole = cache_size if attention == "sdpa" else PREFILL_CHUNK
         self._chunk = whole if prefill_chunk is None else prefill_chunk
-        block: RunBlock = TransformerBlock.forward
-        head: RunHead = Transformer.head
-        self._decode_block, self._decode_head = block, head
-        self._prefill_block, self._prefill_head = block, head
-        if compile:
-            self._decode_block = torch.compile(block, fullgraph=True, dynamic=False)
-            self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
-        if compile_prefill:
-            self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
-        self._fused: FusedStep | None = None
-        if fused:
-            self._fuse()
+        self._fused = self._fused_step() if fused else None
+        self._runs = chosen_runs(
+            self._fused, compile=compile, compile_prefill=compile_prefill
+        )
         # Weakly: an engine that is dropped gives its caches back at once, though its
         # steps are its own.
         engine = weakref.proxy(self)
@@ -120,16 +117,13 @@ class Engine:
             device=model.device,
         )
 
-    def _fuse(self) -> None:
-        """Replace what runs a few tokens by the fused kernels."""
+    def _fused_step(self) -> FusedStep:
+        """What replaces all that runs a few tokens."""
         from llama_perf.fused_step import FusedStep
 
         if self._mask is not None:
             raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-        step = self._fused = FusedStep(self.model, batch_size=self.batch_size)
-        self._decode_block, self._decode_head = step.block, step.head
-        self._prefill_block = step.block_or(self._prefill_block)
-        self._prefill_head = step.head
+        return FusedStep(self.model, batch_size=self.batch_size)
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
@@ -139,7 +133,7 @@ class Engine:
         """
         self.filled = 0
         check_tokens(tokens, self.model.config.vocab_size)
-        self._check_batch(tokens)
+        check_batch(tokens, self.batch_size)
         length = tokens.shape[1]
         if length >= self.cache_size:
             raise PromptError(
@@ -154,7 +148,7 @@ class Engine:
 
         With `lengths`, int64 (B,), after as many tokens of each sequence.
         """
-        return self._prefill_head(self.model, self._run(tokens, lengths))
+        return self._runs.prefill_head(self.model, self._run(tokens, lengths))
 
     def _run(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """The last hidden state of each sequence, (B, dim), chunk by chunk."""
@@ -164,7 +158,7 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            seen = self._seen_by_chunk(positions, start, end)
+            seen = seen_by_chunk(self._mask, positions, start, end)
             if self._fused is not None and chunk.numel() <= FUSED_TOKENS:
                 few, cos_sin, _ = self._fused.start(self.model, chunk, positions)
                 x = self.model.through_blocks(
@@ -173,7 +167,7 @@ class Engine:
                     positions,
                     caches=self._caches,
                     seen=seen,
-                    run_block=self._prefill_block,
+                    run_block=self._runs.prefill_block,
                 )
             else:
                 x = self.model.hidden(
@@ -181,21 +175,13 @@ class Engine:
                     positions,
                     caches=self._caches,
                     seen=seen,
-                    run_block=self._prefill_block,
+                    run_block=self._runs.prefill_block,
                 )
-            last = x[:, -1] if lengths is None else _at(x, lengths - first, last)
+            last = (
+                x[:, -1] if lengths is None else state_after(x, lengths - first, last)
+            )
         assert last is not None, "a prompt without tokens"
         return last
-
-    def _seen_by_chunk(self, positions: Tensor, start: int, end: int) -> Seen:
-        if self._mask is None:
-            return Seen(end=end)
-        return Seen(mask=self._mask.rows(positions)) if start else ONE_ANOTHER
-
-    def _seen_by_token(self, position: Tensor) -> Seen:
-        if self._mask is None:
-            return Seen(filled=position.flatten() + 1)
-        return Seen(mask=self._mask.rows(position))
 
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position`.
@@ -210,17 +196,17 @@ class Engine:
                 position,
                 caches=self._caches,
                 seen=Seen(filled=filled),
-                run_block=self._decode_block,
+                run_block=self._runs.decode_block,
             )
         else:
             x = self.model.hidden(
                 token,
                 position,
                 caches=self._caches,
-                seen=self._seen_by_token(position),
-                run_block=self._decode_block,
+                seen=seen_by_token(self._mask, position),
+                run_block=self._runs.decode_block,
             )
-        return self._decode_head(self.model, x[:, -1])
+        return self._runs.decode_head(self.model, x[:, -1])
 
     def _start(
         self,
@@ -356,20 +342,17 @@ class Engine:
     ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
         check_tokens(prompt, self.model.config.vocab_size)
-        self._check_batch(prompt)
-        length = prompt.shape[1]
+        check_batch(prompt, self.batch_size)
         if lengths is not None:
-            self._check_lengths(lengths, length)
-        if max_new_tokens < 1:
-            raise PromptError(
-                f"max_new_tokens: {max_new_tokens} is not allowed; allowed: 1 or more"
-            )
-        if self.filled + length + max_new_tokens > self.cache_size:
-            filled = f"{self.filled} filled positions + " if self.filled else ""
-            raise PromptError(
-                f"prompt: {filled}{length} tokens + {max_new_tokens} new ones do not"
-                f" fit the cache of {self.cache_size} positions"
-            )
+            if self._mask is not None:
+                raise PromptError("lengths: not allowed with attention 'sdpa'")
+            check_lengths(lengths, self.batch_size, prompt.shape[1])
+        check_room(
+            prompt.shape[1],
+            max_new_tokens,
+            filled=self.filled,
+            cache_size=self.cache_size,
+        )
 
     @property
     def caches(self) -> Sequence[KVCache]:
@@ -383,34 +366,3 @@ class Engine:
             tensors += cache.buffers()
         mask = 0 if self._mask is None else self._mask.held_bytes()
         return sum(map(tensor_bytes, tensors)) + mask
-
-    def _check_batch(self, tokens: Tensor) -> None:
-        if len(tokens) != self.batch_size:
-            raise PromptError(
-                f"prompt: a batch of {len(tokens)} is not allowed; the caches hold"
-                f" {self.batch_size}"
-            )
-
-    def _check_lengths(self, lengths: Tensor, most: int) -> None:
-        if self._mask is not None:
-            raise PromptError("lengths: not allowed with attention 'sdpa'")
-        if lengths.dtype != torch.int64 or lengths.shape != (self.batch_size,):
-            raise PromptError(
-                f"lengths: {lengths.dtype} {tuple(lengths.shape)} is not allowed;"
-                f" allowed: int64 ({self.batch_size},)"
-            )
-        for length in lengths.tolist():
-            if not 1 <= length <= most:
-                raise PromptError(
-                    f"lengths: {length} is not allowed; allowed: 1 to {most}, the"
-                    " prompt's length"
-                )
-
-
-def _at(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
-    """Of a chunk `x` (B, T, dim) the state after `lengths` tokens, else `before`."""
-    rows = torch.arange(len(x), device=x.device)
-    found = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
-    if before is None:
-        return found
-    return torch.where((lengths > 0)[:, None], found, before)

@@ -23,12 +23,12 @@ from torch.func import functional_call
 from llama_perf.build import Prepared
 from llama_perf.engine import Engine
 from llama_perf.errors import ValuesError
+from llama_perf.evidence import ValueCheck
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary
 from llama_perf.model.transformer import TransformerBlock, is_plain
-from llama_perf.records import ValueCheck
 from llama_perf.spec import RowSpec
 
 DECODED = 8

@@ -61,6 +61,22 @@ class CausalMask:
         return self._triangle[positions]
 
 
+def seen_by_chunk(
+    mask: CausalMask | None, positions: Tensor, start: int, end: int
+) -> Seen:
+    """What a prompt's queries at `positions`, int64 (T,) from `start`, may see."""
+    if mask is None:
+        return Seen(end=end)
+    return Seen(mask=mask.rows(positions)) if start else ONE_ANOTHER
+
+
+def seen_by_token(mask: CausalMask | None, position: Tensor) -> Seen:
+    """What the query of a step at `position`, int64 (1,) or (B, 1), may see."""
+    if mask is None:
+        return Seen(filled=position.flatten() + 1)
+    return Seen(mask=mask.rows(position))
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped queries and one fused input projection."""
 

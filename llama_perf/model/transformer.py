@@ -232,3 +232,12 @@ def tensor_bytes(tensor: Tensor) -> int:
         return tensor.numel() * tensor.element_size()
     names, _ = flatten()
     return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+
+
+def state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
+    """Of a chunk `x` (B, T, dim) the state after `lengths` tokens, else `before`."""
+    rows = torch.arange(len(x), device=x.device)
+    found = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
+    if before is None:
+        return found
+    return torch.where((lengths > 0)[:, None], found, before)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from llama_perf.records import LinearChoice, Report
+from llama_perf.evidence import LinearChoice
+from llama_perf.records import Report
 
 
 def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> str:

@@ -12,9 +12,9 @@ from tokenizer_samples import smollm2_path
 from torch import Tensor, nn
 
 from llama_perf import load_model
-from llama_perf.build import quantize_model
 from llama_perf.closeness import Closeness, closeness, token_divergences
 from llama_perf.model.transformer import Transformer
+from llama_perf.models import quantize_model
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.tokenizer import load_tokenizer

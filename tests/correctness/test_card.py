@@ -16,8 +16,9 @@ from record_samples import CUDA_ROW, ENVIRONMENT, measured
 from llama_perf import machine
 from llama_perf.card import SLICED, CardWatch
 from llama_perf.codec import from_json, to_json
+from llama_perf.evidence import CardState
 from llama_perf.machine import machine_notes
-from llama_perf.records import CardState, Report
+from llama_perf.records import Report
 from llama_perf.report.render import as_text
 
 pynvml = pytest.importorskip("pynvml")

@@ -21,7 +21,7 @@ from torch import Tensor
 from waiting import refusing_to_wait
 from weights_samples import all_weights, write_json
 
-from llama_perf.build import build_model, quantize_model
+from llama_perf.assemble import build_model
 from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
 from llama_perf.engine import Engine
@@ -29,6 +29,7 @@ from llama_perf.environment import collect
 from llama_perf.memory import MemoryMeter
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.transformer import Transformer
+from llama_perf.models import quantize_model
 from llama_perf.records import Measurement, RowResult, Status
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions

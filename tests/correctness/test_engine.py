@@ -12,11 +12,12 @@ from torch import Tensor
 from weights_samples import TINY, tiny_weights
 
 from llama_perf import generate, processor
-from llama_perf.build import build_model, quantize_model
+from llama_perf.assemble import build_model
 from llama_perf.compiler import compiler_settings
 from llama_perf.engine import Engine
 from llama_perf.errors import UserError
 from llama_perf.model.transformer import Transformer
+from llama_perf.models import quantize_model
 from llama_perf.quantize.upstream import broken_upstream
 from llama_perf.spec import RowSpec
 

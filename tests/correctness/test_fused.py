@@ -122,7 +122,7 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
     plain, fused = both(model, batch_size=batch)
     check(plain, fused, prompt, limit_of(scheme, dtype))
-    step = fused._decode_block.__self__  # type: ignore[attr-defined]
+    step = fused._fused
     assert not step._arrivals.any()
 
 

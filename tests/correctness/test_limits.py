@@ -12,8 +12,9 @@ from record_samples import CPU_ROW, CUDA_ROW, baseline_of, measured
 from llama_perf import rows
 from llama_perf.compare import compare
 from llama_perf.errors import UserError
+from llama_perf.evidence import StepWork
 from llama_perf.limits import LIMITS, limits_of
-from llama_perf.records import StepWork, Verdict
+from llama_perf.records import Verdict
 from llama_perf.set_limits import ProjectLimits, SetLimits, project_limits
 
 pytest_plugins = ["pytester"]

@@ -25,7 +25,8 @@ from record_samples import (
 from llama_perf.cli import main
 from llama_perf.codec import from_json, to_json
 from llama_perf.compare import compare
-from llama_perf.records import Report, RowResult, Status, ValueCheck
+from llama_perf.evidence import ValueCheck
+from llama_perf.records import Report, RowResult, Status
 from llama_perf.report.render import as_markdown, as_text
 
 OTHER = replace(CPU_ROW, compile=True)

@@ -10,7 +10,8 @@ import torch
 from llama_perf.build import Prepared, prepare
 from llama_perf.compiler import compiler_settings
 from llama_perf.errors import ValuesError
-from llama_perf.records import Status, ValueCheck
+from llama_perf.evidence import ValueCheck
+from llama_perf.records import Status
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec

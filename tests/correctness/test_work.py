@@ -11,9 +11,10 @@ from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, chosen, measured
 
 from llama_perf.build import prepare
 from llama_perf.compare import compare
+from llama_perf.evidence import OperatorTime, StepWork
 from llama_perf.limits import LIMITS
 from llama_perf.operators import load_profiler, step_work
-from llama_perf.records import OperatorTime, Report, StepWork, Verdict
+from llama_perf.records import Report, Verdict
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.spec import RowSpec
 from llama_perf.work import grown, more_work
