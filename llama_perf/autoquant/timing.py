@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llama_perf.autoquant.uses import Product
 from llama_perf.compiler import compiler_settings
 from llama_perf.graphs import captured, warm_up
+from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import LANES
 from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
@@ -94,9 +95,14 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
 
     blocks = -(-product.rows // LANES)
     arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
-    if how == "fused":
-        return lambda x, weight: fused_launch.project(x, weight, arrivals)
-    return lambda x, pair: fused_launch.project(x, pair[0], arrivals, second=pair[1])
+    # The kernel in front leaves it: no product of a step looks for its own.
+    peak = torch.full((8,), 4.0, device=device).view(torch.int32)
+
+    def project(x: Tensor, weight: Packed, second: Packed | None = None) -> Tensor:
+        left = peak if weight.dynamic else None
+        return fused_launch.project(x, weight, arrivals, second=second, peak=left)
+
+    return project if how == "fused" else lambda x, pair: project(x, *pair)
 
 
 class _Pass:

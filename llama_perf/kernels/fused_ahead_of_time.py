@@ -89,8 +89,14 @@ def compile_one(
         )
     gate = kernel == "gate"
     packed = weight(variant, *((hidden, dim) if gate else (dim, hidden)))
-    peaks = dict.fromkeys(("PEAKED", "LEAVES", "CLEARS"), packed.dynamic)
-    constants = {"NORM": gate, "WHAT": (GATE if gate else ADD).value, **peaks}
+    constants = {
+        "NORM": gate,
+        "WHAT": (GATE if gate else ADD).value,
+        "PEAKED": packed.dynamic,
+        "LEAVES": packed.dynamic,
+        # Those of what comes next, and of attention behind that.
+        "CLEARS": 16 if packed.dynamic and gate else 0,
+    }
     pointers = {
         **_inputs(packed),
         **{f"{name}2": each for name, each in _weights(packed).items()},

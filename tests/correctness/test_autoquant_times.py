@@ -163,9 +163,16 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
     calls: list[Packed] = []
 
     def project(
-        x: Tensor, weight: Packed, arrivals: Tensor, second: Packed | None = None
+        x: Tensor,
+        weight: Packed,
+        arrivals: Tensor,
+        *,
+        second: Packed | None,
+        peak: Tensor | None,
     ) -> Tensor:
         assert len(arrivals) >= 3
+        # As in a step, where the kernel in front leaves it.
+        assert (peak is not None) == weight.dynamic
         assert (second is not None) == (how == "fused gate")
         assert second is None or second.layout == weight.layout
         calls.append(weight)
