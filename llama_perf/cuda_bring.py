@@ -10,8 +10,10 @@ import importlib
 import os
 import platform
 import sys
+import tarfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from lzma import LZMAError
 from pathlib import Path
 
 from llama_perf.cuda_steps import Runner, Step, Told
@@ -109,7 +111,11 @@ def bring_kernels(runner: Runner, folder: Path | None) -> Brought | None:
     named = os.environ.get("TRITON_CACHE_DIR")
     cache = Path(named) if named else ROOT / ".llama-perf" / "triton"
     for archive in archives:
-        unpack(archive, cache)
+        try:
+            unpack(archive, cache)
+        except (tarfile.TarError, LZMAError, EOFError, OSError) as error:
+            # What it had is compiled here instead.
+            runner.note("kernels", Told.FAILED, f"{archive.name}: {error}")
     runner.variables["TRITON_CACHE_DIR"] = str(cache)
     keys = frozenset(kernels(cache))
     count = f"{len(keys)} brought for {compiler.told}"

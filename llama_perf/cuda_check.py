@@ -67,7 +67,7 @@ _RECORD_S = 30.0
 _DOCTOR_S = 20.0
 # Of a rehearsal; a machine with a card has cores for as many as it has schemes.
 _FEW_PARTS = 2
-_FUSED_TESTS = ("test_step.py", "test_fused.py")
+_FUSED_TESTS = {"step": "test_step.py", "fused": "test_fused.py"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,8 +107,8 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     runner.run_together(
         [
             each
-            for file in _FUSED_TESTS
-            for each in tests_steps(out, [file], parts=parts, limit_s=_FUSED_S)
+            for label, file in _FUSED_TESTS.items()
+            for each in tests_steps(out, label, [file], parts=parts, limit_s=_FUSED_S)
         ]
     )
     runner.run(rows_step(out, "rows", rows, limit_s=_ROWS_S))
@@ -120,7 +120,9 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
         print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
     runner.run(record_step(scratch / "measured.json", out / "baselines"))
     others = ["test_cuda.py"] if rehearse else _other_tests()
-    runner.run_together(tests_steps(out, others, parts=2 * parts, limit_s=math.inf))
+    runner.run_together(
+        tests_steps(out, "others", others, parts=2 * parts, limit_s=math.inf)
+    )
     runner.run(doctor_step())
     tell_compiled(runner, brought)
     if arguments.rehearse:
@@ -149,14 +151,13 @@ def machine_step(out: Path) -> Step:
 
 
 def tests_steps(
-    out: Path, files: Sequence[str], *, parts: int, limit_s: float
+    out: Path, label: str, files: Sequence[str], *, parts: int, limit_s: float
 ) -> list[Step]:
     """The tests of `files` that need a card, in parts for processes side by side.
 
     On the CPU they say that they need one.
     """
     paths = [f"tests/correctness/{name}" for name in files]
-    label = files[0].removeprefix("test_").removesuffix(".py")
     steps = []
     for part in range(1, parts + 1):
         name = f"tests-{label}-{part}-of-{parts}"
@@ -180,7 +181,7 @@ def _other_tests() -> list[str]:
     """The files of tests but for those that ran before."""
     folder = ROOT / "tests" / "correctness"
     names = [path.name for path in sorted(folder.glob("test_*.py"))]
-    return [name for name in names if name not in _FUSED_TESTS]
+    return [name for name in names if name not in _FUSED_TESTS.values()]
 
 
 def products_step(out: Path, *, rehearse: bool) -> Step:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from llama_perf import cuda_bring, wheelhouse
 from llama_perf.cuda_bring import bring_kernels, tell_compiled
-from llama_perf.cuda_steps import Runner
+from llama_perf.cuda_steps import Runner, Told
 from llama_perf.errors import UserError
 from llama_perf.kernel_cache import Compiler, kernels, unpack
 from llama_perf.wheelhouse_kernels import ALL_SETS, compile_kernels
@@ -109,6 +110,23 @@ def test_a_cache_of_the_users_own_takes_them(
     )
     assert brought is not None
     assert kernels(tmp_path / "own") == brought.keys
+
+
+def test_a_damaged_archive_is_told_and_the_check_goes_on(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
+    whole = archive.read_bytes()
+    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / archive.name).write_bytes(content)
+        runner = Runner(root=ROOT, out=tmp_path, budget_s=60)
+        assert bring_kernels(runner, folder) is not None
+        first, last = runner.outcomes
+        assert first.told is Told.FAILED
+        assert archive.name in first.reason
+        assert re.fullmatch(r"\d+ brought for .*", last.reason)
 
 
 def test_a_check_says_that_none_were_brought(tmp_path: Path) -> None:

@@ -133,7 +133,10 @@ def test_without_results_nothing_is_left_out(tmp_path: Path) -> None:
 
 
 # What tells most comes first; tests that run side by side end in any order.
-STEPS = ("wheels", "machine", "rows", "products", "rows-rest", "baseline", "doctor")
+STEPS = (
+    *("wheels", "kernels", "machine", "rows", "products", "rows-rest", "baseline"),
+    "doctor",
+)
 
 
 def test_steps_side_by_side_each_have_their_log_and_the_summary_has_all(
@@ -232,7 +235,7 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
     for name in ("machine.txt", "products.txt", "rows.txt", "doctor.txt", "results.md"):
         assert (out / name).read_text().startswith(REHEARSAL), name
     assert done.stdout.endswith(f"results: {out}\n{REHEARSAL}\n")
-    for name in ("step-1-of-2", "fused-2-of-2", "cuda-1-of-4"):
+    for name in ("step-1-of-2", "fused-2-of-2", "others-1-of-4"):
         assert "no CUDA device" in (out / f"tests-{name}.txt").read_text()
         assert (out / f"tests-{name}.xml").is_file()
     machine = json.loads((out / "machine.json").read_text())
