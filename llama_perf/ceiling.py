@@ -49,15 +49,14 @@ def launch_us(device: torch.device) -> tuple[float, float | None]:
 
 
 def _gap_us(device: torch.device, *, dependent: bool) -> float:
-    from llama_perf.kernels.triton_launch import count
+    from llama_perf.kernels.triton_launch import launch_count
 
     x = torch.zeros(1, dtype=torch.int32, device=device)
-    options = {"launch_pdl": True} if dependent else {}
 
     def chain(length: int) -> float:
         def work() -> None:
             for _ in range(length):
-                count[(1,)](x, DEPENDENT=dependent, num_warps=1, **options)
+                launch_count(x, dependent=dependent)
 
         warm_up(work)
         graph = captured(work)

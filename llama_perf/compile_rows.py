@@ -25,7 +25,7 @@ from llama_perf.autoquant.timing import launch_once
 from llama_perf.build import parse_dtype
 from llama_perf.engine import Engine
 from llama_perf.kernels.compile_only import Launched, compile_only, launching_operators
-from llama_perf.kernels.triton_launch import count
+from llama_perf.kernels.triton_launch import launch_count
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import preset
 from llama_perf.quantize.apply import make_quantizer
@@ -153,17 +153,21 @@ def _generate(row: RowSpec) -> None:
         engine.model.head(x[:, -1 - DECODED :])
 
 
+def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
+    """From now on a step runs where it would be captured, and by `captured` again."""
+    replaced: Any = step
+    replaced.warm_up, replaced.captured = Uncaptured.replay_once, captured
+
+
 def main(capability: str, part: str, *sets: str) -> None:
     """Compile for sm_`capability` what the rows of part I/N of `sets` launch."""
     launched: list[Launched] = compile_only(int(capability))
-    replaced: Any = step
-    replaced.warm_up, replaced.captured = Uncaptured.replay_once, Uncaptured
+    without_graphs()
     number, parts = map(int, part.split("/"))
     rows = kernel_rows(sets)[number - 1 :: parts]
     room = torch.empty(1, dtype=torch.int32, device=META)
     for dependent in (False, True):
-        options = {"launch_pdl": True} if dependent else {}
-        count[(1,)](room, DEPENDENT=dependent, num_warps=1, **options)
+        launch_count(room, dependent=dependent)
     with launching_operators():
         for row in rows:
             compile_row(row)

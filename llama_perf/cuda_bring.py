@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import platform
 import sys
 import tarfile
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from lzma import LZMAError
 from pathlib import Path
 
@@ -95,10 +94,7 @@ def bring_kernels(runner: Runner, folder: Path | None) -> Brought | None:
     checkout's own, unless `TRITON_CACHE_DIR` names one. None where there are none.
     """
     try:
-        compiler = Compiler(
-            triton=version("triton"),
-            python=".".join(platform.python_version_tuple()[:2]),
-        )
+        compiler = Compiler.here()
     except PackageNotFoundError:
         runner.note("kernels", Told.OK, "none brought: this Python has no Triton")
         return None

@@ -9,9 +9,10 @@ its description. Standard library alone.
 from __future__ import annotations
 
 import json
+import platform
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 # Of a kernel's files: what is loaded, and what says how it is launched.
@@ -26,6 +27,12 @@ class Compiler:
 
     triton: str
     python: str
+
+    @classmethod
+    def here(cls) -> Compiler:
+        """Of this interpreter; raises PackageNotFoundError without Triton."""
+        python = ".".join(platform.python_version_tuple()[:2])
+        return cls(triton=version("triton"), python=python)
 
     @property
     def told(self) -> str:
@@ -70,12 +77,9 @@ def unpack(archive: Path, cache: Path) -> int:
 
 def _place(listed: Path) -> None:
     """Have Triton's list of a kernel's files say where they are now."""
-    names = [path.name for path in _listed(listed.parent)]
-    paths = {name: str(listed.parent.absolute() / name) for name in names}
+    paths = {
+        path.name: str(path.absolute())
+        for path in sorted(listed.parent.iterdir())
+        if path.suffix in (_BINARY, _DESCRIPTION) and path != listed
+    }
     listed.write_text(json.dumps({"child_paths": paths}), encoding="utf-8")
-
-
-def _listed(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (_BINARY, _DESCRIPTION) and not path.name.startswith(_LIST):
-            yield path

@@ -168,7 +168,7 @@ def _clock(product: Product, weight: Packed) -> Time:
     """Of products with copies of `weight` one behind the other, in one graph."""
     from triton.runtime.errors import OutOfResources
 
-    from llama_perf.kernels.fused_launch import fused_launch, project
+    from llama_perf.kernels.fused_launch import any_peak, fused_launch, project
 
     device, tokens = weight.codes.device, product.tokens
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -177,10 +177,8 @@ def _clock(product: Product, weight: Packed) -> Time:
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
     arrivals = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
 
-    peak = None
-    if weight.dynamic:
-        # The kernel in front leaves it: no product of a step looks for its own.
-        peak = torch.full((8,), 4.0, device=device).view(torch.int32)
+    # No product of a step looks for its own.
+    peak = any_peak(device) if weight.dynamic else None
 
     def seconds(choice: Choice | None) -> float:
         launch = fused_launch(weight, tokens, weights=product.weights, tuned=choice)

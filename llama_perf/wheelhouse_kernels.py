@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100")
 ALL_SETS = ("cuda-check", "cuda", *SETS)
 _ASK = (
-    "import json, platform, triton, llama_perf.compile_rows;"
-    "python = '.'.join(platform.python_version_tuple()[:2]);"
-    "print(json.dumps({'triton': triton.__version__, 'python': python}))"
+    "import dataclasses, json, llama_perf.compile_rows;"
+    "from llama_perf.kernel_cache import Compiler;"
+    "print(json.dumps(dataclasses.asdict(Compiler.here())))"
 )
 
 

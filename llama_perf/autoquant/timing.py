@@ -95,8 +95,8 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
 
     blocks = -(-product.rows // LANES)
     arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
-    # The kernel in front leaves it: no product of a step looks for its own.
-    peak = torch.full((8,), 4.0, device=device).view(torch.int32)
+    # No product of a step looks for its own.
+    peak = fused_launch.any_peak(device)
 
     def project(x: Tensor, weight: Packed, second: Packed | None = None) -> Tensor:
         left = peak if weight.dynamic else None

@@ -119,6 +119,11 @@ def _run(kernel: Any, launch: Launch, arguments: tuple[Any, ...], **more: Any) -
     )
 
 
+def any_peak(device: torch.device) -> Tensor:
+    """Peaks as the kernel in front leaves them, for a product that is timed alone."""
+    return torch.full((8,), 4.0, device=device).view(torch.int32)
+
+
 def project(
     x: Tensor,
     weight: Packed,

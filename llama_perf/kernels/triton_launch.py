@@ -48,6 +48,12 @@ def count(x, DEPENDENT: tl.constexpr):
     tl.store(x, tl.load(x) + 1)
 
 
+def launch_count(x: torch.Tensor, *, dependent: bool) -> None:
+    """Launch `count` once, where `dependent` by programmatic dependent launch."""
+    options = {"launch_pdl": True} if dependent else {}
+    count[(1,)](x, DEPENDENT=dependent, num_warps=1, **options)
+
+
 @triton.jit
 def prefetch(place):
     """Ask for the line of `place` to be brought into the second-level cache."""

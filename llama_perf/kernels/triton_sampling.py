@@ -58,6 +58,7 @@ def start(
     if LEAVES:
         size = row.to(tl.float32)
         size *= tl.load(gain + column, mask=column < D, other=0.0).to(tl.float32)
+        # Not raised: an earlier token's may be there.
         tl.store(left + m, tl.max(tl.abs(size)).to(tl.int32, bitcast=True))
     if (block == 0) & (m < ROWS):
         position = tl.load(positions + m)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -80,47 +79,27 @@ def main(
     model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
 ) -> None:
     """Two generations on the meta device; the second is printed."""
-    from llama_perf import step
-    from llama_perf.assemble import build_model
-    from llama_perf.engine import Engine
+    from llama_perf.compile_rows import META, Uncaptured, meta_engine, without_graphs
     from llama_perf.kernels.compile_only import compile_only
-    from llama_perf.model.config import preset
-    from llama_perf.quantize.apply import make_quantizer
-    from llama_perf.weights.synthetic import SyntheticWeights
-
-    class Shapes(SyntheticWeights):
-        def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-            del name
-            return torch.empty(shape, dtype=self._dtype, device=self._device)
+    from llama_perf.spec import RowSpec
 
     launched: list[Any] = compile_only(
         int(capability), multiprocessors=int(multiprocessors)
     )
     graphs: list[Launches] = []
 
-    class Kept:
-        def __init__(self, work: Callable[[], None], *_generator: object) -> None:
-            self._work = work
-
+    class Kept(Uncaptured):
         def replay(self) -> None:
             before = len(launched)
-            self._work()
+            super().replay()
             graphs.append([_told(each) for each in launched[before:]])
             del launched[before:]
 
-    step.warm_up = lambda work: work()
-    step.captured = Kept  # type: ignore[assignment]
-    meta, dtype = torch.device("meta"), torch.bfloat16
-    quantizer = None
-    if scheme != "none":
-        card = torch.device("cuda")
-        quantizer = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
-    config = replace(preset(model), n_layers=2)
-    reader = Shapes(config, dtype=dtype, device=meta)
-    with torch.no_grad():
-        built = build_model(reader, dtype=dtype, device=meta, quantizer=quantizer)
-    engine = Engine(built, cache_size=256, fused=True, capture=True)
-    prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=meta)
+    without_graphs(Kept)
+    quantization = None if scheme == "none" else scheme
+    row = RowSpec(model=model, quantization=quantization, fused=True, capture=True)
+    engine = meta_engine(row, cache_size=256)
+    prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=META)
     with _Operators(launched):
         for _ in range(2):
             launched.clear()

@@ -80,6 +80,11 @@ def small_model(
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
 
 
+def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
+    weights = tiny_weights(replace(SMALL, n_layers=2))
+    return build_model(weights, dtype=dtype, device=device)
+
+
 def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
     """The modules' engine and the fused one over the same weights."""
     each = {"cache_size": 24, **options}
@@ -264,9 +269,7 @@ def test_peaks_are_left_for_all_products_behind_another(
     """In a step all; of a prompt those of attention, and the head, find their own."""
     from llama_perf.kernels import fused_launch
 
-    model = build_model(
-        tiny_weights(replace(SMALL, n_layers=2)), dtype=torch.float32, device=device
-    )
+    model = two_layers(torch.float32, device)
     quantized = quantize_model(model, "int8dq", kernels="native")
     plain, fused = both(quantized)
     peaked: list[bool] = []
@@ -288,9 +291,7 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
     """To the last bit, step after step: none sees what another one left."""
     from llama_perf import fused_step
 
-    model = build_model(
-        tiny_weights(replace(SMALL, n_layers=2)), dtype=torch.float16, device=device
-    )
+    model = two_layers(torch.float16, device)
     model = quantize_model(model, "int8dq", kernels="native")
     prompt = torch.tensor([[3, 1], [7, 8]], device=device)
 
