@@ -29,6 +29,8 @@ from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary
 from llama_perf.model.transformer import TransformerBlock, is_plain
+from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
+from llama_perf.quantize.opaque_int4 import is_opaque
 from llama_perf.spec import RowSpec
 
 DECODED = 8
@@ -153,7 +155,7 @@ def _run_plainly(row: RowSpec) -> bool:
 
 
 def _can_be_dequantized(engine: Engine) -> bool:
-    """Whether the weights can: a packing of torchao's for CPUs hides its codes."""
+    """Whether the weights can: a packing may hide its codes."""
     block: Any = engine.model.layers[0]
     try:
         _float(block.attention.wo.weight)
@@ -254,6 +256,8 @@ def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
 def _float(weight: Tensor) -> Tensor:
     if is_plain(weight):
         return weight.float()
+    if is_opaque(weight):
+        return dequantized_int4(weight)
     quantized: Any = weight
     out: Tensor = quantized.dequantize().float()
     return out

@@ -11,6 +11,7 @@ from llama_perf.build import Prepared, prepare
 from llama_perf.compiler import compiler_settings
 from llama_perf.errors import ValuesError
 from llama_perf.evidence import ValueCheck
+from llama_perf.quantize import opaque_int4
 from llama_perf.records import Status
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
@@ -56,8 +57,7 @@ def test_a_right_row_passes_and_a_damaged_scale_does_not(
 ) -> None:
     prepared = built(quantization=scheme, kernels=kernels)
     check = checked(prepared)
-    hidden = kernels == "torchao" and scheme == "int4wo-32"
-    assert check.against == (OPERATORS if hidden else DEQUANTIZED)
+    assert check.against == DEQUANTIZED
     assert check.tokens == 9
     assert check.signal_to_noise_db > check.least_db
     with pytest.raises(ValuesError) as caught:
@@ -66,6 +66,29 @@ def test_a_right_row_passes_and_a_damaged_scale_does_not(
     # The damage is undone.
     again = checked(prepared)
     assert again.signal_to_noise_db == check.signal_to_noise_db
+
+
+def test_weights_whose_codes_cannot_be_read_are_compared_with_their_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opaque_int4, "_LAYOUTS", ())
+    opaque_int4._layout.cache_clear()
+    prepared = built(quantization="int4wo-32", kernels="torchao")
+    assert checked(prepared).against == OPERATORS
+    with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
+        checked(prepared, damaged=True)
+
+
+# Whole blocks, rows behind them that fill none, and more than are unpacked at once.
+@pytest.mark.parametrize("rows", [64, 288, 144, 1040])
+def test_the_codes_that_torchao_packs_for_cpus_are_read(rows: int) -> None:
+    from torchao.prototype.quantization.int4.int4_opaque_tensor import Int4OpaqueTensor
+
+    weight, x = torch.randn(rows, 96), torch.randn(3, 96)
+    packed = Int4OpaqueTensor.from_hp(weight, [1, 32])
+    wanted = torch.nn.functional.linear(x, packed)
+    found = x @ opaque_int4.dequantized(packed).T
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int8dq"])
