@@ -29,7 +29,7 @@ from llama_perf.model.transformer import (
     tensor_bytes,
 )
 from llama_perf.prompt_checks import check_batch, check_lengths, check_room
-from llama_perf.runs import chosen_runs
+from llama_perf.runs import RunBlock, chosen_runs
 from llama_perf.spec import FUSED_TOKENS
 from llama_perf.step import Step
 from llama_perf.steps import Steps
@@ -159,24 +159,7 @@ class Engine:
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
             seen = seen_by_chunk(self._mask, positions, start, end)
-            if self._fused is not None and chunk.numel() <= FUSED_TOKENS:
-                few, cos_sin, _ = self._fused.start(self.model, chunk, positions)
-                x = self.model.through_blocks(
-                    few,
-                    cos_sin,
-                    positions,
-                    caches=self._caches,
-                    seen=seen,
-                    run_block=self._runs.prefill_block,
-                )
-            else:
-                x = self.model.hidden(
-                    chunk,
-                    positions,
-                    caches=self._caches,
-                    seen=seen,
-                    run_block=self._runs.prefill_block,
-                )
+            x = self._hidden(chunk, positions, seen, self._runs.prefill_block)
             last = (
                 x[:, -1] if lengths is None else state_after(x, lengths - first, last)
             )
@@ -188,50 +171,33 @@ class Engine:
 
         int64 (1,), or (B, 1) where each sequence has its own.
         """
-        if self._fused is not None:
-            x, cos_sin, filled = self._fused.start(self.model, token, position)
-            x = self.model.through_blocks(
-                x,
-                cos_sin,
-                position,
-                caches=self._caches,
-                seen=Seen(filled=filled),
-                run_block=self._runs.decode_block,
-            )
-        else:
-            x = self.model.hidden(
-                token,
-                position,
-                caches=self._caches,
-                seen=seen_by_token(self._mask, position),
-                run_block=self._runs.decode_block,
-            )
+        x = self._hidden(token, position, None, self._runs.decode_block)
         return self._runs.decode_head(self.model, x[:, -1])
 
-    def _start(
-        self,
-        prompt: Tensor,
-        *,
-        most: int,
-        lengths: Tensor | None,
-        temperature: float,
-        top_k: int | None,
-        generator: torch.Generator | None,
-        after_prefill: Callable[[], None] | None,
-    ) -> Step:
-        """Run the prompt and choose the first token; the step that goes on from it."""
-        step = self._steps.begin(
-            prompt,
-            lengths,
-            behind=self.filled,
-            most=most,
-            temperature=temperature,
-            top_k=top_k,
-            generator=generator,
+    def _hidden(
+        self, tokens: Tensor, positions: Tensor, seen: Seen | None, run_block: RunBlock
+    ) -> Tensor:
+        """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
+
+        Where `seen` is None a token sees what is filled, and itself.
+        """
+        if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
+            x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
+            return self.model.through_blocks(
+                x,
+                cos_sin,
+                positions,
+                caches=self._caches,
+                seen=seen or Seen(filled=filled),
+                run_block=run_block,
+            )
+        return self.model.hidden(
+            tokens,
+            positions,
+            caches=self._caches,
+            seen=seen or seen_by_token(self._mask, positions),
+            run_block=run_block,
         )
-        if after_prefill is not None:
-            after_prefill()
-        return step
 
     def _go_on(self, step: Step, count: int) -> Iterator[None]:
         """So many steps, one at a time, with the repeats that a slowdown owes."""
@@ -263,10 +229,11 @@ class Engine:
         device; it must have passed `check_prompt`. With `lengths`, int64 (B,) there
         too, sequence i is its first lengths[i] tokens; what stands behind is not read.
         """
-        step = self._start(
+        step = self._steps.begin(
             prompt,
+            lengths,
+            behind=self.filled,
             most=max_new_tokens,
-            lengths=lengths,
             temperature=temperature,
             top_k=top_k,
             generator=generator,
@@ -292,10 +259,11 @@ class Engine:
 
         The new ones stand in the columns from T on, also of a prompt that is shorter.
         """
-        step = self._start(
+        step = self._steps.begin(
             prompt,
+            lengths,
+            behind=self.filled,
             most=max_new_tokens,
-            lengths=lengths,
             temperature=temperature,
             top_k=top_k,
             generator=generator,
@@ -321,14 +289,14 @@ class Engine:
 
         (B, N) and (B, N, V).
         """
-        step = self._start(
+        step = self._steps.begin(
             prompt,
+            lengths,
+            behind=self.filled,
             most=max_new_tokens,
-            lengths=lengths,
             temperature=temperature,
             top_k=top_k,
             generator=generator,
-            after_prefill=None,
         )
         assert step.logits is not None, "the first token was chosen from some"
         logits = [step.logits.clone()]

@@ -58,10 +58,11 @@ class Steps:
         temperature: float,
         top_k: int | None,
         generator: torch.Generator | None,
+        after_prefill: Callable[[], None] | None = None,
     ) -> Step:
         """A step that has read `prompt` and chosen the first of `most` tokens.
 
-        `prompt` stands `behind` as many positions.
+        `prompt` stands `behind` as many positions. `after_prefill` is called last.
         """
         kernel = self._fused is not None and self._fused.samples(temperature, top_k)
         # The kernel draws from a seed, so that one graph serves every generator.
@@ -94,4 +95,6 @@ class Steps:
         if kernel and temperature != 0:
             step.fed.seed.random_(generator=generator)
         step.begin(prompt, lengths, behind=behind)
+        if after_prefill is not None:
+            after_prefill()
         return step
