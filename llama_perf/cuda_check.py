@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llama_perf.cuda_bring import bring_kernels, install, no_wheels, tell_compiled
 from llama_perf.cuda_options import add_machine_options, refuse
-from llama_perf.cuda_steps import Runner, Step
+from llama_perf.cuda_steps import Runner, Step, until_interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
@@ -73,6 +73,14 @@ _FUSED_TESTS = {"step": "test_step.py", "fused": "test_fused.py"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps; 0 where all went well, 1 where one did not, 2 without a card."""
     arguments = _parser().parse_args(argv)
+    return until_interrupted(
+        lambda: _check(arguments),
+        name="cuda_check",
+        then=f"what there is lies in {arguments.out}",
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
     if (problem := no_wheels(arguments)) is not None:
         return refuse("cuda_check", problem)
     out: Path = arguments.out.absolute()

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 # After an interrupt, to write what there is; then the process is killed.
 GRACE_S = 8.0
@@ -28,6 +28,43 @@ class Told(Enum):
     OK = "ok"
     FAILED = "failed"
     OUT_OF_TIME = "out of time"
+    INTERRUPTED = "interrupted"
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def until_interrupted(work: Callable[[], int], *, name: str, then: str) -> int:
+    """`work()`; where SIGINT or SIGTERM ends it, one line and the shell's exit code."""
+    try:
+        with _interruptible():
+            return work()
+    except Interrupted as signalled:
+        print(f"{name}: ended by {signalled}; {then}", file=sys.stderr)
+        return signalled.exit_code
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise `Interrupted` at the first signal; what ends the steps is not disturbed."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +107,8 @@ class Runner:
         self.outcomes: list[Outcome] = []
         self._deadline = time.monotonic() + budget_s
         self._path = [str(root)]
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._interrupted = False
 
     @property
     def left_s(self) -> float:
@@ -103,30 +142,38 @@ class Runner:
             )
         print(f"\n== {step.name} (up to {allowed:.0f} s)", flush=True)
         start = time.monotonic()
-        if step.log is None:
-            code = self._wait(step.command, None, allowed)
-        else:
-            with (self.out / step.log).open("w", encoding="utf-8") as log:
-                if self.heading:
-                    log.write(f"{self.heading}\n\n")
-                    log.flush()
-                code = self._wait(step.command, log, allowed)
+        code, signalled = None, None
+        try:
+            code = self._logged(step, allowed)
+        except Interrupted as caught:
+            self._interrupted, signalled = True, caught
+        if step.log is not None:
             _show(self.out / step.log, step.shown)
         told, reason = Told.OK, ""
-        if code is None:
+        if self._interrupted:
+            told = Told.INTERRUPTED
+        elif code is None:
             told, reason = Told.OUT_OF_TIME, f"stopped after {allowed:.0f} s"
         elif code:
             told, reason = Told.FAILED, f"exit code {code}"
         seconds = time.monotonic() - start
-        return self._keep(
+        outcome = self._keep(
             Outcome(name=step.name, told=told, seconds=seconds, reason=reason)
         )
+        if signalled is not None:
+            raise signalled
+        return outcome
 
     def run_together(self, steps: Sequence[Step]) -> None:
         """Run steps side by side, as many at a time as the machine has cores."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # Exceptions are raised here.
-            list(pool.map(self.run, steps))
+            try:
+                # Exceptions are raised here.
+                list(pool.map(self.run, steps))
+            except Interrupted:
+                self._interrupted = True
+                _stop(*self._running)
+                raise
 
     def ask(self, command: Sequence[str], *, limit_s: float) -> str | None:
         """None where `command` succeeds, else the last line it wrote on stderr."""
@@ -164,6 +211,16 @@ class Runner:
             "PYTHONUNBUFFERED": "1",
         }
 
+    def _logged(self, step: Step, allowed_s: float) -> int | None:
+        """As `_wait`, the output in the step's log."""
+        if step.log is None:
+            return self._wait(step.command, None, allowed_s)
+        with (self.out / step.log).open("w", encoding="utf-8") as log:
+            if self.heading:
+                log.write(f"{self.heading}\n\n")
+                log.flush()
+            return self._wait(step.command, log, allowed_s)
+
     def _wait(
         self, command: Sequence[str], log: IO[str] | None, allowed_s: float
     ) -> int | None:
@@ -177,28 +234,37 @@ class Runner:
             stderr=None if log is None else subprocess.STDOUT,
             start_new_session=True,
         )
+        self._running.add(process)
         try:
-            return process.wait(timeout=allowed_s)
+            return process.wait(timeout=0 if self._interrupted else allowed_s)
         except subprocess.TimeoutExpired:
             return None
         finally:
             if process.poll() is None:
                 _stop(process)
+            self._running.discard(process)
 
     def summary(self) -> str:
         """A line for each step."""
         return "\n".join(_line(outcome) for outcome in self.outcomes)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt, so that it writes what it has; then kill it and its children."""
-    os.killpg(process.pid, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=GRACE_S)
-    with suppress(ProcessLookupError):
-        # The compiler's workers outlive an interrupt.
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _stop(*processes: subprocess.Popen[bytes]) -> None:
+    """Interrupt, so that they write what they have; then kill them and their children.
+
+    A process leads a group, whose number stays its own while a child is left.
+    """
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+    deadline = time.monotonic() + GRACE_S
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(deadline - time.monotonic(), 0))
+        with suppress(ProcessLookupError):
+            # The compiler's workers outlive an interrupt.
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _show(path: Path, count: int) -> None:

@@ -27,7 +27,7 @@ from llama_perf.cuda_check import (
     without_invalid,
 )
 from llama_perf.cuda_options import add_machine_options, refuse
-from llama_perf.cuda_steps import GRACE_S, Runner, Step
+from llama_perf.cuda_steps import GRACE_S, Runner, Step, until_interrupted
 
 SETS = ("reference", "published", "filled", "prefill", "batch")
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
@@ -39,6 +39,14 @@ _MERGE_S = 60.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a piece or merge all; 0 where it is complete, 1 where not, 2 refused."""
     arguments = _parser().parse_args(argv)
+    return until_interrupted(
+        lambda: _table(arguments),
+        name="cuda_table",
+        then="run the same command again, which goes on from here",
+    )
+
+
+def _table(arguments: argparse.Namespace) -> int:
     if (problem := _problem(arguments)) is not None:
         return refuse("cuda_table", problem)
     out: Path = arguments.out.absolute()
