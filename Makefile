@@ -5,10 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # What pip is to install as torch: the build that the driver runs, nothing without a
 # card; then constraints.txt says which. `make TORCH="torch==2.12.1 --index-url ..."`
 # takes another one, `make TORCH=` that of constraints.txt.
-TORCH ?= $(shell $(PYTHON) scripts/choose_torch 2>/dev/null)
+# Asked once, when it is first needed: a driver that hangs takes its time.
+ifeq ($(origin TORCH),undefined)
+TORCH = $(eval TORCH := $$(shell $(NEW_ENOUGH) && $$(PYTHON) scripts/choose_torch || echo refused))$(TORCH)
+endif
 PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -31,9 +35,9 @@ endif
 endif
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(NEW_ENOUGH) || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
-	@$(if $(OWN),,$(PYTHON) scripts/choose_torch > /dev/null)
+	@$(if $(filter refused,$(TORCH)),exit 2)
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(PIP) --force-reinstall --no-deps $(TORCH))
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))

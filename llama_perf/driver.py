@@ -24,13 +24,16 @@ OLDEST = "12.6"
 # Where Windows puts it inside its Linux, whose PATH may lack the folder.
 _WSL = "/usr/lib/wsl/lib/nvidia-smi"
 _HIDES_ALL = ("", "-1")
+# Seconds for each of two questions, and characters of an answer that names no card.
+_PATIENCE_S = 20
+_SHOWN = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
     """The cards that `nvidia-smi` lists, and the newest CUDA that its driver runs.
 
-    `problem` is what it said where it could list none.
+    `problem` says how it failed, or what it said, where it lists no card.
     """
 
     cards: tuple[str, ...] = ()
@@ -58,13 +61,18 @@ def _asked(command: str) -> Driver:
     try:
         listed, shown = (_output(command, *more) for more in (("-L",), ()))
     except subprocess.CalledProcessError as error:
-        said = f"{error.stdout}\n{error.stderr}".strip().splitlines()
-        return Driver(problem=said[0] if said else f"exit code {error.returncode}")
-    except (OSError, subprocess.SubprocessError) as error:
-        return Driver(problem=str(error))
+        ended = f"nvidia-smi ended with exit code {error.returncode}"
+        said = f"{error.stdout}\n{error.stderr}"
+        return Driver(problem=_says(said, otherwise=ended))
+    except subprocess.TimeoutExpired:
+        return Driver(problem=f"nvidia-smi gave no answer within {_PATIENCE_S} s")
+    except OSError as error:
+        return Driver(problem=f"nvidia-smi cannot be run: {error.strerror}")
+    # Parts of a card follow it, indented.
+    cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID|$)", listed, re.MULTILINE)
     return Driver(
-        # Parts of a card follow it, indented.
-        cards=tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID|$)", listed, re.MULTILINE)),
+        cards=tuple(cards),
+        problem=None if cards else _says(listed, otherwise="nvidia-smi lists no card"),
         version=_version(r"Driver Version:\s*([\d.]+)", shown),
         cuda=_version(r"CUDA (?:UMD )?Version:\s*([\d.]+)", shown),
     )
@@ -127,9 +135,21 @@ def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
 
 def _output(command: str, *more: str) -> str:
     done = subprocess.run(
-        [command, *more], capture_output=True, text=True, timeout=20, check=True
+        [command, *more],
+        capture_output=True,
+        encoding="utf-8",
+        # It is shown to the user at most.
+        errors="replace",
+        timeout=_PATIENCE_S,
+        check=True,
     )
     return done.stdout
+
+
+def _says(text: str, *, otherwise: str) -> str:
+    """The first line of `text` as what `nvidia-smi` says; `otherwise` without one."""
+    lines = text.strip().splitlines()
+    return f"nvidia-smi says {lines[0][:_SHOWN]!r}" if lines else otherwise
 
 
 def _version(pattern: str, text: str) -> str | None:

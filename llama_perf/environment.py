@@ -61,7 +61,7 @@ def no_card() -> str:
     elif (unseen := unseen_card()) is not None:
         reason = f" can be used: {unseen}"
     elif found is not None and found.problem is not None:
-        reason = f": nvidia-smi says {found.problem!r}"
+        reason = f": {found.problem}"
     else:
         built = torch.version.cuda
         reason = "" if built else f"; torch {torch.__version__} is a CPU build"

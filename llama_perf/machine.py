@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 
 from llama_perf.card import CardWatch
-from llama_perf.driver import is_wsl, visible
+from llama_perf.driver import ask_driver, hidden, is_wsl, visible
 
 
 def machine_notes(device: torch.device) -> list[str]:
-    """Which card it is where there are several, what cannot be read of it, WSL."""
+    """Which of several cards it is, what cannot be read of it, a silent driver, WSL."""
     lines = []
     if device.type == "cuda":
         lines += _chosen(device)
         problem = CardWatch(device).problem
         lines += [] if problem is None else [f"state of the card: {problem}"]
+    elif not hidden() and (found := ask_driver()) and found.problem is not None:
+        lines.append(f"no card is used: {found.problem}")
     if is_wsl():
         lines.append(
             "WSL: the driver is Windows', whose programs may use the card and the"

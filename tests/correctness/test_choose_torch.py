@@ -108,6 +108,25 @@ def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
     assert not (tmp_path / "venv").exists()
 
 
+def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    says = "NVIDIA-SMI has failed"
+    asked = tmp_path / "asked"
+    nvidia_smi.install(monkeypatch, tmp_path / "bin", says=says, code=9)
+    script = tmp_path / "bin" / "nvidia-smi"
+    first, *rest = script.read_text(encoding="utf-8").splitlines()
+    counted = "\n".join([first, f"echo asked >> {asked}", *rest])
+    script.write_text(counted, encoding="utf-8")
+    done = make(tmp_path, "-n", "setup")
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"choose_torch: nvidia-smi says {says!r}, so torch is installed as on a machine"
+        " without a card\n"
+    )
+    assert asked.read_text() == "asked\n"
+
+
 def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

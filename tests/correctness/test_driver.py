@@ -17,6 +17,7 @@ from llama_perf.cli import main
 from llama_perf.driver import ask_driver, build_for, is_wsl, why_unseen
 from llama_perf.environment import check_device, unasked_device
 from llama_perf.errors import NotRunnable, UserError
+from llama_perf.machine import machine_notes
 
 pytest_plugins = ["pytester"]
 CARD = "NVIDIA H100 80GB HBM3 (driver 550.54.15, CUDA 12.4)"
@@ -150,7 +151,37 @@ def test_a_machine_without_a_card_runs_what_it_can(
     nvidia_smi.install(monkeypatch, tmp_path / "alone", says=says, code=9)
     assert unasked_device() == "cpu"
     assert says in environment.no_card()
+    cpu = torch.device("cpu")
+    assert machine_notes(cpu) == [f"no card is used: nvidia-smi says {says!r}"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine_notes(cpu) == []
     assert rows.DEFAULT_SETS[unasked_device()] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 9", "nvidia-smi ended with exit code 9"),
+        ("echo No devices were found", "nvidia-smi says 'No devices were found'"),
+        ("true", "nvidia-smi lists no card"),
+        (r"printf '\377\376'", "nvidia-smi says '\N{REPLACEMENT CHARACTER}"),
+        ("exec sleep 60", "nvidia-smi gave no answer within 0.1 s"),
+        (None, "nvidia-smi cannot be run: Exec format error"),
+    ],
+)
+def test_an_nvidia_smi_that_lists_no_card_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, told: str
+) -> None:
+    if script == "exec sleep 60":
+        monkeypatch.setattr(driver, "_PATIENCE_S", 0.1)
+    nvidia_smi.install(monkeypatch, tmp_path)
+    text = "" if script is None else f"#!/bin/sh\n{script}\n"
+    (tmp_path / "nvidia-smi").write_text(text, encoding="utf-8")
+    found = ask_driver()
+    assert found is not None
+    assert found.cards == ()
+    assert found.problem is not None
+    assert found.problem.startswith(told)
 
 
 def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
