@@ -60,13 +60,15 @@ def _runs_on_triton(row: RowSpec) -> bool:
 
 
 def _cpp_problem() -> str | None:
-    wanted = (os.environ.get("CXX"), "g++", "clang++")
-    if not any(shutil.which(command) for command in wanted if command):
-        return (
-            "torch.compile needs a C++ compiler, and none is installed (package g++, on"
-            " Fedora gcc-c++)"
-        )
-    return None
+    # As inductor looks for it: g++ alone, and where CXX is set, nothing else will do.
+    chosen = os.environ.get("CXX")
+    if shutil.which("g++" if chosen is None else chosen):
+        return None
+    told = "g++ is not installed" if chosen is None else f"CXX={chosen} is not there"
+    return (
+        f"torch.compile needs a C++ compiler, and {told} (package g++, on Fedora"
+        " gcc-c++)"
+    )
 
 
 def _include_folder() -> Path:

