@@ -281,7 +281,8 @@ def _compared(
         raise ValuesError(
             f"check: its logits have {db:.1f} dB of signal to noise against the"
             f" {against}, and at least {limit.least_db:.1f} dB are needed; of"
-            f" {best.numel()} greedy tokens {lost} are others"
+            f" {best.numel()} greedy tokens {int((best != ours).sum())} are others,"
+            f" {lost} of them by more than the noise explains"
         )
     return ValueCheck(
         signal_to_noise_db=round(db, 1),
