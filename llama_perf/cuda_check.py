@@ -24,12 +24,17 @@ from llama_perf.cuda_steps import Runner, Step, until_interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
-_PROBE = (
-    "import sys, torch\n"
-    "if torch.cuda.is_available(): sys.exit(0)\n"
-    "print(f'no CUDA device: torch {torch.__version__}', file=sys.stderr)\n"
-    "sys.exit(3)"
-)
+_PROBE = """
+import sys
+try:
+    import torch
+except ImportError as error:
+    told = "use a Python that has torch: .venv/bin/python after `make setup`"
+    sys.exit(f"{error}; {told}")
+if sys.argv[1] == "card" and not torch.cuda.is_available():
+    told = "--rehearse runs the steps on the CPU"
+    sys.exit(f"no CUDA device: torch {torch.__version__}; {told}")
+"""
 REHEARSAL_ROWS = """\
 [defaults]
 model = "stories15M"
@@ -85,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return refuse("cuda_check", problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
-    if not arguments.rehearse and (problem := no_card(runner)) is not None:
+    if (problem := unusable(runner, rehearse=arguments.rehearse)) is not None:
         return refuse("cuda_check", problem)
     out.mkdir(parents=True, exist_ok=True)
     for name in _OUTPUTS:
@@ -95,10 +100,10 @@ def _check(arguments: argparse.Namespace) -> int:
         return _run(runner, arguments, Path(scratch))
 
 
-def no_card(runner: Runner) -> str | None:
-    """Why this machine's card cannot be used, None where it can."""
-    problem = runner.ask([sys.executable, "-c", _PROBE], limit_s=_PROBE_S)
-    return problem and f"{problem}; --rehearse runs the steps on the CPU"
+def unusable(runner: Runner, *, rehearse: bool) -> str | None:
+    """Why this Python or this machine's card cannot be used, None where they can."""
+    needed = "torch" if rehearse else "card"
+    return runner.ask([sys.executable, "-c", _PROBE, needed], limit_s=_PROBE_S)
 
 
 def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:

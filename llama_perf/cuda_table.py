@@ -23,7 +23,7 @@ from llama_perf.cuda_check import (
     REHEARSAL_ROWS,
     ROOT,
     llama_perf,
-    no_card,
+    unusable,
     without_invalid,
 )
 from llama_perf.cuda_options import add_machine_options, refuse
@@ -51,9 +51,10 @@ def _table(arguments: argparse.Namespace) -> int:
         return refuse("cuda_table", problem)
     out: Path = arguments.out.absolute()
     runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
-    needs_card = not (arguments.rehearse or arguments.merge)
-    if needs_card and (problem := no_card(runner)) is not None:
-        return refuse("cuda_table", problem)
+    if not arguments.merge:
+        problem = unusable(runner, rehearse=arguments.rehearse)
+        if problem is not None:
+            return refuse("cuda_table", problem)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.rehearse:
         runner.heading = REHEARSAL

@@ -194,9 +194,9 @@ def test_a_check_that_is_cut_has_the_figures_of_the_steps_before(
         assert re.search(rf"^{name} +ok", summary, re.MULTILINE), summary
 
 
-def cuda_check(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cuda_check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     # Also on a machine with a card: one that is hidden.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "cuda_check"), *arguments],
         capture_output=True,
@@ -212,6 +212,22 @@ def test_without_a_card_cuda_check_refuses_in_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert re.fullmatch(r"cuda_check: error: no CUDA device: torch .*\n", done.stderr)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--rehearse",)])
+def test_a_python_without_torch_is_refused_in_one_line(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    missing = "No module named 'torch'"
+    (tmp_path / "torch.py").write_text(f"raise ModuleNotFoundError({missing!r})")
+    out = tmp_path / "out"
+    done = cuda_check("--out", str(out), *words, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"cuda_check: error: {missing}; use a Python that has torch: .venv/bin/python"
+        " after `make setup`\n"
+    )
+    assert not out.exists()
 
 
 def test_a_folder_of_wheels_that_is_none_is_refused(tmp_path: Path) -> None:
