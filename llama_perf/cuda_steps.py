@@ -147,7 +147,8 @@ class Runner:
             code = self._logged(step, allowed)
         except Interrupted as caught:
             self._interrupted, signalled = True, caught
-        if step.log is not None:
+        # A signal may come before the log is there.
+        if step.log is not None and (self.out / step.log).exists():
             _show(self.out / step.log, step.shown)
         told, reason = Told.OK, ""
         if self._interrupted:
