@@ -29,11 +29,11 @@ import sys
 try:
     import torch
 except ImportError as error:
-    told = "use a Python that has torch: .venv/bin/python after `make setup`"
-    sys.exit(f"{error}; {told}")
+    advice = "use a Python that has torch: .venv/bin/python after `make setup`"
+    sys.exit(f"{error}; {advice}")
 if sys.argv[1] == "card" and not torch.cuda.is_available():
-    told = "--rehearse runs the steps on the CPU"
-    sys.exit(f"no CUDA device: torch {torch.__version__}; {told}")
+    advice = "--rehearse runs the steps on the CPU"
+    sys.exit(f"no CUDA device: torch {torch.__version__}; {advice}")
 """
 REHEARSAL_ROWS = """\
 [defaults]

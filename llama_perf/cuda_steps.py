@@ -51,15 +51,18 @@ def until_interrupted(work: Callable[[], int], *, name: str, then: str) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise `Interrupted` at the first signal; what ends the steps is not disturbed."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Raise `Interrupted` at the first signal and ignore later ones.
+
+    A second Ctrl-C would otherwise leave steps that are being ended.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(number: int, _: object) -> NoReturn:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        for later in signals:
+            signal.signal(later, signal.SIG_IGN)
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
     finally:

@@ -62,7 +62,8 @@ class Steps:
     ) -> Step:
         """A step that has read `prompt` and chosen the first of `most` tokens.
 
-        `prompt` stands `behind` as many positions. `after_prefill` is called last.
+        `prompt` stands `behind` as many positions. `after_prefill` is called when the
+        first token has been chosen.
         """
         kernel = self._fused is not None and self._fused.samples(temperature, top_k)
         # The kernel draws from a seed, so that one graph serves every generator.

@@ -27,12 +27,9 @@ def triton_problem() -> str | None:
     """Why Triton cannot launch a kernel here, or None."""
     if package_version("triton") is None:
         return "Triton is not installed (pip install triton)"
-    # As Triton looks for it: where CC is set, nothing else will do.
-    chosen = os.environ.get("CC")
-    commands = ("gcc", "clang") if chosen is None else (chosen,)
-    if not any(shutil.which(command) for command in commands):
-        told = "none is installed" if chosen is None else f"CC={chosen} is not there"
-        return f"Triton needs a C compiler, and {told} (package gcc)"
+    reason = _no_compiler("CC", "gcc", "clang", otherwise="none is installed")
+    if reason is not None:
+        return f"Triton needs a C compiler, and {reason} (package gcc)"
     header = _include_folder() / "Python.h"
     if not header.is_file():
         return (
@@ -60,15 +57,24 @@ def _runs_on_triton(row: RowSpec) -> bool:
 
 
 def _cpp_problem() -> str | None:
-    # As inductor looks for it: g++ alone, and where CXX is set, nothing else will do.
-    chosen = os.environ.get("CXX")
-    if shutil.which("g++" if chosen is None else chosen):
-        return None
-    told = "g++ is not installed" if chosen is None else f"CXX={chosen} is not there"
-    return (
-        f"torch.compile needs a C++ compiler, and {told} (package g++, on Fedora"
+    # Inductor looks for g++ only.
+    reason = _no_compiler("CXX", "g++", otherwise="g++ is not installed")
+    return reason and (
+        f"torch.compile needs a C++ compiler, and {reason} (package g++, on Fedora"
         " gcc-c++)"
     )
+
+
+def _no_compiler(variable: str, *commands: str, otherwise: str) -> str | None:
+    """Why no compiler is found, or None.
+
+    Triton and inductor use the compiler that `variable` names; where it is not set,
+    they look for `commands`.
+    """
+    chosen = os.environ.get(variable)
+    if any(map(shutil.which, commands if chosen is None else (chosen,))):
+        return None
+    return otherwise if chosen is None else f"{variable}={chosen} is not there"
 
 
 def _include_folder() -> Path:

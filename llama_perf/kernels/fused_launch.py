@@ -120,7 +120,10 @@ def _run(kernel: Any, launch: Launch, arguments: tuple[Any, ...], **more: Any) -
 
 
 def any_peak(device: torch.device) -> Tensor:
-    """Peaks as the kernel in front leaves them, for a product that is timed alone."""
+    """The tokens' peaks that an int8dq product gets from the kernel before it.
+
+    Any value does where a product is timed by itself.
+    """
     return torch.full((8,), 4.0, device=device).view(torch.int32)
 
 
