@@ -1,1 +1,1 @@
-"""Quantization schemes: which are built on which kernels, and applying one."""
+"""The name of a scheme turned into quantized weights."""

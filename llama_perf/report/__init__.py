@@ -1,1 +1,1 @@
-"""A `Report` as text, markdown or JSON."""
+"""Results drawn as text, markdown, JSON and CSV."""

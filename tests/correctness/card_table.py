@@ -8,11 +8,11 @@ from pathlib import Path
 from tabulate import tabulate
 
 from llama_perf import baseline as baselines
-from llama_perf.document import replace_between, text_between
 from llama_perf.records import Measurement
 from llama_perf.rows import load_set
 from llama_perf.spec import RowSpec
 from llama_perf.stats import GB
+from scripts.doc_tables.document import replace_between, text_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 BEGIN, END = "<!-- card: begin -->", "<!-- card: end -->"

@@ -25,7 +25,7 @@ from redraws import DEVIATIONS, Redraws
 from tabulate import tabulate
 
 from llama_perf.closeness import Closeness
-from llama_perf.document import rows_between
+from scripts.doc_tables.document import rows_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "correctness.md"
 BEGIN, END = "<!-- closeness: begin -->", "<!-- closeness: end -->"

@@ -79,9 +79,14 @@ def main(
     model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
 ) -> None:
     """Two generations on the meta device; the second is printed."""
-    from llama_perf.compile_rows import META, Uncaptured, meta_engine, without_graphs
-    from llama_perf.kernels.compile_only import compile_only
     from llama_perf.spec import RowSpec
+    from scripts.offline.compile_rows import (
+        META,
+        Uncaptured,
+        meta_engine,
+        without_graphs,
+    )
+    from scripts.studies.kernel_resources.compile_only import compile_only
 
     launched: list[Any] = compile_only(
         int(capability), multiprocessors=int(multiprocessors)

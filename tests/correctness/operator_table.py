@@ -16,9 +16,9 @@ from smollm2 import unquantized
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from llama_perf.document import rows_between
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.scheme import AUTOQUANT
+from scripts.doc_tables.document import rows_between
 
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 TOKENS = (1, 6, 17)

@@ -18,8 +18,8 @@ from closeness_table import DOCUMENT
 from smollm2 import unquantized
 
 from llama_perf.closeness import closeness
-from llama_perf.document import text_between
 from llama_perf.kernels import kv_codes
+from scripts.doc_tables.document import text_between
 
 
 @pytest.mark.parametrize("kind", LIMITS)

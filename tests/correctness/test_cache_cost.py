@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from llama_perf.cache_cost import BEGIN, DOCUMENT, END, GROUPS, Timed, table, timed
 from llama_perf.spec import RowSpec
+from scripts.studies.cache_cost import BEGIN, DOCUMENT, END, GROUPS, Timed, table, timed
 
 ROW = RowSpec(
     model="stories15M", dtype="float32", device="cpu", max_new_tokens=3, num_samples=1

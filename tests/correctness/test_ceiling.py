@@ -110,8 +110,8 @@ def test_the_kernel_compiles_with_its_dependence_where_the_card_has_it(
     capability: int,
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.ahead_of_time import compile_launch
     from llama_perf.kernels.triton_launch import count
+    from scripts.studies.kernel_resources.products import compile_launch
 
     for dependent in (False, True) if capability >= 90 else (False,):
         taken = compile_launch(

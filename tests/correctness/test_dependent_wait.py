@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels import ahead_of_time as aot
+from scripts.studies.kernel_resources import products as aot
 
 if not CUOBJDUMP.exists():
     pytest.skip("no cuobjdump in Triton's package", allow_module_level=True)

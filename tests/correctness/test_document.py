@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.document import replace_between, rows_between, text_between
+from scripts.doc_tables.document import replace_between, rows_between, text_between
 
 BEGIN, END = "<!-- one: begin -->", "<!-- one: end -->"
 OTHER = "<!-- two: begin -->\n| x |\n|---|\n| 9 |\n<!-- two: end -->\n"

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import gate_study, rows
+from llama_perf import rows
 from llama_perf.codec import to_json
-from llama_perf.gate_study import (
+from llama_perf.records import Comparison, Report, Status, Verdict
+from scripts.studies import gate_study
+from scripts.studies.gate_study import (
     DOCUMENT,
     MARKS,
     ROWS,
@@ -20,7 +22,6 @@ from llama_perf.gate_study import (
     Runs,
     table,
 )
-from llama_perf.records import Comparison, Report, Status, Verdict
 
 
 def report(*verdicts: Verdict, slowed: float = 0.0) -> Report:

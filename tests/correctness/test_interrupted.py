@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECK = """
 import sys
 from pathlib import Path
-from llama_perf.cuda_steps import Runner, Step, until_interrupted
+from scripts.offline.steps import Runner, Step, until_interrupted
 
 out = Path(sys.argv[1])
 deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf import cuda_bring, wheelhouse
-from llama_perf.cuda_bring import bring_kernels, tell_compiled
-from llama_perf.cuda_steps import Runner, Told
 from llama_perf.errors import UserError
-from llama_perf.kernel_cache import Compiler, kernels, unpack
-from llama_perf.wheelhouse_kernels import ALL_SETS, compile_kernels
+from scripts.offline import kernel_archive, wheelhouse
+from scripts.offline.kernel_archive import bring_kernels, tell_compiled
+from scripts.offline.kernel_cache import Compiler, kernels, unpack
+from scripts.offline.steps import Runner, Told
+from scripts.offline.wheelhouse_kernels import ALL_SETS, compile_kernels
 
 triton = pytest.importorskip("triton", reason="there is nothing to compile with")
 
@@ -54,7 +54,7 @@ def archive(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compile_here(cache: Path, rows: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "llama_perf.compile_rows", "90", "1/1", str(rows)],
+        [sys.executable, "-m", "scripts.offline.compile_rows", "90", "1/1", str(rows)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)},
         check=True,
         stdout=subprocess.DEVNULL,
@@ -84,7 +84,7 @@ def test_a_check_finds_them_and_counts_what_it_compiles_itself(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    monkeypatch.setattr(cuda_bring, "ROOT", tmp_path)
+    monkeypatch.setattr(kernel_archive, "ROOT", tmp_path)
     runner = Runner(root=ROOT, out=tmp_path, budget_s=60)
     brought = bring_kernels(runner, archive.parent)
     assert brought is not None

@@ -11,13 +11,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from llama_perf.document import rows_between
-from llama_perf.kernels import ahead_of_time as aot
-from llama_perf.kernels import attention_ahead_of_time as attention
-from llama_perf.kernels import fused_ahead_of_time as fused
 from llama_perf.kernels import sampling_launch
 from llama_perf.kernels.triton_sampling import choose
 from llama_perf.model.config import preset
+from scripts.doc_tables.document import rows_between
+from scripts.studies.kernel_resources import attention, fused
+from scripts.studies.kernel_resources import products as aot
 
 
 @pytest.mark.parametrize("variant", aot.VARIANTS, ids=lambda variant: variant.name)

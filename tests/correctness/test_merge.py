@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import cuda_table
 from llama_perf.cli import main
 from llama_perf.codec import from_json, to_json
 from llama_perf.commands.selection import shard
-from llama_perf.cuda_table import main as table
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.merge import read_merged
 from llama_perf.records import Environment, Report, RowResult, Status
+from scripts.offline import cuda_table
+from scripts.offline.cuda_table import main as table
 
 ROWS = [replace(CPU_ROW, max_new_tokens=count) for count in range(1, 8)]
 

@@ -16,11 +16,12 @@ import pytest
 import yaml
 from processes import HANG_S, alive, wait_until
 
-from llama_perf import cuda_steps, rows
+from llama_perf import rows
 from llama_perf.codec import from_json
-from llama_perf.cuda_check import REHEARSAL, without_invalid
-from llama_perf.cuda_steps import Runner, Step, Told
 from llama_perf.records import Report
+from scripts.offline import steps as cuda_steps
+from scripts.offline.cuda_check import REHEARSAL, without_invalid
+from scripts.offline.steps import Runner, Step, Told
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

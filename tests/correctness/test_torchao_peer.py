@@ -9,14 +9,14 @@ import sentencepiece
 from processes import HANG_S
 
 from llama_perf.cli import main
-from llama_perf.compare_torchao import (
+from scripts.studies.torchao_0_15.compare import (
     LARGE_CACHES,
     SMALL_CACHE,
     cache_table,
     comparison_table,
     ratio,
 )
-from llama_perf.torchao_peer import (
+from scripts.studies.torchao_0_15.peer import (
     PROMPT,
     SIDES,
     Ran,

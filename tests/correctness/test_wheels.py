@@ -8,9 +8,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.tags import Tag
 
-from llama_perf import wheels
-from llama_perf.wheelhouse import Target, download, main, pinned, pip_command
-from llama_perf.wheels import MissingWheel, Wheel
+from scripts.offline import wheels
+from scripts.offline.wheelhouse import Target, download, main, pinned, pip_command
+from scripts.offline.wheels import MissingWheel, Wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 

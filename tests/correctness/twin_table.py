@@ -32,8 +32,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from llama_perf.closeness import token_divergences
-from llama_perf.document import rows_between
 from llama_perf.model.transformer import Transformer
+from scripts.doc_tables.document import rows_between
 
 BEGIN, END = "<!-- twins: begin -->", "<!-- twins: end -->"
 MOST_ERRORS = 2.0

@@ -22,7 +22,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 TORCHAO = "0.15.0"
 MODEL = "Small-Llama-2-4x1024"
 DIM, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 1024, 4, 16, 2816, 2048

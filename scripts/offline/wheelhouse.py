@@ -1,7 +1,7 @@
 """`scripts/wheelhouse`: gather the wheels for a CUDA machine without network.
 
 Downloads with pip, one wheel at a time and without its dependencies: what they are
-`llama_perf.wheels` finds out, since pip would follow torch into gigabytes of CUDA
+`scripts.offline.wheels` finds out, since pip would follow torch into gigabytes of CUDA
 libraries that such a machine has.
 """
 
@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from llama_perf.errors import UserError
-from llama_perf.wheelhouse_kernels import TARGETS, compile_kernels
-from llama_perf.wheels import (
+from scripts.offline.wheelhouse_kernels import TARGETS, compile_kernels
+from scripts.offline.wheels import (
     MissingWheel,
     Wheel,
     is_left_out,
@@ -31,7 +31,7 @@ from llama_perf.wheels import (
     walk,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MB = 1e6
 LIMIT_MB = 64
 """What the folder may hold, so that it travels with a checkout."""

@@ -12,18 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from llama_perf.document import replace_between, rows_between
 from llama_perf.kernels import kv_codes
-from llama_perf.kernels.ahead_of_time import (
-    CAPABILITIES,
-    DOCUMENT,
-    MODELS,
-    VARIANTS,
-    Resources,
-    Variant,
-    compile_launch,
-)
-from llama_perf.kernels.attention_ahead_of_time import starts_early
 from llama_perf.kernels.attention_launch import KINDS
 from llama_perf.kernels.fused_launch import fused_launch
 from llama_perf.kernels.packed import CODES, SPARSE, Packed, plain
@@ -32,6 +21,17 @@ from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import INT8
 from llama_perf.kernels.triton_fused import ADD, GATE, project, project_heads
 from llama_perf.model.config import ModelConfig, preset
+from scripts.doc_tables.document import replace_between, rows_between
+from scripts.studies.kernel_resources.attention import starts_early
+from scripts.studies.kernel_resources.products import (
+    CAPABILITIES,
+    DOCUMENT,
+    MODELS,
+    VARIANTS,
+    Resources,
+    Variant,
+    compile_launch,
+)
 
 BEGIN, END = "<!-- fused: begin -->", "<!-- fused: end -->"
 TOKENS = (1, 6)

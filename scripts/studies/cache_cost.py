@@ -17,11 +17,11 @@ import torch
 from tabulate import tabulate
 
 from llama_perf.build import Prepared, prepare
-from llama_perf.document import replace_between
 from llama_perf.environment import collect
 from llama_perf.measure import time_generation
 from llama_perf.spec import RowSpec
-from llama_perf.torchao_peer import MODEL, ROOT, make_checkpoint
+from scripts.doc_tables.document import replace_between
+from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint
 
 DOCUMENT = ROOT / "docs" / "long-context.md"
 BEGIN, END = "<!-- cache cost: begin -->", "<!-- cache cost: end -->"

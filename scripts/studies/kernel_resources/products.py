@@ -20,7 +20,6 @@ from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from llama_perf.document import replace_between, rows_between
 from llama_perf.kernels.packing import words
 from llama_perf.kernels.sparse_weight import kept
 from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
@@ -36,8 +35,9 @@ from llama_perf.kernels.triton_products import (
 from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
 from llama_perf.model.config import preset
+from scripts.doc_tables.document import replace_between, rows_between
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "kernels.md"
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 CAPABILITIES = (80, 90, 100)
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.

@@ -2,7 +2,7 @@
 
 Runs both sides of each row in turn, round after round, each in a process of its own,
 and writes the medians to docs/torchao-0.15.md. How a side is run and read is
-`llama_perf.torchao_peer`'s.
+`scripts.studies.torchao_0_15.peer`'s.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
-from llama_perf.document import replace_between
 from llama_perf.environment import collect
-from llama_perf.torchao_peer import (
+from scripts.doc_tables.document import replace_between
+from scripts.studies.torchao_0_15.peer import (
     MODEL,
     ROOT,
     SIDES,

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import torch
 from tabulate import tabulate
 
-from llama_perf.document import replace_between
 from llama_perf.kernels import kv_codes
-from llama_perf.kernels.ahead_of_time import (
+from llama_perf.kernels.attention_launch import LINE, launch
+from llama_perf.kernels.triton_attention import attend_in_splits
+from llama_perf.kernels.triton_launch import EARLY_SINCE
+from llama_perf.model.config import preset
+from scripts.doc_tables.document import replace_between
+from scripts.studies.kernel_resources.products import (
     CAPABILITIES,
     DOCUMENT,
     MODELS,
     Resources,
     compile_launch,
 )
-from llama_perf.kernels.attention_launch import LINE, launch
-from llama_perf.kernels.triton_attention import attend_in_splits
-from llama_perf.kernels.triton_launch import EARLY_SINCE
-from llama_perf.model.config import preset
 
 BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
 POSITIONS = 131072

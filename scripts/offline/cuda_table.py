@@ -17,8 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_perf.cuda_bring import bring_kernels, install, no_wheels, tell_compiled
-from llama_perf.cuda_check import (
+from scripts.offline.cuda_check import (
     REHEARSAL,
     REHEARSAL_ROWS,
     ROOT,
@@ -26,8 +25,14 @@ from llama_perf.cuda_check import (
     unusable,
     without_invalid,
 )
-from llama_perf.cuda_options import add_machine_options, refuse
-from llama_perf.cuda_steps import GRACE_S, Runner, Step, until_interrupted
+from scripts.offline.kernel_archive import (
+    bring_kernels,
+    install,
+    no_wheels,
+    tell_compiled,
+)
+from scripts.offline.options import add_machine_options, refuse
+from scripts.offline.steps import GRACE_S, Runner, Step, until_interrupted
 
 SETS = ("reference", "published", "filled", "prefill", "batch")
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")

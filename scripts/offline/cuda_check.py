@@ -18,11 +18,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from llama_perf.cuda_bring import bring_kernels, install, no_wheels, tell_compiled
-from llama_perf.cuda_options import add_machine_options, refuse
-from llama_perf.cuda_steps import Runner, Step, until_interrupted
+from scripts.offline.kernel_archive import (
+    bring_kernels,
+    install,
+    no_wheels,
+    tell_compiled,
+)
+from scripts.offline.options import add_machine_options, refuse
+from scripts.offline.steps import Runner, Step, until_interrupted
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
 _PROBE = """
 import sys
@@ -153,7 +158,7 @@ def llama_perf(*arguments: str) -> list[str]:
 
 def machine_step(out: Path) -> Step:
     """What the machine is, and the ceiling of this run."""
-    command = [sys.executable, "-m", "llama_perf.cuda_machine"]
+    command = [sys.executable, "-m", "scripts.offline.describe_gpu"]
     return Step(
         name="machine",
         command=[*command, str(out / "machine.json")],
@@ -200,7 +205,7 @@ def _other_tests() -> list[str]:
 def products_step(out: Path, *, rehearse: bool) -> Step:
     """Each format's products by themselves: five shapes of six formats."""
     what = ["stories15M", "cpu", "eager"] if rehearse else [_MODEL, "cuda", "fused"]
-    command = [sys.executable, "-m", "llama_perf.product_times", *what]
+    command = [sys.executable, "-m", "scripts.studies.product_times", *what]
     return Step(
         name="products",
         command=[*command, str(out / "products.jsonl")],

@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError
 from lzma import LZMAError
 from pathlib import Path
 
-from llama_perf.cuda_steps import Runner, Step, Told
-from llama_perf.kernel_cache import Compiler, kernels, unpack
+from scripts.offline.kernel_cache import Compiler, kernels, unpack
+from scripts.offline.steps import Runner, Step, Told
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _WHEELS_S = 120.0
 
 
@@ -67,7 +67,7 @@ def _selection(folder: Path) -> tuple[list[Path], list[str]]:
     # stands on the path counts as installed.
     sys.path += [str(path) for path in folder.glob("packaging-*.whl")]
     try:
-        wheels = importlib.import_module("llama_perf.wheels")
+        wheels = importlib.import_module("scripts.offline.wheels")
     finally:
         sys.path[:] = before
     lacking, missing = wheels.missing_here(ROOT / "pyproject.toml", folder)

@@ -21,11 +21,11 @@ from tabulate import tabulate
 
 from llama_perf import rows as row_sets
 from llama_perf.basis import quantized
-from llama_perf.document import replace_between
 from llama_perf.records import Comparison, Report, Verdict
 from llama_perf.resume import read_report
+from scripts.doc_tables.document import replace_between
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "gate.md"
 # Of the quick rows with their slowdowns, and of a set of the package.
 MARKS = ("<!-- study: begin -->", "<!-- study: end -->")

@@ -1,6 +1,6 @@
 """Compile the Triton kernels that rows launch on a card, without one.
 
-    TRITON_CACHE_DIR=DIR python -m llama_perf.compile_rows 90 1/2 reference mine.toml
+    TRITON_CACHE_DIR=DIR python -m scripts.offline.compile_rows 90 1/2 reference mine.toml
 
 Each row's model is built with two layers on the meta device, at its full width, and
 generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
@@ -24,7 +24,6 @@ from llama_perf.autoquant.choose import products
 from llama_perf.autoquant.timing import launch_once
 from llama_perf.build import parse_dtype
 from llama_perf.engine import Engine
-from llama_perf.kernels.compile_only import Launched, compile_only, launching_operators
 from llama_perf.kernels.triton_launch import launch_count
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import preset
@@ -34,6 +33,11 @@ from llama_perf.scheme import AUTOQUANT, PLAIN
 from llama_perf.spec import RowSpec
 from llama_perf.value_check import DECODED
 from llama_perf.weights.synthetic import SyntheticWeights
+from scripts.studies.kernel_resources.compile_only import (
+    Launched,
+    compile_only,
+    launching_operators,
+)
 
 META = torch.device("meta")
 # Alike layers launch alike; the first one's input is the embedding.

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from llama_perf.cuda_table import SETS
 from llama_perf.errors import UserError
-from llama_perf.kernel_cache import Compiler, pack
+from scripts.offline.cuda_table import SETS
+from scripts.offline.kernel_cache import Compiler, pack
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100")
 ALL_SETS = ("cuda-check", "cuda", *SETS)
 _ASK = (
-    "import dataclasses, json, llama_perf.compile_rows;"
-    "from llama_perf.kernel_cache import Compiler;"
+    "import dataclasses, json, scripts.offline.compile_rows;"
+    "from scripts.offline.kernel_cache import Compiler;"
     "print(json.dumps(dataclasses.asdict(Compiler.here())))"
 )
 
@@ -38,7 +38,12 @@ def compile_kernels(
     """
     compiler = _ask(python)
     count = os.cpu_count() or 1
-    command = [str(python), "-m", "llama_perf.compile_rows", target.removeprefix("sm_")]
+    command = [
+        str(python),
+        "-m",
+        "scripts.offline.compile_rows",
+        target.removeprefix("sm_"),
+    ]
     with tempfile.TemporaryDirectory(prefix="kernels-") as name, ExitStack() as opened:
         cache = Path(name)
         told = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(count)]

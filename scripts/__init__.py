@@ -1,0 +1,1 @@
+"""Programs beside the package: `llama_perf` never imports them."""

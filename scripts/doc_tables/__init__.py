@@ -1,0 +1,1 @@
+"""The tables of `docs/`, computed and written in place."""

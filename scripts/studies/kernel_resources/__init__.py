@@ -1,0 +1,1 @@
+"""Registers, shared memory and spills of every Triton kernel, compiled without a GPU."""
