@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from llama_perf.codec import from_json, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.records import (
     Baseline,
@@ -25,6 +24,7 @@ from llama_perf.records import (
 )
 from llama_perf.spec import RowSpec
 from llama_perf.spread import between_processes
+from llama_perf.strict_json import from_json, to_json, write_atomically
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from llama_perf.assemble import build_model
 from llama_perf.autoquant.choose import choose
+from llama_perf.devices.device import check_device, free_memory_bytes
 from llama_perf.engine import Engine
-from llama_perf.environment import check_device, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
 from llama_perf.evidence import LinearChoice
 from llama_perf.model.config import preset, preset_name

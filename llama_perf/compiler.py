@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from llama_perf import processor
+from llama_perf.devices import processor
 
 FLAGS = {
     "coordinate_descent_tuning": True,

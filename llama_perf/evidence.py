@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from llama_perf.codec import STRICT
 from llama_perf.errors import SpecError
+from llama_perf.strict_json import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from llama_perf.build import (
     quantized_already,
     record_scheme,
 )
-from llama_perf.environment import check_device
+from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer

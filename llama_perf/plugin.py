@@ -78,7 +78,7 @@ class LlamaPerfPlugin:
         if self._options.set_name or self._options.rows_file:
             return self._options.set_name
         from llama_perf import rows
-        from llama_perf.environment import unasked_device
+        from llama_perf.devices.device import unasked_device
 
         return rows.DEFAULT_SETS[unasked_device()]
 
@@ -256,7 +256,7 @@ class LlamaPerfPlugin:
         for line in advice(report, self.request.chosen(self._set_name())):
             terminalreporter.write(line + "\n")
         if self._options.markdown is not None:
-            from llama_perf.codec import write_atomically
+            from llama_perf.strict_json import write_atomically
 
             write_atomically(self._options.markdown, as_markdown(report))
 

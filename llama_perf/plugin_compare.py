@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from llama_perf import baseline as baselines
-from llama_perf.codec import from_plain, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.plugin_options import PluginConfig
 from llama_perf.recorder import Against, Chosen
 from llama_perf.records import Baseline, Environment, Report
 from llama_perf.set_limits import project_limits
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import from_plain, to_json, write_atomically
 from llama_perf.trials import Trial
 
 SECTION = "llama_perf"
@@ -66,7 +66,7 @@ class CompareRequest:
     def _device_baseline(self) -> Path | None:
         import torch
 
-        from llama_perf.environment import collect, default_device
+        from llama_perf.devices.device import collect, default_device
 
         key = collect(torch.device(default_device())).device_key
         path = baselines.path_of(self._options.baselines, key)

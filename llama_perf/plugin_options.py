@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import SpecError, UserError
+from llama_perf.files import check_writable_anew
 from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
-from llama_perf.writable import check_writable_anew
 
 ON_MISSING = ON_UNDECIDED = ("fail", "report")
 

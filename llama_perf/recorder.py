@@ -16,7 +16,6 @@ from pathlib import Path
 from llama_perf import baseline as baselines
 from llama_perf import rows as row_sets
 from llama_perf.basis import Basis, bases, unquantized_row
-from llama_perf.codec import to_json, write_atomically
 from llama_perf.compare import compare, environment_changes, not_compared
 from llama_perf.limits import limits_of
 from llama_perf.records import (
@@ -29,6 +28,7 @@ from llama_perf.records import (
 )
 from llama_perf.set_limits import ProjectLimits
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import to_json, write_atomically
 from llama_perf.trials import Trial
 
 

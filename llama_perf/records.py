@@ -1,6 +1,6 @@
 """The value types between the stages, frozen dataclasses stored as strict JSON.
 
-Imports no torch and does no arithmetic; `llama_perf.codec` reads and writes them.
+Imports no torch and does no arithmetic; `llama_perf.strict_json` reads and writes them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from llama_perf.codec import STRICT
 from llama_perf.errors import SpecError
 from llama_perf.evidence import (
     CardState,
@@ -21,6 +20,7 @@ from llama_perf.evidence import (
     ValueCheck,
 )
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import STRICT
 
 
 class Status(Enum):

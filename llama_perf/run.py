@@ -14,7 +14,7 @@ import torch
 from llama_perf.build import prepare
 from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
-from llama_perf.environment import check_device, collect, run_device
+from llama_perf.devices.device import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.evidence import Ceiling
 from llama_perf.measure import SAMPLES_BUDGET_S, Progress, measure, without_kept

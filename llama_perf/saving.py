@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.environment import package_version
+from llama_perf.devices.device import package_version
 from llama_perf.errors import SaveError, SpecError, TokenizerError
+from llama_perf.files import check_new_folder
 from llama_perf.model.config import to_hugging_face
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
@@ -34,7 +35,6 @@ from llama_perf.tokenizer import (
     load_tokenizer,
 )
 from llama_perf.weights.saved import KEY, Saved, import_tensors
-from llama_perf.writable import check_new_folder
 
 
 def save_model(

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from llama_perf.codec import STRICT, from_plain
 from llama_perf.errors import RecordError, SpecError, UserError
+from llama_perf.strict_json import STRICT, from_plain
 
 _LOSSES = ("least_loss", "tok_s")
 

@@ -10,7 +10,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from llama_perf.environment import package_version
+from llama_perf.devices.device import package_version
 from llama_perf.spec import RowSpec
 
 

@@ -25,10 +25,10 @@ from typing import IO, TYPE_CHECKING, ClassVar
 
 from pydantic import ConfigDict
 
-from llama_perf.codec import STRICT, from_json, to_line
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.run_options import RunOptions, Slowdown
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import STRICT, from_json, to_line
 
 if TYPE_CHECKING:
     from llama_perf.measure import Progress

@@ -22,7 +22,7 @@ from llama_perf.autoquant.times_file import (
 )
 from llama_perf.autoquant.timing import How, time_product
 from llama_perf.autoquant.uses import Product, logged_products
-from llama_perf.environment import collect
+from llama_perf.devices.device import collect
 from llama_perf.errors import RecordError
 from llama_perf.evidence import LinearChoice
 from llama_perf.model.config import ModelConfig

@@ -16,9 +16,9 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from llama_perf.autoquant.uses import Product
-from llama_perf.codec import STRICT, from_json, to_json, write_atomically
 from llama_perf.errors import RecordError
 from llama_perf.records import Environment
+from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

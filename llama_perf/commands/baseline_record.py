@@ -17,6 +17,7 @@ from llama_perf.commands.selection import (
     selected,
 )
 from llama_perf.errors import RecordError, SpecError
+from llama_perf.files import check_folder
 from llama_perf.merge import read_merged
 from llama_perf.recording import (
     check_processes,
@@ -26,7 +27,6 @@ from llama_perf.recording import (
 from llama_perf.records import Environment, RowResult, Status
 from llama_perf.report.render import as_text
 from llama_perf.speed import describe_speeds
-from llama_perf.writable import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
     check_processes(processes)
     # They import torch, which the other actions do without.
     from llama_perf.device_lock import held
-    from llama_perf.environment import run_device
+    from llama_perf.devices.device import run_device
 
     results: list[RowResult] = []
     environment = None

@@ -32,9 +32,9 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf import processor
     from llama_perf.build import check_runnable
-    from llama_perf.environment import (
+    from llama_perf.devices import processor
+    from llama_perf.devices.device import (
         collect,
         default_device,
         no_card,

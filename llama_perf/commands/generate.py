@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from llama_perf.commands.generate_flags import CHECKPOINT, FLAGS
 from llama_perf.errors import PromptError, SpecError
+from llama_perf.files import check_writable
 from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
-from llama_perf.writable import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,7 +189,7 @@ def _measure(
     from llama_perf.build import prepare
     from llama_perf.commands.profiling import memory_profile, profile
     from llama_perf.compiler import compiler_settings
-    from llama_perf.environment import check_device
+    from llama_perf.devices.device import check_device
     from llama_perf.measure import measure
     from llama_perf.memory import MemoryMeter
     from llama_perf.report.choices import choice_table

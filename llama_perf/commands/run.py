@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from llama_perf import baseline as baselines
 from llama_perf import rows as row_sets
-from llama_perf.codec import to_line, write_atomically
 from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
@@ -23,11 +22,12 @@ from llama_perf.commands.selection import (
     set_name,
 )
 from llama_perf.errors import SpecError
+from llama_perf.files import check_writable
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.run_options import OPTIONS, check_injections
 from llama_perf.set_limits import ProjectLimits, project_limits
-from llama_perf.writable import check_writable
+from llama_perf.strict_json import to_line, write_atomically
 
 if TYPE_CHECKING:
     from llama_perf.runner import Runner

@@ -70,7 +70,7 @@ def set_name(arguments: argparse.Namespace) -> str | None:
     if arguments.set is not None or arguments.rows is not None:
         chosen: str | None = arguments.set
         return chosen
-    from llama_perf.environment import unasked_device
+    from llama_perf.devices.device import unasked_device
 
     return rows.DEFAULT_SETS[unasked_device()]
 

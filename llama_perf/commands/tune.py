@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_perf.commands.selection import add_selection, selected
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.writable import check_writable
+from llama_perf.files import check_writable
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; what was timed is kept as it comes."""
-    from llama_perf.environment import check_device, cuda_key
+    from llama_perf.devices.device import check_device, cuda_key
     from llama_perf.kernels import launch_table
     from llama_perf.toolchain import triton_problem
     from llama_perf.tuning import products, tune

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from llama_perf.environment import cuda_key
+from llama_perf.devices.device import cuda_key
 from llama_perf.kernels.attention_launch import KINDS
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packed import PLAIN, SPARSE, Packed

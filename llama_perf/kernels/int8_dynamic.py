@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llama_perf.devices.processor import has_fast_int8_products, int8_products_are_exact
 from llama_perf.kernels.int8_sums import int8_sums
 from llama_perf.kernels.int8_weight import BITS, dequantized
 from llama_perf.kernels.portable import fused_here, unit_sums
-from llama_perf.processor import has_fast_int8_products, int8_products_are_exact
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

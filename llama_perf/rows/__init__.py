@@ -15,10 +15,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llama_perf.codec import from_plain
 from llama_perf.errors import RecordError, RowFileError, SpecError
 from llama_perf.set_limits import check_names
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import from_plain
 
 DEFAULT_SETS = {"cuda": "cuda", "cpu": "cpu"}
 """The set that runs where none was asked for, by the machine's device."""

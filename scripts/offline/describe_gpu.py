@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from llama_perf.ceiling import measure_ceiling
-from llama_perf.environment import collect, default_device
+from llama_perf.devices.device import collect, default_device
 from llama_perf.toolchain import triton_problem
 
 

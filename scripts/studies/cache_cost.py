@@ -17,7 +17,7 @@ import torch
 from tabulate import tabulate
 
 from llama_perf.build import Prepared, prepare
-from llama_perf.environment import collect
+from llama_perf.devices.device import collect
 from llama_perf.measure import time_generation
 from llama_perf.spec import RowSpec
 from scripts.doc_tables.document import replace_between

@@ -14,11 +14,11 @@ from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
 from llama_perf import baseline as baselines
 from llama_perf import run, worker
-from llama_perf.codec import from_json, to_json
 from llama_perf.evidence import Ceiling
 from llama_perf.records import Baseline, Report
 from llama_perf.run_options import RunOptions
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """

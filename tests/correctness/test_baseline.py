@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, measured, unmeasured
 
 from llama_perf import baseline as baselines
-from llama_perf.codec import to_json
 from llama_perf.errors import RecordError
 from llama_perf.records import Status
 from llama_perf.rows import load_set
+from llama_perf.strict_json import to_json
 
 OTHER = replace(CPU_ROW, compile=True)
 

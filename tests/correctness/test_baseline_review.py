@@ -21,9 +21,9 @@ from llama_perf import rows as row_sets
 from llama_perf.baseline_review import differences, problems
 from llama_perf.checkout import file_at, resolve
 from llama_perf.cli import main
-from llama_perf.codec import to_json
 from llama_perf.records import Baseline
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import to_json
 
 OTHER = replace(CPU_ROW, compile=True)
 ALIKE = (99.0, 100.0, 101.0, 99.5, 100.5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import nvidia_smi
 import pytest
 
-from llama_perf import driver
+from llama_perf.devices import driver
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = """\

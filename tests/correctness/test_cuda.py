@@ -24,8 +24,8 @@ from weights_samples import all_weights, write_json
 from llama_perf.assemble import build_model
 from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
+from llama_perf.devices.device import collect
 from llama_perf.engine import Engine
-from llama_perf.environment import collect
 from llama_perf.memory import MemoryMeter
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.transformer import Transformer

@@ -13,9 +13,11 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf import baseline as baselines
-from llama_perf import driver, environment, processor, rows
+from llama_perf import rows
 from llama_perf.cli import main
-from llama_perf.codec import to_json
+from llama_perf.devices import device as environment
+from llama_perf.devices import driver, processor
+from llama_perf.strict_json import to_json
 from llama_perf.weights.locate import SMOLLM2
 
 NAMES = [

@@ -12,10 +12,12 @@ import pytest
 import torch
 from plugin_project import Project
 
-from llama_perf import driver, environment, rows
+from llama_perf import rows
 from llama_perf.cli import main
-from llama_perf.driver import ask_driver, build_for, is_wsl, why_unseen
-from llama_perf.environment import check_device, unasked_device
+from llama_perf.devices import device as environment
+from llama_perf.devices import driver
+from llama_perf.devices.device import check_device, unasked_device
+from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.machine import machine_notes
 

@@ -11,9 +11,10 @@ from rounding import equal_up_to_turned_codes
 from torch import Tensor
 from weights_samples import TINY, tiny_weights
 
-from llama_perf import generate, processor
+from llama_perf import generate
 from llama_perf.assemble import build_model
 from llama_perf.compiler import compiler_settings
+from llama_perf.devices import processor
 from llama_perf.engine import Engine
 from llama_perf.errors import UserError
 from llama_perf.model.transformer import Transformer

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf import environment
-from llama_perf import processor as named
-from llama_perf.environment import collect
+from llama_perf.devices import device
+from llama_perf.devices import processor as named
+from llama_perf.devices.device import collect
 from llama_perf.records import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: made.name)
-    monkeypatch.setattr(environment, "_output", lambda *_, **__: "570.1\n570.1")
+    monkeypatch.setattr(device, "_output", lambda *_, **__: "570.1\n570.1")
     return made
 
 
@@ -139,6 +139,6 @@ def test_a_card_is_the_same_with_the_memory_a_driver_takes(
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:
-    assert environment.package_version("no-such-package-here") is None
+    assert device.package_version("no-such-package-here") is None
     # Of torch the wheels of PyPI leave out what +cpu or +cu130 says.
-    assert environment.package_version("pytest") == pytest.__version__
+    assert device.package_version("pytest") == pytest.__version__

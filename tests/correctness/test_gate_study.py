@@ -10,8 +10,8 @@ import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
 from llama_perf import rows
-from llama_perf.codec import to_json
 from llama_perf.records import Comparison, Report, Status, Verdict
+from llama_perf.strict_json import to_json
 from scripts.studies import gate_study
 from scripts.studies.gate_study import (
     DOCUMENT,

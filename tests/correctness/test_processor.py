@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import HANG_S
 
-from llama_perf import processor
+from llama_perf.devices import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": True}
@@ -107,7 +107,7 @@ def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_onednn_may_use_is_heeded() -> None:
     """ONEDNN_MAX_CPU_ISA=AVX2 makes any processor one without VNNI."""
     code = (
-        "from llama_perf.processor import has_fast_int8_products, features\n"
+        "from llama_perf.devices.processor import has_fast_int8_products, features\n"
         "print(has_fast_int8_products(), features())"
     )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}

@@ -23,11 +23,11 @@ from record_samples import (
 )
 
 from llama_perf.cli import main
-from llama_perf.codec import from_json, to_json
 from llama_perf.compare import compare
 from llama_perf.evidence import ValueCheck
 from llama_perf.records import Report, RowResult, Status
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.strict_json import from_json, to_json
 
 OTHER = replace(CPU_ROW, compile=True)
 REFUSED = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)

@@ -13,7 +13,6 @@ from weights_samples import TINY
 
 from llama_perf import measure as measuring
 from llama_perf.build import Prepared
-from llama_perf.codec import from_json, to_json
 from llama_perf.engine import Engine
 from llama_perf.measure import SAMPLES_BUDGET_S, Sample, measure, more_samples
 from llama_perf.memory import MemoryMeter
@@ -21,6 +20,7 @@ from llama_perf.model.transformer import Transformer
 from llama_perf.records import Measurement, Report
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.spec import RowSpec
+from llama_perf.strict_json import from_json, to_json
 
 
 def taken(seconds: float, *, most: int = 5, budget_s: float | None = 20.0) -> int:

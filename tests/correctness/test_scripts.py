@@ -17,8 +17,8 @@ import yaml
 from processes import HANG_S, alive, wait_until
 
 from llama_perf import rows
-from llama_perf.codec import from_json
 from llama_perf.records import Report
+from llama_perf.strict_json import from_json
 from scripts.offline import steps as cuda_steps
 from scripts.offline.cuda_check import REHEARSAL, without_invalid
 from scripts.offline.steps import Runner, Step, Told

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llama_perf import driver, processor
+from llama_perf.devices import driver, processor
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.records import Environment
 
