@@ -22,7 +22,7 @@ from llama_perf.records import (
     RowResult,
     Status,
 )
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.spread import between_processes
 from llama_perf.strict_json import from_json, to_json, write_atomically
 

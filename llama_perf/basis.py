@@ -11,7 +11,7 @@ from dataclasses import asdict
 from enum import Enum
 
 from llama_perf.records import Baseline, BaselineRow, Environment, Measurement
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 
 class Basis(Enum):

@@ -23,8 +23,8 @@ from llama_perf.origin import Origin
 from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.scheme import AUTOQUANT
-from llama_perf.spec import DTYPE_TOKENS, RowSpec
+from llama_perf.rows.schemes import AUTOQUANT
+from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.toolchain import build_problem
 from llama_perf.weights.open_model import open_model

@@ -29,8 +29,8 @@ from llama_perf.model.transformer import (
     tensor_bytes,
 )
 from llama_perf.prompt_checks import check_batch, check_lengths, check_room
+from llama_perf.rows.spec import FUSED_TOKENS
 from llama_perf.runs import RunBlock, chosen_runs
-from llama_perf.spec import FUSED_TOKENS
 from llama_perf.step import Step
 from llama_perf.steps import Steps
 

@@ -31,7 +31,7 @@ from llama_perf.model.rotary import Rotary
 from llama_perf.model.sampling import Feed
 from llama_perf.model.transformer import Transformer, TransformerBlock, is_plain
 from llama_perf.quantize.native_tensor import NativeTensor
-from llama_perf.spec import FUSED_TOKENS
+from llama_perf.rows.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
 _CUDA = torch.device("cuda")

@@ -8,7 +8,7 @@ from torch import Tensor
 from llama_perf.engine import Engine
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.model.transformer import Transformer
-from llama_perf.spec import cache_kind, check_attention, check_sampling
+from llama_perf.rows.spec import cache_kind, check_attention, check_sampling
 
 
 def generate(

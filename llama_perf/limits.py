@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from llama_perf.records import MetricChange
-from llama_perf.set_limits import ProjectLimits, SetLimits
-from llama_perf.spec import RowSpec
+from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits
+from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import THRESHOLDS, change
 
 

@@ -20,7 +20,7 @@ from llama_perf.model.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.quiet import import_torchao
 from llama_perf.quantize.registry import config_for
-from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 
 REFERENCE = "reference"
 """The layout whose sizes are the published table's, where a scheme has two."""

@@ -19,8 +19,8 @@ from llama_perf.errors import SpecError
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import AUTOQUANT, Scheme
-from llama_perf.spec import KERNELS, RowSpec
+from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.spec import KERNELS, RowSpec
 from llama_perf.weights.open_model import open_model
 
 

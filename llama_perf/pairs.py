@@ -27,9 +27,9 @@ from llama_perf.records import (
     Status,
     Verdict,
 )
+from llama_perf.rows.limit_overrides import ProjectLimits
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.set_limits import ProjectLimits
-from llama_perf.spec import RowSpec
 from llama_perf.spread import Spread, between_processes, shrunk
 from llama_perf.stats import (
     THRESHOLDS,

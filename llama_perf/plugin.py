@@ -17,8 +17,8 @@ from llama_perf.errors import UserError
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.records import RowResult
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import check_injections
-from llama_perf.spec import RowSpec
 from llama_perf.trials import Trial
 
 NAME = "llama-perf"
@@ -62,25 +62,25 @@ class LlamaPerfPlugin:
     def rows(self) -> list[RowSpec]:
         """The selected rows; raises UserError for a wrong file, set or glob."""
         if self._rows is None:
-            from llama_perf import rows
+            from llama_perf.rows import selection
 
-            self._rows = rows.select(self._all_rows(), self._options.globs)
+            self._rows = selection.select(self._all_rows(), self._options.globs)
         return self._rows
 
     def _all_rows(self) -> list[RowSpec]:
-        from llama_perf import rows
+        from llama_perf.rows import selection
 
-        return rows.load(
+        return selection.load(
             set_name=self._set_name(), file=self._options.rows_file, globs=()
         )
 
     def _set_name(self) -> str | None:
         if self._options.set_name or self._options.rows_file:
             return self._options.set_name
-        from llama_perf import rows
         from llama_perf.devices.device import unasked_device
+        from llama_perf.rows import selection
 
-        return rows.DEFAULT_SETS[unasked_device()]
+        return selection.DEFAULT_SETS[unasked_device()]
 
     def _start(self, selected: list[RowSpec]) -> None:
         from llama_perf.recorder import Recorder

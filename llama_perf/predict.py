@@ -28,7 +28,7 @@ from llama_perf.model.config import ModelConfig
 from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import Transformer
 from llama_perf.model_size import model_bytes
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 CUBLAS_BYTES = 32 * 2**20
 """What cuBLAS keeps to work in on sm_90 and up; 8 MiB before."""

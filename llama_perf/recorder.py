@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_perf import baseline as baselines
-from llama_perf import rows as row_sets
 from llama_perf.basis import Basis, bases, unquantized_row
 from llama_perf.compare import compare, environment_changes, not_compared
 from llama_perf.limits import limits_of
@@ -26,8 +25,9 @@ from llama_perf.records import (
     RowResult,
     Verdict,
 )
-from llama_perf.set_limits import ProjectLimits
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection as row_sets
+from llama_perf.rows.limit_overrides import ProjectLimits
+from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json, write_atomically
 from llama_perf.trials import Trial
 

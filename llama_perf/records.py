@@ -19,7 +19,7 @@ from llama_perf.evidence import (
     StepWork,
     ValueCheck,
 )
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import STRICT
 
 

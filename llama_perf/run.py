@@ -21,8 +21,8 @@ from llama_perf.measure import SAMPLES_BUDGET_S, Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import load_profiler
 from llama_perf.records import Environment, Measurement, RowResult, Status
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 
 
 class Session:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.errors import SpecError
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,9 @@ from llama_perf.measure import Progress
 from llama_perf.recording import confirmation
 from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
 from llama_perf.resume import finished_rows
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 from llama_perf.trials import Trial
 from llama_perf.worker import Worker
 

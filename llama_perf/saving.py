@@ -27,7 +27,7 @@ from llama_perf.model.config import to_hugging_face
 from llama_perf.model.transformer import Transformer, check_transformer, is_plain
 from llama_perf.origin import Origin
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 from llama_perf.tokenizer import (
     check_vocabulary,
     copy_tokenizer,

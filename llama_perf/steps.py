@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.model.sampling import Fed, feeding
-from llama_perf.spec import FUSED_TOKENS
+from llama_perf.rows.spec import FUSED_TOKENS
 from llama_perf.step import CapturedStep, Prefill, Step
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 from llama_perf.devices.device import package_version
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 
 def compiler_problem(device: str) -> str | None:

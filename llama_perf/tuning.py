@@ -23,9 +23,9 @@ from llama_perf.kernels.packed import PLAIN, Packed
 from llama_perf.kernels.packing import LANES
 from llama_perf.model.config import ModelConfig, preset
 from llama_perf.model.linear import Linear
-from llama_perf.scheme import AUTOQUANT
-from llama_perf.scheme import PLAIN as NO_SCHEME
-from llama_perf.spec import FUSED_TOKENS, RowSpec
+from llama_perf.rows.schemes import AUTOQUANT
+from llama_perf.rows.schemes import PLAIN as NO_SCHEME
+from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
 Time = Callable[[Choice | None], float]
 """Seconds of one product launched so; None: by the rule."""

@@ -31,7 +31,7 @@ from llama_perf.model.rotary import Rotary
 from llama_perf.model.transformer import TransformerBlock, is_plain
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 DECODED = 8
 """Tokens that are decoded, behind the one that the prompt gives."""

@@ -26,8 +26,8 @@ from llama_perf.devices.device import collect
 from llama_perf.errors import RecordError
 from llama_perf.evidence import LinearChoice
 from llama_perf.model.config import ModelConfig
-from llama_perf.scheme import AUTOQUANT, PLAIN, Scheme
-from llama_perf.spec import FUSED_TOKENS, RowSpec
+from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

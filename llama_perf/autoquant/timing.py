@@ -27,7 +27,7 @@ from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.scheme import PLAIN
+from llama_perf.rows.schemes import PLAIN
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
 """An operator by itself, in code that is compiled, or a kernel of a fused step.

@@ -26,8 +26,8 @@ from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
 from llama_perf.recorder import Chosen
 from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.run_options import check_injections
-from llama_perf.set_limits import project_limits
 from llama_perf.stats import THRESHOLDS
 from llama_perf.strict_json import to_json, write_atomically
 

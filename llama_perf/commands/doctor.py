@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 from llama_perf import baseline as baselines
-from llama_perf import rows
 from llama_perf.commands.selection import add_baselines
 from llama_perf.errors import NotRunnable, TooLarge, UserError
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 
 HELP = "what this machine can run, which versions, what is missing"
 
@@ -66,14 +66,14 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
-    for name in rows.set_names():
+    for name in selection.set_names():
         yield f"set {name}", _runnable(name, check)
 
 
 def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
     missing: Counter[str] = Counter()
     too_large: list[TooLarge] = []
-    listed = rows.load_set(set_name)
+    listed = selection.load_set(set_name)
     for row in listed:
         try:
             check(row)

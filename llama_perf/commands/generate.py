@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llama_perf.commands.generate_flags import CHECKPOINT, FLAGS
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.files import check_writable
-from llama_perf.spec import DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llama_perf.spec import ATTENTIONS, DTYPE_TOKENS
+from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS
 
 CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from llama_perf import rows
 from llama_perf.commands.selection import add_selection, shard
 from llama_perf.errors import UserError
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import AUTOQUANT, Scheme
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.spec import RowSpec
 
 if TYPE_CHECKING:
     from llama_perf.predict import Prediction
@@ -42,11 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """List the rows."""
     if arguments.set is None and arguments.rows is None:
-        every = [row for name in rows.set_names() for row in rows.load_set(name)]
+        every = [
+            row for name in selection.set_names() for row in selection.load_set(name)
+        ]
         # A row may stand in several sets.
-        listed = rows.select(list(dict.fromkeys(every)), arguments.row)
+        listed = selection.select(list(dict.fromkeys(every)), arguments.row)
     else:
-        listed = rows.load(
+        listed = selection.load(
             set_name=arguments.set, file=arguments.rows, globs=arguments.row
         )
     if arguments.shard is not None:

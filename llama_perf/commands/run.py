@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_perf import baseline as baselines
-from llama_perf import rows as row_sets
 from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
@@ -25,8 +24,9 @@ from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.rows import selection as row_sets
+from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
 from llama_perf.run_options import OPTIONS, check_injections
-from llama_perf.set_limits import ProjectLimits, project_limits
 from llama_perf.strict_json import to_line, write_atomically
 
 if TYPE_CHECKING:

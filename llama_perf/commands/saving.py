@@ -9,8 +9,8 @@ from llama_perf.build import Prepared, parse_dtype
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
 from llama_perf.files import check_new_folder
+from llama_perf.rows.spec import RowSpec
 from llama_perf.saving import check_scheme_savable, save_model
-from llama_perf.spec import RowSpec
 from llama_perf.tokenizer import find_tokenizer
 from llama_perf.weights.locate import resolve_checkpoint
 

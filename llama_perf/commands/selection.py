@@ -6,10 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from llama_perf import baseline, rows
+from llama_perf import baseline
 from llama_perf.errors import SpecError
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
-from llama_perf.spec import RowSpec
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -72,12 +73,12 @@ def set_name(arguments: argparse.Namespace) -> str | None:
         return chosen
     from llama_perf.devices.device import unasked_device
 
-    return rows.DEFAULT_SETS[unasked_device()]
+    return selection.DEFAULT_SETS[unasked_device()]
 
 
 def selected(arguments: argparse.Namespace) -> list[RowSpec]:
     """The selected rows; raises UserError."""
-    found = rows.load(
+    found = selection.load(
         set_name=set_name(arguments), file=arguments.rows, globs=arguments.row
     )
     return found if arguments.shard is None else shard(found, arguments.shard)

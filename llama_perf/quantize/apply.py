@@ -16,7 +16,7 @@ from llama_perf.errors import SpecError
 from llama_perf.model.transformer import is_plain
 from llama_perf.quantize.groups import fitting_groups
 from llama_perf.quantize.quiet import import_torchao
-from llama_perf.scheme import AUTOQUANT, INT4_GROUP_SIZES, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 
 Quantizer = Callable[[nn.Module, str], None]
 

@@ -17,7 +17,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from llama_perf.errors import SpecError
 from llama_perf.quantize.registry import config_for, register
-from llama_perf.scheme import PLAIN, Scheme
+from llama_perf.rows.schemes import PLAIN, Scheme
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from llama_perf.quantize.native_tensor import (
     replace_weight,
 )
 from llama_perf.quantize.registry import register
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 GRANULARITIES = ("row", "tensor")
 

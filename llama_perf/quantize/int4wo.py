@@ -42,7 +42,7 @@ from llama_perf.quantize.search import (
     scale_dtype,
     stored,
 )
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 BITS = 4
 

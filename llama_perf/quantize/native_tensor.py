@@ -19,7 +19,7 @@ from torchao.utils import TorchAOBaseTensor
 from llama_perf.errors import SpecError
 from llama_perf.kernels.packed import Packed
 from llama_perf.model.transformer import is_plain
-from llama_perf.spec import DTYPE_TOKENS
+from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.scheme import Scheme
-from llama_perf.spec import KERNELS
+from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.spec import KERNELS
 
 if TYPE_CHECKING:
     import torch

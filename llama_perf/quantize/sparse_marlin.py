@@ -37,7 +37,7 @@ from llama_perf.quantize.native_tensor import (
 )
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.search import scale_dtype, symmetric_scale
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 LAYOUTS = ("lean", "reference")
 

@@ -21,7 +21,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from llama_perf.errors import NotRunnable
 from llama_perf.quantize.registry import register
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 INT4_CPU_GROUPS = (32, 64, 128)
 

@@ -41,7 +41,7 @@ from llama_perf.quantize.native_tensor import (
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.search import positive_scale, scale_and_zero, scale_dtype
 from llama_perf.quantize.stretches import in_stretches
-from llama_perf.scheme import UINTX_BITS, Scheme
+from llama_perf.rows.schemes import UINTX_BITS, Scheme
 
 LAYOUTS = {"lean": PACKED, "reference": INTEGER}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from packaging.version import Version
 
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 # Seen wrong with 2.11.0 on an AMD EPYC, right there on an Intel Xeon with AMX and the
 # strides of `compiler_settings`, and right with 2.13.0; 2.12 was not tried.

@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from llama_perf.records import Measurement, Report, RowResult
 from llama_perf.report.table import NOTHING, speed_up
-from llama_perf.rows import load_set
-from llama_perf.spec import RowSpec
+from llama_perf.rows.selection import load_set
+from llama_perf.rows.spec import RowSpec
 
 _HEADERS = (
     "row",

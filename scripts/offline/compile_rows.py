@@ -28,9 +28,9 @@ from llama_perf.kernels.triton_launch import launch_count
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import preset
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows import load_file, load_set
-from llama_perf.scheme import AUTOQUANT, PLAIN
-from llama_perf.spec import RowSpec
+from llama_perf.rows.schemes import AUTOQUANT, PLAIN
+from llama_perf.rows.selection import load_file, load_set
+from llama_perf.rows.spec import RowSpec
 from llama_perf.value_check import DECODED
 from llama_perf.weights.synthetic import SyntheticWeights
 from scripts.studies.kernel_resources.compile_only import (

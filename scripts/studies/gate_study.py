@@ -19,10 +19,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf import rows as row_sets
 from llama_perf.basis import quantized
 from llama_perf.records import Comparison, Report, Verdict
 from llama_perf.resume import read_report
+from llama_perf.rows import selection as row_sets
 from scripts.doc_tables.document import replace_between
 
 ROOT = Path(__file__).resolve().parents[2]

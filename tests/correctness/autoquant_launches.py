@@ -12,7 +12,7 @@ import torch
 
 from llama_perf.autoquant import timing
 from llama_perf.autoquant.uses import Product
-from llama_perf.scheme import AUTOQUANT
+from llama_perf.rows.schemes import AUTOQUANT
 from scripts.studies.kernel_resources.compile_only import compile_only
 
 GATE = Product(tokens=1, rows=11008, columns=4096)

@@ -9,8 +9,8 @@ from tabulate import tabulate
 
 from llama_perf import baseline as baselines
 from llama_perf.records import Measurement
-from llama_perf.rows import load_set
-from llama_perf.spec import RowSpec
+from llama_perf.rows.selection import load_set
+from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import GB
 from scripts.doc_tables.document import replace_between, text_between
 

@@ -79,7 +79,7 @@ def main(
     model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
 ) -> None:
     """Two generations on the meta device; the second is printed."""
-    from llama_perf.spec import RowSpec
+    from llama_perf.rows.spec import RowSpec
     from scripts.offline.compile_rows import (
         META,
         Uncaptured,

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.scheme import AUTOQUANT
+from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.document import rows_between
 
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"

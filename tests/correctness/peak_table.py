@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf import rows
 from llama_perf.build import predict_row
 from llama_perf.predict import Prediction
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 
 BEGIN, END = "<!-- peaks: begin -->", "<!-- peaks: end -->"
 PUBLISHED = Path(__file__).parent / "a100_reference.csv"
@@ -92,7 +92,7 @@ def peaks() -> tuple[Peak, ...]:
             ceiling_gb=_ceiling_gb(row),
             predicted=predict_row(row),
         )
-        for row, line in zip(rows.load_set("reference"), lines, strict=True)
+        for row, line in zip(selection.load_set("reference"), lines, strict=True)
     )
 
 

@@ -16,8 +16,8 @@ from llama_perf import baseline as baselines
 from llama_perf import run, worker
 from llama_perf.evidence import Ceiling
 from llama_perf.records import Baseline, Report
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[2]

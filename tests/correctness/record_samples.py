@@ -11,7 +11,7 @@ from llama_perf.baseline import baseline_row
 from llama_perf.evidence import LinearChoice
 from llama_perf.recorder import Against, Recorder
 from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.trials import Trial
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")

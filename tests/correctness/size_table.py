@@ -13,7 +13,7 @@ from tabulate import tabulate
 from llama_perf.model.config import preset
 from llama_perf.model_size import has_reference_layout, native_model_bytes
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import AUTOQUANT, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from scripts.doc_tables.document import replace_between, text_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "sizes.md"

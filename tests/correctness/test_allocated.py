@@ -12,7 +12,7 @@ from llama_perf.build import predict_row, prepare
 from llama_perf.measure import measure
 from llama_perf.memory import MemoryMeter
 from llama_perf.operators import load_profiler
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 ROW = RowSpec(
     model="stories15M",

@@ -26,8 +26,8 @@ from llama_perf.errors import RecordError, SpecError
 from llama_perf.evidence import LinearChoice
 from llama_perf.model.transformer import Transformer, is_plain
 from llama_perf.quantize.autoquant import AutoquantConfig
+from llama_perf.rows.spec import RowSpec
 from llama_perf.saving import check_scheme_savable
-from llama_perf.spec import RowSpec
 
 CPU = torch.device("cpu")
 ROW = RowSpec(

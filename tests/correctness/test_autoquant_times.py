@@ -20,7 +20,7 @@ from llama_perf.autoquant.timing import time_product
 from llama_perf.autoquant.uses import Product
 from llama_perf.kernels.packed import Packed
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.scheme import AUTOQUANT
+from llama_perf.rows.schemes import AUTOQUANT
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,7 @@ from llama_perf.measure import time_generation
 from llama_perf.model.config import ModelConfig
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.tokenizer import load_tokenizer
 from llama_perf.weights.locate import SMOLLM2
 from llama_perf.weights.reader import WeightsReader

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from scripts.studies.cache_cost import BEGIN, DOCUMENT, END, GROUPS, Timed, table, timed
 
 ROW = RowSpec(

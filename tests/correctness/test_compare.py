@@ -20,7 +20,7 @@ from record_samples import (
 from llama_perf.compare import compare, environment_changes, not_compared
 from llama_perf.limits import LIMITS
 from llama_perf.records import Status, Verdict
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 
 @pytest.mark.parametrize("row", [CPU_ROW, CUDA_ROW], ids=["cpu", "cuda"])

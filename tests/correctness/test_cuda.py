@@ -31,9 +31,9 @@ from llama_perf.model.config import ModelConfig
 from llama_perf.model.transformer import Transformer
 from llama_perf.models import quantize_model
 from llama_perf.records import Measurement, RowResult, Status
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 from llama_perf.weights.synthetic import SyntheticWeights
 
 # Widths that every scheme's kernels take.

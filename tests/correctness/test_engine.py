@@ -20,7 +20,7 @@ from llama_perf.errors import UserError
 from llama_perf.model.transformer import Transformer
 from llama_perf.models import quantize_model
 from llama_perf.quantize.upstream import broken_upstream
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 CPU = torch.device("cpu")
 

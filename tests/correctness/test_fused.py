@@ -27,7 +27,7 @@ from llama_perf.model.linear import Linear
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.value_check import OPERATORS, check_values, warm_up
 
 __all__ = ["device"]  # A fixture.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import rows
 from llama_perf.records import Comparison, Report, Status, Verdict
+from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from scripts.studies import gate_study
 from scripts.studies.gate_study import (
@@ -123,7 +123,7 @@ def test_the_table_has_a_line_for_each_share() -> None:
 
 
 def test_its_rows_are_long_enough_for_one_step_in_a_hundred() -> None:
-    chosen = rows.load(set_name=None, file=ROWS, globs=())
+    chosen = selection.load(set_name=None, file=ROWS, globs=())
     assert min(row.max_new_tokens for row in chosen) > 100
     assert {row.device for row in chosen} == {"cpu"}
 

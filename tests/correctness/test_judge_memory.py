@@ -25,7 +25,7 @@ from llama_perf.judge_memory import stored_peak
 from llama_perf.limits import LIMITS
 from llama_perf.pairs import Pairs, compare_pairs
 from llama_perf.records import Baseline, Comparison, RowResult, Status, Verdict
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.trials import Trial
 
 GB = 1_000_000_000

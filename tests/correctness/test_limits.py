@@ -9,13 +9,13 @@ import pytest
 from plugin_project import INT8, PLAIN, Project
 from record_samples import CPU_ROW, CUDA_ROW, baseline_of, measured
 
-from llama_perf import rows
 from llama_perf.compare import compare
 from llama_perf.errors import UserError
 from llama_perf.evidence import StepWork
 from llama_perf.limits import LIMITS, limits_of
 from llama_perf.records import Verdict
-from llama_perf.set_limits import ProjectLimits, SetLimits, project_limits
+from llama_perf.rows import selection
+from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits, project_limits
 
 pytest_plugins = ["pytester"]
 PROJECT = """
@@ -66,7 +66,7 @@ def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
         """,
         encoding="utf-8",
     )
-    first, second = rows.load_file(path)
+    first, second = selection.load_file(path)
     assert first.limits == SetLimits(tok_s=0.5, calls=0.2)
     assert second.limits == SetLimits(tok_s=0.5, calls=0.1)
 

@@ -30,7 +30,7 @@ from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 CONFIGS: dict[str, AOBaseConfig] = {
     "int8wo": Int8WeightConfig(),

@@ -16,7 +16,7 @@ from test_quantize import SMALL, small
 from tokenizer_samples import smollm2_path
 from weights_samples import tiny_weights
 
-from llama_perf import build, quantize_model, rows
+from llama_perf import build, quantize_model
 from llama_perf.build import check_runnable, predict_row, prepare
 from llama_perf.cli import main
 from llama_perf.engine import Engine
@@ -29,7 +29,8 @@ from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import Transformer, tensor_bytes
 from llama_perf.model_size import model_bytes, native_model_bytes
 from llama_perf.predict import predict
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.weights.locate import SMOLLM2
 
 CPU = torch.device("cpu")
@@ -80,7 +81,9 @@ def test_the_document_has_the_peaks_that_are_computed() -> None:
 
 
 def test_a_cache_of_codes_that_is_filled_takes_no_more_than_its_ceiling() -> None:
-    filled = [each for each in rows.load_set("filled") if each.kv_cache is not None]
+    filled = [
+        each for each in selection.load_set("filled") if each.kv_cache is not None
+    ]
     assert {each.allocated_positions for each in filled} >= {131072}
     for row in filled:
         # The caches grew with the cache's positions alone.

@@ -18,7 +18,7 @@ from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.registry import config_for
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 CPU = torch.device("cpu")
 # Every K is a multiple of 64; 192 is none of 128 or 256, like SmolLM2's 576.

@@ -21,8 +21,8 @@ from llama_perf.recording import (
     in_fresh_processes,
 )
 from llama_perf.records import Environment, RowResult, Status
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)

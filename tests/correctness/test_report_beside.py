@@ -6,13 +6,14 @@ import re
 
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import baseline, rows
+from llama_perf import baseline
 from llama_perf.records import Measurement, Report, RowResult, Status
 from llama_perf.report.beside import beside_table, pairs
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 
-LITERAL, ENGINE = rows.load_set("published"), rows.load_set("reference")
+LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
 A100 = baseline.reference(baseline.default_folder())
 HEADER = [
     "row",
@@ -89,6 +90,6 @@ def test_every_row_of_both_sets_finds_its_counterpart() -> None:
 
 
 def test_the_default_set_of_a_card_has_some_beside_one_another() -> None:
-    report = report_of(*map(measured, rows.load_set("cuda")))
+    report = report_of(*map(measured, selection.load_set("cuda")))
     schemes = [each.engine.row.quantization for each in pairs(report)]
     assert schemes == [None, "int8wo", "int4wo-64"]

@@ -16,11 +16,12 @@ from caching_allocator import CachingAllocator, Event, Recorder
 from torch import Tensor, nn
 from weights_samples import tiny_weights
 
-from llama_perf import aside, assemble, rows
+from llama_perf import aside, assemble
 from llama_perf.model.config import ModelConfig, preset
 from llama_perf.model.kv_cache import caches
 from llama_perf.quantize.apply import Quantizer, make_quantizer
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.weights.saved import Saved
 from llama_perf.weights.synthetic import SyntheticWeights
 
@@ -208,7 +209,7 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
 def cached_rows() -> list[RowSpec]:
     """A row for each shape of caches in the sets for a card."""
     found = {}
-    for row in (row for name in SETS for row in rows.load_set(name)):
+    for row in (row for name in SETS for row in selection.load_set(name)):
         caches = (row.model, row.batch_size, row.allocated_positions, row.kv_cache)
         found[(*caches, row.dtype)] = row
     return list(found.values())

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf import baseline, build, rows
+from llama_perf import baseline, build
 from llama_perf.build import predict_row
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.model.config import preset
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.weights.synthetic import SyntheticWeights
 
 TABLE = Path(__file__).parent / "a100_reference.csv"
@@ -22,7 +23,7 @@ def published() -> list[dict[str, str]]:
 
 
 def test_the_reference_set_is_the_published_table_row_by_row() -> None:
-    listed = rows.load_set("reference")
+    listed = selection.load_set("reference")
     table = published()
     assert len(listed) == len(table) == 43
     for row, line in zip(listed, table, strict=True):
@@ -62,7 +63,10 @@ def test_the_reference_set_is_the_published_table_row_by_row() -> None:
 
 
 def test_the_published_set_asks_the_same_literally() -> None:
-    literal, reference = rows.load_set("published"), rows.load_set("reference")
+    literal, reference = (
+        selection.load_set("published"),
+        selection.load_set("reference"),
+    )
     assert [row.reference_key for row in literal] == [
         row.reference_key for row in reference
     ]
@@ -76,8 +80,8 @@ def test_the_published_set_asks_the_same_literally() -> None:
 
 
 def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
-    assert rows.DEFAULT_SETS == {"cuda": "cuda", "cpu": "cpu"}
-    listed = rows.load_set("cuda")
+    assert selection.DEFAULT_SETS == {"cuda": "cuda", "cpu": "cpu"}
+    listed = selection.load_set("cuda")
     assert 15 <= len(listed) <= 22
     fused = {row.quantization or "none" for row in listed if row.fused}
     assert fused >= schemes_of_the_table() - {"autoquant-int4"}
@@ -104,7 +108,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
     free = 23_600_000_000
     monkeypatch.setattr(build, "free_memory_bytes", lambda _device: free)
     refused, card = [], torch.device("cuda")
-    for row in rows.load_set(name):
+    for row in selection.load_set(name):
         meta = torch.device("meta")
         reader = SyntheticWeights(preset(row.model), dtype=torch.bfloat16, device=meta)
         needed = predict_row(row).peak_bytes
@@ -129,27 +133,29 @@ def test_the_reference_device_holds_the_published_figures() -> None:
         assert figures.bandwidth_gb_s == float(line["mem_gb_s"])
         assert figures.peak_memory_bytes == round(float(line["peak_mem_gb"]) * 1e9)
         assert figures.model_size_bytes == round(float(line["model_size_gb"]) * 1e9)
-    listed = {row.reference_key for row in rows.load_set("reference")}
+    listed = {row.reference_key for row in selection.load_set("reference")}
     assert {row.row.reference_key for row in stored} == listed
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
     # But for two that are mostly a choice of the others' rows (see test_scripts.py).
-    names = [name for name in rows.set_names() if name not in {"cuda", "cuda-check"}]
-    every = [row for name in names for row in rows.load_set(name)]
-    rows.check_unique(every, source="all sets")
-    assert {"reference", "cpu"} <= set(rows.set_names())
+    names = [
+        name for name in selection.set_names() if name not in {"cuda", "cuda-check"}
+    ]
+    every = [row for name in names for row in selection.load_set(name)]
+    selection.check_unique(every, source="all sets")
+    assert {"reference", "cpu"} <= set(selection.set_names())
     work = {row.id: row.fingerprint for row in every}
     for name in ("cuda", "cuda-check"):
-        for row in rows.load_set(name):
+        for row in selection.load_set(name):
             assert work.get(row.id, row.fingerprint) == row.fingerprint
 
 
 def test_every_row_of_torchao_has_a_native_twin() -> None:
-    both = rows.load_set("torchao")
+    both = selection.load_set("torchao")
     native = {
         (row.model, row.quantization, row.dtype, row.compile)
-        for row in (*both, *rows.load_set("reference"))
+        for row in (*both, *selection.load_set("reference"))
         if row.kernels == "native"
     }
     twins = {
@@ -162,7 +168,7 @@ def test_every_row_of_torchao_has_a_native_twin() -> None:
 
 
 def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
-    listed = rows.load_set("cpu")
+    listed = selection.load_set("cpu")
     assert all(row.device == "cpu" for row in listed)
     unquantized = {row.compile for row in listed if row.quantization is None}
     assert unquantized == {True, False}
@@ -177,7 +183,7 @@ def schemes_of_the_table() -> set[str]:
 
 
 def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
-    listed = rows.load_set("filled")
+    listed = selection.load_set("filled")
     assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
     sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}
     assert {row.cache_size for row in listed} == sizes
@@ -198,7 +204,7 @@ def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() ->
 def test_each_scheme_of_the_table_at_each_length_and_batch(
     name: str, field: str, values: set[int]
 ) -> None:
-    listed = rows.load_set(name)
+    listed = selection.load_set(name)
     for scheme in schemes_of_the_table():
         of_scheme = [row for row in listed if (row.quantization or "none") == scheme]
         assert {getattr(row, field) for row in of_scheme if not row.ragged} == values
@@ -208,7 +214,7 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
 
 
 def test_the_cpu_has_long_rows_of_each_kind() -> None:
-    listed = rows.load_set("cpu-long")
+    listed = selection.load_set("cpu-long")
     assert all((row.device, row.dtype) == ("cpu", "float32") for row in listed)
     assert {row.kv_cache for row in listed if row.fill} == {None, "int8", "fp8"}
     assert max(row.fill for row in listed) > 2000
@@ -229,7 +235,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         '[defaults]\nmodel = "stories15M"\ndevice = "cpu"\n'
         '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n',
     )
-    assert rows.load_file(path) == [
+    assert selection.load_file(path) == [
         RowSpec(model="stories15M", device="cpu"),
         RowSpec(
             model="stories15M", device="cpu", quantization="int8wo", kernels="torchao"
@@ -260,7 +266,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(RowFileError) as caught:
-        rows.load_file(path)
+        selection.load_file(path)
     assert message in str(caught.value), str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -268,17 +274,17 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> N
 
 def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
     with pytest.raises(RowFileError, match="cannot be read: No such file"):
-        rows.load_file(tmp_path / "absent.toml")
+        selection.load_file(tmp_path / "absent.toml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RowFileError, match="it is not UTF-8 text"):
-        rows.load_file(tmp_path / "binary")
+        selection.load_file(tmp_path / "binary")
 
 
 def test_selection() -> None:
-    listed = rows.load_set("cpu")
-    some = rows.select(listed, ["*int8wo*", "*int8dq*"])
+    listed = selection.load_set("cpu")
+    some = selection.select(listed, ["*int8wo*", "*int8dq*"])
     assert {row.quantization for row in some} == {"int8wo", "int8dq"}
     with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
-        rows.select(listed, ["*int9*"])
+        selection.select(listed, ["*int9*"])
     with pytest.raises(SpecError, match=r"set: 'gpu' .* allowed: .*cpu.*reference"):
-        rows.load_set("gpu")
+        selection.load_set("gpu")

@@ -14,9 +14,9 @@ import pytest
 from plugin_project import FP6, INT8, PLAIN, ROWS
 from processes import HANG_S
 
-from llama_perf import rows
 from llama_perf.cli import main
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def test_the_reference_set_has_its_43_rows(capsys: pytest.CaptureFixture[str]) -
     assert table(capsys, "--set", "reference")[-1] == "43 rows"
     objects = listed(capsys, "--set", "reference")
     ids = [each["id"] for each in objects]
-    assert ids == [row.id for row in rows.load_set("reference")]
+    assert ids == [row.id for row in selection.load_set("reference")]
     assert len(set(ids)) == 43
     built = {each["quantization"] for each in objects if each["built"]}
     assert built == {each["quantization"] for each in objects}
@@ -83,14 +83,16 @@ def test_the_reference_set_has_its_43_rows(capsys: pytest.CaptureFixture[str]) -
 def test_without_a_set_every_row_stands_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    every = [row.id for name in rows.set_names() for row in rows.load_set(name)]
+    every = [
+        row.id for name in selection.set_names() for row in selection.load_set(name)
+    ]
     ids = [each["id"] for each in listed(capsys)]
     assert sorted(ids) == sorted(set(every))
     assert len(every) > len(ids), "no row stands in two sets, so nothing was checked"
 
 
 def test_globs_choose_rows_and_add_up(capsys: pytest.CaptureFixture[str]) -> None:
-    ids = [row.id for row in rows.load_set("reference")]
+    ids = [row.id for row in selection.load_set("reference")]
     wanted = [each for each in ids if fnmatch.fnmatchcase(each, "*int8wo*")]
     assert 0 < len(wanted) < len(ids)
     options = ("--set", "reference", "--row", "*int8wo*")

@@ -19,7 +19,7 @@ from llama_perf.memory import MemoryMeter
 from llama_perf.model.transformer import Transformer
 from llama_perf.records import Measurement, Report
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
 
 

@@ -32,7 +32,7 @@ from llama_perf.origin import Origin
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.weights.open_weights import open_weights
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from processes import HANG_S, alive, wait_until
 
-from llama_perf import rows
 from llama_perf.records import Report
+from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
 from scripts.offline import steps as cuda_steps
 from scripts.offline.cuda_check import REHEARSAL, without_invalid
@@ -270,8 +270,8 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
 
 
 def test_the_rows_of_the_check_are_rows_of_the_full_sets() -> None:
-    listed = rows.load_set("cuda-check")
-    full = [rows.load_set(name) for name in ("reference", "torchao", "unfused")]
+    listed = selection.load_set("cuda-check")
+    full = [selection.load_set(name) for name in ("reference", "torchao", "unfused")]
     assert set(listed) <= set(chain(*full))
     kernels = {row.kernels for row in listed if row.quantization == "int8dq"}
     assert kernels == {"native", "torchao"}

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from llama_perf.errors import SpecError
-from llama_perf.scheme import Scheme
-from llama_perf.spec import RowSpec
+from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.spec import RowSpec
 
 CONTRACT_ID = "llama-2-7b-chat-hf.int4wo-64.bf16.compile"
 

@@ -21,7 +21,7 @@ from llama_perf.engine import Engine
 from llama_perf.model.sampling import sample
 from llama_perf.model.transformer import Transformer
 from llama_perf.quantize.registry import built_kernels
-from llama_perf.scheme import Scheme
+from llama_perf.rows.schemes import Scheme
 
 __all__ = ["device"]  # A fixture.
 SCHEMES = (

@@ -13,7 +13,7 @@ from llama_perf import ceiling, toolchain
 from llama_perf.build import check_runnable
 from llama_perf.errors import NotRunnable
 from llama_perf.evidence import Ceiling
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.toolchain import build_problem, compiler_problem
 
 EAGER = RowSpec(model="stories15M", attention="sdpa")

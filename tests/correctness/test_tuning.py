@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf import rows, tuning
+from llama_perf import tuning
 from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
 from llama_perf.kernels.packed import plain
-from llama_perf.spec import RowSpec
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.tuning import best, candidates, products, tune
 
 ROW = RowSpec(model="Llama-2-7b-chat-hf", quantization="int8wo", fused=True)
@@ -106,8 +107,8 @@ def test_the_products_are_those_of_the_fused_rows() -> None:
     chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
     assert {each.scheme for each in chosen} == {None, "int8wo", "int8dq"}
     assert {each.tokens for each in chosen} == {1}
-    assert len(products(rows.load_set("reference"))) == len(
-        set(products(rows.load_set("reference")))
+    assert len(products(selection.load_set("reference"))) == len(
+        set(products(selection.load_set("reference")))
     )
 
 

@@ -13,9 +13,9 @@ from llama_perf.errors import ValuesError
 from llama_perf.evidence import ValueCheck
 from llama_perf.quantize import opaque_int4
 from llama_perf.records import Status
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
-from llama_perf.spec import RowSpec
 from llama_perf.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 
 # Groups of 32, which divide the model's 288 columns.

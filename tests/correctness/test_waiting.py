@@ -10,7 +10,7 @@ from test_cuda import SMALL
 from waiting import refusing_to_wait
 
 from llama_perf.predict import predict
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 
 CARD = torch.device("cuda")
 

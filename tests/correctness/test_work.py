@@ -16,7 +16,7 @@ from llama_perf.limits import LIMITS
 from llama_perf.operators import load_profiler, step_work
 from llama_perf.records import Report, Verdict
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.spec import RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.work import grown, more_work
 
 ROW = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=4)

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from llama_perf.errors import SpecError
-from llama_perf.scheme import Scheme
-from llama_perf.set_limits import SetLimits
+from llama_perf.rows.limit_overrides import SetLimits
+from llama_perf.rows.schemes import Scheme
 from llama_perf.strict_json import STRICT
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

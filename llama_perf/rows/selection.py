@@ -1,0 +1,129 @@
+"""Sets of rows: the TOML files beside this one, and a user's own.
+
+A file is a list of `[[row]]` tables in the fields of `RowSpec`, with an optional
+`[defaults]` table that every row of the file starts from; a table `limits` of either
+sets the gate's. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from llama_perf.errors import RecordError, RowFileError, SpecError
+from llama_perf.rows.limit_overrides import check_names
+from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import from_plain
+
+DEFAULT_SETS = {"cuda": "cuda", "cpu": "cpu"}
+"""The set that runs where none was asked for, by the machine's device."""
+
+
+def set_names() -> list[str]:
+    """The names of the sets that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in files(__name__).iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_set(name: str) -> list[RowSpec]:
+    """The rows of a set that comes with the package; raises SpecError."""
+    if name not in set_names():
+        raise SpecError("set", name, f"allowed: {', '.join(set_names())}")
+    text = files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return _parse(text, source=f"rows/{name}.toml")
+
+
+def load_file(path: Path) -> list[RowSpec]:
+    """The rows of a user's file; raises RowFileError naming file, row and field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RowFileError(f"rows: {str(path)!r} cannot be read: {reason}") from None
+    return _parse(text, source=str(path))
+
+
+def _parse(text: str, *, source: str) -> list[RowSpec]:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RowFileError(f"{source}: not TOML: {error}") from None
+    if unknown := sorted(data.keys() - {"defaults", "row"}):
+        raise RowFileError(
+            f"{source}: {unknown[0]}: unknown table; allowed: [defaults], [[row]]"
+        )
+    defaults, tables = data.get("defaults", {}), data.get("row", [])
+    if not isinstance(defaults, dict):
+        raise RowFileError(f"{source}: defaults: it must be a table, [defaults]")
+    if not isinstance(tables, list) or not tables:
+        raise RowFileError(f"{source}: it has no rows; write them as [[row]] tables")
+    rows = [
+        _row(defaults, table, source=f"{source}: row {number}")
+        for number, table in enumerate(tables, start=1)
+    ]
+    check_unique(rows, source=source)
+    return rows
+
+
+def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
+    if not isinstance(table, dict):
+        raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
+    fields = {**defaults, **table}
+    limits = [each.get("limits", {}) for each in (defaults, table)]
+    if all(isinstance(each, dict) for each in limits) and any(limits):
+        fields["limits"] = {**limits[0], **limits[1]}
+    known = [field.name for field in dataclasses.fields(RowSpec)]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise RowFileError(
+            f"{source}: {unknown[0]}: unknown field; allowed: {', '.join(known)}"
+        )
+    if isinstance(fields.get("limits"), dict):
+        check_names(fields["limits"], f"{source}: limits")
+    try:
+        return from_plain(RowSpec, fields, source=source)
+    except RecordError as error:
+        raise RowFileError(str(error)) from None
+
+
+def check_unique(rows: Iterable[RowSpec], *, source: str) -> None:
+    """Raise RowFileError where two rows have one id."""
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if row.id in numbers:
+            raise RowFileError(
+                f"{source}: rows {numbers[row.id]} and {number} have one id, {row.id!r}"
+            )
+        numbers[row.id] = number
+
+
+def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
+    """The rows whose id matches any of `globs`; all of them where there is none.
+
+    Raises SpecError for a glob that matches nothing.
+    """
+    if not globs:
+        return list(rows)
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(row.id, glob) for row in rows):
+            raise SpecError("row", glob, "no id matches; `llama-perf rows` lists them")
+    return [row for row in rows if any(fnmatch.fnmatchcase(row.id, g) for g in globs)]
+
+
+def load(
+    *, set_name: str | None, file: Path | None, globs: Sequence[str]
+) -> list[RowSpec]:
+    """The rows that a command's `--set`, `--rows` and `--row` ask for."""
+    if set_name is not None and file is not None:
+        raise SpecError("rows", str(file), "give --rows or --set, not both")
+    if file is not None:
+        return select(load_file(file), globs)
+    assert set_name is not None, "a caller without a file chooses the set"
+    return select(load_set(set_name), globs)
