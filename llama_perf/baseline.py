@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from llama_perf.errors import RecordError
-from llama_perf.records import (
+from llama_perf.results.records import (
     Baseline,
     BaselineRow,
     Environment,

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from llama_perf.compare import environment_changes
 from llama_perf.judge_memory import stored_peak
-from llama_perf.records import Baseline, BaselineRow
+from llama_perf.results.records import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
 from llama_perf.speed import gated_speeds
 from llama_perf.stats import THRESHOLDS, as_share, change, geometric_mean, screen_limit

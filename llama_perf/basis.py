@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import Enum
 
-from llama_perf.records import Baseline, BaselineRow, Environment, Measurement
+from llama_perf.results.records import Baseline, BaselineRow, Environment, Measurement
 from llama_perf.rows.spec import RowSpec
 
 

@@ -16,13 +16,13 @@ from llama_perf.autoquant.choose import choose
 from llama_perf.devices.device import check_device, free_memory_bytes
 from llama_perf.engine import Engine
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
-from llama_perf.evidence import LinearChoice
 from llama_perf.model.config import preset, preset_name
 from llama_perf.model.transformer import Transformer
 from llama_perf.origin import Origin
 from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec
 from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from llama_perf.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
-from llama_perf.evidence import Ceiling
 from llama_perf.graphs import captured, warm_up
+from llama_perf.results.evidence import Ceiling
 from llama_perf.toolchain import triton_problem
 
 _FEW, _MANY = 64, 512

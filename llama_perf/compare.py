@@ -17,7 +17,7 @@ from llama_perf.basis import row_of
 from llama_perf.judge_memory import JudgedPeak, judge_peak, plain_peak
 from llama_perf.judge_speed import JudgedSpeed, judge_speed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
-from llama_perf.records import (
+from llama_perf.results.records import (
     Baseline,
     BaselineRow,
     Comparison,

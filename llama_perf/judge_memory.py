@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from llama_perf.limits import Limits, describe, moved_by
-from llama_perf.records import BaselineRow, Measurement, MetricChange
+from llama_perf.results.records import BaselineRow, Measurement, MetricChange
 from llama_perf.stats import THRESHOLDS
 from llama_perf.trials import Trial, confirmation_of, undecided_since
 

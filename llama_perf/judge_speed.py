@@ -18,7 +18,7 @@ from llama_perf.basis import (
     value,
 )
 from llama_perf.limits import Limits, describe, moved_by
-from llama_perf.records import (
+from llama_perf.results.records import (
     Baseline,
     Environment,
     Measurement,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from llama_perf.records import MetricChange
+from llama_perf.results.records import MetricChange
 from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import THRESHOLDS, change

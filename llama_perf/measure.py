@@ -18,10 +18,10 @@ from llama_perf.allocated import allocated_peak
 from llama_perf.build import Prepared
 from llama_perf.card import CardWatch
 from llama_perf.errors import SpoiledError
-from llama_perf.evidence import Ceiling
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import step_work
-from llama_perf.records import Measurement
+from llama_perf.results.evidence import Ceiling
+from llama_perf.results.records import Measurement
 from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
 from llama_perf.value_check import check_values, warm_up

@@ -19,7 +19,7 @@ from llama_perf.errors import SpecError
 from llama_perf.judge_memory import plain_peak, stored_peak
 from llama_perf.judge_speed import JudgedSpeed
 from llama_perf.limits import Limits, describe, limits_of, moved_by
-from llama_perf.records import (
+from llama_perf.results.records import (
     Comparison,
     Environment,
     Measurement,

@@ -16,7 +16,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
-from llama_perf.records import RowResult
+from llama_perf.results.records import RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import check_injections
 from llama_perf.trials import Trial

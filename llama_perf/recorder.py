@@ -17,7 +17,7 @@ from llama_perf import baseline as baselines
 from llama_perf.basis import Basis, bases, unquantized_row
 from llama_perf.compare import compare, environment_changes, not_compared
 from llama_perf.limits import limits_of
-from llama_perf.records import (
+from llama_perf.results.records import (
     Baseline,
     Comparison,
     Environment,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from llama_perf import worker
 from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.records import Environment, RowResult, Status
+from llama_perf.results.records import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 from llama_perf.stats import THRESHOLDS

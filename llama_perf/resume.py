@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError
-from llama_perf.records import Environment, Report, RowResult
+from llama_perf.results.records import Environment, Report, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 from llama_perf.strict_json import from_json

@@ -16,11 +16,11 @@ from llama_perf.ceiling import measure_ceiling
 from llama_perf.compiler import compiler_settings
 from llama_perf.devices.device import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.evidence import Ceiling
 from llama_perf.measure import SAMPLES_BUDGET_S, Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import load_profiler
-from llama_perf.records import Environment, Measurement, RowResult, Status
+from llama_perf.results.evidence import Ceiling
+from llama_perf.results.records import Environment, Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 

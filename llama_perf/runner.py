@@ -14,7 +14,13 @@ from llama_perf.device_lock import DeviceLock
 from llama_perf.machine import machine_notes
 from llama_perf.measure import Progress
 from llama_perf.recording import confirmation
-from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
+from llama_perf.results.records import (
+    Baseline,
+    Environment,
+    Measurement,
+    RowResult,
+    Status,
+)
 from llama_perf.resume import finished_rows
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from llama_perf.basis import Basis, bases, stored_values, unquantized_row
-from llama_perf.records import Baseline
+from llama_perf.results.records import Baseline
 from llama_perf.spread import Spread, between_processes, shrunk
 from llama_perf.stats import THRESHOLDS, geometric_mean, minimum_detectable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.records import RowResult
+from llama_perf.results.records import RowResult
 from llama_perf.stats import THRESHOLDS
 
 

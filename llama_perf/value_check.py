@@ -23,7 +23,6 @@ from torch.func import functional_call
 from llama_perf.build import Prepared
 from llama_perf.engine import Engine
 from llama_perf.errors import ValuesError
-from llama_perf.evidence import ValueCheck
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
@@ -31,6 +30,7 @@ from llama_perf.model.rotary import Rotary
 from llama_perf.model.transformer import TransformerBlock, is_plain
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
+from llama_perf.results.evidence import ValueCheck
 from llama_perf.rows.spec import RowSpec
 
 DECODED = 8

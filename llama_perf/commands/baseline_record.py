@@ -18,14 +18,14 @@ from llama_perf.commands.selection import (
 )
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import check_folder
-from llama_perf.merge import read_merged
 from llama_perf.recording import (
     check_processes,
     default_processes,
     in_fresh_processes,
 )
-from llama_perf.records import Environment, RowResult, Status
 from llama_perf.report.render import as_text
+from llama_perf.results.merge import read_merged
+from llama_perf.results.records import Environment, RowResult, Status
 from llama_perf.speed import describe_speeds
 
 

@@ -24,8 +24,8 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_writable
 from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
 from llama_perf.recorder import Chosen
-from llama_perf.records import Report
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.records import Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.run_options import check_injections
 from llama_perf.stats import THRESHOLDS

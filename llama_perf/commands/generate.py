@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llama_perf.build import Prepared
     from llama_perf.measure import Sample
-    from llama_perf.records import Measurement
+    from llama_perf.results.records import Measurement
     from llama_perf.tokenizer import Tokenizer
 
 HELP = "generate text with one model and print its speed, as the reference did"

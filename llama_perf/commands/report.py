@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llama_perf.merge import read_merged
 from llama_perf.report.render import FORMATS
+from llama_perf.results.merge import read_merged
 
 HELP = "print the results of earlier runs as text, markdown or JSON"
 

@@ -15,7 +15,7 @@ import torch
 
 from llama_perf.devices import driver, processor
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.records import Environment
+from llama_perf.results.records import Environment
 
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.records import (
+from llama_perf.results.records import (
     Comparison,
     Measurement,
     Report,

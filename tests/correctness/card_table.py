@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from llama_perf import baseline as baselines
-from llama_perf.records import Measurement
+from llama_perf.results.records import Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import GB

@@ -14,8 +14,8 @@ from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
 from llama_perf import baseline as baselines
 from llama_perf import run, worker
-from llama_perf.evidence import Ceiling
-from llama_perf.records import Baseline, Report
+from llama_perf.results.evidence import Ceiling
+from llama_perf.results.records import Baseline, Report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 from llama_perf.strict_json import from_json, to_json

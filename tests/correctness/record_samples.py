@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.baseline import baseline_row
-from llama_perf.evidence import LinearChoice
 from llama_perf.recorder import Against, Recorder
-from llama_perf.records import Baseline, Environment, Measurement, RowResult, Status
+from llama_perf.results.evidence import LinearChoice
+from llama_perf.results.records import (
+    Baseline,
+    Environment,
+    Measurement,
+    RowResult,
+    Status,
+)
 from llama_perf.rows.spec import RowSpec
 from llama_perf.trials import Trial
 

@@ -15,7 +15,7 @@ from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, measured, unmeasur
 
 from llama_perf import baseline as baselines
 from llama_perf.errors import RecordError
-from llama_perf.records import Status
+from llama_perf.results.records import Status
 from llama_perf.rows.selection import load_set
 from llama_perf.strict_json import to_json
 

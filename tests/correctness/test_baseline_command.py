@@ -13,7 +13,7 @@ from record_samples import CPU_ROW, CUDA_ROW, ENVIRONMENT, measured, unmeasured
 
 from llama_perf import baseline as baselines
 from llama_perf.cli import main
-from llama_perf.records import Report, RowResult, Status
+from llama_perf.results.records import Report, RowResult, Status
 from llama_perf.strict_json import to_json
 
 pytest_plugins = ["pytester"]

@@ -24,7 +24,7 @@ from llama_perf.baseline import baseline_row
 from llama_perf.basis import Basis, bases, stored_values, unquantized_row, value
 from llama_perf.compare import compare
 from llama_perf.recording import confirmation
-from llama_perf.records import Baseline, Environment, RowResult, Status, Verdict
+from llama_perf.results.records import Baseline, Environment, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 from llama_perf.speed import describe_speeds, stored_speeds

@@ -15,10 +15,10 @@ from record_samples import CUDA_ROW, ENVIRONMENT, measured
 
 from llama_perf import machine
 from llama_perf.card import SLICED, CardWatch
-from llama_perf.evidence import CardState
 from llama_perf.machine import machine_notes
-from llama_perf.records import Report
 from llama_perf.report.render import as_text
+from llama_perf.results.evidence import CardState
+from llama_perf.results.records import Report
 from llama_perf.strict_json import from_json, to_json
 
 pynvml = pytest.importorskip("pynvml")

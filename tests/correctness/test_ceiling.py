@@ -11,7 +11,7 @@ import torch
 from llama_perf import bandwidth, ceiling
 from llama_perf.ceiling import measure_ceiling
 from llama_perf.errors import SpecError
-from llama_perf.evidence import Ceiling
+from llama_perf.results.evidence import Ceiling
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from record_samples import (
 
 from llama_perf.compare import compare, environment_changes, not_compared
 from llama_perf.limits import LIMITS
-from llama_perf.records import Status, Verdict
+from llama_perf.results.records import Status, Verdict
 from llama_perf.rows.spec import RowSpec
 
 

@@ -24,8 +24,8 @@ from llama_perf import worker
 from llama_perf.basis import Basis
 from llama_perf.cli import main
 from llama_perf.compare import compare
-from llama_perf.records import Comparison, Status, Verdict
 from llama_perf.report.render import as_text
+from llama_perf.results.records import Comparison, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.speed import StoredSpeed, stored_speeds
 from llama_perf.stats import (

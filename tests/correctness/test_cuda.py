@@ -30,7 +30,7 @@ from llama_perf.memory import MemoryMeter
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.transformer import Transformer
 from llama_perf.models import quantize_model
-from llama_perf.records import Measurement, RowResult, Status
+from llama_perf.results.records import Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions

@@ -15,7 +15,7 @@ import torch
 from llama_perf.devices import device
 from llama_perf.devices import processor as named
 from llama_perf.devices.device import collect
-from llama_perf.records import Environment
+from llama_perf.results.records import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

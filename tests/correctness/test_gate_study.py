@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf.records import Comparison, Report, Status, Verdict
+from llama_perf.results.records import Comparison, Report, Status, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from scripts.studies import gate_study

@@ -17,7 +17,7 @@ from processes import HANG_S, clock_that_waits_for, wait_until
 from llama_perf import worker
 from llama_perf.device_lock import DeviceLock
 from llama_perf.errors import BusyError, RecordError
-from llama_perf.records import Report, Status, Verdict
+from llama_perf.results.records import Report, Status, Verdict
 from llama_perf.resume import read_report
 
 pytest_plugins = ["pytester"]

@@ -24,7 +24,7 @@ from llama_perf.compare import compare
 from llama_perf.judge_memory import stored_peak
 from llama_perf.limits import LIMITS
 from llama_perf.pairs import Pairs, compare_pairs
-from llama_perf.records import Baseline, Comparison, RowResult, Status, Verdict
+from llama_perf.results.records import Baseline, Comparison, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.trials import Trial
 

@@ -11,9 +11,9 @@ from record_samples import CPU_ROW, CUDA_ROW, baseline_of, measured
 
 from llama_perf.compare import compare
 from llama_perf.errors import UserError
-from llama_perf.evidence import StepWork
 from llama_perf.limits import LIMITS, limits_of
-from llama_perf.records import Verdict
+from llama_perf.results.evidence import StepWork
+from llama_perf.results.records import Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits, project_limits
 

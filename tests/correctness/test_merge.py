@@ -14,8 +14,8 @@ from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 from llama_perf.cli import main
 from llama_perf.commands.selection import shard
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.merge import read_merged
-from llama_perf.records import Environment, Report, RowResult, Status
+from llama_perf.results.merge import read_merged
+from llama_perf.results.records import Environment, Report, RowResult, Status
 from llama_perf.strict_json import from_json, to_json
 from scripts.offline import cuda_table
 from scripts.offline.cuda_table import main as table

@@ -20,7 +20,7 @@ from llama_perf.checkout import checked_out, resolve
 from llama_perf.cli import main
 from llama_perf.errors import UserError
 from llama_perf.pairs import Pairs, Side, compare_pairs, measure_pairs
-from llama_perf.records import Comparison, Report, RowResult, Status, Verdict
+from llama_perf.results.records import Comparison, Report, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions, Slowdown
 from llama_perf.strict_json import from_json

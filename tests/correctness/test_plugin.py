@@ -16,7 +16,7 @@ from llama_perf import baseline as baselines
 from llama_perf import measure as measuring
 from llama_perf.engine import Engine
 from llama_perf.errors import RecordError
-from llama_perf.records import Verdict
+from llama_perf.results.records import Verdict
 
 pytest_plugins = ["pytester"]
 # Speeds that no machine has: a baseline far above makes a row slower for sure, one

@@ -20,7 +20,7 @@ from llama_perf.recording import (
     default_processes,
     in_fresh_processes,
 )
-from llama_perf.records import Environment, RowResult, Status
+from llama_perf.results.records import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
 

@@ -24,9 +24,9 @@ from record_samples import (
 
 from llama_perf.cli import main
 from llama_perf.compare import compare
-from llama_perf.evidence import ValueCheck
-from llama_perf.records import Report, RowResult, Status
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.evidence import ValueCheck
+from llama_perf.results.records import Report, RowResult, Status
 from llama_perf.strict_json import from_json, to_json
 
 OTHER = replace(CPU_ROW, compile=True)

@@ -7,9 +7,9 @@ import re
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
 from llama_perf import baseline
-from llama_perf.records import Measurement, Report, RowResult, Status
 from llama_perf.report.beside import beside_table, pairs
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.records import Measurement, Report, RowResult, Status
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 

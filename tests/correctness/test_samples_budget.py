@@ -17,8 +17,8 @@ from llama_perf.engine import Engine
 from llama_perf.measure import SAMPLES_BUDGET_S, Sample, measure, more_samples
 from llama_perf.memory import MemoryMeter
 from llama_perf.model.transformer import Transformer
-from llama_perf.records import Measurement, Report
 from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.records import Measurement, Report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
 

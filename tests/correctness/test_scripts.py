@@ -16,7 +16,7 @@ import pytest
 import yaml
 from processes import HANG_S, alive, wait_until
 
-from llama_perf.records import Report
+from llama_perf.results.records import Report
 from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
 from scripts.offline import steps as cuda_steps

@@ -12,7 +12,7 @@ import torch
 from llama_perf import ceiling, toolchain
 from llama_perf.build import check_runnable
 from llama_perf.errors import NotRunnable
-from llama_perf.evidence import Ceiling
+from llama_perf.results.evidence import Ceiling
 from llama_perf.rows.spec import RowSpec
 from llama_perf.toolchain import build_problem, compiler_problem
 

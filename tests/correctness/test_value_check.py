@@ -10,9 +10,9 @@ import torch
 from llama_perf.build import Prepared, prepare
 from llama_perf.compiler import compiler_settings
 from llama_perf.errors import ValuesError
-from llama_perf.evidence import ValueCheck
 from llama_perf.quantize import opaque_int4
-from llama_perf.records import Status
+from llama_perf.results.evidence import ValueCheck
+from llama_perf.results.records import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions

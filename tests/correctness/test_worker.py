@@ -17,7 +17,7 @@ from processes import alive, clock_that_waits_for, wait_until
 
 from llama_perf import runner, worker
 from llama_perf.errors import RecordError
-from llama_perf.records import RowResult, Status
+from llama_perf.results.records import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions, Slowdown
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError
-from llama_perf.records import Report, RowResult
+from llama_perf.results.records import Report, RowResult
 from llama_perf.resume import read_report
 
 

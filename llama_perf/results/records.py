@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from llama_perf.errors import SpecError
-from llama_perf.evidence import (
+from llama_perf.results.evidence import (
     CardState,
     Ceiling,
     LinearChoice,
