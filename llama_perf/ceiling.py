@@ -40,7 +40,7 @@ def measure_ceiling(device: torch.device) -> Ceiling:
 
 def launch_us(device: torch.device) -> tuple[float, float | None]:
     """From one kernel of a captured graph to the next, plainly and dependent."""
-    from llama_perf.kernels.triton_launch import EARLY_SINCE
+    from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
 
     plain = _gap_us(device, dependent=False)
     if torch.cuda.get_device_capability(device) < EARLY_SINCE:
@@ -49,7 +49,7 @@ def launch_us(device: torch.device) -> tuple[float, float | None]:
 
 
 def _gap_us(device: torch.device, *, dependent: bool) -> float:
-    from llama_perf.kernels.triton_launch import launch_count
+    from llama_perf.kernels.triton.dependent_launch import launch_count
 
     x = torch.zeros(1, dtype=torch.int32, device=device)
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable
-from llama_perf.kernels.attention_launch import split_attention
-from llama_perf.kernels.fused_launch import INTERPRETED, project, project_heads
-from llama_perf.kernels.packed import Packed, plain
 from llama_perf.kernels.packing import LANES
-from llama_perf.kernels.sampling_launch import Sampling, start
-from llama_perf.kernels.sampling_launch import launch as sampling_launch
+from llama_perf.kernels.triton.launch_attention import split_attention
+from llama_perf.kernels.triton.launch_fused import INTERPRETED, project, project_heads
+from llama_perf.kernels.triton.launch_sampling import Sampling, start
+from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
+from llama_perf.kernels.weight import Packed, plain
 from llama_perf.model.attention import Seen, attend_filled
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.rotary import Rotary

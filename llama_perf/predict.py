@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from llama_perf.engine import PREFILL_CHUNK, Engine
-from llama_perf.kernels.cached_attention import at_a_time
-from llama_perf.kernels.kv_codes import WIDENED
+from llama_perf.kernels.attention import at_a_time
+from llama_perf.kernels.cache_codes import WIDENED
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.sampling import sample

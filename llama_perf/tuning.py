@@ -19,8 +19,8 @@ from llama_perf.bandwidth import best_cuda_seconds
 from llama_perf.errors import NotRunnable
 from llama_perf.graphs import captured, warm_up
 from llama_perf.kernels.launch_table import Choice, launch_key
-from llama_perf.kernels.packed import PLAIN, Packed
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.weight import PLAIN, Packed
 from llama_perf.model.config import ModelConfig, preset
 from llama_perf.model.linear import Linear
 from llama_perf.rows.schemes import AUTOQUANT
@@ -168,7 +168,7 @@ def _clock(product: Product, weight: Packed) -> Time:
     """Of products with copies of `weight` one behind the other, in one graph."""
     from triton.runtime.errors import OutOfResources
 
-    from llama_perf.kernels.fused_launch import any_peak, fused_launch, project
+    from llama_perf.kernels.triton.launch_fused import any_peak, fused_launch, project
 
     device, tokens = weight.codes.device, product.tokens
     cache = torch.cuda.get_device_properties(device).L2_cache_size

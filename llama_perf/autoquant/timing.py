@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from llama_perf.autoquant.uses import Product
 from llama_perf.compiler import compiler_settings
 from llama_perf.graphs import captured, warm_up
-from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.weight import Packed
 from llama_perf.memory import release_memory
 from llama_perf.model.linear import product as multiply
 from llama_perf.model.transformer import is_plain, tensor_bytes
@@ -91,16 +91,16 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
         return multiply
     if how == "compiled":
         return torch.compile(multiply, fullgraph=True, dynamic=False)
-    from llama_perf.kernels import fused_launch
+    from llama_perf.kernels.triton import launch_fused
 
     blocks = -(-product.rows // LANES)
     arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
     # No product of a step looks for its own.
-    peak = fused_launch.any_peak(device)
+    peak = launch_fused.any_peak(device)
 
     def project(x: Tensor, weight: Packed, second: Packed | None = None) -> Tensor:
         left = peak if weight.dynamic else None
-        return fused_launch.project(x, weight, arrivals, second=second, peak=left)
+        return launch_fused.project(x, weight, arrivals, second=second, peak=left)
 
     return project if how == "fused" else lambda x, pair: project(x, *pair)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llama_perf.kernels.cpu.one_token import fused_here
 from llama_perf.kernels.float8_weight import (
     LARGEST,
     dequantized,
@@ -18,7 +19,6 @@ from llama_perf.kernels.float8_weight import (
     one_token,
     rounded,
 )
-from llama_perf.kernels.portable import fused_here
 
 
 def quantize_tokens(x: Tensor, *, whole: bool = False) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import slotwise
+from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.kernels.portable import fused_here, unit_sums
 
 BITS = 8
 LARGEST = 448.0
@@ -85,13 +85,15 @@ def float8_weight_op(
 ) -> Tensor:
     """The operator itself: any M, any device; the product in `dtype`, or in x's."""
     tokens, columns = x.shape
-    arranged = slotwise.in_slots(x.float(), codes.shape[1], 4)
-    room = slotwise.room(codes, 4, columns)
+    arranged = many_tokens.in_slots(x.float(), codes.shape[1], 4)
+    room = many_tokens.room(codes, 4, columns)
 
     def multiply(blocks: slice) -> Tensor:
-        return slotwise.product(arranged, slotwise.float8_values(codes[blocks], room))
+        return many_tokens.product(
+            arranged, many_tokens.float8_values(codes[blocks], room)
+        )
 
-    sums = slotwise.by_blocks(tokens, codes, columns, multiply)
+    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
     # float16 has a bias of 15, e4m3 one of 7.
     sums *= scale.flatten() * 2.0**8
     return sums[:, :rows].to(dtype or x.dtype).contiguous()
@@ -116,7 +118,7 @@ def _(
     rows: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    from llama_perf.kernels.triton_products import float8_product
+    from llama_perf.kernels.triton.launch_products import float8_product
 
     return float8_product(x, codes, scale, rows, dtype=dtype or x.dtype)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import slotwise
+from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, parts, unpack
-from llama_perf.kernels.portable import fused_here, unit_sums
 
 BITS = 6
 LARGEST = 28.0
@@ -64,14 +64,14 @@ def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """The operator itself: any M, any device."""
     tokens, columns = x.shape
     (_, _, low), (_, _, high) = parts(codes, BITS, columns)
-    arranged = slotwise.in_slots(x.float(), low.shape[1], 8)
-    room = slotwise.room(low, 8, columns)
+    arranged = many_tokens.in_slots(x.float(), low.shape[1], 8)
+    room = many_tokens.room(low, 8, columns)
 
     def multiply(blocks: slice) -> Tensor:
-        values = slotwise.fp6_values(low[blocks], high[blocks], room)
-        return slotwise.product(arranged, values)
+        values = many_tokens.fp6_values(low[blocks], high[blocks], room)
+        return many_tokens.product(arranged, values)
 
-    sums = slotwise.by_blocks(tokens, codes, columns, multiply)
+    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
     # float16 has a bias of 15, fp6 one of 3.
     sums *= scale.flatten() * 2.0**12
     return sums[:, :rows].to(x.dtype).contiguous()
@@ -84,7 +84,7 @@ def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
 
 @fp6_weight_op.register_kernel("cuda")
 def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton_products import fp6_product
+    from llama_perf.kernels.triton.launch_products import fp6_product
 
     return fp6_product(x, codes, scale, rows)
 

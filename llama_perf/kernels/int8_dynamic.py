@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from llama_perf.devices.processor import has_fast_int8_products, int8_products_are_exact
-from llama_perf.kernels.int8_sums import int8_sums
+from llama_perf.kernels.cpu.int8_sums import int8_sums
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.int8_weight import BITS, dequantized
-from llama_perf.kernels.portable import fused_here, unit_sums
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _(x: Tensor, x_scale: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> 
 
 @int8_dynamic_op.register_kernel("cuda")
 def _(x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton_products import int8_dynamic_product
+    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
 
     return int8_dynamic_product(x, x_scale, codes, scale, rows, asm=True)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.int8_sums import int8_sums
+from llama_perf.kernels.cpu.int8_sums import int8_sums
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.kernels.portable import fused_here, unit_sums
 
 BITS = 8
 
@@ -54,7 +54,7 @@ def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
 
 @int8_weight_op.register_kernel("cuda")
 def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton_products import int8_product
+    from llama_perf.kernels.triton.launch_products import int8_product
 
     return int8_product(x, codes, scale, rows)
 

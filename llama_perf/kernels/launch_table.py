@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from llama_perf.errors import RecordError
-from llama_perf.kernels.packed import Packed
+from llama_perf.kernels.weight import Packed
 from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
 
 FILE = Path(__file__).with_name("launch_table.json")

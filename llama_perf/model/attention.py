@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_perf.kernels.cached_attention import decode_attention, prefill_attention
+from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache
 from llama_perf.model.linear import Linear

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from llama_perf.aside import make_room
 from llama_perf.errors import SpecError
-from llama_perf.kernels import kv_codes
+from llama_perf.kernels import cache_codes
 from llama_perf.model.config import ModelConfig
 
 # Shape legend: B batch, H heads of the cache, S positions allocated, T positions of
 # this call, D head width.
 
-KINDS = {"int8": kv_codes.INT8, "fp8": kv_codes.FP8}
+KINDS = {"int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 """What a quantized cache can be, and the dtype of its codes."""
 
 
@@ -63,7 +63,7 @@ class KVCache(nn.Module):
             keep(f"{name}_cache", torch.zeros(shape, dtype=stored, device=device))
             scale = None
             if kind is not None:
-                scale = torch.zeros(positions, dtype=kv_codes.SCALE, device=device)
+                scale = torch.zeros(positions, dtype=cache_codes.SCALE, device=device)
             keep(f"{name}_scale", scale)
         heads = batch_size * config.n_kv_heads
         keep("arrivals", torch.zeros(heads, dtype=torch.int32, device=device))
@@ -75,7 +75,9 @@ class KVCache(nn.Module):
         """
         if self.k_scale is not None and self.v_scale is not None:
             # Together: without a compiler each operation of a token costs as much.
-            codes, scales = kv_codes.quantize(torch.stack((k, v)), self.k_cache.dtype)
+            codes, scales = cache_codes.quantize(
+                torch.stack((k, v)), self.k_cache.dtype
+            )
             k, v = codes.unbind()
             k_scale, v_scale = scales.unbind()
             _put(self.k_scale, positions, k_scale)
@@ -92,16 +94,16 @@ class KVCache(nn.Module):
         if self.k_scale is None or self.v_scale is None:
             return self.k_cache, self.v_cache
         return (
-            kv_codes.dequantized(self.k_cache, self.k_scale, self.dtype),
-            kv_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
+            cache_codes.dequantized(self.k_cache, self.k_scale, self.dtype),
+            cache_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
         )
 
     def as_held(self, x: Tensor) -> Tensor:
         """`x` (B, H, T, D) as the cache gives it back once it is written."""
         if self.k_scale is None:
             return x
-        codes, scale = kv_codes.quantize(x, self.k_cache.dtype)
-        return kv_codes.dequantized(codes, scale, self.dtype)
+        codes, scale = cache_codes.quantize(x, self.k_cache.dtype)
+        return cache_codes.dequantized(codes, scale, self.dtype)
 
 
 def caches(

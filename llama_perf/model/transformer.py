@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.kernels.cached_attention import without_cudnn
+from llama_perf.kernels.attention import without_cudnn
 from llama_perf.model.attention import ONE_ANOTHER, Attention, Seen
 from llama_perf.model.config import ModelConfig
 from llama_perf.model.kv_cache import KVCache

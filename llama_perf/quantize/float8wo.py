@@ -22,8 +22,8 @@ from llama_perf.kernels.float8_weight import (
     encode,
     float8_weight,
 )
-from llama_perf.kernels.packed import FLOAT8, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.weight import FLOAT8, Packed, with_row_scales
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
     check_weight,

@@ -21,8 +21,8 @@ from llama_perf.kernels.fp6_weight import (
     encode,
     fp6_weight,
 )
-from llama_perf.kernels.packed import FP6, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.weight import FP6, Packed, with_row_scales
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
     check_weight,

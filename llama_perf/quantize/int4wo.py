@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.grouped_weight import (
+from llama_perf.kernels.grouped import (
     MIDDLE,
     OFFSET,
     dequantized,
     grouped_weight,
 )
-from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.groups import (
     check_flag,
     check_group,

@@ -12,8 +12,8 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
 from llama_perf.kernels.int8_weight import BITS, dequantized
-from llama_perf.kernels.packed import INT8, Packed, with_row_scales
 from llama_perf.kernels.packing import from_lanes, pack, unpack
+from llama_perf.kernels.weight import INT8, Packed, with_row_scales
 from llama_perf.quantize.int8wo import quantize_rows
 from llama_perf.quantize.native_tensor import (
     NativeTensor,

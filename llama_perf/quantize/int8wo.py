@@ -14,8 +14,8 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.kernels.int8_weight import BITS, dequantized, int8_weight
-from llama_perf.kernels.packed import INT8, Packed, with_row_scales
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.weight import INT8, Packed, with_row_scales
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
     check_weight,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.packed import Packed
+from llama_perf.kernels.weight import Packed
 from llama_perf.model.transformer import is_plain
 from llama_perf.rows.spec import DTYPE_TOKENS
 

@@ -19,9 +19,8 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.packed import SPARSE, Packed
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.sparse_weight import (
+from llama_perf.kernels.sparse import (
     BITS,
     GROUP,
     MIDDLE,
@@ -29,6 +28,7 @@ from llama_perf.kernels.sparse_weight import (
     dequantized,
     sparse_weight,
 )
+from llama_perf.kernels.weight import SPARSE, Packed
 from llama_perf.quantize.native_tensor import (
     NativeTensor,
     check_weight,

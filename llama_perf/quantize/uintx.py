@@ -17,14 +17,14 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.grouped_weight import (
+from llama_perf.kernels.grouped import (
     INTEGER,
     PACKED,
     dequantized,
     grouped_weight,
 )
-from llama_perf.kernels.packed import Packed
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.groups import (
     check_flag,
     check_group,

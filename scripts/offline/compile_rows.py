@@ -24,7 +24,7 @@ from llama_perf.autoquant.choose import products
 from llama_perf.autoquant.timing import launch_once
 from llama_perf.build import parse_dtype
 from llama_perf.engine import Engine
-from llama_perf.kernels.triton_launch import launch_count
+from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.model.attention import Seen
 from llama_perf.model.config import preset
 from llama_perf.quantize.apply import make_quantizer

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llama_perf.kernels.triton_sampling import exponential
+from llama_perf.kernels.triton.sampling import exponential
 
 
 @triton.jit

@@ -13,11 +13,11 @@ from llama_perf.kernels import (
     float8_dynamic,
     float8_weight,
     fp6_weight,
-    grouped_weight,
     int8_dynamic,
     int8_weight,
-    sparse_weight,
 )
+from llama_perf.kernels import grouped as grouped_weight
+from llama_perf.kernels import sparse as sparse_weight
 from llama_perf.kernels.packing import pack, to_lanes
 
 INTEGER, PACKED, OFFSET = (

@@ -37,7 +37,7 @@ def check(
     lengths: list[int],
     device: torch.device,
 ) -> None:
-    from llama_perf.kernels.attention_launch import split_attention
+    from llama_perf.kernels.triton.launch_attention import split_attention
 
     batch = max(len(lengths), 1)
     cache = held(kind, dtype, batch=batch, heads=2, width=width)
@@ -78,10 +78,10 @@ def test_every_dtype(kind: str, dtype: torch.dtype, device: torch.device) -> Non
 def test_a_ragged_batch_in_few_and_many_splits(
     kind: str, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_perf.kernels import attention_launch
+    from llama_perf.kernels.triton import launch_attention
 
-    monkeypatch.setattr(attention_launch, "_PROGRAMS", programs)
-    monkeypatch.setattr(attention_launch, "multiprocessors", lambda: 1)
+    monkeypatch.setattr(launch_attention, "_PROGRAMS", programs)
+    monkeypatch.setattr(launch_attention, "multiprocessors", lambda: 1)
     for group in (1, 3):
         check(kind, torch.float32, group, 64, [SIZE, 1, 65], device)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llama_perf.autoquant import times_file, timing
 from llama_perf.autoquant.timing import time_product
 from llama_perf.autoquant.uses import Product
-from llama_perf.kernels.packed import Packed
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 
@@ -158,7 +158,7 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
     how: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels import fused_launch
+    from llama_perf.kernels.triton import launch_fused
 
     calls: list[Packed] = []
 
@@ -178,7 +178,7 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
         calls.append(weight)
         return x.new_zeros(len(x), weight.rows)
 
-    monkeypatch.setattr(fused_launch, "project", project)
+    monkeypatch.setattr(launch_fused, "project", project)
     if how != "eager":
         monkeypatch.setattr(timing, "multiply", None)
     candidates = list(AUTOQUANT["autoquant-int4"])

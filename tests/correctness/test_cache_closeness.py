@@ -18,7 +18,7 @@ from closeness_table import DOCUMENT
 from smollm2 import unquantized
 
 from llama_perf.closeness import closeness
-from llama_perf.kernels import kv_codes
+from llama_perf.kernels import cache_codes
 from scripts.doc_tables.document import text_between
 
 
@@ -38,7 +38,7 @@ def test_chunks_through_a_cache_are_the_text_at_once() -> None:
 
 
 def test_damaged_scales_break_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = kv_codes.quantize
+    honest = cache_codes.quantize
 
     def damaged(
         x: torch.Tensor, kind: torch.dtype
@@ -47,7 +47,7 @@ def test_damaged_scales_break_the_limits(monkeypatch: pytest.MonkeyPatch) -> Non
         scale[:, :1] *= 1.25
         return codes, scale
 
-    monkeypatch.setattr(kv_codes, "quantize", damaged)
+    monkeypatch.setattr(cache_codes, "quantize", damaged)
     length = 512
     ids = long_tokens()[:, :length]
     found = closeness(

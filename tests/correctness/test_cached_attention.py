@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import cached_attention, kv_codes
-from llama_perf.kernels.cached_attention import decode_attention, prefill_attention
+from llama_perf.kernels import attention as cached_attention
+from llama_perf.kernels import cache_codes
+from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.live_bytes import LiveBytes
 
-KINDS = {"plain": None, "int8": kv_codes.INT8, "fp8": kv_codes.FP8}
+KINDS = {"plain": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)
 SIZE = 300
 # Rounding of the sums, and of the result in the dtype.
@@ -34,7 +35,7 @@ def held(kind: str, dtype: torch.dtype, *, batch: int, heads: int, width: int) -
     codes = KINDS[kind]
     if codes is None:
         return k, v, None, None
-    (k, k_scale), (v, v_scale) = (kv_codes.quantize(each, codes) for each in (k, v))
+    (k, k_scale), (v, v_scale) = (cache_codes.quantize(each, codes) for each in (k, v))
     return k, v, k_scale, v_scale
 
 
@@ -45,7 +46,7 @@ def dense(q: Tensor, cache: Held, ends: list[int]) -> Tensor:
         if scale is None:
             wide.append(values.double())
         else:
-            wide.append(kv_codes.dequantized(values, scale, torch.float32).double())
+            wide.append(cache_codes.dequantized(values, scale, torch.float32).double())
     k, v = (each.repeat_interleave(q.shape[2] // each.shape[1], 1) for each in wide)
     out = torch.empty(q.shape, dtype=torch.float64)
     for row in range(len(q)):
@@ -157,7 +158,7 @@ def test_no_copy_of_the_cache_is_made(
 ) -> None:
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 10)
     monkeypatch.setattr(cached_attention, "PIECE", 1)
-    monkeypatch.setattr(kv_codes, "WIDENED", 64 * 10)
+    monkeypatch.setattr(cache_codes, "WIDENED", 64 * 10)
     cache = held(kind, torch.float32, batch=1, heads=8, width=64)
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.

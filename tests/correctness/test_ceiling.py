@@ -45,7 +45,7 @@ def test_a_gap_is_what_each_further_kernel_takes(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels import triton_launch
+    from llama_perf.kernels.triton import dependent_launch
 
     launched: list[dict[str, object]] = []
 
@@ -70,7 +70,7 @@ def test_a_gap_is_what_each_further_kernel_takes(
         assert ("launch_pdl" in launched[-1]) == launched[-1]["DEPENDENT"]
         return 5e-6 + each * len(launched), 1
 
-    monkeypatch.setattr(triton_launch, "count", Kernel())
+    monkeypatch.setattr(dependent_launch, "count", Kernel())
     monkeypatch.setattr(ceiling, "captured", Graph)
     monkeypatch.setattr(ceiling, "warm_up", lambda work: work())
     monkeypatch.setattr(ceiling, "best_cuda_seconds", timed)
@@ -85,7 +85,7 @@ def test_a_gap_is_what_each_further_kernel_takes(
 
 def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels import triton_launch
+    from llama_perf.kernels.triton import dependent_launch
 
     class Nothing:
         def __getitem__(self, _grid: object) -> Nothing:
@@ -94,7 +94,7 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         def __call__(self, *_x: object, **_options: object) -> None:
             pass
 
-    monkeypatch.setattr(triton_launch, "count", Nothing())
+    monkeypatch.setattr(dependent_launch, "count", Nothing())
     monkeypatch.setattr(ceiling, "captured", lambda work: SimpleNamespace(replay=work))
     monkeypatch.setattr(ceiling, "warm_up", lambda work: work())
     monkeypatch.setattr(ceiling, "best_cuda_seconds", lambda _replay: (1.0, 1))
@@ -110,7 +110,7 @@ def test_the_kernel_compiles_with_its_dependence_where_the_card_has_it(
     capability: int,
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton_launch import count
+    from llama_perf.kernels.triton.dependent_launch import count
     from scripts.studies.kernel_resources.products import compile_launch
 
     for dependent in (False, True) if capability >= 90 else (False,):

@@ -180,7 +180,7 @@ def test_splits_of_the_columns_are_joined(
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
     from llama_perf.fused_step import packed
-    from llama_perf.kernels.fused_launch import fused_launch, project
+    from llama_perf.kernels.triton.launch_fused import fused_launch, project
 
     columns = 1304
     generator = torch.Generator().manual_seed(2)
@@ -220,7 +220,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
     from llama_perf.fused_step import packed
-    from llama_perf.kernels.fused_launch import project
+    from llama_perf.kernels.triton.launch_fused import project
 
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randn(4, 20, 32, generator=generator)
@@ -267,19 +267,19 @@ def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels import fused_launch
+    from llama_perf.kernels.triton import launch_fused
 
     model = two_layers(torch.float32, device)
     quantized = quantize_model(model, "int8dq", kernels="native")
     plain, fused = both(quantized)
     peaked: list[bool] = []
-    run = fused_launch._run
+    run = launch_fused._run
 
     def spied(*arguments: Any, **more: Any) -> None:
         peaked.append(more["PEAKED"])
         run(*arguments, **more)
 
-    monkeypatch.setattr(fused_launch, "_run", spied)
+    monkeypatch.setattr(launch_fused, "_run", spied)
     check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
     prompt = [True, False, True, True] * 2 + [False]
     assert peaked == prompt + [True] * len(prompt)

@@ -11,8 +11,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from llama_perf.kernels import sampling_launch
-from llama_perf.kernels.triton_sampling import choose
+from llama_perf.kernels.triton import launch_sampling
+from llama_perf.kernels.triton.sampling import choose
 from llama_perf.model.config import preset
 from scripts.doc_tables.document import rows_between
 from scripts.studies.kernel_resources import attention, fused
@@ -108,7 +108,7 @@ def test_the_choice_of_a_token_compiles_without_spills(
     top_k: int, capability: int
 ) -> None:
     """Of the largest vocabulary, and of the most that are joined."""
-    how = sampling_launch.launch(
+    how = launch_sampling.launch(
         vocabulary=128256, temperature=0.8, top_k=top_k, dtype=torch.bfloat16
     )
     assert how is not None

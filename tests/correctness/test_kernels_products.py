@@ -21,16 +21,10 @@ from kernel_samples import (
 )
 from torch import Tensor
 
-from llama_perf.kernels import (
-    float8_weight,
-    fp6_weight,
-    grouped_weight,
-    int8_dynamic,
-    int8_weight,
-    portable,
-    slotwise,
-    sparse_weight,
-)
+from llama_perf.kernels import float8_weight, fp6_weight, int8_dynamic, int8_weight
+from llama_perf.kernels import grouped as grouped_weight
+from llama_perf.kernels import sparse as sparse_weight
+from llama_perf.kernels.cpu import many_tokens, one_token
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 
 NAMES = [format.name for format in FORMATS]
@@ -288,6 +282,6 @@ def test_the_last_group_of_a_sparse_weight_may_be_short(
 
 def test_a_stretch_is_some_blocks_and_all_stretches_are_all_blocks() -> None:
     packed = torch.zeros((3000, 1, 16))
-    slices = list(portable.stretches(packed, 576))
+    slices = list(one_token.stretches(packed, 576))
     assert len(slices) > 1
     assert [index for part in slices for index in range(3000)[part]] == [*range(3000)]

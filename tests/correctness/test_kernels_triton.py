@@ -44,7 +44,7 @@ def test_in_the_interpreter() -> None:
 
 
 def by_triton(packed: Packed) -> Tensor:
-    from llama_perf.kernels import triton_products
+    from llama_perf.kernels.triton import launch_products
 
     def grouped(
         x: Tensor,
@@ -55,15 +55,15 @@ def by_triton(packed: Packed) -> Tensor:
         bits: int,
         kind: int,
     ) -> Tensor:
-        return triton_products.grouped_product(
+        return launch_products.grouped_product(
             x, codes, scale, zero, rows, bits=bits, kind=kind
         )
 
     others = {
-        "int8": triton_products.int8_product,
-        "fp6": triton_products.fp6_product,
-        "float8": partial(triton_products.float8_product, dtype=packed.x.dtype),
-        "sparse": triton_products.sparse_product,
+        "int8": launch_products.int8_product,
+        "fp6": launch_products.fp6_product,
+        "float8": partial(launch_products.float8_product, dtype=packed.x.dtype),
+        "sparse": launch_products.sparse_product,
     }
     return packed.call(grouped, others)
 
@@ -128,7 +128,7 @@ def test_a_long_row_in_several_steps_and_splits(
 
 @pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
 def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) -> None:
-    from llama_perf.kernels.triton_products import int8_dynamic_product
+    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
 
     tokens, rows, columns = shape
     draw = torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_fp6_code(tokens: int, device: torch.device) -> None:
     from llama_perf.kernels.fp6_weight import decode
-    from llama_perf.kernels.triton_products import fp6_product
+    from llama_perf.kernels.triton.launch_products import fp6_product
 
     codes = torch.arange(64, dtype=torch.int32)
     weight = torch.zeros((64, 64), dtype=torch.int32).fill_diagonal_(1) * codes
@@ -160,7 +160,7 @@ def test_every_fp6_code(tokens: int, device: torch.device) -> None:
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_float8_code(tokens: int, device: torch.device) -> None:
     from llama_perf.kernels.float8_weight import decode
-    from llama_perf.kernels.triton_products import float8_product
+    from llama_perf.kernels.triton.launch_products import float8_product
 
     codes = torch.arange(256, dtype=torch.int32)
     codes -= (codes & 127 == 127).int()
@@ -175,8 +175,8 @@ def test_every_float8_code(tokens: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels import sparse_weight
-    from llama_perf.kernels.triton_products import sparse_product
+    from llama_perf.kernels import sparse as sparse_weight
+    from llama_perf.kernels.triton.launch_products import sparse_product
 
     # A row for each pattern; token by token another place of the quads is asked for.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()

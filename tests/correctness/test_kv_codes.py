@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import kv_codes
+from llama_perf.kernels import cache_codes
 
 # Half a step of int8, or of 3 mantissa bits; a scale rounded up makes steps larger.
-STEP = {kv_codes.INT8: 0.5 / 127, kv_codes.FP8: 2.0**-4}
+STEP = {cache_codes.INT8: 0.5 / 127, cache_codes.FP8: 2.0**-4}
 ROUNDED_UP = 1 + 2.0**-7
 
 
@@ -22,11 +22,11 @@ def values(seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("kind", STEP, ids=str)
 def test_a_round_trip_is_within_half_a_step(kind: torch.dtype) -> None:
     x = values()
-    codes, scale = kv_codes.quantize(x, kind)
+    codes, scale = cache_codes.quantize(x, kind)
     assert (codes.dtype, scale.dtype) == (kind, torch.bfloat16)
-    error = (kv_codes.dequantized(codes, scale, torch.float32) - x).abs()
+    error = (cache_codes.dequantized(codes, scale, torch.float32) - x).abs()
     largest = x.abs().amax(-1, keepdim=True)
-    if kind == kv_codes.INT8:
+    if kind == cache_codes.INT8:
         bound = STEP[kind] * largest * ROUNDED_UP
     else:
         # Codes below 2**-6 are multiples of 2**-9.
@@ -40,8 +40,8 @@ def test_a_round_trip_is_within_half_a_step(kind: torch.dtype) -> None:
 def test_zeros_and_the_largest_value_come_back(kind: torch.dtype) -> None:
     x = torch.zeros((3, 64))
     x[1, 5], x[2, 7] = -2.0, 1e30
-    codes, scale = kv_codes.quantize(x, kind)
-    back = kv_codes.dequantized(codes, scale, torch.float32)
+    codes, scale = cache_codes.quantize(x, kind)
+    back = cache_codes.dequantized(codes, scale, torch.float32)
     torch.testing.assert_close(back, x, rtol=2.0**-7, atol=0)
 
 
@@ -49,17 +49,19 @@ def test_every_fp8_code_is_torchs_and_is_found_again() -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     exact = codes.view(torch.float8_e4m3fn).float()
     codes, exact = codes[~exact.isnan()], exact[~exact.isnan()]
-    assert torch.equal(kv_codes.decoded(codes) * kv_codes.UNIT[kv_codes.FP8], exact)
+    assert torch.equal(
+        cache_codes.decoded(codes) * cache_codes.UNIT[cache_codes.FP8], exact
+    )
     # With the largest code beside it the scale is 1, so that each is its own value.
     pairs = torch.stack((exact, torch.full_like(exact, 448.0)), -1)
-    found, scale = kv_codes.quantize(pairs, kv_codes.FP8)
+    found, scale = cache_codes.quantize(pairs, cache_codes.FP8)
     assert (scale == 1).all()
     assert torch.equal(found[:, 0], codes)
 
 
 def test_fp8_codes_are_those_of_torchs_cast() -> None:
     x = values()
-    codes, scale = kv_codes.quantize(x, kv_codes.FP8)
+    codes, scale = cache_codes.quantize(x, cache_codes.FP8)
     cast = (x / scale.float()[:, None]).to(torch.float8_e4m3fn)
     assert torch.equal(codes & 0x7F, cast.view(torch.uint8) & 0x7F)
     assert torch.equal(codes, cast.view(torch.uint8))
@@ -67,10 +69,10 @@ def test_fp8_codes_are_those_of_torchs_cast() -> None:
 
 def test_compiled_codes_are_those_of_eager_code() -> None:
     x = values()
-    compiled = torch.compile(kv_codes.quantize, fullgraph=True)
+    compiled = torch.compile(cache_codes.quantize, fullgraph=True)
     for kind in STEP:
         for found, expected in zip(
-            compiled(x, kind), kv_codes.quantize(x, kind), strict=True
+            compiled(x, kind), cache_codes.quantize(x, kind), strict=True
         ):
             assert torch.equal(found, expected)
 
@@ -79,5 +81,5 @@ def test_compiled_codes_are_those_of_eager_code() -> None:
 @pytest.mark.parametrize("kind", STEP, ids=str)
 def test_the_bytes_are_at_most_0_53_of_bfloat16s(width: int, kind: torch.dtype) -> None:
     x = torch.ones((10, width), dtype=torch.bfloat16)
-    taken = sum(each.nbytes for each in kv_codes.quantize(x, kind))
+    taken = sum(each.nbytes for each in cache_codes.quantize(x, kind))
     assert taken <= 0.53 * x.nbytes

@@ -91,14 +91,14 @@ def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from llama_perf.kernels import fused_launch
+    from llama_perf.kernels.triton import launch_fused
 
     asked = []
     monkeypatch.setattr(
         fused_launch, "cuda_key", lambda device: str(asked.append(device))
     )
-    fused_launch._card_key.cache_clear()
+    launch_fused._card_key.cache_clear()
     for _ in range(3):
-        fused_launch._card_key(torch.device("cuda"))
+        launch_fused._card_key(torch.device("cuda"))
     assert len(asked) == 1
-    fused_launch._card_key.cache_clear()
+    launch_fused._card_key.cache_clear()

@@ -39,7 +39,7 @@ def room(batch: int, device: torch.device, *, ragged: bool = False) -> Fed:
 def chosen(
     logits: Tensor, fed: Fed, top_k: int | None, *, greedy: bool = False
 ) -> None:
-    from llama_perf.kernels.sampling_launch import Sampling
+    from llama_perf.kernels.triton.launch_sampling import Sampling
 
     sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
     sampling(logits, fed)
@@ -148,7 +148,7 @@ def test_logits_that_are_no_numbers_end_too(value: float, device: torch.device) 
 
 
 def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
-    from llama_perf.kernels.sampling_launch import launch
+    from llama_perf.kernels.triton.launch_sampling import launch
 
     for vocabulary, most in ((32000, 1024), (128256, 512)):
         for top_k in (most, most + 1):
@@ -165,7 +165,7 @@ def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
 def test_a_step_starts_from_the_embedding_and_the_angles(
     ragged: bool, device: torch.device
 ) -> None:
-    from llama_perf.kernels.sampling_launch import start
+    from llama_perf.kernels.triton.launch_sampling import start
 
     generator = torch.Generator().manual_seed(1)
     embedding = torch.randn(20, 1100, generator=generator).to(device, torch.bfloat16)

@@ -18,7 +18,7 @@ from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
-from llama_perf.kernels.packed import plain
+from llama_perf.kernels.weight import plain
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.tuning import best, candidates, products, tune
@@ -162,7 +162,7 @@ def test_keys_tell_products_apart() -> None:
 
 def test_a_launch_follows_its_choice() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.fused_launch import fused_launch
+    from llama_perf.kernels.triton.launch_fused import fused_launch
 
     weight = plain(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
     rule = fused_launch(weight, 1)

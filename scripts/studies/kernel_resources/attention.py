@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from tabulate import tabulate
 
-from llama_perf.kernels import kv_codes
-from llama_perf.kernels.attention_launch import LINE, launch
-from llama_perf.kernels.triton_attention import attend_in_splits
-from llama_perf.kernels.triton_launch import EARLY_SINCE
+from llama_perf.kernels import cache_codes
+from llama_perf.kernels.triton.attention import attend_in_splits
+from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
+from llama_perf.kernels.triton.launch_attention import LINE, launch
 from llama_perf.model.config import preset
 from scripts.doc_tables.document import replace_between
 from scripts.studies.kernel_resources.products import (
@@ -32,8 +32,8 @@ _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
-    kv_codes.INT8: "*i8",
-    kv_codes.FP8: "*u8",
+    cache_codes.INT8: "*i8",
+    cache_codes.FP8: "*u8",
 }
 
 
@@ -48,7 +48,7 @@ class Variant:
     @property
     def cells(self) -> tuple[str, str, str]:
         """How the table names it."""
-        names = {kv_codes.INT8: "int8", kv_codes.FP8: "fp8", None: "unquantized"}
+        names = {cache_codes.INT8: "int8", cache_codes.FP8: "fp8", None: "unquantized"}
         return self.model, str(self.dtype).removeprefix("torch."), names[self.kind]
 
 
@@ -56,7 +56,7 @@ VARIANTS = tuple(
     Variant(model=model, dtype=dtype, kind=kind)
     for model in MODELS
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for kind in (None, kv_codes.INT8, kv_codes.FP8)
+    for kind in (None, cache_codes.INT8, cache_codes.FP8)
 )
 
 
@@ -83,7 +83,7 @@ def compile_one(variant: Variant, capability: int) -> Resources:
         early=early,
     )
     values = _POINTERS[variant.dtype if kind is None else kind]
-    scales = values if kind is None else _POINTERS[kv_codes.SCALE]
+    scales = values if kind is None else _POINTERS[cache_codes.SCALE]
     return compile_launch(
         attend_in_splits,
         pointers={

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from llama_perf.kernels import kv_codes
-from llama_perf.kernels.attention_launch import KINDS
-from llama_perf.kernels.fused_launch import fused_launch
-from llama_perf.kernels.packed import CODES, SPARSE, Packed, plain
+from llama_perf.kernels import cache_codes
 from llama_perf.kernels.packing import LANES, words
-from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import INT8
-from llama_perf.kernels.triton_fused import ADD, GATE, project, project_heads
+from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.triton.codes import INT8
+from llama_perf.kernels.triton.fused import ADD, GATE, project, project_heads
+from llama_perf.kernels.triton.launch_attention import KINDS
+from llama_perf.kernels.triton.launch_fused import fused_launch
+from llama_perf.kernels.weight import CODES, SPARSE, Packed, plain
 from llama_perf.model.config import ModelConfig, preset
 from scripts.doc_tables.document import replace_between, rows_between
 from scripts.studies.kernel_resources.attention import starts_early
@@ -40,7 +40,7 @@ FUSED = (BFLOAT16, *(each for each in VARIANTS if not each.wide))
 """All but float8dq, which has no fused kernel."""
 KERNELS = ("heads", "add", "gate")
 _FLOATS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-_CODES = {kv_codes.INT8: "*i8", kv_codes.FP8: "*u8", torch.int32: "*i32"}
+_CODES = {cache_codes.INT8: "*i8", cache_codes.FP8: "*u8", torch.int32: "*i32"}
 _POINTERS = _FLOATS | _CODES
 
 
@@ -122,7 +122,7 @@ def _heads(
     kind: torch.dtype | None,
 ) -> Resources:
     cache = _POINTERS[torch.bfloat16 if kind is None else kind]
-    scales = cache if kind is None else _POINTERS[kv_codes.SCALE]
+    scales = cache if kind is None else _POINTERS[cache_codes.SCALE]
     pointers = {
         **_inputs(packed),
         "cos": "*fp32",

@@ -21,10 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from llama_perf.kernels.packing import words
-from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
-from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
-from llama_perf.kernels.triton_products import (
+from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.triton.codes import FLOAT8, FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton.int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton.launch_products import (
     FEW,
     Launch,
     codes_launch,
@@ -32,8 +32,8 @@ from llama_perf.kernels.triton_products import (
     many_launch,
     sparse_launch,
 )
-from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
-from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
+from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
+from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
 from llama_perf.model.config import preset
 from scripts.doc_tables.document import replace_between, rows_between
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.triton_launch import may_start_early
-from llama_perf.kernels.triton_sampling import choose as choose_kernel
-from llama_perf.kernels.triton_sampling import start as start_kernel
+from llama_perf.kernels.triton.dependent_launch import may_start_early
+from llama_perf.kernels.triton.sampling import choose as choose_kernel
+from llama_perf.kernels.triton.sampling import start as start_kernel
 from llama_perf.model.rotary import Rotary
 from llama_perf.model.sampling import Fed
 

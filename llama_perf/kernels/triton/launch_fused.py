@@ -15,18 +15,18 @@ import triton
 from torch import Tensor
 
 from llama_perf.devices.device import cuda_key
-from llama_perf.kernels.attention_launch import KINDS
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
-from llama_perf.kernels.packed import PLAIN, SPARSE, Packed
 from llama_perf.kernels.packing import LANES, UNIT, units
-from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import FLOAT8
-from llama_perf.kernels.triton_fused import ADD, GATE, KEEP
-from llama_perf.kernels.triton_fused import project as project_kernel
-from llama_perf.kernels.triton_fused import project_heads as project_heads_kernel
-from llama_perf.kernels.triton_launch import may_start_early
-from llama_perf.kernels.triton_products import FEW, Launch, few_launch
-from llama_perf.kernels.triton_sums import BY_DP4A, WRITTEN_OUT
+from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.triton.codes import FLOAT8
+from llama_perf.kernels.triton.dependent_launch import may_start_early
+from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
+from llama_perf.kernels.triton.fused import project as project_kernel
+from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
+from llama_perf.kernels.triton.launch_attention import KINDS
+from llama_perf.kernels.triton.launch_products import FEW, Launch, few_launch
+from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
+from llama_perf.kernels.weight import PLAIN, SPARSE, Packed
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 

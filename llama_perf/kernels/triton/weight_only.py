@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton_codes import (
+from llama_perf.kernels.triton.codes import (
     FLOAT8,
     code_pair,
     first_slot,
@@ -23,7 +23,7 @@ from llama_perf.kernels.triton_codes import (
     second_slot,
     values,
 )
-from llama_perf.kernels.triton_sums import code_sums, group_scale, weight_pair
+from llama_perf.kernels.triton.sums import code_sums, group_scale, weight_pair
 
 
 @triton.jit

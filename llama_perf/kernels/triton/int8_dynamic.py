@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton_codes import load_unit
+from llama_perf.kernels.triton.codes import load_unit
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import slotwise
+from llama_perf.kernels.cpu import many_tokens
 from llama_perf.kernels.packing import LANES
 
 _SLOTS = 4
@@ -30,8 +30,8 @@ def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
     """
     tokens, columns = x.shape
     words = codes.shape[1]
-    arranged = slotwise.in_slots(x.float(), words, _SLOTS)
-    room = slotwise.room(codes, _SLOTS, columns)
+    arranged = many_tokens.in_slots(x.float(), words, _SLOTS)
+    room = many_tokens.room(codes, _SLOTS, columns)
     if tokens <= _FEW_TOKENS:
         room = room.view(-1, words, LANES * _SLOTS)
         by_slot = arranged.view(tokens * _SLOTS, words)
@@ -46,11 +46,11 @@ def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
     else:
 
         def multiply(blocks: slice) -> Tensor:
-            values = slotwise.signed_values(codes[blocks], room)
+            values = many_tokens.signed_values(codes[blocks], room)
             return _product(arranged, values.flatten(1, 2), exact=exact)
 
     dtype = torch.int32 if exact else torch.float32
-    return slotwise.by_blocks(tokens, codes, columns, multiply, dtype=dtype)
+    return many_tokens.by_blocks(tokens, codes, columns, multiply, dtype=dtype)
 
 
 def _product(x: Tensor, values: Tensor, *, exact: bool) -> Tensor:

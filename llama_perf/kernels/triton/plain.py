@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton_sums import gained
+from llama_perf.kernels.triton.sums import gained
 
 
 @triton.jit

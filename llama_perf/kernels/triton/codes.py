@@ -15,12 +15,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels import packed
+from llama_perf.kernels import weight
 
-UNSIGNED = tl.constexpr(packed.UNSIGNED)
-INT8 = tl.constexpr(packed.INT8)
-FP6 = tl.constexpr(packed.FP6)
-FLOAT8 = tl.constexpr(packed.FLOAT8)
+UNSIGNED = tl.constexpr(weight.UNSIGNED)
+INT8 = tl.constexpr(weight.INT8)
+FP6 = tl.constexpr(weight.FP6)
+FLOAT8 = tl.constexpr(weight.FLOAT8)
 
 
 @triton.jit

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama_perf.kernels.cpu.one_token import by_stretches, fused_here
 from llama_perf.kernels.packing import UNIT, from_lanes, slots, units, unpack
-from llama_perf.kernels.portable import by_stretches, fused_here
 
 BITS = 6
 MIDDLE = 8
@@ -96,7 +96,7 @@ def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
 
 @sparse_weight_op.register_kernel("cuda")
 def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton_products import sparse_product
+    from llama_perf.kernels.triton.launch_products import sparse_product
 
     return sparse_product(x, codes, scale, rows)
 

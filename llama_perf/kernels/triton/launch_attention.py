@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llama_perf.kernels import kv_codes
-from llama_perf.kernels.triton_attention import FP8, INT8, PLAIN, attend_in_splits
-from llama_perf.kernels.triton_launch import may_start_early, multiprocessors
+from llama_perf.kernels import cache_codes
+from llama_perf.kernels.triton.attention import FP8, INT8, PLAIN, attend_in_splits
+from llama_perf.kernels.triton.dependent_launch import may_start_early, multiprocessors
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-KINDS = {None: PLAIN.value, kv_codes.INT8: INT8.value, kv_codes.FP8: FP8.value}
+KINDS = {None: PLAIN.value, cache_codes.INT8: INT8.value, cache_codes.FP8: FP8.value}
 """The kernels' KIND, by the dtype of a cache's codes; None has none."""
 _TYPES = {
     torch.float32: tl.float32,
@@ -75,7 +75,7 @@ def launch(
     group_rows = 1 << (group - 1).bit_length()
     # Tensor cores take 16 rows; one row is multiplied as it is.
     rows = 1 if group == 1 else max(group_rows, 16)
-    unit = 1.0 if kind is None else kv_codes.UNIT[kind]
+    unit = 1.0 if kind is None else cache_codes.UNIT[kind]
     wide = rows == 1 or INTERPRETED
     return Launch(
         grid=(batch * heads, splits + spare),

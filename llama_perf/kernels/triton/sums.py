@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton_codes import (
+from llama_perf.kernels.triton.codes import (
     FLOAT8,
     code_pair,
     first_slot,
@@ -24,7 +24,7 @@ from llama_perf.kernels.triton_codes import (
     second_slot,
     values,
 )
-from llama_perf.kernels.triton_int8_dynamic import dot4
+from llama_perf.kernels.triton.int8_dynamic import dot4
 
 # What DYNAMIC is where sums of int8 are wanted.
 WRITTEN_OUT = tl.constexpr(1)

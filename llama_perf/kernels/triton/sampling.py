@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton_fused import last_to_arrive
+from llama_perf.kernels.triton.fused import last_to_arrive
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton_launch import prefetch, raise_peak
+from llama_perf.kernels.triton.dependent_launch import prefetch, raise_peak
 
 PLAIN = tl.constexpr(0)
 INT8 = tl.constexpr(1)

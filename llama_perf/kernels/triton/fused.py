@@ -19,13 +19,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels import packed
-from llama_perf.kernels.triton_attention import INT8
-from llama_perf.kernels.triton_attention import PLAIN as UNQUANTIZED
-from llama_perf.kernels.triton_launch import prefetch, raise_peak
-from llama_perf.kernels.triton_plain import plain_sums
-from llama_perf.kernels.triton_sparse import sparse_sums
-from llama_perf.kernels.triton_sums import code_sums, rounded
+from llama_perf.kernels import weight as packed
+from llama_perf.kernels.triton.attention import INT8
+from llama_perf.kernels.triton.attention import PLAIN as UNQUANTIZED
+from llama_perf.kernels.triton.dependent_launch import prefetch, raise_peak
+from llama_perf.kernels.triton.plain import plain_sums
+from llama_perf.kernels.triton.sparse import sparse_sums
+from llama_perf.kernels.triton.sums import code_sums, rounded
 
 # What a weight is.
 PLAIN = tl.constexpr(packed.PLAIN)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton_codes import half_to_float, load_unit
-from llama_perf.kernels.triton_sums import gained
+from llama_perf.kernels.triton.codes import half_to_float, load_unit
+from llama_perf.kernels.triton.sums import gained
 
 
 @triton.jit

@@ -14,12 +14,12 @@ import triton
 from torch import Tensor
 
 from llama_perf.kernels.packing import units
-from llama_perf.kernels.sparse_weight import kept
-from llama_perf.kernels.triton_codes import FLOAT8, FP6, INT8, UNSIGNED
-from llama_perf.kernels.triton_int8_dynamic import few_tokens_int8, many_tokens_int8
-from llama_perf.kernels.triton_launch import multiprocessors
-from llama_perf.kernels.triton_sparse import few_tokens_sparse, many_tokens_sparse
-from llama_perf.kernels.triton_weight_only import few_tokens, many_tokens
+from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.triton.codes import FLOAT8, FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton.dependent_launch import multiprocessors
+from llama_perf.kernels.triton.int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
+from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
 
 FEW = 8
 INTERPRETED = bool(triton.knobs.runtime.interpret)

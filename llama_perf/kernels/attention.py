@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import kv_codes
+from llama_perf.kernels import cache_codes
 
 # Values dequantized at a time: in decoding what the cache that cores share holds as
 # float32, in a prefill 4 MB of 16-bit keys and as many values.
@@ -80,7 +80,7 @@ def _(
     arrivals: Tensor,
     filled: Tensor,
 ) -> Tensor:
-    from llama_perf.kernels.attention_launch import split_attention
+    from llama_perf.kernels.triton.launch_attention import split_attention
 
     return split_attention(q, k_cache, v_cache, k_scale, v_scale, arrivals, filled)
 
@@ -115,14 +115,14 @@ def _decode_codes(
     room = q.new_empty(heads * min(step, length) * width)
 
     def decoded(codes: Tensor) -> Tensor:
-        return kv_codes.decoded(codes, room[: codes.numel()].view(codes.shape))
+        return cache_codes.decoded(codes, room[: codes.numel()].view(codes.shape))
 
     parts = [
         torch.bmm(q, decoded(k[:, some]).transpose(1, 2))
         for some in _stretches(length, step)
     ]
     scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    unit = kv_codes.UNIT[k.dtype]
+    unit = cache_codes.UNIT[k.dtype]
     scores.mul_(k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
     weights = scores.softmax(-1).mul_(v_scale.unsqueeze(1))
     out: Tensor | None = None
@@ -205,7 +205,9 @@ def _causal_behind_codes(
     sums: Tensor | None = None
     for some in (*pieces, slice(behind, k.shape[1])):
         key, value = (
-            kv_codes.dequantized_by_positions(codes[:, some], scale[:, some], q.dtype)
+            cache_codes.dequantized_by_positions(
+                codes[:, some], scale[:, some], q.dtype
+            )
             for codes, scale in ((k, k_scale), (v, v_scale))
         )
         part, part_sums = _with_sums(q, key, value, causal=some.start == behind)

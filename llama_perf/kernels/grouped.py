@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import slotwise
+from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.cpu.one_token import by_stretches, fused_here, unit_sums
 from llama_perf.kernels.packing import (
     LANES,
     UNIT,
@@ -25,7 +26,6 @@ from llama_perf.kernels.packing import (
     planes,
     unpack,
 )
-from llama_perf.kernels.portable import by_stretches, fused_here, unit_sums
 
 INTEGER, PACKED, OFFSET = 1, 2, 3
 MIDDLE = 8.0
@@ -145,7 +145,7 @@ def _(
     bits: int,
     kind: int,
 ) -> Tensor:
-    from llama_perf.kernels.triton_products import grouped_product
+    from llama_perf.kernels.triton.launch_products import grouped_product
 
     return grouped_product(x, codes, scale, zero, rows, bits=bits, kind=kind)
 
@@ -170,8 +170,8 @@ def _slotwise(
     size = columns // groups
     each_plane = []
     for low, plane, words in parts(codes, bits, columns):
-        arranged = slotwise.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
-        room = slotwise.room(words, 32 // plane, columns)
+        arranged = many_tokens.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
+        room = many_tokens.room(words, 32 // plane, columns)
         each_plane.append((low, plane, words, arranged, room))
     x_sums = x.view(tokens, groups, size).sum(2)
 
@@ -184,7 +184,7 @@ def _slotwise(
             total = wide.new_zeros((len(wide), tokens, LANES))
             zeros = _stored(zero[blocks], bits, kind, groups)
         for low, plane, words, arranged, room in each_plane:
-            values = slotwise.plane_values(words[blocks], plane, room)
+            values = many_tokens.plane_values(words[blocks], plane, room)
             # Out before the sums, as in the formula, and plane by plane: what is
             # large in both would cost the sum its last digits.
             piece = zeros >> low
@@ -193,10 +193,10 @@ def _slotwise(
             by_group = _by_group(values, size)
             by_group -= _of_groups(piece.to(torch.float32), values, size)
             by_group *= _of_groups(wide, values, size)
-            total += slotwise.product(arranged, values)
+            total += many_tokens.product(arranged, values)
         return total
 
-    return slotwise.by_blocks(tokens, codes, columns, multiply)
+    return many_tokens.by_blocks(tokens, codes, columns, multiply)
 
 
 def _by_group(values: Tensor, size: int) -> Tensor:

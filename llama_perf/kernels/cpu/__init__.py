@@ -1,0 +1,1 @@
+"""The operators on a CPU: compiled for one token, plain PyTorch for many."""

@@ -1,0 +1,1 @@
+"""The operators on CUDA: Triton kernels and the functions that launch them."""
