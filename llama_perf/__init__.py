@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_perf.generation import generate
+    from llama_perf.llama.generate import generate
     from llama_perf.models import load_model, quantize_model
     from llama_perf.saving import save_model
 
@@ -26,7 +26,7 @@ _HOMES = {
     "load_model": "llama_perf.models",
     "quantize_model": "llama_perf.models",
     "save_model": "llama_perf.saving",
-    "generate": "llama_perf.generation",
+    "generate": "llama_perf.llama.generate",
 }
 
 

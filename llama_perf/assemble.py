@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llama_perf.aside import Aside
-from llama_perf.model.transformer import Transformer, is_plain
-from llama_perf.origin import Origin
+from llama_perf.llama.aside import Aside
+from llama_perf.llama.origin import Origin
+from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.weights.reader import WeightsReader
 

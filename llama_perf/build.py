@@ -14,11 +14,11 @@ from torch import Tensor
 from llama_perf.assemble import build_model
 from llama_perf.autoquant.choose import choose
 from llama_perf.devices.device import check_device, free_memory_bytes
-from llama_perf.engine import Engine
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
-from llama_perf.model.config import preset, preset_name
-from llama_perf.model.transformer import Transformer
-from llama_perf.origin import Origin
+from llama_perf.llama.config import preset, preset_name
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.origin import Origin
+from llama_perf.llama.transformer import Transformer
 from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.upstream import broken_upstream

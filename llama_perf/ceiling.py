@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from llama_perf.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
-from llama_perf.graphs import captured, warm_up
+from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.results.evidence import Ceiling
 from llama_perf.toolchain import triton_problem
 

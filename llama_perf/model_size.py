@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.transformer import Transformer, tensor_bytes
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.quiet import import_torchao
 from llama_perf.quantize.registry import config_for

@@ -16,7 +16,7 @@ from llama_perf.build import (
 )
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
-from llama_perf.model.transformer import Transformer, check_transformer, is_plain
+from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme

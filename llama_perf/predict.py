@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from llama_perf.engine import PREFILL_CHUNK, Engine
 from llama_perf.kernels.attention import at_a_time
 from llama_perf.kernels.cache_codes import WIDENED
 from llama_perf.live_bytes import LiveBytes
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.sampling import sample
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import PREFILL_CHUNK, Engine
+from llama_perf.llama.sampling import sample
+from llama_perf.llama.transformer import Transformer
 from llama_perf.model_size import model_bytes
 from llama_perf.rows.spec import RowSpec
 

@@ -13,9 +13,9 @@ import torch
 
 from llama_perf.build import prepare
 from llama_perf.ceiling import measure_ceiling
-from llama_perf.compiler import compiler_settings
 from llama_perf.devices.device import check_device, collect, run_device
 from llama_perf.errors import NotRunnable, UserError
+from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure import SAMPLES_BUDGET_S, Progress, measure, without_kept
 from llama_perf.memory import MemoryMeter, release_memory
 from llama_perf.operators import load_profiler

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from llama_perf.bandwidth import best_cuda_seconds
 from llama_perf.errors import NotRunnable
-from llama_perf.graphs import captured, warm_up
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import PLAIN, Packed
-from llama_perf.model.config import ModelConfig, preset
-from llama_perf.model.linear import Linear
+from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.linear import Linear
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.schemes import PLAIN as NO_SCHEME
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
@@ -149,7 +149,7 @@ def tune(
 
 
 def _packed(product: Product, device: torch.device) -> Packed:
-    from llama_perf.fused_step import packed
+    from llama_perf.llama.fused import packed
     from llama_perf.quantize.apply import make_quantizer
 
     with device:

@@ -24,7 +24,7 @@ from llama_perf.autoquant.timing import How, time_product
 from llama_perf.autoquant.uses import Product, logged_products
 from llama_perf.devices.device import collect
 from llama_perf.errors import RecordError
-from llama_perf.model.config import ModelConfig
+from llama_perf.llama.config import ModelConfig
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.autoquant.uses import Product
-from llama_perf.compiler import compiler_settings
-from llama_perf.graphs import captured, warm_up
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
+from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.linear import product as multiply
+from llama_perf.llama.transformer import is_plain, tensor_bytes
 from llama_perf.memory import release_memory
-from llama_perf.model.linear import product as multiply
-from llama_perf.model.transformer import is_plain, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import PLAIN
 
@@ -154,7 +154,7 @@ def _copies(
     copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
     if how in ("eager", "compiled"):
         return copies
-    from llama_perf.fused_step import packed
+    from llama_perf.llama.fused import packed
 
     alone = [packed(each, name) for each in copies]
     # None is in two pairs, or a cache would have it the second time.

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_perf.engine import Engine
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -188,8 +188,8 @@ def _measure(
 ) -> tuple[Prepared, Measurement, list[Sample]]:
     from llama_perf.build import prepare
     from llama_perf.commands.profiling import memory_profile, profile
-    from llama_perf.compiler import compiler_settings
     from llama_perf.devices.device import check_device
+    from llama_perf.llama.compiler import compiler_settings
     from llama_perf.measure import measure
     from llama_perf.memory import MemoryMeter
     from llama_perf.report.choices import choice_table

@@ -14,8 +14,8 @@ import torch
 
 from llama_perf.build import Prepared, prepare
 from llama_perf.chat import Message, encode_chat, is_chat_model
-from llama_perf.compiler import compiler_settings
 from llama_perf.errors import PromptError, TokenizerError
+from llama_perf.llama.compiler import compiler_settings
 from llama_perf.rows.spec import RowSpec
 from llama_perf.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
-from llama_perf.model.transformer import is_plain
+from llama_perf.llama.transformer import is_plain
 from llama_perf.quantize.groups import fitting_groups
 from llama_perf.quantize.quiet import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme

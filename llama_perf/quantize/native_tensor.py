@@ -18,7 +18,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.weight import Packed
-from llama_perf.model.transformer import is_plain
+from llama_perf.llama.transformer import is_plain
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten

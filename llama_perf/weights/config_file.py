@@ -1,7 +1,7 @@
 """The configuration beside a checkpoint: `config.json`, `params.json`, a preset.
 
 Knows which file is read first and turns whatever is wrong in it into one line; what
-its fields mean is `llama_perf.model.config`'s.
+its fields mean is `llama_perf.llama.config`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.errors import WeightsError
-from llama_perf.model.config import (
+from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
     from_hugging_face,

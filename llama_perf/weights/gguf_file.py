@@ -23,8 +23,8 @@ from torch import Tensor
 
 from llama_perf.errors import SpecError, WeightsError
 from llama_perf.gguf_reader import BoundedReader
-from llama_perf.model.config import ModelConfig, RopeScaling
-from llama_perf.model.rotary import inverse_frequencies
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.rotary import inverse_frequencies
 from llama_perf.weights.stored import Stored, StoredWeights
 
 _NAMES = {

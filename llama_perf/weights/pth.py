@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import WeightsError
-from llama_perf.model.transformer import is_plain
+from llama_perf.llama.transformer import is_plain
 from llama_perf.weights.config_file import folder_config
 from llama_perf.weights.saved import Saved, check_tensors, import_tensors, read_saved
 from llama_perf.weights.stored import Stored, StoredWeights

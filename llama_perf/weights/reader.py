@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from llama_perf.model.config import ModelConfig
+from llama_perf.llama.config import ModelConfig
 from llama_perf.weights.saved import Saved
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from llama_perf.model.config import ModelConfig
+from llama_perf.llama.config import ModelConfig
 from llama_perf.weights.reader import final_shapes, layer_shapes
 from llama_perf.weights.saved import Saved
 

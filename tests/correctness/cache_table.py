@@ -21,8 +21,8 @@ from tokenizer_samples import smollm2_path
 from torch import Tensor
 
 from llama_perf.closeness import Closeness, closeness
-from llama_perf.model.attention import Seen
-from llama_perf.model.kv_cache import KVCache
+from llama_perf.llama.attention import Seen
+from llama_perf.llama.kv_cache import KVCache
 from llama_perf.tokenizer import load_tokenizer
 
 BEGIN, END = "<!-- caches: begin -->", "<!-- caches: end -->"

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llama_perf.aside import plain_tensors
+from llama_perf.llama.aside import plain_tensors
 
 MB = 1 << 20
 

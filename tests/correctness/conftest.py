@@ -13,7 +13,7 @@ from hypothesis import settings
 from plugin_project import Project, import_all
 from schedule import CARD, place, scheduling
 
-from llama_perf.compiler import compiling_for_this_processor
+from llama_perf.llama.compiler import compiling_for_this_processor
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llama_perf import load_model
 from llama_perf.closeness import Closeness, closeness, token_divergences
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.transformer import Transformer
 from llama_perf.models import quantize_model
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.sparse_marlin import prune_2_4

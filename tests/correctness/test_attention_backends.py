@@ -19,9 +19,9 @@ from torch.nn.attention import bias
 from weights_samples import TINY, tiny_weights
 
 from llama_perf.assemble import build_model
-from llama_perf.compiler import compiler_settings
-from llama_perf.engine import Engine
 from llama_perf.kernels import attention as cached_attention
+from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.engine import Engine
 
 CALL = F.scaled_dot_product_attention
 # It stands for `causal_lower_right`, whose choice of a kernel asks a card.

@@ -23,7 +23,7 @@ from llama_perf.autoquant.times_file import time_key
 from llama_perf.autoquant.uses import Product, logged_products
 from llama_perf.build import chosen_quantizer, prepare
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.model.transformer import Transformer, is_plain
+from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.autoquant import AutoquantConfig
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.spec import RowSpec

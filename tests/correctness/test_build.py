@@ -24,8 +24,8 @@ from llama_perf import build, load_model
 from llama_perf.build import build_model, check_runnable, prepare
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.live_bytes import LiveBytes
+from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import time_generation
-from llama_perf.model.config import ModelConfig
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.upstream import broken_upstream
 from llama_perf.rows.spec import RowSpec

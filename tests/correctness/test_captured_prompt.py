@@ -14,9 +14,9 @@ from interpreter import device, outside, run_in_the_interpreter
 from test_fused import small_model
 from torch import Tensor
 
-from llama_perf import step
-from llama_perf.engine import Engine
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama import decode_step
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.transformer import Transformer
 
 __all__ = ["device"]  # A fixture.
 
@@ -37,8 +37,8 @@ def capturing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return
     Kept.count = 0
     if request.getfixturevalue("device").type == "cpu":
-        monkeypatch.setattr(step, "warm_up", lambda work: work())
-        monkeypatch.setattr(step, "captured", Kept)
+        monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
+        monkeypatch.setattr(decode_step, "captured", Kept)
 
 
 @outside

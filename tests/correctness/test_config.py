@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llama_perf.errors import SpecError, WeightsError
-from llama_perf.model.config import (
+from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
     from_hugging_face,
@@ -14,7 +14,7 @@ from llama_perf.model.config import (
     preset,
     preset_name,
 )
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.transformer import Transformer
 
 # Parameters as published with each model, embeddings counted once where tied.
 PUBLISHED = {

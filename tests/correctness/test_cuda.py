@@ -23,12 +23,12 @@ from weights_samples import all_weights, write_json
 
 from llama_perf.assemble import build_model
 from llama_perf.ceiling import measure_ceiling
-from llama_perf.compiler import compiler_settings
 from llama_perf.devices.device import collect
-from llama_perf.engine import Engine
+from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.transformer import Transformer
 from llama_perf.memory import MemoryMeter
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.transformer import Transformer
 from llama_perf.models import quantize_model
 from llama_perf.results.records import Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec

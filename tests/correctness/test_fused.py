@@ -19,12 +19,12 @@ from weights_samples import tiny_weights
 from llama_perf import quantize_model
 from llama_perf.assemble import build_model
 from llama_perf.build import Prepared
-from llama_perf.engine import Engine
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.linear import Linear
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.linear import Linear
+from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
@@ -179,8 +179,8 @@ def test_splits_of_the_columns_are_joined(
     scheme: str | None, device: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
-    from llama_perf.fused_step import packed
     from llama_perf.kernels.triton.launch_fused import fused_launch, project
+    from llama_perf.llama.fused import packed
 
     columns = 1304
     generator = torch.Generator().manual_seed(2)
@@ -219,8 +219,8 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     norm: bool, device: torch.device
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
-    from llama_perf.fused_step import packed
     from llama_perf.kernels.triton.launch_fused import project
+    from llama_perf.llama.fused import packed
 
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randn(4, 20, 32, generator=generator)
@@ -289,7 +289,7 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, step after step: none sees what another one left."""
-    from llama_perf import fused_step
+    from llama_perf.llama import fused as fused_step
 
     model = two_layers(torch.float16, device)
     model = quantize_model(model, "int8dq", kernels="native")
@@ -373,7 +373,7 @@ def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> 
 def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_perf.fused_step import packed
+    from llama_perf.llama.fused import packed
 
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
     layer = nn.Sequential(Linear(32, 20))

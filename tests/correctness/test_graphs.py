@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf import graphs
+from llama_perf.llama import graphs
 
 
 class Stream:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from weights_samples import TINY
 
-from llama_perf.model.attention import CausalMask
-from llama_perf.model.kv_cache import KVCache
+from llama_perf.llama.attention import CausalMask
+from llama_perf.llama.kv_cache import KVCache
 
 CPU = torch.device("cpu")
 BATCH, SIZE = 2, 10

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from launches import generation, launches
 
-from llama_perf.model.config import preset
+from llama_perf.llama.config import preset
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(

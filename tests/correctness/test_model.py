@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_perf import load_model
 from llama_perf.errors import PromptError
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,

@@ -19,14 +19,14 @@ from weights_samples import tiny_weights
 from llama_perf import build, quantize_model
 from llama_perf.build import check_runnable, predict_row, prepare
 from llama_perf.cli import main
-from llama_perf.engine import Engine
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.live_bytes import LiveBytes
+from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.sampling import sample
+from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.measure import measure
 from llama_perf.memory import MemoryMeter
-from llama_perf.model.config import ModelConfig, preset
-from llama_perf.model.sampling import sample
-from llama_perf.model.transformer import Transformer, tensor_bytes
 from llama_perf.model_size import model_bytes, native_model_bytes
 from llama_perf.predict import predict
 from llama_perf.rows import selection

@@ -16,9 +16,10 @@ from caching_allocator import CachingAllocator, Event, Recorder
 from torch import Tensor, nn
 from weights_samples import tiny_weights
 
-from llama_perf import aside, assemble
-from llama_perf.model.config import ModelConfig, preset
-from llama_perf.model.kv_cache import caches
+from llama_perf import assemble
+from llama_perf.llama import aside
+from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.kv_cache import caches
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec

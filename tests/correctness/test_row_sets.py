@@ -9,7 +9,7 @@ import torch
 from llama_perf import baseline, build
 from llama_perf.build import predict_row
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
-from llama_perf.model.config import preset
+from llama_perf.llama.config import preset
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.weights.synthetic import SyntheticWeights

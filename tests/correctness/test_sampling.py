@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.model.sampling import sample
+from llama_perf.llama.sampling import sample
 
 
 def draws(logits: torch.Tensor, *, temperature: float, top_k: int | None) -> list[int]:

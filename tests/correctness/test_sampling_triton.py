@@ -12,8 +12,8 @@ from interpreter import device, outside, run_in_the_interpreter
 from test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
 from torch import Tensor
 
-from llama_perf.model.rotary import rotary
-from llama_perf.model.sampling import Fed, sample
+from llama_perf.llama.rotary import rotary
+from llama_perf.llama.sampling import Fed, sample
 
 __all__ = ["device"]  # A fixture.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -20,15 +20,15 @@ from llama_perf.build import prepare
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.live_bytes import LiveBytes
-from llama_perf.model.config import (
+from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
     RopeScaling,
     from_hugging_face,
     to_hugging_face,
 )
-from llama_perf.model.transformer import Transformer
-from llama_perf.origin import Origin
+from llama_perf.llama.origin import Origin
+from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig

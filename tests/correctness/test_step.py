@@ -16,10 +16,11 @@ from test_cuda import PROMPT, SMALL, TIE, device, small_model
 from torch import Tensor
 from waiting import refusing_to_wait
 
-from llama_perf import quantize_model, step
-from llama_perf.engine import Engine
-from llama_perf.model.sampling import sample
-from llama_perf.model.transformer import Transformer
+from llama_perf import quantize_model
+from llama_perf.llama import decode_step
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.sampling import sample
+from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import Scheme
 
@@ -50,8 +51,10 @@ class Kept:
 def capturing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     Kept.count = 0
     if device.type == "cpu":
-        monkeypatch.setattr(step, "warm_up", lambda work: work())
-        monkeypatch.setattr(step, "captured", lambda work, *_generator: Kept(work))
+        monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
+        monkeypatch.setattr(
+            decode_step, "captured", lambda work, *_generator: Kept(work)
+        )
 
 
 def engine(model: Transformer, **options: bool | float) -> Engine:
@@ -162,7 +165,7 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
 ) -> None:
     model = small_model(device)
     repeated = []
-    kind = step.CapturedStep if capture else step.Step
+    kind = decode_step.CapturedStep if capture else decode_step.Step
     once = kind.repeat
     monkeypatch.setattr(
         kind, "repeat", lambda self: (repeated.append(1), once(self))[1]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llama_perf.build import Prepared, prepare
-from llama_perf.compiler import compiler_settings
 from llama_perf.errors import ValuesError
+from llama_perf.llama.compiler import compiler_settings
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.evidence import ValueCheck
 from llama_perf.results.records import Status

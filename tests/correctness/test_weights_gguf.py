@@ -13,7 +13,7 @@ from torch import Tensor
 from weights_samples import TINY, all_weights, assert_same, split_qkv, tiny_weights
 
 from llama_perf.errors import WeightsError
-from llama_perf.model.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.weights.gguf_file import open_gguf
 from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
 

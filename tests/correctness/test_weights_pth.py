@@ -18,7 +18,7 @@ from weights_samples import (
 )
 
 from llama_perf.errors import WeightsError
-from llama_perf.model.config import PRESETS
+from llama_perf.llama.config import PRESETS
 from llama_perf.weights.pth import open_pth
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from weights_samples import TINY, all_weights
 
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.transformer import Transformer
 from llama_perf.weights.reader import layer_shapes
 from llama_perf.weights.synthetic import SyntheticWeights
 

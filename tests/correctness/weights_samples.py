@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.model.config import ModelConfig
+from llama_perf.llama.config import ModelConfig
 from llama_perf.weights.reader import WeightsReader
 from llama_perf.weights.synthetic import SyntheticWeights
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.sampling import choose as choose_kernel
 from llama_perf.kernels.triton.sampling import start as start_kernel
-from llama_perf.model.rotary import Rotary
-from llama_perf.model.sampling import Fed
+from llama_perf.llama.rotary import Rotary
+from llama_perf.llama.sampling import Fed
 
 # Of float32 the bits that a dtype has none of.
 _SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}

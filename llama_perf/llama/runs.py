@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llama_perf.model.transformer import Transformer, TransformerBlock
+from llama_perf.llama.transformer import Transformer, TransformerBlock
 
 if TYPE_CHECKING:
     # It imports Triton.
-    from llama_perf.fused_step import FusedStep
+    from llama_perf.llama.fused import FusedStep
 
 RunBlock = Callable[..., Tensor]
 RunHead = Callable[[Transformer, Tensor], Tensor]

@@ -15,28 +15,28 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
-from llama_perf.model.attention import (
+from llama_perf.llama.attention import (
     CausalMask,
     Seen,
     seen_by_chunk,
     seen_by_token,
 )
-from llama_perf.model.kv_cache import KVCache, caches
-from llama_perf.model.transformer import (
+from llama_perf.llama.decode_step import Step
+from llama_perf.llama.kv_cache import KVCache, caches
+from llama_perf.llama.prompt_checks import check_batch, check_lengths, check_room
+from llama_perf.llama.runs import RunBlock, chosen_runs
+from llama_perf.llama.steps import Steps
+from llama_perf.llama.transformer import (
     Transformer,
     check_tokens,
     state_after,
     tensor_bytes,
 )
-from llama_perf.prompt_checks import check_batch, check_lengths, check_room
 from llama_perf.rows.spec import FUSED_TOKENS
-from llama_perf.runs import RunBlock, chosen_runs
-from llama_perf.step import Step
-from llama_perf.steps import Steps
 
 if TYPE_CHECKING:
     # It imports Triton.
-    from llama_perf.fused_step import FusedStep
+    from llama_perf.llama.fused import FusedStep
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt at a time on the `decode` path where a row does not say.
@@ -119,7 +119,7 @@ class Engine:
 
     def _fused_step(self) -> FusedStep:
         """What replaces all that runs a few tokens."""
-        from llama_perf.fused_step import FusedStep
+        from llama_perf.llama.fused import FusedStep
 
         if self._mask is not None:
             raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")

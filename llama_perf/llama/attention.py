@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.kernels.attention import decode_attention, prefill_attention
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.linear import Linear
-from llama_perf.model.rotary import Rotary, apply_rotary
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.kv_cache import KVCache
+from llama_perf.llama.linear import Linear
+from llama_perf.llama.rotary import Rotary, apply_rotary
 
 
 class Seen(NamedTuple):

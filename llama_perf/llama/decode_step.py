@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llama_perf.graphs import captured, warm_up
-from llama_perf.model.sampling import Fed, Feed
+from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.sampling import Fed, Feed
 
 Prefill = Callable[[Tensor, Tensor | None], Tensor]
 

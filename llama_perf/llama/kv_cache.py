@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama_perf.aside import make_room
 from llama_perf.errors import SpecError
 from llama_perf.kernels import cache_codes
-from llama_perf.model.config import ModelConfig
+from llama_perf.llama.aside import make_room
+from llama_perf.llama.config import ModelConfig
 
 # Shape legend: B batch, H heads of the cache, S positions allocated, T positions of
 # this call, D head width.

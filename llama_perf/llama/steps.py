@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llama_perf.model.sampling import Fed, feeding
+from llama_perf.llama.decode_step import CapturedStep, Prefill, Step
+from llama_perf.llama.sampling import Fed, feeding
 from llama_perf.rows.spec import FUSED_TOKENS
-from llama_perf.step import CapturedStep, Prefill, Step
 
 if TYPE_CHECKING:
     # It imports Triton.
-    from llama_perf.fused_step import FusedStep
+    from llama_perf.llama.fused import FusedStep
 
 
 class Steps:

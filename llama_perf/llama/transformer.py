@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
-from llama_perf.model.attention import ONE_ANOTHER, Attention, Seen
-from llama_perf.model.config import ModelConfig
-from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.linear import Linear
-from llama_perf.model.rotary import Rotary, inverse_frequencies, rotary
-from llama_perf.origin import Origin
+from llama_perf.llama.attention import ONE_ANOTHER, Attention, Seen
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.kv_cache import KVCache
+from llama_perf.llama.linear import Linear
+from llama_perf.llama.origin import Origin
+from llama_perf.llama.rotary import Rotary, inverse_frequencies, rotary
 
 # Shape legend: B batch, T positions of this call, S positions of the cache,
 # V vocabulary.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_perf.engine import Engine
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.model.transformer import Transformer
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.transformer import Transformer
 from llama_perf.rows.spec import cache_kind, check_attention, check_sampling
 
 

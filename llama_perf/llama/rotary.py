@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from llama_perf.model.config import ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
 
 Rotary = tuple[Tensor, Tensor]
 

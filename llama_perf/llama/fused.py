@@ -25,11 +25,11 @@ from llama_perf.kernels.triton.launch_fused import INTERPRETED, project, project
 from llama_perf.kernels.triton.launch_sampling import Sampling, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packed, plain
-from llama_perf.model.attention import Seen, attend_filled
-from llama_perf.model.kv_cache import KVCache
-from llama_perf.model.rotary import Rotary
-from llama_perf.model.sampling import Feed
-from llama_perf.model.transformer import Transformer, TransformerBlock, is_plain
+from llama_perf.llama.attention import Seen, attend_filled
+from llama_perf.llama.kv_cache import KVCache
+from llama_perf.llama.rotary import Rotary
+from llama_perf.llama.sampling import Feed
+from llama_perf.llama.transformer import Transformer, TransformerBlock, is_plain
 from llama_perf.quantize.native_tensor import NativeTensor
 from llama_perf.rows.spec import FUSED_TOKENS
 

@@ -1,0 +1,4 @@
+"""The model and how it generates.
+
+Knows token ids only: neither text, nor files, nor quantization schemes.
+"""

@@ -1,1 +1,0 @@
-"""The Llama transformer: configuration, blocks, attention and the KV cache."""
