@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from llama_perf.assemble import build_model
-from llama_perf.autoquant.choose import choose
 from llama_perf.devices.device import check_device, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
 from llama_perf.llama.config import preset, preset_name
@@ -21,7 +20,8 @@ from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer
 from llama_perf.predict import Prediction, predict
 from llama_perf.quantize.apply import Quantizer, make_quantizer
-from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec

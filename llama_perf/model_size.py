@@ -18,8 +18,8 @@ from torch import nn
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.quiet import import_torchao
 from llama_perf.quantize.registry import config_for
+from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 
 REFERENCE = "reference"

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from llama_perf.assemble import build_model
-from llama_perf.autoquant.choose import choose
 from llama_perf.build import (
     chosen_quantizer,
     parse_dtype,
@@ -18,6 +17,7 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
 from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec

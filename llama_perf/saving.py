@@ -122,7 +122,7 @@ def _said(model: Transformer, scheme: str | None) -> Saved:
 
 
 def _kernels(packed: list[nn.Parameter]) -> str:
-    from llama_perf.quantize.native_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import NativeTensor
 
     return "native" if all(isinstance(p, NativeTensor) for p in packed) else "torchao"
 

@@ -30,7 +30,7 @@ from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.sampling import Feed
 from llama_perf.llama.transformer import Transformer, TransformerBlock, is_plain
-from llama_perf.quantize.native_tensor import NativeTensor
+from llama_perf.quantize.packed_tensor import NativeTensor
 from llama_perf.rows.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]

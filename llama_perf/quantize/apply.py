@@ -15,7 +15,7 @@ from torch import nn
 from llama_perf.errors import SpecError
 from llama_perf.llama.transformer import is_plain
 from llama_perf.quantize.groups import fitting_groups
-from llama_perf.quantize.quiet import import_torchao
+from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 
 Quantizer = Callable[[nn.Module, str], None]
@@ -39,13 +39,13 @@ def make_quantizer(
     import_torchao()
     from torchao.quantization import quantize_
 
-    from llama_perf.quantize.native_tensor import check_weight
+    from llama_perf.quantize.packed_tensor import check_weight
     from llama_perf.quantize.registry import config_for
 
     scheme = Scheme.parse(name)
     config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
     if schemes is not None:
-        from llama_perf.quantize.autoquant import AutoquantConfig
+        from llama_perf.quantize.autoquant.scheme import AutoquantConfig
 
         config = AutoquantConfig(schemes=schemes)
 

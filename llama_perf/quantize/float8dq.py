@@ -18,7 +18,7 @@ from llama_perf.errors import SpecError
 from llama_perf.kernels.float8_dynamic import float8_dynamic
 from llama_perf.kernels.float8_weight import dequantized
 from llama_perf.quantize.float8wo import quantize_rows
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     native,

@@ -24,7 +24,7 @@ from llama_perf.kernels.float8_weight import (
 )
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import FLOAT8, Packed, with_row_scales
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     least_normal,

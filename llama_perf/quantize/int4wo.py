@@ -29,7 +29,7 @@ from llama_perf.quantize.groups import (
     hqq_scale_and_zero,
     in_groups,
 )
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     native,

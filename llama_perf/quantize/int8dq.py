@@ -15,7 +15,7 @@ from llama_perf.kernels.int8_weight import BITS, dequantized
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.kernels.weight import INT8, Packed, with_row_scales
 from llama_perf.quantize.int8wo import quantize_rows
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     native,

@@ -16,7 +16,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from llama_perf.kernels.int8_weight import BITS, dequantized, int8_weight
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import INT8, Packed, with_row_scales
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     least_normal,

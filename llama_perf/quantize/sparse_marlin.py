@@ -29,7 +29,7 @@ from llama_perf.kernels.sparse import (
     sparse_weight,
 )
 from llama_perf.kernels.weight import SPARSE, Packed
-from llama_perf.quantize.native_tensor import (
+from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
     native,

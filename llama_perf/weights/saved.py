@@ -89,7 +89,7 @@ def read_saved(folder: Path) -> Saved | None:
 
 def import_tensors() -> None:
     """Make the classes of every scheme's tensors known to torch's safe unpickler."""
-    from llama_perf.quantize.quiet import import_torchao
+    from llama_perf.quantize.torchao_import import import_torchao
 
     import_torchao()
     import_module("llama_perf.quantize.registry").import_all()
@@ -136,7 +136,7 @@ def _allowed(value: object) -> str:
 
 
 def _check_kinds(quantized: dict[str, Tensor], saved: Saved, path: Path) -> None:
-    from llama_perf.quantize.native_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import NativeTensor
 
     if not quantized and not str(saved.scheme).startswith("autoquant"):
         raise WeightsError(

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 from llama_perf.assemble import build_model
-from llama_perf.autoquant.choose import products
-from llama_perf.autoquant.timing import launch_once
 from llama_perf.build import parse_dtype
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
@@ -28,6 +26,8 @@ from llama_perf.llama.attention import Seen
 from llama_perf.llama.config import preset
 from llama_perf.llama.engine import Engine
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.autoquant.choose import products
+from llama_perf.quantize.autoquant.timing import launch_once
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.autoquant.timing import How, time_product, weight_bytes
-from llama_perf.autoquant.uses import Product
 from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.quantize.autoquant.products import Product
+from llama_perf.quantize.autoquant.timing import How, time_product, weight_bytes
 from llama_perf.rows.schemes import PLAIN
 
 FORMATS = (PLAIN, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")

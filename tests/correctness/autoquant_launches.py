@@ -10,8 +10,8 @@ import json
 
 import torch
 
-from llama_perf.autoquant import timing
-from llama_perf.autoquant.uses import Product
+from llama_perf.quantize.autoquant import timing
+from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.studies.kernel_resources.compile_only import compile_only
 

@@ -16,15 +16,15 @@ from torchao.quantization import quantize_
 from weights_samples import TINY
 
 from llama_perf import generate, load_model, quantize_model, save_model
-from llama_perf.autoquant import choose as choosing
-from llama_perf.autoquant import times_file
-from llama_perf.autoquant.choose import choose
-from llama_perf.autoquant.times_file import time_key
-from llama_perf.autoquant.uses import Product, logged_products
 from llama_perf.build import chosen_quantizer, prepare
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.llama.transformer import Transformer, is_plain
-from llama_perf.quantize.autoquant import AutoquantConfig
+from llama_perf.quantize.autoquant import choose as choosing
+from llama_perf.quantize.autoquant import times_file
+from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.autoquant.products import Product, logged_products
+from llama_perf.quantize.autoquant.scheme import AutoquantConfig
+from llama_perf.quantize.autoquant.times_file import time_key
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.spec import RowSpec
 from llama_perf.saving import check_scheme_savable

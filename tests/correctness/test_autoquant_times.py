@@ -15,11 +15,11 @@ import torch
 from record_samples import ENVIRONMENT
 from torch import Tensor, nn
 
-from llama_perf.autoquant import times_file, timing
-from llama_perf.autoquant.timing import time_product
-from llama_perf.autoquant.uses import Product
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.autoquant import times_file, timing
+from llama_perf.quantize.autoquant.products import Product
+from llama_perf.quantize.autoquant.timing import time_product
 from llama_perf.rows.schemes import AUTOQUANT
 
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import time_generation
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from llama_perf.tokenizer import load_tokenizer
 from llama_perf.weights.locate import SMOLLM2

@@ -19,7 +19,7 @@ from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import Transformer
 from llama_perf.models import quantize_model
-from llama_perf.quantize.upstream import broken_upstream
+from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from llama_perf.quantize.fp6 import Fp6WeightConfig
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
 from llama_perf.quantize.int8wo import Int8WeightConfig
-from llama_perf.quantize.native_tensor import NativeTensor
+from llama_perf.quantize.packed_tensor import NativeTensor
 from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig

@@ -12,7 +12,7 @@ import sys, warnings
 import torch
 sys.pycache_prefix = sys.argv[1]
 warnings.filterwarnings("error", message=".*invalid escape sequence")
-from llama_perf.quantize.quiet import import_torchao
+from llama_perf.quantize.torchao_import import import_torchao
 import_torchao()
 """
 RECORDING = """\

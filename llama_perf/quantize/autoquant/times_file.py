@@ -15,12 +15,12 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from llama_perf.autoquant.uses import Product
 from llama_perf.errors import RecordError
+from llama_perf.quantize.autoquant.products import Product
 from llama_perf.results.records import Environment
 from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

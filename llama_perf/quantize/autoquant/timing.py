@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llama_perf.autoquant.uses import Product
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
@@ -27,6 +26,7 @@ from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_plain, tensor_bytes
 from llama_perf.memory import release_memory
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import PLAIN
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
@@ -186,7 +186,7 @@ def _weight(
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     """A weight of the format of `weight`, which is on the meta device."""
     # Its import is torchao's, which make_quantizer does quietly.
-    from llama_perf.quantize.native_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import NativeTensor
 
     # What a product takes depends on no value, and searching for scales takes long.
     if not is_plain(weight):

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.autoquant.times_file import (
+from llama_perf.devices.device import collect
+from llama_perf.errors import RecordError
+from llama_perf.llama.config import ModelConfig
+from llama_perf.quantize.autoquant.products import Product, logged_products
+from llama_perf.quantize.autoquant.times_file import (
     default_path,
     keep,
     machine_key,
     read,
     time_key,
 )
-from llama_perf.autoquant.timing import How, time_product
-from llama_perf.autoquant.uses import Product, logged_products
-from llama_perf.devices.device import collect
-from llama_perf.errors import RecordError
-from llama_perf.llama.config import ModelConfig
+from llama_perf.quantize.autoquant.timing import How, time_product
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
