@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.assemble import build_model
+from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+)
 from llama_perf.devices.device import check_device, free_memory_bytes
 from llama_perf.errors import NotRunnable, SpecError, TooLarge
 from llama_perf.llama.config import preset, preset_name
@@ -25,10 +32,7 @@ from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec
-from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from llama_perf.toolchain import build_problem
-from llama_perf.weights.open_model import open_model
-from llama_perf.weights.reader import WeightsReader
 
 Notify = Callable[[str], None]
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]

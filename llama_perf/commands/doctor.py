@@ -33,6 +33,8 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
     from llama_perf.build import check_runnable
+    from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
+    from llama_perf.checkpoints.open_model import open_model
     from llama_perf.devices import processor
     from llama_perf.devices.device import (
         collect,
@@ -42,8 +44,6 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     )
     from llama_perf.machine import machine_notes
     from llama_perf.toolchain import compiler_problem
-    from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
-    from llama_perf.weights.open_model import open_model
 
     yield "python", platform.python_version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"

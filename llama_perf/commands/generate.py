@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llama_perf.build import Prepared
+    from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
     from llama_perf.measure import Sample
     from llama_perf.results.records import Measurement
-    from llama_perf.tokenizer import Tokenizer
 
 HELP = "generate text with one model and print its speed, as the reference did"
 _REFERENCE_VOCABULARY = 1024
@@ -113,7 +113,7 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
     if arguments.quantization is None:
         kernels = kernels or "native"
     elif kernels is None:
-        from llama_perf.models import preferred_kernels
+        from llama_perf.checkpoints.models import preferred_kernels
 
         kernels = preferred_kernels(arguments.quantization)
     return RowSpec(
@@ -141,10 +141,14 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
-    from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
-    from llama_perf.weights.locate import resolve_checkpoint
-    from llama_perf.weights.open_model import check_model
-    from llama_perf.weights.open_weights import open_weights
+    from llama_perf.checkpoints.locate import resolve_checkpoint
+    from llama_perf.checkpoints.open_model import check_model
+    from llama_perf.checkpoints.open_weights import open_weights
+    from llama_perf.checkpoints.tokenizers.tokenizer import (
+        check_vocabulary,
+        find_tokenizer,
+        load_tokenizer,
+    )
 
     path = Path(checkpoint)
     found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.assemble import build_model
 from llama_perf.build import parse_dtype
+from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import Seen
@@ -32,7 +33,6 @@ from llama_perf.rows.schemes import AUTOQUANT, PLAIN
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
 from llama_perf.value_check import DECODED
-from llama_perf.weights.synthetic import SyntheticWeights
 from scripts.studies.kernel_resources.compile_only import (
     Launched,
     compile_only,

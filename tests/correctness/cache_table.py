@@ -20,10 +20,10 @@ from tabulate import tabulate
 from tokenizer_samples import smollm2_path
 from torch import Tensor
 
+from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.closeness import Closeness, closeness
 from llama_perf.llama.attention import Seen
 from llama_perf.llama.kv_cache import KVCache
-from llama_perf.tokenizer import load_tokenizer
 
 BEGIN, END = "<!-- caches: begin -->", "<!-- caches: end -->"
 LENGTH, CHUNK = 2048, 512

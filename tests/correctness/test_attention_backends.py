@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import bias
 from weights_samples import TINY, tiny_weights
 
-from llama_perf.assemble import build_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.kernels import attention as cached_attention
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine

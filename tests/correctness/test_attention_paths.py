@@ -14,7 +14,7 @@ from torch import Tensor
 from weights_samples import TINY, tiny_weights
 
 from llama_perf import generate
-from llama_perf.assemble import build_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.compiler import compiler_settings

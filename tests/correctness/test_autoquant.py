@@ -17,6 +17,7 @@ from weights_samples import TINY
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.build import chosen_quantizer, prepare
+from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.autoquant import choose as choosing
@@ -27,7 +28,6 @@ from llama_perf.quantize.autoquant.scheme import AutoquantConfig
 from llama_perf.quantize.autoquant.times_file import time_key
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.spec import RowSpec
-from llama_perf.saving import check_scheme_savable
 
 CPU = torch.device("cpu")
 ROW = RowSpec(

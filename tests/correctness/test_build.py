@@ -22,6 +22,9 @@ from weights_samples import (
 
 from llama_perf import build, load_model
 from llama_perf.build import build_model, check_runnable, prepare
+from llama_perf.checkpoints.locate import SMOLLM2
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import ModelConfig
@@ -29,9 +32,6 @@ from llama_perf.measure import time_generation
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
-from llama_perf.tokenizer import load_tokenizer
-from llama_perf.weights.locate import SMOLLM2
-from llama_perf.weights.reader import WeightsReader
 
 CPU = torch.device("cpu")
 # 2.6 MB a layer in float32: large beside what quantizing leaves over.

@@ -17,10 +17,10 @@ from tokenizer_samples import (
     write_tiktoken,
 )
 
-from llama_perf.byte_pairs import LLAMA3_PATTERN
-from llama_perf.chat import Message, encode_chat, is_chat_model
+from llama_perf.checkpoints.tokenizers.byte_pairs import LLAMA3_PATTERN
+from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from llama_perf.errors import PromptError, SpecError, TokenizerError
-from llama_perf.tokenizer import Tokenizer, load_tokenizer
 
 USER = ("user", " Hello!\nWhat is 12  345?  ")
 ANSWER = ("assistant", "It is\n\nthe user's. ")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from weights_samples import tiny_weights
 
 from llama_perf import quantize_model
-from llama_perf.assemble import build_model
 from llama_perf.build import Prepared
+from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig

@@ -14,10 +14,14 @@ from command_line import refusal
 from tokenizer_samples import smollm2_path, train_sentencepiece
 from weights_samples import CONFIG_JSON, TINY, all_weights, tiny_weights, write_json
 
-from llama_perf.chat import Message
+from llama_perf.checkpoints.tokenizers.chat import Message
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from llama_perf.cli import main
 from llama_perf.commands import interactive
-from llama_perf.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 Answering = Callable[[str], Path]
 Type = Callable[..., list[str]]

@@ -18,6 +18,7 @@ from weights_samples import tiny_weights
 
 from llama_perf import build, quantize_model
 from llama_perf.build import check_runnable, predict_row, prepare
+from llama_perf.checkpoints.locate import SMOLLM2
 from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.live_bytes import LiveBytes
@@ -31,7 +32,6 @@ from llama_perf.model_size import model_bytes, native_model_bytes
 from llama_perf.predict import predict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.weights.locate import SMOLLM2
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(

@@ -16,15 +16,15 @@ from caching_allocator import CachingAllocator, Event, Recorder
 from torch import Tensor, nn
 from weights_samples import tiny_weights
 
-from llama_perf import assemble
+from llama_perf.checkpoints import load
+from llama_perf.checkpoints.saved import Saved
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama import aside
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.llama.kv_cache import caches
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.weights.saved import Saved
-from llama_perf.weights.synthetic import SyntheticWeights
 
 META, CARD = torch.device("meta"), torch.device("cuda")
 SETS = ("reference", "filled", "batch", "prefill")
@@ -101,7 +101,7 @@ def built(
                 whole = preset(model).n_layers if room_for > 1 else room_for
                 aside.move_out(module, room_for=whole)
 
-    monkeypatch.setattr(assemble, "Aside", Pool)
+    monkeypatch.setattr(load, "Aside", Pool)
     dtype = SCHEMES.get(scheme, torch.bfloat16)
     quantizer: Quantizer | None = None
     if scheme is not None:
@@ -114,9 +114,7 @@ def built(
         )
     reader = Marked(model, recorder, dtype=dtype)
     with torch.no_grad(), recorder:
-        kept = assemble.build_model(
-            reader, dtype=dtype, device=META, quantizer=quantizer
-        )
+        kept = load.build_model(reader, dtype=dtype, device=META, quantizer=quantizer)
         events = list(recorder.events)
     assert len(list(kept.parameters())) > 10
     _, second, last = reader.marks
@@ -191,7 +189,7 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
         asked.append(device)
         return aside.Aside(torch.device("cpu"))
 
-    monkeypatch.setattr(assemble, "Aside", aside_of)
+    monkeypatch.setattr(load, "Aside", aside_of)
     reader = tiny_weights()
     reader.saved = Saved(
         weights="synthetic",
@@ -203,7 +201,7 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
         torchao=None,
         llama_perf=None,
     )
-    assemble.build_model(reader, dtype=torch.float32, device=META)
+    load.build_model(reader, dtype=torch.float32, device=META)
     assert asked == [where]
 
 

@@ -8,11 +8,11 @@ import torch
 
 from llama_perf import baseline, build
 from llama_perf.build import predict_row
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.llama.config import preset
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.weights.synthetic import SyntheticWeights
 
 TABLE = Path(__file__).parent / "a100_reference.csv"
 

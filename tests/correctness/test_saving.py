@@ -15,8 +15,9 @@ from test_quantize import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
-from llama_perf.assemble import build_model
 from llama_perf.build import prepare
+from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.live_bytes import LiveBytes
@@ -33,7 +34,6 @@ from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
-from llama_perf.weights.open_weights import open_weights
 
 CPU = torch.device("cpu")
 PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size

@@ -21,11 +21,11 @@ from tokenizer_samples import write_tiktoken as write_tiktoken_file
 from weights_samples import tiny_weights
 
 from llama_perf import load_model, quantize_model, save_model
-from llama_perf.assemble import build_model
+from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.save import check_scheme_savable
+from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer, load_tokenizer
 from llama_perf.cli import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError, WeightsError
-from llama_perf.saving import check_scheme_savable
-from llama_perf.tokenizer import find_tokenizer, load_tokenizer
 
 
 @pytest.mark.parametrize("how", ["gguf", "tiktoken", "sentencepiece"])
@@ -101,7 +101,7 @@ def test_what_fails_halfway_leaves_nothing(
 ) -> None:
     model = quantized("int8wo")
     with monkeypatch.context() as patch:
-        patch.setattr("llama_perf.saving.to_hugging_face", interrupted)
+        patch.setattr("llama_perf.checkpoints.save.to_hugging_face", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save_model(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

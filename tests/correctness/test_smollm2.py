@@ -12,8 +12,8 @@ from smollm2 import TEXT, reference_logits, tokens, unquantized
 from tokenizer_samples import smollm2_path, smollm2_reference
 
 from llama_perf import generate
+from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.closeness import perplexity
-from llama_perf.tokenizer import load_tokenizer
 
 
 @cache

@@ -23,8 +23,8 @@ from tokenizer_samples import (
     write_tiktoken,
 )
 
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from llama_perf.errors import PromptError
-from llama_perf.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "",
@@ -255,7 +255,7 @@ def test_gguf_tokens_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, llama_perf.chat; sys.exit('torch' in sys.modules)"
+    code = "import sys, llama_perf.checkpoints.tokenizers.chat; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0

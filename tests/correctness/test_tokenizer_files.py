@@ -14,8 +14,12 @@ from tokenizer_samples import (
     write_tiktoken,
 )
 
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+)
 from llama_perf.errors import TokenizerError
-from llama_perf.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 
 
 def error(path: Path) -> str:

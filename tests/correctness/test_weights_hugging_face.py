@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from weights_samples import CONFIG_JSON, TINY, all_weights, write_json
 
+from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.checkpoints.safetensors import interleave
 from llama_perf.errors import WeightsError
-from llama_perf.weights.hugging_face import interleave
-from llama_perf.weights.open_weights import open_weights
 
 
 def make_model(**changes: object) -> LlamaForCausalLM:

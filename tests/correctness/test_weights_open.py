@@ -8,9 +8,9 @@ import pytest
 import torch
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
+from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
+from llama_perf.checkpoints.open_weights import ALLOWED, open_weights
 from llama_perf.errors import WeightsError
-from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
-from llama_perf.weights.open_weights import ALLOWED, open_weights
 
 
 def refusal(path: Path) -> str:

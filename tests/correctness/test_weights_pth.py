@@ -17,9 +17,9 @@ from weights_samples import (
     write_json,
 )
 
+from llama_perf.checkpoints.pth import open_pth
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import PRESETS
-from llama_perf.weights.pth import open_pth
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 from weights_samples import TINY, all_weights
 
+from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
-from llama_perf.weights.reader import layer_shapes
-from llama_perf.weights.synthetic import SyntheticWeights
 
 CPU = torch.device("cpu")
 WIDE = dataclasses.replace(

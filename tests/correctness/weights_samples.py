@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
-from llama_perf.weights.reader import WeightsReader
-from llama_perf.weights.synthetic import SyntheticWeights
 
 TINY = ModelConfig(
     dim=32,

@@ -22,10 +22,10 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from llama_perf.errors import SpecError, WeightsError
-from llama_perf.gguf_reader import BoundedReader
+from llama_perf.checkpoints.gguf_reader import BoundedReader
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.rotary import inverse_frequencies
-from llama_perf.weights.stored import Stored, StoredWeights
+from llama_perf.checkpoints.stored import Stored, StoredWeights
 
 _NAMES = {
     "tok_embeddings.weight": "token_embd.weight",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.assemble import build_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.build import (
     chosen_quantizer,
     parse_dtype,
@@ -21,7 +21,7 @@ from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec
-from llama_perf.weights.open_model import open_model
+from llama_perf.checkpoints.open_model import open_model
 
 
 def load_model(

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from llama_perf.llama.config import ModelConfig
-from llama_perf.weights.saved import Saved
+from llama_perf.checkpoints.saved import Saved
 
 
 class WeightsReader(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from llama_perf.errors import PromptError, SpecError, TokenizerError
-from llama_perf.tokenizer import Tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 

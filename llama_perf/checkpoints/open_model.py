@@ -11,11 +11,11 @@ import torch
 
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
 from llama_perf.llama.config import PRESETS, preset, preset_name
-from llama_perf.weights.locate import SMOLLM2, resolve_checkpoint
-from llama_perf.weights.open_weights import open_weights
-from llama_perf.weights.reader import WeightsReader
-from llama_perf.weights.saved import check_usable
-from llama_perf.weights.synthetic import SyntheticWeights
+from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
+from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.saved import check_usable
+from llama_perf.checkpoints.synthetic import SyntheticWeights
 
 
 def open_model(

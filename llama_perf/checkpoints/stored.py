@@ -19,8 +19,8 @@ from torch import Tensor
 
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
-from llama_perf.weights.reader import final_shapes, layer_shapes
-from llama_perf.weights.saved import Saved
+from llama_perf.checkpoints.reader import final_shapes, layer_shapes
+from llama_perf.checkpoints.saved import Saved
 
 Shape = tuple[int, ...]
 

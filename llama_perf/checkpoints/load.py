@@ -15,7 +15,7 @@ from llama_perf.llama.aside import Aside
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.weights.reader import WeightsReader
+from llama_perf.checkpoints.reader import WeightsReader
 
 
 def build_model(

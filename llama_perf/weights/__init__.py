@@ -1,1 +1,0 @@
-"""Weights of a model behind one layer-by-layer reader."""
