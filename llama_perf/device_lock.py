@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from llama_perf.errors import BusyError
-from llama_perf.measure import Progress
+from llama_perf.measure.timing import Progress
 
 
 def lock_folder() -> Path:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llama_perf.device_lock import DeviceLock
-from llama_perf.machine import machine_notes
-from llama_perf.measure import Progress
+from llama_perf.measure.machine_notes import machine_notes
+from llama_perf.measure.timing import Progress
 from llama_perf.recording import confirmation
 from llama_perf.results.records import (
     Baseline,

@@ -31,7 +31,7 @@ from llama_perf.run_options import RunOptions, Slowdown
 from llama_perf.strict_json import STRICT, from_json, to_line
 
 if TYPE_CHECKING:
-    from llama_perf.measure import Progress
+    from llama_perf.measure.timing import Progress
 
 _TAIL_LINES = 5
 # Between two looks at whether the process still lives.

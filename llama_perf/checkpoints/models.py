@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llama_perf.checkpoints.load import build_model
-from llama_perf.build import (
+from llama_perf.measure.prepare import (
     chosen_quantizer,
     parse_dtype,
     quantized_already,

@@ -32,7 +32,6 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.build import check_runnable
     from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
     from llama_perf.checkpoints.open_model import open_model
     from llama_perf.devices import processor
@@ -42,8 +41,9 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         no_card,
         package_version,
     )
-    from llama_perf.machine import machine_notes
-    from llama_perf.toolchain import compiler_problem
+    from llama_perf.measure.machine_notes import machine_notes
+    from llama_perf.measure.prepare import check_runnable
+    from llama_perf.measure.toolchain import compiler_problem
 
     yield "python", platform.python_version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"

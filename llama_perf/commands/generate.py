@@ -17,9 +17,9 @@ from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llama_perf.build import Prepared
     from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
-    from llama_perf.measure import Sample
+    from llama_perf.measure.prepare import Prepared
+    from llama_perf.measure.timing import Sample
     from llama_perf.results.records import Measurement
 
 HELP = "generate text with one model and print its speed, as the reference did"
@@ -190,12 +190,12 @@ def _measure(
     tokenizer: Tokenizer | None,
     arguments: argparse.Namespace,
 ) -> tuple[Prepared, Measurement, list[Sample]]:
-    from llama_perf.build import prepare
     from llama_perf.commands.profiling import memory_profile, profile
     from llama_perf.devices.device import check_device
     from llama_perf.llama.compiler import compiler_settings
-    from llama_perf.measure import measure
-    from llama_perf.memory import MemoryMeter
+    from llama_perf.measure.memory import MemoryMeter
+    from llama_perf.measure.prepare import prepare
+    from llama_perf.measure.timing import measure
     from llama_perf.report.choices import choice_table
 
     samples: list[Sample] = []

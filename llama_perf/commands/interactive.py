@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import torch
 
-from llama_perf.build import Prepared, prepare
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.errors import PromptError, TokenizerError
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.rows.spec import RowSpec
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from llama_perf.build import Prepared
-from llama_perf.measure import time_generation
+from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.timing import time_generation
 
 
 def profile(prepared: Prepared, path: str | None) -> None:

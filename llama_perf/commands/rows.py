@@ -18,7 +18,7 @@ from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
 
 if TYPE_CHECKING:
-    from llama_perf.predict import Prediction
+    from llama_perf.measure.predict import Prediction
 
 HELP = "list the rows of a set, or of every set"
 
@@ -83,7 +83,7 @@ def _predicted(
     listed: list[RowSpec],
 ) -> tuple[list[dict[str, float | None]], list[str]]:
     """Figures in GB under their names, None where there are none, and why."""
-    from llama_perf.build import predict_row
+    from llama_perf.measure.prepare import predict_row
 
     figures, notes = [], []
     for row in listed:

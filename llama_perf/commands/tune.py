@@ -28,8 +28,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; what was timed is kept as it comes."""
     from llama_perf.devices.device import check_device, cuda_key
     from llama_perf.kernels import launch_table
-    from llama_perf.toolchain import triton_problem
-    from llama_perf.tuning import products, tune
+    from llama_perf.measure.toolchain import triton_problem
+    from llama_perf.measure.tune import products, tune
 
     path = arguments.table or launch_table.FILE
     rows = selected(arguments)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.build import parse_dtype
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
@@ -26,13 +25,14 @@ from llama_perf.llama import decode_step
 from llama_perf.llama.attention import Seen
 from llama_perf.llama.config import preset
 from llama_perf.llama.engine import Engine
+from llama_perf.measure.prepare import parse_dtype
+from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import products
 from llama_perf.quantize.autoquant.timing import launch_once
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
-from llama_perf.value_check import DECODED
 from scripts.studies.kernel_resources.compile_only import (
     Launched,
     compile_only,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.ceiling import measure_ceiling
 from llama_perf.devices.device import collect, default_device
-from llama_perf.toolchain import triton_problem
+from llama_perf.measure.device_ceiling import measure_ceiling
+from llama_perf.measure.toolchain import triton_problem
 
 
 def main(file: str) -> None:

@@ -16,9 +16,9 @@ from statistics import median, quantiles
 import torch
 from tabulate import tabulate
 
-from llama_perf.build import Prepared, prepare
 from llama_perf.devices.device import collect
-from llama_perf.measure import time_generation
+from llama_perf.measure.prepare import Prepared, prepare
+from llama_perf.measure.timing import time_generation
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import replace_between
 from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint

@@ -21,9 +21,9 @@ from tokenizer_samples import smollm2_path
 from torch import Tensor
 
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
-from llama_perf.closeness import Closeness, closeness
 from llama_perf.llama.attention import Seen
 from llama_perf.llama.kv_cache import KVCache
+from llama_perf.measure.closeness import Closeness, closeness
 
 BEGIN, END = "<!-- caches: begin -->", "<!-- caches: end -->"
 LENGTH, CHUNK = 2048, 512

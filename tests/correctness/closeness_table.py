@@ -24,7 +24,7 @@ from typing import TypeAlias
 from redraws import DEVIATIONS, Redraws
 from tabulate import tabulate
 
-from llama_perf.closeness import Closeness
+from llama_perf.measure.closeness import Closeness
 from scripts.doc_tables.document import rows_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "correctness.md"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf.build import predict_row
-from llama_perf.predict import Prediction
+from llama_perf.measure.predict import Prediction
+from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 

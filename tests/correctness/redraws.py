@@ -19,7 +19,7 @@ import torch
 from rounding import exact_int_mm
 from smollm2 import quantized, reference_logits, tokens
 
-from llama_perf.closeness import Closeness, closeness
+from llama_perf.measure.closeness import Closeness, closeness
 
 DRAWS = 16
 # The mean and the deviation of 16 draws are themselves uncertain: of a normal

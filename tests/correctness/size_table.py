@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 
 from llama_perf.llama.config import preset
-from llama_perf.model_size import has_reference_layout, native_model_bytes
+from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from scripts.doc_tables.document import replace_between, text_between

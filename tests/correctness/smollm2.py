@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from llama_perf import load_model
 from llama_perf.checkpoints.models import quantize_model
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
-from llama_perf.closeness import Closeness, closeness, token_divergences
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.closeness import Closeness, closeness, token_divergences
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.sparse_marlin import prune_2_4
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama_perf.allocated import allocated_peak
-from llama_perf.build import predict_row, prepare
-from llama_perf.measure import measure
-from llama_perf.memory import MemoryMeter
-from llama_perf.operators import load_profiler
+from llama_perf.measure.allocated import allocated_peak
+from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.prepare import predict_row, prepare
+from llama_perf.measure.step_profile import load_profiler
+from llama_perf.measure.timing import measure
 from llama_perf.rows.spec import RowSpec
 
 ROW = RowSpec(

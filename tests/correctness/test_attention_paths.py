@@ -16,10 +16,10 @@ from weights_samples import TINY, tiny_weights
 from llama_perf import generate
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import PromptError, SpecError
-from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.live_bytes import LiveBytes
 
 CPU = torch.device("cpu")
 CACHES = (None, "int8", "fp8")

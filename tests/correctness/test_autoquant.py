@@ -16,10 +16,10 @@ from torchao.quantization import quantize_
 from weights_samples import TINY
 
 from llama_perf import generate, load_model, quantize_model, save_model
-from llama_perf.build import chosen_quantizer, prepare
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.llama.transformer import Transformer, is_plain
+from llama_perf.measure.prepare import chosen_quantizer, prepare
 from llama_perf.quantize.autoquant import choose as choosing
 from llama_perf.quantize.autoquant import times_file
 from llama_perf.quantize.autoquant.choose import choose

@@ -25,7 +25,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")
 
-    monkeypatch.setattr("llama_perf.build.prepare", started)
+    monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
     monkeypatch.setattr("llama_perf.run.prepare", started)
     monkeypatch.setattr("llama_perf.run.measure_ceiling", started)
 

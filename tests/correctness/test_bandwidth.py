@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf import bandwidth
-from llama_perf.bandwidth import read_gb_s
+from llama_perf.measure import bandwidth
+from llama_perf.measure.bandwidth import read_gb_s
 
 CPU = torch.device("cpu")
 

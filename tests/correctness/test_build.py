@@ -20,15 +20,16 @@ from weights_samples import (
     write_json,
 )
 
-from llama_perf import build, load_model
-from llama_perf.build import build_model, check_runnable, prepare
+from llama_perf import load_model
 from llama_perf.checkpoints.locate import SMOLLM2
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
-from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import ModelConfig
-from llama_perf.measure import time_generation
+from llama_perf.measure import prepare as build
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.prepare import build_model, check_runnable, prepare
+from llama_perf.measure.timing import time_generation
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
@@ -179,7 +180,9 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_too_little_memory_is_not_run_with_both_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _: 3_000_000_000)
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: 3_000_000_000
+    )
     row = replace(ROW, model="Llama-2-7b-chat-hf", dtype="bfloat16")
     for check in (check_runnable, prepare):
         with pytest.raises(NotRunnable) as caught:
@@ -249,7 +252,9 @@ def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> No
 def test_a_row_to_compile_without_a_compiler_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llama_perf.toolchain._cpp_problem", lambda: "no compiler")
+    monkeypatch.setattr(
+        "llama_perf.measure.toolchain._cpp_problem", lambda: "no compiler"
+    )
     with pytest.raises(NotRunnable, match="no compiler"):
         check_runnable(replace(ROW, compile=True))
     check_runnable(ROW)

@@ -17,8 +17,8 @@ from cache_table import (
 from closeness_table import DOCUMENT
 from smollm2 import unquantized
 
-from llama_perf.closeness import closeness
 from llama_perf.kernels import cache_codes
+from llama_perf.measure.closeness import closeness
 from scripts.doc_tables.document import text_between
 
 

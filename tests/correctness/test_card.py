@@ -13,9 +13,9 @@ import pytest
 import torch
 from record_samples import CUDA_ROW, ENVIRONMENT, measured
 
-from llama_perf import machine
-from llama_perf.card import SLICED, CardWatch
-from llama_perf.machine import machine_notes
+from llama_perf.measure import machine_notes as machine
+from llama_perf.measure.gpu_state import SLICED, CardWatch
+from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.report.render import as_text
 from llama_perf.results.evidence import CardState
 from llama_perf.results.records import Report

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf import bandwidth, ceiling
-from llama_perf.ceiling import measure_ceiling
 from llama_perf.errors import SpecError
+from llama_perf.measure import bandwidth, device_ceiling
+from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.results.evidence import Ceiling
 
 CPU = torch.device("cpu")
@@ -71,11 +71,11 @@ def test_a_gap_is_what_each_further_kernel_takes(
         return 5e-6 + each * len(launched), 1
 
     monkeypatch.setattr(dependent_launch, "count", Kernel())
-    monkeypatch.setattr(ceiling, "captured", Graph)
-    monkeypatch.setattr(ceiling, "warm_up", lambda work: work())
-    monkeypatch.setattr(ceiling, "best_cuda_seconds", timed)
+    monkeypatch.setattr(device_ceiling, "captured", Graph)
+    monkeypatch.setattr(device_ceiling, "warm_up", lambda work: work())
+    monkeypatch.setattr(device_ceiling, "best_cuda_seconds", timed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    plain, dependent = ceiling.launch_us(CPU)
+    plain, dependent = device_ceiling.launch_us(CPU)
     assert plain == pytest.approx(2.0)
     if capability >= (9, 0):
         assert dependent == pytest.approx(1.0)
@@ -95,11 +95,13 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
             pass
 
     monkeypatch.setattr(dependent_launch, "count", Nothing())
-    monkeypatch.setattr(ceiling, "captured", lambda work: SimpleNamespace(replay=work))
-    monkeypatch.setattr(ceiling, "warm_up", lambda work: work())
-    monkeypatch.setattr(ceiling, "best_cuda_seconds", lambda _replay: (1.0, 1))
+    monkeypatch.setattr(
+        device_ceiling, "captured", lambda work: SimpleNamespace(replay=work)
+    )
+    monkeypatch.setattr(device_ceiling, "warm_up", lambda work: work())
+    monkeypatch.setattr(device_ceiling, "best_cuda_seconds", lambda _replay: (1.0, 1))
     with pytest.raises(AssertionError, match="did not run"):
-        ceiling._gap_us(CPU, dependent=False)
+        device_ceiling._gap_us(CPU, dependent=False)
 
 
 @pytest.mark.skipif(

@@ -32,8 +32,8 @@ from smollm2 import (
     unquantized,
 )
 
-from llama_perf.closeness import closeness, perplexity
 from llama_perf.devices import processor
+from llama_perf.measure.closeness import closeness, perplexity
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 from scripts.doc_tables.document import text_between

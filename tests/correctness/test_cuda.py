@@ -21,7 +21,6 @@ from torch import Tensor
 from waiting import refusing_to_wait
 from weights_samples import all_weights, write_json
 
-from llama_perf.ceiling import measure_ceiling
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.models import quantize_model
 from llama_perf.checkpoints.synthetic import SyntheticWeights
@@ -30,7 +29,8 @@ from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import Transformer
-from llama_perf.memory import MemoryMeter
+from llama_perf.measure.device_ceiling import measure_ceiling
+from llama_perf.measure.memory import MemoryMeter
 from llama_perf.results.records import Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session

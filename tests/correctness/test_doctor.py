@@ -141,7 +141,9 @@ def test_a_recorded_baseline_is_found(
 def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _device: 10**7)
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _device: 10**7
+    )
     found = findings(capsys)["set cpu"]
     count = len(selection.load_set("cpu"))
     reason = r"they need 0\.\d to \d+\.\d GB, and 0\.0 GB are free"
@@ -151,5 +153,5 @@ def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
 def test_what_to_know_of_the_machine_stands_there_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_perf.machine.is_wsl", lambda: True)
+    monkeypatch.setattr("llama_perf.measure.machine_notes.is_wsl", lambda: True)
     assert findings(capsys)["note"].startswith("WSL: ")

@@ -18,7 +18,7 @@ from llama_perf.devices import driver
 from llama_perf.devices.device import check_device, unasked_device
 from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.machine import machine_notes
+from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.rows import selection
 
 pytest_plugins = ["pytester"]

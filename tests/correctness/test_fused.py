@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from weights_samples import tiny_weights
 
 from llama_perf import quantize_model
-from llama_perf.build import Prepared
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
@@ -25,10 +24,11 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
-from llama_perf.value_check import OPERATORS, check_values, warm_up
 
 __all__ = ["device"]  # A fixture.
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as

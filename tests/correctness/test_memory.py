@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.memory import MemoryMeter
+from llama_perf.measure.memory import MemoryMeter
 
 CPU = torch.device("cpu")
 MB = 1_000_000

@@ -16,20 +16,21 @@ from test_quantize import SMALL, small
 from tokenizer_samples import smollm2_path
 from weights_samples import tiny_weights
 
-from llama_perf import build, quantize_model
-from llama_perf.build import check_runnable, predict_row, prepare
+from llama_perf import quantize_model
 from llama_perf.checkpoints.locate import SMOLLM2
 from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.sampling import sample
 from llama_perf.llama.transformer import Transformer, tensor_bytes
-from llama_perf.measure import measure
-from llama_perf.memory import MemoryMeter
-from llama_perf.model_size import model_bytes, native_model_bytes
-from llama_perf.predict import predict
+from llama_perf.measure import prepare as build
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.model_size import model_bytes, native_model_bytes
+from llama_perf.measure.predict import predict
+from llama_perf.measure.prepare import check_runnable, predict_row, prepare
+from llama_perf.measure.timing import measure
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 
@@ -223,12 +224,16 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
     def built(*_arguments: object, **_rest: object) -> None:
         raise AssertionError("it was built")
 
-    monkeypatch.setattr("llama_perf.build.build_model", built)
-    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _: needed - 1)
+    monkeypatch.setattr("llama_perf.measure.prepare.build_model", built)
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed - 1
+    )
     run = {"prepare": prepare, "check_runnable": check_runnable}[name]
     with pytest.raises(NotRunnable, match=told):
         run(row)
-    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _: needed)
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed
+    )
     check_runnable(row)
     if name == "prepare":
         with pytest.raises(AssertionError, match="it was built"):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from weights_samples import tiny_weights
 
 from llama_perf import quantize_model
-from llama_perf.build import build_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.prepare import build_model
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
 

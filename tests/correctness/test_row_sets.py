@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf import baseline, build
-from llama_perf.build import predict_row
+from llama_perf import baseline
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.llama.config import preset
+from llama_perf.measure import prepare
+from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 
@@ -106,19 +107,19 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     free = 23_600_000_000
-    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: free)
+    monkeypatch.setattr(prepare, "free_memory_bytes", lambda _device: free)
     refused, card = [], torch.device("cuda")
     for row in selection.load_set(name):
         meta = torch.device("meta")
         reader = SyntheticWeights(preset(row.model), dtype=torch.bfloat16, device=meta)
         needed = predict_row(row).peak_bytes
         if needed <= free:
-            build._check_memory(row, reader, card)
+            prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
         told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
         with pytest.raises(NotRunnable, match=told):
-            build._check_memory(row, reader, card)
+            prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
     caches = {row.cache_size for row in refused}
     assert caches == ({None} if name == "cuda" else {None, 65536, 131072})

@@ -11,12 +11,12 @@ import torch
 from record_samples import CPU_ROW, CUDA_ROW, ENVIRONMENT, MEASUREMENT, measured
 from weights_samples import TINY
 
-from llama_perf import measure as measuring
-from llama_perf.build import Prepared
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import Transformer
-from llama_perf.measure import SAMPLES_BUDGET_S, Sample, measure, more_samples
-from llama_perf.memory import MemoryMeter
+from llama_perf.measure import timing as measuring
+from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.timing import SAMPLES_BUDGET_S, Sample, measure, more_samples
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.records import Measurement, Report
 from llama_perf.rows.spec import RowSpec

@@ -15,12 +15,10 @@ from test_quantize import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
-from llama_perf.build import prepare
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
@@ -30,6 +28,8 @@ from llama_perf.llama.config import (
 )
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
@@ -265,9 +265,11 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     assert prepared.weights == "pth:saved (int8wo, torchao, from synthetic)"
     # What is needed is what int8wo needs, not what float32 would.
     plain = sum(each.numel() * 4 for each in small().parameters())
-    monkeypatch.setattr("llama_perf.build.free_memory_bytes", lambda _: plain // 2)
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: plain // 2
+    )
     prepare(row, checkpoints=tmp_path)
-    monkeypatch.setattr("llama_perf.build.broken_upstream", is_int8wo)
+    monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)
     with pytest.raises(NotRunnable, match="int8wo is broken"):
         prepare(row, checkpoints=tmp_path)
 

@@ -324,7 +324,7 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")
 
-    monkeypatch.setattr("llama_perf.build.prepare", started)
+    monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
     told = refusal(capsys, *TINY, "--save", "--interactive")
     assert told == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")

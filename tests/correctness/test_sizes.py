@@ -12,7 +12,7 @@ from test_quantize import SMALL, small
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.llama.config import preset
-from llama_perf.model_size import has_reference_layout, native_model_bytes
+from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
 
 
 @pytest.mark.parametrize("tied", [False, True])

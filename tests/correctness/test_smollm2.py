@@ -13,7 +13,7 @@ from tokenizer_samples import smollm2_path, smollm2_reference
 
 from llama_perf import generate
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
-from llama_perf.closeness import perplexity
+from llama_perf.measure.closeness import perplexity
 
 
 @cache

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf import ceiling, toolchain
-from llama_perf.build import check_runnable
 from llama_perf.errors import NotRunnable
+from llama_perf.measure import device_ceiling, toolchain
+from llama_perf.measure.prepare import check_runnable
+from llama_perf.measure.toolchain import build_problem, compiler_problem
 from llama_perf.results.evidence import Ceiling
 from llama_perf.rows.spec import RowSpec
-from llama_perf.toolchain import build_problem, compiler_problem
 
 EAGER = RowSpec(model="stories15M", attention="sdpa")
 NO_C = "Triton needs a C compiler, and none is installed (package gcc)"
@@ -105,7 +105,7 @@ def test_a_row_of_a_card_is_not_run_without_headers(
 ) -> None:
     installed.add("gcc")
     (tmp_path / "Python.h").unlink()
-    monkeypatch.setattr("llama_perf.build.check_device", torch.device)
+    monkeypatch.setattr("llama_perf.measure.prepare.check_device", torch.device)
     with pytest.raises(NotRunnable, match=r"Python\.h, which is not there"):
         check_runnable(replace(EAGER, attention="decode", fused=True))
 
@@ -114,11 +114,11 @@ def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("read_gb_s", "copy_gb_s"):
-        monkeypatch.setattr(ceiling, name, lambda _device: 100.0)
-    monkeypatch.setattr(ceiling, "launch_us", lambda _device: (3.0, 0.5))
+        monkeypatch.setattr(device_ceiling, name, lambda _device: 100.0)
+    monkeypatch.setattr(device_ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    found = ceiling.measure_ceiling(torch.device("cuda"))
+    found = device_ceiling.measure_ceiling(torch.device("cuda"))
     assert found == Ceiling(read_gb_s=100.0, copy_gb_s=100.0)
     installed.add("gcc")
-    whole = ceiling.measure_ceiling(torch.device("cuda"))
+    whole = device_ceiling.measure_ceiling(torch.device("cuda"))
     assert (whole.launch_us, whole.dependent_launch_us) == (3.0, 0.5)

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf import tuning
 from llama_perf.cli import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
 from llama_perf.kernels.weight import plain
+from llama_perf.measure import tune as tuning
+from llama_perf.measure.tune import best, candidates, products, tune
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.tuning import best, candidates, products, tune
 
 ROW = RowSpec(model="Llama-2-7b-chat-hf", quantization="int8wo", fused=True)
 CHOICE = Choice(block_u=64, splits=2, warps=4, stages=2, us=8.0, rule_us=9.0)

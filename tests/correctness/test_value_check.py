@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.build import Prepared, prepare
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.measure.prepare import Prepared, prepare
+from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.evidence import ValueCheck
 from llama_perf.results.records import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
-from llama_perf.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 
 # Groups of 32, which divide the model's 288 columns.
 NATIVE = (
@@ -124,7 +124,9 @@ def test_rows_of_every_kind_are_compared(
     prepared = built(**fields)
     if against == OPERATORS:
         # What is compared is the same, and compiling each takes long.
-        monkeypatch.setattr("llama_perf.value_check._run_plainly", lambda _row: False)
+        monkeypatch.setattr(
+            "llama_perf.measure.value_check._run_plainly", lambda _row: False
+        )
     check = checked(prepared)
     assert check.against == against
     # Rounding to the codes of a cache may turn; everything else is float32's.
@@ -157,7 +159,7 @@ def test_one_wrong_logit_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
         return tokens, logits
 
     monkeypatch.setattr(prepared.engine, "observe", wrong)
-    monkeypatch.setattr("llama_perf.value_check._DTYPE_DB", {"float32": 0.0})
+    monkeypatch.setattr("llama_perf.measure.value_check._DTYPE_DB", {"float32": 0.0})
     with pytest.raises(ValuesError, match="tokens 1 are others, 1 of them by more"):
         checked(prepared)
 

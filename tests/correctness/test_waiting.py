@@ -9,7 +9,7 @@ import torch
 from test_cuda import SMALL
 from waiting import refusing_to_wait
 
-from llama_perf.predict import predict
+from llama_perf.measure.predict import predict
 from llama_perf.rows.spec import RowSpec
 
 CARD = torch.device("cuda")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, chosen, measured
 
-from llama_perf.build import prepare
 from llama_perf.compare import compare
 from llama_perf.limits import LIMITS
-from llama_perf.operators import load_profiler, step_work
+from llama_perf.measure.prepare import prepare
+from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.evidence import OperatorTime, StepWork
 from llama_perf.results.records import Report, Verdict

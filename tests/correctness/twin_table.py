@@ -31,8 +31,8 @@ from smollm2 import (
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from llama_perf.closeness import token_divergences
 from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.closeness import token_divergences
 from scripts.doc_tables.document import rows_between
 
 BEGIN, END = "<!-- twins: begin -->", "<!-- twins: end -->"

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from llama_perf.build import Prepared
+from llama_perf.measure.prepare import Prepared
 
 # The prefill's token and a step's: later steps allocate the same again.
 _TOKENS = 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.card import CardWatch
 from llama_perf.devices.driver import ask_driver, hidden, is_wsl, visible
+from llama_perf.measure.gpu_state import CardWatch
 
 
 def machine_notes(device: torch.device) -> list[str]:

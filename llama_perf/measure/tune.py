@@ -15,7 +15,6 @@ from itertools import product as combinations
 import torch
 from torch import Tensor, nn
 
-from llama_perf.bandwidth import best_cuda_seconds
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
@@ -23,6 +22,7 @@ from llama_perf.kernels.weight import PLAIN, Packed
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import Linear
+from llama_perf.measure.bandwidth import best_cuda_seconds
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.schemes import PLAIN as NO_SCHEME
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec

@@ -15,7 +15,7 @@ import torch
 from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
-from llama_perf.build import Prepared
+from llama_perf.measure.prepare import Prepared
 from llama_perf.results.evidence import OperatorTime, StepWork
 
 _STEPS = 4

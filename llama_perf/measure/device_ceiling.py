@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
 from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.measure.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
+from llama_perf.measure.toolchain import triton_problem
 from llama_perf.results.evidence import Ceiling
-from llama_perf.toolchain import triton_problem
 
 _FEW, _MANY = 64, 512
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from llama_perf.build import Prepared
 from llama_perf.errors import ValuesError
 from llama_perf.llama.attention import Seen
 from llama_perf.llama.config import ModelConfig
@@ -28,6 +27,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.transformer import TransformerBlock, is_plain
+from llama_perf.measure.prepare import Prepared
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
 from llama_perf.results.evidence import ValueCheck

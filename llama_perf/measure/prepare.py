@@ -25,14 +25,14 @@ from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer
-from llama_perf.predict import Prediction, predict
+from llama_perf.measure.predict import Prediction, predict
+from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec
-from llama_perf.toolchain import build_problem
 
 Notify = Callable[[str], None]
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]

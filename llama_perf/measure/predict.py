@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 
 from llama_perf.kernels.attention import at_a_time
 from llama_perf.kernels.cache_codes import WIDENED
-from llama_perf.live_bytes import LiveBytes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
 from llama_perf.llama.sampling import sample
 from llama_perf.llama.transformer import Transformer
-from llama_perf.model_size import model_bytes
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.model_size import model_bytes
 from llama_perf.rows.spec import RowSpec
 
 CUBLAS_BYTES = 32 * 2**20

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.allocated import allocated_peak
-from llama_perf.build import Prepared
-from llama_perf.card import CardWatch
 from llama_perf.errors import SpoiledError
-from llama_perf.memory import MemoryMeter, release_memory
-from llama_perf.operators import step_work
+from llama_perf.measure.allocated import allocated_peak
+from llama_perf.measure.gpu_state import CardWatch
+from llama_perf.measure.memory import MemoryMeter, release_memory
+from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.step_profile import step_work
+from llama_perf.measure.value_check import check_values, warm_up
 from llama_perf.results.evidence import Ceiling
 from llama_perf.results.records import Measurement
 from llama_perf.rows.spec import RowSpec
 from llama_perf.stats import GB, median_rate, median_seconds
-from llama_perf.value_check import check_values, warm_up
 
 Progress = Callable[[str], None]
 SAMPLES_BUDGET_S = {"cuda": 20.0}
