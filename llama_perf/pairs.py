@@ -13,12 +13,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from llama_perf import baseline as baselines
-from llama_perf.compare import judge
 from llama_perf.errors import SpecError
-from llama_perf.judge_memory import plain_peak, stored_peak
-from llama_perf.judge_speed import JudgedSpeed
-from llama_perf.limits import Limits, describe, limits_of, moved_by
+from llama_perf.gate import baselines
+from llama_perf.gate.judge_memory import plain_peak, stored_peak
+from llama_perf.gate.judge_speed import JudgedSpeed
+from llama_perf.gate.limits import Limits, describe, limits_of, moved_by
+from llama_perf.gate.noise import Spread, between_processes, shrunk
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    as_share,
+    confirm_pairs_limit,
+    geometric_mean,
+    log_loss,
+)
+from llama_perf.gate.verdict import judge
 from llama_perf.results.records import (
     Comparison,
     Environment,
@@ -30,14 +38,6 @@ from llama_perf.results.records import (
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.spread import Spread, between_processes, shrunk
-from llama_perf.stats import (
-    THRESHOLDS,
-    as_share,
-    confirm_pairs_limit,
-    geometric_mean,
-    log_loss,
-)
 from llama_perf.worker import Worker, WorkerResult
 
 LEAST_PAIRS, MOST_PAIRS = 3, 1000

@@ -1,6 +1,6 @@
 """The pytest plugin: options and pytest-benchmark's hooks -> run, compare, report.
 
-Thin: rows are run by `llama_perf.run`, judged by `llama_perf.compare` and drawn by
+Thin: rows are run by `llama_perf.run`, judged by `llama_perf.gate.verdict` and drawn by
 `llama_perf.report`. Loaded from the root `conftest.py`, since from a deeper one
 pytest-benchmark's hooks would come too late. The traps of pytest-benchmark that this
 file guards against are listed in docs/gate.md.
@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import UserError
+from llama_perf.gate.confirmation import Trial
 from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.results.records import RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import check_injections
-from llama_perf.trials import Trial
 
 NAME = "llama-perf"
 ROW_FIXTURE = "llama_row"

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llama_perf import baseline as baselines
-from llama_perf.basis import Basis, bases, unquantized_row
-from llama_perf.compare import compare, environment_changes, not_compared
-from llama_perf.limits import limits_of
+from llama_perf.gate import baselines
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.limits import limits_of
+from llama_perf.gate.speed_baseline import Basis, bases, unquantized_row
+from llama_perf.gate.verdict import compare, environment_changes, not_compared
 from llama_perf.results.records import (
     Baseline,
     Comparison,
@@ -29,7 +30,6 @@ from llama_perf.rows import selection as row_sets
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json, write_atomically
-from llama_perf.trials import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

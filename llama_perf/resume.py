@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError
+from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Environment, Report, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions

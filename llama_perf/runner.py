@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llama_perf.device_lock import DeviceLock
+from llama_perf.gate.confirmation import Trial
 from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.recording import confirmation
@@ -25,7 +26,6 @@ from llama_perf.resume import finished_rows
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import Session
 from llama_perf.run_options import RunOptions
-from llama_perf.trials import Trial
 from llama_perf.worker import Worker
 
 

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf import baseline as baselines
 from llama_perf.commands.baseline_show import as_report
 from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
@@ -18,6 +17,8 @@ from llama_perf.commands.selection import (
 )
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import check_folder
+from llama_perf.gate import baselines
+from llama_perf.gate.speed import describe_speeds
 from llama_perf.recording import (
     check_processes,
     default_processes,
@@ -26,7 +27,6 @@ from llama_perf.recording import (
 from llama_perf.report.render import as_text
 from llama_perf.results.merge import read_merged
 from llama_perf.results.records import Environment, RowResult, Status
-from llama_perf.speed import describe_speeds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

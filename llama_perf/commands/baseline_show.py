@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_perf import baseline as baselines
-from llama_perf.baseline_review import differences, problems
 from llama_perf.checkout import file_at, resolve
 from llama_perf.errors import RecordError
+from llama_perf.gate import baselines
+from llama_perf.gate.review import differences, problems
+from llama_perf.gate.speed import describe_speeds
 from llama_perf.report.render import as_text
 from llama_perf.results.records import Baseline, Report, RowResult, Status
 from llama_perf.rows import selection as row_sets
-from llama_perf.speed import describe_speeds
 from llama_perf.strict_json import from_json
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_perf import baseline as baselines
 from llama_perf.commands.selection import (
     add_baselines,
     add_run_options,
@@ -22,6 +21,7 @@ from llama_perf.commands.selection import (
 )
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
+from llama_perf.gate import baselines
 from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.rows import selection as row_sets

@@ -6,8 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from llama_perf import baseline
 from llama_perf.errors import SpecError
+from llama_perf.gate import baselines as baseline
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import SpoiledError
+from llama_perf.gate.thresholds import GB, median_rate, median_seconds
 from llama_perf.measure.allocated import allocated_peak
 from llama_perf.measure.gpu_state import CardWatch
 from llama_perf.measure.memory import MemoryMeter, release_memory
@@ -24,7 +25,6 @@ from llama_perf.measure.value_check import check_values, warm_up
 from llama_perf.results.evidence import Ceiling
 from llama_perf.results.records import Measurement
 from llama_perf.rows.spec import RowSpec
-from llama_perf.stats import GB, median_rate, median_seconds
 
 Progress = Callable[[str], None]
 SAMPLES_BUDGET_S = {"cuda": 20.0}

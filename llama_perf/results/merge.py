@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.compare import environment_changes
 from llama_perf.errors import RecordError
+from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Report, RowResult
 from llama_perf.resume import read_report
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf.basis import quantized
+from llama_perf.gate.speed_baseline import quantized
 from llama_perf.results.records import Comparison, Report, Verdict
 from llama_perf.resume import read_report
 from llama_perf.rows import selection as row_sets

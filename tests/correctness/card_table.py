@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf import baseline as baselines
+from llama_perf.gate import baselines
+from llama_perf.gate.thresholds import GB
 from llama_perf.results.records import Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from llama_perf.stats import GB
 from scripts.doc_tables.document import replace_between, text_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"

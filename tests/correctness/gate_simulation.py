@@ -15,8 +15,13 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from llama_perf.spread import Spread, shrunk
-from llama_perf.stats import THRESHOLDS, confirm_limit, minimum_detectable, screen_limit
+from llama_perf.gate.noise import Spread, shrunk
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    confirm_limit,
+    minimum_detectable,
+    screen_limit,
+)
 from scripts.doc_tables.document import replace_between, text_between
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "gate.md"

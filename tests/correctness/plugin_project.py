@@ -12,8 +12,8 @@ import pytest
 import torch
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
-from llama_perf import baseline as baselines
 from llama_perf import run, worker
+from llama_perf.gate import baselines
 from llama_perf.results.evidence import Ceiling
 from llama_perf.results.records import Baseline, Report
 from llama_perf.rows.spec import RowSpec

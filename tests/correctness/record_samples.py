@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama_perf.baseline import baseline_row
+from llama_perf.gate.baselines import baseline_row
+from llama_perf.gate.confirmation import Trial
 from llama_perf.recorder import Against, Recorder
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.results.records import (
@@ -18,7 +19,6 @@ from llama_perf.results.records import (
     Status,
 )
 from llama_perf.rows.spec import RowSpec
-from llama_perf.trials import Trial
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")

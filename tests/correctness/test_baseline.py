@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, measured, unmeasured
 
-from llama_perf import baseline as baselines
 from llama_perf.errors import RecordError
+from llama_perf.gate import baselines
 from llama_perf.results.records import Status
 from llama_perf.rows.selection import load_set
 from llama_perf.strict_json import to_json

@@ -20,15 +20,21 @@ from record_samples import (
 )
 
 from llama_perf import worker
-from llama_perf.baseline import baseline_row
-from llama_perf.basis import Basis, bases, stored_values, unquantized_row, value
-from llama_perf.compare import compare
+from llama_perf.gate.baselines import baseline_row
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.speed import describe_speeds, stored_speeds
+from llama_perf.gate.speed_baseline import (
+    Basis,
+    bases,
+    stored_values,
+    unquantized_row,
+    value,
+)
+from llama_perf.gate.verdict import compare
 from llama_perf.recording import confirmation
 from llama_perf.results.records import Baseline, Environment, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run_options import RunOptions
-from llama_perf.speed import describe_speeds, stored_speeds
-from llama_perf.trials import Trial
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")

@@ -17,8 +17,8 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf.compare import compare, environment_changes, not_compared
-from llama_perf.limits import LIMITS
+from llama_perf.gate.limits import LIMITS
+from llama_perf.gate.verdict import compare, environment_changes, not_compared
 from llama_perf.results.records import Status, Verdict
 from llama_perf.rows.spec import RowSpec
 

@@ -19,23 +19,23 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf import baseline as baselines
 from llama_perf import worker
-from llama_perf.basis import Basis
 from llama_perf.cli import main
-from llama_perf.compare import compare
-from llama_perf.report.render import as_text
-from llama_perf.results.records import Comparison, Status, Verdict
-from llama_perf.rows.spec import RowSpec
-from llama_perf.speed import StoredSpeed, stored_speeds
-from llama_perf.stats import (
+from llama_perf.gate import baselines
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.speed import StoredSpeed, stored_speeds
+from llama_perf.gate.speed_baseline import Basis
+from llama_perf.gate.thresholds import (
     as_share,
     confirm_limit,
     geometric_mean,
     log_loss,
     screen_limit,
 )
-from llama_perf.trials import Trial
+from llama_perf.gate.verdict import compare
+from llama_perf.report.render import as_text
+from llama_perf.results.records import Comparison, Status, Verdict
+from llama_perf.rows.spec import RowSpec
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)

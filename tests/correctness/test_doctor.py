@@ -12,11 +12,11 @@ import pytest
 import torch
 from record_samples import baseline_of, measured
 
-from llama_perf import baseline as baselines
 from llama_perf.checkpoints.locate import SMOLLM2
 from llama_perf.cli import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
+from llama_perf.gate import baselines
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 

@@ -18,8 +18,8 @@ from gate_simulation import (
     simulate,
 )
 
-from llama_perf.spread import Spread
-from llama_perf.stats import detection_chance, minimum_detectable
+from llama_perf.gate.noise import Spread
+from llama_perf.gate.thresholds import detection_chance, minimum_detectable
 
 
 @pytest.mark.parametrize("processes", SIZES.values(), ids=SIZES)

@@ -19,14 +19,14 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf.baseline import baseline_row
-from llama_perf.compare import compare
-from llama_perf.judge_memory import stored_peak
-from llama_perf.limits import LIMITS
+from llama_perf.gate.baselines import baseline_row
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judge_memory import stored_peak
+from llama_perf.gate.limits import LIMITS
+from llama_perf.gate.verdict import compare
 from llama_perf.pairs import Pairs, compare_pairs
 from llama_perf.results.records import Baseline, Comparison, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.trials import Trial
 
 GB = 1_000_000_000
 # One process in a hole of its heap; the median is 1 GB.

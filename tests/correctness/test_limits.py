@@ -9,9 +9,9 @@ import pytest
 from plugin_project import INT8, PLAIN, Project
 from record_samples import CPU_ROW, CUDA_ROW, baseline_of, measured
 
-from llama_perf.compare import compare
 from llama_perf.errors import UserError
-from llama_perf.limits import LIMITS, limits_of
+from llama_perf.gate.limits import LIMITS, limits_of
+from llama_perf.gate.verdict import compare
 from llama_perf.results.evidence import StepWork
 from llama_perf.results.records import Verdict
 from llama_perf.rows import selection

@@ -12,8 +12,8 @@ from plugin_project import FP6, INT8, PLAIN, ROWS, Project
 from record_samples import PLAIN_LIMIT
 from torch import Tensor
 
-from llama_perf import baseline as baselines
 from llama_perf.errors import RecordError
+from llama_perf.gate import baselines
 from llama_perf.llama.engine import Engine
 from llama_perf.measure import timing as measuring
 from llama_perf.results.records import Verdict

@@ -11,10 +11,10 @@ from command_line import refusal
 from plugin_project import INT8, PLAIN, Project
 from record_samples import CPU_ROW, CUDA_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import baseline as baselines
 from llama_perf import worker
 from llama_perf.cli import main
 from llama_perf.errors import RecordError, SpecError
+from llama_perf.gate import baselines
 from llama_perf.recording import (
     check_processes,
     default_processes,

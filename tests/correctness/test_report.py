@@ -23,7 +23,7 @@ from record_samples import (
 )
 
 from llama_perf.cli import main
-from llama_perf.compare import compare
+from llama_perf.gate.verdict import compare
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.evidence import ValueCheck
 from llama_perf.results.records import Report, RowResult, Status

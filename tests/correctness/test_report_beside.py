@@ -6,7 +6,7 @@ import re
 
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import baseline
+from llama_perf.gate import baselines
 from llama_perf.report.beside import beside_table, pairs
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.records import Measurement, Report, RowResult, Status
@@ -14,7 +14,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 
 LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
-A100 = baseline.reference(baseline.default_folder())
+A100 = baselines.reference(baselines.default_folder())
 HEADER = [
     "row",
     "A100 tok/s",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf import baseline
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
+from llama_perf.gate import baselines
 from llama_perf.llama.config import preset
 from llama_perf.measure import prepare
 from llama_perf.measure.prepare import predict_row
@@ -126,8 +126,8 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
 
 
 def test_the_reference_device_holds_the_published_figures() -> None:
-    path = baseline.path_of(baseline.default_folder(), baseline.REFERENCE_KEY)
-    stored = baseline.read(path).rows
+    path = baselines.path_of(baselines.default_folder(), baselines.REFERENCE_KEY)
+    stored = baselines.read(path).rows
     for row, line in zip(stored, published(), strict=True):
         figures = row.measurement
         assert figures.tok_s == float(line["tok_s"])

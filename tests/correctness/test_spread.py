@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.spread import (
+from llama_perf.gate.noise import (
     Spread,
     between_processes,
     digamma,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.spread import Spread
-from llama_perf.stats import (
+from llama_perf.gate.noise import Spread
+from llama_perf.gate.thresholds import (
     THRESHOLDS,
     as_share,
     change,

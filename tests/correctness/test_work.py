@@ -9,15 +9,15 @@ import pytest
 import torch
 from record_samples import CPU_ROW, ENVIRONMENT, baseline_of, chosen, measured
 
-from llama_perf.compare import compare
-from llama_perf.limits import LIMITS
+from llama_perf.gate.limits import LIMITS
+from llama_perf.gate.step_changes import grown, more_work
+from llama_perf.gate.verdict import compare
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.evidence import OperatorTime, StepWork
 from llama_perf.results.records import Report, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.work import grown, more_work
 
 ROW = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=4)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from llama_perf.gate.thresholds import THRESHOLDS, change
 from llama_perf.results.records import MetricChange
 from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.stats import THRESHOLDS, change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, median
 
-from llama_perf.spread import Spread, t_multiplier
+from llama_perf.gate.noise import Spread, t_multiplier
 
 NS = 1e9
 GB = 1e9

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.results.records import RowResult
-from llama_perf.stats import THRESHOLDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

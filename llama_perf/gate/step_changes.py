@@ -5,10 +5,10 @@ And, where a row lost, which operators grew. Pure functions on measurements.
 
 from __future__ import annotations
 
-from llama_perf.limits import Limits
+from llama_perf.gate.limits import Limits
+from llama_perf.gate.thresholds import change
 from llama_perf.results.evidence import OperatorTime
 from llama_perf.results.records import Measurement
-from llama_perf.stats import change
 
 # Of a step's time, from here on an operator's growth explains something.
 _EXPLAINS = 0.02

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama_perf.basis import row_of
-from llama_perf.judge_memory import JudgedPeak, judge_peak, plain_peak
-from llama_perf.judge_speed import JudgedSpeed, judge_speed
-from llama_perf.limits import Limits, describe, limits_of, moved_by
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judge_memory import JudgedPeak, judge_peak, plain_peak
+from llama_perf.gate.judge_speed import JudgedSpeed, judge_speed
+from llama_perf.gate.limits import Limits, describe, limits_of, moved_by
+from llama_perf.gate.speed_baseline import row_of
+from llama_perf.gate.step_changes import grown, more_work, other_choices
 from llama_perf.results.records import (
     Baseline,
     BaselineRow,
@@ -28,8 +30,6 @@ from llama_perf.results.records import (
     Status,
     Verdict,
 )
-from llama_perf.trials import Trial
-from llama_perf.work import grown, more_work, other_choices
 
 
 def compare(

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from llama_perf.errors import RecordError
+from llama_perf.gate.noise import between_processes
 from llama_perf.results.records import (
     Baseline,
     BaselineRow,
@@ -23,7 +24,6 @@ from llama_perf.results.records import (
     Status,
 )
 from llama_perf.rows.spec import RowSpec
-from llama_perf.spread import between_processes
 from llama_perf.strict_json import from_json, to_json, write_atomically
 
 FILE_NAME = "baseline.json"
@@ -41,7 +41,7 @@ def project_file() -> Path:
 
 
 def _root() -> Path:
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llama_perf.basis import (
+from llama_perf.gate.confirmation import Trial, confirmation_of, undecided_since
+from llama_perf.gate.limits import Limits, describe, moved_by
+from llama_perf.gate.speed import StoredSpeed, stored_speeds
+from llama_perf.gate.speed_baseline import (
     Basis,
     bases,
     row_of,
@@ -17,16 +20,7 @@ from llama_perf.basis import (
     unquantized_row,
     value,
 )
-from llama_perf.limits import Limits, describe, moved_by
-from llama_perf.results.records import (
-    Baseline,
-    Environment,
-    Measurement,
-    MetricChange,
-    RowResult,
-)
-from llama_perf.speed import StoredSpeed, stored_speeds
-from llama_perf.stats import (
+from llama_perf.gate.thresholds import (
     THRESHOLDS,
     Thresholds,
     as_share,
@@ -38,7 +32,13 @@ from llama_perf.stats import (
     minimum_detectable,
     screen_limit,
 )
-from llama_perf.trials import Trial, confirmation_of, undecided_since
+from llama_perf.results.records import (
+    Baseline,
+    Environment,
+    Measurement,
+    MetricChange,
+    RowResult,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

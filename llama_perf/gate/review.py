@@ -9,12 +9,18 @@ from collections.abc import Iterator, Mapping
 
 from tabulate import tabulate
 
-from llama_perf.compare import environment_changes
-from llama_perf.judge_memory import stored_peak
+from llama_perf.gate.judge_memory import stored_peak
+from llama_perf.gate.speed import gated_speeds
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    as_share,
+    change,
+    geometric_mean,
+    screen_limit,
+)
+from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
-from llama_perf.speed import gated_speeds
-from llama_perf.stats import THRESHOLDS, as_share, change, geometric_mean, screen_limit
 
 # Between processes: from here on a baseline finds little but a collapse.
 _WIDE = 0.10

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from llama_perf.limits import Limits, describe, moved_by
+from llama_perf.gate.confirmation import Trial, confirmation_of, undecided_since
+from llama_perf.gate.limits import Limits, describe, moved_by
+from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.results.records import BaselineRow, Measurement, MetricChange
-from llama_perf.stats import THRESHOLDS
-from llama_perf.trials import Trial, confirmation_of, undecided_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
