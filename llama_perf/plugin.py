@@ -1,6 +1,6 @@
 """The pytest plugin: options and pytest-benchmark's hooks -> run, compare, report.
 
-Thin: rows are run by `llama_perf.run`, judged by `llama_perf.gate.verdict` and drawn by
+Thin: rows are run by `llama_perf.run.session`, judged by `llama_perf.gate.verdict` and drawn by
 `llama_perf.report`. Loaded from the root `conftest.py`, since from a deeper one
 pytest-benchmark's hooks would come too late. The traps of pytest-benchmark that this
 file guards against are listed in docs/gate.md.
@@ -19,7 +19,7 @@ from llama_perf.plugin_compare import CompareRequest
 from llama_perf.plugin_options import PluginConfig, add_options, check_options
 from llama_perf.results.records import RowResult
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import check_injections
+from llama_perf.run.options import check_injections
 
 NAME = "llama-perf"
 ROW_FIXTURE = "llama_row"
@@ -83,8 +83,8 @@ class LlamaPerfPlugin:
         return selection.DEFAULT_SETS[unasked_device()]
 
     def _start(self, selected: list[RowSpec]) -> None:
-        from llama_perf.recorder import Recorder
-        from llama_perf.runner import Runner
+        from llama_perf.run.compared_run import Recorder
+        from llama_perf.run.runner import Runner
 
         try:
             self._runner = Runner(
@@ -246,8 +246,8 @@ class LlamaPerfPlugin:
         yield
         if self._recorder is None or not self._recorder.report.results:
             return
-        from llama_perf.recorder import advice
         from llama_perf.report.render import as_markdown, as_text
+        from llama_perf.run.compared_run import advice
 
         report = self._recorder.report
         terminalreporter.section("llama-perf")

@@ -20,10 +20,10 @@ from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.plugin_options import PluginConfig
-from llama_perf.recorder import Against, Chosen
 from llama_perf.results.records import Baseline, Environment, Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.compared_run import Against, Chosen
 from llama_perf.strict_json import from_plain, to_json, write_atomically
 
 SECTION = "llama_perf"

@@ -9,7 +9,7 @@ import pytest
 
 from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_writable_anew
-from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
+from llama_perf.run.options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
 
 ON_MISSING = ON_UNDECIDED = ("fail", "report")
 

@@ -19,14 +19,14 @@ from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import check_folder
 from llama_perf.gate import baselines
 from llama_perf.gate.speed import describe_speeds
-from llama_perf.recording import (
+from llama_perf.report.render import as_text
+from llama_perf.results.merge import read_merged
+from llama_perf.results.records import Environment, RowResult, Status
+from llama_perf.run.fresh_processes import (
     check_processes,
     default_processes,
     in_fresh_processes,
 )
-from llama_perf.report.render import as_text
-from llama_perf.results.merge import read_merged
-from llama_perf.results.records import Environment, RowResult, Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +116,8 @@ def _run(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
         processes = default_processes(rows)
     check_processes(processes)
     # They import torch, which the other actions do without.
-    from llama_perf.device_lock import held
     from llama_perf.devices.device import run_device
+    from llama_perf.run.lock import held
 
     results: list[RowResult] = []
     environment = None

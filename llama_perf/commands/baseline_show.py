@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_perf.checkout import file_at, resolve
 from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
@@ -14,6 +13,7 @@ from llama_perf.gate.speed import describe_speeds
 from llama_perf.report.render import as_text
 from llama_perf.results.records import Baseline, Report, RowResult, Status
 from llama_perf.rows import selection as row_sets
+from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import from_json
 
 

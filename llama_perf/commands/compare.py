@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.checkout import checked_out, resolve
 from llama_perf.commands.run import show_progress
 from llama_perf.commands.selection import (
     add_run_options,
@@ -23,12 +22,13 @@ from llama_perf.files import check_writable
 from llama_perf.gate.baselines import default_folder, project_file
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.gate.verdict import environment_changes
-from llama_perf.pairs import Side, check_pairs, compare_pairs, measure_pairs
-from llama_perf.recorder import Chosen
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.records import Report
 from llama_perf.rows.limit_overrides import project_limits
-from llama_perf.run_options import check_injections
+from llama_perf.run.compared_run import Chosen
+from llama_perf.run.options import check_injections
+from llama_perf.run.paired import Side, check_pairs, compare_pairs, measure_pairs
+from llama_perf.run.revision import checked_out, resolve
 from llama_perf.strict_json import to_json, write_atomically
 
 HELP = "measure another revision or environment beside this one, in pairs of processes"
@@ -108,8 +108,8 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
     check_injections(options, rows)
     limits = project_limits(project_file())
     # They import torch, which a mistake above does without.
-    from llama_perf.device_lock import held
-    from llama_perf.run import Session
+    from llama_perf.run.lock import held
+    from llama_perf.run.session import Session
 
     session = Session(rows, options=options)
     with held(session.device, wait=options.wait, progress=show_progress):

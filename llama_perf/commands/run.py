@@ -22,15 +22,15 @@ from llama_perf.commands.selection import (
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
 from llama_perf.gate import baselines
-from llama_perf.recorder import Against, Chosen, Recorder, advice
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.rows import selection as row_sets
 from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
-from llama_perf.run_options import OPTIONS, check_injections
+from llama_perf.run.compared_run import Against, Chosen, Recorder, advice
+from llama_perf.run.options import OPTIONS, check_injections
 from llama_perf.strict_json import to_line, write_atomically
 
 if TYPE_CHECKING:
-    from llama_perf.runner import Runner
+    from llama_perf.run.runner import Runner
 
 HELP = "run rows and print the table"
 
@@ -121,7 +121,7 @@ def _run_rows(
     check_injections(options, rows)
     # Told of before anything is measured.
     limits = project_limits(baselines.project_file())
-    from llama_perf.runner import Runner
+    from llama_perf.run.runner import Runner
 
     with closing(Runner(rows, options=options, progress=show_progress)) as runner:
         against = _against(runner, arguments, limits) if arguments.compare else None

@@ -10,7 +10,7 @@ from llama_perf.errors import SpecError
 from llama_perf.gate import baselines as baseline
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
+from llama_perf.run.options import INJECT_DAMAGE, OPTIONS, RunOptions, Slowdown
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

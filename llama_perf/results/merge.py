@@ -9,7 +9,7 @@ from pathlib import Path
 from llama_perf.errors import RecordError
 from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Report, RowResult
-from llama_perf.resume import read_report
+from llama_perf.run.resume import read_report
 
 
 def read_merged(paths: Sequence[Path]) -> Report:

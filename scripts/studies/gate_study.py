@@ -21,8 +21,8 @@ from tabulate import tabulate
 
 from llama_perf.gate.speed_baseline import quantized
 from llama_perf.results.records import Comparison, Report, Verdict
-from llama_perf.resume import read_report
 from llama_perf.rows import selection as row_sets
+from llama_perf.run.resume import read_report
 from scripts.doc_tables.document import replace_between
 
 ROOT = Path(__file__).resolve().parents[2]

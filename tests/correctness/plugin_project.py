@@ -12,12 +12,13 @@ import pytest
 import torch
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
-from llama_perf import run, worker
 from llama_perf.gate import baselines
 from llama_perf.results.evidence import Ceiling
 from llama_perf.results.records import Baseline, Report
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run import session as run
+from llama_perf.run import worker
+from llama_perf.run.options import RunOptions
 from llama_perf.strict_json import from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[2]

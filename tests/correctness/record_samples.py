@@ -9,7 +9,6 @@ from typing import Any
 
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
-from llama_perf.recorder import Against, Recorder
 from llama_perf.results.evidence import LinearChoice
 from llama_perf.results.records import (
     Baseline,
@@ -19,6 +18,7 @@ from llama_perf.results.records import (
     Status,
 )
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.compared_run import Against, Recorder
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")

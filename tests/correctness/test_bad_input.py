@@ -26,8 +26,8 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it started before it refused")
 
     monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
-    monkeypatch.setattr("llama_perf.run.prepare", started)
-    monkeypatch.setattr("llama_perf.run.measure_ceiling", started)
+    monkeypatch.setattr("llama_perf.run.session.prepare", started)
+    monkeypatch.setattr("llama_perf.run.session.measure_ceiling", started)
 
 
 @pytest.mark.usefixtures("nothing_runs")

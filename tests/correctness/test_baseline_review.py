@@ -16,13 +16,13 @@ from record_samples import (
     measured,
 )
 
-from llama_perf.checkout import file_at, resolve
 from llama_perf.cli import main
 from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
 from llama_perf.results.records import Baseline
 from llama_perf.rows import selection as row_sets
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import to_json
 
 OTHER = replace(CPU_ROW, compile=True)

@@ -19,7 +19,6 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf import worker
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.speed import describe_speeds, stored_speeds
@@ -31,10 +30,11 @@ from llama_perf.gate.speed_baseline import (
     value,
 )
 from llama_perf.gate.verdict import compare
-from llama_perf.recording import confirmation
 from llama_perf.results.records import Baseline, Environment, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run import worker
+from llama_perf.run.fresh_processes import confirmation
+from llama_perf.run.options import RunOptions
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")

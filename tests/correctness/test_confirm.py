@@ -19,7 +19,6 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf import worker
 from llama_perf.cli import main
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
@@ -36,6 +35,7 @@ from llama_perf.gate.verdict import compare
 from llama_perf.report.render import as_text
 from llama_perf.results.records import Comparison, Status, Verdict
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run import worker
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)

@@ -33,8 +33,8 @@ from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.results.records import Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import Session
-from llama_perf.run_options import RunOptions
+from llama_perf.run.options import RunOptions
+from llama_perf.run.session import Session
 
 # Widths that every scheme's kernels take.
 SMALL = ModelConfig(
@@ -343,7 +343,7 @@ def too_little_memory(
     """The allocator refuses, though the device says that there is memory."""
     if device.type == "cpu":
         with monkeypatch.context() as patched:
-            patched.setattr("llama_perf.run.prepare", _out_of_memory)
+            patched.setattr("llama_perf.run.session.prepare", _out_of_memory)
             yield
         return
     total = torch.cuda.get_device_properties(device).total_memory

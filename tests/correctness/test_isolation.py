@@ -14,11 +14,11 @@ import torch
 from plugin_project import INT8, PLAIN, Project
 from processes import HANG_S, clock_that_waits_for, wait_until
 
-from llama_perf import worker
-from llama_perf.device_lock import DeviceLock
 from llama_perf.errors import BusyError, RecordError
 from llama_perf.results.records import Report, Status, Verdict
-from llama_perf.resume import read_report
+from llama_perf.run import worker
+from llama_perf.run.lock import DeviceLock
+from llama_perf.run.resume import read_report
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parents[2]

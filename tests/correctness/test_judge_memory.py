@@ -24,9 +24,9 @@ from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.judge_memory import stored_peak
 from llama_perf.gate.limits import LIMITS
 from llama_perf.gate.verdict import compare
-from llama_perf.pairs import Pairs, compare_pairs
 from llama_perf.results.records import Baseline, Comparison, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.paired import Pairs, compare_pairs
 
 GB = 1_000_000_000
 # One process in a hole of its heap; the median is 1 GB.

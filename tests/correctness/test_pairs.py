@@ -15,16 +15,16 @@ from git_commands import git
 from plugin_project import FP6, INT8, PLAIN, Project
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import pairs as in_pairs
-from llama_perf.checkout import checked_out, resolve
 from llama_perf.cli import main
 from llama_perf.errors import UserError
-from llama_perf.pairs import Pairs, Side, compare_pairs, measure_pairs
 from llama_perf.results.records import Comparison, Report, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions, Slowdown
+from llama_perf.run import paired as in_pairs
+from llama_perf.run.options import RunOptions, Slowdown
+from llama_perf.run.paired import Pairs, Side, compare_pairs, measure_pairs
+from llama_perf.run.revision import checked_out, resolve
+from llama_perf.run.worker import WorkerResult
 from llama_perf.strict_json import from_json
-from llama_perf.worker import WorkerResult
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,18 +11,18 @@ from command_line import refusal
 from plugin_project import INT8, PLAIN, Project
 from record_samples import CPU_ROW, CUDA_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf import worker
 from llama_perf.cli import main
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.gate import baselines
-from llama_perf.recording import (
+from llama_perf.results.records import Environment, RowResult, Status
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run import worker
+from llama_perf.run.fresh_processes import (
     check_processes,
     default_processes,
     in_fresh_processes,
 )
-from llama_perf.results.records import Environment, RowResult, Status
-from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run.options import RunOptions
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)

@@ -48,9 +48,9 @@ def on_row(
     monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]
 ) -> None:
     """Call `act` when that row, counted from 1, is to be measured."""
-    from llama_perf import run
+    from llama_perf.run import session
 
-    original, count = run.measure, 0
+    original, count = session.measure, 0
 
     def measure(*arguments: Any, **options: Any) -> Any:
         nonlocal count
@@ -59,7 +59,7 @@ def on_row(
             act()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(session, "measure", measure)
 
 
 def test_rows_are_run_and_shown(

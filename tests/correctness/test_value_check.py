@@ -15,8 +15,8 @@ from llama_perf.quantize import opaque_int4
 from llama_perf.results.evidence import ValueCheck
 from llama_perf.results.records import Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import Session
-from llama_perf.run_options import RunOptions
+from llama_perf.run.options import RunOptions
+from llama_perf.run.session import Session
 
 # Groups of 32, which divide the model's 288 columns.
 NATIVE = (

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from processes import alive, clock_that_waits_for, wait_until
 
-from llama_perf import runner, worker
 from llama_perf.errors import RecordError
 from llama_perf.results.records import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions, Slowdown
+from llama_perf.run import runner, worker
+from llama_perf.run.options import RunOptions, Slowdown
 
 ROW = RowSpec(
     model="stories15M",
@@ -250,7 +250,7 @@ def test_a_worker_does_not_outlive_the_process_that_started_it(tmp_path: Path) -
     code = (
         "import os, signal, sys\n"
         "from llama_perf import worker\n"
-        "from llama_perf.run_options import RunOptions\n"
+        "from llama_perf.run.options import RunOptions\n"
         "from llama_perf.rows.spec import RowSpec\n"
         "row = RowSpec(model='stories15M', dtype='float32', device='cpu',\n"
         "    max_new_tokens=200, num_samples=100000)\n"

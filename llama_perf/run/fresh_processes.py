@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from llama_perf import worker
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run import worker
+from llama_perf.run.options import RunOptions
 
 DEFAULT_PROCESSES = {"cuda": 10, "cpu": 5}
 _MOST_PROCESSES = 1000

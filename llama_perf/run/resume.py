@@ -9,7 +9,7 @@ from llama_perf.errors import RecordError
 from llama_perf.gate.verdict import environment_changes
 from llama_perf.results.records import Environment, Report, RowResult
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run.options import RunOptions
 from llama_perf.strict_json import from_json
 
 

@@ -22,7 +22,7 @@ from llama_perf.measure.timing import SAMPLES_BUDGET_S, Progress, measure, witho
 from llama_perf.results.evidence import Ceiling
 from llama_perf.results.records import Environment, Measurement, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
+from llama_perf.run.options import RunOptions
 
 
 class Session:

@@ -37,8 +37,8 @@ from llama_perf.results.records import (
 )
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions
-from llama_perf.worker import Worker, WorkerResult
+from llama_perf.run.options import RunOptions
+from llama_perf.run.worker import Worker, WorkerResult
 
 LEAST_PAIRS, MOST_PAIRS = 3, 1000
 SIDES = ("base", "head")

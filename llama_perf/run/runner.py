@@ -1,7 +1,7 @@
 """All rows of a run -> results: isolated, resumed, within a time budget.
 
 Shared by the pytest plugin and `llama-perf run`. One row is measured by
-`llama_perf.run`, here or in a `worker`. Knows no baseline but the time that a row took
+`llama_perf.run.session`, here or in a `worker`. Knows no baseline but the time that a row took
 for it.
 """
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from llama_perf.device_lock import DeviceLock
 from llama_perf.gate.confirmation import Trial
 from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
-from llama_perf.recording import confirmation
 from llama_perf.results.records import (
     Baseline,
     Environment,
@@ -22,11 +20,13 @@ from llama_perf.results.records import (
     RowResult,
     Status,
 )
-from llama_perf.resume import finished_rows
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import Session
-from llama_perf.run_options import RunOptions
-from llama_perf.worker import Worker
+from llama_perf.run.fresh_processes import confirmation
+from llama_perf.run.lock import DeviceLock
+from llama_perf.run.options import RunOptions
+from llama_perf.run.resume import finished_rows
+from llama_perf.run.session import Session
+from llama_perf.run.worker import Worker
 
 
 class Runner:

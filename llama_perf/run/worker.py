@@ -27,7 +27,7 @@ from pydantic import ConfigDict
 
 from llama_perf.results.records import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run_options import RunOptions, Slowdown
+from llama_perf.run.options import RunOptions, Slowdown
 from llama_perf.strict_json import STRICT, from_json, to_line
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Worker:
     ) -> None:
         self._options = options
         self._devices = tuple(sorted(set(devices)))
-        self._package = package or Path(__file__).resolve().parents[1]
+        self._package = package or Path(__file__).resolve().parents[2]
         self._python = python or Path(sys.executable)
         self._process: subprocess.Popen[bytes] | None = None
         self._told: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
@@ -247,7 +247,7 @@ def worker_command(python: Path, package: Path, replies: int) -> list[str]:
     """
     start = (
         f"import sys; sys.path.insert(0, {str(package)!r});"
-        " from llama_perf.worker import main; main(sys.argv[1:])"
+        " from llama_perf.run.worker import main; main(sys.argv[1:])"
     )
     return [str(python), "-P", "-c", start, str(replies)]
 
@@ -272,7 +272,7 @@ def main(arguments: list[str]) -> None:
     def reply(said: WorkerReply) -> None:
         print(to_line(said), file=replies, flush=True)
 
-    from llama_perf.run import Session
+    from llama_perf.run.session import Session
 
     session: Session | None = None
     while (line := tasks.get()) is not None:

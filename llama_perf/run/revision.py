@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_perf.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:

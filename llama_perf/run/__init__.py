@@ -1,0 +1,1 @@
+"""All rows of a run, in worker processes that may break."""
