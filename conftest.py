@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["llama_perf.plugin"]
+pytest_plugins = ["llama_perf.pytest_plugin.plugin"]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -11,7 +11,7 @@ from command_line import refusal
 from plugin_project import FP6, INT8, PLAIN, Project
 from record_samples import CPU_ROW, CUDA_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.gate import baselines
 from llama_perf.results.records import Report, RowResult, Status
 from llama_perf.strict_json import to_json

@@ -16,7 +16,7 @@ from record_samples import (
     measured,
 )
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
 from llama_perf.results.records import Baseline

@@ -19,7 +19,7 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.speed import StoredSpeed, stored_speeds

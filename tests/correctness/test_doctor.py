@@ -13,7 +13,7 @@ import torch
 from record_samples import baseline_of, measured
 
 from llama_perf.checkpoints.locate import SMOLLM2
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.gate import baselines

@@ -12,7 +12,7 @@ import pytest
 import torch
 from plugin_project import Project
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver
 from llama_perf.devices.device import check_device, unasked_device

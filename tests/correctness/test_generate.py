@@ -20,8 +20,8 @@ from record_samples import MEASUREMENT
 from tokenizer_samples import smollm2_path
 from weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
-from llama_perf.cli import main
-from llama_perf.commands import generate
+from llama_perf.cli import generate
+from llama_perf.cli.main import main
 from llama_perf.measure import prepare as build
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.timing import Sample

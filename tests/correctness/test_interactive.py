@@ -20,8 +20,8 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from llama_perf.cli import main
-from llama_perf.commands import interactive
+from llama_perf.cli import interactive
+from llama_perf.cli.main import main
 
 Answering = Callable[[str], Path]
 Type = Callable[..., list[str]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf.cli import main
-from llama_perf.commands.selection import shard
+from llama_perf.cli.main import main
+from llama_perf.cli.selection import shard
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.results.merge import read_merged
 from llama_perf.results.records import Environment, Report, RowResult, Status

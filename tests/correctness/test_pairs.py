@@ -15,7 +15,7 @@ from git_commands import git
 from plugin_project import FP6, INT8, PLAIN, Project
 from record_samples import CPU_ROW, ENVIRONMENT, measured, unmeasured
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.errors import UserError
 from llama_perf.results.records import Comparison, Report, RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec

@@ -18,7 +18,7 @@ from weights_samples import tiny_weights
 
 from llama_perf import quantize_model
 from llama_perf.checkpoints.locate import SMOLLM2
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.llama.engine import Engine

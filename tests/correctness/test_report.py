@@ -22,7 +22,7 @@ from record_samples import (
     unmeasured,
 )
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.gate.verdict import compare
 from llama_perf.report.render import as_markdown, as_text
 from llama_perf.results.evidence import ValueCheck

@@ -14,7 +14,7 @@ import pytest
 from plugin_project import FP6, INT8, PLAIN, ROWS
 from processes import HANG_S
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 
@@ -107,7 +107,7 @@ def test_globs_choose_rows_and_add_up(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_listing_rows_imports_no_torch() -> None:
     code = (
-        "import sys; from llama_perf.cli import main; main(['rows', '--set', 'cpu']);"
+        "import sys; from llama_perf.cli.main import main; main(['rows', '--set', 'cpu']);"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(

@@ -17,7 +17,7 @@ from command_line import refusal
 from plugin_project import FP6, INT8, PLAIN, ROOT, Project
 from processes import HANG_S
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.results.records import Report, Status, Verdict
 from llama_perf.strict_json import from_json
 

@@ -24,7 +24,7 @@ from llama_perf import load_model, quantize_model, save_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer, load_tokenizer
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError, WeightsError
 
 

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 from processes import HANG_S
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from scripts.studies.torchao_0_15.compare import (
     LARGE_CACHES,
     SMALL_CACHE,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf.cli import main
+from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key

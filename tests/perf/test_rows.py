@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_perf.plugin import LlamaPerfPlugin, sample_clock
+from llama_perf.pytest_plugin.plugin import LlamaPerfPlugin, sample_clock
 
 
 @pytest.mark.benchmark(timer=sample_clock)

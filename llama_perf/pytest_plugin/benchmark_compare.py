@@ -19,7 +19,7 @@ import pytest
 from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
-from llama_perf.plugin_options import PluginConfig
+from llama_perf.pytest_plugin.options import PluginConfig
 from llama_perf.results.records import Baseline, Environment, Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.spec import RowSpec

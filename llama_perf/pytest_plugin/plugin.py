@@ -15,8 +15,8 @@ import pytest
 
 from llama_perf.errors import UserError
 from llama_perf.gate.confirmation import Trial
-from llama_perf.plugin_compare import CompareRequest
-from llama_perf.plugin_options import PluginConfig, add_options, check_options
+from llama_perf.pytest_plugin.benchmark_compare import CompareRequest
+from llama_perf.pytest_plugin.options import PluginConfig, add_options, check_options
 from llama_perf.results.records import RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import check_injections

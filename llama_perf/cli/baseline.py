@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llama_perf.commands import baseline_record, baseline_show
-from llama_perf.commands.selection import add_baselines
+from llama_perf.cli import baseline_record, baseline_show
+from llama_perf.cli.selection import add_baselines
 
 HELP = "record this device's baseline, or show, compare and check the stored ones"
 

@@ -12,16 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llama_perf.commands import (
-    baseline,
-    compare,
-    doctor,
-    generate,
-    report,
-    rows,
-    run,
-    tune,
-)
+from llama_perf.cli import baseline, compare, doctor, generate, report, rows, run, tune
 from llama_perf.errors import UserError
 
 COMMANDS = {

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from llama_perf.commands.selection import add_baselines
+from llama_perf.cli.selection import add_baselines
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.gate import baselines
 from llama_perf.rows import selection

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llama_perf.commands.selection import add_selection, selected
+from llama_perf.cli.selection import add_selection, selected
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.files import check_writable
 

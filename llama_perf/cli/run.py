@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_perf.commands.selection import (
+from llama_perf.cli.selection import (
     add_baselines,
     add_run_options,
     add_selection,

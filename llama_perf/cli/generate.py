@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_perf.commands.generate_flags import CHECKPOINT, FLAGS
+from llama_perf.cli.generate_flags import CHECKPOINT, FLAGS
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.files import check_writable
 from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     _check(arguments)
     tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
     if arguments.interactive:
-        from llama_perf.commands.interactive import talk
+        from llama_perf.cli.interactive import talk
 
         return talk(_row(arguments, prompt_length=1), arguments, tokenizer)
     prompt = _prompt(arguments, tokenizer, vocab_size)
@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
             line = result_line(arguments, measurement, samples, prepared.quantization)
             file.write(line + "\n")
     if arguments.save:
-        from llama_perf.commands.saving import save
+        from llama_perf.cli.saving import save
 
         save(prepared)
     return 0
@@ -95,7 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
     # Checks every other field, for a prompt of the least length.
     row = _row(arguments, prompt_length=arguments.prefill_size or 1)
     if arguments.save:
-        from llama_perf.commands.saving import check_save
+        from llama_perf.cli.saving import check_save
 
         check_save(arguments, row)
     path = arguments.checkpoint_path
@@ -190,7 +190,7 @@ def _measure(
     tokenizer: Tokenizer | None,
     arguments: argparse.Namespace,
 ) -> tuple[Prepared, Measurement, list[Sample]]:
-    from llama_perf.commands.profiling import memory_profile, profile
+    from llama_perf.cli.profiling import memory_profile, profile
     from llama_perf.devices.device import check_device
     from llama_perf.llama.compiler import compiler_settings
     from llama_perf.measure.memory import MemoryMeter

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.commands.run import show_progress
-from llama_perf.commands.selection import (
+from llama_perf.cli.run import show_progress
+from llama_perf.cli.selection import (
     add_run_options,
     add_selection,
     add_shared,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from llama_perf.commands.selection import add_selection, shard
+from llama_perf.cli.selection import add_selection, shard
 from llama_perf.errors import UserError
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows import selection

@@ -1,0 +1,1 @@
+"""The command `llama-perf`, one file a command."""

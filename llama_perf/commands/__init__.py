@@ -1,1 +1,0 @@
-"""The commands of `llama-perf`, thin over the core."""
