@@ -17,7 +17,7 @@ from llama_perf.devices import driver, processor
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.results.records import Environment
 
-_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def check_device(device: str) -> torch.device:
@@ -171,6 +171,6 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    if not (_PACKAGE.parent / "pyproject.toml").is_file():
+    if not (_CHECKOUT / "pyproject.toml").is_file():
         return None
-    return _output("git", "rev-parse", "--short=12", "HEAD", cwd=_PACKAGE.parent)
+    return _output("git", "rev-parse", "--short=12", "HEAD", cwd=_CHECKOUT)

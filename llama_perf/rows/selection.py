@@ -28,7 +28,7 @@ def set_names() -> list[str]:
     """The names of the sets that come with the package."""
     return sorted(
         entry.name.removesuffix(".toml")
-        for entry in files(__name__).iterdir()
+        for entry in files(__package__).iterdir()
         if entry.name.endswith(".toml")
     )
 
@@ -37,7 +37,7 @@ def load_set(name: str) -> list[RowSpec]:
     """The rows of a set that comes with the package; raises SpecError."""
     if name not in set_names():
         raise SpecError("set", name, f"allowed: {', '.join(set_names())}")
-    text = files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return _parse(text, source=f"rows/{name}.toml")
 
 

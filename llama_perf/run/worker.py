@@ -243,12 +243,20 @@ def run_in_process(
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:
     """The command of a worker that replies to a descriptor.
 
-    `-P` keeps the working directory's modules out.
+    `-P` keeps the working directory's modules out. `compare --base` starts revisions
+    whose worker still lay in `llama_perf/worker.py`.
     """
-    start = (
-        f"import sys; sys.path.insert(0, {str(package)!r});"
-        " from llama_perf.run.worker import main; main(sys.argv[1:])"
-    )
+    start = f"""
+import sys
+sys.path.insert(0, {str(package)!r})
+try:
+    from llama_perf.run.worker import main
+except ModuleNotFoundError as error:
+    if error.name != "llama_perf.run.worker":
+        raise
+    from llama_perf.worker import main
+main(sys.argv[1:])
+"""
     return [str(python), "-P", "-c", start, str(replies)]
 
 

@@ -159,7 +159,7 @@ def _generate(row: RowSpec) -> None:
 
 def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
     """From now on a step runs where it would be captured, and by `captured` again."""
-    replaced: Any = step
+    replaced: Any = decode_step
     replaced.warm_up, replaced.captured = Uncaptured.replay_once, captured
 
 

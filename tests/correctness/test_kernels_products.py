@@ -65,7 +65,7 @@ def test_the_shapes_of_llama_models_scaled_down(format: Format) -> None:
 def test_many_tokens_and_blocks_beyond_one_stretch(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (portable, slotwise):
+    for module in (one_token, many_tokens):
         monkeypatch.setattr(module, "_STRETCH", 2 * 16 * 160)
     for tokens in (5, 40):
         packed = sample(format, (tokens, 75, 160), torch.float32)

@@ -95,7 +95,7 @@ def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     asked = []
     monkeypatch.setattr(
-        fused_launch, "cuda_key", lambda device: str(asked.append(device))
+        launch_fused, "cuda_key", lambda device: str(asked.append(device))
     )
     launch_fused._card_key.cache_clear()
     for _ in range(3):

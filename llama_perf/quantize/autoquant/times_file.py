@@ -71,8 +71,8 @@ def time_key(candidate: str, product: Product, *, dtype: str, how: str) -> str:
 @cache
 def _source_hash() -> str:
     digest = hashlib.sha256()
-    for folder in ("autoquant", "kernels", "quantize"):
-        for path in sorted((_PACKAGE / folder).glob("*.py")):
+    for folder in ("kernels", "quantize"):
+        for path in sorted((_PACKAGE / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
