@@ -61,7 +61,7 @@ tests: $(READY)
 	# Most tests keep one core busy, so two processes take turns at them. Threads that
 	# spin while they wait starve one another on a shared machine.
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	    tests/correctness -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	    tests/correctness -n 2 --dist worksteal $(TEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -73,7 +73,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 wheelhouse: $(READY)
-	$(BIN)/python scripts/wheelhouse $(WHEELHOUSE_ARGS)
+	$(BIN)/python -m scripts.offline.wheelhouse $(WHEELHOUSE_ARGS)
 
 clean:
 	rm -rf $(VENV) .llama-perf .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -6,6 +6,16 @@ Knows text and marks, not what a table means.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+Place: TypeAlias = tuple[Path, str, str]
+"""A document and the two marks in it, each of which it has once."""
+
+
+def place(document: str, name: str) -> Place:
+    """The place of the table `name` in `docs/`."""
+    return DOCS / document, f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def replace_between(document: Path, begin: str, end: str, text: str) -> None:

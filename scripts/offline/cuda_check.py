@@ -77,7 +77,7 @@ _RECORD_S = 30.0
 _DOCTOR_S = 20.0
 # Of a rehearsal; a machine with a card has cores for as many as it has schemes.
 _FEW_PARTS = 2
-_FUSED_TESTS = {"step": "test_step.py", "fused": "test_fused.py"}
+_FUSED_TESTS = {"step": "llama/test_decode_step.py", "fused": "llama/test_fused.py"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +137,7 @@ def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
     if left_out := without_invalid(out / "results.json", scratch / "measured.json"):
         print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
     runner.run(record_step(scratch / "measured.json", out / "baselines"))
-    others = ["test_cuda.py"] if rehearse else _other_tests()
+    others = ["cuda/test_cuda.py"] if rehearse else _other_tests()
     runner.run_together(
         tests_steps(out, "others", others, parts=2 * parts, limit_s=math.inf)
     )
@@ -198,7 +198,8 @@ def tests_steps(
 def _other_tests() -> list[str]:
     """The files of tests but for those that ran before."""
     folder = ROOT / "tests" / "correctness"
-    names = [path.name for path in sorted(folder.glob("test_*.py"))]
+    paths = sorted(folder.rglob("test_*.py"))
+    names = [str(path.relative_to(folder)) for path in paths]
     return [name for name in names if name not in _FUSED_TESTS.values()]
 
 

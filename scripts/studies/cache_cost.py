@@ -20,11 +20,10 @@ from llama_perf.devices.device import collect
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import replace_between
+from scripts.doc_tables.document import place, replace_between
 from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint
 
-DOCUMENT = ROOT / "docs" / "long-context.md"
-BEGIN, END = "<!-- cache cost: begin -->", "<!-- cache cost: end -->"
+PLACE = place("long-context.md", "cache cost")
 _SMALL = RowSpec(
     model=MODEL, dtype="float32", device="cpu", max_new_tokens=200, num_samples=1
 )
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Time rows with small, large and quantized caches in turn.",
     )
     parser.add_argument("--rounds", type=int, metavar="N", default=15)
-    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT.name}")
+    parser.add_argument("--write", action="store_true", help=f"into {PLACE[0].name}")
     arguments = parser.parse_args(argv)
     checkpoint = make_checkpoint(
         ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf" / MODEL
@@ -148,5 +147,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{where.device_name}, {where.threads} threads, torch {where.torch},"
             f" llama-perf {where.commit}, {arguments.rounds} rounds:"
         )
-        replace_between(DOCUMENT, BEGIN, END, f"{conditions}\n\n{text}")
+        replace_between(*PLACE, f"{conditions}\n\n{text}")
     return 0

@@ -23,14 +23,13 @@ from llama_perf.gate.speed_baseline import quantized
 from llama_perf.results.records import Comparison, Report, Verdict
 from llama_perf.rows import selection as row_sets
 from llama_perf.run.resume import read_report
-from scripts.doc_tables.document import replace_between
+from scripts.doc_tables.document import Place, place, replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = ROOT / "docs" / "gate.md"
 # Of the quick rows with their slowdowns, and of a set of the package.
-MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
-SET_MARKS = ("<!-- study of a set: begin -->", "<!-- study of a set: end -->")
-ROWS = ROOT / "tests" / "correctness" / "gate_study.toml"
+PLACE = place("gate.md", "study")
+SET_PLACE = place("gate.md", "study of a set")
+ROWS = Path(__file__).with_name("gate_study.toml")
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
 _HEADERS = (
     "repeated steps",
@@ -131,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(text)
         if arguments.write and reports:
-            marks = MARKS if arguments.set is None else SET_MARKS
-            _write(text, reports[min(reports)][0], arguments.processes, marks)
+            where = PLACE if arguments.set is None else SET_PLACE
+            _write(text, reports[min(reports)][0], arguments.processes, where)
     return 1 if Runs(percent=0, reports=tuple(reports.get(0, ()))).failed else 0
 
 
@@ -150,13 +149,13 @@ def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
         raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
 
 
-def _write(text: str, report: Report, processes: int, marks: tuple[str, str]) -> None:
+def _write(text: str, report: Report, processes: int, place: Place) -> None:
     where = report.environment
     conditions = (
         f"{where.device_name}, {where.threads} threads, torch {where.torch},"
         f" llama-perf {where.commit}; a baseline of {processes} processes:"
     )
-    replace_between(DOCUMENT, *marks, f"{conditions}\n\n{text}")
+    replace_between(*place, f"{conditions}\n\n{text}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,17 +3,18 @@ from __future__ import annotations
 import gc
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
-from plugin_project import Project, import_all
-from schedule import CARD, place, scheduling
 
 from llama_perf.llama.compiler import compiling_for_this_processor
+from tests.correctness.support.plugin_project import Project, import_all
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
@@ -39,24 +40,13 @@ def part_of(items: list[pytest.Item], text: str) -> list[pytest.Item]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first, and leave slow tests out unless asked for."""
+    """Leave slow tests out unless asked for."""
     if part := items and items[0].config.getoption("--part"):
         items[:] = part_of(items, part)
-    items.sort(key=lambda item: place(item.path.stem))
     for item in items:
-        if item.get_closest_marker("cuda") is not None:
-            assert item.path.stem in CARD, f"{item.path.stem} is not in CARD"
         slow = item.get_closest_marker("slow") is not None
         if slow and not item.config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Those of `make test`; None leaves other kinds of distribution to pytest-xdist."""
-    if config.getoption("dist") != "loadfile":
-        return None
-    return scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +55,16 @@ def _seeded() -> None:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_test_at_a_time_on_the_card(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two processes on one card would take each other's memory and time."""
+    if request.node.get_closest_marker("cuda") is None or not torch.cuda.is_available():
+        yield
+        return
+    with FileLock(Path(tempfile.gettempdir()) / "llama-perf-tests-on-the-card.lock"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

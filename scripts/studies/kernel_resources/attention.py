@@ -17,16 +17,15 @@ from llama_perf.kernels.triton.attention import attend_in_splits
 from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
 from llama_perf.kernels.triton.launch_attention import LINE, launch
 from llama_perf.llama.config import preset
-from scripts.doc_tables.document import replace_between
+from scripts.doc_tables.document import place, replace_between
 from scripts.studies.kernel_resources.products import (
     CAPABILITIES,
-    DOCUMENT,
     MODELS,
     Resources,
     compile_launch,
 )
 
-BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
+PLACE = place("kernels.md", "attention")
 POSITIONS = 131072
 _POINTERS = {
     torch.float32: "*fp32",
@@ -123,6 +122,6 @@ def main() -> int:
         rows.append((*variant.cells, *cells))
     headers = ["heads of", "dtype", "cache", *(f"sm_{each}" for each in CAPABILITIES)]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    replace_between(DOCUMENT, BEGIN, END, table)
+    replace_between(*PLACE, table)
     print(table)
     return 1 if spills else 0

@@ -21,11 +21,10 @@ from llama_perf.kernels.triton.launch_attention import KINDS
 from llama_perf.kernels.triton.launch_fused import fused_launch
 from llama_perf.kernels.weight import CODES, SPARSE, Packed, plain
 from llama_perf.llama.config import ModelConfig, preset
-from scripts.doc_tables.document import replace_between, rows_between
+from scripts.doc_tables.document import place, replace_between, rows_between
 from scripts.studies.kernel_resources.attention import starts_early
 from scripts.studies.kernel_resources.products import (
     CAPABILITIES,
-    DOCUMENT,
     MODELS,
     VARIANTS,
     Resources,
@@ -33,7 +32,7 @@ from scripts.studies.kernel_resources.products import (
     compile_launch,
 )
 
-BEGIN, END = "<!-- fused: begin -->", "<!-- fused: end -->"
+PLACE = place("kernels.md", "fused")
 TOKENS = (1, 6)
 BFLOAT16 = Variant(name="bfloat16", bits=16)
 FUSED = (BFLOAT16, *(each for each in VARIANTS if not each.wide))
@@ -205,13 +204,13 @@ def compile_all(variant: Variant, tokens: int, capability: int) -> Iterator[Reso
 
 def documented() -> dict[tuple[str, int], list[str]]:
     """The cells of docs/kernels.md by format and tokens."""
-    rows = rows_between(DOCUMENT, BEGIN, END)
+    rows = rows_between(*PLACE)
     return {(row[0], int(row[1])): row[2:] for row in rows}
 
 
 def main(names: Sequence[str]) -> int:
     """Write the rows of the formats named, keep the others; 1 if a kernel spills."""
-    cells = documented() if DOCUMENT.read_text(encoding="utf-8").count(BEGIN) else {}
+    cells = documented()
     spilled = 0
     for variant in FUSED:
         for tokens in TOKENS if variant.name in names else ():
@@ -228,6 +227,6 @@ def main(names: Sequence[str]) -> int:
     rows = [(*key, *cells[key]) for key in order if key in cells]
     headers = ["format", "tokens", *(f"sm_{each}" for each in CAPABILITIES)]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    replace_between(DOCUMENT, BEGIN, END, table)
+    replace_between(*PLACE, table)
     print(table)
     return 1 if spilled else 0

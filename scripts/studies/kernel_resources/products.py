@@ -35,10 +35,9 @@ from llama_perf.kernels.triton.launch_products import (
 from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
 from llama_perf.llama.config import preset
-from scripts.doc_tables.document import replace_between, rows_between
+from scripts.doc_tables.document import place, replace_between, rows_between
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "kernels.md"
-BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
+PLACE = place("kernels.md", "kernels")
 CAPABILITIES = (80, 90, 100)
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.
 TOKENS = (1, 6, 64)
@@ -249,7 +248,7 @@ def measure(names: Sequence[str]) -> Iterator[tuple[str, int, int, list[Resource
 
 def documented() -> dict[tuple[str, int], list[str]]:
     """The cells of docs/kernels.md by variant and tokens."""
-    rows = rows_between(DOCUMENT, BEGIN, END)
+    rows = rows_between(*PLACE)
     return {(row[0], int(row[1])): row[2:] for row in rows}
 
 
@@ -274,7 +273,7 @@ def main(names: Sequence[str]) -> int:
     headers = ["format", "tokens", *(f"sm_{each}" for each in CAPABILITIES)]
     rows = [(name, tokens, *found) for (name, tokens), found in cells.items()]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    replace_between(DOCUMENT, BEGIN, END, table)
+    replace_between(*PLACE, table)
     print(table)
     print("\n".join(f"spilled: {each}" for each in spills))
     return 1 if spills else 0

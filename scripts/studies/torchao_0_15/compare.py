@@ -18,7 +18,7 @@ import torch
 from tabulate import tabulate
 
 from llama_perf.devices.device import collect
-from scripts.doc_tables.document import replace_between
+from scripts.doc_tables.document import place, replace_between
 from scripts.studies.torchao_0_15.peer import (
     MODEL,
     ROOT,
@@ -35,8 +35,7 @@ from scripts.studies.torchao_0_15.peer import (
     text_of,
 )
 
-DOCUMENT = ROOT / "docs" / "torchao-0.15.md"
-BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+PLACE = place("torchao-0.15.md", "comparison")
 ROWS = (
     Row(),
     Row(compile=False),
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "\n\n".join([*tables, *cache_table(found)])
         # After each round: one that is stopped leaves those before it.
         if not arguments.only:
-            replace_between(DOCUMENT, BEGIN, END, text)
+            replace_between(*PLACE, text)
     print(text)
     slower = [row.name for row, _ in found if (ratio(found, row) or 1.0) < 1.0]
     slower = list(dict.fromkeys(slower))

@@ -1,0 +1,115 @@
+"""The table of docs/sizes.md: every native scheme beside the published model sizes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from llama_perf.llama.config import preset
+from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
+from llama_perf.quantize.registry import built_kernels
+from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from scripts.doc_tables.document import Place, place, text_between
+
+PLACE = place("sizes.md", "sizes")
+PUBLISHED = Path(__file__).parent / "a100_reference.csv"
+MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
+_HEADERS = (
+    "model",
+    "scheme",
+    "published GB",
+    "reference layout GB",
+    "of published",
+    "lean layout GB",
+    "of published",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """One line; `reference_bytes` is None where a scheme has one layout alone."""
+
+    model: str
+    scheme: str | None
+    dtype: str
+    published_gb: float
+    reference_bytes: int | None
+    lean_bytes: int
+
+    @property
+    def comparable_bytes(self) -> int:
+        """Of the layout whose size is to be the published one."""
+        return self.reference_bytes or self.lean_bytes
+
+
+@cache
+def sizes() -> tuple[Size, ...]:
+    """Every size of the published table whose scheme is built natively."""
+    found = {}
+    with PUBLISHED.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            model, scheme = line["model"], line["quantization"] or None
+            if model not in MODELS or scheme in AUTOQUANT or not is_built(scheme):
+                continue
+            # The activations' dtype changes no packed weight.
+            dtype = line["dtype"] if scheme is None else "bfloat16"
+            published = float(line["model_size_gb"])
+            found[model, scheme, dtype] = published
+    return tuple(
+        _size(model, scheme, dtype, published)
+        for (model, scheme, dtype), published in sorted(
+            found.items(), key=lambda item: (item[0][0], -item[1], str(item[0][1]))
+        )
+    )
+
+
+def is_built(scheme: str | None) -> bool:
+    return scheme is None or "native" in built_kernels(Scheme.parse(scheme))
+
+
+def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
+    config, kind = preset(model), getattr(torch, dtype)
+    reference = None
+    if scheme is not None and has_reference_layout(scheme):
+        reference = native_model_bytes(
+            config, scheme, dtype=kind, reference_layout=True
+        )
+    return Size(
+        model=model,
+        scheme=scheme,
+        dtype=dtype,
+        published_gb=published,
+        reference_bytes=reference,
+        lean_bytes=native_model_bytes(config, scheme, dtype=kind),
+    )
+
+
+def markdown() -> str:
+    """The table between the document's two marks."""
+    cells = [
+        (
+            size.model,
+            size.scheme or f"none, {size.dtype}",
+            f"{size.published_gb:.2f}",
+            *_cells(size.reference_bytes, size.published_gb),
+            *_cells(size.lean_bytes, size.published_gb),
+        )
+        for size in sizes()
+    ]
+    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+
+
+def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:
+    if stored is None:
+        return "", ""
+    return f"{stored / 1e9:.2f}", f"{stored / 1e9 / published_gb:.3f}"
+
+
+def documented(where: Place = PLACE) -> str:
+    """A table as docs/sizes.md has it, between its two marks."""
+    return text_between(*where)

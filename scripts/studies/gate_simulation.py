@@ -1,0 +1,172 @@
+"""The gate's error rates by simulation: the tables of docs/gate.md.
+
+A run is a baseline of fresh processes, one process of each row to screen and five to
+confirm. Each process is one draw of a log speed, and a slowdown moves its mean: the
+deviations and limits are those of `llama_perf`, the draws and decisions are numpy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tabulate import tabulate
+
+from llama_perf.gate.noise import Spread, shrunk
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    confirm_limit,
+    minimum_detectable,
+    screen_limit,
+)
+from scripts.doc_tables.document import place, text_between
+
+PLACE = place("gate.md", "simulation")
+ROWS = 20
+RUNS = 10_000
+DEVIATIONS = (0.004, 0.006, 0.01, 0.02)
+SLOWDOWNS = (0.01, 0.02, 0.03, 0.05, 0.10, 0.25)
+MOST_FALSE_ALARMS = 0.001
+"""The share of unchanged runs that may fail a row."""
+
+SIZES = {
+    "10": (10,) * ROWS,
+    "5": (5,) * ROWS,
+    "3 to 10": (3, 5, 7, 10) * (ROWS // 4),
+}
+"""The processes that each row's baseline has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """What simulated runs saw, each array (runs, rows), speeds as logarithms."""
+
+    stored: np.ndarray
+    screened: np.ndarray
+    confirmed: np.ndarray
+    screen_limits: np.ndarray
+    confirm_limits: np.ndarray
+
+    def slower(self, slowdown: float = 0.0) -> np.ndarray:
+        """Which rows fail where each has lost that share of its speed."""
+        moved = -math.log1p(-slowdown)
+        suspicious = self.stored - self.screened + moved > self.screen_limits
+        confirmed = self.stored - self.confirmed + moved > self.confirm_limits
+        return suspicious & confirmed
+
+    def false_alarms(self) -> float:
+        """The share of unchanged runs that fail a row."""
+        return float(self.slower().any(axis=1).mean())
+
+    def found(self, slowdown: float) -> float:
+        """The share of slowed rows that fail."""
+        return float(self.slower(slowdown).mean())
+
+
+def simulate(
+    deviations: Sequence[float],
+    processes: Sequence[int],
+    *,
+    runs: int,
+    seed: int = 0,
+    tails: int | None = None,
+) -> Runs:
+    """Simulate runs of rows with these true deviations and baselines of `processes`.
+
+    The draws are normal, or Student's with `tails` degrees scaled to the deviation.
+    """
+    source = np.random.default_rng(seed)
+    scale, count = np.array(deviations), np.array(processes)
+    shape = (runs, len(scale))
+
+    def draws(number: int) -> np.ndarray:
+        if tails is None:
+            found = source.standard_normal((*shape, number))
+        else:
+            found = source.standard_t(tails, (*shape, number))
+            found *= math.sqrt((tails - 2) / tails)
+        return found * scale[:, None]
+
+    there = np.arange(count.max()) < count[:, None]
+    stored = draws(int(count.max())) * there
+    mean = stored.sum(axis=2) / count
+    squares = ((stored - mean[..., None]) ** 2 * there).sum(axis=2)
+    own = np.sqrt(squares / (count - 1))
+    screen, confirm = _limits(own, count)
+    return Runs(
+        stored=mean,
+        screened=draws(1)[..., 0],
+        confirmed=draws(THRESHOLDS.confirm_processes).mean(axis=2),
+        screen_limits=screen,
+        confirm_limits=confirm,
+    )
+
+
+def _limits(own: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(screen, confirmation), by the package's own functions, run by run."""
+    processes = count.tolist()
+    screen, confirm = [], []
+    for deviations in own.tolist():
+        spreads = shrunk(
+            [
+                Spread(deviation=deviation, degrees=number - 1)
+                for deviation, number in zip(deviations, processes, strict=True)
+            ]
+        )
+        pairs = list(zip(spreads, processes, strict=True))
+        screen.append([screen_limit(spread, number) for spread, number in pairs])
+        confirm.append([confirm_limit(spread, number) for spread, number in pairs])
+    return np.array(screen), np.array(confirm)
+
+
+def cases() -> list[tuple[str, Sequence[float], int | None]]:
+    """(name, true deviation of each row, tails) of every line of the table."""
+    equal = [(f"{each:.1%}", (each,) * ROWS, None) for each in DEVIATIONS]
+    return [
+        *equal,
+        ("all four mixed", DEVIATIONS * (ROWS // len(DEVIATIONS)), None),
+        ("1.0%, heavy tails", (0.01,) * ROWS, 5),
+    ]
+
+
+def markdown(*, runs: int = RUNS) -> tuple[str, bool]:
+    """The table, and whether every rate of false alarms is as low as it must be."""
+    lines, kept = [], True
+    for size, processes in SIZES.items():
+        for name, deviations, tails in cases():
+            found = simulate(deviations, processes, runs=runs, tails=tails)
+            alarms = found.false_alarms()
+            kept = kept and alarms <= MOST_FALSE_ALARMS
+            lines.append(
+                (
+                    size,
+                    name,
+                    f"{alarms:.2%}",
+                    *(f"{found.found(slowdown):.1%}" for slowdown in SLOWDOWNS),
+                    _least(deviations, processes),
+                )
+            )
+    headers = (
+        "processes",
+        "deviation",
+        "runs with a false alarm",
+        *(f"-{slowdown:.0%}" for slowdown in SLOWDOWNS),
+        "90 % find",
+    )
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return table, kept
+
+
+def _least(deviations: Sequence[float], processes: Sequence[int]) -> str:
+    """The minimum detectable effect where the deviation is one and is known."""
+    if len(set(deviations)) > 1 or len(set(processes)) > 1:
+        return "-"
+    known = Spread(deviation=deviations[0], degrees=math.inf)
+    return f"{minimum_detectable(known, processes[0]):.1%}"
+
+
+def documented() -> str:
+    """The table as docs/gate.md has it."""
+    return text_between(*PLACE)

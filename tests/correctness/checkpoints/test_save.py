@@ -1,0 +1,303 @@
+"""Saving a model and loading it again: the same model, told for what it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.correctness.support.processes import HANG_S
+from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
+from torchao.quantization import quantize_
+
+from llama_perf import generate, load_model, quantize_model, save_model
+from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.kernels import int8_dynamic
+from llama_perf.llama.config import (
+    PRESETS,
+    ModelConfig,
+    RopeScaling,
+    from_hugging_face,
+    to_hugging_face,
+)
+from llama_perf.llama.origin import Origin
+from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.prepare import prepare
+from llama_perf.quantize.int4wo import Int4WeightConfig
+from llama_perf.quantize.int8wo import Int8WeightConfig
+from llama_perf.quantize.uintx import UintxWeightConfig
+from llama_perf.rows.spec import RowSpec
+
+CPU = torch.device("cpu")
+PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size
+TIED = replace(SMALL, tied_embeddings=True)
+
+
+def quantized(
+    scheme: str, kernels: str = "native", config: ModelConfig = SMALL
+) -> Transformer:
+    return quantize_model(small(config), scheme, kernels=kernels)
+
+
+def assert_same(found: Transformer, wanted: Transformer) -> None:
+    assert found.config == wanted.config
+    assert found.origin == wanted.origin
+    assert found.weight_bytes() == wanted.weight_bytes()
+    for name, parameter in wanted.named_parameters():
+        other = found.get_parameter(name)
+        assert type(other.data) is type(parameter.data), name
+        assert other.dtype == parameter.dtype, name
+    assert torch.equal(found.logits(PROMPT), wanted.logits(PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernels", "config"),
+    [
+        # Quantizing takes the output layer out of a tie.
+        *((scheme, kernels, TIED) for scheme, kernels in BOTH),
+        ("int8wo", "native", SMALL),
+        ("int8wo", "torchao", SMALL),
+    ],
+)
+def test_a_saved_model_is_the_same_model(
+    scheme: str, kernels: str, config: ModelConfig, tmp_path: Path
+) -> None:
+    model = quantized(scheme, kernels, config)
+    folder = save_model(model, tmp_path / "saved")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.pth",
+    ]
+    loaded = load_model(folder)
+    assert_same(loaded, model)
+    tokens = [
+        generate(each, PROMPT, max_new_tokens=5, temperature=0)
+        for each in (loaded, model)
+    ]
+    assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "float8wo", "int4wo-32"])
+def test_torchaos_tensors_are_loaded_in_their_own_dtype_alone(
+    scheme: str, dtype: str, tmp_path: Path
+) -> None:
+    model = small().to(getattr(torch, dtype))
+    quantize_model(model, scheme, kernels="torchao")
+    folder = save_model(model, tmp_path / "saved")
+    assert_same(load_model(folder, dtype=dtype), model)
+    with pytest.raises(SpecError) as caught:
+        load_model(folder)
+    assert str(caught.value) == (
+        f"dtype: 'float32' is not allowed; {folder} was saved for {dtype}, which"
+        " torchao's tensors keep"
+    )
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int8wo", "int4wo-64", "uintx-3-4", "fp6", "float8dq-tensor"]
+)
+def test_native_weights_are_loaded_in_any_dtype(scheme: str, tmp_path: Path) -> None:
+    model = quantized(scheme)
+    folder = save_model(model, tmp_path / "saved")
+    loaded = load_model(folder, dtype="bfloat16")
+    assert {each.dtype for each in loaded.parameters()} == {torch.bfloat16}
+    # The codes and scales are as they were.
+    assert_same(loaded.to(torch.float32), model.to(torch.bfloat16).to(torch.float32))
+
+
+def test_torchaos_packing_of_another_device_is_refused(tmp_path: Path) -> None:
+    folder = save_model(quantized("int4wo-32", "torchao"), tmp_path / "saved")
+    change_said(folder, device="cuda")
+    with pytest.raises(SpecError, match=r"device: 'cpu' is not allowed; .* for cuda"):
+        load_model(folder)
+
+
+def change_said(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["llama_perf"] |= changes
+    path.write_text(json.dumps(fields), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernels"),
+    [("int4wo-64-hqq", "torchao"), ("int8dq", "torchao"), ("uintx-3-4", "native")],
+)
+def test_a_process_that_quantized_nothing_loads_it(
+    scheme: str, kernels: str, tmp_path: Path
+) -> None:
+    model = quantized(scheme, kernels)
+    folder = save_model(model, tmp_path / "saved")
+    code = (
+        "import sys, torch, llama_perf\n"
+        "model = llama_perf.load_model(sys.argv[1])\n"
+        "torch.save(model.logits(torch.load(sys.argv[2])), sys.argv[2])\n"
+    )
+    torch.save(PROMPT, tmp_path / "tensor.pt")
+    words = [sys.executable, "-c", code, str(folder), str(tmp_path / "tensor.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=HANG_S)
+    assert done.stderr == ""
+    assert torch.equal(torch.load(tmp_path / "tensor.pt"), model.logits(PROMPT))
+
+
+@pytest.mark.parametrize("saved_with", [True, False], ids=["vnni", "no-vnni"])
+def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
+    saved_with: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: saved_with)
+    model = quantized("int8dq", "native")
+    folder = save_model(model, tmp_path / "saved")
+    logits = model.logits(PROMPT)
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: not saved_with)
+    loaded = load_model(folder)
+    layouts = {each.weight.codes.dtype for _, each in linears(loaded)}
+    assert layouts == {torch.int32 if saved_with else torch.int8}
+    torch.testing.assert_close(loaded.logits(PROMPT), logits)
+    # A file of plain rows that torch itself loads is multiplied exactly as well.
+    monkeypatch.setattr(int8_dynamic, "int8_products_are_exact", lambda: False)
+    torch.testing.assert_close(model.logits(PROMPT), logits)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_configuration_is_read_back_exactly(name: str) -> None:
+    text = json.dumps(to_hugging_face(PRESETS[name]))
+    assert from_hugging_face(json.loads(text), source=name) == PRESETS[name]
+
+
+def test_an_odd_configuration_is_read_back_exactly(tmp_path: Path) -> None:
+    scaling = RopeScaling(
+        factor=7.3, low_freq_factor=1.1, high_freq_factor=3.9, original_context=77
+    )
+    odd = replace(
+        TIED,
+        head_dim=48,
+        norm_eps=3e-7,
+        rope_base=12345.6,
+        rope_scaling=scaling,
+        context=321,
+    )
+    model = quantized("int8wo", config=odd)
+    assert_same(load_model(save_model(model, tmp_path / "saved")), model)
+
+
+@pytest.mark.parametrize("config", [SMALL, TIED], ids=["untied", "tied"])
+def test_an_unquantized_model_is_saved_as_it_is(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    model = small(config)
+    loaded = load_model(save_model(model, tmp_path / "saved"))
+    assert_same(loaded, model)
+    same = loaded.output.weight is loaded.tok_embeddings.weight
+    assert same == config.tied_embeddings
+    # What was synthetic stays told as such, and it can be quantized.
+    assert open_weights(tmp_path / "saved").source == "pth:saved (from synthetic)"
+    assert quantize_model(loaded, "fp6").origin == Origin(
+        weights="synthetic", scheme="fp6", kernels="native"
+    )
+
+
+def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = small(TIED)
+    configs = [Int8WeightConfig(), Int4WeightConfig(group_size=32), None]
+    for index, (name, linear) in enumerate(list(linears(model))):
+        config = configs[index % 3]
+        if config is not None and name != "output":
+            quantize_(model, config, filter_fn=lambda each, _, it=linear: each is it)
+    folder = save_model(model, tmp_path / "saved", scheme="autoquant")
+    loaded = load_model(folder)
+    kinds = {type(linear.weight.data).__name__ for _, linear in linears(loaded)}
+    assert kinds == {"Int8Weight", "Int4Weight", "Tensor"}
+    assert loaded.output.weight is loaded.tok_embeddings.weight
+    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
+    assert loaded.origin == Origin(
+        weights="synthetic", scheme="autoquant", kernels="native"
+    )
+
+
+def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
+    tmp_path: Path,
+) -> None:
+    model = small()
+    quantize_(model, UintxWeightConfig(bits=2, group_size=8, layout="reference"))
+    with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
+        save_model(model, tmp_path / "saved")
+    folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")
+    loaded = load_model(folder)
+    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
+    assert loaded.weight_bytes() == model.weight_bytes()
+    for name, scheme in (("other", "fp6"), ("none", "int3wo")):
+        with pytest.raises(SpecError, match=f"scheme: '{scheme}' is not allowed; "):
+            save_model(loaded, tmp_path / name, scheme=scheme)
+    with pytest.raises(SpecError, match="scheme: 'fp6' is not allowed; the model is n"):
+        save_model(small(), tmp_path / "plain", scheme="fp6")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("kernels", ["native", "torchao"])
+def test_a_saved_model_is_not_quantized_again(kernels: str, tmp_path: Path) -> None:
+    folder = save_model(quantized("int8wo", kernels), tmp_path / "saved")
+    told = (
+        "quantization: 'fp6' is not allowed; this model is quantized already"
+        rf" \(int8wo, {kernels}, from synthetic\)"
+    )
+    with pytest.raises(SpecError, match=told):
+        quantize_model(load_model(folder), "fp6")
+    row = RowSpec(model=str(folder), dtype="float32", device="cpu", quantization="fp6")
+    with pytest.raises(SpecError, match=told):
+        prepare(row)
+
+
+def test_a_row_of_a_saved_model_says_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(quantized("int8wo", "torchao"), tmp_path / "saved")
+    row = RowSpec(model="saved", dtype="float32", device="cpu", max_new_tokens=4)
+    prepared = prepare(row, checkpoints=tmp_path)
+    assert prepared.quantization == "int8wo"
+    assert prepared.weights == "pth:saved (int8wo, torchao, from synthetic)"
+    # What is needed is what int8wo needs, not what float32 would.
+    plain = sum(each.numel() * 4 for each in small().parameters())
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: plain // 2
+    )
+    prepare(row, checkpoints=tmp_path)
+    monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)
+    with pytest.raises(NotRunnable, match="int8wo is broken"):
+        prepare(row, checkpoints=tmp_path)
+
+
+def is_int8wo(row: RowSpec) -> str:
+    found = (row.quantization, row.kernels) == ("int8wo", "torchao")
+    return "int8wo is broken" if found else ""
+
+
+@pytest.mark.parametrize("kernels", ["native", "torchao"])
+def test_a_loaded_model_shares_no_memory_with_its_file(
+    kernels: str, tmp_path: Path
+) -> None:
+    model = quantized("int8wo", kernels, TIED)
+    path = save_model(model, tmp_path / "saved") / "model.pth"
+    loaded = load_model(path)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
+
+
+@pytest.mark.parametrize("kernels", ["native", "torchao"])
+def test_loading_takes_the_model_and_one_layer(kernels: str, tmp_path: Path) -> None:
+    config = replace(SMALL, n_layers=8)
+    model = quantized("int8wo", kernels, config)
+    path = save_model(model, tmp_path / "saved")
+    layer = sum(each.numel() for each in model.layers[0].parameters())
+    reader = open_weights(path)
+    with LiveBytes("cpu") as live:
+        build_model(reader, dtype=torch.float32, device=CPU)
+    assert live.peak - live.now < 3 * layer

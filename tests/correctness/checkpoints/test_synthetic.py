@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from tests.correctness.support.weights_samples import TINY, all_weights
+
+from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.transformer import Transformer
+
+CPU = torch.device("cpu")
+WIDE = dataclasses.replace(
+    TINY, dim=256, n_layers=8, head_dim=64, intermediate_size=512, vocab_size=1000
+)
+
+
+def make(
+    config: ModelConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> SyntheticWeights:
+    return SyntheticWeights(config, dtype=dtype, device=CPU, seed=seed)
+
+
+def test_has_every_tensor_of_the_model() -> None:
+    found = {name: t.shape for name, t in all_weights(make(TINY)).items()}
+    with torch.device("meta"):
+        model = Transformer(TINY)
+    assert found == {name: t.shape for name, t in model.state_dict().items()}
+    assert make(TINY).source == "synthetic"
+
+
+def test_block_is_in_the_order_of_layer_shapes() -> None:
+    assert list(make(TINY).layer(0)) == [name for name, _ in layer_shapes(TINY)]
+
+
+def test_tied_has_no_output_layer() -> None:
+    tied = dataclasses.replace(TINY, tied_embeddings=True)
+    assert list(make(tied).final()) == ["norm.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_same_values_in_any_order(dtype: torch.dtype) -> None:
+    first, second = make(TINY, dtype), make(TINY, dtype)
+    late = second.layer(1)
+    early = second.layer(0)
+    for name, tensor in first.layer(0).items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, early[name])
+    for name, tensor in first.layer(1).items():
+        assert torch.equal(tensor, late[name])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    all_weights(make(TINY))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_tensors_and_seeds_differ() -> None:
+    weights = all_weights(make(TINY))
+    gates = [t for name, t in weights.items() if "w1" in name or "w3" in name]
+    assert len({tuple(t.flatten()[:4].tolist()) for t in gates}) == len(gates) == 4
+    assert not torch.equal(make(TINY).embedding(), make(TINY, seed=1).embedding())
+
+
+def test_standard_deviations() -> None:
+    reader = make(WIDE)
+    layer = reader.layer(3)
+    residual = 1 / math.sqrt(2 * WIDE.n_layers)
+    wanted = {
+        "attention.wqkv.weight": 1 / math.sqrt(256),
+        "attention.wo.weight": residual / math.sqrt(256),
+        "feed_forward.w1.weight": 1 / math.sqrt(256),
+        "feed_forward.w3.weight": 1 / math.sqrt(256),
+        "feed_forward.w2.weight": residual / math.sqrt(512),
+        "attention_norm.weight": 0.02,
+        "ffn_norm.weight": 0.02,
+    }
+    for name, std in wanted.items():
+        tolerance = 0.02 if layer[name].ndim == 2 else 0.2
+        assert layer[name].std().item() == pytest.approx(std, rel=tolerance), name
+        middle = 1.0 if layer[name].ndim == 1 else 0.0
+        assert layer[name].mean().item() == pytest.approx(middle, abs=0.01), name
+    assert reader.embedding().std().item() == pytest.approx(1 / 16, rel=0.02)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_stay_sane_through_126_layers(tied: bool) -> None:
+    config = dataclasses.replace(
+        TINY, dim=64, head_dim=16, n_layers=126, vocab_size=500, tied_embeddings=tied
+    )
+    weights = all_weights(make(config))
+    weights.setdefault("output.weight", weights["tok_embeddings.weight"])
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.load_state_dict(weights, assign=True)
+    logits = model.logits(torch.arange(12).reshape(1, 12))
+    assert logits.isfinite().all()
+    assert 0.5 < logits.std().item() < 2.0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_made_on_the_device() -> None:
+    device = torch.device("cuda")
+    first, second = (
+        SyntheticWeights(TINY, dtype=torch.bfloat16, device=device) for _ in range(2)
+    )
+    assert first.embedding().device.type == "cuda"
+    assert torch.equal(first.embedding(), second.embedding())

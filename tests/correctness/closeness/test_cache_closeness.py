@@ -1,0 +1,64 @@
+"""Quantized caches beside the unquantized one on a long text: within their limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama_perf.kernels import cache_codes
+from scripts.doc_tables.caches import (
+    LENGTH,
+    LIMITS,
+    PLACE,
+    compared,
+    logits_with_cache,
+    long_tokens,
+    markdown,
+)
+from scripts.doc_tables.document import text_between
+from scripts.doc_tables.figures import closeness
+from scripts.doc_tables.smollm2 import unquantized
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:
+    assert LIMITS[kind].broken_by(compared(kind)) == []
+
+
+def test_chunks_through_a_cache_are_the_text_at_once() -> None:
+    start = 600
+    whole = unquantized().logits(long_tokens()[:, :start])
+    found = closeness(
+        whole, logits_with_cache(None)[:, :start], long_tokens()[:, :start]
+    )
+    assert found.signal_to_noise_db > 80
+    assert found.top1 == 1.0
+
+
+def test_damaged_scales_break_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = cache_codes.quantize
+
+    def damaged(
+        x: torch.Tensor, kind: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, scale = honest(x, kind)
+        scale[:, :1] *= 1.25
+        return codes, scale
+
+    monkeypatch.setattr(cache_codes, "quantize", damaged)
+    length = 512
+    ids = long_tokens()[:, :length]
+    found = closeness(
+        logits_with_cache(None)[:, :length],
+        logits_with_cache.__wrapped__("int8", length),
+        ids,
+    )
+    assert LIMITS["int8"].broken_by(found)
+
+
+def test_the_documented_table_is_that_of_the_limits() -> None:
+    assert text_between(*PLACE) == markdown({})
+
+
+def test_the_text_is_long() -> None:
+    assert long_tokens().shape == (1, LENGTH)

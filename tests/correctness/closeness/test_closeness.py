@@ -1,0 +1,174 @@
+"""Quantized SmolLM2 beside the unquantized, and the arithmetic that says how close."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from _pytest.mark import ParameterSet
+
+from llama_perf.devices import processor
+from llama_perf.quantize.registry import built_kernels
+from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
+from scripts.doc_tables.closeness import (
+    LIMITS,
+    REDRAWN,
+    REDRAWS_PLACE,
+    ROWS,
+    SLOW,
+    Key,
+    Limits,
+    documented_limits,
+    limits_as_documented,
+    redraws_markdown,
+)
+from scripts.doc_tables.document import text_between
+from scripts.doc_tables.figures import closeness, perplexity
+from scripts.doc_tables.redraws import Redraws, moved
+from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.smollm2 import (
+    compared,
+    quantized,
+    reference_logits,
+    scheme_figures,
+    tokens,
+    unquantized,
+)
+
+
+def marked(key: Key) -> ParameterSet:
+    marks = [pytest.mark.slow] if key[:2] in SLOW else []
+    return pytest.param(key, id=".".join(key), marks=marks)
+
+
+# By scheme: one that is compared with two models has its logits made once.
+@pytest.mark.parametrize("key", [marked(key) for key in sorted(ROWS)])
+def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
+    (scheme, kernels, beside), limits = key, ROWS[key]
+    found = scheme_figures(scheme, kernels, limits.length, beside)
+    assert limits.broken_by(found.closeness) == []
+
+
+def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
+    drawn = Redraws(
+        signal_to_noise_db=(20.0, 0.31),
+        kl_nats=(0.04, 0.001),
+        top1=(0.9, 0.01),
+        perplexity_change=(-0.02, 0.01),
+    )
+    assert Limits.over(drawn) == Limits(
+        least_db=18.1, most_kl_nats=0.046, least_top1=0.84, most_perplexity_change=0.08
+    )
+    # A scheme that rounds activations has no limit of another kind.
+    rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
+    assert rounded == REDRAWN.keys()
+
+
+def test_the_documented_redraws_are_those_of_the_limits() -> None:
+    table = text_between(*REDRAWS_PLACE)
+    assert table == redraws_markdown({})
+
+
+def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
+    """Of one short text: what a processor's order of sums is to a scheme."""
+    moves = {}
+    for scheme in ("int8wo", "int8dq"):
+        model = quantized(scheme, kernels="native")
+        weight = model.tok_embeddings.weight
+        before = weight.detach().clone()
+        ids = tokens()[:, :24]
+        first, second = (model.logits(ids) for _ in moved(weight, 2))
+        noise = (second - first).square().mean() / first.square().mean()
+        moves[scheme] = float(noise)
+        assert torch.equal(weight, before)
+    assert moves["int8wo"] < 1e-9
+    assert 1e-5 < moves["int8dq"] < 1e-1
+
+
+FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-128, 127, torch.int8), (0, 255, torch.uint8)]
+)
+def test_the_product_of_integers_is_exact_and_torchs(
+    low: int, high: int, dtype: torch.dtype
+) -> None:
+    # torchao shifts activations to uint8 for VNNI.
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
+    b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
+    a[0], a[1], b[:, 0] = low, high, -128
+    found = exact_int_mm(a, b)
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), a.long() @ b.long())
+    # Where ONEDNN_MAX_CPU_ISA takes VNNI away, torch's saturate.
+    same = torch.equal(found, torch._int_mm(a, b))
+    assert same == processor.int8_products_are_exact()
+
+
+def test_every_scheme_that_runs_here_has_limits() -> None:
+    # int4wo's other groups do not divide SmolLM2's K of 576.
+    names = ["int8wo", "int8dq", *FLOAT8]
+    names += [f"int4wo-{size}" for size in INT4_GROUP_SIZES if 576 % size == 0]
+    names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
+    # Of uintx one of each kind: one plane of codes, several, and the table's coarsest.
+    names += ["uintx-4-64", "uintx-5-32", "uintx-2-8", "fp6"]
+    names += ["sparse-marlin", "autoquant", "autoquant-int4"]
+    wanted = {
+        (name, kernels)
+        for name in names
+        for kernels in built_kernels(Scheme.parse(name))
+        # torchao's needs a card with float8.
+        if not (name.startswith("float8dq") and kernels == "torchao")
+    }
+    assert wanted == LIMITS.keys()
+
+
+def test_the_documented_limits_are_those_that_are_checked() -> None:
+    assert documented_limits() == limits_as_documented()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [("int8wo", "torchao", "unquantized"), ("sparse-marlin", "native", "pruned")],
+    ids=".".join,
+)
+def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
+    scheme, kernels, beside = key
+    model = quantized(scheme, kernels=kernels)
+    weight = model.layers[14].feed_forward.w2.weight
+    with torch.no_grad():
+        weight.scale[: len(weight.scale) // 8] *= 3
+    assert ROWS[key].broken_by(compared(model, beside=beside))
+
+
+def test_a_model_is_close_to_itself() -> None:
+    ids, logits = tokens(), reference_logits()
+    found = closeness(logits, unquantized().logits(ids), ids)
+    assert found.signal_to_noise_db > 100
+    assert (found.top1, found.perplexity_change) == (1.0, pytest.approx(0, abs=1e-6))
+    assert found.kl_nats == pytest.approx(0, abs=1e-9)
+
+
+def test_the_arithmetic_on_logits_made_by_hand() -> None:
+    ids = torch.tensor([[0, 1, 2, 3]])
+    even = torch.zeros((1, 4, 4))
+    assert perplexity(even, ids) == pytest.approx(4.0)
+    sure = torch.full((1, 4, 4), -50.0)
+    for position, following in enumerate((1, 2, 3)):
+        sure[0, position, following] = 50.0
+    assert perplexity(sure, ids) == pytest.approx(1.0)
+    # Power 1 of the signal, power 0.01 of the noise: 20 dB.
+    signal = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    noisy = signal + 0.1 * torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
+    two = torch.tensor([[0, 1]])
+    found = closeness(signal, noisy, two)
+    assert found.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
+    # The same shift of all logits changes no distribution.
+    assert found.kl_nats == pytest.approx(0, abs=1e-7)
+    flipped = closeness(signal, -signal, two)
+    assert flipped.top1 == 0.0
+    p = 1 / (1 + math.exp(-2))
+    assert flipped.kl_nats == pytest.approx((2 * p - 1) * 2, rel=1e-6)

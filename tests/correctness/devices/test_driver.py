@@ -1,0 +1,195 @@
+"""A card that torch cannot use is told with what to do, and no CPU takes its place."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_perf.cli.main import main
+from llama_perf.devices import device as environment
+from llama_perf.devices import driver
+from llama_perf.devices.device import check_device, unasked_device
+from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
+from llama_perf.errors import NotRunnable, UserError
+from llama_perf.measure.machine_notes import machine_notes
+from llama_perf.rows import selection
+from tests.correctness.support import nvidia_smi
+from tests.correctness.support.plugin_project import Project
+
+pytest_plugins = ["pytester"]
+CARD = "NVIDIA H100 80GB HBM3 (driver 550.54.15, CUDA 12.4)"
+TOO_OLD = (
+    f"nvidia-smi lists {CARD}, too old for torch 2.13.0+cu130 of CUDA 13.0:"
+    " update the driver to one for CUDA 13.0 or newer"
+)
+
+
+@pytest.fixture(autouse=True)
+def _torch_of_cuda_13_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+
+    def no_card() -> bool:
+        if not asked:
+            # Once a process, as torch does.
+            asked.append(None)
+            warnings.warn("CUDA initialization: driver too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", no_card)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with a card and a driver for CUDA 12.4."""
+    nvidia_smi.install(monkeypatch, tmp_path / "bin")
+
+
+def test_what_nvidia_smi_says_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    second = nvidia_smi.CARD.replace("GPU 0", "GPU 1")
+    cards = f"{nvidia_smi.CARD}\n{nvidia_smi.SLICE}\n{second}"
+    nvidia_smi.install(monkeypatch, tmp_path / "two", cards=cards, cuda="13.1")
+    found = ask_driver()
+    assert found is not None
+    assert found.cards == ("NVIDIA H100 80GB HBM3",) * 2
+    assert (found.version, found.cuda) == ("550.54.15", "13.1")
+    says = "| NVIDIA-SMI 590.1  Driver Version: 590.1  CUDA UMD Version: 13.1 |"
+    nvidia_smi.install(monkeypatch, tmp_path / "umd", says=says)
+    found = ask_driver()
+    assert found is not None
+    assert (found.cards, found.cuda) == ((), "13.1")
+
+
+@pytest.mark.usefixtures("smi")
+def test_an_old_driver_is_told_with_both_versions_and_what_to_do() -> None:
+    with pytest.raises(NotRunnable) as caught:
+        check_device("cuda")
+    told = f"no CUDA device on this machine can be used: {TOO_OLD}"
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    ("cuda", "build"),
+    [
+        ("13.1", "cu130"),
+        ("13.0", "cu130"),
+        ("12.9", "cu129"),
+        ("12.8", "cu128"),
+        ("12.6", "cu126"),
+        ("12.5", None),
+        ("11.8", None),
+    ],
+)
+def test_a_cpu_build_is_told_with_the_build_that_fits(
+    cuda: str, build: str | None
+) -> None:
+    assert build_for(cuda) == build
+    found = driver.Driver(cards=("A",), version="1.2", cuda=cuda)
+    told = why_unseen(found, torch="2.13.0+cpu", built_for=None)
+    begin = f"nvidia-smi lists A (driver 1.2, CUDA {cuda}), and torch 2.13.0+cpu is a"
+    assert told.startswith(f"{begin} CPU build: ")
+    if build:
+        assert f" CPU build: {sys.executable} -m pip install " in told
+    wanted = f"/whl/{build}" if build else "one for CUDA 12.6 or newer"
+    assert told.endswith(wanted)
+
+
+def test_a_device_that_is_not_there_is_told_by_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = driver.Driver(cards=("A", "A"), version="580.1", cuda="13.0")
+    told = why_unseen(found, torch="2.13.0", built_for="13.0")
+    assert "cannot use it" in told
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    told = why_unseen(found, torch="2.13.0", built_for="13.0")
+    assert "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0" in told
+
+
+@pytest.mark.usefixtures("smi")
+def test_no_processor_takes_the_place_of_a_card(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=re.escape(TOO_OLD)):
+        unasked_device()
+    assert main(["run", "--row", "*none*"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"{TOO_OLD}; --set cpu runs the processor's rows" in told
+    for chosen in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert unasked_device() == "cpu"
+        with pytest.raises(NotRunnable, match="hides it"):
+            check_device("cuda")
+
+
+@pytest.mark.usefixtures("smi")
+def test_the_plugin_refuses_unless_rows_were_asked_for(project: Project) -> None:
+    refused = project.pytester.runpytest_inprocess(
+        project.path / "tests" / "perf", "-p", "no:hypothesispytest", "--isolate=none"
+    )
+    refused.assert_outcomes(errors=1)
+    refused.stdout.fnmatch_lines([f"E * {TOO_OLD}*"])
+    project.run("--row=*none*").assert_outcomes(passed=1)
+
+
+def test_a_machine_without_a_card_runs_what_it_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(driver, "_WSL", str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unasked_device() == "cpu"
+    assert environment.no_card() == "no CUDA device on this machine"
+    # As in a container that has the tool alone.
+    says = "NVIDIA-SMI has failed because it couldn't communicate with the driver."
+    nvidia_smi.install(monkeypatch, tmp_path / "alone", says=says, code=9)
+    assert unasked_device() == "cpu"
+    assert says in environment.no_card()
+    cpu = torch.device("cpu")
+    assert machine_notes(cpu) == [f"no card is used: nvidia-smi says {says!r}"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine_notes(cpu) == []
+    assert selection.DEFAULT_SETS[unasked_device()] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 9", "nvidia-smi ended with exit code 9"),
+        ("echo No devices were found", "nvidia-smi says 'No devices were found'"),
+        ("true", "nvidia-smi lists no card"),
+        (r"printf '\377\376'", "nvidia-smi says '\N{REPLACEMENT CHARACTER}"),
+        ("exec sleep 60", "nvidia-smi gave no answer within 0.1 s"),
+        (None, "nvidia-smi cannot be run: Exec format error"),
+    ],
+)
+def test_an_nvidia_smi_that_lists_no_card_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, told: str
+) -> None:
+    if script == "exec sleep 60":
+        monkeypatch.setattr(driver, "_PATIENCE_S", 0.1)
+    nvidia_smi.install(monkeypatch, tmp_path)
+    text = "" if script is None else f"#!/bin/sh\n{script}\n"
+    (tmp_path / "nvidia-smi").write_text(text, encoding="utf-8")
+    found = ask_driver()
+    assert found is not None
+    assert found.cards == ()
+    assert found.problem is not None
+    assert found.problem.startswith(told)
+
+
+def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    assert not is_wsl(version)
+    version.write_text("Linux version 5.15.1-microsoft-standard-WSL2", encoding="utf-8")
+    assert is_wsl(version)
+    version.write_text("Linux version 6.1.0 (debian)", encoding="utf-8")
+    assert not is_wsl(version)

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llama_perf.errors import RecordError
+from llama_perf.gate import baselines
+from llama_perf.results.records import Status
+from llama_perf.rows.selection import load_set
+from llama_perf.strict_json import to_json
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    ENVIRONMENT,
+    baseline_of,
+    measured,
+    unmeasured,
+)
+
+OTHER = replace(CPU_ROW, compile=True)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = baselines.path_of(tmp_path, ENVIRONMENT.device_key)
+    path.parent.mkdir()
+    path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RecordError) as caught:
+        baselines.read(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    path, baseline = baselines.record(
+        tmp_path, environment=ENVIRONMENT, results=[measured(), measured(OTHER)]
+    )
+    assert path == tmp_path / "cpu-some-2c" / "baseline.json"
+    assert baselines.read(path) == baseline
+    assert baselines.find(tmp_path, "cpu-some-2c") == (path, baseline)
+    assert baselines.keys(tmp_path) == ["cpu-some-2c"]
+    assert baselines.find(tmp_path, "another") is None
+
+
+def test_a_baseline_reads_well_in_a_diff(stored: Path) -> None:
+    lines = stored.read_text(encoding="utf-8").splitlines()
+    assert '        "tok_s": 100.0,' in lines
+    assert '        "sample_ns": [ 2000000000, 2100000000 ],' in lines
+    assert max(map(len, lines)) < 100
+
+
+def set_field(document: Any, dotted: str, value: object) -> None:
+    *path, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+    for part in path:
+        document = document[part]
+    document[last] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("surprise", 1, "surprise: unknown field"),
+        ("rows.0.measurement.tok/s", 1.0, "rows.0.measurement.tok/s: unknown field"),
+        ("rows.0.measurement.tok_s", "fast", "rows.0.measurement.tok_s: "),
+        ("rows.0.measurement.tok_s", -1.0, "tok_s: -1.0 is not allowed"),
+        ("rows.0.measurement.tok_s", 0.0, "tok_s: 0.0 is not allowed"),
+        ("rows.0.measurement.peak_memory_bytes", 1.5, "peak_memory_bytes: "),
+        ("rows.0.measurement.peak_memory_bytes", -1, "peak_memory_bytes: -1 is not"),
+        ("rows.0.measurement.sample_ns", [1, "2"], "sample_ns.1: "),
+        ("rows.0.row.quantization", "int5wo", "quantization: 'int5wo' is not allowed"),
+        ("environment.torch", 2.13, "environment.torch: "),
+        ("schema_version", 3, "schema_version: "),
+        ("kind", "a poem", "kind: "),
+        ("rows", {}, "rows: "),
+    ],
+)
+def test_a_wrong_field_is_named(
+    stored: Path, field: str, value: object, told: str
+) -> None:
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    set_field(document, field, value)
+    stored.write_text(json.dumps(document), encoding="utf-8")
+    assert told in refusal(stored)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_named(stored: Path, word: str) -> None:
+    text = stored.read_text(encoding="utf-8")
+    stored.write_text(text.replace('"tok_s": 100.0', f'"tok_s": {word}'), "utf-8")
+    message = refusal(stored)
+    assert "tok_s" in message or "Invalid JSON" in message
+
+
+def test_a_missing_field_is_named(stored: Path) -> None:
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    del document["rows"][0]["measurement"]["tok_s"]
+    stored.write_text(json.dumps(document), encoding="utf-8")
+    assert "rows.0.measurement.tok_s: the field is missing" in refusal(stored)
+
+
+def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(to_json(baseline_of(measured(), measured())), encoding="utf-8")
+    assert f"rows.1.id: {CPU_ROW.id!r} stands twice" in refusal(path)
+
+
+SEVERAL = [measured(tok_s=each) for each in (100.0, 104.0, 102.0)]
+
+
+def test_a_row_of_several_processes_keeps_them_in_short(tmp_path: Path) -> None:
+    path, baseline = baselines.record(
+        tmp_path, environment=ENVIRONMENT, results=[*SEVERAL, measured(OTHER)]
+    )
+    assert baselines.read(path) == baseline
+    several, single = baseline.rows
+    assert several.processes is not None
+    assert [each.tok_s for each in several.processes] == [100.0, 104.0, 102.0]
+    assert several.measurement.tok_s == 102.0
+    logs = [math.log(each) for each in (100.0, 104.0, 102.0)]
+    assert several.between_process_deviation == pytest.approx(stdev(logs))
+    assert (single.processes, single.between_process_deviation) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("between_process_deviation", 0.5, "rows.0.between_process_deviation: 0.5 is"),
+        ("between_process_deviation", None, "between_process_deviation: None is not"),
+        ("processes", None, "its 1 processes have None"),
+        ("processes", [], "rows.0.processes: 0 of them; allowed: at least 2"),
+        ("processes.1.tok_s", "fast", "rows.0.processes.1.tok_s: "),
+        ("processes.1.tok_s", 0.0, "rows.0.processes.1: tok_s: 0.0 is not allowed"),
+        ("processes.1.tok_s", 99.0, "rows.0.between_process_deviation: "),
+        ("processes.2.sample_ns", [1, None], "rows.0.processes.2.sample_ns.1: "),
+        ("processes.2.surprise", 1, "rows.0.processes.2.surprise: unknown field"),
+    ],
+)
+def test_a_wrong_process_is_named(
+    tmp_path: Path, field: str, value: object, told: str
+) -> None:
+    path, _ = baselines.record(tmp_path, environment=ENVIRONMENT, results=SEVERAL)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    set_field(document, f"rows.0.{field}", value)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert told in refusal(path)
+
+
+def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
+    text = stored.read_text(encoding="utf-8")
+    stored.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    old = baselines.read(stored)
+    assert old.schema_version == 1
+    _, merged = baselines.record(
+        stored.parents[1], environment=ENVIRONMENT, results=[measured(OTHER)]
+    )
+    assert merged.schema_version == 2
+    assert merged.rows[1].measurement == old.rows[0].measurement
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        (
+            [measured(), unmeasured(Status.NOT_RUN, "no memory"), measured()],
+            "measured in 2 of 3 processes: no memory",
+        ),
+        ([measured(), measured(weights="gguf:a")], "other weights: gguf:a, synthetic"),
+        ([measured(), unmeasured(Status.INVALID, "it broke")], "it broke"),
+    ],
+)
+def test_a_row_that_some_processes_lack_is_no_baseline(
+    tmp_path: Path, results: list[Any], told: str
+) -> None:
+    with pytest.raises(RecordError, match=told):
+        baselines.record(tmp_path, environment=ENVIRONMENT, results=results)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path / "none.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    refusal(tmp_path / "bytes.json")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
+    stored: Path, data: st.DataObject
+) -> None:
+    whole = to_json(baseline_of(measured())).encode()
+    cut = data.draw(st.integers(0, len(whole) - 2))
+    junk = data.draw(st.binary(max_size=4))
+    stored.write_bytes(whole[:cut] + junk)
+    refusal(stored)
+    flipped = bytearray(whole)
+    flipped[cut] ^= 1 << data.draw(st.integers(0, 7))
+    stored.write_bytes(flipped)
+    try:
+        baselines.read(stored)
+    except RecordError:
+        refusal(stored)
+
+
+def test_rows_that_were_not_run_are_kept_with_their_environment(
+    tmp_path: Path,
+) -> None:
+    baselines.record(
+        tmp_path, environment=ENVIRONMENT, results=[measured(), measured(OTHER)]
+    )
+    newer = replace(ENVIRONMENT, torch="2.14.0")
+    refused = unmeasured(Status.NOT_RUN, "no compiler", OTHER)
+    _, merged = baselines.record(
+        tmp_path, environment=newer, results=[measured(tok_s=120.0), refused]
+    )
+    new, kept = merged.rows
+    assert (new.measurement.tok_s, new.environment) == (120.0, None)
+    assert (kept.id, kept.environment) == (OTHER.id, ENVIRONMENT)
+    assert kept.recorded is not None
+    _, again = baselines.record(
+        tmp_path, environment=newer, results=[measured(tok_s=130.0)]
+    )
+    assert again.rows[1] == kept
+
+
+def test_a_fresh_baseline_keeps_nothing(tmp_path: Path) -> None:
+    for row in (CPU_ROW, OTHER):
+        _, baseline = baselines.record(
+            tmp_path, environment=ENVIRONMENT, results=[measured(row)], fresh=True
+        )
+    assert [row.id for row in baseline.rows] == [OTHER.id]
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ([measured(), unmeasured(Status.INVALID, "it broke", OTHER)], "it broke"),
+        ([measured(injected_slowdown=0.5)], "injected slowdown"),
+        ([unmeasured(Status.NOT_RUN, "no card")], "no row was measured"),
+        ([], "no row was measured"),
+    ],
+)
+def test_what_is_no_baseline_replaces_none(
+    stored: Path, results: list[Any], told: str
+) -> None:
+    before = stored.read_bytes()
+    with pytest.raises(RecordError, match=told):
+        baselines.record(
+            stored.parents[1], environment=ENVIRONMENT, results=results, fresh=True
+        )
+    assert stored.read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = stored.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        baselines.record(
+            stored.parents[1], environment=ENVIRONMENT, results=[measured(OTHER)]
+        )
+    assert stored.read_bytes() == before
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_the_published_table_is_there_and_its_rows_are_the_reference_set() -> None:
+    table = baselines.reference(baselines.default_folder())
+    rows = load_set("reference")
+    assert len(table) == len(rows) == 43
+    assert {row.reference_key for row in rows} == table.keys()
+    first = table[rows[0].reference_key]
+    assert (first.tok_s, first.device_bandwidth_gb_s) == (107.38, 2039.0)

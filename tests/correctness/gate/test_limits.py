@@ -1,0 +1,164 @@
+"""Limits that a user sets: in pyproject.toml, in a file of rows, for one row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_perf.errors import UserError
+from llama_perf.gate.limits import LIMITS, limits_of
+from llama_perf.gate.verdict import compare
+from llama_perf.results.evidence import StepWork
+from llama_perf.results.records import Verdict
+from llama_perf.rows import selection
+from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits, project_limits
+from tests.correctness.support.plugin_project import INT8, PLAIN, Project
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    baseline_of,
+    measured,
+)
+
+pytest_plugins = ["pytester"]
+PROJECT = """
+[tool.llama-perf.limits]
+peak_memory = 0.5
+least_loss = 0.02
+
+[tool.llama-perf.limits."*.cpu.*"]
+least_loss = 0.03
+calls = 0
+"""
+
+
+def read(folder: Path, text: str) -> ProjectLimits:
+    path = folder / "pyproject.toml"
+    path.write_text(text, encoding="utf-8")
+    return project_limits(path)
+
+
+def test_without_any_a_row_has_its_devices(tmp_path: Path) -> None:
+    nothing = project_limits(tmp_path / "pyproject.toml")
+    for row in (CPU_ROW, CUDA_ROW):
+        assert limits_of(row, nothing) == limits_of(row) == LIMITS[row.device]
+
+
+def test_what_is_set_nearest_to_a_row_holds(tmp_path: Path) -> None:
+    project = read(tmp_path, PROJECT)
+    cuda, cpu = limits_of(CUDA_ROW, project), limits_of(CPU_ROW, project)
+    assert (cuda.peak_memory, cuda.least_loss, cuda.calls) == (0.5, 0.02, 0.01)
+    assert (cpu.peak_memory, cpu.least_loss, cpu.calls) == (0.5, 0.03, 0)
+    own = replace(CPU_ROW, limits=SetLimits(least_loss=0.2))
+    assert limits_of(own, project) == replace(cpu, least_loss=0.2)
+    assert own.fingerprint == CPU_ROW.fingerprint
+    assert own.id == CPU_ROW.id
+
+
+def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.toml"
+    path.write_text(
+        """
+        [defaults]
+        model = "tiny"
+        limits = { tok_s = 0.5, calls = 0.2 }
+        [[row]]
+        [[row]]
+        quantization = "fp6"
+        limits = { calls = 0.1 }
+        """,
+        encoding="utf-8",
+    )
+    first, second = selection.load_file(path)
+    assert first.limits == SetLimits(tok_s=0.5, calls=0.2)
+    assert second.limits == SetLimits(tok_s=0.5, calls=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "peak = 1",
+            "tool.llama-perf.limits: peak: unknown limit; allowed: least_loss",
+        ),
+        ("tok_s = 'much'", "tool.llama-perf.limits: tok_s: "),
+        (
+            "tok_s = 1.0",
+            "tok_s: 1.0 is not allowed; allowed: a share from 0 to below 1",
+        ),
+        ("calls = -0.1", "calls: -0.1 is not allowed; allowed: 0 or more"),
+        ("calls = inf", "calls: "),
+        ("peak_memory_bytes = 0.5", "peak_memory_bytes: "),
+        ('"*int8*" = {calls = -1.0}', "limits.'*int8*': "),
+        ('"*int8*" = {call = 1}', "limits.'*int8*': call: unknown limit"),
+    ],
+)
+def test_a_wrong_one_names_the_file_and_the_field(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, f"[tool.llama-perf.limits]\n{text}\n")
+    assert told in str(error.value)
+    assert str(tmp_path / "pyproject.toml") in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["not TOML", "[tool.llama-perf]\nlimits = 3"])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"pyproject\.toml: "):
+        read(tmp_path, text)
+
+
+def test_each_metric_follows_its_limit() -> None:
+    step = StepWork(calls=100.0, ms=1.0, operators=())
+    then = measured(
+        peak_allocated_bytes=10**9, step=step, graph_breaks=0, compilations=1
+    )
+    worse = measured(
+        tok_s=70.0,
+        peak_memory_bytes=1_200_000_000,
+        peak_allocated_bytes=1_200_000_000,
+        model_size_bytes=600_000_000,
+        step=replace(step, calls=120.0),
+        graph_breaks=2,
+        compilations=3,
+    )
+    allowed = {
+        "tok_s": 0.4,
+        "peak_memory": 0.3,
+        "allocated_memory": 0.3,
+        "model_size": 0.3,
+        "calls": 0.3,
+        "graph_breaks": 2,
+        "compilations": 2,
+    }
+    limits = LIMITS["cpu"].changed([SetLimits(**allowed)])  # type: ignore[arg-type]
+    assert compare(worse, baseline_of(then), limits=limits).verdict is Verdict.SAME
+    for name in allowed:
+        strict = replace(limits, **{name: getattr(LIMITS["cpu"], name)})
+        found = compare(worse, baseline_of(then), limits=strict)
+        assert found.failed, name
+
+
+def test_pytest_reads_the_projects_and_the_files(project: Project) -> None:
+    project.run()
+    project.record(tok_s=1e12)
+    path = project.path / "pyproject.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        f"{text}\n[tool.llama-perf.limits.'{PLAIN}']\ntok_s = 0.999999999999\n",
+        encoding="utf-8",
+    )
+    project.run("--benchmark-compare")
+    found = {each.id: each.verdict for each in project.report().comparisons}
+    assert found[PLAIN] is not Verdict.SLOWER
+    path.write_text(f"{text}\n[tool.llama-perf.limits]\nspeed = 1\n", encoding="utf-8")
+    result = project.run("--benchmark-compare")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*limits: speed: unknown limit; allowed: *"])
+    path.write_text(text, encoding="utf-8")
+    project.run("--benchmark-compare")
+    found = {each.id: each.verdict for each in project.report().comparisons}
+    assert found[PLAIN] is Verdict.SLOWER
+    assert INT8 in found

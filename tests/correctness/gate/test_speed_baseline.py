@@ -1,0 +1,256 @@
+"""What a row's speed is compared by, on the same card, another one and on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_perf.gate.baselines import baseline_row
+from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.speed import describe_speeds, stored_speeds
+from llama_perf.gate.speed_baseline import (
+    Basis,
+    bases,
+    stored_values,
+    unquantized_row,
+    value,
+)
+from llama_perf.gate.verdict import compare
+from llama_perf.results.records import Baseline, Environment, RowResult, Status, Verdict
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run import worker
+from llama_perf.run.fresh_processes import confirmation
+from llama_perf.run.options import RunOptions
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    ENVIRONMENT,
+    INT8_CPU,
+    MEASUREMENT,
+    baseline_of,
+    confirming_recorder,
+    measured,
+    unmeasured,
+)
+
+INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
+CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")
+OTHER_CARD = replace(CARD, device_uuid="GPU-2")
+# Speeds of a machine whose every process is as fast as its day: the ratio stands still.
+DAYS = (1.0, 0.7, 1.3, 0.9, 1.2)
+
+
+def baseline(
+    speeds: dict[RowSpec, Sequence[float]],
+    environment: Environment = ENVIRONMENT,
+    bandwidths: Sequence[float] = (20.0,) * 5,
+) -> Baseline:
+    rows = []
+    for row, tok_s in speeds.items():
+        each = [
+            replace(MEASUREMENT, tok_s=rate, device_bandwidth_gb_s=bandwidth)
+            for rate, bandwidth in zip(tok_s, bandwidths, strict=False)
+        ]
+        rows.append(baseline_row(row, *each))
+    return Baseline(recorded="then", environment=environment, rows=tuple(rows))
+
+
+def on_days(row: RowSpec, quantized: RowSpec, environment: Environment) -> Baseline:
+    return baseline(
+        {
+            row: [100 * day for day in DAYS],
+            # A little noise of its own.
+            quantized: [
+                200 * day * by
+                for day, by in zip(DAYS, (1, 1.01, 0.99, 1, 1), strict=True)
+            ],
+        },
+        environment,
+        [20 * day for day in DAYS],
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "now", "wanted"),
+    [
+        (CUDA_ROW, CARD, [Basis.TOK_S]),
+        (INT8_CUDA, CARD, [Basis.TOK_S]),
+        (CUDA_ROW, OTHER_CARD, [Basis.BANDWIDTH]),
+        (INT8_CUDA, OTHER_CARD, [Basis.RATIO, Basis.BANDWIDTH]),
+        (INT8_CUDA, replace(CARD, driver="590.1"), [Basis.RATIO, Basis.BANDWIDTH]),
+        (CPU_ROW, CARD, [Basis.BANDWIDTH]),
+        (INT8_CPU, CARD, [Basis.RATIO]),
+        (replace(CPU_ROW, kv_cache_quantization=True), CARD, [Basis.RATIO]),
+    ],
+)
+def test_the_same_card_compares_tok_s_and_everything_else_ratios(
+    row: RowSpec, now: Environment, wanted: list[Basis]
+) -> None:
+    assert bases(row, baseline_of(device_uuid="GPU-1", driver="580.1"), now) == wanted
+
+
+def test_a_card_that_does_not_tell_which_one_it_is_counts_as_another() -> None:
+    unknown = replace(CARD, device_uuid=None)
+    stored = baseline({CUDA_ROW: [100.0]}, unknown)
+    assert bases(CUDA_ROW, stored, unknown) == [Basis.BANDWIDTH]
+
+
+def test_the_unquantized_row_is_the_one_most_like_it() -> None:
+    compiled = replace(CPU_ROW, compile=True)
+    long = replace(CPU_ROW, compile=True, cache_size=4096)
+    other_model = replace(compiled, model="other")
+    batch = replace(compiled, batch_size=8)
+    wanted = replace(long, quantization="fp6", kernels="native")
+    rows = [CPU_ROW, other_model, batch, compiled, long, wanted]
+    stored = baseline_of(*map(measured, rows))
+    assert unquantized_row(wanted, stored) == stored.rows[4]
+    without = replace(stored, rows=tuple(r for r in stored.rows if r.row != long))
+    assert unquantized_row(wanted, without) == stored.rows[3]
+    alone = baseline_of(measured(wanted), measured(batch), measured(other_model))
+    assert unquantized_row(wanted, alone) is None
+
+
+def test_rows_that_were_recorded_apart_do_not_make_a_ratio() -> None:
+    stored = baseline({CPU_ROW: [100.0], INT8_CPU: [200.0]})
+    kept = replace(stored.rows[0], recorded="earlier")
+    apart = replace(stored, rows=(kept, stored.rows[1]))
+    assert unquantized_row(INT8_CPU, apart) is None
+    found = compare(measured(INT8_CPU, tok_s=200.0), apart, unquantized=measured())
+    assert "no unquantized row was recorded with it" in found.reason
+
+
+def test_values_are_taken_process_by_process() -> None:
+    stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
+    plain, int8 = stored.rows
+    assert stored_values(Basis.TOK_S, int8, plain) == [
+        each.tok_s for each in int8.processes or ()
+    ]
+    ratios = stored_values(Basis.RATIO, int8, plain)
+    assert ratios == pytest.approx([2.0, 2.02, 1.98, 2.0, 2.0])
+    by_bandwidth = stored_values(Basis.BANDWIDTH, plain, None)
+    assert by_bandwidth == pytest.approx([5.0] * 5)
+    assert stored_values(Basis.RATIO, int8, None) is None
+    one = baseline_row(INT8_CPU, MEASUREMENT)
+    assert stored_values(Basis.RATIO, one, plain) == [1.0]
+    unknown = baseline_row(
+        CPU_ROW, *[replace(MEASUREMENT, device_bandwidth_gb_s=None)] * 3
+    )
+    assert stored_values(Basis.BANDWIDTH, unknown, None) is None
+    assert value(Basis.RATIO, MEASUREMENT, None) is None
+
+
+def test_a_ratio_does_not_move_with_the_machine() -> None:
+    stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
+    ratio = stored_speeds(stored, Basis.RATIO)
+    assert list(ratio) == [INT8_CPU.id]
+    assert ratio[INT8_CPU.id].spread.deviation < 0.02
+    assert stored_speeds(stored)[INT8_CPU.id].spread.deviation > 0.2
+    slow_day = measured(tok_s=50.0, device_bandwidth_gb_s=10.0)
+    for tok_s, verdict in ((100.0, Verdict.SAME), (80.0, Verdict.UNDECIDED)):
+        now = measured(INT8_CPU, tok_s=tok_s)
+        assert compare(now, stored, unquantized=slow_day).verdict is verdict
+    plain = compare(slow_day, stored)
+    assert plain.verdict is Verdict.SAME
+    assert plain.changes[0].change == pytest.approx(-0.5, abs=0.05)
+    assert plain.changes[0].limit is None
+
+
+def test_a_quantized_row_alone_is_compared_by_the_bandwidth_and_says_so() -> None:
+    stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
+    found = compare(measured(INT8_CPU, tok_s=200.0), stored)
+    assert found.verdict is Verdict.SAME
+    assert "tok/s per GB/s of the device" in found.reason
+    assert found.reason.endswith(
+        "; its unquantized row was not measured before it in this run"
+    )
+    elsewhere = on_days(CUDA_ROW, INT8_CUDA, CARD)
+    now = measured(INT8_CUDA, tok_s=200.0)
+    twice = compare(now, elsewhere, environment=OTHER_CARD)
+    assert [each.metric for each in twice.changes].count(Basis.BANDWIDTH.value) == 1
+    unknown = compare(measured(INT8_CPU, device_bandwidth_gb_s=None), stored)
+    assert "; the device's bandwidth is not known" in unknown.reason
+
+
+def test_on_another_card_of_the_model_either_ratio_fails_the_row() -> None:
+    stored = on_days(CUDA_ROW, INT8_CUDA, CARD)
+    plain = measured(CUDA_ROW, tok_s=90.0, device_bandwidth_gb_s=18.0)
+
+    def judged(tok_s: float, bandwidth: float) -> Verdict:
+        now = measured(INT8_CUDA, tok_s=tok_s, device_bandwidth_gb_s=bandwidth)
+        trials = [Trial(row=now, unquantized=plain)] * 5
+        return compare(
+            now, stored, environment=OTHER_CARD, unquantized=plain, fresh=trials
+        ).verdict
+
+    assert judged(180.0, 18.0) is Verdict.SAME
+    assert judged(150.0, 18.0) is Verdict.SLOWER
+    # The unquantized row lost as much: the bandwidth tells.
+    assert judged(180.0, 25.0) is Verdict.SLOWER
+
+
+def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
+    stored = baseline({CUDA_ROW: (100, 101, 99, 100, 100)}, CARD)
+    now = measured(CUDA_ROW, tok_s=100.0, device_bandwidth_gb_s=99.0)
+    found = compare(now, stored, environment=CARD)
+    assert found.verdict is Verdict.SAME
+    assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
+
+
+def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
+    stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
+    asked: list[tuple[RowSpec, RowSpec | None]] = []
+
+    def confirm(row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+        asked.append((row, unquantized))
+        return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
+
+    recorder = confirming_recorder(stored, tmp_path, confirm)
+    recorder.add(measured())
+    found = recorder.add(measured(INT8_CPU, tok_s=100.0))
+    assert found.verdict is Verdict.SLOWER
+    assert asked == [(INT8_CPU, CPU_ROW)]
+    assert "tok/s over the unquantized row's 2." in found.reason
+    assert "; confirmed by 5 fresh processes: 1.000 (-50" in found.reason
+
+
+@pytest.mark.parametrize("breaks", [None, CPU_ROW.id, INT8_CPU.id])
+def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
+    monkeypatch: pytest.MonkeyPatch, breaks: str | None
+) -> None:
+    ran = []
+
+    def run(row: RowSpec, **_arguments: object) -> worker.WorkerResult:
+        ran.append(row)
+        result = measured(row)
+        if row.id == breaks:
+            result = unmeasured(Status.INVALID, "it broke", row)
+        return worker.WorkerResult(result=result, environment=None)
+
+    monkeypatch.setattr(worker, "run_in_process", run)
+    trials = confirmation(INT8_CPU, CPU_ROW, options=RunOptions())
+    pair = [INT8_CPU, CPU_ROW]
+    if breaks is None:
+        assert ran == [*pair, *pair[::-1]] * 2 + pair
+        assert [each.missed for each in trials] == [None] * 5
+    else:
+        assert ran == pair
+        assert [each.missed and each.missed.id for each in trials] == [breaks]
+
+
+def test_what_is_told_of_a_baseline_names_what_is_judged() -> None:
+    lines = describe_speeds(on_days(CPU_ROW, INT8_CPU, ENVIRONMENT))
+    assert "in tok/s per GB/s of the device" in lines[0]
+    assert "in tok/s over the unquantized row's" in lines[1]
+    lines = describe_speeds(on_days(CUDA_ROW, INT8_CUDA, CARD))
+    assert all("% in tok/s, " in line for line in lines)
+
+
+def test_a_row_result_is_no_unquantized_row_of_itself() -> None:
+    result: RowResult = measured()
+    stored = baseline({CPU_ROW: [100.0, 101.0, 99.0]})
+    assert compare(result, stored, unquantized=result).changes[1].metric == (
+        Basis.BANDWIDTH.value
+    )

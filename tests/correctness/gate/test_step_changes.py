@@ -1,0 +1,154 @@
+"""What a step runs: counted for a real row, and beside a baseline in words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama_perf.gate.limits import LIMITS
+from llama_perf.gate.step_changes import grown, more_work
+from llama_perf.gate.verdict import compare
+from llama_perf.measure.prepare import prepare
+from llama_perf.measure.step_profile import load_profiler, step_work
+from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.evidence import OperatorTime, StepWork
+from llama_perf.results.records import Report, Verdict
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    ENVIRONMENT,
+    baseline_of,
+    chosen,
+    measured,
+)
+
+ROW = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=4)
+
+
+def work(calls: float = 100.0, **times: float) -> StepWork:
+    operators = tuple(
+        OperatorTime(name=name, calls=2.0, ms=ms) for name, ms in times.items()
+    )
+    return StepWork(calls=calls, ms=sum(times.values()), operators=operators)
+
+
+def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
+    prepared = prepare(ROW, checkpoints=None)
+    first, second = step_work(prepared), step_work(prepared)
+    assert first is not None
+    assert second is not None
+    assert first.calls == second.calls > 0
+    products = [
+        each for each in first.operators if each.name in {"aten::mm", "aten::addmm"}
+    ]
+    assert products
+    assert sum(each.calls for each in products) >= prepared.engine.model.config.n_layers
+    assert [each.ms for each in first.operators] == sorted(
+        (each.ms for each in first.operators), reverse=True
+    )
+    assert first.ms >= sum(each.ms for each in first.operators)
+
+
+def test_a_row_that_decodes_nothing_has_no_step() -> None:
+    assert step_work(prepare(replace(ROW, max_new_tokens=1), checkpoints=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({"step": work(100)}, {"step": work(100.5)}, []),
+        (
+            {"step": work(100)},
+            {"step": work(120)},
+            ["calls a step 100 -> 120 (+20.0%, limit 1%)"],
+        ),
+        ({"step": work(120)}, {"step": work(100)}, []),
+        ({"step": None}, {"step": work(100)}, []),
+        ({"graph_breaks": 0}, {"graph_breaks": 1}, ["graph breaks 0 -> 1"]),
+        ({"compilations": 2}, {"compilations": 5}, ["compilations 2 -> 5"]),
+        ({"compilations": 5}, {"compilations": 2}, []),
+        ({"compilations": None}, {"compilations": 2}, []),
+        (
+            {"step": work(100), "autoquant": (chosen("none"),)},
+            {"step": work(150), "autoquant": (chosen("int8wo"),)},
+            [],
+        ),
+    ],
+)
+def test_more_work_is_told(
+    then: dict[str, object], now: dict[str, object], told: list[str]
+) -> None:
+    before, after = measured(**then).measurement, measured(**now).measurement
+    assert before is not None
+    assert after is not None
+    assert more_work(after, before, LIMITS["cpu"]) == told
+
+
+def test_more_work_fails_a_row_that_is_as_fast_as_ever() -> None:
+    stored = baseline_of(measured(step=work(100, mm=5.0)))
+    found = compare(measured(step=work(103, mm=5.0)), stored)
+    assert found.verdict is Verdict.LARGER
+    assert found.failed
+    assert found.reason.startswith("calls a step 100 -> 103 (+3.0%, limit 1%)")
+
+
+def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> None:
+    then = work(100, mm=5.0, softmax=1.0, copy=0.5)
+    now = work(100, mm=8.0, softmax=1.01, sort=2.0)
+    found = compare(measured(tok_s=50.0, step=now), baseline_of(measured(step=then)))
+    assert found.verdict is Verdict.SLOWER
+    assert found.why == (
+        "grew: mm, 5.00 -> 8.00 ms a step",
+        "new in a step: sort, 2.00 ms in 2 calls",
+    )
+    report = Report(
+        started="2026-01-02T03:04:05+00:00",
+        environment=ENVIRONMENT,
+        again=("llama-perf", "run", "--compare", "--set", "cpu"),
+        results=(measured(tok_s=50.0, step=now),),
+        comparisons=(found,),
+    )
+    again = f"again: llama-perf run --compare --set cpu --row {CPU_ROW.id}"
+    lines = as_text(report).splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("SLOWER "))
+    assert lines[start + 1 : start + 4] == [f"  {each}" for each in (*found.why, again)]
+    assert f"  - {again}" in as_markdown(report)
+
+
+def test_calls_that_changed_are_told_with_the_time() -> None:
+    then = measured(
+        step=StepWork(
+            calls=1, ms=1, operators=(OperatorTime(name="mm", calls=1, ms=1),)
+        )
+    )
+    now = measured(
+        step=StepWork(
+            calls=3, ms=3, operators=(OperatorTime(name="mm", calls=3, ms=3),)
+        )
+    )
+    assert then.measurement is not None
+    assert now.measurement is not None
+    assert grown(now.measurement, then.measurement) == (
+        "grew: mm, 1.00 -> 3.00 ms a step in 1 -> 3 calls",
+    )
+
+
+@pytest.mark.parametrize(
+    ("cuda", "torn_down"),
+    [("13.0", "1"), ("12.6", "1"), ("12.4", None), (None, None)],
+)
+def test_the_profilers_hooks_leave_the_driver_where_graphs_outlive_that(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, torn_down: str | None
+) -> None:
+    # Put back afterwards, though it is deleted first.
+    monkeypatch.setenv("TEARDOWN_CUPTI", "0")
+    monkeypatch.delenv("TEARDOWN_CUPTI")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    load_profiler.__wrapped__()
+    assert os.environ.get("TEARDOWN_CUPTI") == torn_down
+    os.environ["TEARDOWN_CUPTI"] = "0"
+    load_profiler.__wrapped__()
+    assert os.environ["TEARDOWN_CUPTI"] == "0", "a user's own is kept"

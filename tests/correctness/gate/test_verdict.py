@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_perf.gate.limits import LIMITS
+from llama_perf.gate.verdict import compare, environment_changes, not_compared
+from llama_perf.results.records import Status, Verdict
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    ENVIRONMENT,
+    MEASUREMENT,
+    PLAIN_LIMIT,
+    baseline_of,
+    chosen,
+    measured,
+    unmeasured,
+)
+
+
+@pytest.mark.parametrize("row", [CPU_ROW, CUDA_ROW], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_a_loss_of_speed_beyond_the_limit_is_slower(row: RowSpec, share: float) -> None:
+    tok_s = 100.0 * (1 - LIMITS[row.device].tok_s * share)
+    comparison = compare(measured(row, tok_s=tok_s), baseline_of(measured(row)))
+    assert comparison.failed == (share > 1)
+    assert comparison.verdict is (Verdict.SLOWER if share > 1 else Verdict.SAME)
+
+
+def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
+    comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
+    assert comparison.id == CPU_ROW.id
+    told = (
+        "tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the device 5.000 -> 3.000"
+        " (-40.0%, limit 25.0%)"
+    )
+    assert comparison.reason == told + PLAIN_LIMIT
+
+
+def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
+    before = baseline_of(
+        measured(autoquant=(chosen("int8wo"), chosen("none", columns=96)))
+    )
+    told = "autoquant chose none and not int8wo for 128 x 64"
+    for tok_s, verdict in ((60.0, Verdict.SLOWER), (200.0, Verdict.FASTER)):
+        now = (chosen("none"), chosen("none", columns=96))
+        comparison = compare(measured(tok_s=tok_s, autoquant=now), before)
+        assert comparison.verdict is verdict
+        assert comparison.reason.endswith(f"%){PLAIN_LIMIT}; {told}")
+        same = (chosen("int8wo"),)
+        comparison = compare(measured(tok_s=tok_s, autoquant=same), before)
+        assert "autoquant" not in comparison.reason
+
+
+def test_more_memory_beyond_the_limit_is_larger() -> None:
+    grown = measured(CUDA_ROW, peak_memory_bytes=1_011_000_000)
+    comparison = compare(grown, baseline_of(measured(CUDA_ROW)))
+    assert comparison.verdict is Verdict.LARGER
+    assert comparison.failed
+    assert comparison.reason == ("peak memory 1.000 GB -> 1.011 GB (+1.1%, limit 1.0%)")
+
+
+def test_a_larger_model_is_larger_even_at_the_same_peak() -> None:
+    comparison = compare(
+        measured(model_size_bytes=501_000_000), baseline_of(measured())
+    )
+    assert comparison.verdict is Verdict.LARGER
+    assert "model size 0.500 GB -> 0.501 GB" in comparison.reason
+
+
+def test_slower_and_larger_tells_both() -> None:
+    worse = measured(tok_s=10.0, peak_memory_bytes=2_000_000_000)
+    comparison = compare(worse, baseline_of(measured()))
+    assert comparison.verdict is Verdict.SLOWER
+    assert "tok/s" in comparison.reason
+    assert "peak memory" in comparison.reason
+
+
+def test_a_small_resident_set_may_grow_by_the_noise_of_any_resident_set() -> None:
+    then = baseline_of(measured(peak_memory_bytes=100_000_000))
+    noise = LIMITS["cpu"].peak_memory_bytes
+    within = compare(measured(peak_memory_bytes=100_000_000 + noise - 1), then)
+    beyond = compare(measured(peak_memory_bytes=100_000_000 + noise + 10), then)
+    assert within.verdict is Verdict.SAME
+    assert beyond.verdict is Verdict.LARGER
+    assert "limit 32.0%" in beyond.reason
+
+
+def test_better_is_told_and_does_not_fail() -> None:
+    faster = compare(measured(tok_s=200.0), baseline_of(measured()))
+    smaller = compare(measured(peak_memory_bytes=500_000_000), baseline_of(measured()))
+    packed = compare(measured(model_size_bytes=250_000_000), baseline_of(measured()))
+    assert [each.verdict for each in (faster, smaller, packed)] == [
+        Verdict.FASTER,
+        Verdict.SMALLER,
+        Verdict.SMALLER,
+    ]
+    assert not any(each.failed for each in (faster, smaller, packed))
+
+
+@pytest.mark.parametrize("missing_fails", [True, False])
+def test_no_baseline_fails_unless_it_is_allowed(missing_fails: bool) -> None:
+    other = baseline_of(measured(replace(CPU_ROW, model="other")))
+    for baseline, reason in (
+        (None, "no baseline for this device"),
+        (other, "the baseline of this device lacks this row"),
+    ):
+        comparison = compare(measured(), baseline, missing_fails=missing_fails)
+        assert comparison.verdict is Verdict.NO_BASELINE
+        assert comparison.failed is missing_fails
+        assert comparison.reason == reason
+
+
+def test_what_does_not_compare_is_never_a_pass() -> None:
+    changed = replace(CPU_ROW, num_samples=7)
+    renamed = replace(measured(changed), id=CPU_ROW.id)
+    for result, reason in (
+        (renamed, "the row changed under its id"),
+        (measured(weights="gguf:other.gguf"), "other weights: synthetic in"),
+    ):
+        comparison = compare(result, baseline_of(measured()), missing_fails=False)
+        assert comparison.verdict is Verdict.INCOMPARABLE
+        assert comparison.failed
+        assert reason in comparison.reason
+
+
+def test_another_device_is_reported_and_judges_nothing() -> None:
+    slow = measured(tok_s=1.0, peak_memory_bytes=9_000_000_000)
+    other = replace(ENVIRONMENT, device_key="cpu-other-2c")
+    found = compare(slow, baseline_of(measured()), environment=other)
+    assert found.verdict is Verdict.INCOMPARABLE
+    assert not found.failed
+    assert found.reason == (
+        "the baseline is of another device, cpu-some-2c: reported, not judged: tok/s"
+        " 100.00 -> 1.00 (-99.0%)"
+    )
+    assert {each.metric: each.limit for each in found.changes}["peak memory"] is None
+    assert not any(each.worse for each in found.changes)
+
+
+@pytest.mark.parametrize("metric", ["peak_memory_bytes", "peak_allocated_bytes"])
+def test_two_percent_more_memory_of_a_card_is_always_found(metric: str) -> None:
+    then = baseline_of(measured(CUDA_ROW, **{metric: 1_000_000_000}))
+    for grown, verdict in ((1.02, Verdict.LARGER), (1.009, Verdict.SAME)):
+        now = measured(CUDA_ROW, **{metric: round(1e9 * grown)})
+        assert compare(now, then).verdict is verdict
+
+
+def test_two_percent_more_allocated_memory_is_found_on_a_cpu() -> None:
+    then = baseline_of(measured(peak_allocated_bytes=100_000_000))
+    found = compare(measured(peak_allocated_bytes=102_000_000), then)
+    assert found.verdict is Verdict.LARGER
+    assert found.reason == "allocated memory 0.100 GB -> 0.102 GB (+2.0%, limit 1.0%)"
+
+
+def test_a_row_that_is_invalid_fails_with_or_without_a_comparison() -> None:
+    broken = unmeasured(Status.INVALID, "it broke")
+    for comparison in (
+        compare(broken, None, missing_fails=False),
+        not_compared(broken),
+    ):
+        assert comparison.verdict is Verdict.INVALID
+        assert comparison.failed
+        assert comparison.reason == "it broke"
+
+
+def test_a_row_that_cannot_run_fails_only_where_it_ran_before() -> None:
+    refused = unmeasured(Status.NOT_RUN, "no CUDA device")
+    known = compare(refused, baseline_of(measured()))
+    unknown = compare(refused, None)
+    assert known.verdict is unknown.verdict is Verdict.NOT_RUN
+    assert known.failed
+    assert "it ran before" in known.reason
+    assert not unknown.failed
+
+
+@given(st.floats(0.01, 1e6), st.floats(0.01, 1e6))
+def test_the_verdict_on_speed_follows_the_limit_and_nothing_else(
+    now: float, then: float
+) -> None:
+    comparison = compare(measured(tok_s=now), baseline_of(measured(tok_s=then)))
+    moved = now / then - 1
+    limit = LIMITS["cpu"].tok_s
+    assert comparison.failed == (moved < -limit)
+    assert (comparison.verdict is Verdict.FASTER) == (moved > limit)
+
+
+def test_changed_environments_are_named_field_by_field() -> None:
+    new = replace(ENVIRONMENT, torch="2.14.0", commit="ba9876543210")
+    assert environment_changes(ENVIRONMENT, new) == ("torch: 2.13.0 -> 2.14.0",)
+    assert environment_changes(ENVIRONMENT, ENVIRONMENT) == ()
+
+
+def test_a_metric_the_baseline_lacks_is_not_judged() -> None:
+    then = baseline_of(measured(decode_tok_s=None, time_to_first_token_s=None))
+    comparison = compare(measured(), then)
+    assert [each.metric for each in comparison.changes] == [
+        "tok/s",
+        "tok/s per GB/s of the device",
+        "peak memory",
+        "model size",
+    ]
+    assert MEASUREMENT.device_bandwidth_share == 0.5

@@ -1,0 +1,127 @@
+"""float8: its codes, how they are rounded to, and products of rounded tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import float8_dynamic, float8_weight
+from llama_perf.kernels.packing import pack, to_lanes
+from tests.correctness.support.kernel_samples import DTYPES, FORMATS, ROUNDING, sample
+
+FORMAT = next(format for format in FORMATS if format.name == "float8")
+FLOAT8 = torch.arange(256, dtype=torch.int32)
+NOT_NAN = FLOAT8[FLOAT8 & 127 != 127]
+
+
+def test_every_float8_code_has_the_value_of_its_definition() -> None:
+    values = float8_weight.decode(NOT_NAN).tolist()
+    for code, value in zip(NOT_NAN.tolist(), values, strict=True):
+        sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+        fraction = mantissa / 8 + (exponent > 0)
+        expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 7) * fraction
+        assert value == expected
+        assert math.copysign(1, value) == (-1) ** sign
+    assert max(values) == float8_weight.LARGEST
+    whole = FLOAT8.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    assert torch.equal(float8_weight.decode(NOT_NAN), whole[NOT_NAN])
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
+    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * FLOAT8
+    codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
+    x = torch.ones((tokens, 256))
+    expected = float8_weight.decode(NOT_NAN).expand(tokens, 254)
+    found = float8_weight.float8_weight_op(x, codes, scale, 254)
+    assert torch.equal(found, expected)
+    # A compiler that takes subnormal numbers for zeros would show here.
+    torch._dynamo.reset()
+    compiled = torch.compile(float8_weight.float8_weight, fullgraph=True)
+    assert torch.equal(compiled(x, codes, scale, 254), expected)
+    torch._dynamo.reset()
+
+
+def float8_values() -> Tensor:
+    """Codes, the middles between them, what lies beside both, and random values."""
+    exact = float8_weight.decode(NOT_NAN).sort().values
+    middles = (exact[1:] + exact[:-1]) / 2
+    ends = torch.cat([exact, middles])
+    beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
+    draw = torch.Generator().manual_seed(3)
+    drawn = torch.randn(20000, generator=draw) * 2.0 ** torch.randint(
+        -30, 8, (20000,), generator=draw
+    )
+    tiny = torch.tensor([1e-45, -1e-45, 1e-38, 0.0, -0.0])
+    return torch.cat([ends, *beside, drawn, tiny]).clamp(-448, 448)
+
+
+def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
+    values = float8_values()
+    exact = float8_weight.decode(NOT_NAN)
+    found = float8_weight.decode(float8_weight.encode(values))
+    nearest = (values.double().unsqueeze(1) - exact.double()).abs().amin(1)
+    assert torch.equal((found.double() - values.double()).abs(), nearest)
+    assert torch.equal(float8_weight.decode(float8_weight.encode(exact)), exact)
+    positive = exact[exact >= 0]
+    middles = (positive[1:] + positive[:-1]) / 2
+    assert (float8_weight.encode(middles) % 2 == 0).all()
+    too_large = torch.tensor([449.0, -1e30])
+    assert float8_weight.decode(float8_weight.encode(too_large)).tolist() == [448, -448]
+
+
+def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:
+    values = float8_values()
+    expected = float8_weight.decode(float8_weight.encode(values))
+    assert torch.equal(float8_weight.rounded(values), expected)
+    compiled = torch.compile(float8_weight.rounded, fullgraph=True)
+    assert torch.equal(compiled(values), expected)
+    torch._dynamo.reset()
+
+
+def test_a_token_is_rounded_to_float8_by_its_own_peak_or_that_of_all() -> None:
+    x = torch.tensor([[0.0, 0.0], [4.48, -1.01], [-0.0448, 0.0201]])
+    values, scale = float8_dynamic.quantize_tokens(x)
+    assert values.tolist() == [[0, 0], [448, -104], [-448, 208]]
+    torch.testing.assert_close(scale[1:, 0], torch.tensor([0.01, 1e-4]))
+    values, scale = float8_dynamic.quantize_tokens(x, whole=True)
+    assert values.tolist() == [[0, 0], [448, -104], [-4.5, 2]]
+    torch.testing.assert_close(scale, torch.tensor([[0.01]]))
+    for whole in (False, True):
+        values, scale = float8_dynamic.quantize_tokens(x[:0], whole=whole)
+        assert (values.shape, len(scale)) == ((0, 2), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_float8_product_is_that_of_the_rounded_tokens(
+    whole: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tokens in (1, 2, 17):
+        packed = sample(FORMAT, (tokens, 33, 100), dtype)
+        # Far apart, and their values' sums past float16 but for the tokens' scales.
+        x = packed.x * 2.0 ** -torch.arange(tokens).view(-1, 1).to(dtype)
+        weight = (packed.codes, packed.scale * 100, packed.rows)
+        values, x_scale = float8_dynamic.quantize_tokens(x, whole=whole)
+        expected = float8_dynamic.reference(values, x_scale, *weight)
+        terms = replace(packed, x=values * x_scale, scale=weight[1])
+        allowed = ROUNDING[dtype] * terms.magnitude()
+        for fused in (False, True)[: 1 + (tokens == 1)]:
+            monkeypatch.setattr(float8_dynamic, "fused_here", lambda _x, now=fused: now)
+            found = float8_dynamic.float8_dynamic(x, *weight, whole=whole)
+            assert found.dtype == dtype
+            assert ((found.float() - expected).abs() <= allowed).all()
+
+
+def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
+    torch._dynamo.reset()
+    packed = sample(FORMAT, (1, 75, 160), torch.float32)
+    arguments = (packed.x, packed.codes, packed.scale, packed.rows)
+    expected = float8_dynamic.float8_dynamic(*arguments)
+    compiled = torch.compile(float8_dynamic.float8_dynamic, fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), expected)
+    torch._dynamo.reset()

@@ -1,0 +1,189 @@
+"""The kernels around a step's layers: interpreted on a CPU, for real on a card.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
+of its own: `test_in_the_interpreter` runs this file there.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf.llama.rotary import rotary
+from llama_perf.llama.sampling import Fed, sample
+from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
+from tests.correctness.support.interpreter import (
+    device,
+    outside,
+    run_in_the_interpreter,
+)
+
+__all__ = ["device"]  # A fixture.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# More than fits 32 bits.
+SEED = 1234567890123
+# Three programs of a sequence, the last of which has few.
+VOCABULARY = 4200
+TEMPERATURE = 0.8
+DRAWS = 250
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    run_in_the_interpreter(__file__, COUNT)
+
+
+def room(batch: int, device: torch.device, *, ragged: bool = False) -> Fed:
+    fed = Fed.room(batch, 8, ragged=ragged, device=device)
+    fed.seed.fill_(SEED)
+    return fed
+
+
+def chosen(
+    logits: Tensor, fed: Fed, top_k: int | None, *, greedy: bool = False
+) -> None:
+    from llama_perf.kernels.triton.launch_sampling import Sampling
+
+    sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
+    sampling(logits, fed)
+    assert sampling._arrivals is not None
+    assert not sampling._arrivals.any()
+
+
+def some_logits(batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of which many are alike, and some of either zero."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(batch, VOCABULARY, generator=generator).mul(8).round().div(4)
+    return drawn.to(device, dtype)
+
+
+def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tensor:
+    """Which tokens are drawn, by `sample` over the kernel's own numbers."""
+    from tests.correctness.support.drawn_numbers import exponentials
+
+    found = []
+    for count in range(rounds):
+        drawn = exponentials(seed, count, logits.shape)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Tensor, "exponential_", lambda self, *_a, e=drawn, **_k: self.copy_(e)
+            )
+            found.append(sample(logits, temperature=TEMPERATURE, top_k=top_k))
+    return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 200, 3000])
+def test_the_race_is_that_of_the_operators(
+    top_k: int | None, ragged: bool, device: torch.device
+) -> None:
+    """Token for token over the same numbers, whatever ties there are."""
+    dtype = DTYPES[((top_k or 0) + ragged) % 3]
+    logits = some_logits(2, dtype, device)
+    fed = room(2, device, ragged=ragged)
+    wanted = races(logits, top_k, fed.seed, 3)
+    before = torch.arange(fed.position.numel(), device=device).view_as(fed.position)
+    fed.position.copy_(before)
+    for _ in range(3):
+        chosen(logits, fed, top_k)
+    assert torch.equal(fed.history[:, :3], wanted)
+    assert torch.equal(fed.token, wanted[:, -1:])
+    assert torch.equal(fed.position, before + 3)
+    assert fed.count.item() == 3
+    assert not fed.history[:, 3:].any()
+
+
+def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None:
+    from tests.correctness.support.drawn_numbers import exponentials
+
+    seed = torch.tensor([SEED], device=device)
+    shape = torch.Size((4, 16384))
+    drawn = exponentials(seed, 0, shape)
+    assert drawn.min() > 0
+    assert drawn.isfinite().all()
+    # Each of equal shares of the distribution holds as many; of the small ones too.
+    for bound in (1.0, 1e-3):
+        some = drawn[drawn < bound].double()
+        uniform = -torch.expm1(-some) / -torch.expm1(-torch.tensor(bound).double())
+        counts = torch.histc(uniform.cpu(), 6, 0, 1).tolist()
+        assert chi_square([int(each) for each in counts], torch.full((6,), 1 / 6)) < (
+            LIMIT_5
+        )
+    others = (exponentials(seed, 1, shape), exponentials(seed + 2**32, 0, shape))
+    for other in (*others, drawn.roll(1, 0)):
+        both = torch.stack((drawn.flatten(), other.flatten()))
+        assert abs(both.corrcoef()[0, 1]) < 0.02
+    assert torch.equal(exponentials(seed, 0, shape), drawn)
+
+
+@pytest.mark.parametrize(("top_k", "limit"), [(None, LIMIT_5), (3, LIMIT_2)])
+def test_draws_follow_the_softmax(
+    top_k: int | None, limit: float, device: torch.device
+) -> None:
+    fed = room(DRAWS, device)
+    chosen(LOGITS.expand(DRAWS, -1).to(device), fed, top_k)
+    counts = torch.bincount(fed.token[:, 0].cpu(), minlength=6)
+    best = (LOGITS[0] / TEMPERATURE).topk(top_k or 6)
+    assert counts[best.indices].sum() == DRAWS
+    found = counts[best.indices].tolist()
+    assert chi_square(found, best.values.softmax(-1)) < limit
+
+
+def test_the_best_is_taken_and_the_first_of_those_alike(device: torch.device) -> None:
+    for dtype in DTYPES:
+        logits = some_logits(2, dtype, device)
+        fed = room(2, device)
+        chosen(logits, fed, None, greedy=True)
+        first = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+        assert torch.equal(fed.token[:, 0], first)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+def test_logits_that_are_no_numbers_end_too(value: float, device: torch.device) -> None:
+    for among in (slice(None), slice(7, 4000)):
+        logits = some_logits(1, torch.float32, device)
+        logits[:, among] = value
+        for top_k in (None, 200):
+            fed = room(1, device)
+            chosen(logits, fed, top_k)
+            assert 0 <= fed.token.item() < VOCABULARY
+            assert among.start is None or value > 0 or not 7 <= fed.token.item() < 4000
+
+
+def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
+    from llama_perf.kernels.triton.launch_sampling import launch
+
+    for vocabulary, most in ((32000, 1024), (128256, 512)):
+        for top_k in (most, most + 1):
+            found = launch(
+                vocabulary=vocabulary,
+                temperature=1.0,
+                top_k=top_k,
+                dtype=torch.bfloat16,
+            )
+            assert (found is None) == (top_k > most)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
+def test_a_step_starts_from_the_embedding_and_the_angles(
+    ragged: bool, device: torch.device
+) -> None:
+    from llama_perf.kernels.triton.launch_sampling import start
+
+    generator = torch.Generator().manual_seed(1)
+    embedding = torch.randn(20, 1100, generator=generator).to(device, torch.bfloat16)
+    frequencies = torch.rand(24, generator=generator).to(device)
+    tokens = torch.tensor([[3, 19], [0, 7]], device=device)
+    positions = torch.tensor([5, 131071], device=device)
+    if ragged:
+        tokens, positions = tokens[:, :1], positions[:, None]
+    x, (cos, sin), filled = start(tokens, positions, embedding, frequencies)
+    assert torch.equal(x, embedding[tokens])
+    for found, wanted in zip((cos, sin), rotary(frequencies, positions), strict=True):
+        torch.testing.assert_close(found, wanted.view(2, 24), rtol=0, atol=1e-6)
+    assert filled.tolist() == [6, 131072]
+
+
+# What the interpreter's process runs; a test that is added changes it.
+COUNT = 10 + 1 + 2 + 1 + 3 + 1 + 2

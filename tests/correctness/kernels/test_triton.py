@@ -1,0 +1,208 @@
+"""The Triton kernels against the reference: interpreted on a CPU, for real on a card.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
+of its own: `test_in_the_interpreter` runs this file there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels.packing import pack, to_lanes
+from tests.correctness.support.interpreter import (
+    INTERPRETED,
+    device,
+    outside,
+    run_in_the_interpreter,
+)
+from tests.correctness.support.kernel_samples import (
+    DTYPES,
+    FORMATS,
+    LLAMA,
+    OPERATORS,
+    PATTERNS,
+    Format,
+    Packed,
+    assert_close,
+    assert_special,
+    sample,
+    with_special_rows,
+)
+
+__all__ = ["device"]  # A fixture.
+NAMES = [format.name for format in FORMATS]
+# (M, N, K): a product of few tokens and one of many, off every tile's size; the last
+# two for sums of several splits and steps.
+SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
+LONG = ((1, 16, 4096), (17, 20, 640))
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    run_in_the_interpreter(__file__, COUNT)
+
+
+def by_triton(packed: Packed) -> Tensor:
+    from llama_perf.kernels.triton import launch_products
+
+    def grouped(
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        rows: int,
+        bits: int,
+        kind: int,
+    ) -> Tensor:
+        return launch_products.grouped_product(
+            x, codes, scale, zero, rows, bits=bits, kind=kind
+        )
+
+    others = {
+        "int8": launch_products.int8_product,
+        "fp6": launch_products.fp6_product,
+        "float8": partial(launch_products.float8_product, dtype=packed.x.dtype),
+        "sparse": launch_products.sparse_product,
+    }
+    return packed.call(grouped, others)
+
+
+def check(packed: Packed, device: torch.device) -> None:
+    found = by_triton(packed.on(device))
+    assert_close(found.cpu(), packed)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_a_product_is_that_of_the_reference(
+    format: Format, device: torch.device
+) -> None:
+    for index, shape in enumerate(SHAPES):
+        check(sample(format, shape, DTYPES[index % 3]), device)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+def test_special_scales_and_codes_change_their_own_row_alone(
+    format: Format, device: torch.device
+) -> None:
+    for shape, dtype in (
+        ((2, 19, 160), torch.float32),
+        ((9, 19, 160), torch.bfloat16),
+    ):
+        packed = with_special_rows(sample(format, shape, dtype))
+        # The interpreter's numpy warns of infinity times zero.
+        with np.errstate(invalid="ignore"):
+            found = by_triton(packed.on(device))
+        assert_special(found.cpu(), packed)
+
+
+@pytest.mark.parametrize("shape", LLAMA, ids=str)
+def test_the_shapes_of_llama_models_scaled_down(
+    shape: tuple[int, int], device: torch.device
+) -> None:
+    format = OPERATORS[LLAMA.index(shape) % len(OPERATORS)]
+    for tokens in (1, 17):
+        check(sample(format, (tokens, *shape), torch.bfloat16), device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
+    for format in OPERATORS:
+        for shape in ((2, 33, 64), (10, 33, 64)):
+            check(sample(format, shape, dtype), device)
+
+
+@pytest.mark.parametrize("tokens", range(1, 18))
+def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
+    for format in OPERATORS:
+        check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
+
+
+@pytest.mark.parametrize("shape", LONG, ids=str)
+def test_a_long_row_in_several_steps_and_splits(
+    shape: tuple[int, int, int], device: torch.device
+) -> None:
+    for format in OPERATORS[1:]:
+        check(sample(format, shape, torch.float32), device)
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
+def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) -> None:
+    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
+
+    tokens, rows, columns = shape
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(-127, 128, (tokens, columns), generator=draw, dtype=torch.int8)
+    codes = torch.randint(0, 256, (rows, columns), generator=draw)
+    packed, scale = pack(codes, 8), to_lanes(torch.ones(rows))
+    one = torch.ones((tokens, 1))
+    exact = int8_dynamic.reference(x, one, packed, scale, rows)
+    for asm in (False,) if INTERPRETED else (False, True):
+        parts = (each.to(device) for each in (x, one, packed, scale))
+        found = int8_dynamic_product(*parts, rows, asm=asm)
+        assert torch.equal(found.cpu(), exact)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_fp6_code(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels.fp6_weight import decode
+    from llama_perf.kernels.triton.launch_products import fp6_product
+
+    codes = torch.arange(64, dtype=torch.int32)
+    weight = torch.zeros((64, 64), dtype=torch.int32).fill_diagonal_(1) * codes
+    packed, scale = pack(weight, 6), to_lanes(torch.ones(64))
+    x = torch.ones((tokens, 64))
+    parts = (each.to(device) for each in (x, packed, scale))
+    found = fp6_product(*parts, 64)
+    assert torch.equal(found.cpu(), decode(codes).expand(tokens, 64))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_float8_code(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels.float8_weight import decode
+    from llama_perf.kernels.triton.launch_products import float8_product
+
+    codes = torch.arange(256, dtype=torch.int32)
+    codes -= (codes & 127 == 127).int()
+    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * codes
+    packed, scale = pack(weight, 8), to_lanes(torch.ones(256))
+    for dtype in DTYPES:
+        x = torch.ones((tokens, 256), dtype=dtype)
+        parts = (each.to(device) for each in (x, packed, scale))
+        found = float8_product(*parts, 256, dtype=torch.float32)
+        assert torch.equal(found.cpu(), decode(codes).expand(tokens, 256))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
+    from llama_perf.kernels import sparse as sparse_weight
+    from llama_perf.kernels.triton.launch_products import sparse_product
+
+    # A row for each pattern; token by token another place of the quads is asked for.
+    values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
+    places = torch.tensor(PATTERNS).repeat(1, 256)
+    packed = pack(values | (places << 4), sparse_weight.BITS)
+    scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
+    for quad in (0, 1, 17, 200, 255):
+        x = torch.zeros((tokens, 1024))
+        for token in range(tokens):
+            x[token, 4 * quad + token % 4] = token + 1
+        parts = (each.to(device) for each in (x, packed, scale))
+        expected = sparse_weight.reference(x, packed, scale, 6)
+        assert torch.equal(sparse_product(*parts, 6).cpu(), expected)
+
+
+@pytest.mark.parametrize("columns", [4, 36, 132, 576])
+def test_a_sparse_weight_whose_last_group_is_short(
+    columns: int, device: torch.device
+) -> None:
+    for tokens in (1, 10):
+        check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
+
+
+COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 3 * 2 + 4

@@ -1,0 +1,399 @@
+"""The fused kernels against the modules: interpreted on a CPU, for real on a card.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
+of its own: `test_in_the_interpreter` runs this file there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_perf import quantize_model
+from llama_perf.checkpoints.load import build_model
+from llama_perf.errors import NotRunnable, SpecError, ValuesError
+from llama_perf.kernels import int8_dynamic
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.linear import Linear
+from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.int8dq import Int8DynamicWeight
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.interpreter import (
+    INTERPRETED,
+    device,
+    outside,
+    run_in_the_interpreter,
+)
+from tests.correctness.support.weights_samples import tiny_weights
+
+__all__ = ["device"]  # A fixture.
+# Rows that fill no block of sixteen, columns that fill no step; as few programs as
+# have all of a layer's parts, since the interpreter takes 50 ms for each.
+SMALL = ModelConfig(
+    dim=32,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    intermediate_size=64,
+    vocab_size=20,
+    head_dim=48,
+)
+# One of each way through the kernels; every format's sums are those of the kernels that
+# test_triton.py has. Dtypes take turns; that of int8dq is float32, since the
+# modules round to bfloat16, by up to a quarter of a step, what they round to int8 then,
+# and the kernel does not.
+SCHEMES = (
+    None,
+    "int4wo-32",
+    "uintx-3-8",
+    "int8dq",
+    "fp6",
+    "sparse-marlin",
+)
+# Of rounding where it is stored, by dtype: a few times its unit.
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+# int8dq rounds each activation, which a last bit can turn over.
+TURNED = 2e-2
+# A product that is given this finds the peak of its activations by itself.
+NO_PEAK = {"peak": None}
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    run_in_the_interpreter(__file__, COUNT)
+
+
+def small_model(
+    scheme: str | None, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    model = build_model(tiny_weights(SMALL), dtype=dtype, device=device)
+    # Norms that change something, and logits that differ.
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            drawn = torch.rand(weight.shape, generator=generator) + 0.5
+            weight.data.copy_(drawn)
+    return model if scheme is None else quantize_model(model, scheme, kernels="native")
+
+
+def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
+    weights = tiny_weights(replace(SMALL, n_layers=2))
+    return build_model(weights, dtype=dtype, device=device)
+
+
+def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
+    """The modules' engine and the fused one over the same weights."""
+    each = {"cache_size": 24, **options}
+    return Engine(model, **each), Engine(model, **each, fused=True)  # type: ignore[arg-type]
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    wanted = wanted.float()
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def check(plain: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
+    """A prompt, then a step, by both; what the caches hold as well."""
+    length = prompt.shape[1]
+    with torch.no_grad():
+        wanted, found = plain.prefill(prompt), fused.prefill(prompt)
+        assert distance(found, wanted) < limit
+        token = wanted.argmax(-1, keepdim=True)
+        at = torch.tensor([length], device=prompt.device)
+        wanted, found = plain.decode(token, at), fused.decode(token, at)
+        assert distance(found, wanted) < limit
+    for one, other in zip(plain._caches, fused._caches, strict=True):
+        for wanted, found in zip(one.whole(), other.whole(), strict=True):
+            assert distance(found, wanted) < limit
+            # Nothing beyond the positions that were written.
+            assert not found[:, :, length + 1 :].any()
+
+
+def limit_of(scheme: str | None, dtype: torch.dtype) -> float:
+    return max(CLOSE[dtype], TURNED) if scheme == "int8dq" else CLOSE[dtype]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_prompt_and_steps_are_those_of_the_modules(
+    scheme: str | None, device: torch.device
+) -> None:
+    dtype = tuple(CLOSE)[SCHEMES.index(scheme) % 3]
+    batch = 1 + SCHEMES.index(scheme) % 2
+    model = small_model(scheme, dtype, device)
+    prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
+    plain, fused = both(model, batch_size=batch)
+    check(plain, fused, prompt, limit_of(scheme, dtype))
+    step = fused._fused
+    assert not step._arrivals.any()
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_codes_of_a_quantized_cache_are_those_of_the_modules(
+    kind: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    model = small_model("int8wo", dtype, device)
+    plain, fused = both(model, batch_size=2, kv_cache=kind)
+    prompt = torch.tensor([[7, 8], [1, 12]], device=device)
+    # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
+    # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
+    turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
+    check(plain, fused, prompt, max(turned, CLOSE[dtype]))
+    same = 0
+    for one, other in zip(plain._caches, fused._caches, strict=True):
+        for name in ("k_cache", "v_cache"):
+            wanted, found = getattr(one, name), getattr(other, name)
+            same += int((wanted[:, :, :2] == found[:, :, :2]).sum())
+    held = 2 * plain._caches[0].k_cache[:, :, :2].numel()
+    # The modules round to float16 twice where the kernel does once: half a unit of a
+    # value is up to 0.06 of a step between codes.
+    assert same / held > (0.99 if dtype == torch.float32 else 0.94)
+
+
+def test_sequences_of_their_own_lengths(device: torch.device) -> None:
+    model = small_model("fp6", torch.float32, device)
+    plain, fused = both(model, batch_size=3)
+    prompt = torch.tensor([[7, 8], [1, 12], [9, 9]], device=device)
+    lengths = torch.tensor([2, 1, 2], device=device)
+    with torch.no_grad():
+        for engine in (plain, fused):
+            engine.prefill(prompt, lengths)
+        token, at = prompt[:, -1:], lengths[:, None]
+        wanted, found = plain.decode(token, at), fused.decode(token, at)
+    assert distance(found, wanted) < CLOSE[torch.float32]
+
+
+def test_a_prompt_of_many_tokens_runs_on_the_modules(device: torch.device) -> None:
+    model = small_model("int8wo", torch.float32, device)
+    plain, fused = both(model)
+    prompt = torch.arange(11, device=device).view(1, -1)
+    check(plain, fused, prompt, CLOSE[torch.float32])
+
+
+@pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
+def test_splits_of_the_columns_are_joined(
+    scheme: str | None, device: torch.device
+) -> None:
+    """Of many columns, whose parts several programs sum, with all there is around."""
+    from llama_perf.kernels.triton.launch_fused import fused_launch, project
+    from llama_perf.llama.fused import packed
+
+    columns = 1304
+    generator = torch.Generator().manual_seed(2)
+    layers = [nn.Sequential(Linear(columns, 20)) for _ in range(2)]
+    quantize = None
+    if scheme is not None:
+        quantize = make_quantizer(
+            scheme, kernels="native", device=device, dtype=torch.float32
+        )
+    for layer in layers:
+        drawn = torch.randn(20, columns, generator=generator) / columns**0.5
+        layer[0].weight = nn.Parameter(drawn, requires_grad=False)
+        layer.to(device)
+        if quantize is not None:
+            quantize(layer, "layer")
+    x = torch.randn(2, columns, generator=generator).to(device)
+    gain = torch.rand(columns, generator=generator).to(device) + 0.5
+    weights = [packed(layer[0].weight, "weight") for layer in layers]
+    assert fused_launch(weights[0], 2, weights=2).splits > 1
+    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
+    gate, up = (layer(norm) for layer in layers)
+    limit = limit_of(scheme, torch.float32)
+    for _ in range(2):
+        found = project(x, weights[0], arrivals, gain=gain, eps=1e-5, second=weights[1])
+        assert distance(found, F.silu(gate) * up) < limit
+    before = torch.randn(2, 20, generator=generator).to(device)
+    residual = before.clone()
+    assert project(x, weights[0], arrivals, residual=residual) is residual
+    assert distance(residual, before + layers[0](x)) < limit
+    assert not arrivals.any()
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
+def test_a_peak_that_was_left_is_the_one_that_would_be_found(
+    norm: bool, device: torch.device
+) -> None:
+    """To the last bit, by kernels that take one, leave one and clear another."""
+    from llama_perf.kernels.triton.launch_fused import project
+    from llama_perf.llama.fused import packed
+
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(4, 20, 32, generator=generator)
+    layer = nn.Sequential(Linear(20, 32))
+    layer[0].weight = nn.Parameter(drawn[0].T.contiguous(), requires_grad=False)
+    layer.to(device)
+    quantize = make_quantizer(
+        "int8dq", kernels="native", device=device, dtype=torch.float32
+    )
+    quantize(layer, "layer")
+    weight = packed(layer[0].weight, "weight")
+    x, residual = drawn[1, :3, :20].to(device), drawn[2, :3].to(device)
+    gain = drawn[3, 0].abs().to(device)
+    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    own = drawn[3, 1, :20].abs().to(device) if norm else None
+    size = x.abs() if own is None else (x * own).abs()
+    peak = torch.zeros(8, dtype=torch.int32, device=device)
+    peak[:3] = size.amax(1).view(torch.int32)
+    norm_of: dict[str, Any] = {"gain": own, "eps": 1e-5}
+    wanted = project(x, weight, arrivals, residual=residual.clone(), **norm_of)
+    left = torch.zeros_like(peak)
+    cleared = torch.full_like(peak, 7)
+    found = project(
+        x,
+        weight,
+        arrivals,
+        residual=residual.clone(),
+        peak=peak,
+        left=left,
+        cleared=cleared,
+        next_gain=gain,
+        **norm_of,
+    )
+    assert torch.equal(found, wanted)
+    assert torch.equal(left.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
+    assert not left[3:].any()
+    assert not cleared.any()
+    left.zero_()
+    gated = project(x, weight, arrivals, second=weight, left=left, **norm_of)
+    assert torch.equal(left.view(torch.float32)[:3], gated.abs().amax(1))
+
+
+def test_peaks_are_left_for_all_products_behind_another(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step all; of a prompt those of attention, and the head, find their own."""
+    from llama_perf.kernels.triton import launch_fused
+
+    model = two_layers(torch.float32, device)
+    quantized = quantize_model(model, "int8dq", kernels="native")
+    plain, fused = both(quantized)
+    peaked: list[bool] = []
+    run = launch_fused._run
+
+    def spied(*arguments: Any, **more: Any) -> None:
+        peaked.append(more["PEAKED"])
+        run(*arguments, **more)
+
+    monkeypatch.setattr(launch_fused, "_run", spied)
+    check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
+    prompt = [True, False, True, True] * 2 + [False]
+    assert peaked == prompt + [True] * len(prompt)
+
+
+def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, step after step: none sees what another one left."""
+    from llama_perf.llama import fused as fused_step
+
+    model = two_layers(torch.float16, device)
+    model = quantize_model(model, "int8dq", kernels="native")
+    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
+
+    def logits() -> Tensor:
+        engine = Engine(model, cache_size=24, batch_size=2, fused=True)
+        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, temperature=0)
+        return found
+
+    found = logits()
+    for name in ("project", "project_heads"):
+        run = getattr(fused_step, name)
+        monkeypatch.setattr(
+            fused_step, name, lambda *x, run=run, **more: run(*x, **more | NO_PEAK)
+        )
+    assert torch.equal(found, logits())
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32"])
+def test_values_of_a_fused_row_are_checked(
+    scheme: str | None, device: torch.device
+) -> None:
+    model = small_model(scheme, torch.float32, device)
+    row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
+    prepared = Prepared(
+        row=row,
+        engine=Engine(model, cache_size=24, fused=True),
+        prompt=torch.tensor([[3, 1]], device=device),
+        weights="synthetic",
+        build_s=0.0,
+    )
+    generator = torch.Generator(device=device).manual_seed(0)
+    check = check_values(prepared, warm_up(prepared, generator))
+    assert check.against == OPERATORS
+    assert check.tokens == 3
+    with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
+        check_values(prepared, warm_up(prepared, generator, damaged=True))
+
+
+def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
+    model = small_model("int4wo-32", torch.float32, device)
+    prompt = torch.tensor([[3, 1, 4]], device=device)
+    wanted, found = (
+        engine.generate(prompt, max_new_tokens=4, temperature=0)
+        for engine in both(model)
+    )
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it runs anywhere")
+def test_what_cannot_be_fused_says_why() -> None:
+    row = {"model": "Llama-2-7b-chat-hf", "fused": True}
+    for changed, reason in (
+        ({"device": "cpu"}, "need device 'cuda'"),
+        ({"quantization": "int8wo", "kernels": "torchao"}, "kernels = 'native'"),
+        ({"attention": "sdpa"}, "attention = 'decode'"),
+        ({"batch_size": 9}, "at most 8"),
+    ):
+        with pytest.raises(SpecError, match=reason):
+            RowSpec(**row, **changed)  # type: ignore[arg-type]
+    assert RowSpec(**row).id.endswith(".fused")  # type: ignore[arg-type]
+    model = build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(NotRunnable, match="fused: it needs a CUDA device, not cpu"):
+        Engine(model, cache_size=8, fused=True)
+
+
+def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
+    model = small_model("float8dq-row", torch.float32, device)
+    named = r"fused: output\.weight, Float8"
+    with pytest.raises(NotRunnable, match=named):
+        Engine(model, cache_size=8, fused=True)
+    narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
+    with pytest.raises(NotRunnable, match="heads are 8 wide; allowed: multiples of 16"):
+        Engine(narrow, cache_size=8, fused=True)
+    with pytest.raises(NotRunnable, match="a batch of 9 is not allowed"):
+        Engine(narrow, batch_size=9, cache_size=8, fused=True)
+
+
+@pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
+def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
+    preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_perf.llama.fused import packed
+
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
+    layer = nn.Sequential(Linear(32, 20))
+    quantize = make_quantizer(
+        "int8dq", kernels="native", device=device, dtype=torch.float32
+    )
+    quantize(layer, "layer")
+    weight = layer[0].weight
+    if device.type == "cpu":
+        assert (weight.codes.dtype == torch.int8) == preferred
+    found = packed(weight, "weight")
+    assert found.codes.dtype == torch.int32
+    held = Int8DynamicWeight(found.codes, weight.scale, 20, 32, torch.float32)
+    assert torch.equal(held.dequantize(), weight.dequantize())
+
+
+# What the interpreter's process runs; a test that is added changes it.
+COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 3 + 3

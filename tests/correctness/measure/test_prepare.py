@@ -1,0 +1,347 @@
+"""From a row to a model, a prompt and an engine; and what is refused on the way."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llama_perf import load_model
+from llama_perf.checkpoints.locate import SMOLLM2
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
+from llama_perf.llama.config import ModelConfig
+from llama_perf.measure import prepare as build
+from llama_perf.measure.live_bytes import LiveBytes
+from llama_perf.measure.prepare import build_model, check_runnable, prepare
+from llama_perf.measure.timing import time_generation
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.known_bugs import broken_upstream
+from llama_perf.rows.spec import RowSpec
+from scripts.doc_tables.smollm2 import smollm2_path
+from tests.correctness.support.tokenizer_samples import (
+    train_sentencepiece,
+)
+from tests.correctness.support.weights_samples import (
+    CONFIG_JSON,
+    TINY,
+    all_weights,
+    tiny_weights,
+    write_json,
+)
+
+CPU = torch.device("cpu")
+# 2.6 MB a layer in float32: large beside what quantizing leaves over.
+WIDE = ModelConfig(
+    dim=256,
+    n_layers=4,
+    n_heads=8,
+    n_kv_heads=4,
+    intermediate_size=512,
+    vocab_size=256,
+    head_dim=32,
+)
+LAYER_BYTES = 4 * 256 * (512 + 256 + 3 * 512 + 2)
+ROW = RowSpec(
+    model="stories15M", dtype="float32", device="cpu", max_new_tokens=4, num_samples=1
+)
+
+
+class WatchedReader:
+    """Another reader; notes which of the weights it gave are still in memory."""
+
+    def __init__(self, reader: WeightsReader) -> None:
+        self.config, self.source = reader.config, reader.source
+        self.saved = reader.saved
+        self._reader = reader
+        self._given: list[weakref.ref[torch.UntypedStorage]] = []
+        self.held: list[int] = []
+
+    def _give(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.held.append(sum(each() is not None for each in self._given))
+        self._given += [
+            weakref.ref(each.untyped_storage()) for each in weights.values()
+        ]
+        return weights
+
+    def embedding(self) -> Tensor:
+        return self._give({"weight": self._reader.embedding()})["weight"]
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        return self._give(self._reader.layer(index))
+
+    def final(self) -> dict[str, Tensor]:
+        return self._give(self._reader.final())
+
+
+def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
+    """The most and the last of live tensor bytes while a model is built."""
+    quantizer = None
+    if scheme is not None:
+        quantizer = make_quantizer(
+            scheme, kernels="torchao", device=CPU, dtype=torch.float32
+        )
+    reader = tiny_weights(replace(WIDE, n_layers=layers))
+    with LiveBytes("cpu") as live:
+        model = build_model(
+            reader, dtype=torch.float32, device=CPU, quantizer=quantizer
+        )
+    assert live.now >= model.weight_bytes(), "the count misses tensors"
+    return live.peak, live.now
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "float8wo", "int4wo-64"])
+def test_the_peak_is_the_finished_model_and_no_more_with_more_layers(
+    scheme: str | None,
+) -> None:
+    (peak, final), (deep_peak, deep_final) = (
+        peak_bytes(4, scheme),
+        peak_bytes(12, scheme),
+    )
+    # What was read, what was moved, and what quantizing one weight takes.
+    assert peak - final < 3 * LAYER_BYTES
+    # Eight more layers add what they keep, and nothing while they are built.
+    assert deep_peak - peak == deep_final - final
+    if scheme is not None:
+        assert deep_peak < 12 * LAYER_BYTES, "less than the unquantized model alone"
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo"])
+def test_what_was_read_is_gone_before_the_next_is_read(scheme: str | None) -> None:
+    quantizer = None
+    if scheme is not None:
+        quantizer = make_quantizer(
+            scheme, kernels="torchao", device=CPU, dtype=torch.float32
+        )
+    reader = WatchedReader(tiny_weights(WIDE))
+    build_model(reader, dtype=torch.float32, device=CPU, quantizer=quantizer)
+    assert reader.held == [0] * (WIDE.n_layers + 2)
+
+
+def test_a_model_shares_no_memory_with_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), tmp_path / "model.pth")
+    model = load_model(tmp_path)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    with (tmp_path / "model.pth").open("r+b") as file:
+        file.write(b"\xff" * (tmp_path / "model.pth").stat().st_size)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("length", [1, 6, 200])
+def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> None:
+    row = replace(ROW, prompt_length=length, batch_size=3)
+    prompt = prepare(row).prompt
+    assert prompt.shape == (3, length)
+    assert prompt.dtype == torch.int64
+    assert torch.equal(prompt, prompt[:1].expand(3, -1))
+    assert torch.equal(prompt, prepare(row).prompt)
+    assert prompt.unique().numel() > length // 2
+
+
+def test_a_prompt_is_text_where_there_is_a_tokenizer() -> None:
+    tokenizer = load_tokenizer(smollm2_path())
+    row = replace(ROW, model=SMOLLM2, prompt_length=150, batch_size=2)
+    prepared = prepare(row)
+    assert prepared.prompt.shape == (2, 150)
+    text = tokenizer.decode(prepared.prompt[0].tolist())
+    assert "Hello, my name is Ada" in text
+    assert text.count("lighthouse") > 1, "repeated until it is long enough"
+    assert prepared.weights.startswith("gguf:")
+
+
+def test_a_prompt_that_is_given_is_used() -> None:
+    given = torch.tensor([[5, 4, 3, 2, 1, 0]])
+    prepared = prepare(ROW, prompt=given)
+    assert torch.equal(prepared.prompt, given)
+    assert prepared.weights == "synthetic"
+    assert prepared.engine.cache_size == 10
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    write_json(folder / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), folder / "model.pth")
+    train_sentencepiece(folder)
+    row = replace(ROW, model="tiny")
+    with pytest.raises(TokenizerError) as caught:
+        prepare(row, checkpoints=tmp_path)
+    assert f"360 tokens is not allowed for a model of {TINY.vocab_size}" in str(
+        caught.value
+    )
+
+
+def test_too_little_memory_is_not_run_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "llama_perf.measure.prepare.free_memory_bytes", lambda _: 3_000_000_000
+    )
+    row = replace(ROW, model="Llama-2-7b-chat-hf", dtype="bfloat16")
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable) as caught:
+            check(row)
+        assert str(caught.value) == (
+            "it needs 13.5 GB, of it 0.0 GB for a cache_size of 10; 3.0 GB are free"
+        )
+
+
+@pytest.mark.parametrize("kind", [False, True, "fp8"])
+@pytest.mark.parametrize("attention", ["decode", "sdpa"])
+def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
+    row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
+    told: list[str] = []
+    prepared = prepare(row, notify=told.append)
+    assert told == ["filling 9 positions"]
+    assert prepared.engine.filled == 9
+    assert prepared.engine.cache_size == ROW.positions + 9
+    held = prepared.engine._caches[-1].k_cache
+    assert held[:, :, :9].any(-1).all()
+    assert not held[:, :, 9:].any()
+    filling = held[:, :, :9].clone()
+    for _ in range(2):
+        sample = time_generation(prepared, torch.Generator().manual_seed(0))
+        assert sample.tokens.shape == (1, ROW.prompt_length + ROW.max_new_tokens)
+    assert torch.equal(held[:, :, :9], filling)
+
+
+def test_a_ragged_row_has_prompts_of_every_length() -> None:
+    row = replace(ROW, batch_size=4, ragged=True, prompt_length=7)
+    prepared = prepare(row)
+    assert prepared.prompt.shape == (4, 7)
+    assert prepared.lengths is not None
+    assert prepared.lengths.tolist() == [1, 3, 5, 7]
+    sample = time_generation(prepared, torch.Generator().manual_seed(0))
+    assert sample.tokens.shape == (4, 7 + ROW.max_new_tokens)
+    assert prepare(ROW).lengths is None
+
+
+def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
+    told: list[str] = []
+    prepare(replace(ROW, cache_size=257), notify=told.append)
+    assert told == [
+        "warning: a cache of 257 positions is longer than the 256 that this model was"
+        " trained for"
+    ]
+    told.clear()
+    prepare(replace(ROW, cache_size=256), notify=told.append)
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"quantization": "fp6", "kernels": "torchao"},
+            "scheme fp6 is not built on ",
+        ),
+    ],
+)
+def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> None:
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable, match=reason):
+            check(replace(ROW, **change))
+
+
+def test_a_row_to_compile_without_a_compiler_is_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "llama_perf.measure.toolchain._cpp_problem", lambda: "no compiler"
+    )
+    with pytest.raises(NotRunnable, match="no compiler"):
+        check_runnable(replace(ROW, compile=True))
+    check_runnable(ROW)
+
+
+@pytest.mark.parametrize("torch_version", ["2.11.0+cu130", "2.12.1"])
+def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
+    row = replace(ROW, quantization="int8dq", kernels="torchao", compile=True)
+    reason = broken_upstream(row, torch_version=torch_version)
+    assert reason.startswith(f"torch {torch_version} compiles torchao's int8dq of one")
+    for other in ({"compile": False}, {"quantization": "int8wo"}, {"device": "cuda"}):
+        changed = replace(row, **other)
+        assert broken_upstream(changed, torch_version=torch_version) == ""
+    assert broken_upstream(row, torch_version="2.13.0a0+git") == ""
+    if here := broken_upstream(row):
+        with pytest.raises(NotRunnable, match=re.escape(here)):
+            check_runnable(row)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "compiled", "needs"),
+    [
+        ("float8wo", True, True),
+        ("float8wo", False, False),
+        ("float8dq-tensor", False, True),
+        ("int8wo", True, False),
+    ],
+)
+def test_float8_that_an_older_card_lacks_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, compiled: bool, needs: bool
+) -> None:
+    monkeypatch.setattr(build, "check_device", torch.device)
+    monkeypatch.setattr(build, "build_problem", lambda _row: None)
+    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: 10**12)
+    row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
+    row = replace(row, kernels="torchao", compile=compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    if needs:
+        with pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up"):
+            check_runnable(row)
+    else:
+        check_runnable(row)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
+    check_runnable(row)
+
+
+def test_a_cuda_row_without_a_card_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for check in (check_runnable, prepare):
+        with pytest.raises(NotRunnable, match="no CUDA device on this machine"):
+            check(replace(ROW, device="cuda"))
+    with pytest.raises(NotRunnable, match="no CUDA device on this machine"):
+        load_model("stories15M", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "Foo-17B"}, r"model: 'Foo-17B' is not allowed; allowed: .* 7B, 13B"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
+        ({"dtype": torch.int32}, "dtype: 'int32' is not allowed; allowed: float32"),
+        ({"device": "gpu"}, "device: 'gpu' is not allowed; allowed: cpu, cuda"),
+        ({"device": "meta"}, "device: 'meta' is not allowed; allowed: cpu, cuda"),
+    ],
+)
+def test_an_unknown_model_dtype_or_device_is_told_what_is_allowed(
+    options: dict[str, Any], message: str
+) -> None:
+    given = {"model": "stories15M", **options}
+    with pytest.raises(SpecError, match=message) as caught:
+        load_model(given.pop("model"), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["none/here", "model.pth", "weights.gguf"])
+def test_a_path_that_is_not_there_is_told_apart_from_a_name(path: str) -> None:
+    with pytest.raises(WeightsError, match=f"checkpoint: '{path}': no such file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float16])
+def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
+    model = load_model("stories15M", dtype=dtype)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert {each.dtype for each in model.parameters()} == {wanted}
+    assert not any(each.requires_grad for each in model.parameters())
+    assert not model.training

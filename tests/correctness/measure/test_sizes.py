@@ -1,0 +1,66 @@
+"""Model sizes: what is computed, what was published, what is documented."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama_perf import quantize_model
+from llama_perf.errors import SpecError
+from llama_perf.llama.config import preset
+from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
+from scripts.doc_tables.sizes import MODELS, documented, is_built, markdown, sizes
+from tests.correctness.quantize.test_apply import SMALL, small
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "scheme", [None, "int8wo", "int4wo-32", "uintx-3-4", "fp6", "float8dq-tensor"]
+)
+def test_a_size_is_that_of_the_model_itself(scheme: str | None, tied: bool) -> None:
+    config = replace(SMALL, n_layers=4, tied_embeddings=tied)
+    model = small(config)
+    if scheme is not None:
+        quantize_model(model, scheme, kernels="native")
+    found = native_model_bytes(config, scheme, dtype=torch.float32)
+    assert found == model.weight_bytes()
+
+
+def test_every_size_is_the_published_one_within_a_percent() -> None:
+    for size in sizes():
+        found = size.comparable_bytes / 1e9
+        assert found == pytest.approx(size.published_gb, rel=0.01), size
+        assert size.lean_bytes <= size.comparable_bytes, size
+
+
+def test_every_scheme_of_the_published_table_that_is_built_is_there() -> None:
+    wanted = {"int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "fp6"}
+    if is_built("sparse-marlin"):
+        wanted.add("sparse-marlin")
+    for model in MODELS:
+        shown = {size.scheme for size in sizes() if size.model == model}
+        assert shown == {*wanted, None}
+
+
+def test_the_document_has_the_sizes_that_are_computed() -> None:
+    assert documented() == markdown(), "python -m scripts.doc_tables sizes --write"
+
+
+def test_the_reference_layout_is_another_size_where_there_is_one() -> None:
+    for scheme, expected in (("uintx-2-8", True), ("int8wo", False), ("fp6", False)):
+        assert has_reference_layout(scheme) is expected
+        lean, reference = (
+            native_model_bytes(
+                SMALL, scheme, dtype=torch.bfloat16, reference_layout=layout
+            )
+            for layout in (False, True)
+        )
+        assert (lean < reference) is expected
+
+
+def test_a_scheme_that_does_not_fit_the_shape_has_no_size() -> None:
+    odd = replace(preset("7B"), intermediate_size=11010)
+    with pytest.raises(SpecError, match="the group size 64 must divide K = 11010"):
+        native_model_bytes(odd, "int4wo-64", dtype=torch.bfloat16)

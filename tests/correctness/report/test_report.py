@@ -1,0 +1,249 @@
+"""A report as text, markdown and JSON, and the command that draws one again."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_perf.cli.main import main
+from llama_perf.gate.verdict import compare
+from llama_perf.report.render import as_markdown, as_text
+from llama_perf.results.evidence import ValueCheck
+from llama_perf.results.records import Report, RowResult, Status
+from llama_perf.strict_json import from_json, to_json
+from tests.correctness.support.command_line import refusal
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    ENVIRONMENT,
+    MEASUREMENT,
+    PLAIN_LIMIT,
+    baseline_of,
+    chosen,
+    measured,
+    unmeasured,
+)
+
+OTHER = replace(CPU_ROW, compile=True)
+REFUSED = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
+
+
+def report_of(*results: RowResult, **changes: Any) -> Report:
+    return Report(
+        started="2026-01-02T03:04:05+00:00",
+        environment=ENVIRONMENT,
+        results=results,
+        **changes,
+    )
+
+
+def compared(*results: RowResult, **changes: Any) -> Report:
+    """The same beside a baseline of CPU_ROW and OTHER, both with MEASUREMENT."""
+    baseline = baseline_of(measured(), measured(OTHER))
+    verdicts = tuple(compare(result, baseline) for result in results)
+    return report_of(*results, comparisons=verdicts, **changes)
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """The cells of a markdown table, split where GitHub splits them."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
+    ]
+
+
+def test_every_figure_stands_in_its_column() -> None:
+    check = ValueCheck(
+        signal_to_noise_db=43.2,
+        least_db=14.0,
+        against="operators",
+        tokens=9,
+        ties=0,
+        seconds=0.1,
+    )
+    slower = measured(tok_s=60.0, peak_memory_bytes=1_250_000_000, check=check)
+    header, _, row = cells(as_markdown(compared(slower)))
+    assert list(zip(header, row, strict=True)) == [
+        ("row", CPU_ROW.id),
+        ("tok/s", "60.00"),
+        ("change", "-40.0%"),
+        ("decode tok/s", "110.00"),
+        ("first token ms", "50.0"),
+        ("GB/s", "10.00"),
+        ("% of bandwidth", "50.0"),
+        ("peak GB", "1.25"),
+        ("change", "+25.0%"),
+        ("model GB", "0.50"),
+        ("check dB", "43"),
+        ("verdict", "SLOWER"),
+    ]
+
+
+def test_a_row_without_figures_has_none() -> None:
+    _, _, row = cells(as_markdown(report_of(REFUSED)))
+    assert row == [CUDA_ROW.id, *["-"] * 10, "NOT_RUN"]
+
+
+def test_text_says_why_and_what_a_reader_must_know() -> None:
+    report = compared(
+        measured(tok_s=60.0, injected_slowdown=0.5),
+        measured(OTHER),
+        device_bandwidth_gb_s=20.0,
+        baseline_source="baseline.json, recorded then",
+        environment_changes=("torch: 2.12.0 -> 2.13.0",),
+        stale=("gone", "too"),
+    )
+    text = as_text(report)
+    lines = text.splitlines()
+    assert lines[0] == "every row: tiny.none.fp32.cpu"
+    assert [line.split()[0] for line in lines[3:5]] == ["eager", "compile"]
+    assert lines[6:] == [
+        f"SLOWER {CPU_ROW.id}: tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the"
+        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + PLAIN_LIMIT,
+        "device: Some CPU (cpu-some-2c), 20.0 GB/s measured in this run",
+        "torch 2.13.0, torchao 0.18.0, python 3.11.7",
+        "weights: synthetic",
+        f"injected slowdown of 50% in {CPU_ROW.id}",
+        "baseline: baseline.json, recorded then",
+        "changed since the baseline: torch: 2.12.0 -> 2.13.0",
+        "in the baseline but in no set: gone, too",
+        "2 rows: 2 run, 0 NOT_RUN (1 SLOWER, 1 SAME)",
+    ]
+    marked = as_markdown(report)
+    assert marked.startswith("### llama-perf: 2 rows: 2 run, 0 NOT_RUN (1 SLOWER, 1 S")
+    assert f"- **SLOWER** `{CPU_ROW.id}`: tok/s 100.00 -> 60.00 (" in marked
+    for line in lines[7:-1]:
+        assert f"- {line}\n" in marked
+
+
+@pytest.mark.parametrize(
+    ("report", "summary"),
+    [
+        (report_of(), "0 rows: 0 run, 0 NOT_RUN"),
+        (report_of(REFUSED), "1 row: 0 run, 1 NOT_RUN"),
+        (
+            report_of(measured(), measured(OTHER), REFUSED),
+            "3 rows: 2 run, 1 NOT_RUN (2 MEASURED)",
+        ),
+        (
+            compared(measured(), unmeasured(Status.INVALID, "it broke", OTHER)),
+            "2 rows: 2 run, 0 NOT_RUN (1 SAME, 1 INVALID)",
+        ),
+        (
+            compared(measured(), REFUSED, selected=5),
+            "2 rows: 1 run, 1 NOT_RUN (1 SAME); stopped before 3 more",
+        ),
+    ],
+)
+def test_the_summary_counts_what_was_run_and_what_was_not(
+    report: Report, summary: str
+) -> None:
+    assert as_text(report).splitlines()[-1] == summary
+    assert as_markdown(report).splitlines()[0] == f"### llama-perf: {summary}"
+
+
+def test_a_bar_in_a_cell_ends_no_cell() -> None:
+    row = replace(CPU_ROW, model="a|b\\|c")
+    header, _, found = cells(as_markdown(report_of(measured(row))))
+    assert len(found) == len(header)
+    assert found[0].replace(r"\|", "|") == row.id
+    assert row.id in as_text(report_of(measured(row)))
+
+
+def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
+    plain = report_of(measured(), measured(OTHER))
+    then = replace(MEASUREMENT, tok_s=107.38, device_bandwidth_gb_s=2039.0)
+    with_table = replace(plain, reference={OTHER.id: then})
+    for draw in (as_text, as_markdown):
+        assert "A100" not in draw(plain)
+    header, _, first, second = cells(as_markdown(with_table))
+    columns = ["verdict", "A100 tok/s", "speed-up", "A100 %", "A100 peak GB"]
+    assert header[-5:] == columns
+    assert first[-4:] == ["-", "-", "-", "-"]
+    assert second[-4:] == ["107.38", "0.93x", "0.5", "1.00"]
+
+
+def test_the_speed_up_over_the_a100_is_of_measured_rows_alone() -> None:
+    broken = unmeasured(Status.INVALID, "it broke", OTHER)
+    report = report_of(measured(tok_s=231.0), broken)
+    report = replace(report, reference={CPU_ROW.id: MEASUREMENT, OTHER.id: MEASUREMENT})
+    header, _, *found = cells(as_markdown(report))
+    assert [row[header.index("speed-up")] for row in found] == ["2.31x", "-"]
+
+
+def test_figures_end_and_words_begin_where_their_column_does() -> None:
+    report = compared(measured(tok_s=60.0), measured(OTHER, tok_s=101.0))
+    report = replace(report, reference={CPU_ROW.id: MEASUREMENT})
+    header, _, *rows = as_text(report).splitlines()[1:5]
+    for name in ("tok/s", "first token ms", "A100 tok/s", "A100 peak GB"):
+        end = header.index(name) + len(name)
+        assert all(row[end - 1] != " " and row[end : end + 1] in " " for row in rows)
+    begin = header.index("verdict")
+    assert [row[begin:].split()[0] for row in rows] == ["SLOWER", "SAME"]
+
+
+def test_what_autoquant_chose_is_a_table_below() -> None:
+    choices = (chosen("int8wo", columns=96), chosen("int4wo-64-hqq", reused=True))
+    report = report_of(measured(autoquant=choices), measured(OTHER))
+    text = as_text(report)
+    told = text.partition(f"autoquant chose for {CPU_ROW.id}:\n")[2].splitlines()
+    header, _, *lines = [re.sub(r" {2,}", " | ", line.strip()) for line in told[:4]]
+    assert header == (
+        "N | K | tokens x products | none | int8wo | int4wo-64-hqq | chosen | times"
+    )
+    products = "6 x 30, 1 x 450"
+    assert lines == [
+        f"128 | 96 | {products} | 4.00 ms | 2.50 ms | - | int8wo | taken now",
+        f"128 | 64 | {products} | 4.00 ms | 2.50 ms | 1.25 ms | int4wo-64-hqq | reused",
+    ]
+    assert text.count("autoquant chose") == 1
+    below = as_markdown(report).partition(f"autoquant chose for `{CPU_ROW.id}`:")[2]
+    assert cells(below)[2][-2:] == ["int8wo", "taken now"]
+
+
+def test_json_reads_back_as_the_same_report() -> None:
+    report = compared(
+        measured(tok_s=60.0, autoquant=(chosen("int8wo"),)),
+        REFUSED,
+        reference={CPU_ROW.id: MEASUREMENT},
+        selected=3,
+        stale=("gone",),
+    )
+    assert from_json(Report, to_json(report), source="report") == report
+
+
+def test_the_command_draws_a_file_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drawn(*options: str) -> str:
+        assert main(["report", str(path), *options]) == 0
+        return capsys.readouterr().out
+
+    report = compared(measured(tok_s=60.0), REFUSED)
+    path = tmp_path / "run.json"
+    path.write_text(to_json(report), encoding="utf-8")
+    assert drawn() == drawn("--format", "text") == as_text(report)
+    assert drawn("--format", "markdown") == as_markdown(report)
+    assert from_json(Report, drawn("--format", "json"), source="stdout") == report
+
+
+def test_the_command_refuses_what_is_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    assert "cannot be read: No such file" in refusal(capsys, "report", str(path))
+    path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
+    assert refusal(capsys, "report", str(path)).startswith(f"{path}: ")
+    document = json.loads(to_json(report_of(measured())))
+    document["results"][0]["row"]["dtype"] = "bf16"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    told = refusal(capsys, "report", str(path))
+    assert told.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
+    assert "invalid choice: 'html'" in refusal(
+        capsys, "report", str(path), "--format", "html"
+    )

