@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_perf.checkpoints.models import load_model, quantize_model
+    from llama_perf.checkpoints.load import load_model
     from llama_perf.checkpoints.save import save_model
     from llama_perf.llama.generate import generate
+    from llama_perf.quantize.model import quantize_model
 
 __all__ = ["generate", "load_model", "quantize_model", "save_model"]
 
@@ -23,8 +24,8 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in {"avx2", "default"}:
 
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {
-    "load_model": "llama_perf.checkpoints.models",
-    "quantize_model": "llama_perf.checkpoints.models",
+    "load_model": "llama_perf.checkpoints.load",
+    "quantize_model": "llama_perf.quantize.model",
     "save_model": "llama_perf.checkpoints.save",
     "generate": "llama_perf.llama.generate",
 }

@@ -1,4 +1,4 @@
-"""A reader's weights into a model, layer by layer.
+"""Checkpoints into models, layer by layer.
 
 The modules start on the meta device, one layer's weights are read, moved, quantized,
 and only then the next are read. The peak is the quantized model plus one layer. A
@@ -11,11 +11,56 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pathlib import Path
+from llama_perf.checkpoints.open_model import open_model
+from llama_perf.devices.device import check_device
+from llama_perf.errors import SpecError
+from llama_perf.rows.spec import DTYPE_TOKENS
 from llama_perf.llama.aside import Aside
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.checkpoints.reader import WeightsReader
+
+
+def load_model(
+    path_or_preset: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+) -> Transformer:
+    """A model from a checkpoint, from a model's name, or synthetic from a preset.
+
+    A checkpoint is a folder, a `model.pth` or a `.gguf`. Raises WeightsError for one
+    that is missing or damaged, SpecError for an unknown name, dtype or device,
+    NotRunnable where the device is not here.
+    """
+    wanted = parse_dtype(str(dtype).removeprefix("torch."))
+    target = parse_device(device)
+    reader, _ = open_model(
+        str(path_or_preset), checkpoints=None, dtype=wanted, device=target
+    )
+    return build_model(reader, dtype=wanted, device=target)
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """The torch device of a user's `device`; raises SpecError or NotRunnable."""
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise SpecError("device", str(device), "allowed: cpu, cuda") from None
+    if target.type not in {"cpu", "cuda"}:
+        raise SpecError("device", str(device), "allowed: cpu, cuda")
+    check_device(target.type)
+    return target
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a field's value; raises SpecError."""
+    if name not in DTYPE_TOKENS:
+        raise SpecError("dtype", name, f"allowed: {', '.join(DTYPE_TOKENS)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def build_model(

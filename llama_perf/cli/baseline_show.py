@@ -11,7 +11,8 @@ from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
 from llama_perf.gate.speed import describe_speeds
 from llama_perf.report.render import as_text
-from llama_perf.results.records import Baseline, Report, RowResult, Status
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection as row_sets
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import from_json

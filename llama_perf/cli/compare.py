@@ -21,9 +21,8 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_writable
 from llama_perf.gate.baselines import default_folder, project_file
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.gate.verdict import environment_changes
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.results.records import Report
+from llama_perf.results.run import Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.run.compared_run import Chosen
 from llama_perf.run.options import check_injections
@@ -134,7 +133,7 @@ def _report(arguments: argparse.Namespace, base: Side) -> Report:
         results=tuple(result for result, _ in judged),
         comparisons=tuple(comparison for _, comparison in judged),
         baseline_source=_source(arguments),
-        environment_changes=environment_changes(environments.get("base", head), head),
+        environment_changes=environments.get("base", head).changes(head),
     )
 
 

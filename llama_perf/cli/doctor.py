@@ -35,12 +35,8 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
     from llama_perf.checkpoints.open_model import open_model
     from llama_perf.devices import processor
-    from llama_perf.devices.device import (
-        collect,
-        default_device,
-        no_card,
-        package_version,
-    )
+    from llama_perf.devices.device import default_device, no_card, package_version
+    from llama_perf.measure.environment import collect
     from llama_perf.measure.machine_notes import machine_notes
     from llama_perf.measure.prepare import check_runnable
     from llama_perf.measure.toolchain import compiler_problem

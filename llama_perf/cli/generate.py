@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
     from llama_perf.measure.prepare import Prepared
     from llama_perf.measure.timing import Sample
-    from llama_perf.results.records import Measurement
+    from llama_perf.results.measurement import Measurement
 
 HELP = "generate text with one model and print its speed, as the reference did"
 _REFERENCE_VOCABULARY = 1024
@@ -113,7 +113,7 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
     if arguments.quantization is None:
         kernels = kernels or "native"
     elif kernels is None:
-        from llama_perf.checkpoints.models import preferred_kernels
+        from llama_perf.quantize.model import preferred_kernels
 
         kernels = preferred_kernels(arguments.quantization)
     return RowSpec(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llama_perf.report.render import FORMATS
-from llama_perf.results.merge import read_merged
+from llama_perf.results.run import read_merged
 
 HELP = "print the results of earlier runs as text, markdown or JSON"
 

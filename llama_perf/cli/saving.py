@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llama_perf.checkpoints.load import parse_dtype
 from llama_perf.checkpoints.locate import resolve_checkpoint
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
 from llama_perf.files import check_new_folder
-from llama_perf.measure.prepare import Prepared, parse_dtype
+from llama_perf.measure.prepare import Prepared
 from llama_perf.rows.spec import RowSpec
 
 

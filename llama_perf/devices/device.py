@@ -1,23 +1,22 @@
-"""The machine and library fingerprint, and the key that names a device's baselines."""
+"""Whether a device is present, its memory, and the key that names its baselines."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import re
 import subprocess
 import warnings
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from llama_perf.devices import driver, processor
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.results.records import Environment
-
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def check_device(device: str) -> torch.device:
@@ -86,30 +85,39 @@ def run_device(devices: Collection[str]) -> torch.device:
     return torch.device("cuda" if "cuda" in devices and card_is_here() else "cpu")
 
 
-def collect(device: torch.device) -> Environment:
-    """The fingerprint of `device` and of this process."""
+def fingerprint(device: torch.device) -> dict[str, Any]:
+    """What times depend on: the device, its driver and the libraries, by field."""
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else processor.name()
-    return Environment(
-        device_key=cuda_key(device)
+    return {
+        "device_key": cuda_key(device)
         if cuda
         else f"cpu-{_slug(name)}-{processor.cores()}c",
-        device_name=name,
-        device_memory_bytes=memory_bytes(device),
-        threads=torch.get_num_threads(),
-        driver=_driver() if cuda else None,
-        cuda=torch.version.cuda,
-        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        python=platform.python_version(),
-        torch=torch.__version__,
-        torchao=package_version("torchao"),
-        triton=package_version("triton"),
-        llama_perf=package_version("llama-perf"),
-        commit=_commit(),
-        float32_matmul_precision=torch.get_float32_matmul_precision(),
-        device_uuid=_uuid(device) if cuda else None,
-        cpu_features=None if cuda else processor.features(),
-    )
+        "device_name": name,
+        "device_memory_bytes": memory_bytes(device),
+        "threads": torch.get_num_threads(),
+        "driver": _driver() if cuda else None,
+        "cuda": torch.version.cuda,
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchao": package_version("torchao"),
+        "triton": package_version("triton"),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "device_uuid": _uuid(device) if cuda else None,
+        "cpu_features": None if cuda else processor.features(),
+    }
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that is no longer used back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -155,22 +163,13 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
-def _output(*command: str, cwd: Path | None = None) -> str | None:
+def _driver() -> str | None:
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, check=True, cwd=cwd
+            command, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
-
-
-def _driver() -> str | None:
-    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return text.splitlines()[0] if text else None
-
-
-def _commit() -> str | None:
-    if not (_CHECKOUT / "pyproject.toml").is_file():
-        return None
-    return _output("git", "rev-parse", "--short=12", "HEAD", cwd=_CHECKOUT)
+    lines = done.stdout.split()
+    return lines[0] if lines else None

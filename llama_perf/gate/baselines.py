@@ -14,15 +14,10 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.gate.noise import between_processes
-from llama_perf.results.records import (
-    Baseline,
-    BaselineRow,
-    Environment,
-    Measurement,
-    ProcessSamples,
-    RowResult,
-    Status,
-)
+from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json, write_atomically
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.results.records import RowResult
+from llama_perf.results.run import RowResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

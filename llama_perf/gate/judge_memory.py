@@ -15,7 +15,9 @@ from statistics import median
 from llama_perf.gate.confirmation import Trial, confirmation_of, undecided_since
 from llama_perf.gate.limits import Limits, describe, moved_by
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.results.records import BaselineRow, Measurement, MetricChange
+from llama_perf.results.baseline import BaselineRow
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.verdict import MetricChange
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,13 +32,11 @@ from llama_perf.gate.thresholds import (
     minimum_detectable,
     screen_limit,
 )
-from llama_perf.results.records import (
-    Baseline,
-    Environment,
-    Measurement,
-    MetricChange,
-    RowResult,
-)
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult
+from llama_perf.results.verdict import MetricChange
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from llama_perf.gate.thresholds import THRESHOLDS, change
-from llama_perf.results.records import MetricChange
+from llama_perf.results.verdict import MetricChange
 from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits
 from llama_perf.rows.spec import RowSpec
 

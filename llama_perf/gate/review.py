@@ -18,8 +18,7 @@ from llama_perf.gate.thresholds import (
     geometric_mean,
     screen_limit,
 )
-from llama_perf.gate.verdict import environment_changes
-from llama_perf.results.records import Baseline, BaselineRow
+from llama_perf.results.baseline import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
 
 # Between processes: from here on a baseline finds little but a collapse.
@@ -44,7 +43,7 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
         for then, row in both
         if (then.measurement, then.processes) != (row.measurement, row.processes)
     ]
-    environment = environment_changes(old.environment, new.environment, commit=True)
+    environment = old.environment.changes(new.environment, commit=True)
     if changed:
         grid = tabulate(changed, headers=_HEADERS, disable_numparse=True)
         lines += grid.splitlines()
@@ -101,6 +100,6 @@ def problems(baseline: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
                 " quieter machine"
             )
         if (other := row.environment) is not None:
-            changed = environment_changes(other, baseline.environment)
+            changed = other.changes(baseline.environment)
             if changed:
                 yield f"{row.id}: of another environment: {'; '.join(changed)}"

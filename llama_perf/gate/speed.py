@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llama_perf.gate.noise import Spread, between_processes, shrunk
 from llama_perf.gate.speed_baseline import Basis, bases, stored_values, unquantized_row
 from llama_perf.gate.thresholds import THRESHOLDS, geometric_mean, minimum_detectable
-from llama_perf.results.records import Baseline
+from llama_perf.results.baseline import Baseline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

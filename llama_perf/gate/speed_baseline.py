@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import Enum
 
-from llama_perf.results.records import Baseline, BaselineRow, Environment, Measurement
+from llama_perf.results.baseline import Baseline, BaselineRow
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from llama_perf.gate.limits import Limits
 from llama_perf.gate.thresholds import change
-from llama_perf.results.evidence import OperatorTime
-from llama_perf.results.records import Measurement
+from llama_perf.results.measurement import Measurement, OperatorTime
 
 # Of a step's time, from here on an operator's growth explains something.
 _EXPLAINS = 0.02

@@ -10,12 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, median
+from statistics import NormalDist, fmean
 
 from llama_perf.gate.noise import Spread, t_multiplier
-
-NS = 1e9
-GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,16 +45,6 @@ class Thresholds:
 
 
 THRESHOLDS = Thresholds()
-
-
-def median_rate(counts: int, durations_ns: Sequence[int]) -> float:
-    """The median of `counts` per second over the durations."""
-    return counts * NS / median(durations_ns)
-
-
-def median_seconds(durations_ns: Sequence[int]) -> float:
-    """The median of the durations in seconds."""
-    return median(durations_ns) / NS
 
 
 def change(current: float, baseline: float) -> float:

@@ -19,17 +19,11 @@ from llama_perf.gate.judge_speed import JudgedSpeed, judge_speed
 from llama_perf.gate.limits import Limits, describe, limits_of, moved_by
 from llama_perf.gate.speed_baseline import row_of
 from llama_perf.gate.step_changes import grown, more_work, other_choices
-from llama_perf.results.records import (
-    Baseline,
-    BaselineRow,
-    Comparison,
-    Environment,
-    Measurement,
-    MetricChange,
-    RowResult,
-    Status,
-    Verdict,
-)
+from llama_perf.results.baseline import Baseline, BaselineRow
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Comparison, MetricChange, Verdict
 
 
 def compare(
@@ -215,17 +209,6 @@ def _changes(
         for metric, before, current, limit, bad_sign in rows
         if before is not None and before > 0 and current is not None
     ]
-
-
-def environment_changes(
-    old: Environment, new: Environment, *, commit: bool = False
-) -> tuple[str, ...]:
-    """Which fields differ, each as "field: old -> new"; with `commit` that one too."""
-    return tuple(
-        f"{name}: {getattr(old, name)} -> {getattr(new, name)}"
-        for name in Environment.__dataclass_fields__
-        if (commit or name != "commit") and getattr(old, name) != getattr(new, name)
-    )
 
 
 def _verdict(

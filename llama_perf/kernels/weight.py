@@ -6,7 +6,9 @@ Knows neither torchao nor Triton: the numbers are those of the kernels' constant
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 PLAIN, CODES, SPARSE = 0, 1, 2
@@ -43,6 +45,17 @@ class Packed:
         shape = (self.rows, self.columns, self.codes.shape)
         how = (self.format, self.bits, self.decode, self.group, self.zero_kind)
         return (*types, *shape, *how, self.dynamic)
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A quantized weight that may have a form for the fused kernels."""
+
+    def packed(self) -> Packed | None:
+        """The weight as the fused kernels take it; None where they do not."""
+
+    def laid_out_for(self, device: torch.device) -> Packable:
+        """The same weight, not moved, in the layout that `device` multiplies."""
 
 
 def plain(weight: Tensor) -> Packed:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.graphs import captured, warm_up
-from llama_perf.llama.sampling import Fed, Feed
+from llama_perf.llama.sampling import Feed
 
 Prefill = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -34,7 +35,7 @@ class Step:
         prefill: Prefill,
         decode: Callable[[Tensor, Tensor], Tensor],
         feed: Feed,
-        fed: Fed,
+        fed: DecodeState,
     ) -> None:
         self._prefill = prefill
         self._decode = decode
@@ -86,7 +87,7 @@ class CapturedStep(Step):
         prefill: Prefill,
         decode: Callable[[Tensor, Tensor], Tensor],
         feed: Feed,
-        fed: Fed,
+        fed: DecodeState,
         *,
         generator: torch.Generator | None,
         few: int = 0,

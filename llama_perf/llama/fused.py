@@ -24,13 +24,12 @@ from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_fused import INTERPRETED, project, project_heads
 from llama_perf.kernels.triton.launch_sampling import Sampling, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
-from llama_perf.kernels.weight import Packed, plain
+from llama_perf.kernels.weight import Packable, Packed, plain
 from llama_perf.llama.attention import Seen, attend_filled
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.sampling import Feed
 from llama_perf.llama.transformer import Transformer, TransformerBlock, is_plain
-from llama_perf.quantize.packed_tensor import NativeTensor
 from llama_perf.rows.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
@@ -122,7 +121,7 @@ class FusedStep:
         return found is not None
 
     def feeding(self, temperature: float, top_k: int | None) -> Feed:
-        """The next token chosen by one kernel, drawn from `Fed.seed`."""
+        """The next token chosen by one kernel, drawn from `DecodeState.seed`."""
         return Sampling(temperature=temperature, top_k=top_k)
 
     def block(
@@ -276,7 +275,7 @@ def _packed_layer(
 def packed(weight: Tensor, name: str) -> Packed:
     """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
     found: Packed | None = None
-    if isinstance(weight, NativeTensor):
+    if isinstance(weight, Packable):
         # The interpreter's weights are on a CPU, which may prefer another layout.
         found = weight.laid_out_for(_CUDA).packed()
     elif is_plain(weight):

@@ -7,10 +7,11 @@ unlike `torch.multinomial` it needs no synchronisation. gpt-fast uses it so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from llama_perf.kernels.decode_state import DecodeState
 
 
 def sample(
@@ -32,38 +33,7 @@ def sample(
     return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fed:
-    """What a step of decoding feeds itself with: tensors that move on in place.
-
-    `token` is int64 (B, 1), `position`, where it is read, int64 (1,) or (B, 1);
-    `history`, int64 (B, N), holds the `count`, int64 (1,), tokens since the beginning.
-    `seed`, int64 (1,), is read by a `Feed` that draws from no generator.
-    """
-
-    token: Tensor
-    position: Tensor
-    history: Tensor
-    count: Tensor
-    seed: Tensor
-
-    @classmethod
-    def room(cls, batch: int, most: int, *, ragged: bool, device: torch.device) -> Fed:
-        """For `most` tokens of each sequence, with positions of its own if `ragged`."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        return cls(
-            token=zeros(batch, 1),
-            position=zeros(batch, 1) if ragged else zeros(1),
-            history=zeros(batch, most),
-            count=zeros(1),
-            seed=zeros(1),
-        )
-
-
-Feed = Callable[[Tensor, Fed], None]
+Feed = Callable[[Tensor, DecodeState], None]
 """Chooses the next token from logits (B, vocabulary) and moves all of it on."""
 
 
@@ -72,7 +42,7 @@ def feeding(
 ) -> Feed:
     """By `sample`, operator by operator."""
 
-    def feed(logits: Tensor, fed: Fed) -> None:
+    def feed(logits: Tensor, fed: DecodeState) -> None:
         token = sample(
             logits, temperature=temperature, top_k=top_k, generator=generator
         )

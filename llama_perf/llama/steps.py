@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.decode_step import CapturedStep, Prefill, Step
-from llama_perf.llama.sampling import Fed, feeding
+from llama_perf.llama.sampling import feeding
 from llama_perf.rows.spec import FUSED_TOKENS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Steps:
             feed = feeding(temperature=temperature, top_k=top_k, generator=drawn)
             if kernel and self._fused is not None:
                 feed = self._fused.feeding(temperature, top_k)
-            fed = Fed.room(
+            fed = DecodeState.room(
                 self._batch,
                 # What is captured serves every later generation too.
                 self._cache_size if self._capture else most,

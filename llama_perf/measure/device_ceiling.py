@@ -12,7 +12,7 @@ import torch
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.measure.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
 from llama_perf.measure.toolchain import triton_problem
-from llama_perf.results.evidence import Ceiling
+from llama_perf.results.measurement import Ceiling
 
 _FEW, _MANY = 64, 512
 

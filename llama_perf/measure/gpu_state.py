@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from llama_perf.results.evidence import CardState
+from llama_perf.results.measurement import CardState
 
 # Those that are no fault of what is measured. A power cap is the card's own limit,
 # which a faster kernel meets sooner; it is told and spoils nothing.

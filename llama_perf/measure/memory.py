@@ -8,13 +8,13 @@ process reset it; where that is not possible the size at the time of asking stan
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import re
 from pathlib import Path
 
 import psutil
 import torch
+
+from llama_perf.devices.device import release_memory
 
 
 class MemoryMeter:
@@ -57,17 +57,6 @@ class MemoryMeter:
         if self._cuda:
             return int(torch.cuda.max_memory_allocated(self._device))
         return None
-
-
-def release_memory(device: torch.device) -> None:
-    """Give memory that is no longer used back to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _reset_high_water() -> None:

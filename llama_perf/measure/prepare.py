@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.load import build_model, parse_dtype
 from llama_perf.checkpoints.open_model import open_model
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import (
@@ -20,19 +20,18 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     load_tokenizer,
 )
 from llama_perf.devices.device import check_device, free_memory_bytes
-from llama_perf.errors import NotRunnable, SpecError, TooLarge
+from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.predict import Prediction, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.known_bugs import broken_upstream
-from llama_perf.results.evidence import LinearChoice
+from llama_perf.quantize.model import chosen_quantizer, quantized_already, record_scheme
+from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
-from llama_perf.rows.spec import DTYPE_TOKENS, RowSpec
+from llama_perf.rows.spec import RowSpec
 
 Notify = Callable[[str], None]
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
@@ -71,14 +70,6 @@ class Prepared:
         """The scheme of the weights: the row's, or the one they were saved in."""
         origin = self.engine.model.origin
         return None if origin is None else origin.scheme
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a field's value; raises SpecError."""
-    if name not in DTYPE_TOKENS:
-        raise SpecError("dtype", name, f"allowed: {', '.join(DTYPE_TOKENS)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def prepare(
@@ -152,26 +143,6 @@ def prepare(
     )
 
 
-def chosen_quantizer(
-    row: RowSpec,
-    choices: Sequence[LinearChoice],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Quantizer:
-    """The quantizer of an autoquant row, once it is chosen."""
-    assert row.quantization is not None, f"{row.id} has no scheme"
-    return make_quantizer(
-        row.quantization,
-        kernels=row.kernels,
-        device=device,
-        dtype=dtype,
-        schemes={
-            (each.out_features, each.in_features): each.chosen for each in choices
-        },
-    )
-
-
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
     """Raise what `prepare` would raise before it builds anything.
 
@@ -226,18 +197,6 @@ def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
         raise quantized_already(row.quantization, reader.saved.origin)
     scheme, kernels = reader.saved.scheme, str(reader.saved.kernels)
     return replace(row, quantization=scheme, kernels=kernels)
-
-
-def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
-    """The error of asking for `scheme` where the weights have one."""
-    told = f" ({origin.told})" if origin is not None and origin.scheme else ""
-    return SpecError("quantization", scheme, f"this model is quantized already{told}")
-
-
-def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:
-    """Have the model's origin say what it was quantized to."""
-    if model.origin is not None:
-        model.origin = replace(model.origin, scheme=scheme, kernels=kernels)
 
 
 def _check_built(row: RowSpec) -> None:

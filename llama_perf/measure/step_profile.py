@@ -16,7 +16,7 @@ from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
 from llama_perf.measure.prepare import Prepared
-from llama_perf.results.evidence import OperatorTime, StepWork
+from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 4
 _KEPT = 12

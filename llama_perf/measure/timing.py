@@ -14,16 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_perf.devices.device import release_memory
 from llama_perf.errors import SpoiledError
-from llama_perf.gate.thresholds import GB, median_rate, median_seconds
 from llama_perf.measure.allocated import allocated_peak
 from llama_perf.measure.gpu_state import CardWatch
-from llama_perf.measure.memory import MemoryMeter, release_memory
+from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.step_profile import step_work
 from llama_perf.measure.value_check import check_values, warm_up
-from llama_perf.results.evidence import Ceiling
-from llama_perf.results.records import Measurement
+from llama_perf.results.measurement import (
+    GB,
+    Ceiling,
+    Measurement,
+    median_rate,
+    median_seconds,
+)
 from llama_perf.rows.spec import RowSpec
 
 Progress = Callable[[str], None]

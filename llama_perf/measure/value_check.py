@@ -30,7 +30,7 @@ from llama_perf.llama.transformer import TransformerBlock, is_plain
 from llama_perf.measure.prepare import Prepared
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
-from llama_perf.results.evidence import ValueCheck
+from llama_perf.results.measurement import ValueCheck
 from llama_perf.rows.spec import RowSpec
 
 DECODED = 8

@@ -20,7 +20,9 @@ from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.pytest_plugin.options import PluginConfig
-from llama_perf.results.records import Baseline, Environment, Report
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.compared_run import Against, Chosen
@@ -66,7 +68,8 @@ class CompareRequest:
     def _device_baseline(self) -> Path | None:
         import torch
 
-        from llama_perf.devices.device import collect, default_device
+        from llama_perf.devices.device import default_device
+        from llama_perf.measure.environment import collect
 
         key = collect(torch.device(default_device())).device_key
         path = baselines.path_of(self._options.baselines, key)

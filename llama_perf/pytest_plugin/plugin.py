@@ -1,9 +1,9 @@
 """The pytest plugin: options and pytest-benchmark's hooks -> run, compare, report.
 
-Thin: rows are run by `llama_perf.run.session`, judged by `llama_perf.gate.verdict` and drawn by
-`llama_perf.report`. Loaded from the root `conftest.py`, since from a deeper one
-pytest-benchmark's hooks would come too late. The traps of pytest-benchmark that this
-file guards against are listed in docs/gate.md.
+Thin: rows are run by `llama_perf.run.session`, judged by `llama_perf.gate.verdict` and
+drawn by `llama_perf.report`. The root `conftest.py` loads it, since from a deeper one
+pytest-benchmark's hooks would come too late. docs/gate.md lists the traps of
+pytest-benchmark that this file guards against.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llama_perf.errors import UserError
 from llama_perf.gate.confirmation import Trial
 from llama_perf.pytest_plugin.benchmark_compare import CompareRequest
 from llama_perf.pytest_plugin.options import PluginConfig, add_options, check_options
-from llama_perf.results.records import RowResult
+from llama_perf.results.run import RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import check_injections
 

@@ -70,11 +70,12 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
         """The weight in float32, (rows, columns)."""
         raise NotImplementedError
 
-    def laid_out_for(self, _device: torch.device) -> NativeTensor:
+    def laid_out_for(self, device: torch.device) -> NativeTensor:
         """The same weight, still where it is, in the layout that `device` multiplies.
 
         Most schemes have one layout for all devices.
         """
+        del device
         return self
 
     def dequantize(self) -> Tensor:

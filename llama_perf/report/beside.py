@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from tabulate import tabulate
 
 from llama_perf.report.table import NOTHING, speed_up
-from llama_perf.results.records import Measurement, Report, RowResult
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report, RowResult
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
 

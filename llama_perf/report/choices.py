@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from llama_perf.results.evidence import LinearChoice
-from llama_perf.results.records import Report
+from llama_perf.results.measurement import LinearChoice
+from llama_perf.results.run import Report
 
 
 def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> str:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from llama_perf.report.beside import beside_table
 from llama_perf.report.choices import chosen_in
 from llama_perf.report.table import build_table, notes, reasons, summary, why
-from llama_perf.results.records import Report
+from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
 
 _BESIDE = "the published table: on the A100, taken literally here, on this engine here"

@@ -10,14 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_perf.results.records import (
-    Comparison,
-    Measurement,
-    Report,
-    RowResult,
-    Status,
-    Verdict,
-)
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.results.verdict import Comparison, Verdict
 
 NOTHING = "-"
 _COLUMNS = (

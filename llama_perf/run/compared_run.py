@@ -17,15 +17,11 @@ from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
 from llama_perf.gate.speed_baseline import Basis, bases, unquantized_row
-from llama_perf.gate.verdict import compare, environment_changes, not_compared
-from llama_perf.results.records import (
-    Baseline,
-    Comparison,
-    Environment,
-    Report,
-    RowResult,
-    Verdict,
-)
+from llama_perf.gate.verdict import compare, not_compared
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import Report, RowResult
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection as row_sets
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -87,9 +83,7 @@ class Recorder:
             self.report = replace(
                 self.report,
                 baseline_source=f"{against.source}, recorded {stored.recorded}",
-                environment_changes=environment_changes(
-                    stored.environment, environment
-                ),
+                environment_changes=stored.environment.changes(environment),
                 stale=_stale(stored, known),
             )
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.gate.verdict import environment_changes
-from llama_perf.results.records import Environment, RowResult, Status
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.options import RunOptions
@@ -59,7 +59,7 @@ def in_fresh_processes(
                     f" {processes}: {result.reason}"
                 )
             first = first or environment
-            if changed := environment_changes(first, environment):
+            if changed := first.changes(environment):
                 raise RecordError(
                     "baseline: the environment changed between processes:"
                     f" {'; '.join(changed)}"

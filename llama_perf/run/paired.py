@@ -27,14 +27,10 @@ from llama_perf.gate.thresholds import (
     log_loss,
 )
 from llama_perf.gate.verdict import judge
-from llama_perf.results.records import (
-    Comparison,
-    Environment,
-    Measurement,
-    RowResult,
-    Status,
-    Verdict,
-)
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions

@@ -6,20 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_perf.errors import RecordError
-from llama_perf.gate.verdict import environment_changes
-from llama_perf.results.records import Environment, Report, RowResult
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import RowResult, read_report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions
-from llama_perf.strict_json import from_json
-
-
-def read_report(path: Path) -> Report:
-    """Read a run's results; raises RecordError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_json(Report, text, source=str(path))
 
 
 def finished_rows(
@@ -36,7 +26,7 @@ def finished_rows(
     other slowdowns: two halves that do not belong together are no run.
     """
     report = read_report(path)
-    if changed := environment_changes(report.environment, environment, commit=True):
+    if changed := report.environment.changes(environment, commit=True):
         raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
     wanted = {row.id: row for row in rows}
     finished = {}

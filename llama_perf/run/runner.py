@@ -1,8 +1,8 @@
 """All rows of a run -> results: isolated, resumed, within a time budget.
 
 Shared by the pytest plugin and `llama-perf run`. One row is measured by
-`llama_perf.run.session`, here or in a `worker`. Knows no baseline but the time that a row took
-for it.
+`llama_perf.run.session`, here or in a `worker`. Knows no baseline but the time that a
+row took for it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from collections.abc import Mapping, Sequence
 from llama_perf.gate.confirmation import Trial
 from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
-from llama_perf.results.records import (
-    Baseline,
-    Environment,
-    Measurement,
-    RowResult,
-    Status,
-)
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.lock import DeviceLock

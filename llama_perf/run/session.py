@@ -11,16 +11,18 @@ from datetime import UTC, datetime
 
 import torch
 
-from llama_perf.devices.device import check_device, collect, run_device
+from llama_perf.devices.device import check_device, release_memory, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.device_ceiling import measure_ceiling
-from llama_perf.measure.memory import MemoryMeter, release_memory
+from llama_perf.measure.environment import collect
+from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import SAMPLES_BUDGET_S, Progress, measure, without_kept
-from llama_perf.results.evidence import Ceiling
-from llama_perf.results.records import Environment, Measurement, RowResult, Status
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Ceiling, Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions
 

@@ -25,7 +25,8 @@ from typing import IO, TYPE_CHECKING, ClassVar
 
 from pydantic import ConfigDict
 
-from llama_perf.results.records import Environment, RowResult, Status
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions, Slowdown
 from llama_perf.strict_json import STRICT, from_json, to_line

@@ -77,6 +77,7 @@ class Peak:
 
     @property
     def predicted_gb(self) -> float:
+        """The predicted peak, GB."""
         return self.predicted.peak_bytes / 1e9
 
 

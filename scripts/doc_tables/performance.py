@@ -7,8 +7,7 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from llama_perf.gate import baselines
-from llama_perf.gate.thresholds import GB
-from llama_perf.results.records import Measurement
+from llama_perf.results.measurement import GB, Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import DOCS, place, text_between

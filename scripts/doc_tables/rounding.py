@@ -37,7 +37,7 @@ def equal_up_to_turned_codes(found: Tensor, expected: Tensor, exact: Tensor) -> 
 
 
 def exact_int_mm(a: Tensor, b: Tensor) -> Tensor:
-    """torch's `_int_mm`, of which a CPU without VNNI has no fast one.
+    """The product of torch's `_int_mm`, of which a CPU without VNNI has no fast one.
 
     The same int32 bit for bit: float64 holds every sum below 2**53. Where
     ONEDNN_MAX_CPU_ISA takes VNNI away, torch's own saturates.

@@ -69,6 +69,7 @@ def sizes() -> tuple[Size, ...]:
 
 
 def is_built(scheme: str | None) -> bool:
+    """Whether the scheme has native kernels; None is the unquantized model."""
     return scheme is None or "native" in built_kernels(Scheme.parse(scheme))
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import load_model
-from llama_perf.checkpoints.models import quantize_model
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.model import quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4
 from scripts.doc_tables.figures import Closeness, closeness, token_divergences
 from scripts.doc_tables.rounding import exact_int_mm
@@ -78,6 +78,7 @@ def tokens() -> Tensor:
 
 @cache
 def unquantized() -> Transformer:
+    """SmolLM2 in float32."""
     return load_model(smollm2_path())
 
 
@@ -109,6 +110,7 @@ _MIXTURES = {
 
 
 def quantized(scheme: str, *, kernels: str) -> Transformer:
+    """SmolLM2 with its linear layers in `scheme`."""
     if scheme in _MIXTURES:
         mixture = dict(zip(_SHAPES, _MIXTURES[scheme], strict=True))
         model = load_model(smollm2_path())

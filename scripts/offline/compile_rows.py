@@ -1,6 +1,7 @@
 """Compile the Triton kernels that rows launch on a card, without one.
 
-    TRITON_CACHE_DIR=DIR python -m scripts.offline.compile_rows 90 1/2 reference mine.toml
+    export TRITON_CACHE_DIR=DIR
+    python -m scripts.offline.compile_rows 90 1/2 reference mine.toml
 
 Each row's model is built with two layers on the meta device, at its full width, and
 generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
@@ -18,14 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.load import build_model, parse_dtype
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import Seen
 from llama_perf.llama.config import preset
 from llama_perf.llama.engine import Engine
-from llama_perf.measure.prepare import parse_dtype
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import products

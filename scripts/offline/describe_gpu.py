@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.devices.device import collect, default_device
+from llama_perf.devices.device import default_device
 from llama_perf.measure.device_ceiling import measure_ceiling
+from llama_perf.measure.environment import collect
 from llama_perf.measure.toolchain import triton_problem
 
 

@@ -16,7 +16,7 @@ from statistics import median, quantiles
 import torch
 from tabulate import tabulate
 
-from llama_perf.devices.device import collect
+from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.rows.spec import RowSpec

@@ -20,9 +20,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from llama_perf.gate.speed_baseline import quantized
-from llama_perf.results.records import Comparison, Report, Verdict
+from llama_perf.results.run import Report, read_report
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection as row_sets
-from llama_perf.run.resume import read_report
 from scripts.doc_tables.document import Place, place, replace_between
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.sampling import choose as choose_kernel
 from llama_perf.kernels.triton.sampling import start as start_kernel
-from llama_perf.llama.rotary import Rotary
-from llama_perf.llama.sampling import Fed
 
 # Of float32 the bits that a dtype has none of.
 _SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -64,7 +63,7 @@ def launch(
 class Sampling:
     """The next token chosen, and fed to the step, by one kernel: a `Feed`.
 
-    What it draws is that of the seed which `Fed` holds and of the tokens so far.
+    What it draws follows from the seed in `DecodeState` and the tokens so far.
     """
 
     def __init__(self, *, temperature: float, top_k: int | None) -> None:
@@ -72,7 +71,7 @@ class Sampling:
         self._top_k = top_k
         self._arrivals: Tensor | None = None
 
-    def __call__(self, logits: Tensor, fed: Fed) -> None:
+    def __call__(self, logits: Tensor, fed: DecodeState) -> None:
         """Choose from `logits` (B, V); `fed` holds the token then and has moved on."""
         batch, vocabulary = logits.shape
         how = launch(
@@ -123,7 +122,7 @@ def start(
     *,
     gain: Tensor | None = None,
     left: Tensor | None = None,
-) -> tuple[Tensor, Rotary, Tensor]:
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Hidden states (B, T, dim) of `tokens` (B, T), rotary, and what each may see.
 
     `positions` are int64 (T,), or (B, 1) where each sequence has its own; cosines and

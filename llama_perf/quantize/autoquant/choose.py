@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.devices.device import collect
+from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.quantize.autoquant.products import Product, logged_products
@@ -25,7 +25,7 @@ from llama_perf.quantize.autoquant.times_file import (
     time_key,
 )
 from llama_perf.quantize.autoquant.timing import How, time_product
-from llama_perf.results.evidence import LinearChoice
+from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
@@ -44,7 +44,7 @@ class _Times:
     """Times of this machine: those in the file, and those taken now."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._path, self._machine = path, machine_key(collect(device))
+        self._path, self._machine = path, machine_key(fingerprint(device))
         self.problem = ""
         try:
             known = read(path).machines.get(self._machine, {})

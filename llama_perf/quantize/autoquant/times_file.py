@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from pydantic import ConfigDict
 
 from llama_perf.errors import RecordError
 from llama_perf.quantize.autoquant.products import Product
-from llama_perf.results.records import Environment
 from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -46,17 +46,20 @@ def default_path() -> Path:
     return Path(caches) / "llama-perf" / "autoquant.json"
 
 
-def machine_key(environment: Environment) -> str:
-    """Device, features, threads, versions, and a hash of the kernels' source."""
+def machine_key(fingerprint: Mapping[str, object]) -> str:
+    """Device, features, threads, versions, and a hash of the kernels' source.
+
+    `fingerprint` has the fields of `llama_perf.devices.device.fingerprint`.
+    """
     parts = [
-        environment.device_key,
-        f"features {environment.cpu_features}",
-        f"{environment.threads} threads",
-        f"torch {environment.torch}",
-        f"torchao {environment.torchao}",
-        f"triton {environment.triton}",
-        f"driver {environment.driver}",
-        f"float32 {environment.float32_matmul_precision}",
+        str(fingerprint["device_key"]),
+        f"features {fingerprint['cpu_features']}",
+        f"{fingerprint['threads']} threads",
+        f"torch {fingerprint['torch']}",
+        f"torchao {fingerprint['torchao']}",
+        f"triton {fingerprint['triton']}",
+        f"driver {fingerprint['driver']}",
+        f"float32 {fingerprint['float32_matmul_precision']}",
         f"kernels {_source_hash()}",
     ]
     return ", ".join(parts)

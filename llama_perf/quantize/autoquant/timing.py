@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.device import release_memory
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_plain, tensor_bytes
-from llama_perf.measure.memory import release_memory
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import PLAIN

@@ -1,1 +1,1 @@
-"""Registers, shared memory and spills of every Triton kernel, compiled without a GPU."""
+"""Registers, shared memory and spills of the Triton kernels, without a GPU."""

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
-from llama_perf.devices.device import collect
+from llama_perf.measure.environment import collect
 from scripts.doc_tables.document import place, replace_between
 from scripts.studies.torchao_0_15.peer import (
     MODEL,

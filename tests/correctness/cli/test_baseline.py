@@ -10,7 +10,7 @@ import pytest
 
 from llama_perf.cli.main import main
 from llama_perf.gate import baselines
-from llama_perf.results.records import Report, RowResult, Status
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project

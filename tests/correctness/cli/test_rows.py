@@ -107,7 +107,8 @@ def test_globs_choose_rows_and_add_up(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_listing_rows_imports_no_torch() -> None:
     code = (
-        "import sys; from llama_perf.cli.main import main; main(['rows', '--set', 'cpu']);"
+        "import sys; from llama_perf.cli.main import main;"
+        "main(['rows', '--set', 'cpu']);"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from llama_perf.cli.main import main
-from llama_perf.results.records import Report, Status, Verdict
+from llama_perf.results.run import Report, Status
+from llama_perf.results.verdict import Verdict
 from llama_perf.strict_json import from_json
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, ROOT, Project

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.models import quantize_model
 from llama_perf.checkpoints.synthetic import SyntheticWeights
-from llama_perf.devices.device import collect
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.device_ceiling import measure_ceiling
+from llama_perf.measure.environment import collect
 from llama_perf.measure.memory import MemoryMeter
-from llama_perf.results.records import Measurement, RowResult, Status
+from llama_perf.quantize.model import quantize_model
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions
 from llama_perf.run.session import Session

@@ -14,8 +14,8 @@ import torch
 
 from llama_perf.devices import device
 from llama_perf.devices import processor as named
-from llama_perf.devices.device import collect
-from llama_perf.results.records import Environment
+from llama_perf.measure.environment import collect
+from llama_perf.results.environment import Environment
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

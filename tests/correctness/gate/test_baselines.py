@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
-from llama_perf.results.records import Status
+from llama_perf.results.run import Status
 from llama_perf.rows.selection import load_set
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (

@@ -14,7 +14,9 @@ from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.judge_memory import stored_peak
 from llama_perf.gate.limits import LIMITS
 from llama_perf.gate.verdict import compare
-from llama_perf.results.records import Baseline, Comparison, RowResult, Status, Verdict
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.paired import Pairs, compare_pairs
 from tests.correctness.support.record_samples import (

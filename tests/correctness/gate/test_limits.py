@@ -10,8 +10,8 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.gate.limits import LIMITS, limits_of
 from llama_perf.gate.verdict import compare
-from llama_perf.results.evidence import StepWork
-from llama_perf.results.records import Verdict
+from llama_perf.results.measurement import StepWork
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits, project_limits
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project

@@ -19,7 +19,10 @@ from llama_perf.gate.speed_baseline import (
     value,
 )
 from llama_perf.gate.verdict import compare
-from llama_perf.results.records import Baseline, Environment, RowResult, Status, Verdict
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation

@@ -14,8 +14,9 @@ from llama_perf.gate.verdict import compare
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.results.evidence import OperatorTime, StepWork
-from llama_perf.results.records import Report, Verdict
+from llama_perf.results.measurement import OperatorTime, StepWork
+from llama_perf.results.run import Report
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import (
     CPU_ROW,

@@ -19,11 +19,10 @@ from llama_perf.gate.thresholds import (
     gain_limit,
     geometric_mean,
     log_loss,
-    median_rate,
-    median_seconds,
     minimum_detectable,
     screen_limit,
 )
+from llama_perf.results.measurement import median_rate, median_seconds
 
 DURATIONS = st.lists(st.integers(1, 10**13), min_size=1, max_size=20)
 

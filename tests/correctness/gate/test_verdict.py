@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.gate.limits import LIMITS
-from llama_perf.gate.verdict import compare, environment_changes, not_compared
-from llama_perf.results.records import Status, Verdict
+from llama_perf.gate.verdict import compare, not_compared
+from llama_perf.results.run import Status
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -192,8 +193,8 @@ def test_the_verdict_on_speed_follows_the_limit_and_nothing_else(
 
 def test_changed_environments_are_named_field_by_field() -> None:
     new = replace(ENVIRONMENT, torch="2.14.0", commit="ba9876543210")
-    assert environment_changes(ENVIRONMENT, new) == ("torch: 2.13.0 -> 2.14.0",)
-    assert environment_changes(ENVIRONMENT, ENVIRONMENT) == ()
+    assert ENVIRONMENT.changes(new) == ("torch: 2.13.0 -> 2.14.0",)
+    assert ENVIRONMENT.changes(ENVIRONMENT) == ()
 
 
 def test_a_metric_the_baseline_lacks_is_not_judged() -> None:

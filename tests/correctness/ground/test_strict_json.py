@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
-from llama_perf.results.records import Measurement, RowResult, Status
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json, write_atomically
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.rotary import rotary
-from llama_perf.llama.sampling import Fed, sample
+from llama_perf.llama.sampling import sample
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
 from tests.correctness.support.interpreter import (
     device,
@@ -34,14 +35,14 @@ def test_in_the_interpreter() -> None:
     run_in_the_interpreter(__file__, COUNT)
 
 
-def room(batch: int, device: torch.device, *, ragged: bool = False) -> Fed:
-    fed = Fed.room(batch, 8, ragged=ragged, device=device)
+def room(batch: int, device: torch.device, *, ragged: bool = False) -> DecodeState:
+    fed = DecodeState.room(batch, 8, ragged=ragged, device=device)
     fed.seed.fill_(SEED)
     return fed
 
 
 def chosen(
-    logits: Tensor, fed: Fed, top_k: int | None, *, greedy: bool = False
+    logits: Tensor, fed: DecodeState, top_k: int | None, *, greedy: bool = False
 ) -> None:
     from llama_perf.kernels.triton.launch_sampling import Sampling
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from llama_perf import generate
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.models import quantize_model
 from llama_perf.devices import processor
 from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.known_bugs import broken_upstream
+from llama_perf.quantize.model import quantize_model
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.rounding import equal_up_to_turned_codes
 from tests.correctness.support.weights_samples import TINY, tiny_weights

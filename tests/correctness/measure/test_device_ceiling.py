@@ -11,7 +11,7 @@ import torch
 from llama_perf.errors import SpecError
 from llama_perf.measure import bandwidth, device_ceiling
 from llama_perf.measure.device_ceiling import measure_ceiling
-from llama_perf.results.evidence import Ceiling
+from llama_perf.results.measurement import Ceiling
 
 CPU = torch.device("cpu")
 

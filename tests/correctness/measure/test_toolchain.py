@@ -13,7 +13,7 @@ from llama_perf.errors import NotRunnable
 from llama_perf.measure import device_ceiling, toolchain
 from llama_perf.measure.prepare import check_runnable
 from llama_perf.measure.toolchain import build_problem, compiler_problem
-from llama_perf.results.evidence import Ceiling
+from llama_perf.results.measurement import Ceiling
 from llama_perf.rows.spec import RowSpec
 
 EAGER = RowSpec(model="stories15M", attention="sdpa")

@@ -12,8 +12,8 @@ from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 from llama_perf.quantize import opaque_int4
-from llama_perf.results.evidence import ValueCheck
-from llama_perf.results.records import Status
+from llama_perf.results.measurement import ValueCheck
+from llama_perf.results.run import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunOptions
 from llama_perf.run.session import Session

@@ -14,7 +14,7 @@ from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.llama.engine import Engine
 from llama_perf.measure import timing as measuring
-from llama_perf.results.records import Verdict
+from llama_perf.results.verdict import Verdict
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, ROWS, Project
 from tests.correctness.support.record_samples import PLAIN_LIMIT
 

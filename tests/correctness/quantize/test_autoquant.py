@@ -17,14 +17,15 @@ from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.llama.transformer import Transformer, is_plain
-from llama_perf.measure.prepare import chosen_quantizer, prepare
+from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.autoquant import choose as choosing
 from llama_perf.quantize.autoquant import times_file
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.autoquant.products import Product, logged_products
 from llama_perf.quantize.autoquant.scheme import AutoquantConfig
 from llama_perf.quantize.autoquant.times_file import time_key
-from llama_perf.results.evidence import LinearChoice
+from llama_perf.quantize.model import chosen_quantizer
+from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import ENVIRONMENT
 from tests.correctness.support.weights_samples import TINY

@@ -7,7 +7,8 @@ import re
 from llama_perf.gate import baselines
 from llama_perf.report.beside import beside_table, pairs
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.results.records import Measurement, Report, RowResult, Status
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import (

@@ -13,8 +13,8 @@ import pytest
 from llama_perf.cli.main import main
 from llama_perf.gate.verdict import compare
 from llama_perf.report.render import as_markdown, as_text
-from llama_perf.results.evidence import ValueCheck
-from llama_perf.results.records import Report, RowResult, Status
+from llama_perf.results.measurement import ValueCheck
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.record_samples import (

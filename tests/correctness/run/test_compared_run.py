@@ -24,7 +24,8 @@ from llama_perf.gate.thresholds import (
 )
 from llama_perf.gate.verdict import compare
 from llama_perf.report.render import as_text
-from llama_perf.results.records import Comparison, Status, Verdict
+from llama_perf.results.run import Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project

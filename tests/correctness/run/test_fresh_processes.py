@@ -11,7 +11,8 @@ import pytest
 from llama_perf.cli.main import main
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.gate import baselines
-from llama_perf.results.records import Environment, RowResult, Status
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import (

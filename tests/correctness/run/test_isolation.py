@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from llama_perf.errors import BusyError, RecordError
-from llama_perf.results.records import Report, Status, Verdict
+from llama_perf.results.run import Report, Status, read_report
+from llama_perf.results.verdict import Verdict
 from llama_perf.run import worker
 from llama_perf.run.lock import DeviceLock
-from llama_perf.run.resume import read_report
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project
 from tests.correctness.support.processes import HANG_S, clock_that_waits_for, wait_until
 

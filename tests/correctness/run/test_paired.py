@@ -14,7 +14,8 @@ import pytest
 
 from llama_perf.cli.main import main
 from llama_perf.errors import UserError
-from llama_perf.results.records import Comparison, Report, RowResult, Status, Verdict
+from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired as in_pairs
 from llama_perf.run.options import RunOptions, Slowdown

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import RecordError
-from llama_perf.results.records import RowResult, Status
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import runner, worker
 from llama_perf.run.options import RunOptions, Slowdown

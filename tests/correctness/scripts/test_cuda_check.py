@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llama_perf.results.records import Report
+from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
 from scripts.offline import steps as cuda_steps

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.results.records import Comparison, Report, Status, Verdict
+from llama_perf.results.run import Report, Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from scripts.studies import gate_study

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from llama_perf.gate import baselines
-from llama_perf.results.evidence import Ceiling
-from llama_perf.results.records import Baseline, Report
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.measurement import Ceiling
+from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session as run
 from llama_perf.run import worker

@@ -9,14 +9,10 @@ from typing import Any
 
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
-from llama_perf.results.evidence import LinearChoice
-from llama_perf.results.records import (
-    Baseline,
-    Environment,
-    Measurement,
-    RowResult,
-    Status,
-)
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import LinearChoice, Measurement
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.compared_run import Against, Recorder
 

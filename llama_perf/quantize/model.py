@@ -1,59 +1,21 @@
-"""A model for whoever needs no row: read from a checkpoint, made up, or quantized."""
+"""A whole model quantized in one call: `llama_perf.quantize_model`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from llama_perf.checkpoints.load import build_model
-from llama_perf.measure.prepare import (
-    chosen_quantizer,
-    parse_dtype,
-    quantized_already,
-    record_scheme,
-)
-from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
+from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
-from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.registry import built_kernels
+from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec
-from llama_perf.checkpoints.open_model import open_model
-
-
-def load_model(
-    path_or_preset: str | Path,
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-) -> Transformer:
-    """A model from a checkpoint, from a model's name, or synthetic from a preset.
-
-    A checkpoint is a folder, a `model.pth` or a `.gguf`. Raises WeightsError for one
-    that is missing or damaged, SpecError for an unknown name, dtype or device,
-    NotRunnable where the device is not here.
-    """
-    wanted = parse_dtype(str(dtype).removeprefix("torch."))
-    target = parse_device(device)
-    reader, _ = open_model(
-        str(path_or_preset), checkpoints=None, dtype=wanted, device=target
-    )
-    return build_model(reader, dtype=wanted, device=target)
-
-
-def parse_device(device: str | torch.device) -> torch.device:
-    """The torch device of a user's `device`; raises SpecError or NotRunnable."""
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise SpecError("device", str(device), "allowed: cpu, cuda") from None
-    if target.type not in {"cpu", "cuda"}:
-        raise SpecError("device", str(device), "allowed: cpu, cuda")
-    check_device(target.type)
-    return target
 
 
 def quantize_model(
@@ -98,3 +60,35 @@ def preferred_kernels(scheme: str) -> str:
     """The kernels a scheme runs on where none are asked for."""
     built = built_kernels(Scheme.parse(scheme))
     return built[0] if built else KERNELS[0]
+
+
+def chosen_quantizer(
+    row: RowSpec,
+    choices: Sequence[LinearChoice],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Quantizer:
+    """The quantizer of an autoquant row, once it is chosen."""
+    assert row.quantization is not None, f"{row.id} has no scheme"
+    return make_quantizer(
+        row.quantization,
+        kernels=row.kernels,
+        device=device,
+        dtype=dtype,
+        schemes={
+            (each.out_features, each.in_features): each.chosen for each in choices
+        },
+    )
+
+
+def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
+    """The error of asking for `scheme` where the weights have one."""
+    told = f" ({origin.told})" if origin is not None and origin.scheme else ""
+    return SpecError("quantization", scheme, f"this model is quantized already{told}")
+
+
+def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:
+    """Have the model's origin say what it was quantized to."""
+    if model.origin is not None:
+        model.origin = replace(model.origin, scheme=scheme, kernels=kernels)

@@ -1,18 +1,23 @@
-"""What a measurement holds beside its figures, to judge them by: strict records.
+"""What one row measured, and what its figures are to be judged by.
 
-What bounded the device, what state the card was in, what a step ran, what autoquant
-chose, and how close the values were. Imports no torch and does no arithmetic.
+Strict records: what bounded the device, the state of the GPU, what a step ran, what
+autoquant chose, how close the values were. Imports no torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import ClassVar
 
 from pydantic import ConfigDict
 
 from llama_perf.errors import SpecError
 from llama_perf.strict_json import STRICT
+
+NS = 1e9
+GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,3 +131,72 @@ class ValueCheck:
     tokens: int
     ties: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What one row measured. Speeds are medians over its samples.
+
+    `tok_s` counts all new tokens of the batch over the whole generation, prefill
+    included, as the reference does; `decode_tok_s` leaves the prefill and the first
+    token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
+    reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
+    process's resident set over what it is when the row is gone, and the bytes that its
+    tensors ask for (`allocated.py`). GB are 10^9 bytes, raw samples in ns: fewer than
+    the row's `num_samples` where those would have taken more than `samples_budget_s`,
+    None: no budget. `card` are its states before the first sample and after each,
+    `neighbours` other processes that computed on it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tok_s: float
+    bandwidth_gb_s: float
+    peak_memory_bytes: int
+    model_size_bytes: int
+    weights: str
+    decode_tok_s: float | None = None
+    time_to_first_token_s: float | None = None
+    device_bandwidth_gb_s: float | None = None
+    ceiling: Ceiling | None = None
+    peak_allocated_bytes: int | None = None
+    build_peak_bytes: int | None = None
+    build_s: float | None = None
+    warm_up_s: float | None = None
+    graph_breaks: int | None = None
+    compilations: int | None = None
+    injected_slowdown: float = 0.0
+    autoquant: tuple[LinearChoice, ...] | None = None
+    step: StepWork | None = None
+    check: ValueCheck | None = None
+    joules_per_token: float | None = None
+    card: tuple[CardState, ...] | None = None
+    card_problem: str | None = None
+    neighbours: tuple[str, ...] | None = None
+    samples_budget_s: float | None = None
+    sample_ns: tuple[int, ...] = ()
+    first_token_ns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tok_s <= 0:
+            raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
+        for name in ("peak_memory_bytes", "model_size_bytes"):
+            if getattr(self, name) < 0:
+                raise SpecError(name, getattr(self, name), "allowed: 0 or more")
+
+    @property
+    def device_bandwidth_share(self) -> float | None:
+        """Model bandwidth over the bandwidth measured in the same run."""
+        if self.device_bandwidth_gb_s is None:
+            return None
+        return self.bandwidth_gb_s / self.device_bandwidth_gb_s
+
+
+def median_rate(counts: int, durations_ns: Sequence[int]) -> float:
+    """The median of `counts` per second over the durations."""
+    return counts * NS / median(durations_ns)
+
+
+def median_seconds(durations_ns: Sequence[int]) -> float:
+    """The median of the durations in seconds."""
+    return median(durations_ns) / NS

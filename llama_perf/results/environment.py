@@ -1,0 +1,46 @@
+"""The machine and the libraries that a measurement was taken on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from llama_perf.strict_json import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """The machine and the libraries a measurement was taken on; None: not known."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    device_key: str
+    device_name: str
+    device_memory_bytes: int
+    threads: int | None
+    driver: str | None
+    cuda: str | None
+    platform: str | None
+    python: str | None
+    torch: str | None
+    torchao: str | None
+    triton: str | None
+    llama_perf: str | None
+    commit: str | None
+    float32_matmul_precision: str | None
+    device_uuid: str | None = None
+    cpu_features: str | None = None
+
+    def changes(self, new: Environment, *, commit: bool = False) -> tuple[str, ...]:
+        """Fields in which `new` differs, each as "field: old -> new".
+
+        The commit is compared only with `commit`.
+        """
+        return tuple(
+            f"{name}: {getattr(self, name)} -> {getattr(new, name)}"
+            for name in Environment.__dataclass_fields__
+            if (commit or name != "commit")
+            and getattr(self, name) != getattr(new, name)
+        )
