@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from llama_perf.devices.device import package_version
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
-from llama_perf.llama.config import to_hugging_face
+from llama_perf.checkpoints.config import to_hugging_face
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer

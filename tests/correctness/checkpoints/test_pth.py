@@ -19,7 +19,7 @@ from tests.correctness.support.weights_samples import (
 
 from llama_perf.checkpoints.pth import open_pth
 from llama_perf.errors import WeightsError
-from llama_perf.llama.config import PRESETS
+from llama_perf.llama.presets import PRESETS
 
 
 @pytest.fixture
