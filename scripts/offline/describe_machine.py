@@ -33,7 +33,7 @@ def main(file: str) -> None:
     ceiling = measure_ceiling(device)
     description["ceiling"] = asdict(ceiling)
     _write(Path(file), description)
-    print(f"ceiling: {ceiling.told}")
+    print(f"ceiling: {ceiling.summary}")
 
 
 def _write(path: Path, description: dict[str, object]) -> None:
