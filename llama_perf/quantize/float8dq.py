@@ -15,7 +15,7 @@ from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.float8_dynamic import float8_dynamic
-from llama_perf.kernels.float8_weight import dequantized
+from llama_perf.kernels.row_scaled import FLOAT8
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.row_scaled import float8_rows
@@ -49,7 +49,7 @@ class Float8DynamicWeight(PackedTensor):
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return FLOAT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 @dataclass(frozen=True)

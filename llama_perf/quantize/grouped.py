@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.grouped import dequantized, grouped_weight
+from llama_perf.kernels.grouped import dequantized, grouped_weight, packed_weight
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 
@@ -38,15 +38,14 @@ class GroupedWeight(PackedTensor):
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return Packed(
-            rows=self.rows,
-            columns=self.columns,
-            codes=self.codes,
-            scale=self.scale,
-            zero=self.zero,
+        return packed_weight(
+            self.codes,
+            self.scale,
+            self.zero,
+            self.rows,
+            self.columns,
             bits=self.bits,
-            group=self.columns // self.scale.shape[1],
-            zero_kind=self.zero_kind,
+            kind=self.zero_kind,
         )
 
     def dequantized(self) -> Tensor:

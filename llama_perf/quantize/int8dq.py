@@ -10,9 +10,9 @@ from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
 from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
-from llama_perf.kernels.int8_weight import BITS, dequantized
 from llama_perf.kernels.packing import from_lanes, pack, unpack
-from llama_perf.kernels.weight import INT8, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.row_scaled import int8_rows
@@ -42,11 +42,11 @@ class Int8DynamicWeight(PackedTensor):
         if as_rows == is_plain(codes):
             return self
         if as_rows:
-            unpacked = unpack(codes, BITS, self.columns).to(torch.int8)
+            unpacked = unpack(codes, INT8.bits, self.columns).to(torch.int8)
             codes = from_lanes(unpacked, self.rows).contiguous()
         else:
             # As unsigned bytes, since a word has no room for a sign.
-            codes = pack(codes.to(torch.int32) & 255, BITS)
+            codes = pack(codes.to(torch.int32) & 255, INT8.bits)
         attributes = (self.rows, self.columns, self.activation_dtype)
         return Int8DynamicWeight(codes, self.scale, *attributes)
 
@@ -58,13 +58,11 @@ class Int8DynamicWeight(PackedTensor):
         """See `PackedTensor.packed`."""
         if is_plain(self.codes):
             return None
-        return with_row_scales(
+        return INT8.packed(
             self.codes,
             self.scale,
             rows=self.rows,
             columns=self.columns,
-            bits=BITS,
-            decode=INT8,
             dynamic=True,
         )
 
@@ -72,7 +70,7 @@ class Int8DynamicWeight(PackedTensor):
         """See `PackedTensor.dequantized`."""
         if is_plain(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 @dataclass(frozen=True)

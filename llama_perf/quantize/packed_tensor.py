@@ -162,7 +162,7 @@ def _quantize_module(
             f"{type(module).__name__} {tuple(weight.shape)} is no linear layer",
         )
     check_weight(weight, name=config.scheme)
-    config.check_columns(weight.shape[1])
+    config.check_columns(weight.shape[1], where=f"the weight {tuple(weight.shape)}")
     packed = nn.Parameter(config.pack(weight), requires_grad=False)
     setattr(module, parameter_name, packed)
     return module

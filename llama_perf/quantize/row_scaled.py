@@ -18,89 +18,84 @@ import torch
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
-from llama_perf.kernels import float8_weight, fp6_weight, int8_weight
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import FLOAT8, FP6, INT8, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import (
+    FLOAT8,
+    FP6,
+    INT8,
+    RowScaled,
+    encode_float8,
+    encode_fp6,
+    float8_weight,
+    fp6_weight,
+    int8_weight,
+)
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.rows.schemes import Scheme
-
-INT8_LARGEST = 127.0
 
 
 class RowScaledWeight(PackedTensor):
     """Words (B, W, 16) of codes and float32 scales (B, 16).
 
-    A subclass says in `bits` and `decode` what a code is.
+    A subclass says in `format` what a code is.
     """
 
     tensor_data_names: ClassVar = ["codes", "scale"]
-    bits: ClassVar[int]
-    decode: ClassVar[int]
+    format: ClassVar[RowScaled]
     codes: Tensor
     scale: Tensor
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return with_row_scales(
-            self.codes,
-            self.scale,
-            rows=self.rows,
-            columns=self.columns,
-            bits=self.bits,
-            decode=self.decode,
+        return self.format.packed(
+            self.codes, self.scale, rows=self.rows, columns=self.columns
         )
+
+    def dequantized(self) -> Tensor:
+        """See `PackedTensor.dequantized`."""
+        return self.format.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 class Int8Weight(RowScaledWeight):
     """int8 codes, as unsigned bytes of the words."""
 
-    bits: ClassVar = int8_weight.BITS
-    decode: ClassVar = INT8
+    format: ClassVar = INT8
 
     @classmethod
     def from_float(cls, weight: Tensor) -> Int8Weight:
         """Quantize a weight (rows, columns)."""
         codes, scale = int8_rows(weight)
-        words = pack(codes.to(torch.int32), cls.bits)
+        words = pack(codes.to(torch.int32), INT8.bits)
         return cls(words, scale, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
-        return int8_weight.int8_weight(x, self.codes, self.scale, self.rows)
-
-    def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
-        return int8_weight.dequantized(self.codes, self.scale, self.rows, self.columns)
+        return int8_weight(x, self.codes, self.scale, self.rows)
 
 
 class Fp6Weight(RowScaledWeight):
     """fp6 codes, in planes of 4 and 2 bits."""
 
-    bits: ClassVar = fp6_weight.BITS
-    decode: ClassVar = FP6
+    format: ClassVar = FP6
 
     @classmethod
     def from_float(cls, weight: Tensor) -> Fp6Weight:
         """Quantize a weight (rows, columns)."""
-        scaled, scale = scaled_rows(weight, largest=fp6_weight.LARGEST)
-        codes = pack(fp6_weight.encode(scaled), cls.bits)
+        scaled, scale = scaled_rows(weight, largest=FP6.largest)
+        codes = pack(encode_fp6(scaled), FP6.bits)
         return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
-        return fp6_weight.fp6_weight(x, self.codes, self.scale, self.rows)
-
-    def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
-        return fp6_weight.dequantized(self.codes, self.scale, self.rows, self.columns)
+        return fp6_weight(x, self.codes, self.scale, self.rows)
 
 
 class Float8Weight(RowScaledWeight):
     """float8 codes, as bytes of the words."""
 
-    bits: ClassVar = float8_weight.BITS
-    decode: ClassVar = FLOAT8
+    format: ClassVar = FLOAT8
 
     @classmethod
     def from_float(cls, weight: Tensor) -> Float8Weight:
@@ -109,28 +104,20 @@ class Float8Weight(RowScaledWeight):
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
-        return float8_weight.float8_weight(x, self.codes, self.scale, self.rows)
-
-    def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
-        return float8_weight.dequantized(
-            self.codes, self.scale, self.rows, self.columns
-        )
+        return float8_weight(x, self.codes, self.scale, self.rows)
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes (N, K) and float32 scales (B, 16) of a weight (N, K)."""
-    scaled, scale = scaled_rows(weight, largest=INT8_LARGEST)
-    codes = torch.round(scaled).clamp(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
+    scaled, scale = scaled_rows(weight, largest=INT8.largest)
+    codes = torch.round(scaled).clamp(-INT8.largest, INT8.largest).to(torch.int8)
     return codes, to_lanes(scale)
 
 
 def float8_rows(weight: Tensor, *, per_tensor: bool = False) -> tuple[Tensor, Tensor]:
     """float8 words (B, W, 16) and float32 scales (B, 16) of a weight (N, K)."""
-    scaled, scale = scaled_rows(
-        weight, largest=float8_weight.LARGEST, per_tensor=per_tensor
-    )
-    return pack(float8_weight.encode(scaled), float8_weight.BITS), to_lanes(scale)
+    scaled, scale = scaled_rows(weight, largest=FLOAT8.largest, per_tensor=per_tensor)
+    return pack(encode_float8(scaled), FLOAT8.bits), to_lanes(scale)
 
 
 def scaled_rows(

@@ -25,9 +25,10 @@ from llama_perf.kernels.sparse import (
     MIDDLE,
     QUAD,
     dequantized,
+    packed_weight,
     sparse_weight,
 )
-from llama_perf.kernels.weight import SPARSE, Packed
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.scale_search import scale_dtype, symmetric_scale
@@ -99,15 +100,7 @@ class SparseMarlinWeight(PackedTensor):
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return Packed(
-            rows=self.rows,
-            columns=self.columns,
-            codes=self.codes,
-            scale=self.scale,
-            zero=self.scale,
-            format=SPARSE,
-            bits=BITS,
-        )
+        return packed_weight(self.codes, self.scale, self.rows, self.columns)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

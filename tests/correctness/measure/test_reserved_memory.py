@@ -18,8 +18,9 @@ from llama_perf.checkpoints import load
 from llama_perf.checkpoints.saved import Saved
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama import aside
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.kv_cache import caches
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
