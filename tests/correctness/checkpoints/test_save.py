@@ -21,9 +21,8 @@ from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.origin import Origin
 from llama_perf.llama.presets import PRESETS
-from llama_perf.llama.transformer import Transformer
+from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
