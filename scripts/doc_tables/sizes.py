@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
 from llama_perf.llama.presets import preset
 from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
-from scripts.doc_tables.document import Place, place, text_between
+from scripts.doc_tables.document import (
+    Place,
+    Table,
+    github_table,
+    place,
+    select,
+    text_between,
+)
 
 PLACE = place("sizes.md", "sizes")
 PUBLISHED = Path(__file__).parent / "a100_reference.csv"
@@ -90,6 +97,17 @@ def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
     )
 
 
+def tables(names: Sequence[str]) -> list[Table]:
+    """The tables of sizes and of peaks; they have no rows to choose from."""
+    from scripts.doc_tables import peaks
+
+    select(names, ())
+    return [
+        Table(place=PLACE, text=markdown()),
+        Table(place=peaks.PLACE, text=peaks.markdown()),
+    ]
+
+
 def markdown() -> str:
     """The table between the document's two marks."""
     cells = [
@@ -102,7 +120,7 @@ def markdown() -> str:
         )
         for size in sizes()
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
 def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:

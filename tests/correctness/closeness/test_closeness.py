@@ -58,7 +58,7 @@ def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
         perplexity_change=(-0.02, 0.01),
     )
     assert Limits.over(drawn) == Limits(
-        least_db=18.1, most_kl_nats=0.046, least_top1=0.84, most_perplexity_change=0.08
+        min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
     )
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
