@@ -38,7 +38,7 @@ def words(project: Project, *options: str) -> list[str]:
         "--json": kept,
     }
     listed = [str(word) for pair in paths.items() for word in pair]
-    return ["run", "--isolate", "none", *listed, *options]
+    return ["run", *listed, *options]
 
 
 def verdicts(project: Project) -> dict[str, Verdict]:

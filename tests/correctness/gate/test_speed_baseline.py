@@ -26,7 +26,7 @@ from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,

@@ -20,7 +20,7 @@ from llama_perf.run.fresh_processes import (
     default_processes,
     in_fresh_processes,
 )
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (

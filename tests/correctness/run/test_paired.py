@@ -18,8 +18,8 @@ from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired as in_pairs
-from llama_perf.run.options import RunOptions, Slowdown
 from llama_perf.run.paired import Pairs, Side, compare_pairs, measure_pairs
+from llama_perf.run.request import RunOptions, Slowdown
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import WorkerResult
 from llama_perf.strict_json import from_json

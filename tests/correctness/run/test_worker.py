@@ -18,7 +18,7 @@ from llama_perf.errors import RecordError
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import runner, worker
-from llama_perf.run.options import RunOptions, Slowdown
+from llama_perf.run.request import RunOptions, Slowdown
 from tests.correctness.support.processes import alive, clock_that_waits_for, wait_until
 
 ROW = RowSpec(
