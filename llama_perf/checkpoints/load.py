@@ -8,19 +8,20 @@ rows nor engines.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from pathlib import Path
 from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
-from llama_perf.rows.spec import DTYPE_TOKENS
 from llama_perf.llama.aside import Aside
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, is_plain
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.rows.spec import DTYPE_TOKENS
 
 
 def load_model(

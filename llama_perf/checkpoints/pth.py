@@ -19,11 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.config import folder_config
+from llama_perf.checkpoints.saved import (
+    Saved,
+    check_tensors,
+    import_tensors,
+    read_saved,
+)
+from llama_perf.checkpoints.stored import Stored, StoredWeights
 from llama_perf.errors import WeightsError
 from llama_perf.llama.transformer import is_plain
-from llama_perf.checkpoints.config import folder_config
-from llama_perf.checkpoints.saved import Saved, check_tensors, import_tensors, read_saved
-from llama_perf.checkpoints.stored import Stored, StoredWeights
 
 _TOP = ("tok_embeddings.weight", "norm.weight", "output.weight")
 _BLOCK = (

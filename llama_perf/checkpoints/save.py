@@ -1,9 +1,9 @@
 """Writing a model into a folder that is read like any other checkpoint.
 
 `model.pth` holds the state dict with its quantized tensors, `config.json` the shape of
-the model and what it was saved in (`llama_perf.checkpoints.saved`), beside the tokenizer
-where one is given. The folder appears whole or not at all. Knows no scheme and none of
-its tensors; reading is `llama_perf.checkpoints.pth`'s.
+the model and how it was quantized (`llama_perf.checkpoints.saved`); the tokenizer is
+copied where one is given. The folder appears complete or not at all. Knows no scheme
+and none of its tensors; `llama_perf.checkpoints.pth` reads the folder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llama_perf.checkpoints.saved import KEY, Saved, import_tensors
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    check_vocabulary,
+    copy_tokenizer,
+    find_tokenizer,
+    load_tokenizer,
+)
 from llama_perf.devices.device import package_version
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
@@ -28,13 +35,6 @@ from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    check_vocabulary,
-    copy_tokenizer,
-    find_tokenizer,
-    load_tokenizer,
-)
-from llama_perf.checkpoints.saved import KEY, Saved, import_tensors
 
 
 def save_model(

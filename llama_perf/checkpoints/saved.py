@@ -17,13 +17,13 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from llama_perf.checkpoints.config import read_json
 from llama_perf.errors import RecordError, SpecError, WeightsError
 from llama_perf.llama.origin import Origin
 from llama_perf.llama.transformer import is_plain
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS
 from llama_perf.strict_json import STRICT, from_plain
-from llama_perf.checkpoints.config import read_json
 
 KEY = "llama_perf"
 _LINEARS = (

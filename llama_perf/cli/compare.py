@@ -11,7 +11,7 @@ from pathlib import Path
 from llama_perf.cli.run import check_outputs, show_progress
 from llama_perf.errors import SpecError, UserError
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.options import add_arguments as add_shared
 from llama_perf.run.options import request_of
@@ -24,7 +24,7 @@ HELP = "compare another revision or environment with this one, in pairs of proce
 _SHARED = (
     *("--set", "--rows", "--row", "--shard", "--checkpoints", "--inject-slowdown"),
     *("--inject-damage", "--row-timeout", "--wait", "--on-missing-baseline"),
-    *("--results", "--markdown"),
+    *("--results", "--report", "--markdown"),
 )
 
 
@@ -66,8 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     print(as_text(report), end="")
     if request.results is not None:
         write_atomically(request.results, to_json(report))
-    if request.markdown is not None:
-        write_atomically(request.markdown, as_markdown(report))
+    request.write_reports(report)
     return 1 if any(comparison.failed for comparison in report.comparisons) else 0
 
 

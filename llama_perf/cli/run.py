@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 
 from llama_perf.files import check_writable
-from llama_perf.report.render import as_text
+from llama_perf.report.text import as_text
 from llama_perf.run.options import add_arguments, request_of
 from llama_perf.run.request import RunRequest
 from llama_perf.strict_json import to_line
@@ -50,9 +50,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def check_outputs(request: RunRequest) -> None:
     """Raise SpecError where a file that the request names cannot be written."""
-    for name, path in (("results", request.results), ("markdown", request.markdown)):
-        if path is not None:
-            check_writable(name, path)
+    if request.results is not None:
+        check_writable("results", request.results)
+    request.check_reports()
 
 
 def show_progress(text: str) -> None:

@@ -66,8 +66,7 @@ def _check(config: pytest.Config, request: RunRequest) -> None:
             " run",
         )
     check_writable_anew("results", request.results)
-    if request.markdown is not None:
-        check_writable_anew("markdown", request.markdown)
+    request.check_reports()
     storage = config.getoption("benchmark_storage", None)
     prefix = "file://"
     if isinstance(storage, str) and storage.startswith(prefix):

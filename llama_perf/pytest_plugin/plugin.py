@@ -207,7 +207,7 @@ class LlamaPerfPlugin:
         yield
         if self._run is None or not self._run.report.results:
             return
-        from llama_perf.report.render import as_text
+        from llama_perf.report.text import as_text
 
         terminalreporter.section("llama-perf")
         terminalreporter.write(as_text(self._run.report))

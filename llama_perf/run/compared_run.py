@@ -16,7 +16,6 @@ from llama_perf.gate.limits import limits_of
 from llama_perf.gate.speed_baseline import Basis, bases, unquantized_row
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.timing import Progress
-from llama_perf.report.render import as_markdown
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import Report, RowResult
 from llama_perf.results.verdict import Comparison, Verdict
@@ -105,7 +104,7 @@ class ComparedRun:
         self._progress(f"[{number}/{len(self.rows)}] {row.id}: ")
         result = self._runner.run_row(row, progress=self._show_step)
         comparison = self.add(result)
-        self._progress(result.told)
+        self._progress(result.summary)
         return result, comparison
 
     def _show_step(self, text: str) -> None:
@@ -193,8 +192,7 @@ class ComparedRun:
 
     def write_report(self) -> list[str]:
         """Write the report's files; returns lines of advice on missing baselines."""
-        if self._request.markdown is not None:
-            write_atomically(self._request.markdown, as_markdown(self.report))
+        self._request.write_reports(self.report)
         verdicts = [comparison.verdict for comparison in self.report.comparisons]
         missing = verdicts.count(Verdict.NO_BASELINE)
         if not missing:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_perf import report
 from llama_perf.errors import SpecError
 from llama_perf.gate import baselines
 from llama_perf.rows.limit_overrides import project_limits
@@ -24,6 +25,7 @@ from llama_perf.run.request import (
     Slowdown,
 )
 
+_SUFFIXES = ", ".join(report.suffixes())
 FAIL_OR_REPORT = ("fail", "report")
 
 
@@ -138,7 +140,14 @@ OPTIONS = {
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again",
     ),
-    "--markdown": Option(metavar="FILE", help="write the report as markdown"),
+    "--report": _repeatable(
+        "FILE",
+        "write the report to this file, in the format of its suffix:"
+        f" {_SUFFIXES} (repeatable)",
+    ),
+    "--markdown": Option(
+        metavar="FILE", help="write the report as markdown, whatever the file's suffix"
+    ),
     "--inject-slowdown": _repeatable(
         "GLOB=PERCENT",
         "for testing the gate: repeat this share of the decoding steps of matching rows"
@@ -225,5 +234,6 @@ def read_request(
         ),
         results=results,
         print_results=print_results,
+        reports=tuple(folder / text for text in value("--report")),
         markdown=path("--markdown"),
     )

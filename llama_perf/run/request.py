@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llama_perf import report
 from llama_perf.errors import SpecError
+from llama_perf.files import check_writable
 from llama_perf.gate import baselines
+from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import write_atomically
 
 ISOLATIONS = ("session", "row")
 
@@ -150,8 +154,9 @@ class CompareOptions:
 class RunRequest:
     """All that a command line asked of a run.
 
-    `results` is where results are saved after each row (None: nowhere), `markdown`
-    where the report goes; `print_results` asks for the results on stdout.
+    `results` is where results are saved after each row (None: nowhere); `print_results`
+    asks for them on stdout. The report goes to `reports`, each in the format of its
+    suffix, and to `markdown`.
     """
 
     selection: Selection
@@ -159,7 +164,22 @@ class RunRequest:
     compare: CompareOptions
     results: Path | None = None
     print_results: bool = False
+    reports: tuple[Path, ...] = ()
     markdown: Path | None = None
+
+    def check_reports(self) -> None:
+        """Raise SpecError where the report cannot be written."""
+        for path in self.reports:
+            report.check_path(path)
+        if self.markdown is not None:
+            check_writable("markdown", self.markdown)
+
+    def write_reports(self, results: Report) -> None:
+        """Write the report of `results` to each of its files."""
+        for path in self.reports:
+            report.write(results, path)
+        if self.markdown is not None:
+            write_atomically(self.markdown, report.draw(results, "markdown"))
 
     def command(self, *words: str) -> list[str]:
         """The command line `llama-perf WORDS` with the options of this request.

@@ -4,7 +4,7 @@
     python -m scripts.offline.compile_rows 90 1/2 reference mine.toml
 
 Each row's model is built with two layers on the meta device, at its full width, and
-generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
+generates a few tokens under `compile_only`; what is compiled stays in
 Triton's cache. A process of its own compiles for one target. Reads no weights.
 """
 

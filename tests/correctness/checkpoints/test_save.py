@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.correctness.support.processes import HANG_S
-from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
@@ -34,6 +32,8 @@ from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
+from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
+from tests.correctness.support.processes import HANG_S
 
 CPU = torch.device("cpu")
 PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size
