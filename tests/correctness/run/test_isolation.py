@@ -298,5 +298,5 @@ def test_resuming_without_a_file_is_told(project: Project, tmp_path: Path) -> No
     assert done.returncode == 2
     assert done.stderr == (
         "llama-perf: error: resume: None is not allowed; name the results of that run:"
-        " --json FILE\n"
+        " --results FILE\n"
     )

@@ -235,7 +235,7 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
         (["--base", "no-such-branch"], "base: 'no-such-branch' names no commit of "),
         (["--base", "HEAD", "--pairs", "2"], "pairs: 2 is not allowed; allowed: 3 to"),
         (["--base-python", "/nowhere"], "base-python: '/nowhere' is not allowed; name"),
-        (["--base", "HEAD", "--json", "/no/x"], "json: '/no/x' is not allowed"),
+        (["--base", "HEAD", "--json", "/no/x"], "results: '/no/x' is not allowed"),
     ],
 )
 def test_a_mistake_is_one_line(
