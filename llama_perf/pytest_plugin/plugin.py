@@ -2,7 +2,7 @@
 
 It holds no arithmetic: `llama_perf.run.compared_run` measures and judges, and
 `llama_perf.report` draws the table. The root `conftest.py` loads it, since
-pytest-benchmark's hooks would come first from a deeper one. docs/gate.md lists the
+pytest-benchmark's hooks would come first from a deeper one. docs/running.md lists the
 traps of pytest-benchmark that this file guards against.
 """
 
