@@ -8,8 +8,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
-from llama_perf.gate.review import differences, problems
-from llama_perf.gate.speed import describe_speeds
+from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.report.text import as_text
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import Report, RowResult, Status

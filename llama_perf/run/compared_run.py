@@ -16,7 +16,7 @@ from pathlib import Path
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
-from llama_perf.gate.speed_baseline import Basis, bases, unquantized_row
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
@@ -70,6 +70,7 @@ class Recorder:
     ) -> None:
         self._carried = dict(carried or {})
         self._against = against
+        self._baseline: SpeedBaseline | None = None
         self._reference = baselines.reference(baselines_folder)
         self._path = path
         self.report = Report(
@@ -80,6 +81,7 @@ class Recorder:
         )
         if against is not None and against.baseline is not None:
             stored = against.baseline
+            self._baseline = SpeedBaseline(stored, environment)
             self.report = replace(
                 self.report,
                 baseline_source=f"{against.source}, recorded {stored.recorded}",
@@ -138,8 +140,7 @@ class Recorder:
             return not_compared(result)
         return compare(
             result,
-            against.baseline,
-            environment=self.report.environment,
+            self._baseline,
             limits=limits_of(result.row, against.limits),
             unquantized=self._unquantized(result.row),
             missing_fails=against.missing_fails,
@@ -149,12 +150,10 @@ class Recorder:
 
     def _unquantized(self, row: RowSpec) -> RowResult | None:
         """What this run measured of the row that `row` is compared by, if it is."""
-        baseline = None if self._against is None else self._against.baseline
-        if baseline is None:
+        baseline = self._baseline
+        if baseline is None or Basis.RATIO not in baseline.bases(row):
             return None
-        if Basis.RATIO not in bases(row, baseline, self.report.environment):
-            return None
-        stored = unquantized_row(row, baseline)
+        stored = baseline.unquantized_row(row.id)
         return next(
             (
                 each
