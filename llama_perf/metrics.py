@@ -99,7 +99,8 @@ TOK_S = Metric(
     digits=2,
     limits=(
         LimitField(name="least_loss", default=MIN_LOSS, is_loss=True),
-        # Of a baseline with too few processes. A shared CPU varies by a quarter.
+        # For a baseline with too few processes. The CPU's is that of a shared machine:
+        # docs/gate-why.md has the measurements.
         LimitField(name="tok_s", default=0.05, by_device={"cpu": 0.25}, is_loss=True),
     ),
     column=Column(header="tok/s", digits=2, change=True),

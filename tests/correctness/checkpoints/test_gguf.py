@@ -14,7 +14,8 @@ from torch import Tensor
 from llama_perf.checkpoints.gguf import open_gguf
 from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
 from llama_perf.errors import WeightsError
-from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.presets import PRESETS
 from tests.correctness.support.weights_samples import (
     TINY,
     all_weights,
