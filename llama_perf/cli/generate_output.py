@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from llama_perf.checkpoints.load import parse_dtype
-from llama_perf.checkpoints.locate import resolve_checkpoint
+from llama_perf.checkpoints.open import find_checkpoint
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, find_tokenizer
 from llama_perf.devices.device import check_device
@@ -141,9 +141,7 @@ def saved_folder(row: RowSpec) -> Path:
 def save(prepared: Prepared) -> None:
     """Save the measured model, with its checkpoint's tokenizer; prints the folder."""
     row = prepared.row
-    path: Path | None = Path(row.model)
-    if path is not None and not path.exists():
-        path = resolve_checkpoint(row.model, checkpoints=None)
-    tokenizer = None if path is None else find_tokenizer(path)
+    checkpoint = find_checkpoint(row.model)
+    tokenizer = None if checkpoint is None else find_tokenizer(checkpoint)
     folder = save_model(prepared.engine.model, saved_folder(row), tokenizer=tokenizer)
     print(f"saved: {folder.absolute()}")
