@@ -31,8 +31,12 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
 from llama_perf.devices.device import package_version
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
+from llama_perf.llama.transformer import (
+    Origin,
+    Transformer,
+    check_transformer,
+    is_unquantized,
+)
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 
@@ -95,7 +99,7 @@ def _write(made: Path, model: Transformer, said: Saved, source: Path | None) -> 
 
 def _said(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
-    packed = [each for each in model.parameters() if not is_plain(each)]
+    packed = [each for each in model.parameters() if not is_unquantized(each)]
     if scheme is not None:
         Scheme.parse(scheme, field="scheme")
         if not packed or origin.scheme not in (None, scheme):
@@ -122,9 +126,9 @@ def _said(model: Transformer, scheme: str | None) -> Saved:
 
 
 def _kernels(packed: list[nn.Parameter]) -> str:
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
-    return "native" if all(isinstance(p, NativeTensor) for p in packed) else "torchao"
+    return "native" if all(isinstance(p, PackedTensor) for p in packed) else "torchao"
 
 
 def _tokenizer_file(given: Path, model: Transformer) -> Path:
@@ -144,7 +148,9 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     kinds: dict[type, Tensor] = {}
     for tensor in tensors:
         kept = kinds.get(type(tensor.data))
-        if not is_plain(tensor) and (kept is None or tensor.numel() < kept.numel()):
+        if not is_unquantized(tensor) and (
+            kept is None or tensor.numel() < kept.numel()
+        ):
             kinds[type(tensor.data)] = tensor.detach()
     if kinds:
         import_tensors()
