@@ -241,6 +241,8 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
     ("autoquant", "native"): Limits.over(REDRAWN["autoquant", "native"]),
     ("autoquant-int4", "native"): Limits.over(REDRAWN["autoquant-int4", "native"]),
 }
+# For a scheme without limits of its own.
+DEFAULT = LIMITS["fp6", "native"]
 # torchao's own hqq goes over whole weights, two minutes for this model.
 SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
 # Beside the pruned model instead, since pruning without training hurts by itself.
