@@ -112,6 +112,14 @@ def _gate(names: Sequence[str], write: bool) -> str | None:
     return None if rare else "more false alarms than one run in a thousand"
 
 
+def _limits(names: Sequence[str], write: bool) -> str | None:
+    from scripts.doc_tables import limits
+
+    _named(names, ())
+    _show(limits.markdown(), limits.PLACE, write)
+    return None
+
+
 TABLES: dict[str, Callable[[Sequence[str], bool], str | None]] = {
     "closeness": _closeness,
     "redraws": _redraws,
@@ -121,6 +129,7 @@ TABLES: dict[str, Callable[[Sequence[str], bool], str | None]] = {
     "sizes": _sizes,
     "performance": _performance,
     "gate": _gate,
+    "limits": _limits,
 }
 """Each computes its table for the rows that are named, all if none is, and prints it.
 
