@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tabulate import tabulate
+from collections.abc import Sequence
 
 from llama_perf.metrics import METRICS, LimitField
 from llama_perf.rows.spec import DEVICES
-from scripts.doc_tables.document import place
+from scripts.doc_tables.document import Table, github_table, place
 
 PLACE = place("gate.md", "limits")
 
@@ -24,7 +24,13 @@ def markdown() -> str:
         for limit in metric.limits
     ]
     headers = ("limit", "metric", "meaning", *DEVICES)
-    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return github_table(lines, headers)
+
+
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table; it has no rows that could be named."""
+    assert not names, "the table of limits is written as a whole"
+    return [Table(place=PLACE, text=markdown())]
 
 
 def _value(limit: LimitField, device: str) -> str:
