@@ -77,9 +77,7 @@ def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int], room: int)
     prompt = torch.tensor([ids], device=device)
     left = min(row.max_new_tokens, room - engine.filled - len(ids))
     engine.check_prompt(prompt, max_new_tokens=max(left, 1))
-    stream = engine.stream(
-        prompt, max_new_tokens=left, temperature=row.temperature, top_k=row.top_k
-    )
+    stream = engine.stream(prompt, max_new_tokens=left, sampling=prepared.sampling())
     new: list[int] = []
     shown = ""
     for token in stream:

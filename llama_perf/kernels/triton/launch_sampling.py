@@ -60,8 +60,8 @@ def launch(
     )
 
 
-class Sampling:
-    """The next token chosen, and fed to the step, by one kernel: a `Feed`.
+class SamplingKernel:
+    """The next token chosen, and fed to the step, by one kernel: a `ChooseToken`.
 
     What it draws follows from the seed in `DecodeState` and the tokens so far.
     """

@@ -20,6 +20,7 @@ from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
@@ -73,7 +74,7 @@ def test_a_saved_model_is_the_same_model(
     loaded = load_model(folder)
     assert_same(loaded, model)
     tokens = [
-        generate(each, PROMPT, max_new_tokens=5, temperature=0)
+        generate(each, PROMPT, max_new_tokens=5, sampling=GREEDY)
         for each in (loaded, model)
     ]
     assert torch.equal(*tokens)
