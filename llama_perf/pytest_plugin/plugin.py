@@ -2,7 +2,7 @@
 
 Thin: rows are run by `llama_perf.run.session`, judged by `llama_perf.gate.verdict` and
 drawn by `llama_perf.report`. The root `conftest.py` loads it, since from a deeper one
-pytest-benchmark's hooks would come too late. docs/gate.md lists the traps of
+pytest-benchmark's hooks would come too late. docs/running.md lists the traps of
 pytest-benchmark that this file guards against.
 """
 
