@@ -113,7 +113,7 @@ def test_a_linear_mask_gives_the_tokens_of_the_whole_one(
     ]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    masks = [each._mask.held_bytes() for each in engines if each._mask is not None]
+    masks = [each._mask.memory_bytes() for each in engines if each._mask is not None]
     assert masks == [60 * 8 + 60 * 60, 60 * 8]
 
 
@@ -216,7 +216,13 @@ def test_wrong_lengths_are_named(
     with pytest.raises(PromptError, match=told):
         generate(model, prompt, lengths=lengths, max_new_tokens=2)
     with pytest.raises(PromptError, match="lengths: not allowed with attention 'sdpa'"):
-        generate(model, prompt, lengths=lengths, max_new_tokens=2, attention="sdpa")
+        generate(
+            model,
+            prompt,
+            lengths=lengths,
+            max_new_tokens=2,
+            options=EngineOptions(attention="sdpa"),
+        )
 
 
 def test_generate_takes_a_kind_of_cache_and_a_path(model: Transformer) -> None:
