@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.open import open_model
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError

@@ -9,15 +9,13 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from dataclasses import asdict, fields
+from typing import Any
 
 from llama_perf.errors import SpecError
-from llama_perf.rows.limit_overrides import SetLimits
+from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
@@ -32,7 +30,7 @@ FUSED_TOKENS = 8
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RowSpec:
     """Everything that changes the work a row measures.
 
@@ -50,8 +48,6 @@ class RowSpec:
     is known to break it, and `limits` are the row's own for the gate: no part of the
     work, so neither of the id nor of the fingerprint.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: str
     quantization: str | None = None
@@ -76,7 +72,7 @@ class RowSpec:
     top_k: int | None = 200
     temperature: float = 0.8
     upstream_issue: str | None = None
-    limits: SetLimits | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         if not self.model or self.model != self.model.strip():
@@ -149,6 +145,11 @@ class RowSpec:
     def kv_cache(self) -> str | None:
         """The kind of its quantized cache, None for one in the row's dtype."""
         return cache_kind(self.kv_cache_quantization)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights or its cache are quantized."""
+        return self.quantization is not None or self.kv_cache is not None
 
     @property
     def id(self) -> str:

@@ -17,7 +17,7 @@ from torchao.quantization import quantize_
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.checkpoints.open import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
@@ -263,7 +263,7 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     tmp_path: Path,
 ) -> None:
     model = small()
-    quantize_(model, UintxWeightConfig(bits=2, group_size=8, layout="reference"))
+    quantize_(model, UintxWeightConfig(bits=2, group_size=8))
     with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
         save_model(model, tmp_path / "saved")
     folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")
