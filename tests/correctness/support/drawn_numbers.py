@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_perf.kernels.triton.sampling import exponential
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
 def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of as many programs and sequences as `choose` has, float32 (sequences, V)."""
     part, sequence = tl.program_id(0), tl.program_id(1)

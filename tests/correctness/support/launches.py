@@ -66,7 +66,8 @@ class _Operators(TorchDispatchMode):
     """Notes torch's operators that launch something: no views, no allocations."""
 
     def __init__(self, noted: list[Any]) -> None:
-        super().__init__()
+        # torch's own has no types.
+        super().__init__()  # type: ignore[no-untyped-call]
         self._noted = noted
 
     def __torch_dispatch__(
