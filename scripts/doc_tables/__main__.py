@@ -21,6 +21,7 @@ TABLES = {
     "operators": "scripts.doc_tables.operators:tables",
     "sizes": "scripts.doc_tables.sizes:tables",
     "performance": "scripts.doc_tables.performance:tables",
+    "limits": "scripts.doc_tables.limits:tables",
     "gate": "scripts.studies.gate_simulation:tables",
 }
 """Functions that compute tables, with the rows that are named, or all of them, anew."""
