@@ -48,15 +48,15 @@ class BusyError(UserError):
     """A file or device is in use by another run."""
 
 
-class SpoiledError(UserError):
-    """What was measured says nothing of the row, since the card was throttled.
+class ThrottledError(UserError):
+    """The GPU was throttled, so that the measured times are not the row's own.
 
     Ends as the verdict INVALID with this message as its reason.
     """
 
 
 class ValuesError(UserError):
-    """A row computes wrong values, so that its speed says nothing.
+    """A row computes wrong values, so that its speed means nothing.
 
     Ends as the verdict INVALID with this message as its reason.
     """

@@ -91,12 +91,11 @@ def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    from llama_perf.devices.cuda import CudaDevice
     from llama_perf.kernels.triton import launch_fused
 
     asked = []
-    monkeypatch.setattr(
-        launch_fused, "cuda_key", lambda device: str(asked.append(device))
-    )
+    monkeypatch.setattr(CudaDevice, "key", property(lambda gpu: str(asked.append(gpu))))
     launch_fused._card_key.cache_clear()
     for _ in range(3):
         launch_fused._card_key(torch.device("cuda"))
