@@ -21,11 +21,11 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from torch import Tensor
 
-from llama_perf.errors import SpecError, WeightsError
 from llama_perf.checkpoints.gguf_reader import BoundedReader
+from llama_perf.checkpoints.stored import Stored, StoredWeights
+from llama_perf.errors import SpecError, WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.rotary import inverse_frequencies
-from llama_perf.checkpoints.stored import Stored, StoredWeights
 
 _NAMES = {
     "tok_embeddings.weight": "token_embd.weight",

@@ -2,25 +2,25 @@
 
 The modules start on the meta device, one layer's weights are read, moved, quantized,
 and only then the next are read. The peak is the quantized model plus one layer. A
-layer is read and quantized aside, so that of that memory nothing stays. Knows neither
+layer is read and quantized in a memory pool that is freed afterwards. Knows neither
 rows nor engines.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from pathlib import Path
 from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import SpecError
-from llama_perf.rows.spec import DTYPE_TOKENS
-from llama_perf.llama.aside import Aside
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer, is_plain
+from llama_perf.llama.memory_segments import ScratchPool
+from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.rows.spec import DTYPE_TOKENS
 
 
 def load_model(
@@ -78,15 +78,15 @@ def build_model(
     model.origin = Origin(weights=reader.source) if saved is None else saved.origin
     _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
     packed = quantizer is not None or (saved is not None and saved.scheme is not None)
-    aside = Aside(device if packed else torch.device("cpu"))
+    scratch = ScratchPool(device if packed else torch.device("cpu"))
     for index, layer in enumerate(model.layers):
-        with aside.work():
+        with scratch.allocate():
             _assign(layer, reader.layer(index), dtype, device)
             if quantizer is not None:
                 quantizer(layer, f"layers.{index}")
         # Layers are alike.
-        aside.keep(layer, room_for=0 if index else len(model.layers))
-    with aside.work():
+        scratch.move_out(layer, room_for=0 if index else len(model.layers))
+    with scratch.allocate():
         final = reader.final()
         _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
         if "output.weight" in final:
@@ -95,9 +95,9 @@ def build_model(
             model.output.weight = model.tok_embeddings.weight
         if quantizer is not None:
             quantizer(model.output, "output")
-    aside.keep(model.norm)
+    scratch.move_out(model.norm)
     if model.output.weight is not model.tok_embeddings.weight:
-        aside.keep(model.output)
+        scratch.move_out(model.output)
     return model.requires_grad_(False).eval()
 
 
@@ -114,7 +114,7 @@ def _assign(
 def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     # A copy even where nothing changes: a tensor that stays on a mapped file would
     # be read from the disk while a row is timed.
-    if is_plain(tensor):
+    if is_unquantized(tensor):
         copy = tensor.device.type == "cpu"
         return tensor.to(device=device, dtype=dtype, copy=copy)
     # Of quantized ones `.to` heeds no `copy`.

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.errors import NotRunnable, SpecError, WeightsError
-from llama_perf.llama.config import PRESETS, preset, preset_name
 from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
 from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.saved import check_usable
 from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.errors import NotRunnable, SpecError, WeightsError
+from llama_perf.llama.presets import PRESETS, preset, preset_name
 
 
 def open_model(

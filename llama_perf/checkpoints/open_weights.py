@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_perf.errors import WeightsError
 from llama_perf.checkpoints.gguf import open_gguf
-from llama_perf.checkpoints.safetensors import INDEX, SINGLE, open_hugging_face
 from llama_perf.checkpoints.pth import open_pth
 from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.safetensors import INDEX, SINGLE, open_hugging_face
+from llama_perf.errors import WeightsError
 
 ALLOWED = (
     "allowed: a .pth file, a .gguf file, or a folder with model.pth,"

@@ -19,11 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.errors import WeightsError
-from llama_perf.llama.transformer import is_plain
 from llama_perf.checkpoints.config import folder_config
-from llama_perf.checkpoints.saved import Saved, check_tensors, import_tensors, read_saved
+from llama_perf.checkpoints.saved import (
+    Saved,
+    check_tensors,
+    import_tensors,
+    read_saved,
+)
 from llama_perf.checkpoints.stored import Stored, StoredWeights
+from llama_perf.errors import WeightsError
+from llama_perf.llama.transformer import is_unquantized
 
 _TOP = ("tok_embeddings.weight", "norm.weight", "output.weight")
 _BLOCK = (
@@ -59,7 +64,7 @@ def open_pth(path: Path) -> StoredWeights:
     saved = read_saved(path.parent)
     tensors = _load(path, saved)
     output, embedding = tensors.get("output.weight"), tensors.get(_TOP[0])
-    if output is not None and is_plain(output):
+    if output is not None and is_unquantized(output):
         # What the file holds decides: a tied model's may have both names for one
         # storage, and one with an output layer of its own must not lose it.
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
@@ -75,14 +80,14 @@ def open_pth(path: Path) -> StoredWeights:
             read=lambda name: tensors[name].detach(),
             ignored=_BUFFERS,
             saved=saved,
-            own_output=output is not None and not is_plain(output),
+            own_output=output is not None and not is_unquantized(output),
         )
     )
 
 
 def _source(path: Path, saved: Saved | None) -> str:
     name = f"pth:{path.absolute().parent.name}"
-    return name if saved is None else f"{name} ({saved.origin.told})"
+    return name if saved is None else f"{name} ({saved.origin.summary})"
 
 
 def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import torch
 
-from llama_perf.llama.config import ModelConfig
 from llama_perf.checkpoints.saved import Saved
+from llama_perf.llama.config import ModelConfig
 
 
 class WeightsReader(Protocol):

@@ -15,9 +15,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_perf.errors import WeightsError
 from llama_perf.checkpoints.config import hugging_face_config, read_json
 from llama_perf.checkpoints.stored import Shape, Stored, StoredWeights
+from llama_perf.errors import WeightsError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

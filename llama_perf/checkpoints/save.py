@@ -1,9 +1,9 @@
 """Writing a model into a folder that is read like any other checkpoint.
 
 `model.pth` holds the state dict with its quantized tensors, `config.json` the shape of
-the model and what it was saved in (`llama_perf.checkpoints.saved`), beside the tokenizer
-where one is given. The folder appears whole or not at all. Knows no scheme and none of
-its tensors; reading is `llama_perf.checkpoints.pth`'s.
+the model and what it was saved in (`llama_perf.checkpoints.saved`), beside the
+tokenizer where one is given. The folder appears whole or not at all. Knows no scheme
+and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.devices.device import package_version
-from llama_perf.errors import SaveError, SpecError, TokenizerError
-from llama_perf.files import check_new_folder
-from llama_perf.llama.config import to_hugging_face
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
-from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.checkpoints.config import to_hugging_face
+from llama_perf.checkpoints.saved import KEY, Saved, import_tensors
 from llama_perf.checkpoints.tokenizers.tokenizer import (
     check_vocabulary,
     copy_tokenizer,
     find_tokenizer,
     load_tokenizer,
 )
-from llama_perf.checkpoints.saved import KEY, Saved, import_tensors
+from llama_perf.devices.device import package_version
+from llama_perf.errors import SaveError, SpecError, TokenizerError
+from llama_perf.files import check_new_folder
+from llama_perf.llama.transformer import (
+    Origin,
+    Transformer,
+    check_transformer,
+    is_unquantized,
+)
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
 
 
 def save_model(
@@ -95,7 +99,7 @@ def _write(made: Path, model: Transformer, said: Saved, source: Path | None) -> 
 
 def _said(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
-    packed = [each for each in model.parameters() if not is_plain(each)]
+    packed = [each for each in model.parameters() if not is_unquantized(each)]
     if scheme is not None:
         Scheme.parse(scheme, field="scheme")
         if not packed or origin.scheme not in (None, scheme):
@@ -144,7 +148,9 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     kinds: dict[type, Tensor] = {}
     for tensor in tensors:
         kept = kinds.get(type(tensor.data))
-        if not is_plain(tensor) and (kept is None or tensor.numel() < kept.numel()):
+        if not is_unquantized(tensor) and (
+            kept is None or tensor.numel() < kept.numel()
+        ):
             kinds[type(tensor.data)] = tensor.detach()
     if kinds:
         import_tensors()

@@ -17,13 +17,12 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from llama_perf.checkpoints.config import read_json
 from llama_perf.errors import RecordError, SpecError, WeightsError
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import is_plain
+from llama_perf.llama.transformer import Origin, is_unquantized
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS
 from llama_perf.strict_json import STRICT, from_plain
-from llama_perf.checkpoints.config import read_json
 
 KEY = "llama_perf"
 _LINEARS = (
@@ -107,7 +106,7 @@ def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -
     """
     quantized: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if isinstance(value, Tensor) and is_plain(value):
+        if isinstance(value, Tensor) and is_unquantized(value):
             continue
         may_be = saved is not None and saved.scheme is not None
         if not may_be or not name.endswith(_LINEARS) or not _is_quantized(value):

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.errors import WeightsError
-from llama_perf.llama.config import ModelConfig
 from llama_perf.checkpoints.reader import final_shapes, layer_shapes
 from llama_perf.checkpoints.saved import Saved
+from llama_perf.errors import WeightsError
+from llama_perf.llama.config import ModelConfig
 
 Shape = tuple[int, ...]
 

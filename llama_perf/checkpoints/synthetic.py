@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from llama_perf.llama.config import ModelConfig
 from llama_perf.checkpoints.reader import final_shapes, layer_shapes
 from llama_perf.checkpoints.saved import Saved
+from llama_perf.llama.config import ModelConfig
 
 # These add to the residual stream, twice a layer; scaled so that the sum over all
 # layers keeps the variance of one of them (the initialisation of GPT-2).

@@ -19,7 +19,7 @@ from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import check_folder
 from llama_perf.gate import baselines
 from llama_perf.gate.speed import describe_speeds
-from llama_perf.report.render import as_text
+from llama_perf.report.text import as_text
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status, read_merged
 from llama_perf.run.fresh_processes import (

@@ -10,7 +10,7 @@ from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
 from llama_perf.gate.speed import describe_speeds
-from llama_perf.report.render import as_text
+from llama_perf.report.text import as_text
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection as row_sets

@@ -21,7 +21,8 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_writable
 from llama_perf.gate.baselines import default_folder, project_file
 from llama_perf.gate.thresholds import THRESHOLDS
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.run.compared_run import Chosen

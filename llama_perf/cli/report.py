@@ -1,14 +1,14 @@
-"""`llama-perf report`: draw the results of earlier runs again."""
+"""`llama-perf report`: print the results of earlier runs again."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from llama_perf.report.render import FORMATS
+from llama_perf import report
 from llama_perf.results.run import read_merged
 
-HELP = "print the results of earlier runs as text, markdown or JSON"
+HELP = f"print the results of earlier runs as {', '.join(report.names())}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         nargs="+",
-        help="a run's results; of several, which must be of one machine and one commit,"
-        " one report is made",
+        help="a run's results; several, which must be of one machine and one commit,"
+        " are merged into one report",
     )
-    parser.add_argument("--format", choices=sorted(FORMATS), default="text")
+    parser.add_argument("--format", choices=report.names(), default="text")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the report."""
-    print(FORMATS[arguments.format](read_merged(arguments.file)), end="")
+    print(report.draw(read_merged(arguments.file), arguments.format), end="")
     return 0

@@ -22,7 +22,8 @@ from llama_perf.cli.selection import (
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
 from llama_perf.gate import baselines
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
 from llama_perf.rows import selection as row_sets
 from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
 from llama_perf.run.compared_run import Against, Chosen, Recorder, advice
@@ -144,7 +145,7 @@ def _run_rows(
                 show_progress(f"[{number}/{len(rows)}] {row.id}: ")
                 result = runner.run_row(row, progress=_show_step)
                 recorder.add(result)
-                show_progress(f"{result.told}\n")
+                show_progress(f"{result.summary}\n")
         except KeyboardInterrupt:
             show_progress("\n")
             return recorder, True

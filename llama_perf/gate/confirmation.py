@@ -35,7 +35,7 @@ def undecided_since(trials: Sequence[Trial] | None, measured: int) -> str | None
         return "suspicious, and fresh processes were not asked"
     if measured >= THRESHOLDS.confirm_processes:
         return None
-    missed = next((each.missed.told for each in trials if each.missed), "")
+    missed = next((each.missed.summary for each in trials if each.missed), "")
     return (
         f"suspicious, and {measured} of {THRESHOLDS.confirm_processes} fresh processes"
         f" came to an end{missed and ': '}{missed}"

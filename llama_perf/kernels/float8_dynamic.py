@@ -1,7 +1,7 @@
 """float8 products: y[m, n] = a[m] * s[n] * sum over k of p[m, k] * v(c[n, k]).
 
 `p` are the tokens' values rounded to e4m3, with a float32 scale `a` for each token or
-for all of them; `c`, `v` and `s` are the weight as in `float8_weight`, which does the
+for all of them; `c`, `v` and `s` are the weight FLOAT8 of `row_scaled`, which does the
 product: bfloat16 holds every value of e4m3 exactly, so that nothing but the sums is
 rounded, in float32, on a card without float8 too.
 """
@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels.cpu.one_token import fused_here
-from llama_perf.kernels.float8_weight import (
-    LARGEST,
-    dequantized,
-    float8_weight_op,
-    one_token,
-    rounded,
-)
+from llama_perf.kernels.row_scaled import FLOAT8, float8_weight_op, round_to_float8
 
 
 def quantize_tokens(x: Tensor, *, whole: bool = False) -> tuple[Tensor, Tensor]:
@@ -30,15 +24,16 @@ def quantize_tokens(x: Tensor, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     peak = wide.abs().amax(1, keepdim=True)
     if whole and len(x) > 1:
         peak = peak.amax(0, keepdim=True)
-    scale = (peak / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-    return rounded((wide / scale).clamp(-LARGEST, LARGEST)), scale
+    scale = (peak / FLOAT8.largest).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = FLOAT8.largest
+    return round_to_float8((wide / scale).clamp(-largest, largest)), scale
 
 
 def reference(
     x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
 ) -> Tensor:
     """The product by the formula, with the sums in float64."""
-    weight = dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
+    weight = FLOAT8.dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
     sums = (x.double() @ weight.double().T).float()
     return sums * x_scale * scale.flatten()[:rows]
 
@@ -55,7 +50,7 @@ def float8_dynamic(
         # In strides of their own, so that a compiler keeps the values: else it would
         # round them anew for every row.
         values = values.as_strided(values.shape, (values.shape[1], 1))
-        sums = one_token(values, codes, scale, rows)
+        sums = FLOAT8.one_token(values, codes, scale, rows)
     else:
         exact = values.to(torch.bfloat16)
         sums = float8_weight_op(exact, codes, scale, rows, torch.float32)

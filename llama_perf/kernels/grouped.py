@@ -26,6 +26,7 @@ from llama_perf.kernels.packing import (
     planes,
     unpack,
 )
+from llama_perf.kernels.weight import Packed
 
 INTEGER, PACKED, OFFSET = 1, 2, 3
 MIDDLE = 8.0
@@ -44,6 +45,29 @@ def dequantized(
 ) -> Tensor:
     """The weight, float32 (rows, columns)."""
     return from_lanes(_blocks(codes, scale, zero, columns, bits, kind), rows)
+
+
+def packed_weight(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    rows: int,
+    columns: int,
+    *,
+    bits: int,
+    kind: int,
+) -> Packed:
+    """The weight as the kernels on CUDA take it."""
+    return Packed(
+        rows=rows,
+        columns=columns,
+        codes=codes,
+        scale=scale,
+        zero=zero,
+        bits=bits,
+        group=columns // scale.shape[1],
+        zero_kind=kind,
+    )
 
 
 def reference(
@@ -145,9 +169,10 @@ def _(
     bits: int,
     kind: int,
 ) -> Tensor:
-    from llama_perf.kernels.triton.launch_products import grouped_product
+    from llama_perf.kernels.triton.launch_products import product
 
-    return grouped_product(x, codes, scale, zero, rows, bits=bits, kind=kind)
+    weight = packed_weight(codes, scale, zero, rows, x.shape[1], bits=bits, kind=kind)
+    return product(x, weight)
 
 
 def _in_words(bits: int, columns: int, groups: int) -> bool:

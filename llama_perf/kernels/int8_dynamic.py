@@ -1,7 +1,7 @@
 """int8 products: y[m, n] = a[m] * s[n] * sum over k of p[m, k] * q[n, k].
 
 `p` are the tokens' values in int8 with a float32 scale `a` for each token, `q` and `s`
-the weight as in `int8_weight`. The sum is exact, in int32, for every M: below 2**31 as
+the weight INT8 of `row_scaled`. The sum is exact, in int32, for every M: below 2**31 as
 long as K < 2**17. A CPU with instructions for such sums takes `q` as plain int8 (N, K).
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from llama_perf.devices.processor import has_fast_int8_products, int8_products_are_exact
 from llama_perf.kernels.cpu.int8_sums import int8_sums
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
-from llama_perf.kernels.int8_weight import BITS, dequantized
+from llama_perf.kernels.row_scaled import INT8
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,8 +28,8 @@ def reference(
     x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
 ) -> Tensor:
     """The product by the formula, with the sums in float64, which are exact too."""
-    whole = dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
-    sums = (x.double() @ whole.double().T).float()
+    weight = INT8.dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
+    sums = (x.double() @ weight.double().T).float()
     return sums * x_scale * scale.flatten()[:rows]
 
 
@@ -54,7 +54,7 @@ def int8_dynamic(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     quantized, x_scale = quantize_tokens(x)
     if fused_here(x) and not is_plain(codes):
         whole = quantized.to(torch.int32)
-        sums = unit_sums(whole, codes, BITS, _signed, (1,)).to(torch.float32)
+        sums = unit_sums(whole, codes, INT8.bits, _signed, (1,)).to(torch.float32)
         out = (sums * x_scale * scale).view(1, -1)[:, :rows]
     else:
         out = int8_dynamic_op(quantized, x_scale, codes, scale, rows)

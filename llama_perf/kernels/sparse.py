@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llama_perf.kernels.cpu.one_token import by_stretches, fused_here
 from llama_perf.kernels.packing import UNIT, from_lanes, slots, units, unpack
+from llama_perf.kernels.weight import SPARSE, Packed
 
 BITS = 6
 MIDDLE = 8
@@ -40,6 +41,19 @@ def groups(columns: int) -> int:
 def dequantized(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
     """The weight, float32 (rows, columns), from words (B, W, 16), scales (B, G, 16)."""
     return from_lanes(_blocks(codes, scale, columns), rows)
+
+
+def packed_weight(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Packed:
+    """The weight as the kernels on CUDA take it."""
+    return Packed(
+        rows=rows,
+        columns=columns,
+        codes=codes,
+        scale=scale,
+        zero=scale,
+        format=SPARSE,
+        bits=BITS,
+    )
 
 
 def reference(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
@@ -96,9 +110,9 @@ def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
 
 @sparse_weight_op.register_kernel("cuda")
 def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton.launch_products import sparse_product
+    from llama_perf.kernels.triton.launch_products import product
 
-    return sparse_product(x, codes, scale, rows)
+    return product(x, packed_weight(codes, scale, rows, x.shape[1]))
 
 
 def _blocks(codes: Tensor, scale: Tensor, columns: int) -> Tensor:

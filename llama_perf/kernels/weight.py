@@ -71,26 +71,3 @@ def plain(weight: Tensor) -> Packed:
         format=PLAIN,
         bits=weight.element_size() * 8,
     )
-
-
-def with_row_scales(
-    codes: Tensor,
-    scale: Tensor,
-    *,
-    rows: int,
-    columns: int,
-    bits: int,
-    decode: int,
-    dynamic: bool = False,
-) -> Packed:
-    """Words of codes and a float32 scale for each row."""
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=codes,
-        scale=scale,
-        zero=scale,
-        bits=bits,
-        decode=decode,
-        dynamic=dynamic,
-    )

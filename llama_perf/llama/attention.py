@@ -22,7 +22,7 @@ from llama_perf.llama.linear import Linear
 from llama_perf.llama.rotary import Rotary, apply_rotary
 
 
-class Seen(NamedTuple):
+class VisiblePositions(NamedTuple):
     """What the queries of a call may see; nothing: one another, causally.
 
     `filled`: the cache's first positions, as many as int64 (B,) or (1,) on the device
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     mask: Tensor | None = None
 
 
-ONE_ANOTHER = Seen()
+CAUSAL = VisiblePositions()
 
 
 class CausalMask:
@@ -61,20 +61,20 @@ class CausalMask:
         return self._triangle[positions]
 
 
-def seen_by_chunk(
+def visible_to_chunk(
     mask: CausalMask | None, positions: Tensor, start: int, end: int
-) -> Seen:
+) -> VisiblePositions:
     """What a prompt's queries at `positions`, int64 (T,) from `start`, may see."""
     if mask is None:
-        return Seen(end=end)
-    return Seen(mask=mask.rows(positions)) if start else ONE_ANOTHER
+        return VisiblePositions(end=end)
+    return VisiblePositions(mask=mask.rows(positions)) if start else CAUSAL
 
 
-def seen_by_token(mask: CausalMask | None, position: Tensor) -> Seen:
+def visible_to_token(mask: CausalMask | None, position: Tensor) -> VisiblePositions:
     """What the query of a step at `position`, int64 (1,) or (B, 1), may see."""
     if mask is None:
-        return Seen(filled=position.flatten() + 1)
-    return Seen(mask=mask.rows(position))
+        return VisiblePositions(filled=position.flatten() + 1)
+    return VisiblePositions(mask=mask.rows(position))
 
 
 class Attention(nn.Module):
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache | None,
-        seen: Seen,
+        visible: VisiblePositions,
     ) -> Tensor:
         """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim).
 
@@ -107,10 +107,12 @@ class Attention(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             cache.update(positions, k, v)
-        if cache is not None and (seen.filled is not None or seen.end is not None):
-            y = attend_filled(q, cache, seen)
+        if cache is not None and (
+            visible.filled is not None or visible.end is not None
+        ):
+            y = attend_filled(q, cache, visible)
         else:
-            mask = seen.mask
+            mask = visible.mask
             if cache is not None and mask is not None:
                 k, v = cache.whole()
             elif cache is not None:
@@ -127,11 +129,11 @@ class Attention(nn.Module):
         return out
 
 
-def attend_filled(q: Tensor, cache: KVCache, seen: Seen) -> Tensor:
-    """Queries (B, T, heads, D) over what `seen` says is filled, the same shape."""
+def attend_filled(q: Tensor, cache: KVCache, visible: VisiblePositions) -> Tensor:
+    """Queries (B, T, heads, D) over what `visible` says is filled, the same shape."""
     held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
-    if seen.filled is not None:
-        y: Tensor = decode_attention(q, *held, cache.arrivals, seen.filled)
+    if visible.filled is not None:
+        y: Tensor = decode_attention(q, *held, cache.arrivals, visible.filled)
     else:
-        y = prefill_attention(q, *held, seen.end)
+        y = prefill_attention(q, *held, visible.end)
     return y

@@ -17,9 +17,9 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.llama.attention import (
     CausalMask,
-    Seen,
-    seen_by_chunk,
-    seen_by_token,
+    VisiblePositions,
+    visible_to_chunk,
+    visible_to_token,
 )
 from llama_perf.llama.decode_step import Step
 from llama_perf.llama.kv_cache import KVCache, caches
@@ -158,8 +158,8 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            seen = seen_by_chunk(self._mask, positions, start, end)
-            x = self._hidden(chunk, positions, seen, self._runs.prefill_block)
+            visible = visible_to_chunk(self._mask, positions, start, end)
+            x = self._hidden(chunk, positions, visible, self._runs.prefill_block)
             last = (
                 x[:, -1] if lengths is None else state_after(x, lengths - first, last)
             )
@@ -175,11 +175,15 @@ class Engine:
         return self._runs.decode_head(self.model, x[:, -1])
 
     def _hidden(
-        self, tokens: Tensor, positions: Tensor, seen: Seen | None, run_block: RunBlock
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        visible: VisiblePositions | None,
+        run_block: RunBlock,
     ) -> Tensor:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 
-        Where `seen` is None a token sees what is filled, and itself.
+        Where `visible` is None a token sees what is filled, and itself.
         """
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
@@ -188,14 +192,14 @@ class Engine:
                 cos_sin,
                 positions,
                 caches=self._caches,
-                seen=seen or Seen(filled=filled),
+                visible=visible or VisiblePositions(filled=filled),
                 run_block=run_block,
             )
         return self.model.hidden(
             tokens,
             positions,
             caches=self._caches,
-            seen=seen or seen_by_token(self._mask, positions),
+            visible=visible or visible_to_token(self._mask, positions),
             run_block=run_block,
         )
 

@@ -25,11 +25,11 @@ from llama_perf.kernels.triton.launch_fused import INTERPRETED, project, project
 from llama_perf.kernels.triton.launch_sampling import Sampling, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, plain
-from llama_perf.llama.attention import Seen, attend_filled
+from llama_perf.llama.attention import VisiblePositions, attend_filled
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.sampling import Feed
-from llama_perf.llama.transformer import Transformer, TransformerBlock, is_plain
+from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
 from llama_perf.rows.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
@@ -131,11 +131,11 @@ class FusedStep:
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache,
-        seen: Seen,
+        visible: VisiblePositions,
     ) -> Tensor:
         """`x` (B, T, dim) to the same, in place; as `TransformerBlock.forward`.
 
-        B * T is at most eight, and `seen` says what is filled.
+        B * T is at most eight, and `visible` says what is filled.
         """
         layer, attention = self._layers[block], block.attention
         batch, length, dim = x.shape
@@ -164,8 +164,8 @@ class FusedStep:
         )
         self._peaked = None
         q = q.view(batch, length, *q.shape[1:])
-        if seen.filled is None:
-            y = attend_filled(q, cache, seen)
+        if visible.filled is None:
+            y = attend_filled(q, cache, visible)
         else:
             held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
             attended_peak = attended if layer.output.dynamic else None
@@ -173,7 +173,7 @@ class FusedStep:
                 q,
                 *held,
                 cache.arrivals,
-                seen.filled,
+                visible.filled,
                 ahead=layer.output.codes,
                 left=attended_peak,
             )
@@ -244,11 +244,11 @@ class FusedStep:
             cos_sin: Rotary,
             positions: Tensor,
             cache: KVCache,
-            seen: Seen,
+            visible: VisiblePositions,
         ) -> Tensor:
             few = x.shape[0] * x.shape[1] <= FUSED_TOKENS
             chosen: RunBlock = self.block if few else other
-            return chosen(block, x, cos_sin, positions, cache, seen)
+            return chosen(block, x, cos_sin, positions, cache, visible)
 
         return run
 
@@ -278,7 +278,7 @@ def packed(weight: Tensor, name: str) -> Packed:
     if isinstance(weight, Packable):
         # The interpreter's weights are on a CPU, which may prefer another layout.
         found = weight.laid_out_for(_CUDA).packed()
-    elif is_plain(weight):
+    elif is_unquantized(weight):
         found = plain(weight)
     if found is None:
         raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels import cache_codes
-from llama_perf.llama.aside import make_room
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.memory_segments import reserve_segment
 
 # Shape legend: B batch, H heads of the cache, S positions allocated, T positions of
 # this call, D head width.
@@ -112,7 +112,7 @@ def caches(
     """One for each layer, side by side in a card's memory; `options` are KVCache's."""
     first = KVCache(config, device=device, **options)
     others = config.n_layers - 1
-    make_room([buffer.nbytes for buffer in first.buffers()] * others, device)
+    reserve_segment([buffer.nbytes for buffer in first.buffers()] * others, device)
     return [first, *(KVCache(config, device=device, **options) for _ in range(others))]
 
 

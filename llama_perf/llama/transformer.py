@@ -7,6 +7,7 @@ Knows token ids and tensors; nothing of files, tokenizers, sampling or quantizat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +16,33 @@ from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
-from llama_perf.llama.attention import ONE_ANOTHER, Attention, Seen
+from llama_perf.llama.attention import CAUSAL, Attention, VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.linear import Linear
-from llama_perf.llama.origin import Origin
 from llama_perf.llama.rotary import Rotary, inverse_frequencies, rotary
 
 # Shape legend: B batch, T positions of this call, S positions of the cache,
 # V vocabulary.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a model's weights come from, and how they were quantized.
+
+    `weights` is the source before quantization, as its reader names it: "synthetic",
+    "gguf:<file>", ... Scheme and kernels are None where unquantized.
+    """
+
+    weights: str
+    scheme: str | None = None
+    kernels: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """One phrase, such as "int8wo, native, from gguf:model.gguf"."""
+        parts = [part for part in (self.scheme, self.kernels) if part is not None]
+        return ", ".join([*parts, f"from {self.weights}"])
 
 
 class RMSNorm(nn.Module):
@@ -72,10 +91,12 @@ class TransformerBlock(nn.Module):
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache | None,
-        seen: Seen,
+        visible: VisiblePositions,
     ) -> Tensor:
         """(B, T, dim) to (B, T, dim); arguments as for `Attention.forward`."""
-        h = x + self.attention(self.attention_norm(x), cos_sin, positions, cache, seen)
+        h = x + self.attention(
+            self.attention_norm(x), cos_sin, positions, cache, visible
+        )
         out: Tensor = h + self.feed_forward(self.ffn_norm(h))
         return out
 
@@ -114,7 +135,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         *,
         caches: Sequence[KVCache] | None = None,
-        seen: Seen = ONE_ANOTHER,
+        visible: VisiblePositions = CAUSAL,
         run_block: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """Run all blocks over int64 `tokens` (B, T); (B, T, dim).
@@ -129,7 +150,7 @@ class Transformer(nn.Module):
             rotary(self.frequencies(), positions),
             positions,
             caches=caches,
-            seen=seen,
+            visible=visible,
             run_block=run_block,
         )
 
@@ -148,7 +169,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         *,
         caches: Sequence[KVCache] | None = None,
-        seen: Seen = ONE_ANOTHER,
+        visible: VisiblePositions = CAUSAL,
         run_block: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """All blocks over tokens embedded, (B, T, dim), and their rotation."""
@@ -157,7 +178,7 @@ class Transformer(nn.Module):
         with without_cudnn():
             for index, block in enumerate(self.layers):
                 cache = None if caches is None else caches[index]
-                x = run(block, x, cos_sin, positions, cache, seen)
+                x = run(block, x, cos_sin, positions, cache, visible)
         return x
 
     def head(self, x: Tensor) -> Tensor:
@@ -220,15 +241,15 @@ def check_transformer(model: object) -> None:
         )
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether it is a tensor of floats as such, and no packed one of a subclass."""
+def is_unquantized(tensor: Tensor) -> bool:
+    """Whether `tensor` holds its floats as they are, not packed by a subclass."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes a tensor stores; those of its inner tensors for a tensor subclass."""
     flatten: Any = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None or is_plain(tensor):
+    if flatten is None or is_unquantized(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = flatten()
     return sum(tensor_bytes(getattr(tensor, name)) for name in names)

@@ -21,8 +21,8 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
 )
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
-from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.presets import preset, preset_name
 from llama_perf.measure.predict import Prediction, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import Quantizer, make_quantizer

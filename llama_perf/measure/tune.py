@@ -20,9 +20,10 @@ from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import PLAIN, Packed
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import Linear
+from llama_perf.llama.presets import preset
 from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.schemes import PLAIN as NO_SCHEME

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from llama_perf.errors import ValuesError
-from llama_perf.llama.attention import Seen
+from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
-from llama_perf.llama.transformer import TransformerBlock, is_plain
+from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prepare import Prepared
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
@@ -188,7 +188,7 @@ def _reference(
         text,
         torch.arange(start, end, device=model.device),
         caches=engine.caches,
-        seen=Seen(end=end),
+        visible=VisiblePositions(end=end),
         run_block=run_block,
     )
     x = x[:_SEQUENCES]
@@ -228,7 +228,7 @@ def _wide_block(
         cos_sin: Rotary,
         positions: Tensor,
         cache: KVCache,
-        seen: Seen,
+        visible: VisiblePositions,
     ) -> Tensor:
         wide = KVCache(
             config,
@@ -242,7 +242,7 @@ def _wide_block(
             for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
                 if (filled := getattr(cache, name)) is not None:
                     getattr(wide, name)[:, :, :start] = filled[:, :, :start]
-        arguments = (x.float(), cos_sin, positions, wide, seen)
+        arguments = (x.float(), cos_sin, positions, wide, visible)
         out: Tensor = functional_call(block, _wide(block), arguments)
         return out
 
@@ -254,7 +254,7 @@ def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _float(weight: Tensor) -> Tensor:
-    if is_plain(weight):
+    if is_unquantized(weight):
         return weight.float()
     if is_opaque(weight):
         return dequantized_int4(weight)
@@ -314,7 +314,7 @@ def _damaged(engine: Engine) -> Iterator[None]:
 
 def one_scale(weight: Tensor) -> Tensor:
     """A view of one scale of a quantized weight; of a plain one, of its first row."""
-    if is_plain(weight):
+    if is_unquantized(weight):
         return weight.data[0]
     quantized: Any = weight
     names = [name for name in quantized.tensor_data_names if "scale" in name]

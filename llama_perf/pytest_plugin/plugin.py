@@ -161,7 +161,7 @@ class LlamaPerfPlugin:
             row, progress=lambda text: self._write(f"{text}, ")
         )
         comparison = self._recorder.add(result)
-        self._write(result.told)
+        self._write(result.summary)
         if result.measurement is None:
             self._end(result, comparison.reason, failed=comparison.failed)
         samples = iter(result.measurement.sample_ns)
@@ -246,7 +246,8 @@ class LlamaPerfPlugin:
         yield
         if self._recorder is None or not self._recorder.report.results:
             return
-        from llama_perf.report.render import as_markdown, as_text
+        from llama_perf.report.markdown import as_markdown
+        from llama_perf.report.text import as_text
         from llama_perf.run.compared_run import advice
 
         report = self._recorder.report

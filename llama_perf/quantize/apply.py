@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
-from llama_perf.llama.transformer import is_plain
+from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.groups import fitting_groups
 from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
@@ -64,7 +64,7 @@ def make_quantizer(
             # It may have chosen to leave a linear as it is.
             return
         for path, linear in _linears(module, prefix):
-            if is_plain(linear.weight):
+            if is_unquantized(linear.weight):
                 raise SpecError(
                     "quantization",
                     name,

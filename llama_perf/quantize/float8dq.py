@@ -16,7 +16,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.float8_dynamic import float8_dynamic
-from llama_perf.kernels.float8_weight import dequantized
+from llama_perf.kernels.row_scaled import FLOAT8
 from llama_perf.quantize.float8wo import quantize_rows
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
@@ -70,7 +70,7 @@ class Float8DynamicWeight(NativeTensor):
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return FLOAT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 @register_quantize_module_handler(Float8DynamicConfig)

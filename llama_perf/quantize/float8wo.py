@@ -15,15 +15,9 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.float8_weight import (
-    BITS,
-    LARGEST,
-    dequantized,
-    encode,
-    float8_weight,
-)
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import FLOAT8, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import FLOAT8, encode_float8, float8_weight
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
@@ -61,18 +55,13 @@ class Float8Weight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return with_row_scales(
-            self.codes,
-            self.scale,
-            rows=self.rows,
-            columns=self.columns,
-            bits=BITS,
-            decode=FLOAT8,
+        return FLOAT8.packed(
+            self.codes, self.scale, rows=self.rows, columns=self.columns
         )
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return FLOAT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 def quantize_rows(weight: Tensor, *, whole: bool = False) -> tuple[Tensor, Tensor]:
@@ -84,8 +73,8 @@ def quantize_rows(weight: Tensor, *, whole: bool = False) -> tuple[Tensor, Tenso
     peak = wide.abs().amax(1)
     if whole:
         peak = peak.amax().expand_as(peak)
-    scale = least_normal(peak / LARGEST)
-    return pack(encode(wide / scale.unsqueeze(1)), BITS), to_lanes(scale)
+    scale = least_normal(peak / FLOAT8.largest)
+    return pack(encode_float8(wide / scale.unsqueeze(1)), FLOAT8.bits), to_lanes(scale)
 
 
 @register_quantize_module_handler(Float8WeightConfig)

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.fp6_weight import (
-    BITS,
-    LARGEST,
-    dequantized,
-    encode,
-    fp6_weight,
-)
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import FP6, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import FP6, encode_fp6, fp6_weight
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
@@ -52,8 +46,8 @@ class Fp6Weight(NativeTensor):
     def from_float(cls, weight: Tensor) -> Fp6Weight:
         """Quantize a weight (rows, columns)."""
         wide = weight.detach().float()
-        scale = least_normal(wide.abs().amax(1) / LARGEST)
-        codes = pack(encode(wide / scale.unsqueeze(1)), BITS)
+        scale = least_normal(wide.abs().amax(1) / FP6.largest)
+        codes = pack(encode_fp6(wide / scale.unsqueeze(1)), FP6.bits)
         return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
@@ -62,18 +56,11 @@ class Fp6Weight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return with_row_scales(
-            self.codes,
-            self.scale,
-            rows=self.rows,
-            columns=self.columns,
-            bits=BITS,
-            decode=FP6,
-        )
+        return FP6.packed(self.codes, self.scale, rows=self.rows, columns=self.columns)
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return FP6.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 @register_quantize_module_handler(Fp6WeightConfig)

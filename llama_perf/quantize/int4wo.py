@@ -19,6 +19,7 @@ from llama_perf.kernels.grouped import (
     OFFSET,
     dequantized,
     grouped_weight,
+    packed_weight,
 )
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import Packed
@@ -97,16 +98,8 @@ class Int4Weight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return Packed(
-            rows=self.rows,
-            columns=self.columns,
-            codes=self.codes,
-            scale=self.scale,
-            zero=self.zero,
-            bits=BITS,
-            group=self.columns // self.scale.shape[1],
-            zero_kind=OFFSET,
-        )
+        parts = (self.codes, self.scale, self.zero)
+        return packed_weight(*parts, self.rows, self.columns, bits=BITS, kind=OFFSET)
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

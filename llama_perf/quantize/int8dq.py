@@ -11,9 +11,9 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
-from llama_perf.kernels.int8_weight import BITS, dequantized
 from llama_perf.kernels.packing import from_lanes, pack, unpack
-from llama_perf.kernels.weight import INT8, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.int8wo import quantize_rows
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
@@ -56,11 +56,11 @@ class Int8DynamicWeight(NativeTensor):
         if plain == is_plain(codes):
             return self
         if plain:
-            whole = unpack(codes, BITS, self.columns).to(torch.int8)
+            whole = unpack(codes, INT8.bits, self.columns).to(torch.int8)
             codes = from_lanes(whole, self.rows).contiguous()
         else:
             # As unsigned bytes, since a word has no room for a sign.
-            codes = pack(codes.to(torch.int32) & 255, BITS)
+            codes = pack(codes.to(torch.int32) & 255, INT8.bits)
         others = (self.rows, self.columns, self.activation_dtype)
         return Int8DynamicWeight(codes, self.scale, *others)
 
@@ -72,13 +72,11 @@ class Int8DynamicWeight(NativeTensor):
         """See `NativeTensor.packed`."""
         if is_plain(self.codes):
             return None
-        return with_row_scales(
+        return INT8.packed(
             self.codes,
             self.scale,
             rows=self.rows,
             columns=self.columns,
-            bits=BITS,
-            decode=INT8,
             dynamic=True,
         )
 
@@ -86,7 +84,7 @@ class Int8DynamicWeight(NativeTensor):
         """See `NativeTensor.dequantized`."""
         if is_plain(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 @register_quantize_module_handler(Int8DynamicConfig)

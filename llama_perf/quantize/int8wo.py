@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.int8_weight import BITS, dequantized, int8_weight
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import INT8, Packed, with_row_scales
+from llama_perf.kernels.row_scaled import INT8, int8_weight
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
@@ -45,7 +45,7 @@ class Int8Weight(NativeTensor):
     def from_float(cls, weight: Tensor) -> Int8Weight:
         """Quantize a weight (rows, columns)."""
         codes, scale = quantize_rows(weight)
-        words = pack(codes.to(torch.int32), BITS)
+        words = pack(codes.to(torch.int32), INT8.bits)
         return cls(words, scale, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
@@ -54,18 +54,11 @@ class Int8Weight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return with_row_scales(
-            self.codes,
-            self.scale,
-            rows=self.rows,
-            columns=self.columns,
-            bits=BITS,
-            decode=INT8,
-        )
+        return INT8.packed(self.codes, self.scale, rows=self.rows, columns=self.columns)
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+        return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,12 @@ from dataclasses import replace
 import torch
 
 from llama_perf.errors import SpecError
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer, check_transformer, is_plain
+from llama_perf.llama.transformer import (
+    Origin,
+    Transformer,
+    check_transformer,
+    is_unquantized,
+)
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.registry import built_kernels
@@ -37,7 +41,7 @@ def quantize_model(
     chosen = kernels if kernels is not None else preferred_kernels(scheme)
     if chosen not in KERNELS:
         raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
-    if not all(is_plain(parameter) for parameter in model.parameters()):
+    if not all(is_unquantized(parameter) for parameter in model.parameters()):
         raise quantized_already(scheme, model.origin)
     device, dtype = model.device, model.dtype
     quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
@@ -84,7 +88,7 @@ def chosen_quantizer(
 
 def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
     """The error of asking for `scheme` where the weights have one."""
-    told = f" ({origin.told})" if origin is not None and origin.scheme else ""
+    told = f" ({origin.summary})" if origin is not None and origin.scheme else ""
     return SpecError("quantization", scheme, f"this model is quantized already{told}")
 
 

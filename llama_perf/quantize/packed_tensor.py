@@ -18,7 +18,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.weight import Packed
-from llama_perf.llama.transformer import is_plain
+from llama_perf.llama.transformer import is_unquantized
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
@@ -133,7 +133,7 @@ def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> Non
     """
     shape = tuple(weight.shape)
     dtype = str(weight.dtype).removeprefix("torch.")
-    if not is_plain(weight):
+    if not is_unquantized(weight):
         kind = type(weight).__name__
         raise SpecError("quantization", name, f"{where} is quantized already: {kind}")
     if weight.ndim != 2 or dtype not in DTYPE_TOKENS:

@@ -26,9 +26,10 @@ from llama_perf.kernels.sparse import (
     MIDDLE,
     QUAD,
     dequantized,
+    packed_weight,
     sparse_weight,
 )
-from llama_perf.kernels.weight import SPARSE, Packed
+from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import (
     NativeTensor,
     check_weight,
@@ -98,15 +99,7 @@ class SparseMarlinWeight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return Packed(
-            rows=self.rows,
-            columns=self.columns,
-            codes=self.codes,
-            scale=self.scale,
-            zero=self.scale,
-            format=SPARSE,
-            bits=BITS,
-        )
+        return packed_weight(self.codes, self.scale, self.rows, self.columns)
 
     def dequantized(self) -> Tensor:
         """See `NativeTensor.dequantized`."""

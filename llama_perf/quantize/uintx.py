@@ -22,6 +22,7 @@ from llama_perf.kernels.grouped import (
     PACKED,
     dequantized,
     grouped_weight,
+    packed_weight,
 )
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import Packed
@@ -114,15 +115,14 @@ class UintxWeight(NativeTensor):
 
     def packed(self) -> Packed | None:
         """See `NativeTensor.packed`."""
-        return Packed(
-            rows=self.rows,
-            columns=self.columns,
-            codes=self.codes,
-            scale=self.scale,
-            zero=self.zero,
+        return packed_weight(
+            self.codes,
+            self.scale,
+            self.zero,
+            self.rows,
+            self.columns,
             bits=self.bits,
-            group=self.columns // self.scale.shape[1],
-            zero_kind=LAYOUTS[self.zero_layout],
+            kind=LAYOUTS[self.zero_layout],
         )
 
     def dequantized(self) -> Tensor:

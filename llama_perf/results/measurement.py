@@ -80,8 +80,8 @@ class Ceiling:
         return max(self.read_gb_s, self.copy_gb_s or 0.0)
 
     @property
-    def told(self) -> str:
-        """All of it, in words."""
+    def summary(self) -> str:
+        """All of it in one line."""
         words = [f"{self.read_gb_s:.1f} GB/s read"]
         if self.copy_gb_s is not None:
             words.append(f"{self.copy_gb_s:.1f} GB/s copied")

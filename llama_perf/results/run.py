@@ -42,7 +42,7 @@ class RowResult:
     measurement: Measurement | None = None
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """How it ended, in a few words."""
         if self.measurement is None:
             return f"{self.status.value}: {self.reason}"

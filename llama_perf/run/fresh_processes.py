@@ -53,7 +53,7 @@ def in_fresh_processes(
             progress(f"[process {number}/{processes}] {row.id}: ")
             found = worker.run_in_process(row, options=options, devices=devices)
             result, environment = found.result, found.environment
-            progress(f"{result.told}\n")
+            progress(f"{result.summary}\n")
             if result.status is Status.INVALID or environment is None:
                 raise RecordError(
                     f"baseline: {row.id} is INVALID in process {number} of"

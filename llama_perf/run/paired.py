@@ -133,7 +133,7 @@ def measure_pairs(
                 each.results[side].append(ran.result)
                 if ran.environment is not None:
                     environments.setdefault(side, ran.environment)
-                progress(f"{ran.result.told}\n")
+                progress(f"{ran.result.summary}\n")
     return found, environments
 
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
-from llama_perf.llama.attention import Seen
+from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.kv_cache import KVCache
 from scripts.doc_tables.closeness import FIGURES, Limits
 from scripts.doc_tables.document import place
@@ -76,7 +76,10 @@ def logits_with_cache(kind: str | None, length: int = LENGTH) -> Tensor:
             end = start + CHUNK
             positions = torch.arange(start, end)
             x = model.hidden(
-                ids[:, start:end], positions, caches=caches, seen=Seen(end=end)
+                ids[:, start:end],
+                positions,
+                caches=caches,
+                visible=VisiblePositions(end=end),
             )
             parts.append(model.head(x))
     return torch.cat(parts, 1)

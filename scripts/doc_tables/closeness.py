@@ -52,7 +52,7 @@ class Limits:
             edge = mean + sign * DEVIATIONS * deviation
             # A rounding of the float alone is no step further.
             steps = round(edge * 10**places * sign, 6)
-            return sign * math.ceil(steps) / 10**places
+            return float(sign * math.ceil(steps) / 10**places)
 
         mean, deviation = drawn.perplexity_change
         return cls(

@@ -1,6 +1,6 @@
 """How close two models' logits are: pure functions on tensors.
 
-Used by the correctness tests and by `scripts/closeness`, which writes the table of
+Used by the correctness tests and by `scripts.doc_tables`, which writes the tables of
 docs/correctness.md. Knows no model and no scheme.
 """
 

@@ -33,7 +33,8 @@ SCHEMES = tuple(
 
 
 def _layer(scheme: str, kernels: str) -> nn.Linear:
-    wqkv = unquantized().layers[14].attention.wqkv
+    wqkv = unquantized().get_submodule("layers.14.attention.wqkv")
+    assert isinstance(wqkv, nn.Linear), type(wqkv)
     layer = nn.Linear(wqkv.in_features, wqkv.out_features, bias=False)
     layer.weight = nn.Parameter(wqkv.weight.detach().clone(), requires_grad=False)
     make_quantizer(

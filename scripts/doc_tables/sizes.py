@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme

@@ -6,7 +6,7 @@ compared by their weights, multiplied in float32:
 
 - torchao's int4 takes a CPU as long for each token of a text as for a step of decoding.
   Its weights are read off the layers' answers to the unit vectors, and how exact the
-  products are is `operator_table`'s.
+  products are is measured by `operators`.
 - int8dq rounds activations, and two models that do so differ by chance, by more than
   their weights do (`redraws`). `products_ratio` compares how both round the same ones.
 """
@@ -48,7 +48,8 @@ TWINS = tuple(
     for scheme, kernels in LIMITS
     if kernels == "torchao" and (scheme, "native") in LIMITS
 )
-# The rest search scales for minutes; `scripts/closeness --twins` compares them all.
+# The others search scales for minutes. `python -m scripts.doc_tables twins` compares
+# all of them.
 QUICK = tuple(scheme for scheme in TWINS if not scheme.startswith("int4wo"))
 _HEADERS = ("scheme", "KL native", "KL torchao", "native less torchao", "errors")
 
@@ -106,7 +107,8 @@ def _unpack(model: Transformer, weight_of: Callable[[nn.Linear], Tensor]) -> Non
 
 def answers(layer: nn.Linear) -> Tensor:
     """The weight (N, K) read off the answers to the unit vectors."""
-    return layer(torch.eye(layer.in_features)).T.contiguous()
+    product: Tensor = layer(torch.eye(layer.in_features))
+    return product.T.contiguous()
 
 
 def dequantized(layer: nn.Linear) -> Tensor:

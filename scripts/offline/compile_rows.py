@@ -4,7 +4,7 @@
     python -m scripts.offline.compile_rows 90 1/2 reference mine.toml
 
 Each row's model is built with two layers on the meta device, at its full width, and
-generates a few tokens under `kernels/compile_only.py`; what is compiled stays in
+generates a few tokens under `compile_only`; what is compiled stays in
 Triton's cache. A process of its own compiles for one target. Reads no weights.
 """
 
@@ -23,9 +23,9 @@ from llama_perf.checkpoints.load import build_model, parse_dtype
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
-from llama_perf.llama.attention import Seen
-from llama_perf.llama.config import preset
+from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.presets import preset
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import products
@@ -152,8 +152,8 @@ def _generate(row: RowSpec) -> None:
         end = row.fill + row.prompt_length + min(DECODED, row.max_new_tokens - 1)
         text = prompt.new_zeros((row.batch_size, end - row.fill))
         positions = torch.arange(row.fill, end, device=META)
-        seen = Seen(end=end)
-        x = engine.model.hidden(text, positions, caches=engine.caches, seen=seen)
+        visible = VisiblePositions(end=end)
+        x = engine.model.hidden(text, positions, caches=engine.caches, visible=visible)
         engine.model.head(x[:, -1 - DECODED :])
 
 

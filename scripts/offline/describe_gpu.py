@@ -33,7 +33,7 @@ def main(file: str) -> None:
     ceiling = measure_ceiling(device)
     found["ceiling"] = asdict(ceiling)
     _write(Path(file), found)
-    print(f"ceiling: {ceiling.told}")
+    print(f"ceiling: {ceiling.summary}")
 
 
 def _write(path: Path, found: dict[str, object]) -> None:

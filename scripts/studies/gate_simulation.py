@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from tabulate import tabulate
 
 from llama_perf.gate.noise import Spread, shrunk
@@ -23,6 +25,7 @@ from llama_perf.gate.thresholds import (
 )
 from scripts.doc_tables.document import place, text_between
 
+Floats: TypeAlias = npt.NDArray[np.float64]
 PLACE = place("gate.md", "simulation")
 ROWS = 20
 RUNS = 10_000
@@ -43,18 +46,19 @@ SIZES = {
 class Runs:
     """What simulated runs saw, each array (runs, rows), speeds as logarithms."""
 
-    stored: np.ndarray
-    screened: np.ndarray
-    confirmed: np.ndarray
-    screen_limits: np.ndarray
-    confirm_limits: np.ndarray
+    stored: Floats
+    screened: Floats
+    confirmed: Floats
+    screen_limits: Floats
+    confirm_limits: Floats
 
-    def slower(self, slowdown: float = 0.0) -> np.ndarray:
+    def slower(self, slowdown: float = 0.0) -> npt.NDArray[np.bool_]:
         """Which rows fail where each has lost that share of its speed."""
         moved = -math.log1p(-slowdown)
         suspicious = self.stored - self.screened + moved > self.screen_limits
         confirmed = self.stored - self.confirmed + moved > self.confirm_limits
-        return suspicious & confirmed
+        failed: npt.NDArray[np.bool_] = suspicious & confirmed
+        return failed
 
     def false_alarms(self) -> float:
         """The share of unchanged runs that fail a row."""
@@ -81,13 +85,14 @@ def simulate(
     scale, count = np.array(deviations), np.array(processes)
     shape = (runs, len(scale))
 
-    def draws(number: int) -> np.ndarray:
+    def draws(number: int) -> Floats:
         if tails is None:
-            found = source.standard_normal((*shape, number))
+            drawn = source.standard_normal((*shape, number))
         else:
-            found = source.standard_t(tails, (*shape, number))
-            found *= math.sqrt((tails - 2) / tails)
-        return found * scale[:, None]
+            drawn = source.standard_t(tails, (*shape, number))
+            drawn *= math.sqrt((tails - 2) / tails)
+        scaled: Floats = drawn * scale[:, None]
+        return scaled
 
     there = np.arange(count.max()) < count[:, None]
     stored = draws(int(count.max())) * there
@@ -104,7 +109,7 @@ def simulate(
     )
 
 
-def _limits(own: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _limits(own: Floats, count: npt.NDArray[np.int_]) -> tuple[Floats, Floats]:
     """(screen, confirmation), by the package's own functions, run by run."""
     processes = count.tolist()
     screen, confirm = [], []

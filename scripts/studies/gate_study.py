@@ -1,4 +1,4 @@
-"""`scripts/gate_study`: how often the gate errs on this machine, by running it.
+"""`python -m scripts.studies.gate_study`: how often the gate errs on this machine.
 
 Records a baseline, runs the rows again and again without change, then with a known
 share of the decoding steps repeated, all through the commands that users run. Slowed
@@ -160,7 +160,7 @@ def _write(text: str, report: Report, processes: int, place: Place) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gate_study",
+        prog="python -m scripts.studies.gate_study",
         description="Run the gate without change and with injected slowdowns, and"
         " count what it says.",
     )
@@ -179,3 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         "--write", action="store_true", help="replace the table of docs/gate.md"
     )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.autoquant.products import Product
 from llama_perf.quantize.autoquant.timing import How, time_product, weight_bytes
 from llama_perf.rows.schemes import PLAIN

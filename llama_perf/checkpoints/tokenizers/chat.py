@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from llama_perf.errors import PromptError, SpecError, TokenizerError
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.errors import PromptError, SpecError, TokenizerError
 
 ROLES = ("system", "user", "assistant")
 

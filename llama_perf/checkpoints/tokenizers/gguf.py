@@ -12,9 +12,12 @@ from typing import Any
 
 from gguf import TokenType
 
-from llama_perf.checkpoints.tokenizers.byte_pairs import LLAMA3_PATTERN, BytePairTokenizer
-from llama_perf.errors import TokenizerError
+from llama_perf.checkpoints.tokenizers.byte_pairs import (
+    LLAMA3_PATTERN,
+    BytePairTokenizer,
+)
 from llama_perf.checkpoints.tokenizers.gguf_metadata import tokenizer_fields
+from llama_perf.errors import TokenizerError
 
 _GPT2_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

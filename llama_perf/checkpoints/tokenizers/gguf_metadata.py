@@ -7,8 +7,8 @@ from typing import Any
 
 from gguf import GGUFValueType, GGUFWriter
 
-from llama_perf.errors import TokenizerError
 from llama_perf.checkpoints.gguf_reader import BoundedReader
+from llama_perf.errors import TokenizerError
 
 _PREFIX = "tokenizer."
 

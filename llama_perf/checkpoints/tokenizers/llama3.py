@@ -10,7 +10,10 @@ import base64
 import binascii
 from pathlib import Path
 
-from llama_perf.checkpoints.tokenizers.byte_pairs import LLAMA3_PATTERN, BytePairTokenizer
+from llama_perf.checkpoints.tokenizers.byte_pairs import (
+    LLAMA3_PATTERN,
+    BytePairTokenizer,
+)
 from llama_perf.errors import TokenizerError
 
 N_SPECIAL = 256

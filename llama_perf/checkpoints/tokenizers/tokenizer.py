@@ -14,10 +14,13 @@ from typing import Protocol
 
 import sentencepiece
 
-from llama_perf.errors import TokenizerError
-from llama_perf.checkpoints.tokenizers.gguf import has_gguf_tokenizer, read_gguf_tokenizer
+from llama_perf.checkpoints.tokenizers.gguf import (
+    has_gguf_tokenizer,
+    read_gguf_tokenizer,
+)
 from llama_perf.checkpoints.tokenizers.gguf_metadata import copy_tokenizer_fields
 from llama_perf.checkpoints.tokenizers.llama3 import read_tiktoken
+from llama_perf.errors import TokenizerError
 
 MAX_PADDING = 1024
 """Rows of a model's vocabulary without a token must be fewer than this."""

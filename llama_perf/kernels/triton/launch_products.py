@@ -15,11 +15,12 @@ from torch import Tensor
 
 from llama_perf.kernels.packing import units
 from llama_perf.kernels.sparse import kept
-from llama_perf.kernels.triton.codes import FLOAT8, FP6, INT8, UNSIGNED
+from llama_perf.kernels.triton.codes import FLOAT8
 from llama_perf.kernels.triton.dependent_launch import multiprocessors
 from llama_perf.kernels.triton.int8_dynamic import few_tokens_int8, many_tokens_int8
 from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
+from llama_perf.kernels.weight import SPARSE, Packed
 
 FEW = 8
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -106,122 +107,34 @@ def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
     return replace(many_launch(max(tokens, 64), rows, kept(columns)), warps=8)
 
 
-def _product(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    *,
-    dtype: torch.dtype | None = None,
-    **format: Any,
-) -> Tensor:
+def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in `dtype` or in x's.
+
+    The weight is one of codes or a sparse one; its activations are not rounded.
+    """
     dtype = dtype or x.dtype
     tokens, columns = x.shape
-    x = x.contiguous()
-    constants = {"K": columns, "WORDS": codes.shape[1], **format}
-    launch = codes_launch(tokens, rows, columns, decode=format["DECODE"])
-    if tokens > FEW:
-        out = x.new_empty((tokens, rows), dtype=dtype)
-        kernel = many_tokens
-        constants["WIDE"] = INTERPRETED
+    few = tokens <= FEW
+    constants = {"K": columns, "WORDS": weight.codes.shape[1]}
+    tensors: tuple[Tensor, ...] = (weight.codes, weight.scale)
+    if weight.format == SPARSE:
+        kernel = few_tokens_sparse if few else many_tokens_sparse
+        launch = sparse_launch(tokens, weight.rows, columns)
     else:
-        kernel = few_tokens
-        partial = torch.float32 if launch.splits > 1 else dtype
-        out = x.new_empty((launch.splits, tokens, rows), dtype=partial)
-    if tokens:
-        kernel[launch.grid](
-            x,
-            codes,
-            scale,
-            zero,
-            out,
-            tokens,
-            rows,
-            **constants,
-            **launch.constants,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-    if tokens > FEW:
-        return out
-    return out.sum(0).to(dtype) if len(out) > 1 else out[0]
-
-
-def int8_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """See `int8_weight`."""
-    return _product(
-        x, codes, scale, scale, rows, BITS=8, DECODE=INT8.value, GROUP=0, ZERO=0
-    )
-
-
-def fp6_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """See `fp6_weight`."""
-    return _product(
-        x, codes, scale, scale, rows, BITS=6, DECODE=FP6.value, GROUP=0, ZERO=0
-    )
-
-
-def float8_product(
-    x: Tensor, codes: Tensor, scale: Tensor, rows: int, *, dtype: torch.dtype
-) -> Tensor:
-    """See `float8_weight`; the product is in `dtype`."""
-    format = {"BITS": 8, "DECODE": FLOAT8.value, "GROUP": 0, "ZERO": 0}
-    return _product(x, codes, scale, scale, rows, dtype=dtype, **format)
-
-
-def grouped_product(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    *,
-    bits: int,
-    kind: int,
-) -> Tensor:
-    """See `grouped_weight`; `kind` is the kernels' ZERO."""
-    return _product(
-        x,
-        codes,
-        scale,
-        zero,
-        rows,
-        BITS=bits,
-        DECODE=UNSIGNED.value,
-        GROUP=x.shape[1] // scale.shape[1],
-        ZERO=kind,
-    )
-
-
-def sparse_product(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """See `sparse_weight`."""
-    tokens, columns = x.shape
-    x = x.contiguous()
-    constants: dict[str, Any] = {"K": columns, "WORDS": codes.shape[1]}
-    launch = sparse_launch(tokens, rows, columns)
-    if tokens <= FEW:
-        dtype = torch.float32 if launch.splits > 1 else x.dtype
-        out = x.new_empty((launch.splits, tokens, rows), dtype=dtype)
-        kernel = few_tokens_sparse
-    else:
-        out = x.new_empty((1, tokens, rows))
-        kernel = many_tokens_sparse
+        kernel = few_tokens if few else many_tokens
+        launch = codes_launch(tokens, weight.rows, columns, decode=weight.decode)
+        tensors += (weight.zero,)
+        constants["BITS"] = weight.bits
+        constants["DECODE"] = weight.decode
+        constants["GROUP"] = weight.group
+        constants["ZERO"] = weight.zero_kind
+    if not few:
         constants["WIDE"] = INTERPRETED
-    if tokens:
-        kernel[launch.grid](
-            x,
-            codes,
-            scale,
-            out,
-            tokens,
-            rows,
-            **constants,
-            **launch.constants,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-    return out.sum(0).to(x.dtype) if len(out) > 1 else out[0]
+    splits = launch.splits if few else 1
+    shape = (splits, tokens, weight.rows)
+    out = x.new_empty(shape, dtype=torch.float32 if splits > 1 else dtype)
+    _run(kernel, launch, (x.contiguous(), *tensors, out), constants)
+    return out.sum(0).to(dtype) if splits > 1 else out[0]
 
 
 def int8_dynamic_product(
@@ -234,29 +147,32 @@ def int8_dynamic_product(
         # The kernels read four columns of x at a time.
         x = torch.nn.functional.pad(x, (0, width - columns))
     x = x.contiguous()
-    few = tokens <= FEW
-    if few:
+    constants = {"K": columns}
+    if tokens <= FEW:
         launch = few_launch(max(tokens, 1), rows, columns)
-        out = x.new_empty((launch.splits, tokens, rows), dtype=torch.int32)
-        words, kernel = x.view(torch.int32), few_tokens_int8
-        constants: dict[str, Any] = {"ASM": asm}
+        splits, x, kernel = launch.splits, x.view(torch.int32), few_tokens_int8
+        constants["ASM"] = asm
     else:
         launch = many_launch(tokens, rows, columns, least_u=32)
-        out = x.new_empty((1, tokens, rows), dtype=torch.int32)
-        words, kernel, constants = x, many_tokens_int8, {}
+        splits, kernel = 1, many_tokens_int8
+    out = x.new_empty((splits, tokens, rows), dtype=torch.int32)
+    _run(kernel, launch, (x, codes, out), constants)
+    total = out.sum(0, dtype=torch.int32) if splits > 1 else out[0]
+    return total.to(torch.float32) * x_scale * scale.flatten()[:rows]
+
+
+def _run(
+    kernel: Any, launch: Launch, tensors: tuple[Tensor, ...], constants: dict[str, int]
+) -> None:
+    """Launch `kernel`; the last of `tensors` is its output (splits, M, N)."""
+    _, tokens, rows = tensors[-1].shape
     if tokens:
         kernel[launch.grid](
-            words,
-            codes,
-            out,
+            *tensors,
             tokens,
             rows,
-            K=columns,
             **constants,
             **launch.constants,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-    total = out.sum(0, dtype=torch.int32) if len(out) > 1 else out[0]
-    row_scale = scale.flatten()[:rows]
-    return total.to(torch.float32) * x_scale * row_scale

@@ -22,7 +22,7 @@ from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import product as multiply
-from llama_perf.llama.transformer import is_plain, tensor_bytes
+from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import PLAIN
@@ -184,7 +184,7 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     from llama_perf.quantize.packed_tensor import NativeTensor
 
     # What a product takes depends on no value, and searching for scales takes long.
-    if not is_plain(weight):
+    if not is_unquantized(weight):
         kind: Any = type(weight)
         names, format = kind.__tensor_flatten__(weight)
         parts = {name: _random_like(getattr(weight, name), device) for name in names}

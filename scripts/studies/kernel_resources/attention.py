@@ -16,7 +16,7 @@ from llama_perf.kernels import cache_codes
 from llama_perf.kernels.triton.attention import attend_in_splits
 from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
 from llama_perf.kernels.triton.launch_attention import LINE, launch
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import place, replace_between
 from scripts.studies.kernel_resources.products import (
     CAPABILITIES,

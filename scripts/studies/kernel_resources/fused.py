@@ -20,7 +20,8 @@ from llama_perf.kernels.triton.fused import ADD, GATE, project, project_heads
 from llama_perf.kernels.triton.launch_attention import KINDS
 from llama_perf.kernels.triton.launch_fused import fused_launch
 from llama_perf.kernels.weight import CODES, SPARSE, Packed, plain
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import place, replace_between, rows_between
 from scripts.studies.kernel_resources.attention import starts_early
 from scripts.studies.kernel_resources.products import (

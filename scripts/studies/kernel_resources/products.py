@@ -34,7 +34,7 @@ from llama_perf.kernels.triton.launch_products import (
 )
 from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import place, replace_between, rows_between
 
 PLACE = place("kernels.md", "kernels")

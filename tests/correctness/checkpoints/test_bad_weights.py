@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.correctness.quantize.test_native_schemes import COLUMNS, CONFIGS, ROWS, quantized, random_weight
-from tests.correctness.quantize.test_apply import SMALL, small
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import quantize_
@@ -18,6 +16,14 @@ from llama_perf import quantize_model, save_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
+from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.quantize.test_native_schemes import (
+    COLUMNS,
+    CONFIGS,
+    ROWS,
+    quantized,
+    random_weight,
+)
 
 MATRIX = "allowed: a matrix (N, K) of float32, float16, bfloat16"
 WEIGHTS: dict[str, tuple[Callable[[], Tensor], str]] = {

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import re
-from scripts.doc_tables.smollm2 import smollm2_path
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import tiktoken
 from gguf import TokenType
+
+from llama_perf.checkpoints.tokenizers.byte_pairs import LLAMA3_PATTERN
+from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from llama_perf.errors import PromptError, SpecError, TokenizerError
+from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.tokenizer_samples import (
     TOKENS,
     gguf_vocabulary,
@@ -16,11 +21,6 @@ from tests.correctness.support.tokenizer_samples import (
     write_gguf,
     write_tiktoken,
 )
-
-from llama_perf.checkpoints.tokenizers.byte_pairs import LLAMA3_PATTERN
-from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from llama_perf.errors import PromptError, SpecError, TokenizerError
 
 USER = ("user", " Hello!\nWhat is 12  345?  ")
 ANSWER = ("assistant", "It is\n\nthe user's. ")

@@ -10,12 +10,19 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from torch import Tensor
-from tests.correctness.support.weights_samples import TINY, all_weights, assert_same, split_qkv, tiny_weights
 
 from llama_perf.checkpoints.gguf import open_gguf
 from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
 from llama_perf.errors import WeightsError
-from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.presets import PRESETS
+from tests.correctness.support.weights_samples import (
+    TINY,
+    all_weights,
+    assert_same,
+    split_qkv,
+    tiny_weights,
+)
 
 Q8_0 = GGMLQuantizationType.Q8_0
 LLAMA31 = dataclasses.replace(TINY, rope_base=500000.0)

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.correctness.support.weights_samples import CONFIG_JSON, all_weights, tiny_weights, write_json
 
 from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
 from llama_perf.checkpoints.open_weights import ALLOWED, open_weights
 from llama_perf.errors import WeightsError
+from tests.correctness.support.weights_samples import (
+    CONFIG_JSON,
+    all_weights,
+    tiny_weights,
+    write_json,
+)
 
 
 def refusal(path: Path) -> str:

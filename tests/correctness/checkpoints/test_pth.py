@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from llama_perf.checkpoints.pth import open_pth
+from llama_perf.errors import WeightsError
+from llama_perf.llama.presets import PRESETS
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     PARAMS_JSON,
@@ -16,10 +20,6 @@ from tests.correctness.support.weights_samples import (
     tiny_weights,
     write_json,
 )
-
-from llama_perf.checkpoints.pth import open_pth
-from llama_perf.errors import WeightsError
-from llama_perf.llama.config import PRESETS
 
 
 @pytest.fixture

@@ -7,11 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-from tests.correctness.support.weights_samples import CONFIG_JSON, TINY, all_weights, write_json
 
 from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.checkpoints.safetensors import interleave
 from llama_perf.errors import WeightsError
+from tests.correctness.support.weights_samples import (
+    CONFIG_JSON,
+    TINY,
+    all_weights,
+    write_json,
+)
 
 
 def make_model(**changes: object) -> LlamaForCausalLM:

@@ -10,30 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.correctness.support.processes import HANG_S
-from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
+from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open_weights import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.llama.config import (
-    PRESETS,
-    ModelConfig,
-    RopeScaling,
-    from_hugging_face,
-    to_hugging_face,
-)
-from llama_perf.llama.origin import Origin
-from llama_perf.llama.transformer import Transformer
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8wo import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
+from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
+from tests.correctness.support.processes import HANG_S
 
 CPU = torch.device("cpu")
 PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size

@@ -13,12 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.correctness.support.command_line import refusal
-from tests.correctness.quantize.test_apply import SMALL, small
-from tests.correctness.checkpoints.test_save import CPU, assert_same, change_said, quantized
-from tests.correctness.support.tokenizer_samples import SPECIAL, TOKENS, train_sentencepiece, write_gguf
-from tests.correctness.support.tokenizer_samples import write_tiktoken as write_tiktoken_file
-from tests.correctness.support.weights_samples import tiny_weights
 
 from llama_perf import load_model, quantize_model, save_model
 from llama_perf.checkpoints.load import build_model
@@ -26,6 +20,24 @@ from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer, load_tokenizer
 from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError, WeightsError
+from tests.correctness.checkpoints.test_save import (
+    CPU,
+    assert_same,
+    change_said,
+    quantized,
+)
+from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.support.command_line import refusal
+from tests.correctness.support.tokenizer_samples import (
+    SPECIAL,
+    TOKENS,
+    train_sentencepiece,
+    write_gguf,
+)
+from tests.correctness.support.tokenizer_samples import (
+    write_tiktoken as write_tiktoken_file,
+)
+from tests.correctness.support.weights_samples import tiny_weights
 
 
 @pytest.mark.parametrize("how", ["gguf", "tiktoken", "sentencepiece"])

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tests.correctness.support.weights_samples import TINY, all_weights
 
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
+from tests.correctness.support.weights_samples import TINY, all_weights
 
 CPU = torch.device("cpu")
 WIDE = dataclasses.replace(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from scripts.doc_tables.smollm2 import smollm2_path
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,10 @@ import tiktoken
 from gguf import TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from llama_perf.errors import PromptError
+from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.tokenizer_samples import (
     SPECIAL,
     TOKENS,
@@ -22,9 +25,6 @@ from tests.correctness.support.tokenizer_samples import (
     write_gguf,
     write_tiktoken,
 )
-
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from llama_perf.errors import PromptError
 
 TEXTS = [
     "",
@@ -255,7 +255,8 @@ def test_gguf_tokens_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, llama_perf.checkpoints.tokenizers.chat; sys.exit('torch' in sys.modules)"
+    module = "llama_perf.checkpoints.tokenizers.chat"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0

@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+)
+from llama_perf.errors import TokenizerError
 from tests.correctness.support.tokenizer_samples import (
     SPECIAL,
     TOKENS,
@@ -13,13 +20,6 @@ from tests.correctness.support.tokenizer_samples import (
     write_gguf,
     write_tiktoken,
 )
-
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-)
-from llama_perf.errors import TokenizerError
 
 
 def error(path: Path) -> str:

@@ -255,7 +255,7 @@ def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
     on_card = device.type == "cuda"
     row = small_row(device, quantization="int8dq", kernels="torchao", compile=on_card)
     result = session.run_row(row)
-    record_property("int8dq", result.told)
+    record_property("int8dq", result.summary)
     if on_card and result.status is Status.INVALID:
         # pytorch/ao#2376: torch's int8 product takes more than 16 rows on CUDA, and
         # a decoding step has one.

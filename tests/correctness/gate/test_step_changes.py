@@ -13,7 +13,8 @@ from llama_perf.gate.step_changes import grown, more_work
 from llama_perf.gate.verdict import compare
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler, step_work
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
 from llama_perf.results.measurement import OperatorTime, StepWork
 from llama_perf.results.run import Report
 from llama_perf.results.verdict import Verdict

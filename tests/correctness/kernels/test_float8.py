@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import float8_dynamic, float8_weight
+from llama_perf.kernels import float8_dynamic, row_scaled
 from llama_perf.kernels.packing import pack, to_lanes
 from tests.correctness.support.kernel_samples import DTYPES, FORMATS, ROUNDING, sample
 
@@ -19,16 +19,16 @@ NOT_NAN = FLOAT8[FLOAT8 & 127 != 127]
 
 
 def test_every_float8_code_has_the_value_of_its_definition() -> None:
-    values = float8_weight.decode(NOT_NAN).tolist()
+    values = row_scaled.decode_float8(NOT_NAN).tolist()
     for code, value in zip(NOT_NAN.tolist(), values, strict=True):
         sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
         fraction = mantissa / 8 + (exponent > 0)
         expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 7) * fraction
         assert value == expected
         assert math.copysign(1, value) == (-1) ** sign
-    assert max(values) == float8_weight.LARGEST
+    assert max(values) == row_scaled.FLOAT8.largest
     whole = FLOAT8.to(torch.uint8).view(torch.float8_e4m3fn).float()
-    assert torch.equal(float8_weight.decode(NOT_NAN), whole[NOT_NAN])
+    assert torch.equal(row_scaled.decode_float8(NOT_NAN), whole[NOT_NAN])
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -36,19 +36,19 @@ def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
     weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * FLOAT8
     codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
     x = torch.ones((tokens, 256))
-    expected = float8_weight.decode(NOT_NAN).expand(tokens, 254)
-    found = float8_weight.float8_weight_op(x, codes, scale, 254)
+    expected = row_scaled.decode_float8(NOT_NAN).expand(tokens, 254)
+    found = row_scaled.float8_weight_op(x, codes, scale, 254)
     assert torch.equal(found, expected)
     # A compiler that takes subnormal numbers for zeros would show here.
     torch._dynamo.reset()
-    compiled = torch.compile(float8_weight.float8_weight, fullgraph=True)
+    compiled = torch.compile(row_scaled.float8_weight, fullgraph=True)
     assert torch.equal(compiled(x, codes, scale, 254), expected)
     torch._dynamo.reset()
 
 
 def float8_values() -> Tensor:
     """Codes, the middles between them, what lies beside both, and random values."""
-    exact = float8_weight.decode(NOT_NAN).sort().values
+    exact = row_scaled.decode_float8(NOT_NAN).sort().values
     middles = (exact[1:] + exact[:-1]) / 2
     ends = torch.cat([exact, middles])
     beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
@@ -62,23 +62,26 @@ def float8_values() -> Tensor:
 
 def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
     values = float8_values()
-    exact = float8_weight.decode(NOT_NAN)
-    found = float8_weight.decode(float8_weight.encode(values))
+    exact = row_scaled.decode_float8(NOT_NAN)
+    found = row_scaled.decode_float8(row_scaled.encode_float8(values))
     nearest = (values.double().unsqueeze(1) - exact.double()).abs().amin(1)
     assert torch.equal((found.double() - values.double()).abs(), nearest)
-    assert torch.equal(float8_weight.decode(float8_weight.encode(exact)), exact)
+    assert torch.equal(row_scaled.decode_float8(row_scaled.encode_float8(exact)), exact)
     positive = exact[exact >= 0]
     middles = (positive[1:] + positive[:-1]) / 2
-    assert (float8_weight.encode(middles) % 2 == 0).all()
+    assert (row_scaled.encode_float8(middles) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
-    assert float8_weight.decode(float8_weight.encode(too_large)).tolist() == [448, -448]
+    assert row_scaled.decode_float8(row_scaled.encode_float8(too_large)).tolist() == [
+        448,
+        -448,
+    ]
 
 
 def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:
     values = float8_values()
-    expected = float8_weight.decode(float8_weight.encode(values))
-    assert torch.equal(float8_weight.rounded(values), expected)
-    compiled = torch.compile(float8_weight.rounded, fullgraph=True)
+    expected = row_scaled.decode_float8(row_scaled.encode_float8(values))
+    assert torch.equal(row_scaled.round_to_float8(values), expected)
+    compiled = torch.compile(row_scaled.round_to_float8, fullgraph=True)
     assert torch.equal(compiled(values), expected)
     torch._dynamo.reset()
 

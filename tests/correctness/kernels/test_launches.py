@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from tests.correctness.support.launches import generation, launches
 
 pytest.importorskip("triton", reason="Triton is not installed")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import float8_weight, fp6_weight, int8_dynamic, int8_weight
 from llama_perf.kernels import grouped as grouped_weight
+from llama_perf.kernels import int8_dynamic, row_scaled
 from llama_perf.kernels import sparse as sparse_weight
 from llama_perf.kernels.cpu import many_tokens, one_token
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
@@ -35,11 +35,11 @@ COMPILED = [
     *(format for format in FORMATS if format.name in {"uintx-3-8", "uintx-3-4"}),
 ]
 # What asks whether one token is being compiled.
-FUSED = (int8_weight, fp6_weight, float8_weight, grouped_weight, sparse_weight)
+FUSED = (row_scaled, grouped_weight, sparse_weight)
 OTHERS = {
-    "int8": int8_weight.int8_weight,
-    "fp6": fp6_weight.fp6_weight,
-    "float8": float8_weight.float8_weight,
+    "int8": row_scaled.int8_weight,
+    "fp6": row_scaled.fp6_weight,
+    "float8": row_scaled.float8_weight,
     "sparse": sparse_weight.sparse_weight,
 }
 
@@ -127,16 +127,14 @@ def test_opcheck(tokens: int) -> None:
     shape = (tokens, 20, 64)
     row = sample(FORMATS[0], shape, torch.float32)
     arguments = (row.x, row.codes, row.scale, row.rows)
-    torch.library.opcheck(int8_weight.int8_weight_op, arguments, test_utils=checks)
+    torch.library.opcheck(row_scaled.int8_weight_op, arguments, test_utils=checks)
     row = sample(FORMATS[1], shape, torch.bfloat16)
     arguments = (row.x, row.codes, row.scale, row.rows)
-    torch.library.opcheck(fp6_weight.fp6_weight_op, arguments, test_utils=checks)
+    torch.library.opcheck(row_scaled.fp6_weight_op, arguments, test_utils=checks)
     row = sample(FORMATS[2], shape, torch.bfloat16)
     for dtype in (None, torch.float32):
         arguments = (row.x, row.codes, row.scale, row.rows, dtype)
-        torch.library.opcheck(
-            float8_weight.float8_weight_op, arguments, test_utils=checks
-        )
+        torch.library.opcheck(row_scaled.float8_weight_op, arguments, test_utils=checks)
     row = sample(FORMATS[-1], shape, torch.float16)
     arguments = (row.x, row.codes, row.scale, row.rows)
     torch.library.opcheck(sparse_weight.sparse_weight_op, arguments, test_utils=checks)
@@ -179,7 +177,7 @@ def test_int8_sums_are_exact(tokens: int, columns: int) -> None:
     codes, scale = dynamic_weight(33, columns)
     one = torch.ones((tokens, 1))
     found = int8_dynamic.int8_dynamic_op(x, one, codes, torch.ones_like(scale), 33)
-    whole = int8_weight.dequantized(codes, torch.ones_like(scale), 33, columns)
+    whole = row_scaled.INT8.dequantized(codes, torch.ones_like(scale), 33, columns)
     assert torch.equal(found.long(), x.long() @ whole.long().T)
     scales = torch.rand((tokens, 1))
     exact = int8_dynamic.reference(x, scales, codes, scale, 33)
@@ -193,7 +191,7 @@ def test_plain_int8_codes_give_the_bits_of_words(tokens: int, columns: int) -> N
     x = torch.full((tokens, columns), 127, dtype=torch.int8)
     x[:, ::7] = -127
     words, scale = dynamic_weight(33, columns)
-    whole = int8_weight.dequantized(words, torch.ones_like(scale), 33, columns)
+    whole = row_scaled.INT8.dequantized(words, torch.ones_like(scale), 33, columns)
     plain = whole.to(torch.int8)
     scales = torch.rand((tokens, 1))
     found = int8_dynamic.int8_dynamic_op(x, scales, plain, scale, 33)
@@ -228,23 +226,23 @@ def test_a_token_is_quantized_by_its_own_peak() -> None:
 
 def test_every_fp6_code_has_the_value_of_its_definition() -> None:
     codes = torch.arange(64, dtype=torch.int32)
-    values = fp6_weight.decode(codes).tolist()
+    values = row_scaled.decode_fp6(codes).tolist()
     for code, value in enumerate(values):
         sign, exponent, mantissa = code >> 5, code >> 2 & 7, code & 3
         fraction = mantissa / 4 + (exponent > 0)
         expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 3) * fraction
         assert value == expected
         assert math.copysign(1, value) == (-1) ** sign
-    assert max(values) == fp6_weight.LARGEST
+    assert max(values) == row_scaled.FP6.largest
 
 
 def test_encoding_finds_the_nearest_fp6() -> None:
-    exact = fp6_weight.decode(torch.arange(64, dtype=torch.int32))
-    assert torch.equal(fp6_weight.decode(fp6_weight.encode(exact)), exact)
+    exact = row_scaled.decode_fp6(torch.arange(64, dtype=torch.int32))
+    assert torch.equal(row_scaled.decode_fp6(row_scaled.encode_fp6(exact)), exact)
     draw = torch.Generator().manual_seed(3)
     values = (torch.rand(10000, generator=draw) - 0.5) * 56
     values[:5000] *= 0.02
-    found = fp6_weight.decode(fp6_weight.encode(values))
+    found = row_scaled.decode_fp6(row_scaled.encode_fp6(values))
     nearest = (values.unsqueeze(1) - exact).abs().amin(1)
     torch.testing.assert_close((found - values).abs(), nearest, rtol=0, atol=0)
 

@@ -6,8 +6,6 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -27,6 +25,7 @@ from tests.correctness.support.kernel_samples import (
     LLAMA,
     OPERATORS,
     PATTERNS,
+    ROW_SCALED,
     Format,
     Packed,
     assert_close,
@@ -48,29 +47,10 @@ def test_in_the_interpreter() -> None:
     run_in_the_interpreter(__file__, COUNT)
 
 
-def by_triton(packed: Packed) -> Tensor:
-    from llama_perf.kernels.triton import launch_products
+def by_triton(sample: Packed) -> Tensor:
+    from llama_perf.kernels.triton.launch_products import product
 
-    def grouped(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        rows: int,
-        bits: int,
-        kind: int,
-    ) -> Tensor:
-        return launch_products.grouped_product(
-            x, codes, scale, zero, rows, bits=bits, kind=kind
-        )
-
-    others = {
-        "int8": launch_products.int8_product,
-        "fp6": launch_products.fp6_product,
-        "float8": partial(launch_products.float8_product, dtype=packed.x.dtype),
-        "sparse": launch_products.sparse_product,
-    }
-    return packed.call(grouped, others)
+    return product(sample.x, sample.packed())
 
 
 def check(packed: Packed, device: torch.device) -> None:
@@ -149,52 +129,47 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_every_fp6_code(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels.fp6_weight import decode
-    from llama_perf.kernels.triton.launch_products import fp6_product
+@pytest.mark.parametrize("name", ["fp6", "float8"])
+def test_every_code_of_a_float_format(
+    name: str, tokens: int, device: torch.device
+) -> None:
+    from llama_perf.kernels.triton.launch_products import product
 
-    codes = torch.arange(64, dtype=torch.int32)
-    weight = torch.zeros((64, 64), dtype=torch.int32).fill_diagonal_(1) * codes
-    packed, scale = pack(weight, 6), to_lanes(torch.ones(64))
-    x = torch.ones((tokens, 64))
-    parts = (each.to(device) for each in (x, packed, scale))
-    found = fp6_product(*parts, 64)
-    assert torch.equal(found.cpu(), decode(codes).expand(tokens, 64))
-
-
-@pytest.mark.parametrize("tokens", [1, 9])
-def test_every_float8_code(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels.float8_weight import decode
-    from llama_perf.kernels.triton.launch_products import float8_product
-
-    codes = torch.arange(256, dtype=torch.int32)
-    codes -= (codes & 127 == 127).int()
-    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * codes
-    packed, scale = pack(weight, 8), to_lanes(torch.ones(256))
+    format = ROW_SCALED[name]
+    count = 2**format.bits
+    codes = torch.arange(count, dtype=torch.int32)
+    if name == "float8":
+        # Not NaN, which no quantized weight has.
+        codes -= (codes & 127 == 127).int()
+    diagonal = torch.zeros((count, count), dtype=torch.int32).fill_diagonal_(1) * codes
+    words, scale = pack(diagonal, format.bits), to_lanes(torch.ones(count))
+    weight = format.packed(
+        words.to(device), scale.to(device), rows=count, columns=count
+    )
+    expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
-        x = torch.ones((tokens, 256), dtype=dtype)
-        parts = (each.to(device) for each in (x, packed, scale))
-        found = float8_product(*parts, 256, dtype=torch.float32)
-        assert torch.equal(found.cpu(), decode(codes).expand(tokens, 256))
+        x = torch.ones((tokens, count), dtype=dtype, device=device)
+        found = product(x, weight, dtype=torch.float32)
+        assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
     from llama_perf.kernels import sparse as sparse_weight
-    from llama_perf.kernels.triton.launch_products import sparse_product
+    from llama_perf.kernels.triton.launch_products import product
 
     # A row for each pattern; token by token another place of the quads is asked for.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
     places = torch.tensor(PATTERNS).repeat(1, 256)
-    packed = pack(values | (places << 4), sparse_weight.BITS)
+    codes = pack(values | (places << 4), sparse_weight.BITS)
     scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
+    weight = sparse_weight.packed_weight(codes.to(device), scale.to(device), 6, 1024)
     for quad in (0, 1, 17, 200, 255):
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
-        parts = (each.to(device) for each in (x, packed, scale))
-        expected = sparse_weight.reference(x, packed, scale, 6)
-        assert torch.equal(sparse_product(*parts, 6).cpu(), expected)
+        expected = sparse_weight.reference(x, codes, scale, 6)
+        assert torch.equal(product(x.to(device), weight).cpu(), expected)
 
 
 @pytest.mark.parametrize("columns", [4, 36, 132, 576])

@@ -5,15 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.errors import SpecError, WeightsError
-from llama_perf.llama.config import (
-    PRESETS,
-    ModelConfig,
-    from_hugging_face,
-    from_meta,
-    preset,
-    preset_name,
-)
+from llama_perf.errors import SpecError
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import PRESETS, preset, preset_name
 from llama_perf.llama.transformer import Transformer
 
 # Parameters as published with each model, embeddings counted once where tied.
@@ -112,65 +106,6 @@ def test_a_wrong_field_is_named(field: str, value: Any, told: str) -> None:
     with pytest.raises(SpecError) as caught:
         ModelConfig(**{**GOOD, field: value})
     assert str(caught.value).startswith(told)
-
-
-HUGGING_FACE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 48,
-}
-META: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 48}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"hidden_size": "wide"},
-        {"num_attention_heads": 0},
-        {"num_attention_heads": None},
-        {"num_hidden_layers": 2.5},
-        {"rope_theta": "high"},
-        {"rope_scaling": {"rope_type": "llama3"}},
-        {"rope_scaling": {"rope_type": "yarn"}},
-        {"rope_scaling": "llama3"},
-        {"vocab_size": [48]},
-        {"rms_norm_eps": "tiny"},
-    ],
-    ids=str,
-)
-def test_a_wrong_config_json_is_one_line(change: dict[str, Any]) -> None:
-    with pytest.raises(WeightsError, match=r"^config\.json: ") as caught:
-        from_hugging_face({**HUGGING_FACE, **change}, source="config.json")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dim": "wide"},
-        {"n_heads": 0},
-        {"n_layers": 2.5},
-        {"vocab_size": -1},
-        {"vocab_size": "many"},
-        {"multiple_of": 0},
-        {"ffn_dim_multiplier": "twice"},
-        {"rope_theta": "high"},
-    ],
-    ids=str,
-)
-def test_a_wrong_params_json_is_one_line(change: dict[str, Any]) -> None:
-    with pytest.raises(WeightsError, match=r"^params\.json: ") as caught:
-        from_meta({**META, **change}, source="params.json")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_field_is_named() -> None:
-    without = {key: HUGGING_FACE[key] for key in HUGGING_FACE if key != "vocab_size"}
-    with pytest.raises(WeightsError, match="'vocab_size' is missing"):
-        from_hugging_face(without, source="config.json")
 
 
 def test_every_preset_is_a_model_that_can_be_built() -> None:

@@ -98,11 +98,11 @@ def test_the_better_of_reading_and_copying_is_the_bandwidth() -> None:
     both = Ceiling(read_gb_s=100.0, copy_gb_s=120.0)
     assert both.bandwidth_gb_s == 120.0
     assert Ceiling(read_gb_s=100.0, copy_gb_s=80.0).bandwidth_gb_s == 100.0
-    assert both.told == "100.0 GB/s read, 120.0 GB/s copied"
+    assert both.summary == "100.0 GB/s read, 120.0 GB/s copied"
     whole = Ceiling(
         read_gb_s=1.0, copy_gb_s=2.0, launch_us=3.0, dependent_launch_us=0.5
     )
-    assert whole.told.endswith(
+    assert whole.summary.endswith(
         "3.00 us from kernel to kernel, 0.50 us by dependent launch"
     )
     with pytest.raises(SpecError, match="read_gb_s"):

@@ -15,7 +15,7 @@ import torch
 from llama_perf.measure import machine_notes as machine
 from llama_perf.measure.gpu_state import SLICED, GpuWatch
 from llama_perf.measure.machine_notes import machine_notes
-from llama_perf.report.render import as_text
+from llama_perf.report.text import as_text
 from llama_perf.results.measurement import CardState
 from llama_perf.results.run import Report
 from llama_perf.strict_json import from_json, to_json

@@ -14,8 +14,9 @@ from llama_perf import quantize_model
 from llama_perf.checkpoints.locate import SMOLLM2
 from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.presets import preset
 from llama_perf.llama.sampling import sample
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.measure import prepare as build

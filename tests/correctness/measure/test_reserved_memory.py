@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from llama_perf.checkpoints import load
 from llama_perf.checkpoints.saved import Saved
 from llama_perf.checkpoints.synthetic import SyntheticWeights
-from llama_perf.llama import aside
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama import memory_segments
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.kv_cache import caches
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
@@ -94,18 +95,18 @@ def built(
             pass
 
         @contextmanager
-        def work(self) -> Iterator[None]:
+        def allocate(self) -> Iterator[None]:
             recorder.pool = int(pooled and scheme is not None)
             yield
             recorder.pool = 0
 
-        def keep(self, module: nn.Module, *, room_for: int = 1) -> None:
+        def move_out(self, module: nn.Module, *, room_for: int = 1) -> None:
             if pooled and scheme is not None:
                 # Two layers are built, and replayed as all of them.
                 whole = preset(model).n_layers if room_for > 1 else room_for
-                aside.move_out(module, room_for=whole)
+                memory_segments.move_to_own_memory(module, room_for=whole)
 
-    monkeypatch.setattr(load, "Aside", Pool)
+    monkeypatch.setattr(load, "ScratchPool", Pool)
     dtype = SCHEMES.get(scheme, torch.bfloat16)
     quantizer: Quantizer | None = None
     if scheme is not None:
@@ -189,11 +190,11 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
 ) -> None:
     asked: list[torch.device] = []
 
-    def aside_of(device: torch.device) -> aside.Aside:
+    def scratch_of(device: torch.device) -> memory_segments.ScratchPool:
         asked.append(device)
-        return aside.Aside(torch.device("cpu"))
+        return memory_segments.ScratchPool(torch.device("cpu"))
 
-    monkeypatch.setattr(load, "Aside", aside_of)
+    monkeypatch.setattr(load, "ScratchPool", scratch_of)
     reader = tiny_weights()
     reader.saved = Saved(
         weights="synthetic",
@@ -256,10 +257,13 @@ def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
         quantize(linear, "model")
     x = torch.randn(3, 64)
     before = linear["linear"](x)
-    old = {each.data_ptr() for each in aside.plain_tensors(linear["linear"].weight)}
-    aside.move_out(linear)
+    old = {
+        each.data_ptr()
+        for each in memory_segments.inner_tensors(linear["linear"].weight)
+    }
+    memory_segments.move_to_own_memory(linear)
     moved = linear["linear"].weight
-    assert not old & {each.data_ptr() for each in aside.plain_tensors(moved)}
+    assert not old & {each.data_ptr() for each in memory_segments.inner_tensors(moved)}
     assert not moved.requires_grad
     assert torch.equal(linear["linear"](x), before)
 
@@ -278,16 +282,18 @@ def test_on_a_card_work_is_in_a_pool_and_what_is_kept_is_not(
     monkeypatch.setattr(torch.cuda, "MemPool", object)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", used)
     monkeypatch.setattr(
-        aside, "move_out", lambda _module, room_for: entered.append(room_for)
+        memory_segments,
+        "move_to_own_memory",
+        lambda _module, room_for: entered.append(room_for),
     )
-    on_card = aside.Aside(CARD)
-    with on_card.work():
+    on_card = memory_segments.ScratchPool(CARD)
+    with on_card.allocate():
         pass
-    on_card.keep(nn.Linear(2, 2), room_for=3)
+    on_card.move_out(nn.Linear(2, 2), room_for=3)
     assert entered == [on_card._pool, None, 3]
     entered.clear()
-    elsewhere = aside.Aside(torch.device("cpu"))
-    with elsewhere.work():
+    elsewhere = memory_segments.ScratchPool(torch.device("cpu"))
+    with elsewhere.allocate():
         pass
-    elsewhere.keep(nn.Linear(2, 2))
+    elsewhere.move_out(nn.Linear(2, 2))
     assert entered == []

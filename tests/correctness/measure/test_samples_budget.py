@@ -21,7 +21,8 @@ from llama_perf.measure.timing import (
     measure,
     more_samples,
 )
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec

@@ -9,7 +9,7 @@ import torch
 
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
 from scripts.doc_tables.sizes import MODELS, documented, is_built, markdown, sizes
 from tests.correctness.quantize.test_apply import SMALL, small

@@ -16,7 +16,7 @@ from torchao.quantization import quantize_
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.llama.transformer import Transformer, is_plain
+from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.autoquant import choose as choosing
 from llama_perf.quantize.autoquant import times_file
@@ -246,7 +246,7 @@ def test_a_model_at_hand_is_quantized_by_what_is_fastest(
     asked = fake_times(monkeypatch, lambda name, _: 1.0 if name == "int8wo" else 2.0)
     model = quantize_model(load_model("stories15M"), "autoquant", compile=True)
     linears = [each for each in model.modules() if isinstance(each, nn.Linear)]
-    assert not any(is_plain(each.weight) for each in linears)
+    assert not any(is_unquantized(each.weight) for each in linears)
     # The reference's generation: a prompt of six tokens.
     assert {product.tokens for _, product in asked} == {1, 6}
     with pytest.raises(SpecError, match="this model is quantized already"):

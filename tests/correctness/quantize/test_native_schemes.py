@@ -17,7 +17,7 @@ from torchao.quantization import quantize_
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.float8dq import Float8DynamicConfig
 from llama_perf.quantize.float8wo import Float8WeightConfig

@@ -12,7 +12,7 @@ from torchao.quantization import quantize_
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.kernels.packing import from_lanes
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.sparse_marlin import (
     SparseMarlinConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from llama_perf import report
 from llama_perf.cli.main import main
+from llama_perf.errors import SpecError
 from llama_perf.gate.verdict import compare
-from llama_perf.report.render import as_markdown, as_text
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.strict_json import from_json, to_json
@@ -224,12 +228,67 @@ def test_the_command_draws_a_file_in_every_format(
         assert main(["report", str(path), *options]) == 0
         return capsys.readouterr().out
 
-    report = compared(measured(tok_s=60.0), REFUSED)
+    run = compared(measured(tok_s=60.0), REFUSED)
     path = tmp_path / "run.json"
-    path.write_text(to_json(report), encoding="utf-8")
-    assert drawn() == drawn("--format", "text") == as_text(report)
-    assert drawn("--format", "markdown") == as_markdown(report)
-    assert from_json(Report, drawn("--format", "json"), source="stdout") == report
+    path.write_text(to_json(run), encoding="utf-8")
+    assert drawn() == as_text(run)
+    for name in ("csv", "markdown", "text"):
+        assert drawn("--format", name) == report.draw(run, name)
+    assert from_json(Report, drawn("--format", "json"), source="stdout") == run
+
+
+def test_a_file_is_written_in_the_format_of_its_suffix(tmp_path: Path) -> None:
+    run = compared(measured(tok_s=60.0), REFUSED)
+    assert report.suffixes() == [".csv", ".json", ".md", ".txt"]
+    for suffix in report.suffixes():
+        report.write(run, tmp_path / f"run{suffix}")
+    written = {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    assert written.pop(".csv") == report.draw(run, "csv")
+    assert written == {
+        ".txt": as_text(run),
+        ".md": as_markdown(run),
+        ".json": to_json(run),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("run.html", "ends in .csv, .json, .md, .txt"),
+        ("run", "ends in .csv, .json, .md, .txt"),
+        ("no folder/run.md", "its folder does not exist"),
+        ("folder.md", "it is a folder"),
+    ],
+)
+def test_a_path_that_no_report_can_be_written_to(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "folder.md").mkdir()
+    path = tmp_path / name
+    for refuse in (report.check_path, lambda path: report.write(report_of(), path)):
+        with pytest.raises(SpecError, match=r"^report: ") as caught:
+            refuse(path)
+        assert words in str(caught.value)
+        assert str(path) in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.md"]
+    with pytest.raises(SpecError, match=r"format: 'html' .* allowed: csv, json, mark"):
+        report.draw(report_of(), "html")
+
+
+def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
+    run = compared(measured(tok_s=60.125), unmeasured(Status.INVALID, "a, b", OTHER))
+    run = replace(run, results=(*run.results, REFUSED))
+    slower, broken, refused = csv.DictReader(report.draw(run, "csv").splitlines())
+    assert (slower["id"], slower["verdict"]) == (CPU_ROW.id, "SLOWER")
+    assert (slower["failed"], slower["tok_s"]) == ("True", "60.125")
+    assert (slower["peak_memory_bytes"], slower["weights"]) == (
+        "1000000000",
+        "synthetic",
+    )
+    assert (broken["verdict"], broken["reason"]) == ("INVALID", "a, b")
+    assert (refused["status"], refused["verdict"]) == ("NOT_RUN", "")
+    assert (refused["reason"], refused["tok_s"]) == ("no card", "")
+    assert "sample_ns" not in refused
 
 
 def test_the_command_refuses_what_is_no_report(

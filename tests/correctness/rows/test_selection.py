@@ -10,7 +10,7 @@ from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.gate import baselines
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.measure import prepare
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection

@@ -23,7 +23,7 @@ from llama_perf.gate.thresholds import (
     screen_limit,
 )
 from llama_perf.gate.verdict import compare
-from llama_perf.report.render import as_text
+from llama_perf.report.text import as_text
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
@@ -250,7 +250,7 @@ def test_pytest_confirms_a_suspicious_row_alone_before_it_fails_it(
         ]
     )
     header = next(line for line in result.outlines if line.startswith("row "))
-    assert "finds" in header
+    assert "min. detectable" in header
 
 
 def test_pytest_passes_a_row_that_its_fresh_processes_refute(

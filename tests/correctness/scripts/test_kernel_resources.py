@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from llama_perf.kernels.triton import launch_sampling
 from llama_perf.kernels.triton.sampling import choose
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import rows_between
 from scripts.studies.kernel_resources import attention, fused
 from scripts.studies.kernel_resources import products as aot

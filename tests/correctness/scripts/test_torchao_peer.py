@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 
 from llama_perf.cli.main import main
-from scripts.studies.torchao_0_15.compare import (
+from scripts.studies.torchao_0_15.__main__ import (
     LARGE_CACHES,
     SMALL_CACHE,
     cache_table,

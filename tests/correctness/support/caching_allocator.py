@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llama_perf.llama.aside import plain_tensors
+from llama_perf.llama.memory_segments import inner_tensors
 
 MB = 1 << 20
 
@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
-                for plain in plain_tensors(leaf):
+                for plain in inner_tensors(leaf):
                     self._note(plain)
         return out
 

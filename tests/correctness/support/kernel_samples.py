@@ -8,12 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from llama_perf.kernels import (
-    float8_weight,
-    fp6_weight,
-    int8_weight,
-)
 from llama_perf.kernels import grouped as grouped_weight
+from llama_perf.kernels import row_scaled, weight
 from llama_perf.kernels import sparse as sparse_weight
 from llama_perf.kernels.packing import pack, to_lanes
 
@@ -49,6 +45,11 @@ FORMATS = (
     Format(name="uintx-4-16-int32", bits=4, group_size=16, kind=INTEGER),
     Format(name="sparse", bits=6, group_size=128),
 )
+ROW_SCALED = {
+    "int8": row_scaled.INT8,
+    "fp6": row_scaled.FP6,
+    "float8": row_scaled.FLOAT8,
+}
 # One of each operator.
 OPERATORS = tuple(
     format
@@ -110,6 +111,23 @@ class Packed:
             rows=self.rows,
         )
 
+    def packed(self) -> weight.Packed:
+        """The weight as the kernels on CUDA take it."""
+        parts, columns = (self.codes, self.scale), self.x.shape[1]
+        if self.format.name == "sparse":
+            return sparse_weight.packed_weight(*parts, self.rows, columns)
+        if self.zero is None:
+            format = ROW_SCALED[self.format.name]
+            return format.packed(*parts, rows=self.rows, columns=columns)
+        return grouped_weight.packed_weight(
+            *parts,
+            self.zero,
+            self.rows,
+            columns,
+            bits=self.format.bits,
+            kind=self.format.kind,
+        )
+
     def call(
         self, grouped: Callable[..., Tensor], others: dict[str, Callable[..., Tensor]]
     ) -> Tensor:
@@ -123,9 +141,9 @@ class Packed:
     def product(self) -> Tensor:
         """By the operator."""
         others = {
-            "int8": int8_weight.int8_weight_op,
-            "fp6": fp6_weight.fp6_weight_op,
-            "float8": float8_weight.float8_weight_op,
+            "int8": row_scaled.int8_weight_op,
+            "fp6": row_scaled.fp6_weight_op,
+            "float8": row_scaled.float8_weight_op,
             "sparse": sparse_weight.sparse_weight_op,
         }
         return self.call(grouped_weight.grouped_weight_op, others)
@@ -133,9 +151,9 @@ class Packed:
     def reference(self) -> Tensor:
         """By the formula, in float32."""
         others = {
-            "int8": int8_weight.reference,
-            "fp6": fp6_weight.reference,
-            "float8": float8_weight.reference,
+            "int8": row_scaled.INT8.reference,
+            "fp6": row_scaled.FP6.reference,
+            "float8": row_scaled.FLOAT8.reference,
             "sparse": sparse_weight.reference,
         }
         return self.call(grouped_weight.reference, others)
@@ -144,16 +162,16 @@ class Packed:
         """The sum of the terms' magnitudes, in which rounding is counted."""
         columns = self.x.shape[1]
         others = {
-            "int8": int8_weight.dequantized,
-            "fp6": fp6_weight.dequantized,
-            "float8": float8_weight.dequantized,
+            "int8": row_scaled.INT8.dequantized,
+            "fp6": row_scaled.FP6.dequantized,
+            "float8": row_scaled.FLOAT8.dequantized,
             "sparse": sparse_weight.dequantized,
         }
         if self.zero is None:
             one = others[self.format.name]
-            weight = one(self.codes, self.scale, self.rows, columns)
+            wide = one(self.codes, self.scale, self.rows, columns)
         else:
-            weight = grouped_weight.dequantized(
+            wide = grouped_weight.dequantized(
                 self.codes,
                 self.scale,
                 self.zero,
@@ -162,7 +180,7 @@ class Packed:
                 bits=self.format.bits,
                 kind=self.format.kind,
             )
-        return self.x.float().abs() @ weight.abs().T
+        return self.x.float().abs() @ wide.abs().T
 
 
 def sample(

@@ -1,13 +1,14 @@
-"""`scripts/compare_torchao_0_15`: torchao 0.15's generate.py beside this project's.
+"""`python -m scripts.studies.torchao_0_15`: our generation compared with torchao's.
 
-Runs both sides of each row in turn, round after round, each in a process of its own,
-and writes the medians to docs/torchao-0.15.md. How a side is run and read is
-`scripts.studies.torchao_0_15.peer`'s.
+The peer is torchao 0.15's `generate.py`. Both run every row in turn, round after round,
+each in a process of its own. The medians go to docs/torchao-0.15.md. The module `peer`
+starts a process and reads what it printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -260,7 +261,7 @@ def _conditions(rounds: int, minutes: float, same: bool) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="compare_torchao_0_15",
+        prog="python -m scripts.studies.torchao_0_15",
         description=f"Run torchao {TORCHAO}'s generate.py and this project's on the"
         " same small model on the CPU, in turn, and compare their speed.",
     )
@@ -286,3 +287,7 @@ def _parser() -> argparse.ArgumentParser:
         help="rows whose name holds this text; the document is left as it is",
     )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

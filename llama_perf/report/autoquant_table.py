@@ -1,4 +1,4 @@
-"""What autoquant chose, as the table that is printed and put into reports."""
+"""The table of the formats that autoquant chose."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from llama_perf.results.run import Report
 
 
 def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> str:
-    """One line for each shape of linear; a scheme that does not fit it has no time."""
-    # A choice lists the candidates that fit, in their order; the longest lists all.
-    names = max((list(each.total_ms) for each in choices), key=len)
+    """One line for each shape of linear layer; "-" if a format does not fit it."""
+    # A choice lists the formats that fit its shape; the longest list has all of them.
+    names = max((list(choice.total_ms) for choice in choices), key=len)
     headers = ("N", "K", "tokens x products", *names, "chosen", "times")
     cells = [
         (
-            str(each.out_features),
-            str(each.in_features),
-            ", ".join(f"{tokens} x {count}" for tokens, count in each.products),
-            *(_milliseconds(each.total_ms.get(name)) for name in names),
-            each.chosen,
-            "reused" if each.reused else "taken now",
+            str(choice.out_features),
+            str(choice.in_features),
+            ", ".join(f"{tokens} x {count}" for tokens, count in choice.products),
+            *(_milliseconds(choice.total_ms.get(name)) for name in names),
+            choice.chosen,
+            "reused" if choice.reused else "taken now",
         )
-        for each in choices
+        for choice in choices
     ]
     return tabulate(cells, headers=headers, tablefmt=style, disable_numparse=True)
 

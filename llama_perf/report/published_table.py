@@ -1,8 +1,8 @@
-"""The rows of the published table: the A100, taken literally, and on this engine.
+"""The table that compares this run with the published A100 figures, row by row.
 
-The sets `published` and `reference` hold the same rows, which share their
-`RowSpec.reference_key`. A table of its own has them beside one another where a report
-has a row of both.
+The sets `published` and `reference` hold the same rows: the first as the A100 table
+states them, the second on this project's engine. A row and its counterpart have the
+same `RowSpec.reference_key`. The table has a line where a report holds both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from llama_perf.report.table import NOTHING, speed_up
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.rows.selection import load_set
-from llama_perf.rows.spec import RowSpec
 
+TITLE = "the published table: on the A100, taken literally here, on this engine here"
 _HEADERS = (
     "row",
     "A100 tok/s",
@@ -29,25 +29,28 @@ _HEADERS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class PublishedRow:
     """A row of the published table: its result in both sets, and the A100's."""
 
     literal: RowResult
     engine: RowResult
-    then: Measurement | None
+    a100: Measurement | None
 
     @property
     def name(self) -> str:
-        """The id of what is asked for, which says of no set how it is run."""
-        return _asked(self.engine.row).id
+        """The row's id without the fields in which the two sets differ."""
+        asked = replace(
+            self.engine.row,
+            kernels="native",
+            attention="decode",
+            device="cuda",
+            capture=False,
+            fused=False,
+        )
+        return asked.id
 
 
-def _asked(row: RowSpec) -> RowSpec:
-    plain = {"kernels": "native", "attention": "decode", "device": "cuda"}
-    return replace(row, capture=False, fused=False, **plain)  # type: ignore[arg-type]
-
-
-def pairs(report: Report) -> list[Pair]:
+def published_rows(report: Report) -> list[PublishedRow]:
     """The rows that the report has of both sets, in its order of `reference`."""
     literal_ids, engine_ids = (
         {row.id for row in load_set(name)} for name in ("published", "reference")
@@ -58,29 +61,29 @@ def pairs(report: Report) -> list[Pair]:
         if result.id in literal_ids
     }
     return [
-        Pair(
+        PublishedRow(
             literal=literal[result.row.reference_key],
             engine=result,
-            then=report.reference.get(result.id),
+            a100=report.reference.get(result.id),
         )
         for result in report.results
         if result.id in engine_ids and result.row.reference_key in literal
     ]
 
 
-def beside_table(report: Report, *, style: str = "simple") -> str | None:
-    """The table, None where no row of both sets is in the report."""
+def published_table(report: Report, *, style: str = "simple") -> str | None:
+    """The table, or None if the report has no row of both sets."""
     cells = [
         (
-            each.name,
-            NOTHING if each.then is None else f"{each.then.tok_s:.2f}",
-            _speed(each.literal),
-            speed_up(each.literal.measurement, each.then),
-            _speed(each.engine),
-            speed_up(each.engine.measurement, each.then),
-            speed_up(each.engine.measurement, each.literal.measurement),
+            row.name,
+            NOTHING if row.a100 is None else f"{row.a100.tok_s:.2f}",
+            _speed(row.literal),
+            speed_up(row.literal.measurement, row.a100),
+            _speed(row.engine),
+            speed_up(row.engine.measurement, row.a100),
+            speed_up(row.engine.measurement, row.literal.measurement),
         )
-        for each in pairs(report)
+        for row in published_rows(report)
     ]
     if not cells:
         return None

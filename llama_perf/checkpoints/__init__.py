@@ -1,0 +1,1 @@
+"""Weights and tokenizers, read from files and written to them."""

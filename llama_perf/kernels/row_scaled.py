@@ -1,0 +1,247 @@
+"""Products with one scale a row: y[m, n] = s[n] * sum over k of x[m, k] * v(c[n, k]).
+
+`c` are codes in words of `packing`, `s` float32 scales, `v` the value of a code:
+
+    INT8    the byte as it is
+    FP6     e3m2, 0b00SEEEMM in planes of 4 and 2 bits, the largest 28, no inf, no NaN
+            v = (-1)**S * 2**(E - 3) * (1 + M / 4)    E > 0
+            v = (-1)**S * 2**-2 * (M / 4)             E = 0, the subnormal values
+    FLOAT8  e4m3, 0bSEEEEMMM in bytes, the largest 448, no inf
+            v = (-1)**S * 2**(E - 7) * (1 + M / 8)    E > 0
+            v = (-1)**S * 2**-6 * (M / 8)             E = 0, the subnormal values
+            E = 15 with M = 7 is NaN, which no quantized weight has
+
+Sums are in float32. FP6 is the format of FP6-LLM, Xia et al. (2024); FLOAT8 is the e4m3
+of Micikevicius et al. (2022), torch.float8_e4m3fn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import weight
+from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.cpu.int8_sums import int8_sums
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
+from llama_perf.kernels.packing import from_lanes, parts, unpack
+from llama_perf.kernels.weight import Packed
+
+_SIGN_AND_REST = 0x87F00000 - (1 << 32)
+
+
+def decode_int8(code: Tensor) -> Tensor:
+    """The value, float32, of a byte of a word, int32 of 0 to 255."""
+    return ((code << 24) >> 24).to(torch.float32)
+
+
+def decode_fp6(code: Tensor) -> Tensor:
+    """The value, float32, of int32 codes of 0 to 63."""
+    exponent_mantissa = code & 31
+    # A float32 of exponent E - 3 with the two bits of M first; not for E = 0.
+    normal = ((exponent_mantissa << 21) + (124 << 23)).view(torch.float32)
+    subnormal = exponent_mantissa.to(torch.float32) * 2.0**-4
+    value = torch.where(exponent_mantissa < 4, subnormal, normal)
+    return torch.where((code & 32) != 0, -value, value)
+
+
+def encode_fp6(values: Tensor) -> Tensor:
+    """The nearest codes, int32, of float32 values of at most 28 in magnitude."""
+    positive = decode_fp6(torch.arange(32, dtype=torch.int32))
+    middles = ((positive[1:] + positive[:-1]) / 2).to(values.device)
+    code = torch.bucketize(values.abs(), middles, out_int32=True)
+    return torch.where(values < 0, code | 32, code)
+
+
+def decode_float8(code: Tensor) -> Tensor:
+    """The value, float32, of a byte of a word, int32 of 0 to 255."""
+    # The sign is copied down, so that a mask leaves it and the rest in the places of
+    # a float32's sign, exponent and first mantissa bits: 2**-120 of the value. Values
+    # below 2**-6 are subnormal there too, which a processor must not take for zeros.
+    bits = ((code << 24) >> 4) & _SIGN_AND_REST
+    return bits.view(torch.float32) * 2.0**120
+
+
+def encode_float8(values: Tensor) -> Tensor:
+    """The nearest codes, int32, ties to even, of float32 values; to 448 where more."""
+    largest = FLOAT8.largest
+    nearest = values.clamp(-largest, largest).to(torch.float8_e4m3fn)
+    return nearest.view(torch.uint8).to(torch.int32)
+
+
+def round_to_float8(values: Tensor) -> Tensor:
+    """The values of the nearest codes, float32, of float32 values of at most 448.
+
+    By arithmetic that every device has: compiled for a card below sm_89, a cast to
+    float8 is refused.
+    """
+    exponent = (values.view(torch.int32) >> 23) & 255
+    # Steps of an eighth of the power of two below a value, or of a subnormal one.
+    step = ((exponent.clamp(min=121) - 3) << 23).view(torch.float32)
+    return torch.round(values / step) * step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowScaled:
+    """A format of codes with one scale for each row.
+
+    `largest` is the largest value of a code, `kind` names `decode` to the kernels.
+    """
+
+    bits: int
+    largest: float
+    decode: Callable[[Tensor], Tensor]
+    kind: int
+
+    def dequantized(
+        self, codes: Tensor, scale: Tensor, rows: int, columns: int
+    ) -> Tensor:
+        """The weight, float32 (rows, columns), of words (B, W, 16), scales (B, 16)."""
+        values = self.decode(unpack(codes, self.bits, columns))
+        return from_lanes(values * scale.unsqueeze(1), rows)
+
+    def reference(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+        """The product by the formula, in float32."""
+        return x.float() @ self.dequantized(codes, scale, rows, x.shape[1]).T
+
+    def one_token(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+        """The expression that a compiler turns into one loop, (1, K) to (1, rows)."""
+        sums = unit_sums(x.float(), codes, self.bits, self.decode, (1,))
+        return (sums * scale).view(1, -1)[:, :rows]
+
+    def packed(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        *,
+        rows: int,
+        columns: int,
+        dynamic: bool = False,
+    ) -> Packed:
+        """The weight as the fused kernels take it."""
+        return Packed(
+            rows=rows,
+            columns=columns,
+            codes=codes,
+            scale=scale,
+            zero=scale,
+            bits=self.bits,
+            decode=self.kind,
+            dynamic=dynamic,
+        )
+
+
+INT8 = RowScaled(bits=8, largest=127.0, decode=decode_int8, kind=weight.INT8)
+FP6 = RowScaled(bits=6, largest=28.0, decode=decode_fp6, kind=weight.FP6)
+FLOAT8 = RowScaled(bits=8, largest=448.0, decode=decode_float8, kind=weight.FLOAT8)
+
+
+def int8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
+    if fused_here(x):
+        return INT8.one_token(x, codes, scale, rows).to(x.dtype)
+    out: Tensor = int8_weight_op(x, codes, scale, rows)
+    return out
+
+
+def fp6_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
+    if fused_here(x):
+        return FP6.one_token(x, codes, scale, rows).to(x.dtype)
+    out: Tensor = fp6_weight_op(x, codes, scale, rows)
+    return out
+
+
+def float8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
+    if fused_here(x):
+        return FLOAT8.one_token(x, codes, scale, rows).to(x.dtype)
+    out: Tensor = float8_weight_op(x, codes, scale, rows)
+    return out
+
+
+@torch.library.custom_op("llama_perf::int8_weight", mutates_args=())
+def int8_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """The operator itself: any M, any device."""
+    return _scaled(int8_sums(x, codes), scale, rows, x.dtype)
+
+
+@torch.library.custom_op("llama_perf::fp6_weight", mutates_args=())
+def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """The operator itself: any M, any device."""
+    tokens, columns = x.shape
+    (_, _, low), (_, _, high) = parts(codes, FP6.bits, columns)
+    arranged = many_tokens.in_slots(x.float(), low.shape[1], 8)
+    room = many_tokens.room(low, 8, columns)
+
+    def multiply(blocks: slice) -> Tensor:
+        values = many_tokens.fp6_values(low[blocks], high[blocks], room)
+        return many_tokens.product(arranged, values)
+
+    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
+    # float16 has a bias of 15, fp6 one of 3.
+    return _scaled(sums, scale * 2.0**12, rows, x.dtype)
+
+
+@torch.library.custom_op("llama_perf::float8_weight", mutates_args=())
+def float8_weight_op(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    rows: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The operator itself: any M, any device; the product in `dtype`, or in x's."""
+    tokens, columns = x.shape
+    arranged = many_tokens.in_slots(x.float(), codes.shape[1], 4)
+    room = many_tokens.room(codes, 4, columns)
+
+    def multiply(blocks: slice) -> Tensor:
+        values = many_tokens.float8_values(codes[blocks], room)
+        return many_tokens.product(arranged, values)
+
+    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
+    # float16 has a bias of 15, e4m3 one of 7.
+    return _scaled(sums, scale * 2.0**8, rows, dtype or x.dtype)
+
+
+def _scaled(sums: Tensor, scale: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Sums (M, 16 * B), overwritten, times their rows' scales: (M, rows)."""
+    return sums.mul_(scale.flatten())[:, :rows].to(dtype).contiguous()
+
+
+def _register(
+    operator: torch._library.custom_ops.CustomOpDef, format: RowScaled
+) -> None:
+    """The operator's result for a compiler, and its kernel on CUDA."""
+
+    @operator.register_fake
+    def _(
+        x: Tensor,
+        _codes: Tensor,
+        _scale: Tensor,
+        rows: int,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return x.new_empty((x.shape[0], rows), dtype=dtype or x.dtype)
+
+    @operator.register_kernel("cuda")
+    def _(
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        rows: int,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        from llama_perf.kernels.triton.launch_products import product
+
+        packed = format.packed(codes, scale, rows=rows, columns=x.shape[1])
+        return product(x, packed, dtype=dtype or x.dtype)
+
+
+_register(int8_weight_op, INT8)
+_register(fp6_weight_op, FP6)
+_register(float8_weight_op, FLOAT8)

@@ -1,0 +1,36 @@
+"""A report as CSV: a line for each row, with its figures as they were measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import fields
+
+from llama_perf.report.formats import report_format
+from llama_perf.report.table import comparison_of
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report
+
+_FIGURES = [
+    field.name
+    for field in fields(Measurement)
+    if str(field.type).removesuffix(" | None") in {"float", "int", "str"}
+]
+"""The fields of a measurement that hold one number or one word."""
+
+
+@report_format("csv", ".csv")
+def as_csv(report: Report) -> str:
+    """One line for each row; an empty cell stands for a figure that is not known."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["id", "status", "verdict", "failed", "reason", *_FIGURES])
+    for result in report.results:
+        comparison = comparison_of(report, result.id)
+        verdict = None if comparison is None else comparison.verdict.value
+        failed = None if comparison is None else comparison.failed
+        reason = result.reason if comparison is None else comparison.reason
+        figures = [getattr(result.measurement, name, None) for name in _FIGURES]
+        status = result.status.value
+        lines.writerow([result.id, status, verdict, failed, reason, *figures])
+    return text.getvalue()

@@ -1,0 +1,80 @@
+"""The formats of a report, by name and by the suffix of the file it is written to.
+
+A module of this package that decorates a function with `report_format` adds a format:
+no other file has to name it.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from llama_perf.errors import SpecError
+from llama_perf.files import check_writable
+from llama_perf.results.run import Report
+from llama_perf.strict_json import write_atomically
+
+Draw = Callable[[Report], str]
+
+_BY_NAME: dict[str, Draw] = {}
+_NAME_OF_SUFFIX: dict[str, str] = {}
+
+
+def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
+    """Register a function that draws a report as the format `name`.
+
+    A file that ends in `suffix`, such as ".md", is written by it.
+    """
+
+    def register(draw: Draw) -> Draw:
+        assert name not in _BY_NAME, f"two formats are named {name!r}"
+        assert suffix not in _NAME_OF_SUFFIX, f"two formats have the suffix {suffix!r}"
+        _BY_NAME[name] = draw
+        _NAME_OF_SUFFIX[suffix] = name
+        return draw
+
+    return register
+
+
+@cache
+def _load_formats() -> None:
+    import llama_perf.report as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+
+
+def names() -> list[str]:
+    """The names of all formats."""
+    _load_formats()
+    return sorted(_BY_NAME)
+
+
+def suffixes() -> list[str]:
+    """The suffixes of files that a report can be written to."""
+    _load_formats()
+    return sorted(_NAME_OF_SUFFIX)
+
+
+def draw(report: Report, name: str) -> str:
+    """The report in the format `name`; raises SpecError where there is none."""
+    if name not in names():
+        raise SpecError("format", name, f"allowed: {', '.join(names())}")
+    return _BY_NAME[name](report)
+
+
+def check_path(path: Path) -> None:
+    """Raise SpecError unless a report can be written to `path`."""
+    if path.suffix not in suffixes():
+        allowed = f"allowed: a file that ends in {', '.join(suffixes())}"
+        raise SpecError("report", str(path), allowed)
+    check_writable("report", path)
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report to `path`, in the format of its suffix; raises SpecError."""
+    check_path(path)
+    write_atomically(path, draw(report, _NAME_OF_SUFFIX[path.suffix]))
