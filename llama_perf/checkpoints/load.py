@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.open import open_model
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import SpecError
@@ -120,7 +120,7 @@ def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     # Of quantized ones `.to` heeds no `copy`.
     moved = (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
     # With the tensor torchao was imported, quietly.
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
     # Another processor may have saved it in a layout that this one multiplies slowly.
-    return moved.laid_out_for(device) if isinstance(moved, NativeTensor) else moved
+    return moved.laid_out_for(device) if isinstance(moved, PackedTensor) else moved

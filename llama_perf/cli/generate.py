@@ -141,22 +141,19 @@ def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
-    from llama_perf.checkpoints.locate import resolve_checkpoint
-    from llama_perf.checkpoints.open_model import check_model
-    from llama_perf.checkpoints.open_weights import open_weights
+    from llama_perf.checkpoints.open import check_model, find_checkpoint, open_weights
     from llama_perf.checkpoints.tokenizers.tokenizer import (
         check_vocabulary,
         find_tokenizer,
         load_tokenizer,
     )
 
-    path = Path(checkpoint)
-    found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)
-    if found is None:
+    path = find_checkpoint(checkpoint)
+    if path is None:
         check_model(checkpoint)
         return None, _REFERENCE_VOCABULARY
-    vocab_size = open_weights(found).config.vocab_size
-    tokenizer_path = find_tokenizer(found)
+    vocab_size = open_weights(path).config.vocab_size
+    tokenizer_path = find_tokenizer(path)
     if tokenizer_path is None:
         return None, vocab_size
     tokenizer = load_tokenizer(tokenizer_path)

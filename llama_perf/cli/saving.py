@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llama_perf.checkpoints.load import parse_dtype
-from llama_perf.checkpoints.locate import resolve_checkpoint
+from llama_perf.checkpoints.open import find_checkpoint
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer
 from llama_perf.devices.device import check_device
@@ -44,8 +44,7 @@ def saved_folder(row: RowSpec) -> Path:
 def save(prepared: Prepared) -> None:
     """Save what was measured, with its checkpoint's tokenizer; prints the folder."""
     row = prepared.row
-    given = Path(row.model)
-    found = given if given.exists() else resolve_checkpoint(row.model, checkpoints=None)
-    tokenizer = None if found is None else find_tokenizer(found)
+    checkpoint = find_checkpoint(row.model)
+    tokenizer = None if checkpoint is None else find_tokenizer(checkpoint)
     folder = save_model(prepared.engine.model, saved_folder(row), tokenizer=tokenizer)
     print(f"saved: {folder.absolute()}")

@@ -46,7 +46,7 @@ class Limits:
         return found
 
 
-# The CPU's are those of a shared machine: see docs/gate.md for what was seen there.
+# The CPU's are those of a shared machine: docs/gate-why.md has the measurements.
 LIMITS = {
     "cuda": Limits(tok_s=0.05, peak_memory=0.01, peak_memory_bytes=0),
     "cpu": Limits(tok_s=0.25, peak_memory=0.10, peak_memory_bytes=32_000_000),

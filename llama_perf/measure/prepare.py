@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.open import open_model
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import (
     check_vocabulary,

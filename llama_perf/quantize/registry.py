@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _TORCHAO = "llama_perf.quantize.torchao_schemes"
 _FILES = {
-    ("int8wo", "native"): "llama_perf.quantize.int8wo",
+    ("int8wo", "native"): "llama_perf.quantize.row_scaled",
     ("int8dq", "native"): "llama_perf.quantize.int8dq",
     ("int4wo", "native"): "llama_perf.quantize.int4wo",
     ("uintx", "native"): "llama_perf.quantize.uintx",
-    ("fp6", "native"): "llama_perf.quantize.fp6",
-    ("float8wo", "native"): "llama_perf.quantize.float8wo",
+    ("fp6", "native"): "llama_perf.quantize.row_scaled",
+    ("float8wo", "native"): "llama_perf.quantize.row_scaled",
     ("float8dq-tensor", "native"): "llama_perf.quantize.float8dq",
     ("float8dq-row", "native"): "llama_perf.quantize.float8dq",
     ("sparse-marlin", "native"): "llama_perf.quantize.sparse_marlin",

@@ -12,79 +12,68 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.grouped import (
-    INTEGER,
-    PACKED,
-    dequantized,
-    grouped_weight,
-    packed_weight,
-)
+from llama_perf.kernels.grouped import INTEGER, PACKED
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.groups import (
-    check_flag,
-    check_group,
-    check_group_size,
-    hqq_scale_and_zero,
-    in_groups,
-)
-from llama_perf.quantize.packed_tensor import (
-    NativeTensor,
-    check_weight,
-    native,
-    replace_weight,
-)
+from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.registry import register
-from llama_perf.quantize.search import positive_scale, scale_and_zero, scale_dtype
-from llama_perf.quantize.stretches import in_stretches
+from llama_perf.quantize.scale_search import (
+    hqq_scale_and_zero,
+    in_stretches,
+    positive_scale,
+    scale_and_zero,
+    scale_dtype,
+)
 from llama_perf.rows.schemes import UINTX_BITS, Scheme
 
 LAYOUTS = {"lean": PACKED, "reference": INTEGER}
 
 
 @dataclass(frozen=True)
-class UintxWeightConfig(AOBaseConfig):  # type: ignore[misc]
+class UintxWeightConfig(GroupedConfig):
     """Config of the native uintx for torchao's `quantize_`.
 
     `layout`: "lean" or "reference", see the module.
     """
 
     bits: int = 4
-    group_size: int = 64
-    hqq: bool = False
     layout: str = "lean"
 
     def __post_init__(self) -> None:
+        GroupedConfig.__post_init__(self)
         if type(self.bits) is not int or self.bits not in UINTX_BITS:
             raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
-        check_group_size(self.group_size)
-        check_flag("hqq", self.hqq)
         if self.layout not in tuple(LAYOUTS):
             raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
 
+    @property
+    def scheme(self) -> str:
+        """See `NativeConfig.scheme`."""
+        return f"uintx-{self.bits}-{self.group_size}"
 
-@native
-class UintxWeight(NativeTensor):
+    def pack(self, weight: Tensor) -> UintxWeight:
+        """See `NativeConfig.pack`."""
+        return UintxWeight.from_float(weight, self)
+
+
+class UintxWeight(GroupedWeight):
     """Words (B, W, 16) and 16-bit scales (B, G, 16); zeros packed, or int32."""
 
-    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
     tensor_attribute_names: ClassVar = [
         "bits",
         "zero_layout",
-        "rows",
-        "columns",
-        "activation_dtype",
+        *PackedTensor.tensor_attribute_names,
     ]
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-    bits: int
     zero_layout: str
+
+    @property
+    def zero_kind(self) -> int:
+        """See `GroupedWeight.zero_kind`."""
+        return LAYOUTS[self.zero_layout]
 
     @classmethod
     def from_float(cls, weight: Tensor, config: UintxWeightConfig) -> UintxWeight:
@@ -104,37 +93,6 @@ class UintxWeight(NativeTensor):
             layout,
             *weight.shape,
             weight.dtype,
-        )
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `NativeTensor.matmul`."""
-        parts = (self.codes, self.scale, self.zero)
-        return grouped_weight(
-            x, *parts, self.rows, self.bits, LAYOUTS[self.zero_layout]
-        )
-
-    def packed(self) -> Packed | None:
-        """See `NativeTensor.packed`."""
-        return packed_weight(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=LAYOUTS[self.zero_layout],
-        )
-
-    def dequantized(self) -> Tensor:
-        """See `NativeTensor.dequantized`."""
-        return dequantized(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=LAYOUTS[self.zero_layout],
         )
 
 
@@ -166,18 +124,6 @@ def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor
     codes = torch.round(groups / scale + zero).clamp(0, most)
     error = (codes - zero) * scale - groups
     return error.abs().pow(0.7).mean(2, keepdim=True)
-
-
-@register_quantize_module_handler(UintxWeightConfig)
-def _quantize(
-    module: nn.Module, config: UintxWeightConfig, *, parameter_name: str = "weight"
-) -> nn.Module:
-    weight = getattr(module, parameter_name)
-    name = f"uintx-{config.bits}-{config.group_size}"
-    check_weight(weight, name=name)
-    check_group(weight, config.group_size, name=name)
-    packed = UintxWeight.from_float(weight, config)
-    return replace_weight(module, parameter_name, packed)
 
 
 @register("uintx", kernels="native")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -127,3 +128,16 @@ def load(
         return select(load_file(file), globs)
     assert set_name is not None, "a caller without a file chooses the set"
     return select(load_set(set_name), globs)
+
+
+def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:
+    """The part "I/N" of some rows: every N-th from the I-th on; raises SpecError."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count <= len(rows):
+        raise SpecError(
+            "shard",
+            text,
+            f"allowed: I/N, I from 1 to N and N up to the {len(rows)} rows selected",
+        )
+    return list(rows[number - 1 :: count])

@@ -16,7 +16,7 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 
 DEFAULT_PROCESSES = {"cuda": 10}
 _PROCESSES = 5

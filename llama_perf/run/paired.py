@@ -33,7 +33,7 @@ from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from llama_perf.run.worker import Worker, WorkerResult
 
 LEAST_PAIRS, MOST_PAIRS = 3, 1000

@@ -1,13 +1,12 @@
-"""The core call: rows -> results, one at a time.
+"""One row after another in this process: a row -> its result.
 
-The pytest plugin and the command line are thin over this. A row that cannot run, or
-breaks, becomes a result with its reason and the next row runs.
+A row that cannot run, or breaks, becomes a result with its reason. Knows nothing of
+other processes, and no baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable
 
 import torch
 
@@ -29,34 +28,25 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Ceiling, Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 
 
 class Session:
-    """One run on one machine: its environment, its bandwidth, its rows.
+    """The machine as the rows of a run find it, and what it measured of it once.
 
-    `devices` are those of the whole run, where `rows` are only some of it.
+    `devices` are those of all rows of the run; they decide which device it describes.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[RowSpec],
-        *,
-        options: RunOptions,
-        devices: Iterable[str] | None = None,
-    ) -> None:
-        self.rows = list(rows)
+    def __init__(self, devices: Iterable[str], *, options: RunOptions) -> None:
         self.options = options
-        self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        wanted = {row.device for row in rows} if devices is None else set(devices)
-        self.device = run_device(wanted)
-        # fp32 means fp32: TF32 would be another row's work under this row's name.
+        self.device = run_device(set(devices))
+        # With TF32, a row of float32 would do other work than its name says.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)
         self._ceilings: dict[str, Ceiling] = {}
 
     def ceiling(self, device: torch.device) -> Ceiling:
-        """What bounds a row on the device today, measured once a run."""
+        """The device's bandwidth and other limits, measured once."""
         if device.type not in self._ceilings:
             self._ceilings[device.type] = measure_ceiling(device)
         return self._ceilings[device.type]
@@ -93,7 +83,7 @@ class Session:
         with compiler_settings():
             progress("building")
             if not used.profiled_after_samples:
-                # Else it would count as the row's memory.
+                # If a row loaded it, it would count as the row's memory.
                 load_profiler()
             meter = MemoryMeter(device)
             prepared = prepare(
@@ -120,11 +110,6 @@ class Session:
                 used.release_memory()
         return without_retained(measurement, meter.retained_bytes())
 
-    def run(self) -> Iterator[RowResult]:
-        """All rows in their order."""
-        for row in self.rows:
-            yield self.run_row(row)
-
 
 def _invalid(row: RowSpec, reason: str) -> RowResult:
     return RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
@@ -132,5 +117,5 @@ def _invalid(row: RowSpec, reason: str) -> RowResult:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["no message"]
-    # The compiler's "backend='inductor' raised:" tells nothing without the next one.
+    # The compiler's "backend='inductor' raised:" needs the line after it.
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -28,7 +28,7 @@ from pydantic import ConfigDict
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions, Slowdown
+from llama_perf.run.request import RunOptions, Slowdown
 from llama_perf.strict_json import STRICT, from_json, to_line
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def main(arguments: list[str]) -> None:
     while (line := tasks.get()) is not None:
         task = from_json(WorkerTask, line, source="the task")
         if session is None:
-            session = Session([task.row], options=_options(task), devices=task.devices)
+            session = Session(task.devices, options=_options(task))
         result = session.run_row(
             task.row, progress=lambda text: reply(WorkerReply(progress=text))
         )

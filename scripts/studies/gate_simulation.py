@@ -1,4 +1,4 @@
-"""The gate's error rates by simulation: the tables of docs/gate.md.
+"""The gate's error rates by simulation: the tables of docs/gate-why.md.
 
 A run is a baseline of fresh processes, one process of each row to screen and five to
 confirm. Each process is one draw of a log speed, and a slowdown moves its mean: the
@@ -26,7 +26,7 @@ from llama_perf.gate.thresholds import (
 from scripts.doc_tables.document import place, text_between
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-PLACE = place("gate.md", "simulation")
+PLACE = place("gate-why.md", "simulation")
 ROWS = 20
 RUNS = 10_000
 DEVIATIONS = (0.004, 0.006, 0.01, 0.02)
@@ -173,5 +173,5 @@ def _least(deviations: Sequence[float], processes: Sequence[int]) -> str:
 
 
 def documented() -> str:
-    """The table as docs/gate.md has it."""
+    """The table as docs/gate-why.md has it."""
     return text_between(*PLACE)

@@ -27,8 +27,8 @@ from scripts.doc_tables.document import Place, place, replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the quick rows with their slowdowns, and of a set of the package.
-PLACE = place("gate.md", "study")
-SET_PLACE = place("gate.md", "study of a set")
+PLACE = place("gate-why.md", "study")
+SET_PLACE = place("gate-why.md", "study of a set")
 ROWS = Path(__file__).with_name("gate_study.toml")
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
 _HEADERS = (
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="take over the runs in the work folder"
     )
     parser.add_argument(
-        "--write", action="store_true", help="replace the table of docs/gate.md"
+        "--write", action="store_true", help="replace the table of docs/gate-why.md"
     )
     return parser
 

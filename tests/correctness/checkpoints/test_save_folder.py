@@ -194,7 +194,12 @@ def refused(folder: Path, start: str) -> None:
         ({"kernels": None}, "kernels: None is not allowed; allowed: native, torchao"),
         ({"scheme": None}, "kernels: 'native' is not allowed; allowed: None"),
         ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
-        ({"format": 2}, "format: Input should be 1 (got 2)"),
+        ({"format": 0}, "format: Input should be 1 or 2 (got 0)"),
+        (
+            {"format": 3, "llama_perf": "9.1", "bits": 4},
+            "format 3 is newer than this llama-perf reads (up to 2): install llama-perf"
+            " 9.1, which saved it, or save the model again with this version",
+        ),
         ({"bits": 4}, "bits: unknown field"),
     ],
 )

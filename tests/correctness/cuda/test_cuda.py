@@ -31,7 +31,7 @@ from llama_perf.quantize.model import quantize_model
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from llama_perf.run.session import Session
 from scripts.doc_tables.rounding import exact_int_mm
 from tests.correctness.support.waiting import refusing_to_wait

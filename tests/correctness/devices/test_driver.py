@@ -133,7 +133,7 @@ def test_no_processor_takes_the_place_of_a_card(
 @pytest.mark.usefixtures("smi")
 def test_the_plugin_refuses_unless_rows_were_asked_for(project: Project) -> None:
     refused = project.pytester.runpytest_inprocess(
-        project.path / "tests" / "perf", "-p", "no:hypothesispytest", "--isolate=none"
+        project.path / "tests" / "perf", "-p", "no:hypothesispytest"
     )
     refused.assert_outcomes(errors=1)
     refused.stdout.fnmatch_lines([f"E * {TOO_OLD}*"])

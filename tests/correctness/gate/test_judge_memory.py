@@ -25,7 +25,7 @@ from tests.correctness.support.record_samples import (
     INT8_CPU,
     MEASUREMENT,
     baseline_of_processes,
-    confirming_recorder,
+    confirming_run,
     measured,
     unmeasured,
 )
@@ -176,9 +176,9 @@ def test_a_run_asks_the_row_alone_where_only_its_peak_is_in_doubt(
         return [Trial(row=with_peak(GB, row))] * 5
 
     stored = baseline(PEAKS, CPU_ROW, INT8_CPU)
-    recorder = confirming_recorder(stored, tmp_path, confirm)
-    assert recorder.add(with_peak(GB)).verdict is Verdict.SAME
-    found = recorder.add(with_peak(2 * GB, INT8_CPU))
+    run = confirming_run(stored, tmp_path, confirm)
+    assert run.add(with_peak(GB)).verdict is Verdict.SAME
+    found = run.add(with_peak(2 * GB, INT8_CPU))
     assert asked == [(INT8_CPU, None)]
     assert found.verdict is Verdict.SAME
     assert found.doubtful

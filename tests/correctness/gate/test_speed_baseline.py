@@ -26,7 +26,7 @@ from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -34,7 +34,7 @@ from tests.correctness.support.record_samples import (
     INT8_CPU,
     MEASUREMENT,
     baseline_of,
-    confirming_recorder,
+    confirming_run,
     measured,
     unmeasured,
 )
@@ -202,7 +202,7 @@ def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
 
 
-def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
+def test_a_run_hands_on_what_the_run_measured(tmp_path: Path) -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
@@ -210,9 +210,9 @@ def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
-    recorder = confirming_recorder(stored, tmp_path, confirm)
-    recorder.add(measured())
-    found = recorder.add(measured(INT8_CPU, tok_s=100.0))
+    run = confirming_run(stored, tmp_path, confirm)
+    run.add(measured())
+    found = run.add(measured(INT8_CPU, tok_s=100.0))
     assert found.verdict is Verdict.SLOWER
     assert asked == [(INT8_CPU, CPU_ROW)]
     assert "tok/s over the unquantized row's 2." in found.reason

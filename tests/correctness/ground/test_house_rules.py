@@ -23,6 +23,7 @@ OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
 # These are being split.
 LONG_MODULES = {
     "llama_perf/kernels/triton/fused.py",
+    "tests/correctness/checkpoints/test_save_folder.py",
     "tests/correctness/llama/test_fused.py",
     "tests/correctness/cuda/test_cuda.py",
     "tests/correctness/measure/test_gpu_state.py",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llama_perf import quantize_model
-from llama_perf.checkpoints.locate import SMOLLM2
+from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig

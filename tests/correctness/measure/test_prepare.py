@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
-from llama_perf.checkpoints.locate import SMOLLM2
+from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice

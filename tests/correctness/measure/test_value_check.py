@@ -15,7 +15,7 @@ from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from llama_perf.run.session import Session
 
 # Groups of 32, which divide the model's 288 columns.
@@ -216,8 +216,8 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
         )
         for scheme in ("int8wo", None)
     ]
-    session = Session(rows, options=RunOptions(damages=("*int8wo*",)))
-    damaged, whole = session.run()
+    session = Session(["cpu"], options=RunOptions(damages=("*int8wo*",)))
+    damaged, whole = map(session.run_row, rows)
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
     assert whole.status is Status.MEASURED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +326,7 @@ def test_gate_and_up_of_a_fused_row_are_timed_as_the_one_kernel_they_are(
         fused=True,
     )
     # The machine is this one, where there is no card.
-    monkeypatch.setattr(choosing, "collect", lambda _device: ENVIRONMENT)
+    monkeypatch.setattr(choosing, "fingerprint", lambda _device: asdict(ENVIRONMENT))
     config = load_model("stories15M").config
     choose(row, config, path=tmp_path / "times.json")
     steps = {shape[1:]: how for shape, how in asked.items() if shape[0] == 1}

@@ -20,13 +20,15 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.float8dq import Float8DynamicConfig
-from llama_perf.quantize.float8wo import Float8WeightConfig
-from llama_perf.quantize.fp6 import Fp6WeightConfig
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
-from llama_perf.quantize.int8wo import Int8WeightConfig
-from llama_perf.quantize.packed_tensor import NativeTensor
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.registry import config_for
+from llama_perf.quantize.row_scaled import (
+    Float8WeightConfig,
+    Fp6WeightConfig,
+    Int8WeightConfig,
+)
 from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.schemes import Scheme
@@ -62,7 +64,7 @@ def quantized(config: AOBaseConfig, weight: Tensor | None = None) -> nn.Linear:
     root = nn.ModuleDict({"linear": linear})
     quantize_(root, config)
     found: Any = root["linear"]
-    assert isinstance(found.weight, NativeTensor)
+    assert isinstance(found.weight, PackedTensor)
     return found.requires_grad_(False)
 
 

@@ -144,7 +144,9 @@ def test_a_width_that_is_no_multiple_of_four_is_refused_by_name() -> None:
     with pytest.raises(SpecError, match="K = 6 of the weight must be a multiple of 4"):
         prune_2_4(torch.ones((2, 6)))
     root = nn.ModuleDict({"linear": nn.Linear(6, 4)})
-    with pytest.raises(SpecError, match="K = 6 of the weight must be a multiple of 4"):
+    with pytest.raises(
+        SpecError, match=r"K = 6 of the weight \(4, 6\) must be a multiple of 4"
+    ):
         quantize_(root, SparseMarlinConfig())
 
 

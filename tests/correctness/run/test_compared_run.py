@@ -282,8 +282,6 @@ def test_pytest_without_confirmation_leaves_it_undecided(
 def command(project: Project, *options: str) -> list[str]:
     words = [
         "run",
-        "--isolate",
-        "none",
         "--compare",
         "--rows",
         str(project.path / "rows.toml"),

@@ -20,15 +20,15 @@ from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
 from scripts.offline import steps as cuda_steps
 from scripts.offline.cuda_check import REHEARSAL, without_invalid
-from scripts.offline.steps import Runner, Step, Told
+from scripts.offline.steps import Status, Step, StepRunner
 from tests.correctness.support.processes import HANG_S, alive, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def runner_in(folder: Path, budget_s: float = 2 * HANG_S) -> Runner:
-    return Runner(root=ROOT, out=folder, budget_s=budget_s)
+def runner_in(folder: Path, budget_s: float = 2 * HANG_S) -> StepRunner:
+    return StepRunner(root=ROOT, out=folder, budget_s=budget_s)
 
 
 def python_step(code: str, **fields: Any) -> Step:
@@ -39,9 +39,9 @@ def python_step(code: str, **fields: Any) -> Step:
 def test_a_step_ends_well_or_failed_and_the_next_one_runs(tmp_path: Path) -> None:
     runner = runner_in(tmp_path)
     assert runner.run(python_step("raise SystemExit(3)")).reason == "exit code 3"
-    assert runner.run(python_step("print('here')")).told is Told.OK
+    assert runner.run(python_step("print('here')")).status is Status.OK
     assert (tmp_path / "log.txt").read_text() == "here\n"
-    assert [each.told for each in runner.outcomes] == [Told.FAILED, Told.OK]
+    assert [each.status for each in runner.outcomes] == [Status.FAILED, Status.OK]
     assert not runner.all_ok
     assert "step             failed (exit code 3)" in runner.summary()
 
@@ -75,7 +75,10 @@ except KeyboardInterrupt:
     begun = tmp_path / "log.txt"
     out_of_time_once(monkeypatch, lambda: begun.read_text() == "begun\n")
     outcome = runner_in(tmp_path).run(python_step(code))
-    assert (outcome.told, outcome.reason) == (Told.OUT_OF_TIME, "stopped after 1200 s")
+    assert (outcome.status, outcome.reason) == (
+        Status.OUT_OF_TIME,
+        "stopped after 1200 s",
+    )
     assert begun.read_text() == "begun\ninterrupted\n"
 
 
@@ -102,7 +105,7 @@ subprocess.run([sys.executable, "-c", {child!r}])
 def test_a_step_without_time_left_is_not_started(tmp_path: Path) -> None:
     runner = runner_in(tmp_path, budget_s=20.0)
     outcome = runner.run(python_step("print('here')", keep_back_s=15.0))
-    assert (outcome.told, outcome.reason) == (Told.OUT_OF_TIME, "not started")
+    assert (outcome.status, outcome.reason) == (Status.OUT_OF_TIME, "not started")
     assert not (tmp_path / "log.txt").exists()
 
 

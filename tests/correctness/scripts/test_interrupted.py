@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CHECK = """
 import sys
 from pathlib import Path
-from scripts.offline.steps import Runner, Step, until_interrupted
+from scripts.offline.steps import Step, StepRunner, until_interrupted
 
 out = Path(sys.argv[1])
 deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -30,7 +30,7 @@ codes = [f"{begin}; time.sleep(3600)", f"{begin}; {parent}"]
 python = [sys.executable, "-c"]
 
 def check():
-    runner = Runner(root=out, out=out, budget_s=3600)
+    runner = StepRunner(root=out, out=out, budget_s=3600)
     runner.run(Step(name="first", command=[*python, ""], limit_s=600))
     steps = [
         Step(name=f"step-{n}", command=[*python, code], limit_s=600, log=f"{n}.txt")

@@ -14,7 +14,9 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.compared_run import Against, Recorder
+from llama_perf.run.compared_run import ComparedRun
+from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
+from llama_perf.run.runner import Runner
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
@@ -110,20 +112,31 @@ def baseline_of_processes(
     )
 
 
-def confirming_recorder(
+class _NoDevice(Runner):
+    """A run that confirms by a function and measures nothing."""
+
+    def __init__(self, confirm: Callable[[RowSpec, RowSpec | None], list[Trial]]):
+        self.rows = [CPU_ROW, INT8_CPU]
+        self.started = "now"
+        self.environment = ENVIRONMENT
+        self.finished = {}
+        self._confirm = confirm
+
+    def confirm(
+        self, row: RowSpec, unquantized: RowSpec | None = None, **_rest: object
+    ) -> list[Trial]:
+        return self._confirm(row, unquantized)
+
+
+def confirming_run(
     baseline: Baseline,
     folder: Path,
     confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
-) -> Recorder:
+) -> ComparedRun:
     """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
-    return Recorder(
-        started="now",
-        environment=ENVIRONMENT,
-        selected=2,
-        known=[CPU_ROW, INT8_CPU],
-        against=Against(
-            baseline=baseline, source="made up", missing_fails=True, confirm=confirm
-        ),
-        baselines_folder=folder,
-        path=None,
+    request = RunRequest(
+        selection=Selection(set_name="cpu"),
+        run=RunOptions(),
+        compare=CompareOptions(asked=True, baselines=folder),
     )
+    return ComparedRun(_NoDevice(confirm), request, named=("made up", baseline))
