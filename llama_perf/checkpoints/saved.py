@@ -139,6 +139,12 @@ def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -
                 f"{path}: {name}: {type(value).__name__} is not allowed; allowed:"
                 f" {_allowed(value)}"
             )
+        if getattr(value, "zero_layout", "lean") != "lean":
+            # Of format 1, which had a second layout of uintx.
+            raise WeightsError(
+                f"{path}: {name}: zero points of 32 bits are not allowed; quantize the"
+                " model anew from its own weights"
+            )
         quantized[name] = value
     if saved is not None and saved.scheme is not None:
         _check_kinds(quantized, saved, path)

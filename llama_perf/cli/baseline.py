@@ -11,8 +11,7 @@ from llama_perf.cli.run import show_progress
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import check_folder
 from llama_perf.gate import baselines
-from llama_perf.gate.review import differences, problems
-from llama_perf.gate.speed import describe_speeds
+from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.report.text import as_text
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment

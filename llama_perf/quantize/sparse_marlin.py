@@ -34,23 +34,12 @@ from llama_perf.quantize.registry import register
 from llama_perf.quantize.scale_search import scale_dtype, symmetric_scale
 from llama_perf.rows.schemes import Scheme
 
-LAYOUTS = ("lean", "reference")
-
 
 @dataclass(frozen=True)
 class SparseMarlinConfig(NativeConfig):
-    """Config of the native sparse-marlin for torchao's `quantize_`.
+    """Config of the native sparse-marlin for torchao's `quantize_`."""
 
-    `layout` "reference" has beside each scale a zero point of 16 bits that nothing
-    reads, as torchao kept it: the published model sizes.
-    """
-
-    layout: str = "lean"
     scheme: ClassVar = "sparse-marlin"
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
 
     def check_columns(self, columns: int, *, where: str = "the weight") -> None:
         """See `NativeConfig.check_columns`."""
@@ -58,22 +47,18 @@ class SparseMarlinConfig(NativeConfig):
 
     def pack(self, weight: Tensor) -> SparseMarlinWeight:
         """See `NativeConfig.pack`."""
-        return SparseMarlinWeight.from_float(weight, layout=self.layout)
+        return SparseMarlinWeight.from_float(weight)
 
 
 class SparseMarlinWeight(PackedTensor):
-    """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16).
+    """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16)."""
 
-    `zero` is (B, 0, 16), in the reference layout zeros of 16 bits (B, G, 16).
-    """
-
-    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
+    tensor_data_names: ClassVar = ["codes", "scale"]
     codes: Tensor
     scale: Tensor
-    zero: Tensor
 
     @classmethod
-    def from_float(cls, weight: Tensor, *, layout: str = "lean") -> SparseMarlinWeight:
+    def from_float(cls, weight: Tensor) -> SparseMarlinWeight:
         """Prune and quantize a weight (rows, columns)."""
         wide = weight.detach().float()
         kept, places = _keep_two(wide)
@@ -84,12 +69,9 @@ class SparseMarlinWeight(PackedTensor):
         scale = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
         values = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
         values = values.flatten(1)[:, : kept.shape[1]].to(torch.uint8)
-        stored = to_lanes(scale.squeeze(2).to(dtype))
-        zero = torch.zeros_like(stored)
         return cls(
             pack(values | (places << 4), BITS),
-            stored,
-            zero if layout == "reference" else zero[:, :0],
+            to_lanes(scale.squeeze(2).to(dtype)),
             *weight.shape,
             weight.dtype,
         )
@@ -164,5 +146,5 @@ def _keep_two(weight: Tensor) -> tuple[Tensor, Tensor]:
 def sparse_marlin(
     _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
 ) -> AOBaseConfig:
-    """2:4 pruning along K, symmetric int4 in groups of 128, in the lean layout."""
+    """2:4 pruning along K, symmetric int4 in groups of 128,."""
     return SparseMarlinConfig()

@@ -1,9 +1,8 @@
 """uintx: codes of 1 to 8 bits, asymmetric, a scale and a zero for each group along K.
 
 w = (c - z) * s with c and the integer z of 0 to 2**bits - 1. The range of a group is
-widened to hold 0, so that z has a place in it. Two layouts: "lean" packs z in as many
-bits as the codes; "reference" stores it as int32, as the published table's runs did.
-The scale has 16 bits in both.
+widened to hold 0, so that z has a place in it. z has as many bits as a code, the scale
+has 16.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.grouped import INTEGER, PACKED
+from llama_perf.kernels.grouped import PACKED
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
 from llama_perf.quantize.packed_tensor import PackedTensor
@@ -30,25 +29,17 @@ from llama_perf.quantize.scale_search import (
 )
 from llama_perf.rows.schemes import UINTX_BITS, Scheme
 
-LAYOUTS = {"lean": PACKED, "reference": INTEGER}
-
 
 @dataclass(frozen=True)
 class UintxWeightConfig(GroupedConfig):
-    """Config of the native uintx for torchao's `quantize_`.
-
-    `layout`: "lean" or "reference", see the module.
-    """
+    """Config of the native uintx for torchao's `quantize_`."""
 
     bits: int = 4
-    layout: str = "lean"
 
     def __post_init__(self) -> None:
         GroupedConfig.__post_init__(self)
         if type(self.bits) is not int or self.bits not in UINTX_BITS:
             raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
-        if self.layout not in tuple(LAYOUTS):
-            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
 
     @property
     def scheme(self) -> str:
@@ -61,36 +52,29 @@ class UintxWeightConfig(GroupedConfig):
 
 
 class UintxWeight(GroupedWeight):
-    """Words (B, W, 16) and 16-bit scales (B, G, 16); zeros packed, or int32."""
+    """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
 
-    tensor_attribute_names: ClassVar = [
-        "bits",
-        "zero_layout",
-        *PackedTensor.tensor_attribute_names,
-    ]
-    zero_layout: str
+    tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
 
     @property
     def zero_kind(self) -> int:
         """See `GroupedWeight.zero_kind`."""
-        return LAYOUTS[self.zero_layout]
+        return PACKED
 
     @classmethod
     def from_float(cls, weight: Tensor, config: UintxWeightConfig) -> UintxWeight:
         """Quantize a weight (rows, columns)."""
-        bits, layout = config.bits, config.layout
+        bits = config.bits
         groups = in_groups(weight, config.group_size)
-        # The published table's runs kept a bfloat16.
-        dtype = scale_dtype(groups) if layout == "lean" else torch.bfloat16
+        dtype = scale_dtype(groups)
         scale, zero = _scale_and_zero(groups, bits, dtype, hqq=config.hqq)
         codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
         zeros = zero.squeeze(2).to(torch.int32)
         return cls(
             pack(codes.flatten(1).to(torch.uint8), bits),
             to_lanes(scale.squeeze(2).to(dtype)),
-            pack(zeros, bits) if LAYOUTS[layout] == PACKED else to_lanes(zeros),
+            pack(zeros, bits),
             bits,
-            layout,
             *weight.shape,
             weight.dtype,
         )
@@ -128,7 +112,7 @@ def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor
 
 @register("uintx", kernels="native")
 def uintx(scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Codes of 1 to 8 bits, asymmetric, in the lean layout."""
+    """Codes of 1 to 8 bits, asymmetric."""
     assert scheme.group_size is not None, f"{scheme.name} has no group size"
     assert scheme.bits is not None, f"{scheme.name} has no bits"
     return UintxWeightConfig(

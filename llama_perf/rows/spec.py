@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from llama_perf.errors import SpecError
-from llama_perf.rows.limit_overrides import SetLimits
+from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
 from llama_perf.strict_json import STRICT
 
@@ -76,7 +76,7 @@ class RowSpec:
     top_k: int | None = 200
     temperature: float = 0.8
     upstream_issue: str | None = None
-    limits: SetLimits | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         if not self.model or self.model != self.model.strip():
@@ -149,6 +149,11 @@ class RowSpec:
     def kv_cache(self) -> str | None:
         """The kind of its quantized cache, None for one in the row's dtype."""
         return cache_kind(self.kv_cache_quantization)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights or its cache are quantized."""
+        return self.quantization is not None or self.kv_cache is not None
 
     @property
     def id(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
-from llama_perf.gate.speed_baseline import Basis, bases, unquantized_row
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline
@@ -71,8 +71,8 @@ class ComparedRun:
             device_key = runner.environment.device_key
             found = baselines.find(request.compare.baselines, device_key)
             named = None if found is None else (str(found[0]), found[1])
-        self._baseline = None if named is None else named[1]
-        runner.expect(self._baseline)
+        self._baseline: SpeedBaseline | None = None
+        runner.expect(None if named is None else named[1])
         self.report = Report(
             started=runner.started,
             environment=runner.environment,
@@ -81,6 +81,7 @@ class ComparedRun:
         )
         if named is not None:
             source, baseline = named
+            self._baseline = SpeedBaseline(baseline, runner.environment)
             self.report = replace(
                 self.report,
                 baseline_source=f"{source}, recorded {baseline.recorded}",
@@ -165,7 +166,6 @@ class ComparedRun:
         return compare(
             result,
             self._baseline,
-            environment=self.report.environment,
             limits=limits_of(result.row, options.limits),
             unquantized=self._unquantized(result.row),
             missing_fails=options.missing_fails,
@@ -175,11 +175,10 @@ class ComparedRun:
 
     def _unquantized(self, row: RowSpec) -> RowResult | None:
         """The run's result of the unquantized row that `row` is compared with."""
-        if self._baseline is None:
+        baseline = self._baseline
+        if baseline is None or Basis.RATIO not in baseline.bases(row):
             return None
-        if Basis.RATIO not in bases(row, self._baseline, self.report.environment):
-            return None
-        stored = unquantized_row(row, self._baseline)
+        stored = baseline.unquantized_row(row.id)
         for result in self.report.results:
             if (
                 stored is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
+from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
+from llama_perf.measure.model_size import native_model_bytes
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from scripts.doc_tables.document import Place, place, text_between
@@ -32,7 +35,7 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """One line; `reference_bytes` is None where a scheme has one layout alone."""
+    """One line; `reference_bytes` is None where a scheme has only one layout."""
 
     model: str
     scheme: str | None
@@ -43,7 +46,7 @@ class Size:
 
     @property
     def comparable_bytes(self) -> int:
-        """Of the layout whose size is to be the published one."""
+        """In the layout whose size is to be the published one."""
         return self.reference_bytes or self.lean_bytes
 
 
@@ -75,19 +78,35 @@ def is_built(scheme: str | None) -> bool:
 
 def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
     config, kind = preset(model), getattr(torch, dtype)
-    reference = None
-    if scheme is not None and has_reference_layout(scheme):
-        reference = native_model_bytes(
-            config, scheme, dtype=kind, reference_layout=True
-        )
+    lean = native_model_bytes(config, scheme, dtype=kind)
+    more = 0 if scheme is None else more_bytes_of_zeros(config, Scheme.parse(scheme))
     return Size(
         model=model,
         scheme=scheme,
         dtype=dtype,
         published_gb=published,
-        reference_bytes=reference,
-        lean_bytes=native_model_bytes(config, scheme, dtype=kind),
+        reference_bytes=lean + more if more else None,
+        lean_bytes=lean,
     )
+
+
+def more_bytes_of_zeros(config: ModelConfig, scheme: Scheme) -> int:
+    """The bytes by which zero points take more in torchao's layouts than in ours.
+
+    The published runs stored those of uintx as int32, and beside each scale of
+    sparse-marlin one of 16 bits that nothing read.
+    """
+    if scheme.family == "uintx":
+        assert scheme.bits is not None, f"{scheme.name} has no bits"
+        assert scheme.group_size is not None, f"{scheme.name} has no groups"
+        bits, group_size = 32 - scheme.bits, scheme.group_size
+    elif scheme.family == "sparse-marlin":
+        bits, group_size = 16, 128
+    else:
+        return 0
+    layer = (math.prod(shape) for _, shape in layer_shapes(config) if len(shape) == 2)
+    weights = config.n_layers * sum(layer) + config.vocab_size * config.dim
+    return weights // group_size * bits // 8
 
 
 def markdown() -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llama_perf.gate.speed_baseline import quantized
 from llama_perf.results.run import Report, read_report
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection as row_sets
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path = work / f"slowed-{percent}-run-{number}.json"
                 words = ["run", "--compare", "--json", str(path), *chosen]
                 for row in rows:
-                    if percent and quantized(row) == (number % 2 == 0):
+                    if percent and row.is_quantized == (number % 2 == 0):
                         words += ["--inject-slowdown", f"{row.id}={percent}"]
                 if not (arguments.resume and _is_whole(path)):
                     _command(words, allowed=(0, 1))

@@ -262,7 +262,7 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     tmp_path: Path,
 ) -> None:
     model = small()
-    quantize_(model, UintxWeightConfig(bits=2, group_size=8, layout="reference"))
+    quantize_(model, UintxWeightConfig(bits=2, group_size=8))
     with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
         save_model(model, tmp_path / "saved")
     folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")

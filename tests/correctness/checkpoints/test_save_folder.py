@@ -228,6 +228,21 @@ def test_tensors_that_are_not_what_the_folder_says(tmp_path: Path) -> None:
     refused(folder, f"{path}: no tensor is quantized; config.json says int8wo")
 
 
+def test_zeros_in_the_layout_that_format_1_had_for_uintx_are_refused(
+    tmp_path: Path,
+) -> None:
+    folder = save_model(quantized("uintx-3-4"), tmp_path / "saved")
+    state = torch.load(folder / "model.pth", weights_only=True)
+    state["output.weight"].zero_layout = "reference"
+    torch.save(state, folder / "model.pth")
+    change_said(folder, format=1)
+    refused(
+        folder,
+        f"{folder / 'model.pth'}: output.weight: zero points of 32 bits are not"
+        " allowed; quantize the model anew from its own weights",
+    )
+
+
 def test_a_tensor_of_other_versions_is_told_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

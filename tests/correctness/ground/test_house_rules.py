@@ -30,7 +30,6 @@ LONG_MODULES = {
 }
 LONG_SIGNATURES = {
     "llama_perf/checkpoints/tokenizers/byte_pairs.py",
-    "llama_perf/gate/verdict.py",
     "llama_perf/kernels/triton/launch_attention.py",
     "llama_perf/kernels/triton/launch_fused.py",
     "llama_perf/llama/engine.py",

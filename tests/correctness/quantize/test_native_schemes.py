@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.schemes import Scheme
 from scripts.doc_tables.rounding import QUANTIZE_TOKENS
-from scripts.doc_tables.sizes import PUBLISHED
 
 CONFIGS: dict[str, AOBaseConfig] = {
     "int8wo": Int8WeightConfig(),
@@ -42,14 +39,13 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "int4wo-32-hqq": Int4WeightConfig(group_size=32, hqq=True),
     "uintx-4-64": UintxWeightConfig(bits=4, group_size=64),
     "uintx-3-12": UintxWeightConfig(bits=3, group_size=12),
-    "uintx-2-8 reference": UintxWeightConfig(bits=2, group_size=8, layout="reference"),
+    "uintx-2-8": UintxWeightConfig(bits=2, group_size=8),
     "uintx-5-64-hqq": UintxWeightConfig(bits=5, group_size=64, hqq=True),
     "fp6": Fp6WeightConfig(),
     "float8wo": Float8WeightConfig(),
     "float8dq-row": Float8DynamicConfig(),
     "float8dq-tensor": Float8DynamicConfig(granularity="tensor"),
     "sparse-marlin": SparseMarlinConfig(),
-    "sparse-marlin reference": SparseMarlinConfig(layout="reference"),
 }
 ROWS, COLUMNS = 75, 192
 
@@ -147,10 +143,9 @@ def test_a_weight_that_is_one_value_everywhere_stays_near_it(
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("layout", ["lean", "reference"])
-def test_uintx_is_within_a_step_of_the_weight(bits: int, layout: str) -> None:
+def test_uintx_is_within_a_step_of_the_weight(bits: int) -> None:
     weight = random_weight()
-    config = UintxWeightConfig(bits=bits, group_size=16, layout=layout)
+    config = UintxWeightConfig(bits=bits, group_size=16)
     found = quantized(config, weight).weight.dequantize()
     groups = weight.unflatten(1, (-1, 16))
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
@@ -158,16 +153,6 @@ def test_uintx_is_within_a_step_of_the_weight(bits: int, layout: str) -> None:
     error = (found.unflatten(1, (-1, 16)) - groups).abs()
     # Half a step; at the ends half a step each for the rounded zero and scale.
     assert (error <= step * 1.5).all()
-
-
-def test_both_layouts_of_uintx_hold_the_same_weight() -> None:
-    # Too large for scales in float16, which the lean layout would take.
-    weight = random_weight() * 2.0**20
-    lean = quantized(UintxWeightConfig(bits=3, group_size=16), weight)
-    config = UintxWeightConfig(bits=3, group_size=16, layout="reference")
-    other = quantized(config, weight)
-    assert torch.equal(lean.weight.dequantize(), other.weight.dequantize())
-    assert tensor_bytes(lean.weight) < tensor_bytes(other.weight)
 
 
 @pytest.mark.parametrize(
@@ -262,62 +247,11 @@ def test_torchaos_quantize_refuses_what_does_not_fit() -> None:
         quantized(UintxWeightConfig(bits=4, group_size=7))
     with pytest.raises(SpecError, match="the bits of uintx are 1 to 8"):
         UintxWeightConfig(bits=9)
-    with pytest.raises(SpecError, match="layout: 'dense' is not allowed; allowed: le"):
-        UintxWeightConfig(layout="dense")
     with pytest.raises(SpecError, match=r"granularity: 'group' .* row, tensor"):
         Float8DynamicConfig(granularity="group")
 
 
-def bytes_on_meta(model: str, config: AOBaseConfig) -> int:
-    """Of all layers, from models of one and of two."""
-    one, two = (_bytes_on_meta(model, config, layers) for layers in (1, 2))
-    return one + (preset(model).n_layers - 1) * (two - one)
-
-
-def _bytes_on_meta(model: str, config: AOBaseConfig, layers: int) -> int:
-    with torch.device("meta"):
-        built = Transformer(replace(preset(model), n_layers=layers))
-    quantize_(built.to(torch.bfloat16), config)
-    return built.weight_bytes()
-
-
-def reference_sizes() -> list[tuple[str, str, float]]:
-    with PUBLISHED.open(encoding="utf-8") as file:
-        found = {
-            (line["model"], line["quantization"]): float(line["model_size_gb"])
-            for line in csv.DictReader(file)
-        }
-    schemes = ("int8wo", "int8dq", "fp6", "int4wo-64", "uintx-4-64", "uintx-2-8")
-    schemes += ("sparse-marlin",)
-    return [
-        (model, scheme, size)
-        for (model, scheme), size in found.items()
-        if scheme in schemes and not model.startswith("Meta-Llama-3.1")
-    ]
-
-
-@pytest.mark.parametrize(("model", "scheme", "size_gb"), reference_sizes())
-def test_a_models_size_is_the_published_one(
-    model: str, scheme: str, size_gb: float
-) -> None:
-    parsed = Scheme.parse(scheme)
-    cpu = torch.device("cpu")
-    lean = config_for(parsed, kernels="native", device=cpu, dtype=torch.bfloat16)
-    config = lean
-    if isinstance(lean, UintxWeightConfig):
-        config = UintxWeightConfig(
-            bits=lean.bits, group_size=lean.group_size, layout="reference"
-        )
-    elif isinstance(lean, SparseMarlinConfig):
-        # 3.25 bits a weight: its unread zero points are in the published sizes.
-        config = SparseMarlinConfig(layout="reference")
-    found = bytes_on_meta(model, config)
-    assert found / 1e9 == pytest.approx(size_gb, rel=0.01)
-    smallest = bytes_on_meta(model, lean)
-    assert smallest <= found
-
-
-def test_uintx_2_8_takes_four_and_a_quarter_bits_in_the_lean_layout() -> None:
+def test_uintx_2_8_takes_four_and_a_quarter_bits() -> None:
     weight = nn.Linear(4096, 4096, bias=False, device="meta")
     root = nn.ModuleDict({"linear": weight})
     quantize_(root, UintxWeightConfig(bits=2, group_size=8))

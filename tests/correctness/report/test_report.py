@@ -14,7 +14,6 @@ import pytest
 from llama_perf import report
 from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
-from llama_perf.gate.verdict import compare
 from llama_perf.report.markdown import as_markdown
 from llama_perf.report.text import as_text
 from llama_perf.results.measurement import ValueCheck
@@ -25,10 +24,11 @@ from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
+    FIXED_LIMIT,
     MEASUREMENT,
-    PLAIN_LIMIT,
     baseline_of,
     chosen,
+    compare,
     measured,
     unmeasured,
 )
@@ -108,7 +108,7 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
     assert [line.split()[0] for line in lines[3:5]] == ["eager", "compile"]
     assert lines[6:] == [
         f"SLOWER {CPU_ROW.id}: tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the"
-        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + PLAIN_LIMIT,
+        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + FIXED_LIMIT,
         "device: Some CPU (cpu-some-2c), 20.0 GB/s measured in this run",
         "torch 2.13.0, torchao 0.18.0, python 3.11.7",
         "weights: synthetic",

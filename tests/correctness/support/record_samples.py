@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
@@ -50,9 +53,9 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
-# What the reason of a row says whose baseline holds one process.
-PLAIN_LIMIT = (
-    "; a plain limit: the baseline has 1 of the 3 processes that tell a loss from noise"
+# The end of a reason if the baseline has one process of the row.
+FIXED_LIMIT = (
+    "; fixed limit: the baseline has 1 of the 3 processes from which noise is estimated"
 )
 
 
@@ -110,6 +113,19 @@ def baseline_of_processes(
             for row, each in values.items()
         ),
     )
+
+
+def compare(
+    result: RowResult,
+    baseline: Baseline | None,
+    *,
+    environment: Environment | None = None,
+    **options: Any,
+) -> Comparison:
+    """`verdict.compare` with a baseline that is prepared for this row only."""
+    if baseline is None:
+        return verdict.compare(result, None, **options)
+    return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
 
 
 class _NoDevice(Runner):
