@@ -45,7 +45,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     nvml = SimpleNamespace(
         nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "570.1"
     )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     return made
 
 
