@@ -16,7 +16,7 @@ import torch
 
 from llama_perf.devices.base import Device
 from llama_perf.devices.device import device_of
-from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.measure.toolchain import triton_problem
 from llama_perf.results.measurement import Ceiling
 
@@ -99,7 +99,7 @@ def _gap_us(device: torch.device, *, dependent: bool) -> float:
                 launch_count(count, dependent=dependent)
 
         warm_up(work)
-        graph = captured(work)
+        graph = capture_graph(work)
         before = int(count)
         seconds, replays = best_seconds(device_of(device), graph.replay)
         counted = int(count) - before

@@ -56,18 +56,12 @@ def allocated_peak_bytes(prepared: Prepared) -> int:
 
     Call it after the warm-up: it does not see what is allocated only once.
     """
-    row = prepared.row
     generator = torch.Generator().manual_seed(0)
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
-        prepared.engine.generate(
-            prepared.prompt,
-            max_new_tokens=min(_TOKENS, row.max_new_tokens),
-            lengths=prepared.lengths,
-            temperature=row.temperature,
-            top_k=row.top_k,
-            generator=generator,
+        prepared.generate(
+            generator, max_new_tokens=min(_TOKENS, prepared.row.max_new_tokens)
         )
     assert profiler.profiler is not None, "the profiler ran"
     assert profiler.profiler.kineto_results is not None, "the profiler ran"
@@ -77,4 +71,4 @@ def allocated_peak_bytes(prepared: Prepared) -> int:
         if event.name() == "[memory]"
     )
     working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
-    return prepared.engine.held_bytes() + working_bytes
+    return prepared.engine.memory_bytes() + working_bytes
