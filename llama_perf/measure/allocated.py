@@ -23,18 +23,12 @@ def allocated_peak(prepared: Prepared) -> int:
 
     Call it after the warm-up: what is allocated once is not seen.
     """
-    row = prepared.row
     generator = torch.Generator().manual_seed(0)
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
-        prepared.engine.generate(
-            prepared.prompt,
-            max_new_tokens=min(_TOKENS, row.max_new_tokens),
-            lengths=prepared.lengths,
-            temperature=row.temperature,
-            top_k=row.top_k,
-            generator=generator,
+        prepared.generate(
+            generator, max_new_tokens=min(_TOKENS, prepared.row.max_new_tokens)
         )
     assert profiler.profiler is not None, "it ran"
     assert profiler.profiler.kineto_results is not None, "it ran"
@@ -44,4 +38,4 @@ def allocated_peak(prepared: Prepared) -> int:
         if event.name() == "[memory]"
     )
     beside: int = max(accumulate((nbytes for _, nbytes in moves), initial=0))
-    return prepared.engine.held_bytes() + beside
+    return prepared.engine.memory_bytes() + beside

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.measure.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
 from llama_perf.measure.toolchain import triton_problem
 from llama_perf.results.measurement import Ceiling
@@ -59,7 +59,7 @@ def _gap_us(device: torch.device, *, dependent: bool) -> float:
                 launch_count(x, dependent=dependent)
 
         warm_up(work)
-        graph = captured(work)
+        graph = capture_graph(work)
         before = int(x)
         seconds, replays = best_cuda_seconds(graph.replay)
         assert int(x) - before == replays * length, "a kernel of the chain did not run"

@@ -55,14 +55,12 @@ def step_work(prepared: Prepared) -> StepWork | None:
     load_profiler()
     cuda = prepared.row.device == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    row = prepared.row
+    generator = torch.Generator(device=prepared.prompt.device).manual_seed(0)
     tokens = prepared.engine.stream(
         prepared.prompt,
         max_new_tokens=steps + 1,
         lengths=prepared.lengths,
-        temperature=row.temperature,
-        top_k=row.top_k,
-        generator=torch.Generator(device=prepared.prompt.device).manual_seed(0),
+        sampling=prepared.sampling(generator),
     )
     # The first is the prefill's.
     next(tokens)

@@ -52,18 +52,9 @@ class Sample:
 
 def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
-    row = prepared.row
-    marks = _CudaMarks() if row.device == "cuda" else _HostMarks()
+    marks = _CudaMarks() if prepared.row.device == "cuda" else _HostMarks()
     marks.mark()
-    tokens = prepared.engine.generate(
-        prepared.prompt,
-        max_new_tokens=row.max_new_tokens,
-        lengths=prepared.lengths,
-        temperature=row.temperature,
-        top_k=row.top_k,
-        generator=generator,
-        after_prefill=marks.mark,
-    )
+    tokens = prepared.generate(generator, after_prefill=marks.mark)
     marks.mark()
     start, first, end = marks.times_ns()
     return Sample(total_ns=end - start, first_token_ns=first - start, tokens=tokens)

@@ -20,7 +20,7 @@ from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import FLOATS, Packed
 from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.presets import preset
 from llama_perf.measure.bandwidth import best_cuda_seconds
@@ -200,7 +200,7 @@ def _clock(product: Product, weight: Packed) -> Time:
 
         try:
             warm_up(work)
-            graph = captured(work)
+            graph = capture_graph(work)
         except (RuntimeError, OutOfResources):
             # Too many registers or too much shared memory for this card.
             return float("inf")

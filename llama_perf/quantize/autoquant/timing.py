@@ -22,7 +22,7 @@ from llama_perf.devices.device import release_memory
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
@@ -248,7 +248,7 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     for name, timed in passes.items():
         # Kernels are compiled and tuned before the capture, which allows neither.
         warm_up(timed)
-        graphs[name] = captured(timed)
+        graphs[name] = capture_graph(timed)
     times: dict[str, list[float]] = {name: [] for name in passes}
     for _ in _rounds():
         for name, graph in graphs.items():

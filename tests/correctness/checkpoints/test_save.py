@@ -22,6 +22,7 @@ from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
@@ -44,7 +45,7 @@ def quantized(
 
 
 def tokens(model: Transformer) -> torch.Tensor:
-    return generate(model, PROMPT, max_new_tokens=5, temperature=0)
+    return generate(model, PROMPT, max_new_tokens=5, sampling=GREEDY)
 
 
 def assert_same(found: Transformer, wanted: Transformer) -> None:

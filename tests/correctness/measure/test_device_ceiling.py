@@ -71,7 +71,7 @@ def test_a_gap_is_what_each_further_kernel_takes(
         return 5e-6 + each * len(launched), 1
 
     monkeypatch.setattr(dependent_launch, "count", Kernel())
-    monkeypatch.setattr(device_ceiling, "captured", Graph)
+    monkeypatch.setattr(device_ceiling, "capture_graph", Graph)
     monkeypatch.setattr(device_ceiling, "warm_up", lambda work: work())
     monkeypatch.setattr(device_ceiling, "best_cuda_seconds", timed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
@@ -96,7 +96,7 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(dependent_launch, "count", Nothing())
     monkeypatch.setattr(
-        device_ceiling, "captured", lambda work: SimpleNamespace(replay=work)
+        device_ceiling, "capture_graph", lambda work: SimpleNamespace(replay=work)
     )
     monkeypatch.setattr(device_ceiling, "warm_up", lambda work: work())
     monkeypatch.setattr(device_ceiling, "best_cuda_seconds", lambda _replay: (1.0, 1))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
 from llama_perf.measure.memory import MemoryMeter
@@ -69,7 +70,7 @@ def test_a_cpu_takes_all_that_a_row_asks_for() -> None:
 def prepared(row: RowSpec) -> Prepared:
     torch.manual_seed(0)
     model = Transformer(TINY)
-    engine = Engine(model, cache_size=row.positions)
+    engine = Engine(model, EngineOptions(cache_size=row.positions))
     prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
     return Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0)
 
