@@ -8,17 +8,15 @@ noise only ever adds, so there the least counts.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.devices.device import release_memory
+from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
@@ -41,9 +39,6 @@ _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
 _MAX_COPIES = 256
-# A last-level cache whose size is not told, and the most that is believed of one: a
-# virtual machine has a share of what it is told of.
-_CACHE_BYTES = 64 * 2**20
 
 
 def time_product(
@@ -70,7 +65,7 @@ def time_product(
         }
         times = _cuda_us(passes) if device.type == "cuda" else _cpu_us(passes)
     del passes
-    release_memory(device)
+    device_of(device).release_memory()
     return times
 
 
@@ -213,12 +208,8 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
 
 
 def _cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    text = path.read_text(encoding="ascii") if path.exists() else ""
-    match = re.fullmatch(r"(\d+)K\s*", text)
-    return min(int(match[1]) * 1024, _CACHE_BYTES) if match else _CACHE_BYTES
+    # Of the meta device one copy is used, however many there are.
+    return 0 if device.type == "meta" else device_of(device).cache_bytes()
 
 
 def _rounds() -> Iterator[int]:
