@@ -48,7 +48,7 @@ class Runs:
 
     @property
     def judged(self) -> list[Comparison]:
-        """The verdicts on measured rows, of runs with a slowdown only on slowed rows."""
+        """The verdicts on measured rows; only on slowed rows if a run slows some."""
         return [
             verdict
             for report in self.reports

@@ -219,9 +219,8 @@ def cache_table(processes: Processes) -> list[str]:
     Nothing if one of the rows was not run.
     """
     rows = (SMALL_CACHE, *LARGE_CACHES)
-    if not all(
-        _samples(processes.get((row, side), [])) for row in rows for side in SIDES
-    ):
+    pairs = [(row, side) for row in rows for side in SIDES]
+    if not all(_samples(processes.get(pair, [])) for pair in pairs):
         return []
     rates = {pair: _median(processes[pair], "tok_s") for pair in pairs}
     lines = [
