@@ -12,7 +12,7 @@ from torch import Tensor
 from llama_perf.kernels import attention as cached_attention
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
-from llama_perf.measure.live_bytes import LiveBytes
+from tests.correctness.support.live_bytes import LiveBytes
 
 KINDS = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)
