@@ -116,8 +116,8 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
             prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
-        told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
-        with pytest.raises(NotRunnable, match=told):
+        message = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
+        with pytest.raises(NotRunnable, match=message):
             prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
     caches = {row.cache_size for row in refused}
