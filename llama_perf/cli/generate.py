@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llama_perf.cli.generate_flags import CHECKPOINT, FLAGS
+from llama_perf.cli.generate_flags import CHECKPOINT, add_arguments, repeating_command
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.files import check_writable
 from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
@@ -22,34 +20,9 @@ if TYPE_CHECKING:
     from llama_perf.measure.timing import Sample
     from llama_perf.results.measurement import Measurement
 
+__all__ = ["HELP", "add_arguments", "main"]
 HELP = "generate text with one model and print its speed, as the reference did"
 _REFERENCE_VOCABULARY = 1024
-
-
-# Not part of the work that the repro line repeats.
-_OUTPUTS = {"write_result", "profile", "memory_profile", "interactive", "save"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the reference's flags, under its names and with its defaults."""
-    for flag in FLAGS:
-        names = [f"--{flag.name}"] + ([flag.short] if flag.short else [])
-        text = f"{flag.help} (default: {flag.default})"
-        if flag.bare is not None:
-            parser.add_argument(
-                *names,
-                nargs="?",
-                const=flag.bare,
-                default=flag.default,
-                metavar="X",
-                help=text,
-            )
-        elif flag.default is False:
-            parser.add_argument(*names, action="store_true", help=text)
-        else:
-            parser.add_argument(
-                *names, type=flag.kind, default=flag.default, metavar="X", help=text
-            )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -57,33 +30,38 @@ def main(arguments: argparse.Namespace) -> int:
     _check(arguments)
     tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
     if arguments.interactive:
-        from llama_perf.cli.interactive import talk
+        from llama_perf.cli.generate_interactive import talk
 
-        return talk(_row(arguments, prompt_length=1), arguments, tokenizer)
+        return talk(row_of(arguments, prompt_length=1), tokenizer)
+    # They import torch, and a mistake in the flags is reported sooner without.
+    from llama_perf.cli.generate_output import print_totals, result_line, save
+
     prompt = _prompt(arguments, tokenizer, vocab_size)
-    row = _row(arguments, prompt_length=prompt.shape[1])
+    row = row_of(arguments, prompt_length=prompt.shape[1])
     prepared, measurement, samples = _measure(row, prompt, tokenizer, arguments)
-    _print_totals(prepared, measurement, samples)
+    print_totals(prepared, measurement, samples)
     if arguments.write_result is not None:
+        line = result_line(
+            row,
+            measurement,
+            samples,
+            quantization=prepared.quantization,
+            command=repeating_command(arguments),
+        )
         with Path(arguments.write_result).open("a", encoding="utf-8") as file:
-            line = result_line(arguments, measurement, samples, prepared.quantization)
             file.write(line + "\n")
     if arguments.save:
-        from llama_perf.cli.saving import save
-
         save(prepared)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    # Before anything is loaded: what is wrong here should not cost minutes first.
+    """Raise UserError for a mistake before anything is loaded, which takes minutes."""
     arguments.precision = arguments.precision.removeprefix("torch.")
-    if arguments.precision not in DTYPE_TOKENS:
-        raise SpecError(
-            "precision", arguments.precision, f"allowed: {', '.join(DTYPE_TOKENS)}"
-        )
-    if arguments.kernels is not None and arguments.kernels not in KERNELS:
-        raise SpecError("kernels", arguments.kernels, f"allowed: {', '.join(KERNELS)}")
+    for name, allowed in (("precision", DTYPE_TOKENS), ("kernels", KERNELS)):
+        value = getattr(arguments, name)
+        if value is not None and value not in allowed:
+            raise SpecError(name, value, f"allowed: {', '.join(allowed)}")
     if arguments.memory_profile is not None and arguments.device != "cuda":
         raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
     for name in ("write_result", "profile", "memory_profile"):
@@ -92,12 +70,14 @@ def _check(arguments: argparse.Namespace) -> None:
             check_writable(name, Path(value))
     if arguments.prefill_size is not None and arguments.prefill_size < 1:
         raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
-    # Checks every other field, for a prompt of the least length.
-    row = _row(arguments, prompt_length=arguments.prefill_size or 1)
+    # It checks every other field, for the shortest prompt.
+    row = row_of(arguments, prompt_length=arguments.prefill_size or 1)
     if arguments.save:
-        from llama_perf.cli.saving import check_save
+        from llama_perf.cli.generate_output import check_save
 
-        check_save(arguments, row)
+        if arguments.interactive:
+            raise SpecError("save", True, "not with --interactive")
+        check_save(row)
     path = arguments.checkpoint_path
     if path == CHECKPOINT and not Path(path).exists():
         raise SpecError(
@@ -108,55 +88,44 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _row(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
+def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
+    """The row that the flags ask for; raises SpecError."""
     kernels = arguments.kernels
-    if arguments.quantization is None:
-        kernels = kernels or "native"
-    elif kernels is None:
+    if kernels is None and arguments.quantization is not None:
         from llama_perf.quantize.model import preferred_kernels
 
         kernels = preferred_kernels(arguments.quantization)
-    return RowSpec(
-        model=arguments.checkpoint_path,
-        quantization=arguments.quantization,
-        kernels=kernels,
-        dtype=arguments.precision,
-        device=arguments.device,
-        compile=arguments.compile or arguments.compile_prefill,
-        compile_prefill=arguments.compile_prefill,
-        kv_cache_quantization=arguments.kv_cache_quantization,
-        linear_causal_mask=arguments.linear_causal_mask,
-        attention=arguments.attention,
-        prefill_chunk=arguments.prefill_chunk,
-        fill=arguments.fill,
-        cache_size=arguments.cache_size,
-        batch_size=arguments.batch_size,
-        prompt_length=prompt_length,
-        max_new_tokens=arguments.max_new_tokens,
-        num_samples=arguments.num_samples,
-        top_k=arguments.top_k,
-        temperature=arguments.temperature,
-    )
+    # Most flags are named as the field of a row that they fill.
+    named_alike: dict[str, Any] = {
+        field.name: getattr(arguments, field.name)
+        for field in fields(RowSpec)
+        if hasattr(arguments, field.name)
+    }
+    others = {
+        "model": arguments.checkpoint_path,
+        "kernels": kernels or "native",
+        "dtype": arguments.precision,
+        "compile": arguments.compile or arguments.compile_prefill,
+        "prompt_length": prompt_length,
+    }
+    return RowSpec(**named_alike | others)
 
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
-    """A checkpoint's tokenizer and its number of ids, or those a preset has too."""
-    from llama_perf.checkpoints.locate import resolve_checkpoint
-    from llama_perf.checkpoints.open_model import check_model
-    from llama_perf.checkpoints.open_weights import open_weights
+    """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
+    from llama_perf.checkpoints.open import check_model, find_checkpoint, open_weights
     from llama_perf.checkpoints.tokenizers.tokenizer import (
         check_vocabulary,
         find_tokenizer,
         load_tokenizer,
     )
 
-    path = Path(checkpoint)
-    found = path if path.exists() else resolve_checkpoint(checkpoint, checkpoints=None)
-    if found is None:
+    path = find_checkpoint(checkpoint)
+    if path is None:
         check_model(checkpoint)
         return None, _REFERENCE_VOCABULARY
-    vocab_size = open_weights(found).config.vocab_size
-    tokenizer_path = find_tokenizer(found)
+    vocab_size = open_weights(path).config.vocab_size
+    tokenizer_path = find_tokenizer(path)
     if tokenizer_path is None:
         return None, vocab_size
     tokenizer = load_tokenizer(tokenizer_path)
@@ -167,16 +136,16 @@ def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
 def _prompt(
     arguments: argparse.Namespace, tokenizer: Tokenizer | None, vocab_size: int
 ) -> Tensor:
+    """The prompt's ids, int64 (batch_size, prompt_length)."""
     import torch
 
     if arguments.prefill_size is not None or tokenizer is None:
         length = arguments.prefill_size or RowSpec(model="any").prompt_length
         if arguments.prefill_size is None:
             print(f"(no tokenizer: a prompt of {length} random tokens)")
-        seeded = torch.Generator().manual_seed(0)
-        shape = (1, length)
+        generator = torch.Generator().manual_seed(0)
         high = min(_REFERENCE_VOCABULARY, vocab_size)
-        tokens = torch.randint(high, shape, generator=seeded)
+        tokens = torch.randint(high, (1, length), generator=generator)
     else:
         tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
         if tokens.numel() == 0:
@@ -190,7 +159,8 @@ def _measure(
     tokenizer: Tokenizer | None,
     arguments: argparse.Namespace,
 ) -> tuple[Prepared, Measurement, list[Sample]]:
-    from llama_perf.cli.profiling import memory_profile, profile
+    """Build the row and measure it; prints what a user follows."""
+    from llama_perf.cli.generate_output import memory_profile, print_sample, profile
     from llama_perf.devices.device import check_device
     from llama_perf.llama.compiler import compiler_settings
     from llama_perf.measure.memory import MemoryMeter
@@ -202,7 +172,7 @@ def _measure(
 
     def show(sample: Sample) -> None:
         samples.append(sample)
-        _print_sample(row, prepared, sample, tokenizer, number=len(samples))
+        print_sample(prepared, sample, tokenizer, number=len(samples))
 
     device = check_device(row.device)
     with compiler_settings(), memory_profile(arguments.memory_profile):
@@ -214,86 +184,3 @@ def _measure(
         measurement = measure(prepared, meter=meter, after_sample=show)
         profile(prepared, arguments.profile)
     return prepared, measurement, samples
-
-
-def _print_sample(
-    row: RowSpec,
-    prepared: Prepared,
-    sample: Sample,
-    tokenizer: Tokenizer | None,
-    *,
-    number: int,
-) -> None:
-    ids = sample.tokens[0].tolist()
-    print(ids if tokenizer is None else tokenizer.decode(ids))
-    seconds = sample.total_ns / 1e9
-    rate = row.batch_size * row.max_new_tokens / seconds
-    read = rate / row.batch_size * prepared.model_size_bytes / 1e9
-    print(
-        f"Time for inference {number}: {seconds:.2f} sec total,"
-        f" {rate:.2f} tokens/sec, time to first token"
-        f" {sample.first_token_ns / 1e6:.1f} ms"
-    )
-    print(f"Bandwidth achieved: {read:.2f} GB/s", flush=True)
-
-
-def _mean_rate(row: RowSpec, samples: Sequence[Sample]) -> float:
-    # The mean over samples, as the reference reports it; the suite uses medians.
-    tokens = row.batch_size * row.max_new_tokens
-    return sum(tokens * 1e9 / each.total_ns for each in samples) / len(samples)
-
-
-def _print_totals(
-    prepared: Prepared, measurement: Measurement, samples: Sequence[Sample]
-) -> None:
-    rate = _mean_rate(prepared.row, samples)
-    size = measurement.model_size_bytes / 1e9
-    print("==========")
-    print(f"Average tokens/sec: {rate:.2f}")
-    print(f"Average decode tokens/sec: {measurement.decode_tok_s or 0.0:.2f}")
-    print(f"Average Bandwidth: {rate / prepared.row.batch_size * size:.2f} GB/s")
-    print(f"Peak Memory Usage: {measurement.peak_memory_bytes / 1e9:.2f} GB")
-    print(f"Model Size: {size:.2f} GB")
-
-
-def result_line(
-    arguments: argparse.Namespace,
-    measurement: Measurement,
-    samples: Sequence[Sample],
-    quantization: str | None,
-) -> str:
-    """The reference's line for `--write_result`, with a command that repeats it.
-
-    `quantization` is the model's, which a saved checkpoint brings along.
-    """
-    row = _row(arguments, prompt_length=1)
-    rate = _mean_rate(row, samples)
-    size = measurement.model_size_bytes / 1e9
-    path = Path(arguments.checkpoint_path)
-    model = path.parent.name if path.suffix == ".pth" else path.name
-    return (
-        f"{datetime.now():%Y%m%d%H%M%S}, tok/s={rate:6.2f},"
-        f" mem/s={rate / row.batch_size * size:7.2f} GB/s,"
-        f" peak_mem={measurement.peak_memory_bytes / 1e9:5.2f} GB,"
-        f" model_size={size:5.2f} GB quant: {quantization}, mod: {model},"
-        f" kv_quant: {row.kv_cache_quantization}, compile: {row.compile},"
-        f" compile_prefill: {row.compile_prefill}, dtype: torch.{row.dtype},"
-        f" device: {row.device} repro: {repro(arguments)}"
-    )
-
-
-def repro(arguments: argparse.Namespace) -> str:
-    """A command line that does the same work again."""
-    words = ["python", "-m", "llama_perf", "generate"]
-    for flag in FLAGS:
-        value = getattr(arguments, flag.name)
-        if flag.name in _OUTPUTS or value == flag.default:
-            continue
-        if value is True:
-            words.append(f"--{flag.name}")
-        elif str(value).startswith("-"):
-            # By itself it would be taken for a flag.
-            words.append(f"--{flag.name}={value}")
-        else:
-            words += [f"--{flag.name}", str(value)]
-    return shlex.join(words)

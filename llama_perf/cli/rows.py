@@ -1,131 +1,121 @@
-"""`llama-perf rows`: the rows of a set. Runs nothing; without --predict, no torch."""
+"""`llama-perf rows`: list the rows of a set. Runs nothing; torch only for --predict."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from llama_perf.cli.selection import add_selection, shard
 from llama_perf.errors import UserError
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
+from llama_perf.run.request import Selection
 
-if TYPE_CHECKING:
-    from llama_perf.measure.predict import Prediction
-
-HELP = "list the rows of a set, or of every set"
-
-_PREDICTED = ("model_size_gb", "peak_mem_gb")
-_AUTOQUANT = "autoquant chooses on its device: no less than these sizes"
+HELP = "list the rows of a set (default: of every set)"
+_AUTOQUANT = "autoquant chooses on its device: the sizes are lower bounds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_selection(parser)
+    add_shared(parser, "--set", "--rows", "--row", "--shard")
     parser.add_argument(
-        "--json", action="store_true", help="a JSON list, one object a row"
+        "--json", action="store_true", help="print a JSON list, one object a row"
     )
     parser.add_argument(
         "--predict",
         action="store_true",
-        help="add model size and peak memory in GB, computed from the shapes alone",
+        help="add model size and peak memory in GB, computed from the shapes only",
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """List the rows."""
-    if arguments.set is None and arguments.rows is None:
-        every = [
-            row for name in selection.set_names() for row in selection.load_set(name)
-        ]
-        # A row may stand in several sets.
-        listed = selection.select(list(dict.fromkeys(every)), arguments.row)
-    else:
-        listed = selection.load(
-            set_name=arguments.set, file=arguments.rows, globs=arguments.row
-        )
-    if arguments.shard is not None:
-        listed = shard(listed, arguments.shard)
-    more: list[dict[str, float | None]] = [{} for _ in listed]
+    rows = _selected(request_of(arguments).selection)
+    predictions: list[dict[str, float | None]] = [{} for _ in rows]
     notes: list[str] = []
     if arguments.predict:
-        more, notes = _predicted(listed)
+        predictions, notes = _predicted(rows)
     if arguments.json:
         objects = [
-            {"id": row.id, **asdict(row), "built": _built(row), **figures}
-            for row, figures in zip(listed, more, strict=True)
+            {"id": row.id, **asdict(row), "built": _built(row), **prediction}
+            for row, prediction in zip(rows, predictions, strict=True)
         ]
         print(json.dumps(objects, indent=2))
     else:
-        print(_table(listed, more))
-        print(f"{len(listed)} rows")
+        print(_table(rows, predictions))
+        print(f"{len(rows)} rows")
     for note in notes:
-        # Under --json the document stands alone on stdout.
+        # With --json, stdout has nothing but the document.
         print(note, file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
 
+def _selected(asked: Selection) -> list[RowSpec]:
+    """The rows asked for, of every set where neither a set nor a file was named."""
+    if asked.set_name is not None or asked.rows_file is not None:
+        return asked.rows()
+    rows = [row for name in selection.set_names() for row in selection.load_set(name)]
+    # A row may be in several sets.
+    rows = selection.select(list(dict.fromkeys(rows)), asked.globs)
+    return rows if asked.shard is None else selection.shard(rows, asked.shard)
+
+
 def _built(row: RowSpec) -> bool:
-    """Whether the row's scheme is built on its kernels."""
+    """Whether the row's scheme exists for its kernels."""
     if row.quantization is None:
         return True
-    return row.kernels in built_kernels(Scheme.parse(row.quantization))
+    return row.kernels in Scheme.parse(row.quantization).kernels
 
 
 def _predicted(
-    listed: list[RowSpec],
+    rows: Sequence[RowSpec],
 ) -> tuple[list[dict[str, float | None]], list[str]]:
-    """Figures in GB under their names, None where there are none, and why."""
+    """Each row's sizes in GB, None where there is no prediction, and notes why."""
     from llama_perf.measure.prepare import predict_row
 
-    figures, notes = [], []
-    for row in listed:
-        predicted: Prediction | None = None
+    predictions: list[dict[str, float | None]] = []
+    notes = []
+    for row in rows:
+        sizes: dict[str, float | None] = {"model_size_gb": None, "peak_mem_gb": None}
         try:
-            predicted = predict_row(row)
+            prediction = predict_row(row)
         except UserError as error:
             notes.append(f"{row.id}: not predicted: {error}")
-        sizes: tuple[float | None, ...] = (None, None)
-        if predicted is not None:
-            found = (predicted.model_size_bytes, predicted.peak_bytes)
-            sizes = tuple(round(each / 1e9, 4) for each in found)
-        figures.append(dict(zip(_PREDICTED, sizes, strict=True)))
-    if any(row.quantization in AUTOQUANT for row in listed):
+        else:
+            if prediction is not None:
+                sizes["model_size_gb"] = round(prediction.model_size_bytes / 1e9, 4)
+                sizes["peak_mem_gb"] = round(prediction.peak_bytes / 1e9, 4)
+        predictions.append(sizes)
+    if any(row.quantization in AUTOQUANT for row in rows):
         notes.append(_AUTOQUANT)
-    return figures, notes
+    return predictions, notes
 
 
-def _table(listed: list[RowSpec], more: list[dict[str, float | None]]) -> str:
-    headers = (
-        "id",
-        "model",
-        "quantization",
-        "kernels",
-        "dtype",
-        "device",
-        "cache",
-        "built",
-        *(more[0] if more else ()),
-    )
-    cells = [
-        (
-            row.id,
-            row.model,
-            row.quantization or "none",
-            row.kernels,
-            row.dtype,
-            row.device,
-            row.allocated_positions,
-            "yes" if _built(row) else "no",
-            *("-" if each is None else f"{each:.2f}" for each in figures.values()),
-        )
-        for row, figures in zip(listed, more, strict=True)
+def _table(
+    rows: Sequence[RowSpec], predictions: Sequence[dict[str, float | None]]
+) -> str:
+    table = [
+        {
+            "id": row.id,
+            "model": row.model,
+            "quantization": row.quantization or "none",
+            "kernels": row.kernels,
+            "dtype": row.dtype,
+            "device": row.device,
+            "cache": row.allocated_positions,
+            "built": "yes" if _built(row) else "no",
+        }
+        | {
+            name: "-" if size is None else f"{size:.2f}"
+            for name, size in prediction.items()
+        }
+        for row, prediction in zip(rows, predictions, strict=True)
     ]
-    return tabulate(cells, headers=headers, disable_numparse=True)
+    return tabulate(table, headers="keys", disable_numparse=True)

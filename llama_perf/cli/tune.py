@@ -6,16 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from llama_perf.cli.selection import add_selection, selected
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.files import check_writable
+from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import request_of
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_selection(parser)
+    add_shared(parser, "--set", "--rows", "--row", "--shard")
     parser.add_argument(
         "--table",
         metavar="FILE",
@@ -26,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; what was timed is kept as it comes."""
-    from llama_perf.devices.device import check_device, cuda_key
+    from llama_perf.devices.device import check_device, device_of
     from llama_perf.kernels import launch_table
     from llama_perf.measure.toolchain import triton_problem
     from llama_perf.measure.tune import products, tune
 
     path = arguments.table or launch_table.FILE
-    rows = selected(arguments)
+    rows = request_of(arguments).selection.rows()
     wanted = products(rows)
     if not wanted:
         raise SpecError("row", len(rows), "none of the selected rows is fused")
@@ -41,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     device = check_device("cuda")
     if (problem := triton_problem()) is not None:
         raise NotRunnable(problem)
-    key = cuda_key(device)
+    key = device_of(device).key
     kept = tune(
         wanted,
         device,

@@ -1,4 +1,4 @@
-"""What a row showed in fresh processes, which decide where one process raised doubt."""
+"""The results of fresh processes, which decide where one process raised a doubt."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from llama_perf.results.run import RowResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """A row in a fresh process, and the unquantized row in one beside it."""
+    """A row in a fresh process, and the unquantized row in another if it is needed."""
 
     row: RowResult
     unquantized: RowResult | None = None
 
     @property
     def missed(self) -> RowResult | None:
-        """What of it was not measured."""
-        both = (self.row, self.unquantized)
-        return next(
-            (each for each in both if each is not None and each.measurement is None),
-            None,
-        )
+        """The first of the two results that is no measurement, or None."""
+        for result in (self.row, self.unquantized):
+            if result is not None and result.measurement is None:
+                return result
+        return None
 
 
-def undecided_since(trials: Sequence[Trial] | None, measured: int) -> str | None:
-    """Why `trials` decide nothing, of which so many were measured; None: they do.
+def why_undecided(
+    looks: str, trials: Sequence[Trial] | None, measured: int
+) -> str | None:
+    """Why the fresh processes do not decide, or None if they do.
 
-    `trials` is None where none were asked.
+    `looks` is what the run's own process looks like: "slower" or "larger". `trials` is
+    None if confirmation was off; `measured` of them gave a value.
     """
     if trials is None:
-        return "suspicious, and fresh processes were not asked"
+        return f"looks {looks}; confirmation was off"
     if measured >= THRESHOLDS.confirm_processes:
         return None
-    missed = next((each.missed.summary for each in trials if each.missed), "")
-    return (
-        f"suspicious, and {measured} of {THRESHOLDS.confirm_processes} fresh processes"
-        f" came to an end{missed and ': '}{missed}"
-    )
+    finished = f"{measured} of {THRESHOLDS.confirm_processes} fresh processes finished"
+    problem = next((trial.missed.summary for trial in trials if trial.missed), "")
+    return f"looks {looks}; {finished}{problem and ': '}{problem}"
 
 
-def confirmation_of(loss: bool, measured: int) -> str:
-    """What so many fresh processes said of a loss or a growth, in words."""
-    return f"{'' if loss else 'not '}confirmed by {measured} fresh processes"
+def confirmation_of(worse: bool, processes: int) -> str:
+    """Whether so many fresh processes confirmed a loss or a growth, in words."""
+    return f"{'' if worse else 'not '}confirmed by {processes} fresh processes"

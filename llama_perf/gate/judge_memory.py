@@ -1,9 +1,9 @@
-"""Whether a row's peak memory grew, by what processes of its own say.
+"""Whether a row's peak memory grew.
 
-A peak is that of a process: its heap has holes, and its allocator has cached blocks,
-that the rows before left there. The baseline's come from fresh processes, so beside
-several of those a growth in the run's process makes a row suspicious, and fresh ones
-decide. Knows peaks, and no verdict.
+A peak belongs to a process: earlier rows leave holes in its heap and cached blocks in
+its allocator. The baseline's peaks come from fresh processes. A growth in the process
+of the run therefore makes a row suspicious, and fresh processes decide. Knows peaks,
+and no verdict.
 """
 
 from __future__ import annotations
@@ -12,48 +12,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from llama_perf.gate.confirmation import Trial, confirmation_of, undecided_since
-from llama_perf.gate.limits import Limits, describe, moved_by
+from llama_perf.gate.confirmation import Trial, confirmation_of, why_undecided
+from llama_perf.gate.limits import describe, metric_change
 from llama_perf.gate.thresholds import THRESHOLDS
+from llama_perf.metrics import PEAK_MEMORY
 from llama_perf.results.baseline import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.verdict import MetricChange
+from llama_perf.rows.limit_overrides import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedPeak:
-    """What is to be said of a row's peak: its change, and how it was decided on."""
+    """The judgement on a row's peak; without a stored peak there is no change."""
 
-    changes: tuple[MetricChange, ...] = ()
+    change: MetricChange | None = None
     reason: str = ""
     suspicious: bool = False
     undecided: bool = False
 
     @property
     def worse(self) -> bool:
-        """Whether it grew."""
-        return any(each.worse for each in self.changes)
+        """Whether the peak grew."""
+        return self.change is not None and self.change.worse
 
 
 def stored_peak(stored: BaselineRow) -> float:
     """The median peak of the row's processes, in bytes."""
-    each = stored.processes or (stored.measurement,)
-    return median(one.peak_memory_bytes for one in each)
+    processes = stored.processes or (stored.measurement,)
+    return median(process.peak_memory_bytes for process in processes)
 
 
-def plain_peak(
-    current: float, stored: BaselineRow, limits: Limits | None
+def compare_peak(
+    peak_bytes: float, stored: BaselineRow, limits: Limits | None
 ) -> JudgedPeak:
-    """A peak, bytes, beside that of a baseline's row, which may have none.
-
-    Decided by the plain limit; without limits nothing is.
-    """
+    """Compare a peak with a stored row's. Without limits nothing is judged."""
     then = stored_peak(stored)
     if then <= 0:
         return JudgedPeak()
-    limit = None if limits is None else limits.peak_memory_limit(then)
-    moved = moved_by("peak memory", then, current, limit, 1)
-    return JudgedPeak(changes=(moved,), reason=describe(moved))
+    limit = None
+    if limits is not None:
+        limit = max(limits["peak_memory"], limits["peak_memory_bytes"] / then)
+    change = metric_change(PEAK_MEMORY.title, then, peak_bytes, limit)
+    return JudgedPeak(change=change, reason=describe(change))
 
 
 def judge_peak(
@@ -62,32 +63,35 @@ def judge_peak(
     limits: Limits,
     fresh: Sequence[Trial] | None,
 ) -> JudgedPeak:
-    """The peak of a measured row beside a baseline's, which may have none.
+    """Judge the peak of a measured row by its limit, and a growth by fresh processes.
 
-    `fresh` are the row's fresh processes, None where none were asked. Their median
-    decides. A baseline of fewer processes than tell a loss of speed from noise decides
-    at once, as it does of speed.
+    `fresh` are the row's fresh processes, None if confirmation was off; their median
+    decides. A baseline of too few processes decides at once, as for speed.
     """
-    found = plain_peak(now.peak_memory_bytes, stored, limits)
-    if not found.worse or len(stored.processes or ()) < THRESHOLDS.least_processes:
-        return found
+    peak = compare_peak(now.peak_memory_bytes, stored, limits)
+    if not peak.worse or len(stored.processes or ()) < THRESHOLDS.min_processes:
+        return peak
+    assert peak.change is not None, "a peak that grew has a change"
     peaks = [
-        each.row.measurement.peak_memory_bytes
-        for each in fresh or ()
-        if each.row.measurement is not None
+        trial.row.measurement.peak_memory_bytes
+        for trial in fresh or ()
+        if trial.row.measurement is not None
     ]
-    worse = False
-    told = undecided = undecided_since(fresh, len(peaks))
-    if undecided is None:
-        (again,) = plain_peak(median(peaks), stored, limits).changes
-        worse = again.worse
-        told = (
-            f"{confirmation_of(worse, len(peaks))}: {again.current / 1e9:.3f} GB"
-            f" ({again.change:+.1%})"
+    why = why_undecided("larger", fresh, len(peaks))
+    if why is not None:
+        return replace(
+            peak,
+            change=replace(peak.change, worse=False),
+            reason=f"{peak.reason}; {why}",
+            suspicious=True,
+            undecided=True,
         )
-    return JudgedPeak(
-        changes=tuple(replace(each, worse=worse) for each in found.changes),
-        reason=f"{found.reason}; {told}",
+    confirmed = compare_peak(median(peaks), stored, limits).change
+    assert confirmed is not None, "the stored peak is known"
+    return replace(
+        peak,
+        change=replace(peak.change, worse=confirmed.worse),
+        reason=f"{peak.reason}; {confirmation_of(confirmed.worse, len(peaks))}:"
+        f" {PEAK_MEMORY.shown(confirmed.current)} ({confirmed.change:+.1%})",
         suspicious=True,
-        undecided=undecided is not None,
     )

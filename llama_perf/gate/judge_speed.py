@@ -1,7 +1,7 @@
-"""Whether a row's speed was lost, by how far processes lie apart.
+"""Whether a row became slower, judged by how much its processes differ.
 
-One process makes a row suspicious, fresh ones decide. A baseline of too few processes
-has a plain limit. Knows speeds and what they are compared by, and no verdict.
+One process can make a row suspicious; fresh processes then decide. A baseline of too
+few processes has a fixed limit instead. Knows speeds, and no verdict.
 """
 
 from __future__ import annotations
@@ -9,41 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llama_perf.gate.confirmation import Trial, confirmation_of, undecided_since
-from llama_perf.gate.limits import Limits, describe, moved_by
-from llama_perf.gate.speed import StoredSpeed, stored_speeds
-from llama_perf.gate.speed_baseline import (
-    Basis,
-    bases,
-    row_of,
-    stored_values,
-    unquantized_row,
-    value,
-)
+from llama_perf.gate.confirmation import Trial, confirmation_of, why_undecided
+from llama_perf.gate.limits import describe, metric_change
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed, speed_in
 from llama_perf.gate.thresholds import (
     THRESHOLDS,
     Thresholds,
     as_share,
-    change,
     confirm_limit,
-    gain_limit,
+    faster_limit,
     geometric_mean,
     log_loss,
     minimum_detectable,
+    relative_change,
     screen_limit,
 )
-from llama_perf.results.baseline import Baseline
-from llama_perf.results.environment import Environment
-from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult
 from llama_perf.results.verdict import MetricChange
+from llama_perf.rows.limit_overrides import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedSpeed:
-    """What is to be said of a row's speed: its changes, and how they were decided on.
+    """The judgement on a row's speed.
 
-    `changes` start with tok/s, which is told whatever was judged.
+    `changes` start with tok/s, which is reported on every basis. `undecided` says that
+    the row is suspicious and that fresh processes did not decide.
     """
 
     changes: tuple[MetricChange, ...]
@@ -55,183 +46,177 @@ class JudgedSpeed:
 
     @property
     def worse(self) -> bool:
-        """Whether speed was lost."""
-        return any(each.worse for each in self.changes)
+        """Whether the row became slower."""
+        return any(change.worse for change in self.changes)
 
 
 def judge_speed(
     result: RowResult,
-    baseline: Baseline,
+    baseline: SpeedBaseline,
     *,
-    environment: Environment,
     limits: Limits,
     unquantized: RowResult | None,
     fresh: Sequence[Trial] | None,
 ) -> JudgedSpeed:
-    """The speed of a measured row beside the row of its id in `baseline`.
+    """Compare the speed of a measured row with the stored row of its id.
 
-    `unquantized` is what `basis.unquantized_row` names, as this run measured it.
-    `fresh` are the row's fresh processes, None where none were asked.
+    `unquantized` is this run's result of `baseline.unquantized_row`. `fresh` are the
+    row's fresh processes, None if confirmation was off.
     """
-    given = _Given(result, baseline, unquantized, fresh, limits)
-    possible: dict[Basis, str] = {}
-    for wanted in bases(result.row, baseline, environment):
-        basis, told = given.possible(wanted)
-        # One that stands in for another may be asked for itself as well.
-        possible.setdefault(basis, told)
-    judged = [given.judged(basis, told) for basis, told in possible.items()]
-    one = judged[0] if len(judged) == 1 else _together(judged)
-    rate = given.rate()
-    if one.changes[0].metric == rate.metric:
-        return one
+    evidence = _Evidence(result, baseline, unquantized, fresh, limits)
+    notes: dict[Basis, str] = {}
+    for wanted in baseline.bases(result.row):
+        basis, note = evidence.available(wanted)
+        # A basis that replaces another one may be wanted itself as well.
+        notes.setdefault(basis, note)
+    speed = _combined([evidence.judge(basis, note) for basis, note in notes.items()])
+    rate = evidence.tok_s_change()
+    if speed.changes[0].metric == rate.metric:
+        return speed
     return replace(
-        one, changes=(rate, *one.changes), reason=f"{describe(rate)}; {one.reason}"
+        speed,
+        changes=(rate, *speed.changes),
+        reason=f"{describe(rate)}; {speed.reason}",
     )
 
 
-def _together(judged: Sequence[JudgedSpeed]) -> JudgedSpeed:
-    """Several bases of one row: any that lost makes it slower."""
-    least = [each.minimum_detectable for each in judged if each.minimum_detectable]
+def _combined(speeds: Sequence[JudgedSpeed]) -> JudgedSpeed:
+    """The judgements on all bases as one: a loss on any of them makes a row slower."""
+    if len(speeds) == 1:
+        return speeds[0]
+    detectable = [
+        speed.minimum_detectable for speed in speeds if speed.minimum_detectable
+    ]
     return JudgedSpeed(
-        changes=tuple(change for each in judged for change in each.changes),
-        reason="; ".join(each.reason for each in judged),
-        faster=all(each.faster for each in judged),
-        suspicious=any(each.suspicious for each in judged),
-        undecided=any(each.undecided for each in judged),
-        minimum_detectable=min(least) if least else None,
+        changes=tuple(change for speed in speeds for change in speed.changes),
+        reason="; ".join(speed.reason for speed in speeds),
+        faster=all(speed.faster for speed in speeds),
+        suspicious=any(speed.suspicious for speed in speeds),
+        undecided=any(speed.undecided for speed in speeds),
+        minimum_detectable=min(detectable, default=None),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """What one row is judged from."""
+class _Evidence:
+    """Everything from which the speed of one row is judged."""
 
     result: RowResult
-    baseline: Baseline
+    baseline: SpeedBaseline
     unquantized: RowResult | None
     fresh: Sequence[Trial] | None
     limits: Limits
 
-    def possible(self, wanted: Basis) -> tuple[Basis, str]:
-        """`wanted`, or what stands in for it where that cannot be had, and why."""
-        why = ""
-        if wanted is Basis.RATIO and self._missing(wanted):
-            why = "; its unquantized row was not measured before it in this run"
-            if unquantized_row(self.result.row, self.baseline) is None:
-                why = "; no unquantized row was recorded with it"
+    def available(self, wanted: Basis) -> tuple[Basis, str]:
+        """`wanted`, or the basis that replaces it where it is not known, and why."""
+        note = ""
+        if wanted is Basis.RATIO and not self._knows(wanted):
+            note = "; its unquantized row was not measured before it in this run"
+            if self.baseline.unquantized_row(self.result.id) is None:
+                note = "; no unquantized row was recorded with it"
             wanted = Basis.BANDWIDTH
-        if wanted is Basis.BANDWIDTH and self._missing(wanted):
+        if wanted is Basis.BANDWIDTH and not self._knows(wanted):
             return Basis.TOK_S, "; the device's bandwidth is not known"
-        return wanted, why
+        return wanted, note
 
-    def _missing(self, basis: Basis) -> bool:
-        return self._now(basis) is None or self._stored(basis) is None
+    def _knows(self, basis: Basis) -> bool:
+        stored = self.baseline.values(basis, self.result.id)
+        return stored is not None and self._speed(basis, self._own) is not None
 
-    def _now(self, basis: Basis) -> float | None:
-        assert self.result.measurement is not None, "only a measured row is judged"
-        return value(basis, self.result.measurement, _measurement(self.unquantized))
+    @property
+    def _own(self) -> Trial:
+        """The run's own process, which is no fresh one."""
+        return Trial(row=self.result, unquantized=self.unquantized)
 
-    def _stored(self, basis: Basis) -> list[float] | None:
-        row = row_of(self.baseline, self.result.id)
-        assert row is not None, "only a row that is stored is judged"
-        return stored_values(
-            basis, row, unquantized_row(self.result.row, self.baseline)
-        )
+    @staticmethod
+    def _speed(basis: Basis, trial: Trial) -> float | None:
+        if trial.row.measurement is None:
+            return None
+        other = trial.unquantized
+        unquantized = None if other is None else other.measurement
+        return speed_in(basis, trial.row.measurement, unquantized)
 
-    def rate(self) -> MetricChange:
-        """What became of its tok/s, without a limit."""
-        now = self._now(Basis.TOK_S)
-        assert now is not None, "known of every measured row"
-        return moved_by(
-            Basis.TOK_S.value, self._stored_mean(Basis.TOK_S), now, None, -1
-        )
+    def _known_speed(self, basis: Basis) -> float:
+        speed = self._speed(basis, self._own)
+        assert speed is not None, "only a basis that is known is judged"
+        return speed
 
-    def _stored_mean(self, basis: Basis) -> float:
-        """The mean over the processes of the baseline."""
-        stored = self._stored(basis)
-        assert stored is not None, "asked for where it is known"
-        return geometric_mean(stored)
+    def _stored_speeds(self, basis: Basis) -> list[float]:
+        speeds = self.baseline.values(basis, self.result.id)
+        assert speeds is not None, "only a basis that is known is judged"
+        return speeds
 
-    def judged(self, basis: Basis, told: str) -> JudgedSpeed:
-        """The row on one basis that is possible; `told` ends its reason."""
-        found = self._judged(basis)
-        return replace(found, reason=found.reason + told)
+    def tok_s_change(self) -> MetricChange:
+        """The change of tok/s, without a limit."""
+        then = geometric_mean(self._stored_speeds(Basis.TOK_S))
+        now = self._known_speed(Basis.TOK_S)
+        return metric_change(Basis.TOK_S.value, then, now, None, more_is_better=True)
 
-    def _judged(self, basis: Basis) -> JudgedSpeed:
-        now = self._now(basis)
-        assert now is not None, "asked for where it is known"
-        speed = stored_speeds(self.baseline, basis).get(self.result.id)
-        if speed is None:
-            return self._by_plain_limit(basis, now)
-        thresholds = replace(THRESHOLDS, least_loss=self.limits.least_loss)
-        limit = screen_limit(speed.spread, speed.processes, thresholds)
-        loss = log_loss(now, speed.mean)
-        moved = moved_by(basis.value, speed.mean, now, as_share(limit), -1)
-        moved = replace(moved, worse=False)
-        gain = gain_limit(speed.spread, speed.processes, thresholds)
-        found = JudgedSpeed(
-            changes=(moved,),
-            reason=describe(moved),
-            faster=-loss > gain,
-            suspicious=loss > limit,
-            minimum_detectable=minimum_detectable(
-                speed.spread, speed.processes, thresholds
-            ),
-        )
-        if not found.suspicious:
-            return found
-        return self._confirmed(basis, found, speed, thresholds)
+    def judge(self, basis: Basis, note: str) -> JudgedSpeed:
+        """The judgement on one basis; `note` ends its reason."""
+        stored = self.baseline.speed(basis, self.result.id)
+        if stored is None:
+            speed = self._judge_by_fixed_limit(basis)
+        else:
+            speed = self._judge_by_noise(basis, stored)
+        return replace(speed, reason=speed.reason + note)
 
-    def _by_plain_limit(self, basis: Basis, now: float) -> JudgedSpeed:
-        moved = moved_by(
-            basis.value, self._stored_mean(basis), now, self.limits.tok_s, -1
-        )
-        count = len(self._stored(basis) or ())
-        told = (
-            f"; a plain limit: the baseline has {count} of the"
-            f" {THRESHOLDS.least_processes} processes that tell a loss from noise"
+    def _judge_by_fixed_limit(self, basis: Basis) -> JudgedSpeed:
+        stored = self._stored_speeds(basis)
+        now, limit = self._known_speed(basis), self.limits["tok_s"]
+        change = metric_change(
+            basis.value, geometric_mean(stored), now, limit, more_is_better=True
         )
         return JudgedSpeed(
-            changes=(moved,),
-            reason=describe(moved) + told,
-            faster=moved.change > self.limits.tok_s,
+            changes=(change,),
+            reason=f"{describe(change)}; fixed limit: the baseline has"
+            f" {len(stored)} of the {THRESHOLDS.min_processes} processes from which"
+            " noise is estimated",
+            faster=change.change > limit,
         )
 
-    def _confirmed(
+    def _judge_by_noise(self, basis: Basis, stored: StoredSpeed) -> JudgedSpeed:
+        thresholds = replace(THRESHOLDS, min_loss=self.limits["least_loss"])
+        now = self._known_speed(basis)
+        limit = screen_limit(stored.spread, stored.processes, thresholds)
+        loss = log_loss(now, stored.mean)
+        change = metric_change(
+            basis.value, stored.mean, now, as_share(limit), more_is_better=True
+        )
+        speed = JudgedSpeed(
+            changes=(replace(change, worse=False),),
+            reason=describe(change),
+            faster=-loss > faster_limit(stored.spread, stored.processes, thresholds),
+            suspicious=loss > limit,
+            minimum_detectable=minimum_detectable(
+                stored.spread, stored.processes, thresholds
+            ),
+        )
+        if not speed.suspicious:
+            return speed
+        return self._confirm(speed, basis, stored, thresholds)
+
+    def _confirm(
         self,
+        speed: JudgedSpeed,
         basis: Basis,
-        found: JudgedSpeed,
-        speed: StoredSpeed,
+        stored: StoredSpeed,
         thresholds: Thresholds,
     ) -> JudgedSpeed:
-        """A suspicious speed after its fresh processes, where they are enough."""
-        values = [
-            one
-            for each in self.fresh or ()
-            if each.row.measurement is not None
-            for one in [
-                value(basis, each.row.measurement, _measurement(each.unquantized))
-            ]
-            if one is not None
-        ]
-        if (why := undecided_since(self.fresh, len(values))) is not None:
-            return replace(found, undecided=True, reason=f"{found.reason}; {why}")
-        mean = geometric_mean(values)
-        limit = confirm_limit(speed.spread, speed.processes, thresholds)
-        slower = log_loss(mean, speed.mean) > limit
-        again = change(mean, speed.mean)
+        """The judgement on a suspicious speed after its fresh processes."""
+        trials = (self._speed(basis, trial) for trial in self.fresh or ())
+        speeds = [one for one in trials if one is not None]
+        if (why := why_undecided("slower", self.fresh, len(speeds))) is not None:
+            return replace(speed, undecided=True, reason=f"{speed.reason}; {why}")
+        mean = geometric_mean(speeds)
+        limit = confirm_limit(stored.spread, stored.processes, thresholds)
+        slower = log_loss(mean, stored.mean) > limit
         digits = 2 if basis is Basis.TOK_S else 3
-        told = (
-            f"; {confirmation_of(slower, len(values))}: {mean:.{digits}f}"
-            f" ({again:+.1%}, limit {as_share(limit):.1%})"
-        )
-        (moved,) = found.changes
+        (change,) = speed.changes
         return replace(
-            found,
-            reason=found.reason + told,
-            changes=(replace(moved, worse=slower),),
+            speed,
+            reason=f"{speed.reason}; {confirmation_of(slower, len(speeds))}:"
+            f" {mean:.{digits}f} ({relative_change(mean, stored.mean):+.1%},"
+            f" limit {as_share(limit):.1%})",
+            changes=(replace(change, worse=slower),),
         )
-
-
-def _measurement(result: RowResult | None) -> Measurement | None:
-    return None if result is None else result.measurement

@@ -1,7 +1,9 @@
-"""How much a row's speed differs between processes, learned from all rows together.
+"""How much a row's speed differs between processes, estimated from all rows together.
 
-A row has few processes, so its own variance is uncertain; the rows of a baseline
-together say how far such variances are to be trusted. Knows no record and no limit.
+A row has few processes, so its own variance is uncertain. All rows of a baseline
+together show how much such variances can be trusted. Knows no record and no limit.
+
+scipy is imported where it is used: listing rows does not wait for it.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, variance
 
-# Variances of log speeds: nothing that is timed repeats to a millionth.
-_LEAST_VARIANCE = 1e-12
+# Variances of log speeds: no timing repeats to a millionth.
+_MIN_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
     """A between-process standard deviation of log speeds, and its degrees of freedom.
 
-    `degrees` says how well the deviation is known: infinite where it is given.
+    `degrees` are infinite for a deviation that is known exactly.
     """
 
     deviation: float
@@ -29,122 +31,111 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prior:
-    """What the rows together say of a variance: as much as `degrees` more processes."""
+    """The rows' common variance; it weighs as much as `degrees` more processes."""
 
     variance: float
     degrees: float
 
 
 def between_processes(log_rates: Sequence[float]) -> Spread:
-    """The sample deviation of one value for each process, of which there are two."""
+    """The sample deviation of one value for each process, at least two."""
     assert len(log_rates) > 1, "one process has no deviation"
-    found = max(variance(log_rates), _LEAST_VARIANCE)
-    return Spread(deviation=math.sqrt(found), degrees=len(log_rates) - 1)
+    sample_variance = max(variance(log_rates), _MIN_VARIANCE)
+    return Spread(deviation=math.sqrt(sample_variance), degrees=len(log_rates) - 1)
 
 
 def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
-    """Each row's spread drawn toward the pooled one.
+    """Each row's spread drawn toward the common one.
 
     The squeezed variance of Smyth (2004, "Linear models and empirical Bayes methods",
     SAGMB 3:1, section 6; the R package limma):
 
         s'^2 = (d0 s0^2 + d s^2) / (d0 + d)
 
-    with s and d = processes - 1 the row's own. The pooled s0 and its weight d0 come
-    from how the rows' log variances scatter: as little as chance explains, and one
-    variance is common to all (d0 infinite); widely, and each row keeps its own (d0
-    near 0). The result has d0 + d degrees of freedom, no more than all rows have
+    s and d = processes - 1 are the row's own. The common s0 and its weight d0 follow
+    from the scatter of the rows' log variances. If chance explains all of it, the rows
+    share one variance (d0 infinite); the wider it is, the more each row keeps its own
+    (d0 near 0). The result has d0 + d degrees of freedom, at most as many as all rows
     together.
     """
     if len(spreads) < 2:
         return list(spreads)
     prior = _prior(spreads)
-    most = sum(spread.degrees for spread in spreads)
+    max_degrees = sum(spread.degrees for spread in spreads)
     if math.isinf(prior.degrees):
-        return [Spread(deviation=math.sqrt(prior.variance), degrees=most)] * len(
-            spreads
-        )
-    found = []
+        common = Spread(deviation=math.sqrt(prior.variance), degrees=max_degrees)
+        return [common] * len(spreads)
+    squeezed = []
     for spread in spreads:
         degrees = prior.degrees + spread.degrees
         squares = prior.degrees * prior.variance + spread.degrees * spread.deviation**2
-        found.append(
-            Spread(deviation=math.sqrt(squares / degrees), degrees=min(degrees, most))
+        squeezed.append(
+            Spread(
+                deviation=math.sqrt(squares / degrees),
+                degrees=min(degrees, max_degrees),
+            )
         )
-    return found
+    return squeezed
 
 
 def _prior(spreads: Sequence[Spread]) -> Prior:
-    """Smyth's moments of the log variances, freed from their bias and their noise."""
-    logs = [2 * math.log(each.deviation) + _log_bias(each.degrees) for each in spreads]
+    """Smyth's moments of the log variances, without their bias and their noise."""
+    from scipy.special import digamma
+
+    logs = [
+        2 * math.log(spread.deviation) + _log_bias(spread.degrees) for spread in spreads
+    ]
     center = fmean(logs)
-    scatter = math.fsum((each - center) ** 2 for each in logs) / (len(logs) - 1)
-    excess = scatter - fmean(trigamma(each.degrees / 2) for each in spreads)
+    scatter = math.fsum((log - center) ** 2 for log in logs) / (len(logs) - 1)
+    excess = scatter - fmean(trigamma(spread.degrees / 2) for spread in spreads)
     if excess <= 0:
         return Prior(variance=math.exp(center), degrees=math.inf)
     half = inverse_trigamma(excess)
     return Prior(
-        variance=math.exp(center + digamma(half) - math.log(half)), degrees=2 * half
+        variance=math.exp(center + float(digamma(half)) - math.log(half)),
+        degrees=2 * half,
     )
 
 
 @cache
 def _log_bias(degrees: float) -> float:
-    """What the log of a sample variance falls short of its true value, on average."""
-    return math.log(degrees / 2) - digamma(degrees / 2)
+    """How far the log of a sample variance is below the true one, on average."""
+    from scipy.special import digamma
+
+    return math.log(degrees / 2) - float(digamma(degrees / 2))
+
+
+@cache
+def trigamma(x: float) -> float:
+    """The second derivative of log gamma: the Hurwitz zeta function at 2."""
+    from scipy.special import zeta
+
+    return float(zeta(2.0, x))
+
+
+def inverse_trigamma(value: float) -> float:
+    """The x > 0 whose trigamma is `value` > 0.
+
+    1/x < trigamma(x) < 1/x + 1/x^2 gives the two bounds of the search.
+    """
+    from scipy.optimize import brentq
+
+    low, high = 1 / value, 1 / value + 1 / math.sqrt(value)
+    return float(
+        brentq(lambda x: trigamma.__wrapped__(x) - value, low, high, xtol=1e-12 * low)
+    )
 
 
 def t_multiplier(normal: float, degrees: float) -> float:
-    """A multiple of a known deviation as the multiple of one that was estimated.
+    """A multiple of a known deviation as the multiple of an estimated one.
 
     The quantile of Student's t at the tail of the normal quantile `normal`, 0 or more,
     by the approximation of Wallace (1959, "Bounds on normal approximations to
-    Student's and the chi-square distributions"), turned round: within 5 % from 4
-    degrees on, and too large where it is off.
+    Student's and the chi-square distributions"), inverted. From 4 degrees on it is
+    within 5 % of the exact quantile, and never too small: the limits of the gate and
+    their simulated error rates were chosen with it.
     """
     if math.isinf(degrees):
         return normal
     scaled = normal * (8 * degrees + 3) / (8 * degrees + 1)
     return math.sqrt(degrees * math.expm1(scaled**2 / degrees))
-
-
-def digamma(x: float) -> float:
-    """The derivative of log gamma for x > 0: recurrence, then its asymptotic series."""
-    found = 0.0
-    while x < 8:
-        found -= 1 / x
-        x += 1
-    square = 1 / (x * x)
-    series = square * (1 / 12 - square * (1 / 120 - square / 252))
-    return found + math.log(x) - 0.5 / x - series
-
-
-@cache
-def trigamma(x: float) -> float:
-    """The derivative of `digamma`."""
-    found = 0.0
-    while x < 8:
-        found += 1 / (x * x)
-        x += 1
-    square = 1 / (x * x)
-    return (
-        found
-        + 1 / x
-        + square / 2
-        + square / x * (1 / 6 - square * (1 / 30 - square / 42))
-    )
-
-
-def inverse_trigamma(value: float) -> float:
-    """The x > 0 whose trigamma is `value` > 0, by bisection of its logarithm.
-
-    1/x < trigamma(x) < 1/x + 1/x^2 holds it between the two bounds.
-    """
-    low, high = 1 / value, 1 / value + 1 / math.sqrt(value)
-    while high - low > 1e-9 * low:
-        middle = (low + high) / 2
-        if trigamma.__wrapped__(middle) > value:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2

@@ -1,15 +1,19 @@
-"""What a row's speed is compared by: itself, or a ratio that needs no same machine.
+"""The speeds of a baseline, and the quantity by which a row's speed is compared.
 
-On the very card of the baseline tok/s are compared. On another card of its model, and
-on any CPU, what is compared is a row's share of something measured in the same run:
-of the unquantized row's tok/s, or of the device's bandwidth. Knows no verdict.
+On the same GPU we compare tok/s. On another GPU of that model, or on a CPU, we compare
+ratios: a row's tok/s over those of the unquantized row, or over the bandwidth of the
+device, both measured in the same run. Knows no verdict.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum
 
+from llama_perf.gate.noise import Spread, between_processes, shrunk
+from llama_perf.gate.thresholds import THRESHOLDS, geometric_mean, minimum_detectable
 from llama_perf.results.baseline import Baseline, BaselineRow
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
@@ -17,105 +21,184 @@ from llama_perf.rows.spec import RowSpec
 
 
 class Basis(Enum):
-    """Each is named as the metric that is shown."""
+    """The quantity that is compared; its value is the metric's name in a report."""
 
     TOK_S = "tok/s"
     RATIO = "tok/s over the unquantized row's"
     BANDWIDTH = "tok/s per GB/s of the device"
 
 
-def bases(row: RowSpec, baseline: Baseline, environment: Environment) -> list[Basis]:
-    """What the speed of `row`, measured in `environment`, is compared by.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSpeed:
+    """The mean speed of a row's processes on one basis, and how much they differ."""
 
-    Any of them that lost makes the row slower.
+    mean: float
+    processes: int
+    spread: Spread
+
+    @property
+    def minimum_detectable(self) -> float:
+        """The smallest loss, as a share, that a run detects nine times in ten."""
+        return minimum_detectable(self.spread, self.processes)
+
+
+class SpeedBaseline:
+    """A baseline, prepared for comparing the rows of a run with it.
+
+    Build it once for each run: the deviations of all rows are estimated together.
+    `environment` is where the run measures; without it, where `stored` was recorded.
     """
-    stored = baseline.environment
-    if row.device == "cuda" and _same_card(stored, environment):
-        return [Basis.TOK_S]
-    if not quantized(row):
-        return [Basis.BANDWIDTH]
-    # A processor's bandwidth is a poor measure of what its packed products take.
-    one = [Basis.RATIO]
-    return [*one, Basis.BANDWIDTH] if row.device == "cuda" else one
 
+    def __init__(
+        self, stored: Baseline, environment: Environment | None = None
+    ) -> None:
+        self.stored = stored
+        self.environment = stored.environment if environment is None else environment
+        # Reversed, so that the first of two rows with one id is taken.
+        self._rows = {row.id: row for row in reversed(stored.rows)}
+        self._unquantized = {row.id: self._most_similar(row) for row in stored.rows}
+        self._speeds: dict[Basis, dict[str, StoredSpeed]] = {}
 
-def _same_card(stored: Environment, now: Environment) -> bool:
-    """A card that did not tell which one it is counts as another."""
-    return (
-        stored.device_uuid is not None
-        and stored.device_uuid == now.device_uuid
-        and stored.driver == now.driver
-    )
+    @property
+    def is_of_this_device(self) -> bool:
+        """Whether the baseline was recorded on the kind of device of the run."""
+        return self.environment.device_key == self.stored.environment.device_key
 
+    def row(self, row_id: str) -> BaselineRow | None:
+        """The stored row of that id, or None."""
+        return self._rows.get(row_id)
 
-def quantized(row: RowSpec) -> bool:
-    """Whether its weights or its cache are."""
-    return row.quantization is not None or row.kv_cache is not None
+    def unquantized_row(self, row_id: str) -> BaselineRow | None:
+        """The stored unquantized row that is most similar to a row, or None.
 
+        It has the same model, device and batch size, was recorded together with the
+        row, and differs from it in the fewest other fields.
+        """
+        return self._unquantized.get(row_id)
 
-def unquantized_row(row: RowSpec, baseline: Baseline) -> BaselineRow | None:
-    """The unquantized row of `baseline` that is most like `row`, None without one.
+    def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
+        fields = asdict(row.row)
 
-    Of the same model, device and batch, recorded together with it, and with the fewest
-    other fields that differ; the first of several.
-    """
-    stored = row_of(baseline, row.id)
-    if stored is None:
-        return None
-    candidates = [
-        each
-        for each in baseline.rows
-        if not quantized(each.row)
-        and each.recorded == stored.recorded
-        and all(
-            getattr(each.row, name) == getattr(row, name)
-            for name in ("model", "device", "batch_size")
+        def differences(candidate: BaselineRow) -> int:
+            theirs = asdict(candidate.row)
+            return sum(value != theirs[name] for name, value in fields.items())
+
+        candidates = [
+            candidate
+            for candidate in self.stored.rows
+            if not candidate.row.is_quantized
+            and candidate.recorded == row.recorded
+            and all(
+                getattr(candidate.row, name) == fields[name]
+                for name in ("model", "device", "batch_size")
+            )
+        ]
+        return min(candidates, key=differences, default=None)
+
+    def bases(self, row: RowSpec) -> list[Basis]:
+        """The quantities by which the speed of `row` is compared in this run.
+
+        A loss in any of them makes the row slower.
+        """
+        if row.device == "cuda" and self._is_same_gpu():
+            return [Basis.TOK_S]
+        if not row.is_quantized:
+            return [Basis.BANDWIDTH]
+        # The speed of packed products on a CPU does not follow its bandwidth.
+        gpu = row.device == "cuda"
+        return [Basis.RATIO, Basis.BANDWIDTH] if gpu else [Basis.RATIO]
+
+    def _is_same_gpu(self) -> bool:
+        """A GPU without a known UUID counts as another one."""
+        then, now = self.stored.environment, self.environment
+        return (
+            then.device_uuid is not None
+            and then.device_uuid == now.device_uuid
+            and then.driver == now.driver
         )
-    ]
-    return min(candidates, key=lambda each: _differences(each.row, row), default=None)
+
+    def values(self, basis: Basis, row_id: str) -> list[float] | None:
+        """A stored row's speed in each of its processes, or None if it is not known.
+
+        The n-th process of a row ran together with the n-th of the unquantized row.
+        """
+        rates, bandwidths = _process_speeds(self._rows[row_id])
+        divisors: Sequence[float | None] = [1.0] * len(rates)
+        if basis is Basis.BANDWIDTH:
+            divisors = bandwidths
+        elif basis is Basis.RATIO:
+            unquantized = self.unquantized_row(row_id)
+            divisors = (
+                [None] if unquantized is None else _process_speeds(unquantized)[0]
+            )
+        if None in divisors:
+            return None
+        return [
+            rate / divisor
+            for rate, divisor in zip(rates, divisors, strict=False)
+            if divisor
+        ]
+
+    def speed(self, basis: Basis, row_id: str) -> StoredSpeed | None:
+        """A stored row's speed, or None if too few processes measured it."""
+        if basis not in self._speeds:
+            self._speeds[basis] = self._estimate(basis)
+        return self._speeds[basis].get(row_id)
+
+    def _estimate(self, basis: Basis) -> dict[str, StoredSpeed]:
+        """The speeds of all rows on one basis: their deviations are shrunk together."""
+        values = {}
+        for row in self.stored.rows:
+            unquantized = self.unquantized_row(row.id)
+            # The ratio of a row to itself is 1 in every process.
+            if basis is Basis.RATIO and (
+                unquantized is None or unquantized.id == row.id
+            ):
+                continue
+            speeds = self.values(basis, row.id)
+            if speeds is not None and len(speeds) >= THRESHOLDS.min_processes:
+                values[row.id] = speeds
+        spreads = shrunk(
+            [
+                between_processes(list(map(math.log, speeds)))
+                for speeds in values.values()
+            ]
+        )
+        return {
+            row_id: StoredSpeed(
+                mean=geometric_mean(speeds), processes=len(speeds), spread=spread
+            )
+            for (row_id, speeds), spread in zip(values.items(), spreads, strict=True)
+        }
+
+    def judged_speed(self, row_id: str) -> tuple[Basis, StoredSpeed] | None:
+        """The first quantity by which a stored row is judged, and its speed in that.
+
+        None if too few processes measured the row.
+        """
+        bases = self.bases(self._rows[row_id].row)
+        for basis in (*bases, Basis.BANDWIDTH, Basis.TOK_S):
+            if (speed := self.speed(basis, row_id)) is not None:
+                return basis, speed
+        return None
 
 
-def _differences(one: RowSpec, other: RowSpec) -> int:
-    theirs = asdict(other)
-    return sum(value != theirs[name] for name, value in asdict(one).items())
-
-
-def row_of(baseline: Baseline, row_id: str) -> BaselineRow | None:
-    """The row of that id, or None."""
-    return next((row for row in baseline.rows if row.id == row_id), None)
-
-
-def value(
+def speed_in(
     basis: Basis, measured: Measurement, unquantized: Measurement | None
 ) -> float | None:
-    """One measurement's; None where what it is compared by was not measured."""
-    of = {
+    """The speed of one measurement; None if its divisor was not measured."""
+    divisor = {
         Basis.TOK_S: 1.0,
         Basis.RATIO: None if unquantized is None else unquantized.tok_s,
         Basis.BANDWIDTH: measured.device_bandwidth_gb_s,
     }[basis]
-    return None if of is None else measured.tok_s / of
+    return None if divisor is None else measured.tok_s / divisor
 
 
-def stored_values(
-    basis: Basis, row: BaselineRow, unquantized: BaselineRow | None
-) -> list[float] | None:
-    """The same for each process of a stored row, one where it has just one.
-
-    The n-th process of a row ran beside the n-th of the unquantized one.
-    """
-    rates, bandwidths = _of_processes(row)
-    of: list[float | None] = [1.0] * len(rates)
-    if basis is Basis.BANDWIDTH:
-        of = bandwidths
-    elif basis is Basis.RATIO:
-        of = [None] if unquantized is None else [*_of_processes(unquantized)[0]]
-    if None in of:
-        return None
-    return [rate / other for rate, other in zip(rates, of, strict=False) if other]
-
-
-def _of_processes(row: BaselineRow) -> tuple[list[float], list[float | None]]:
-    """tok/s and the device's bandwidth of each."""
-    each = row.processes or (row.measurement,)
-    return [one.tok_s for one in each], [one.device_bandwidth_gb_s for one in each]
+def _process_speeds(row: BaselineRow) -> tuple[list[float], list[float | None]]:
+    """tok/s and the device's bandwidth, GB/s, in each process of a stored row."""
+    processes = row.processes or (row.measurement,)
+    return (
+        [process.tok_s for process in processes],
+        [process.device_bandwidth_gb_s for process in processes],
+    )

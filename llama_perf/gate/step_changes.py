@@ -1,76 +1,79 @@
-"""What a row does in a step, beside what it did: counts that noise does not touch.
+"""The work of a decoding step compared with the baseline's: counts without noise.
 
-And, where a row lost, which operators grew. Pure functions on measurements.
+For a row that became slower: the operators that take longer.
 """
 
 from __future__ import annotations
 
-from llama_perf.gate.limits import Limits
-from llama_perf.gate.thresholds import change
+from llama_perf.gate.thresholds import relative_change
+from llama_perf.metrics import Rule, metrics_by
 from llama_perf.results.measurement import Measurement, OperatorTime
+from llama_perf.rows.limit_overrides import Limits
 
-# Of a step's time, from here on an operator's growth explains something.
-_EXPLAINS = 0.02
-_MOST_TOLD = 3
+# An operator that grew by less than this share of the step explains nothing.
+_MIN_SHARE = 0.02
+_MAX_OPERATORS = 3
 
 
 def more_work(now: Measurement, then: Measurement, limits: Limits) -> list[str]:
-    """In words, which counts of a step or of the compiler grew.
+    """The counts that grew beyond their limits, each in words.
 
-    Where autoquant chose other kernels the calls of a step are other ones by right.
+    If autoquant chose other formats, the calls of a step are expected to differ.
     """
-    found = []
-    comparable = not other_choices(now, then)
-    if now.step is not None and then.step is not None and comparable:
-        before, after = then.step.calls, now.step.calls
-        if before > 0 and change(after, before) > limits.calls:
-            found.append(
-                f"calls a step {before:.0f} -> {after:.0f}"
-                f" ({change(after, before):+.1%}, limit {limits.calls * 100:g}%)"
-            )
-    for name in ("graph_breaks", "compilations"):
-        before, after = getattr(then, name), getattr(now, name)
+    problems = []
+    same_formats = not other_choices(now, then)
+    for metric in metrics_by(Rule.WORK, Rule.COUNT):
+        before, after = metric.read(then), metric.read(now)
         if before is None or after is None:
             continue
-        if after > before + getattr(limits, name):
-            found.append(f"{name.replace('_', ' ')} {before} -> {after}")
-    return found
+        limit = limits[metric.limits[0].name]
+        words = f"{metric.title} {metric.shown(before)} -> {metric.shown(after)}"
+        if metric.rule is Rule.COUNT:
+            if after > before + limit:
+                problems.append(words)
+        elif same_formats and before > 0 and relative_change(after, before) > limit:
+            share = f"{relative_change(after, before):+.1%}"
+            problems.append(f"{words} ({share}, limit {limit * 100:g}%)")
+    return problems
 
 
 def other_choices(now: Measurement, then: Measurement) -> list[str]:
-    """Where autoquant chose otherwise than in the baseline, in words."""
+    """The linear layers for which autoquant chose another format, each in words."""
     before = {
-        (each.out_features, each.in_features): each.chosen
-        for each in then.autoquant or ()
+        (choice.out_features, choice.in_features): choice.chosen
+        for choice in then.autoquant or ()
     }
-    return [
-        f"autoquant chose {each.chosen} and not {before[shape]} for"
-        f" {each.out_features} x {each.in_features}"
-        for each in now.autoquant or ()
-        for shape in [(each.out_features, each.in_features)]
-        if shape in before and before[shape] != each.chosen
-    ]
+    changes = []
+    for choice in now.autoquant or ():
+        old = before.get((choice.out_features, choice.in_features), choice.chosen)
+        if choice.chosen != old:
+            changes.append(
+                f"autoquant chose {choice.chosen} instead of {old} for"
+                f" {choice.out_features} x {choice.in_features}"
+            )
+    return changes
 
 
-def grown(now: Measurement, then: Measurement) -> tuple[str, ...]:
-    """The operators of a step that grew most, in words, the most important first."""
+def operators_that_grew(now: Measurement, then: Measurement) -> tuple[str, ...]:
+    """The operators of a step that grew most, in words, the largest growth first."""
     if now.step is None or then.step is None:
         return ()
-    before = {each.name: each for each in then.step.operators}
-    moved = [
-        (each.ms - _ms(before.get(each.name)), each) for each in now.step.operators
-    ]
-    moved.sort(key=lambda pair: -pair[0])
-    least = _EXPLAINS * then.step.ms
-    told = [_words(each, before.get(each.name)) for more, each in moved if more > least]
-    return tuple(told[:_MOST_TOLD])
+    before = {operator.name: operator for operator in then.step.operators}
+
+    def growth_ms(operator: OperatorTime) -> float:
+        old = before.get(operator.name)
+        return operator.ms - (0.0 if old is None else old.ms)
+
+    min_growth_ms = _MIN_SHARE * then.step.ms
+    operators = sorted(now.step.operators, key=growth_ms, reverse=True)
+    return tuple(
+        _describe(operator, before.get(operator.name))
+        for operator in operators[:_MAX_OPERATORS]
+        if growth_ms(operator) > min_growth_ms
+    )
 
 
-def _ms(operator: OperatorTime | None) -> float:
-    return 0.0 if operator is None else operator.ms
-
-
-def _words(now: OperatorTime, then: OperatorTime | None) -> str:
+def _describe(now: OperatorTime, then: OperatorTime | None) -> str:
     if then is None:
         return f"new in a step: {now.name}, {now.ms:.2f} ms in {now.calls:g} calls"
     text = f"grew: {now.name}, {then.ms:.2f} -> {now.ms:.2f} ms a step"

@@ -1,8 +1,8 @@
-"""Pure functions on samples, and the limits that follow from them.
+"""The limits that follow from how much processes differ; pure functions.
 
-A process gives one value, the median over its samples: its rounds are not independent
-of one another, processes are. Speeds are compared as logarithms of their ratios, and a
-loss is a positive one. No torch, no records.
+A process gives one value, the median of its samples: its rounds depend on one another,
+processes do not. Speeds are compared as logarithms of their ratios; a loss is positive.
+Knows no torch and no records.
 """
 
 from __future__ import annotations
@@ -13,41 +13,43 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from llama_perf.gate.noise import Spread, t_multiplier
+from llama_perf.metrics import MIN_LOSS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """When a row counts as slower; the multiples are of a deviation that is known.
+    """When a row counts as slower. The multiples are those of a known deviation.
 
-    A row is suspicious where it lost more than `least_loss` of its speed and more than
-    `screen` deviations of the difference, and slower where `confirm_processes` fresh
-    processes confirm it by `confirm` deviations, or as many interleaved pairs by
-    `confirm_pairs`. Fewer than `least_processes` in a baseline tell no deviation.
-    `power` is the chance at which a minimum detectable effect is found.
+    A row is suspicious if it lost more than `min_loss` of its speed and more than
+    `screen` deviations of the difference. It is slower if `confirm_processes` fresh
+    processes confirm that by `confirm` deviations, or as many interleaved pairs by
+    `confirm_pairs`. A baseline of fewer than `min_processes` gives no deviation.
+    `power` is the probability of detecting a minimum detectable loss.
 
-    `confirm` is larger than `confirm_pairs` because the stored mean is in the screen
-    and in the confirmation: an unlucky one makes both fail together. From 5 stored
-    processes on, 4.0 makes that no likelier than two independent steps at 2.5 and 3.3.
+    `confirm` is larger than `confirm_pairs` because the stored mean is part of the
+    screen and of the confirmation: an unlucky one makes both fail together. From 5
+    stored processes on, 4.0 makes that no likelier than two independent steps at 2.5
+    and 3.3.
     """
 
-    least_loss: float = 0.01
+    min_loss: float = MIN_LOSS
     screen: float = 2.5
     confirm: float = 4.0
     confirm_pairs: float = 3.3
     confirm_processes: int = 5
-    least_processes: int = 3
+    min_processes: int = 3
     power: float = 0.90
 
     @property
-    def least_log_loss(self) -> float:
-        """`least_loss` as the logarithm of a ratio."""
-        return -math.log1p(-self.least_loss)
+    def min_log_loss(self) -> float:
+        """`min_loss` as the logarithm of a ratio."""
+        return -math.log1p(-self.min_loss)
 
 
 THRESHOLDS = Thresholds()
 
 
-def change(current: float, baseline: float) -> float:
+def relative_change(current: float, baseline: float) -> float:
     """The change from `baseline`, which is positive, as a share of it."""
     return current / baseline - 1.0
 
@@ -58,7 +60,7 @@ def geometric_mean(rates: Sequence[float]) -> float:
 
 
 def log_loss(current: float, baseline: float) -> float:
-    """The speed that was lost, as the logarithm of baseline / current."""
+    """The lost speed, as the logarithm of baseline / current."""
     return math.log(baseline) - math.log(current)
 
 
@@ -70,9 +72,9 @@ def as_share(loss: float) -> float:
 def screen_limit(
     spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The log loss of one process from which on a row is suspicious.
+    """The log loss of one process above which a row is suspicious.
 
-    `processes` are the baseline's: their mean varies as well.
+    `processes` are those of the baseline: their mean varies too.
     """
     return _limit(spread, thresholds.screen, 1 + 1 / processes, thresholds)
 
@@ -80,9 +82,9 @@ def screen_limit(
 def confirm_limit(
     spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The log loss of the mean of fresh processes that confirms a loss.
+    """The log loss above which the mean of fresh processes confirms a loss.
 
-    The mean of n fresh processes less that of R stored ones has the variance
+    The mean of n fresh processes minus that of R stored ones has the variance
     s^2 (1/n + 1/R).
     """
     variance = 1 / thresholds.confirm_processes + 1 / processes
@@ -93,14 +95,13 @@ def confirm_pairs_limit(
     spread: Spread, pairs: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
     """The same for the mean of pairs, each of a base and a head process in turn."""
-    variance = 2 / pairs
-    return _limit(spread, thresholds.confirm_pairs, variance, thresholds)
+    return _limit(spread, thresholds.confirm_pairs, 2 / pairs, thresholds)
 
 
-def gain_limit(
+def faster_limit(
     spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The log gain of one process from which on a row is faster.
+    """The log increase of one process's speed above which a row is faster.
 
     Nothing confirms it, so it takes as many deviations as a confirmation.
     """
@@ -110,16 +111,16 @@ def gain_limit(
 def _limit(
     spread: Spread, multiple: float, variance: float, thresholds: Thresholds
 ) -> float:
-    wide = t_multiplier(multiple, spread.degrees)
-    return max(thresholds.least_log_loss, wide * spread.deviation * math.sqrt(variance))
+    deviations = t_multiplier(multiple, spread.degrees) * math.sqrt(variance)
+    return max(thresholds.min_log_loss, deviations * spread.deviation)
 
 
 def detection_chance(
     loss: float, spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The chance, at least, that a row which lost `loss` is found slower in a run.
+    """A lower bound of the probability that a run finds a log loss of `loss`.
 
-    It takes the deviation for the true one, and screen and confirmation for
+    It treats the deviation as the true one, and screen and confirmation as
     independent; they share the stored mean, so passing both is a little likelier.
     """
     screen = spread.deviation * math.sqrt(1 + 1 / processes)
@@ -135,15 +136,14 @@ def detection_chance(
 def minimum_detectable(
     spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The least loss of speed, as a share, that a run finds with `power`."""
+    """The smallest loss of speed, as a share, that a run detects with `power`."""
+    from scipy.optimize import brentq
+
+    def excess_chance(loss: float) -> float:
+        return detection_chance(loss, spread, processes, thresholds) - thresholds.power
+
     low = screen_limit(spread, processes, thresholds)
     high = 2 * low
-    while detection_chance(high, spread, processes, thresholds) < thresholds.power:
+    while excess_chance(high) < 0:
         high *= 2
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        if detection_chance(middle, spread, processes, thresholds) < thresholds.power:
-            low = middle
-        else:
-            high = middle
-    return as_share(high)
+    return as_share(float(brentq(excess_chance, low, high, xtol=1e-12 * low)))

@@ -8,9 +8,8 @@ chooses the fewest bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +17,7 @@ from torch import nn
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.registry import config_for
-from llama_perf.quantize.torchao_import import import_torchao
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
-
-REFERENCE = "reference"
-"""The layout whose sizes are the published table's, where a scheme has two."""
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 
 _CPU = torch.device("cpu")
 # torchao's tile packing for CUDA: N and K are padded to multiples of these.
@@ -36,24 +30,14 @@ _LinearBytes = Callable[[int, int], int]
 
 
 def native_model_bytes(
-    config: ModelConfig,
-    scheme: str | None,
-    *,
-    dtype: torch.dtype,
-    reference_layout: bool = False,
+    config: ModelConfig, scheme: str | None, *, dtype: torch.dtype
 ) -> int:
     """Bytes of the weights in a native scheme, or unquantized.
 
     Raises SpecError for a scheme that does not fit the shape, NotRunnable for one that
     is not built.
     """
-    if scheme is None or not (reference_layout and has_reference_layout(scheme)):
-        return model_bytes(config, scheme, kernels="native", dtype=dtype, device="cpu")
-    import_torchao()
-    from torchao.quantization import quantize_
-
-    quantization = _config(scheme, dtype, reference_layout=True)
-    return _of_all_layers(config, dtype, lambda model: quantize_(model, quantization))
+    return model_bytes(config, scheme, kernels="native", dtype=dtype, device="cpu")
 
 
 def model_bytes(
@@ -100,22 +84,6 @@ def _model_bytes(
         quantize(model.output, "output")
 
     return _of_all_layers(config, dtype, apply)
-
-
-def has_reference_layout(scheme: str) -> bool:
-    """Whether a native scheme has a second layout, that of the published table."""
-    config = _config(scheme, torch.bfloat16, reference_layout=False)
-    return any(field.name == "layout" for field in fields(config))
-
-
-def _config(scheme: str, dtype: torch.dtype, *, reference_layout: bool) -> Any:
-    import_torchao()
-    config: Any = config_for(
-        Scheme.parse(scheme), kernels="native", device=_CPU, dtype=dtype
-    )
-    if reference_layout and any(field.name == "layout" for field in fields(config)):
-        return replace(config, layout=REFERENCE)
-    return config
 
 
 def _of_all_layers(
@@ -194,13 +162,15 @@ def _fewest_bytes(
 
 
 def _fits(candidate: str, columns: int) -> bool:
-    group_size = None if candidate == PLAIN else Scheme.parse(candidate).group_size
+    group_size = (
+        None if candidate == UNQUANTIZED else Scheme.parse(candidate).group_size
+    )
     return group_size is None or columns % group_size == 0
 
 
 def _linear_bytes(name: str, rows: int, columns: int, dtype: torch.dtype) -> int:
     linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=dtype)
     root = nn.ModuleDict({"linear": linear}).requires_grad_(False)
-    if name != PLAIN:
+    if name != UNQUANTIZED:
         make_quantizer(name, kernels="native", device=_CPU, dtype=dtype)(root, name)
     return tensor_bytes(next(root.parameters()))

@@ -1,42 +1,49 @@
-"""The pytest plugin: options and pytest-benchmark's hooks -> run, compare, report.
+"""The pytest plugin: rows become tests, and pytest-benchmark gets their times.
 
-Thin: rows are run by `llama_perf.run.session`, judged by `llama_perf.gate.verdict` and
-drawn by `llama_perf.report`. The root `conftest.py` loads it, since from a deeper one
-pytest-benchmark's hooks would come too late. docs/running.md lists the traps of
-pytest-benchmark that this file guards against.
+It holds no arithmetic: `llama_perf.run.compared_run` measures and judges, and
+`llama_perf.report` draws the table. The root `conftest.py` loads it, since
+pytest-benchmark's hooks would come first from a deeper one. docs/running.md lists the
+traps of pytest-benchmark that this file guards against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llama_perf.errors import UserError
-from llama_perf.gate.confirmation import Trial
-from llama_perf.pytest_plugin.benchmark_compare import CompareRequest
-from llama_perf.pytest_plugin.options import PluginConfig, add_options, check_options
+from llama_perf.pytest_plugin.named_baseline import (
+    SECTION,
+    NamedBaseline,
+    saved_section,
+)
+from llama_perf.pytest_plugin.options import add_options, read_options
 from llama_perf.results.run import RowResult
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import check_injections
+from llama_perf.run.request import RunRequest
+
+if TYPE_CHECKING:
+    from llama_perf.run.compared_run import ComparedRun
 
 NAME = "llama-perf"
 ROW_FIXTURE = "llama_row"
 
 
 class SampleClock:
-    """A clock that pytest-benchmark reads and a measured sample moves on.
+    """A clock for pytest-benchmark that only a measured sample advances.
 
-    The row was timed already, on the device; pytest-benchmark gets those very times
-    through its public `timer` option.
+    The row was timed already, on the device. Through its public `timer` option,
+    pytest-benchmark gets those very times.
     """
 
     def __init__(self) -> None:
         self._now_s = 0.0
 
     def __call__(self) -> float:
-        """Seconds of all samples so far."""
+        """The seconds of all samples so far."""
         return self._now_s
 
     def advance(self, duration_ns: int) -> None:
@@ -48,71 +55,20 @@ sample_clock = SampleClock()
 
 
 class LlamaPerfPlugin:
-    """One per pytest run; torch is imported when the first row is asked for."""
+    """One object per pytest run; torch is imported when the rows are about to run."""
 
-    def __init__(self, config: pytest.Config, options: PluginConfig) -> None:
+    def __init__(self, config: pytest.Config, request: RunRequest) -> None:
         self._config = config
-        self._options = options
-        self.request = CompareRequest(options, config)
+        self._request = request
+        self.named_baseline = NamedBaseline(config)
         self._rows: list[RowSpec] | None = None
-        self._recorder: Any = None
-        self._runner: Any = None
-        self._number = 0
+        self._run: ComparedRun | None = None
 
     def rows(self) -> list[RowSpec]:
         """The selected rows; raises UserError for a wrong file, set or glob."""
         if self._rows is None:
-            from llama_perf.rows import selection
-
-            self._rows = selection.select(self._all_rows(), self._options.globs)
+            self._rows = self._request.selection.rows()
         return self._rows
-
-    def _all_rows(self) -> list[RowSpec]:
-        from llama_perf.rows import selection
-
-        return selection.load(
-            set_name=self._set_name(), file=self._options.rows_file, globs=()
-        )
-
-    def _set_name(self) -> str | None:
-        if self._options.set_name or self._options.rows_file:
-            return self._options.set_name
-        from llama_perf.devices.device import unasked_device
-        from llama_perf.rows import selection
-
-        return selection.DEFAULT_SETS[unasked_device()]
-
-    def _start(self, selected: list[RowSpec]) -> None:
-        from llama_perf.run.compared_run import Recorder
-        from llama_perf.run.runner import Runner
-
-        try:
-            self._runner = Runner(
-                selected, options=self._options.run, progress=self._write
-            )
-        except UserError as error:
-            # Nothing was measured, and no other row would fare better.
-            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        environment = self._runner.environment
-        against = self.request.against(environment, self._confirm)
-        self._runner.expect(None if against is None else against.baseline)
-        self._recorder = Recorder(
-            started=self._runner.started,
-            environment=environment,
-            selected=len(selected),
-            known=self._all_rows(),
-            against=against,
-            baselines_folder=self._options.baselines,
-            path=self._options.results,
-            again=self.request.chosen(self._set_name()).command("run", "--compare"),
-            carried=self._runner.finished,
-        )
-
-    def _confirm(self, row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
-        trials: list[Trial] = self._runner.confirm(
-            row, unquantized, progress=self._write
-        )
-        return trials
 
     # -- collection ---------------------------------------------------------------
 
@@ -130,15 +86,15 @@ class LlamaPerfPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Refuse xdist for rows: rows that run side by side slow one another."""
+        """Refuse rows under xdist: rows that run at once slow one another."""
         if any(ROW_FIXTURE in getattr(item, "fixturenames", ()) for item in items):
-            self.request.check_loaded()
+            self.named_baseline.check_loaded()
             if hasattr(self._config, "workerinput"):
                 raise pytest.UsageError(XDIST)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """The same, seen from the process that started the workers."""
+        """Refuse them in the process that started xdist's workers, too."""
         if any(self._is_row(node_id) for node_id in ids):
             pytest.exit(XDIST, returncode=pytest.ExitCode.USAGE_ERROR)
 
@@ -147,23 +103,36 @@ class LlamaPerfPlugin:
 
     # -- running ------------------------------------------------------------------
 
-    def run(self, row_id: str, benchmark: Any, item: pytest.Item) -> None:
-        """Run a row, hand its samples to pytest-benchmark, fail where it must."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Start the run of the collected rows; a mistake ends pytest in one line."""
+        ids = [row_id for item in session.items for row_id in _row_of(item)]
+        if not ids or session.config.option.collectonly:
+            return
+        from llama_perf.run.compared_run import start_run
+
         by_id = {row.id: row for row in self.rows()}
-        if self._recorder is None:
-            collected = [id for each in item.session.items for id in _row_of(each)]
-            self._start([by_id[id] for id in collected])
-        row = by_id[row_id]
-        self._number += 1
-        total = len(self._runner.rows)
-        self._write(f"\n[{self._number}/{total}] {row.id}: ")
-        result = self._runner.run_row(
-            row, progress=lambda text: self._write(f"{text}, ")
-        )
-        comparison = self._recorder.add(result)
-        self._write(result.summary)
+        try:
+            self._run = start_run(
+                [by_id[row_id] for row_id in ids],
+                self._request,
+                named=self.named_baseline.source_and_baseline,
+                progress=self._write,
+            )
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def run(self, row_id: str, benchmark: Any) -> None:
+        """Run a row, hand its samples to pytest-benchmark, fail where it must."""
+        assert self._run is not None, "pytest_runtestloop starts the run"
+        self._write("\n")
+        row = next(row for row in self._run.rows if row.id == row_id)
+        result, comparison = self._run.run_row(row)
         if result.measurement is None:
-            self._end(result, comparison.reason, failed=comparison.failed)
+            message = f"{result.status.value} {result.id}: {comparison.reason}"
+            if comparison.failed:
+                pytest.fail(message, pytrace=False)
+            pytest.skip(message)
         samples = iter(result.measurement.sample_ns)
         benchmark.extra_info.update(_extra_info(result, comparison.verdict.value))
         benchmark.group = NAME
@@ -176,12 +145,6 @@ class LlamaPerfPlugin:
                 f"{comparison.verdict.value} {row.id}: {comparison.reason}",
                 pytrace=False,
             )
-
-    def _end(self, result: RowResult, reason: str, *, failed: bool) -> None:
-        message = f"{result.status.value} {result.id}: {reason}"
-        if failed:
-            pytest.fail(message, pytrace=False)
-        pytest.skip(message)
 
     def _write(self, text: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -198,8 +161,8 @@ class LlamaPerfPlugin:
     def pytest_report_teststatus(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> tuple[str, str, str] | None:
-        """No dot after a row: its line tells more."""
-        if getattr(report, "when", "") == "call" and self._number:
+        """Print no dot after a row, which has a line of its own."""
+        if getattr(report, "when", "") == "call" and self._run is not None:
             words = {"passed": "PASSED", "failed": "FAILED", "skipped": "SKIPPED"}
             return report.outcome, "", words[report.outcome]
         return None
@@ -210,60 +173,51 @@ class LlamaPerfPlugin:
         self, machine_info: dict[str, Any]
     ) -> None:
         """Name the device and the libraries, which pytest-benchmark does not."""
-        if self._recorder is not None:
-            from dataclasses import asdict
-
-            machine_info["llama_perf"] = asdict(self._recorder.report.environment)
+        if self._run is not None:
+            machine_info[SECTION] = asdict(self._run.report.environment)
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Keep the records beside pytest-benchmark's own, so a save can be compared."""
-        if self._recorder is not None:
-            output_json["llama_perf"] = self.request.saved(self._recorder.report)
+        """Add the measurements to pytest-benchmark's save, so it can be a baseline."""
+        if self._run is not None:
+            output_json[SECTION] = saved_section(self._run.report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_compare_machine_info(
         self, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
     ) -> None:
-        """Take the baseline from the whole file that pytest-benchmark loaded."""
-        self.request.load(compared_benchmark)
-        # Environments are compared in words by the report; pytest-benchmark's own
-        # warning prints both whole, and breaks where the storage lies elsewhere.
+        """Take the baseline from the file that pytest-benchmark loaded."""
+        self.named_baseline.load(compared_benchmark)
+        # The report says in words how the environments differ. pytest-benchmark's own
+        # warning prints both in full, and breaks where the storage lies elsewhere.
         compared_benchmark["machine_info"] = machine_info
 
     # -- the end ------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """Let go of the device, after an interrupt too."""
-        if self._runner is not None:
-            self._runner.close()
+        """Unlock the device, after an interrupt too."""
+        if self._run is not None:
+            self._run.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(
         self, terminalreporter: pytest.TerminalReporter
     ) -> Generator[None]:
-        """Print the table after everything else, and write the markdown."""
+        """Print the table after everything else, and write the report."""
         yield
-        if self._recorder is None or not self._recorder.report.results:
+        if self._run is None or not self._run.report.results:
             return
-        from llama_perf.report.markdown import as_markdown
         from llama_perf.report.text import as_text
-        from llama_perf.run.compared_run import advice
 
-        report = self._recorder.report
         terminalreporter.section("llama-perf")
-        terminalreporter.write(as_text(report))
-        terminalreporter.write(f"results: {self._options.results}\n")
-        for line in advice(report, self.request.chosen(self._set_name())):
+        terminalreporter.write(as_text(self._run.report))
+        terminalreporter.write(f"results: {self._request.results}\n")
+        for line in self._run.write_report():
             terminalreporter.write(line + "\n")
-        if self._options.markdown is not None:
-            from llama_perf.strict_json import write_atomically
-
-            write_atomically(self._options.markdown, as_markdown(report))
 
 
 XDIST = (
-    "rows cannot run under xdist: side by side they slow one another, and"
+    "rows cannot run under xdist: rows that run at once slow one another, and"
     " pytest-benchmark then measures nothing; run tests/perf without -n"
 )
 
@@ -292,7 +246,7 @@ def _extra_info(result: RowResult, verdict: str) -> dict[str, float | int | str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register the options, one group of their own."""
+    """Register the options in a group of their own."""
     add_options(parser)
 
 
@@ -300,13 +254,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before pytest-benchmark acts on its own."""
     try:
-        options = PluginConfig.read(config)
-        check_options(config, options)
+        options = read_options(config)
         plugin = LlamaPerfPlugin(config, options)
-        if options.names_rows or options.run.slowdowns or options.run.damages:
-            # Here a mistake is a usage error; while collecting, a traceback.
-            check_injections(options.run, plugin.rows())
-        plugin.request.prepare()
+        if options.selection.named or options.run.slowdowns or options.run.damages:
+            # Here a mistake is a usage error; during collection, a traceback.
+            options.run.check_injections(plugin.rows())
+        plugin.named_baseline.prepare()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(plugin, NAME)

@@ -14,7 +14,6 @@ from torch import nn
 
 from llama_perf.errors import SpecError
 from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.groups import fitting_groups
 from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 
@@ -39,7 +38,8 @@ def make_quantizer(
     import_torchao()
     from torchao.quantization import quantize_
 
-    from llama_perf.quantize.packed_tensor import check_weight
+    from llama_perf.quantize.grouped import check_group, fitting_groups
+    from llama_perf.quantize.packed_tensor import NativeConfig, check_weight
     from llama_perf.quantize.registry import config_for
 
     scheme = Scheme.parse(name)
@@ -53,8 +53,14 @@ def make_quantizer(
         linears = list(_linears(module, prefix))
         common = math.gcd(*(linear.in_features for _, linear in linears))
         for path, linear in linears:
-            _check_group(scheme, linear, path, common)
-            _check_quads(scheme, linear, path)
+            columns = linear.in_features
+            if size := scheme.group_size:
+                # In words that hold for every linear of the model.
+                sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
+                allowed = fitting_groups(common, sizes)
+                check_group(columns, size, scheme=name, where=path, allowed=allowed)
+            if isinstance(config, NativeConfig):
+                config.check_columns(columns, where=path)
             if kernels == "torchao" and device.type == "cpu":
                 _check_sixteens(scheme, linear, path)
             check_weight(linear.weight, name=name, where=path)
@@ -78,26 +84,6 @@ def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
     for path, child in module.named_modules(prefix=prefix):
         if isinstance(child, nn.Linear):
             yield path, child
-
-
-def _check_group(scheme: Scheme, linear: nn.Linear, path: str, common: int) -> None:
-    """`common` is the greatest common divisor of every K."""
-    group = scheme.group_size
-    if group is not None and linear.in_features % group:
-        sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
-        raise SpecError(
-            "quantization",
-            scheme.name,
-            f"the group size {group} must divide K = {linear.in_features} of {path};"
-            f" {fitting_groups(common, sizes)}",
-        )
-
-
-def _check_quads(scheme: Scheme, linear: nn.Linear, path: str) -> None:
-    from llama_perf.quantize.sparse_marlin import check_quads
-
-    if scheme.family == "sparse-marlin":
-        check_quads(linear.in_features, name=scheme.name, where=path)
 
 
 def _check_sixteens(scheme: Scheme, linear: nn.Linear, path: str) -> None:

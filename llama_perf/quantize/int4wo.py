@@ -7,37 +7,17 @@ least squares from s = (max - min) / 15 of the group, or what hqq finds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.grouped import (
-    MIDDLE,
-    OFFSET,
-    dequantized,
-    grouped_weight,
-    packed_weight,
-)
+from llama_perf.kernels.grouped import MIDDLE, OFFSET
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.groups import (
-    check_flag,
-    check_group,
-    check_group_size,
-    hqq_scale_and_zero,
-    in_groups,
-)
-from llama_perf.quantize.packed_tensor import (
-    NativeTensor,
-    check_weight,
-    native,
-    replace_weight,
-)
+from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
 from llama_perf.quantize.registry import register
-from llama_perf.quantize.search import (
+from llama_perf.quantize.scale_search import (
+    hqq_scale_and_zero,
     positive_scale,
     scale_and_offset,
     scale_dtype,
@@ -48,27 +28,15 @@ from llama_perf.rows.schemes import Scheme
 BITS = 4
 
 
-@dataclass(frozen=True)
-class Int4WeightConfig(AOBaseConfig):  # type: ignore[misc]
-    """Config of the native int4wo for torchao's `quantize_`."""
-
-    group_size: int = 64
-    hqq: bool = False
-
-    def __post_init__(self) -> None:
-        check_group_size(self.group_size)
-        check_flag("hqq", self.hqq)
-
-
-@native
-class Int4Weight(NativeTensor):
+class Int4Weight(GroupedWeight):
     """int4 words (B, W, 16), 16-bit scales and offsets (B, G, 16)."""
 
-    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
-    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
+    bits = BITS
+
+    @property
+    def zero_kind(self) -> int:
+        """See `GroupedWeight.zero_kind`."""
+        return OFFSET
 
     @classmethod
     def from_float(cls, weight: Tensor, *, group_size: int, hqq: bool) -> Int4Weight:
@@ -77,11 +45,11 @@ class Int4Weight(NativeTensor):
         dtype = scale_dtype(groups)
         scale, offset = scale_and_offset(groups, 2**BITS - 1, MIDDLE, dtype)
         if hqq and not weight.is_meta:
-            found, zero, suits = hqq_scale_and_zero(groups, BITS)
-            found = positive_scale(found, dtype)
-            scale = torch.where(suits, found, scale)
-            shifted = stored((MIDDLE - zero) * found, dtype)
-            offset = torch.where(suits, shifted, offset)
+            hqq_scale, zero, suits = hqq_scale_and_zero(groups, BITS)
+            hqq_scale = positive_scale(hqq_scale, dtype)
+            scale = torch.where(suits, hqq_scale, scale)
+            hqq_offset = stored((MIDDLE - zero) * hqq_scale, dtype)
+            offset = torch.where(suits, hqq_offset, offset)
         codes = torch.round((groups - offset) / scale + MIDDLE).clamp(0, 15)
         return cls(
             pack(codes.flatten(1).to(torch.uint8), BITS),
@@ -91,32 +59,19 @@ class Int4Weight(NativeTensor):
             weight.dtype,
         )
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `NativeTensor.matmul`."""
-        parts = (self.codes, self.scale, self.zero)
-        return grouped_weight(x, *parts, self.rows, BITS, OFFSET)
 
-    def packed(self) -> Packed | None:
-        """See `NativeTensor.packed`."""
-        parts = (self.codes, self.scale, self.zero)
-        return packed_weight(*parts, self.rows, self.columns, bits=BITS, kind=OFFSET)
+@dataclass(frozen=True)
+class Int4WeightConfig(GroupedConfig):
+    """Config of the native int4wo for torchao's `quantize_`."""
 
-    def dequantized(self) -> Tensor:
-        """See `NativeTensor.dequantized`."""
-        parts = (self.codes, self.scale, self.zero)
-        return dequantized(*parts, self.rows, self.columns, bits=BITS, kind=OFFSET)
+    @property
+    def scheme(self) -> str:
+        """See `NativeConfig.scheme`."""
+        return f"int4wo-{self.group_size}"
 
-
-@register_quantize_module_handler(Int4WeightConfig)
-def _quantize(
-    module: nn.Module, config: Int4WeightConfig, *, parameter_name: str = "weight"
-) -> nn.Module:
-    weight = getattr(module, parameter_name)
-    name = f"int4wo-{config.group_size}"
-    check_weight(weight, name=name)
-    check_group(weight, config.group_size, name=name)
-    packed = Int4Weight.from_float(weight, group_size=config.group_size, hqq=config.hqq)
-    return replace_weight(module, parameter_name, packed)
+    def pack(self, weight: Tensor) -> Int4Weight:
+        """See `NativeConfig.pack`."""
+        return Int4Weight.from_float(weight, group_size=self.group_size, hqq=self.hqq)
 
 
 @register("int4wo", kernels="native")

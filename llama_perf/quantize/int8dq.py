@@ -6,71 +6,57 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
-from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
+from llama_perf.kernels.int8_dynamic import int8_dynamic, is_int8_rows, takes_int8_rows
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.kernels.row_scaled import INT8
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.int8wo import quantize_rows
-from llama_perf.quantize.packed_tensor import (
-    NativeTensor,
-    check_weight,
-    native,
-    replace_weight,
-)
+from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
+from llama_perf.quantize.row_scaled import int8_rows
 from llama_perf.rows.schemes import Scheme
 
 
-@dataclass(frozen=True)
-class Int8DynamicConfig(AOBaseConfig):  # type: ignore[misc]
-    """Config of the native int8dq for torchao's `quantize_`."""
-
-
-@native
-class Int8DynamicWeight(NativeTensor):
+class Int8DynamicWeight(PackedTensor):
     """int8 codes and float32 scales (B, 16).
 
-    The codes are words (B, W, 16), but plain (rows, columns) on a CPU that multiplies
+    The codes are words (B, W, 16), but int8 (rows, columns) on a CPU that multiplies
     them as they are; moving the tensor to another device lays them out anew.
     """
 
     tensor_data_names: ClassVar = ["codes", "scale"]
-    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
     codes: Tensor
     scale: Tensor
 
     @classmethod
     def from_float(cls, weight: Tensor) -> Int8DynamicWeight:
         """Quantize a weight (rows, columns)."""
-        codes, scale = quantize_rows(weight)
-        packed = cls(codes, scale, *weight.shape, weight.dtype)
+        packed = cls(*int8_rows(weight), *weight.shape, weight.dtype)
         return packed.laid_out_for(weight.device)
 
     def laid_out_for(self, device: torch.device) -> Int8DynamicWeight:
-        """See `NativeTensor.laid_out_for`."""
-        codes, plain = self.codes, takes_plain(device, self.columns)
-        if plain == is_plain(codes):
+        """See `PackedTensor.laid_out_for`."""
+        codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
+        if as_rows == is_int8_rows(codes):
             return self
-        if plain:
-            whole = unpack(codes, INT8.bits, self.columns).to(torch.int8)
-            codes = from_lanes(whole, self.rows).contiguous()
+        if as_rows:
+            unpacked = unpack(codes, INT8.bits, self.columns).to(torch.int8)
+            codes = from_lanes(unpacked, self.rows).contiguous()
         else:
             # As unsigned bytes, since a word has no room for a sign.
             codes = pack(codes.to(torch.int32) & 255, INT8.bits)
-        others = (self.rows, self.columns, self.activation_dtype)
-        return Int8DynamicWeight(codes, self.scale, *others)
+        attributes = (self.rows, self.columns, self.activation_dtype)
+        return Int8DynamicWeight(codes, self.scale, *attributes)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `NativeTensor.matmul`."""
+        """See `PackedTensor.matmul`."""
         return int8_dynamic(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
-        """See `NativeTensor.packed`."""
-        if is_plain(self.codes):
+        """See `PackedTensor.packed`."""
+        if is_int8_rows(self.codes):
             return None
         return INT8.packed(
             self.codes,
@@ -81,19 +67,21 @@ class Int8DynamicWeight(NativeTensor):
         )
 
     def dequantized(self) -> Tensor:
-        """See `NativeTensor.dequantized`."""
-        if is_plain(self.codes):
+        """See `PackedTensor.dequantized`."""
+        if is_int8_rows(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
         return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
-@register_quantize_module_handler(Int8DynamicConfig)
-def _quantize(
-    module: nn.Module, _config: Int8DynamicConfig, *, parameter_name: str = "weight"
-) -> nn.Module:
-    weight = getattr(module, parameter_name)
-    check_weight(weight, name="int8dq")
-    return replace_weight(module, parameter_name, Int8DynamicWeight.from_float(weight))
+@dataclass(frozen=True)
+class Int8DynamicConfig(NativeConfig):
+    """Config of the native int8dq for torchao's `quantize_`."""
+
+    scheme: ClassVar = "int8dq"
+
+    def pack(self, weight: Tensor) -> Int8DynamicWeight:
+        """See `NativeConfig.pack`."""
+        return Int8DynamicWeight.from_float(weight)
 
 
 @register("int8dq", kernels="native")

@@ -1,9 +1,9 @@
-"""What the weights of the native schemes have in common.
+"""Base classes of the native schemes: their weights and their configs.
 
 A native weight is a torchao tensor over packed codes and scales (their layout is that
-of `llama_perf.kernels.packing`). A linear with one goes to the scheme's operator;
-everything else (saving, moving, detaching) is torchao's. `dtype` is that of the
-activations and of `dequantize()`; changing it touches none of the stored tensors.
+of `llama_perf.kernels.packing`). A linear with one calls the scheme's operator;
+torchao does the rest (saving, moving, detaching). `dtype` is that of the activations
+and of `dequantize()`; a change of it leaves the stored tensors alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.transform_module import register_quantize_module_handler
 from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
@@ -26,28 +28,40 @@ aten = torch.ops.aten
 _LARGEST = 2.0**126
 
 
-class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
+class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     """Base of the packed weights, (rows, columns), of nn.Linear.
 
-    A subclass names its tensors in `tensor_data_names`, ends its
-    `tensor_attribute_names` with "rows", "columns" and "activation_dtype", and gives
-    `matmul` and `dequantized`.
+    A subclass names its tensors in `tensor_data_names` and gives `matmul` and
+    `dequantized`. Where it has attributes of its own, they come first in its
+    `tensor_attribute_names`, before the three of this class.
     """
 
     tensor_data_names: ClassVar[list[str]]
-    tensor_attribute_names: ClassVar[list[str]]
+    tensor_attribute_names: ClassVar[list[str]] = [
+        "rows",
+        "columns",
+        "activation_dtype",
+    ]
     rows: int
     columns: int
     activation_dtype: torch.dtype
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # After torchao's, on each class: its own `.to` would drop the dtype.
+        cls.implements(aten._to_copy.default)(_moved)
+        cls.implements(aten.linear.default)(_linear)
+        cls.implements_torch_function(F.linear)(_linear)
+        torch.serialization.add_safe_globals([cls])
+
     @staticmethod
-    def __new__(cls, *values: Any) -> NativeTensor:
+    def __new__(cls, *values: Any) -> PackedTensor:
         """The tensors of `tensor_data_names`, then the attributes, in their order."""
         names = (*cls.tensor_data_names, *cls.tensor_attribute_names)
         assert len(names) == len(values), f"{cls.__name__} takes {names}"
         first: Tensor = values[0]
         *_, rows, columns, dtype = values
-        self: NativeTensor = torch.Tensor._make_wrapper_subclass(
+        self: PackedTensor = torch.Tensor._make_wrapper_subclass(
             cls, (rows, columns), dtype=dtype, device=first.device, requires_grad=False
         )
         for name, value in zip(names, values, strict=True):
@@ -55,7 +69,7 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
         return self
 
     def __init__(self, *values: Any) -> None:
-        # Everything is set in __new__; torch.Tensor's own takes no such arguments.
+        # `__new__` sets everything; torch.Tensor's own takes no such arguments.
         pass
 
     def matmul(self, x: Tensor) -> Tensor:
@@ -70,8 +84,8 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
         """The weight in float32, (rows, columns)."""
         raise NotImplementedError
 
-    def laid_out_for(self, device: torch.device) -> NativeTensor:
-        """The same weight, still where it is, in the layout that `device` multiplies.
+    def laid_out_for(self, device: torch.device) -> PackedTensor:
+        """The same weight, not moved, in the layout that `device` multiplies.
 
         Most schemes have one layout for all devices.
         """
@@ -79,14 +93,14 @@ class NativeTensor(TorchAOBaseTensor):  # type: ignore[misc]
         return self
 
     def dequantize(self) -> Tensor:
-        """The weight as a plain tensor of this one's dtype, (rows, columns)."""
+        """The weight as an ordinary tensor of this one's dtype, (rows, columns)."""
         return self.dequantized().to(self.activation_dtype)
 
     def _stable_hash_for_caching(self) -> str:
-        stored = [getattr(self, name) for name in self.tensor_data_names]
-        shapes = [(tuple(part.shape), str(part.dtype)) for part in stored]
-        others = [getattr(self, name) for name in self.tensor_attribute_names]
-        return f"{type(self).__name__} {shapes} {others} {self.device}"
+        tensors = [getattr(self, name) for name in self.tensor_data_names]
+        shapes = [(tuple(part.shape), str(part.dtype)) for part in tensors]
+        attributes = [getattr(self, name) for name in self.tensor_attribute_names]
+        return f"{type(self).__name__} {shapes} {attributes} {self.device}"
 
 
 def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
@@ -103,26 +117,55 @@ def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
     return out if bias is None else out.add(bias)
 
 
-def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> NativeTensor:
-    self: NativeTensor = args[0]
-    wanted = self._get_to_kwargs(*args[1:], **(kwargs or {}))
-    self = self.laid_out_for(torch.device(wanted["device"]))
-    stored = [
-        getattr(self, name).to(wanted["device"], non_blocking=wanted["non_blocking"])
+def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> PackedTensor:
+    self: PackedTensor = args[0]
+    target = self._get_to_kwargs(*args[1:], **(kwargs or {}))
+    self = self.laid_out_for(torch.device(target["device"]))
+    tensors = [
+        getattr(self, name).to(target["device"], non_blocking=target["non_blocking"])
         for name in self.tensor_data_names
     ]
-    others = [getattr(self, name) for name in self.tensor_attribute_names]
-    return type(self)(*stored, *others[:-1], wanted["dtype"])
+    attributes = [getattr(self, name) for name in self.tensor_attribute_names]
+    return type(self)(*tensors, *attributes[:-1], target["dtype"])
 
 
-def native(cls: type[NativeTensor]) -> type[NativeTensor]:
-    """Class decorator: give `cls` its linear and let `torch.load` read it."""
-    # On each class: torchao would put its own `.to`, which drops the dtype, over ours.
-    cls.implements(aten._to_copy.default)(_moved)
-    cls.implements(aten.linear.default)(_linear)
-    cls.implements_torch_function(F.linear)(_linear)
-    torch.serialization.add_safe_globals([cls])
-    return cls
+class NativeConfig(AOBaseConfig):  # type: ignore[misc]
+    """Base of the native schemes' configs for torchao's `quantize_`."""
+
+    @property
+    def scheme(self) -> str:
+        """The name of the scheme, for messages."""
+        raise NotImplementedError
+
+    def pack(self, weight: Tensor) -> PackedTensor:
+        """Quantize a checked weight (rows, columns)."""
+        raise NotImplementedError
+
+    def check_columns(self, columns: int, *, where: str = "the weight") -> None:
+        """Raise SpecError where K of the weight called `where` does not fit."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        register_quantize_module_handler(cls)(_quantize_module)
+
+
+def _quantize_module(
+    module: nn.Module, config: NativeConfig, *, parameter_name: str = "weight"
+) -> nn.Module:
+    """Quantize one parameter of `module` in place; raises SpecError."""
+    weight = getattr(module, parameter_name)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        # It looks rows up and multiplies nothing.
+        raise SpecError(
+            "quantization",
+            config.scheme,
+            f"{type(module).__name__} {tuple(weight.shape)} is no linear layer",
+        )
+    check_weight(weight, name=config.scheme)
+    config.check_columns(weight.shape[1], where=f"the weight {tuple(weight.shape)}")
+    packed = nn.Parameter(config.pack(weight), requires_grad=False)
+    setattr(module, parameter_name, packed)
+    return module
 
 
 def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> None:
@@ -149,7 +192,7 @@ def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> Non
         )
     if weight.is_meta:
         return
-    # Without a copy of the weight; a NaN is both the least and the largest.
+    # aminmax copies nothing; a NaN is both its minimum and its maximum.
     low, high = (value.item() for value in torch.aminmax(weight.detach()))
     peak = max(abs(low), abs(high))
     if not math.isfinite(low) or not math.isfinite(high):
@@ -164,28 +207,3 @@ def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> Non
             name,
             f"{where} {shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}",
         )
-
-
-def replace_weight(
-    module: nn.Module, parameter_name: str, weight: NativeTensor
-) -> nn.Module:
-    """Set `weight` as the module's parameter, and return the module.
-
-    Raises SpecError for an embedding, which looks rows up and multiplies nothing.
-    """
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        raise SpecError(
-            "quantization",
-            type(weight).__name__,
-            f"{type(module).__name__} {tuple(weight.shape)} is no linear layer",
-        )
-    setattr(module, parameter_name, nn.Parameter(weight, requires_grad=False))
-    return module
-
-
-def least_normal(scale: Tensor) -> Tensor:
-    """`scale` with 0 and subnormal values raised to the least normal one.
-
-    A row of zeros gets codes of zero; one of subnormal values rounds to zero.
-    """
-    return scale.clamp(min=torch.finfo(torch.float32).tiny)

@@ -14,9 +14,8 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.packing import pack, to_lanes
@@ -30,49 +29,36 @@ from llama_perf.kernels.sparse import (
     sparse_weight,
 )
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.packed_tensor import (
-    NativeTensor,
-    check_weight,
-    native,
-    replace_weight,
-)
+from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
 from llama_perf.quantize.registry import register
-from llama_perf.quantize.search import scale_dtype, symmetric_scale
+from llama_perf.quantize.scale_search import scale_dtype, symmetric_scale
 from llama_perf.rows.schemes import Scheme
-
-LAYOUTS = ("lean", "reference")
 
 
 @dataclass(frozen=True)
-class SparseMarlinConfig(AOBaseConfig):  # type: ignore[misc]
-    """Config of the native sparse-marlin for torchao's `quantize_`.
+class SparseMarlinConfig(NativeConfig):
+    """Config of the native sparse-marlin for torchao's `quantize_`."""
 
-    `layout` "reference" has beside each scale a zero point of 16 bits that nothing
-    reads, as torchao kept it: the published model sizes.
-    """
+    scheme: ClassVar = "sparse-marlin"
 
-    layout: str = "lean"
+    def check_columns(self, columns: int, *, where: str = "the weight") -> None:
+        """See `NativeConfig.check_columns`."""
+        check_quads(columns, name=self.scheme, where=where)
 
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
+    def pack(self, weight: Tensor) -> SparseMarlinWeight:
+        """See `NativeConfig.pack`."""
+        return SparseMarlinWeight.from_float(weight)
 
 
-@native
-class SparseMarlinWeight(NativeTensor):
-    """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16).
+class SparseMarlinWeight(PackedTensor):
+    """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16)."""
 
-    `zero` is (B, 0, 16), in the reference layout zeros of 16 bits (B, G, 16).
-    """
-
-    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
-    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
+    tensor_data_names: ClassVar = ["codes", "scale"]
     codes: Tensor
     scale: Tensor
-    zero: Tensor
 
     @classmethod
-    def from_float(cls, weight: Tensor, *, layout: str = "lean") -> SparseMarlinWeight:
+    def from_float(cls, weight: Tensor) -> SparseMarlinWeight:
         """Prune and quantize a weight (rows, columns)."""
         wide = weight.detach().float()
         kept, places = _keep_two(wide)
@@ -83,26 +69,23 @@ class SparseMarlinWeight(NativeTensor):
         scale = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
         values = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
         values = values.flatten(1)[:, : kept.shape[1]].to(torch.uint8)
-        stored = to_lanes(scale.squeeze(2).to(dtype))
-        zero = torch.zeros_like(stored)
         return cls(
             pack(values | (places << 4), BITS),
-            stored,
-            zero if layout == "reference" else zero[:, :0],
+            to_lanes(scale.squeeze(2).to(dtype)),
             *weight.shape,
             weight.dtype,
         )
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `NativeTensor.matmul`."""
+        """See `PackedTensor.matmul`."""
         return sparse_weight(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
-        """See `NativeTensor.packed`."""
+        """See `PackedTensor.packed`."""
         return packed_weight(self.codes, self.scale, self.rows, self.columns)
 
     def dequantized(self) -> Tensor:
-        """See `NativeTensor.dequantized`."""
+        """See `PackedTensor.dequantized`."""
         return dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
@@ -159,20 +142,9 @@ def _keep_two(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.stack((low, high), dim=2).flatten(1).to(torch.uint8)
 
 
-@register_quantize_module_handler(SparseMarlinConfig)
-def _quantize(
-    module: nn.Module, config: SparseMarlinConfig, *, parameter_name: str = "weight"
-) -> nn.Module:
-    weight = getattr(module, parameter_name)
-    check_weight(weight, name="sparse-marlin")
-    check_quads(weight.shape[1], name="sparse-marlin")
-    packed = SparseMarlinWeight.from_float(weight, layout=config.layout)
-    return replace_weight(module, parameter_name, packed)
-
-
 @register("sparse-marlin", kernels="native")
 def sparse_marlin(
     _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
 ) -> AOBaseConfig:
-    """2:4 pruning along K, symmetric int4 in groups of 128, in the lean layout."""
+    """2:4 pruning along K, symmetric int4 in groups of 128,."""
     return SparseMarlinConfig()

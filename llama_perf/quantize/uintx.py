@@ -1,9 +1,8 @@
 """uintx: codes of 1 to 8 bits, asymmetric, a scale and a zero for each group along K.
 
 w = (c - z) * s with c and the integer z of 0 to 2**bits - 1. The range of a group is
-widened to hold 0, so that z has a place in it. Two layouts: "lean" packs z in as many
-bits as the codes; "reference" stores it as int32, as the published table's runs did.
-The scale has 16 bits in both.
+widened to hold 0, so that z has a place in it. z has as many bits as a code, the scale
+has 16.
 """
 
 from __future__ import annotations
@@ -12,129 +11,72 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels.grouped import (
-    INTEGER,
-    PACKED,
-    dequantized,
-    grouped_weight,
-    packed_weight,
-)
+from llama_perf.kernels.grouped import PACKED
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.groups import (
-    check_flag,
-    check_group,
-    check_group_size,
-    hqq_scale_and_zero,
-    in_groups,
-)
-from llama_perf.quantize.packed_tensor import (
-    NativeTensor,
-    check_weight,
-    native,
-    replace_weight,
-)
+from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.registry import register
-from llama_perf.quantize.search import positive_scale, scale_and_zero, scale_dtype
-from llama_perf.quantize.stretches import in_stretches
+from llama_perf.quantize.scale_search import (
+    hqq_scale_and_zero,
+    in_stretches,
+    positive_scale,
+    scale_and_zero,
+    scale_dtype,
+)
 from llama_perf.rows.schemes import UINTX_BITS, Scheme
-
-LAYOUTS = {"lean": PACKED, "reference": INTEGER}
 
 
 @dataclass(frozen=True)
-class UintxWeightConfig(AOBaseConfig):  # type: ignore[misc]
-    """Config of the native uintx for torchao's `quantize_`.
-
-    `layout`: "lean" or "reference", see the module.
-    """
+class UintxWeightConfig(GroupedConfig):
+    """Config of the native uintx for torchao's `quantize_`."""
 
     bits: int = 4
-    group_size: int = 64
-    hqq: bool = False
-    layout: str = "lean"
 
     def __post_init__(self) -> None:
+        GroupedConfig.__post_init__(self)
         if type(self.bits) is not int or self.bits not in UINTX_BITS:
             raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
-        check_group_size(self.group_size)
-        check_flag("hqq", self.hqq)
-        if self.layout not in tuple(LAYOUTS):
-            raise SpecError("layout", self.layout, f"allowed: {', '.join(LAYOUTS)}")
+
+    @property
+    def scheme(self) -> str:
+        """See `NativeConfig.scheme`."""
+        return f"uintx-{self.bits}-{self.group_size}"
+
+    def pack(self, weight: Tensor) -> UintxWeight:
+        """See `NativeConfig.pack`."""
+        return UintxWeight.from_float(weight, self)
 
 
-@native
-class UintxWeight(NativeTensor):
-    """Words (B, W, 16) and 16-bit scales (B, G, 16); zeros packed, or int32."""
+class UintxWeight(GroupedWeight):
+    """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
 
-    tensor_data_names: ClassVar = ["codes", "scale", "zero"]
-    tensor_attribute_names: ClassVar = [
-        "bits",
-        "zero_layout",
-        "rows",
-        "columns",
-        "activation_dtype",
-    ]
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-    bits: int
-    zero_layout: str
+    tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
+
+    @property
+    def zero_kind(self) -> int:
+        """See `GroupedWeight.zero_kind`."""
+        return PACKED
 
     @classmethod
     def from_float(cls, weight: Tensor, config: UintxWeightConfig) -> UintxWeight:
         """Quantize a weight (rows, columns)."""
-        bits, layout = config.bits, config.layout
+        bits = config.bits
         groups = in_groups(weight, config.group_size)
-        # The published table's runs kept a bfloat16.
-        dtype = scale_dtype(groups) if layout == "lean" else torch.bfloat16
+        dtype = scale_dtype(groups)
         scale, zero = _scale_and_zero(groups, bits, dtype, hqq=config.hqq)
         codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
         zeros = zero.squeeze(2).to(torch.int32)
         return cls(
             pack(codes.flatten(1).to(torch.uint8), bits),
             to_lanes(scale.squeeze(2).to(dtype)),
-            pack(zeros, bits) if LAYOUTS[layout] == PACKED else to_lanes(zeros),
+            pack(zeros, bits),
             bits,
-            layout,
             *weight.shape,
             weight.dtype,
-        )
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `NativeTensor.matmul`."""
-        parts = (self.codes, self.scale, self.zero)
-        return grouped_weight(
-            x, *parts, self.rows, self.bits, LAYOUTS[self.zero_layout]
-        )
-
-    def packed(self) -> Packed | None:
-        """See `NativeTensor.packed`."""
-        return packed_weight(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=LAYOUTS[self.zero_layout],
-        )
-
-    def dequantized(self) -> Tensor:
-        """See `NativeTensor.dequantized`."""
-        return dequantized(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=LAYOUTS[self.zero_layout],
         )
 
 
@@ -168,21 +110,9 @@ def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor
     return error.abs().pow(0.7).mean(2, keepdim=True)
 
 
-@register_quantize_module_handler(UintxWeightConfig)
-def _quantize(
-    module: nn.Module, config: UintxWeightConfig, *, parameter_name: str = "weight"
-) -> nn.Module:
-    weight = getattr(module, parameter_name)
-    name = f"uintx-{config.bits}-{config.group_size}"
-    check_weight(weight, name=name)
-    check_group(weight, config.group_size, name=name)
-    packed = UintxWeight.from_float(weight, config)
-    return replace_weight(module, parameter_name, packed)
-
-
 @register("uintx", kernels="native")
 def uintx(scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Codes of 1 to 8 bits, asymmetric, in the lean layout."""
+    """Codes of 1 to 8 bits, asymmetric."""
     assert scheme.group_size is not None, f"{scheme.name} has no group size"
     assert scheme.bits is not None, f"{scheme.name} has no bits"
     return UintxWeightConfig(

@@ -10,27 +10,17 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from llama_perf.metrics import METRICS, TOK_S, Metric
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.results.verdict import Comparison
 
 NOTHING = "-"
-_COLUMNS = (
-    "row",
-    "tok/s",
-    "change",
-    "decode tok/s",
-    "first token ms",
-    "GB/s",
-    "% of bandwidth",
-    "peak GB",
-    "change",
-    "model GB",
-    "check dB",
-    "verdict",
-)
-_MINIMUM_DETECTABLE_AT = 3
-_REFERENCE_COLUMNS = ("A100 tok/s", "speed-up", "A100 %", "A100 peak GB")
+
+Judged = Sequence[tuple[RowResult, Comparison | None]]
+"""The results of a report, each with its verdict, None where there is none yet."""
+TableColumn = tuple[str, list[str]]
+"""A header and the cells below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,25 +40,38 @@ def build_table(report: Report) -> Table:
     enough processes to know it.
     """
     names, common = short_names([result.id for result in report.results])
-    with_reference = bool(report.reference)
-    with_minimum_detectable = any(
-        comparison.minimum_detectable for comparison in report.comparisons
+    judged = [(result, comparison_of(report, result.id)) for result in report.results]
+    detectable = [one.minimum_detectable if one else None for _, one in judged]
+    columns = [("row", names)]
+    for metric in METRICS:
+        columns += _metric_columns(metric, judged)
+        if metric is TOK_S and any(detectable):
+            cells = [_number(share, ".1%") for share in detectable]
+            columns.append(("min. detectable", cells))
+    columns.append(("verdict", [outcome(*pair) for pair in judged]))
+    if report.reference:
+        columns += _reference_columns(report)
+    return Table(
+        caption=common,
+        headers=tuple(header for header, _ in columns),
+        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
     )
-    rows = []
-    for name, result in zip(names, report.results, strict=True):
-        comparison = comparison_of(report, result.id)
-        cells = [name, *_measured(result.measurement, comparison)]
-        if with_minimum_detectable:
-            cells.insert(_MINIMUM_DETECTABLE_AT, _minimum_detectable(comparison))
-        cells.append(outcome(result, comparison))
-        if with_reference:
-            cells += _reference(result.measurement, report.reference.get(result.id))
-        rows.append(tuple(cells))
-    columns = list(_COLUMNS)
-    if with_minimum_detectable:
-        columns.insert(_MINIMUM_DETECTABLE_AT, "min. detectable")
-    headers = (*columns, *(_REFERENCE_COLUMNS if with_reference else ()))
-    return Table(caption=common, headers=headers, rows=tuple(rows))
+
+
+def _metric_columns(metric: Metric, judged: Judged) -> list[TableColumn]:
+    column = metric.column
+    if column is None:
+        return []
+    cells = []
+    for result, _ in judged:
+        value = None if result.measurement is None else metric.read(result.measurement)
+        scaled = None if value is None else value * column.scale
+        cells.append(_number(scaled, f".{column.digits}f"))
+    columns = [(column.header, cells)]
+    if column.change:
+        changes = [_change(comparison, metric.title) for _, comparison in judged]
+        columns.append(("change", changes))
+    return columns
 
 
 def comparison_of(report: Report, row_id: str) -> Comparison | None:
@@ -107,32 +110,26 @@ def _tokens(row_id: str) -> list[str]:
     return tokens
 
 
-def _measured(now: Measurement | None, comparison: Comparison | None) -> list[str]:
-    if now is None:
-        return [NOTHING] * (len(_COLUMNS) - 2)
-    first = now.time_to_first_token_s
+def _reference_columns(report: Report) -> list[TableColumn]:
+    """The published A100 figures, for the rows that have them."""
+    rows = []
+    for result in report.results:
+        a100 = report.reference.get(result.id)
+        if a100 is None:
+            rows.append([NOTHING] * 4)
+            continue
+        share = a100.device_bandwidth_share
+        rows.append(
+            [
+                f"{a100.tok_s:.2f}",
+                speed_up(result.measurement, a100),
+                _number(share and share * 100, ".1f"),
+                f"{a100.peak_memory_bytes / 1e9:.2f}",
+            ]
+        )
+    headers = ("A100 tok/s", "speed-up", "A100 %", "A100 peak GB")
     return [
-        f"{now.tok_s:.2f}",
-        _change(comparison, "tok/s"),
-        _number(now.decode_tok_s, ".2f"),
-        _number(None if first is None else first * 1e3, ".1f"),
-        f"{now.bandwidth_gb_s:.2f}",
-        _share(now),
-        f"{now.peak_memory_bytes / 1e9:.2f}",
-        _change(comparison, "peak memory"),
-        f"{now.model_size_bytes / 1e9:.2f}",
-        _number(None if now.check is None else now.check.signal_to_noise_db, ".0f"),
-    ]
-
-
-def _reference(now: Measurement | None, then: Measurement | None) -> list[str]:
-    if then is None:
-        return [NOTHING] * len(_REFERENCE_COLUMNS)
-    return [
-        f"{then.tok_s:.2f}",
-        speed_up(now, then),
-        _share(then),
-        f"{then.peak_memory_bytes / 1e9:.2f}",
+        (header, [row[number] for row in rows]) for number, header in enumerate(headers)
     ]
 
 
@@ -141,11 +138,6 @@ def speed_up(now: Measurement | None, then: Measurement | None) -> str:
     if now is None or then is None:
         return NOTHING
     return f"{now.tok_s / then.tok_s:.2f}x"
-
-
-def _share(measured: Measurement) -> str:
-    share = measured.device_bandwidth_share
-    return _number(None if share is None else share * 100, ".1f")
 
 
 def _number(value: float | None, form: str) -> str:
@@ -159,10 +151,6 @@ def _change(comparison: Comparison | None, metric: str) -> str:
         if change.metric == metric:
             return f"{change.change:+.1%}"
     return NOTHING
-
-
-def _minimum_detectable(comparison: Comparison | None) -> str:
-    return _number(None if comparison is None else comparison.minimum_detectable, ".1%")
 
 
 def draw_table(table: Table, style: str) -> str:

@@ -1,9 +1,9 @@
-"""Limits that a user sets for a metric, for all rows or for some: how they are written.
+"""Limits that a user sets for a metric, for all rows or for some.
 
-In a file of rows as a table `limits` of a row or of `[defaults]`; in `pyproject.toml`
-as `[tool.llama-perf.limits]` for every row and `[tool.llama-perf.limits."GLOB"]` for
-those whose id matches. What is set nearest to a row holds. Knows no device's own
-limits.
+They stand in a table `limits` of a row or of `[defaults]` in a file of rows, or in
+`pyproject.toml`: `[tool.llama-perf.limits]` for every row and
+`[tool.llama-perf.limits."GLOB"]` for the rows whose id matches. The one nearest to a
+row holds.
 """
 
 from __future__ import annotations
@@ -11,68 +11,79 @@ from __future__ import annotations
 import fnmatch
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict
+from pydantic_core import CoreSchema, core_schema
 
 from llama_perf.errors import RecordError, SpecError, UserError
-from llama_perf.strict_json import STRICT, from_plain
+from llama_perf.metrics import LIMIT_FIELDS
+from llama_perf.strict_json import from_plain
 
-_LOSSES = ("least_loss", "tok_s")
 
+class Limits(dict[str, float]):
+    """Limits by their names in `llama_perf.metrics`; not to be changed once made.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SetLimits:
-    """The limits of `limits.Limits` that are set; None: as they were."""
+    Raises SpecError for a value that is no limit.
+    """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    least_loss: float | None = None
-    tok_s: float | None = None
-    peak_memory: float | None = None
-    peak_memory_bytes: int | None = None
-    allocated_memory: float | None = None
-    model_size: float | None = None
-    calls: float | None = None
-    graph_breaks: int | None = None
-    compilations: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.given.items():
+    def __init__(
+        self, values: Mapping[str, float] | Iterable[tuple[str, float]] = (), /
+    ) -> None:
+        super().__init__(values)
+        for name, value in self.items():
             if not (math.isfinite(value) and value >= 0):
                 raise SpecError(name, value, "allowed: 0 or more")
-            if name in _LOSSES and value >= 1:
+            if LIMIT_FIELDS[name].is_loss and value >= 1:
                 raise SpecError(name, value, "allowed: a share from 0 to below 1")
 
-    @property
-    def given(self) -> dict[str, float]:
-        """Those that are set."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+    def __hash__(self) -> int:  # type: ignore[override] # a row is a key of dicts
+        return hash(frozenset(self.items()))
+
+    def changed(self, overrides: Iterable[Limits | None]) -> Limits:
+        """These limits, replaced by each of `overrides` in turn."""
+        merged = dict(self)
+        for limits in overrides:
+            merged |= limits or {}
+        return Limits(merged)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        fields = {
+            name: core_schema.typed_dict_field(
+                core_schema.int_schema(strict=True)
+                if limit.whole
+                else core_schema.float_schema(strict=True, allow_inf_nan=False),
+                required=False,
+            )
+            for name, limit in LIMIT_FIELDS.items()
+        }
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.typed_dict_schema(fields, extra_behavior="forbid")
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProjectLimits:
-    """What a project's `pyproject.toml` sets."""
+    """The limits in a project's `pyproject.toml`."""
 
-    every: SetLimits = SetLimits()
-    by_glob: tuple[tuple[str, SetLimits], ...] = ()
+    every_row: Limits = field(default_factory=Limits)
+    by_glob: tuple[tuple[str, Limits], ...] = ()
 
-    def of(self, row_id: str) -> Iterator[SetLimits]:
-        """Those for one row, each to be set after the one before."""
-        yield self.every
+    def of(self, row_id: str) -> Iterator[Limits]:
+        """Those for one row, each of which replaces the ones before it."""
+        yield self.every_row
         for glob, limits in self.by_glob:
             if fnmatch.fnmatchcase(row_id, glob):
                 yield limits
 
 
 def project_limits(pyproject: Path) -> ProjectLimits:
-    """Those of a `pyproject.toml`, none where there is no such file.
+    """Read a `pyproject.toml`; without the file there are no limits.
 
-    Raises UserError naming the file and the field.
+    Raises UserError that names the file and the field.
     """
     try:
         data: dict[str, Any] = tomllib.loads(pyproject.read_text(encoding="utf-8"))
@@ -84,28 +95,28 @@ def project_limits(pyproject: Path) -> ProjectLimits:
     source = f"{pyproject}: tool.llama-perf.limits"
     if not isinstance(table, dict):
         raise UserError(f"{source}: it must be a table")
-    globs = {name: each for name, each in table.items() if isinstance(each, dict)}
-    plain = {name: each for name, each in table.items() if name not in globs}
+    globs = {name: value for name, value in table.items() if isinstance(value, dict)}
+    values = {name: value for name, value in table.items() if name not in globs}
     return ProjectLimits(
-        every=_read(plain, source),
+        every_row=_read(values, source),
         by_glob=tuple(
-            (glob, _read(each, f"{source}.{glob!r}")) for glob, each in globs.items()
+            (glob, _read(limits, f"{source}.{glob!r}"))
+            for glob, limits in globs.items()
         ),
     )
 
 
-def _read(table: Mapping[str, Any], source: str) -> SetLimits:
+def _read(table: Mapping[str, Any], source: str) -> Limits:
     check_names(table, source)
     try:
-        return from_plain(SetLimits, table, source=source)
+        return from_plain(Limits, table, source=source)
     except RecordError as error:
         raise UserError(str(error)) from None
 
 
 def check_names(table: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for a name that is no limit's."""
-    known = [each.name for each in fields(SetLimits)]
-    if unknown := sorted(set(table) - set(known)):
+    """Raise UserError for a name that no limit has."""
+    if unknown := sorted(set(table) - set(LIMIT_FIELDS)):
         raise UserError(
-            f"{source}: {unknown[0]}: unknown limit; allowed: {', '.join(known)}"
+            f"{source}: {unknown[0]}: unknown limit; allowed: {', '.join(LIMIT_FIELDS)}"
         )

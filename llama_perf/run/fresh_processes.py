@@ -16,9 +16,10 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 
-DEFAULT_PROCESSES = {"cuda": 10, "cpu": 5}
+DEFAULT_PROCESSES = {"cuda": 10}
+_PROCESSES = 5
 _MOST_PROCESSES = 1000
 
 
@@ -30,7 +31,7 @@ def check_processes(processes: int) -> None:
 
 def default_processes(rows: Sequence[RowSpec]) -> int:
     """How many processes a baseline of these rows takes."""
-    return max(DEFAULT_PROCESSES[row.device] for row in rows)
+    return max(DEFAULT_PROCESSES.get(row.device, _PROCESSES) for row in rows)
 
 
 def in_fresh_processes(

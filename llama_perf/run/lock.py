@@ -1,7 +1,7 @@
-"""One run at a time on a device: two side by side would measure each other.
+"""One run at a time on a device: two at once would slow each other down.
 
-A lock of the operating system, which a process that is killed lets go of. It guards
-against other runs of llama-perf alone; what else is on a card is `card`'s to tell.
+The operating system holds the lock and releases it when the process ends. It only
+keeps other runs of llama-perf away; `measure/` looks for other programs on a GPU.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from llama_perf.devices.device import device_of
 from llama_perf.errors import BusyError
 from llama_perf.measure.timing import Progress
 
 
 def lock_folder() -> Path:
-    """Where the locks of all runs on this machine lie.
+    """The folder with the locks of all runs on this machine.
 
-    `LLAMA_PERF_LOCKS` names another place, for machines whose users do not share one.
+    The variable `LLAMA_PERF_LOCKS` names another one.
     """
-    given = os.environ.get("LLAMA_PERF_LOCKS")
-    return Path(given) if given else Path(tempfile.gettempdir()) / "llama-perf-locks"
+    folder = os.environ.get("LLAMA_PERF_LOCKS")
+    return Path(folder or Path(tempfile.gettempdir()) / "llama-perf-locks")
 
 
 class DeviceLock:
-    """The lock of `device`; with `wait`, acquiring waits for whoever has it."""
+    """The lock of `device`; with `wait`, `acquire` waits for the run that has it."""
 
     def __init__(self, device: torch.device, *, wait: bool) -> None:
         folder = lock_folder()
         folder.mkdir(parents=True, exist_ok=True)
         _open_to_all(folder, 0o777)
-        self._name = _name(device)
+        self._name = device_of(device).lock_name
         self._owner = folder / f"{self._name}.owner"
-        # Any user may wait for any other.
+        # Any user's run may wait for any other's.
         self._lock = FileLock(folder / f"{self._name}.lock", mode=0o666)
         self._wait = wait
 
     def acquire(self, progress: Progress = lambda _text: None) -> None:
-        """Take the device; raises BusyError where another run has it."""
+        """Lock the device; raises BusyError where another run has it."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             holder = f"{self._name}: in use by another run, {self._holder()}"
             if not self._wait:
                 raise BusyError(
-                    f"{holder}; two at once would measure each other, so wait for it"
+                    f"{holder}; two at once would slow each other down: wait for it"
                     " (--wait) or end it"
                 ) from None
             progress(f"{holder}; waiting\n")
@@ -64,16 +65,16 @@ class DeviceLock:
         try:
             return self._owner.read_text(encoding="utf-8")
         except OSError:
-            return "which has not said which"
+            return "whose process is unknown"
 
     def release(self) -> None:
-        """Let go of the device."""
+        """Unlock the device."""
         self._lock.release()
 
 
 @contextmanager
-def held(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[None]:
-    """The device, locked for as long as the block runs."""
+def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[None]:
+    """Lock the device for as long as the block runs; raises BusyError."""
     lock = DeviceLock(device, wait=wait)
     lock.acquire(progress)
     try:
@@ -83,12 +84,6 @@ def held(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[No
 
 
 def _open_to_all(path: Path, mode: int) -> None:
-    # Its owner alone may do so, and then has done so already.
+    # Only its owner can change the mode.
     if path.stat().st_uid == os.getuid():
         path.chmod(mode)
-
-
-def _name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    return f"cuda-{torch.cuda.get_device_properties(device).uuid}"

@@ -1,136 +1,239 @@
-"""What a run needs besides its rows; imports no torch."""
+"""The options that pytest and the command line share, each defined once.
+
+`OPTIONS` says how an option is written; `read_request` turns the values that either
+command line gave into one frozen `RunRequest`. Imports no torch and runs nothing.
+"""
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_perf import report
 from llama_perf.errors import SpecError
-from llama_perf.rows.spec import RowSpec
+from llama_perf.gate import baselines
+from llama_perf.rows.limit_overrides import project_limits
+from llama_perf.run.request import (
+    ISOLATIONS,
+    CompareOptions,
+    RunOptions,
+    RunRequest,
+    Selection,
+    Slowdown,
+)
+
+_SUFFIXES = ", ".join(report.suffixes())
+FAIL_OR_REPORT = ("fail", "report")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Slowdown:
-    """A development switch: rows matching `glob` repeat that share of their steps."""
+class Option:
+    """An option as argparse and pytest both take it.
 
-    glob: str
-    share: float
-
-    @classmethod
-    def parse(cls, text: str) -> Slowdown:
-        """Parse "GLOB=PERCENT", such as "*int8wo*=25"; raises SpecError."""
-        glob, separator, percent = text.rpartition("=")
-        try:
-            share = float(percent.removesuffix("%")) / 100
-        except ValueError:
-            share = -1.0
-        if not separator or not glob or not 0 < share <= 10:
-            raise SpecError(
-                "inject-slowdown", text, "write GLOB=PERCENT, percent from 0 to 1000"
-            )
-        return cls(glob=glob, share=share)
-
-    def matches(self, row_id: str) -> bool:
-        """Whether it slows this row."""
-        return fnmatch.fnmatchcase(row_id, self.glob)
-
-
-def check_injections(options: RunOptions, rows: Sequence[RowSpec]) -> None:
-    """Raise SpecError for a slowdown or a damage that is of none of `rows`."""
-    ids = [row.id for row in rows]
-    for each in options.slowdowns:
-        if not any(map(each.matches, ids)):
-            raise SpecError("inject-slowdown", each.glob, "no selected row matches")
-    for glob in options.damages:
-        if not fnmatch.filter(ids, glob):
-            raise SpecError("inject-damage", glob, "no selected row matches")
-
-
-ISOLATIONS = ("row", "session", "none")
-INJECT_DAMAGE: dict[str, Any] = {
-    "metavar": "GLOB",
-    "action": "append",
-    "default": [],
-    "help": "development switch: damage one scale of matching rows, to see the check of"
-    " their values fail (repeatable)",
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--isolate": {
-        "choices": ISOLATIONS,
-        "default": "session",
-        "help": "each row in a process of its own (row), all rows in one that is"
-        " started anew where a row breaks (session, the default), or in this one"
-        " (none)",
-    },
-    "--row-timeout": {
-        "metavar": "SECONDS",
-        "type": float,
-        "default": None,
-        "help": "end a row that takes longer, as INVALID (default: no limit)",
-    },
-    "--time-budget": {
-        "metavar": "SECONDS",
-        "type": float,
-        "default": None,
-        "help": "start no row that cannot be finished within so much of the whole"
-        " run's time; the rest is NOT_RUN",
-    },
-    "--wait": {
-        "action": "store_true",
-        "default": False,
-        "help": "wait for another run on this device instead of refusing",
-    },
-}
-"""What argparse and pytest, which hands it on, are told of an option of both."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunOptions:
-    """What a run needs besides its rows.
-
-    `damages` are globs of rows of which one scale is damaged, to see the check of
-    their values fail. `isolate`: each row in a process of its own ("row"), all in one
-    that is started anew where a row breaks ("session"), or in this process ("none").
-    `row_timeout_s` ends a row that takes longer, wherever it has a process;
-    `time_budget_s` is what the whole run may take; `resume` names the results of a run
-    that stopped, whose measured rows are taken over; `wait` lets a run wait for
-    another one on the device instead of refusing.
+    `aliases` are former names, which the command line still takes without listing them.
     """
 
-    checkpoints: Path | None = None
-    slowdowns: tuple[Slowdown, ...] = ()
-    damages: tuple[str, ...] = ()
-    isolate: str = "session"
-    row_timeout_s: float | None = None
-    time_budget_s: float | None = None
-    resume: Path | None = None
-    wait: bool = False
+    help: str
+    metavar: str | None = None
+    type: Callable[[str], object] | None = None
+    choices: tuple[str, ...] | None = None
+    default: object = None
+    action: str = "store"
+    aliases: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.isolate not in ISOLATIONS:
-            allowed = f"allowed: {', '.join(ISOLATIONS)}"
-            raise SpecError("isolate", self.isolate, allowed)
-        for name in ("row_timeout", "time_budget"):
-            seconds = getattr(self, f"{name}_s")
-            if seconds is not None and not 0 < seconds < math.inf:
-                name = name.replace("_", "-")
-                raise SpecError(name, seconds, "allowed: a number of seconds above 0")
-        if self.isolate == "none" and self.row_timeout_s is not None:
-            raise SpecError(
-                "row-timeout",
-                self.row_timeout_s,
-                "a row without a process of its own cannot be ended; leave out"
-                " --isolate none",
-            )
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What `add_argument` of argparse and `addoption` of pytest take."""
+        names = ("help", "metavar", "type", "choices", "default", "action")
+        values = {name: getattr(self, name) for name in names}
+        # argparse refuses a type of None for an option that takes no value.
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name == "default"
+        }
 
-    def slowdown(self, row_id: str) -> float:
-        """The share of steps that the row repeats; 0 for almost every row."""
-        return sum(each.share for each in self.slowdowns if each.matches(row_id))
 
-    def damaged(self, row_id: str) -> bool:
-        """Whether one of the row's scales is damaged; False for almost every row."""
-        return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.damages)
+def _switch(text: str, *, aliases: tuple[str, ...] = ()) -> Option:
+    return Option(help=text, default=False, action="store_true", aliases=aliases)
+
+
+def _repeatable(metavar: str, text: str) -> Option:
+    return Option(help=text, metavar=metavar, default=[], action="append")
+
+
+OPTIONS = {
+    "--set": Option(
+        metavar="NAME",
+        help="run a set of rows that comes with the package (default: cuda on a machine"
+        " with a CUDA GPU, else cpu)",
+    ),
+    "--rows": Option(
+        metavar="FILE", help="run the rows of your own TOML file instead of a set"
+    ),
+    "--row": _repeatable(
+        "GLOB", "run only the rows whose id matches the pattern (repeatable)"
+    ),
+    "--shard": Option(
+        metavar="I/N",
+        help="run only the I-th of N parts: every N-th row, starting with the I-th",
+    ),
+    "--checkpoints": Option(
+        metavar="DIR",
+        help="look for each row's model by its name in this folder; a model that is not"
+        " there gets synthetic weights of the same shape",
+    ),
+    "--isolate": Option(
+        choices=ISOLATIONS,
+        default="session",
+        help="run all rows in one worker process, which is replaced after a row breaks"
+        " (session, the default), or each row in its own process (row)",
+    ),
+    "--row-timeout": Option(
+        metavar="SECONDS",
+        type=float,
+        help="stop a row that takes longer and report it as INVALID (default: no"
+        " limit)",
+    ),
+    "--time-budget": Option(
+        metavar="SECONDS",
+        type=float,
+        help="start no row that cannot finish within this time, counted from the start"
+        " of the run; the remaining rows are NOT_RUN (default: no limit)",
+    ),
+    "--wait": _switch("if another run uses the device, wait for it instead of failing"),
+    "--compare": _switch(
+        "compare with this device's baseline; a row that looks slower or larger runs"
+        " again in fresh processes before it fails",
+        aliases=("--benchmark-compare",),
+    ),
+    "--baselines": Option(
+        metavar="DIR",
+        help="the folder of baselines (default: baselines/ of the project)",
+    ),
+    "--on-missing-baseline": Option(
+        choices=FAIL_OR_REPORT,
+        default="fail",
+        help="whether a row without a baseline fails (fail, the default) or is only"
+        " reported (report)",
+    ),
+    "--no-confirm": _switch(
+        "with a comparison, start no fresh processes: a row that looks slower or larger"
+        " is UNDECIDED",
+    ),
+    "--on-undecided": Option(
+        choices=FAIL_OR_REPORT,
+        default="fail",
+        help="whether an UNDECIDED row fails (fail, the default) or is only reported"
+        " (report)",
+    ),
+    "--results": Option(
+        metavar="FILE",
+        aliases=("--json",),
+        help="save the results in this JSON file after each row (pytest: by default"
+        " .llama-perf/last.json; the command line: '-' prints them as the last line)",
+    ),
+    "--resume": _switch(
+        "continue the run whose results are in the --results file: rows it measured are"
+        " not measured again",
+    ),
+    "--report": _repeatable(
+        "FILE",
+        "write the report to this file, in the format of its suffix:"
+        f" {_SUFFIXES} (repeatable)",
+    ),
+    "--markdown": Option(
+        metavar="FILE", help="write the report as markdown, whatever the file's suffix"
+    ),
+    "--inject-slowdown": _repeatable(
+        "GLOB=PERCENT",
+        "for testing the gate: repeat this share of the decoding steps of matching rows"
+        " (repeatable)",
+    ),
+    "--inject-damage": _repeatable(
+        "GLOB",
+        "for testing the value check: damage one scale of matching rows (repeatable)",
+    ),
+}
+
+
+def dest(name: str) -> str:
+    """The attribute for an option's value: "--row-timeout" -> "row_timeout"."""
+    return name.removeprefix("--").replace("-", "_")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the shared options `names`, or all of them, to a command's parser."""
+    for name in names or OPTIONS:
+        option = OPTIONS[name]
+        parser.add_argument(name, dest=dest(name), **option.keywords)
+        for alias in option.aliases:
+            hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            parser.add_argument(alias, dest=dest(name), **(option.keywords | hidden))
+
+
+def request_of(arguments: argparse.Namespace) -> RunRequest:
+    """Read a command's arguments; an option that it lacks has its default."""
+
+    def value(name: str) -> Any:
+        return getattr(arguments, dest(name), OPTIONS[name].default)
+
+    return read_request(value, folder=Path(), root=baselines.default_folder().parent)
+
+
+def read_request(
+    value: Callable[[str], Any],
+    *,
+    folder: Path,
+    root: Path,
+    default_results: Path | None = None,
+) -> RunRequest:
+    """Turn the value of each option into a request; raises UserError.
+
+    Paths are relative to `folder`. `root` is the project, with `baselines/` and the
+    `pyproject.toml` that may set limits.
+    """
+
+    def path(name: str) -> Path | None:
+        text = value(name)
+        return None if text is None else folder / text
+
+    print_results = value("--results") == "-"
+    results = None if print_results else path("--results") or default_results
+    if value("--resume") and results is None:
+        raise SpecError(
+            "resume", value("--results"), "name the results of that run: --results FILE"
+        )
+    return RunRequest(
+        selection=Selection(
+            set_name=value("--set"),
+            rows_file=path("--rows"),
+            globs=tuple(value("--row")),
+            shard=value("--shard"),
+        ),
+        run=RunOptions(
+            checkpoints=path("--checkpoints"),
+            slowdowns=tuple(map(Slowdown.parse, value("--inject-slowdown"))),
+            damages=tuple(value("--inject-damage")),
+            isolate=value("--isolate"),
+            row_timeout_s=value("--row-timeout"),
+            time_budget_s=value("--time-budget"),
+            resume=results if value("--resume") else None,
+            wait=value("--wait"),
+        ),
+        compare=CompareOptions(
+            asked=value("--compare"),
+            baselines=path("--baselines") or root / "baselines",
+            missing_fails=value("--on-missing-baseline") == "fail",
+            undecided_fails=value("--on-undecided") == "fail",
+            confirm=not value("--no-confirm"),
+            limits=project_limits(root / "pyproject.toml"),
+        ),
+        results=results,
+        print_results=print_results,
+        reports=tuple(folder / text for text in value("--report")),
+        markdown=path("--markdown"),
+    )

@@ -15,9 +15,9 @@ from statistics import fmean
 
 from llama_perf.errors import SpecError
 from llama_perf.gate import baselines
-from llama_perf.gate.judge_memory import plain_peak, stored_peak
+from llama_perf.gate.judge_memory import compare_peak, stored_peak
 from llama_perf.gate.judge_speed import JudgedSpeed
-from llama_perf.gate.limits import Limits, describe, limits_of, moved_by
+from llama_perf.gate.limits import describe, limits_of, metric_change
 from llama_perf.gate.noise import Spread, between_processes, shrunk
 from llama_perf.gate.thresholds import (
     THRESHOLDS,
@@ -27,13 +27,14 @@ from llama_perf.gate.thresholds import (
     log_loss,
 )
 from llama_perf.gate.verdict import judge
+from llama_perf.metrics import TOK_S
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
-from llama_perf.rows.limit_overrides import ProjectLimits
+from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from llama_perf.run.worker import Worker, WorkerResult
 
 LEAST_PAIRS, MOST_PAIRS = 3, 1000
@@ -179,19 +180,19 @@ def _judged(
         for side in SIDES
     )
     losses = pairs.losses
-    thresholds = replace(THRESHOLDS, least_loss=limits.least_loss)
+    thresholds = replace(THRESHOLDS, min_loss=limits["least_loss"])
     loss, limit = fmean(losses), confirm_pairs_limit(spread, len(losses), thresholds)
-    moved = moved_by(
-        "tok/s",
+    change = metric_change(
+        TOK_S.title,
         geometric_mean(pairs.rates("base")),
         geometric_mean(pairs.rates("head")),
         as_share(limit),
-        -1,
+        more_is_better=TOK_S.more_is_better,
     )
     slower = sum(each > 0 for each in losses)
     speed = JudgedSpeed(
-        changes=(replace(moved, worse=loss > limit),),
-        reason=f"{describe(moved)}; {len(losses)} pairs, head slower in {slower}",
+        changes=(replace(change, worse=loss > limit),),
+        reason=f"{describe(change)}; {len(losses)} pairs, head slower in {slower}",
         faster=-loss > limit,
     )
     result = RowResult(
@@ -200,7 +201,7 @@ def _judged(
         status=Status.MEASURED,
         measurement=head.measurement,
     )
-    peak = plain_peak(stored_peak(head), base, limits)
+    peak = compare_peak(stored_peak(head), base, limits)
     return result, judge(result, base, speed, peak, limits)
 
 

@@ -1,36 +1,38 @@
-"""All rows of a run -> results: isolated, resumed, within a time budget.
+"""The rows of a run: in a worker process, within a time budget, continuing a run.
 
-Shared by the pytest plugin and `llama-perf run`. One row is measured by
-`llama_perf.run.session`, here or in a `worker`. Knows no baseline but the time that a
-row took for it.
+A worker measures one row after another (`worker`, `session`). Judges nothing; of a
+baseline it knows only how long each row took.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
+from llama_perf.errors import RecordError
 from llama_perf.gate.confirmation import Trial
 from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import RowResult, Status, read_report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.lock import DeviceLock
-from llama_perf.run.options import RunOptions
-from llama_perf.run.resume import finished_rows
+from llama_perf.run.request import RunOptions
 from llama_perf.run.session import Session
 from llama_perf.run.worker import Worker
 
 
 class Runner:
-    """A run of `rows` on this machine, which it holds until it is closed.
+    """A run of `rows` on a device of this machine, which it locks until it is closed.
 
-    `finished` are the results it takes over, by id. Raises BusyError where another run
-    has the device, RecordError where there is nothing to resume.
+    `finished` are the results taken over from a run that is continued, by id. Raises
+    BusyError where another run has the device, RecordError where there is nothing to
+    continue.
     """
 
     def __init__(
@@ -42,8 +44,12 @@ class Runner:
     ) -> None:
         self.rows = list(rows)
         self.options = options
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        """When the run began, ISO 8601 in UTC."""
         self._started_s = time.monotonic()
-        self._session = Session(rows, options=options)
+        self._devices = {row.device for row in rows}
+        session = Session(self._devices, options=options)
+        self.environment: Environment = session.environment
         self._earlier: Mapping[str, Measurement] = {}
         self.finished: Mapping[str, RowResult] = {}
         if options.resume is not None:
@@ -52,20 +58,10 @@ class Runner:
             )
         self._longest_s = 0.0
         self._worker: Worker | None = None
-        self._lock = DeviceLock(self._session.device, wait=options.wait)
+        self._lock = DeviceLock(session.device, wait=options.wait)
         self._lock.acquire(progress)
-        for note in machine_notes(self._session.device):
+        for note in machine_notes(session.device):
             progress(f"note: {note}\n")
-
-    @property
-    def started(self) -> str:
-        """When the run began, ISO 8601 in UTC."""
-        return self._session.started
-
-    @property
-    def environment(self) -> Environment:
-        """The machine and the libraries."""
-        return self._session.environment
 
     def expect(self, baseline: Baseline | None) -> None:
         """Take from a baseline how long each row takes, for the time budget."""
@@ -87,11 +83,8 @@ class Runner:
         return result
 
     def _measured(self, row: RowSpec, progress: Progress) -> RowResult:
-        if self.options.isolate == "none":
-            return self._session.run_row(row, progress=progress)
         if self._worker is None:
-            devices = {each.device for each in self.rows}
-            self._worker = Worker(options=self.options, devices=devices)
+            self._worker = Worker(options=self.options, devices=self._devices)
         result = self._worker.run(row, progress=progress).result
         if self.options.isolate == "row" or _broke(result):
             self._end_worker()
@@ -147,3 +140,36 @@ def _broke(result: RowResult) -> bool:
 def _seconds(measurement: Measurement) -> float:
     built = (measurement.build_s or 0.0) + (measurement.warm_up_s or 0.0)
     return built + sum(measurement.sample_ns) / 1e9
+
+
+def finished_rows(
+    path: Path,
+    rows: Sequence[RowSpec],
+    *,
+    options: RunOptions,
+    environment: Environment,
+) -> Mapping[str, RowResult]:
+    """The results in `path` of those `rows` that were measured, by id.
+
+    A row that ended otherwise runs again. Raises RecordError where the file is missing
+    or damaged, or where its run had other code, another environment or other
+    slowdowns: its rows would not belong to this run.
+    """
+    report = read_report(path)
+    if changed := report.environment.changes(environment, commit=True):
+        raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
+    wanted = {row.id: row for row in rows}
+    finished = {}
+    for result in report.results:
+        row, measurement = wanted.get(result.id), result.measurement
+        if row is None or measurement is None:
+            continue
+        if result.row.fingerprint != row.fingerprint:
+            raise RecordError(f"resume: {path} has another row under {row.id}")
+        if measurement.injected_slowdown != options.slowdown(row.id):
+            raise RecordError(
+                f"resume: {path} measured {row.id} with an inject-slowdown of"
+                f" {measurement.injected_slowdown:.0%}"
+            )
+        finished[result.id] = result
+    return finished

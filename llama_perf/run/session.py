@@ -1,17 +1,16 @@
-"""The core call: rows -> results, one at a time.
+"""One row after another in this process: a row -> its result.
 
-The pytest plugin and the command line are thin over this. A row that cannot run, or
-breaks, becomes a result with its reason and the next row runs.
+A row that cannot run, or breaks, becomes a result with its reason. Knows nothing of
+other processes, and no baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable
 
 import torch
 
-from llama_perf.devices.device import check_device, release_memory, run_device
+from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.device_ceiling import measure_ceiling
@@ -19,39 +18,35 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler
-from llama_perf.measure.timing import SAMPLES_BUDGET_S, Progress, measure, without_kept
+from llama_perf.measure.timing import (
+    MeasureOptions,
+    Progress,
+    measure,
+    without_retained,
+)
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Ceiling, Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 
 
 class Session:
-    """One run on one machine: its environment, its bandwidth, its rows.
+    """The machine as the rows of a run find it, and what it measured of it once.
 
-    `devices` are those of the whole run, where `rows` are only some of it.
+    `devices` are those of all rows of the run; they decide which device it describes.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[RowSpec],
-        *,
-        options: RunOptions,
-        devices: Iterable[str] | None = None,
-    ) -> None:
-        self.rows = list(rows)
+    def __init__(self, devices: Iterable[str], *, options: RunOptions) -> None:
         self.options = options
-        self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        wanted = {row.device for row in rows} if devices is None else set(devices)
-        self.device = run_device(wanted)
-        # fp32 means fp32: TF32 would be another row's work under this row's name.
+        self.device = run_device(set(devices))
+        # With TF32, a row of float32 would do other work than its name says.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)
         self._ceilings: dict[str, Ceiling] = {}
 
     def ceiling(self, device: torch.device) -> Ceiling:
-        """What bounds a row on the device today, measured once a run."""
+        """The device's bandwidth and other limits, measured once."""
         if device.type not in self._ceilings:
             self._ceilings[device.type] = measure_ceiling(device)
         return self._ceilings[device.type]
@@ -82,12 +77,13 @@ class Session:
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)
+        used = device_of(device)
         ceiling = self.ceiling(device)
         slowdown = self.options.slowdown(row.id)
         with compiler_settings():
             progress("building")
-            if device.type == "cpu":
-                # Else it would count as the row's memory.
+            if not used.profiled_after_samples:
+                # If a row loaded it, it would count as the row's memory.
                 load_profiler()
             meter = MemoryMeter(device)
             prepared = prepare(
@@ -101,21 +97,18 @@ class Session:
                     prepared,
                     meter=meter,
                     ceiling=ceiling,
-                    slowdown=slowdown,
-                    damaged=self.options.damaged(row.id),
-                    count_work=True,
-                    samples_budget_s=SAMPLES_BUDGET_S.get(row.device),
+                    options=MeasureOptions(
+                        slowdown=slowdown,
+                        damaged=self.options.damaged(row.id),
+                        count_work=True,
+                        samples_budget_s=used.samples_budget_s,
+                    ),
                     progress=progress,
                 )
             finally:
                 del prepared
-                release_memory(device)
-        return without_kept(measurement, meter.kept_bytes())
-
-    def run(self) -> Iterator[RowResult]:
-        """All rows in their order."""
-        for row in self.rows:
-            yield self.run_row(row)
+                used.release_memory()
+        return without_retained(measurement, meter.retained_bytes())
 
 
 def _invalid(row: RowSpec, reason: str) -> RowResult:
@@ -124,5 +117,5 @@ def _invalid(row: RowSpec, reason: str) -> RowResult:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["no message"]
-    # The compiler's "backend='inductor' raised:" tells nothing without the next one.
+    # The compiler's "backend='inductor' raised:" needs the line after it.
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

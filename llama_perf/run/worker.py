@@ -19,17 +19,14 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar
-
-from pydantic import ConfigDict
+from typing import IO, TYPE_CHECKING
 
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions, Slowdown
-from llama_perf.strict_json import STRICT, from_json, to_line
+from llama_perf.run.request import RunOptions, Slowdown
+from llama_perf.strict_json import from_json, record, to_line
 
 if TYPE_CHECKING:
     from llama_perf.measure.timing import Progress
@@ -41,14 +38,12 @@ _LOOK_S = 1.0
 _GRACE_S = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerTask:
     """What a worker is to run; paths are absolute.
 
     `devices` are those of all rows of the run, which decide on its environment.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     row: RowSpec
     devices: tuple[str, ...]
@@ -57,21 +52,17 @@ class WorkerTask:
     damages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerResult:
     """How the row ended there; `environment` is None where the process itself broke."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     result: RowResult
     environment: Environment | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerReply:
     """What a worker says: how far it is, or the end of its row."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     progress: str | None = None
     done: WorkerResult | None = None
@@ -287,7 +278,7 @@ def main(arguments: list[str]) -> None:
     while (line := tasks.get()) is not None:
         task = from_json(WorkerTask, line, source="the task")
         if session is None:
-            session = Session([task.row], options=_options(task), devices=task.devices)
+            session = Session(task.devices, options=_options(task))
         result = session.run_row(
             task.row, progress=lambda text: reply(WorkerReply(progress=text))
         )

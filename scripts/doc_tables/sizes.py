@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
+from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
-from llama_perf.quantize.registry import built_kernels
+from llama_perf.measure.model_size import native_model_bytes
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
-from scripts.doc_tables.document import Place, place, text_between
+from scripts.doc_tables.document import (
+    Place,
+    Table,
+    github_table,
+    place,
+    select,
+    text_between,
+)
 
 PLACE = place("sizes.md", "sizes")
 PUBLISHED = Path(__file__).parent / "a100_reference.csv"
@@ -32,7 +41,7 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """One line; `reference_bytes` is None where a scheme has one layout alone."""
+    """One line; `reference_bytes` is None where a scheme has only one layout."""
 
     model: str
     scheme: str | None
@@ -43,14 +52,14 @@ class Size:
 
     @property
     def comparable_bytes(self) -> int:
-        """Of the layout whose size is to be the published one."""
+        """In the layout whose size is to be the published one."""
         return self.reference_bytes or self.lean_bytes
 
 
 @cache
 def sizes() -> tuple[Size, ...]:
     """Every size of the published table whose scheme is built natively."""
-    found = {}
+    published_gb = {}
     with PUBLISHED.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             model, scheme = line["model"], line["quantization"] or None
@@ -58,36 +67,63 @@ def sizes() -> tuple[Size, ...]:
                 continue
             # The activations' dtype changes no packed weight.
             dtype = line["dtype"] if scheme is None else "bfloat16"
-            published = float(line["model_size_gb"])
-            found[model, scheme, dtype] = published
+            published_gb[model, scheme, dtype] = float(line["model_size_gb"])
     return tuple(
         _size(model, scheme, dtype, published)
         for (model, scheme, dtype), published in sorted(
-            found.items(), key=lambda item: (item[0][0], -item[1], str(item[0][1]))
+            published_gb.items(),
+            key=lambda item: (item[0][0], -item[1], str(item[0][1])),
         )
     )
 
 
 def is_built(scheme: str | None) -> bool:
     """Whether the scheme has native kernels; None is the unquantized model."""
-    return scheme is None or "native" in built_kernels(Scheme.parse(scheme))
+    return scheme is None or "native" in Scheme.parse(scheme).kernels
 
 
 def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
     config, kind = preset(model), getattr(torch, dtype)
-    reference = None
-    if scheme is not None and has_reference_layout(scheme):
-        reference = native_model_bytes(
-            config, scheme, dtype=kind, reference_layout=True
-        )
+    lean = native_model_bytes(config, scheme, dtype=kind)
+    more = 0 if scheme is None else more_bytes_of_zeros(config, Scheme.parse(scheme))
     return Size(
         model=model,
         scheme=scheme,
         dtype=dtype,
         published_gb=published,
-        reference_bytes=reference,
-        lean_bytes=native_model_bytes(config, scheme, dtype=kind),
+        reference_bytes=lean + more if more else None,
+        lean_bytes=lean,
     )
+
+
+def tables(names: Sequence[str]) -> list[Table]:
+    """The tables of sizes and of peaks; they have no rows to choose from."""
+    from scripts.doc_tables import peaks
+
+    select(names, ())
+    return [
+        Table(place=PLACE, text=markdown()),
+        Table(place=peaks.PLACE, text=peaks.markdown()),
+    ]
+
+
+def more_bytes_of_zeros(config: ModelConfig, scheme: Scheme) -> int:
+    """The bytes by which zero points take more in torchao's layouts than in ours.
+
+    The published runs stored those of uintx as int32, and beside each scale of
+    sparse-marlin one of 16 bits that nothing read.
+    """
+    if scheme.family == "uintx":
+        assert scheme.bits is not None, f"{scheme.name} has no bits"
+        assert scheme.group_size is not None, f"{scheme.name} has no groups"
+        bits, group_size = 32 - scheme.bits, scheme.group_size
+    elif scheme.family == "sparse-marlin":
+        bits, group_size = 16, 128
+    else:
+        return 0
+    layer = (math.prod(shape) for _, shape in layer_shapes(config) if len(shape) == 2)
+    weights = config.n_layers * sum(layer) + config.vocab_size * config.dim
+    return weights // group_size * bits // 8
 
 
 def markdown() -> str:
@@ -102,7 +138,7 @@ def markdown() -> str:
         )
         for size in sizes()
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
 def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """`scripts/cuda_check`: every check that needs a card, in one go and within a budget.
 
-For a CUDA machine without network, with its own torch and Triton and a folder of
-wheels for the rest. Each step runs in a process of its own, is stopped at its share
-of the budget, and leaves what it had; the next one runs all the same. Imports
+For a CUDA machine without network, with its own torch and Triton and a folder of wheels
+for everything else. Each step runs in a process of its own and is stopped at its share
+of the budget. It leaves what it had, and the next step runs all the same. Imports
 nothing that such a machine may lack.
 """
 
@@ -18,16 +18,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from scripts.offline.kernel_archive import (
-    bring_kernels,
-    install,
-    no_wheels,
-    tell_compiled,
-)
-from scripts.offline.options import add_machine_options, refuse
-from scripts.offline.steps import Runner, Step, until_interrupted
+from scripts.offline.kernel_archive import report_compiled, unpack_kernels
+from scripts.offline.options import ROOT, add_machine_options, refuse, wheels_problem
+from scripts.offline.steps import Step, StepRunner, until_interrupted
+from scripts.offline.wheels import install_wheels
 
-ROOT = Path(__file__).resolve().parents[2]
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
 _PROBE = """
 import sys
@@ -40,7 +35,7 @@ if sys.argv[1] == "card" and not torch.cuda.is_available():
     advice = "--rehearse runs the steps on the CPU"
     sys.exit(f"no CUDA device: torch {torch.__version__}; {advice}")
 """
-REHEARSAL_ROWS = """\
+_REHEARSAL_ROWS = """\
 [defaults]
 model = "stories15M"
 device = "cpu"
@@ -65,8 +60,8 @@ _OUTPUTS = (
     "doctor.txt",
 )
 _MODEL = "Llama-2-7b-chat-hf"
-# Seconds. What the steps after the rows need is kept back from them.
-_KEPT_BACK_S = 45.0
+# Seconds. The rows leave this much of the budget to the steps after them.
+_KEEP_BACK_S = 45.0
 _PROBE_S = 120.0
 _MACHINE_S = 60.0
 _FUSED_S = 110.0
@@ -75,27 +70,27 @@ _PRODUCTS_S = 80.0
 _REST_S = 75.0
 _RECORD_S = 30.0
 _DOCTOR_S = 20.0
-# Of a rehearsal; a machine with a card has cores for as many as it has schemes.
+# A rehearsal's parts. A machine with a card has cores for one part a scheme.
 _FEW_PARTS = 2
 _FUSED_TESTS = {"step": "llama/test_decode_step.py", "fused": "llama/test_fused.py"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all steps; 0 where all went well, 1 where one did not, 2 without a card."""
+    """Run all steps; returns 0 if all went well, 1 if one did not, 2 without a card."""
     arguments = _parser().parse_args(argv)
     return until_interrupted(
         lambda: _check(arguments),
         name="cuda_check",
-        then=f"what there is lies in {arguments.out}",
+        then=f"the results so far are in {arguments.out}",
     )
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if (problem := no_wheels(arguments)) is not None:
+    if (problem := wheels_problem(arguments)) is not None:
         return refuse("cuda_check", problem)
     out: Path = arguments.out.absolute()
-    runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
-    if (problem := unusable(runner, rehearse=arguments.rehearse)) is not None:
+    runner = StepRunner(root=ROOT, out=out, budget_s=arguments.budget)
+    if (problem := machine_problem(runner, rehearse=arguments.rehearse)) is not None:
         return refuse("cuda_check", problem)
     out.mkdir(parents=True, exist_ok=True)
     for name in _OUTPUTS:
@@ -105,48 +100,50 @@ def _check(arguments: argparse.Namespace) -> int:
         return _run(runner, arguments, Path(scratch))
 
 
-def unusable(runner: Runner, *, rehearse: bool) -> str | None:
-    """Why this Python or this machine's card cannot be used, None where they can."""
+def machine_problem(runner: StepRunner, *, rehearse: bool) -> str | None:
+    """Why this Python or this machine's card cannot be used, None if they can."""
     needed = "torch" if rehearse else "card"
     return runner.ask([sys.executable, "-c", _PROBE, needed], limit_s=_PROBE_S)
 
 
-def _run(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> int:
-    out = runner.out
-    if arguments.rehearse:
-        runner.heading = REHEARSAL
-        print(REHEARSAL, flush=True)
-    install(runner, arguments.wheels, scratch / "site")
-    brought = bring_kernels(runner, arguments.wheels)
-    rehearse = arguments.rehearse
+def announce_rehearsal(runner: StepRunner) -> None:
+    """Say at the top of every log, and here, that no figure is a card's."""
+    runner.heading = REHEARSAL
+    print(REHEARSAL, flush=True)
+
+
+def _run(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -> int:
+    out, rehearse = runner.out, arguments.rehearse
+    if rehearse:
+        announce_rehearsal(runner)
+    install_wheels(runner, arguments.wheels, scratch / "site")
+    unpacked = unpack_kernels(runner, arguments.wheels)
     parts = _FEW_PARTS if rehearse else max((os.cpu_count() or 1) // 2, 1)
-    rows = _row_options(scratch, rehearse=rehearse)
+    rows = row_options("cuda-check", scratch, rehearse=rehearse)
     runner.run(machine_step(out))
     runner.run_together(
         [
-            each
+            step
             for label, file in _FUSED_TESTS.items()
-            for each in tests_steps(out, label, [file], parts=parts, limit_s=_FUSED_S)
+            for step in tests_steps(out, label, [file], parts=parts, limit_s=_FUSED_S)
         ]
     )
     runner.run(rows_step(out, "rows", rows, limit_s=_ROWS_S))
-    _draw(runner)
+    _draw_table(runner)
     runner.run(products_step(out, rehearse=rehearse))
     runner.run(rows_step(out, "rows-rest", rows, limit_s=_REST_S))
-    _draw(runner)
-    if left_out := without_invalid(out / "results.json", scratch / "measured.json"):
-        print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
-    runner.run(record_step(scratch / "measured.json", out / "baselines"))
+    _draw_table(runner)
+    record_baseline(runner, scratch, limit_s=_RECORD_S)
     others = ["cuda/test_cuda.py"] if rehearse else _other_tests()
     runner.run_together(
         tests_steps(out, "others", others, parts=2 * parts, limit_s=math.inf)
     )
     runner.run(doctor_step())
-    tell_compiled(runner, brought)
-    if arguments.rehearse:
+    report_compiled(runner, unpacked)
+    if rehearse:
         _head(out / "results.md")
     print(f"\n{runner.summary()}\nresults: {out}")
-    if arguments.rehearse:
+    if rehearse:
         print(REHEARSAL)
     return 0 if runner.all_ok else 1
 
@@ -157,8 +154,8 @@ def llama_perf(*arguments: str) -> list[str]:
 
 
 def machine_step(out: Path) -> Step:
-    """What the machine is, and the ceiling of this run."""
-    command = [sys.executable, "-m", "scripts.offline.describe_gpu"]
+    """Describe the machine and measure the ceiling of this run."""
+    command = [sys.executable, "-m", "scripts.offline.describe_machine"]
     return Step(
         name="machine",
         command=[*command, str(out / "machine.json")],
@@ -171,9 +168,9 @@ def machine_step(out: Path) -> Step:
 def tests_steps(
     out: Path, label: str, files: Sequence[str], *, parts: int, limit_s: float
 ) -> list[Step]:
-    """The tests of `files` that need a card, in parts for processes side by side.
+    """Run the tests of `files` that need a card, in parts for processes side by side.
 
-    On the CPU they say that they need one.
+    On the CPU each of them says that it needs a card.
     """
     paths = [f"tests/correctness/{name}" for name in files]
     steps = []
@@ -196,7 +193,7 @@ def tests_steps(
 
 
 def _other_tests() -> list[str]:
-    """The files of tests but for those that ran before."""
+    """The files of tests except those that ran before."""
     folder = ROOT / "tests" / "correctness"
     paths = sorted(folder.rglob("test_*.py"))
     names = [str(path.relative_to(folder)) for path in paths]
@@ -204,21 +201,21 @@ def _other_tests() -> list[str]:
 
 
 def products_step(out: Path, *, rehearse: bool) -> Step:
-    """Each format's products by themselves: five shapes of six formats."""
-    what = ["stories15M", "cpu", "eager"] if rehearse else [_MODEL, "cuda", "fused"]
-    command = [sys.executable, "-m", "scripts.studies.product_times", *what]
+    """Time each format's products by themselves: five shapes of six formats."""
+    words = ["stories15M", "cpu", "eager"] if rehearse else [_MODEL, "cuda", "fused"]
+    command = [sys.executable, "-m", "scripts.studies.product_times", *words]
     return Step(
         name="products",
         command=[*command, str(out / "products.jsonl")],
         limit_s=_PRODUCTS_S,
         log="products.txt",
-        keep_back_s=_KEPT_BACK_S,
+        keep_back_s=_KEEP_BACK_S,
         shown=40,
     )
 
 
 def doctor_step() -> Step:
-    """What the machine can run."""
+    """List what the machine can run."""
     return Step(
         name="doctor",
         command=llama_perf("doctor"),
@@ -228,19 +225,20 @@ def doctor_step() -> Step:
     )
 
 
-def _row_options(scratch: Path, *, rehearse: bool) -> list[str]:
+def row_options(set_name: str, scratch: Path, *, rehearse: bool) -> list[str]:
+    """The options of `llama-perf run` for a set, or for the rehearsal's tiny rows."""
     if not rehearse:
-        return ["--set", "cuda-check"]
+        return ["--set", set_name]
     file = scratch / "rehearsal.toml"
-    file.write_text(REHEARSAL_ROWS, encoding="utf-8")
+    file.write_text(_REHEARSAL_ROWS, encoding="utf-8")
     return ["--rows", str(file)]
 
 
 def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -> Step:
-    """The rows that are not measured yet, within `limit_s`.
+    """Measure the rows that are not measured yet, within `limit_s`.
 
-    The first ones have a process each. Those that are left share one: starting it
-    takes as long as measuring three.
+    The first rows have a process each. The rest share one: starting a process takes as
+    long as measuring three rows.
     """
     results = out / "results.json"
     command = llama_perf("run", *options, "--json", str(results))
@@ -252,32 +250,36 @@ def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -
         # The row that is being measured when its time is over comes to its end.
         limit_s=limit_s * 1.25,
         log=f"{name}.txt",
-        keep_back_s=_KEPT_BACK_S,
+        keep_back_s=_KEEP_BACK_S,
         shown=40,
     )
 
 
-def record_step(results: Path, baselines: Path) -> Step:
-    """The baseline of this card, from the rows that were measured."""
-    options = ["--from", str(results), "--baselines", str(baselines)]
-    return Step(
-        name="baseline",
-        command=llama_perf("baseline", "record", *options),
-        limit_s=_RECORD_S,
-        shown=5,
+def record_baseline(runner: StepRunner, scratch: Path, *, limit_s: float) -> None:
+    """Record the baseline of this card from the rows that were measured."""
+    measured = scratch / "measured.json"
+    if left_out := without_invalid(runner.out / "results.json", measured):
+        print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
+    options = ["--from", str(measured), "--baselines", str(runner.out / "baselines")]
+    runner.run(
+        Step(
+            name="baseline",
+            command=llama_perf("baseline", "record", *options),
+            limit_s=limit_s,
+            shown=5,
+        )
     )
 
 
-def _draw(runner: Runner) -> None:
-    """Draw the rows that were done, however the run of them ended."""
+def _draw_table(runner: StepRunner) -> None:
+    """Draw the rows that were measured, however their run ended."""
     results = runner.out / "results.json"
     if not results.exists():
         return
-    options = [str(results), "--format", "markdown"]
     runner.run(
         Step(
             name="table",
-            command=llama_perf("report", *options),
+            command=llama_perf("report", str(results), "--format", "markdown"),
             limit_s=_RECORD_S,
             log="results.md",
             keep_back_s=_DOCTOR_S,
@@ -286,10 +288,10 @@ def _draw(runner: Runner) -> None:
 
 
 def without_invalid(results: Path, target: Path) -> list[str]:
-    """Copy a run's results but for INVALID rows to `target`; the ids left out.
+    """Copy a run's results without INVALID rows to `target`; returns the ids left out.
 
-    A baseline is recorded from a run without INVALID rows alone. Here the step
-    of the rows has failed for them already, and the others' figures are wanted.
+    A baseline is recorded only from a run without INVALID rows. Here the step of the
+    rows has failed for them already, and the other rows' figures are wanted.
     """
     try:
         report = json.loads(results.read_text(encoding="utf-8"))
@@ -298,7 +300,7 @@ def without_invalid(results: Path, target: Path) -> list[str]:
     invalid = [row["id"] for row in report["results"] if row["status"] == "INVALID"]
     for part in ("results", "comparisons"):
         report[part] = [row for row in report[part] if row["id"] not in invalid]
-    # What is left out is not missing.
+    # A row that is left out is not missing.
     report["selected"] = report.get("selected", 0) - len(invalid)
     target.write_text(json.dumps(report), encoding="utf-8")
     return invalid
@@ -314,8 +316,8 @@ def _head(path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cuda_check",
-        description="Run every check that needs a card, what tells most first: the"
-        " machine and its ceiling, the fused step's tests, the rows of the set"
+        description="Run every check that needs a card, the most telling ones first:"
+        " the machine and its ceiling, the fused step's tests, the rows of the set"
         " cuda-check, products by themselves, the other tests, and a baseline.",
     )
     add_machine_options(parser, out="cuda-check-results", budget_s=480)

@@ -3,8 +3,8 @@
     scripts/cuda_table --shard 1/3      # and 2/3, 3/3, each again until all is done
     scripts/cuda_table --merge          # one table, and this card's baseline
 
-For the same machines as `scripts/cuda_check`. A piece is every n-th row of each set;
-run again with the same words it continues where it stopped. Imports nothing that such a
+For the same machines as `scripts/cuda_check`. A piece is every n-th row of each set.
+The same command run again continues where it stopped. Imports nothing that such a
 machine may lack.
 """
 
@@ -18,31 +18,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.offline.cuda_check import (
-    REHEARSAL,
-    REHEARSAL_ROWS,
-    ROOT,
+    announce_rehearsal,
     llama_perf,
-    unusable,
-    without_invalid,
+    machine_problem,
+    record_baseline,
+    row_options,
 )
-from scripts.offline.kernel_archive import (
-    bring_kernels,
-    install,
-    no_wheels,
-    tell_compiled,
+from scripts.offline.kernel_archive import report_compiled, unpack_kernels
+from scripts.offline.options import (
+    ROOT,
+    TABLE_SETS,
+    add_machine_options,
+    refuse,
+    wheels_problem,
 )
-from scripts.offline.options import add_machine_options, refuse
-from scripts.offline.steps import GRACE_S, Runner, Step, until_interrupted
+from scripts.offline.steps import GRACE_S, Step, StepRunner, until_interrupted
+from scripts.offline.wheels import install_wheels
 
-SETS = ("reference", "published", "filled", "prefill", "batch")
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
-# Seconds: what ends a piece once its rows are stopped, and what a merge takes.
-_KEPT_BACK_S = 10.0
+# Seconds that a piece needs after its rows, and seconds that a merge may take.
+_KEEP_BACK_S = 10.0
 _MERGE_S = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a piece or merge all; 0 where it is complete, 1 where not, 2 refused."""
+    """Measure a piece or merge all; returns 0 if complete, 1 if not, 2 if refused."""
     arguments = _parser().parse_args(argv)
     return until_interrupted(
         lambda: _table(arguments),
@@ -55,23 +55,22 @@ def _table(arguments: argparse.Namespace) -> int:
     if (problem := _problem(arguments)) is not None:
         return refuse("cuda_table", problem)
     out: Path = arguments.out.absolute()
-    runner = Runner(root=ROOT, out=out, budget_s=arguments.budget)
+    runner = StepRunner(root=ROOT, out=out, budget_s=arguments.budget)
     if not arguments.merge:
-        problem = unusable(runner, rehearse=arguments.rehearse)
+        problem = machine_problem(runner, rehearse=arguments.rehearse)
         if problem is not None:
             return refuse("cuda_table", problem)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.rehearse:
-        runner.heading = REHEARSAL
-        print(REHEARSAL, flush=True)
+        announce_rehearsal(runner)
     with tempfile.TemporaryDirectory(prefix="cuda-table-") as scratch:
-        install(runner, arguments.wheels, Path(scratch) / "site")
+        install_wheels(runner, arguments.wheels, Path(scratch) / "site")
         if arguments.merge:
             complete = _merge(runner, Path(scratch))
         else:
-            brought = bring_kernels(runner, arguments.wheels)
+            unpacked = unpack_kernels(runner, arguments.wheels)
             complete = _measure(runner, arguments, Path(scratch))
-            tell_compiled(runner, brought)
+            report_compiled(runner, unpacked)
     print(f"\n{runner.summary()}\nresults: {out}")
     if not complete and not arguments.merge:
         print("not complete: run the same command again, which goes on from here")
@@ -79,11 +78,11 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def _problem(arguments: argparse.Namespace) -> str | None:
-    """What is wrong with the options, in one line."""
+    """Why the options are refused, in one line; None if they are not."""
     shard = _SHARD.fullmatch(arguments.shard)
     if shard is None or int(shard[1]) > int(shard[2]):
         return f"shard: {arguments.shard!r} is not allowed; allowed: I/N, I from 1 to N"
-    if (problem := no_wheels(arguments)) is not None:
+    if (problem := wheels_problem(arguments)) is not None:
         return problem
     if arguments.merge and not _pieces(arguments.out):
         return f"out: {str(arguments.out)!r} has no pieces to merge"
@@ -92,34 +91,30 @@ def _problem(arguments: argparse.Namespace) -> str | None:
 
 def _pieces(out: Path) -> list[Path]:
     """The results of all pieces, in the order of the sets."""
-    found = [path for path in out.glob("*.json") if "-of-" in path.name]
-    names = [*SETS, "rehearsal"]
+    names = [*TABLE_SETS, "rehearsal"]
     return sorted(
-        found, key=lambda path: (names.index(path.name.split("-")[0]), path.name)
+        out.glob("*-of-*.json"),
+        key=lambda path: (names.index(path.name.split("-")[0]), path.name),
     )
 
 
-def _measure(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> bool:
-    """Every set's part of this piece; whether all rows of it are done."""
+def _measure(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -> bool:
+    """Measure every set's part of this piece; returns whether all rows are done."""
     number, count = arguments.shard.split("/")
     complete = True
-    for name in ["rehearsal"] if arguments.rehearse else arguments.set or SETS:
+    for name in ["rehearsal"] if arguments.rehearse else arguments.set or TABLE_SETS:
         results = runner.out / f"{name}-{number}-of-{count}.json"
-        options = ["--set", name]
-        if arguments.rehearse:
-            file = scratch / "rehearsal.toml"
-            file.write_text(REHEARSAL_ROWS, encoding="utf-8")
-            options = ["--rows", str(file)]
+        options = row_options(name, scratch, rehearse=arguments.rehearse)
         if results.exists():
             options.append("--resume")
-        left = runner.left_s - _KEPT_BACK_S - GRACE_S
+        left = runner.left_s - _KEEP_BACK_S - GRACE_S
         options += ["--shard", arguments.shard, "--json", str(results)]
         step = Step(
             name=name,
             command=llama_perf("run", *options, "--time-budget", f"{max(left, 1):.0f}"),
             limit_s=float("inf"),
             log=f"{name}-{number}-of-{count}.txt",
-            keep_back_s=_KEPT_BACK_S,
+            keep_back_s=_KEEP_BACK_S,
             shown=30,
         )
         runner.run(step)
@@ -128,7 +123,7 @@ def _measure(runner: Runner, arguments: argparse.Namespace, scratch: Path) -> bo
 
 
 def _complete(results: Path) -> bool:
-    """Whether a run got to all of its rows, none of them left for want of time."""
+    """Whether a run had the time for all of its rows."""
     try:
         report = json.loads(results.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,34 +136,26 @@ def _complete(results: Path) -> bool:
     return not late and len(report["results"]) >= report["selected"]
 
 
-def _merge(runner: Runner, scratch: Path) -> bool:
-    """One table of all pieces, and the baseline of the rows that were measured."""
+def _merge(runner: StepRunner, scratch: Path) -> bool:
+    """Write one table of all pieces and a baseline; returns whether all are complete.
+
+    The baseline has the rows that were measured.
+    """
     pieces = _pieces(runner.out)
     words = [str(path) for path in pieces]
-    for form, name in (("markdown", "results.md"), ("json", "results.json")):
-        if form == "json":
-            # A heading would make it another document.
+    for output, name in (("markdown", "results.md"), ("json", "results.json")):
+        if output == "json":
+            # With a heading it would be no JSON.
             runner.heading = ""
         runner.run(
             Step(
                 name=name,
-                command=llama_perf("report", *words, "--format", form),
+                command=llama_perf("report", *words, "--format", output),
                 limit_s=_MERGE_S,
                 log=name,
             )
         )
-    measured = scratch / "measured.json"
-    if left_out := without_invalid(runner.out / "results.json", measured):
-        print(f"not recorded, since INVALID: {', '.join(left_out)}", flush=True)
-    options = ["--from", str(measured), "--baselines", str(runner.out / "baselines")]
-    runner.run(
-        Step(
-            name="baseline",
-            command=llama_perf("baseline", "record", *options),
-            limit_s=_MERGE_S,
-            shown=5,
-        )
-    )
+    record_baseline(runner, scratch, limit_s=_MERGE_S)
     return all(_complete(path) for path in pieces)
 
 
@@ -188,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         action="append",
-        choices=SETS,
+        choices=TABLE_SETS,
         help="only this set (repeatable)",
     )
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""Steps of a check in processes of their own, each within its share of a budget.
+"""Steps in processes of their own, each within its share of a budget of time.
 
-Knows commands and times, not what the steps check. Standard library alone.
+Knows commands and times, not what the steps check. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, NoReturn
 
-# After an interrupt, to write what there is; then the process is killed.
+# Seconds for an interrupted process to write what it has; then it is killed.
 GRACE_S = 8.0
 
 
-class Told(Enum):
+class Status(Enum):
     """How a step ended."""
 
     OK = "ok"
@@ -40,7 +40,10 @@ class Interrupted(BaseException):
 
 
 def until_interrupted(work: Callable[[], int], *, name: str, then: str) -> int:
-    """`work()`; where SIGINT or SIGTERM ends it, one line and the shell's exit code."""
+    """Run `work`; if SIGINT or SIGTERM ends it, print a line and return the exit code.
+
+    `then` says what the user finds or does next.
+    """
     try:
         with _interruptible():
             return work()
@@ -53,7 +56,7 @@ def until_interrupted(work: Callable[[], int], *, name: str, then: str) -> int:
 def _interruptible() -> Iterator[None]:
     """Raise `Interrupted` at the first signal and ignore later ones.
 
-    A second Ctrl-C would otherwise leave steps that are being ended.
+    Otherwise a second Ctrl-C would leave steps running that are being stopped.
     """
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -72,10 +75,10 @@ def _interruptible() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One command: at most `limit_s`, and `keep_back_s` of the budget left after it.
+    """One command: it takes at most `limit_s` and leaves `keep_back_s` of the budget.
 
-    `log` is the file in the results' folder that holds its output; without one the
-    output goes to the terminal. `shown` counts the last lines of it to print.
+    Its output goes into the file `log` in the folder of results, whose last `shown`
+    lines are printed. Without `log` the output goes to the terminal.
     """
 
     name: str
@@ -88,18 +91,19 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """A step and how it ended; `reason` is given unless it went well."""
+    """A step and how it ended; `reason` is empty if there is nothing to explain."""
 
     name: str
-    told: Told
+    status: Status
     seconds: float
     reason: str = ""
 
 
-class Runner:
-    """Runs steps in `root` and keeps their logs in `out`; the clock starts here.
+class StepRunner:
+    """Runs steps in the folder `root` and writes their logs into the folder `out`.
 
-    `heading` is put before what they say; `variables` are added to their environment.
+    The budget starts when the runner is made. `heading` stands at the top of each log;
+    `variables` are added to the environment of each step.
     """
 
     def __init__(self, *, root: Path, out: Path, budget_s: float) -> None:
@@ -115,34 +119,28 @@ class Runner:
 
     @property
     def left_s(self) -> float:
-        """What is left of the budget."""
+        """The rest of the budget."""
         return self._deadline - time.monotonic()
 
     @property
     def all_ok(self) -> bool:
         """Whether every step went well."""
-        return all(outcome.told is Told.OK for outcome in self.outcomes)
+        return all(outcome.status is Status.OK for outcome in self.outcomes)
 
     def add_to_path(self, folder: Path) -> None:
-        """Let later steps import from `folder`, before what is installed."""
+        """Let later steps import from `folder` first, before installed packages."""
         self._path.insert(0, str(folder))
 
-    def note(self, name: str, told: Told, reason: str) -> None:
-        """An outcome without a process."""
-        self._keep(Outcome(name=name, told=told, seconds=0.0, reason=reason))
+    def note(self, name: str, status: Status, reason: str) -> Outcome:
+        """Record an outcome that needed no process."""
+        outcome = Outcome(name=name, status=status, seconds=0.0, reason=reason)
+        return self._record(outcome)
 
     def run(self, step: Step) -> Outcome:
-        """Run one step and say how it ended."""
+        """Run one step and report how it ended."""
         allowed = min(step.limit_s, self.left_s - step.keep_back_s - GRACE_S)
         if allowed <= 0:
-            return self._keep(
-                Outcome(
-                    name=step.name,
-                    told=Told.OUT_OF_TIME,
-                    seconds=0.0,
-                    reason="not started",
-                )
-            )
+            return self.note(step.name, Status.OUT_OF_TIME, "not started")
         print(f"\n== {step.name} (up to {allowed:.0f} s)", flush=True)
         start = time.monotonic()
         code, signalled = None, None
@@ -153,16 +151,16 @@ class Runner:
         # A signal may come before the log is there.
         if step.log is not None and (self.out / step.log).exists():
             _show(self.out / step.log, step.shown)
-        told, reason = Told.OK, ""
+        status, reason = Status.OK, ""
         if self._interrupted:
-            told = Told.INTERRUPTED
+            status = Status.INTERRUPTED
         elif code is None:
-            told, reason = Told.OUT_OF_TIME, f"stopped after {allowed:.0f} s"
+            status, reason = Status.OUT_OF_TIME, f"stopped after {allowed:.0f} s"
         elif code:
-            told, reason = Told.FAILED, f"exit code {code}"
+            status, reason = Status.FAILED, f"exit code {code}"
         seconds = time.monotonic() - start
-        outcome = self._keep(
-            Outcome(name=step.name, told=told, seconds=seconds, reason=reason)
+        outcome = self._record(
+            Outcome(name=step.name, status=status, seconds=seconds, reason=reason)
         )
         if signalled is not None:
             raise signalled
@@ -180,7 +178,7 @@ class Runner:
                 raise
 
     def ask(self, command: Sequence[str], *, limit_s: float) -> str | None:
-        """None where `command` succeeds, else the last line it wrote on stderr."""
+        """None if `command` succeeds, else the last line that it wrote to stderr."""
         try:
             done = subprocess.run(
                 command,
@@ -196,18 +194,18 @@ class Runner:
         lines = done.stderr.strip().splitlines()
         return lines[-1] if lines else f"exit code {done.returncode}"
 
-    def _keep(self, outcome: Outcome) -> Outcome:
+    def _record(self, outcome: Outcome) -> Outcome:
         self.outcomes.append(outcome)
         print(_line(outcome), flush=True)
         if self.out.is_dir():
-            # After each step: whoever stops the rest has what there is.
+            # After each step, so that it is there if the rest is stopped.
             text = f"{self.heading}\n\n{self.summary()}\n".lstrip()
             (self.out / "summary.txt").write_text(text, encoding="utf-8")
         return outcome
 
     def _environment(self) -> dict[str, str]:
-        known = os.environ.get("PYTHONPATH")
-        path = [*self._path, known] if known else self._path
+        inherited = os.environ.get("PYTHONPATH")
+        path = [*self._path, inherited] if inherited else self._path
         return {
             **os.environ,
             **self.variables,
@@ -216,7 +214,7 @@ class Runner:
         }
 
     def _logged(self, step: Step, allowed_s: float) -> int | None:
-        """As `_wait`, the output in the step's log."""
+        """Like `_wait`, with the output in the step's log."""
         if step.log is None:
             return self._wait(step.command, None, allowed_s)
         with (self.out / step.log).open("w", encoding="utf-8") as log:
@@ -228,7 +226,7 @@ class Runner:
     def _wait(
         self, command: Sequence[str], log: IO[str] | None, allowed_s: float
     ) -> int | None:
-        """The exit code, None where the process had to be stopped."""
+        """The exit code, None if the process had to be stopped."""
         process = subprocess.Popen(
             command,
             cwd=self.root,
@@ -254,9 +252,9 @@ class Runner:
 
 
 def _stop(*processes: subprocess.Popen[bytes]) -> None:
-    """Interrupt, so that they write what they have; then kill them and their children.
+    """Interrupt processes, so that they write what they have, then kill them.
 
-    A process leads a group, whose number stays its own while a child is left.
+    Each leads a group of processes, which keeps its number while a child is left.
     """
     for process in processes:
         with suppress(ProcessLookupError):
@@ -279,4 +277,4 @@ def _show(path: Path, count: int) -> None:
 
 def _line(outcome: Outcome) -> str:
     reason = f" ({outcome.reason})" if outcome.reason else ""
-    return f"{outcome.name:<16} {outcome.told.value}{reason}, {outcome.seconds:.0f} s"
+    return f"{outcome.name:<16} {outcome.status.value}{reason}, {outcome.seconds:.0f} s"

@@ -1,191 +1,136 @@
-"""Which wheels a machine without network lacks: requirements -> wheels.
+"""What a machine without network lacks, installed from a folder of wheels.
 
-Walks pyproject.toml's dependencies and the Requires-Dist of each wheel on the way.
-Knows no registry: whoever asks hands in how a wheel is found. Imports nothing but
-`packaging`, since it runs where nothing else of this project's is installed yet.
+pip says what is lacking. Standard library only, since nothing of this project is
+installed yet.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from email.parser import HeaderParser
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
-from packaging.requirements import Requirement
-from packaging.tags import Tag, sys_tags
-from packaging.utils import (
-    InvalidWheelFilename,
-    canonicalize_name,
-    parse_wheel_filename,
-)
-from packaging.version import Version
+from scripts.offline.options import ROOT, wheelhouse_of
+from scripts.offline.steps import Status, Step, StepRunner
 
-# What a CUDA machine has of its own, in the build that fits its driver.
+# A CUDA machine has these of its own, in the builds that fit its driver.
 LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-(?!ml-py$).*")
-# The tests need it besides the dependencies of the package.
-TEST_PACKAGES = frozenset({"hypothesis"})
+# The tests need it in addition to the dependencies of the package.
+_TEST_PACKAGES = ("hypothesis",)
+_WHEELS_S = 120.0
 
 
-class MissingWheel(LookupError):
+class MissingWheelError(LookupError):
     """No wheel satisfies a requirement; `str()` is the one line shown."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wheel:
-    """A wheel file and what its metadata says."""
-
-    path: Path
-    name: str
-    version: Version
-    tags: frozenset[Tag]
-    requires: tuple[Requirement, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Wheel:
-        """Read a wheel; raises MissingWheel for a file that is none."""
-        try:
-            name, number, _, tags = parse_wheel_filename(path.name)
-            with ZipFile(path) as archive:
-                member = next(
-                    entry
-                    for entry in archive.namelist()
-                    if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry)
-                )
-                text = archive.read(member).decode()
-        except (InvalidWheelFilename, BadZipFile, StopIteration) as error:
-            raise MissingWheel(f"{path}: no readable wheel: {error}") from None
-        lines = HeaderParser().parsestr(text).get_all("Requires-Dist", [])
-        return cls(
-            path=path,
-            name=name,
-            version=number,
-            tags=tags,
-            requires=tuple(Requirement(line) for line in lines),
-        )
+def is_left_out(requirement: str) -> bool:
+    """Whether the machine has the package of its own, or has to."""
+    return LEFT_OUT.fullmatch(_name(requirement)) is not None
 
 
-def root_requirements(pyproject: Path) -> list[Requirement]:
-    """The dependencies of the package and those that its tests need besides."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extra = map(Requirement, project["optional-dependencies"]["dev"])
-    tests = [each for each in extra if name_of(each) in TEST_PACKAGES]
-    return [*map(Requirement, project["dependencies"]), *tests]
+def _name(requirement: str) -> str:
+    """The package's name in its normal form, "pydantic-core" for "pydantic_core>=2"."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
 
 
-def name_of(requirement: Requirement) -> str:
-    """The name in its normal form, "pydantic-core" for "pydantic_core"."""
-    return canonicalize_name(requirement.name)
+def root_requirements() -> list[str]:
+    """The dependencies of the package and those that only its tests need."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    tests = [
+        line
+        for line in project["optional-dependencies"]["dev"]
+        if _name(line) in _TEST_PACKAGES
+    ]
+    return [*project["dependencies"], *tests]
 
 
-def read_pins(constraints: Path) -> dict[str, str]:
-    """The versions of a constraints file by normal name."""
-    pins = {}
-    for line in constraints.read_text(encoding="utf-8").splitlines():
-        name, separator, number = line.partition("==")
-        if separator and not line.startswith("#"):
-            pins[str(canonicalize_name(name.strip()))] = number.strip()
-    return pins
+def run_pip(*arguments: str, **variables: str) -> str:
+    """What pip prints; raises MissingWheelError with the first error that it reports.
 
-
-def walk(
-    roots: Iterable[Requirement],
-    *,
-    is_there: Callable[[Requirement], bool],
-    find: Callable[[Requirement], Wheel],
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Wheel | MissingWheel]:
-    """Each wheel that `roots` lead to, once; a requirement that none meets as well.
-
-    What `is_there` is not looked into: its own requirements are its machine's.
-    `environment` overrides the markers' variables, for another machine than this.
+    `variables` are added to its environment.
     """
-    waiting = [each for each in roots if _applies(each, environment, {""})]
-    taken: dict[str, Wheel] = {}
-    while waiting:
-        wanted = waiting.pop(0)
-        if is_there(wanted):
-            continue
-        wheel = taken.get(name_of(wanted))
-        try:
-            if wheel is None:
-                wheel = taken[name_of(wanted)] = find(wanted)
-                yield wheel
-            _check_version(wheel, wanted)
-        except MissingWheel as error:
-            yield error
-            continue
-        waiting += [
-            each
-            for each in wheel.requires
-            if _applies(each, environment, {"", *wanted.extras}) and each not in waiting
-        ]
-
-
-def _applies(
-    requirement: Requirement,
-    environment: Mapping[str, str] | None,
-    extras: Iterable[str],
-) -> bool:
-    if requirement.marker is None:
-        return True
-    return any(
-        requirement.marker.evaluate({**(environment or {}), "extra": extra})
-        for extra in extras
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
     )
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR: ")]
+    reason = (errors or lines[-1:] or ["pip gave no reason"])[0]
+    raise MissingWheelError(reason.removeprefix("ERROR: "))
 
 
-def _check_version(wheel: Wheel, wanted: Requirement) -> None:
-    if not wanted.specifier.contains(wheel.version, prereleases=True):
-        raise MissingWheel(f"{wanted}: {wheel.path.name} does not satisfy it")
+def lacking(folder: Path, requirements: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The wheels of `folder` that this Python lacks, and why any requirement fails.
 
-
-def is_left_out(requirement: Requirement) -> bool:
-    """Whether the machine has it of its own, or has to."""
-    return LEFT_OUT.fullmatch(name_of(requirement)) is not None
-
-
-def is_installed(requirement: Requirement) -> bool:
-    """Whether this Python has a version that satisfies `requirement`."""
-    try:
-        number = version(requirement.name)
-    except PackageNotFoundError:
-        return False
-    return requirement.specifier.contains(number, prereleases=True)
-
-
-def find_in(
-    folder: Path, *, tags: Iterable[Tag] | None = None
-) -> Callable[[Requirement], Wheel]:
-    """A `find` among the wheels of `folder` that fit `tags`, this Python's by default.
-
-    The newest one that satisfies the requirement is taken.
+    What the machine has of its own must have the right version, but its requirements
+    are not looked at: they are the machine's business.
     """
-    known = frozenset(sys_tags() if tags is None else tags)
-    wheels = [Wheel.read(path) for path in sorted(folder.glob("*.whl"))]
-    usable = [wheel for wheel in wheels if wheel.tags & known]
+    wheels: set[Path] = set()
+    problems: list[str] = []
 
-    def find(wanted: Requirement) -> Wheel:
-        fitting = [
-            wheel
-            for wheel in usable
-            if wheel.name == name_of(wanted)
-            and wanted.specifier.contains(wheel.version, prereleases=True)
-        ]
-        if not fitting:
-            raise MissingWheel(f"{wanted}: neither installed nor in {folder}")
-        return max(fitting, key=lambda wheel: wheel.version)
+    def ask(lines: Sequence[str], *options: str) -> None:
+        try:
+            wheels.update(_resolved(folder, lines, *options))
+        except MissingWheelError as error:
+            if len(lines) == 1:
+                problems.append(f"{lines[0]}: {error}")
+                return
+            # pip stops at the first package that is missing. The others are wanted
+            # all the same.
+            for line in lines:
+                ask([line], *options)
 
-    return find
+    ask([line for line in requirements if not is_left_out(line)])
+    ask([line for line in requirements if is_left_out(line)], "--no-deps")
+    return sorted(wheels), problems
 
 
-def missing_here(pyproject: Path, folder: Path) -> tuple[list[Wheel], list[str]]:
-    """The wheels of `folder` that this Python lacks, and what neither has."""
-    roots = root_requirements(pyproject)
-    found = list(walk(roots, is_there=is_installed, find=find_in(folder)))
-    wheels = [each for each in found if isinstance(each, Wheel)]
-    return wheels, [str(each) for each in found if not isinstance(each, Wheel)]
+def _resolved(folder: Path, requirements: Sequence[str], *options: str) -> set[Path]:
+    """The wheels that pip would install for `requirements`."""
+    if not requirements:
+        return set()
+    command = ["install", "--dry-run", "--report", "-", "--quiet", "--isolated"]
+    command += ["--no-index", "--find-links", str(folder), "--only-binary=:all:"]
+    # No setting of the machine's may add another place to look in.
+    printed = run_pip(*command, *options, *requirements, PIP_CONFIG_FILE=os.devnull)
+    urls = [item["download_info"]["url"] for item in json.loads(printed)["install"]]
+    return {Path(url2pathname(urlparse(url).path)) for url in urls}
+
+
+def install_wheels(runner: StepRunner, folder: Path | None, site: Path) -> None:
+    """Install the packages that this Python lacks into `site`, and no others.
+
+    `folder` holds their wheels; None stands for the checkout's wheelhouse, if there
+    is one.
+    """
+    folder = wheelhouse_of(folder)
+    if folder is None:
+        runner.note("wheels", Status.OK, "no folder of wheels; installed packages only")
+        return
+    wheels, missing = lacking(folder, root_requirements())
+    names = ", ".join(path.name.split("-")[0] for path in wheels) or "none"
+    print(f"wheels this Python lacks: {names}", flush=True)
+    if wheels:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
+        command += ["--no-deps", "--no-cache-dir"]
+        command += ["--disable-pip-version-check", "--root-user-action=ignore"]
+        command += ["--target", str(site), *map(str, wheels)]
+        runner.run(Step(name="wheels", command=command, limit_s=_WHEELS_S))
+        runner.add_to_path(site)
+    else:
+        runner.note("wheels", Status.OK, "all packages are installed")
+    if missing:
+        runner.note("requirements", Status.FAILED, "; ".join(missing))

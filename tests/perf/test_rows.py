@@ -10,10 +10,5 @@ from llama_perf.pytest_plugin.plugin import LlamaPerfPlugin, sample_clock
 
 
 @pytest.mark.benchmark(timer=sample_clock)
-def test_row(
-    llama_row: str,
-    benchmark: Any,
-    row_runner: LlamaPerfPlugin,
-    request: pytest.FixtureRequest,
-) -> None:
-    row_runner.run(llama_row, benchmark, request.node)
+def test_row(llama_row: str, benchmark: Any, row_runner: LlamaPerfPlugin) -> None:
+    row_runner.run(llama_row, benchmark)

@@ -7,6 +7,7 @@ templates or of models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import tiktoken
 
@@ -24,40 +25,48 @@ END_MARKS = frozenset(
 """Special tokens with which a model ends its text, its turn or its message."""
 
 
-class BytePairTokenizer:
-    """A `Tokenizer` whose token ids are at once the order of its merges.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vocabulary:
+    """Ids of tokens, by kind.
 
     `ranks` maps a token's bytes to its id, `special` the text of a special token to
     its id. Text never yields a special token. `parsed` are the exceptions: tokens
     that a model's author added to be found in text before anything else.
     """
 
+    ranks: Mapping[bytes, int]
+    special: Mapping[str, int]
+    parsed: Mapping[str, int] = field(default_factory=dict)
+
+
+class BytePairTokenizer:
+    """A `Tokenizer` in which the order of token ids is also the order of merges."""
+
     def __init__(
         self,
-        ranks: Mapping[bytes, int],
+        vocabulary: Vocabulary,
         *,
         pattern: str,
         vocab_size: int,
-        special: Mapping[str, int],
-        parsed: Mapping[str, int] | None = None,
         bos_id: int | None = None,
         eos_ids: Iterable[int] = (),
         chat_template: str | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.bos_id = bos_id
+        special, parsed = vocabulary.special, vocabulary.parsed
         marks = {special[mark] for mark in END_MARKS if mark in special}
         self.eos_ids = frozenset({*eos_ids, *marks})
         self.chat_template = chat_template
         self._special = dict(special)
-        self._with_text = {*ranks.values(), *(parsed or {}).values()}
+        self._with_text = {*vocabulary.ranks.values(), *parsed.values()}
         # tiktoken aborts at a byte without a token; past the vocabulary we find it.
         bytes_ = {bytes([byte]): vocab_size + byte for byte in range(256)}
         self._encoding = tiktoken.Encoding(
             "llama-perf",
             pat_str=pattern,
-            mergeable_ranks={**bytes_, **ranks},
-            special_tokens=dict(parsed or {}),
+            mergeable_ranks={**bytes_, **vocabulary.ranks},
+            special_tokens=dict(parsed),
         )
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:

@@ -6,17 +6,19 @@ Reads the vocabulary, its merges and the pre-tokenizer's name, and proves that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import TokenType
+from gguf import GGUFValueType, GGUFWriter, TokenType
 
+from llama_perf.checkpoints.gguf_reader import DAMAGED, read_container
 from llama_perf.checkpoints.tokenizers.byte_pairs import (
     LLAMA3_PATTERN,
     BytePairTokenizer,
+    Vocabulary,
 )
-from llama_perf.checkpoints.tokenizers.gguf_metadata import tokenizer_fields
 from llama_perf.errors import TokenizerError
 
 _GPT2_PATTERN = (
@@ -34,6 +36,7 @@ _PATTERNS = {
     "smollm": _SMOLLM_PATTERN,
     **dict.fromkeys(_LLAMA3, LLAMA3_PATTERN),
 }
+_PREFIX = "tokenizer."
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -66,11 +69,9 @@ def read_gguf_tokenizer(path: Path) -> BytePairTokenizer:
     _check_merges(file, vocabulary.ranks, reach_all=pre not in _LLAMA3)
     template = file.fields.get("tokenizer.chat_template")
     return BytePairTokenizer(
-        vocabulary.ranks,
+        vocabulary,
         pattern=_PATTERNS[pre],
         vocab_size=len(tokens),
-        special=vocabulary.special,
-        parsed=vocabulary.parsed,
         bos_id=_bos_id(file, len(tokens), default=pre in _LLAMA3),
         eos_ids=[
             file.token_id(name, len(tokens)) for name in _END_FIELDS if file.has(name)
@@ -122,16 +123,7 @@ class _File:
         return value
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Vocabulary:
-    """Ids of the tokens, by kind; see BytePairTokenizer."""
-
-    ranks: dict[bytes, int]
-    special: dict[str, int]
-    parsed: dict[str, int]
-
-
-def _sorted_by_kind(file: _File, tokens: list[str]) -> _Vocabulary:
+def _sorted_by_kind(file: _File, tokens: list[str]) -> Vocabulary:
     kinds = file.get("token_type") if file.has("token_type") else [1] * len(tokens)
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise file.damaged("token_type", f"not one for each of {len(tokens)} tokens")
@@ -155,7 +147,7 @@ def _sorted_by_kind(file: _File, tokens: list[str]) -> _Vocabulary:
         raise file.damaged("tokens", f"{used - distinct} of {used} stand there twice")
     if not ranks:
         raise file.damaged("tokens", f"none of {used} is an ordinary one")
-    return _Vocabulary(ranks=ranks, special=special, parsed=parsed)
+    return Vocabulary(ranks=ranks, special=special, parsed=parsed)
 
 
 def _token_bytes(file: _File, text: str) -> bytes:
@@ -165,7 +157,7 @@ def _token_bytes(file: _File, text: str) -> bytes:
         raise file.error("tokens", text, "GPT-2's writing of bytes") from None
 
 
-def _check_merges(file: _File, ranks: dict[bytes, int], *, reach_all: bool) -> None:
+def _check_merges(file: _File, ranks: Mapping[bytes, int], *, reach_all: bool) -> None:
     """Raise TokenizerError unless the order of merges is the order of ids.
 
     tiktoken has no list of merges: of all neighbours that form a token it joins those
@@ -193,3 +185,37 @@ def _bos_id(file: _File, vocab_size: int, *, default: bool) -> int | None:
     if not isinstance(add, bool):
         raise file.error("add_bos_token", add, "true, false")
     return file.token_id("bos_token_id", vocab_size) if add else None
+
+
+def tokenizer_fields(path: Path) -> dict[str, Any]:
+    """The fields `tokenizer.*` as Python's own values; raises TokenizerError."""
+    return {name: value for name, value, _ in _fields(path)}
+
+
+def copy_tokenizer_fields(path: Path, target: Path) -> None:
+    """Write a GGUF file of these fields alone, without weights.
+
+    Raises TokenizerError for a damaged `path`, OSError where `target` fails.
+    """
+    fields = _fields(path)
+    writer = GGUFWriter(target, "llama")
+    for name, value, types in fields:
+        # An empty list has no form there, and says as little as none.
+        if value != []:
+            inner = types[-1] if types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, types[0], sub_type=inner)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def _fields(path: Path) -> list[tuple[str, Any, list[GGUFValueType]]]:
+    reader = read_container(path, error=TokenizerError)
+    try:
+        return [
+            (name, field.contents(), field.types)
+            for name, field in reader.fields.items()
+            if name.startswith(_PREFIX)
+        ]
+    except Exception:  # damaged bytes end in any of a dozen kinds of exception
+        raise TokenizerError(f"{path}: {DAMAGED}") from None

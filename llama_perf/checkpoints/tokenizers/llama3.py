@@ -13,6 +13,7 @@ from pathlib import Path
 from llama_perf.checkpoints.tokenizers.byte_pairs import (
     LLAMA3_PATTERN,
     BytePairTokenizer,
+    Vocabulary,
 )
 from llama_perf.errors import TokenizerError
 
@@ -40,10 +41,9 @@ def read_tiktoken(path: Path) -> BytePairTokenizer:
         for offset in range(N_SPECIAL)
     }
     return BytePairTokenizer(
-        ranks,
+        Vocabulary(ranks=ranks, special=special),
         pattern=LLAMA3_PATTERN,
         vocab_size=first + N_SPECIAL,
-        special=special,
         bos_id=special["<|begin_of_text|>"],
     )
 

@@ -15,10 +15,10 @@ from typing import Protocol
 import sentencepiece
 
 from llama_perf.checkpoints.tokenizers.gguf import (
+    copy_tokenizer_fields,
     has_gguf_tokenizer,
     read_gguf_tokenizer,
 )
-from llama_perf.checkpoints.tokenizers.gguf_metadata import copy_tokenizer_fields
 from llama_perf.checkpoints.tokenizers.llama3 import read_tiktoken
 from llama_perf.errors import TokenizerError
 

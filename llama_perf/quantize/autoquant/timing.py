@@ -8,26 +8,24 @@ noise only ever adds, so there the least counts.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.devices.device import release_memory
+from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.graphs import captured, warm_up
+from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.products import Product
-from llama_perf.rows.schemes import PLAIN
+from llama_perf.rows.schemes import UNQUANTIZED
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
 """An operator by itself, in code that is compiled, or a kernel of a fused step.
@@ -41,9 +39,6 @@ _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
 _MOST_COPIES = 256
-# A last-level cache whose size is not told, and the most that is believed of one: a
-# virtual machine has a share of what it is told of.
-_CACHE_BYTES = 64 * 2**20
 
 
 def time_product(
@@ -70,7 +65,7 @@ def time_product(
         }
         times = _cuda_us(passes) if device.type == "cuda" else _cpu_us(passes)
     del passes
-    release_memory(device)
+    device_of(device).release_memory()
     return times
 
 
@@ -94,15 +89,19 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
     from llama_perf.kernels.triton import launch_fused
 
     blocks = -(-product.rows // LANES)
-    arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
-    # No product of a step looks for its own.
-    peak = launch_fused.any_peak(device)
+    counter = torch.zeros(blocks, dtype=torch.int32, device=device)
+    # In a step every product gets the peaks from the kernel before it.
+    known = launch_fused.any_peaks(device)
 
-    def project(x: Tensor, weight: Packed, second: Packed | None = None) -> Tensor:
-        left = peak if weight.dynamic else None
-        return launch_fused.project(x, weight, arrivals, second=second, peak=left)
+    def project(x: Tensor, weight: Packed) -> Tensor:
+        peaks = known if weight.dynamic else launch_fused.NO_PEAKS
+        return launch_fused.project(x, weight, counter, peaks=peaks)
 
-    return project if how == "fused" else lambda x, pair: project(x, *pair)
+    def project_gated(x: Tensor, pair: tuple[Packed, Packed]) -> Tensor:
+        peaks = known if pair[0].dynamic else launch_fused.NO_PEAKS
+        return launch_fused.project_gated(x, *pair, counter, peaks=peaks)
+
+    return project if how == "fused" else project_gated
 
 
 class _Pass:
@@ -176,7 +175,7 @@ def _weight(
         product.columns, product.rows, bias=False, device="meta", dtype=dtype
     )
     module = nn.ModuleDict({"linear": linear}).requires_grad_(False)
-    if name != PLAIN:
+    if name != UNQUANTIZED:
         quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
         quantize(module, "autoquant")
     weight: Tensor = linear.weight
@@ -186,7 +185,7 @@ def _weight(
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     """A weight of the format of `weight`, which is on the meta device."""
     # Its import is torchao's, which make_quantizer does quietly.
-    from llama_perf.quantize.packed_tensor import NativeTensor
+    from llama_perf.quantize.packed_tensor import PackedTensor
 
     # What a product takes depends on no value, and searching for scales takes long.
     if not is_unquantized(weight):
@@ -195,7 +194,7 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
         parts = {name: _random_like(getattr(weight, name), device) for name in names}
         made: Tensor = kind.__tensor_unflatten__(parts, format, None, None)
         # What was made for the meta device may lie otherwise on this one.
-        return made.laid_out_for(device) if isinstance(made, NativeTensor) else made
+        return made.laid_out_for(device) if isinstance(made, PackedTensor) else made
     if weight.is_floating_point():
         return torch.rand(weight.shape, dtype=weight.dtype, device=device)
     least, most = torch.iinfo(weight.dtype).min, torch.iinfo(weight.dtype).max
@@ -203,12 +202,8 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
 
 
 def _cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    text = path.read_text(encoding="ascii") if path.exists() else ""
-    match = re.fullmatch(r"(\d+)K\s*", text)
-    return min(int(match[1]) * 1024, _CACHE_BYTES) if match else _CACHE_BYTES
+    # Of the meta device one copy is used, however many there are.
+    return 0 if device.type == "meta" else device_of(device).cache_bytes()
 
 
 def _rounds() -> Iterator[int]:
@@ -238,7 +233,7 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     for name, each in passes.items():
         # Kernels are compiled and tuned before the capture, which allows neither.
         warm_up(each)
-        graphs[name] = captured(each)
+        graphs[name] = capture_graph(each)
     times: dict[str, list[float]] = {name: [] for name in passes}
     for _ in _rounds():
         for name, graph in graphs.items():

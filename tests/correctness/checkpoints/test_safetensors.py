@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.checkpoints.open import open_weights
 from llama_perf.checkpoints.safetensors import interleave
 from llama_perf.errors import WeightsError
 from tests.correctness.support.weights_samples import (
@@ -21,7 +22,8 @@ from tests.correctness.support.weights_samples import (
 
 def make_model(**changes: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**{**CONFIG_JSON, **changes}))
+    fields: dict[str, Any] = {**CONFIG_JSON, **changes}
+    return LlamaForCausalLM(LlamaConfig(**fields))
 
 
 def half_split(weight: Tensor, head_dim: int) -> Tensor:

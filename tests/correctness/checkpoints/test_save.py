@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,16 +17,17 @@ from torchao.quantization import quantize_
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.open_weights import open_weights
+from llama_perf.checkpoints.open import open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.int8wo import Int8WeightConfig
+from llama_perf.quantize.row_scaled import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
@@ -39,6 +42,10 @@ def quantized(
     scheme: str, kernels: str = "native", config: ModelConfig = SMALL
 ) -> Transformer:
     return quantize_model(small(config), scheme, kernels=kernels)
+
+
+def tokens(model: Transformer) -> torch.Tensor:
+    return generate(model, PROMPT, max_new_tokens=5, sampling=GREEDY)
 
 
 def assert_same(found: Transformer, wanted: Transformer) -> None:
@@ -72,11 +79,46 @@ def test_a_saved_model_is_the_same_model(
     ]
     loaded = load_model(folder)
     assert_same(loaded, model)
-    tokens = [
-        generate(each, PROMPT, max_new_tokens=5, temperature=0)
-        for each in (loaded, model)
-    ]
-    assert torch.equal(*tokens)
+    assert torch.equal(tokens(loaded), tokens(model))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "old_module", "kernels"),
+    [
+        ("int8wo", "llama_perf.quantize.int8wo", "native"),
+        ("fp6", "llama_perf.quantize.fp6", "native"),
+        ("float8wo", "llama_perf.quantize.float8wo", "native"),
+        ("int8dq", "llama_perf.quantize.int8dq", "native"),
+        ("int4wo-32", "llama_perf.quantize.int4wo", "native"),
+        ("uintx-3-4", "llama_perf.quantize.uintx", "native"),
+        ("float8dq-row", "llama_perf.quantize.float8dq", "native"),
+        ("sparse-marlin", "llama_perf.quantize.sparse_marlin", "native"),
+        ("int8wo", "torchao.quantization", "torchao"),
+    ],
+)
+def test_a_model_of_format_1_names_the_classes_by_their_old_paths(
+    scheme: str,
+    old_module: str,
+    kernels: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = quantized(scheme, kernels)
+    tensor_class = type(model.output.weight.data)
+    with monkeypatch.context() as patch:
+        stub = ModuleType(old_module)
+        vars(stub)[tensor_class.__name__] = tensor_class
+        patch.setitem(sys.modules, old_module, stub)
+        patch.setattr(tensor_class, "__module__", old_module)
+        folder = save_model(model, tmp_path / "saved")
+    change_said(folder, format=1)
+    with zipfile.ZipFile(folder / "model.pth") as file:
+        (name,) = (name for name in file.namelist() if name.endswith("data.pkl"))
+        pickled = file.read(name)
+    assert f"c{old_module}\n{tensor_class.__name__}\n".encode() in pickled
+    loaded = load_model(folder)
+    assert_same(loaded, model)
+    assert torch.equal(tokens(loaded), tokens(model))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -221,7 +263,7 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     tmp_path: Path,
 ) -> None:
     model = small()
-    quantize_(model, UintxWeightConfig(bits=2, group_size=8, layout="reference"))
+    quantize_(model, UintxWeightConfig(bits=2, group_size=8))
     with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
         save_model(model, tmp_path / "saved")
     folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")
@@ -261,7 +303,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     # What is needed is what int8wo needs, not what float32 would.
     plain = sum(each.numel() * 4 for each in small().parameters())
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: plain // 2
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: plain // 2
     )
     prepare(row, checkpoints=tmp_path)
     monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)

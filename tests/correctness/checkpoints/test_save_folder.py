@@ -194,7 +194,12 @@ def refused(folder: Path, start: str) -> None:
         ({"kernels": None}, "kernels: None is not allowed; allowed: native, torchao"),
         ({"scheme": None}, "kernels: 'native' is not allowed; allowed: None"),
         ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
-        ({"format": 2}, "format: Input should be 1 (got 2)"),
+        ({"format": 0}, "format: Input should be 1 or 2 (got 0)"),
+        (
+            {"format": 3, "llama_perf": "9.1", "bits": 4},
+            "format 3 is newer than this llama-perf reads (up to 2): install llama-perf"
+            " 9.1, which saved it, or save the model again with this version",
+        ),
         ({"bits": 4}, "bits: unknown field"),
     ],
 )
@@ -221,6 +226,21 @@ def test_tensors_that_are_not_what_the_folder_says(tmp_path: Path) -> None:
     refused(folder, f"{path}: tok_embeddings.weight: Int8Weight is not allowed; allow")
     torch.save(small().state_dict(), path)
     refused(folder, f"{path}: no tensor is quantized; config.json says int8wo")
+
+
+def test_zeros_in_the_layout_that_format_1_had_for_uintx_are_refused(
+    tmp_path: Path,
+) -> None:
+    folder = save_model(quantized("uintx-3-4"), tmp_path / "saved")
+    state = torch.load(folder / "model.pth", weights_only=True)
+    state["output.weight"].zero_layout = "reference"
+    torch.save(state, folder / "model.pth")
+    change_said(folder, format=1)
+    refused(
+        folder,
+        f"{folder / 'model.pth'}: output.weight: zero points of 32 bits are not"
+        " allowed; quantize the model anew from its own weights",
+    )
 
 
 def test_a_tensor_of_other_versions_is_told_with_them(

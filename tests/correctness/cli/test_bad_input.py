@@ -229,7 +229,8 @@ def test_rows_that_are_not_there(
     [
         (("generate", *TINY, "--write_result"), "write_result"),
         (("generate", *TINY, "--profile"), "profile"),
-        (("run", "--set", "cpu", "--json"), "json"),
+        (("run", "--set", "cpu", "--results"), "results"),
+        (("run", "--set", "cpu", "--json"), "results"),
         (("run", "--set", "cpu", "--markdown"), "markdown"),
     ],
 )

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from llama_perf.cli import generate
+from llama_perf.cli.generate_flags import repeating_command
+from llama_perf.cli.generate_output import result_line
 from llama_perf.cli.main import main
 from llama_perf.measure import prepare as build
 from llama_perf.measure.prepare import Prepared
@@ -123,7 +125,7 @@ def test_flags_and_defaults_are_the_references() -> None:
 def test_the_flags_of_the_cache(
     words: str, attention: str, kv_cache: str | None
 ) -> None:
-    row = generate._row(parsed(*words.split()), prompt_length=6)
+    row = generate.row_of(parsed(*words.split()), prompt_length=6)
     assert (row.attention, row.kv_cache) == (attention, kv_cache)
 
 
@@ -136,19 +138,25 @@ def test_the_result_line_is_the_references() -> None:
         Sample(total_ns=round(time), first_token_ns=1, tokens=torch.tensor([[0]]))
         for time in times
     ]
-    line = generate.result_line(parsed("--compile"), measurement, samples, None)
-    assert line[14:] == (
+
+    def line(*words: str) -> str:
+        return result_line(
+            generate.row_of(parsed(*words), prompt_length=1),
+            measurement,
+            samples,
+            quantization=None,
+            command=repeating_command(parsed(*words)),
+        )
+
+    assert line("--compile")[14:] == (
         ", tok/s=107.38, mem/s=1418.93 GB/s, peak_mem=13.88 GB, model_size=13.21 GB"
         " quant: None, mod: Llama-2-7b-chat-hf, kv_quant: False, compile: True,"
         " compile_prefill: False, dtype: torch.bfloat16, device: cuda"
         " repro: python -m llama_perf generate --compile"
     )
-    batch = generate.result_line(
-        parsed("--batch_size", "4"), measurement, samples, None
-    )
-    # All tokens of the batch, and the weights once for a token of each.
-    assert fields(batch)["speed"] == "429.52"
-    assert fields(batch)["read"] == "1418.93"
+    batch = fields(line("--batch_size", "4"))
+    # All tokens of the batch; the weights are read once for a token of each sequence.
+    assert (batch["speed"], batch["read"]) == ("429.52", "1418.93")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,7 @@ def test_the_result_line_is_the_references() -> None:
 )
 def test_the_repro_command_asks_for_the_same_work(words: list[str]) -> None:
     outputs = ["--write_result", "results.txt", "--profile", "trace.json"]
-    command = shlex.split(generate.repro(parsed(*words, *outputs)))
+    command = shlex.split(repeating_command(parsed(*words, *outputs)))
     assert command[:4] == ["python", "-m", "llama_perf", "generate"]
     assert vars(parsed(*command[4:])) == vars(parsed(*words))
 

@@ -17,7 +17,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from llama_perf.cli import interactive
+from llama_perf.cli import generate_interactive
 from llama_perf.cli.main import main
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import refusal
@@ -94,8 +94,8 @@ def conversations(monkeypatch: pytest.MonkeyPatch) -> list[list[Message]]:
         seen.append(list(messages))
         return original(tokenizer, messages)
 
-    original = interactive.encode_chat
-    monkeypatch.setattr(interactive, "encode_chat", encode)
+    original = generate_interactive.encode_chat
+    monkeypatch.setattr(generate_interactive, "encode_chat", encode)
     return seen
 
 

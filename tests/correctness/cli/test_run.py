@@ -38,7 +38,7 @@ def words(project: Project, *options: str) -> list[str]:
         "--json": kept,
     }
     listed = [str(word) for pair in paths.items() for word in pair]
-    return ["run", "--isolate", "none", *listed, *options]
+    return ["run", *listed, *options]
 
 
 def verdicts(project: Project) -> dict[str, Verdict]:
@@ -219,9 +219,9 @@ def test_ctrl_c_ends_the_process_and_keeps_what_was_measured(project: Project) -
     (project.path / "rows.toml").write_text(rows, encoding="utf-8")
     # A shell's background job ignores Ctrl-C, and so would what it starts.
     code = (
-        "import signal, sys; from llama_perf import cli;"
+        "import signal, sys; from llama_perf.cli.main import main;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "sys.exit(cli.main(sys.argv[1:]))"
+        "sys.exit(main(sys.argv[1:]))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, *words(project)],

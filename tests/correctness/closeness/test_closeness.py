@@ -1,17 +1,19 @@
-"""Quantized SmolLM2 beside the unquantized, and the arithmetic that says how close."""
+"""Quantized SmolLM2 compared with the unquantized, and the arithmetic of closeness."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from _pytest.mark import ParameterSet
 
 from llama_perf.devices import processor
-from llama_perf.quantize.registry import built_kernels
-from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
+from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables.closeness import (
+    DEFAULT,
     LIMITS,
     REDRAWN,
     REDRAWS_PLACE,
@@ -35,6 +37,19 @@ from scripts.doc_tables.smollm2 import (
     tokens,
     unquantized,
 )
+from tests.correctness.support.schemes import schemes_on
+
+# int4wo's other groups do not divide SmolLM2's K of 576. Of uintx one of each kind: one
+# plane of codes, several, and the table's coarsest.
+INT4 = [f"int4wo-{size}" for size in INT4_GROUP_SIZES if 576 % size == 0]
+UINTX = ("uintx-4-64", "uintx-5-32", "uintx-2-8")
+GROUPED = (*INT4, *(f"{name}-hqq" for name in INT4), *UINTX)
+BUILT = [
+    (scheme, kernels)
+    for kernels in KERNELS
+    for scheme in schemes_on(kernels, grouped=GROUPED, autoquant=True)
+]
+KEYS = {*ROWS, *((scheme, kernels, "unquantized") for scheme, kernels in BUILT)}
 
 
 def marked(key: Key) -> ParameterSet:
@@ -43,22 +58,22 @@ def marked(key: Key) -> ParameterSet:
 
 
 # By scheme: one that is compared with two models has its logits made once.
-@pytest.mark.parametrize("key", [marked(key) for key in sorted(ROWS)])
+@pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
-    (scheme, kernels, beside), limits = key, ROWS[key]
-    found = scheme_figures(scheme, kernels, limits.length, beside)
-    assert limits.broken_by(found.closeness) == []
+    (scheme, kernels, reference), limits = key, ROWS.get(key, DEFAULT)
+    figures = scheme_figures(scheme, kernels, limits.length, reference)
+    assert limits.broken_by(figures.closeness) == []
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
-    drawn = Redraws(
+    redraws = Redraws(
         signal_to_noise_db=(20.0, 0.31),
         kl_nats=(0.04, 0.001),
         top1=(0.9, 0.01),
         perplexity_change=(-0.02, 0.01),
     )
-    assert Limits.over(drawn) == Limits(
-        least_db=18.1, most_kl_nats=0.046, least_top1=0.84, most_perplexity_change=0.08
+    assert Limits.over(redraws) == Limits(
+        min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
     )
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
@@ -66,8 +81,7 @@ def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
 
 
 def test_the_documented_redraws_are_those_of_the_limits() -> None:
-    table = text_between(*REDRAWS_PLACE)
-    assert table == redraws_markdown({})
+    assert text_between(*REDRAWS_PLACE) == redraws_markdown({})
 
 
 def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
@@ -86,9 +100,6 @@ def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
     assert 1e-5 < moves["int8dq"] < 1e-1
 
 
-FLOAT8 = ("float8wo", "float8dq-row", "float8dq-tensor")
-
-
 @pytest.mark.parametrize(
     ("low", "high", "dtype"), [(-128, 127, torch.int8), (0, 255, torch.uint8)]
 )
@@ -100,30 +111,16 @@ def test_the_product_of_integers_is_exact_and_torchs(
     a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
     b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
     a[0], a[1], b[:, 0] = low, high, -128
-    found = exact_int_mm(a, b)
-    assert found.dtype == torch.int32
-    assert torch.equal(found.long(), a.long() @ b.long())
+    product = exact_int_mm(a, b)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), a.long() @ b.long())
     # Where ONEDNN_MAX_CPU_ISA takes VNNI away, torch's saturate.
-    same = torch.equal(found, torch._int_mm(a, b))
+    same = torch.equal(product, torch._int_mm(a, b))
     assert same == processor.int8_products_are_exact()
 
 
-def test_every_scheme_that_runs_here_has_limits() -> None:
-    # int4wo's other groups do not divide SmolLM2's K of 576.
-    names = ["int8wo", "int8dq", *FLOAT8]
-    names += [f"int4wo-{size}" for size in INT4_GROUP_SIZES if 576 % size == 0]
-    names += [f"{name}-hqq" for name in names if name.startswith("int4wo")]
-    # Of uintx one of each kind: one plane of codes, several, and the table's coarsest.
-    names += ["uintx-4-64", "uintx-5-32", "uintx-2-8", "fp6"]
-    names += ["sparse-marlin", "autoquant", "autoquant-int4"]
-    wanted = {
-        (name, kernels)
-        for name in names
-        for kernels in built_kernels(Scheme.parse(name))
-        # torchao's needs a card with float8.
-        if not (name.startswith("float8dq") and kernels == "torchao")
-    }
-    assert wanted == LIMITS.keys()
+def test_limits_are_those_of_schemes_that_run_here() -> None:
+    assert LIMITS.keys() <= set(BUILT)
 
 
 def test_the_documented_limits_are_those_that_are_checked() -> None:
@@ -136,20 +133,21 @@ def test_the_documented_limits_are_those_that_are_checked() -> None:
     ids=".".join,
 )
 def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
-    scheme, kernels, beside = key
+    scheme, kernels, reference = key
     model = quantized(scheme, kernels=kernels)
-    weight = model.layers[14].feed_forward.w2.weight
+    weight: Any = model.get_submodule("layers.14.feed_forward.w2").weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert ROWS[key].broken_by(compared(model, beside=beside))
+    assert ROWS[key].broken_by(compared(model, reference=reference))
 
 
 def test_a_model_is_close_to_itself() -> None:
     ids, logits = tokens(), reference_logits()
-    found = closeness(logits, unquantized().logits(ids), ids)
-    assert found.signal_to_noise_db > 100
-    assert (found.top1, found.perplexity_change) == (1.0, pytest.approx(0, abs=1e-6))
-    assert found.kl_nats == pytest.approx(0, abs=1e-9)
+    figures = closeness(logits, unquantized().logits(ids), ids)
+    assert figures.signal_to_noise_db > 100
+    assert figures.top1 == 1.0
+    assert figures.perplexity_change == pytest.approx(0, abs=1e-6)
+    assert figures.kl_nats == pytest.approx(0, abs=1e-9)
 
 
 def test_the_arithmetic_on_logits_made_by_hand() -> None:
@@ -164,10 +162,10 @@ def test_the_arithmetic_on_logits_made_by_hand() -> None:
     signal = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
     noisy = signal + 0.1 * torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
     two = torch.tensor([[0, 1]])
-    found = closeness(signal, noisy, two)
-    assert found.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
+    shifted = closeness(signal, noisy, two)
+    assert shifted.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
     # The same shift of all logits changes no distribution.
-    assert found.kl_nats == pytest.approx(0, abs=1e-7)
+    assert shifted.kl_nats == pytest.approx(0, abs=1e-7)
     flipped = closeness(signal, -signal, two)
     assert flipped.top1 == 0.0
     p = 1 / (1 + math.exp(-2))

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import UserError
-from llama_perf.gate.limits import LIMITS, limits_of
-from llama_perf.gate.verdict import compare
+from llama_perf.gate.limits import default_limits, limits_of
 from llama_perf.results.measurement import StepWork
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows import selection
-from llama_perf.rows.limit_overrides import ProjectLimits, SetLimits, project_limits
+from llama_perf.rows.limit_overrides import Limits, ProjectLimits, project_limits
+from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
     baseline_of,
+    compare,
     measured,
 )
 
@@ -43,16 +45,17 @@ def read(folder: Path, text: str) -> ProjectLimits:
 def test_without_any_a_row_has_its_devices(tmp_path: Path) -> None:
     nothing = project_limits(tmp_path / "pyproject.toml")
     for row in (CPU_ROW, CUDA_ROW):
-        assert limits_of(row, nothing) == limits_of(row) == LIMITS[row.device]
+        assert limits_of(row, nothing) == limits_of(row) == default_limits(row.device)
 
 
 def test_what_is_set_nearest_to_a_row_holds(tmp_path: Path) -> None:
     project = read(tmp_path, PROJECT)
     cuda, cpu = limits_of(CUDA_ROW, project), limits_of(CPU_ROW, project)
-    assert (cuda.peak_memory, cuda.least_loss, cuda.calls) == (0.5, 0.02, 0.01)
-    assert (cpu.peak_memory, cpu.least_loss, cpu.calls) == (0.5, 0.03, 0)
-    own = replace(CPU_ROW, limits=SetLimits(least_loss=0.2))
-    assert limits_of(own, project) == replace(cpu, least_loss=0.2)
+    changed = {"peak_memory": 0.5, "least_loss": 0.02}
+    assert cuda == default_limits("cuda") | changed
+    assert cpu == default_limits("cpu") | changed | {"least_loss": 0.03, "calls": 0}
+    own = replace(CPU_ROW, limits=Limits({"least_loss": 0.2}))
+    assert limits_of(own, project) == cpu | {"least_loss": 0.2}
     assert own.fingerprint == CPU_ROW.fingerprint
     assert own.id == CPU_ROW.id
 
@@ -72,8 +75,10 @@ def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     first, second = selection.load_file(path)
-    assert first.limits == SetLimits(tok_s=0.5, calls=0.2)
-    assert second.limits == SetLimits(tok_s=0.5, calls=0.1)
+    assert first.limits == {"tok_s": 0.5, "calls": 0.2}
+    assert second.limits == {"tok_s": 0.5, "calls": 0.1}
+    assert from_json(RowSpec, to_json(second), source="row") == second
+    assert {second: 1}[replace(second, limits=Limits(second.limits))] == 1
 
 
 @pytest.mark.parametrize(
@@ -133,12 +138,12 @@ def test_each_metric_follows_its_limit() -> None:
         "graph_breaks": 2,
         "compilations": 2,
     }
-    limits = LIMITS["cpu"].changed([SetLimits(**allowed)])  # type: ignore[arg-type]
+    usual = default_limits("cpu")
+    limits = usual.changed([Limits(allowed)])
     assert compare(worse, baseline_of(then), limits=limits).verdict is Verdict.SAME
     for name in allowed:
-        strict = replace(limits, **{name: getattr(LIMITS["cpu"], name)})
-        found = compare(worse, baseline_of(then), limits=strict)
-        assert found.failed, name
+        strict = limits.changed([Limits({name: usual[name]})])
+        assert compare(worse, baseline_of(then), limits=strict).failed, name
 
 
 def test_pytest_reads_the_projects_and_the_files(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""The between-process deviation, its shrinkage, and the functions it takes."""
+"""The between-process deviation, its shrinkage, and the functions they need."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from llama_perf.gate.noise import (
     Spread,
+    _log_bias,
     between_processes,
-    digamma,
     inverse_trigamma,
     shrunk,
     t_multiplier,
@@ -31,25 +31,59 @@ SPREADS = st.lists(
     min_size=2,
     max_size=30,
 )
-EULER = 0.5772156649015329
 
 
-def test_digamma_and_trigamma_have_their_known_values() -> None:
-    assert digamma(1.0) == pytest.approx(-EULER, abs=1e-8)
-    assert digamma(0.5) == pytest.approx(-EULER - 2 * math.log(2), abs=1e-8)
-    assert trigamma(1.0) == pytest.approx(math.pi**2 / 6, rel=1e-8)
-    assert trigamma(0.5) == pytest.approx(math.pi**2 / 2, rel=1e-8)
+@pytest.mark.parametrize(
+    ("degrees", "log_bias", "trigamma_of_half"),
+    [
+        (1.0, 1.270362845610681, 4.934802200684265),
+        (2.0, 0.5772156651431194, 1.6449340670881898),
+        (4.0, 0.27036284570306485, 0.6449340670881899),
+        (9.0, 0.11520647056594857, 0.24872510317859606),
+        (30.0, 0.03370353944302895, 0.06893822784854226),
+    ],
+)
+def test_scipys_functions_agree_with_the_series_before_them(
+    degrees: float, log_bias: float, trigamma_of_half: float
+) -> None:
+    assert _log_bias(degrees) == pytest.approx(log_bias, abs=1e-9)
+    assert trigamma(degrees / 2) == pytest.approx(trigamma_of_half, abs=1e-9)
 
 
-@given(POSITIVE)
-def test_digamma_and_trigamma_step_as_they_must(x: float) -> None:
-    assert digamma(x + 1) == pytest.approx(digamma(x) + 1 / x, rel=1e-7, abs=1e-7)
-    assert trigamma(x + 1) == pytest.approx(trigamma(x) - 1 / x**2, rel=1e-6, abs=1e-9)
+def test_shrunk_spreads_agree_with_those_before_scipy() -> None:
+    own = ((0.01, 4.0), (0.02, 4.0), (0.005, 2.0), (0.1, 9.0))
+    spreads = shrunk([Spread(deviation=one, degrees=degrees) for one, degrees in own])
+    assert [(spread.deviation, spread.degrees) for spread in spreads] == [
+        pytest.approx((0.010203126690373671, 4.998394121776004), rel=1e-9),
+        pytest.approx((0.01855211311898006, 4.998394121776004), rel=1e-9),
+        pytest.approx((0.007537528998279594, 2.9983941217760033), rel=1e-9),
+        pytest.approx((0.0949393629369655, 9.998394121776004), rel=1e-9),
+    ]
+    alike = [Spread(deviation=one, degrees=4.0) for one in (0.01, 0.011, 0.009)]
+    for spread in shrunk(alike):
+        assert spread.deviation == pytest.approx(0.011409158429670559, rel=1e-9)
+        assert spread.degrees == 12.0
+
+
+@pytest.mark.parametrize(
+    ("value", "x"),
+    [
+        (0.001, 1000.499916450026),
+        (0.05, 20.495835234411523),
+        (0.3, 3.8087190136789815),
+        (2.0, 0.8766640772726316),
+        (50.0, 0.1433798123520082),
+    ],
+)
+def test_the_inverse_of_trigamma_agrees_with_the_bisection(
+    value: float, x: float
+) -> None:
+    assert inverse_trigamma(value) == pytest.approx(x, rel=1e-9)
 
 
 @given(POSITIVE)
 def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
-    assert trigamma(inverse_trigamma(value)) == pytest.approx(value, rel=1e-7)
+    assert trigamma(inverse_trigamma(value)) == pytest.approx(value, rel=1e-9)
 
 
 # Quantiles of Student's t from its tables, at normal quantiles of the same tail.
@@ -68,8 +102,7 @@ def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
 def test_a_multiple_of_an_estimate_is_students(
     normal: float, degrees: float, quantile: float
 ) -> None:
-    found = t_multiplier(normal, degrees)
-    assert quantile * 0.999 <= found <= quantile * 1.05
+    assert quantile * 0.999 <= t_multiplier(normal, degrees) <= quantile * 1.05
 
 
 @given(st.floats(0.1, 5), st.floats(2, 200))
@@ -82,28 +115,28 @@ def test_what_is_less_well_known_takes_a_larger_multiple(
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(-5, 5))
 def test_a_deviation_does_not_depend_on_the_speed(
-    logs: list[float], moved: float
+    logs: list[float], shift: float
 ) -> None:
-    found = between_processes(logs)
-    shifted = between_processes([each + moved for each in logs])
-    assert found.degrees == len(logs) - 1
-    assert found.deviation > 0
-    assert shifted.deviation == pytest.approx(found.deviation, rel=1e-6, abs=1e-6)
+    spread = between_processes(logs)
+    shifted = between_processes([log + shift for log in logs])
+    assert spread.degrees == len(logs) - 1
+    assert spread.deviation > 0
+    assert shifted.deviation == pytest.approx(spread.deviation, rel=1e-6, abs=1e-6)
 
 
 @given(SPREADS)
 def test_shrinking_draws_towards_one_value_and_keeps_the_order(
     spreads: list[Spread],
 ) -> None:
-    found = shrunk(spreads)
-    most = sum(each.degrees for each in spreads)
-    for own, drawn in zip(spreads, found, strict=True):
-        assert drawn.deviation > 0
-        assert min(own.degrees, most) <= drawn.degrees <= most
-    for one, other in pairwise(spreads):
+    squeezed = shrunk(spreads)
+    total = sum(spread.degrees for spread in spreads)
+    pairs = list(zip(spreads, squeezed, strict=True))
+    for own, result in pairs:
+        assert result.deviation > 0
+        assert min(own.degrees, total) <= result.degrees <= total
+    for (one, narrow), (other, wide) in pairwise(pairs):
         if one.degrees == other.degrees and one.deviation < other.deviation:
-            ours, theirs = (found[spreads.index(each)] for each in (one, other))
-            assert ours.deviation <= theirs.deviation
+            assert narrow.deviation <= wide.deviation
 
 
 def test_one_row_keeps_its_own() -> None:
@@ -114,8 +147,8 @@ def test_one_row_keeps_its_own() -> None:
 def drawn(deviations: list[float], processes: int) -> list[Spread]:
     source = random.Random(0)
     return [
-        between_processes([source.gauss(0, each) for _ in range(processes)])
-        for each in deviations
+        between_processes([source.gauss(0, deviation) for _ in range(processes)])
+        for deviation in deviations
     ]
 
 
@@ -124,13 +157,13 @@ def test_rows_alike_share_a_deviation_and_rows_unlike_keep_their_own() -> None:
     alike = shrunk(own)
 
     def error(spreads: list[Spread]) -> float:
-        return fmean((each.deviation / 0.01 - 1) ** 2 for each in spreads)
+        return fmean((spread.deviation / 0.01 - 1) ** 2 for spread in spreads)
 
     assert error(alike) < error(own) / 2
     assert alike[0].degrees > 2 * own[0].degrees
     wide = drawn([0.001, 0.01, 0.1, 1.0] * 10, 5)
     unlike = shrunk(wide)
     assert unlike[0].degrees < 1.5 * wide[0].degrees
-    means = [fmean(each.deviation for each in unlike[start::4]) for start in range(4)]
+    means = [fmean(one.deviation for one in unlike[start::4]) for start in range(4)]
     for less, more in pairwise(means):
         assert more > 4 * less

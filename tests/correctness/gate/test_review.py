@@ -63,7 +63,7 @@ def test_a_sound_baseline_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (baseline_of(measured()), "1 of the 3 processes that tell a loss from noise"),
+        (baseline_of(measured()), "1 of the 3 processes from which noise is estimated"),
         (
             baseline_of_processes(
                 {CPU_ROW: (50.0, 100.0, 200.0), OTHER: (40, 90, 200)}

@@ -1,4 +1,4 @@
-"""What a row's speed is compared by, on the same card, another one and on a CPU."""
+"""The quantity by which a row's speed is compared: same GPU, another one, a CPU."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import pytest
 
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
-from llama_perf.gate.speed import describe_speeds, stored_speeds
-from llama_perf.gate.speed_baseline import (
-    Basis,
-    bases,
-    stored_values,
-    unquantized_row,
-    value,
-)
-from llama_perf.gate.verdict import compare
+from llama_perf.gate.review import describe_speeds
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, speed_in
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
@@ -26,7 +19,7 @@ from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.options import RunOptions
+from llama_perf.run.request import RunOptions
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -34,7 +27,8 @@ from tests.correctness.support.record_samples import (
     INT8_CPU,
     MEASUREMENT,
     baseline_of,
-    confirming_recorder,
+    compare,
+    confirming_run,
     measured,
     unmeasured,
 )
@@ -92,13 +86,14 @@ def on_days(row: RowSpec, quantized: RowSpec, environment: Environment) -> Basel
 def test_the_same_card_compares_tok_s_and_everything_else_ratios(
     row: RowSpec, now: Environment, wanted: list[Basis]
 ) -> None:
-    assert bases(row, baseline_of(device_uuid="GPU-1", driver="580.1"), now) == wanted
+    stored = baseline_of(device_uuid="GPU-1", driver="580.1")
+    assert SpeedBaseline(stored, now).bases(row) == wanted
 
 
 def test_a_card_that_does_not_tell_which_one_it_is_counts_as_another() -> None:
     unknown = replace(CARD, device_uuid=None)
     stored = baseline({CUDA_ROW: [100.0]}, unknown)
-    assert bases(CUDA_ROW, stored, unknown) == [Basis.BANDWIDTH]
+    assert SpeedBaseline(stored).bases(CUDA_ROW) == [Basis.BANDWIDTH]
 
 
 def test_the_unquantized_row_is_the_one_most_like_it() -> None:
@@ -109,48 +104,56 @@ def test_the_unquantized_row_is_the_one_most_like_it() -> None:
     wanted = replace(long, quantization="fp6", kernels="native")
     rows = [CPU_ROW, other_model, batch, compiled, long, wanted]
     stored = baseline_of(*map(measured, rows))
-    assert unquantized_row(wanted, stored) == stored.rows[4]
-    without = replace(stored, rows=tuple(r for r in stored.rows if r.row != long))
-    assert unquantized_row(wanted, without) == stored.rows[3]
+    assert SpeedBaseline(stored).unquantized_row(wanted.id) == stored.rows[4]
+    rest = tuple(row for row in stored.rows if row.row != long)
+    without = SpeedBaseline(replace(stored, rows=rest))
+    assert without.unquantized_row(wanted.id) == stored.rows[3]
     alone = baseline_of(measured(wanted), measured(batch), measured(other_model))
-    assert unquantized_row(wanted, alone) is None
+    assert SpeedBaseline(alone).unquantized_row(wanted.id) is None
 
 
 def test_rows_that_were_recorded_apart_do_not_make_a_ratio() -> None:
     stored = baseline({CPU_ROW: [100.0], INT8_CPU: [200.0]})
     kept = replace(stored.rows[0], recorded="earlier")
     apart = replace(stored, rows=(kept, stored.rows[1]))
-    assert unquantized_row(INT8_CPU, apart) is None
+    assert SpeedBaseline(apart).unquantized_row(INT8_CPU.id) is None
     found = compare(measured(INT8_CPU, tok_s=200.0), apart, unquantized=measured())
     assert "no unquantized row was recorded with it" in found.reason
 
 
 def test_values_are_taken_process_by_process() -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
-    plain, int8 = stored.rows
-    assert stored_values(Basis.TOK_S, int8, plain) == [
-        each.tok_s for each in int8.processes or ()
+    speeds, (plain, int8) = SpeedBaseline(stored), stored.rows
+    assert speeds.values(Basis.TOK_S, int8.id) == [
+        process.tok_s for process in int8.processes or ()
     ]
-    ratios = stored_values(Basis.RATIO, int8, plain)
+    ratios = speeds.values(Basis.RATIO, int8.id)
     assert ratios == pytest.approx([2.0, 2.02, 1.98, 2.0, 2.0])
-    by_bandwidth = stored_values(Basis.BANDWIDTH, plain, None)
+    by_bandwidth = speeds.values(Basis.BANDWIDTH, plain.id)
     assert by_bandwidth == pytest.approx([5.0] * 5)
-    assert stored_values(Basis.RATIO, int8, None) is None
-    one = baseline_row(INT8_CPU, MEASUREMENT)
-    assert stored_values(Basis.RATIO, one, plain) == [1.0]
+    without = SpeedBaseline(replace(stored, rows=(int8,)))
+    assert without.values(Basis.RATIO, int8.id) is None
+    one = replace(baseline_row(INT8_CPU, MEASUREMENT), recorded=plain.recorded)
+    of_one = SpeedBaseline(replace(stored, rows=(plain, one)))
+    assert of_one.values(Basis.RATIO, one.id) == [1.0]
     unknown = baseline_row(
         CPU_ROW, *[replace(MEASUREMENT, device_bandwidth_gb_s=None)] * 3
     )
-    assert stored_values(Basis.BANDWIDTH, unknown, None) is None
-    assert value(Basis.RATIO, MEASUREMENT, None) is None
+    of_unknown = SpeedBaseline(replace(stored, rows=(unknown,)))
+    assert of_unknown.values(Basis.BANDWIDTH, unknown.id) is None
+    assert speed_in(Basis.RATIO, MEASUREMENT, None) is None
 
 
 def test_a_ratio_does_not_move_with_the_machine() -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
-    ratio = stored_speeds(stored, Basis.RATIO)
-    assert list(ratio) == [INT8_CPU.id]
-    assert ratio[INT8_CPU.id].spread.deviation < 0.02
-    assert stored_speeds(stored)[INT8_CPU.id].spread.deviation > 0.2
+    speeds = SpeedBaseline(stored)
+    assert speeds.speed(Basis.RATIO, CPU_ROW.id) is None
+    ratio = speeds.speed(Basis.RATIO, INT8_CPU.id)
+    rate = speeds.speed(Basis.TOK_S, INT8_CPU.id)
+    assert ratio is not None
+    assert rate is not None
+    assert ratio.spread.deviation < 0.02
+    assert rate.spread.deviation > 0.2
     slow_day = measured(tok_s=50.0, device_bandwidth_gb_s=10.0)
     for tok_s, verdict in ((100.0, Verdict.SAME), (80.0, Verdict.UNDECIDED)):
         now = measured(INT8_CPU, tok_s=tok_s)
@@ -202,7 +205,7 @@ def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
 
 
-def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
+def test_a_run_hands_on_what_the_run_measured(tmp_path: Path) -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
@@ -210,9 +213,9 @@ def test_a_recorder_hands_on_what_the_run_measured(tmp_path: Path) -> None:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
-    recorder = confirming_recorder(stored, tmp_path, confirm)
-    recorder.add(measured())
-    found = recorder.add(measured(INT8_CPU, tok_s=100.0))
+    run = confirming_run(stored, tmp_path, confirm)
+    run.add(measured())
+    found = run.add(measured(INT8_CPU, tok_s=100.0))
     assert found.verdict is Verdict.SLOWER
     assert asked == [(INT8_CPU, CPU_ROW)]
     assert "tok/s over the unquantized row's 2." in found.reason

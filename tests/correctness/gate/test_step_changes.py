@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from llama_perf.gate.limits import LIMITS
-from llama_perf.gate.step_changes import grown, more_work
-from llama_perf.gate.verdict import compare
+from llama_perf.gate.limits import default_limits
+from llama_perf.gate.step_changes import more_work, operators_that_grew
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.markdown import as_markdown
@@ -24,6 +24,7 @@ from tests.correctness.support.record_samples import (
     ENVIRONMENT,
     baseline_of,
     chosen,
+    compare,
     measured,
 )
 
@@ -81,12 +82,12 @@ def test_a_row_that_decodes_nothing_has_no_step() -> None:
     ],
 )
 def test_more_work_is_told(
-    then: dict[str, object], now: dict[str, object], told: list[str]
+    then: dict[str, Any], now: dict[str, Any], told: list[str]
 ) -> None:
     before, after = measured(**then).measurement, measured(**now).measurement
     assert before is not None
     assert after is not None
-    assert more_work(after, before, LIMITS["cpu"]) == told
+    assert more_work(after, before, default_limits("cpu")) == told
 
 
 def test_more_work_fails_a_row_that_is_as_fast_as_ever() -> None:
@@ -133,7 +134,7 @@ def test_calls_that_changed_are_told_with_the_time() -> None:
     )
     assert then.measurement is not None
     assert now.measurement is not None
-    assert grown(now.measurement, then.measurement) == (
+    assert operators_that_grew(now.measurement, then.measurement) == (
         "grew: mm, 1.00 -> 3.00 ms a step in 1 -> 3 calls",
     )
 

@@ -23,13 +23,13 @@ OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
 # These are being split.
 LONG_MODULES = {
     "llama_perf/kernels/triton/fused.py",
+    "tests/correctness/checkpoints/test_save_folder.py",
     "tests/correctness/llama/test_fused.py",
     "tests/correctness/cuda/test_cuda.py",
     "tests/correctness/measure/test_gpu_state.py",
 }
 LONG_SIGNATURES = {
     "llama_perf/checkpoints/tokenizers/byte_pairs.py",
-    "llama_perf/gate/verdict.py",
     "llama_perf/kernels/triton/launch_attention.py",
     "llama_perf/kernels/triton/launch_fused.py",
     "llama_perf/llama/engine.py",

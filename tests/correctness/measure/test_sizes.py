@@ -10,7 +10,7 @@ import torch
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.llama.presets import preset
-from llama_perf.measure.model_size import has_reference_layout, native_model_bytes
+from llama_perf.measure.model_size import native_model_bytes
 from scripts.doc_tables.sizes import MODELS, documented, is_built, markdown, sizes
 from tests.correctness.quantize.test_apply import SMALL, small
 
@@ -48,16 +48,9 @@ def test_the_document_has_the_sizes_that_are_computed() -> None:
     assert documented() == markdown(), "python -m scripts.doc_tables sizes --write"
 
 
-def test_the_reference_layout_is_another_size_where_there_is_one() -> None:
-    for scheme, expected in (("uintx-2-8", True), ("int8wo", False), ("fp6", False)):
-        assert has_reference_layout(scheme) is expected
-        lean, reference = (
-            native_model_bytes(
-                SMALL, scheme, dtype=torch.bfloat16, reference_layout=layout
-            )
-            for layout in (False, True)
-        )
-        assert (lean < reference) is expected
+def test_only_schemes_with_zero_points_have_a_reference_layout() -> None:
+    with_layout = {size.scheme for size in sizes() if size.reference_bytes is not None}
+    assert with_layout == {"uintx-4-64", "uintx-2-8", "sparse-marlin"}
 
 
 def test_a_scheme_that_does_not_fit_the_shape_has_no_size() -> None:

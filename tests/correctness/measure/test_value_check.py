@@ -9,29 +9,16 @@ import torch
 
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
-from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import RunOptions
+from llama_perf.rows.spec import KERNELS, RowSpec
+from llama_perf.run.request import RunOptions
 from llama_perf.run.session import Session
-
-# Groups of 32, which divide the model's 288 columns.
-NATIVE = (
-    None,
-    "int8wo",
-    "int8dq",
-    "int4wo-32",
-    "int4wo-32-hqq",
-    "uintx-4-32",
-    "uintx-2-8",
-    "fp6",
-    "sparse-marlin",
-    "float8wo",
-)
-TORCHAO = ("int8wo", "int8dq", "int4wo-32", "float8wo")
+from tests.correctness.support.schemes import schemes_on
 
 
 def built(**fields: Any) -> Prepared:
@@ -49,8 +36,10 @@ def checked(prepared: Prepared, *, damaged: bool = False) -> ValueCheck:
 
 @pytest.mark.parametrize(
     ("scheme", "kernels"),
-    [(scheme, "native") for scheme in NATIVE]
-    + [(scheme, "torchao") for scheme in TORCHAO],
+    [
+        (None, "native"),
+        *((scheme, kernels) for kernels in KERNELS for scheme in schemes_on(kernels)),
+    ],
 )
 def test_a_right_row_passes_and_a_damaged_scale_does_not(
     scheme: str | None, kernels: str
@@ -186,9 +175,9 @@ def test_what_is_observed_is_a_generation_and_draws_no_more(length: int) -> None
     tokens = prepared.engine.generate(
         prepared.prompt,
         max_new_tokens=row.max_new_tokens,
-        temperature=row.temperature,
-        top_k=row.top_k,
-        generator=alike,
+        sampling=Sampling(
+            temperature=row.temperature, top_k=row.top_k, generator=alike
+        ),
     )
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)
@@ -216,8 +205,8 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
         )
         for scheme in ("int8wo", None)
     ]
-    session = Session(rows, options=RunOptions(damages=("*int8wo*",)))
-    damaged, whole = session.run()
+    session = Session(["cpu"], options=RunOptions(damages=("*int8wo*",)))
+    damaged, whole = map(session.run_row, rows)
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
     assert whole.status is Status.MEASURED

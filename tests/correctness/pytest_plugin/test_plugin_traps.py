@@ -36,6 +36,11 @@ def test_compare_without_measuring(project: Project, flag: str) -> None:
     assert flag in told(project.run("--benchmark-compare", flag))
 
 
+def test_compare_with_pytest_benchmarks_own_limits(project: Project) -> None:
+    limits = "--benchmark-compare-fail=mean:5%"
+    assert "saved runs of pytest-benchmark" in told(project.run("--compare", limits))
+
+
 def test_compare_under_xdist(project: Project) -> None:
     assert "xdist" in told(project.run("--benchmark-compare", "-n", "2"))
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import quantize_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
-from llama_perf.measure.prepare import build_model
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables.rounding import exact_int_mm
+from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import tiny_weights
 
 CPU = torch.device("cpu")
@@ -32,15 +34,13 @@ SMALL = ModelConfig(
     head_dim=32,
 )
 INT4 = ("int4wo-32", "int4wo-64", "int4wo-32-hqq", "int4wo-64-hqq")
+# torchao's, whose error and size are known by formula.
 SCHEMES = ("int8wo", "int8dq", "float8wo", *INT4)
-NATIVE = (
-    *("int8wo", "int8dq", *INT4, "fp6", "sparse-marlin"),
-    *("float8wo", "float8dq-row", "float8dq-tensor"),
-    *("uintx-4-64", "uintx-3-4", "uintx-2-8-hqq"),
-)
+GROUPED = (*INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq")
 BOTH = [
-    *((scheme, "torchao") for scheme in SCHEMES),
-    *((scheme, "native") for scheme in NATIVE),
+    (scheme, kernels)
+    for kernels in KERNELS
+    for scheme in schemes_on(kernels, grouped=GROUPED)
 ]
 
 
@@ -117,7 +117,8 @@ def largest_error(scheme: str, weight: Tensor) -> Tensor:
         steps = 2.0 if scheme.endswith("hqq") else 0.51
         bound = (step * steps).expand_as(groups).flatten(1)
         # The CPU kernel keeps scales and zeros in bfloat16: 8 bits.
-        return bound + weight.abs() * 2**-7 + step.amax() * 8 * 2**-8
+        total: Tensor = bound + weight.abs() * 2**-7 + step.amax() * 8 * 2**-8
+        return total
     peak = weight.abs().amax(-1, keepdim=True)
     if scheme.startswith("int8"):
         # torchao's step is the peak over 127.5, of a token's values too: 1 is read

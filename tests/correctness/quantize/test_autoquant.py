@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,8 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
-    path, config, told = tmp_path / "deep" / "times.json", TINY, []
+    path, config = tmp_path / "deep" / "times.json", TINY
+    told: list[str] = []
 
     def choices(row: RowSpec = ROW) -> tuple[LinearChoice, ...]:
         asked.clear()
@@ -180,7 +181,8 @@ def test_a_damaged_file_is_told_and_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
-    path, told = tmp_path / "times.json", []
+    path = tmp_path / "times.json"
+    told: list[str] = []
     path.write_text('{"kind": "something else"}', encoding="utf-8")
     with pytest.raises(RecordError):
         times_file.read(path)
@@ -225,7 +227,8 @@ def test_a_row_runs_on_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared.autoquant is not None
     assert {each.chosen for each in prepared.autoquant} == {"none", "int8wo", "int8dq"}
     plain = load_model("stories15M")
-    for layer in plain.layers:
+    layers: Any = plain.layers
+    for layer in layers:
         quantize_model_part(layer.attention.wqkv, "int8wo")
         for linear in (layer.feed_forward.w1, layer.feed_forward.w3):
             quantize_model_part(linear, "int8dq")
@@ -326,7 +329,7 @@ def test_gate_and_up_of_a_fused_row_are_timed_as_the_one_kernel_they_are(
         fused=True,
     )
     # The machine is this one, where there is no card.
-    monkeypatch.setattr(choosing, "collect", lambda _device: ENVIRONMENT)
+    monkeypatch.setattr(choosing, "fingerprint", lambda _device: asdict(ENVIRONMENT))
     config = load_model("stories15M").config
     choose(row, config, path=tmp_path / "times.json")
     steps = {shape[1:]: how for shape, how in asked.items() if shape[0] == 1}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,34 +17,24 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.float8dq import Float8DynamicConfig
-from llama_perf.quantize.float8wo import Float8WeightConfig
-from llama_perf.quantize.fp6 import Fp6WeightConfig
-from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
-from llama_perf.quantize.int8wo import Int8WeightConfig
-from llama_perf.quantize.packed_tensor import NativeTensor
+from llama_perf.quantize.int8dq import Int8DynamicWeight
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.registry import config_for
-from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
+from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.schemes import Scheme
 from scripts.doc_tables.rounding import QUANTIZE_TOKENS
-from scripts.doc_tables.sizes import PUBLISHED
+from tests.correctness.support.schemes import schemes_on
 
+GROUPED = ("int4wo-32", "int4wo-32-hqq", "uintx-4-64", "uintx-3-12", "uintx-2-8")
 CONFIGS: dict[str, AOBaseConfig] = {
-    "int8wo": Int8WeightConfig(),
-    "int8dq": Int8DynamicConfig(),
-    "int4wo-32": Int4WeightConfig(group_size=32),
-    "int4wo-32-hqq": Int4WeightConfig(group_size=32, hqq=True),
-    "uintx-4-64": UintxWeightConfig(bits=4, group_size=64),
-    "uintx-3-12": UintxWeightConfig(bits=3, group_size=12),
-    "uintx-2-8 reference": UintxWeightConfig(bits=2, group_size=8, layout="reference"),
-    "uintx-5-64-hqq": UintxWeightConfig(bits=5, group_size=64, hqq=True),
-    "fp6": Fp6WeightConfig(),
-    "float8wo": Float8WeightConfig(),
-    "float8dq-row": Float8DynamicConfig(),
-    "float8dq-tensor": Float8DynamicConfig(granularity="tensor"),
-    "sparse-marlin": SparseMarlinConfig(),
-    "sparse-marlin reference": SparseMarlinConfig(layout="reference"),
+    name: config_for(
+        Scheme.parse(name),
+        kernels="native",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    for name in schemes_on("native", grouped=(*GROUPED, "uintx-5-64-hqq"))
 }
 ROWS, COLUMNS = 75, 192
 
@@ -56,14 +43,20 @@ def random_weight() -> Tensor:
     return torch.randn((ROWS, COLUMNS), generator=torch.Generator().manual_seed(0))
 
 
+def packed(linear: nn.Linear) -> PackedTensor:
+    assert isinstance(linear.weight, PackedTensor)
+    return linear.weight
+
+
 def quantized(config: AOBaseConfig, weight: Tensor | None = None) -> nn.Linear:
     linear = nn.Linear(COLUMNS, ROWS, bias=True)
     linear.weight = nn.Parameter(random_weight() if weight is None else weight)
     root = nn.ModuleDict({"linear": linear})
     quantize_(root, config)
-    found: Any = root["linear"]
-    assert isinstance(found.weight, NativeTensor)
-    return found.requires_grad_(False)
+    layer = root.get_submodule("linear").requires_grad_(False)
+    assert isinstance(layer, nn.Linear)
+    assert isinstance(layer.weight, PackedTensor)
+    return layer
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -123,13 +116,13 @@ def test_another_dtype_changes_the_activations_and_nothing_stored(name: str) -> 
 
 def test_the_hash_of_compiled_graphs_tells_formats_apart() -> None:
     hashes = {
-        quantized(config).weight._stable_hash_for_caching()
+        packed(quantized(config))._stable_hash_for_caching()
         for config in CONFIGS.values()
     }
     # The search for scales leaves no trace in a format.
     assert len(hashes) == len(CONFIGS) - 1
     again = quantized(CONFIGS["fp6"], random_weight() * 2)
-    assert again.weight._stable_hash_for_caching() in hashes
+    assert packed(again)._stable_hash_for_caching() in hashes
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -145,10 +138,9 @@ def test_a_weight_that_is_one_value_everywhere_stays_near_it(
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("layout", ["lean", "reference"])
-def test_uintx_is_within_a_step_of_the_weight(bits: int, layout: str) -> None:
+def test_uintx_is_within_a_step_of_the_weight(bits: int) -> None:
     weight = random_weight()
-    config = UintxWeightConfig(bits=bits, group_size=16, layout=layout)
+    config = UintxWeightConfig(bits=bits, group_size=16)
     found = quantized(config, weight).weight.dequantize()
     groups = weight.unflatten(1, (-1, 16))
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
@@ -156,16 +148,6 @@ def test_uintx_is_within_a_step_of_the_weight(bits: int, layout: str) -> None:
     error = (found.unflatten(1, (-1, 16)) - groups).abs()
     # Half a step; at the ends half a step each for the rounded zero and scale.
     assert (error <= step * 1.5).all()
-
-
-def test_both_layouts_of_uintx_hold_the_same_weight() -> None:
-    # Too large for scales in float16, which the lean layout would take.
-    weight = random_weight() * 2.0**20
-    lean = quantized(UintxWeightConfig(bits=3, group_size=16), weight)
-    config = UintxWeightConfig(bits=3, group_size=16, layout="reference")
-    other = quantized(config, weight)
-    assert torch.equal(lean.weight.dequantize(), other.weight.dequantize())
-    assert tensor_bytes(lean.weight) < tensor_bytes(other.weight)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +226,7 @@ def test_a_weight_is_no_further_than_in_torchaos_twin(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
     model = Transformer(preset("stories15M")).requires_grad_(False)
-    model.layers[2].feed_forward.w2.weight[3, 5] = value
+    model.get_parameter("layers.2.feed_forward.w2.weight")[3, 5] = value
     for scheme in ("int8wo", "uintx-4-32"):
         with pytest.raises(
             SpecError, match=r"model\.layers\.2\.feed_forward\.w2 .* not"
@@ -260,63 +242,12 @@ def test_torchaos_quantize_refuses_what_does_not_fit() -> None:
         quantized(UintxWeightConfig(bits=4, group_size=7))
     with pytest.raises(SpecError, match="the bits of uintx are 1 to 8"):
         UintxWeightConfig(bits=9)
-    with pytest.raises(SpecError, match="layout: 'dense' is not allowed; allowed: le"):
-        UintxWeightConfig(layout="dense")
     with pytest.raises(SpecError, match=r"granularity: 'group' .* row, tensor"):
         Float8DynamicConfig(granularity="group")
 
 
-def bytes_on_meta(model: str, config: AOBaseConfig) -> int:
-    """Of all layers, from models of one and of two."""
-    one, two = (_bytes_on_meta(model, config, layers) for layers in (1, 2))
-    return one + (preset(model).n_layers - 1) * (two - one)
-
-
-def _bytes_on_meta(model: str, config: AOBaseConfig, layers: int) -> int:
-    with torch.device("meta"):
-        built = Transformer(replace(preset(model), n_layers=layers))
-    quantize_(built.to(torch.bfloat16), config)
-    return built.weight_bytes()
-
-
-def reference_sizes() -> list[tuple[str, str, float]]:
-    with PUBLISHED.open(encoding="utf-8") as file:
-        found = {
-            (line["model"], line["quantization"]): float(line["model_size_gb"])
-            for line in csv.DictReader(file)
-        }
-    schemes = ("int8wo", "int8dq", "fp6", "int4wo-64", "uintx-4-64", "uintx-2-8")
-    schemes += ("sparse-marlin",)
-    return [
-        (model, scheme, size)
-        for (model, scheme), size in found.items()
-        if scheme in schemes and not model.startswith("Meta-Llama-3.1")
-    ]
-
-
-@pytest.mark.parametrize(("model", "scheme", "size_gb"), reference_sizes())
-def test_a_models_size_is_the_published_one(
-    model: str, scheme: str, size_gb: float
-) -> None:
-    parsed = Scheme.parse(scheme)
-    cpu = torch.device("cpu")
-    lean = config_for(parsed, kernels="native", device=cpu, dtype=torch.bfloat16)
-    config = lean
-    if isinstance(lean, UintxWeightConfig):
-        config = UintxWeightConfig(
-            bits=lean.bits, group_size=lean.group_size, layout="reference"
-        )
-    elif isinstance(lean, SparseMarlinConfig):
-        # 3.25 bits a weight: its unread zero points are in the published sizes.
-        config = SparseMarlinConfig(layout="reference")
-    found = bytes_on_meta(model, config)
-    assert found / 1e9 == pytest.approx(size_gb, rel=0.01)
-    smallest = bytes_on_meta(model, lean)
-    assert smallest <= found
-
-
-def test_uintx_2_8_takes_four_and_a_quarter_bits_in_the_lean_layout() -> None:
+def test_uintx_2_8_takes_four_and_a_quarter_bits() -> None:
     weight = nn.Linear(4096, 4096, bias=False, device="meta")
     root = nn.ModuleDict({"linear": weight})
     quantize_(root, UintxWeightConfig(bits=2, group_size=8))
-    assert tensor_bytes(root["linear"].weight) * 8 == 4.25 * 4096 * 4096
+    assert tensor_bytes(root.get_parameter("linear.weight")) * 8 == 4.25 * 4096 * 4096

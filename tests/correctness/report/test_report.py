@@ -14,7 +14,6 @@ import pytest
 from llama_perf import report
 from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
-from llama_perf.gate.verdict import compare
 from llama_perf.report.markdown import as_markdown
 from llama_perf.report.text import as_text
 from llama_perf.results.measurement import ValueCheck
@@ -25,10 +24,11 @@ from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
+    FIXED_LIMIT,
     MEASUREMENT,
-    PLAIN_LIMIT,
     baseline_of,
     chosen,
+    compare,
     measured,
     unmeasured,
 )
@@ -72,7 +72,8 @@ def test_every_figure_stands_in_its_column() -> None:
     )
     slower = measured(tok_s=60.0, peak_memory_bytes=1_250_000_000, check=check)
     header, _, row = cells(as_markdown(compared(slower)))
-    assert list(zip(header, row, strict=True)) == [
+    shown = list(zip(header, row, strict=True))
+    expected = [
         ("row", CPU_ROW.id),
         ("tok/s", "60.00"),
         ("change", "-40.0%"),
@@ -86,11 +87,13 @@ def test_every_figure_stands_in_its_column() -> None:
         ("check dB", "43"),
         ("verdict", "SLOWER"),
     ]
+    rest = iter(shown)
+    assert all(pair in rest for pair in expected), "in this order, others between"
 
 
 def test_a_row_without_figures_has_none() -> None:
-    _, _, row = cells(as_markdown(report_of(REFUSED)))
-    assert row == [CUDA_ROW.id, *["-"] * 10, "NOT_RUN"]
+    header, _, row = cells(as_markdown(report_of(REFUSED)))
+    assert row == [CUDA_ROW.id, *["-"] * (len(header) - 2), "NOT_RUN"]
 
 
 def test_text_says_why_and_what_a_reader_must_know() -> None:
@@ -108,7 +111,7 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
     assert [line.split()[0] for line in lines[3:5]] == ["eager", "compile"]
     assert lines[6:] == [
         f"SLOWER {CPU_ROW.id}: tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the"
-        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + PLAIN_LIMIT,
+        " device 5.000 -> 3.000 (-40.0%, limit 25.0%)" + FIXED_LIMIT,
         "device: Some CPU (cpu-some-2c), 20.0 GB/s measured in this run",
         "torch 2.13.0, torchao 0.18.0, python 3.11.7",
         "weights: synthetic",
@@ -239,23 +242,24 @@ def test_the_command_draws_a_file_in_every_format(
 
 def test_a_file_is_written_in_the_format_of_its_suffix(tmp_path: Path) -> None:
     run = compared(measured(tok_s=60.0), REFUSED)
-    assert report.suffixes() == [".csv", ".json", ".md", ".txt"]
+    assert {".csv", ".json", ".md", ".txt"} <= set(report.suffixes())
     for suffix in report.suffixes():
         report.write(run, tmp_path / f"run{suffix}")
     written = {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()}
     assert written.pop(".csv") == report.draw(run, "csv")
-    assert written == {
+    for suffix, text in {
         ".txt": as_text(run),
         ".md": as_markdown(run),
         ".json": to_json(run),
-    }
+    }.items():
+        assert written[suffix] == text
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("run.html", "ends in .csv, .json, .md, .txt"),
-        ("run", "ends in .csv, .json, .md, .txt"),
+        ("run.poem", f"ends in {', '.join(report.suffixes())}"),
+        ("run", f"ends in {', '.join(report.suffixes())}"),
         ("no folder/run.md", "its folder does not exist"),
         ("folder.md", "it is a folder"),
     ],
@@ -271,8 +275,8 @@ def test_a_path_that_no_report_can_be_written_to(
         assert words in str(caught.value)
         assert str(path) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.md"]
-    with pytest.raises(SpecError, match=r"format: 'html' .* allowed: csv, json, mark"):
-        report.draw(report_of(), "html")
+    with pytest.raises(SpecError, match=r"format: 'poem' .* allowed: csv, "):
+        report.draw(report_of(), "poem")
 
 
 def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
@@ -303,6 +307,6 @@ def test_the_command_refuses_what_is_no_report(
     path.write_text(json.dumps(document), encoding="utf-8")
     told = refusal(capsys, "report", str(path))
     assert told.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
-    assert "invalid choice: 'html'" in refusal(
-        capsys, "report", str(path), "--format", "html"
+    assert "invalid choice: 'poem'" in refusal(
+        capsys, "report", str(path), "--format", "poem"
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from llama_perf.cli.main import main
-from llama_perf.cli.selection import shard
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import Report, RowResult, Status, read_merged
+from llama_perf.rows.selection import shard
 from llama_perf.strict_json import from_json, to_json
 from scripts.offline import cuda_table
 from scripts.offline.cuda_table import main as table

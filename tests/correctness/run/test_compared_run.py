@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from llama_perf.cli.main import main
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
-from llama_perf.gate.speed import StoredSpeed, stored_speeds
-from llama_perf.gate.speed_baseline import Basis
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed
 from llama_perf.gate.thresholds import (
     as_share,
     confirm_limit,
@@ -22,8 +21,8 @@ from llama_perf.gate.thresholds import (
     log_loss,
     screen_limit,
 )
-from llama_perf.gate.verdict import compare
 from llama_perf.report.text import as_text
+from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
@@ -34,6 +33,7 @@ from tests.correctness.support.record_samples import (
     MEASUREMENT,
     baseline_of_processes,
     chosen,
+    compare,
     measured,
     unmeasured,
 )
@@ -45,7 +45,15 @@ BASELINE = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE[::-1]})
 # On a CPU an unquantized row is compared by the bandwidth of the run.
 BASIS = Basis.BANDWIDTH
 BANDWIDTH = MEASUREMENT.device_bandwidth_gb_s or 0.0
-SPEED: StoredSpeed = stored_speeds(BASELINE, BASIS)[CPU_ROW.id]
+
+
+def stored_speed(baseline: Baseline) -> StoredSpeed:
+    speed = SpeedBaseline(baseline).speed(BASIS, CPU_ROW.id)
+    assert speed is not None
+    return speed
+
+
+SPEED = stored_speed(BASELINE)
 TOK_S = SPEED.mean * BANDWIDTH
 SCREEN = as_share(screen_limit(SPEED.spread, SPEED.processes))
 CONFIRM = as_share(confirm_limit(SPEED.spread, SPEED.processes))
@@ -75,7 +83,7 @@ def test_a_suspicious_row_without_fresh_processes_is_undecided_and_fails() -> No
     found = judged(SUSPICIOUS)
     assert found.verdict is Verdict.UNDECIDED
     assert found.failed
-    assert found.reason.endswith("; suspicious, and fresh processes were not asked")
+    assert found.reason.endswith("; looks slower; confirmation was off")
     allowed = compare(measured(tok_s=SUSPICIOUS), BASELINE, undecided_fails=False)
     assert allowed.verdict is Verdict.UNDECIDED
     assert not allowed.failed
@@ -108,12 +116,10 @@ def test_fresh_processes_that_break_decide_nothing(status: Status) -> None:
     assert found.verdict is Verdict.UNDECIDED
     assert found.failed
     assert found.reason.endswith(
-        "; suspicious, and 2 of 5 fresh processes came to an end:"
+        "; looks slower; 2 of 5 fresh processes finished:"
         f" {status.value}: its process ended with code 1"
     )
-    assert judged(SUSPICIOUS, []).reason.endswith(
-        "0 of 5 fresh processes came to an end"
-    )
+    assert judged(SUSPICIOUS, []).reason.endswith("0 of 5 fresh processes finished")
 
 
 def test_larger_is_certain_while_speed_is_not() -> None:
@@ -127,7 +133,7 @@ def test_larger_is_certain_while_speed_is_not() -> None:
         assert found.verdict is verdict
         assert found.failed
         assert "model size 0.500 GB -> 0.600 GB" in found.reason
-        assert ("suspicious" in found.reason) == (again is None)
+        assert ("looks slower" in found.reason) == (again is None)
 
 
 def test_faster_takes_more_than_a_screen_since_nothing_confirms_it() -> None:
@@ -143,7 +149,7 @@ def test_too_few_processes_have_a_plain_limit(count: int) -> None:
     for tok_s, verdict in ((80.0, Verdict.SAME), (70.0, Verdict.SLOWER)):
         found = compare(measured(tok_s=tok_s), few)
         assert found.verdict is verdict
-        assert f"; a plain limit: the baseline has {count} of the 3 " in found.reason
+        assert f"; fixed limit: the baseline has {count} of the 3 " in found.reason
         assert found.minimum_detectable is None
 
 
@@ -157,7 +163,9 @@ def test_a_slower_row_tells_where_autoquant_chose_otherwise() -> None:
     baseline = replace(BASELINE, rows=(before, *BASELINE.rows[1:]))
     now = measured(tok_s=SUSPICIOUS, autoquant=(chosen("none"),))
     found = compare(now, baseline, fresh=fresh(CONFIRMED))
-    assert found.reason.endswith("; autoquant chose none and not int8wo for 128 x 64")
+    assert found.reason.endswith(
+        "; autoquant chose none instead of int8wo for 128 x 64"
+    )
 
 
 @given(
@@ -170,7 +178,7 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
     ours: list[float], theirs: list[float], now: float, again: list[float] | None
 ) -> None:
     baseline = baseline_of_processes({CPU_ROW: ours, OTHER: theirs})
-    speed = stored_speeds(baseline, BASIS)[CPU_ROW.id]
+    speed = stored_speed(baseline)
     results = None
     if again is not None:
         results = [Trial(row=measured(tok_s=each)) for each in again]
@@ -276,14 +284,12 @@ def test_pytest_without_confirmation_leaves_it_undecided(
     assert result.ret == (0 if allowed else pytest.ExitCode.TESTS_FAILED)
     assert ids == []
     assert verdicts(project)[PLAIN] is Verdict.UNDECIDED
-    result.stdout.fnmatch_lines([f"UNDECIDED {PLAIN}: *processes were not asked"])
+    result.stdout.fnmatch_lines([f"UNDECIDED {PLAIN}: *confirmation was off"])
 
 
 def command(project: Project, *options: str) -> list[str]:
     words = [
         "run",
-        "--isolate",
-        "none",
         "--compare",
         "--rows",
         str(project.path / "rows.toml"),

@@ -18,8 +18,8 @@ from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired as in_pairs
-from llama_perf.run.options import RunOptions, Slowdown
 from llama_perf.run.paired import Pairs, Side, compare_pairs, measure_pairs
+from llama_perf.run.request import RunOptions, Slowdown
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import WorkerResult
 from llama_perf.strict_json import from_json
@@ -235,7 +235,7 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
         (["--base", "no-such-branch"], "base: 'no-such-branch' names no commit of "),
         (["--base", "HEAD", "--pairs", "2"], "pairs: 2 is not allowed; allowed: 3 to"),
         (["--base-python", "/nowhere"], "base-python: '/nowhere' is not allowed; name"),
-        (["--base", "HEAD", "--json", "/no/x"], "json: '/no/x' is not allowed"),
+        (["--base", "HEAD", "--json", "/no/x"], "results: '/no/x' is not allowed"),
     ],
 )
 def test_a_mistake_is_one_line(

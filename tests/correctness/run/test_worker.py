@@ -18,7 +18,7 @@ from llama_perf.errors import RecordError
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import runner, worker
-from llama_perf.run.options import RunOptions, Slowdown
+from llama_perf.run.request import RunOptions, Slowdown
 from tests.correctness.support.processes import alive, clock_that_waits_for, wait_until
 
 ROW = RowSpec(
@@ -249,8 +249,8 @@ def test_a_worker_does_not_outlive_the_process_that_started_it(tmp_path: Path) -
     started = tmp_path / "pid"
     code = (
         "import os, signal, sys\n"
-        "from llama_perf import worker\n"
-        "from llama_perf.run.options import RunOptions\n"
+        "from llama_perf.run import worker\n"
+        "from llama_perf.run.request import RunOptions\n"
         "from llama_perf.rows.spec import RowSpec\n"
         "row = RowSpec(model='stories15M', dtype='float32', device='cpu',\n"
         "    max_new_tokens=200, num_samples=100000)\n"

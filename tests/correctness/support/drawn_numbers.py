@@ -10,9 +10,9 @@ from torch import Tensor
 from llama_perf.kernels.triton.sampling import exponential
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
 def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of as many programs and sequences as `choose` has, float32 (sequences, V)."""
+    """Draw with as many programs and sequences as `choose`, float32 (sequences, V)."""
     part, sequence = tl.program_id(0), tl.program_id(1)
     number = tl.load(count).to(tl.int32)
     drawn = exponential(tl.load(seed), part, sequence, number, BLOCK)

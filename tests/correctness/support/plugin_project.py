@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from llama_perf.results.baseline import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import session as run
-from llama_perf.run import worker
-from llama_perf.run.options import RunOptions
+from llama_perf.run import runner, session, worker
+from llama_perf.run.request import RunOptions
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
@@ -59,8 +58,8 @@ def import_all() -> None:
     cannot be imported twice.
     """
     row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
-    for each in (row, replace(row, quantization="int8wo", kernels="torchao")):
-        result = run.Session([each], options=RunOptions()).run_row(each)
+    for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = session.Session(["cpu"], options=RunOptions()).run_row(variant)
         assert result.measurement is not None, result.reason
     # The compiler's modules too: they register themselves once in a process.
     torch.compile(torch.sin)(torch.ones(4))
@@ -69,11 +68,26 @@ def import_all() -> None:
 def in_this_process(
     row: RowSpec, *, options: RunOptions, devices: Iterable[str], **_rest: object
 ) -> worker.WorkerResult:
-    """What a worker does, without its process."""
-    session = run.Session([row], options=options, devices=devices)
-    return worker.WorkerResult(
-        result=session.run_row(row), environment=session.environment
-    )
+    """Stands for `worker.run_in_process`."""
+    return InProcessWorker(options=options, devices=devices).run(row)
+
+
+class InProcessWorker:
+    """A worker without a process, so that a test can replace what a row calls."""
+
+    def __init__(self, *, options: RunOptions, devices: Iterable[str]) -> None:
+        self._session = session.Session(devices, options=options)
+
+    def run(
+        self, row: RowSpec, *, progress: Callable[[str], None] = lambda _text: None
+    ) -> worker.WorkerResult:
+        return worker.WorkerResult(
+            result=self._session.run_row(row, progress=progress),
+            environment=self._session.environment,
+        )
+
+    def close(self) -> None:
+        pass
 
 
 class Project:
@@ -87,15 +101,18 @@ class Project:
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            run, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
+            session, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
         )
         monkeypatch.setattr(worker, "run_in_process", in_this_process)
+        self._worker = worker.Worker
+        self._monkeypatch = monkeypatch
+        self.isolated(False)
         # pytest-benchmark would take a run inside a test for one under xdist.
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
         self.pytester = pytester
         self.path = pytester.path
-        for folder in ("perf", "correctness"):
-            (self.path / "tests" / folder).mkdir(parents=True)
+        for tests in ("perf", "correctness"):
+            (self.path / "tests" / tests).mkdir(parents=True)
         (self.path / "tests" / "correctness" / "test_nothing.py").touch()
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
@@ -105,12 +122,21 @@ class Project:
         write_json(folder / "config.json", CONFIG_JSON)
         torch.save(all_weights(tiny_weights()), folder / "model.pth")
 
-    def run(self, *options: str) -> pytest.RunResult:
-        """`pytest tests/perf` over the tiny rows, in this process and no other."""
-        return self.run_isolated("--isolate=none", *options)
+    def isolated(self, isolated: bool) -> None:
+        """Have rows run in a worker process, as users have it, or in this one."""
+        kind = self._worker if isolated else InProcessWorker
+        self._monkeypatch.setattr(runner, "Worker", kind)
 
     def run_isolated(self, *options: str) -> pytest.RunResult:
-        """The same with rows in a worker, as users have it."""
+        """The same as `run` with rows in a worker process."""
+        self.isolated(True)
+        try:
+            return self.run(*options)
+        finally:
+            self.isolated(False)
+
+    def run(self, *options: str) -> pytest.RunResult:
+        """`pytest tests/perf` over the tiny rows, in this process and no other."""
         rows = ["--rows", str(self.path / "rows.toml")]
         checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
         # hypothesis would be imported anew each time, which takes longer than the run.

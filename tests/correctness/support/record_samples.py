@@ -7,14 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import RowResult, Status
+from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.compared_run import Against, Recorder
+from llama_perf.run.compared_run import ComparedRun
+from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
+from llama_perf.run.runner import Runner
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
@@ -48,9 +53,9 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
-# What the reason of a row says whose baseline holds one process.
-PLAIN_LIMIT = (
-    "; a plain limit: the baseline has 1 of the 3 processes that tell a loss from noise"
+# The end of a reason if the baseline has one process of the row.
+FIXED_LIMIT = (
+    "; fixed limit: the baseline has 1 of the 3 processes from which noise is estimated"
 )
 
 
@@ -96,6 +101,11 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     )
 
 
+def _measurement(metric: str, figure: float) -> Measurement:
+    changes: dict[str, Any] = {metric: figure}
+    return replace(MEASUREMENT, **changes)
+
+
 def baseline_of_processes(
     values: dict[RowSpec, Sequence[float]], metric: str = "tok_s"
 ) -> Baseline:
@@ -104,26 +114,50 @@ def baseline_of_processes(
         recorded="2026-01-02T03:04:05+00:00",
         environment=ENVIRONMENT,
         rows=tuple(
-            baseline_row(row, *(replace(MEASUREMENT, **{metric: one}) for one in each))
-            for row, each in values.items()
+            baseline_row(row, *(_measurement(metric, figure) for figure in figures))
+            for row, figures in values.items()
         ),
     )
 
 
-def confirming_recorder(
+def compare(
+    result: RowResult,
+    baseline: Baseline | None,
+    *,
+    environment: Environment | None = None,
+    **options: Any,
+) -> Comparison:
+    """`verdict.compare` with a baseline that is prepared for this row only."""
+    if baseline is None:
+        return verdict.compare(result, None, **options)
+    return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
+
+
+class _NoDevice(Runner):
+    """A run that confirms by a function and measures nothing."""
+
+    def __init__(self, confirm: Callable[[RowSpec, RowSpec | None], list[Trial]]):
+        self.rows = [CPU_ROW, INT8_CPU]
+        self.started = "now"
+        self.environment = ENVIRONMENT
+        self.finished = {}
+        self._confirm = confirm
+
+    def confirm(
+        self, row: RowSpec, unquantized: RowSpec | None = None, **_rest: object
+    ) -> list[Trial]:
+        return self._confirm(row, unquantized)
+
+
+def confirming_run(
     baseline: Baseline,
     folder: Path,
     confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
-) -> Recorder:
+) -> ComparedRun:
     """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
-    return Recorder(
-        started="now",
-        environment=ENVIRONMENT,
-        selected=2,
-        known=[CPU_ROW, INT8_CPU],
-        against=Against(
-            baseline=baseline, source="made up", missing_fails=True, confirm=confirm
-        ),
-        baselines_folder=folder,
-        path=None,
+    request = RunRequest(
+        selection=Selection(set_name="cpu"),
+        run=RunOptions(),
+        compare=CompareOptions(asked=True, baselines=folder),
     )
+    return ComparedRun(_NoDevice(confirm), request, named=("made up", baseline))

@@ -1,4 +1,4 @@
-"""Scales and zeros by least squares: what the group-wise schemes use without hqq.
+"""Scales and zeros of groups along K: by least squares, or by torchao's hqq.
 
 The range of a group gives a first scale and zero; fitting both to the codes they lead
 to, and ranges somewhat narrower than the group's, may leave less squared error. The
@@ -9,10 +9,37 @@ offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
 import torch
 from torch import Tensor
 
-from llama_perf.quantize.stretches import in_stretches
+P = ParamSpec("P")
+# Values of a weight at a time: as float32 what a core's second-level cache holds, and
+# on a card enough for its launches not to count.
+_CPU, _CUDA = 1 << 18, 1 << 26
+
+
+def in_stretches(
+    search: Callable[Concatenate[Tensor, P], tuple[Tensor, ...]],
+) -> Callable[Concatenate[Tensor, P], tuple[Tensor, ...]]:
+    """`search(groups, ...)` of groups (N, G, size), its results joined along N."""
+
+    @wraps(search)
+    def by_rows(
+        groups: Tensor, /, *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[Tensor, ...]:
+        at_a_time = _CPU if groups.device.type == "cpu" else _CUDA
+        step = max(at_a_time // max(groups[:1].numel(), 1), 1)
+        if groups.is_meta or len(groups) <= step:
+            return search(groups, *args, **kwargs)
+        parts = [search(some, *args, **kwargs) for some in groups.split(step)]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    return by_rows
+
 
 _SHRINKS = (1.0, 0.9, 0.8)
 
@@ -121,6 +148,34 @@ def _codes(
 ) -> Tensor:
     """Codes less their middle or zero."""
     return torch.round((groups - offset) / scale + middle).clamp(0, most) - middle
+
+
+@in_stretches
+def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
+    """Scale and zero of half-quadratic quantization, w = (c - zero) * scale.
+
+    torchao's own search; Badri and Shaji (2023). Both float32 (N, G, 1). The third
+    tensor says which groups it suits: its least step is 1 / 20000, too wide for a
+    group whose values lie closer together.
+    """
+    from torchao.quantization.quant_primitives import (
+        _choose_qparams_and_quantize_affine_hqq,
+    )
+
+    rows, count, size = groups.shape
+    _, scale, zero, _ = _choose_qparams_and_quantize_affine_hqq(
+        groups.flatten(1),
+        nbits=bits,
+        group_size=size,
+        compute_dtype=torch.float32,
+        device=str(groups.device),
+        raw_output=True,
+    )
+    shape = (rows, count, 1)
+    # Clones, since the search leaves inference tensors.
+    scale, zero = scale.clone().view(shape), zero.clone().view(shape)
+    span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
+    return scale, zero, scale <= span / (2**bits - 1) * 1.01
 
 
 class _Best:

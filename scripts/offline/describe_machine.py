@@ -1,4 +1,4 @@
-"""What a machine with a card is, and what bounds a step there: its first check.
+"""Describe a machine with a card and measure its ceiling: the first step of a check.
 
 The ceiling proves Triton's compiler, dependent launches, captures and the clock at
 once.
@@ -21,24 +21,24 @@ from llama_perf.measure.toolchain import triton_problem
 
 
 def main(file: str) -> None:
-    """Print the findings and write them to `file`, as JSON, as they come."""
+    """Print the description and write it to `file` as JSON, each part when known."""
     device = torch.device(default_device())
-    found: dict[str, object] = {
+    description: dict[str, object] = {
         "environment": asdict(collect(device)),
         "cores": os.cpu_count(),
         "cuda_kernels": triton_problem() or "ok",
         "triton_cache": os.environ.get("TRITON_CACHE_DIR"),
     }
-    _write(Path(file), found)
+    _write(Path(file), description)
     ceiling = measure_ceiling(device)
-    found["ceiling"] = asdict(ceiling)
-    _write(Path(file), found)
+    description["ceiling"] = asdict(ceiling)
+    _write(Path(file), description)
     print(f"ceiling: {ceiling.summary}")
 
 
-def _write(path: Path, found: dict[str, object]) -> None:
-    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    for name, value in found.items():
+def _write(path: Path, description: dict[str, object]) -> None:
+    path.write_text(json.dumps(description, indent=2), encoding="utf-8")
+    for name, value in description.items():
         print(f"{name}: {value}", flush=True)
 
 

@@ -11,10 +11,16 @@ import pytest
 
 from llama_perf.errors import UserError
 from scripts.offline import kernel_archive, wheelhouse
-from scripts.offline.kernel_archive import bring_kernels, tell_compiled
-from scripts.offline.kernel_cache import Compiler, kernels, unpack
-from scripts.offline.steps import Runner, Told
-from scripts.offline.wheelhouse_kernels import ALL_SETS, compile_kernels
+from scripts.offline.kernel_archive import (
+    ALL_SETS,
+    Compiler,
+    compile_kernels,
+    kernel_keys,
+    report_compiled,
+    unpack,
+    unpack_kernels,
+)
+from scripts.offline.steps import Status, StepRunner
 
 triton = pytest.importorskip("triton", reason="there is nothing to compile with")
 
@@ -85,18 +91,18 @@ def test_a_check_finds_them_and_counts_what_it_compiles_itself(
 ) -> None:
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setattr(kernel_archive, "ROOT", tmp_path)
-    runner = Runner(root=ROOT, out=tmp_path, budget_s=60)
-    brought = bring_kernels(runner, archive.parent)
+    runner = StepRunner(root=ROOT, out=tmp_path, budget_s=60)
+    brought = unpack_kernels(runner, archive.parent)
     assert brought is not None
     assert brought.cache == tmp_path / ".llama-perf" / "triton"
     assert runner.variables == {"TRITON_CACHE_DIR": str(brought.cache)}
-    assert brought.keys == kernels(brought.cache)
+    assert brought.keys == kernel_keys(brought.cache)
     (brought.cache / "KEY").mkdir()
     (brought.cache / "KEY" / "kernel.cubin").touch()
-    tell_compiled(runner, brought)
+    report_compiled(runner, brought)
     told = [outcome.reason for outcome in runner.outcomes]
     assert told == [
-        f"{len(brought.keys)} brought for {HERE.told}",
+        f"{len(brought.keys)} unpacked for {HERE.label}",
         "1 more compiled here",
     ]
 
@@ -105,11 +111,11 @@ def test_a_cache_of_the_users_own_takes_them(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
-    brought = bring_kernels(
-        Runner(root=ROOT, out=tmp_path, budget_s=60), archive.parent
+    brought = unpack_kernels(
+        StepRunner(root=ROOT, out=tmp_path, budget_s=60), archive.parent
     )
     assert brought is not None
-    assert kernels(tmp_path / "own") == brought.keys
+    assert kernel_keys(tmp_path / "own") == brought.keys
 
 
 def test_a_damaged_archive_is_told_and_the_check_goes_on(
@@ -121,19 +127,19 @@ def test_a_damaged_archive_is_told_and_the_check_goes_on(
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / archive.name).write_bytes(content)
-        runner = Runner(root=ROOT, out=tmp_path, budget_s=60)
-        assert bring_kernels(runner, folder) is not None
+        runner = StepRunner(root=ROOT, out=tmp_path, budget_s=60)
+        assert unpack_kernels(runner, folder) is not None
         first, last = runner.outcomes
-        assert first.told is Told.FAILED
+        assert first.status is Status.FAILED
         assert archive.name in first.reason
-        assert re.fullmatch(r"\d+ brought for .*", last.reason)
+        assert re.fullmatch(r"\d+ unpacked for .*", last.reason)
 
 
 def test_a_check_says_that_none_were_brought(tmp_path: Path) -> None:
-    runner = Runner(root=ROOT, out=tmp_path, budget_s=60)
-    assert bring_kernels(runner, tmp_path) is None
+    runner = StepRunner(root=ROOT, out=tmp_path, budget_s=60)
+    assert unpack_kernels(runner, tmp_path) is None
     assert runner.outcomes[0].reason == (
-        f"none brought for {HERE.told}: all are compiled here"
+        f"no archive for {HERE.label}: all are compiled here"
     )
     assert runner.variables == {}
 

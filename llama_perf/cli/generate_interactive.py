@@ -1,14 +1,14 @@
 """`generate --interactive`: prompts from a terminal, text as it comes.
 
-A chat model gets its template and keeps the conversation while the cache lasts;
-another model continues each text by itself. Generation stops at end of text.
+A chat model gets its template and keeps the conversation until the cache is full;
+another model continues each text on its own. Generation stops at end of text.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -20,23 +20,20 @@ from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.rows.spec import RowSpec
 
 
-def talk(
-    row: RowSpec, arguments: argparse.Namespace, tokenizer: Tokenizer | None
-) -> int:
+def talk(row: RowSpec, tokenizer: Tokenizer | None) -> int:
     """Answer prompts until the input ends."""
     if tokenizer is None:
-        raise TokenizerError(
-            f"interactive: {arguments.checkpoint_path!r} has no tokenizer"
-        )
-    chat = is_chat_model(arguments.checkpoint_path)
+        raise TokenizerError(f"interactive: {row.model!r} has no tokenizer")
+    chat = is_chat_model(row.model)
+    # The row's prompt is one position long; the cache must hold real prompts.
+    row = replace(
+        row,
+        cache_size=row.cache_size or max(2048, 2 * row.max_new_tokens),
+        batch_size=1,
+    )
     with compiler_settings():
-        # One position stands for the prompt; the cache must hold a real one.
-        room = row.cache_size or max(2048, 2 * row.max_new_tokens)
-        prepared = prepare(
-            _with_cache(row, room),
-            prompt=torch.zeros((1, 1), dtype=torch.int64),
-            notify=print,
-        )
+        prompt = torch.zeros((1, 1), dtype=torch.int64)
+        prepared = prepare(row, prompt=prompt, notify=print)
         history: list[Message] = []
         for text in _prompts():
             history = [*history, Message(role="user", content=text)]
@@ -45,19 +42,13 @@ def talk(
                     ids = encode_chat(tokenizer, history)
                 else:
                     ids = tokenizer.encode(text)
-                answer = _answer(prepared, tokenizer, ids, room)
+                answer = _answer(prepared, tokenizer, ids)
             except PromptError as error:
                 print(f"{error}; starting over", file=sys.stderr)
                 history = []
                 continue
             history.append(Message(role="assistant", content=answer))
     return 0
-
-
-def _with_cache(row: RowSpec, cache_size: int) -> RowSpec:
-    from dataclasses import replace
-
-    return replace(row, cache_size=cache_size, batch_size=1)
 
 
 def _prompts() -> Iterator[str]:
@@ -71,14 +62,15 @@ def _prompts() -> Iterator[str]:
             yield text
 
 
-def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int], room: int) -> str:
+def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Print the answer to a prompt of these ids as it comes; returns it."""
     row, engine = prepared.row, prepared.engine
-    device = engine.model.device
-    prompt = torch.tensor([ids], device=device)
-    left = min(row.max_new_tokens, room - engine.filled - len(ids))
-    engine.check_prompt(prompt, max_new_tokens=max(left, 1))
+    prompt = torch.tensor([ids], device=engine.model.device)
+    free = row.allocated_positions - engine.filled - len(ids)
+    max_new_tokens = min(row.max_new_tokens, free)
+    engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
     stream = engine.stream(
-        prompt, max_new_tokens=left, temperature=row.temperature, top_k=row.top_k
+        prompt, max_new_tokens=max_new_tokens, sampling=prepared.sampling()
     )
     new: list[int] = []
     shown = ""
