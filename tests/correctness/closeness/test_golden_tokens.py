@@ -16,10 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llama_perf import generate, load_model, quantize_model
-from llama_perf.llama.sampling import Sampling
-from llama_perf.quantize.registry import built_kernels
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN_FAMILIES, Scheme
+from llama_perf import Sampling, generate, load_model, quantize_model
+from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, Scheme
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "support" / "golden_tokens.json").read_text()
@@ -89,12 +87,7 @@ def test_greedy_tokens_stay_the_same(key: str, checkpoint: Path) -> None:
     assert tokens[0, len(prompt) :].tolist() == golden["tokens"]
 
 
-def test_every_family_of_native_schemes_has_golden_tokens() -> None:
-    recorded = {key.split(".")[0] for key in GOLDEN if key.endswith(".native")}
-    families = {Scheme.parse(name).family for name in recorded - {"none"}}
-    built = {
-        name
-        for name in (*PLAIN_FAMILIES, "int4wo-64", "uintx-4-64")
-        if "native" in built_kernels(Scheme.parse(name))
-    }
-    assert families == {Scheme.parse(name).family for name in built} - set(AUTOQUANT)
+def test_every_family_of_schemes_has_golden_tokens() -> None:
+    recorded = {key.split(".")[0] for key in GOLDEN} - {"none"}
+    families = {Scheme.parse(name).family for name in recorded}
+    assert families == set(FAMILIES) - set(AUTOQUANT)
