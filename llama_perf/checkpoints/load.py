@@ -107,7 +107,7 @@ def _assign(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    moved = {name: _moved(each, dtype, device) for name, each in weights.items()}
+    moved = {name: _moved(weight, dtype, device) for name, weight in weights.items()}
     module.load_state_dict(moved, assign=True, strict=True)
 
 

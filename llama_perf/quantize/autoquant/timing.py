@@ -33,12 +33,12 @@ How = Literal["eager", "compiled", "fused", "fused gate"]
 Gate and up are one kernel there: of its time each product has half.
 """
 # Turns of each candidate: as many as fit the time, but for the least number.
-_LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 15
 _ROUNDS_NS = 2_000_000_000
 _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
-_MOST_COPIES = 256
+_MAX_COPIES = 256
 
 
 def time_product(
@@ -117,8 +117,8 @@ class _Pass:
 
     @property
     def products(self) -> int:
-        each = 2 if isinstance(self._weights[0], tuple) else 1
-        return len(self._weights) * each
+        products = 2 if isinstance(self._weights[0], tuple) else 1
+        return len(self._weights) * products
 
     def shorten(self) -> None:
         """Keep as many copies as a pass has time for.
@@ -150,14 +150,18 @@ def _copies(
     weight = _weight(name, product, dtype=dtype, device=device)
     # Two at least: what a launch reads is not what the last one left in a cache.
     count = max(2, 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight)))
-    copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
+    copies = [_random_like(weight, device) for _ in range(min(count, _MAX_COPIES))]
     if how in ("eager", "compiled"):
         return copies
     from llama_perf.llama.fused import packed
 
-    alone = [packed(each, name) for each in copies]
+    singles = [packed(copy, name) for copy in copies]
     # None is in two pairs, or a cache would have it the second time.
-    return alone if how == "fused" else list(zip(alone[::2], alone[1::2], strict=False))
+    return (
+        singles
+        if how == "fused"
+        else list(zip(singles[::2], singles[1::2], strict=False))
+    )
 
 
 def weight_bytes(
@@ -197,8 +201,10 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
         return made.laid_out_for(device) if isinstance(made, PackedTensor) else made
     if weight.is_floating_point():
         return torch.rand(weight.shape, dtype=weight.dtype, device=device)
-    least, most = torch.iinfo(weight.dtype).min, torch.iinfo(weight.dtype).max
-    return torch.randint(least, most, weight.shape, dtype=weight.dtype, device=device)
+    limits = torch.iinfo(weight.dtype)
+    return torch.randint(
+        limits.min, limits.max, weight.shape, dtype=weight.dtype, device=device
+    )
 
 
 def _cache_bytes(device: torch.device) -> int:
@@ -208,32 +214,32 @@ def _cache_bytes(device: torch.device) -> int:
 
 def _rounds() -> Iterator[int]:
     end = time.perf_counter_ns() + _ROUNDS_NS
-    for number in range(_MOST_ROUNDS):
-        if number >= _LEAST_ROUNDS and time.perf_counter_ns() > end:
+    for number in range(_MAX_ROUNDS):
+        if number >= _MIN_ROUNDS and time.perf_counter_ns() > end:
             return
         yield number
 
 
 def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     times: dict[str, list[int]] = {name: [] for name in passes}
-    for each in passes.values():
-        each.shorten()
+    for timed in passes.values():
+        timed.shorten()
     for _ in _rounds():
-        for name, each in passes.items():
+        for name, timed in passes.items():
             start = time.perf_counter_ns()
-            each()
+            timed()
             times[name].append(time.perf_counter_ns() - start)
     return {
-        name: min(times[name]) / each.products / 1e3 for name, each in passes.items()
+        name: min(times[name]) / timed.products / 1e3 for name, timed in passes.items()
     }
 
 
 def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     graphs = {}
-    for name, each in passes.items():
+    for name, timed in passes.items():
         # Kernels are compiled and tuned before the capture, which allows neither.
-        warm_up(each)
-        graphs[name] = capture_graph(each)
+        warm_up(timed)
+        graphs[name] = capture_graph(timed)
     times: dict[str, list[float]] = {name: [] for name in passes}
     for _ in _rounds():
         for name, graph in graphs.items():
@@ -244,5 +250,6 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
             end.synchronize()
             times[name].append(start.elapsed_time(end))
     return {
-        name: median(times[name]) / each.products * 1e3 for name, each in passes.items()
+        name: median(times[name]) / timed.products * 1e3
+        for name, timed in passes.items()
     }

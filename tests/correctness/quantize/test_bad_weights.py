@@ -149,12 +149,6 @@ def test_bits_are_a_whole_number_of_1_to_8(bits: object) -> None:
     assert refusal(UintxWeightConfig, bits=bits) == told
 
 
-@pytest.mark.parametrize("layout", [None, "dense", ["lean"], 1])
-def test_a_layout_is_one_of_two(layout: object) -> None:
-    told = f"layout: {layout!r} is not allowed; allowed: lean, reference"
-    assert refusal(UintxWeightConfig, layout=layout) == told
-
-
 @pytest.mark.parametrize("kind", [Int4WeightConfig, UintxWeightConfig])
 def test_torchaos_quantize_is_told_which_groups_divide_k(
     kind: type[AOBaseConfig],
