@@ -15,6 +15,7 @@ from llama_perf.gate import baselines
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import runner, session, worker
 from llama_perf.run.request import RunOptions
@@ -149,6 +150,11 @@ class Project:
         """The results that the last run kept."""
         path = self.path / ".llama-perf" / "last.json"
         return from_json(Report, path.read_bytes(), source=str(path))
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """The last run's verdicts by row id."""
+        comparisons = self.report().comparisons
+        return {comparison.id: comparison.verdict for comparison in comparisons}
 
     def record(self, **changes: Any) -> Path:
         """Make the last run this device's baseline, with changes to every row.
