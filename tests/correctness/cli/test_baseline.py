@@ -100,10 +100,10 @@ def test_rows_that_were_not_run_are_kept_unless_the_file_is_fresh(
     other = write_run(tmp_path / "other.json", measured(OTHER))
     assert record(one, folder) == record(other, folder) == 0
     told = capsys.readouterr().out
-    assert "1 rows of the file were kept as they were (--fresh drops them)" in told
+    assert "1 rows of the file stay as they were (--fresh drops them)" in told
     assert {row.id for row in baselines.read(path).rows} == {CPU_ROW.id, OTHER.id}
     assert record(other, folder, "--fresh") == 0
-    assert "were kept" not in capsys.readouterr().out
+    assert "stay as" not in capsys.readouterr().out
     assert [row.id for row in baselines.read(path).rows] == [OTHER.id]
 
 

@@ -253,7 +253,7 @@ def test_this_environment_beside_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # The shortest that decides anything; what it decides on one core is not asked.
-    monkeypatch.setattr(in_pairs, "LEAST_PAIRS", 2)
+    monkeypatch.setattr(in_pairs, "MIN_PAIRS", 2)
     kept = project.path / "pairs.json"
     code = main(
         [

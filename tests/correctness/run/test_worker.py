@@ -92,14 +92,14 @@ def test_a_row_is_measured_in_another_process(
         ),
         (
             "os.kill(os.getpid(), 9)",
-            "its process was ended by signal 9, as a system out of memory does: it said"
-            " nothing",
+            "its process was ended by signal 9, as a system out of memory does: no"
+            " output",
         ),
         (
             "[print(n, flush=True) for n in range(9)]; os.abort()",
             "its process was ended by signal 6: 4 | 5 | 6 | 7 | 8",
         ),
-        ("", "its process ended with code 0: it said nothing"),
+        ("", "its process ended with code 0: no output"),
     ],
 )
 def test_a_process_that_breaks_is_an_invalid_row(
@@ -241,7 +241,7 @@ def test_a_task_for_a_process_that_is_gone_is_an_invalid_row(
     instead("sys.exit(3)")
     with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
         for _ in range(2):
-            reason = "its process ended with code 3: it said nothing"
+            reason = "its process ended with code 3: no output"
             assert one.run(ROW).result.reason == reason
 
 
