@@ -1,7 +1,8 @@
-"""Whether results can be written where they are to go, asked before anything runs."""
+"""Files that are written: whether they can be, asked before a run, and at once."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,26 +10,26 @@ from llama_perf.errors import SpecError
 
 
 def check_writable(field: str, path: Path) -> None:
-    """Raise SpecError unless a file can be written at `path`."""
+    """Raise SpecError unless a file can be written at `path`, in an existing folder."""
     if not path.absolute().parent.is_dir():
         raise SpecError(field, str(path), "its folder does not exist")
     check_writable_anew(field, path)
 
 
 def check_writable_anew(field: str, path: Path) -> None:
-    """The same where missing folders on the way are made when the time comes."""
+    """Raise SpecError unless a file can be written there once its folder is made."""
     if path.is_dir():
         raise SpecError(field, str(path), "it is a folder; give a file")
-    _try(field, path, path.absolute().parent)
+    _try_to_write(field, path, path.absolute().parent)
 
 
 def check_folder(field: str, folder: Path) -> None:
-    """Raise SpecError unless files can be written in `folder`, made where missing."""
-    _try(field, folder, folder.absolute())
+    """Raise SpecError unless files can be written in `folder` once it is made."""
+    _try_to_write(field, folder, folder.absolute())
 
 
 def check_new_folder(field: str, folder: Path) -> None:
-    """Raise SpecError unless `folder` can be made: nothing there, or an empty one."""
+    """Raise SpecError unless `folder` can be made; it may exist if it is empty."""
     if folder.is_dir():
         if any(folder.iterdir()):
             raise SpecError(field, str(folder), "it is there already and not empty")
@@ -36,16 +37,32 @@ def check_new_folder(field: str, folder: Path) -> None:
         raise SpecError(field, str(folder), "it is a file; give a folder")
     if not folder.absolute().parent.is_dir():
         raise SpecError(field, str(folder), "the folder it lies in does not exist")
-    _try(field, folder, folder.absolute().parent)
+    _try_to_write(field, folder, folder.absolute().parent)
 
 
-def _try(field: str, path: Path, folder: Path) -> None:
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+def _try_to_write(field: str, path: Path, folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        # Permissions alone say nothing of a full or read-only disk, nor to root.
-        with tempfile.TemporaryFile(dir=there):
+        # Permissions do not show a full or read-only disk, nor do they stop root.
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise SpecError(
-            field, str(path), f"{there} cannot be written: {error.strerror}"
+            field, str(path), f"{existing} cannot be written: {error.strerror}"
         ) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` at once: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

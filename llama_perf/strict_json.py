@@ -1,4 +1,4 @@
-"""Records as JSON, strictly, and files replaced at once.
+"""Records, which are read from JSON strictly.
 
 An unknown or missing field, a wrong type, NaN or a truncated file is a RecordError
 that names the file and the dotted field. Knows no record in particular.
@@ -7,37 +7,42 @@ that names the file and the dotted field. Knows no record in particular.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llama_perf.errors import RecordError
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
 T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def to_json(record: Any) -> str:
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(field,)
+)
+def record(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that `from_json` reads strictly."""
+    cls.__pydantic_config__ = _STRICT  # type: ignore[attr-defined] # pydantic's name
+    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+def to_json(document: Any) -> str:
     """One JSON document of a record, laid out for a diff.
 
-    What is None by default is left out, and a list of numbers stands on one line. A
-    non-finite number is an error of ours.
+    A field that is None by default is left out if it is None; a list of numbers is on
+    one line. A number that is not finite is a bug of ours: ValueError.
     """
-    text = json.dumps(_sparse(record), indent=2, default=_plain, allow_nan=False)
+    text = json.dumps(_sparse(document), indent=2, default=_value, allow_nan=False)
     return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
 
-def to_line(record: Any) -> str:
+def to_line(document: Any) -> str:
     """The same document on one line."""
-    return json.dumps(_sparse(record), default=_plain, allow_nan=False)
+    return json.dumps(_sparse(document), default=_value, allow_nan=False)
 
 
 _NUMBERS = re.compile(r"\[\s+(?:-?[\d.eE+-]+,?\s+)+\]")
@@ -46,18 +51,18 @@ _NUMBERS = re.compile(r"\[\s+(?:-?[\d.eE+-]+,?\s+)+\]")
 def _sparse(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: _sparse(getattr(value, field.name))
-            for field in fields(value)
-            if field.default is not None or getattr(value, field.name) is not None
+            one.name: _sparse(getattr(value, one.name))
+            for one in fields(value)
+            if one.default is not None or getattr(value, one.name) is not None
         }
     if isinstance(value, list | tuple):
-        return [_sparse(each) for each in value]
+        return [_sparse(item) for item in value]
     if isinstance(value, dict):
-        return {key: _sparse(each) for key, each in value.items()}
+        return {key: _sparse(item) for key, item in value.items()}
     return value
 
 
-def _plain(value: Any) -> Any:
+def _value(value: Any) -> Any:
     assert isinstance(value, Enum), f"{type(value).__name__} has no JSON form"
     return value.value
 
@@ -68,16 +73,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def from_json(kind: type[T], text: str | bytes, *, source: str) -> T:
-    """Read a record strictly; raises RecordError naming `source` and the field."""
+    """Read a record strictly; raises RecordError that names `source` and the field."""
     try:
-        record: T = _adapter(cast(Any, kind)).validate_json(text)
+        return cast(T, _adapter(cast(Any, kind)).validate_json(text))
     except ValidationError as error:
         raise RecordError(f"{source}: {_first_problem(error)}") from None
-    return record
 
 
 def from_plain(kind: type[T], data: object, *, source: str) -> T:
-    """The same for what TOML or JSON gave as plain values."""
+    """The same for values that a TOML or JSON parser gave."""
     return from_json(kind, json.dumps(data, default=str), source=source)
 
 
@@ -87,9 +91,9 @@ _MISSING = ("missing", "missing_argument")
 
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
-    # A misspelt field is both unknown and missing: the unknown one says more.
+    # A misspelt field is both unknown and missing. The unknown name says more.
     first = min(problems, key=lambda problem: problem["type"] not in _UNKNOWN)
-    field = ".".join(str(part) for part in first["loc"])
+    dotted = ".".join(str(part) for part in first["loc"])
     wording = dict.fromkeys(_UNKNOWN, "unknown field")
     wording |= dict.fromkeys(_MISSING, "the field is missing")
     text = wording.get(first["type"], first["msg"].removeprefix("Value error, "))
@@ -97,20 +101,4 @@ def _first_problem(error: ValidationError) -> str:
         shown = repr(first["input"])
         text += f" (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{field}: {text}{more}" if field else f"{text}{more}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` at once: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    return f"{dotted}: {text}{more}" if dotted else f"{text}{more}"

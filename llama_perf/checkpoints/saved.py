@@ -8,13 +8,11 @@ bytes of a quantized tensor mean.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
 from llama_perf.checkpoints.config import read_json
@@ -22,7 +20,7 @@ from llama_perf.errors import RecordError, SpecError, WeightsError
 from llama_perf.llama.transformer import Origin, is_unquantized
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS
-from llama_perf.strict_json import STRICT, from_plain
+from llama_perf.strict_json import from_plain, record
 
 KEY = "llama_perf"
 FORMAT: Final = 2
@@ -43,7 +41,7 @@ _LINEARS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Saved:
     """The field `llama_perf` of a saved `config.json`.
 
@@ -51,8 +49,6 @@ class Saved:
     `kernels` are None where the weights are not quantized; `dtype` is that of the
     activations, `device` the one the weights were packed on.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     format: Literal[1, 2] = FORMAT
     weights: str

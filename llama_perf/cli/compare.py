@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama_perf.cli.run import check_outputs, show_progress
 from llama_perf.errors import SpecError, UserError
+from llama_perf.files import write_atomically
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
@@ -18,7 +19,7 @@ from llama_perf.run.options import request_of
 from llama_perf.run.paired import Side, check_pairs, compare_pairs, measure_pairs
 from llama_perf.run.request import RunRequest
 from llama_perf.run.revision import checked_out, resolve
-from llama_perf.strict_json import to_json, write_atomically
+from llama_perf.strict_json import to_json
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
 _SHARED = (

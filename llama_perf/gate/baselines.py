@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from llama_perf.errors import RecordError
+from llama_perf.files import write_atomically
 from llama_perf.gate.noise import between_processes
 from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import from_json, to_json, write_atomically
+from llama_perf.strict_json import from_json, to_json
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels import cache_codes
+from llama_perf.kernels.cache_codes import CachedTensors
 
 # Values dequantized at a time: in decoding what the cache that cores share holds as
 # float32, in a prefill 4 MB of 16-bit keys and as many values.
@@ -39,15 +40,16 @@ def decode_attention(
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    arrivals: Tensor,
+    split_counter: Tensor,
     filled: Tensor,
 ) -> Tensor:
     """(B, 1, H * G, D) of `q`, the same, in its dtype.
 
     Caches are (B, H, S, D), scales (B, H, S), `filled` int64 (B,) or (1,) for all of
-    them, each 1 to S. `arrivals`, int32 (B * H,), is 0 and is left so.
+    them, each 1 to S. `split_counter`, int32 (B * H,) of zeros, is left zeros: on a GPU
+    the programs that share a head count themselves in it.
     """
-    del arrivals  # What the programs on a card count; here there is one.
+    del split_counter
     lengths = filled.tolist()
     if len(lengths) == 1:
         return _decode(q, k_cache, v_cache, k_scale, v_scale, lengths[0])
@@ -77,12 +79,13 @@ def _(
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    arrivals: Tensor,
+    split_counter: Tensor,
     filled: Tensor,
 ) -> Tensor:
     from llama_perf.kernels.triton.launch_attention import split_attention
 
-    return split_attention(q, k_cache, v_cache, k_scale, v_scale, arrivals, filled)
+    cache = CachedTensors(k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale)
+    return split_attention(q, cache, split_counter, filled)
 
 
 def _decode(

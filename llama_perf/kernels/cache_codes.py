@@ -12,6 +12,8 @@ a subnormal one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,21 @@ _LEAST = torch.finfo(SCALE).tiny
 # The largest code, and what a decoded code has to be multiplied by.
 _LARGEST = {INT8: 127.0, FP8: 448.0}
 UNIT = {INT8: 1.0, FP8: 256.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedTensors:
+    """Keys and values (B, H, S, D), or their codes with scales (B, H, S)."""
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+    @property
+    def kind(self) -> torch.dtype | None:
+        """The dtype of the codes, None where there are none."""
+        return None if self.k_scale is None else self.k.dtype
 
 
 def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

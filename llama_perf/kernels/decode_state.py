@@ -1,4 +1,4 @@
-"""What a step of decoding carries on to the next one.
+"""The tensors that a step of decoding hands to the next one.
 
 All of it stays on the device, so that a whole step can be one CUDA graph.
 """
@@ -28,9 +28,9 @@ class DecodeState:
 
     @classmethod
     def room(
-        cls, batch: int, most: int, *, ragged: bool, device: torch.device
+        cls, batch: int, max_tokens: int, *, ragged: bool, device: torch.device
     ) -> DecodeState:
-        """For `most` tokens of each sequence, with positions of its own if `ragged`."""
+        """For `max_tokens` of each sequence, with positions of its own if `ragged`."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
@@ -38,7 +38,7 @@ class DecodeState:
         return cls(
             token=zeros(batch, 1),
             position=zeros(batch, 1) if ragged else zeros(1),
-            history=zeros(batch, most),
+            history=zeros(batch, max_tokens),
             count=zeros(1),
             seed=zeros(1),
         )

@@ -7,31 +7,28 @@ is used; every other card and shape follows the rule of `fused_launch`. Knows no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Literal
 
 from llama_perf.errors import RecordError
+from llama_perf.files import write_atomically
 from llama_perf.kernels.weight import Packed
-from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
+from llama_perf.strict_json import from_json, record, to_json
 
 FILE = Path(__file__).with_name("launch_table.json")
 BLOCK_U = (4, 8, 16, 32, 64, 128, 256)
 WARPS = (1, 2, 4, 8)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Choice:
     """Units of eight columns a program takes at a time, parts of the columns, warps.
 
     `us` is the time of one product, `rule_us` that of the rule's launch beside it, both
     in microseconds.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     block_u: int
     splits: int
@@ -41,11 +38,9 @@ class Choice:
     rule_us: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class LaunchTable:
     """Choices by device key and `launch_key`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["llama-perf launches"] = "llama-perf launches"
     schema_version: Literal[1] = 1

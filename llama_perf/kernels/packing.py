@@ -33,6 +33,11 @@ def units(columns: int) -> int:
     return -(-columns // UNIT)
 
 
+def sparse_values(columns: int) -> int:
+    """Values that a row of a 2:4 sparse weight of `columns` stores: half of them."""
+    return columns // 2
+
+
 def plane_words(plane: int, columns: int) -> int:
     """Words that a row takes in one plane."""
     return -(-units(columns) * UNIT * plane // 32)
@@ -62,11 +67,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     columns = codes.shape[1]
     packed, low = [], 0
     for plane in planes(bits):
-        each = 32 // plane
-        width = plane_words(plane, columns) * each
-        pieces = F.pad(codes, (0, width - columns)).unflatten(1, (-1, each))
+        per_word = 32 // plane
+        width = plane_words(plane, columns) * per_word
+        pieces = F.pad(codes, (0, width - columns)).unflatten(1, (-1, per_word))
         word = torch.zeros(pieces.shape[:2], dtype=torch.int32, device=codes.device)
-        for slot in range(each):
+        for slot in range(per_word):
             piece = (pieces[:, :, slot].to(torch.int32) >> low) & (2**plane - 1)
             word |= piece << (plane * slot)
         packed.append(word)
@@ -95,7 +100,7 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
     if bits == 8:
         return [(packed >> (8 * slot)) & 255 for slot in range(4)]
     count = units(columns)
-    found: list[Tensor | int] = [0] * UNIT
+    slot_codes: list[Tensor | int] = [0] * UNIT
     for low, plane, part in parts(packed, bits, columns):
         pieces = part
         if plane < 4:
@@ -104,8 +109,8 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
             pieces = (part.unsqueeze(2) >> shifts).flatten(1, 2)[:, :count]
         for slot in range(UNIT):
             piece = (pieces >> (plane * slot)) & (2**plane - 1)
-            found[slot] = found[slot] | (piece << low)
-    return [code for code in found if isinstance(code, Tensor)]
+            slot_codes[slot] = slot_codes[slot] | (piece << low)
+    return [code for code in slot_codes if isinstance(code, Tensor)]
 
 
 def parts(packed: Tensor, bits: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -4,9 +4,9 @@
     v[n, q, i] = (c[n, q, i] & 15) - 8
     p[n, q, i] = c[n, q, i] >> 4          p[n, q, 0] < p[n, q, 1]
 
-Of each quad q, four columns, two are kept: i = 0 and 1. `c` are six bits in words of
-`packing` (planes of 4 and 2 bits), kept value 2 q + i in the place of a column, so that
-a weight takes 3 bits. `s` has 16 bits and lies as the codes do, (B, G, 16), with
+Of each quad q, four columns, two are stored: i = 0 and 1. `c` are six bits in words of
+`packing` (planes of 4 and 2 bits), stored value 2 q + i in the place of a column, so
+that a weight takes 3 bits. `s` has 16 bits and lies as the codes do, (B, G, 16), with
 G = ceil(K / 128): the last group may be shorter, K is a multiple of 4. Sums are in
 float32. The pattern is that of NVIDIA's sparse tensor cores, the format's name from
 Sparse-Marlin by Frantar et al. (2024).
@@ -19,18 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels.cpu.one_token import by_stretches, fused_here
-from llama_perf.kernels.packing import UNIT, from_lanes, slots, units, unpack
+from llama_perf.kernels.packing import (
+    UNIT,
+    from_lanes,
+    slots,
+    sparse_values,
+    units,
+    unpack,
+)
 from llama_perf.kernels.weight import SPARSE, Packed
 
 BITS = 6
 MIDDLE = 8
 QUAD = 4
 GROUP = 128
-
-
-def kept(columns: int) -> int:
-    """Values that a row of `columns` keeps."""
-    return columns // 2
 
 
 def groups(columns: int) -> int:
@@ -73,9 +75,9 @@ def sparse_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Sums (B, 16): x is picked by position, so that no zero is multiplied."""
     columns = x.shape[1]
-    count = units(kept(columns))
-    values = slots(codes[:, :count], 4, kept(columns))
-    places = slots(codes[:, count:], 2, kept(columns))
+    count = units(sparse_values(columns))
+    values = slots(codes[:, :count], 4, sparse_values(columns))
+    places = slots(codes[:, count:], 2, sparse_values(columns))
     width = count * 2 * UNIT
     quads = F.pad(x, (0, width - columns)).view(count, -1, QUAD)
     terms: Tensor | None = None
@@ -117,12 +119,12 @@ def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 
 def _blocks(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
     """The weight of some blocks, float32 (B, K, 16)."""
-    found = unpack(codes, BITS, kept(columns)).unflatten(1, (-1, 2))
+    stored = unpack(codes, BITS, sparse_values(columns)).unflatten(1, (-1, 2))
     wide = scale.to(torch.float32).repeat_interleave(GROUP // QUAD, dim=1)
-    values = _value(found & 15) * wide[:, : columns // QUAD].unsqueeze(2)
+    values = _value(stored & 15) * wide[:, : columns // QUAD].unsqueeze(2)
     blocks, quads, _, lanes = values.shape
     weight = values.new_zeros((blocks, quads, QUAD, lanes))
-    return weight.scatter_(2, (found >> 4).long(), values).flatten(1, 2)
+    return weight.scatter_(2, (stored >> 4).long(), values).flatten(1, 2)
 
 
 def _value(code: Tensor) -> Tensor:

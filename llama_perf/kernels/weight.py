@@ -1,4 +1,4 @@
-"""A weight as the fused kernels take it: its tensors and how they are decoded.
+"""A weight as the kernels on CUDA take it: its tensors and how they are decoded.
 
 Knows neither torchao nor Triton: the numbers are those of the kernels' constants.
 """
@@ -11,19 +11,19 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-PLAIN, CODES, SPARSE = 0, 1, 2
-"""Floats (N, K); codes of `packing`; the kept codes of `sparse_weight`."""
+FLOATS, CODES, SPARSE = 0, 1, 2
+"""A weight's format: floats (N, K); codes of `packing`; the codes of `sparse`."""
 UNSIGNED, INT8, FP6, FLOAT8 = 0, 1, 2, 3
-"""What a code is."""
+"""How a code is decoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A weight (rows, columns): `codes` are the floats themselves where it is plain.
+    """A weight (rows, columns); `codes` of the format FLOATS are the floats themselves.
 
-    `decode` is what a code is, `group` the columns that share a scale, 0 for all, and
-    `zero_kind` one of `grouped_weight`, 0 for none. With `dynamic` the activations are
-    rounded to int8, each token with its own scale.
+    `group` is how many columns share a scale, 0 for all of a row. `zero_kind` is a kind
+    of zero of `grouped`, 0 for none. With `dynamic` the activations are rounded to
+    int8, each token with its own scale.
     """
 
     rows: int
@@ -40,11 +40,11 @@ class Packed:
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """What two weights that one kernel multiplies must have in common."""
+        """All that two weights which one kernel multiplies must have in common."""
         types = (self.codes.dtype, self.scale.dtype, self.zero.dtype)
         shape = (self.rows, self.columns, self.codes.shape)
-        how = (self.format, self.bits, self.decode, self.group, self.zero_kind)
-        return (*types, *shape, *how, self.dynamic)
+        decoding = (self.format, self.bits, self.decode, self.group, self.zero_kind)
+        return (*types, *shape, *decoding, self.dynamic)
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ class Packable(Protocol):
         """The same weight, not moved, in the layout that `device` multiplies."""
 
 
-def plain(weight: Tensor) -> Packed:
+def of_floats(weight: Tensor) -> Packed:
     """A weight of floats, (N, K)."""
     rows, columns = weight.shape
     weight = weight.detach().contiguous()
@@ -68,6 +68,6 @@ def plain(weight: Tensor) -> Packed:
         codes=weight,
         scale=weight,
         zero=weight,
-        format=PLAIN,
+        format=FLOATS,
         bits=weight.element_size() * 8,
     )

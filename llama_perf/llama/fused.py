@@ -19,17 +19,31 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable
+from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton.launch_attention import split_attention
-from llama_perf.kernels.triton.launch_fused import INTERPRETED, project, project_heads
+from llama_perf.kernels.triton.launch_fused import (
+    INTERPRETED,
+    Norm,
+    Peaks,
+    Placing,
+    project,
+    project_gated,
+    project_heads,
+)
 from llama_perf.kernels.triton.launch_sampling import Sampling, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
-from llama_perf.kernels.weight import Packable, Packed, plain
+from llama_perf.kernels.weight import Packable, Packed, of_floats
 from llama_perf.llama.attention import VisiblePositions, attend_filled
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.sampling import Feed
-from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
+from llama_perf.llama.transformer import (
+    RMSNorm,
+    Transformer,
+    TransformerBlock,
+    is_unquantized,
+)
 from llama_perf.rows.spec import FUSED_TOKENS
 
 RunBlock = Callable[..., Tensor]
@@ -47,7 +61,7 @@ class _Layer:
     gate: Packed
     up: Packed
     down: Packed
-    next_gain: Tensor | None
+    next_norm_weight: Tensor | None
     """Of the norm in front of the next block or the head, where that rounds to int8."""
 
 
@@ -75,14 +89,14 @@ class FusedStep:
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
         self._layers: dict[TransformerBlock, _Layer] = {}
-        gain = model.norm.weight if self._output.dynamic else None
+        norm_weight = model.norm.weight if self._output.dynamic else None
         for index in reversed(range(len(model.layers))):
             block = model.layers[index]
             assert isinstance(block, TransformerBlock)
-            layer = _packed_layer(block, f"layers.{index}", gain)
+            layer = _packed_layer(block, f"layers.{index}", norm_weight)
             self._layers[block] = layer
-            gain = block.attention_norm.weight if layer.qkv.dynamic else None
-        self._first_gain = gain
+            norm_weight = block.attention_norm.weight if layer.qkv.dynamic else None
+        self._first_norm_weight = norm_weight
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
         # Largest activations of tokens, as `project` leaves them: of what gate and up,
@@ -90,7 +104,7 @@ class FusedStep:
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
         self._peaked: Tensor | None = None
         # Every kernel leaves them 0, and none runs beside another.
-        self._arrivals = torch.zeros(
+        self._split_counter = torch.zeros(
             -(-rows // LANES), dtype=torch.int32, device=model.device
         )
 
@@ -98,16 +112,16 @@ class FusedStep:
         self, model: Transformer, tokens: Tensor, positions: Tensor
     ) -> tuple[Tensor, Rotary, Tensor]:
         """As `Transformer.start`, and what each of `positions` may see, int64."""
-        gain = self._first_gain
+        norm_weight = self._first_norm_weight
         found = start(
             tokens,
             positions,
             model.tok_embeddings.weight,
             model.frequencies(),
-            gain=gain,
-            left=None if gain is None else self._peaks[_FOLLOWING],
+            norm_weight=norm_weight,
+            peaks_out=None if norm_weight is None else self._peaks[_FOLLOWING],
         )
-        self._peaked = None if gain is None else found[0]
+        self._peaked = None if norm_weight is None else found[0]
         return found
 
     def samples(self, temperature: float, top_k: int | None) -> bool:
@@ -137,84 +151,86 @@ class FusedStep:
 
         B * T is at most eight, and `visible` says what is filled.
         """
-        layer, attention = self._layers[block], block.attention
+        layer = self._layers[block]
         batch, length, dim = x.shape
         hidden = x.view(-1, dim)
         gated_peak, down_peak, following, attended = self._peaks
         gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
         attended_peak = None
         cos, sin = cos_sin
+        cached = CachedTensors(
+            k=cache.k_cache,
+            v=cache.v_cache,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
+        )
         q = project_heads(
             hidden,
             layer.qkv,
-            self._arrivals,
-            gain=block.attention_norm.weight,
-            eps=block.attention_norm.eps,
-            cos=cos,
-            sin=sin,
-            positions=positions,
-            length=length,
-            heads=attention.n_heads,
-            k_cache=cache.k_cache,
-            v_cache=cache.v_cache,
-            k_scale=cache.k_scale,
-            v_scale=cache.v_scale,
+            self._split_counter,
+            norm=_norm(block.attention_norm),
+            placing=Placing(positions=positions, cos=cos, sin=sin, length=length),
+            cache=cached,
             # Of this very tensor: a prompt's other chunks have others.
-            peak=following if self._peaked is x else None,
+            peaks_in=following if self._peaked is x else None,
         )
         self._peaked = None
         q = q.view(batch, length, *q.shape[1:])
         if visible.filled is None:
             y = attend_filled(q, cache, visible)
         else:
-            held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
             attended_peak = attended if layer.output.dynamic else None
             y = split_attention(
                 q,
-                *held,
+                cached,
                 cache.arrivals,
                 visible.filled,
-                ahead=layer.output.codes,
-                left=attended_peak,
+                prefetch=layer.output.codes,
+                peaks_out=attended_peak,
             )
         project(
             y.reshape(batch * length, -1),
             layer.output,
-            self._arrivals,
+            self._split_counter,
             residual=hidden,
-            peak=attended_peak,
-            left=gated_peak if gate_dynamic else None,
-            cleared=down_peak if down_dynamic else None,
-            next_gain=block.ffn_norm.weight,
+            peaks=Peaks(
+                read=attended_peak,
+                written=gated_peak if gate_dynamic else None,
+                cleared=down_peak if down_dynamic else None,
+                next_norm_weight=block.ffn_norm.weight,
+            ),
         )
-        gated = project(
+        gated = project_gated(
             hidden,
             layer.gate,
-            self._arrivals,
-            gain=block.ffn_norm.weight,
-            eps=block.ffn_norm.eps,
-            second=layer.up,
-            peak=gated_peak if gate_dynamic else None,
-            left=down_peak if down_dynamic else None,
-            cleared=self._cleared(layer),
+            layer.up,
+            self._split_counter,
+            norm=_norm(block.ffn_norm),
+            peaks=Peaks(
+                read=gated_peak if gate_dynamic else None,
+                written=down_peak if down_dynamic else None,
+                cleared=self._cleared(layer),
+            ),
         )
         project(
             gated,
             layer.down,
-            self._arrivals,
+            self._split_counter,
             residual=hidden,
-            peak=down_peak if down_dynamic else None,
-            left=None if layer.next_gain is None else following,
-            cleared=gated_peak if gate_dynamic else None,
-            next_gain=layer.next_gain,
+            peaks=Peaks(
+                read=down_peak if down_dynamic else None,
+                written=None if layer.next_norm_weight is None else following,
+                cleared=gated_peak if gate_dynamic else None,
+                next_norm_weight=layer.next_norm_weight,
+            ),
         )
-        if layer.next_gain is not None:
+        if layer.next_norm_weight is not None:
             self._peaked = x
         return x
 
     def _cleared(self, layer: _Layer) -> Tensor | None:
         """Of the peaks those that nobody needs once gate and up run."""
-        first = _FOLLOWING if layer.next_gain is not None else _ATTENDED
+        first = _FOLLOWING if layer.next_norm_weight is not None else _ATTENDED
         last = _ATTENDED if layer.output.dynamic else _FOLLOWING
         return self._peaks[first : last + 1] if first <= last else None
 
@@ -229,10 +245,9 @@ class FusedStep:
         return project(
             x,
             self._output,
-            self._arrivals,
-            gain=model.norm.weight,
-            eps=model.norm.eps,
-            peak=peak,
+            self._split_counter,
+            norm=_norm(model.norm),
+            peaks=Peaks(read=peak),
         )
 
     def block_or(self, other: RunBlock) -> RunBlock:
@@ -253,8 +268,12 @@ class FusedStep:
         return run
 
 
+def _norm(norm: RMSNorm) -> Norm:
+    return Norm(weight=norm.weight, eps=norm.eps)
+
+
 def _packed_layer(
-    block: TransformerBlock, name: str, next_gain: Tensor | None
+    block: TransformerBlock, name: str, next_norm_weight: Tensor | None
 ) -> _Layer:
     attention, feed_forward = block.attention, block.feed_forward
     layer = _Layer(
@@ -263,7 +282,7 @@ def _packed_layer(
         gate=packed(feed_forward.w1.weight, f"{name}.feed_forward.w1.weight"),
         up=packed(feed_forward.w3.weight, f"{name}.feed_forward.w3.weight"),
         down=packed(feed_forward.w2.weight, f"{name}.feed_forward.w2.weight"),
-        next_gain=next_gain,
+        next_norm_weight=next_norm_weight,
     )
     if layer.gate.layout != layer.up.layout:
         raise NotRunnable(
@@ -279,7 +298,7 @@ def packed(weight: Tensor, name: str) -> Packed:
         # The interpreter's weights are on a CPU, which may prefer another layout.
         found = weight.laid_out_for(_CUDA).packed()
     elif is_unquantized(weight):
-        found = plain(weight)
+        found = of_floats(weight)
     if found is None:
         raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")
     return found

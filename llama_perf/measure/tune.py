@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
-from llama_perf.kernels.weight import PLAIN, Packed
+from llama_perf.kernels.weight import FLOATS, Packed
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import Linear
@@ -139,7 +139,7 @@ def tune(
     for number, product in enumerate(wanted, start=1):
         packed = _packed(product, device)
         key = launch_key(packed, product.tokens, weights=product.weights)
-        found = best(list(candidates(packed.format == PLAIN)), _clock(product, packed))
+        found = best(list(candidates(packed.format == FLOATS)), _clock(product, packed))
         told = "the rule"
         if found is not None:
             keep(key, found)
@@ -169,33 +169,35 @@ def _clock(product: Product, weight: Packed) -> Time:
     """Of products with copies of `weight` one behind the other, in one graph."""
     from triton.runtime.errors import OutOfResources
 
-    from llama_perf.kernels.triton.launch_fused import any_peak, fused_launch, project
+    from llama_perf.kernels.triton.launch_fused import (
+        NO_PEAKS,
+        Norm,
+        any_peaks,
+        fused_launch,
+        project,
+        project_gated,
+    )
 
     device, tokens = weight.codes.device, product.tokens
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     count = max(2 * cache // max(weight.codes.nbytes, 1) + 1, 2) * product.weights
     copies = [_copy(weight) for _ in range(count)]
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
-    arrivals = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
+    counter = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
 
-    # No product of a step looks for its own.
-    peak = any_peak(device) if weight.dynamic else None
+    # In a step every product gets the peaks from the kernel before it.
+    peaks = any_peaks(device) if weight.dynamic else NO_PEAKS
+    norm = Norm(weight=x[0], eps=0.0)
+
+    run: Callable[..., Tensor] = project_gated if product.weights == 2 else project
 
     def seconds(choice: Choice | None) -> float:
         launch = fused_launch(weight, tokens, weights=product.weights, tuned=choice)
 
         def work() -> None:
             for first in range(0, count, product.weights):
-                second = copies[first + 1] if product.weights == 2 else None
-                project(
-                    x,
-                    copies[first],
-                    arrivals,
-                    gain=x[0],
-                    second=second,
-                    peak=peak,
-                    launch=launch,
-                )
+                weights = (*copies[first : first + product.weights], counter)
+                run(x, *weights, norm=norm, peaks=peaks, launch=launch)
 
         try:
             warm_up(work)

@@ -13,9 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 from llama_perf.errors import SpecError
-from llama_perf.files import check_writable
+from llama_perf.files import check_writable, write_atomically
 from llama_perf.results.run import Report
-from llama_perf.strict_json import write_atomically
 
 Draw = Callable[[Report], str]
 

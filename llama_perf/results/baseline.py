@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Literal
 
 from llama_perf.errors import SpecError
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ProcessSamples:
     """What one fresh process measured of a row, in short."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     tok_s: float
     peak_memory_bytes: int
@@ -30,7 +25,7 @@ class ProcessSamples:
             raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class BaselineRow:
     """One row of a baseline; the fingerprint is that of the row as it was run.
 
@@ -40,8 +35,6 @@ class BaselineRow:
     and `environment` are the baseline's own unless they are given: a row that was kept
     while others were recorded anew.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     id: str
     fingerprint: str
@@ -53,14 +46,12 @@ class BaselineRow:
     environment: Environment | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Baseline:
     """What one device measured, kept in `baselines/<device key>/baseline.json`.
 
     Version 1 knew one process a row.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["llama-perf baseline"] = "llama-perf baseline"
     schema_version: Literal[1, 2] = 2

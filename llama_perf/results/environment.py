@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-from pydantic import ConfigDict
-
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Environment:
     """The machine and the libraries a measurement was taken on; None: not known."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     device_key: str
     device_name: str

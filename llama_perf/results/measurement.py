@@ -7,20 +7,16 @@ autoquant chose, how close the values were. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import ClassVar
-
-from pydantic import ConfigDict
 
 from llama_perf.errors import SpecError
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 NS = 1e9
 GB = 1e9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class LinearChoice:
     """What autoquant chose for the linears of one shape.
 
@@ -28,8 +24,6 @@ class LinearChoice:
     take with each candidate that fits; `reused` says that the times were taken in an
     earlier run.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     out_features: int
     in_features: int
@@ -39,14 +33,12 @@ class LinearChoice:
     reused: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class CardState:
     """A card at one moment; `limited_by` is also what limited it since the last one.
 
     None: the card does not tell.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -55,15 +47,13 @@ class CardState:
     limited_by: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Ceiling:
     """What a device did in a run before its rows; None: not there, or not measured.
 
     `launch_us` from one kernel of a captured graph to the next, `dependent_launch_us`
     the same by programmatic dependent launch.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     read_gb_s: float
     copy_gb_s: float | None = None
@@ -92,29 +82,25 @@ class Ceiling:
         return ", ".join(words)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class OperatorTime:
     """An operator's calls in a step of decoding, and its own ms in a profiler."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     calls: float
     ms: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class StepWork:
     """All calls of a step of decoding, and the operators that take longest."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     calls: float
     ms: float
     operators: tuple[OperatorTime, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ValueCheck:
     """How close a row's logits were to the same weights run another way.
 
@@ -122,8 +108,6 @@ class ValueCheck:
     `ties` had another greedy token, as close as the error. `against` says what they
     were compared with.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     signal_to_noise_db: float
     least_db: float
@@ -133,7 +117,7 @@ class ValueCheck:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Measurement:
     """What one row measured. Speeds are medians over its samples.
 
@@ -147,8 +131,6 @@ class Measurement:
     None: no budget. `card` are its states before the first sample and after each,
     `neighbours` other processes that computed on it.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     tok_s: float
     bandwidth_gb_s: float

@@ -6,19 +6,17 @@ Reads them from files, those of several runs as one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Literal
 
 from llama_perf.errors import RecordError
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import STRICT, from_json
+from llama_perf.strict_json import from_json, record
 
 
 class Status(Enum):
@@ -29,11 +27,9 @@ class Status(Enum):
     INVALID = "INVALID"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RowResult:
     """One row and how it ended; `reason` is given unless it was measured."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     id: str
     row: RowSpec
@@ -49,7 +45,7 @@ class RowResult:
         return f"{self.measurement.tok_s:.2f} tok/s"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Report:
     """One run: what was measured and, where a baseline was given, the verdicts.
 
@@ -58,8 +54,6 @@ class Report:
     the rows in the published A100 table, `stale` the ids that the baseline has and no
     set has any more.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["llama-perf report"] = "llama-perf report"
     schema_version: Literal[1] = 1

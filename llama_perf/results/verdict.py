@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
 
-from pydantic import ConfigDict
-
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 
 class Verdict(Enum):
@@ -27,15 +23,13 @@ class Verdict(Enum):
     NOT_COMPARED = "NOT_COMPARED"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class MetricChange:
     """One metric of a row beside its baseline.
 
     `change` is current / baseline - 1; `limit` is the change from which on the
     metric counts as worse, or None where it is only reported.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     metric: str
     baseline: float
@@ -45,7 +39,7 @@ class MetricChange:
     worse: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Comparison:
     """The verdict on one row, with its reason in words.
 
@@ -56,8 +50,6 @@ class Comparison:
     a run finds nine times in ten; None where the baseline has too few processes to
     tell.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     id: str
     verdict: Verdict

@@ -9,15 +9,13 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from dataclasses import asdict, fields
+from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
-from llama_perf.strict_json import STRICT
+from llama_perf.strict_json import record
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
@@ -32,7 +30,7 @@ FUSED_TOKENS = 8
 _POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RowSpec:
     """Everything that changes the work a row measures.
 
@@ -50,8 +48,6 @@ class RowSpec:
     is known to break it, and `limits` are the row's own for the gate: no part of the
     work, so neither of the id nor of the fingerprint.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: str
     quantization: str | None = None

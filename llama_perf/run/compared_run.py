@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llama_perf.files import write_atomically
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
@@ -23,7 +24,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.request import RunRequest
 from llama_perf.run.runner import Runner
-from llama_perf.strict_json import to_json, write_atomically
+from llama_perf.strict_json import to_json
 
 
 def start_run(

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from llama_perf import report
 from llama_perf.errors import SpecError
-from llama_perf.files import check_writable
+from llama_perf.files import check_writable, write_atomically
 from llama_perf.gate import baselines
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import write_atomically
 
 ISOLATIONS = ("session", "row")
 

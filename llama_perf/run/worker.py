@@ -20,17 +20,14 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar
-
-from pydantic import ConfigDict
+from typing import IO, TYPE_CHECKING
 
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.request import RunOptions, Slowdown
-from llama_perf.strict_json import STRICT, from_json, to_line
+from llama_perf.strict_json import from_json, record, to_line
 
 if TYPE_CHECKING:
     from llama_perf.measure.timing import Progress
@@ -42,14 +39,12 @@ _POLL_S = 1.0
 _GRACE_S = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerTask:
     """A row for a worker; paths are absolute.
 
     `devices` are those of all rows of the run; they decide its environment.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     row: RowSpec
     devices: tuple[str, ...]
@@ -58,21 +53,17 @@ class WorkerTask:
     damages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerResult:
     """How the row ended; `environment` is None where the process itself broke."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     result: RowResult
     environment: Environment | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkerReply:
     """A worker's reply: its progress, or the result of its row."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     progress: str | None = None
     done: WorkerResult | None = None

@@ -6,7 +6,7 @@
 A program takes all G query heads of one head of the cache and one stretch of the filled
 positions, dequantizes codes in registers (k = c s: s multiplies the score; v = c s: the
 probability), and keeps a running maximum in float32 (Milakov and Gimelshein, "Online
-normalizer calculation for softmax", 2018). The last program of a head to arrive joins
+normalizer calculation for softmax", 2018). The last program of a head to finish joins
 the parts (Dao et al., "Flash-Decoding", 2023). The grid depends on what is allocated;
 which programs have work, and how much, on the length read from the device, so that one
 captured graph serves every position.
@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from llama_perf.kernels.triton.dependent_launch import prefetch, raise_peak
 
-PLAIN = tl.constexpr(0)
+UNQUANTIZED = tl.constexpr(0)
 INT8 = tl.constexpr(1)
 FP8 = tl.constexpr(2)
 
@@ -32,12 +32,12 @@ def cached_values(place, mask, KIND: tl.constexpr, DTYPE: tl.constexpr):
         bits = tl.load(place, mask=mask, other=0).to(tl.int8, bitcast=True)
         # The sign stands in bit 14 too once the byte is widened with it.
         bits = (bits.to(tl.int16) << 7) & -0x4001
-        found = bits.to(tl.float16, bitcast=True).to(DTYPE)
+        values = bits.to(tl.float16, bitcast=True).to(DTYPE)
     elif KIND == INT8:
-        found = tl.load(place, mask=mask, other=0).to(DTYPE)
+        values = tl.load(place, mask=mask, other=0).to(DTYPE)
     else:
-        found = tl.load(place, mask=mask, other=0.0).to(DTYPE)
-    return found
+        values = tl.load(place, mask=mask, other=0.0).to(DTYPE)
+    return values
 
 
 @triton.jit
@@ -47,17 +47,17 @@ def attend_in_splits(
     v_cache,
     k_scale,
     v_scale,
-    arrivals,
+    split_counter,
     filled,
     parts,
     sums,
     out,
-    left,
-    ahead,
+    peaks_out,
+    next_weight,
     S,
     HEADS: tl.constexpr,
     LINES: tl.constexpr,
-    LEAVES: tl.constexpr,
+    WRITES_PEAKS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     RAGGED: tl.constexpr,
     GROUP: tl.constexpr,
@@ -78,10 +78,10 @@ def attend_in_splits(
 
     `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
     GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
-    asks for, else that many, masked. `ahead` are LINES lines of 128 bytes that the next
-    kernel reads: programs without a stretch, of which the grid has some beyond SPLITS,
-    bring them into the second-level cache. With LEAVES the largest |out| of each
-    sequence is left at `left`, the bits of float32, int32 (B,), which held zeros.
+    asks for, else that many, masked. `next_weight` has LINES lines of 128 bytes that
+    the next kernel reads: programs without a stretch, of which the grid has some beyond
+    SPLITS, bring them into the second-level cache. With WRITES_PEAKS the largest |out|
+    of each sequence goes to `peaks_out`, bits of float32, int32 (B,), which held zeros.
     With DEPENDENT the kernel may start before the one in front of it ends.
     """
     if DEPENDENT:
@@ -91,27 +91,27 @@ def attend_in_splits(
     sequence = head // HEADS if RAGGED else 0
     length = tl.load(filled + sequence).to(tl.int32)
     blocks = (length + BLOCK - 1) // BLOCK
-    each = (blocks + SPLITS - 1) // SPLITS
-    active = (blocks + each - 1) // each
+    blocks_per_split = (blocks + SPLITS - 1) // SPLITS
+    active = (blocks + blocks_per_split - 1) // blocks_per_split
     if LINES > 0 and split >= active:
         spare = tl.num_programs(1) - active
         idle = tl.num_programs(0) * spare
         start = head * spare + split - active
         for chunk in range(start, (LINES + 127) // 128, idle):
             line = tl.minimum(chunk * 128 + tl.arange(0, 128), LINES - 1)
-            prefetch(ahead + line.to(tl.int64) * 32)
+            prefetch(next_weight + line.to(tl.int64) * 32)
     if split < active:
         d = tl.arange(0, BLOCK_D)[None, :]
         row = tl.arange(0, ROWS)[:, None]
         in_group = (row < GROUP) & (d < D)
         query = tl.load(q + head * GROUP * D + row * D + d, mask=in_group, other=0.0)
         query = query.to(DTYPE)
-        first = split * each
+        first = split * blocks_per_split
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
         cache = head.to(tl.int64) * S
-        steps = tl.minimum(each, blocks - first)
+        steps = tl.minimum(blocks_per_split, blocks - first)
         for step in range(STEPS if STEPS > 0 else steps):
             n = (first + step) * BLOCK + tl.arange(0, BLOCK)
             inside = (n < length) & (step < steps)
@@ -124,7 +124,7 @@ def attend_in_splits(
             else:
                 score = tl.dot(query, tl.trans(k), input_precision="ieee")
             score = score * SCALE
-            if KIND != PLAIN:
+            if KIND != UNQUANTIZED:
                 s = tl.load(k_scale + cache + n, mask=inside, other=0.0)
                 score = score * s.to(tl.float32)[None, :]
             score = tl.where(inside[None, :], score, float("-inf"))
@@ -133,7 +133,7 @@ def attend_in_splits(
             p = tl.exp2(score - new_top[:, None])
             total = total * shrink + tl.sum(p, axis=1)
             acc = acc * shrink[:, None]
-            if KIND != PLAIN:
+            if KIND != UNQUANTIZED:
                 s = tl.load(v_scale + cache + n, mask=inside, other=0.0)
                 p = p * s.to(tl.float32)[None, :]
             if ROWS == 1:
@@ -146,8 +146,8 @@ def attend_in_splits(
             value = acc / total[:, None]
             value = value.to(out.dtype.element_ty)
             tl.store(out + head * GROUP * D + row * D + d, value, mask=in_group)
-            if LEAVES:
-                leave_head_peak(value, left + head // HEADS, in_group)
+            if WRITES_PEAKS:
+                write_head_peak(value, peaks_out + head // HEADS, in_group)
         else:
             part = head.to(tl.int64) * SPLITS + split
             tl.store(parts + part * (GROUP * D) + row * D + d, acc, mask=in_group)
@@ -156,15 +156,15 @@ def attend_in_splits(
             tl.store(place, top, mask=r < GROUP)
             place += tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
             tl.store(place, total, mask=r < GROUP)
-            # All threads have stored before one of them says so.
+            # All threads store before one of them counts.
             tl.debug_barrier()
-            if tl.atomic_add(arrivals + head, 1) == active - 1:
-                tl.store(arrivals + head, 0)
+            if tl.atomic_add(split_counter + head, 1) == active - 1:
+                tl.store(split_counter + head, 0)
                 join_parts(
                     parts,
                     sums,
                     out,
-                    left + head // HEADS,
+                    peaks_out + head // HEADS,
                     head,
                     active,
                     GROUP,
@@ -173,12 +173,12 @@ def attend_in_splits(
                     BLOCK_D,
                     SPLITS,
                     TOGETHER,
-                    LEAVES,
+                    WRITES_PEAKS,
                 )
 
 
 @triton.jit
-def leave_head_peak(values, place, mask):
+def write_head_peak(values, place, mask):
     """The largest of |values| of a head, (ROWS, D), at `place` where it is larger."""
     size = tl.where(mask, tl.abs(values.to(tl.float32)), 0.0)
     raise_peak(place, tl.max(size))
@@ -189,7 +189,7 @@ def join_parts(
     parts,
     sums,
     out,
-    left,
+    peaks_out,
     head,
     active,
     GROUP: tl.constexpr,
@@ -198,11 +198,11 @@ def join_parts(
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    LEAVES: tl.constexpr,
+    WRITES_PEAKS: tl.constexpr,
 ):
     """The first `active` parts of a head into its rows of `out`.
 
-    With LEAVES their peak is left at `left`.
+    With WRITES_PEAKS their peak goes to `peaks_out`.
     """
     row = tl.arange(0, ROWS)[None, :]
     d = tl.arange(0, BLOCK_D)[None, None, :]
@@ -215,11 +215,11 @@ def join_parts(
         split = (start + tl.arange(0, TOGETHER))[:, None]
         mask = (split < active) & (row < GROUP)
         place = (base + split) * GROUP + row
-        # Not by way of the first-level cache, which another processor does not write.
+        # Read past the first-level cache, which other processors do not write.
         tops = tl.load(
             sums + place, mask=mask, other=float("-inf"), cache_modifier=".cg"
         )
-        each = tl.load(totals + place, mask=mask, other=0.0, cache_modifier=".cg")
+        part_total = tl.load(totals + place, mask=mask, other=0.0, cache_modifier=".cg")
         part = tl.load(
             parts + place[:, :, None] * D + d,
             mask=mask[:, :, None] & (d < D),
@@ -231,7 +231,7 @@ def join_parts(
         known = tl.where(new_top == float("-inf"), 0.0, new_top)
         shrink = tl.exp2(top - known)
         weight = tl.exp2(tops - known[None, :])
-        total = total * shrink + tl.sum(weight * each, axis=0)
+        total = total * shrink + tl.sum(weight * part_total, axis=0)
         acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * part, axis=0)
         top = new_top
     r = tl.arange(0, ROWS)[:, None]
@@ -240,5 +240,5 @@ def join_parts(
     place = out + head * GROUP * D + r * D + column
     stored, inside = value.to(out.dtype.element_ty), (r < GROUP) & (column < D)
     tl.store(place, stored, mask=inside)
-    if LEAVES:
-        leave_head_peak(stored, left, inside)
+    if WRITES_PEAKS:
+        write_head_peak(stored, peaks_out, inside)

@@ -1,8 +1,8 @@
-"""Triton kernels of a fused layer: a product with what stands before and behind it.
+"""Triton kernels of a fused layer: a product, the norm before it, the work behind it.
 
     project        out = f(norm(x) W^T), f: as it is, plus a residual, or
                    silu(norm(x) W1^T) * (norm(x) W3^T)
-    project_heads  q, k, v = norm(x) W^T; q and k turned by their position, k and v
+    project_heads  q, k, v = norm(x) W^T; q and k rotated by their position, k and v
                    written into the cache, quantized where that is
 
 A program sums a block of rows over a stretch of columns. Of a group of rows (a block,
@@ -17,237 +17,27 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels import weight as packed
-from llama_perf.kernels.triton.attention import INT8
-from llama_perf.kernels.triton.attention import PLAIN as UNQUANTIZED
-from llama_perf.kernels.triton.dependent_launch import prefetch, raise_peak
-from llama_perf.kernels.triton.plain import plain_sums
-from llama_perf.kernels.triton.sparse import sparse_sums
-from llama_perf.kernels.triton.sums import code_sums, rounded
+from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
+from llama_perf.kernels.triton.dependent_launch import raise_peak
+from llama_perf.kernels.triton.fused_sums import (
+    block_sums,
+    last_to_arrive,
+    load_part,
+    normalized,
+)
+from llama_perf.kernels.triton.sums import rounded
 
-# What a weight is.
-PLAIN = tl.constexpr(packed.PLAIN)
-SPARSE = tl.constexpr(packed.SPARSE)
-# What is done with a product.
+# WHAT is done with a product.
 KEEP = tl.constexpr(0)
 ADD = tl.constexpr(1)
 GATE = tl.constexpr(2)
 
 
 @triton.jit
-def early(
-    codes,
-    block_n,
-    split,
-    N,
-    K: tl.constexpr,
-    FORMAT: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """Ask for the first weights, let the next kernel start, and wait for the input."""
-    if FORMAT == PLAIN:
-        # A line of 128 bytes for each row and so many columns.
-        LINE: tl.constexpr = 1024 // BITS
-        n = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
-        k = tl.arange(0, (BLOCK_U * 8 + LINE - 1) // LINE)[None, :] * LINE
-        k += split * STEPS * BLOCK_U * 8
-        prefetch(codes + (tl.minimum(n, N - 1) * K + tl.minimum(k, K - 1)))
-    else:
-        # A word of 16 rows is half a line; those of the widest plane come first.
-        first = split * STEPS * BLOCK_U * (2 if BITS == 8 else 1)
-        word = first + tl.arange(0, BLOCK_U) * (2 if BITS == 8 else 1)
-        word = tl.minimum(word, WORDS - 1)
-        prefetch(codes + (block_n * (WORDS * 16) + word * 16))
-    gdc_launch_dependents()
-    gdc_wait()
-
-
-@triton.jit
-def token_peak(
-    x,
-    gain,
-    peak,
-    M,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    PEAKED: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
-    """The largest |x * g| of each token, (TOKENS,); such that it / 127 is normal.
-
-    With PEAKED the kernel in front has left it at `peak`.
-    """
-    LEAST: tl.constexpr = 1.5e-36
-    if PEAKED:
-        m = tl.arange(0, TOKENS)
-        left = tl.load(peak + m, mask=m < M, other=0).to(tl.float32, bitcast=True)
-        return tl.maximum(left, LEAST)
-    # As much at once as its registers hold: each round waits for memory.
-    BLOCK: tl.constexpr = 4096 // TOKENS
-    token = tl.arange(0, TOKENS)[:, None]
-    peak = tl.full((TOKENS, BLOCK), LEAST, tl.float32)
-    for start in range(0, K, BLOCK):
-        k = (start + tl.arange(0, BLOCK))[None, :]
-        inside = (token < M) & (k < K)
-        value = tl.load(x + token * K + k, mask=inside, other=0.0).to(tl.float32)
-        if NORM:
-            value *= tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.abs(value))
-    return tl.max(peak, axis=1)
-
-
-@triton.jit
-def block_sums(
-    x,
-    gain,
-    peak,
-    codes,
-    scale,
-    zero,
-    block_n,
-    split,
-    M,
-    N,
-    K: tl.constexpr,
-    FORMAT: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    DECODE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    DYNAMIC: tl.constexpr,
-    NORM: tl.constexpr,
-    PEAKED: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1).
-
-    With DEPENDENT the program asks for its weights and waits for its input first.
-    """
-    if DEPENDENT:
-        early(
-            codes,
-            block_n,
-            split,
-            N,
-            K,
-            FORMAT,
-            WORDS,
-            BITS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
-    if FORMAT == PLAIN:
-        total, squares = plain_sums(
-            x,
-            gain,
-            codes,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            NORM,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
-    elif FORMAT == SPARSE:
-        total, squares = sparse_sums(
-            x,
-            gain,
-            codes,
-            scale,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            WORDS,
-            NORM,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
-    else:
-        inverse = 0.0
-        if DYNAMIC:
-            largest = token_peak(x, gain, peak, M, K, NORM, PEAKED, TOKENS)
-            inverse = (127.0 / largest)[:, None, None]
-        total, squares = code_sums(
-            x,
-            gain,
-            inverse,
-            codes,
-            scale,
-            zero,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            WORDS,
-            BITS,
-            DECODE,
-            GROUP,
-            ZERO,
-            NORM,
-            DYNAMIC,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
-        if DYNAMIC:
-            total *= (largest * (1.0 / 127.0))[:, None]
-    return total, squares
-
-
-@triton.jit
-def last_to_arrive(counter, count):
-    """Whether all `count` programs of a group have stored their parts.
-
-    The one that is told so resets the counter for the next launch.
-    """
-    # All threads have stored before one of them says so.
-    tl.debug_barrier()
-    last = tl.atomic_add(counter, 1) == count - 1
-    if last:
-        tl.store(counter, 0)
-    return last
-
-
-@triton.jit
-def kept(place, mask):
-    """A part that another program stored: not by way of the first-level cache."""
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def normed(total, squares, EPS, K: tl.constexpr, NORM: tl.constexpr):
-    """`total` (TOKENS, n) times the norm's factor, from the sums of squares."""
-    if NORM:
-        total *= tl.rsqrt(squares / K + EPS)
-    return total
-
-
-@triton.jit
 def project(
     x,
-    gain,
+    norm_weight,
     codes,
     scale,
     zero,
@@ -255,13 +45,13 @@ def project(
     scale2,
     zero2,
     out,
-    peak,
-    left,
-    cleared,
-    next_gain,
+    peaks_in,
+    peaks_out,
+    cleared_peaks,
+    next_norm_weight,
     parts,
     squares,
-    arrivals,
+    split_counter,
     EPS,
     M,
     N,
@@ -275,9 +65,9 @@ def project(
     DYNAMIC: tl.constexpr,
     NORM: tl.constexpr,
     WHAT: tl.constexpr,
-    PEAKED: tl.constexpr,
-    LEAVES: tl.constexpr,
-    CLEARS: tl.constexpr,
+    READS_PEAKS: tl.constexpr,
+    WRITES_PEAKS: tl.constexpr,
+    CLEARED_PEAKS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -288,12 +78,13 @@ def project(
     """`x` (M, K) by a weight of N rows, or by two with GATE, into `out` (M, N).
 
     With ADD `out` holds the residual. `parts` are float32 (SPLITS, 1 or 2, M, N),
-    `squares` (SPLITS, 1 or 2, M, blocks), `arrivals` int32 (blocks,) of zeros. The grid
-    is (blocks of both weights, SPLITS).
+    `squares` (SPLITS, 1 or 2, M, blocks), `split_counter` int32 (blocks,) of zeros.
+    The grid is (blocks of both weights, SPLITS).
 
-    Peaks of tokens are the bits of float32, int32 (8,): with PEAKED those of x are at
-    `peak`; with LEAVES those of `out`, times `next_gain` where ADD, are left at `left`,
-    which held zeros; as many zeros as CLEARS says are left at `cleared`.
+    The peak of a token is its largest magnitude. Peaks are bits of float32, int32 (8,).
+    With READS_PEAKS those of x are at `peaks_in`. With WRITES_PEAKS those of `out`,
+    times `next_norm_weight` with ADD, go to `peaks_out`, which held zeros. The first
+    CLEARED_PEAKS numbers at `cleared_peaks` become 0.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N
@@ -303,8 +94,8 @@ def project(
         codes, scale, zero = codes2, scale2, zero2
     total, square = block_sums(
         x,
-        gain,
-        peak,
+        norm_weight,
+        peaks_in,
         codes,
         scale,
         zero,
@@ -321,49 +112,49 @@ def project(
         ZERO,
         DYNAMIC,
         NORM,
-        PEAKED,
+        READS_PEAKS,
         DEPENDENT,
         TOKENS,
         BLOCK_U,
         BLOCK_N,
         STEPS,
     )
-    if CLEARS and tl.program_id(0) + split == 0:
-        tl.store(cleared + tl.arange(0, CLEARS), 0)
+    if CLEARED_PEAKS and tl.program_id(0) + split == 0:
+        tl.store(cleared_peaks + tl.arange(0, CLEARED_PEAKS), 0)
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     mask = (m < M) & (n < N)
     if PARTS * SPLITS == 1:
-        total = normed(total, square, EPS, K, NORM)
+        total = normalized(total, square, EPS, K, NORM)
         total = finish(total, total, out + m * N + n, mask, WHAT)
-        if LEAVES:
-            leave_peak(total, left, next_gain, m, n, M, N, WHAT)
+        if WRITES_PEAKS:
+            write_peak(total, peaks_out, next_norm_weight, m, n, M, N, WHAT)
     else:
         stored = (split * PARTS + part) * M + m
         tl.store(parts + stored * N + n, total, mask=mask)
         if NORM:
             tl.store(squares + stored * blocks + block_n, square, mask=m < M)
-        if last_to_arrive(arrivals + block_n, PARTS * SPLITS):
+        if last_to_arrive(split_counter + block_n, PARTS * SPLITS):
             first = tl.zeros((TOKENS, BLOCK_N), tl.float32)
             second = tl.zeros((TOKENS, BLOCK_N), tl.float32)
             square = tl.zeros((TOKENS, 1), tl.float32)
-            for each in tl.static_range(SPLITS):
-                row = each * PARTS * M + m
-                first += kept(parts + row * N + n, mask)
+            for index in tl.static_range(SPLITS):
+                row = index * PARTS * M + m
+                first += load_part(parts + row * N + n, mask)
                 if WHAT == GATE:
-                    second += kept(parts + (row + M) * N + n, mask)
+                    second += load_part(parts + (row + M) * N + n, mask)
                 if NORM:
-                    square += kept(squares + row * blocks + block_n, m < M)
-            first = normed(first, square, EPS, K, NORM)
-            second = normed(second, square, EPS, K, NORM)
+                    square += load_part(squares + row * blocks + block_n, m < M)
+            first = normalized(first, square, EPS, K, NORM)
+            second = normalized(second, square, EPS, K, NORM)
             first = finish(first, second, out + m * N + n, mask, WHAT)
-            if LEAVES:
-                leave_peak(first, left, next_gain, m, n, M, N, WHAT)
+            if WRITES_PEAKS:
+                write_peak(first, peaks_out, next_norm_weight, m, n, M, N, WHAT)
 
 
 @triton.jit
 def finish(first, second, place, mask, WHAT: tl.constexpr):
-    """What is done with a product, or with two of them; what is stored."""
+    """Store a product, or a function of two, as WHAT says; returns what it stored."""
     if WHAT == ADD:
         first += tl.load(place, mask=mask, other=0.0).to(tl.float32)
     if WHAT == GATE:
@@ -374,18 +165,18 @@ def finish(first, second, place, mask, WHAT: tl.constexpr):
 
 
 @triton.jit
-def leave_peak(values, left, gain, m, n, M, N, WHAT: tl.constexpr):
-    """The largest of |values|, (TOKENS, BLOCK_N), at `left` where it is larger."""
+def write_peak(values, peaks_out, norm_weight, m, n, M, N, WHAT: tl.constexpr):
+    """The largest of |values|, (TOKENS, BLOCK_N), at `peaks_out` where it is larger."""
     size = values.to(tl.float32)
     if WHAT == ADD:
-        # What is normed next.
-        size *= tl.load(gain + n, mask=n < N, other=0.0).to(tl.float32)
+        # The next product normalizes this result.
+        size *= tl.load(norm_weight + n, mask=n < N, other=0.0).to(tl.float32)
     size = tl.where((m < M) & (n < N), tl.abs(size), 0.0)
-    raise_peak(left + m, tl.max(size, axis=1, keep_dims=True), m < M)
+    raise_peak(peaks_out + m, tl.max(size, axis=1, keep_dims=True), m < M)
 
 
 @triton.jit
-def turned(values, cos, sin, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
+def rotated(values, cos, sin, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
     """Pairs (2i, 2i + 1) of (TOKENS, BLOCK_D) by angles (TOKENS, BLOCK_D / 2)."""
     even, odd = tl.split(tl.reshape(values, (TOKENS, BLOCK_D // 2, 2)))
     both = tl.join(even * cos - odd * sin, odd * cos + even * sin)
@@ -393,8 +184,8 @@ def turned(values, cos, sin, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def coded(values, KIND: tl.constexpr):
-    """Codes of (TOKENS, BLOCK_D) and scales (TOKENS,) in float32: see `kv_codes`."""
+def quantized_head(values, KIND: tl.constexpr):
+    """Codes of (TOKENS, BLOCK_D) and scales (TOKENS,) in float32: see `cache_codes`."""
     LARGEST: tl.constexpr = 127.0 if KIND == INT8 else 448.0
     scale = tl.div_rn(tl.max(tl.abs(values), axis=1), LARGEST)
     scale = tl.maximum(scale, 1.1754943508222875e-38)
@@ -418,7 +209,7 @@ def coded(values, KIND: tl.constexpr):
 @triton.jit
 def project_heads(
     x,
-    gain,
+    norm_weight,
     codes,
     scale,
     zero,
@@ -430,10 +221,10 @@ def project_heads(
     v_cache,
     k_scale,
     v_scale,
-    peak,
+    peaks_in,
     parts,
     squares,
-    arrivals,
+    split_counter,
     EPS,
     M,
     N,
@@ -453,7 +244,7 @@ def project_heads(
     BLOCK_D: tl.constexpr,
     KIND: tl.constexpr,
     RAGGED: tl.constexpr,
-    PEAKED: tl.constexpr,
+    READS_PEAKS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -464,17 +255,17 @@ def project_heads(
     """`x` (M, K), LENGTH tokens a sequence, to `q` (M, HEADS, D) and to the cache.
 
     Caches are (B, KV_HEADS, S, D), scales (B, KV_HEADS, S); token m stands at
-    positions[m % LENGTH], or with RAGGED at positions[m], and is turned by that row of
+    positions[m % LENGTH], or with RAGGED at positions[m], and is rotated by that row of
     `cos` and `sin`, float32 (..., D / 2). `parts` are float32 (SPLITS, M, N), `squares`
-    (SPLITS, M, blocks), `arrivals` int32 (heads of all three,) of zeros. D is a
-    multiple of BLOCK_N. `peak` is as that of `project`. The grid is (blocks, SPLITS).
+    (SPLITS, M, blocks), `split_counter` int32 (heads of all three,) of zeros. D is a
+    multiple of BLOCK_N. `peaks_in` is as in `project`. The grid is (blocks, SPLITS).
     """
-    EACH: tl.constexpr = D // BLOCK_N
+    BLOCKS_PER_HEAD: tl.constexpr = D // BLOCK_N
     block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
         x,
-        gain,
-        peak,
+        norm_weight,
+        peaks_in,
         codes,
         scale,
         zero,
@@ -491,7 +282,7 @@ def project_heads(
         ZERO,
         DYNAMIC,
         True,
-        PEAKED,
+        READS_PEAKS,
         DEPENDENT,
         TOKENS,
         BLOCK_U,
@@ -504,17 +295,17 @@ def project_heads(
     stored = split * M + m
     tl.store(parts + stored * N + n, total, mask=m < M)
     tl.store(squares + stored * blocks + block_n, square, mask=m < M)
-    head = block_n // EACH
-    if last_to_arrive(arrivals + head, EACH * SPLITS):
+    head = block_n // BLOCKS_PER_HEAD
+    if last_to_arrive(split_counter + head, BLOCKS_PER_HEAD * SPLITS):
         d = tl.arange(0, BLOCK_D)[None, :]
         mask = (m < M) & (d < D)
         values = tl.zeros((TOKENS, BLOCK_D), tl.float32)
         square = tl.zeros((TOKENS, 1), tl.float32)
-        for each in tl.static_range(SPLITS):
-            row = each * M + m
-            values += kept(parts + row * N + head * D + d, mask)
-            square += kept(squares + row * blocks + head * EACH, m < M)
-        values = normed(values, square, EPS, K, True)
+        for index in tl.static_range(SPLITS):
+            row = index * M + m
+            values += load_part(parts + row * N + head * D + d, mask)
+            square += load_part(squares + row * blocks + head * BLOCKS_PER_HEAD, m < M)
+        values = normalized(values, square, EPS, K, True)
         at = m if RAGGED else m % LENGTH
         if head < HEADS + KV_HEADS:
             half = tl.arange(0, BLOCK_D // 2)[None, :]
@@ -522,22 +313,22 @@ def project_heads(
             place = at * (D // 2) + half
             c = tl.load(cos + place, mask=inside, other=0.0)
             s = tl.load(sin + place, mask=inside, other=0.0)
-            values = turned(values, c, s, TOKENS, BLOCK_D)
-        # Rounded as it would be kept, which is what a quantized cache quantizes.
+            values = rotated(values, c, s, TOKENS, BLOCK_D)
+        # A quantized cache quantizes the values as an unquantized one would store them.
         values = values.to(q.dtype.element_ty)
         if head < HEADS:
             tl.store(q + m * (HEADS * D) + head * D + d, values, mask=mask)
         else:
             position = tl.load(positions + at, mask=m < M, other=0)
-            of = (head - HEADS) % KV_HEADS
-            held_row = ((m // LENGTH) * KV_HEADS + of).to(tl.int64) * S + position
+            kv_head = (head - HEADS) % KV_HEADS
+            cache_row = ((m // LENGTH) * KV_HEADS + kv_head).to(tl.int64) * S + position
             cache, scales = k_cache, k_scale
             if head >= HEADS + KV_HEADS:
                 cache, scales = v_cache, v_scale
             if KIND != UNQUANTIZED:
-                held, unit = coded(values.to(tl.float32), KIND)
-                tl.store(cache + held_row * D + d, held, mask=mask)
-                unit = unit[:, None].to(scales.dtype.element_ty)
-                tl.store(scales + held_row, unit, mask=m < M)
+                head_codes, head_scale = quantized_head(values.to(tl.float32), KIND)
+                tl.store(cache + cache_row * D + d, head_codes, mask=mask)
+                head_scale = head_scale[:, None].to(scales.dtype.element_ty)
+                tl.store(scales + cache_row, head_scale, mask=m < M)
             else:
-                tl.store(cache + held_row * D + d, values, mask=mask)
+                tl.store(cache + cache_row * D + d, values, mask=mask)

@@ -6,7 +6,7 @@ ahead of time.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,9 +15,9 @@ import triton
 from torch import Tensor
 
 from llama_perf.devices.device import cuda_key
+from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
-from llama_perf.kernels.packing import LANES, UNIT, units
-from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.packing import LANES, UNIT, sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
 from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
@@ -26,7 +26,7 @@ from llama_perf.kernels.triton.fused import project_heads as project_heads_kerne
 from llama_perf.kernels.triton.launch_attention import KINDS
 from llama_perf.kernels.triton.launch_products import FEW, Launch, few_launch
 from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
-from llama_perf.kernels.weight import PLAIN, SPARSE, Packed
+from llama_perf.kernels.weight import FLOATS, SPARSE, Packed
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -35,27 +35,29 @@ def fused_launch(
     weight: Packed, tokens: int, *, weights: int = 1, tuned: Choice | None = None
 ) -> Launch:
     """For `tokens` by one weight, or by two alike: as `tuned`, else by a rule."""
-    columns = kept(weight.columns) if weight.format == SPARSE else weight.columns
+    columns = (
+        sparse_values(weight.columns) if weight.format == SPARSE else weight.columns
+    )
     rule = few_launch(
         tokens,
         weights * weight.rows,
         columns,
-        most_u=_most_units(weight, tokens),
-        least_u=4 if weight.format == PLAIN else 16,
+        max_units=_max_units(weight, tokens),
+        min_units=4 if weight.format == FLOATS else 16,
     )
     block_u, splits = rule.constants["BLOCK_U"], rule.splits
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
     steps = -(-units(columns) // block_u)
-    each = -(-steps // min(splits, steps))
-    splits = -(-steps // each)
+    split_steps = -(-steps // min(splits, steps))
+    splits = -(-steps // split_steps)
     return replace(
         rule,
         grid=(weights * -(-weight.rows // LANES), splits),
         constants={
             "K": weight.columns,
             "FORMAT": weight.format,
-            "WORDS": 0 if weight.format == PLAIN else weight.codes.shape[1],
+            "WORDS": 0 if weight.format == FLOATS else weight.codes.shape[1],
             "BITS": weight.bits,
             "DECODE": weight.decode,
             "GROUP": weight.group,
@@ -64,7 +66,7 @@ def fused_launch(
             "SPLITS": splits,
             **rule.constants,
             "BLOCK_U": block_u,
-            "STEPS": each,
+            "STEPS": split_steps,
         },
         warps=rule.warps if tuned is None else tuned.warps,
         stages=rule.stages if tuned is None else tuned.stages,
@@ -74,16 +76,16 @@ def fused_launch(
 def _dynamic(weight: Packed) -> int:
     if not weight.dynamic:
         return 0
-    # The interpreter has no instructions of a card's.
+    # The interpreter has no dp4a.
     return int((WRITTEN_OUT if INTERPRETED else BY_DP4A).value)
 
 
-def _most_units(weight: Packed, tokens: int) -> int:
-    if weight.format == PLAIN:
+def _max_units(weight: Packed, tokens: int) -> int:
+    if weight.format == FLOATS:
         # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
         return 32
-    # More sums would spill registers: see `triton_products`; on sm_80 those of units,
-    # each with a scale and a zero, too.
+    # More sums would spill registers: see `codes_launch` and `sparse_launch`; on sm_80
+    # so do units that each have a scale and a zero.
     small = 0 < weight.group <= UNIT
     several = weight.decode == FLOAT8.value and tokens > 1
     if weight.format == SPARSE or small or several:
@@ -102,178 +104,232 @@ def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
 
 @cache
 def _card_key(device: torch.device) -> str:
-    # Each launch asks, and a step has hundreds.
+    # Every launch asks for it, and a step has hundreds.
     return cuda_key(device)
 
 
-def _run(kernel: Any, launch: Launch, arguments: tuple[Any, ...], **more: Any) -> None:
-    early = may_start_early(arguments[0].device)
+def _run(
+    kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
+) -> None:
+    dependent = may_start_early(arguments[0].device)
     kernel[launch.grid](
         *arguments,
-        **more,
+        **constants,
         **launch.constants,
-        DEPENDENT=early,
+        DEPENDENT=dependent,
         num_warps=launch.warps,
         num_stages=launch.stages,
-        **({"launch_pdl": True} if early else {}),
+        **({"launch_pdl": True} if dependent else {}),
     )
 
 
-def any_peak(device: torch.device) -> Tensor:
-    """The tokens' peaks that an int8dq product gets from the kernel before it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Norm:
+    """The RMSNorm of a product's input: `weight` (K,)."""
 
-    Any value does where a product is timed by itself.
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peaks:
+    """The tokens' largest magnitudes, which int8dq products need to round to int8.
+
+    Each tensor is int32 (8,), the bits of float32. `read` has those of the input, which
+    the kernel in front wrote. `written`, zeros before, gets those of the result, times
+    `next_norm_weight` where there is a residual. `cleared`, (8,) or (16,), becomes
+    zeros. None: not read, not written, not cleared.
     """
-    return torch.full((8,), 4.0, device=device).view(torch.int32)
+
+    read: Tensor | None = None
+    written: Tensor | None = None
+    cleared: Tensor | None = None
+    next_norm_weight: Tensor | None = None
+
+
+NO_PEAKS = Peaks()
+
+
+def any_peaks(device: torch.device) -> Peaks:
+    """Peaks to read where an int8dq product is timed by itself: any value will do."""
+    return Peaks(read=torch.full((8,), 4.0, device=device).view(torch.int32))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placing:
+    """Where tokens stand: `length` tokens a sequence, at int64 `positions`.
+
+    Positions are (length,), or (B, 1) where each sequence has its own; `cos` and `sin`
+    are their rotary angles', float32 (positions, D / 2).
+    """
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+    length: int
 
 
 def project(
     x: Tensor,
     weight: Packed,
-    arrivals: Tensor,
+    split_counter: Tensor,
     *,
-    gain: Tensor | None = None,
-    eps: float = 0.0,
-    second: Packed | None = None,
+    norm: Norm | None = None,
     residual: Tensor | None = None,
-    peak: Tensor | None = None,
-    left: Tensor | None = None,
-    cleared: Tensor | None = None,
-    next_gain: Tensor | None = None,
+    peaks: Peaks = NO_PEAKS,
     launch: Launch | None = None,
 ) -> Tensor:
     """The product of `x`, (M, K) of at most eight tokens, in x's dtype, (M, N).
 
-    With `gain`, (K,), of x's RMSNorm with `eps`. With `second` it is silu of the first
-    product times that with `second`. With `residual`, (M, N), the product is added to
-    it in place. `arrivals`, int32, one at least for sixteen rows, are 0 and left so.
-    Of activations that a later kernel rounds to int8, int32 (8,) each: `peak` is what
-    the kernel in front left of x, `left`, of zeros, gets that of the result, times
-    `next_gain` where there is a residual. `cleared`, of 8 or 16, becomes zeros.
-    `launch` is how, where it is not to be chosen here.
+    With `norm` it is the product of the normalized x. With `residual`, (M, N), the
+    product is added to that in place. `split_counter`, int32 zeros, at least one for
+    sixteen rows, is left zeros. `launch` is how, where the table is not to be asked.
     """
-    x = x.contiguous()
-    tokens = len(x)
+    launch = launch or launch_here(weight, len(x))
+    out = x.new_empty((len(x), weight.rows)) if residual is None else residual
+    what = KEEP if residual is None else ADD
+    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
+    _project(inputs, (weight, weight), out, what.value, launch)
+    return out
+
+
+def project_gated(
+    x: Tensor,
+    gate: Packed,
+    up: Packed,
+    split_counter: Tensor,
+    *,
+    norm: Norm | None = None,
+    peaks: Peaks = NO_PEAKS,
+    launch: Launch | None = None,
+) -> Tensor:
+    """As `project`: silu of the product with `gate` times the product with `up`."""
+    assert gate.layout == up.layout, "two kinds of weights"
+    launch = launch or launch_here(gate, len(x), weights=2)
+    out = x.new_empty((len(x), gate.rows))
+    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
+    _project(inputs, (gate, up), out, GATE.value, launch)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inputs:
+    x: Tensor
+    norm: Norm | None
+    peaks: Peaks
+    split_counter: Tensor
+
+
+def _project(
+    inputs: _Inputs,
+    weights: tuple[Packed, Packed],
+    out: Tensor,
+    what: int,
+    launch: Launch,
+) -> None:
+    """Both weights are the same one but for a gate."""
+    x, norm, peaks = inputs.x.contiguous(), inputs.norm, inputs.peaks
+    (weight, second), counter = weights, inputs.split_counter
+    tokens, blocks = len(x), -(-weight.rows // LANES)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
-    assert second is None or second.layout == weight.layout, "two kinds of weights"
-    weights = 1 if second is None else 2
-    launch = launch or launch_here(weight, tokens, weights=weights)
-    blocks = -(-weight.rows // LANES)
-    assert len(arrivals) >= blocks, f"{len(arrivals)} arrivals for {blocks} blocks"
-    shape = (tokens, weight.rows)
-    out = x.new_empty(shape) if residual is None else residual
-    parts, squares = _scratch(x, launch, (weights, *shape), (weights, tokens, blocks))
-    other = weight if second is None else second
-    what = GATE if second is not None else KEEP if residual is None else ADD
+    assert len(counter) >= blocks, f"{len(counter)} counters for {blocks} blocks"
+    products = 2 if what == GATE.value else 1
+    parts = _scratch(x, (launch.splits, products, tokens, weight.rows))
+    squares = _scratch(x, (launch.splits, products, tokens, blocks))
     _run(
         project_kernel,
         launch,
         (
             x,
-            x if gain is None else gain,
+            x if norm is None else norm.weight,
             weight.codes,
             weight.scale,
             weight.zero,
-            other.codes,
-            other.scale,
-            other.zero,
+            second.codes,
+            second.scale,
+            second.zero,
             out,
-            arrivals if peak is None else peak,
-            arrivals if left is None else left,
-            arrivals if cleared is None else cleared,
-            x if next_gain is None else next_gain,
+            # Pointers that the kernel does not read are any of the right dtype.
+            counter if peaks.read is None else peaks.read,
+            counter if peaks.written is None else peaks.written,
+            counter if peaks.cleared is None else peaks.cleared,
+            x if peaks.next_norm_weight is None else peaks.next_norm_weight,
             parts,
             squares,
-            arrivals,
-            eps,
+            counter,
+            0.0 if norm is None else norm.eps,
             tokens,
             weight.rows,
         ),
-        NORM=gain is not None,
-        WHAT=what.value,
-        PEAKED=peak is not None,
-        LEAVES=left is not None,
-        CLEARS=0 if cleared is None else cleared.numel(),
+        NORM=norm is not None,
+        WHAT=what,
+        READS_PEAKS=peaks.read is not None,
+        WRITES_PEAKS=peaks.written is not None,
+        CLEARED_PEAKS=0 if peaks.cleared is None else peaks.cleared.numel(),
     )
-    return out
 
 
 def project_heads(
     x: Tensor,
     weight: Packed,
-    arrivals: Tensor,
+    split_counter: Tensor,
     *,
-    gain: Tensor,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    length: int,
-    heads: int,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    peak: Tensor | None = None,
+    norm: Norm,
+    placing: Placing,
+    cache: CachedTensors,
+    peaks_in: Tensor | None = None,
 ) -> Tensor:
-    """Queries (M, heads, D) of `x` (M, K), `length` tokens a sequence; fills the cache.
+    """Queries (M, heads, D) of `x` (M, K); writes keys and values into the cache.
 
-    See the kernel; `positions` are int64 (length,), or (B, 1) where each sequence has
-    its own, and `peak` is as `project` has it.
+    See the kernel; `peaks_in` is as `Peaks.read`.
     """
     x = x.contiguous()
     tokens = len(x)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
-    _, kv_heads, size, width = k_cache.shape
+    _, kv_heads, size, width = cache.k.shape
+    heads = weight.rows // width - 2 * kv_heads
     launch = launch_here(weight, tokens)
-    blocks = weight.rows // LANES
     q = x.new_empty((tokens, heads, width))
-    parts, squares = _scratch(x, launch, (tokens, weight.rows), (tokens, blocks))
+    parts = _scratch(x, (launch.splits, tokens, weight.rows))
+    squares = _scratch(x, (launch.splits, tokens, weight.rows // LANES))
     _run(
         project_heads_kernel,
         launch,
         (
             x,
-            gain,
+            norm.weight,
             weight.codes,
             weight.scale,
             weight.zero,
-            cos,
-            sin,
-            positions,
+            placing.cos,
+            placing.sin,
+            placing.positions,
             q,
-            k_cache,
-            v_cache,
-            k_cache if k_scale is None else k_scale,
-            v_cache if v_scale is None else v_scale,
-            arrivals if peak is None else peak,
+            cache.k,
+            cache.v,
+            cache.k if cache.k_scale is None else cache.k_scale,
+            cache.v if cache.v_scale is None else cache.v_scale,
+            split_counter if peaks_in is None else peaks_in,
             parts,
             squares,
-            arrivals,
-            eps,
+            split_counter,
+            norm.eps,
             tokens,
             weight.rows,
             size,
-            length,
+            placing.length,
         ),
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=width,
         BLOCK_D=1 << (width - 1).bit_length(),
-        KIND=KINDS[None if k_scale is None else k_cache.dtype],
-        RAGGED=positions.ndim == 2,
-        PEAKED=peak is not None,
+        KIND=KINDS[cache.kind],
+        RAGGED=placing.positions.ndim == 2,
+        READS_PEAKS=peaks_in is not None,
     )
     return q
 
 
-def _scratch(
-    x: Tensor, launch: Launch, parts: tuple[int, ...], squares: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Room for the parts of all splits and their sums of squares, in float32."""
-    splits = launch.splits
-    made = [
-        torch.empty((splits, *shape), dtype=torch.float32, device=x.device)
-        for shape in (parts, squares)
-    ]
-    return made[0], made[1]
+def _scratch(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Room for what the splits hand to the last program, in float32."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)

@@ -13,8 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from llama_perf.kernels.packing import units
-from llama_perf.kernels.sparse import kept
+from llama_perf.kernels.packing import sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
 from llama_perf.kernels.triton.dependent_launch import multiprocessors
 from llama_perf.kernels.triton.int8_dynamic import few_tokens_int8, many_tokens_int8
@@ -24,7 +23,7 @@ from llama_perf.kernels.weight import SPARSE, Packed
 
 FEW = 8
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-# For each of the card's processors, which they fill several times over.
+# Programs for each of the card's processors, which they fill several times over.
 _PROGRAMS = 4
 _BLOCK_N = 16
 
@@ -45,40 +44,40 @@ class Launch:
 
 
 def few_launch(
-    tokens: int, rows: int, columns: int, *, most_u: int = 128, least_u: int = 16
+    tokens: int, rows: int, columns: int, *, max_units: int = 128, min_units: int = 16
 ) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
     padded = 1 << (tokens - 1).bit_length()
-    block_u = max(most_u // padded, least_u)
+    block_u = max(max_units // padded, min_units)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS * multiprocessors() // blocks, 1), steps)
-    each = -(-steps // splits)
+    split_steps = -(-steps // splits)
     return Launch(
-        grid=(blocks, -(-steps // each)),
+        grid=(blocks, -(-steps // split_steps)),
         constants={
             "TOKENS": padded,
             "BLOCK_U": block_u,
             "BLOCK_N": _BLOCK_N,
-            "STEPS": each,
+            "STEPS": split_steps,
         },
         warps=4,
     )
 
 
 def codes_launch(tokens: int, rows: int, columns: int, *, decode: int) -> Launch:
-    """Of the kernels of `triton_weight_only`, for codes that are decoded so."""
+    """Of the kernels of `weight_only`, for codes that are decoded so."""
     if tokens > FEW:
         return many_launch(tokens, rows, columns)
     # Of several tokens and 128 units of float8 the sums spill registers on sm_90.
     fewer = decode == FLOAT8.value and tokens > 1
-    return few_launch(max(tokens, 1), rows, columns, most_u=64 if fewer else 128)
+    return few_launch(max(tokens, 1), rows, columns, max_units=64 if fewer else 128)
 
 
-def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> Launch:
+def many_launch(tokens: int, rows: int, columns: int, *, min_units: int = 16) -> Launch:
     """A tiled product on tensor cores."""
     block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-    if least_u > 16:
+    if min_units > 16:
         # A larger tile of int32 sums spills registers on sm_80.
         block_m = min(block_m, 32)
     block_n = 64
@@ -86,25 +85,25 @@ def many_launch(tokens: int, rows: int, columns: int, *, least_u: int = 16) -> L
         grid=(-(-rows // block_n), -(-tokens // block_m)),
         constants={
             "BLOCK_M": block_m,
-            "BLOCK_U": least_u,
+            "BLOCK_U": min_units,
             "BLOCK_N": block_n,
-            "STEPS": -(-units(columns) // least_u),
+            "STEPS": -(-units(columns) // min_units),
         },
         warps=4,
     )
 
 
 def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
-    """Of either kernel of `triton_sparse`, whose units are of kept values."""
+    """Of either kernel of `sparse`, whose units are of stored values."""
     if tokens <= FEW:
         # A unit takes twice as many x as elsewhere: half as many units fill as many
         # registers, and twice as many programs run at a time.
-        return few_launch(max(tokens, 1), rows, kept(columns), most_u=64)
+        return few_launch(max(tokens, 1), rows, sparse_values(columns), max_units=64)
     if tokens <= 16:
-        return many_launch(tokens, rows, kept(columns))
+        return many_launch(tokens, rows, sparse_values(columns))
     # Tiles of 64 tokens with eight warps: those of 32 spill registers with float32
     # activations, and those of 64 with four warps do on sm_80.
-    return replace(many_launch(max(tokens, 64), rows, kept(columns)), warps=8)
+    return replace(many_launch(max(tokens, 64), rows, sparse_values(columns)), warps=8)
 
 
 def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -153,7 +152,7 @@ def int8_dynamic_product(
         splits, x, kernel = launch.splits, x.view(torch.int32), few_tokens_int8
         constants["ASM"] = asm
     else:
-        launch = many_launch(tokens, rows, columns, least_u=32)
+        launch = many_launch(tokens, rows, columns, min_units=32)
         splits, kernel = 1, many_tokens_int8
     out = x.new_empty((splits, tokens, rows), dtype=torch.int32)
     _run(kernel, launch, (x, codes, out), constants)

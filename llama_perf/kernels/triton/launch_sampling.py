@@ -1,4 +1,4 @@
-"""Launches of the kernels around a step's layers, and the tensors that they move on.
+"""Launches of the kernels before and after a step's layers.
 
 Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
 ahead of time.
@@ -17,9 +17,9 @@ from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.sampling import choose as choose_kernel
 from llama_perf.kernels.triton.sampling import start as start_kernel
 
-# Of float32 the bits that a dtype has none of.
+# The lowest bits of float32 that a dtype does not have.
 _SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
-# Logits that the last program joins: as many as its registers hold.
+# Logits that the last program joins: as many as its registers take.
 _JOINED = 16384
 _START = 1024
 
@@ -36,7 +36,7 @@ class Launch:
 def launch(
     *, vocabulary: int, temperature: float, top_k: int | None, dtype: torch.dtype
 ) -> Launch | None:
-    """For logits of `dtype`; None where so many of the best do not fit a program."""
+    """For logits of `dtype`; None where the `top_k` best do not fit a program."""
     # As many programs as share the reading, and no more than one can join.
     block = 2048 if vocabulary <= 2**16 else 4096
     parts = -(-vocabulary // block)
@@ -61,18 +61,18 @@ def launch(
 
 
 class Sampling:
-    """The next token chosen, and fed to the step, by one kernel: a `Feed`.
+    """One kernel that chooses the next token and writes it into the `DecodeState`.
 
-    What it draws follows from the seed in `DecodeState` and the tokens so far.
+    The draw depends only on the seed in `DecodeState` and on the tokens so far.
     """
 
     def __init__(self, *, temperature: float, top_k: int | None) -> None:
         self._temperature = temperature
         self._top_k = top_k
-        self._arrivals: Tensor | None = None
+        self._split_counter: Tensor | None = None
 
     def __call__(self, logits: Tensor, fed: DecodeState) -> None:
-        """Choose from `logits` (B, V); `fed` holds the token then and has moved on."""
+        """Choose from `logits` (B, V); `fed` then has the token and its position."""
         batch, vocabulary = logits.shape
         how = launch(
             vocabulary=vocabulary,
@@ -81,15 +81,15 @@ class Sampling:
             dtype=logits.dtype,
         )
         assert how is not None, f"the {self._top_k} best"
-        if self._arrivals is None:
+        if self._split_counter is None:
             # The kernel leaves them 0.
-            self._arrivals = torch.zeros(
+            self._split_counter = torch.zeros(
                 batch + 1, dtype=torch.int32, device=logits.device
             )
         shape = (batch, how.parts, how.constants["SLOTS"])
         scores, values = logits.new_empty((2, *shape), dtype=torch.float32)
         columns = logits.new_empty(shape, dtype=torch.int32)
-        early = may_start_early(logits.device)
+        dependent = may_start_early(logits.device)
         choose_kernel[how.parts, batch](
             logits.contiguous(),
             fed.token,
@@ -100,7 +100,7 @@ class Sampling:
             scores,
             values,
             columns,
-            self._arrivals,
+            self._split_counter,
             1 / self._temperature if self._temperature else 0.0,
             vocabulary,
             fed.history.shape[1],
@@ -108,9 +108,9 @@ class Sampling:
             **how.constants,
             BATCH=batch,
             RAGGED=fed.position.ndim == 2,
-            DEPENDENT=early,
+            DEPENDENT=dependent,
             num_warps=how.warps,
-            **({"launch_pdl": True} if early else {}),
+            **({"launch_pdl": True} if dependent else {}),
         )
 
 
@@ -120,45 +120,44 @@ def start(
     embedding: Tensor,
     frequencies: Tensor,
     *,
-    gain: Tensor | None = None,
-    left: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    peaks_out: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Hidden states (B, T, dim) of `tokens` (B, T), rotary, and what each may see.
+    """Hidden states (B, T, dim) of `tokens` (B, T), cosines and sines, visible counts.
 
     `positions` are int64 (T,), or (B, 1) where each sequence has its own; cosines and
-    sines (positions, head_dim / 2); the last is each position's count of those up to
-    it. With `left`, int32 (8,), it gets each token's peak times `gain`, (dim,), as
-    `fused_launch.project` leaves them.
+    sines are (positions, head_dim / 2). The last result, int64, has for each position
+    the number of positions up to it. `peaks_out`, int32 (8,), gets each token's peak,
+    times `norm_weight` (dim,), as `launch_fused.Peaks` has them.
     """
     tokens, rows = tokens.contiguous(), positions.numel()
     width, half = embedding.shape[1], len(frequencies)
     x = embedding.new_empty((*tokens.shape, width))
     cos, sin = frequencies.new_empty((2, rows, half))
     filled = positions.new_empty(rows)
-    early = may_start_early(tokens.device)
+    dependent = may_start_early(tokens.device)
     block = 1 << (width - 1).bit_length()
-    if left is None:
+    if peaks_out is None:
         block = min(block, _START)
     start_kernel[tokens.numel(), -(-width // block)](
         tokens,
         positions,
         embedding,
         frequencies,
-        embedding if gain is None else gain,
+        embedding if norm_weight is None else norm_weight,
         x,
         cos,
         sin,
         filled,
-        # Nothing is left there.
-        filled if left is None else left,
+        filled if peaks_out is None else peaks_out,
         rows,
         D=width,
         HALF=half,
-        LEAVES=left is not None,
+        WRITES_PEAKS=peaks_out is not None,
         BLOCK=block,
         BLOCK_H=1 << (half - 1).bit_length(),
-        DEPENDENT=early,
+        DEPENDENT=dependent,
         num_warps=4,
-        **({"launch_pdl": True} if early else {}),
+        **({"launch_pdl": True} if dependent else {}),
     )
     return x, (cos, sin), filled

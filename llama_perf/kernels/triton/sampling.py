@@ -1,14 +1,14 @@
 """Triton kernels around a step's layers: what it starts from, and the next token.
 
     start   a token's row of the embedding, its position's cosines and sines
-    choose  the next token of each sequence, and all that a step feeds itself with
+    choose  the next token of each sequence; moves on all that the next step reads
 
 The draw is an exponential race (argmax of p / e with e from Exp(1) is a draw from p),
 in logarithms. A program takes a stretch of the vocabulary, finds its own SLOTS largest
-logits by bisecting their bits, and hands on those with their race results; the last one
-to arrive joins them. A token is allowed where fewer than TOP logits are greater, so the
-joined ones need no order: the winner of the race is taken, and counted; where it is not
-allowed, no smaller one is, and the race goes on among the greater ones.
+logits by bisecting their bits, and hands on those with their race results. The last
+program to finish joins them. A token is allowed where fewer than TOP logits are
+greater. So the joined ones need no order: the winner of the race is taken if it is
+allowed. If not, no smaller one is allowed, and the race goes on among the greater ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.fused import last_to_arrive
+from llama_perf.kernels.triton.fused_sums import last_to_arrive
 
 
 @triton.jit
@@ -26,16 +26,16 @@ def start(
     positions,
     embedding,
     frequencies,
-    gain,
+    norm_weight,
     x,
     cos,
     sin,
     filled,
-    left,
+    peaks_out,
     ROWS,
     D: tl.constexpr,
     HALF: tl.constexpr,
-    LEAVES: tl.constexpr,
+    WRITES_PEAKS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_H: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -44,8 +44,8 @@ def start(
 
     Of int64 `positions` (ROWS,), at most as many, `cos` and `sin`, float32 (ROWS,
     HALF), and in `filled` how many positions each sees. The grid is (M, blocks of D).
-    With LEAVES, of one block, the largest |x * gain| of each token is left at `left`,
-    the bits of float32, int32 (8,).
+    With WRITES_PEAKS, of one block, the largest |x * norm_weight| of each token goes to
+    `peaks_out`, bits of float32, int32 (8,).
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -55,11 +55,11 @@ def start(
     place = tl.load(tokens + m) * D + column
     row = tl.load(embedding + place, mask=column < D, other=0.0)
     tl.store(x + m * D + column, row, mask=column < D)
-    if LEAVES:
+    if WRITES_PEAKS:
         size = row.to(tl.float32)
-        size *= tl.load(gain + column, mask=column < D, other=0.0).to(tl.float32)
+        size *= tl.load(norm_weight + column, mask=column < D, other=0.0).to(tl.float32)
         # Not raised: an earlier token's may be there.
-        tl.store(left + m, tl.max(tl.abs(size)).to(tl.int32, bitcast=True))
+        tl.store(peaks_out + m, tl.max(tl.abs(size)).to(tl.int32, bitcast=True))
     if (block == 0) & (m < ROWS):
         position = tl.load(positions + m)
         half = tl.arange(0, BLOCK_H)
@@ -96,14 +96,14 @@ def ordered(value, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def least_kept(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
+def nth_largest(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
     """The SLOTS-th largest of `key`."""
     LOWEST: tl.constexpr = -(2 ** (31 - SHIFT))
-    least = tl.where(tl.sum((key >= 0).to(tl.int32)) >= SLOTS, 0, LOWEST)
+    bound = tl.where(tl.sum((key >= 0).to(tl.int32)) >= SLOTS, 0, LOWEST)
     for BIT in tl.static_range(31 - SHIFT):
-        more = least + (1 << (30 - SHIFT - BIT))
-        least = tl.where(tl.sum((key >= more).to(tl.int32)) >= SLOTS, more, least)
-    return least
+        more = bound + (1 << (30 - SHIFT - BIT))
+        bound = tl.where(tl.sum((key >= more).to(tl.int32)) >= SLOTS, more, bound)
+    return bound
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def choose(
     scores,
     values,
     columns,
-    arrivals,
+    split_counter,
     INVERSE,
     V,
     S,
@@ -140,7 +140,7 @@ def choose(
     temperature. With SELECT the draw is among the TOP best and those like the last, and
     SLOTS is TOP, at most BLOCK; else it is among all, and SLOTS is 1. `seed` is int64
     (1,); `scores`, `values`, float32, and `columns`, int32, are (BATCH, PARTS, SLOTS);
-    `arrivals` int32 (BATCH + 1,) of zeros. The grid is (PARTS, BATCH).
+    `split_counter` int32 (BATCH + 1,) of zeros. The grid is (PARTS, BATCH).
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -151,7 +151,7 @@ def choose(
     row = sequence.to(tl.int64) * V
     value = tl.load(logits + row + column, mask=inside, other=float("-inf"))
     value = value.to(tl.float32)
-    # What is no number is never drawn.
+    # NaN is never drawn.
     value = tl.where(value == value, value, float("-inf"))
     number = tl.load(count)
     if GREEDY:
@@ -164,9 +164,9 @@ def choose(
     slot = 0
     if SELECT:
         key = ordered(value, SHIFT)
-        least = least_kept(key, SLOTS, SHIFT)
-        above = key > least
-        tied = key == least
+        smallest = nth_largest(key, SLOTS, SHIFT)
+        above = key > smallest
+        tied = key == smallest
         # All alike are allowed or none is: one of them stands for them, and their
         # value fills the slots that are left.
         alike = tl.max(tl.where(tied, value, float("-inf")))
@@ -176,22 +176,22 @@ def choose(
         tl.store(columns + place, column, mask=above)
         slot = tl.sum(above.to(tl.int32))
         FILL: tl.constexpr = triton.next_power_of_2(SLOTS)
-        left = tl.arange(0, FILL)
-        unused = (left > slot) & (left < SLOTS)
-        tl.store(scores + base + left, float("-inf"), mask=unused)
-        tl.store(values + base + left, alike, mask=unused)
+        slots = tl.arange(0, FILL)
+        unused = (slots > slot) & (slots < SLOTS)
+        tl.store(scores + base + slots, float("-inf"), mask=unused)
+        tl.store(values + base + slots, alike, mask=unused)
         tl.store(values + base + slot, alike)
     best, where = tl.max(
         tl.where(tied, score, float("-inf")), axis=0, return_indices=True
     )
     tl.store(scores + base + slot, best)
     tl.store(columns + base + slot, part * BLOCK + where)
-    if last_to_arrive(arrivals + sequence, PARTS):
-        each = tl.arange(0, JOINED)
-        there = each < PARTS * SLOTS
+    if last_to_arrive(split_counter + sequence, PARTS):
+        entry = tl.arange(0, JOINED)
+        there = entry < PARTS * SLOTS
         first = sequence * (PARTS * SLOTS)
         race = tl.load(
-            scores + first + each,
+            scores + first + entry,
             mask=there,
             other=float("-inf"),
             cache_modifier=".cg",
@@ -199,7 +199,7 @@ def choose(
         winner = tl.argmax(race, axis=0)
         if SELECT:
             size = tl.load(
-                values + first + each,
+                values + first + entry,
                 mask=there,
                 other=float("-inf"),
                 cache_modifier=".cg",
@@ -208,22 +208,22 @@ def choose(
             running = True
             while running:
                 winner = tl.argmax(race, axis=0)
-                its = tl.max(tl.where(each == winner, size, float("-inf")))
+                its = tl.max(tl.where(entry == winner, size, float("-inf")))
                 greater = size > its
                 race = tl.where(greater, race, float("-inf"))
                 # Without the second it might not end where all that race are -inf.
                 refused = tl.sum(greater.to(tl.int32)) >= TOP
                 running = refused & (its > bound)
                 bound = its
-        found = tl.load(columns + first + winner, cache_modifier=".cg")
-        found = tl.minimum(found, V - 1).to(tl.int64)
-        tl.store(token + sequence, found)
-        tl.store(history + sequence.to(tl.int64) * S + number, found)
+        chosen = tl.load(columns + first + winner, cache_modifier=".cg")
+        chosen = tl.minimum(chosen, V - 1).to(tl.int64)
+        tl.store(token + sequence, chosen)
+        tl.store(history + sequence.to(tl.int64) * S + number, chosen)
         if RAGGED:
             tl.store(position + sequence, tl.load(position + sequence) + 1)
         last = True
         if BATCH > 1:
-            last = last_to_arrive(arrivals + BATCH, BATCH)
+            last = last_to_arrive(split_counter + BATCH, BATCH)
         if last:
             tl.store(count, number + 1)
             if not RAGGED:

@@ -1,10 +1,10 @@
 """Triton kernels of the product with a 2:4 sparse int4 weight.
 
-The formula is that of `sparse_weight`. A unit is eight kept values: four quads, sixteen
-columns of the weight. `few_tokens_sparse` is a split-K GEMV that picks x by position,
-so that a pruned weight costs no product. `many_tokens_sparse` spreads a unit's values
-over its sixteen columns and multiplies them on tensor cores, column 16 u + i of every
-unit u at a time, so that no value has to change its thread.
+The formula is that of `kernels/sparse.py`. A unit is eight stored values: four quads,
+sixteen columns of the weight. `few_tokens_sparse` is a split-K GEMV that picks x by
+position, so that a pruned weight costs no product. `many_tokens_sparse` spreads a
+unit's values over its sixteen columns and multiplies them on tensor cores, column
+16 u + i of every unit u at a time, so that no value has to change its thread.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.codes import half_to_float, load_unit
-from llama_perf.kernels.triton.sums import gained
+from llama_perf.kernels.triton.sums import load_activation
 
 
 @triton.jit
-def kept_value(a, SLOT: tl.constexpr):
-    """Kept value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
+def stored_value(a, SLOT: tl.constexpr):
+    """Stored value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
     word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) | 0x64006400
     return half_to_float(word, SLOT >= 4) - 1032.0
 
 
 @triton.jit
 def picked(b, x0, x1, x2, x3, QUAD: tl.constexpr):
-    """Of a quad's four x those of its two kept values."""
+    """The two of a quad's four x that its stored values multiply."""
     BIT: tl.constexpr = 1 << (4 * (QUAD % 2) + 16 * (QUAD // 2))
     first = tl.where((b & BIT) != 0, x1, x0)
     first = tl.where((b & (2 * BIT)) != 0, x2, first)
@@ -58,7 +58,7 @@ def unit_scale(scale, block, lane, unit, mask, K: tl.constexpr):
 @triton.jit
 def sparse_sums(
     x,
-    gain,
+    norm_weight,
     codes,
     scale,
     block_n,
@@ -73,9 +73,9 @@ def sparse_sums(
     BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """As `code_sums` of `triton_sums`."""
-    KEPT: tl.constexpr = K // 2
-    UNITS: tl.constexpr = (KEPT + 7) // 8
+    """As `code_sums` of `sums`."""
+    STORED: tl.constexpr = K // 2
+    UNITS: tl.constexpr = (STORED + 7) // 8
     row = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
     token = tl.arange(0, TOKENS)[:, None, None]
     block, lane = row // 16, row % 16
@@ -86,18 +86,18 @@ def sparse_sums(
         start = (split * STEPS + step) * BLOCK_U
         unit = (start + tl.arange(0, BLOCK_U))[None, :, None]
         mask = (unit < UNITS) & (row < N)
-        a, b = load_unit(codes, base, unit, mask, KEPT, 6)
+        a, b = load_unit(codes, base, unit, mask, STORED, 6)
         sums = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.float32)
         for QUAD in tl.static_range(4):
             k = unit * 16 + 4 * QUAD
             at, inside = x + token * K, (token < M) & (k < K)
-            x0, squares = gained(at, gain, squares, k, inside, NORM)
-            x1, squares = gained(at, gain, squares, k + 1, inside, NORM)
-            x2, squares = gained(at, gain, squares, k + 2, inside, NORM)
-            x3, squares = gained(at, gain, squares, k + 3, inside, NORM)
+            x0, squares = load_activation(at, norm_weight, squares, k, inside, NORM)
+            x1, squares = load_activation(at, norm_weight, squares, k + 1, inside, NORM)
+            x2, squares = load_activation(at, norm_weight, squares, k + 2, inside, NORM)
+            x3, squares = load_activation(at, norm_weight, squares, k + 3, inside, NORM)
             lower, upper = picked(b, x0, x1, x2, x3, QUAD)
-            sums += lower * kept_value(a, 2 * QUAD)
-            sums += upper * kept_value(a, 2 * QUAD + 1)
+            sums += lower * stored_value(a, 2 * QUAD)
+            sums += upper * stored_value(a, 2 * QUAD + 1)
         acc += sums * unit_scale(scale, block, lane, unit, mask, K)
     return tl.sum(acc, axis=1), tl.sum(squares, axis=1)
 
@@ -168,8 +168,8 @@ def many_tokens_sparse(
     STEPS: tl.constexpr,
 ):
     """(M, K) times the transposed weight in x's dtype, (M, N)."""
-    KEPT: tl.constexpr = K // 2
-    UNITS: tl.constexpr = (KEPT + 7) // 8
+    STORED: tl.constexpr = K // 2
+    UNITS: tl.constexpr = (STORED + 7) // 8
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     block, lane = n // 16, n % 16
@@ -179,11 +179,11 @@ def many_tokens_sparse(
         column = step * BLOCK_U + tl.arange(0, BLOCK_U)
         unit, x_unit = column[:, None], column[None, :]
         mask = (unit < UNITS) & (n < N)
-        a, b = load_unit(codes, base, unit, mask, KEPT, 6)
+        a, b = load_unit(codes, base, unit, mask, STORED, 6)
         s = unit_scale(scale, block, lane, unit, mask, K)
         for QUAD in tl.static_range(4):
-            first = kept_value(a, 2 * QUAD) * s
-            second = kept_value(a, 2 * QUAD + 1) * s
+            first = stored_value(a, 2 * QUAD) * s
+            second = stored_value(a, 2 * QUAD + 1) * s
             w0, w1, w2, w3 = spread(b, first, second, QUAD)
             k = x_unit * 16 + 4 * QUAD
             acc = add_column(acc, x, w0, m, k, M, K, WIDE)

@@ -1,13 +1,13 @@
-"""Triton building blocks: the sums of a product of few tokens with packed weights.
+"""Triton building blocks: the sums of a product of few tokens with codes or floats.
 
     y[m, n] = sum over k of x[m, k] * g[k] * w[n, k]
 
-for the 16 rows and the stretch of columns of one program, codes unpacked in registers
-and multiplied in float32, the zero point taken out once a unit with the sum of x. With
-NORM the gain g is that of an RMSNorm and the sums of x**2 are counted on the way: the
-norm's reciprocal root is one factor for each token, so it can wait for the end. With
-DYNAMIC x * g is rounded to int8 first, four columns a word, and the sums are whole
-numbers, four columns an instruction where DYNAMIC is BY_DP4A.
+for the 16 rows and the stretch of columns of one program. Codes are unpacked in
+registers and multiplied in float32; the zero point is taken out once a unit with the
+sum of x. With NORM g is the weight of an RMSNorm, and the squares of x are summed on
+the way: the norm's reciprocal root is one factor for each token, so it can wait for the
+end. With DYNAMIC x * g is rounded to int8 first, four columns a word, and the sums are
+whole numbers, four columns an instruction where DYNAMIC is BY_DP4A.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llama_perf.kernels.triton.codes import (
 )
 from llama_perf.kernels.triton.int8_dynamic import dot4
 
-# What DYNAMIC is where sums of int8 are wanted.
+# DYNAMIC, where activations are rounded to int8.
 WRITTEN_OUT = tl.constexpr(1)
 BY_DP4A = tl.constexpr(2)
 
@@ -38,29 +38,26 @@ def rounded(x):
 
 
 @triton.jit
-def gained(
-    x,
-    gain,
-    squares,
-    k,
-    mask,
-    NORM: tl.constexpr,
-):
+def load_activation(x, norm_weight, squares, k, mask, NORM: tl.constexpr):
     """Columns `k` of x * g, float32, and `squares` with those of x added."""
     value = tl.load(x + k, mask=mask, other=0.0).to(tl.float32)
     if NORM:
         squares += value * value
-        value *= tl.load(gain + k, mask=mask, other=0.0).to(tl.float32)
+        value *= tl.load(norm_weight + k, mask=mask, other=0.0).to(tl.float32)
     return value, squares
 
 
 @triton.jit
-def int8_word(x, gain, inverse, squares, k, mask, K: tl.constexpr, NORM: tl.constexpr):
+def int8_word(
+    x, norm_weight, inverse, squares, k, mask, K: tl.constexpr, NORM: tl.constexpr
+):
     """Columns `k` to k + 3 of x * g * `inverse`, rounded to int8, in an int32."""
     word = tl.zeros_like(k + mask.to(tl.int32))
     for SLOT in tl.static_range(4):
         inside = mask & (k + SLOT < K)
-        value, squares = gained(x, gain, squares, k + SLOT, inside, NORM)
+        value, squares = load_activation(
+            x, norm_weight, squares, k + SLOT, inside, NORM
+        )
         code = rounded(value * inverse).to(tl.int32) & 0xFF
         word = word | (code << (8 * SLOT))
     return word, squares
@@ -111,7 +108,7 @@ def weight_pair(low, high, s0, z0, s1, z1, ZERO: tl.constexpr):
 @triton.jit
 def code_sums(
     x,
-    gain,
+    norm_weight,
     inverse,
     codes,
     scale,
@@ -135,7 +132,7 @@ def code_sums(
 ):
     """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
 
-    `inverse` (TOKENS, 1, 1), read with DYNAMIC alone, is what makes int8 of x * g.
+    `inverse` (TOKENS, 1, 1) turns x * g into int8; it is read only with DYNAMIC.
     """
     UNITS: tl.constexpr = (K + 7) // 8
     row = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
@@ -158,11 +155,11 @@ def code_sums(
             inside = (token < M) & (unit < UNITS)
             place, k = x + token * K, unit * 8
             first, squares = int8_word(
-                place, gain, inverse, squares, k, inside, K, NORM
+                place, norm_weight, inverse, squares, k, inside, K, NORM
             )
             acc = dot4(a + none, first + none, acc, DYNAMIC == BY_DP4A)
             last, squares = int8_word(
-                place, gain, inverse, squares, k + 4, inside, K, NORM
+                place, norm_weight, inverse, squares, k + 4, inside, K, NORM
             )
             acc = dot4(b + none, last + none, acc, DYNAMIC == BY_DP4A)
         else:
@@ -174,8 +171,12 @@ def code_sums(
                 k1 = unit * 8 + second_slot(PAIR, BITS)
                 place = x + token * K
                 in0, in1 = (token < M) & (k0 < K), (token < M) & (k1 < K)
-                x0, squares = gained(place, gain, squares, k0, in0, NORM)
-                x1, squares = gained(place, gain, squares, k1, in1, NORM)
+                x0, squares = load_activation(
+                    place, norm_weight, squares, k0, in0, NORM
+                )
+                x1, squares = load_activation(
+                    place, norm_weight, squares, k1, in1, NORM
+                )
                 if GROUP % 8 != 0:
                     in0, in1 = mask & (k0 < K), mask & (k1 < K)
                     g0, g1 = k0 // GROUP, k1 // GROUP
@@ -215,3 +216,42 @@ def code_sums(
     if DECODE == FLOAT8:
         total *= 256.0
     return total, tl.sum(squares, axis=1)
+
+
+@triton.jit
+def float_sums(
+    x,
+    norm_weight,
+    weight,
+    block_n,
+    split,
+    M,
+    N,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """As `code_sums` of a weight of floats (N, K); a unit is eight columns here too."""
+    BLOCK_K: tl.constexpr = BLOCK_U * 8
+    n = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
+    token = tl.arange(0, TOKENS)[:, None, None]
+    acc = tl.zeros((TOKENS, BLOCK_N, BLOCK_K), tl.float32)
+    squares = tl.zeros((TOKENS, 1, BLOCK_K), tl.float32)
+    for step in range(STEPS):
+        start = (split * STEPS + step) * BLOCK_K
+        k = (start + tl.arange(0, BLOCK_K))[None, None, :]
+        w = tl.load(
+            weight + n * K + k,
+            mask=(n < N) & (k < K),
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        inside = (token < M) & (k < K)
+        value, squares = load_activation(
+            x + token * K, norm_weight, squares, k, inside, NORM
+        )
+        acc += value * w.to(tl.float32)
+    return tl.sum(acc, axis=2), tl.sum(squares, axis=2)

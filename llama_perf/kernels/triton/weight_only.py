@@ -5,7 +5,7 @@
     w[n, k] = (c[n, k] - z[n, k / G]) * s[n, k / G]   ZERO 1: int32, 2: packed codes
     w[n, k] = (c[n, k] - 8) * s[n, k / G] + z[n, k / G]                   3: an offset
 
-`few_tokens` is a split-K GEMV over the sums of `triton_sums`. `many_tokens` unpacks
+`few_tokens` is a split-K GEMV over the sums of `sums.code_sums`. `many_tokens` unpacks
 a tile and multiplies it on tensor cores, column 8 u + i of every unit u at a time, so
 that no value has to change its thread.
 """

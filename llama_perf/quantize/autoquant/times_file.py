@@ -9,28 +9,25 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Literal
 
 from llama_perf.errors import RecordError
+from llama_perf.files import write_atomically
 from llama_perf.quantize.autoquant.products import Product
-from llama_perf.strict_json import STRICT, from_json, to_json, write_atomically
+from llama_perf.strict_json import from_json, record, to_json
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class TimesFile:
     """Microseconds by what holds them apart: the machine, then candidate and product.
 
     The keys are meant to be read: see `machine_key` and `time_key`.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["llama-perf autoquant times"] = "llama-perf autoquant times"
     schema_version: Literal[1] = 1

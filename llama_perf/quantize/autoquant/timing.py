@@ -94,15 +94,19 @@ def _linear(how: How, product: Product, device: torch.device) -> Callable[..., A
     from llama_perf.kernels.triton import launch_fused
 
     blocks = -(-product.rows // LANES)
-    arrivals = torch.zeros(blocks, dtype=torch.int32, device=device)
-    # No product of a step looks for its own.
-    peak = launch_fused.any_peak(device)
+    counter = torch.zeros(blocks, dtype=torch.int32, device=device)
+    # In a step every product gets the peaks from the kernel before it.
+    known = launch_fused.any_peaks(device)
 
-    def project(x: Tensor, weight: Packed, second: Packed | None = None) -> Tensor:
-        left = peak if weight.dynamic else None
-        return launch_fused.project(x, weight, arrivals, second=second, peak=left)
+    def project(x: Tensor, weight: Packed) -> Tensor:
+        peaks = known if weight.dynamic else launch_fused.NO_PEAKS
+        return launch_fused.project(x, weight, counter, peaks=peaks)
 
-    return project if how == "fused" else lambda x, pair: project(x, *pair)
+    def project_gated(x: Tensor, pair: tuple[Packed, Packed]) -> Tensor:
+        peaks = known if pair[0].dynamic else launch_fused.NO_PEAKS
+        return launch_fused.project_gated(x, *pair, counter, peaks=peaks)
+
+    return project if how == "fused" else project_gated
 
 
 class _Pass:

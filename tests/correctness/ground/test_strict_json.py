@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
+from llama_perf.files import write_atomically
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import from_json, to_json, write_atomically
+from llama_perf.strict_json import from_json, to_json
 
 MEASUREMENT = Measurement(
     tok_s=12.5,
@@ -96,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(_handle: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("llama_perf.strict_json.os.fsync", fail)
+    monkeypatch.setattr("llama_perf.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -14,7 +14,7 @@ from llama_perf.kernels import cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.measure.live_bytes import LiveBytes
 
-KINDS = {"plain": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
+KINDS = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)
 SIZE = 300
 # Rounding of the sums, and of the result in the dtype.
@@ -26,10 +26,12 @@ def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-Held = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Cache = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def held(kind: str, dtype: torch.dtype, *, batch: int, heads: int, width: int) -> Held:
+def sample_cache(
+    kind: str, dtype: torch.dtype, *, batch: int, heads: int, width: int
+) -> Cache:
     """A cache of SIZE positions, all of them written."""
     k, v = (drawn(batch, heads, SIZE, width, seed=seed, dtype=dtype) for seed in (0, 1))
     codes = KINDS[kind]
@@ -39,7 +41,7 @@ def held(kind: str, dtype: torch.dtype, *, batch: int, heads: int, width: int) -
     return k, v, k_scale, v_scale
 
 
-def dense(q: Tensor, cache: Held, ends: list[int]) -> Tensor:
+def dense(q: Tensor, cache: Cache, ends: list[int]) -> Tensor:
     """(B, T, heads, D) in float64 from what the cache holds, by the formula."""
     wide = []
     for values, scale in zip(cache[:2], cache[2:], strict=True):
@@ -73,7 +75,7 @@ def test_a_prefill_never_reaches_cudnn(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     assert torch.backends.cuda.cudnn_sdp_enabled()
-    cache = held("plain", torch.float32, batch=1, heads=2, width=16)
+    cache = sample_cache("unquantized", torch.float32, batch=1, heads=2, width=16)
     q = drawn(1, tokens, 8, 16, seed=2)
     prefill_attention(q, *cache, SIZE)
     assert allowed
@@ -81,7 +83,7 @@ def test_a_prefill_never_reaches_cudnn(
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def arrivals(cache: Held) -> Tensor:
+def split_counter(cache: Cache) -> Tensor:
     return torch.zeros(cache[0].shape[0] * cache[0].shape[1], dtype=torch.int32)
 
 
@@ -96,12 +98,14 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
 def test_decoding_is_dense_attention_to_the_filled_positions(
     kind: str, dtype: torch.dtype, group: int, width: int
 ) -> None:
-    cache = held(kind, dtype, batch=2, heads=2, width=width)
+    cache = sample_cache(kind, dtype, batch=2, heads=2, width=width)
     q = drawn(2, 1, 2 * group, width, seed=2, dtype=dtype)
     for length in LENGTHS:
-        found = decode_attention(q, *cache, arrivals(cache), torch.tensor([length]))
+        found = decode_attention(
+            q, *cache, split_counter(cache), torch.tensor([length])
+        )
         assert_equal(found, dense(q, cache, [length, length]))
-    found = decode_attention(q, *cache, arrivals(cache), torch.tensor([257, 3]))
+    found = decode_attention(q, *cache, split_counter(cache), torch.tensor([257, 3]))
     assert_equal(found, dense(q, cache, [257, 3]))
 
 
@@ -116,7 +120,7 @@ def test_a_chunk_is_causal_behind_what_is_filled(
     # Several pieces of the cache, and masks of few queries.
     monkeypatch.setattr(cached_attention, "PIECE", 2 * SIZE * 16)
     monkeypatch.setattr(cached_attention, "_MASK", 20 * SIZE)
-    cache = held(kind, dtype, batch=2, heads=3, width=16)
+    cache = sample_cache(kind, dtype, batch=2, heads=3, width=16)
     for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (44, SIZE), (SIZE, SIZE)):
         q = drawn(2, tokens, 3 * group, 16, seed=3, dtype=dtype)
         found = prefill_attention(q, *cache, end)
@@ -127,17 +131,17 @@ def test_a_chunk_is_causal_behind_what_is_filled(
 def test_codes_in_several_stretches_are_those_in_one(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = held(kind, torch.float32, batch=1, heads=2, width=64)
+    cache = sample_cache(kind, torch.float32, batch=1, heads=2, width=64)
     q = drawn(1, 1, 6, 64, seed=2)
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 31)
-    found = decode_attention(q, *cache, arrivals(cache), torch.tensor([257]))
+    found = decode_attention(q, *cache, split_counter(cache), torch.tensor([257]))
     assert_equal(found, dense(q, cache, [257]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operators_are_sound(kind: str) -> None:
-    cache = held(kind, torch.float32, batch=2, heads=2, width=16)
-    counter = arrivals(cache)
+    cache = sample_cache(kind, torch.float32, batch=2, heads=2, width=16)
+    counter = split_counter(cache)
     checks = {
         decode_attention: (drawn(2, 1, 4, 16, seed=2), *cache, counter),
         prefill_attention: (drawn(2, 5, 4, 16, seed=2), *cache),
@@ -159,14 +163,14 @@ def test_no_copy_of_the_cache_is_made(
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 10)
     monkeypatch.setattr(cached_attention, "PIECE", 1)
     monkeypatch.setattr(cache_codes, "WIDENED", 64 * 10)
-    cache = held(kind, torch.float32, batch=1, heads=8, width=64)
+    cache = sample_cache(kind, torch.float32, batch=1, heads=8, width=64)
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.
     own = sum(each.nbytes for each in cache if each is not None)
     q = drawn(1, 1, 16, 64, seed=2)
     with LiveBytes("cpu") as live:
         cached_attention.decode_attention._init_fn(
-            q, *cache, arrivals(cache), torch.tensor([SIZE])
+            q, *cache, split_counter(cache), torch.tensor([SIZE])
         )
     assert 0 < live.peak - own < one_copy / 4
     with LiveBytes("cpu") as live:

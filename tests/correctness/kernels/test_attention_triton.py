@@ -1,6 +1,6 @@
 """The attention kernel against dense attention: interpreted on a CPU, real on a card.
 
-As in `test_kernels_triton`, the interpreter runs in a process of its own.
+As in `test_triton`, the interpreter runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llama_perf.kernels.cache_codes import CachedTensors
 from tests.correctness.kernels.test_attention import (
     KINDS,
     LENGTHS,
     LIMITS,
     SIZE,
-    arrivals,
     dense,
     drawn,
-    held,
+    sample_cache,
+    split_counter,
 )
 from tests.correctness.support.interpreter import (
     device,
@@ -45,12 +46,17 @@ def check(
     from llama_perf.kernels.triton.launch_attention import split_attention
 
     batch = max(len(lengths), 1)
-    cache = held(kind, dtype, batch=batch, heads=2, width=width)
-    counter = arrivals(cache).to(device)
+    cache = sample_cache(kind, dtype, batch=batch, heads=2, width=width)
+    counter = split_counter(cache).to(device)
     q = drawn(batch, 1, 2 * group, width, seed=2, dtype=dtype)
-    parts = (None if each is None else each.to(device) for each in cache)
+    k, v, k_scale, v_scale = (
+        None if tensor is None else tensor.to(device) for tensor in cache
+    )
+    assert k is not None
+    assert v is not None
+    tensors = CachedTensors(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
     filled = torch.tensor(lengths, device=device)
-    found = split_attention(q.to(device), *parts, counter, filled).cpu()
+    found = split_attention(q.to(device), tensors, counter, filled).cpu()
     limit = LIMITS[dtype]
     expected = dense(q, cache, lengths)
     torch.testing.assert_close(found.double(), expected, rtol=limit, atol=limit)

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scripts.studies.kernel_resources import products as aot
+from scripts.studies.kernel_resources.resources import assemble
 from tests.correctness.support.sass import (
     CUOBJDUMP,
     LET_START,
@@ -87,7 +87,7 @@ def test_every_kernel_waits_before_it_touches_memory(compiled: Compiled) -> None
 def test_no_kernel_of_a_row_spills(compiled: Compiled) -> None:
     for cubin in compiled.cubins:
         ptx = cubin.with_suffix(".ptx").read_text()
-        _, spilled_bytes = aot._assembled(ptx, compiled.capability)
+        _, spilled_bytes = assemble(ptx, compiled.capability)
         assert spilled_bytes == 0, cubin.stem
 
 

@@ -48,8 +48,8 @@ def chosen(
 
     sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
     sampling(logits, fed)
-    assert sampling._arrivals is not None
-    assert not sampling._arrivals.any()
+    assert sampling._split_counter is not None
+    assert not sampling._split_counter.any()
 
 
 def some_logits(batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:

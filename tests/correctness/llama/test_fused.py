@@ -6,6 +6,7 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +64,6 @@ SCHEMES = (
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
-# A product that is given this finds the peak of its activations by itself.
-NO_PEAK = {"peak": None}
 
 
 @outside
@@ -133,7 +132,7 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     plain, fused = both(model, batch_size=batch)
     check(plain, fused, prompt, limit_of(scheme, dtype))
     step = fused._fused
-    assert not step._arrivals.any()
+    assert not step._split_counter.any()
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -184,7 +183,12 @@ def test_splits_of_the_columns_are_joined(
     scheme: str | None, device: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
-    from llama_perf.kernels.triton.launch_fused import fused_launch, project
+    from llama_perf.kernels.triton.launch_fused import (
+        Norm,
+        fused_launch,
+        project,
+        project_gated,
+    )
     from llama_perf.llama.fused import packed
 
     columns = 1304
@@ -205,18 +209,18 @@ def test_splits_of_the_columns_are_joined(
     gain = torch.rand(columns, generator=generator).to(device) + 0.5
     weights = [packed(layer[0].weight, "weight") for layer in layers]
     assert fused_launch(weights[0], 2, weights=2).splits > 1
-    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    counter = torch.zeros(2, dtype=torch.int32, device=device)
     norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
     gate, up = (layer(norm) for layer in layers)
     limit = limit_of(scheme, torch.float32)
     for _ in range(2):
-        found = project(x, weights[0], arrivals, gain=gain, eps=1e-5, second=weights[1])
+        found = project_gated(x, *weights, counter, norm=Norm(weight=gain, eps=1e-5))
         assert distance(found, F.silu(gate) * up) < limit
     before = torch.randn(2, 20, generator=generator).to(device)
     residual = before.clone()
-    assert project(x, weights[0], arrivals, residual=residual) is residual
+    assert project(x, weights[0], counter, residual=residual) is residual
     assert distance(residual, before + layers[0](x)) < limit
-    assert not arrivals.any()
+    assert not counter.any()
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
@@ -224,7 +228,12 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     norm: bool, device: torch.device
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
-    from llama_perf.kernels.triton.launch_fused import project
+    from llama_perf.kernels.triton.launch_fused import (
+        Norm,
+        Peaks,
+        project,
+        project_gated,
+    )
     from llama_perf.llama.fused import packed
 
     generator = torch.Generator().manual_seed(3)
@@ -239,33 +248,31 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     weight = packed(layer[0].weight, "weight")
     x, residual = drawn[1, :3, :20].to(device), drawn[2, :3].to(device)
     gain = drawn[3, 0].abs().to(device)
-    arrivals = torch.zeros(2, dtype=torch.int32, device=device)
+    counter = torch.zeros(2, dtype=torch.int32, device=device)
     own = drawn[3, 1, :20].abs().to(device) if norm else None
     size = x.abs() if own is None else (x * own).abs()
     peak = torch.zeros(8, dtype=torch.int32, device=device)
     peak[:3] = size.amax(1).view(torch.int32)
-    norm_of: dict[str, Any] = {"gain": own, "eps": 1e-5}
-    wanted = project(x, weight, arrivals, residual=residual.clone(), **norm_of)
-    left = torch.zeros_like(peak)
+    normed = None if own is None else Norm(weight=own, eps=1e-5)
+    wanted = project(x, weight, counter, residual=residual.clone(), norm=normed)
+    written = torch.zeros_like(peak)
     cleared = torch.full_like(peak, 7)
     found = project(
         x,
         weight,
-        arrivals,
+        counter,
         residual=residual.clone(),
-        peak=peak,
-        left=left,
-        cleared=cleared,
-        next_gain=gain,
-        **norm_of,
+        norm=normed,
+        peaks=Peaks(read=peak, written=written, cleared=cleared, next_norm_weight=gain),
     )
     assert torch.equal(found, wanted)
-    assert torch.equal(left.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
-    assert not left[3:].any()
+    assert torch.equal(written.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
+    assert not written[3:].any()
     assert not cleared.any()
-    left.zero_()
-    gated = project(x, weight, arrivals, second=weight, left=left, **norm_of)
-    assert torch.equal(left.view(torch.float32)[:3], gated.abs().amax(1))
+    written.zero_()
+    peaks = Peaks(written=written)
+    gated = project_gated(x, weight, weight, counter, norm=normed, peaks=peaks)
+    assert torch.equal(written.view(torch.float32)[:3], gated.abs().amax(1))
 
 
 def test_peaks_are_left_for_all_products_behind_another(
@@ -281,7 +288,7 @@ def test_peaks_are_left_for_all_products_behind_another(
     run = launch_fused._run
 
     def spied(*arguments: Any, **more: Any) -> None:
-        peaked.append(more["PEAKED"])
+        peaked.append(more["READS_PEAKS"])
         run(*arguments, **more)
 
     monkeypatch.setattr(launch_fused, "_run", spied)
@@ -306,11 +313,20 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
         return found
 
     found = logits()
-    for name in ("project", "project_heads"):
+
+    def without_reading(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any, **more: Any) -> Tensor:
+            if "peaks" in more:
+                more["peaks"] = replace(more["peaks"], read=None)
+            else:
+                more["peaks_in"] = None
+            return run(*arguments, **more)
+
+        return call
+
+    for name in ("project", "project_gated", "project_heads"):
         run = getattr(fused_step, name)
-        monkeypatch.setattr(
-            fused_step, name, lambda *x, run=run, **more: run(*x, **more | NO_PEAK)
-        )
+        monkeypatch.setattr(fused_step, name, without_reading(run))
     assert torch.equal(found, logits())
 
 

@@ -17,7 +17,7 @@ from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
-from llama_perf.kernels.weight import plain
+from llama_perf.kernels.weight import of_floats
 from llama_perf.measure import tune as tuning
 from llama_perf.measure.tune import best, candidates, products, tune
 from llama_perf.rows import selection
@@ -43,7 +43,7 @@ def test_a_launch_that_the_card_has_no_room_for_is_left_out(
     product = tuning.Product(
         scheme=None, dtype=torch.float32, tokens=1, rows=32, columns=64
     )
-    time = tuning._clock(product, plain(torch.ones(32, 64)))
+    time = tuning._clock(product, of_floats(torch.ones(32, 64)))
     assert time(CHOICE) == float("inf")
 
 
@@ -146,7 +146,7 @@ def test_the_packages_own_table_can_be_read() -> None:
 
 
 def test_keys_tell_products_apart() -> None:
-    weight = plain(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
+    weight = of_floats(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
     keys = {
         launch_key(weight, 1, weights=1),
         launch_key(weight, 1, weights=2),
@@ -164,7 +164,7 @@ def test_a_launch_follows_its_choice() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from llama_perf.kernels.triton.launch_fused import fused_launch
 
-    weight = plain(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
+    weight = of_floats(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
     rule = fused_launch(weight, 1)
     tuned = fused_launch(weight, 1, tuned=replace(CHOICE, splits=5, warps=8, stages=3))
     # 64 units of eight columns: eight steps, of which five programs take two at most.

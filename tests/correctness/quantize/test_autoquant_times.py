@@ -164,22 +164,34 @@ def test_a_fused_rows_products_are_timed_on_its_kernels(
     calls: list[Packed] = []
 
     def project(
-        x: Tensor,
-        weight: Packed,
-        arrivals: Tensor,
-        *,
-        second: Packed | None,
-        peak: Tensor | None,
+        x: Tensor, weight: Packed, counter: Tensor, *, peaks: launch_fused.Peaks
     ) -> Tensor:
-        assert len(arrivals) >= 3
-        # As in a step, where the kernel in front leaves it.
-        assert (peak is not None) == weight.dynamic
-        assert (second is not None) == (how == "fused gate")
-        assert second is None or second.layout == weight.layout
+        assert how == "fused"
+        return called(x, weight, counter, peaks)
+
+    def project_gated(
+        x: Tensor,
+        gate: Packed,
+        up: Packed,
+        counter: Tensor,
+        *,
+        peaks: launch_fused.Peaks,
+    ) -> Tensor:
+        assert how == "fused gate"
+        assert up.layout == gate.layout
+        return called(x, gate, counter, peaks)
+
+    def called(
+        x: Tensor, weight: Packed, counter: Tensor, peaks: launch_fused.Peaks
+    ) -> Tensor:
+        assert len(counter) >= 3
+        # As in a step, where the kernel in front writes them.
+        assert (peaks.read is not None) == weight.dynamic
         calls.append(weight)
         return x.new_zeros(len(x), weight.rows)
 
     monkeypatch.setattr(launch_fused, "project", project)
+    monkeypatch.setattr(launch_fused, "project_gated", project_gated)
     if how != "eager":
         monkeypatch.setattr(timing, "multiply", None)
     candidates = list(AUTOQUANT["autoquant-int4"])
