@@ -1,14 +1,14 @@
-"""The errors a user can cause, in one tree.
+"""The errors that a user can cause, in one tree.
 
-Every one of them is shown as a single line without a traceback. It names the
-field, the value and what is allowed. Our own bugs are `assert`s and are not here.
+Each is shown as a single line without a traceback, which names the field, the value
+and what is allowed. Bugs of this project are `assert`s and are not here.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave; `str()` is the one line shown."""
+    """A mistake in the user's input; `str()` is the line that is shown."""
 
 
 class SpecError(UserError):
@@ -18,6 +18,12 @@ class SpecError(UserError):
         super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
         self.field = field
         self.value = value
+
+
+def check_positive(field: str, value: float) -> None:
+    """Raise SpecError unless `value` is more than 0."""
+    if value <= 0:
+        raise SpecError(field, value, "allowed: more than 0")
 
 
 class RowFileError(UserError):
@@ -48,24 +54,24 @@ class BusyError(UserError):
     """A file or device is in use by another run."""
 
 
-class SpoiledError(UserError):
-    """What was measured says nothing of the row, since the card was throttled.
+class ThrottledError(UserError):
+    """The GPU was throttled, so the row's figures mean nothing.
 
-    Ends as the verdict INVALID with this message as its reason.
+    The row ends INVALID with this message as its reason.
     """
 
 
 class ValuesError(UserError):
-    """A row computes wrong values, so that its speed says nothing.
+    """A row computes wrong values, so its speed means nothing.
 
-    Ends as the verdict INVALID with this message as its reason.
+    The row ends INVALID with this message as its reason.
     """
 
 
 class NotRunnable(UserError):
-    """A row cannot run here: no such device, too little memory, not built yet.
+    """A row cannot run here: no such device, too little memory, not implemented.
 
-    Ends as the verdict NOT_RUN with this message as its reason.
+    The row ends NOT_RUN with this message as its reason.
     """
 
 

@@ -26,13 +26,14 @@ class Rule(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimitField:
-    """A limit that users may set by its name, and its default.
+    """A limit that users may set by its name, its meaning and its default.
 
     `by_device` has the devices on which the default is another one. A share of a loss
     is below 1. `whole` limits are whole numbers: bytes, or how many more are allowed.
     """
 
     name: str
+    meaning: str
     default: float
     by_device: Mapping[str, float] = field(default_factory=dict)
     is_loss: bool = False
@@ -98,10 +99,21 @@ TOK_S = Metric(
     more_is_better=True,
     digits=2,
     limits=(
-        LimitField(name="least_loss", default=MIN_LOSS, is_loss=True),
+        LimitField(
+            name="least_loss",
+            meaning="loss of speed that never counts, however small the noise",
+            default=MIN_LOSS,
+            is_loss=True,
+        ),
         # For a baseline with too few processes. The CPU's is that of a shared machine:
         # docs/gate-why.md has the measurements.
-        LimitField(name="tok_s", default=0.05, by_device={"cpu": 0.25}, is_loss=True),
+        LimitField(
+            name="tok_s",
+            meaning="loss of speed, if the baseline has fewer than 3 processes",
+            default=0.05,
+            by_device={"cpu": 0.25},
+            is_loss=True,
+        ),
     ),
     column=Column(header="tok/s", digits=2, change=True),
 )
@@ -111,10 +123,16 @@ PEAK_MEMORY = Metric(
     rule=Rule.PEAK,
     in_gb=True,
     limits=(
-        LimitField(name="peak_memory", default=0.01, by_device={"cpu": 0.10}),
+        LimitField(
+            name="peak_memory",
+            meaning="growth of reserved bytes; of resident memory on a CPU",
+            default=0.01,
+            by_device={"cpu": 0.10},
+        ),
         # A growth by no more bytes never counts: a resident set varies by so many.
         LimitField(
             name="peak_memory_bytes",
+            meaning="growth of the peak, in bytes, that never counts",
             default=0,
             by_device={"cpu": 32_000_000},
             whole=True,
@@ -161,14 +179,18 @@ METRICS = (
         source="peak_allocated_bytes",
         rule=Rule.GROWTH,
         in_gb=True,
-        limits=(LimitField(name="allocated_memory", default=0.01),),
+        limits=(
+            LimitField(
+                name="allocated_memory", meaning="growth of tensors", default=0.01
+            ),
+        ),
     ),
     Metric(
         title="model size",
         source="model_size_bytes",
         rule=Rule.GROWTH,
         in_gb=True,
-        limits=(LimitField(name="model_size", default=0.001),),
+        limits=(LimitField(name="model_size", meaning="growth", default=0.001),),
         column=Column(header="model GB", digits=2, scale=1e-9),
     ),
     Metric(
@@ -176,21 +198,41 @@ METRICS = (
         source="step.calls",
         rule=Rule.WORK,
         digits=0,
-        limits=(LimitField(name="calls", default=0.01),),
+        limits=(
+            LimitField(
+                name="calls",
+                meaning="growth of kernels in a decoding step; of operators on a CPU",
+                default=0.01,
+            ),
+        ),
     ),
     Metric(
         title="graph breaks",
         source="graph_breaks",
         rule=Rule.COUNT,
         digits=0,
-        limits=(LimitField(name="graph_breaks", default=0, whole=True),),
+        limits=(
+            LimitField(
+                name="graph_breaks",
+                meaning="how many more are allowed",
+                default=0,
+                whole=True,
+            ),
+        ),
     ),
     Metric(
         title="compilations",
         source="compilations",
         rule=Rule.COUNT,
         digits=0,
-        limits=(LimitField(name="compilations", default=0, whole=True),),
+        limits=(
+            LimitField(
+                name="compilations",
+                meaning="how many more are allowed",
+                default=0,
+                whole=True,
+            ),
+        ),
     ),
     Metric(
         title="signal to noise of the value check",

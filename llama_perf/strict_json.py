@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -78,6 +79,15 @@ def from_json(kind: type[T], text: str | bytes, *, source: str) -> T:
         return cast(T, _adapter(cast(Any, kind)).validate_json(text))
     except ValidationError as error:
         raise RecordError(f"{source}: {_first_problem(error)}") from None
+
+
+def read_json(kind: type[T], path: Path) -> T:
+    """Read a record from a file; raises RecordError that names it and the field."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    return from_json(kind, text, source=str(path))
 
 
 def from_plain(kind: type[T], data: object, *, source: str) -> T:

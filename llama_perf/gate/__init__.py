@@ -1,4 +1,4 @@
-"""Results compared with a baseline: one verdict a row, each with its reason.
+"""Compares results with a baseline: one verdict for each row, with its reason.
 
-Imports neither torch nor torchao; runs nothing.
+Imports no torch and runs nothing. It judges results that others measured.
 """

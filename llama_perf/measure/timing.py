@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.devices.device import release_memory
-from llama_perf.errors import SpoiledError
+from llama_perf.errors import ThrottledError
 from llama_perf.measure.allocated import allocated_peak
 from llama_perf.measure.gpu_state import CardWatch
 from llama_perf.measure.memory import MemoryMeter
@@ -116,7 +116,7 @@ def measure(
     of the samples, after the warm-up, as in the reference; the build's stands apart.
     The values of the warm-up are checked, `damaged` with one of the row's scales wrong,
     to see that fail. `count_work`: also what a step calls, by a profiler,
-    outside the samples. Raises SpoiledError where the card was throttled, ValuesError
+    outside the samples. Raises ThrottledError where the card was throttled, ValuesError
     where values are wrong.
     """
     row = prepared.row
@@ -150,7 +150,7 @@ def measure(
         watch.look()
         after_sample(samples[-1])
     if (reason := watch.spoiled()) is not None:
-        raise SpoiledError(reason)
+        raise ThrottledError(reason)
     peak_bytes = meter.peak_bytes()
     peak_allocated = counted_bytes or meter.peak_allocated_bytes()
     if count_work and row.device == "cuda":

@@ -1,4 +1,4 @@
-"""What is stored: measurements, verdicts, baselines and the results of a run.
+"""The records that are stored: measurements, verdicts, baselines, results of a run.
 
-Frozen records without arithmetic; imports neither torch nor torchao.
+Frozen records without arithmetic. Imports no torch; does not know how they came about.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import check_positive
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
@@ -13,7 +13,7 @@ from llama_perf.strict_json import record
 
 @record
 class ProcessSamples:
-    """What one fresh process measured of a row, in short."""
+    """The figures of a row in one fresh process, of which a baseline has several."""
 
     tok_s: float
     peak_memory_bytes: int
@@ -21,19 +21,18 @@ class ProcessSamples:
     device_bandwidth_gb_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tok_s <= 0:
-            raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
+        check_positive("tok_s", self.tok_s)
 
 
 @record
 class BaselineRow:
     """One row of a baseline; the fingerprint is that of the row as it was run.
 
-    `processes` are all that it was run in, in their order, where there were several;
+    `processes` has all that ran the row, in their order, if there were several.
     `measurement` is then that of the process with the median speed, and
-    `between_process_deviation` the standard deviation of their logarithms. `recorded`
-    and `environment` are the baseline's own unless they are given: a row that was kept
-    while others were recorded anew.
+    `between_process_deviation` the standard deviation of their logarithmic speeds.
+    `recorded` and `environment` are those of the baseline, unless the row is older than
+    the rest of it.
     """
 
     id: str
@@ -48,9 +47,9 @@ class BaselineRow:
 
 @record
 class Baseline:
-    """What one device measured, kept in `baselines/<device key>/baseline.json`.
+    """The rows of one device, stored in `baselines/<device key>/baseline.json`.
 
-    Version 1 knew one process a row.
+    In version 1 each row has one process.
     """
 
     kind: Literal["llama-perf baseline"] = "llama-perf baseline"

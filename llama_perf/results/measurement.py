@@ -1,7 +1,7 @@
-"""What one row measured, and what its figures are to be judged by.
+"""The figures that one row measured, and the facts that explain them.
 
-Strict records: what bounded the device, the state of the GPU, what a step ran, what
-autoquant chose, how close the values were. Imports no torch.
+Those are the device's ceiling, the GPU's state, the operators of a decoding step,
+autoquant's choices and the check of values. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, check_positive
 from llama_perf.strict_json import record
 
 NS = 1e9
@@ -18,11 +18,10 @@ GB = 1e9
 
 @record
 class LinearChoice:
-    """What autoquant chose for the linears of one shape.
+    """The format that autoquant chose for the linear layers of one shape.
 
-    `products` are (tokens, how many) of one generation; `total_ms` is what all of them
-    take with each candidate that fits; `reused` says that the times were taken in an
-    earlier run.
+    `products` are pairs (tokens, count) of one generation. `total_ms` has the time of
+    all of them for each format that fits; `reused` times are those of an earlier run.
     """
 
     out_features: int
@@ -35,9 +34,9 @@ class LinearChoice:
 
 @record
 class CardState:
-    """A card at one moment; `limited_by` is also what limited it since the last one.
+    """The state of a GPU at one moment; None for what the driver does not report.
 
-    None: the card does not tell.
+    `limited_by` also has what lowered the clock since the state before.
     """
 
     clock_mhz: int | None = None
@@ -49,10 +48,11 @@ class CardState:
 
 @record
 class Ceiling:
-    """What a device did in a run before its rows; None: not there, or not measured.
+    """The speed of the device, measured before the rows of a run.
 
-    `launch_us` from one kernel of a captured graph to the next, `dependent_launch_us`
-    the same by programmatic dependent launch.
+    `launch_us` is the time from one kernel of a captured graph to the next,
+    `dependent_launch_us` the same by programmatic dependent launch. None: the device
+    has no such thing, or it was not measured.
     """
 
     read_gb_s: float
@@ -61,12 +61,11 @@ class Ceiling:
     dependent_launch_us: float | None = None
 
     def __post_init__(self) -> None:
-        if self.read_gb_s <= 0:
-            raise SpecError("read_gb_s", self.read_gb_s, "allowed: more than 0")
+        check_positive("read_gb_s", self.read_gb_s)
 
     @property
     def bandwidth_gb_s(self) -> float:
-        """The better of reading and copying."""
+        """The faster of reading and copying."""
         return max(self.read_gb_s, self.copy_gb_s or 0.0)
 
     @property
@@ -84,7 +83,7 @@ class Ceiling:
 
 @record
 class OperatorTime:
-    """An operator's calls in a step of decoding, and its own ms in a profiler."""
+    """An operator in a decoding step: its calls, and its own ms under a profiler."""
 
     name: str
     calls: float
@@ -93,7 +92,7 @@ class OperatorTime:
 
 @record
 class StepWork:
-    """All calls of a step of decoding, and the operators that take longest."""
+    """The calls of a decoding step, and the operators that take longest."""
 
     calls: float
     ms: float
@@ -102,11 +101,11 @@ class StepWork:
 
 @record
 class ValueCheck:
-    """How close a row's logits were to the same weights run another way.
+    """How close a row's logits are to those of the same weights run another way.
 
-    `signal_to_noise_db`, in dB, must be `least_db` or more. Of `tokens` positions
-    `ties` had another greedy token, as close as the error. `against` says what they
-    were compared with.
+    `signal_to_noise_db` must be `least_db` or more. At `ties` of `tokens` positions
+    another token was the greedy one, by less than the error. `against` names the other
+    way.
     """
 
     signal_to_noise_db: float
@@ -119,17 +118,18 @@ class ValueCheck:
 
 @record
 class Measurement:
-    """What one row measured. Speeds are medians over its samples.
+    """The figures of one row. Speeds are medians over its samples; a GB is 10^9 bytes.
 
-    `tok_s` counts all new tokens of the batch over the whole generation, prefill
-    included, as the reference does; `decode_tok_s` leaves the prefill and the first
-    token out. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
-    reference. Peaks: on CUDA the allocator's reserved and allocated bytes, on CPU the
-    process's resident set over what it is when the row is gone, and the bytes that its
-    tensors ask for (`allocated.py`). GB are 10^9 bytes, raw samples in ns: fewer than
-    the row's `num_samples` where those would have taken more than `samples_budget_s`,
-    None: no budget. `card` are its states before the first sample and after each,
-    `neighbours` other processes that computed on it.
+    `tok_s` counts all new tokens of the batch over the whole generation, with its
+    prefill, as the reference does; `decode_tok_s` leaves out the prefill and the first
+    token. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
+    reference. On CUDA the peaks are the allocator's reserved and allocated bytes. On a
+    CPU they are the growth of the process's resident set while the row exists, and the
+    bytes that its tensors ask for (`measure/allocated.py`).
+
+    There are fewer samples than the row's `num_samples` if those would have taken
+    longer than `samples_budget_s`. `card` has the GPU's states before the first sample
+    and after each; `neighbours` are other processes that computed on the GPU.
     """
 
     tok_s: float
@@ -160,8 +160,7 @@ class Measurement:
     first_token_ns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.tok_s <= 0:
-            raise SpecError("tok_s", self.tok_s, "allowed: more than 0")
+        check_positive("tok_s", self.tok_s)
         for name in ("peak_memory_bytes", "model_size_bytes"):
             if getattr(self, name) < 0:
                 raise SpecError(name, getattr(self, name), "allowed: 0 or more")

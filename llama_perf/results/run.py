@@ -1,6 +1,6 @@
-"""The results of a run: how each row ended, and the verdicts.
+"""The results of a run: how its rows ended, and the verdicts.
 
-Reads them from files, those of several runs as one.
+Reads them from files, and merges those of several runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import from_json, record
+from llama_perf.strict_json import read_json, record
 
 
 class Status(Enum):
@@ -29,7 +29,7 @@ class Status(Enum):
 
 @record
 class RowResult:
-    """One row and how it ended; `reason` is given unless it was measured."""
+    """One row and how it ended; `reason` says why it was not measured."""
 
     id: str
     row: RowSpec
@@ -47,12 +47,11 @@ class RowResult:
 
 @record
 class Report:
-    """One run: what was measured and, where a baseline was given, the verdicts.
+    """The results of one run and, if it was compared with a baseline, the verdicts.
 
-    `selected` counts the rows that were to run, `again` are the words of the command
-    that runs them without pytest, `reference` holds the counterparts of
-    the rows in the published A100 table, `stale` the ids that the baseline has and no
-    set has any more.
+    `selected` counts the rows that were to run; `again` are the words of the command
+    that runs them without pytest. `reference` has, by row id, the figures of the
+    published A100 table. `stale` are ids in the baseline that no set has any more.
     """
 
     kind: Literal["llama-perf report"] = "llama-perf report"
@@ -72,50 +71,43 @@ class Report:
 
 def read_report(path: Path) -> Report:
     """Read a run's results; raises RecordError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_json(Report, text, source=str(path))
+    return read_json(Report, path)
 
 
 def read_merged(paths: Sequence[Path]) -> Report:
     """The results in `paths` as one report; raises RecordError.
 
-    They must be of one environment and one commit. Of a row that stands in several the
-    first result with a measurement is taken, else the last. What the runs had selected
-    and did not get to stays counted as missing.
+    They must be of one environment and one commit. A row that is in several files is
+    taken from the first in which it was measured, else from the last. Rows that the
+    runs had selected and did not reach stay counted as missing.
     """
     reports = [read_report(path) for path in paths]
     first = reports[0]
     if len(reports) == 1:
         return first
     for path, report in zip(paths, reports, strict=True):
-        changed = first.environment.changes(report.environment, commit=True)
-        if changed:
+        changes = first.environment.changes(report.environment, commit=True)
+        if changes:
             raise RecordError(
-                f"{path}: it does not belong to {paths[0]}: {'; '.join(changed)}"
+                f"{path}: it does not belong to {paths[0]}: {'; '.join(changes)}"
             )
     results: dict[str, RowResult] = {}
+    comparisons: dict[str, Comparison] = {}
+    reference: dict[str, Measurement] = {}
+    missing = 0
     for report in reports:
         for result in report.results:
             known = results.get(result.id)
             if known is None or known.measurement is None:
                 results[result.id] = result
-    missed = sum(max(each.selected - len(each.results), 0) for each in reports)
+        comparisons |= {comparison.id: comparison for comparison in report.comparisons}
+        reference |= report.reference
+        missing += max(report.selected - len(report.results), 0)
     return replace(
         first,
-        selected=len(results) + missed,
+        selected=len(results) + missing,
         results=tuple(results.values()),
-        comparisons=tuple(
-            {
-                each.id: each for report in reports for each in report.comparisons
-            }.values()
-        ),
-        reference={
-            row_id: measurement
-            for report in reports
-            for row_id, measurement in report.reference.items()
-        },
+        comparisons=tuple(comparisons.values()),
+        reference=reference,
         stale=tuple(dict.fromkeys(row for report in reports for row in report.stale)),
     )

@@ -8,7 +8,7 @@ from llama_perf.strict_json import record
 
 
 class Verdict(Enum):
-    """What the comparison with a baseline says of a row."""
+    """The result of comparing a row with its baseline."""
 
     SAME = "SAME"
     FASTER = "FASTER"
@@ -25,10 +25,10 @@ class Verdict(Enum):
 
 @record
 class MetricChange:
-    """One metric of a row beside its baseline.
+    """The change of one metric since the baseline.
 
-    `change` is current / baseline - 1; `limit` is the change from which on the
-    metric counts as worse, or None where it is only reported.
+    `change` is current / baseline - 1. Beyond `limit`, a share, the metric is worse;
+    without one it is only reported.
     """
 
     metric: str
@@ -43,12 +43,11 @@ class MetricChange:
 class Comparison:
     """The verdict on one row, with its reason in words.
 
-    `why`: of a row that lost, which operators of a step grew and what to run again.
-    `suspicious` says that its one process lost more speed than the screen allows,
-    `suspicious_peak` that its peak memory grew beyond the limit, whatever the fresh
-    processes said then, and `minimum_detectable` is the loss of speed, as a share, that
-    a run finds nine times in ten; None where the baseline has too few processes to
-    tell.
+    `why` has the operators of a decoding step that grew, for a row that failed.
+    `suspicious` and `suspicious_peak` say that the run's own process became slower, or
+    larger, by more than the limit, whatever fresh processes showed afterwards.
+    `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
+    in ten; None if the baseline has too few processes to know.
     """
 
     id: str
@@ -63,5 +62,5 @@ class Comparison:
 
     @property
     def doubtful(self) -> bool:
-        """Whether fresh processes are, or were, to decide."""
+        """Whether fresh processes have to decide on the row."""
         return self.suspicious or self.suspicious_peak

@@ -1,4 +1,5 @@
-"""What is asked for: rows, the names of schemes and the sets that come along.
+"""The work that is asked for: rows, names of schemes, and the sets that come along.
 
-Imports neither torch nor torchao, so that a list of rows costs nothing.
+Imports no torch, so listing rows is fast. Does not know whether this machine can run
+a row.
 """

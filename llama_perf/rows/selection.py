@@ -1,8 +1,8 @@
-"""Sets of rows: the TOML files beside this one, and a user's own.
+"""Sets of rows: the TOML files of this package, and a user's own.
 
-A file is a list of `[[row]]` tables in the fields of `RowSpec`, with an optional
-`[defaults]` table that every row of the file starts from; a table `limits` of either
-sets the gate's. Knows no torch.
+A file is a list of `[[row]]` tables with the fields of `RowSpec`. An optional
+`[defaults]` table has values for every row of the file. A table `limits` in either
+sets limits of the gate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_plain
 
 DEFAULT_SETS = {"cuda": "cuda", "cpu": "cpu"}
-"""The set that runs where none was asked for, by the machine's device."""
+"""The set that runs if none is asked for, by the machine's device."""
 
 
 def set_names() -> list[str]:
@@ -78,9 +78,9 @@ def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
     if not isinstance(table, dict):
         raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
     fields = {**defaults, **table}
-    limits = [each.get("limits", {}) for each in (defaults, table)]
-    if all(isinstance(each, dict) for each in limits) and any(limits):
-        fields["limits"] = {**limits[0], **limits[1]}
+    common, own = defaults.get("limits"), table.get("limits")
+    if isinstance(common, dict) and isinstance(own, dict):
+        fields["limits"] = {**common, **own}
     known = [field.name for field in dataclasses.fields(RowSpec)]
     if unknown := sorted(fields.keys() - set(known)):
         raise RowFileError(
@@ -95,7 +95,7 @@ def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
 
 
 def check_unique(rows: Iterable[RowSpec], *, source: str) -> None:
-    """Raise RowFileError where two rows have one id."""
+    """Raise RowFileError if two rows have the same id."""
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         if row.id in numbers:
@@ -106,16 +106,18 @@ def check_unique(rows: Iterable[RowSpec], *, source: str) -> None:
 
 
 def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
-    """The rows whose id matches any of `globs`; all of them where there is none.
+    """The rows whose id matches any of `globs`, or all rows without globs.
 
-    Raises SpecError for a glob that matches nothing.
+    Raises SpecError for a glob that matches no row.
     """
     if not globs:
         return list(rows)
     for glob in globs:
         if not any(fnmatch.fnmatchcase(row.id, glob) for row in rows):
             raise SpecError("row", glob, "no id matches; `llama-perf rows` lists them")
-    return [row for row in rows if any(fnmatch.fnmatchcase(row.id, g) for g in globs)]
+    return [
+        row for row in rows if any(fnmatch.fnmatchcase(row.id, glob) for glob in globs)
+    ]
 
 
 def load(

@@ -1,6 +1,6 @@
-"""RowSpec: one row of the suite, its stable id, and its validation.
+"""RowSpec: one row of the suite, its stable id, and the check of its fields.
 
-Knows what a row asks for, not whether this machine can run it; imports no torch.
+Knows the work that a row asks for, not whether this machine can run it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,36 @@ ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
-_NO_WORK = ("upstream_issue", "limits")
+_NOT_WORK = ("upstream_issue", "limits")
 FUSED_TOKENS = 8
-"""Tokens that a fused kernel multiplies at once, at most."""
-_POSITIVE = ("batch_size", "prompt_length", "max_new_tokens", "num_samples")
+"""The largest number of tokens that a fused kernel multiplies at once."""
+_POSITIVE = (
+    "prefill_chunk",
+    "batch_size",
+    "prompt_length",
+    "max_new_tokens",
+    "num_samples",
+)
 
 
 @record
 class RowSpec:
     """Everything that changes the work a row measures.
 
-    Lengths count tokens (positions of the key-value cache), `fill` counts the
-    positions really filled before timing. The defaults are the reference table's, but
-    for `attention`: its path, over the whole cache under a mask, is "sdpa" here.
-    `kv_cache_quantization` is False, True for int8 as in that table, or "fp8".
-    `prefill_chunk` tokens of a prompt run at a time, None: as many as the engine
-    chooses. In a `ragged` batch each sequence has a prompt of its own length, from 1
-    to `prompt_length`. `fused` runs a step of decoding on the project's kernels of a
-    whole layer (`fused_step.py`) instead of its modules, compiled or not.
-    `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
-    that there a row of the table with it is the same work as the one without.
-    `upstream_issue`, such as "pytorch/ao#2376", says that a library this row measures
-    is known to break it, and `limits` are the row's own for the gate: no part of the
-    work, so neither of the id nor of the fingerprint.
+    Lengths count tokens, which are positions of the key-value cache. `fill` counts the
+    positions that are really filled before timing. The defaults are the reference
+    table's, except for `attention`: its path, over the whole cache under a mask, is
+    "sdpa" here. `kv_cache_quantization` is False, True for int8 as in that table, or
+    "fp8". A prompt runs `prefill_chunk` tokens at a time; without it the engine chooses
+    how many. In a `ragged` batch each sequence has a prompt of its own length, from 1
+    to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
+    (`llama/fused.py`) instead of its modules, compiled or not. `linear_causal_mask`
+    changes the mask of the `sdpa` path; the others have none, so there a row of the
+    table with it is the same work as the row without.
+
+    `upstream_issue`, such as "pytorch/ao#2376", says that a library is known to break
+    the row. `limits` are the row's own for the gate. Neither changes the work, so
+    neither is part of the id or the fingerprint.
     """
 
     model: str
@@ -83,34 +90,24 @@ class RowSpec:
             raise SpecError(
                 "kernels", self.kernels, "an unquantized row has no torchao kernels"
             )
-        _one_of("kernels", self.kernels, KERNELS)
+        _check_choice("kernels", self.kernels, KERNELS)
         check_attention(self.attention)
         if cache_kind(self.kv_cache_quantization) == "int8":
-            # One row has one id: int8 is the reference's true.
+            # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
-        _one_of("dtype", self.dtype, tuple(DTYPE_TOKENS))
-        _one_of("device", self.device, DEVICES)
+        _check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        _check_choice("device", self.device, DEVICES)
         for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise SpecError(name, getattr(self, name), "allowed: 1 or more")
-        if self.capture and self.device != "cuda":
-            raise SpecError("capture", True, "a CUDA graph needs device 'cuda'")
-        if self.fused:
-            self._check_fused()
-        if self.compile_prefill and not self.compile:
-            raise SpecError("compile_prefill", True, "it needs compile = true")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(name, value, "allowed: 1 or more")
+        if self.fill < 0:
+            raise SpecError("fill", self.fill, "allowed: 0 or more")
         check_sampling(temperature=self.temperature, top_k=self.top_k)
         issue = self.upstream_issue
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise SpecError("prefill_chunk", self.prefill_chunk, "allowed: 1 or more")
-        if self.ragged and self.batch_size < 2:
-            raise SpecError("ragged", True, "it needs a batch_size of 2 or more")
-        if self.ragged and self.attention == "sdpa":
-            raise SpecError("ragged", True, "it needs attention = 'decode'")
-        if self.fill < 0:
-            raise SpecError("fill", self.fill, "allowed: 0 or more")
+        self._check_flags()
         if self.cache_size is not None and self.cache_size < self.positions:
             raise SpecError(
                 "cache_size",
@@ -119,17 +116,25 @@ class RowSpec:
                 f" + prompt {self.prompt_length} + {self.max_new_tokens} new tokens",
             )
 
-    def _check_fused(self) -> None:
-        if self.device != "cuda":
-            raise SpecError("fused", True, "the fused kernels need device 'cuda'")
-        if self.kernels != "native":
-            raise SpecError("fused", True, "it needs kernels = 'native'")
-        if self.attention != "decode":
-            raise SpecError("fused", True, "it needs attention = 'decode'")
-        if self.batch_size > FUSED_TOKENS:
-            raise SpecError(
-                "fused", True, f"it needs a batch_size of at most {FUSED_TOKENS}"
-            )
+    def _check_flags(self) -> None:
+        """Raise SpecError for a flag without the field that it needs."""
+        needs = [
+            ("capture", self.device == "cuda", "a CUDA graph needs device 'cuda'"),
+            ("compile_prefill", self.compile, "it needs compile = true"),
+            ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
+            ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
+            ("fused", self.device == "cuda", "the fused kernels need device 'cuda'"),
+            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
+            ("fused", self.attention == "decode", "it needs attention = 'decode'"),
+            (
+                "fused",
+                self.batch_size <= FUSED_TOKENS,
+                f"it needs a batch_size of at most {FUSED_TOKENS}",
+            ),
+        ]
+        for name, fulfilled, need in needs:
+            if getattr(self, name) and not fulfilled:
+                raise SpecError(name, True, need)
 
     @property
     def positions(self) -> int:
@@ -153,13 +158,12 @@ class RowSpec:
 
     @property
     def id(self) -> str:
-        """The stable id; a field at its default leaves no token."""
-        default = _DEFAULTS
+        """The stable id; a field at its default is not in it."""
         tokens = [self.model.lower(), self.quantization or "none"]
-        if self.kernels != default["kernels"]:
+        if self.kernels != _DEFAULTS["kernels"]:
             tokens.append(self.kernels)
         tokens.append(DTYPE_TOKENS[self.dtype])
-        if self.device != default["device"]:
+        if self.device != _DEFAULTS["device"]:
             tokens.append(self.device)
         tokens.append("compile" if self.compile else "eager")
         for name, token in _FLAG_TOKENS.items():
@@ -167,30 +171,28 @@ class RowSpec:
                 tokens.append(token.format(self.kv_cache))
         for name, token in _VALUE_TOKENS.items():
             value = getattr(self, name)
-            if value != default[name]:
+            if value != _DEFAULTS[name]:
                 tokens.append(f"{token}-{_token(value)}")
         return ".".join(tokens)
 
     @property
     def _work(self) -> dict[str, Any]:
         """The fields that change what is measured."""
-        fields_of_work = asdict(self)
-        for name in _NO_WORK:
-            del fields_of_work[name]
-        return fields_of_work
+        values = asdict(self)
+        return {name: values[name] for name in values if name not in _NOT_WORK}
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the work's fields, defaults included: tells it from its namesake."""
+        """A hash of the work's fields, to notice a row that changed under its id."""
         text = json.dumps(self._work, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def reference_key(self) -> tuple[Any, ...]:
-        """The fields that name a row of the reference table.
+        """The fields that identify a row of the reference table.
 
-        Leaves out what that table did not have (kernels, attention, capture, fused)
-        and the device, so that a row here finds its counterpart there.
+        It leaves out the device and the fields that the table does not have (kernels,
+        attention, capture, fused), so a row here has the key of its counterpart there.
         """
         return tuple(
             value.lower() if name == "model" else value
@@ -200,7 +202,7 @@ class RowSpec:
 
 
 def check_sampling(*, temperature: float, top_k: int | None) -> None:
-    """Raise SpecError unless tokens can be drawn so."""
+    """Raise SpecError unless tokens can be sampled with these values."""
     if top_k is not None and top_k < 1:
         raise SpecError("top_k", top_k, "allowed: 1 or more, or none at all")
     if not math.isfinite(temperature) or temperature < 0:
@@ -208,12 +210,12 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
 
 
 def check_attention(attention: str) -> None:
-    """Raise SpecError unless there is such a path."""
-    _one_of("attention", attention, ATTENTIONS)
+    """Raise SpecError unless there is such an attention path."""
+    _check_choice("attention", attention, ATTENTIONS)
 
 
 def cache_kind(quantization: bool | str) -> str | None:
-    """What `kv_cache_quantization` asks for, None for nothing; raises SpecError."""
+    """The kind of cache, None for an unquantized one; raises SpecError."""
     if isinstance(quantization, bool):
         return KV_CACHES[0] if quantization else None
     if quantization not in KV_CACHES:
@@ -225,7 +227,7 @@ def cache_kind(quantization: bool | str) -> str | None:
     return quantization
 
 
-def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
 

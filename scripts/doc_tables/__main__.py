@@ -8,144 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import import_module
 
-from scripts.doc_tables.document import Place, replace_between
+from scripts.doc_tables.document import Table, replace_between
 
-
-def _closeness(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import closeness
-    from scripts.doc_tables.smollm2 import scheme_figures
-
-    schemes = _named(names, {scheme for scheme, _, _ in closeness.ROWS})
-    rows = {key: row for key, row in closeness.ROWS.items() if key[0] in schemes}
-    measured = {}
-    for (scheme, kernels, reference), limits in rows.items():
-        _say(f"{scheme} ({kernels}), compared with the {reference} model")
-        figures = scheme_figures(scheme, kernels, limits.length, reference)
-        measured[scheme, kernels, reference] = figures.closeness
-    _show(closeness.markdown(measured), closeness.PLACE, write)
-    return _lines(
-        f"{'.'.join(key)}: {problem}"
-        for key, limits in rows.items()
-        for problem in limits.broken_by(measured[key])
-    )
-
-
-def _redraws(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import closeness
-    from scripts.doc_tables.redraws import redraw
-
-    schemes = _named(names, {scheme for scheme, _ in closeness.REDRAWN})
-    drawn = {}
-    for scheme, kernels in closeness.REDRAWN:
-        if scheme in schemes:
-            _say(f"{scheme} ({kernels})")
-            drawn[scheme, kernels] = redraw(scheme, kernels)
-    _show(closeness.redraws_markdown(drawn), closeness.REDRAWS_PLACE, write)
-    return None
-
-
-def _caches(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import caches
-
-    drawn = {kind: caches.redraw(kind) for kind in _named(names, caches.LIMITS)}
-    _show(caches.markdown(drawn), caches.PLACE, write)
-    return None
-
-
-def _twins(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import twins
-
-    pairs = {}
-    for scheme in _named(names, twins.TWINS):
-        _say(scheme)
-        pairs[scheme] = twins.twins(scheme)
-    _show(twins.markdown(pairs), twins.PLACE, write)
-    return _lines(
-        f"{scheme}: native is further off than torchao"
-        for scheme, pair in pairs.items()
-        if pair.further
-    )
-
-
-def _operators(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import operators
-
-    schemes = _named(names, {scheme for scheme, _ in operators.SCHEMES})
-    exactness = {
-        key: operators.operator_db(*key)
-        for key in operators.SCHEMES
-        if key[0] in schemes
-    }
-    _show(operators.markdown(exactness), operators.PLACE, write)
-    return _lines(
-        f"{'.'.join(key)}: {min(by_tokens.values()):.0f} dB"
-        for key, by_tokens in exactness.items()
-        if min(by_tokens.values()) < operators.LEAST_DB
-    )
-
-
-def _sizes(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import peaks, sizes
-
-    _named(names, ())
-    for table in (sizes, peaks):
-        _show(table.markdown(), table.PLACE, write)
-    return None
-
-
-def _performance(names: Sequence[str], write: bool) -> str | None:
-    from scripts.doc_tables import performance
-
-    _named(names, ())
-    _show(performance.markdown(), performance.PLACE, write)
-    return None
-
-
-def _gate(names: Sequence[str], write: bool) -> str | None:
-    from scripts.studies import gate_simulation
-
-    _named(names, ())
-    table, rare = gate_simulation.markdown()
-    _show(table, gate_simulation.PLACE, write)
-    return None if rare else "more false alarms than one run in a thousand"
-
-
-TABLES: dict[str, Callable[[Sequence[str], bool], str | None]] = {
-    "closeness": _closeness,
-    "redraws": _redraws,
-    "caches": _caches,
-    "twins": _twins,
-    "operators": _operators,
-    "sizes": _sizes,
-    "performance": _performance,
-    "gate": _gate,
+# Imported when asked for: most of them load a model's libraries, some only torch.
+TABLES = {
+    "closeness": "scripts.doc_tables.closeness:tables",
+    "redraws": "scripts.doc_tables.closeness:redraw_tables",
+    "caches": "scripts.doc_tables.caches:tables",
+    "twins": "scripts.doc_tables.twins:tables",
+    "operators": "scripts.doc_tables.operators:tables",
+    "sizes": "scripts.doc_tables.sizes:tables",
+    "performance": "scripts.doc_tables.performance:tables",
+    "limits": "scripts.doc_tables.limits:tables",
+    "gate": "scripts.studies.gate_simulation:tables",
 }
-"""Each computes its table for the rows that are named, all if none is, and prints it.
-
-What it returns says which figures break their limits.
-"""
-
-
-def _named(names: Sequence[str], known: Collection[str]) -> list[str]:
-    if missing := set(names) - set(known):
-        sys.exit(f"no row of the table: {', '.join(sorted(missing))}")
-    return [name for name in known if name in names or not names]
-
-
-def _show(table: str, place: Place, write: bool) -> None:
-    print(table)
-    if write:
-        replace_between(*place, table)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _lines(problems: Iterable[str]) -> str | None:
-    return "\n".join(problems) or None
+"""Functions that compute tables, with the rows that are named, or all of them, anew."""
 
 
 def main() -> str | None:
@@ -156,13 +35,19 @@ def main() -> str | None:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument(
-        "rows", nargs="*", metavar="NAME", help="only these schemes or cache kinds"
+        "rows", nargs="*", metavar="NAME", help="only these schemes or kinds of cache"
     )
     parser.add_argument(
         "--write", action="store_true", help="replace the table in the document"
     )
     arguments = parser.parse_args()
-    return TABLES[arguments.table](arguments.rows, arguments.write)
+    module, _, function = TABLES[arguments.table].partition(":")
+    tables: list[Table] = getattr(import_module(module), function)(arguments.rows)
+    for table in tables:
+        print(table.text)
+        if arguments.write:
+            replace_between(*table.place, table.text)
+    return "\n".join(line for table in tables for line in table.problems) or None
 
 
 if __name__ == "__main__":

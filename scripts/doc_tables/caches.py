@@ -1,4 +1,4 @@
-"""SmolLM2 with a quantized cache beside the unquantized one, on a long text.
+"""SmolLM2 with a quantized cache compared with an unquantized one, on a long text.
 
 The text is the Python reference's chapter on compound statements, prose and code, as
 Python itself carries it: its wording differs a little between versions. It runs in
@@ -8,26 +8,25 @@ Keys and values are rounded as activations are, so limits are those of `redraws`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pydoc_data.topics import topics
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.kv_cache import KVCache
 from scripts.doc_tables.closeness import FIGURES, Limits
-from scripts.doc_tables.document import place
+from scripts.doc_tables.document import Table, github_table, place, select
 from scripts.doc_tables.figures import Closeness, closeness
 from scripts.doc_tables.redraws import DRAWS, Redraws, moved
 from scripts.doc_tables.smollm2 import smollm2_path, unquantized
 
 PLACE = place("correctness.md", "caches")
 LENGTH, CHUNK = 2048, 512
-# Mean and standard deviation, as docs/correctness.md has them.
+# Mean and standard deviation of 16 draws.
 REDRAWN: Mapping[str, Redraws] = {
     "int8": Redraws(
         signal_to_noise_db=(40.31, 0.15),
@@ -43,9 +42,8 @@ REDRAWN: Mapping[str, Redraws] = {
     ),
 }
 LIMITS: Mapping[str, Limits] = {
-    kind: Limits.over(drawn) for kind, drawn in REDRAWN.items()
+    kind: Limits.over(redraws) for kind, redraws in REDRAWN.items()
 }
-_HEADERS = ("cache", *FIGURES)
 
 
 @cache
@@ -86,7 +84,7 @@ def logits_with_cache(kind: str | None, length: int = LENGTH) -> Tensor:
 
 
 def compared(kind: str) -> Closeness:
-    """The text with a cache of that kind beside the unquantized cache."""
+    """The text with a cache of that kind compared with the unquantized cache."""
     return closeness(logits_with_cache(None), logits_with_cache(kind), long_tokens())
 
 
@@ -101,26 +99,23 @@ def redraw(kind: str, count: int = DRAWS) -> Redraws:
     )
 
 
-def markdown(found: Mapping[str, Redraws]) -> str:
-    """The table in the document; kinds not `found` as the limits have them."""
-    cells = [
-        _cells(kind, found.get(kind, drawn), LIMITS[kind])
-        for kind, drawn in REDRAWN.items()
-    ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table of caches, with the kinds `names` drawn anew."""
+    drawn = {kind: redraw(kind) for kind in select(names, LIMITS)}
+    return [Table(place=PLACE, text=markdown(drawn))]
 
 
-def _cells(kind: str, drawn: Redraws, limits: Limits) -> tuple[str, ...]:
-    db, kl, top1 = drawn.signal_to_noise_db, drawn.kl_nats, drawn.top1
-    mean, deviation = drawn.perplexity_change
-    return (
-        kind,
-        f"{db[0]:.2f} ({db[1]:.2f})",
-        f"{limits.least_db:.1f}",
-        f"{kl[0]:.5f} ({kl[1]:.5f})",
-        f"{limits.most_kl_nats:.4f}",
-        f"{top1[0]:.4f} ({top1[1]:.4f})",
-        f"{limits.least_top1:.2f}",
-        f"{mean:+.2%} ({deviation:.2%})",
-        f"{limits.most_perplexity_change:.1%}",
+def markdown(drawn: Mapping[str, Redraws]) -> str:
+    """The document's table; a kind that is not in `drawn` has those of the limits."""
+    return github_table(
+        (
+            _cells(kind, drawn.get(kind, redraws), LIMITS[kind])
+            for kind, redraws in REDRAWN.items()
+        ),
+        ("cache", *FIGURES),
     )
+
+
+def _cells(kind: str, redraws: Redraws, limits: Limits) -> list[str]:
+    pairs = zip(redraws.cells((2, 5, 4, 2)), limits.cells(), strict=True)
+    return [kind, *(cell for pair in pairs for cell in pair)]

@@ -1,265 +1,41 @@
-"""Limits of closeness for every scheme, and the table of docs/correctness.md.
+"""Limits of closeness for every scheme, and two tables of docs/correctness.md.
 
-A scheme that only rounds weights has the same figures on every processor: `redraws.py`
-says why. Its limit is what was measured (the table beside it in the docs) with a margin
-for other versions of libraries: 1.5 dB and half as much KL divergence again, and for
-top-1 agreement and perplexity two standard errors over the n tokens compared. Those
-are sqrt(p (1 - p) / n) for an agreement of p, and sqrt(2 KL / n) for the perplexity:
-the log of two near distributions' ratio has a variance of twice their divergence. Where
-the perplexity grows a hundredfold, as from pruning, they are errors of its logarithm,
-not added.
+A scheme that rounds only weights has the same figures on every processor: `redraws.py`
+says why. Its limits in `closeness_limits.csv` are the measured figures with a margin
+for other versions of libraries: 1.5 dB, half as much KL divergence again, and two
+standard errors over the n tokens compared for top-1 agreement and perplexity. These
+errors are sqrt(p (1 - p) / n) for an agreement of p, and sqrt(2 KL / n) for the
+perplexity: the log of the ratio of two close distributions has a variance of twice
+their divergence. Where the perplexity grows a hundredfold, as from pruning, they are
+errors of its logarithm.
 
-A scheme that rounds activations draws its errors anew on each processor. Its limit is
-the mean of many such draws, and `DEVIATIONS` standard deviations of theirs.
+A scheme that rounds activations draws its errors anew on each processor. Its limits are
+the mean of many such draws (`redraws.csv`), moved by `DEVIATIONS` standard deviations.
 """
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
-from tabulate import tabulate
-
-from scripts.doc_tables.document import place, rows_between
+from scripts.doc_tables.document import (
+    Table,
+    github_table,
+    place,
+    rows_between,
+    select,
+    show_progress,
+)
 from scripts.doc_tables.figures import Closeness
-from scripts.doc_tables.redraws import DEVIATIONS, Redraws
+from scripts.doc_tables.redraws import DEVIATIONS, Redraws, redraw
+from scripts.doc_tables.smollm2 import scheme_figures
 
 PLACE = place("correctness.md", "closeness")
 REDRAWS_PLACE = place("correctness.md", "redraws")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """The least or the most that a scheme may show; units as in `Closeness`.
-
-    `length`: how many tokens of the fixed text are compared; all of them if None.
-    """
-
-    least_db: float
-    most_kl_nats: float
-    least_top1: float
-    most_perplexity_change: float
-    length: int | None = None
-
-    @classmethod
-    def over(cls, drawn: Redraws) -> Limits:
-        """Those that no processor's draw breaks, rounded away from the mean."""
-
-        def beyond(figure: tuple[float, float], sign: int, places: int) -> float:
-            mean, deviation = figure
-            edge = mean + sign * DEVIATIONS * deviation
-            # A rounding of the float alone is no step further.
-            steps = round(edge * 10**places * sign, 6)
-            return float(sign * math.ceil(steps) / 10**places)
-
-        mean, deviation = drawn.perplexity_change
-        return cls(
-            least_db=beyond(drawn.signal_to_noise_db, -1, 1),
-            most_kl_nats=beyond(drawn.kl_nats, 1, 4),
-            least_top1=beyond(drawn.top1, -1, 2),
-            most_perplexity_change=beyond((abs(mean), deviation), 1, 3),
-        )
-
-    def broken_by(self, found: Closeness) -> list[str]:
-        """What of `found` is outside, in words; empty if all is inside."""
-        checks = [
-            (found.signal_to_noise_db >= self.least_db, "dB", self.least_db),
-            (found.kl_nats <= self.most_kl_nats, "KL", self.most_kl_nats),
-            (found.top1 >= self.least_top1, "top-1", self.least_top1),
-            (
-                abs(found.perplexity_change) <= self.most_perplexity_change,
-                "perplexity",
-                self.most_perplexity_change,
-            ),
-        ]
-        return [
-            f"{name} limit {limit}: {found}" for held, name, limit in checks if not held
-        ]
-
-
-# torchao's int4 takes a CPU as long for each token of a text as for a step of decoding;
-# its native twins are compared on the same tokens.
-_START = 96
-
-# Mean and standard deviation, as docs/correctness.md has them.
-REDRAWN: Mapping[tuple[str, str], Redraws] = {
-    ("int8dq", "torchao"): Redraws(
-        signal_to_noise_db=(21.46, 0.28),
-        kl_nats=(0.0358, 0.0012),
-        top1=(0.868, 0.012),
-        perplexity_change=(0.039, 0.008),
-    ),
-    ("int8dq", "native"): Redraws(
-        signal_to_noise_db=(21.60, 0.36),
-        kl_nats=(0.0400, 0.0025),
-        top1=(0.871, 0.007),
-        perplexity_change=(0.031, 0.010),
-    ),
-    ("float8dq-row", "native"): Redraws(
-        signal_to_noise_db=(21.34, 0.18),
-        kl_nats=(0.0469, 0.0014),
-        top1=(0.834, 0.011),
-        perplexity_change=(0.013, 0.007),
-    ),
-    ("float8dq-tensor", "native"): Redraws(
-        signal_to_noise_db=(19.20, 0.15),
-        kl_nats=(0.0561, 0.0015),
-        top1=(0.816, 0.006),
-        perplexity_change=(0.060, 0.010),
-    ),
-    ("autoquant", "native"): Redraws(
-        signal_to_noise_db=(24.01, 0.23),
-        kl_nats=(0.0186, 0.0004),
-        top1=(0.905, 0.010),
-        perplexity_change=(0.009, 0.006),
-    ),
-    ("autoquant-int4", "native"): Redraws(
-        signal_to_noise_db=(19.99, 0.06),
-        kl_nats=(0.0456, 0.0003),
-        top1=(0.863, 0.004),
-        perplexity_change=(0.045, 0.003),
-    ),
-}
-# (scheme, kernels); SmolLM2's K of 576 and 1536 admits groups of 32 and 64.
-LIMITS: Mapping[tuple[str, str], Limits] = {
-    ("int8wo", "torchao"): Limits(
-        least_db=25.5,
-        most_kl_nats=0.0069,
-        least_top1=0.92,
-        most_perplexity_change=0.009,
-    ),
-    ("int8dq", "torchao"): Limits.over(REDRAWN["int8dq", "torchao"]),
-    ("int4wo-32", "torchao"): Limits(
-        least_db=20.6,
-        most_kl_nats=0.0819,
-        least_top1=0.72,
-        most_perplexity_change=0.098,
-        length=_START,
-    ),
-    ("int4wo-32-hqq", "torchao"): Limits(
-        least_db=20.0,
-        most_kl_nats=0.1130,
-        least_top1=0.65,
-        most_perplexity_change=0.152,
-        length=_START,
-    ),
-    ("int4wo-64", "torchao"): Limits(
-        least_db=9.9,
-        most_kl_nats=0.5457,
-        least_top1=0.46,
-        most_perplexity_change=0.465,
-        length=_START,
-    ),
-    ("int4wo-64-hqq", "torchao"): Limits(
-        least_db=10.2,
-        most_kl_nats=0.5701,
-        least_top1=0.44,
-        most_perplexity_change=0.694,
-        length=_START,
-    ),
-    ("float8wo", "torchao"): Limits(
-        least_db=22.5,
-        most_kl_nats=0.0516,
-        least_top1=0.81,
-        most_perplexity_change=0.030,
-    ),
-    ("int8wo", "native"): Limits(
-        least_db=27.5,
-        most_kl_nats=0.0062,
-        least_top1=0.91,
-        most_perplexity_change=0.011,
-    ),
-    ("int8dq", "native"): Limits.over(REDRAWN["int8dq", "native"]),
-    ("int4wo-32", "native"): Limits(
-        least_db=20.5,
-        most_kl_nats=0.0795,
-        least_top1=0.73,
-        most_perplexity_change=0.117,
-        length=_START,
-    ),
-    ("int4wo-32-hqq", "native"): Limits(
-        least_db=19.9,
-        most_kl_nats=0.1142,
-        least_top1=0.65,
-        most_perplexity_change=0.154,
-        length=_START,
-    ),
-    ("int4wo-64", "native"): Limits(
-        least_db=9.6,
-        most_kl_nats=0.4775,
-        least_top1=0.53,
-        most_perplexity_change=0.433,
-        length=_START,
-    ),
-    ("int4wo-64-hqq", "native"): Limits(
-        least_db=10.2,
-        most_kl_nats=0.5310,
-        least_top1=0.48,
-        most_perplexity_change=0.633,
-        length=_START,
-    ),
-    ("uintx-4-64", "native"): Limits(
-        least_db=9.0,
-        most_kl_nats=0.5838,
-        least_top1=0.54,
-        most_perplexity_change=0.479,
-    ),
-    ("uintx-5-32", "native"): Limits(
-        least_db=16.5,
-        most_kl_nats=0.1018,
-        least_top1=0.80,
-        most_perplexity_change=0.104,
-    ),
-    ("uintx-2-8", "native"): Limits(
-        least_db=3.9,
-        most_kl_nats=3.6948,
-        least_top1=0.17,
-        most_perplexity_change=10.317,
-    ),
-    ("float8wo", "native"): Limits(
-        least_db=22.5,
-        most_kl_nats=0.0516,
-        least_top1=0.81,
-        most_perplexity_change=0.030,
-    ),
-    ("float8dq-row", "native"): Limits.over(REDRAWN["float8dq-row", "native"]),
-    ("float8dq-tensor", "native"): Limits.over(REDRAWN["float8dq-tensor", "native"]),
-    ("fp6", "native"): Limits(
-        least_db=14.4,
-        most_kl_nats=0.1978,
-        least_top1=0.70,
-        most_perplexity_change=0.204,
-    ),
-    ("sparse-marlin", "native"): Limits(
-        least_db=-0.4,
-        most_kl_nats=7.3103,
-        least_top1=0.02,
-        most_perplexity_change=163.8,
-    ),
-    ("autoquant", "native"): Limits.over(REDRAWN["autoquant", "native"]),
-    ("autoquant-int4", "native"): Limits.over(REDRAWN["autoquant-int4", "native"]),
-}
-# torchao's own hqq goes over whole weights, two minutes for this model.
-SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
-# Beside the pruned model instead, since pruning without training hurts by itself.
-PRUNED_LIMITS: Mapping[tuple[str, str], Limits] = {
-    ("sparse-marlin", "native"): Limits(
-        least_db=5.7,
-        most_kl_nats=1.8856,
-        least_top1=0.09,
-        most_perplexity_change=0.400,
-    ),
-}
-# (scheme, kernels, the model they are compared with): every row of the table.
-Key: TypeAlias = tuple[str, str, str]
-ROWS: Mapping[Key, Limits] = {
-    (*key, beside): limits
-    for beside, table in (("unquantized", LIMITS), ("pruned", PRUNED_LIMITS))
-    for key, limits in table.items()
-}
-# Each figure and its limit.
 FIGURES = (
     "dB",
     "at least",
@@ -270,27 +46,169 @@ FIGURES = (
     "perplexity",
     "within",
 )
-_HEADERS = ("scheme", "kernels", "beside", "tokens", *FIGURES)
+"""The headers of each figure and of its limit."""
+_HEADERS = ("scheme", "kernels", "compared with", "tokens", *FIGURES)
 
 
-def markdown(found: Mapping[Key, Closeness]) -> str:
-    """The table between the document's two marks; rows not `found` as they are."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The smallest or largest figures that a scheme may have, in units of `Closeness`.
+
+    `length`: the number of tokens of the fixed text that are compared; None for all.
+    """
+
+    min_db: float
+    max_kl_nats: float
+    min_top1: float
+    max_perplexity_change: float
+    length: int | None = None
+
+    @classmethod
+    def over(cls, redraws: Redraws) -> Limits:
+        """Limits that hold on every processor, rounded away from the mean."""
+
+        def beyond(figure: tuple[float, float], sign: int, places: int) -> float:
+            mean, deviation = figure
+            edge = mean + sign * DEVIATIONS * deviation
+            # An error in the last bit of a float is no step further.
+            steps = round(edge * 10**places * sign, 6)
+            return float(sign * math.ceil(steps) / 10**places)
+
+        mean, deviation = redraws.perplexity_change
+        return cls(
+            min_db=beyond(redraws.signal_to_noise_db, -1, 1),
+            max_kl_nats=beyond(redraws.kl_nats, 1, 4),
+            min_top1=beyond(redraws.top1, -1, 2),
+            max_perplexity_change=beyond((abs(mean), deviation), 1, 3),
+        )
+
+    def broken_by(self, figures: Closeness) -> list[str]:
+        """The limits that `figures` break, in words; empty if all of them hold."""
+        change = abs(figures.perplexity_change)
+        checks = [
+            (figures.signal_to_noise_db >= self.min_db, "dB", self.min_db),
+            (figures.kl_nats <= self.max_kl_nats, "KL", self.max_kl_nats),
+            (figures.top1 >= self.min_top1, "top-1", self.min_top1),
+            (
+                change <= self.max_perplexity_change,
+                "perplexity",
+                self.max_perplexity_change,
+            ),
+        ]
+        return [
+            f"{name} limit {limit}: {figures}" for ok, name, limit in checks if not ok
+        ]
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """The limits as the document has them."""
+        return (
+            f"{self.min_db:.1f}",
+            f"{self.max_kl_nats:.4f}",
+            f"{self.min_top1:.2f}",
+            f"{self.max_perplexity_change:.1%}",
+        )
+
+
+Key: TypeAlias = tuple[str, str, str]
+"""(scheme, kernels, the model that they are compared with): a row of the table."""
+
+
+def _lines(name: str) -> Iterator[dict[str, str]]:
+    with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _redraws_of(line: dict[str, str]) -> Redraws:
+    def pair(figure: str) -> tuple[float, float]:
+        return float(line[figure]), float(line[f"{figure}_deviation"])
+
+    return Redraws(
+        signal_to_noise_db=pair("db"),
+        kl_nats=pair("kl_nats"),
+        top1=pair("top1"),
+        perplexity_change=pair("perplexity_change"),
+    )
+
+
+def _limits_of(line: dict[str, str]) -> Limits:
+    if not line["min_db"]:
+        return Limits.over(REDRAWN[line["scheme"], line["kernels"]])
+    return Limits(
+        min_db=float(line["min_db"]),
+        max_kl_nats=float(line["max_kl_nats"]),
+        min_top1=float(line["min_top1"]),
+        max_perplexity_change=float(line["max_perplexity_change"]),
+        length=int(line["tokens"]) if line["tokens"] else None,
+    )
+
+
+REDRAWN: Mapping[tuple[str, str], Redraws] = {
+    (line["scheme"], line["kernels"]): _redraws_of(line)
+    for line in _lines("redraws.csv")
+}
+# SmolLM2's K of 576 and 1536 admits groups of 32 and 64. torchao's int4 takes a CPU as
+# long for each token of a text as for a step of decoding, so it and its native twins
+# are compared on the first tokens only. Pruning without training hurts by itself, so a
+# pruned scheme is also compared with the pruned model.
+ROWS: Mapping[Key, Limits] = {
+    (line["scheme"], line["kernels"], line["reference"]): _limits_of(line)
+    for line in _lines("closeness_limits.csv")
+}
+LIMITS: Mapping[tuple[str, str], Limits] = {
+    (scheme, kernels): limits
+    for (scheme, kernels, reference), limits in ROWS.items()
+    if reference == "unquantized"
+}
+# torchao's own hqq goes over whole weights, two minutes for this model.
+SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
+
+
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table of closeness, with the rows of the schemes `names` measured anew."""
+    schemes = select(names, {scheme for scheme, _, _ in ROWS})
+    rows = {key: limits for key, limits in ROWS.items() if key[0] in schemes}
+    measured = {}
+    for (scheme, kernels, reference), limits in rows.items():
+        show_progress(f"{scheme} ({kernels}), compared with the {reference} model")
+        figures = scheme_figures(scheme, kernels, limits.length, reference)
+        measured[scheme, kernels, reference] = figures.closeness
+    problems = [
+        f"{'.'.join(key)}: {problem}"
+        for key, limits in rows.items()
+        for problem in limits.broken_by(measured[key])
+    ]
+    return [Table(place=PLACE, text=markdown(measured), problems=problems)]
+
+
+def redraw_tables(names: Sequence[str]) -> list[Table]:
+    """The table of redraws, with the rows of the schemes `names` drawn anew."""
+    schemes = select(names, {scheme for scheme, _ in REDRAWN})
+    drawn = {}
+    for scheme, kernels in REDRAWN:
+        if scheme in schemes:
+            show_progress(f"{scheme} ({kernels})")
+            drawn[scheme, kernels] = redraw(scheme, kernels)
+    return [Table(place=REDRAWS_PLACE, text=redraws_markdown(drawn))]
+
+
+def markdown(measured: Mapping[Key, Closeness]) -> str:
+    """The document's table, with the rows in `measured` replaced."""
     documented = _documented_rows()
     cells = [
-        _cells(key, found[key], limits) if key in found else documented[key]
+        _cells(key, measured[key], limits) if key in measured else documented[key]
         for key, limits in ROWS.items()
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
-def _cells(key: Key, found: Closeness, limits: Limits) -> list[str]:
-    figures = (
-        f"{found.signal_to_noise_db:.1f}",
-        f"{found.kl_nats:.4f}",
-        f"{found.top1:.3f}",
-        f"{found.perplexity_change:+.2%}",
+def _cells(key: Key, figures: Closeness, limits: Limits) -> list[str]:
+    texts = (
+        f"{figures.signal_to_noise_db:.1f}",
+        f"{figures.kl_nats:.4f}",
+        f"{figures.top1:.3f}",
+        f"{figures.perplexity_change:+.2%}",
     )
-    pairs = zip(figures, _limit_cells(limits), strict=True)
+    pairs = zip(texts, limits.cells(), strict=True)
     return [*key, _tokens_cell(limits), *(cell for pair in pairs for cell in pair)]
 
 
@@ -298,48 +216,28 @@ def _tokens_cell(limits: Limits) -> str:
     return "all" if limits.length is None else f"first {limits.length}"
 
 
-def _limit_cells(limits: Limits) -> tuple[str, str, str, str]:
-    return (
-        f"{limits.least_db:.1f}",
-        f"{limits.most_kl_nats:.4f}",
-        f"{limits.least_top1:.2f}",
-        f"{limits.most_perplexity_change:.1%}",
-    )
-
-
 def _documented_rows() -> dict[Key, list[str]]:
-    rows = rows_between(*PLACE)
-    return {(row[0], row[1], row[2]): row for row in rows}
+    return {(row[0], row[1], row[2]): row for row in rows_between(*PLACE)}
 
 
 def documented_limits() -> dict[Key, tuple[str, ...]]:
-    """The limits as docs/correctness.md has them, as text."""
+    """The limits in docs/correctness.md, as text."""
     return {key: (row[3], *row[5::2]) for key, row in _documented_rows().items()}
 
 
 def limits_as_documented() -> dict[Key, tuple[str, ...]]:
-    """The limits of the code in the document's form."""
+    """The limits that are checked, in the document's form."""
     return {
-        key: (_tokens_cell(limits), *_limit_cells(limits))
-        for key, limits in ROWS.items()
+        key: (_tokens_cell(limits), *limits.cells()) for key, limits in ROWS.items()
     }
 
 
-def redraws_markdown(found: Mapping[tuple[str, str], Redraws]) -> str:
-    """The table of redraws; schemes not `found` as the limits have them."""
+def redraws_markdown(drawn: Mapping[tuple[str, str], Redraws]) -> str:
+    """The table of redraws; a scheme that is not in `drawn` has those of the limits."""
     cells = [
-        (*key, *_redraws_cells(found.get(key, drawn))) for key, drawn in REDRAWN.items()
+        (*key, *drawn.get(key, redraws).cells((2, 4, 3, 1)))
+        for key, redraws in REDRAWN.items()
     ]
-    headers = ("scheme", "kernels", "dB", "KL (nats)", "top-1", "perplexity")
-    return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _redraws_cells(drawn: Redraws) -> tuple[str, str, str, str]:
-    db, kl, top1 = drawn.signal_to_noise_db, drawn.kl_nats, drawn.top1
-    mean, deviation = drawn.perplexity_change
-    return (
-        f"{db[0]:.2f} ({db[1]:.2f})",
-        f"{kl[0]:.4f} ({kl[1]:.4f})",
-        f"{top1[0]:.3f} ({top1[1]:.3f})",
-        f"{mean:+.1%} ({deviation:.1%})",
+    return github_table(
+        cells, ("scheme", "kernels", "dB", "KL (nats)", "top-1", "perplexity")
     )

@@ -1,22 +1,28 @@
 """How exact each scheme's product is, and its table of docs/correctness.md.
 
-A layer of SmolLM2 is quantized and multiplied with random tokens; beside it stands the
-same product in float64 with the weight that the layer holds. That weight is read off
-the layer's answers to the unit vectors, so that any scheme of any kernels will do.
+A layer of SmolLM2 is quantized and multiplied with random tokens. The product is
+compared with the same product in float64 with the weight that the layer holds. That
+weight is read off the layer's answers to the unit vectors, so any scheme of any kernels
+will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import place, rows_between
+from scripts.doc_tables.document import (
+    Table,
+    github_table,
+    place,
+    rows_between,
+    select,
+)
 from scripts.doc_tables.rounding import QUANTIZE_TOKENS
 from scripts.doc_tables.smollm2 import unquantized
 
@@ -24,7 +30,7 @@ PLACE = place("correctness.md", "operators")
 TOKENS = (1, 6, 17)
 # Rounding in float32 is 144 dB below a product, and 576 roundings of a sum in any
 # direction are 24 times one: 117 dB. The schemes themselves are at 1 to 29 dB.
-LEAST_DB = 110.0
+MIN_DB = 110.0
 # autoquant multiplies with the operators of what it chose; torchao's int8dq rounds the
 # tokens in a way of its own before it multiplies, so that no product is the exact one.
 SCHEMES = tuple(
@@ -59,26 +65,38 @@ def _tokens(count: int, columns: int) -> Tensor:
 
 
 def _db(layer: nn.Linear, weight: Tensor, x: Tensor, scheme: str) -> float:
-    found = layer(x)
+    product = layer(x)
     if scheme in QUANTIZE_TOKENS:
         values, scale = QUANTIZE_TOKENS[scheme](x)
         x = values * scale
     exact = x.double() @ weight.double().T
-    noise = (found - exact).square().mean()
+    noise = (product - exact).square().mean()
     return float(10 * torch.log10(exact.square().mean() / noise))
 
 
-def markdown(found: Mapping[tuple[str, str], Mapping[int, float]]) -> str:
-    """The table between the document's two marks; schemes not `found` as they are."""
-    rows = _documented_rows()
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table of operators, with the rows of the schemes `names` measured anew."""
+    chosen = select(names, {scheme for scheme, _ in SCHEMES})
+    measured = {key: operator_db(*key) for key in SCHEMES if key[0] in chosen}
+    problems = [
+        f"{'.'.join(key)}: {min(by_tokens.values()):.0f} dB"
+        for key, by_tokens in measured.items()
+        if min(by_tokens.values()) < MIN_DB
+    ]
+    return [Table(place=PLACE, text=markdown(measured), problems=problems)]
+
+
+def markdown(measured: Mapping[tuple[str, str], Mapping[int, float]]) -> str:
+    """The document's table, with the rows in `measured` replaced."""
+    documented = _documented_rows()
     cells = [
-        [*key, *(f"{found[key][each]:.0f}" for each in TOKENS)]
-        if key in found
-        else rows[key]
+        [*key, *(f"{measured[key][tokens]:.0f}" for tokens in TOKENS)]
+        if key in measured
+        else documented[key]
         for key in SCHEMES
     ]
-    headers = ("scheme", "kernels", *(f"M = {tokens}, dB" for tokens in TOKENS))
-    return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
+    columns = (f"M = {tokens}, dB" for tokens in TOKENS)
+    return github_table(cells, ("scheme", "kernels", *columns))
 
 
 def documented() -> list[tuple[str, str]]:

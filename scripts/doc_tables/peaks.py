@@ -1,4 +1,4 @@
-"""The table of predicted peaks in docs/sizes.md, beside the published ones."""
+"""The table of predicted peaks in docs/sizes.md, and the published ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 
-from tabulate import tabulate
-
 from llama_perf.measure.predict import Prediction
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import place
+from scripts.doc_tables.document import github_table, place
 from scripts.doc_tables.sizes import PUBLISHED
 
 PLACE = place("sizes.md", "peaks")
@@ -107,20 +105,20 @@ def markdown() -> str:
     """The table between the document's two marks."""
     cells = [
         (
-            f"`{each.row.id}`",
+            f"`{peak.row.id}`",
             *(
                 f"{figure:.2f}"
                 for figure in (
-                    each.published_gb,
-                    each.predicted_gb,
-                    each.predicted.model_size_bytes / 1e9,
-                    each.predicted.embedding_bytes / 1e9,
-                    each.predicted.cache_bytes / 1e9,
-                    each.predicted.working_bytes / 1e9,
-                    each.ceiling_gb,
+                    peak.published_gb,
+                    peak.predicted_gb,
+                    peak.predicted.model_size_bytes / 1e9,
+                    peak.predicted.embedding_bytes / 1e9,
+                    peak.predicted.cache_bytes / 1e9,
+                    peak.predicted.working_bytes / 1e9,
+                    peak.ceiling_gb,
                 )
             ),
         )
-        for each in peaks()
+        for peak in peaks()
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)

@@ -1,16 +1,22 @@
-"""The table of docs/performance.md: the published one beside a card's baseline."""
+"""The table of docs/performance.md: a card's baseline and the published figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-
-from tabulate import tabulate
 
 from llama_perf.gate import baselines
 from llama_perf.results.measurement import GB, Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import DOCS, place, text_between
+from scripts.doc_tables.document import (
+    DOCS,
+    Table,
+    github_table,
+    place,
+    select,
+    text_between,
+)
 
 PLACE = place("performance.md", "card")
 FOLDER = DOCS.parent / "baselines"
@@ -28,6 +34,12 @@ _HEADERS = (
 )
 
 
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table; it has no rows to choose from."""
+    select(names, ())
+    return [Table(place=PLACE, text=markdown())]
+
+
 def markdown() -> str:
     """Every row of the set `reference`, in its order."""
     stored = baselines.read(baselines.path_of(FOLDER, CARD))
@@ -37,7 +49,7 @@ def markdown() -> str:
         _cells(row, here[row.id], there[row.reference_key])
         for row in load_set("reference")
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
 def _cells(row: RowSpec, here: Measurement, there: Measurement) -> tuple[str, ...]:

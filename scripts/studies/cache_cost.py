@@ -15,13 +15,12 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from tabulate import tabulate
 
 from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import place, replace_between
+from scripts.doc_tables.document import github_table, place, replace_between
 from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint
 
 PLACE = place("long-context.md", "cache cost")
@@ -112,7 +111,7 @@ def table(groups: Sequence[Sequence[Timed]]) -> str:
             else:
                 cells += [f"{median(found):.3f}", f"{low:.3f} to {high:.3f}"]
             lines.append(cells)
-    return tabulate(lines, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(lines, _HEADERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from llama_perf.results.run import Report, read_report
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection as row_sets
-from scripts.doc_tables.document import Place, place, replace_between
+from scripts.doc_tables.document import Place, github_table, place, replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the quick rows with their slowdowns, and of a set of the package.
@@ -86,7 +84,7 @@ class Runs:
 def table(studied: Sequence[Runs]) -> str:
     """The table of all shares, markdown."""
     cells = [each.cells() for each in studied]
-    return tabulate(cells, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    return github_table(cells, _HEADERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from tabulate import tabulate
 
 from llama_perf.measure.environment import collect
-from scripts.doc_tables.document import place, replace_between
+from scripts.doc_tables.document import github_table, place, replace_between
 from scripts.studies.torchao_0_15.peer import (
     MODEL,
     ROOT,
@@ -207,7 +206,7 @@ def comparison_table(found: Found) -> str:
                 for ran in runs
                 if ran.problem
             ]
-    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    table = github_table(lines, headers)
     return "\n\n".join([table, *(["\n".join(problems)] if problems else [])])
 
 
@@ -232,7 +231,7 @@ def cache_table(found: Found) -> list[str]:
         for row in LARGE_CACHES
     ]
     headers = ["share of the small cache's tok/s", *SIDES]
-    return [tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)]
+    return [github_table(lines, headers)]
 
 
 def _short(problem: str) -> str:

@@ -1,4 +1,4 @@
-"""Quantized caches beside the unquantized one on a long text: within their limits."""
+"""Quantized caches on a long text: within their limits from the unquantized one."""
 
 from __future__ import annotations
 
@@ -27,33 +27,32 @@ def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:
 
 def test_chunks_through_a_cache_are_the_text_at_once() -> None:
     start = 600
-    whole = unquantized().logits(long_tokens()[:, :start])
-    found = closeness(
-        whole, logits_with_cache(None)[:, :start], long_tokens()[:, :start]
-    )
-    assert found.signal_to_noise_db > 80
-    assert found.top1 == 1.0
+    ids = long_tokens()[:, :start]
+    at_once = unquantized().logits(ids)
+    figures = closeness(at_once, logits_with_cache(None)[:, :start], ids)
+    assert figures.signal_to_noise_db > 80
+    assert figures.top1 == 1.0
 
 
 def test_damaged_scales_break_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = cache_codes.quantize
+    original = cache_codes.quantize
 
     def damaged(
         x: torch.Tensor, kind: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        codes, scale = honest(x, kind)
+        codes, scale = original(x, kind)
         scale[:, :1] *= 1.25
         return codes, scale
 
     monkeypatch.setattr(cache_codes, "quantize", damaged)
     length = 512
     ids = long_tokens()[:, :length]
-    found = closeness(
+    figures = closeness(
         logits_with_cache(None)[:, :length],
         logits_with_cache.__wrapped__("int8", length),
         ids,
     )
-    assert LIMITS["int8"].broken_by(found)
+    assert LIMITS["int8"].broken_by(figures)
 
 
 def test_the_documented_table_is_that_of_the_limits() -> None:

@@ -1,8 +1,9 @@
-"""Quantized SmolLM2 beside the unquantized, and the arithmetic that says how close."""
+"""Quantized SmolLM2 compared with the unquantized, and the arithmetic of closeness."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -45,20 +46,20 @@ def marked(key: Key) -> ParameterSet:
 # By scheme: one that is compared with two models has its logits made once.
 @pytest.mark.parametrize("key", [marked(key) for key in sorted(ROWS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
-    (scheme, kernels, beside), limits = key, ROWS[key]
-    found = scheme_figures(scheme, kernels, limits.length, beside)
-    assert limits.broken_by(found.closeness) == []
+    (scheme, kernels, reference), limits = key, ROWS[key]
+    figures = scheme_figures(scheme, kernels, limits.length, reference)
+    assert limits.broken_by(figures.closeness) == []
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
-    drawn = Redraws(
+    redraws = Redraws(
         signal_to_noise_db=(20.0, 0.31),
         kl_nats=(0.04, 0.001),
         top1=(0.9, 0.01),
         perplexity_change=(-0.02, 0.01),
     )
-    assert Limits.over(drawn) == Limits(
-        least_db=18.1, most_kl_nats=0.046, least_top1=0.84, most_perplexity_change=0.08
+    assert Limits.over(redraws) == Limits(
+        min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
     )
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
@@ -66,8 +67,7 @@ def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
 
 
 def test_the_documented_redraws_are_those_of_the_limits() -> None:
-    table = text_between(*REDRAWS_PLACE)
-    assert table == redraws_markdown({})
+    assert text_between(*REDRAWS_PLACE) == redraws_markdown({})
 
 
 def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
@@ -100,11 +100,11 @@ def test_the_product_of_integers_is_exact_and_torchs(
     a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
     b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
     a[0], a[1], b[:, 0] = low, high, -128
-    found = exact_int_mm(a, b)
-    assert found.dtype == torch.int32
-    assert torch.equal(found.long(), a.long() @ b.long())
+    product = exact_int_mm(a, b)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), a.long() @ b.long())
     # Where ONEDNN_MAX_CPU_ISA takes VNNI away, torch's saturate.
-    same = torch.equal(found, torch._int_mm(a, b))
+    same = torch.equal(product, torch._int_mm(a, b))
     assert same == processor.int8_products_are_exact()
 
 
@@ -136,20 +136,21 @@ def test_the_documented_limits_are_those_that_are_checked() -> None:
     ids=".".join,
 )
 def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
-    scheme, kernels, beside = key
+    scheme, kernels, reference = key
     model = quantized(scheme, kernels=kernels)
-    weight = model.layers[14].feed_forward.w2.weight
+    weight: Any = model.get_submodule("layers.14.feed_forward.w2").weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert ROWS[key].broken_by(compared(model, beside=beside))
+    assert ROWS[key].broken_by(compared(model, reference=reference))
 
 
 def test_a_model_is_close_to_itself() -> None:
     ids, logits = tokens(), reference_logits()
-    found = closeness(logits, unquantized().logits(ids), ids)
-    assert found.signal_to_noise_db > 100
-    assert (found.top1, found.perplexity_change) == (1.0, pytest.approx(0, abs=1e-6))
-    assert found.kl_nats == pytest.approx(0, abs=1e-9)
+    figures = closeness(logits, unquantized().logits(ids), ids)
+    assert figures.signal_to_noise_db > 100
+    assert figures.top1 == 1.0
+    assert figures.perplexity_change == pytest.approx(0, abs=1e-6)
+    assert figures.kl_nats == pytest.approx(0, abs=1e-9)
 
 
 def test_the_arithmetic_on_logits_made_by_hand() -> None:
@@ -164,10 +165,10 @@ def test_the_arithmetic_on_logits_made_by_hand() -> None:
     signal = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
     noisy = signal + 0.1 * torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
     two = torch.tensor([[0, 1]])
-    found = closeness(signal, noisy, two)
-    assert found.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
+    shifted = closeness(signal, noisy, two)
+    assert shifted.signal_to_noise_db == pytest.approx(20.0, abs=1e-4)
     # The same shift of all logits changes no distribution.
-    assert found.kl_nats == pytest.approx(0, abs=1e-7)
+    assert shifted.kl_nats == pytest.approx(0, abs=1e-7)
     flipped = closeness(signal, -signal, two)
     assert flipped.top1 == 0.0
     p = 1 / (1 + math.exp(-2))

@@ -5,7 +5,7 @@ import torch
 
 from llama_perf.kernels import int8_dynamic
 from scripts.doc_tables.twins import (
-    MOST_PRODUCTS_RATIO,
+    MAX_PRODUCTS_RATIO,
     QUICK,
     TWINS,
     compare_twins,
@@ -17,15 +17,15 @@ from scripts.doc_tables.twins import (
 
 @pytest.mark.parametrize("scheme", QUICK)
 def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
-    found = twins(scheme)
-    assert not found.further, found
+    pair = twins(scheme)
+    assert not pair.further, pair
 
 
 def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao() -> None:
-    assert products_ratio("int8dq") <= MOST_PRODUCTS_RATIO
+    assert products_ratio("int8dq") <= MAX_PRODUCTS_RATIO
 
 
-def test_activations_that_are_rounded_worse_are_found(
+def test_activations_that_are_rounded_worse_are_detected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = int8_dynamic.quantize_tokens
@@ -36,16 +36,16 @@ def test_activations_that_are_rounded_worse_are_found(
         return torch.round(x / scale).to(torch.int8), scale
 
     monkeypatch.setattr(int8_dynamic, "quantize_tokens", coarser)
-    assert products_ratio("int8dq", blocks=(4, 14)) > MOST_PRODUCTS_RATIO
+    assert products_ratio("int8dq", blocks=(4, 14)) > MAX_PRODUCTS_RATIO
 
 
 def test_every_twin_is_documented_and_none_is_further() -> None:
-    found = documented()
-    assert tuple(found) == TWINS
-    assert max(found.values()) <= 2.0
+    errors = documented()
+    assert tuple(errors) == TWINS
+    assert max(errors.values()) <= 2.0
 
 
-def test_what_is_further_at_most_positions_is_told_from_chance() -> None:
+def test_a_difference_at_most_positions_is_distinguished_from_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     hard = torch.rand(400, generator=generator, dtype=torch.float64)
     noise = torch.randn(400, generator=generator, dtype=torch.float64) * 0.02

@@ -124,7 +124,7 @@ def measured(result: RowResult) -> Measurement:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def greedy(model: Transformer, *, compile: bool, count: int) -> Tensor:

@@ -115,7 +115,7 @@ def test_a_missing_field_is_named(stored: Path) -> None:
 def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(to_json(baseline_of(measured(), measured())), encoding="utf-8")
-    assert f"rows.1.id: {CPU_ROW.id!r} stands twice" in refusal(path)
+    assert f"rows.1.id: {CPU_ROW.id!r} is there twice" in refusal(path)
 
 
 SEVERAL = [measured(tok_s=each) for each in (100.0, 104.0, 102.0)]

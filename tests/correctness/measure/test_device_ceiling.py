@@ -113,17 +113,17 @@ def test_the_kernel_compiles_with_its_dependence_where_the_card_has_it(
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from llama_perf.kernels.triton.dependent_launch import count
-    from scripts.studies.kernel_resources.products import compile_launch
+    from scripts.studies.kernel_resources.resources import Kernel, compile_kernel
 
     for dependent in (False, True) if capability >= 90 else (False,):
-        taken = compile_launch(
-            count,
+        kernel = Kernel(
+            function=count,
             pointers={"x": "*i32"},
             sizes={},
             constants={"DEPENDENT": dependent},
             warps=1,
             stages=1,
-            capability=capability,
         )
+        taken = compile_kernel(kernel, capability)
         assert taken.spilled_bytes == 0
         assert taken.registers < 32

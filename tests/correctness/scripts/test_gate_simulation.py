@@ -11,7 +11,7 @@ from llama_perf.gate.noise import Spread
 from llama_perf.gate.thresholds import detection_chance, minimum_detectable
 from scripts.studies.gate_simulation import (
     DEVIATIONS,
-    MOST_FALSE_ALARMS,
+    MAX_FALSE_ALARMS,
     ROWS,
     RUNS,
     SIZES,
@@ -31,7 +31,7 @@ def test_unchanged_rows_hardly_ever_fail(processes: tuple[int, ...]) -> None:
     ]
     # At the rate that is allowed, four or more of 1200 come once in thirty times.
     assert np.concatenate(alarms).sum() <= 3
-    assert MOST_FALSE_ALARMS * 1200 < 3
+    assert MAX_FALSE_ALARMS * 1200 < 3
 
 
 def test_a_screen_alone_would_alarm_in_every_tenth_run() -> None:
@@ -46,10 +46,10 @@ def test_what_is_said_to_be_found_is_found(deviation: float) -> None:
     runs = simulate((deviation,) * ROWS, SIZES["10"], runs=300, seed=2)
     least = minimum_detectable(known, 10)
     # The simulated runs estimate the deviation, which widens their limits a little.
-    assert 0.80 < runs.found(least) < 0.95
+    assert 0.80 < runs.detected(least) < 0.95
     chance = detection_chance(-math.log1p(-least), known, 10)
-    assert runs.found(least) <= chance + 0.03
-    found = [runs.found(slowdown) for slowdown in SLOWDOWNS]
+    assert runs.detected(least) <= chance + 0.03
+    found = [runs.detected(slowdown) for slowdown in SLOWDOWNS]
     assert found == sorted(found)
 
 
@@ -59,9 +59,9 @@ def test_the_document_has_the_table_of_the_study() -> None:
     wanted = [(size, name) for size in SIZES for name, _, _ in cases()]
     assert [(each[0], each[1]) for each in cells] == wanted
     for each in cells:
-        assert float(each[2].removesuffix("%")) / 100 <= MOST_FALSE_ALARMS
+        assert float(each[2].removesuffix("%")) / 100 <= MAX_FALSE_ALARMS
     assert header.count("|") == 3 + len(SLOWDOWNS) + 2
     # One line anew, as it was computed for the document: draws are seeded.
     _, deviations, tails = cases()[0]
     found = simulate(deviations, SIZES["10"], runs=RUNS // 10, tails=tails)
-    assert abs(found.found(0.02) - float(cells[0][4].removesuffix("%")) / 100) < 0.01
+    assert abs(found.detected(0.02) - float(cells[0][4].removesuffix("%")) / 100) < 0.01

@@ -10,9 +10,9 @@ from torch import Tensor
 from llama_perf.kernels.triton.sampling import exponential
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of as many programs and sequences as `choose` has, float32 (sequences, V)."""
+    """Draw with as many programs and sequences as `choose`, float32 (sequences, V)."""
     part, sequence = tl.program_id(0), tl.program_id(1)
     number = tl.load(count).to(tl.int32)
     drawn = exponential(tl.load(seed), part, sequence, number, BLOCK)
@@ -23,7 +23,7 @@ def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-d
 def exponentials(
     seed: Tensor, count: int, shape: torch.Size, *, block: int = 2048
 ) -> Tensor:
-    """What the token at `count` is drawn by, float32 (B, V)."""
+    """The numbers by which the token at `count` is drawn, float32 (B, V)."""
     out = seed.new_empty(shape, dtype=torch.float32)
     parts = -(-shape[1] // block)
     draw[parts, shape[0]](

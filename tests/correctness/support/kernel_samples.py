@@ -140,7 +140,7 @@ class Packed:
 
     def product(self) -> Tensor:
         """By the operator."""
-        others = {
+        others: dict[str, Callable[..., Tensor]] = {
             "int8": row_scaled.int8_weight_op,
             "fp6": row_scaled.fp6_weight_op,
             "float8": row_scaled.float8_weight_op,

@@ -66,7 +66,7 @@ class _Operators(TorchDispatchMode):
     """Notes torch's operators that launch something: no views, no allocations."""
 
     def __init__(self, noted: list[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._noted = noted
 
     def __torch_dispatch__(
@@ -74,8 +74,8 @@ class _Operators(TorchDispatchMode):
     ) -> Any:
         del types
         name = func.overloadpacket.__name__
-        returned = [each.alias_info for each in func._schema.returns]
-        view = any(each is not None and not each.is_write for each in returned)
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in aliases)
         if not view and "empty" not in name and name != "detach":
             self._noted.append(name)
         return func(*args, **(kwargs or {}))

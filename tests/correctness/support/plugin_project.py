@@ -59,8 +59,8 @@ def import_all() -> None:
     cannot be imported twice.
     """
     row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
-    for each in (row, replace(row, quantization="int8wo", kernels="torchao")):
-        result = session.Session(["cpu"], options=RunOptions()).run_row(each)
+    for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = session.Session(["cpu"], options=RunOptions()).run_row(variant)
         assert result.measurement is not None, result.reason
     # The compiler's modules too: they register themselves once in a process.
     torch.compile(torch.sin)(torch.ones(4))
@@ -105,15 +105,15 @@ class Project:
             session, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
         )
         monkeypatch.setattr(worker, "run_in_process", in_this_process)
-        self._worker = runner.Worker
+        self._worker = worker.Worker
         self._monkeypatch = monkeypatch
         self.isolated(False)
         # pytest-benchmark would take a run inside a test for one under xdist.
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
         self.pytester = pytester
         self.path = pytester.path
-        for folder in ("perf", "correctness"):
-            (self.path / "tests" / folder).mkdir(parents=True)
+        for tests in ("perf", "correctness"):
+            (self.path / "tests" / tests).mkdir(parents=True)
         (self.path / "tests" / "correctness" / "test_nothing.py").touch()
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
@@ -125,8 +125,8 @@ class Project:
 
     def isolated(self, isolated: bool) -> None:
         """Have rows run in a worker process, as users have it, or in this one."""
-        worker = self._worker if isolated else InProcessWorker
-        self._monkeypatch.setattr(runner, "Worker", worker)
+        kind = self._worker if isolated else InProcessWorker
+        self._monkeypatch.setattr(runner, "Worker", kind)
 
     def run_isolated(self, *options: str) -> pytest.RunResult:
         """The same as `run` with rows in a worker process."""

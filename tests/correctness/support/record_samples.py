@@ -101,6 +101,11 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     )
 
 
+def _measurement(metric: str, figure: float) -> Measurement:
+    changes: dict[str, Any] = {metric: figure}
+    return replace(MEASUREMENT, **changes)
+
+
 def baseline_of_processes(
     values: dict[RowSpec, Sequence[float]], metric: str = "tok_s"
 ) -> Baseline:
@@ -109,8 +114,8 @@ def baseline_of_processes(
         recorded="2026-01-02T03:04:05+00:00",
         environment=ENVIRONMENT,
         rows=tuple(
-            baseline_row(row, *(replace(MEASUREMENT, **{metric: one}) for one in each))
-            for row, each in values.items()
+            baseline_row(row, *(_measurement(metric, figure) for figure in figures))
+            for row, figures in values.items()
         ),
     )
 

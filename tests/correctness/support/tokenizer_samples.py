@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def write_gguf(
     *,
     tokens: list[str] | None = None,
     merges: list[str] | None = None,
-    types: list[int] | None = None,
+    types: Sequence[int] | None = None,
     chat_template: str = "",
     **fields: str | int | bool,
 ) -> Path:

@@ -33,7 +33,7 @@ class _NoWaiting(TorchDispatchMode):
 @contextmanager
 def refusing_to_wait(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
-        with _NoWaiting():
+        with _NoWaiting():  # type: ignore[no-untyped-call]
             yield
         return
     try:

@@ -1,0 +1,44 @@
+"""The table of metrics: every entry can be read, and the documents follow it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
+from llama_perf.results.measurement import StepWork, ValueCheck
+from scripts.doc_tables import limits
+from scripts.doc_tables.document import text_between
+from tests.correctness.support.record_samples import MEASUREMENT
+
+EVERY_FIELD = replace(
+    MEASUREMENT,
+    peak_allocated_bytes=1,
+    graph_breaks=2,
+    compilations=3,
+    step=StepWork(calls=4.0, ms=5.0, operators=()),
+    check=ValueCheck(
+        signal_to_noise_db=6.0, least_db=7.0, against="b", tokens=8, ties=0, seconds=0.1
+    ),
+)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.title)
+def test_a_metric_is_read_from_a_field_of_a_measurement(metric: Metric) -> None:
+    record: object = EVERY_FIELD
+    for name in metric.source.split("."):
+        record = getattr(record, name)
+    assert metric.read(EVERY_FIELD) == record
+    compared = metric.rule not in {Rule.SHOWN, Rule.REPORTED}
+    assert bool(metric.limits) == compared
+    assert metric.column is not None or compared
+
+
+def test_no_two_metrics_and_no_two_limits_share_a_name() -> None:
+    assert len({metric.title for metric in METRICS}) == len(METRICS)
+    assert len(LIMIT_FIELDS) == sum(len(metric.limits) for metric in METRICS)
+
+
+def test_the_documented_limits_are_those_of_the_metrics() -> None:
+    assert text_between(*limits.PLACE) == limits.markdown()
