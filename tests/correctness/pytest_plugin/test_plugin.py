@@ -76,9 +76,15 @@ def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None
     result = project.run("--benchmark-compare", *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=1)
-    told = f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> * (-100.0%); *"
-    told += f" (-100.0%, limit 25.0%){FIXED_LIMIT}"
-    result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", told])
+    measurement = project.report().results[0].measurement
+    assert measurement is not None
+    tok_s = measurement.tok_s
+    reason = (
+        f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> {tok_s:.2f} (-100.0%); tok/s per"
+        f" GB/s of the device 50000000000.000 -> {tok_s / 20:.3f}"
+        f" (-100.0%, limit 25.0%){FIXED_LIMIT}"
+    )
+    result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", reason])
     result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
     failures = ElementTree.parse(junit).getroot().iter("failure")
     assert [str(failure.get("message"))[:6] for failure in failures] == ["Failed"]

@@ -71,20 +71,20 @@ def test_a_row_is_measured_in_another_process(
     (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf-8")
     slowed = Slowdown(glob="stories*", share=0.5)
     steps: list[str] = []
-    found = run(steps.append, slowdowns=(slowed,))
-    assert found.result.row == ROW
-    measurement = found.result.measurement
-    assert measurement is not None, found.result.reason
+    ended = run(steps.append, slowdowns=(slowed,))
+    assert ended.result.row == ROW
+    measurement = ended.result.measurement
+    assert measurement is not None, ended.result.reason
     assert len(measurement.sample_ns) == 2
     assert measurement.injected_slowdown == 0.5
     assert steps[0] == "building"
     assert len(steps) > 1
-    assert found.environment is not None
-    assert found.environment.device_key.startswith("cpu-")
+    assert ended.environment is not None
+    assert ended.environment.device_key.startswith("cpu-")
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "reason"),
     [
         (
             "print('one', flush=True); print('two', file=sys.stderr); sys.exit(7)",
@@ -103,14 +103,14 @@ def test_a_row_is_measured_in_another_process(
     ],
 )
 def test_a_process_that_breaks_is_an_invalid_row(
-    instead: Callable[[str], None], code: str, told: str
+    instead: Callable[[str], None], code: str, reason: str
 ) -> None:
     instead(code)
-    found = run()
-    assert found.environment is None
-    assert found.result.status is Status.INVALID
-    assert found.result.id == ROW.id
-    assert found.result.reason == told
+    ended = run()
+    assert ended.environment is None
+    assert ended.result.status is Status.INVALID
+    assert ended.result.id == ROW.id
+    assert ended.result.reason == reason
 
 
 def test_a_damaged_result_names_its_row(instead: Callable[[str], None]) -> None:
@@ -144,12 +144,12 @@ def test_an_interrupt_ends_the_process_too(
         os.kill(int(started.read_text(encoding="utf-8")), 0)
 
 
-def test_a_worker_is_told_the_devices_of_the_whole_run(
+def test_a_worker_gets_the_devices_of_the_whole_run(
     instead: Callable[[str], None],
 ) -> None:
     instead("print(task['devices']); sys.exit(1)")
-    found = worker.run_in_process(ROW, options=RunOptions(), devices=["cuda", "cpu"])
-    assert str(found.result.reason).endswith(": ['cpu', 'cuda']")
+    ended = worker.run_in_process(ROW, options=RunOptions(), devices=["cuda", "cpu"])
+    assert str(ended.result.reason).endswith(": ['cpu', 'cuda']")
 
 
 def test_a_row_that_hangs_is_ended_with_what_it_started(
@@ -164,10 +164,10 @@ def test_a_row_that_hangs_is_ended_with_what_it_started(
         f"open({str(child)!r}, 'w').write(str(child.pid))\n"
         f"print('stuck', flush=True); open({str(stuck)!r}, 'w'); time.sleep(3600)"
     )
-    found = run(row_timeout_s=2.0)
-    assert found.result.status is Status.INVALID
+    ended = run(row_timeout_s=2.0)
+    assert ended.result.status is Status.INVALID
     reason = "its process was ended after 2 s (row-timeout): stuck"
-    assert found.result.reason == reason
+    assert ended.result.reason == reason
     wait_until(lambda: not alive(int(child.read_text(encoding="utf-8"))))
 
 

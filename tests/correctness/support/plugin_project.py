@@ -176,7 +176,7 @@ class Project:
         }
 
     def report(self) -> Report:
-        """The results that the last run kept."""
+        """The results that the last run saved."""
         path = self.path / ".llama-perf" / "last.json"
         return from_json(Report, path.read_bytes(), source=str(path))
 
