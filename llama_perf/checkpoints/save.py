@@ -38,7 +38,7 @@ from llama_perf.llama.transformer import (
     is_unquantized,
 )
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 
 
 def save_model(
@@ -180,7 +180,7 @@ def check_scheme_savable(
     """
     if scheme in AUTOQUANT:
         for each in AUTOQUANT[scheme]:
-            if each != PLAIN:
+            if each != UNQUANTIZED:
                 check_scheme_savable(each, kernels=kernels, device=device, dtype=dtype)
         return
     columns = (Scheme.parse(scheme).group_size or 64) * 16

@@ -106,10 +106,9 @@ def _check_format(fields: object, *, source: str) -> None:
 
 def import_tensors() -> None:
     """Register every scheme's tensor classes, old paths too, with `torch.load`."""
-    from llama_perf.quantize.torchao_import import import_torchao
+    from llama_perf.quantize.registry import import_all
 
-    import_torchao()
-    import_module("llama_perf.quantize.registry").import_all()
+    import_all()
     for old_path, module in _MOVED_CLASSES.items():
         tensor_class = getattr(import_module(module), old_path.rpartition(".")[2])
         torch.serialization.add_safe_globals([(tensor_class, old_path)])

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from tabulate import tabulate
 
 from llama_perf.errors import UserError
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
@@ -79,7 +78,7 @@ def _built(row: RowSpec) -> bool:
     """Whether the row's scheme exists for its kernels."""
     if row.quantization is None:
         return True
-    return row.kernels in built_kernels(Scheme.parse(row.quantization))
+    return row.kernels in Scheme.parse(row.quantization).kernels
 
 
 def _predicted(

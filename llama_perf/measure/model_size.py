@@ -17,7 +17,7 @@ from torch import nn
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 
 _CPU = torch.device("cpu")
 # torchao's tile packing for CUDA: N and K are padded to multiples of these.
@@ -162,13 +162,15 @@ def _fewest_bytes(
 
 
 def _fits(candidate: str, columns: int) -> bool:
-    group_size = None if candidate == PLAIN else Scheme.parse(candidate).group_size
+    group_size = (
+        None if candidate == UNQUANTIZED else Scheme.parse(candidate).group_size
+    )
     return group_size is None or columns % group_size == 0
 
 
 def _linear_bytes(name: str, rows: int, columns: int, dtype: torch.dtype) -> int:
     linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=dtype)
     root = nn.ModuleDict({"linear": linear}).requires_grad_(False)
-    if name != PLAIN:
+    if name != UNQUANTIZED:
         make_quantizer(name, kernels="native", device=_CPU, dtype=dtype)(root, name)
     return tensor_bytes(next(root.parameters()))

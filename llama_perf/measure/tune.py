@@ -24,8 +24,7 @@ from llama_perf.llama.graphs import captured, warm_up
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.presets import preset
 from llama_perf.measure.bandwidth import best_cuda_seconds
-from llama_perf.rows.schemes import AUTOQUANT
-from llama_perf.rows.schemes import PLAIN as NO_SCHEME
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
 Time = Callable[[Choice | None], float]
@@ -66,7 +65,7 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
         for scheme, tokens in combinations(schemes, sorted(counts)):
-            plain = None if scheme == NO_SCHEME else scheme
+            plain = None if scheme == UNQUANTIZED else scheme
             found += list(_of_layer(preset(row.model), plain, dtype, tokens))
     return list(dict.fromkeys(found))
 

@@ -16,7 +16,6 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.quantize.autoquant.choose import choose
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec
@@ -62,8 +61,7 @@ def quantize_model(
 
 def preferred_kernels(scheme: str) -> str:
     """The kernels a scheme runs on where none are asked for."""
-    built = built_kernels(Scheme.parse(scheme))
-    return built[0] if built else KERNELS[0]
+    return Scheme.parse(scheme).kernels[0]
 
 
 def chosen_quantizer(

@@ -1,7 +1,7 @@
-"""Names of quantization schemes: parsing and validation.
+"""Names of quantization schemes, and the kernels that each is built on.
 
-Knows the grammar of the names alone, neither torch nor which scheme is built on
-which kernels (`llama_perf.quantize.registry` knows that).
+Parses and checks names. Knows no torch and no weights: `llama_perf.quantize` builds
+what is named here.
 """
 
 from __future__ import annotations
@@ -14,26 +14,33 @@ from llama_perf.errors import SpecError
 INT4_GROUP_SIZES = (32, 64, 128, 256)
 UINTX_BITS = tuple(range(1, 9))
 
-# A linear that stays as it is, where schemes are named by linear.
-PLAIN = "none"
-# What each of them chooses from.
+UNQUANTIZED = "none"
+"""The name of no scheme, where each linear has one."""
 AUTOQUANT = {
-    "autoquant": (PLAIN, "int8wo", "int8dq"),
-    "autoquant-int4": (PLAIN, "int8wo", "int8dq", "int4wo-64-hqq"),
+    "autoquant": (UNQUANTIZED, "int8wo", "int8dq"),
+    "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
-PLAIN_FAMILIES = (
-    "int8wo",
-    "int8dq",
-    "float8wo",
-    "float8dq-tensor",
-    "float8dq-row",
-    "fp6",
-    "sparse-marlin",
-    *AUTOQUANT,
-)
+"""The schemes from which each autoquant chooses."""
+_NATIVE, _BOTH = ("native",), ("native", "torchao")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "int8wo": _BOTH,
+    "int8dq": _BOTH,
+    "float8wo": _BOTH,
+    "float8dq-tensor": _BOTH,
+    "float8dq-row": _BOTH,
+    "fp6": _NATIVE,
+    "sparse-marlin": _NATIVE,
+    **dict.fromkeys(AUTOQUANT, _NATIVE),
+    "int4wo": _BOTH,
+    "uintx": _NATIVE,
+}
+"""The kernels that a family of schemes is built on, the preferred ones first."""
 
+# Families whose names have parameters; the name of any other is the scheme's.
+_WITH_GROUPS = ("int4wo", "uintx")
+_WITHOUT_GROUPS = tuple(family for family in FAMILIES if family not in _WITH_GROUPS)
 ALLOWED = (
-    f"allowed: {', '.join(PLAIN_FAMILIES)}, "
+    f"allowed: {', '.join(_WITHOUT_GROUPS)}, "
     f"int4wo-{{{','.join(map(str, INT4_GROUP_SIZES))}}}[-hqq], "
     f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
 )
@@ -57,12 +64,17 @@ class Scheme:
     group_size: int | None = None
     hqq: bool = False
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The kinds of kernels it is built on, the preferred one first."""
+        return FAMILIES[self.family]
+
     @classmethod
     def parse(cls, name: str, *, field: str = "quantization") -> Scheme:
         """Parse `name` strictly; raises SpecError naming `field`."""
         if not isinstance(name, str):
             raise SpecError(field, name, ALLOWED)
-        if name in PLAIN_FAMILIES:
+        if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
         if match := _INT4.fullmatch(name):
             group_size = int(match[1])

@@ -159,6 +159,8 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
     for (scheme, kernels, reference), limits in ROWS.items()
     if reference == "unquantized"
 }
+DEFAULT = LIMITS["fp6", "native"]
+"""The limits of a scheme that has none in closeness_limits.csv."""
 # torchao's own hqq goes over whole weights, two minutes for this model.
 SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
 

@@ -15,7 +15,6 @@ from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
 from llama_perf.measure.model_size import native_model_bytes
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from scripts.doc_tables.document import (
     Place,
@@ -80,7 +79,7 @@ def sizes() -> tuple[Size, ...]:
 
 def is_built(scheme: str | None) -> bool:
     """Whether the scheme has native kernels; None is the unquantized model."""
-    return scheme is None or "native" in built_kernels(Scheme.parse(scheme))
+    return scheme is None or "native" in Scheme.parse(scheme).kernels
 
 
 def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:

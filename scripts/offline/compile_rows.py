@@ -30,7 +30,7 @@ from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import products
 from llama_perf.quantize.autoquant.timing import launch_once
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.studies.kernel_resources.compile_only import (
@@ -126,7 +126,7 @@ def compile_row(row: RowSpec) -> None:
         for name in use.candidates:
             launch_once(use.product, name, dtype=dtype, how=use.how)
     for scheme in AUTOQUANT[row.quantization]:
-        _generate(replace(row, quantization=None if scheme == PLAIN else scheme))
+        _generate(replace(row, quantization=None if scheme == UNQUANTIZED else scheme))
 
 
 def _generate(row: RowSpec) -> None:

@@ -16,9 +16,9 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
 from llama_perf.quantize.autoquant.products import Product
 from llama_perf.quantize.autoquant.timing import How, time_product, weight_bytes
-from llama_perf.rows.schemes import PLAIN
+from llama_perf.rows.schemes import UNQUANTIZED
 
-FORMATS = (PLAIN, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")
+FORMATS = (UNQUANTIZED, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -26,7 +26,7 @@ from llama_perf.quantize.autoquant.times_file import (
 )
 from llama_perf.quantize.autoquant.timing import How, time_product
 from llama_perf.results.measurement import LinearChoice
-from llama_perf.rows.schemes import AUTOQUANT, PLAIN, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
 
@@ -109,7 +109,7 @@ def choose(
         )
         for (rows, columns), totals in found.items()
     ]
-    return tuple(sorted(choices, key=lambda each: -each.total_ms[PLAIN]))
+    return tuple(sorted(choices, key=lambda each: -each.total_ms[UNQUANTIZED]))
 
 
 def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
@@ -143,7 +143,7 @@ def _counts(uses: Iterable[Use], shape: tuple[int, int]) -> tuple[tuple[int, int
 
 
 def _fits(candidate: str, product: Product) -> bool:
-    if candidate == PLAIN:
+    if candidate == UNQUANTIZED:
         return True
     group_size = Scheme.parse(candidate).group_size
     return group_size is None or product.columns % group_size == 0

@@ -17,7 +17,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from llama_perf.errors import SpecError
 from llama_perf.quantize.registry import config_for, register
-from llama_perf.rows.schemes import PLAIN, Scheme
+from llama_perf.rows.schemes import UNQUANTIZED, Scheme
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def _quantize(
         known = ", ".join(map(str, config.schemes)) or "no shape at all"
         raise SpecError("shape", shape, f"autoquant chose for {known}")
     name = config.schemes[shape]
-    if name == PLAIN:
+    if name == UNQUANTIZED:
         return module
     chosen = config_for(
         Scheme.parse(name), kernels="native", device=weight.device, dtype=weight.dtype

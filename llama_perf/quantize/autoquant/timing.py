@@ -27,7 +27,7 @@ from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.products import Product
-from llama_perf.rows.schemes import PLAIN
+from llama_perf.rows.schemes import UNQUANTIZED
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
 """An operator by itself, in code that is compiled, or a kernel of a fused step.
@@ -180,7 +180,7 @@ def _weight(
         product.columns, product.rows, bias=False, device="meta", dtype=dtype
     )
     module = nn.ModuleDict({"linear": linear}).requires_grad_(False)
-    if name != PLAIN:
+    if name != UNQUANTIZED:
         quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
         quantize(module, "autoquant")
     weight: Tensor = linear.weight

@@ -19,7 +19,6 @@ from llama_perf.llama import decode_step
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.sampling import sample
 from llama_perf.llama.transformer import Transformer
-from llama_perf.quantize.registry import built_kernels
 from llama_perf.rows.schemes import Scheme
 from tests.correctness.cuda.test_cuda import PROMPT, SMALL, TIE, device, small_model
 from tests.correctness.support.waiting import refusing_to_wait
@@ -104,7 +103,7 @@ def test_captured_tokens_are_those_of_an_eager_step(
         pytest.skip("test_fused.py has them in the interpreter")
     model = small_model(device)
     if scheme is not None:
-        assert "native" in built_kernels(Scheme.parse(scheme))
+        assert "native" in Scheme.parse(scheme).kernels
         model = quantize_model(model, scheme, kernels="native")
     count = 200 if device.type == "cuda" else 20
     eager = generated(engine(model), count=count)

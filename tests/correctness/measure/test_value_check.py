@@ -14,24 +14,10 @@ from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values,
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.spec import KERNELS, RowSpec
 from llama_perf.run.request import RunOptions
 from llama_perf.run.session import Session
-
-# Groups of 32, which divide the model's 288 columns.
-NATIVE = (
-    None,
-    "int8wo",
-    "int8dq",
-    "int4wo-32",
-    "int4wo-32-hqq",
-    "uintx-4-32",
-    "uintx-2-8",
-    "fp6",
-    "sparse-marlin",
-    "float8wo",
-)
-TORCHAO = ("int8wo", "int8dq", "int4wo-32", "float8wo")
+from tests.correctness.support.schemes import schemes_on
 
 
 def built(**fields: Any) -> Prepared:
@@ -49,8 +35,10 @@ def checked(prepared: Prepared, *, damaged: bool = False) -> ValueCheck:
 
 @pytest.mark.parametrize(
     ("scheme", "kernels"),
-    [(scheme, "native") for scheme in NATIVE]
-    + [(scheme, "torchao") for scheme in TORCHAO],
+    [
+        (None, "native"),
+        *((scheme, kernels) for kernels in KERNELS for scheme in schemes_on(kernels)),
+    ],
 )
 def test_a_right_row_passes_and_a_damaged_scale_does_not(
     scheme: str | None, kernels: str

@@ -17,7 +17,9 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import build_model
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables.rounding import exact_int_mm
+from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import tiny_weights
 
 CPU = torch.device("cpu")
@@ -32,15 +34,13 @@ SMALL = ModelConfig(
     head_dim=32,
 )
 INT4 = ("int4wo-32", "int4wo-64", "int4wo-32-hqq", "int4wo-64-hqq")
+# torchao's, whose error and size are known by formula.
 SCHEMES = ("int8wo", "int8dq", "float8wo", *INT4)
-NATIVE = (
-    *("int8wo", "int8dq", *INT4, "fp6", "sparse-marlin"),
-    *("float8wo", "float8dq-row", "float8dq-tensor"),
-    *("uintx-4-64", "uintx-3-4", "uintx-2-8-hqq"),
-)
+GROUPED = (*INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq")
 BOTH = [
-    *((scheme, "torchao") for scheme in SCHEMES),
-    *((scheme, "native") for scheme in NATIVE),
+    (scheme, kernels)
+    for kernels in KERNELS
+    for scheme in schemes_on(kernels, grouped=GROUPED)
 ]
 
 

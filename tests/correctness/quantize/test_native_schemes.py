@@ -18,34 +18,24 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.quantize.float8dq import Float8DynamicConfig
-from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.int8dq import Int8DynamicConfig, Int8DynamicWeight
+from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.registry import config_for
-from llama_perf.quantize.row_scaled import (
-    Float8WeightConfig,
-    Fp6WeightConfig,
-    Int8WeightConfig,
-)
-from llama_perf.quantize.sparse_marlin import SparseMarlinConfig, prune_2_4
+from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.schemes import Scheme
 from scripts.doc_tables.rounding import QUANTIZE_TOKENS
+from tests.correctness.support.schemes import schemes_on
 
+GROUPED = ("int4wo-32", "int4wo-32-hqq", "uintx-4-64", "uintx-3-12", "uintx-2-8")
 CONFIGS: dict[str, AOBaseConfig] = {
-    "int8wo": Int8WeightConfig(),
-    "int8dq": Int8DynamicConfig(),
-    "int4wo-32": Int4WeightConfig(group_size=32),
-    "int4wo-32-hqq": Int4WeightConfig(group_size=32, hqq=True),
-    "uintx-4-64": UintxWeightConfig(bits=4, group_size=64),
-    "uintx-3-12": UintxWeightConfig(bits=3, group_size=12),
-    "uintx-2-8": UintxWeightConfig(bits=2, group_size=8),
-    "uintx-5-64-hqq": UintxWeightConfig(bits=5, group_size=64, hqq=True),
-    "fp6": Fp6WeightConfig(),
-    "float8wo": Float8WeightConfig(),
-    "float8dq-row": Float8DynamicConfig(),
-    "float8dq-tensor": Float8DynamicConfig(granularity="tensor"),
-    "sparse-marlin": SparseMarlinConfig(),
+    name: config_for(
+        Scheme.parse(name),
+        kernels="native",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    for name in schemes_on("native", grouped=(*GROUPED, "uintx-5-64-hqq"))
 }
 ROWS, COLUMNS = 75, 192
 
