@@ -70,7 +70,7 @@ class WorkerReply:
 
 
 class Worker:
-    """One process, started for its first row; `broken` once it can run no other row.
+    """One process, started for its first row.
 
     `package` is the folder of the `llama_perf` it runs, `python` its interpreter; by
     default those of this process.
@@ -92,7 +92,6 @@ class Worker:
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies = -1
         self._received = b""
-        self.broken = False
 
     @property
     def pid(self) -> int:
@@ -193,7 +192,6 @@ class Worker:
             return self._process.wait()
 
     def _broken(self, row: RowSpec, ending: str, begin: int) -> WorkerResult:
-        self.broken = True
         output = os.pread(self._output.fileno(), 1 << 20, begin)
         reason = f"its process {ending}: {_tail(output.decode(errors='replace'))}"
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
@@ -201,7 +199,6 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process and those it started."""
-        self.broken = True
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -220,7 +217,6 @@ class Worker:
             os.close(self._replies)
             self._process = None
         self._output.close()
-        self.broken = True
 
 
 def run_in_process(

@@ -192,15 +192,6 @@ def test_one_process_runs_several_rows() -> None:
     assert second.result.id == other.id
 
 
-def test_a_broken_process_does_not_hide_in_the_tail_of_the_next_row(
-    instead: Callable[[str], None],
-) -> None:
-    instead("print('noise', flush=True); time.sleep(0.2); sys.exit(3)")
-    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
-        assert "noise" in str(one.run(ROW).result.reason)
-        assert one.broken
-
-
 @pytest.mark.parametrize(
     ("status", "issue", "processes"),
     [
