@@ -10,9 +10,18 @@ if TYPE_CHECKING:
     from llama_perf.checkpoints.load import load_model
     from llama_perf.checkpoints.save import save_model
     from llama_perf.llama.generate import generate
+    from llama_perf.llama.options import EngineOptions
+    from llama_perf.llama.sampling import Sampling
     from llama_perf.quantize.model import quantize_model
 
-__all__ = ["generate", "load_model", "quantize_model", "save_model"]
+__all__ = [
+    "EngineOptions",
+    "Sampling",
+    "generate",
+    "load_model",
+    "quantize_model",
+    "save_model",
+]
 
 # torch's wheels for arm64 bring mimalloc, which reads this when torch is loaded. By
 # itself it keeps what a row freed, and the next row's peak would be too small.
@@ -28,6 +37,8 @@ _HOMES = {
     "quantize_model": "llama_perf.quantize.model",
     "save_model": "llama_perf.checkpoints.save",
     "generate": "llama_perf.llama.generate",
+    "EngineOptions": "llama_perf.llama.options",
+    "Sampling": "llama_perf.llama.sampling",
 }
 
 

@@ -35,7 +35,12 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
     from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import processor
-    from llama_perf.devices.device import default_device, no_card, package_version
+    from llama_perf.devices.device import (
+        KINDS,
+        default_device,
+        device_of,
+        package_version,
+    )
     from llama_perf.measure.environment import collect
     from llama_perf.measure.machine_notes import machine_notes
     from llama_perf.measure.prepare import check_runnable
@@ -48,7 +53,10 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield package, package_version(package) or "missing"
     device = torch.device(default_device())
     environment = collect(device)
-    yield "CUDA", f"missing: {no_card()}" if device.type == "cpu" else "ok"
+    for kind in map(device_of, KINDS):
+        if kind.label is not None:
+            absent = None if kind.is_present() else kind.why_absent()
+            yield kind.label, "ok" if absent is None else f"missing: {absent}"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
@@ -86,8 +94,8 @@ def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
         needed_gb = [error.needed_bytes / 1e9 for error in too_large]
         free_gb = min(error.free_bytes for error in too_large) / 1e9
         missing[
-            f"they need {min(needed_gb):.1f} to {max(needed_gb):.1f} GB, and"
-            f" {free_gb:.1f} GB are free"
+            f"needs {min(needed_gb):.1f} to {max(needed_gb):.1f} GB; {free_gb:.1f} GB"
+            " free"
         ] = len(too_large)
     text = f"{len(rows) - missing.total()} of {len(rows)} rows can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())

@@ -70,10 +70,7 @@ def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int]) -> str:
     max_new_tokens = min(row.max_new_tokens, free)
     engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
     stream = engine.stream(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=row.temperature,
-        top_k=row.top_k,
+        prompt, max_new_tokens=max_new_tokens, sampling=prepared.sampling()
     )
     new: list[int] = []
     shown = ""

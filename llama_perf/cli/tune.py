@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; each choice is stored when it is made."""
-    from llama_perf.devices.device import check_device, cuda_key
+    from llama_perf.devices.device import check_device, device_of
     from llama_perf.kernels import launch_table
     from llama_perf.measure.toolchain import triton_problem
     from llama_perf.measure.tune import products, tune
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     device = check_device("cuda")
     if (problem := triton_problem()) is not None:
         raise NotRunnable(problem)
-    key = cuda_key(device)
+    key = device_of(device).key
     tuned = tune(
         fused,
         device,

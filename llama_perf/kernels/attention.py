@@ -3,12 +3,12 @@
 `decode_attention`: one query a sequence, which sees as many of the cache's first
 positions as a tensor on the device says. `prefill_attention`: the queries of the last
 T of `end` positions, causally. Neither repeats the cache for grouped queries, builds
-a mask of all positions, or keeps a dequantized copy: of codes the scales are
+a mask of all positions, or stores a dequantized copy: the scales of codes are
 multiplied into the scores and the probabilities, or a few heads are dequantized at a
-time. Knows no model and no cache class. The kernel on CUDA is `triton_attention`.
+time. Knows no model and no cache class. The kernel on CUDA is `triton/attention.py`.
 
 Legend: B batch, T queries of a sequence, H heads of the cache, G query heads for each
-of them, S positions allocated, L filled, D head width.
+of them, N heads of all sequences, S positions allocated, L filled, D head width.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from llama_perf.kernels.cache_codes import CachedTensors
 # float32, in a prefill 4 MB of 16-bit keys and as many values.
 _STRETCH = 1 << 20
 PIECE = 1 << 21
-# Positions at a time, at least, unless a head alone is more: fewer keep no card busy.
-POSITIONS = 1 << 10
+# Fewer positions at a time keep no GPU busy, unless one head alone fills a piece.
+MIN_POSITIONS = 1 << 10
 # Elements of the mask of some queries, for a CPU, which wants one in float32.
 _MASK = 1 << 21
 
@@ -43,27 +43,21 @@ def decode_attention(
     split_counter: Tensor,
     filled: Tensor,
 ) -> Tensor:
-    """(B, 1, H * G, D) of `q`, the same, in its dtype.
+    """The result, as `q` (B, 1, H * G, D), in its dtype.
 
-    Caches are (B, H, S, D), scales (B, H, S), `filled` int64 (B,) or (1,) for all of
-    them, each 1 to S. `split_counter`, int32 (B * H,) of zeros, is left zeros: on a GPU
+    Caches are (B, H, S, D), scales (B, H, S); `filled`, 1 to S, is int64 (B,), or (1,)
+    for all sequences. `split_counter`, int32 (B * H,) of zeros, is left zeros: on a GPU
     the programs that share a head count themselves in it.
     """
     del split_counter
+    cache = CachedTensors(k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale)
     lengths = filled.tolist()
     if len(lengths) == 1:
-        return _decode(q, k_cache, v_cache, k_scale, v_scale, lengths[0])
+        return _decode(q, cache, lengths[0])
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for index, length in enumerate(lengths):
-        one = slice(index, index + 1)
-        out[one] = _decode(
-            q[one],
-            k_cache[one],
-            v_cache[one],
-            None if k_scale is None else k_scale[one],
-            None if v_scale is None else v_scale[one],
-            length,
-        )
+        sequence = slice(index, index + 1)
+        out[sequence] = _decode(q[sequence], cache.of(sequence), length)
     return out
 
 
@@ -88,49 +82,43 @@ def _(
     return split_attention(q, cache, split_counter, filled)
 
 
-def _decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    length: int,
-) -> Tensor:
-    batch, heads, _, width = k_cache.shape
+def _decode(q: Tensor, cache: CachedTensors, length: int) -> Tensor:
+    batch, heads, _, width = cache.k.shape
     # The queries of a head of the cache stand as if they were so many positions.
     grouped = q.reshape(batch, heads, -1, width)
-    if k_scale is None or v_scale is None:
-        k, v = k_cache[:, :, :length], v_cache[:, :, :length]
+    if cache.kind is None:
+        k, v = cache.k[:, :, :length], cache.v[:, :, :length]
         out = F.scaled_dot_product_attention(grouped, k, v)
     else:
-        caches = (k_cache, v_cache, k_scale, v_scale)
-        parts = (each.flatten(0, 1)[:, :length] for each in caches)
-        out = _decode_codes(grouped.flatten(0, 1).float(), *parts)
+        filled = cache.by_head(length)
+        out = _decode_codes(grouped.flatten(0, 1).float(), filled)
     return out.to(q.dtype).reshape(q.shape)
 
 
-def _decode_codes(
-    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor
-) -> Tensor:
-    """(B * H, G, D) in float32 over codes (B * H, L, D), a stretch at a time."""
-    heads, length, width = k.shape
+def _decode_codes(q: Tensor, cache: CachedTensors) -> Tensor:
+    """(N, G, D) in float32 over codes (N, L, D), a stretch at a time."""
+    heads, length, width = cache.k.shape
     step = max(_STRETCH // (heads * width), 1)
     room = q.new_empty(heads * min(step, length) * width)
 
     def decoded(codes: Tensor) -> Tensor:
         return cache_codes.decoded(codes, room[: codes.numel()].view(codes.shape))
 
-    parts = [
-        torch.bmm(q, decoded(k[:, some]).transpose(1, 2))
-        for some in _stretches(length, step)
+    scores_of_parts = [
+        torch.bmm(q, decoded(cache.k[:, stretch]).transpose(1, 2))
+        for stretch in _stretches(length, step)
     ]
-    scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    unit = cache_codes.UNIT[k.dtype]
-    scores.mul_(k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
-    weights = scores.softmax(-1).mul_(v_scale.unsqueeze(1))
+    # One part needs no copy.
+    one = len(scores_of_parts) == 1
+    scores = scores_of_parts[0] if one else torch.cat(scores_of_parts, -1)
+    assert cache.k_scale is not None, "keys without scales"
+    assert cache.v_scale is not None, "values without scales"
+    unit = cache_codes.UNIT[cache.k.dtype]
+    scores.mul_(cache.k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
+    weights = scores.softmax(-1).mul_(cache.v_scale.unsqueeze(1))
     out: Tensor | None = None
-    for some in _stretches(length, step):
-        weight, value = weights[:, :, some], decoded(v[:, some])
+    for stretch in _stretches(length, step):
+        weight, value = weights[:, :, stretch], decoded(cache.v[:, stretch])
         if out is None:
             out = torch.bmm(weight, value)
         else:
@@ -152,7 +140,7 @@ def prefill_attention(
     v_scale: Tensor | None,
     end: int,
 ) -> Tensor:
-    """(B, T, H * G, D) of `q`, the same, whose positions are the last T before `end`.
+    """The result, as `q` (B, T, H * G, D), whose positions are the last T before `end`.
 
     Caches and scales as for `decode_attention`; all positions before `end` are filled.
     """
@@ -162,16 +150,16 @@ def prefill_attention(
     grouped = (
         q.view(batch, tokens, heads, -1, width).permute(0, 2, 3, 1, 4).flatten(0, 1)
     )
-    k, v = (each.flatten(0, 1)[:, :end] for each in (k_cache, v_cache))
-    if k_scale is None or v_scale is None:
-        out = _causal(grouped, k, v)
+    cache = CachedTensors(
+        k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale
+    ).by_head(end)
+    if cache.kind is None:
+        out = _causal(grouped, cache.k, cache.v)
     else:
-        held = (k, v, *(each.flatten(0, 1)[:, :end] for each in (k_scale, v_scale)))
         out = torch.empty_like(grouped)
-        heads_at_a_time, positions = at_a_time(len(k), width, tokens)
-        for some in _stretches(len(k), heads_at_a_time):
-            parts = (each[some] for each in held)
-            out[some] = _causal_behind_codes(grouped[some], *parts, step=positions)
+        heads_at_a_time, step = at_a_time(len(cache.k), width, tokens)
+        for some in _stretches(len(cache.k), heads_at_a_time):
+            out[some] = _causal_behind_codes(grouped[some], cache.of(some), step)
     out = out.view(batch, heads, -1, tokens, width).permute(0, 3, 1, 2, 4)
     return out.reshape(q.shape).contiguous()
 
@@ -186,35 +174,29 @@ def at_a_time(heads: int, width: int, tokens: int) -> tuple[int, int]:
 
     `tokens` are those of the chunk, which are one piece.
     """
-    positions = max(PIECE // (heads * width), min(POSITIONS, PIECE // width), 1)
+    positions = max(PIECE // (heads * width), min(MIN_POSITIONS, PIECE // width), 1)
     longest = max(positions, tokens)
     return min(max(PIECE // (longest * width), 1), heads), positions
 
 
-def _causal_behind_codes(
-    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, *, step: int
-) -> Tensor:
+def _causal_behind_codes(q: Tensor, cache: CachedTensors, step: int) -> Tensor:
     """As `_causal` over codes (N, L, D), `step` positions dequantized at a time.
 
     Each piece's attention is merged with those before it by the logarithms of their
     softmax's sums (Rabe and Staats 2021, "Self-attention does not need O(n^2) memory").
     The queries' own positions are the last piece, causal among themselves.
     """
-    behind = k.shape[1] - q.shape[2]
+    length = cache.k.shape[1]
+    behind = length - q.shape[2]
     pieces = [
         slice(start, min(start + step, behind)) for start in range(0, behind, step)
     ]
     out: Tensor | None = None
     sums: Tensor | None = None
-    for some in (*pieces, slice(behind, k.shape[1])):
-        key, value = (
-            cache_codes.dequantized_by_positions(
-                codes[:, some], scale[:, some], q.dtype
-            )
-            for codes, scale in ((k, k_scale), (v, v_scale))
-        )
-        part, part_sums = _with_sums(q, key, value, causal=some.start == behind)
-        # Else the next ones would be made beside them.
+    for piece in (*pieces, slice(behind, length)):
+        key, value = cache.dequantized(piece, q.dtype)
+        part, part_sums = _with_sums(q, key, value, causal=piece.start == behind)
+        # Otherwise the next piece's would be made while these still take memory.
         del key, value
         if out is None or sums is None:
             out, sums = part.float(), part_sums
@@ -232,10 +214,10 @@ def _with_sums(
 ) -> tuple[Tensor, Tensor]:
     """Attention of (N, G, T, D) to (N, L, D), and log sum exp of its scores (N, G, T).
 
-    Through the operators behind `scaled_dot_product_attention`, which keeps the sums
-    to itself.
+    By the operators behind `scaled_dot_product_attention`, which does not return the
+    sums.
     """
-    k, v = (each.unsqueeze(1).expand(-1, q.shape[1], -1, -1) for each in (k, v))
+    k, v = (x.unsqueeze(1).expand(-1, q.shape[1], -1, -1) for x in (k, v))
     aten = torch.ops.aten
     if q.device.type == "cpu":
         fused = aten._scaled_dot_product_flash_attention_for_cpu
@@ -246,16 +228,16 @@ def _with_sums(
     else:
         fused = aten._scaled_dot_product_flash_attention
         out, sums, *_ = fused(q, k, v, 0.0, causal)
-    # Some pad the queries of their sums.
+    # Some operators pad the queries of their sums.
     return out, sums[:, :, : q.shape[2]].float()
 
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Leave cuDNN out of what `scaled_dot_product_attention` chooses from.
+    """Keep `scaled_dot_product_attention` from choosing cuDNN.
 
-    It comes first on sm_90, builds a plan for each new length of a prompt, and is not
-    checked for keys that stand for several heads by a stride of 0.
+    cuDNN comes first on sm_90, builds a plan for each new length of a prompt, and is
+    not tested with keys that serve several heads by a stride of 0.
     """
     backends = torch.backends.cuda
     before = backends.cudnn_sdp_enabled()
@@ -270,14 +252,14 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(N, G, T, D) of the last T of the L positions of `k` and `v`, (N, L, D)."""
     groups, tokens, end = q.shape[1], q.shape[2], k.shape[1]
     k, v = k.unsqueeze(1), v.unsqueeze(1)
-    on_card = q.device.type == "cuda"
-    if on_card and q.dtype == torch.float32:
-        # There no attention that keeps no scores takes grouped queries: a view.
-        k, v = (each.expand(-1, groups, -1, -1) for each in (k, v))
+    on_gpu = q.device.type == "cuda"
+    if on_gpu and q.dtype == torch.float32:
+        # Here no attention that stores no scores takes grouped queries: use a view.
+        k, v = (x.expand(-1, groups, -1, -1) for x in (k, v))
     if tokens == end:
         return _attend(q, k, v, causal=True)
-    if on_card:
-        # It brings the compiler along, which takes two seconds of every start.
+    if on_gpu:
+        # This import brings the compiler along, which costs two seconds at every start.
         from torch.nn.attention.bias import causal_lower_right
 
         return _attend(q, k, v, causal_lower_right(tokens, end))
@@ -285,17 +267,17 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     step = max(_MASK // end, 1)
     for some in _stretches(tokens, step):
         queries = q[:, :, some]
-        seen = end - tokens + min(some.stop, tokens)
-        mask = torch.ones(queries.shape[2], seen, dtype=torch.bool)
-        mask = mask.tril_(seen - queries.shape[2])
-        out[:, :, some] = _attend(queries, k[:, :, :seen], v[:, :, :seen], mask)
+        visible = end - tokens + min(some.stop, tokens)
+        mask = torch.ones(queries.shape[2], visible, dtype=torch.bool)
+        mask = mask.tril_(visible - queries.shape[2])
+        out[:, :, some] = _attend(queries, k[:, :, :visible], v[:, :, :visible], mask)
     return out
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """The library's attention, but for cuDNN's, of as many or fewer heads of keys."""
+    """The library's attention without cuDNN; keys may have fewer heads than queries."""
     grouped = q.shape[1] != k.shape[1]
     with without_cudnn():
         return F.scaled_dot_product_attention(

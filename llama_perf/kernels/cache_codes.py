@@ -2,26 +2,27 @@
 
 int8: s = absmax / 127, c rounded. fp8: s = absmax / 448, c in e4m3 (Micikevicius et
 al., "FP8 Formats for Deep Learning", 2022); without a scale small values would be
-subnormal and large ones lost. The scale is a bfloat16: rounded before anything is
-divided by it, it costs hardly any exactness, it has float32's range, and 2 bytes for
-64 codes leave the whole at 0.516 of bfloat16's bytes. A dtype tells the kind:
-int8 codes are int8, fp8 ones the bits in uint8, since not every card converts float8
-in its compiler; a float16 with the same bits moved up by 7 is the value / 256, also of
-a subnormal one.
+subnormal and large ones lost. The scale is a bfloat16: values are divided by the
+rounded scale, so rounding it costs hardly any exactness; it has float32's range; and
+with 2 bytes for 64 codes a cache takes 0.516 of bfloat16's bytes. The codes' dtype is
+their kind: int8 for int8, uint8 for the bits of fp8, since compilers for some GPUs
+cannot convert float8. A float16 with those bits moved up by 7 is the value / 256, also
+of a subnormal one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Values that are widened to float32 at a time, 4 MB of them.
+# Values that are widened to float32 at a time: 4 MB.
 WIDENED = 1 << 20
 INT8, FP8 = torch.int8, torch.uint8
 SCALE = torch.bfloat16
-_LEAST = torch.finfo(SCALE).tiny
+_SMALLEST_SCALE = torch.finfo(SCALE).tiny
 # The largest code, and what a decoded code has to be multiplied by.
 _LARGEST = {INT8: 127.0, FP8: 448.0}
 UNIT = {INT8: 1.0, FP8: 256.0}
@@ -41,6 +42,34 @@ class CachedTensors:
         """The dtype of the codes, None where there are none."""
         return None if self.k_scale is None else self.k.dtype
 
+    def _map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
+        return CachedTensors(
+            k=change(self.k),
+            v=change(self.v),
+            k_scale=None if self.k_scale is None else change(self.k_scale),
+            v_scale=None if self.v_scale is None else change(self.v_scale),
+        )
+
+    def of(self, rows: slice) -> CachedTensors:
+        """Views of some sequences, or after `by_head` of some heads."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def by_head(self, length: int) -> CachedTensors:
+        """Views (B * H, length, D) of the first `length` positions."""
+        return self._map(lambda tensor: tensor.flatten(0, 1)[:, :length])
+
+    def dequantized(
+        self, positions: slice, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, L, D) of `positions` after `by_head`, from codes."""
+        assert self.k_scale is not None, "keys without scales"
+        assert self.v_scale is not None, "values without scales"
+        k, v = (
+            dequantized_by_positions(codes[:, positions], scale[:, positions], dtype)
+            for codes, scale in ((self.k, self.k_scale), (self.v, self.v_scale))
+        )
+        return k, v
+
 
 def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes of `x` (..., D), in `kind`, and their scales (...) in bfloat16."""
@@ -48,7 +77,7 @@ def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = wide.abs().amax(-1) / _LARGEST[kind]
     # Rounded up to a bfloat16, so that no code is beyond the largest; as integers,
     # since a compiler takes a cast there and back for none.
-    bits = (scale.clamp(min=_LEAST).view(torch.int32) + 0xFFFF) & -0x10000
+    bits = (scale.clamp(min=_SMALLEST_SCALE).view(torch.int32) + 0xFFFF) & -0x10000
     scale = bits.view(torch.float32)
     code = wide / scale.unsqueeze(-1)
     codes = code.round().to(INT8) if kind == INT8 else _to_bits(code)
@@ -56,8 +85,8 @@ def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _to_bits(code: Tensor) -> Tensor:
-    # To the nearest of 3 mantissa bits, to the even one of two; the exponent's bias is
-    # 7 instead of 127. Below 2**-6 codes are multiples of 2**-9.
+    # To the nearest of 3 mantissa bits, ties to even; the exponent's bias is 7 instead
+    # of 127. Below 2**-6 codes are multiples of 2**-9.
     bits = code.view(torch.int32)
     size = bits & 0x7FFFFFFF
     normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - ((127 - 7) << 3)
@@ -67,9 +96,9 @@ def _to_bits(code: Tensor) -> Tensor:
 
 
 def decoded(codes: Tensor, room: Tensor | None = None) -> Tensor:
-    """Codes as float32 to be multiplied by `UNIT` and their scale.
+    """Codes as float32, still to be multiplied by `UNIT` and their scale.
 
-    Written into `room`, float32 of the same shape, where it is given.
+    Written into `room`, float32 of the same shape, unless it is None.
     """
     out = torch.empty(codes.shape, device=codes.device) if room is None else room
     if codes.dtype == INT8:
@@ -89,9 +118,10 @@ def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def dequantized_by_positions(
     codes: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """The same of (N, L, D), some positions at a time, with little beside the result.
+    """As `dequantized` of (N, L, D), with little memory besides the result's.
 
-    Not for code that is being compiled: there it would be a loop unrolled.
+    A few positions at a time. Not for code that is being compiled: a compiler would
+    unroll the loop.
     """
     heads, length, width = codes.shape
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)

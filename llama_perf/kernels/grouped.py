@@ -33,20 +33,6 @@ MIDDLE = 8.0
 _FEW = 32
 
 
-def dequantized(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    columns: int,
-    *,
-    bits: int,
-    kind: int,
-) -> Tensor:
-    """The weight, float32 (rows, columns)."""
-    return from_lanes(_blocks(codes, scale, zero, columns, bits, kind), rows)
-
-
 def packed_weight(
     codes: Tensor,
     scale: Tensor,
@@ -70,19 +56,11 @@ def packed_weight(
     )
 
 
-def reference(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    bits: int,
-    kind: int,
-) -> Tensor:
-    """The product by the formula, in float32."""
-    columns = x.shape[1]
-    weight = dequantized(codes, scale, zero, rows, columns, bits=bits, kind=kind)
-    return x.float() @ weight.T
+def dequantized(weight: Packed) -> Tensor:
+    """The weight, float32 (rows, columns)."""
+    parts = (weight.codes, weight.scale, weight.zero)
+    blocks = _blocks(*parts, weight.columns, weight.bits, weight.zero_kind)
+    return from_lanes(blocks, weight.rows)
 
 
 def grouped_weight(
@@ -133,7 +111,7 @@ def grouped_weight_op(
 ) -> Tensor:
     """The operator itself: any M, any device."""
     tokens, columns = x.shape
-    # Each plane costs a product; of many tokens one of whole codes is cheaper.
+    # Each plane costs a product. For many tokens one product of full codes is cheaper.
     few = tokens <= _FEW or len(planes(bits)) == 1
     if few and _in_words(bits, columns, scale.shape[1]):
         sums = _slotwise(x.float(), codes, scale, zero, bits, kind)
@@ -176,12 +154,12 @@ def _(
 
 
 def _in_words(bits: int, columns: int, groups: int) -> bool:
-    """Whether, in each plane, groups have whole words or words have whole groups."""
+    """Whether in every plane groups fill words, or words hold full groups."""
     size = columns // groups
     for plane in planes(bits):
-        each = 32 // plane
-        fits = plane_words(plane, columns) * each == columns
-        if each % size and (size % each or not fits):
+        per_word = 32 // plane
+        fits = plane_words(plane, columns) * per_word == columns
+        if per_word % size and (size % per_word or not fits):
             return False
     return True
 
@@ -193,11 +171,11 @@ def _slotwise(
     tokens, columns = x.shape
     groups = scale.shape[1]
     size = columns // groups
-    each_plane = []
+    by_plane = []
     for low, plane, words in parts(codes, bits, columns):
         arranged = many_tokens.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
         room = many_tokens.room(words, 32 // plane, columns)
-        each_plane.append((low, plane, words, arranged, room))
+        by_plane.append((low, plane, words, arranged, room))
     x_sums = x.view(tokens, groups, size).sum(2)
 
     def multiply(blocks: slice) -> Tensor:
@@ -208,10 +186,10 @@ def _slotwise(
         else:
             total = wide.new_zeros((len(wide), tokens, LANES))
             zeros = _stored(zero[blocks], bits, kind, groups)
-        for low, plane, words, arranged, room in each_plane:
+        for low, plane, words, arranged, room in by_plane:
             values = many_tokens.plane_values(words[blocks], plane, room)
-            # Out before the sums, as in the formula, and plane by plane: what is
-            # large in both would cost the sum its last digits.
+            # Zeros are subtracted before the sums, as in the formula, and plane by
+            # plane: terms that are large in both would cost the sum its last digits.
             piece = zeros >> low
             if low + plane < bits:
                 piece = piece & (2**plane - 1)
@@ -230,15 +208,15 @@ def _by_group(values: Tensor, size: int) -> Tensor:
     return values.view(blocks, -1, min(size, slots), words, lanes)
 
 
-def _of_groups(each: Tensor, values: Tensor, size: int) -> Tensor:
-    """What each group has, (b, G, 16), to be broadcast over `_by_group(values)`."""
+def _of_groups(groups: Tensor, values: Tensor, size: int) -> Tensor:
+    """A number of each group, (b, G, 16), to be broadcast over `_by_group(values)`."""
     slots, words = values.shape[1:3]
     if size > slots:
-        return each.repeat_interleave(size // slots, 1)[:, None, None]
+        return groups.repeat_interleave(size // slots, 1)[:, None, None]
     # A word has one or more groups, the last word perhaps fewer.
     count = slots // size
-    each = F.pad(each, (0, 0, 0, words * count - each.shape[1]))
-    by_word = each.view(-1, words, count, LANES).transpose(1, 2)
+    groups = F.pad(groups, (0, 0, 0, words * count - groups.shape[1]))
+    by_word = groups.view(-1, words, count, LANES).transpose(1, 2)
     return by_word.contiguous().unsqueeze(2)
 
 
@@ -246,12 +224,12 @@ def _blocks(
     codes: Tensor, scale: Tensor, zero: Tensor, columns: int, bits: int, kind: int
 ) -> Tensor:
     groups = scale.shape[1]
-    whole: Tensor = _float(unpack(codes, bits, columns)).unflatten(1, (groups, -1))
+    values: Tensor = _float(unpack(codes, bits, columns)).unflatten(1, (groups, -1))
     wide = scale.to(torch.float32).unsqueeze(2)
     zeros = _zeros(zero, bits, kind, groups).unsqueeze(2)
     if kind == OFFSET:
-        return ((whole - MIDDLE) * wide + zeros).flatten(1, 2)
-    return ((whole - zeros) * wide).flatten(1, 2)
+        return ((values - MIDDLE) * wide + zeros).flatten(1, 2)
+    return ((values - zeros) * wide).flatten(1, 2)
 
 
 def _zeros(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:

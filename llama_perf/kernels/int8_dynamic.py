@@ -1,8 +1,8 @@
 """int8 products: y[m, n] = a[m] * s[n] * sum over k of p[m, k] * q[n, k].
 
 `p` are the tokens' values in int8 with a float32 scale `a` for each token, `q` and `s`
-the weight INT8 of `row_scaled`. The sum is exact, in int32, for every M: below 2**31 as
-long as K < 2**17. A CPU with instructions for such sums takes `q` as plain int8 (N, K).
+an INT8 weight of `row_scaled`. The sum is exact, in int32, for every M: below 2**31 as
+long as K < 2**17. A CPU with instructions for such sums takes `q` as int8 rows (N, K).
 """
 
 from __future__ import annotations
@@ -24,24 +24,15 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(wide / scale).clamp(-127, 127).to(torch.int8), scale
 
 
-def reference(
-    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, rows: int
-) -> Tensor:
-    """The product by the formula, with the sums in float64, which are exact too."""
-    weight = INT8.dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
-    sums = (x.double() @ weight.double().T).float()
-    return sums * x_scale * scale.flatten()[:rows]
-
-
-def takes_plain(device: torch.device, columns: int) -> bool:
+def takes_int8_rows(device: torch.device, columns: int) -> bool:
     """Whether `device` multiplies int8 (N, K) of `columns` fastest and exactly.
 
-    Of one column torch 2.13 leaves the result as it finds it.
+    With one column torch 2.13 does not write the result.
     """
     return device.type == "cpu" and columns > 1 and has_fast_int8_products()
 
 
-def is_plain(codes: Tensor) -> bool:
+def is_int8_rows(codes: Tensor) -> bool:
     """Whether codes are int8 (N, K) and not words."""
     return codes.dtype == torch.int8
 
@@ -49,12 +40,12 @@ def is_plain(codes: Tensor) -> bool:
 def int8_dynamic(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """`x` (M, K), quantized by token, times the transposed weight; in x's dtype.
 
-    `codes` are words, or int8 (N, K) where `takes_plain` says so.
+    `codes` are words, or int8 (N, K) where `takes_int8_rows` says so.
     """
     quantized, x_scale = quantize_tokens(x)
-    if fused_here(x) and not is_plain(codes):
-        whole = quantized.to(torch.int32)
-        sums = unit_sums(whole, codes, INT8.bits, _signed, (1,)).to(torch.float32)
+    if fused_here(x) and not is_int8_rows(codes):
+        tokens = quantized.to(torch.int32)
+        sums = unit_sums(tokens, codes, INT8.bits, _signed, (1,)).to(torch.float32)
         out = (sums * x_scale * scale).view(1, -1)[:, :rows]
     else:
         out = int8_dynamic_op(quantized, x_scale, codes, scale, rows)
@@ -67,22 +58,22 @@ def int8_dynamic_op(
 ) -> Tensor:
     """The operator itself: int8 tokens and their scales to float32 (M, rows).
 
-    Plain codes too are multiplied in here, out of a compiler's sight: torch 2.11
-    compiles `_int_mm` with two scales to wrong values for one token.
+    int8 rows are multiplied in here too, where no compiler sees it: torch 2.11 compiles
+    `_int_mm` with two scales to wrong values for one token.
     """
     tokens, columns = x.shape
-    if is_plain(codes):
-        # A compiler may write any stride for one token, and with another than this
-        # one torch 2.13 leaves the result as it finds it.
+    if is_int8_rows(codes):
+        # A compiler may write any stride for one token, and with any other than this
+        # one torch 2.13 does not write the result.
         x = x.as_strided(x.shape, (columns, 1)) if tokens == 1 else x.contiguous()
         if int8_products_are_exact():
-            plain = torch._int_mm(x, codes.t())
+            sums = torch._int_mm(x, codes.t())
         else:
-            # Rows laid out on another processor: slow, but not wrong.
-            plain = x.double() @ codes.double().t()
-        return plain.to(torch.float32) * x_scale * scale.flatten()[:rows]
-    sums = int8_sums(x, codes, exact=True)
-    return sums[:, :rows].to(torch.float32) * x_scale * scale.flatten()[:rows]
+            # Rows that were laid out on another processor: slow, but not wrong.
+            sums = x.double() @ codes.double().t()
+    else:
+        sums = int8_sums(x, codes, exact=True)[:, :rows]
+    return sums.to(torch.float32) * x_scale * scale.flatten()[:rows]
 
 
 @int8_dynamic_op.register_fake

@@ -1,7 +1,7 @@
-"""Launches of fused products that were timed on a card, by card and shape.
+"""Launches of fused products that were timed on a GPU, by GPU and shape.
 
-`launch_table.json` beside this file is written by `llama-perf tune`. What stands in it
-is used; every other card and shape follows the rule of `fused_launch`. Knows no Triton.
+`llama-perf tune` writes `launch_table.json`, in this folder. A launch in it is used;
+every other GPU and shape follows the rule of `fused_launch`. Knows no Triton.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WARPS = (1, 2, 4, 8)
 class Choice:
     """Units of eight columns a program takes at a time, parts of the columns, warps.
 
-    `us` is the time of one product, `rule_us` that of the rule's launch beside it, both
-    in microseconds.
+    `us` is the time of one product, `rule_us` that of the rule's launch, measured in
+    the same run, both in microseconds.
     """
 
     block_u: int
@@ -96,5 +96,5 @@ def known_here() -> LaunchTable:
 
 
 def chosen(device: str, key: str) -> Choice | None:
-    """What was chosen for a product on that device, None where nothing was."""
+    """The choice for a product on that device, None where there is none."""
     return known_here().devices.get(device, {}).get(key)

@@ -103,10 +103,6 @@ class RowScaled:
         values = self.decode(unpack(codes, self.bits, columns))
         return from_lanes(values * scale.unsqueeze(1), rows)
 
-    def reference(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-        """The product by the formula, in float32."""
-        return x.float() @ self.dequantized(codes, scale, rows, x.shape[1]).T
-
     def one_token(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
         """The expression that a compiler turns into one loop, (1, K) to (1, rows)."""
         sums = unit_sums(x.float(), codes, self.bits, self.decode, (1,))

@@ -58,11 +58,6 @@ def packed_weight(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Pack
     )
 
 
-def reference(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """The product by the formula, in float32."""
-    return x.float() @ dequantized(codes, scale, rows, x.shape[1]).T
-
-
 def sparse_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
     if fused_here(x):

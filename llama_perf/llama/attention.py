@@ -49,10 +49,10 @@ class CausalMask:
     def _rows(self, positions: Tensor) -> Tensor:
         return positions[:, None] >= self._columns[None, :]
 
-    def held_bytes(self) -> int:
-        """Bytes of what it keeps."""
-        kept = (self._columns, self._triangle)
-        return sum(each.nbytes for each in kept if each is not None)
+    def memory_bytes(self) -> int:
+        """Bytes of its tensors."""
+        tensors = (self._columns, self._triangle)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def rows(self, positions: Tensor) -> Tensor:
         """Bool (T, cache_size) of int64 positions (T,)."""

@@ -1,8 +1,8 @@
 """Generation: prefill, decode, sampling, compilation. Token ids only.
 
-Knows nothing of text, files, quantization or clocks: whoever measures hands in
-`after_prefill`, which is called when the first token has been chosen. `generation.py`
-is the same in one call.
+Knows nothing of text, files, quantization or clocks. Callers that measure pass
+`after_prefill`, which is called when the first token has been chosen.
+`llama_perf.llama.generate` does all of it in one call.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from llama_perf.llama.attention import (
     visible_to_chunk,
     visible_to_token,
 )
-from llama_perf.llama.decode_step import Step
+from llama_perf.llama.decode_step import DecodeStep
 from llama_perf.llama.kv_cache import KVCache, caches
+from llama_perf.llama.model_functions import RunBlock, model_functions
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.prompt_checks import check_batch, check_lengths, check_room
-from llama_perf.llama.runs import RunBlock, chosen_runs
-from llama_perf.llama.steps import Steps
+from llama_perf.llama.sampling import Sampling
+from llama_perf.llama.step_cache import StepCache
 from llama_perf.llama.transformer import (
     Transformer,
     check_tokens,
@@ -41,84 +43,58 @@ if TYPE_CHECKING:
 PREFILL_CHUNK = 512
 """Tokens of a prompt at a time on the `decode` path where a row does not say.
 
-Enough that products and not the weights' bytes take the time, few enough that what
-lies between the layers of an 8-billion-parameter model stays below 0.1 GB.
+With this many the products take the time, not reading the weights, and the activations
+between the layers of an 8-billion-parameter model stay below 0.1 GB.
 """
 
 
 class Engine:
     """A model with its caches, ready to generate.
 
-    `compile` compiles one block and the head for decoding (regional compilation:
-    every layer runs the same compiled block), `compile_prefill` the same for the
-    prompt with a dynamic length. `capture` replays each step of decoding as one CUDA
-    graph. With `fused` a step of decoding, and a prompt as short, runs on `fused_step`
-    instead of the blocks' modules, compiled or not. `kv_cache` is the kind of a
-    quantized cache, int8 or fp8. `attention` is a path of `model/attention.py`;
-    `prefill_chunk` the tokens of a prompt at a time, where None `PREFILL_CHUNK` on the
-    `decode` path and all on the `sdpa` path. `slowdown` repeats that share of the
-    decoding steps and throws the repeats away: a switch for testing the gate, see
-    docs/gate.md.
-
-    `filled` positions are held from `fill` on; every prompt stands behind them.
+    The first `filled` positions are the same for every prompt, which starts behind
+    them; `fill` sets them.
     """
 
     def __init__(
-        self,
-        model: Transformer,
-        *,
-        batch_size: int = 1,
-        cache_size: int,
-        kv_cache: str | None = None,
-        attention: str = "decode",
-        linear_causal_mask: bool = False,
-        prefill_chunk: int | None = None,
-        compile: bool = False,
-        compile_prefill: bool = False,
-        capture: bool = False,
-        fused: bool = False,
-        slowdown: float = 0.0,
+        self, model: Transformer, options: EngineOptions = EngineOptions()
     ) -> None:
         self.model = model
-        self.batch_size = batch_size
-        self.cache_size = cache_size
+        self.options = options
+        self.batch_size = options.batch_size
+        self.cache_size = options.cache_size or model.config.context
         self.filled = 0
-        self._slowdown = slowdown
         self._caches = caches(
             model.config,
-            batch_size=batch_size,
-            cache_size=cache_size,
+            batch_size=self.batch_size,
+            cache_size=self.cache_size,
             dtype=model.dtype,
             device=model.device,
-            kind=kv_cache,
+            kind=options.kv_cache,
         )
         self._mask: CausalMask | None = None
-        if attention == "sdpa":
+        chunk = PREFILL_CHUNK
+        if options.attention == "sdpa":
+            chunk = self.cache_size
             self._mask = CausalMask(
-                cache_size, linear=linear_causal_mask, device=model.device
+                self.cache_size, linear=options.linear_causal_mask, device=model.device
             )
-        whole = cache_size if attention == "sdpa" else PREFILL_CHUNK
-        self._chunk = whole if prefill_chunk is None else prefill_chunk
-        self._fused = self._fused_step() if fused else None
-        self._runs = chosen_runs(
-            self._fused, compile=compile, compile_prefill=compile_prefill
-        )
-        # Weakly: an engine that is dropped gives its caches back at once, though its
-        # steps are its own.
+        self._chunk = options.prefill_chunk or chunk
+        self._fused = self._fused_step() if options.fused else None
+        self._functions = model_functions(options, self._fused)
+        # A weak reference: the steps belong to the engine, and a dropped engine
+        # frees its caches at once.
         engine = weakref.proxy(self)
-        self._steps = Steps(
+        self._steps = StepCache(
             lambda prompt, lengths: engine.prefill(prompt, lengths),
             lambda token, position: engine.decode(token, position),
-            batch=batch_size,
-            cache_size=cache_size,
-            capture=capture,
-            repeats=slowdown > 0,
+            options=options,
+            cache_size=self.cache_size,
             fused=self._fused,
             device=model.device,
         )
 
     def _fused_step(self) -> FusedStep:
-        """What replaces all that runs a few tokens."""
+        """The kernels that run a few tokens."""
         from llama_perf.llama.fused import FusedStep
 
         if self._mask is not None:
@@ -127,7 +103,7 @@ class Engine:
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
-        """Fill the first positions with `tokens`, int64 (B, T), for all prompts.
+        """Fill the first positions with `tokens`, int64 (B, T), for every prompt.
 
         Raises PromptError unless they fit and leave room for a prompt.
         """
@@ -144,11 +120,11 @@ class Engine:
         self.filled = length
 
     def prefill(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, vocabulary) after `tokens`, int64 (B, T), behind what is filled.
+        """Logits (B, vocabulary) after `tokens`, int64 (B, T), behind `filled`.
 
-        With `lengths`, int64 (B,), after as many tokens of each sequence.
+        With `lengths`, int64 (B,), they follow that many tokens of each sequence.
         """
-        return self._runs.prefill_head(self.model, self._run(tokens, lengths))
+        return self._functions.prefill_head(self.model, self._run(tokens, lengths))
 
     def _run(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """The last hidden state of each sequence, (B, dim), chunk by chunk."""
@@ -159,7 +135,7 @@ class Engine:
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
             visible = visible_to_chunk(self._mask, positions, start, end)
-            x = self._hidden(chunk, positions, visible, self._runs.prefill_block)
+            x = self._hidden(chunk, positions, visible, self._functions.prefill_block)
             last = (
                 x[:, -1] if lengths is None else state_after(x, lengths - first, last)
             )
@@ -171,8 +147,8 @@ class Engine:
 
         int64 (1,), or (B, 1) where each sequence has its own.
         """
-        x = self._hidden(token, position, None, self._runs.decode_block)
-        return self._runs.decode_head(self.model, x[:, -1])
+        x = self._hidden(token, position, None, self._functions.decode_block)
+        return self._functions.decode_head(self.model, x[:, -1])
 
     def _hidden(
         self,
@@ -183,7 +159,7 @@ class Engine:
     ) -> Tensor:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 
-        Where `visible` is None a token sees what is filled, and itself.
+        Where `visible` is None, a token sees the filled positions and itself.
         """
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
@@ -203,17 +179,35 @@ class Engine:
             run_block=run_block,
         )
 
-    def _go_on(self, step: Step, count: int) -> Iterator[None]:
-        """So many steps, one at a time, with the repeats that a slowdown owes."""
-        owed = 0.0
-        for _ in range(count):
+    def _generate(
+        self,
+        prompt: Tensor,
+        *,
+        max_new_tokens: int,
+        lengths: Tensor | None,
+        sampling: Sampling,
+        after_prefill: Callable[[], None] | None = None,
+    ) -> Iterator[DecodeStep]:
+        """Yield the step each time it has chosen a token."""
+        step = self._steps.begin(
+            prompt,
+            lengths,
+            start=self.filled,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+        if after_prefill is not None:
+            after_prefill()
+        yield step
+        repeats_due = 0.0
+        for _ in range(max_new_tokens - 1):
             # Repeating a step rewrites the same position with the same values.
-            owed += self._slowdown
-            while owed >= 1.0:
+            repeats_due += self.options.slowdown
+            while repeats_due >= 1.0:
                 step.repeat()
-                owed -= 1.0
+                repeats_due -= 1.0
             step.run()
-            yield
+            yield step
 
     @torch.no_grad()
     def stream(
@@ -222,30 +216,18 @@ class Engine:
         *,
         max_new_tokens: int,
         lengths: Tensor | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = 200,
-        generator: torch.Generator | None = None,
-        after_prefill: Callable[[], None] | None = None,
+        sampling: Sampling = Sampling(),
     ) -> Iterator[Tensor]:
         """Yield each new token, int64 (B, 1), on the model's device.
 
-        Waits for the device on a CPU alone. `prompt` is int64 (B, T) on the model's
-        device; it must have passed `check_prompt`. With `lengths`, int64 (B,) there
-        too, sequence i is its first lengths[i] tokens; what stands behind is not read.
+        Waits for the device only on a CPU. `prompt` is int64 (B, T) on the model's
+        device and must have passed `check_prompt`. With `lengths`, int64 (B,) on that
+        device, sequence i is its first lengths[i] tokens; the rest is not read.
         """
-        step = self._steps.begin(
-            prompt,
-            lengths,
-            behind=self.filled,
-            most=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            generator=generator,
-            after_prefill=after_prefill,
-        )
-        yield step.fed.token.clone()
-        for _ in self._go_on(step, max_new_tokens - 1):
-            yield step.fed.token.clone()
+        for step in self._generate(
+            prompt, max_new_tokens=max_new_tokens, lengths=lengths, sampling=sampling
+        ):
+            yield step.state.token.clone()
 
     @torch.no_grad()
     def generate(
@@ -254,28 +236,23 @@ class Engine:
         *,
         max_new_tokens: int,
         lengths: Tensor | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = 200,
-        generator: torch.Generator | None = None,
+        sampling: Sampling = Sampling(),
         after_prefill: Callable[[], None] | None = None,
     ) -> Tensor:
         """Generate all `max_new_tokens`, whatever they are; (B, T + new) int64.
 
-        The new ones stand in the columns from T on, also of a prompt that is shorter.
+        Arguments are those of `stream`. The new tokens start at column T, also where
+        a sequence of the prompt is shorter.
         """
-        step = self._steps.begin(
+        for step in self._generate(  # noqa: B007 - the last one is used
             prompt,
-            lengths,
-            behind=self.filled,
-            most=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            generator=generator,
+            max_new_tokens=max_new_tokens,
+            lengths=lengths,
+            sampling=sampling,
             after_prefill=after_prefill,
-        )
-        for _ in self._go_on(step, max_new_tokens - 1):
+        ):
             pass
-        return torch.cat([prompt, step.fed.history[:, :max_new_tokens]], dim=1)
+        return torch.cat([prompt, step.state.history[:, :max_new_tokens]], dim=1)
 
     @torch.no_grad()
     def observe(
@@ -283,31 +260,22 @@ class Engine:
         prompt: Tensor,
         *,
         max_new_tokens: int,
-        lengths: Tensor | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = 200,
-        generator: torch.Generator | None = None,
         observed: int,
+        lengths: Tensor | None = None,
+        sampling: Sampling = Sampling(),
     ) -> tuple[Tensor, Tensor]:
         """As `generate`; the first `observed` new tokens and the logits of each.
 
-        (B, N) and (B, N, V).
+        Tokens are int64 (B, observed), logits (B, observed, V).
         """
-        step = self._steps.begin(
-            prompt,
-            lengths,
-            behind=self.filled,
-            most=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            generator=generator,
-        )
-        assert step.logits is not None, "the first token was chosen from some"
-        logits = [step.logits.clone()]
-        for _ in self._go_on(step, max_new_tokens - 1):
+        logits: list[Tensor] = []
+        for step in self._generate(
+            prompt, max_new_tokens=max_new_tokens, lengths=lengths, sampling=sampling
+        ):
             if len(logits) < observed:
+                assert step.logits is not None, "a token was chosen from some"
                 logits.append(step.logits.clone())
-        return step.fed.history[:, :observed].clone(), torch.stack(logits, dim=1)
+        return step.state.history[:, :observed].clone(), torch.stack(logits, dim=1)
 
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
@@ -331,10 +299,10 @@ class Engine:
         """The cache of each layer."""
         return self._caches
 
-    def held_bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """Bytes of the weights, the embedding, all of the caches and the mask."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for cache in self._caches:
             tensors += cache.buffers()
-        mask = 0 if self._mask is None else self._mask.held_bytes()
+        mask = 0 if self._mask is None else self._mask.memory_bytes()
         return sum(map(tensor_bytes, tensors)) + mask

@@ -31,13 +31,13 @@ from llama_perf.kernels.triton.launch_fused import (
     project_gated,
     project_heads,
 )
-from llama_perf.kernels.triton.launch_sampling import Sampling, start
+from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, of_floats
 from llama_perf.llama.attention import VisiblePositions, attend_filled
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.rotary import Rotary
-from llama_perf.llama.sampling import Feed
+from llama_perf.llama.sampling import ChooseToken, Sampling
 from llama_perf.llama.transformer import (
     RMSNorm,
     Transformer,
@@ -124,19 +124,19 @@ class FusedStep:
         self._peaked = None if norm_weight is None else found[0]
         return found
 
-    def samples(self, temperature: float, top_k: int | None) -> bool:
-        """Whether `feeding` has a kernel for it: not of thousands of the best."""
-        found = sampling_launch(
+    def can_sample(self, sampling: Sampling) -> bool:
+        """Whether `token_chooser` has a kernel for it: a large `top_k` has none."""
+        launch = sampling_launch(
             vocabulary=self._output.rows,
-            temperature=temperature,
-            top_k=top_k,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
             dtype=self._dtype,
         )
-        return found is not None
+        return launch is not None
 
-    def feeding(self, temperature: float, top_k: int | None) -> Feed:
-        """The next token chosen by one kernel, drawn from `DecodeState.seed`."""
-        return Sampling(temperature=temperature, top_k=top_k)
+    def token_chooser(self, sampling: Sampling) -> ChooseToken:
+        """Choose the next token by one kernel, which draws from `DecodeState.seed`."""
+        return SamplingKernel(temperature=sampling.temperature, top_k=sampling.top_k)
 
     def block(
         self,

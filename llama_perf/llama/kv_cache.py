@@ -48,9 +48,7 @@ class KVCache(nn.Module):
     ) -> None:
         super().__init__()
         if kind is not None and kind not in KINDS:
-            raise SpecError(
-                "kv_cache_quantization", kind, f"allowed: {', '.join(KINDS)}"
-            )
+            raise SpecError("kv_cache", kind, f"allowed: {', '.join(KINDS)}")
         self.dtype = dtype
         positions = (batch_size, config.n_kv_heads, cache_size)
         shape = (*positions, config.head_dim)

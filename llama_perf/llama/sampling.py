@@ -1,54 +1,79 @@
-"""Choosing the next token on the device, without waiting for the host.
+"""How the next token is chosen: on the device, without waiting for the host.
 
 The exponential race: argmax of p / e with e drawn from Exp(1) is a draw from p, and
-unlike `torch.multinomial` it needs no synchronisation. gpt-fast uses it so.
+unlike `torch.multinomial` it needs no synchronisation. The method is gpt-fast's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from llama_perf.errors import SpecError
 from llama_perf.kernels.decode_state import DecodeState
+from llama_perf.rows.spec import check_sampling
 
 
-def sample(
-    logits: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw int64 (B, 1) from `logits`, (B, vocabulary); temperature 0 is greedy."""
-    if temperature == 0:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits.
+
+    `temperature` 0 is greedy; `top_k` None draws from the whole vocabulary. With a
+    `seed` the draws are repeatable on one type of device. A `generator` of the model's
+    device does the same over several generations. Raises SpecError.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = 200
+    seed: int | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(temperature=self.temperature, top_k=self.top_k)
+        if self.seed is not None and self.generator is not None:
+            raise SpecError("seed", self.seed, "allowed: a seed or a generator")
+
+    def on(self, device: torch.device) -> Sampling:
+        """The same with a new generator on `device` in place of the seed."""
+        if self.seed is None:
+            return self
+        generator = torch.Generator(device=device).manual_seed(self.seed)
+        return replace(self, seed=None, generator=generator)
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def sample(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Draw int64 (B, 1) from `logits`, (B, vocabulary)."""
+    assert sampling.seed is None, "a seed becomes a generator first"
+    if sampling.temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    scaled = logits.float() / temperature
-    if top_k is not None:
-        # Selected, and not sorted: on a card by radix select.
-        kept = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1, sorted=False).values
-        scaled = scaled.masked_fill(scaled < kept.amin(-1, keepdim=True), -torch.inf)
-    race = torch.empty_like(scaled).exponential_(1.0, generator=generator)
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k is not None:
+        # Unsorted, CUDA selects by radix instead of sorting.
+        top_k = min(sampling.top_k, scaled.shape[-1])
+        best = scaled.topk(top_k, dim=-1, sorted=False).values
+        scaled = scaled.masked_fill(scaled < best.amin(-1, keepdim=True), -torch.inf)
+    race = torch.empty_like(scaled).exponential_(1.0, generator=sampling.generator)
     return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
 
 
-Feed = Callable[[Tensor, DecodeState], None]
-"""Chooses the next token from logits (B, vocabulary) and moves all of it on."""
+ChooseToken = Callable[[Tensor, DecodeState], None]
+"""Chooses the next token from logits (B, vocabulary) and advances the state."""
 
 
-def feeding(
-    *, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> Feed:
-    """By `sample`, operator by operator."""
+def token_chooser(sampling: Sampling) -> ChooseToken:
+    """Choose by `sample`, operator by operator."""
 
-    def feed(logits: Tensor, fed: DecodeState) -> None:
-        token = sample(
-            logits, temperature=temperature, top_k=top_k, generator=generator
-        )
-        fed.token.copy_(token)
-        fed.history.index_copy_(1, fed.count, token)
-        fed.count.add_(1)
-        fed.position.add_(1)
+    def choose(logits: Tensor, state: DecodeState) -> None:
+        token = sample(logits, sampling)
+        state.token.copy_(token)
+        state.history.index_copy_(1, state.count, token)
+        state.count.add_(1)
+        state.position.add_(1)
 
-    return feed
+    return choose

@@ -24,7 +24,8 @@ from llama_perf.kernels.attention import at_a_time
 from llama_perf.kernels.cache_codes import WIDENED
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
-from llama_perf.llama.sampling import sample
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.model_size import model_bytes
@@ -174,19 +175,12 @@ def _model(config: ModelConfig, row: RowSpec) -> Transformer:
 
 
 def _engine(model: Transformer, row: RowSpec) -> Engine:
-    return Engine(
-        model,
-        batch_size=row.batch_size,
-        cache_size=row.allocated_positions,
-        kv_cache=row.kv_cache,
-        attention=row.attention,
-        prefill_chunk=row.prefill_chunk,
-        linear_causal_mask=row.linear_causal_mask,
-    )
+    eager = replace(row, compile=False, compile_prefill=False, capture=False)
+    return Engine(model, EngineOptions.of(replace(eager, fused=False)))
 
 
 def _sampled(logits: Tensor, row: RowSpec) -> Tensor:
-    return sample(logits, temperature=row.temperature, top_k=row.top_k)
+    return sample(logits, Sampling(temperature=row.temperature, top_k=row.top_k))
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -19,10 +19,12 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     find_tokenizer,
     load_tokenizer,
 )
-from llama_perf.devices.device import check_device, free_memory_bytes
+from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.presets import preset, preset_name
+from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.predict import Prediction, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import Quantizer, make_quantizer
@@ -71,6 +73,33 @@ class Prepared:
         origin = self.engine.model.origin
         return None if origin is None else origin.scheme
 
+    def sampling(self, generator: torch.Generator | None = None) -> Sampling:
+        """How the row draws its tokens, from `generator`."""
+        row = self.row
+        return Sampling(
+            temperature=row.temperature, top_k=row.top_k, generator=generator
+        )
+
+    def generate(
+        self,
+        generator: torch.Generator | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        after_prefill: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Run the row's generation once; int64 (batch, prompt_length + new).
+
+        `max_new_tokens` are the row's where None; `after_prefill` is called when the
+        first token has been chosen.
+        """
+        return self.engine.generate(
+            self.prompt,
+            max_new_tokens=max_new_tokens or self.row.max_new_tokens,
+            lengths=self.lengths,
+            sampling=self.sampling(generator),
+            after_prefill=after_prefill,
+        )
+
 
 def prepare(
     row: RowSpec,
@@ -112,20 +141,7 @@ def prepare(
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
-    engine = Engine(
-        model,
-        batch_size=row.batch_size,
-        cache_size=row.allocated_positions,
-        kv_cache=row.kv_cache,
-        attention=row.attention,
-        prefill_chunk=row.prefill_chunk,
-        linear_causal_mask=row.linear_causal_mask,
-        compile=row.compile,
-        compile_prefill=row.compile_prefill,
-        capture=row.capture,
-        fused=row.fused,
-        slowdown=slowdown,
-    )
+    engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
     lengths = ragged_lengths(row)
     if row.fill:
         notify(f"filling {row.fill} positions")
@@ -205,13 +221,14 @@ def _check_built(row: RowSpec) -> None:
 
 
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
-    predicted, free = predict(row, reader.config), free_memory_bytes(device)
+    predicted = predict(row, reader.config)
+    free = device_of(device).free_memory_bytes()
     if predicted.peak_bytes > free:
-        batch = f" and a batch of {row.batch_size}" if row.batch_size > 1 else ""
+        batch = f", batch_size={row.batch_size}" if row.batch_size > 1 else ""
         raise TooLarge(
-            f"it needs {predicted.peak_bytes / 1e9:.1f} GB, of it"
-            f" {predicted.cache_bytes / 1e9:.1f} GB for a cache_size of"
-            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free",
+            f"needs {predicted.peak_bytes / 1e9:.1f} GB (KV cache"
+            f" {predicted.cache_bytes / 1e9:.1f} GB at cache_size="
+            f"{row.allocated_positions}{batch}); {free / 1e9:.1f} GB free",
             needed_bytes=predicted.peak_bytes,
             free_bytes=free,
         )

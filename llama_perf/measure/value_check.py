@@ -99,11 +99,9 @@ def warm_up(
         tokens, logits = engine.observe(
             prompt,
             max_new_tokens=most,
-            lengths=lengths,
-            temperature=row.temperature,
-            top_k=row.top_k,
-            generator=generator,
             observed=few,
+            lengths=lengths,
+            sampling=prepared.sampling(generator),
         )
         # A generation that is run anyway takes nothing of the check's.
         seconds = time.perf_counter() - start if besides else 0.0
@@ -118,14 +116,7 @@ def warm_up(
     with _damaged(engine) if damaged else _whole():
         if row.prompt_length <= _PROMPT:
             return observe(row.max_new_tokens, besides=False)
-        engine.generate(
-            prepared.prompt,
-            max_new_tokens=row.max_new_tokens,
-            lengths=prepared.lengths,
-            temperature=row.temperature,
-            top_k=row.top_k,
-            generator=generator,
-        )
+        prepared.generate(generator)
         state = generator.get_state()
         found = observe(few, besides=True)
         generator.set_state(state)

@@ -44,8 +44,10 @@ class Float8DynamicWeight(PackedTensor):
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
-        whole = self.granularity == "tensor"
-        return float8_dynamic(x, self.codes, self.scale, self.rows, whole=whole)
+        per_tensor = self.granularity == "tensor"
+        return float8_dynamic(
+            x, self.codes, self.scale, self.rows, per_tensor=per_tensor
+        )
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

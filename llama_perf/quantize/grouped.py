@@ -36,7 +36,7 @@ class GroupedWeight(PackedTensor):
         parts = (self.codes, self.scale, self.zero)
         return grouped_weight(x, *parts, self.rows, self.bits, self.zero_kind)
 
-    def packed(self) -> Packed | None:
+    def packed(self) -> Packed:
         """See `PackedTensor.packed`."""
         return packed_weight(
             self.codes,
@@ -50,15 +50,7 @@ class GroupedWeight(PackedTensor):
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""
-        return dequantized(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=self.zero_kind,
-        )
+        return dequantized(self.packed())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
-from llama_perf.kernels.int8_dynamic import int8_dynamic, is_plain, takes_plain
+from llama_perf.kernels.int8_dynamic import int8_dynamic, is_int8_rows, takes_int8_rows
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.kernels.row_scaled import INT8
 from llama_perf.kernels.weight import Packed
@@ -38,8 +38,8 @@ class Int8DynamicWeight(PackedTensor):
 
     def laid_out_for(self, device: torch.device) -> Int8DynamicWeight:
         """See `PackedTensor.laid_out_for`."""
-        codes, as_rows = self.codes, takes_plain(device, self.columns)
-        if as_rows == is_plain(codes):
+        codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
+        if as_rows == is_int8_rows(codes):
             return self
         if as_rows:
             unpacked = unpack(codes, INT8.bits, self.columns).to(torch.int8)
@@ -56,7 +56,7 @@ class Int8DynamicWeight(PackedTensor):
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        if is_plain(self.codes):
+        if is_int8_rows(self.codes):
             return None
         return INT8.packed(
             self.codes,
@@ -68,7 +68,7 @@ class Int8DynamicWeight(PackedTensor):
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""
-        if is_plain(self.codes):
+        if is_int8_rows(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
         return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
 

@@ -18,7 +18,8 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.request import RunOptions
 
-DEFAULT_PROCESSES = {"cuda": 10, "cpu": 5}
+_PROCESSES_OF_DEVICE = {"cuda": 10}
+_PROCESSES = 5
 _MAX_PROCESSES = 1000
 
 
@@ -30,7 +31,7 @@ def check_processes(processes: int) -> None:
 
 def default_processes(rows: Sequence[RowSpec]) -> int:
     """How many processes a baseline of these rows runs each of them in."""
-    return max(DEFAULT_PROCESSES[row.device] for row in rows)
+    return max(_PROCESSES_OF_DEVICE.get(row.device, _PROCESSES) for row in rows)
 
 
 def in_fresh_processes(

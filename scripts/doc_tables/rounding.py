@@ -19,7 +19,7 @@ from llama_perf.kernels import float8_dynamic, int8_dynamic
 QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "int8dq": int8_dynamic.quantize_tokens,
     "float8dq-row": float8_dynamic.quantize_tokens,
-    "float8dq-tensor": partial(float8_dynamic.quantize_tokens, whole=True),
+    "float8dq-tensor": partial(float8_dynamic.quantize_tokens, per_tensor=True),
 }
 
 

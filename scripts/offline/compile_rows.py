@@ -25,7 +25,9 @@ from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.presets import preset
+from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import products
@@ -100,17 +102,8 @@ def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
         device=META,
         quantizer=quantizer,
     )
-    return Engine(
-        model,
-        batch_size=row.batch_size,
-        cache_size=cache_size or row.allocated_positions,
-        kv_cache=row.kv_cache,
-        attention=row.attention,
-        linear_causal_mask=row.linear_causal_mask,
-        prefill_chunk=row.prefill_chunk,
-        capture=row.capture,
-        fused=row.fused,
-    )
+    options = EngineOptions.of(replace(row, compile=False, compile_prefill=False))
+    return Engine(model, replace(options, cache_size=cache_size or options.cache_size))
 
 
 def compile_row(row: RowSpec) -> None:
@@ -145,8 +138,7 @@ def _generate(row: RowSpec) -> None:
             max_new_tokens=2,
             observed=2,
             lengths=lengths,
-            temperature=row.temperature,
-            top_k=row.top_k,
+            sampling=Sampling(temperature=row.temperature, top_k=row.top_k),
         )
         # As the check does: the text at once, by the model's modules.
         end = row.fill + row.prompt_length + min(DECODED, row.max_new_tokens - 1)
@@ -160,7 +152,7 @@ def _generate(row: RowSpec) -> None:
 def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
     """From now on a step runs where it would be captured, and by `captured` again."""
     replaced: Any = decode_step
-    replaced.warm_up, replaced.captured = Uncaptured.replay_once, captured
+    replaced.warm_up, replaced.capture_graph = Uncaptured.replay_once, captured
 
 
 def main(capability: str, part: str, *sets: str) -> None:

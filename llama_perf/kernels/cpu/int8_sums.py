@@ -1,9 +1,9 @@
 """Sums of products with int8 codes in plain torch, without a compiler.
 
-Several tokens are multiplied slot by slot, as `slotwise` does. One or two are
+Several tokens are multiplied slot by slot, as in `many_tokens`. One or two tokens are
 multiplied with all four bytes of a word, which become float32 in the order in which
-they lie, several times as fast as every fourth byte: of the four sums a lane has for
-each slot of the tokens one is meant, and the other three cost little.
+they lie: that is several times as fast as every fourth byte. A lane has four sums for
+each slot of the tokens; one of them is used, and the other three cost little.
 
 Legend: M tokens, K columns of the weight, B blocks of 16 rows, b those at a time, W
 words.
@@ -26,7 +26,7 @@ _EXACT_TERMS = 1024
 def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
     """`x` (M, K) times words of int8 codes (B, W, 16): float32 (M, 16 * B).
 
-    Of int8 `x` an `exact` sum is int32 and has no rounding.
+    An `exact` sum, of int8 `x`, is int32 and has no rounding.
     """
     tokens, columns = x.shape
     words = codes.shape[1]
@@ -55,12 +55,12 @@ def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
 
 def _product(x: Tensor, values: Tensor, *, exact: bool) -> Tensor:
     """`x` (m, k) times `values` (b, k, n): (b, m, n), in int32 where `exact`."""
-    whole = x.expand(len(values), -1, -1)
+    expanded = x.expand(len(values), -1, -1)
     if not exact:
-        return torch.bmm(whole, values)
+        return torch.bmm(expanded, values)
     shape = (len(values), len(x), values.shape[2])
     total = values.new_zeros(shape, dtype=torch.int32)
     for start in range(0, values.shape[1], _EXACT_TERMS):
-        some = slice(start, start + _EXACT_TERMS)
-        total += torch.bmm(whole[..., some], values[:, some]).to(torch.int32)
+        terms = slice(start, start + _EXACT_TERMS)
+        total += torch.bmm(expanded[..., terms], values[:, terms]).to(torch.int32)
     return total

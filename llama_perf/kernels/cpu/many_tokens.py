@@ -1,7 +1,7 @@
 """Products with packed weights in plain torch, without a compiler: several tokens.
 
 The codes are multiplied in the order in which the words of `packing` have them, slot
-by slot: a word is taken apart by shifts and masks of whole tensors, and the tokens'
+by slot: a word is taken apart by shifts and masks of entire tensors, and the tokens'
 columns are put into the same order, which costs little since they are few. Knows
 codes, not scales.
 
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from llama_perf.kernels.packing import LANES
 
-# Weights at a time: as float32 they stay in the cache that the cores share.
+# Weights at a time: as float32 they fit the cache that the cores share.
 _STRETCH = 1 << 20
 _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
-# Of two bytes side by side the upper one's sign.
+# The sign of the upper of two bytes side by side.
 _UPPER_SIGNS = 0x80008000 - (1 << 32)
 _NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
 _TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
 
 
 def in_slots(x: Tensor, words: int, slots: int) -> Tensor:
-    """Tokens (M, K) as (M, S * W); columns that only the words have are zeros."""
+    """Tokens (M, K) as (M, S * W); columns that pad the words are zeros."""
     x = F.pad(x, (0, words * slots - x.shape[1]))
     return x.view(-1, words, slots).transpose(1, 2).flatten(1)
 
@@ -42,7 +42,7 @@ def by_blocks(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which gives (b, M, 16)."""
+    """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which returns (b, M, 16)."""
     out = packed.new_empty((tokens, len(packed), LANES), dtype=dtype)
     step = _at_a_time(columns)
     for start in range(0, len(packed), step):
@@ -60,8 +60,7 @@ def product(x: Tensor, values: Tensor) -> Tensor:
 def room(words: Tensor, slots: int, columns: int) -> Tensor:
     """Room for the values of the blocks at a time, float32 (b, S, W, 16).
 
-    Taken once for all of them: memory of this size comes from the system anew, and
-    zeroed, each time.
+    Allocated once for all blocks: the system would zero memory of this size each time.
     """
     shape = (min(_at_a_time(columns), len(words)), slots, words.shape[1], LANES)
     return words.new_empty(shape, dtype=torch.float32)
@@ -81,12 +80,12 @@ def signed_values(words: Tensor, room: Tensor) -> Tensor:
 def plane_values(words: Tensor, plane: int, room: Tensor) -> Tensor:
     """The codes of one plane, words (b, W, 16), as float32 (b, S, W, 16)."""
     values = room[: len(words)]
-    each = 8 // plane
-    for slot in range(each):
+    per_byte = 8 // plane
+    for slot in range(per_byte):
         pieces = words
         if plane < 8:
             pieces = (words >> (plane * slot)).bitwise_and_(_EACH_BYTE[plane])
-        values[:, slot::each] = _pieces(pieces, torch.uint8)
+        values[:, slot::per_byte] = _pieces(pieces, torch.uint8)
     return values
 
 
@@ -97,7 +96,7 @@ def float8_values(words: Tensor, room: Tensor) -> Tensor:
     values are then those of the code. Written to `room`.
     """
     values = room[: len(words)]
-    # Of each half of a word the lower code, then the upper one.
+    # The lower code of each half of a word, then the upper one.
     lower = ((words & 0x007F007F) << 7) | ((words & 0x00800080) << 8)
     upper = ((words & 0x7F007F00) >> 1) | (words & _UPPER_SIGNS)
     values[:, 0::2] = _pieces(lower, torch.float16)
@@ -121,7 +120,7 @@ def fp6_values(low: Tensor, high: Tensor, room: Tensor) -> Tensor:
     even = (low & _NIBBLES) | ((tops & _NIBBLES) << 4)
     odd = ((low >> 4) & _NIBBLES) | (tops & _UPPER_NIBBLES)
     for slot, codes in enumerate((even, odd)):
-        # Of each half of a word the lower code, then the upper one.
+        # The lower code of each half of a word, then the upper one.
         lower = ((codes & 0x001F001F) << 8) | ((codes & 0x00200020) << 10)
         upper = (codes & 0x1F001F00) | ((codes & 0x20002000) << 2)
         values[:, slot::4] = _pieces(lower, torch.float16)
@@ -130,6 +129,6 @@ def fp6_values(low: Tensor, high: Tensor, room: Tensor) -> Tensor:
 
 
 def _pieces(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """What lies side by side in words (b, W, 16): (b, pieces of a word, W, 16)."""
+    """Words (b, W, 16) as pieces of `dtype`: (b, pieces of a word, W, 16)."""
     blocks, count, _ = words.shape
     return words.view(dtype).view(blocks, count, LANES, -1).permute(0, 3, 1, 2)

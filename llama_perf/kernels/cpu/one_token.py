@@ -2,8 +2,8 @@
 
 One token: an expression over whole words that `torch.compile` turns into one loop
 which reads each word once and unpacks it in registers. Several tokens, or no
-compiler, where `slotwise` does not apply: a stretch of rows at a time is unpacked into
-a buffer that stays in the cache. Knows codes and how to decode them, not what they
+compiler, where `many_tokens` does not apply: a stretch of rows at a time is unpacked
+into a buffer that fits the cache. Knows codes and how to decode them, not what they
 mean.
 
 Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, U units.
@@ -21,7 +21,7 @@ from llama_perf.kernels.packing import LANES, slots
 
 # Weights unpacked at a time, as float32 about what a core's second-level cache holds.
 _STRETCH = 1 << 18
-# Partial sums that a compiler keeps apart: more, and it writes them to memory.
+# Partial sums that fit registers: of more a compiler writes some to memory.
 _TOGETHER = 4
 
 
@@ -57,7 +57,7 @@ def unit_sums(
             term = decode(codes[slot]) * parts[:, slot].unsqueeze(1)
             terms = term if terms is None else terms + term
         assert terms is not None, "a unit without slots"
-        # Named, since a sum of int32 would be int64.
+        # The dtype is named: a sum of int32 would be int64.
         partial = terms.unflatten(1, split).sum(dims, dtype=terms.dtype)
         total = partial if total is None else total + partial
     assert total is not None, "a unit without slots"

@@ -43,37 +43,15 @@ def cached_values(place, mask, KIND: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def attend_in_splits(
     q,
-    k_cache,
-    v_cache,
-    k_scale,
-    v_scale,
-    split_counter,
-    filled,
-    parts,
-    sums,
-    out,
-    peaks_out,
-    next_weight,
-    S,
-    HEADS: tl.constexpr,
-    LINES: tl.constexpr,
-    WRITES_PEAKS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-    RAGGED: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    SCALE: tl.constexpr,
-    V_SCALE: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    STEPS: tl.constexpr,
+    k_cache, v_cache, k_scale, v_scale, split_counter, filled,
+    parts, sums, out, peaks_out, next_weight, S,
+    HEADS: tl.constexpr, LINES: tl.constexpr, WRITES_PEAKS: tl.constexpr,
+    DEPENDENT: tl.constexpr, RAGGED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    KIND: tl.constexpr, DTYPE: tl.constexpr, SCALE: tl.constexpr, V_SCALE: tl.constexpr,
+    ROWS: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
     TOGETHER: tl.constexpr,
-):
+):  # fmt: skip
     """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
 
     `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
@@ -161,20 +139,10 @@ def attend_in_splits(
             if tl.atomic_add(split_counter + head, 1) == active - 1:
                 tl.store(split_counter + head, 0)
                 join_parts(
-                    parts,
-                    sums,
-                    out,
-                    peaks_out + head // HEADS,
-                    head,
-                    active,
-                    GROUP,
-                    D,
-                    GROUP_ROWS,
-                    BLOCK_D,
-                    SPLITS,
-                    TOGETHER,
-                    WRITES_PEAKS,
-                )
+                    parts, sums,
+                    out, peaks_out + head // HEADS, head, active,
+                    GROUP, D, GROUP_ROWS, BLOCK_D, SPLITS, TOGETHER, WRITES_PEAKS,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -186,20 +154,11 @@ def write_head_peak(values, place, mask):
 
 @triton.jit
 def join_parts(
-    parts,
-    sums,
-    out,
-    peaks_out,
-    head,
-    active,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    WRITES_PEAKS: tl.constexpr,
-):
+    parts, sums,
+    out, peaks_out, head, active,
+    GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, WRITES_PEAKS: tl.constexpr,
+):  # fmt: skip
     """The first `active` parts of a head into its rows of `out`.
 
     With WRITES_PEAKS their peak goes to `peaks_out`.

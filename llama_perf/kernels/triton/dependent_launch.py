@@ -1,4 +1,4 @@
-"""Triton building blocks: a kernel that does nothing, asking ahead, leaving a peak."""
+"""Triton building blocks: dependent launch, prefetch, peaks, and an empty kernel."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 
-# Before it no kernel may start before the one in front of it ends.
+# The first architecture where a kernel may start before the one in front of it ends.
 EARLY_SINCE = (9, 0)
 
 
 def may_start_early(device: torch.device) -> bool:
-    """Whether a kernel may start there before the one in front of it ends."""
+    """Whether a kernel on `device` may start before the one in front of it ends."""
     if device.type == "cpu":
         return False
     capability: tuple[int, int] = driver.active.get_device_capability()
@@ -24,7 +24,7 @@ def may_start_early(device: torch.device) -> bool:
 
 @cache
 def multiprocessors() -> int:
-    """Those of the card in use; of the largest Hopper where there is none."""
+    """Multiprocessors of the GPU in use; of the largest Hopper where there is none."""
     try:
         active = driver.active
     except RuntimeError:
@@ -36,11 +36,10 @@ def multiprocessors() -> int:
 
 @triton.jit
 def count(x, DEPENDENT: tl.constexpr):
-    """As little as a kernel can do, x[0] <- x[0] + 1: what a launch costs by itself.
+    """x[0] <- x[0] + 1, as little as a kernel can do: shows what a launch costs.
 
-    `DEPENDENT`: the next kernel may start before this one's end, and waits itself.
-
-    By programmatic dependent launch, from sm_90 on.
+    With DEPENDENT the next kernel may start before this one ends, and waits itself, by
+    programmatic dependent launch, from sm_90 on.
     """
     if DEPENDENT:
         gdc_launch_dependents()

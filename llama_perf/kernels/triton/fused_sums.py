@@ -23,17 +23,11 @@ SPARSE = tl.constexpr(packed.SPARSE)
 @triton.jit
 def prefetch_and_wait(
     codes,
-    block_n,
-    split,
-    N,
+    block_n, split, N,
     K: tl.constexpr,
-    FORMAT: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr,
+    BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
     """Ask for the first weights, let the next kernel start, and wait for the input."""
     if FORMAT == FLOATS:
         # A line of 128 bytes for each row and so many columns.
@@ -88,32 +82,17 @@ def token_peak(
 
 @triton.jit
 def block_sums(
-    x,
-    norm_weight,
-    peaks_in,
-    codes,
-    scale,
-    zero,
-    block_n,
-    split,
-    M,
-    N,
+    x, norm_weight, peaks_in,
+    codes, scale, zero,
+    block_n, split,
+    M, N,
     K: tl.constexpr,
-    FORMAT: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    DECODE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    DYNAMIC: tl.constexpr,
-    NORM: tl.constexpr,
-    READS_PEAKS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
+    GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr, NORM: tl.constexpr,
+    READS_PEAKS: tl.constexpr, DEPENDENT: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1).
 
     With DEPENDENT the program asks for its weights and waits for its input first.
@@ -121,51 +100,25 @@ def block_sums(
     if DEPENDENT:
         prefetch_and_wait(
             codes,
-            block_n,
-            split,
-            N,
-            K,
-            FORMAT,
-            WORDS,
-            BITS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
+            block_n, split, N,
+            K, FORMAT, WORDS, BITS, BLOCK_U, BLOCK_N, STEPS,
+        )  # fmt: skip
     if FORMAT == FLOATS:
         total, squares = float_sums(
-            x,
-            norm_weight,
+            x, norm_weight,
             codes,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            NORM,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
+            block_n, split, M, N,
+            K, NORM,
+            TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        )  # fmt: skip
     elif FORMAT == SPARSE:
         total, squares = sparse_sums(
-            x,
-            norm_weight,
-            codes,
-            scale,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            WORDS,
-            NORM,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
+            x, norm_weight,
+            codes, scale,
+            block_n, split, M, N,
+            K, WORDS, NORM,
+            TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        )  # fmt: skip
     else:
         inverse = 0.0
         if DYNAMIC:
@@ -174,29 +127,12 @@ def block_sums(
             )
             inverse = (127.0 / largest)[:, None, None]
         total, squares = code_sums(
-            x,
-            norm_weight,
-            inverse,
-            codes,
-            scale,
-            zero,
-            block_n,
-            split,
-            M,
-            N,
-            K,
-            WORDS,
-            BITS,
-            DECODE,
-            GROUP,
-            ZERO,
-            NORM,
-            DYNAMIC,
-            TOKENS,
-            BLOCK_U,
-            BLOCK_N,
-            STEPS,
-        )
+            x, norm_weight, inverse,
+            codes, scale, zero,
+            block_n, split, M, N,
+            K, WORDS, BITS, DECODE, GROUP, ZERO, NORM, DYNAMIC,
+            TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        )  # fmt: skip
         if DYNAMIC:
             total *= (largest * (1.0 / 127.0))[:, None]
     return total, squares

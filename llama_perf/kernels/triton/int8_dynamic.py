@@ -38,15 +38,11 @@ def few_tokens_int8(
     x,
     codes,
     out,
-    M,
-    N,
-    K: tl.constexpr,
-    ASM: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    M, N,
+    K: tl.constexpr, ASM: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """Words of x (M, 2 units) and of the weight to int32 sums (splits, M, N)."""
     UNITS: tl.constexpr = (K + 7) // 8
     row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
@@ -77,14 +73,11 @@ def many_tokens_int8(
     x,
     codes,
     out,
-    M,
-    N,
+    M, N,
     K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """int8 x (M, 8 units) and words of the weight to int32 sums (M, N)."""
     UNITS: tl.constexpr = (K + 7) // 8
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]

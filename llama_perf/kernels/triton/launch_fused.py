@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from llama_perf.devices.device import cuda_key
+from llama_perf.devices.device import device_of
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packing import LANES, UNIT, sparse_values, units
@@ -105,7 +105,7 @@ def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
 @cache
 def _card_key(device: torch.device) -> str:
     # Every launch asks for it, and a step has hundreds.
-    return cuda_key(device)
+    return device_of(device).key
 
 
 def _run(

@@ -60,7 +60,7 @@ def launch(
     )
 
 
-class Sampling:
+class SamplingKernel:
     """One kernel that chooses the next token and writes it into the `DecodeState`.
 
     The draw depends only on the seed in `DecodeState` and on the tokens so far.

@@ -22,24 +22,11 @@ from llama_perf.kernels.triton.fused_sums import last_to_arrive
 
 @triton.jit
 def start(
-    tokens,
-    positions,
-    embedding,
-    frequencies,
-    norm_weight,
-    x,
-    cos,
-    sin,
-    filled,
-    peaks_out,
-    ROWS,
-    D: tl.constexpr,
-    HALF: tl.constexpr,
-    WRITES_PEAKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
+    tokens, positions, embedding, frequencies, norm_weight, x, cos, sin, filled,
+    peaks_out, ROWS,
+    D: tl.constexpr, HALF: tl.constexpr, WRITES_PEAKS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_H: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """Rows of `embedding` (V, D) of int64 `tokens` (M,) to `x` (M, D).
 
     Of int64 `positions` (ROWS,), at most as many, `cos` and `sin`, float32 (ROWS,
@@ -108,31 +95,12 @@ def nth_largest(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def choose(
-    logits,
-    token,
-    position,
-    history,
-    count,
-    seed,
-    scores,
-    values,
-    columns,
-    split_counter,
-    INVERSE,
-    V,
-    S,
-    TOP,
-    GREEDY: tl.constexpr,
-    SELECT: tl.constexpr,
-    BATCH: tl.constexpr,
-    RAGGED: tl.constexpr,
-    SLOTS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
-    JOINED: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
+    logits, token, position, history, count, seed, scores, values, columns,
+    split_counter, INVERSE, V, S, TOP,
+    GREEDY: tl.constexpr, SELECT: tl.constexpr, BATCH: tl.constexpr,
+    RAGGED: tl.constexpr, SLOTS: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, JOINED: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """From `logits` (BATCH, V) the next int64 `token` (BATCH, 1).
 
     It is written to int64 `history` (BATCH, S) at `count`, int64 (1,), which moves on,

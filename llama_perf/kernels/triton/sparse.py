@@ -57,22 +57,14 @@ def unit_scale(scale, block, lane, unit, mask, K: tl.constexpr):
 
 @triton.jit
 def sparse_sums(
-    x,
-    norm_weight,
-    codes,
-    scale,
-    block_n,
-    split,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    NORM: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x, norm_weight,
+    codes, scale,
+    block_n, split,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr, NORM: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """As `code_sums` of `sums`."""
     STORED: tl.constexpr = K // 2
     UNITS: tl.constexpr = (STORED + 7) // 8
@@ -105,36 +97,20 @@ def sparse_sums(
 @triton.jit
 def few_tokens_sparse(
     x,
-    codes,
-    scale,
+    codes, scale,
     out,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = sparse_sums(
-        x,
-        x,
-        codes,
-        scale,
-        tl.program_id(0),
-        tl.program_id(1),
-        M,
-        N,
-        K,
-        WORDS,
-        False,
-        TOKENS,
-        BLOCK_U,
-        BLOCK_N,
-        STEPS,
-    )
+        x, x,
+        codes, scale, tl.program_id(0), tl.program_id(1), M, N,
+        K, WORDS, False,
+        TOKENS, BLOCK_U, BLOCK_N, STEPS,
+    )  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     m = tl.arange(0, TOKENS)[:, None]
     place = out + tl.program_id(1) * M * N + m * N + n
@@ -154,19 +130,13 @@ def add_column(acc, x, w, m, k, M, K: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def many_tokens_sparse(
     x,
-    codes,
-    scale,
+    codes, scale,
     out,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """(M, K) times the transposed weight in x's dtype, (M, N)."""
     STORED: tl.constexpr = K // 2
     UNITS: tl.constexpr = (STORED + 7) // 8

@@ -65,17 +65,9 @@ def int8_word(
 
 @triton.jit
 def group_scale(
-    scale,
-    zero,
-    block,
-    lane,
-    group,
-    mask,
-    K: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-):
+    scale, zero, block, lane, group, mask,
+    K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+):  # fmt: skip
     """Scale and zero of `group`, float32; the zero in units of codes but for ZERO 3."""
     GROUPS: tl.constexpr = K // GROUP
     place = block * (GROUPS * 16) + group * 16 + lane
@@ -107,29 +99,15 @@ def weight_pair(low, high, s0, z0, s1, z1, ZERO: tl.constexpr):
 
 @triton.jit
 def code_sums(
-    x,
-    norm_weight,
-    inverse,
-    codes,
-    scale,
-    zero,
-    block_n,
-    split,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    DECODE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    NORM: tl.constexpr,
-    DYNAMIC: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x, norm_weight, inverse,
+    codes, scale, zero,
+    block_n, split,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
+    GROUP: tl.constexpr, ZERO: tl.constexpr, NORM: tl.constexpr, DYNAMIC: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
 
     `inverse` (TOKENS, 1, 1) turns x * g into int8; it is read only with DYNAMIC.
@@ -192,17 +170,9 @@ def code_sums(
                 x_sum += x0 + x1
             if GROUP != 0 and GROUP % 8 == 0:
                 s, z = group_scale(
-                    scale,
-                    zero,
-                    block,
-                    lane,
-                    (unit * 8) // GROUP,
-                    mask,
-                    K,
-                    BITS,
-                    GROUP,
-                    ZERO,
-                )
+                    scale, zero, block, lane, (unit * 8) // GROUP, mask,
+                    K, BITS, GROUP, ZERO,
+                )  # fmt: skip
                 if ZERO == 3:
                     acc += (sums - 8.0 * x_sum) * s + x_sum * z
                 else:
@@ -220,20 +190,13 @@ def code_sums(
 
 @triton.jit
 def float_sums(
-    x,
-    norm_weight,
-    weight,
-    block_n,
-    split,
-    M,
-    N,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x, norm_weight, weight,
+    block_n, split,
+    M, N,
+    K: tl.constexpr, NORM: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """As `code_sums` of a weight of floats (N, K); a unit is eight columns here too."""
     BLOCK_K: tl.constexpr = BLOCK_U * 8
     n = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]

@@ -29,48 +29,21 @@ from llama_perf.kernels.triton.sums import code_sums, group_scale, weight_pair
 @triton.jit
 def few_tokens(
     x,
-    codes,
-    scale,
-    zero,
+    codes, scale, zero,
     out,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    DECODE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
+    GROUP: tl.constexpr, ZERO: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = code_sums(
-        x,
-        x,
-        0.0,
-        codes,
-        scale,
-        zero,
-        tl.program_id(0),
-        tl.program_id(1),
-        M,
-        N,
-        K,
-        WORDS,
-        BITS,
-        DECODE,
-        GROUP,
-        ZERO,
-        False,
-        False,
-        TOKENS,
-        BLOCK_U,
-        BLOCK_N,
-        STEPS,
-    )
+        x, x, 0.0,
+        codes, scale, zero, tl.program_id(0), tl.program_id(1), M, N,
+        K, WORDS, BITS, DECODE, GROUP, ZERO, False, False,
+        TOKENS, BLOCK_U, BLOCK_N, STEPS,
+    )  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     m = tl.arange(0, TOKENS)[:, None]
     place = out + tl.program_id(1) * M * N + m * N + n
@@ -80,24 +53,14 @@ def few_tokens(
 @triton.jit
 def many_tokens(
     x,
-    codes,
-    scale,
-    zero,
+    codes, scale, zero,
     out,
-    M,
-    N,
-    K: tl.constexpr,
-    WORDS: tl.constexpr,
-    BITS: tl.constexpr,
-    DECODE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    M, N,
+    K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
+    GROUP: tl.constexpr, ZERO: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
-):
+):  # fmt: skip
     """(M, K) times the transposed weight in x's dtype, (M, N)."""
     UNITS: tl.constexpr = (K + 7) // 8
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
@@ -112,17 +75,9 @@ def many_tokens(
         a, b = load_unit(codes, base, unit, mask, K, BITS)
         if GROUP != 0 and GROUP % 8 == 0:
             s0, z0 = group_scale(
-                scale,
-                zero,
-                block,
-                lane,
-                (unit * 8) // GROUP,
-                mask,
-                K,
-                BITS,
-                GROUP,
-                ZERO,
-            )
+                scale, zero, block, lane, (unit * 8) // GROUP, mask,
+                K, BITS, GROUP, ZERO,
+            )  # fmt: skip
             s1, z1 = s0, z0
         for PAIR in tl.static_range(4):
             low, high = values(code_pair(a, b, PAIR, BITS), DECODE)

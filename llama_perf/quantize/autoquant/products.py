@@ -15,6 +15,7 @@ from torch import nn
 
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 
 
@@ -49,10 +50,12 @@ def logged_products(
         position = torch.zeros((1,), dtype=torch.int64)
     engine = Engine(
         model,
-        batch_size=batch_size,
-        cache_size=prompt_length + 1,
-        attention=attention,
-        prefill_chunk=prefill_chunk,
+        EngineOptions(
+            batch_size=batch_size,
+            cache_size=prompt_length + 1,
+            attention=attention,
+            prefill_chunk=prefill_chunk,
+        ),
     )
     logged: Counter[Product] = Counter()
 

@@ -22,6 +22,7 @@ from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
@@ -44,7 +45,7 @@ def quantized(
 
 
 def tokens(model: Transformer) -> torch.Tensor:
-    return generate(model, PROMPT, max_new_tokens=5, temperature=0)
+    return generate(model, PROMPT, max_new_tokens=5, sampling=GREEDY)
 
 
 def assert_same(found: Transformer, wanted: Transformer) -> None:
@@ -302,7 +303,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     # What is needed is what int8wo needs, not what float32 would.
     plain = sum(each.numel() * 4 for each in small().parameters())
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: plain // 2
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: plain // 2
     )
     prepare(row, checkpoints=tmp_path)
     monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)

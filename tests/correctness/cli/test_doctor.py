@@ -16,6 +16,7 @@ from llama_perf.cli.main import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.gate import baselines
+from llama_perf.measure.environment import collect
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import baseline_of, measured
@@ -66,7 +67,7 @@ def test_every_thing_has_one_line_and_the_versions_are_those_here(
     assert lines["torchao"] == environment.package_version("torchao")
     assert lines["CUDA"].startswith("missing: no CUDA device on this machine")
     assert re.fullmatch(r".+, \d+ GB", lines["device"])
-    key = environment.collect(torch.device("cpu")).device_key
+    key = collect(torch.device("cpu")).device_key
     assert lines["device key"] == key
     assert lines["baseline"] == f"none yet (none/{key}/baseline.json)"
     assert lines["processor"] == f"{processor.name()}, {processor.features()}"
@@ -130,7 +131,7 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
 def test_a_recorded_baseline_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    key = environment.collect(torch.device("cpu")).device_key
+    key = collect(torch.device("cpu")).device_key
     path = baselines.path_of(tmp_path, key)
     path.parent.mkdir()
     path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
@@ -141,11 +142,11 @@ def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _device: 10**7
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _device: 10**7
     )
     line = findings(capsys)["set cpu"]
     count = len(selection.load_set("cpu"))
-    reason = r"they need 0\.\d to \d+\.\d GB, and 0\.0 GB are free"
+    reason = r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"
     assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", line)
 
 

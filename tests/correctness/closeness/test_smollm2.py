@@ -11,6 +11,7 @@ import torch
 
 from llama_perf import generate
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.llama.sampling import GREEDY
 from scripts.doc_tables.figures import perplexity
 from scripts.doc_tables.smollm2 import (
     TEXT,
@@ -73,7 +74,7 @@ def test_the_capital_of_france_is_paris() -> None:
     tokenizer = load_tokenizer(smollm2_path())
     prompt = tokenizer.encode("The capital of France is")
     out = generate(
-        unquantized(), torch.tensor([prompt]), max_new_tokens=4, temperature=0
+        unquantized(), torch.tensor([prompt]), max_new_tokens=4, sampling=GREEDY
     )
     assert tokenizer.decode(out[0].tolist()).startswith(
         "The capital of France is Paris"

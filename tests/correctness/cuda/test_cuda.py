@@ -23,6 +23,8 @@ from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
@@ -128,9 +130,9 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def greedy(model: Transformer, *, compile: bool, count: int) -> Tensor:
-    engine = Engine(model, cache_size=64, compile=compile)
+    engine = Engine(model, EngineOptions(cache_size=64, compile=compile))
     prompt = PROMPT.to(model.device)
-    return engine.generate(prompt, max_new_tokens=count, temperature=0).cpu()
+    return engine.generate(prompt, max_new_tokens=count, sampling=GREEDY).cpu()
 
 
 def test_the_key_and_the_environment_name_the_device(device: torch.device) -> None:
@@ -190,7 +192,7 @@ def test_cached_decode_gives_the_logits_of_the_whole_text(
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(SMALL.vocab_size, (2, 20), generator=seeded).to(device)
     whole = model.logits(tokens)
-    engine = Engine(model, batch_size=2, cache_size=32)
+    engine = Engine(model, EngineOptions(batch_size=2, cache_size=32))
     steps = [engine.prefill(tokens[:, :5])]
     for index in range(5, 20):
         position = torch.tensor([index], device=device)
@@ -279,14 +281,16 @@ def test_two_builds_have_the_same_synthetic_weights(device: torch.device) -> Non
 def test_decoding_never_waits_for_the_device(
     device: torch.device, temperature: float
 ) -> None:
-    engine = Engine(small_model(device), cache_size=32)
+    engine = Engine(small_model(device), EngineOptions(cache_size=32))
     prompt = PROMPT.to(device)
     generator = torch.Generator(device=device)
 
     def run() -> list[Tensor]:
         return list(
             engine.stream(
-                prompt, max_new_tokens=6, temperature=temperature, generator=generator
+                prompt,
+                max_new_tokens=6,
+                sampling=Sampling(temperature=temperature, generator=generator),
             )
         )
 
@@ -316,7 +320,7 @@ def test_a_peak_counts_what_was_given_back(device: torch.device) -> None:
     del block
     grown = meter.peak_bytes() - before
     assert 60 * 2**20 < grown < 128 * 2**20
-    meter.kept_bytes()  # gives it back
+    meter.retained_bytes()  # gives it back
     meter.reset_peak()
     assert meter.peak_bytes() - before < 16 * 2**20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_a_row_that_decodes_nothing_has_no_step() -> None:
     ],
 )
 def test_more_work_is_told(
-    then: dict[str, object], now: dict[str, object], told: list[str]
+    then: dict[str, Any], now: dict[str, Any], told: list[str]
 ) -> None:
     before, after = measured(**then).measurement, measured(**now).measurement
     assert before is not None

@@ -91,8 +91,8 @@ def test_no_kernel_of_a_row_spills(compiled: Compiled) -> None:
         assert spilled_bytes == 0, cubin.stem
 
 
-@triton.jit
-def hasty(x, out, WHEN: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
+def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """Loads its input before its wait, stores before it, or does not wait at all."""
     gdc_launch_dependents()
     if WHEN == "loads":

@@ -9,46 +9,59 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import float8_dynamic, row_scaled
+from llama_perf.kernels import float8_dynamic
 from llama_perf.kernels.packing import pack, to_lanes
-from tests.correctness.support.kernel_samples import DTYPES, FORMATS, ROUNDING, sample
+from llama_perf.kernels.row_scaled import (
+    FLOAT8,
+    decode_float8,
+    encode_float8,
+    float8_weight,
+    float8_weight_op,
+    round_to_float8,
+)
+from tests.correctness.support.kernel_samples import (
+    DTYPES,
+    FORMATS,
+    ROUNDING,
+    dynamic_reference,
+    sample,
+)
 
 FORMAT = next(format for format in FORMATS if format.name == "float8")
-FLOAT8 = torch.arange(256, dtype=torch.int32)
-NOT_NAN = FLOAT8[FLOAT8 & 127 != 127]
+CODES = torch.arange(256, dtype=torch.int32)
+NOT_NAN = CODES[CODES & 127 != 127]
 
 
 def test_every_float8_code_has_the_value_of_its_definition() -> None:
-    values = row_scaled.decode_float8(NOT_NAN).tolist()
+    values = decode_float8(NOT_NAN).tolist()
     for code, value in zip(NOT_NAN.tolist(), values, strict=True):
         sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
         fraction = mantissa / 8 + (exponent > 0)
         expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 7) * fraction
         assert value == expected
         assert math.copysign(1, value) == (-1) ** sign
-    assert max(values) == row_scaled.FLOAT8.largest
-    whole = FLOAT8.to(torch.uint8).view(torch.float8_e4m3fn).float()
-    assert torch.equal(row_scaled.decode_float8(NOT_NAN), whole[NOT_NAN])
+    assert max(values) == FLOAT8.largest
+    as_torch_has_them = CODES.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    assert torch.equal(decode_float8(NOT_NAN), as_torch_has_them[NOT_NAN])
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
-    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * FLOAT8
+    weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * CODES
     codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
     x = torch.ones((tokens, 256))
-    expected = row_scaled.decode_float8(NOT_NAN).expand(tokens, 254)
-    found = row_scaled.float8_weight_op(x, codes, scale, 254)
-    assert torch.equal(found, expected)
+    expected = decode_float8(NOT_NAN).expand(tokens, 254)
+    assert torch.equal(float8_weight_op(x, codes, scale, 254), expected)
     # A compiler that takes subnormal numbers for zeros would show here.
     torch._dynamo.reset()
-    compiled = torch.compile(row_scaled.float8_weight, fullgraph=True)
+    compiled = torch.compile(float8_weight, fullgraph=True)
     assert torch.equal(compiled(x, codes, scale, 254), expected)
     torch._dynamo.reset()
 
 
 def float8_values() -> Tensor:
     """Codes, the middles between them, what lies beside both, and random values."""
-    exact = row_scaled.decode_float8(NOT_NAN).sort().values
+    exact = decode_float8(NOT_NAN).sort().values
     middles = (exact[1:] + exact[:-1]) / 2
     ends = torch.cat([exact, middles])
     beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
@@ -62,16 +75,16 @@ def float8_values() -> Tensor:
 
 def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
     values = float8_values()
-    exact = row_scaled.decode_float8(NOT_NAN)
-    found = row_scaled.decode_float8(row_scaled.encode_float8(values))
+    exact = decode_float8(NOT_NAN)
+    encoded = decode_float8(encode_float8(values))
     nearest = (values.double().unsqueeze(1) - exact.double()).abs().amin(1)
-    assert torch.equal((found.double() - values.double()).abs(), nearest)
-    assert torch.equal(row_scaled.decode_float8(row_scaled.encode_float8(exact)), exact)
+    assert torch.equal((encoded.double() - values.double()).abs(), nearest)
+    assert torch.equal(decode_float8(encode_float8(exact)), exact)
     positive = exact[exact >= 0]
     middles = (positive[1:] + positive[:-1]) / 2
-    assert (row_scaled.encode_float8(middles) % 2 == 0).all()
+    assert (encode_float8(middles) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
-    assert row_scaled.decode_float8(row_scaled.encode_float8(too_large)).tolist() == [
+    assert decode_float8(encode_float8(too_large)).tolist() == [
         448,
         -448,
     ]
@@ -79,9 +92,9 @@ def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
 
 def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:
     values = float8_values()
-    expected = row_scaled.decode_float8(row_scaled.encode_float8(values))
-    assert torch.equal(row_scaled.round_to_float8(values), expected)
-    compiled = torch.compile(row_scaled.round_to_float8, fullgraph=True)
+    expected = decode_float8(encode_float8(values))
+    assert torch.equal(round_to_float8(values), expected)
+    compiled = torch.compile(round_to_float8, fullgraph=True)
     assert torch.equal(compiled(values), expected)
     torch._dynamo.reset()
 
@@ -91,39 +104,39 @@ def test_a_token_is_rounded_to_float8_by_its_own_peak_or_that_of_all() -> None:
     values, scale = float8_dynamic.quantize_tokens(x)
     assert values.tolist() == [[0, 0], [448, -104], [-448, 208]]
     torch.testing.assert_close(scale[1:, 0], torch.tensor([0.01, 1e-4]))
-    values, scale = float8_dynamic.quantize_tokens(x, whole=True)
+    values, scale = float8_dynamic.quantize_tokens(x, per_tensor=True)
     assert values.tolist() == [[0, 0], [448, -104], [-4.5, 2]]
     torch.testing.assert_close(scale, torch.tensor([[0.01]]))
-    for whole in (False, True):
-        values, scale = float8_dynamic.quantize_tokens(x[:0], whole=whole)
+    for per_tensor in (False, True):
+        values, scale = float8_dynamic.quantize_tokens(x[:0], per_tensor=per_tensor)
         assert (values.shape, len(scale)) == ((0, 2), 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("per_tensor", [False, True])
 def test_a_float8_product_is_that_of_the_rounded_tokens(
-    whole: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    per_tensor: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tokens in (1, 2, 17):
         packed = sample(FORMAT, (tokens, 33, 100), dtype)
         # Far apart, and their values' sums past float16 but for the tokens' scales.
         x = packed.x * 2.0 ** -torch.arange(tokens).view(-1, 1).to(dtype)
-        weight = (packed.codes, packed.scale * 100, packed.rows)
-        values, x_scale = float8_dynamic.quantize_tokens(x, whole=whole)
-        expected = float8_dynamic.reference(values, x_scale, *weight)
-        terms = replace(packed, x=values * x_scale, scale=weight[1])
+        weight = (packed.weight.codes, packed.weight.scale * 100, packed.weight.rows)
+        values, x_scale = float8_dynamic.quantize_tokens(x, per_tensor=per_tensor)
+        expected = dynamic_reference(FLOAT8, values, x_scale, *weight)
+        terms = replace(packed.with_weight(scale=weight[1]), x=values * x_scale)
         allowed = ROUNDING[dtype] * terms.magnitude()
         for fused in (False, True)[: 1 + (tokens == 1)]:
             monkeypatch.setattr(float8_dynamic, "fused_here", lambda _x, now=fused: now)
-            found = float8_dynamic.float8_dynamic(x, *weight, whole=whole)
-            assert found.dtype == dtype
-            assert ((found.float() - expected).abs() <= allowed).all()
+            product = float8_dynamic.float8_dynamic(x, *weight, per_tensor=per_tensor)
+            assert product.dtype == dtype
+            assert ((product.float() - expected).abs() <= allowed).all()
 
 
 def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
     packed = sample(FORMAT, (1, 75, 160), torch.float32)
-    arguments = (packed.x, packed.codes, packed.scale, packed.rows)
+    arguments = packed.arguments
     expected = float8_dynamic.float8_dynamic(*arguments)
     compiled = torch.compile(float8_dynamic.float8_dynamic, fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), expected)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 import pytest
+import torch
 
 from llama_perf.llama.presets import preset
 from tests.correctness.support.launches import generation, launches
@@ -89,14 +90,16 @@ def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
 
 
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+    from llama_perf.devices.cuda import CudaDevice
     from llama_perf.kernels.triton import launch_fused
 
-    asked = []
-    monkeypatch.setattr(
-        launch_fused, "cuda_key", lambda device: str(asked.append(device))
-    )
+    asked: list[CudaDevice] = []
+
+    def key(gpu: CudaDevice) -> str:
+        asked.append(gpu)
+        return "card"
+
+    monkeypatch.setattr(CudaDevice, "key", property(key))
     launch_fused._card_key.cache_clear()
     for _ in range(3):
         launch_fused._card_key(torch.device("cuda"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.rotary import rotary
-from llama_perf.llama.sampling import sample
+from llama_perf.llama.sampling import Sampling, sample
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
 from tests.correctness.support.interpreter import (
     device,
@@ -44,9 +44,9 @@ def room(batch: int, device: torch.device, *, ragged: bool = False) -> DecodeSta
 def chosen(
     logits: Tensor, fed: DecodeState, top_k: int | None, *, greedy: bool = False
 ) -> None:
-    from llama_perf.kernels.triton.launch_sampling import Sampling
+    from llama_perf.kernels.triton.launch_sampling import SamplingKernel
 
-    sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
+    sampling = SamplingKernel(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
     sampling(logits, fed)
     assert sampling._split_counter is not None
     assert not sampling._split_counter.any()
@@ -70,7 +70,7 @@ def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tenso
             patch.setattr(
                 Tensor, "exponential_", lambda self, *_a, e=drawn, **_k: self.copy_(e)
             )
-            found.append(sample(logits, temperature=TEMPERATURE, top_k=top_k))
+            found.append(sample(logits, Sampling(temperature=TEMPERATURE, top_k=top_k)))
     return torch.cat(found, 1)
 
 

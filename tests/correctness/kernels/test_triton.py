@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels import sparse
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.row_scaled import INT8
 from tests.correctness.support.interpreter import (
     INTERPRETED,
     device,
@@ -23,19 +24,19 @@ from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
     LLAMA,
-    OPERATORS,
+    ONE_OF_EACH,
     PATTERNS,
     ROW_SCALED,
     Format,
-    Packed,
+    Sample,
     assert_close,
     assert_special,
+    dynamic_reference,
     sample,
     with_special_rows,
 )
 
 __all__ = ["device"]  # A fixture.
-NAMES = [format.name for format in FORMATS]
 # (M, N, K): a product of few tokens and one of many, off every tile's size; the last
 # two for sums of several splits and steps.
 SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
@@ -47,18 +48,18 @@ def test_in_the_interpreter() -> None:
     run_in_the_interpreter(__file__, COUNT)
 
 
-def by_triton(sample: Packed) -> Tensor:
+def by_triton(packed: Sample, device: torch.device) -> Tensor:
     from llama_perf.kernels.triton.launch_products import product
 
-    return product(sample.x, sample.packed())
+    moved = packed.on(device)
+    return product(moved.x, moved.weight).cpu()
 
 
-def check(packed: Packed, device: torch.device) -> None:
-    found = by_triton(packed.on(device))
-    assert_close(found.cpu(), packed)
+def check(packed: Sample, device: torch.device) -> None:
+    assert_close(by_triton(packed, device), packed)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
+@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 def test_a_product_is_that_of_the_reference(
     format: Format, device: torch.device
 ) -> None:
@@ -66,8 +67,8 @@ def test_a_product_is_that_of_the_reference(
         check(sample(format, shape, DTYPES[index % 3]), device)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=NAMES)
-def test_special_scales_and_codes_change_their_own_row_alone(
+@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
+def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, device: torch.device
 ) -> None:
     for shape, dtype in (
@@ -77,29 +78,29 @@ def test_special_scales_and_codes_change_their_own_row_alone(
         packed = with_special_rows(sample(format, shape, dtype))
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            found = by_triton(packed.on(device))
-        assert_special(found.cpu(), packed)
+            product = by_triton(packed, device)
+        assert_special(product, packed)
 
 
 @pytest.mark.parametrize("shape", LLAMA, ids=str)
 def test_the_shapes_of_llama_models_scaled_down(
     shape: tuple[int, int], device: torch.device
 ) -> None:
-    format = OPERATORS[LLAMA.index(shape) % len(OPERATORS)]
+    format = ONE_OF_EACH[LLAMA.index(shape) % len(ONE_OF_EACH)]
     for tokens in (1, 17):
         check(sample(format, (tokens, *shape), torch.bfloat16), device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
-    for format in OPERATORS:
+    for format in ONE_OF_EACH:
         for shape in ((2, 33, 64), (10, 33, 64)):
             check(sample(format, shape, dtype), device)
 
 
 @pytest.mark.parametrize("tokens", range(1, 18))
 def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
-    for format in OPERATORS:
+    for format in ONE_OF_EACH:
         check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
 
 
@@ -107,7 +108,7 @@ def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
 def test_a_long_row_in_several_steps_and_splits(
     shape: tuple[int, int, int], device: torch.device
 ) -> None:
-    for format in OPERATORS[1:]:
+    for format in ONE_OF_EACH[1:]:
         check(sample(format, shape, torch.float32), device)
 
 
@@ -121,11 +122,11 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
     codes = torch.randint(0, 256, (rows, columns), generator=draw)
     packed, scale = pack(codes, 8), to_lanes(torch.ones(rows))
     one = torch.ones((tokens, 1))
-    exact = int8_dynamic.reference(x, one, packed, scale, rows)
+    exact = dynamic_reference(INT8, x, one, packed, scale, rows)
+    x, one, packed, scale = (it.to(device) for it in (x, one, packed, scale))
     for asm in (False,) if INTERPRETED else (False, True):
-        parts = (each.to(device) for each in (x, one, packed, scale))
-        found = int8_dynamic_product(*parts, rows, asm=asm)
-        assert torch.equal(found.cpu(), exact)
+        sums = int8_dynamic_product(x, one, packed, scale, rows, asm=asm)
+        assert torch.equal(sums.cpu(), exact)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -149,26 +150,25 @@ def test_every_code_of_a_float_format(
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
         x = torch.ones((tokens, count), dtype=dtype, device=device)
-        found = product(x, weight, dtype=torch.float32)
-        assert torch.equal(found.cpu(), expected)
+        values = product(x, weight, dtype=torch.float32)
+        assert torch.equal(values.cpu(), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels import sparse as sparse_weight
     from llama_perf.kernels.triton.launch_products import product
 
     # A row for each pattern; token by token another place of the quads is asked for.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
     places = torch.tensor(PATTERNS).repeat(1, 256)
-    codes = pack(values | (places << 4), sparse_weight.BITS)
+    codes = pack(values | (places << 4), sparse.BITS)
     scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
-    weight = sparse_weight.packed_weight(codes.to(device), scale.to(device), 6, 1024)
+    weight = sparse.packed_weight(codes.to(device), scale.to(device), 6, 1024)
     for quad in (0, 1, 17, 200, 255):
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
-        expected = sparse_weight.reference(x, codes, scale, 6)
+        expected = x @ sparse.dequantized(codes, scale, 6, 1024).T
         assert torch.equal(product(x.to(device), weight).cpu(), expected)
 
 

@@ -21,6 +21,8 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.kernels import attention as cached_attention
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
 CALL = F.scaled_dot_product_attention
@@ -64,11 +66,14 @@ def test_every_path_asks_for_groups_without_cudnn(
     before = torch.backends.cuda.cudnn_sdp_enabled()
     with seen_calls(monkeypatch) as calls:
         engine = Engine(
-            model, cache_size=40, kv_cache=kind, attention=path, prefill_chunk=chunk
+            model,
+            EngineOptions(
+                cache_size=40, kv_cache=kind, attention=path, prefill_chunk=chunk
+            ),
         )
-        engine.generate(prompt, max_new_tokens=3, temperature=0)
+        engine.generate(prompt, max_new_tokens=3, sampling=GREEDY)
         engine.fill(prompt)
-        engine.generate(prompt[:, :5], max_new_tokens=3, temperature=0)
+        engine.generate(prompt[:, :5], max_new_tokens=3, sampling=GREEDY)
         model.logits(prompt)
     assert calls
     assert all(0 not in each.strides for each in calls)
@@ -98,10 +103,12 @@ def test_a_compiled_block_has_no_break_for_it(path: str) -> None:
     model = build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
     prompt = torch.arange(9)[None]
     options: dict[str, Any] = {"cache_size": 40, "attention": path}
-    eager = Engine(model, **options)
-    expected = eager.generate(prompt, max_new_tokens=4, temperature=0)
+    eager = Engine(model, EngineOptions(**options))
+    expected = eager.generate(prompt, max_new_tokens=4, sampling=GREEDY)
     with compiler_settings():
-        engine = Engine(model, compile=True, compile_prefill=True, **options)
-        found = engine.generate(prompt, max_new_tokens=4, temperature=0)
+        engine = Engine(
+            model, EngineOptions(compile=True, compile_prefill=True, **options)
+        )
+        found = engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
         assert not counters["graph_break"]
     assert torch.equal(found, expected)

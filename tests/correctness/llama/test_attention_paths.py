@@ -6,6 +6,7 @@ Beside one another, beside a pass without a cache, and one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from scripts.doc_tables.rounding import equal_up_to_turned_codes
@@ -70,7 +73,12 @@ def test_both_paths_give_the_same_logits(
     ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
     found = [
         after(
-            Engine(model, batch_size=2, cache_size=SIZE, kv_cache=kind, attention=path),
+            Engine(
+                model,
+                EngineOptions(
+                    batch_size=2, cache_size=SIZE, kv_cache=kind, attention=path
+                ),
+            ),
             ids,
             prompt,
             steps,
@@ -97,13 +105,15 @@ def test_a_linear_mask_gives_the_tokens_of_the_whole_one(
         {"attention": "sdpa", "linear_causal_mask": True},
         {"attention": "decode"},
     ):
-        engines.append(Engine(model, cache_size=60, kv_cache=kind, **options))
+        engines.append(
+            Engine(model, EngineOptions(cache_size=60, kv_cache=kind, **options))
+        )
     found = [
-        each.generate(prompt, max_new_tokens=40, temperature=0) for each in engines
+        each.generate(prompt, max_new_tokens=40, sampling=GREEDY) for each in engines
     ]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    masks = [each._mask.held_bytes() for each in engines if each._mask is not None]
+    masks = [each._mask.memory_bytes() for each in engines if each._mask is not None]
     assert masks == [60 * 8 + 60 * 60, 60 * 8]
 
 
@@ -117,11 +127,13 @@ def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
         after(
             Engine(
                 model,
-                batch_size=2,
-                cache_size=SIZE,
-                kv_cache=kind,
-                attention=path,
-                prefill_chunk=chunk,
+                EngineOptions(
+                    batch_size=2,
+                    cache_size=SIZE,
+                    kv_cache=kind,
+                    attention=path,
+                    prefill_chunk=chunk,
+                ),
             ),
             ids,
             255,
@@ -140,20 +152,20 @@ def test_a_filled_cache_is_a_long_prompt(
 ) -> None:
     ids = tokens(batch=2)
     options = {"batch_size": 2, "cache_size": SIZE, "kv_cache": kind, "attention": path}
-    engine = Engine(model, **options)
+    engine = Engine(model, EngineOptions(**options))
     engine.fill(ids[:, :200])
     assert engine.filled == 200
-    whole = Engine(model, **options).generate(
-        ids[:, :220], max_new_tokens=20, temperature=0
+    whole = Engine(model, EngineOptions(**options)).generate(
+        ids[:, :220], max_new_tokens=20, sampling=GREEDY
     )
     for _ in range(2):
         # The second sample finds the filling as the first one found it.
-        new = engine.generate(ids[:, 200:220], max_new_tokens=20, temperature=0)
+        new = engine.generate(ids[:, 200:220], max_new_tokens=20, sampling=GREEDY)
         assert torch.equal(new[:, 20:], whole[:, 220:])
 
 
 def test_a_filling_must_leave_room(model: Transformer) -> None:
-    engine = Engine(model, cache_size=20)
+    engine = Engine(model, EngineOptions(cache_size=20))
     with pytest.raises(PromptError, match="fill: 20 positions leave no room for a"):
         engine.fill(tokens(length=20))
     engine.fill(tokens(length=10))
@@ -171,19 +183,19 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
 ) -> None:
     prompts, lengths = tokens(batch=4, length=11), torch.tensor([1, 11, 4, 8])
     options = {"cache_size": 40, "kv_cache": kind, "prefill_chunk": chunk}
-    engine = Engine(model, batch_size=4, **options)
+    engine = Engine(model, EngineOptions(batch_size=4, **options))
     if filled:
         engine.fill(tokens(length=filled, seed=5).repeat(4, 1))
     together = engine.generate(
-        prompts, lengths=lengths, max_new_tokens=16, temperature=0
+        prompts, lengths=lengths, max_new_tokens=16, sampling=GREEDY
     )
     assert torch.equal(together[:, :11], prompts)
     for row, length in enumerate(lengths.tolist()):
-        engine = Engine(model, **options)
+        engine = Engine(model, EngineOptions(**options))
         if filled:
             engine.fill(tokens(length=filled, seed=5))
         alone = engine.generate(
-            prompts[row : row + 1, :length], max_new_tokens=16, temperature=0
+            prompts[row : row + 1, :length], max_new_tokens=16, sampling=GREEDY
         )
         assert torch.equal(together[row, 11:], alone[0, length:])
 
@@ -204,19 +216,30 @@ def test_wrong_lengths_are_named(
     with pytest.raises(PromptError, match=told):
         generate(model, prompt, lengths=lengths, max_new_tokens=2)
     with pytest.raises(PromptError, match="lengths: not allowed with attention 'sdpa'"):
-        generate(model, prompt, lengths=lengths, max_new_tokens=2, attention="sdpa")
+        generate(
+            model,
+            prompt,
+            lengths=lengths,
+            max_new_tokens=2,
+            options=EngineOptions(attention="sdpa"),
+        )
 
 
 def test_generate_takes_a_kind_of_cache_and_a_path(model: Transformer) -> None:
-    def new(**options: object) -> Tensor:
-        return generate(model, tokens(length=9), max_new_tokens=9, seed=1, **options)
+    def new(**options: Any) -> Tensor:
+        return generate(
+            model,
+            tokens(length=9),
+            max_new_tokens=9,
+            sampling=Sampling(seed=1),
+            options=EngineOptions(**options),
+        )
 
     assert torch.equal(new(), new(attention="sdpa"))
-    assert torch.equal(
-        new(kv_cache_quantization=True), new(kv_cache_quantization="int8")
-    )
-    with pytest.raises(SpecError, match="kv_cache_quantization: 'int4' is not allowed"):
-        new(kv_cache_quantization="int4")
+    for kind in ("int8", "fp8"):
+        assert new(kv_cache=kind).shape == (1, 18)
+    with pytest.raises(SpecError, match="kv_cache: 'int4' is not allowed"):
+        new(kv_cache="int4")
     with pytest.raises(SpecError, match="attention: 'flash' is not allowed"):
         new(attention="flash")
 
@@ -231,15 +254,17 @@ def test_compiled_code_serves_every_position(
     ids = tokens(batch=2, length=40)
     engine = Engine(
         model,
-        batch_size=2,
-        cache_size=SIZE,
-        kv_cache=kind,
-        prefill_chunk=11,
-        compile=True,
-        compile_prefill=True,
+        EngineOptions(
+            batch_size=2,
+            cache_size=SIZE,
+            kv_cache=kind,
+            prefill_chunk=11,
+            compile=True,
+            compile_prefill=True,
+        ),
     )
-    eager = Engine(model, batch_size=2, cache_size=SIZE, kv_cache=kind)
-    whole = Engine(model, batch_size=2, cache_size=SIZE)
+    eager = Engine(model, EngineOptions(batch_size=2, cache_size=SIZE, kv_cache=kind))
+    whole = Engine(model, EngineOptions(batch_size=2, cache_size=SIZE))
 
     def check(prompt: int, steps: int) -> None:
         found, expected, exact = (
@@ -271,7 +296,7 @@ def test_a_step_takes_no_mask_and_no_copy_of_the_cache(
 ) -> None:
     # The triangle would be 64 MB, a copy of a layer's keys 0.5 MB or more.
     size = 8192
-    engine = Engine(model, cache_size=size, kv_cache=kind)
+    engine = Engine(model, EngineOptions(cache_size=size, kv_cache=kind))
     cache = engine._caches[0].k_cache
     with torch.no_grad():
         engine.prefill(tokens(length=20))
@@ -283,7 +308,7 @@ def test_a_step_takes_no_mask_and_no_copy_of_the_cache(
 def test_a_prompt_takes_no_square_of_its_length(model: Transformer) -> None:
     taken = []
     for length in (2 * PREFILL_CHUNK, 4 * PREFILL_CHUNK):
-        engine = Engine(model, cache_size=length + 1)
+        engine = Engine(model, EngineOptions(cache_size=length + 1))
         with LiveBytes("cpu") as live, torch.no_grad():
             engine.prefill(tokens(length=length))
         taken.append(live.peak - standing(engine))

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from llama_perf.llama import decode_step
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.llama.test_fused import small_model
 from tests.correctness.support.interpreter import (
@@ -42,7 +44,7 @@ def capturing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     Kept.count = 0
     if request.getfixturevalue("device").type == "cpu":
         monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
-        monkeypatch.setattr(decode_step, "captured", Kept)
+        monkeypatch.setattr(decode_step, "capture_graph", Kept)
 
 
 @outside
@@ -56,7 +58,10 @@ def model(device: torch.device) -> Transformer:
 
 
 def engine(model: Transformer, *, capture: bool, batch: int = 1) -> Engine:
-    return Engine(model, batch_size=batch, cache_size=24, fused=True, capture=capture)
+    return Engine(
+        model,
+        EngineOptions(batch_size=batch, cache_size=24, fused=True, capture=capture),
+    )
 
 
 def generated(
@@ -73,14 +78,16 @@ def generated(
         torch.tensor(prompt, device=device),
         max_new_tokens=count,
         lengths=None if lengths is None else torch.tensor(lengths, device=device),
-        temperature=temperature,
-        top_k=7,
-        generator=torch.Generator(device=device).manual_seed(seed),
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=7,
+            generator=torch.Generator(device=device).manual_seed(seed),
+        ),
     )
 
 
 def graphs(one: Engine) -> int:
-    return sum(len(each._beginnings) for each in one._steps.captured.values())
+    return sum(len(step.prompts) for step in one._steps.captured.values())
 
 
 def test_one_graph_for_a_length_serves_every_prompt_and_seed(
@@ -106,7 +113,9 @@ def test_a_generation_draws_other_numbers_than_the_one_before(
     found = {
         tuple(
             one.generate(
-                prompt, max_new_tokens=2, temperature=2.0, generator=generator
+                prompt,
+                max_new_tokens=2,
+                sampling=Sampling(temperature=2.0, generator=generator),
             )[0].tolist()
         )
         for _ in range(3)
@@ -155,7 +164,7 @@ def test_logits_of_a_captured_prompt_can_be_observed(model: Transformer) -> None
             torch.tensor([[1, 2, 3]], device=model.device),
             max_new_tokens=1,
             observed=1,
-            temperature=0,
+            sampling=GREEDY,
         )
         for capture in (True, False)
     )

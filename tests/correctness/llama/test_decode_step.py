@@ -17,7 +17,8 @@ from torch import Tensor
 from llama_perf import quantize_model
 from llama_perf.llama import decode_step
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.sampling import sample
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY, Sampling, sample
 from llama_perf.llama.transformer import Transformer
 from llama_perf.rows.schemes import Scheme
 from tests.correctness.cuda.test_cuda import PROMPT, SMALL, TIE, device, small_model
@@ -52,12 +53,12 @@ def capturing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     if device.type == "cpu":
         monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
         monkeypatch.setattr(
-            decode_step, "captured", lambda work, *_generator: Kept(work)
+            decode_step, "capture_graph", lambda work, *_generator: Kept(work)
         )
 
 
 def engine(model: Transformer, **options: bool | float) -> Engine:
-    return Engine(model, cache_size=256, **options)  # type: ignore[arg-type]
+    return Engine(model, EngineOptions(cache_size=256, **options))  # type: ignore[arg-type]
 
 
 def generated(
@@ -66,7 +67,9 @@ def generated(
     prompt = PROMPT.to(one.model.device)
     generator = torch.Generator(device=one.model.device).manual_seed(seed)
     return one.generate(
-        prompt, max_new_tokens=count, temperature=temperature, generator=generator
+        prompt,
+        max_new_tokens=count,
+        sampling=Sampling(temperature=temperature, generator=generator),
     ).cpu()
 
 
@@ -76,7 +79,7 @@ def test_the_step_is_decoding_and_sampling_by_hand(device: torch.device) -> None
     generator = torch.Generator(device=device).manual_seed(3)
 
     def choose(logits: Tensor) -> Tensor:
-        return sample(logits, temperature=0.8, top_k=20, generator=generator)
+        return sample(logits, Sampling(temperature=0.8, top_k=20, generator=generator))
 
     tokens = [choose(by_hand.prefill(PROMPT.to(device)))]
     for index in range(30):
@@ -87,9 +90,7 @@ def test_the_step_is_decoding_and_sampling_by_hand(device: torch.device) -> None
         found = engine(model, capture=capture).generate(
             PROMPT.to(device),
             max_new_tokens=31,
-            temperature=0.8,
-            top_k=20,
-            generator=again,
+            sampling=Sampling(temperature=0.8, top_k=20, generator=again),
         )
         assert torch.equal(found[:, PROMPT.shape[1] :], torch.cat(tokens, 1))
 
@@ -124,7 +125,9 @@ def test_it_is_captured_once_for_all_generations(device: torch.device) -> None:
     for seed in (0, 1, 2):
         generator.manual_seed(seed)
         found = one.generate(
-            PROMPT.to(device), max_new_tokens=12, temperature=0.8, generator=generator
+            PROMPT.to(device),
+            max_new_tokens=12,
+            sampling=Sampling(temperature=0.8, generator=generator),
         )
         assert torch.equal(
             found.cpu(), generated(plain, count=12, temperature=0.8, seed=seed)
@@ -150,9 +153,9 @@ def test_a_ragged_batch_keeps_its_own_positions(device: torch.device) -> None:
     prompt = PROMPT.repeat(3, 1).to(device)
     lengths = torch.tensor([1, 3, 5], device=device)
     found = [
-        Engine(model, batch_size=3, cache_size=64, capture=capture).generate(
-            prompt, max_new_tokens=10, lengths=lengths, temperature=0
-        )
+        Engine(
+            model, EngineOptions(batch_size=3, cache_size=64, capture=capture)
+        ).generate(prompt, max_new_tokens=10, lengths=lengths, sampling=GREEDY)
         for capture in (False, True)
     ]
     assert torch.equal(*found)
@@ -164,7 +167,7 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
 ) -> None:
     model = small_model(device)
     repeated = []
-    kind = decode_step.CapturedStep if capture else decode_step.Step
+    kind = decode_step.CapturedDecodeStep if capture else decode_step.DecodeStep
     once = kind.repeat
     monkeypatch.setattr(
         kind, "repeat", lambda self: (repeated.append(1), once(self))[1]
@@ -178,7 +181,7 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
 def test_a_stream_gives_each_token_to_keep(device: torch.device) -> None:
     model = small_model(device)
     one = engine(model, capture=True)
-    tokens = list(one.stream(PROMPT.to(device), max_new_tokens=15, temperature=0))
+    tokens = list(one.stream(PROMPT.to(device), max_new_tokens=15, sampling=GREEDY))
     whole = generated(one, count=15)
     assert torch.equal(torch.cat(tokens, 1).cpu(), whole[:, PROMPT.shape[1] :])
 
@@ -186,7 +189,7 @@ def test_a_stream_gives_each_token_to_keep(device: torch.device) -> None:
 def test_replays_neither_wait_nor_allocate(device: torch.device) -> None:
     one = engine(small_model(device), capture=True)
     prompt = PROMPT.to(device)
-    one.generate(prompt, max_new_tokens=8, temperature=0)
+    one.generate(prompt, max_new_tokens=8, sampling=GREEDY)
     (captured,) = one._steps.captured.values()
     with refusing_to_wait(device):
         for _ in range(4):

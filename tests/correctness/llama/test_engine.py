@@ -15,6 +15,8 @@ from llama_perf.devices import processor
 from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.quantize.model import quantize_model
@@ -59,7 +61,8 @@ def test_decoding_with_the_cache_gives_the_logits_of_one_full_pass(
 ) -> None:
     ids = tokens(batch=2)
     engine = Engine(
-        model, batch_size=2, cache_size=cache_size, linear_causal_mask=linear
+        model,
+        EngineOptions(batch_size=2, cache_size=cache_size, linear_causal_mask=linear),
     )
     torch.testing.assert_close(
         step_by_step(engine, ids, prompt),
@@ -72,16 +75,16 @@ def test_decoding_with_the_cache_gives_the_logits_of_one_full_pass(
 def test_what_an_earlier_generation_left_in_the_cache_is_not_seen(
     model: Transformer,
 ) -> None:
-    engine = Engine(model, cache_size=32)
-    first = engine.generate(tokens(), max_new_tokens=8, temperature=0)
-    engine.generate(tokens(length=20, seed=9), max_new_tokens=12, temperature=0)
-    again = engine.generate(tokens(), max_new_tokens=8, temperature=0)
+    engine = Engine(model, EngineOptions(cache_size=32))
+    first = engine.generate(tokens(), max_new_tokens=8, sampling=GREEDY)
+    engine.generate(tokens(length=20, seed=9), max_new_tokens=12, sampling=GREEDY)
+    again = engine.generate(tokens(), max_new_tokens=8, sampling=GREEDY)
     assert torch.equal(first, again)
 
 
 def test_greedy_generation_is_the_argmax_of_full_passes(model: Transformer) -> None:
-    out = Engine(model, cache_size=32).generate(
-        tokens(), max_new_tokens=10, temperature=0
+    out = Engine(model, EngineOptions(cache_size=32)).generate(
+        tokens(), max_new_tokens=10, sampling=GREEDY
     )
     assert out.shape == (1, 22)
     for length in range(12, 22):
@@ -101,12 +104,14 @@ def test_eager_and_compiled_agree(scheme: str | None) -> None:
     if scheme is not None:
         quantize_model(model, scheme, kernels="torchao")
     ids = tokens()
-    eager = Engine(model, cache_size=32)
-    compiled = Engine(model, cache_size=32, compile=True, compile_prefill=True)
+    eager = Engine(model, EngineOptions(cache_size=32))
+    compiled = Engine(
+        model, EngineOptions(cache_size=32, compile=True, compile_prefill=True)
+    )
     ours, theirs = (step_by_step(each, ids, 5) for each in (compiled, eager))
     if scheme == "int8dq":
         exact = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
-        unquantized = step_by_step(Engine(exact, cache_size=32), ids, 5)
+        unquantized = step_by_step(Engine(exact, EngineOptions(cache_size=32)), ids, 5)
         same = equal_up_to_turned_codes(ours, theirs, unquantized)
         # With torch 2.11 it is right on some processors, and the row refused on all.
         assert same or broken_upstream(INT8DQ)
@@ -115,7 +120,7 @@ def test_eager_and_compiled_agree(scheme: str | None) -> None:
     if scheme is None:
         # Quantized logits of a tiny random model have ties within rounding.
         both = [
-            engine.generate(ids, max_new_tokens=16, temperature=0)
+            engine.generate(ids, max_new_tokens=16, sampling=GREEDY)
             for engine in (eager, compiled)
         ]
         assert torch.equal(*both)
@@ -161,9 +166,9 @@ def test_compiled_graphs_are_kept_apart_by_the_processors_features(
 def test_one_block_is_compiled_however_many_layers(model: Transformer) -> None:
     from torch._dynamo.utils import counters
 
-    engine = Engine(model, cache_size=32, compile=True)
-    engine.generate(tokens(), max_new_tokens=6, temperature=0)
-    engine.generate(tokens(seed=3), max_new_tokens=9, temperature=0)
+    engine = Engine(model, EngineOptions(cache_size=32, compile=True))
+    engine.generate(tokens(), max_new_tokens=6, sampling=GREEDY)
+    engine.generate(tokens(seed=3), max_new_tokens=9, sampling=GREEDY)
     assert len(model.layers) > 1
     assert counters["stats"]["unique_graphs"] == 2, "one block and the head"
     assert not counters["graph_break"]
@@ -171,7 +176,7 @@ def test_one_block_is_compiled_however_many_layers(model: Transformer) -> None:
 
 def test_a_seed_repeats_a_generation(model: Transformer) -> None:
     def draw(seed: int) -> list[int]:
-        out = generate(model, tokens(), max_new_tokens=12, seed=seed)
+        out = generate(model, tokens(), max_new_tokens=12, sampling=Sampling(seed=seed))
         return [int(each) for each in out[0]]
 
     assert draw(1) == draw(1)
@@ -189,15 +194,15 @@ def test_all_tokens_are_generated_whatever_they_are(model: Transformer) -> None:
 def test_the_slowdown_repeats_steps_and_changes_no_token(
     model: Transformer, monkeypatch: pytest.MonkeyPatch, share: float, extra: int
 ) -> None:
-    plain = Engine(model, cache_size=32).generate(
-        tokens(), max_new_tokens=17, temperature=0
+    plain = Engine(model, EngineOptions(cache_size=32)).generate(
+        tokens(), max_new_tokens=17, sampling=GREEDY
     )
-    engine, calls = Engine(model, cache_size=32, slowdown=share), []
+    engine, calls = Engine(model, EngineOptions(cache_size=32, slowdown=share)), []
     decode = engine.decode
     monkeypatch.setattr(
         engine, "decode", lambda *step: (calls.append(1), decode(*step))[1]
     )
-    slowed = engine.generate(tokens(), max_new_tokens=17, temperature=0)
+    slowed = engine.generate(tokens(), max_new_tokens=17, sampling=GREEDY)
     assert torch.equal(slowed, plain)
     assert len(calls) == 16 + extra
 
@@ -227,6 +232,20 @@ def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
     assert torch.get_float32_matmul_precision() == precision
 
 
+def generate_with(model: Transformer, arguments: dict[str, Any]) -> Tensor:
+    """Generate with `arguments`, whichever value they are fields of."""
+    own = {"prompt": tokens(), "max_new_tokens": 4}
+    own |= {name: arguments[name] for name in own if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in own}
+    cache_size = rest.pop("cache_size", None)
+    return generate(
+        model,
+        **own,
+        sampling=Sampling(**rest),
+        options=EngineOptions(cache_size=cache_size),
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -242,17 +261,19 @@ def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
         ({"temperature": -0.5}, "temperature: -0.5 is not allowed"),
         ({"temperature": float("nan")}, "temperature: nan is not allowed"),
         ({"top_k": 0}, "top_k: 0 is not allowed"),
+        ({"seed": 3, "generator": torch.Generator()}, "seed: 3 is not allowed"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(
     model: Transformer, options: dict[str, Any], message: str
 ) -> None:
-    given = {"prompt": tokens(), "max_new_tokens": 4, **options}
     with pytest.raises(UserError, match=message) as caught:
-        generate(model, given.pop("prompt"), **given)
+        generate_with(model, options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_batch_that_the_caches_do_not_hold_is_refused(model: Transformer) -> None:
     with pytest.raises(UserError, match=r"a batch of 2 .* the caches hold 1"):
-        Engine(model, cache_size=32).check_prompt(tokens(batch=2), max_new_tokens=1)
+        Engine(model, EngineOptions(cache_size=32)).check_prompt(
+            tokens(batch=2), max_new_tokens=1
+        )

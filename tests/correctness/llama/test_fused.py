@@ -22,6 +22,8 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.linear import Linear
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
@@ -92,7 +94,9 @@ def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
 def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
     """The modules' engine and the fused one over the same weights."""
     each = {"cache_size": 24, **options}
-    return Engine(model, **each), Engine(model, **each, fused=True)  # type: ignore[arg-type]
+    return Engine(model, EngineOptions(**each)), Engine(
+        model, EngineOptions(**each, fused=True)
+    )  # type: ignore[arg-type]
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -308,8 +312,8 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
     prompt = torch.tensor([[3, 1], [7, 8]], device=device)
 
     def logits() -> Tensor:
-        engine = Engine(model, cache_size=24, batch_size=2, fused=True)
-        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, temperature=0)
+        engine = Engine(model, EngineOptions(cache_size=24, batch_size=2, fused=True))
+        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, sampling=GREEDY)
         return found
 
     found = logits()
@@ -338,7 +342,7 @@ def test_values_of_a_fused_row_are_checked(
     row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
     prepared = Prepared(
         row=row,
-        engine=Engine(model, cache_size=24, fused=True),
+        engine=Engine(model, EngineOptions(cache_size=24, fused=True)),
         prompt=torch.tensor([[3, 1]], device=device),
         weights="synthetic",
         build_s=0.0,
@@ -355,7 +359,7 @@ def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
     model = small_model("int4wo-32", torch.float32, device)
     prompt = torch.tensor([[3, 1, 4]], device=device)
     wanted, found = (
-        engine.generate(prompt, max_new_tokens=4, temperature=0)
+        engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
         for engine in both(model)
     )
     assert torch.equal(found, wanted)
@@ -375,19 +379,19 @@ def test_what_cannot_be_fused_says_why() -> None:
     assert RowSpec(**row).id.endswith(".fused")  # type: ignore[arg-type]
     model = build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(NotRunnable, match="fused: it needs a CUDA device, not cpu"):
-        Engine(model, cache_size=8, fused=True)
+        Engine(model, EngineOptions(cache_size=8, fused=True))
 
 
 def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
     model = small_model("float8dq-row", torch.float32, device)
     named = r"fused: output\.weight, Float8"
     with pytest.raises(NotRunnable, match=named):
-        Engine(model, cache_size=8, fused=True)
+        Engine(model, EngineOptions(cache_size=8, fused=True))
     narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
     with pytest.raises(NotRunnable, match="heads are 8 wide; allowed: multiples of 16"):
-        Engine(narrow, cache_size=8, fused=True)
+        Engine(narrow, EngineOptions(cache_size=8, fused=True))
     with pytest.raises(NotRunnable, match="a batch of 9 is not allowed"):
-        Engine(narrow, batch_size=9, cache_size=8, fused=True)
+        Engine(narrow, EngineOptions(batch_size=9, cache_size=8, fused=True))
 
 
 @pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.llama import graphs
+from llama_perf.llama import decode_step
 
 
 class Stream:
@@ -47,12 +47,12 @@ def test_everything_runs_and_is_captured_on_one_stream(
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     Stream.made = 0
-    graphs._stream.cache_clear()
+    decode_step._capture_stream.cache_clear()
     ran = []
     for number in range(3):
-        graphs.warm_up(lambda number=number: ran.append(number))
-        graphs.captured(lambda number=number: ran.append(number))
-    graphs._stream.cache_clear()
+        decode_step.warm_up(lambda number=number: ran.append(number))
+        decode_step.capture_graph(lambda number=number: ran.append(number))
+    decode_step._capture_stream.cache_clear()
     assert ran == [0, 0, 1, 1, 2, 2]
     assert Stream.made == 1
     assert used == [used[0]] * 6

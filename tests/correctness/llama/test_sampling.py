@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.llama.sampling import sample
+from llama_perf.llama.sampling import GREEDY, Sampling, sample
 
 
 def draws(logits: torch.Tensor, *, temperature: float, top_k: int | None) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     many = logits.expand(20000, -1)
-    drawn = sample(many, temperature=temperature, top_k=top_k, generator=generator)
+    drawn = sample(
+        many, Sampling(temperature=temperature, top_k=top_k, generator=generator)
+    )
     assert drawn.shape == (20000, 1)
     assert drawn.dtype == torch.int64
     return torch.bincount(drawn[:, 0], minlength=logits.shape[-1]).tolist()
@@ -49,14 +51,14 @@ def test_top_k_beyond_the_vocabulary_is_all_of_it() -> None:
 
 def test_temperature_zero_takes_the_best() -> None:
     logits = torch.randn((7, 50), generator=torch.Generator().manual_seed(1))
-    drawn = sample(logits, temperature=0, top_k=5)
+    drawn = sample(logits, GREEDY)
     assert torch.equal(drawn[:, 0], logits.argmax(-1))
 
 
 def test_rows_of_a_batch_are_drawn_for_themselves() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.zeros((64, 1000))
-    drawn = sample(logits, temperature=1.0, top_k=None, generator=generator)
+    drawn = sample(logits, Sampling(temperature=1.0, top_k=None, generator=generator))
     assert len(set(drawn[:, 0].tolist())) > 50
 
 

@@ -16,8 +16,9 @@ from llama_perf.cli.main import main
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.presets import preset
-from llama_perf.llama.sampling import sample
+from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.measure import prepare as build
 from llama_perf.measure.live_bytes import LiveBytes
@@ -103,12 +104,14 @@ def test_a_cache_of_codes_takes_at_most_053_of_an_unquantized_one() -> None:
 def engine_of(model: Transformer, row: RowSpec) -> Engine:
     return Engine(
         model,
-        batch_size=row.batch_size,
-        cache_size=row.allocated_positions,
-        kv_cache=row.kv_cache,
-        attention=row.attention,
-        prefill_chunk=row.prefill_chunk,
-        linear_causal_mask=row.linear_causal_mask,
+        EngineOptions(
+            batch_size=row.batch_size,
+            cache_size=row.allocated_positions,
+            kv_cache=row.kv_cache,
+            attention=row.attention,
+            prefill_chunk=row.prefill_chunk,
+            linear_causal_mask=row.linear_causal_mask,
+        ),
     )
 
 
@@ -151,9 +154,9 @@ def test_what_is_predicted_is_what_the_tensors_take(
     working = LiveBytes("cpu", known, {operator: inside})
     with working, torch.no_grad():
         tokens = torch.zeros((row.batch_size, row.prompt_length), dtype=torch.int64)
-        token = sample(engine.prefill(tokens), temperature=0.8, top_k=200)
+        token = sample(engine.prefill(tokens), Sampling(temperature=0.8, top_k=200))
         position = torch.tensor([row.prompt_length])
-        sample(engine.decode(token, position), temperature=0.8, top_k=200)
+        sample(engine.decode(token, position), Sampling(temperature=0.8, top_k=200))
     found = predict(row, config)
     weights = sum(tensor_bytes(each) for each in model.parameters())
     assert found.model_size_bytes + found.embedding_bytes == weights
@@ -217,8 +220,8 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
     row = RowSpec(model=BIG, device="cpu", cache_size=131072, batch_size=4)
     needed = predict_row(row).peak_bytes
     told = (
-        r"it needs 84\.\d GB, of it 68\.7 GB for a cache_size of 131072 and a batch"
-        rf" of 4; {(needed - 1) / 1e9:.1f} GB are free"
+        r"needs 84\.\d GB \(KV cache 68\.7 GB at cache_size=131072, batch_size=4\);"
+        rf" {(needed - 1) / 1e9:.1f} GB free"
     )
 
     def built(*_arguments: object, **_rest: object) -> None:
@@ -226,13 +229,13 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
 
     monkeypatch.setattr("llama_perf.measure.prepare.build_model", built)
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed - 1
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: needed - 1
     )
     run = {"prepare": prepare, "check_runnable": check_runnable}[name]
     with pytest.raises(NotRunnable, match=told):
         run(row)
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: needed
     )
     check_runnable(row)
     if name == "prepare":

@@ -9,6 +9,7 @@ import torch
 
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 from llama_perf.quantize import opaque_int4
@@ -174,9 +175,9 @@ def test_what_is_observed_is_a_generation_and_draws_no_more(length: int) -> None
     tokens = prepared.engine.generate(
         prepared.prompt,
         max_new_tokens=row.max_new_tokens,
-        temperature=row.temperature,
-        top_k=row.top_k,
-        generator=alike,
+        sampling=Sampling(
+            temperature=row.temperature, top_k=row.top_k, generator=alike
+        ),
     )
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)

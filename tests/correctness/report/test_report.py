@@ -87,8 +87,8 @@ def test_every_figure_stands_in_its_column() -> None:
         ("check dB", "43"),
         ("verdict", "SLOWER"),
     ]
-    names = {name for name, _ in expected}
-    assert [pair for pair in shown if pair[0] in names] == expected
+    rest = iter(shown)
+    assert all(pair in rest for pair in expected), "in this order, others between"
 
 
 def test_a_row_without_figures_has_none() -> None:
@@ -242,23 +242,24 @@ def test_the_command_draws_a_file_in_every_format(
 
 def test_a_file_is_written_in_the_format_of_its_suffix(tmp_path: Path) -> None:
     run = compared(measured(tok_s=60.0), REFUSED)
-    assert report.suffixes() == [".csv", ".json", ".md", ".txt"]
+    assert {".csv", ".json", ".md", ".txt"} <= set(report.suffixes())
     for suffix in report.suffixes():
         report.write(run, tmp_path / f"run{suffix}")
     written = {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()}
     assert written.pop(".csv") == report.draw(run, "csv")
-    assert written == {
+    for suffix, text in {
         ".txt": as_text(run),
         ".md": as_markdown(run),
         ".json": to_json(run),
-    }
+    }.items():
+        assert written[suffix] == text
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("run.html", "ends in .csv, .json, .md, .txt"),
-        ("run", "ends in .csv, .json, .md, .txt"),
+        ("run.poem", f"ends in {', '.join(report.suffixes())}"),
+        ("run", f"ends in {', '.join(report.suffixes())}"),
         ("no folder/run.md", "its folder does not exist"),
         ("folder.md", "it is a folder"),
     ],
@@ -274,8 +275,8 @@ def test_a_path_that_no_report_can_be_written_to(
         assert words in str(caught.value)
         assert str(path) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.md"]
-    with pytest.raises(SpecError, match=r"format: 'html' .* allowed: csv, json, mark"):
-        report.draw(report_of(), "html")
+    with pytest.raises(SpecError, match=r"format: 'poem' .* allowed: csv, "):
+        report.draw(report_of(), "poem")
 
 
 def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
@@ -306,6 +307,6 @@ def test_the_command_refuses_what_is_no_report(
     path.write_text(json.dumps(document), encoding="utf-8")
     told = refusal(capsys, "report", str(path))
     assert told.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
-    assert "invalid choice: 'html'" in refusal(
-        capsys, "report", str(path), "--format", "html"
+    assert "invalid choice: 'poem'" in refusal(
+        capsys, "report", str(path), "--format", "poem"
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.gate import baselines
 from llama_perf.llama.presets import preset
@@ -106,7 +107,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     free = 23_600_000_000
-    monkeypatch.setattr(prepare, "free_memory_bytes", lambda _device: free)
+    monkeypatch.setattr(CudaDevice, "free_memory_bytes", lambda _device: free)
     refused, card = [], torch.device("cuda")
     for row in selection.load_set(name):
         meta = torch.device("meta")
@@ -116,7 +117,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
             prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
-        told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
+        told = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
         with pytest.raises(NotRunnable, match=told):
             prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}

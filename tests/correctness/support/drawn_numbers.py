@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_perf.kernels.triton.sampling import exponential
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
 def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Draw with as many programs and sequences as `choose`, float32 (sequences, V)."""
     part, sequence = tl.program_id(0), tl.program_id(1)
@@ -23,7 +23,7 @@ def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-d
 def exponentials(
     seed: Tensor, count: int, shape: torch.Size, *, block: int = 2048
 ) -> Tensor:
-    """The numbers by which the token at `count` is drawn, float32 (B, V)."""
+    """What the token at `count` is drawn by, float32 (B, V)."""
     out = seed.new_empty(shape, dtype=torch.float32)
     parts = -(-shape[1] // block)
     draw[parts, shape[0]](

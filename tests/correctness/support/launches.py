@@ -66,6 +66,7 @@ class _Operators(TorchDispatchMode):
     """Notes torch's operators that launch something: no views, no allocations."""
 
     def __init__(self, noted: list[Any]) -> None:
+        # torch's own has no types.
         super().__init__()  # type: ignore[no-untyped-call]
         self._noted = noted
 
@@ -74,8 +75,8 @@ class _Operators(TorchDispatchMode):
     ) -> Any:
         del types
         name = func.overloadpacket.__name__
-        aliases = [returned.alias_info for returned in func._schema.returns]
-        view = any(alias is not None and not alias.is_write for alias in aliases)
+        returned = [each.alias_info for each in func._schema.returns]
+        view = any(each is not None and not each.is_write for each in returned)
         if not view and "empty" not in name and name != "detach":
             self._noted.append(name)
         return func(*args, **(kwargs or {}))
@@ -85,6 +86,7 @@ def main(
     model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
 ) -> None:
     """Two generations on the meta device; the second is printed."""
+    from llama_perf.llama.sampling import Sampling
     from llama_perf.rows.spec import RowSpec
     from scripts.offline.compile_rows import (
         META,
@@ -117,7 +119,11 @@ def main(
             graphs.clear()
             # The last operator, which joins the result, comes when all is done.
             list(
-                engine.stream(prompt, max_new_tokens=2, temperature=float(temperature))
+                engine.stream(
+                    prompt,
+                    max_new_tokens=2,
+                    sampling=Sampling(temperature=float(temperature)),
+                )
             )
     first, then = graphs
     found = Generation(first=first, step=then, outside=[_told(e) for e in launched])

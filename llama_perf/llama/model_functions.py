@@ -1,4 +1,4 @@
-"""How an engine runs a model's blocks and its head: as they are, compiled, or fused."""
+"""The functions that run a model's blocks and head: plain, compiled or fused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer, TransformerBlock
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ RunHead = Callable[[Transformer, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Runs:
-    """What is called for a block and for the head, of a prompt and in a step."""
+class ModelFunctions:
+    """Each is called with a block, or with the model for its head, and their inputs."""
 
     decode_block: RunBlock
     decode_head: RunHead
@@ -29,31 +30,29 @@ class Runs:
     prefill_head: RunHead
 
 
-def chosen_runs(
-    fused: FusedStep | None, *, compile: bool, compile_prefill: bool
-) -> Runs:
-    """Regional compilation: every layer runs the same compiled block.
+def model_functions(options: EngineOptions, fused: FusedStep | None) -> ModelFunctions:
+    """The functions for `options`; `fused` runs whatever has few enough tokens.
 
-    A prompt's is compiled with a dynamic length. `fused` takes the place of all that
-    runs a few tokens.
+    Compilation is regional: each layer runs the same compiled block. A prompt's block
+    is compiled with a dynamic length.
     """
     block: RunBlock = TransformerBlock.forward
     head: RunHead = Transformer.head
     prefill_block = block
-    if compile_prefill:
+    if options.compile_prefill:
         prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
     if fused is not None:
-        return Runs(
+        return ModelFunctions(
             decode_block=fused.block,
             decode_head=fused.head,
             prefill_block=fused.block_or(prefill_block),
             prefill_head=fused.head,
         )
     decode_block, decode_head = block, head
-    if compile:
+    if options.compile:
         decode_block = torch.compile(block, fullgraph=True, dynamic=False)
         decode_head = torch.compile(head, fullgraph=True, dynamic=False)
-    return Runs(
+    return ModelFunctions(
         decode_block=decode_block,
         decode_head=decode_head,
         prefill_block=prefill_block,

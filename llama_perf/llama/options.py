@@ -1,0 +1,65 @@
+"""What an engine is asked for: its sizes and how it runs a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_perf.errors import SpecError
+from llama_perf.rows.spec import RowSpec, check_attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How an engine runs a model; the fields are a row's. Raises SpecError.
+
+    `cache_size` counts the positions of the KV cache. None allocates those the model
+    was trained for, and in `llama_perf.generate` as many as the call needs. `kv_cache`
+    is None, "int8" or "fp8". `attention` is "decode" or "sdpa" (see
+    `llama_perf.llama.attention`), and `linear_causal_mask` is for "sdpa".
+    `prefill_chunk` tokens of a prompt run at a time. None runs `PREFILL_CHUNK` of them
+    on the "decode" path and the whole prompt on the "sdpa" path.
+
+    `compile` compiles one block and the head for decoding, `compile_prefill` the block
+    for a prompt, with a dynamic length. `capture` replays each decode step as one CUDA
+    graph. `fused` runs a decode step, and a prompt of a few tokens, on
+    `llama_perf.llama.fused` instead of the blocks' modules.
+
+    `slowdown` repeats that share of the decode steps and discards the results. It is
+    a switch for testing the gate, see docs/gate.md.
+    """
+
+    batch_size: int = 1
+    cache_size: int | None = None
+    kv_cache: str | None = None
+    attention: str = "decode"
+    linear_causal_mask: bool = False
+    prefill_chunk: int | None = None
+    compile: bool = False
+    compile_prefill: bool = False
+    capture: bool = False
+    fused: bool = False
+    slowdown: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_attention(self.attention)
+        if self.cache_size is not None and self.cache_size < 1:
+            raise SpecError(
+                "cache_size", self.cache_size, "allowed: 1 or more positions"
+            )
+
+    @classmethod
+    def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> EngineOptions:
+        """The options that `row` asks for."""
+        return cls(
+            batch_size=row.batch_size,
+            cache_size=row.allocated_positions,
+            kv_cache=row.kv_cache,
+            attention=row.attention,
+            linear_causal_mask=row.linear_causal_mask,
+            prefill_chunk=row.prefill_chunk,
+            compile=row.compile,
+            compile_prefill=row.compile_prefill,
+            capture=row.capture,
+            fused=row.fused,
+            slowdown=slowdown,
+        )
