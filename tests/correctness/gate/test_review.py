@@ -1,4 +1,4 @@
-"""`llama-perf baseline diff` and `check`: what a reviewer is told."""
+"""`llama-perf baseline diff` and `check`, for a reviewer of a baseline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORED = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE})
 
 
 def known(*rows: Baseline) -> dict[str, RowSpec]:
-    return {row.id: row.row for each in rows for row in each.rows}
+    return {row.id: row.row for baseline in rows for row in baseline.rows}
 
 
 def test_the_same_baseline_has_no_difference() -> None:
@@ -40,7 +40,7 @@ def test_the_same_baseline_has_no_difference() -> None:
 
 def test_rows_that_came_went_and_changed_are_told() -> None:
     third = replace(CPU_ROW, max_new_tokens=7)
-    faster = [each * 1.1 for each in ALIKE]
+    faster = [rate * 1.1 for rate in ALIKE]
     new = baseline_of_processes({CPU_ROW: faster, third: ALIKE})
     new = replace(new, environment=replace(ENVIRONMENT, torch="3.0.0", commit="f"))
     lines = differences(STORED, new)
@@ -61,7 +61,7 @@ def test_a_sound_baseline_has_no_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         (baseline_of(measured()), "1 of the 3 processes from which noise is estimated"),
         (
@@ -86,9 +86,9 @@ def test_a_sound_baseline_has_no_problem() -> None:
         ),
     ],
 )
-def test_each_problem_is_told(changed: Baseline, told: str) -> None:
-    found = list(problems(changed, known(changed)))
-    assert any(line.startswith(f"{CPU_ROW.id}: ") and told in line for line in found)
+def test_each_problem_is_told(changed: Baseline, message: str) -> None:
+    lines = list(problems(changed, known(changed)))
+    assert any(line.startswith(f"{CPU_ROW.id}: ") and message in line for line in lines)
 
 
 def test_stale_and_changed_rows_are_problems() -> None:

@@ -117,8 +117,8 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
             prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
-        told = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
-        with pytest.raises(NotRunnable, match=told):
+        message = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
+        with pytest.raises(NotRunnable, match=message):
             prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
     caches = {row.cache_size for row in refused}

@@ -180,6 +180,11 @@ class Project:
         path = self.path / ".llama-perf" / "last.json"
         return from_json(Report, path.read_bytes(), source=str(path))
 
+    def verdicts(self) -> dict[str, Verdict]:
+        """The last run's verdicts by row id."""
+        comparisons = self.report().comparisons
+        return {comparison.id: comparison.verdict for comparison in comparisons}
+
     def record(self, **changes: Any) -> Path:
         """Make the last run this device's baseline, with changes to every row.
 
