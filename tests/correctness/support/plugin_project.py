@@ -168,13 +168,6 @@ class Project:
         assert before in text
         path.write_text(text.replace(before, after, 1), encoding="utf-8")
 
-    def verdicts(self) -> dict[str, Verdict]:
-        """The verdicts of the last run, by row."""
-        return {
-            comparison.id: comparison.verdict
-            for comparison in self.report().comparisons
-        }
-
     def report(self) -> Report:
         """The results that the last run saved."""
         path = self.path / ".llama-perf" / "last.json"
