@@ -146,8 +146,30 @@ class Project:
             self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
         )
 
+    def words(self, *words: str) -> list[str]:
+        """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
+        folders = {
+            "--rows": self.path / "rows.toml",
+            "--checkpoints": self.path / "checkpoints",
+            "--baselines": self.path / "baselines",
+        }
+        return [*words, *(str(word) for pair in folders.items() for word in pair)]
+
+    def run_words(self, *options: str) -> list[str]:
+        """`llama-perf run`, with its results where pytest keeps them."""
+        results = self.path / ".llama-perf" / "last.json"
+        results.parent.mkdir(exist_ok=True)
+        return [*self.words("run"), "--results", str(results), *options]
+
+    def edit_rows(self, before: str, after: str) -> None:
+        """Replace the first `before` in the file of rows."""
+        path = self.path / "rows.toml"
+        text = path.read_text(encoding="utf-8")
+        assert before in text
+        path.write_text(text.replace(before, after, 1), encoding="utf-8")
+
     def report(self) -> Report:
-        """The results that the last run kept."""
+        """The results that the last run saved."""
         path = self.path / ".llama-perf" / "last.json"
         return from_json(Report, path.read_bytes(), source=str(path))
 
