@@ -20,6 +20,9 @@ from llama_perf.quantize.apply import check_shapes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
+Shapes = dict[str, tuple[int, ...]]
+"""(N, K) of weights, by name."""
+
 # Bits of a code in a native scheme with one float32 scale a row.
 _ROW_SCALED_BITS = {
     "int8wo": 8,
@@ -97,18 +100,18 @@ def model_bytes(
     Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
     `predict`.
     """
-    layer = {
+    layer: Shapes = {
         f"layers.0.{name.removesuffix('.weight')}": shape
         for name, shape in layer_shapes(config)
         if len(shape) == 2
     }
-    output = {"output": (config.vocab_size, config.dim)}
+    output: Shapes = {"output": (config.vocab_size, config.dim)}
     parsed = None if scheme is None else Scheme.parse(scheme)
     if parsed is not None:
         for shapes in (layer, output):
             _check(parsed, shapes, kernels=kernels, dtype=dtype)
 
-    def size(shapes: dict[str, tuple[int, ...]]) -> int:
+    def size(shapes: Shapes) -> int:
         return sum(
             _linear_bytes(parsed, rows, columns, kernels, dtype, device)
             for rows, columns in shapes.values()
@@ -120,7 +123,7 @@ def model_bytes(
 
 def _check(
     scheme: Scheme,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Shapes,
     *,
     kernels: str,
     dtype: torch.dtype,
