@@ -190,11 +190,11 @@ def _rope_scaling(
     if fits and 1 <= (factor := float(factors.max())) < math.inf:
         scaling = RopeScaling(factor=factor)
         scaled = dataclasses.replace(config, rope_scaling=scaling)
-        plain, stretched = (
-            inverse_frequencies(each, device=torch.device("cpu"))
-            for each in (config, scaled)
+        unscaled_freqs, scaled_freqs = (
+            inverse_frequencies(variant, device=torch.device("cpu"))
+            for variant in (config, scaled)
         )
-        if torch.allclose(factors, plain / stretched, rtol=1e-3):
+        if torch.allclose(factors, unscaled_freqs / scaled_freqs, rtol=1e-3):
             return None if factor == 1 else scaling
     raise WeightsError(
         f"{path}: {_ROPE_FACTORS}: these RoPE factors are not allowed; allowed: those"

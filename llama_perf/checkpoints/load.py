@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llama_perf.checkpoints.open import open_model
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.devices.device import check_device
+from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import SpecError
 from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
@@ -45,12 +45,13 @@ def load_model(
 
 def parse_device(device: str | torch.device) -> torch.device:
     """The torch device of a user's `device`; raises SpecError or NotRunnable."""
+    allowed = f"allowed: {', '.join(sorted(KINDS))}"
     try:
         target = torch.device(device)
     except RuntimeError:
-        raise SpecError("device", str(device), "allowed: cpu, cuda") from None
-    if target.type not in {"cpu", "cuda"}:
-        raise SpecError("device", str(device), "allowed: cpu, cuda")
+        raise SpecError("device", str(device), allowed) from None
+    if target.type not in KINDS:
+        raise SpecError("device", str(device), allowed)
     check_device(target.type)
     return target
 
@@ -106,7 +107,7 @@ def _assign(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    moved = {name: _moved(each, dtype, device) for name, each in weights.items()}
+    moved = {name: _moved(weight, dtype, device) for name, weight in weights.items()}
     module.load_state_dict(moved, assign=True, strict=True)
 
 

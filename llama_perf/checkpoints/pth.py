@@ -58,7 +58,7 @@ def open_pth(path: Path) -> StoredWeights:
     """Open a `.pth` file; its configuration is looked for beside it.
 
     The file is mapped, so that only what is read comes into memory (one in the format
-    of torch before 1.6 cannot be and is read whole). Raises WeightsError.
+    of torch before 1.6 cannot be and is read completely). Raises WeightsError.
     """
     config, config_from = folder_config(path.parent)
     saved = read_saved(path.parent)

@@ -59,14 +59,14 @@ def save_model(
     check_transformer(model)
     target = Path(folder)
     check_new_folder("folder", target)
-    said = _said(model, scheme)
+    saved = _describe(model, scheme)
     source = None if tokenizer is None else _tokenizer_file(Path(tokenizer), model)
     check_savable(model.parameters())
     parent = target.absolute().parent
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.absolute().name}.", dir=parent))
         try:
-            _write(made, model, said, source)
+            _write(made, model, saved, source)
             made.replace(target)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
@@ -74,15 +74,15 @@ def save_model(
     except (OSError, RuntimeError) as error:
         # Where a write fails torch raises an error of its own after it.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        told = _first_line(cause or error)
-        raise SaveError(f"{target}: cannot be written: {told}") from None
+        reason = _first_line(cause or error)
+        raise SaveError(f"{target}: cannot be written: {reason}") from None
     return target
 
 
-def _write(made: Path, model: Transformer, said: Saved, source: Path | None) -> None:
+def _write(made: Path, model: Transformer, saved: Saved, source: Path | None) -> None:
     with (made / "model.pth").open("wb") as file:
         torch.save(model.state_dict(), file)
-    fields = {**to_hugging_face(model.config), KEY: asdict(said)}
+    fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
     text = json.dumps(fields, indent=2) + "\n"
     (made / "config.json").write_text(text, encoding="utf-8")
     if source is not None:
@@ -97,9 +97,11 @@ def _write(made: Path, model: Transformer, said: Saved, source: Path | None) -> 
     made.chmod(0o755)
 
 
-def _said(model: Transformer, scheme: str | None) -> Saved:
+def _describe(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
-    packed = [each for each in model.parameters() if not is_unquantized(each)]
+    packed = [
+        parameter for parameter in model.parameters() if not is_unquantized(parameter)
+    ]
     if scheme is not None:
         Scheme.parse(scheme, field="scheme")
         if not packed or origin.scheme not in (None, scheme):
@@ -131,11 +133,11 @@ def _kernels(packed: list[nn.Parameter]) -> str:
     return "native" if all(isinstance(p, PackedTensor) for p in packed) else "torchao"
 
 
-def _tokenizer_file(given: Path, model: Transformer) -> Path:
-    weights = given.is_dir() or given.suffix in {".gguf", ".pth"}
-    path = find_tokenizer(given) if weights else given
+def _tokenizer_file(tokenizer: Path, model: Transformer) -> Path:
+    weights = tokenizer.is_dir() or tokenizer.suffix in {".gguf", ".pth"}
+    path = find_tokenizer(tokenizer) if weights else tokenizer
     if path is None:
-        raise TokenizerError(f"{given}: no tokenizer in this checkpoint")
+        raise TokenizerError(f"{tokenizer}: no tokenizer in this checkpoint")
     check_vocabulary(load_tokenizer(path), model.config.vocab_size, source=str(path))
     return path
 
@@ -147,9 +149,9 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     """
     kinds: dict[type, Tensor] = {}
     for tensor in tensors:
-        kept = kinds.get(type(tensor.data))
+        smallest = kinds.get(type(tensor.data))
         if not is_unquantized(tensor) and (
-            kept is None or tensor.numel() < kept.numel()
+            smallest is None or tensor.numel() < smallest.numel()
         ):
             kinds[type(tensor.data)] = tensor.detach()
     if kinds:
@@ -179,9 +181,9 @@ def check_scheme_savable(
     each scheme that autoquant may choose.
     """
     if scheme in AUTOQUANT:
-        for each in AUTOQUANT[scheme]:
-            if each != UNQUANTIZED:
-                check_scheme_savable(each, kernels=kernels, device=device, dtype=dtype)
+        for name in AUTOQUANT[scheme]:
+            if name != UNQUANTIZED:
+                check_scheme_savable(name, kernels=kernels, device=device, dtype=dtype)
         return
     columns = (Scheme.parse(scheme).group_size or 64) * 16
     probe = nn.Linear(columns, 64, bias=False, device=device, dtype=dtype)

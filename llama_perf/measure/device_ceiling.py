@@ -1,68 +1,109 @@
 """What bounds a decoding step on this device today: its bandwidth, and its launches.
 
-On CUDA a step is one captured graph: its floor is the bytes it reads over the bandwidth
-plus what lies between its kernels, which is measured as a chain of kernels that do
-nothing, with and without programmatic dependent launch.
+Bandwidth is that of a read-only stream, the sum of a buffer several times larger than
+any cache. On CUDA that of a device-to-device copy is measured too: its bytes are read
+and written.
+On CUDA a step is one captured graph: it takes at least the bytes it reads over the
+bandwidth plus the gaps between its kernels, which are measured as a chain of kernels
+that do nothing, with and without programmatic dependent launch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from llama_perf.devices.base import Device
+from llama_perf.devices.device import device_of
 from llama_perf.llama.decode_step import capture_graph, warm_up
-from llama_perf.measure.bandwidth import best_cuda_seconds, copy_gb_s, read_gb_s
 from llama_perf.measure.toolchain import triton_problem
 from llama_perf.results.measurement import Ceiling
 
-_FEW, _MANY = 64, 512
+_ROUNDS = 10
+# Kernels of the two chains whose difference gives the time of one.
+_SHORT, _LONG = 64, 512
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
     """Read, copy and launch, the best of several rounds each.
 
-    Without launches where Triton can compile none.
+    Without launches where Triton cannot compile: rows of torch and torchao still run.
     """
-    if device.type == "cpu":
-        return Ceiling(read_gb_s=read_gb_s(device))
-    found = Ceiling(read_gb_s=read_gb_s(device), copy_gb_s=copy_gb_s(device))
-    torch.cuda.empty_cache()
-    if triton_problem() is not None:
-        # The rows of torch and torchao alone run all the same.
-        return found
-    launch, dependent = launch_us(device)
+    used = device_of(device)
+    read = read_gb_s(used)
+    if not used.has_graphs:
+        return Ceiling(read_gb_s=read)
+    copied = _copy_gb_s(used)
+    used.release_memory()
+    launch, dependent = None, None
+    if triton_problem() is None:
+        launch, dependent = launch_us(device)
     return Ceiling(
-        read_gb_s=found.read_gb_s,
-        copy_gb_s=found.copy_gb_s,
+        read_gb_s=read,
+        copy_gb_s=copied,
         launch_us=launch,
         dependent_launch_us=dependent,
     )
 
 
+def read_gb_s(device: Device) -> float:
+    """GB/s (10^9 bytes) of reading, the best of several rounds."""
+    size = device.stream_bytes()
+    source = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
+    return size / best_seconds(device, source.sum)[0] / 1e9
+
+
+def _copy_gb_s(device: Device) -> float:
+    size = device.stream_bytes()
+    source = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
+    target = torch.empty_like(source)
+    return 2 * size / best_seconds(device, lambda: target.copy_(source))[0] / 1e9
+
+
+def best_seconds(device: Device, work: Callable[[], object]) -> tuple[float, int]:
+    """The best of several rounds, and how often `work` was called."""
+    work()
+    rounds_ns = []
+    for _ in range(_ROUNDS):
+        marks = device.clock_marks()
+        marks.mark()
+        work()
+        marks.mark()
+        start, end = marks.times_ns()
+        rounds_ns.append(end - start)
+    return min(rounds_ns) / 1e9, _ROUNDS + 1
+
+
 def launch_us(device: torch.device) -> tuple[float, float | None]:
-    """From one kernel of a captured graph to the next, plainly and dependent."""
+    """From one kernel of a captured graph to the next: without and with dependence.
+
+    The second is None on a GPU that has no programmatic dependent launch.
+    """
     from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
 
-    plain = _gap_us(device, dependent=False)
+    independent = _gap_us(device, dependent=False)
     if torch.cuda.get_device_capability(device) < EARLY_SINCE:
-        return plain, None
-    return plain, _gap_us(device, dependent=True)
+        return independent, None
+    return independent, _gap_us(device, dependent=True)
 
 
 def _gap_us(device: torch.device, *, dependent: bool) -> float:
     from llama_perf.kernels.triton.dependent_launch import launch_count
 
-    x = torch.zeros(1, dtype=torch.int32, device=device)
+    count = torch.zeros(1, dtype=torch.int32, device=device)
 
-    def chain(length: int) -> float:
+    def chain_seconds(length: int) -> float:
         def work() -> None:
             for _ in range(length):
-                launch_count(x, dependent=dependent)
+                launch_count(count, dependent=dependent)
 
         warm_up(work)
         graph = capture_graph(work)
-        before = int(x)
-        seconds, replays = best_cuda_seconds(graph.replay)
-        assert int(x) - before == replays * length, "a kernel of the chain did not run"
+        before = int(count)
+        seconds, replays = best_seconds(device_of(device), graph.replay)
+        counted = int(count) - before
+        assert counted == replays * length, "a kernel of the chain did not run"
         return seconds
 
-    return (chain(_MANY) - chain(_FEW)) / (_MANY - _FEW) * 1e6
+    return (chain_seconds(_LONG) - chain_seconds(_SHORT)) / (_LONG - _SHORT) * 1e6

@@ -1,7 +1,7 @@
-"""A card around each sample, by NVML: clocks, temperature, power, throttling, others.
+"""A GPU around each sample, by NVML: clocks, temperature, power, limits, neighbours.
 
-Reads alone; no setting of the card is changed. Where NVML or a figure of it is missing
-the measurement goes on and says so.
+It only reads; no setting of the GPU is changed. Where NVML or one of its figures is
+missing the measurement goes on and the result says so.
 """
 
 from __future__ import annotations
@@ -14,65 +14,69 @@ from typing import Any
 import psutil
 import torch
 
+from llama_perf.devices.device import device_of
 from llama_perf.results.measurement import CardState
 
-# Those that are no fault of what is measured. A power cap is the card's own limit,
-# which a faster kernel meets sooner; it is told and spoils nothing.
-_SPOILING = {
+# Limits that come from outside the measured code and so make a sample worthless.
+_THROTTLES = {
     "HwThermalSlowdown": "hardware thermal slowdown",
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "software thermal slowdown",
 }
-# Also reported where a card changes its state, and then no clock falls.
-_DOUBTFUL = {"HwSlowdown": "hardware slowdown"}
-_TOLD = {"SwPowerCap": "power cap"}
-# Time spent under a limit, which counts on between two looks. A card at its highest
+# Also reported where a GPU changes its state, and then no clock falls.
+_DOUBTFUL_THROTTLES = {"HwSlowdown": "hardware slowdown"}
+# The GPU's own limit, which a faster kernel meets sooner: it is only reported.
+_REPORTED = {"SwPowerCap": "power cap"}
+# Time spent under a limit, which NVML adds up between two looks. A GPU at its highest
 # voltage is at its reliability limit, though it is as fast as it can be.
 _POLICIES = {"THERMAL": "thermal limit"}
 _DOUBTFUL_POLICIES = {"RELIABILITY": "reliability limit"}
-_SPOILS = {*_SPOILING.values(), *_POLICIES.values()}
-_SPOILS_IF_SLOWER = {*_DOUBTFUL.values(), *_DOUBTFUL_POLICIES.values()}
-# Of the clock in the samples without such a limit: a card that is only warmer drops by
-# one to three steps of 15 MHz, and 5 % is the gate's plain limit on a card.
-_FALL = 0.05
-# Where no sample is without one, of the highest clock that the card can have, which a
-# power cap alone keeps it below by a tenth or two: a hardware slowdown halves it at
-# least (NVML's documentation).
-_FALL_ALL_ALONG = 0.25
+_SURE = {*_THROTTLES.values(), *_POLICIES.values()}
+_IF_SLOWER = {*_DOUBTFUL_THROTTLES.values(), *_DOUBTFUL_POLICIES.values()}
+# A share of the clock in the samples without such a limit: a GPU that is only warmer
+# drops by one to three steps of 15 MHz, and 5 % is the gate's default limit on a GPU.
+_MIN_FALL = 0.05
+# Where every sample has one, a share of the highest clock that the GPU can have. A
+# power cap lowers that by a tenth or two; a hardware slowdown at least halves it
+# (NVML's documentation).
+_MIN_FALL_FROM_HIGHEST = 0.25
 SLICED = (
-    "a MIG slice: clocks, temperature, power and limits are the whole card's, and no"
-    " energy is told"
+    "a MIG slice: clocks, temperature, power and limits are the whole GPU's, and"
+    " energy is not reported"
 )
 
 
-class CardWatch:
-    """What NVML says of a CUDA device; nothing (`problem` says why) of any other."""
+class GpuWatch:
+    """The states that NVML reports of a CUDA device; of another device none.
+
+    `problem` says why states or energy of a CUDA device are missing.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.states: list[CardState] = []
         self.problem: str | None = None
         self._nvml: Any = None
-        # Of the card; and of its slice, where torch uses no more of it.
+        # Of the GPU, and of its slice where torch uses only that.
         self._handle: Any = None
         self._slice: Any = None
         self._limited: dict[str, int] = {}
         self._first_mj: int | None = None
         self._last_mj: int | None = None
-        if device.type != "cuda":
-            self.problem = "no card"
+        uuid = device_of(device).uuid
+        if uuid is None:
             return
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            self._find(pynvml, str(torch.cuda.get_device_properties(device).uuid))
+            self._find(pynvml, uuid)
         except ImportError:
             self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
         except Exception as error:
             self.problem = f"NVML: {error or type(error).__name__}"
 
     def _find(self, nvml: Any, uuid: str) -> None:
-        """Find the card that torch uses: by UUID, since its number is another here."""
+        """Find the GPU that torch uses, by UUID: NVML numbers GPUs its own way."""
         try:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except nvml.NVMLError:
@@ -81,13 +85,13 @@ class CardWatch:
                 self._slice
             )
         self._nvml = nvml
-        # Some versions of torch tell the card's own UUID there.
+        # Some versions of torch give the GPU's own UUID for a slice.
         mode = self._ask(nvml.nvmlDeviceGetMigMode, self._handle)
         if self._slice is not None or (mode and mode[0] == nvml.NVML_DEVICE_MIG_ENABLE):
             self.problem = SLICED
 
     def look(self) -> None:
-        """Add the card's state now, with what limited it since the last look."""
+        """Add the GPU's state now, with what limited it since the last look."""
         if self._nvml is None:
             return
         nvml, handle = self._nvml, self._handle
@@ -112,7 +116,7 @@ class CardWatch:
         self._last_mj = energy
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """The answer; None where the card gives none."""
+        """NVML's answer; None where this GPU does not support the question."""
         try:
             return question(*arguments)
         except self._nvml.NVMLError:
@@ -121,7 +125,7 @@ class CardWatch:
     def _limits(self) -> Iterable[str]:
         nvml, handle = self._nvml, self._handle
         bits = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        for name, words in (_SPOILING | _DOUBTFUL | _TOLD).items():
+        for name, words in (_THROTTLES | _DOUBTFUL_THROTTLES | _REPORTED).items():
             if (bits or 0) & getattr(nvml, f"nvmlClocksEventReason{name}"):
                 yield words
         for name, words in (_POLICIES | _DOUBTFUL_POLICIES).items():
@@ -134,73 +138,70 @@ class CardWatch:
             if before is not None and status.violationTime > before:
                 yield words
 
-    def spoiled(self) -> str | None:
-        """Why what was measured is no verdict's ground: throttled samples; or None.
+    def throttled(self) -> str | None:
+        """Why the samples are no ground for a verdict; None unless one was throttled.
 
         The first look is before the first sample, each other one after a sample. A
-        limit that is told of cards at full speed too counts where the clock fell.
+        limit that NVML also reports at full speed counts only where the clock fell.
         """
-        found = [
-            (number, limit)
-            for number, state in enumerate(self.states)
-            for limit in state.limited_by
-            if limit in _SPOILS or (limit in _SPOILS_IF_SLOWER and self._fell(number))
-        ]
-        if not found:
-            return None
-        number, limit = found[0]
-        where = "before sample 1" if number == 0 else f"in sample {number}"
-        state = self.states[number]
-        return (
-            f"the card was throttled {where} of {len(self.states) - 1}: {limit}, at"
-            f" {state.clock_mhz} MHz and {state.temperature_c} degrees"
-        )
+        for number, state in enumerate(self.states):
+            for limit in state.limited_by:
+                if limit in _SURE or (limit in _IF_SLOWER and self._fell(number)):
+                    where = "before sample 1" if number == 0 else f"in sample {number}"
+                    return (
+                        f"the GPU was throttled {where} of {len(self.states) - 1}:"
+                        f" {limit}, at {state.clock_mhz} MHz and"
+                        f" {state.temperature_c} degrees"
+                    )
+        return None
 
     def _fell(self, number: int) -> bool:
         """Whether the SM clock of a look after a sample is below that of the others."""
         clock = self.states[number].clock_mhz
-        # Before the first sample a card may idle, which is no slowdown.
+        # Before the first sample a GPU may idle, which is no slowdown.
         if number == 0 or clock is None:
             return False
-        free = [
-            each.clock_mhz
-            for each in self.states[1:]
-            if each.clock_mhz is not None
-            and not _SPOILS_IF_SLOWER.intersection(each.limited_by)
+        unlimited_mhz = [
+            state.clock_mhz
+            for state in self.states[1:]
+            if state.clock_mhz is not None
+            and not _IF_SLOWER.intersection(state.limited_by)
         ]
-        if free:
-            return clock < (1 - _FALL) * median(free)
+        if unlimited_mhz:
+            return clock < (1 - _MIN_FALL) * median(unlimited_mhz)
         nvml = self._nvml
         highest: int | None = self._ask(
             nvml.nvmlDeviceGetMaxClockInfo, self._handle, nvml.NVML_CLOCK_SM
         )
-        return highest is not None and clock < (1 - _FALL_ALL_ALONG) * highest
+        return highest is not None and clock < (1 - _MIN_FALL_FROM_HIGHEST) * highest
 
     def joules(self) -> float | None:
-        """Energy between the first and the last look; None of a part of a card."""
+        """Energy between the first and the last look; None of a part of a GPU."""
         if self.problem is not None or self._first_mj is None or self._last_mj is None:
             return None
         return (self._last_mj - self._first_mj) / 1000
 
-    def others(self) -> tuple[str, ...]:
-        """Other processes that compute on the card, each by number, name and bytes.
+    def other_processes(self) -> tuple[str, ...]:
+        """Other processes that compute on the GPU, each by number, name and bytes.
 
-        This one and those that started it are not among them. In a container the
-        numbers may be those of the machine outside, where nobody can be told apart:
-        then more than this process and its starter are counted.
+        This process and those that started it are left out. In a container NVML may
+        give the numbers that processes have outside it, so that none can be recognised:
+        then all but two, this process and its starter, count as others.
         """
         if self._nvml is None:
             return ()
         ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
         running = self._ask(ask, self._slice or self._handle) or []
-        ours = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
-        if running and not any(each.pid in ours for each in running):
+        ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        if running and not any(process.pid in ours for process in running):
             count = len(running) - 2
             return (f"{count} processes outside this container",) if count > 0 else ()
-        return tuple(_named(each) for each in running if each.pid not in ours)
+        return tuple(
+            _describe(process) for process in running if process.pid not in ours
+        )
 
 
-def _named(process: Any) -> str:
+def _describe(process: Any) -> str:
     try:
         name = psutil.Process(process.pid).name()
     except psutil.Error:

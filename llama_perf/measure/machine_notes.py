@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from llama_perf.devices.driver import ask_driver, hidden, is_wsl, visible
-from llama_perf.measure.gpu_state import CardWatch
+from llama_perf.devices.device import device_of
+from llama_perf.devices.driver import is_wsl
+from llama_perf.measure.gpu_state import GpuWatch
 
 
 def machine_notes(device: torch.device) -> list[str]:
-    """Which of several cards it is, what cannot be read of it, a silent driver, WSL."""
-    lines = []
-    if device.type == "cuda":
-        lines += _chosen(device)
-        problem = CardWatch(device).problem
-        lines += [] if problem is None else [f"state of the card: {problem}"]
-    elif not hidden() and (found := ask_driver()) and found.problem is not None:
-        lines.append(f"no card is used: {found.problem}")
+    """Which of several GPUs it is, what cannot be read of it, a silent driver, WSL."""
+    lines = device_of(device).notes()
+    if (problem := GpuWatch(device).problem) is not None:
+        lines.append(f"state of the GPU: {problem}")
     if is_wsl():
         lines.append(
-            "WSL: the driver is Windows', whose programs may use the card and the"
-            " processor unseen; it may not tell power and clocks, and lets what does"
-            " not fit the card spill into the machine's memory, slowly and unsaid"
+            "WSL: the driver is Windows', whose programs may use the GPU and the"
+            " processor unseen; it may not report power and clocks, and without saying"
+            " so it moves what does not fit the GPU into the machine's slower memory"
         )
     return lines
-
-
-def _chosen(device: torch.device) -> list[str]:
-    count, chosen = torch.cuda.device_count(), visible()
-    if count < 2 and chosen is None:
-        return []
-    given = "it is not set" if chosen is None else repr(chosen)
-    properties = torch.cuda.get_device_properties(device)
-    return [
-        f"rows run on {properties.name}, {properties.uuid}, the first of {count} by"
-        f" CUDA_VISIBLE_DEVICES ({given})"
-    ]

@@ -1,76 +1,74 @@
-"""Memory that a row took.
+"""Memory that a row took: of the whole process or allocator, and of its tensors.
 
-On CUDA the allocator's counters; on CPU the resident set of this process, over what
-it is once the row is gone: libraries loaded and code compiled on the way stay behind
-and are not the row's. Linux keeps a high-water mark of the resident set and lets a
-process reset it; where that is not possible the size at the time of asking stands in.
+On a CPU the resident set is counted over its size once the row is gone: libraries
+loaded and code compiled on the way stay behind and are not the row's. A resident set
+differs by tens of megabytes between processes that do the same; the bytes that tensors
+ask for do not. PyTorch's profiler counts those, outside the samples, and so also sees
+what an operator allocates and frees again.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from itertools import accumulate
 
-import psutil
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from llama_perf.devices.device import release_memory
+from llama_perf.devices.device import device_of
+from llama_perf.measure.prepare import Prepared
+
+# The prefill's token and a step's: later steps allocate the same again.
+_TOKENS = 2
 
 
 class MemoryMeter:
     """Peaks of one row. Create it before the row takes any memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cuda = device.type == "cuda"
-        self._base = 0
-        release_memory(device)
-        if not self._cuda:
-            self._base = psutil.Process().memory_info().rss
+        self._device = device_of(device)
+        self._device.release_memory()
+        self._base_bytes = self._device.retained_bytes()
         self.reset_peak()
 
     def reset_peak(self) -> None:
         """Start a new peak from what is in use now."""
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            _reset_high_water()
+        self._device.reset_peak()
 
     def peak_bytes(self) -> int:
         """CUDA: `max_memory_reserved()`, as in the reference; CPU: resident growth."""
-        if self._cuda:
-            return int(torch.cuda.max_memory_reserved(self._device))
-        return max(_high_water_bytes() - self._base, 0)
+        return max(self._device.peak_bytes() - self._base_bytes, 0)
 
-    def kept_bytes(self) -> int:
-        """CPU: what the process kept once the row is gone; ask after dropping it.
+    def retained_bytes(self) -> int:
+        """What the process retained once the row is gone; ask after dropping it.
 
         Part of `peak_bytes()` that the row did not cause. 0 on CUDA.
         """
-        release_memory(self._device)
-        if self._cuda:
-            return 0
-        return int(psutil.Process().memory_info().rss) - self._base
+        self._device.release_memory()
+        return self._device.retained_bytes() - self._base_bytes
 
     def peak_allocated_bytes(self) -> int | None:
         """CUDA: `max_memory_allocated()`; None on CPU."""
-        if self._cuda:
-            return int(torch.cuda.max_memory_allocated(self._device))
-        return None
+        return self._device.peak_allocated_bytes()
 
 
-def _reset_high_water() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
+def allocated_peak_bytes(prepared: Prepared) -> int:
+    """Weights, caches and the most besides in a generation of two tokens, on a CPU.
 
-
-def _high_water_bytes() -> int:
-    current = psutil.Process().memory_info().rss
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return int(current)
-    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return max(int(match[1]) * 1024, current) if match else int(current)
+    Call it after the warm-up: it does not see what is allocated only once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
+        prepared.generate(
+            generator, max_new_tokens=min(_TOKENS, prepared.row.max_new_tokens)
+        )
+    assert profiler.profiler is not None, "the profiler ran"
+    assert profiler.profiler.kineto_results is not None, "the profiler ran"
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
+    return prepared.engine.memory_bytes() + working_bytes

@@ -19,7 +19,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     find_tokenizer,
     load_tokenizer,
 )
-from llama_perf.devices.device import check_device, free_memory_bytes
+from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
@@ -221,13 +221,14 @@ def _check_built(row: RowSpec) -> None:
 
 
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
-    predicted, free = predict(row, reader.config), free_memory_bytes(device)
+    predicted = predict(row, reader.config)
+    free = device_of(device).free_memory_bytes()
     if predicted.peak_bytes > free:
-        batch = f" and a batch of {row.batch_size}" if row.batch_size > 1 else ""
+        batch = f", batch_size={row.batch_size}" if row.batch_size > 1 else ""
         raise TooLarge(
-            f"it needs {predicted.peak_bytes / 1e9:.1f} GB, of it"
-            f" {predicted.cache_bytes / 1e9:.1f} GB for a cache_size of"
-            f" {row.allocated_positions}{batch}; {free / 1e9:.1f} GB are free",
+            f"needs {predicted.peak_bytes / 1e9:.1f} GB (KV cache"
+            f" {predicted.cache_bytes / 1e9:.1f} GB at cache_size="
+            f"{row.allocated_positions}{batch}); {free / 1e9:.1f} GB free",
             needed_bytes=predicted.peak_bytes,
             free_bytes=free,
         )

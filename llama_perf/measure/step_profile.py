@@ -1,13 +1,13 @@
-"""What a step of decoding runs, by time: operators on a CPU, kernels on a card.
+"""The work of a decode step by time: operators on a CPU, kernels on a GPU.
 
 Taken outside the samples, by PyTorch's profiler. The times are a profiler's, longer
-than those that are measured: they say where a step's time goes; the calls are exact.
+than those that are measured: they show where a step's time goes. The calls are exact.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
+from llama_perf.devices.device import device_of
 from llama_perf.measure.prepare import Prepared
 from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 4
-_KEPT = 12
+_MAX_OPERATORS = 12
 
 
 @cache
@@ -53,8 +54,7 @@ def step_work(prepared: Prepared) -> StepWork | None:
     if steps < 1:
         return None
     load_profiler()
-    cuda = prepared.row.device == "cuda"
-    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    device = device_of(prepared.row.device)
     generator = torch.Generator(device=prepared.prompt.device).manual_seed(0)
     tokens = prepared.engine.stream(
         prepared.prompt,
@@ -64,33 +64,35 @@ def step_work(prepared: Prepared) -> StepWork | None:
     )
     # The first is the prefill's.
     next(tokens)
-    with profile(activities=[activity], acc_events=True) as profiler:
+    with profile(activities=[device.activity], acc_events=True) as profiler:
         for _ in tokens:
             pass
-        if cuda:
-            torch.cuda.synchronize()
-    wanted = "CUDA" if cuda else "CPU"
+        device.synchronize()
+    wanted = device.activity.name
     events = profiler.key_averages()
-    found = [each for each in events if each.device_type.name == wanted]
-    return _in_short(found, steps, cuda=cuda) if found else None
+    counted = [event for event in events if event.device_type.name == wanted]
+    return _summary(counted, steps) if counted else None
 
 
-def _in_short(events: Iterable[Any], steps: int, *, cuda: bool) -> StepWork:
-    found = list(events)
+def _summary(events: Sequence[Any], steps: int) -> StepWork:
     times = [
         OperatorTime(
             name=event.key,
             calls=event.count / steps,
-            ms=(event.self_device_time_total if cuda else event.self_cpu_time_total)
-            / 1e3
-            / steps,
+            ms=_self_us(event) / 1e3 / steps,
         )
-        for event in found
+        for event in events
     ]
-    times.sort(key=lambda each: -each.ms)
+    times.sort(key=lambda operator: -operator.ms)
     return StepWork(
         # Whole numbers first: a sum of shares depends on their order.
-        calls=sum(event.count for event in found) / steps,
-        ms=sum(each.ms for each in times),
-        operators=tuple(times[:_KEPT]),
+        calls=sum(event.count for event in events) / steps,
+        ms=sum(operator.ms for operator in times),
+        operators=tuple(times[:_MAX_OPERATORS]),
     )
+
+
+def _self_us(event: Any) -> float:
+    on_host = event.device_type.name == "CPU"
+    us = event.self_cpu_time_total if on_host else event.self_device_time_total
+    return float(us)

@@ -1,7 +1,7 @@
 """Prepared -> Measurement: warm-up, timed generations, memory.
 
-Times are read on the device: CUDA events there, the host's clock on CPU. Knows no
-baseline.
+Times are read on the device: by CUDA events there, by the host's clock on a CPU.
+Knows no baseline.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.devices.device import release_memory
+from llama_perf.devices.device import device_of
 from llama_perf.errors import ThrottledError
-from llama_perf.measure.allocated import allocated_peak
-from llama_perf.measure.gpu_state import CardWatch
-from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.gpu_state import GpuWatch
+from llama_perf.measure.memory import MemoryMeter, allocated_peak_bytes
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.step_profile import step_work
 from llama_perf.measure.value_check import check_values, warm_up
@@ -32,9 +31,7 @@ from llama_perf.results.measurement import (
 from llama_perf.rows.spec import RowSpec
 
 Progress = Callable[[str], None]
-SAMPLES_BUDGET_S = {"cuda": 20.0}
-"""Seconds of samples a row of a run, by its device; none: all that it asks for."""
-LEAST_SAMPLES = 3
+MIN_SAMPLES = 3
 """Samples that a row takes whatever its budget, where it asks for as many."""
 
 
@@ -52,7 +49,7 @@ class Sample:
 
 def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
-    marks = _CudaMarks() if prepared.row.device == "cuda" else _HostMarks()
+    marks = device_of(prepared.row.device).clock_marks()
     marks.mark()
     tokens = prepared.generate(generator, after_prefill=marks.mark)
     marks.mark()
@@ -60,33 +57,23 @@ def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     return Sample(total_ns=end - start, first_token_ns=first - start, tokens=tokens)
 
 
-class _HostMarks:
-    def __init__(self) -> None:
-        self._times: list[int] = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureOptions:
+    """How a row is measured.
 
-    def mark(self) -> None:
-        self._times.append(time.perf_counter_ns())
+    `slowdown` is the share of decode steps that the engine repeats, and with `damaged`
+    one scale of the weights is wrong in the warm-up: both test the suite itself.
+    `count_work` also counts what a step calls, outside the samples. `samples_budget_s`
+    are the seconds that samples may take.
+    """
 
-    def times_ns(self) -> list[int]:
-        return self._times
+    slowdown: float = 0.0
+    damaged: bool = False
+    count_work: bool = False
+    samples_budget_s: float | None = None
 
 
-class _CudaMarks:
-    """Events on the stream the row runs on; read after one synchronisation."""
-
-    def __init__(self) -> None:
-        torch.cuda.synchronize()
-        self._events: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._events.append(event)
-
-    def times_ns(self) -> list[int]:
-        torch.cuda.synchronize()
-        start = self._events[0]
-        return [round(start.elapsed_time(event) * 1e6) for event in self._events]
+_DEFAULTS = MeasureOptions()
 
 
 def measure(
@@ -94,58 +81,53 @@ def measure(
     *,
     meter: MemoryMeter,
     ceiling: Ceiling | None = None,
-    slowdown: float = 0.0,
-    damaged: bool = False,
-    count_work: bool = False,
-    samples_budget_s: float | None = None,
+    options: MeasureOptions = _DEFAULTS,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
 ) -> Measurement:
     """Warm up once, then take the row's samples, fewer where they exceed the budget.
 
-    `meter` was created before the row was built. The peak that is reported is that
-    of the samples, after the warm-up, as in the reference; the build's stands apart.
-    The values of the warm-up are checked, `damaged` with one of the row's scales wrong,
-    to see that fail. `count_work`: also what a step calls, by a profiler,
-    outside the samples. Raises ThrottledError where the card was throttled, ValuesError
-    where values are wrong.
+    `meter` was created before the row was built. The peak that is reported is that of
+    the samples, after the warm-up, as in the reference; the build's is reported apart.
+    Raises ThrottledError where the GPU was throttled, ValuesError where the values that
+    the warm-up computed are wrong.
     """
     row = prepared.row
-    device = prepared.engine.model.device
+    device = device_of(row.device)
     # Steps that a slowdown repeats are no work of the row's.
-    count_work = count_work and slowdown == 0
+    count_work = options.count_work and options.slowdown == 0
     build_peak_bytes = meter.peak_bytes()
-    release_memory(device)
-    generator = torch.Generator(device=device).manual_seed(0)
+    device.release_memory()
+    torch_device = prepared.engine.model.device
+    generator = torch.Generator(device=torch_device).manual_seed(0)
     start = time.perf_counter()
     progress("compiling and warming up" if row.compile else "warming up")
-    observed = warm_up(prepared, generator, damaged=damaged)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    observed = warm_up(prepared, generator, damaged=options.damaged)
+    device.synchronize()
     warm_up_s = time.perf_counter() - start
     check = check_values(prepared, observed)
     del observed
-    step, counted_bytes = None, None
-    if count_work and row.device == "cpu":
-        # Before the samples, and its events freed: they are no part of the peak.
+    step, allocated_bytes = None, None
+    if count_work and not device.profiled_after_samples:
+        # Its events are freed before the samples, so they are no part of the peak.
         step = step_work(prepared)
-        counted_bytes = allocated_peak(prepared)
-    release_memory(device)
+        allocated_bytes = allocated_peak_bytes(prepared)
+    device.release_memory()
     meter.reset_peak()
     samples: list[Sample] = []
-    watch = CardWatch(device)
+    watch = GpuWatch(torch_device)
     watch.look()
-    while more_samples(samples, most=row.num_samples, budget_s=samples_budget_s):
+    budget_s = options.samples_budget_s
+    while more_samples(samples, limit=row.num_samples, budget_s=budget_s):
         progress(f"sample {len(samples) + 1} of {row.num_samples}")
         samples.append(time_generation(prepared, generator))
         watch.look()
         after_sample(samples[-1])
-    if (reason := watch.spoiled()) is not None:
+    if (reason := watch.throttled()) is not None:
         raise ThrottledError(reason)
     peak_bytes = meter.peak_bytes()
-    peak_allocated = counted_bytes or meter.peak_allocated_bytes()
-    if count_work and row.device == "cuda":
-        # After them: a profiler may leave its hooks in the driver.
+    peak_allocated = allocated_bytes or meter.peak_allocated_bytes()
+    if count_work and device.profiled_after_samples:
         step = step_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
@@ -169,49 +151,49 @@ def measure(
         warm_up_s=warm_up_s,
         graph_breaks=graph_breaks,
         compilations=compilations,
-        injected_slowdown=slowdown,
+        injected_slowdown=options.slowdown,
         autoquant=prepared.autoquant,
         step=step,
         check=check,
-        **_of_card(watch, row, taken=len(samples)),
-        samples_budget_s=samples_budget_s,
+        **_gpu_figures(watch, row, samples=len(samples)),
+        samples_budget_s=budget_s,
         sample_ns=totals,
         first_token_ns=firsts,
     )
 
 
-def more_samples(taken: Sequence[Sample], *, most: int, budget_s: float | None) -> bool:
-    """Whether another sample is taken: one as long as the others is in the budget."""
-    if len(taken) >= most:
+def more_samples(
+    samples: Sequence[Sample], *, limit: int, budget_s: float | None
+) -> bool:
+    """Whether to take another sample: one as long as the others is in the budget."""
+    if len(samples) >= limit:
         return False
-    if budget_s is None or len(taken) < LEAST_SAMPLES:
+    if budget_s is None or len(samples) < MIN_SAMPLES:
         return True
-    spent_s = sum(each.total_ns for each in taken) / 1e9
-    return spent_s + spent_s / len(taken) <= budget_s
+    spent_s = sum(sample.total_ns for sample in samples) / 1e9
+    return spent_s + spent_s / len(samples) <= budget_s
 
 
-def _of_card(watch: CardWatch, row: RowSpec, *, taken: int) -> dict[str, Any]:
-    if row.device != "cuda":
-        return {}
+def _gpu_figures(watch: GpuWatch, row: RowSpec, *, samples: int) -> dict[str, Any]:
     joules = watch.joules()
-    tokens = row.batch_size * row.max_new_tokens * taken
+    tokens = row.batch_size * row.max_new_tokens * samples
     return {
         "joules_per_token": None if joules is None else joules / tokens,
         "card": tuple(watch.states) or None,
         "card_problem": watch.problem,
-        "neighbours": watch.others() or None,
+        "neighbours": watch.other_processes() or None,
     }
 
 
-def without_kept(measurement: Measurement, kept_bytes: int) -> Measurement:
-    """Its peaks without what the process kept of them when the row was gone."""
+def without_retained(measurement: Measurement, retained_bytes: int) -> Measurement:
+    """Its peaks without what the process retained of them when the row was gone."""
     build_peak_bytes = measurement.build_peak_bytes
     return replace(
         measurement,
-        peak_memory_bytes=max(measurement.peak_memory_bytes - kept_bytes, 0),
+        peak_memory_bytes=max(measurement.peak_memory_bytes - retained_bytes, 0),
         build_peak_bytes=None
         if build_peak_bytes is None
-        else max(build_peak_bytes - kept_bytes, 0),
+        else max(build_peak_bytes - retained_bytes, 0),
     )
 
 

@@ -10,7 +10,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from llama_perf.devices.device import package_version
+from llama_perf.devices.device import device_of, package_version
 from llama_perf.rows.spec import RowSpec
 
 
@@ -20,7 +20,7 @@ def compiler_problem(device: str) -> str | None:
     Inductor builds C++ kernels on CPU. On CUDA it writes Triton's, and Triton builds a
     launcher in C for each, with Python's headers.
     """
-    return triton_problem() if device == "cuda" else _cpp_problem()
+    return triton_problem() if device_of(device).needs_triton else _cpp_problem()
 
 
 def triton_problem() -> str | None:
@@ -41,7 +41,7 @@ def triton_problem() -> str | None:
 
 def build_problem(row: RowSpec) -> str | None:
     """Why the kernels of `row` cannot be compiled here, or None."""
-    if row.compile or (row.device == "cuda" and _runs_on_triton(row)):
+    if row.compile or (device_of(row.device).needs_triton and _runs_on_triton(row)):
         return compiler_problem(row.device)
     return None
 

@@ -15,6 +15,7 @@ from itertools import product as combinations
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
@@ -23,7 +24,7 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.presets import preset
-from llama_perf.measure.bandwidth import best_cuda_seconds
+from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
@@ -178,8 +179,11 @@ def _clock(product: Product, weight: Packed) -> Time:
     )
 
     device, tokens = weight.codes.device, product.tokens
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    count = max(2 * cache // max(weight.codes.nbytes, 1) + 1, 2) * product.weights
+    used = device_of(device)
+    count = (
+        max(2 * used.cache_bytes() // max(weight.codes.nbytes, 1) + 1, 2)
+        * product.weights
+    )
     copies = [_copy(weight) for _ in range(count)]
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
     counter = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
@@ -204,7 +208,7 @@ def _clock(product: Product, weight: Packed) -> Time:
         except (RuntimeError, OutOfResources):
             # Too many registers or too much shared memory for this card.
             return float("inf")
-        return best_cuda_seconds(graph.replay)[0] / (count // product.weights)
+        return best_seconds(used, graph.replay)[0] / (count // product.weights)
 
     return seconds
 

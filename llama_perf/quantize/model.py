@@ -30,8 +30,8 @@ def quantize_model(
 ) -> Transformer:
     """Quantize every linear layer of `model` in place, and return it.
 
-    `kernels` is "native" or "torchao"; where not given, native where this scheme is
-    built so, else torchao. autoquant chooses for a generation of the reference's
+    `kernels` is "native" or "torchao"; by default native where this scheme
+    is built so, else torchao. autoquant chooses for a generation of the reference's
     lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
     an unknown scheme or one that does not fit a layer, NotRunnable for one that is
     not built or not for this device.
@@ -79,15 +79,18 @@ def chosen_quantizer(
         device=device,
         dtype=dtype,
         schemes={
-            (each.out_features, each.in_features): each.chosen for each in choices
+            (choice.out_features, choice.in_features): choice.chosen
+            for choice in choices
         },
     )
 
 
 def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
     """The error of asking for `scheme` where the weights have one."""
-    told = f" ({origin.summary})" if origin is not None and origin.scheme else ""
-    return SpecError("quantization", scheme, f"this model is quantized already{told}")
+    summary = f" ({origin.summary})" if origin is not None and origin.scheme else ""
+    return SpecError(
+        "quantization", scheme, f"this model is quantized already{summary}"
+    )
 
 
 def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:

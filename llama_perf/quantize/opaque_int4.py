@@ -64,11 +64,11 @@ def _unpacked(packed: Tensor, columns: int, *, block: int, halves: bool) -> Tens
     """Codes (N, K) of bytes (N, K / 2): those of whole blocks, then the rest."""
     data = packed.flatten()
     rows = 2 * len(data) // columns
-    whole = rows - rows % block
+    in_blocks = rows - rows % block
     codes = data.new_empty((rows, columns))
     for start, end, size, cut in (
-        (0, whole, block, halves),
-        (whole, rows, rows - whole, False),
+        (0, in_blocks, block, halves),
+        (in_blocks, rows, rows - in_blocks, False),
     ):
         if start == end:
             continue

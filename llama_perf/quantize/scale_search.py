@@ -2,7 +2,7 @@
 
 The range of a group gives a first scale and zero; fitting both to the codes they lead
 to, and ranges somewhat narrower than the group's, may leave less squared error. The
-best of what was tried is kept, group by group, as it will be stored: a scale and an
+best of the candidates is chosen, group by group, as it will be stored: a scale and an
 offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
 (N, G, group size) or (N, G, 1) in float32.
 """
@@ -35,7 +35,7 @@ def in_stretches(
         step = max(at_a_time // max(groups[:1].numel(), 1), 1)
         if groups.is_meta or len(groups) <= step:
             return search(groups, *args, **kwargs)
-        parts = [search(some, *args, **kwargs) for some in groups.split(step)]
+        parts = [search(rows, *args, **kwargs) for rows in groups.split(step)]
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     return by_rows
@@ -61,22 +61,22 @@ def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest values of `dtype`, at least its least one above 0."""
-    least = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
-    return stored(scale, dtype).clamp(min=least)
+    """The nearest values of `dtype`, at least its smallest one above 0."""
+    smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    return stored(scale, dtype).clamp(min=smallest)
 
 
 @in_stretches
 def scale_and_offset(
-    groups: Tensor, most: int, middle: float, dtype: torch.dtype
+    groups: Tensor, max_code: int, middle: float, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """For w = (c - middle) * scale + offset with c of 0 to `most`."""
+    """For w = (c - middle) * scale + offset with c of 0 to `max_code`."""
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     best = _Best(groups)
     for shrink in _SHRINKS:
-        scale = positive_scale((high - low) * (shrink / most), dtype)
-        offset = stored((high + low) / 2 + (middle - most / 2) * scale, dtype)
-        codes = _codes(groups, scale, offset, middle, most)
+        scale = positive_scale((high - low) * (shrink / max_code), dtype)
+        offset = stored((high + low) / 2 + (middle - max_code / 2) * scale, dtype)
+        codes = _codes(groups, scale, offset, middle, max_code)
         best.consider(codes, scale, offset)
         mean, target = codes.mean(2, keepdim=True), groups.mean(2, keepdim=True)
         away = codes - mean
@@ -85,44 +85,46 @@ def scale_and_offset(
         # A group whose codes are all one has no slope.
         scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
         offset = stored(target - mean * scale, dtype)
-        best.consider(_codes(groups, scale, offset, middle, most), scale, offset)
+        best.consider(_codes(groups, scale, offset, middle, max_code), scale, offset)
     return best.scale, best.zero
 
 
 @in_stretches
-def scale_and_zero(groups: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """For w = (c - zero) * scale with c and a whole zero of 0 to `most`."""
+def scale_and_zero(
+    groups: Tensor, max_code: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """For w = (c - zero) * scale with c and a whole zero of 0 to `max_code`."""
     low = groups.amin(2, keepdim=True).clamp(max=0)
     high = groups.amax(2, keepdim=True).clamp(min=0)
-    first = positive_scale((high - low) / most, dtype)
+    first = positive_scale((high - low) / max_code, dtype)
     middle = torch.round(-low / first)
     best = _Best(groups)
     none = torch.zeros_like(first)
     for step in (0, -1, 1):
-        zero = (middle + step).clamp(0, most)
-        codes = _codes(groups, first, none, zero, most)
+        zero = (middle + step).clamp(0, max_code)
+        codes = _codes(groups, first, none, zero, max_code)
         best.consider(codes, first, none, zero)
         slope = (codes * groups).sum(2, keepdim=True)
         slope = slope / codes.square().sum(2, keepdim=True)
         scale = torch.where(slope > 0, positive_scale(slope, dtype), first)
-        best.consider(_codes(groups, scale, none, zero, most), scale, none, zero)
+        best.consider(_codes(groups, scale, none, zero, max_code), scale, none, zero)
     return best.scale, best.zero
 
 
 def symmetric_scale(
-    groups: Tensor, least: int, most: int, dtype: torch.dtype
+    groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
 ) -> Tensor:
-    """For w = c * scale with c of `least` to `most`, -least one more than most.
+    """For w = c * scale with c of `min_code` to `max_code`, -min_code = max_code + 1.
 
-    A scale may be negative: the value farthest from 0 then gets the code `least`.
+    A scale may be negative: the value farthest from 0 then gets the code `min_code`.
     """
-    (scale,) = _symmetric_scale(groups, least, most, dtype)
+    (scale,) = _symmetric_scale(groups, min_code, max_code, dtype)
     return scale
 
 
 @in_stretches
 def _symmetric_scale(
-    groups: Tensor, least: int, most: int, dtype: torch.dtype
+    groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     sign = torch.where(high > -low, -1.0, 1.0)
@@ -131,23 +133,23 @@ def _symmetric_scale(
     none = torch.zeros_like(peak)
     best = _Best(turned)
     for shrink in _SHRINKS:
-        scale = positive_scale(peak * (shrink / -least), dtype)
-        codes = torch.round(turned / scale).clamp(least, most)
+        scale = positive_scale(peak * (shrink / -min_code), dtype)
+        codes = torch.round(turned / scale).clamp(min_code, max_code)
         best.consider(codes, scale, none)
         slope = (codes * turned).sum(2, keepdim=True)
         slope = slope / codes.square().sum(2, keepdim=True)
         # A group whose codes are all 0 has no slope.
         scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
-        codes = torch.round(turned / scale).clamp(least, most)
+        codes = torch.round(turned / scale).clamp(min_code, max_code)
         best.consider(codes, scale, none)
     return (best.scale * sign,)
 
 
 def _codes(
-    groups: Tensor, scale: Tensor, offset: Tensor, middle: Tensor | float, most: int
+    groups: Tensor, scale: Tensor, offset: Tensor, middle: Tensor | float, max_code: int
 ) -> Tensor:
     """Codes less their middle or zero."""
-    return torch.round((groups - offset) / scale + middle).clamp(0, most) - middle
+    return torch.round((groups - offset) / scale + middle).clamp(0, max_code) - middle
 
 
 @in_stretches
@@ -179,7 +181,7 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
 
 
 class _Best:
-    """The scale and zero with the least squared error seen so far."""
+    """The scale and zero with the smallest squared error seen so far."""
 
     def __init__(self, groups: Tensor) -> None:
         self._groups = groups
@@ -190,12 +192,12 @@ class _Best:
         self, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None = None
     ) -> None:
         """Keep `scale` and `zero` (`offset` if not given) where they are better."""
-        kept = offset if zero is None else zero
+        candidate = offset if zero is None else zero
         error = (codes * scale + offset - self._groups).square_().sum(2, keepdim=True)
         if self._error is None:
-            self._error, self.scale, self.zero = error, scale, kept
+            self._error, self.scale, self.zero = error, scale, candidate
             return
         better = error < self._error
         self._error = torch.where(better, error, self._error)
         self.scale = torch.where(better, scale, self.scale)
-        self.zero = torch.where(better, kept, self.zero)
+        self.zero = torch.where(better, candidate, self.zero)

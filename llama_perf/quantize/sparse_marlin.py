@@ -61,16 +61,16 @@ class SparseMarlinWeight(PackedTensor):
     def from_float(cls, weight: Tensor) -> SparseMarlinWeight:
         """Prune and quantize a weight (rows, columns)."""
         wide = weight.detach().float()
-        kept, places = _keep_two(wide)
-        each = GROUP // 2
-        padded = F.pad(kept, (0, -kept.shape[1] % each))
-        groups = padded.unflatten(1, (-1, each))
+        values, places = _keep_two(wide)
+        size = GROUP // 2
+        padded = F.pad(values, (0, -values.shape[1] % size))
+        groups = padded.unflatten(1, (-1, size))
         dtype = scale_dtype(groups)
         scale = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
-        values = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
-        values = values.flatten(1)[:, : kept.shape[1]].to(torch.uint8)
+        codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
+        codes = codes.flatten(1)[:, : values.shape[1]].to(torch.uint8)
         return cls(
-            pack(values | (places << 4), BITS),
+            pack(codes | (places << 4), BITS),
             to_lanes(scale.squeeze(2).to(dtype)),
             *weight.shape,
             weight.dtype,
@@ -122,7 +122,7 @@ def _kept_masks(quads: Tensor) -> list[Tensor]:
             for index, other in enumerate(sizes)
             if index != place
         ]
-        count = sum(each.to(torch.uint8) for each in larger)
+        count = sum(is_larger.to(torch.uint8) for is_larger in larger)
         assert isinstance(count, Tensor), "a quad of one"
         masks.append(count < 2)
     return masks

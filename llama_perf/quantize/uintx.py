@@ -85,27 +85,27 @@ def _scale_and_zero(
     groups: Tensor, bits: int, dtype: torch.dtype, *, hqq: bool
 ) -> tuple[Tensor, ...]:
     """Scales that are values of `dtype` and zeros that are whole, float32 (N, G, 1)."""
-    most = 2**bits - 1
-    scale, zero = scale_and_zero(groups, most, dtype)
+    max_code = 2**bits - 1
+    scale, zero = scale_and_zero(groups, max_code, dtype)
     if not hqq or groups.is_meta:
         return scale, zero
-    found_scale, found_zero, suits = hqq_scale_and_zero(groups, bits)
-    found_scale = positive_scale(found_scale, dtype)
-    found_zero = torch.round(found_zero)
+    hqq_scale, hqq_zero, suits = hqq_scale_and_zero(groups, bits)
+    hqq_scale = positive_scale(hqq_scale, dtype)
+    hqq_zero = torch.round(hqq_zero)
     # A group far from 0 would need a zero that has no place in the codes.
-    fits = suits & (found_zero >= 0) & (found_zero <= most)
+    fits = suits & (hqq_zero >= 0) & (hqq_zero <= max_code)
     # A whole zero may cost more than the search gained, by the measure it lowers.
-    ours, theirs = (
-        mean_power(groups, step, place, most)
-        for step, place in ((scale, zero), (found_scale, found_zero))
+    error, hqq_error = (
+        mean_power(groups, step, place, max_code)
+        for step, place in ((scale, zero), (hqq_scale, hqq_zero))
     )
-    fits &= theirs <= ours
-    return torch.where(fits, found_scale, scale), torch.where(fits, found_zero, zero)
+    fits &= hqq_error <= error
+    return torch.where(fits, hqq_scale, scale), torch.where(fits, hqq_zero, zero)
 
 
-def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
+def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
     """What hqq lowers: the mean of |error| ** 0.7 of each group, (N, G, 1)."""
-    codes = torch.round(groups / scale + zero).clamp(0, most)
+    codes = torch.round(groups / scale + zero).clamp(0, max_code)
     error = (codes - zero) * scale - groups
     return error.abs().pow(0.7).mean(2, keepdim=True)
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from llama_perf.errors import RecordError, RowFileError, SpecError
 from llama_perf.rows.limit_overrides import check_names
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.spec import DEVICES, RowSpec
 from llama_perf.strict_json import from_plain
 
-DEFAULT_SETS = {"cuda": "cuda", "cpu": "cpu"}
-"""The set that runs if none is asked for, by the machine's device."""
+DEFAULT_SETS = {device: device for device in DEVICES}
+"""The set that runs where none was asked for, by the machine's device."""
 
 
 def set_names() -> list[str]:

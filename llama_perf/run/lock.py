@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from llama_perf.devices.device import device_of
 from llama_perf.errors import BusyError
 from llama_perf.measure.timing import Progress
 
@@ -36,7 +37,7 @@ class DeviceLock:
         folder = lock_folder()
         folder.mkdir(parents=True, exist_ok=True)
         _open_to_all(folder, 0o777)
-        self._name = _name(device)
+        self._name = device_of(device).lock_name
         self._owner = folder / f"{self._name}.owner"
         # Any user's run may wait for any other's.
         self._lock = FileLock(folder / f"{self._name}.lock", mode=0o666)
@@ -86,9 +87,3 @@ def _open_to_all(path: Path, mode: int) -> None:
     # Only its owner can change the mode.
     if path.stat().st_uid == os.getuid():
         path.chmod(mode)
-
-
-def _name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    return f"cuda-{torch.cuda.get_device_properties(device).uuid}"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from llama_perf.devices.device import check_device, release_memory, run_device
+from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.device_ceiling import measure_ceiling
@@ -18,7 +18,12 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler
-from llama_perf.measure.timing import SAMPLES_BUDGET_S, Progress, measure, without_kept
+from llama_perf.measure.timing import (
+    MeasureOptions,
+    Progress,
+    measure,
+    without_retained,
+)
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Ceiling, Measurement
 from llama_perf.results.run import RowResult, Status
@@ -49,34 +54,34 @@ class Session:
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult:
-        """Build and measure one row; whatever happens is in the result."""
+        """Build and measure one row; a row that breaks is a result as well."""
         try:
             measurement = self._measure(row, progress)
         except NotRunnable as error:
-            return RowResult(
-                id=row.id, row=row, status=Status.NOT_RUN, reason=str(error)
-            )
+            return _unmeasured(row, Status.NOT_RUN, str(error))
         except UserError as error:
-            return _invalid(row, str(error))
+            return _unmeasured(row, Status.INVALID, str(error))
         except torch.OutOfMemoryError as error:
-            return _invalid(row, f"out of memory: {_first_line(error)}")
+            reason = f"out of memory: {_first_line(error)}"
+            return _unmeasured(row, Status.INVALID, reason)
         except Exception as error:
             reason = f"{type(error).__name__}: {_first_line(error)}"
             if row.upstream_issue is None:
-                return _invalid(row, reason)
+                return _unmeasured(row, Status.INVALID, reason)
             reason = f"broken upstream, {row.upstream_issue}: {reason}"
-            return RowResult(id=row.id, row=row, status=Status.NOT_RUN, reason=reason)
+            return _unmeasured(row, Status.NOT_RUN, reason)
         return RowResult(
             id=row.id, row=row, status=Status.MEASURED, measurement=measurement
         )
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)
+        used = device_of(device)
         ceiling = self.ceiling(device)
         slowdown = self.options.slowdown(row.id)
         with compiler_settings():
             progress("building")
-            if device.type == "cpu":
+            if not used.profiled_after_samples:
                 # If a row loaded it, it would count as the row's memory.
                 load_profiler()
             meter = MemoryMeter(device)
@@ -91,20 +96,22 @@ class Session:
                     prepared,
                     meter=meter,
                     ceiling=ceiling,
-                    slowdown=slowdown,
-                    damaged=self.options.damaged(row.id),
-                    count_work=True,
-                    samples_budget_s=SAMPLES_BUDGET_S.get(row.device),
+                    options=MeasureOptions(
+                        slowdown=slowdown,
+                        damaged=self.options.damaged(row.id),
+                        count_work=True,
+                        samples_budget_s=used.samples_budget_s,
+                    ),
                     progress=progress,
                 )
             finally:
                 del prepared
-                release_memory(device)
-        return without_kept(measurement, meter.kept_bytes())
+                used.release_memory()
+        return without_retained(measurement, meter.retained_bytes())
 
 
-def _invalid(row: RowSpec, reason: str) -> RowResult:
-    return RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+def _unmeasured(row: RowSpec, status: Status, reason: str) -> RowResult:
+    return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -53,7 +53,9 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         ids = [tokenizer.special_id(mark) for mark in template.marks]
         if None not in ids:
             return template.encode(tokenizer, messages)
-    known = "; ".join(f"{each.name}: {' '.join(each.marks)}" for each in _TEMPLATES)
+    known = "; ".join(
+        f"{template.name}: {' '.join(template.marks)}" for template in _TEMPLATES
+    )
     raise TokenizerError(
         f"chat: the tokenizer has no template's special tokens; allowed: {known}"
     )
@@ -90,8 +92,8 @@ _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]+)<\|im_en
 
 
 def _default_system(tokenizer: Tokenizer) -> str | None:
-    found = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
-    return found[1] if found else None
+    match = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
+    return match[1] if match else None
 
 
 def _llama3(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -59,9 +59,9 @@ def _ranks(path: Path) -> dict[bytes, int]:
         if token in ranks:
             raise TokenizerError(f"{path}: line {number}: the token {token!r} again")
         ranks[token] = rank
-    given = set(ranks.values())
+    known_ranks = set(ranks.values())
     for rank in range(len(ranks)):
-        if rank not in given:
+        if rank not in known_ranks:
             raise TokenizerError(
                 f"{path}: damaged or truncated: of {len(ranks)} tokens none has rank"
                 f" {rank}"

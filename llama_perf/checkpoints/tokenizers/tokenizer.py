@@ -151,13 +151,13 @@ def copy_tokenizer(path: Path, folder: Path) -> None:
 
 
 def _only_tokenizer(folder: Path) -> Path:
-    found = find_tokenizer(folder)
-    if found is None:
+    path = find_tokenizer(folder)
+    if path is None:
         raise TokenizerError(
             f"{folder}: no tokenizer; allowed: a folder with {' or '.join(_NAMES)},"
             " or with one .gguf that holds a tokenizer"
         )
-    return found
+    return path
 
 
 def _read_sentencepiece(path: Path) -> SentencePieceTokenizer:
@@ -178,10 +178,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None
     different tokenizers are thousands apart: so `vocab_size`, the model's, may exceed
     the tokenizer's by less than MAX_PADDING, and never fall short of it.
     """
-    least = max(0, vocab_size - MAX_PADDING + 1)
-    if not least <= tokenizer.vocab_size <= vocab_size:
+    min_size = max(0, vocab_size - MAX_PADDING + 1)
+    if not min_size <= tokenizer.vocab_size <= vocab_size:
         raise TokenizerError(
             f"{source}: a tokenizer of {tokenizer.vocab_size} tokens is not allowed for"
-            f" a model of {vocab_size}; allowed: {least} to"
+            f" a model of {vocab_size}; allowed: {min_size} to"
             f" {vocab_size} tokens"
         )

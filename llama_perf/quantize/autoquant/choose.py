@@ -84,14 +84,14 @@ def choose(
     times = _Times(path or default_path(), device)
     if times.problem:
         notify(f"autoquant: {times.problem}; timing anew without it")
-    found: dict[tuple[int, int], dict[str, float]] = {}
+    totals_ms: dict[tuple[int, int], dict[str, float]] = {}
     timed: set[tuple[int, int]] = set()
     for use in uses:
-        each, new = _product_us(row, use, times, notify)
+        product_us, new = _product_us(row, use, times, notify)
         shape = (use.product.rows, use.product.columns)
-        totals = found.setdefault(shape, dict.fromkeys(use.candidates, 0.0))
+        totals = totals_ms.setdefault(shape, dict.fromkeys(use.candidates, 0.0))
         for name in use.candidates:
-            totals[name] += each[name] * use.count / 1e3
+            totals[name] += product_us[name] * use.count / 1e3
         if new:
             timed.add(shape)
     if not timed:
@@ -107,9 +107,9 @@ def choose(
             total_ms=totals,
             reused=(rows, columns) not in timed,
         )
-        for (rows, columns), totals in found.items()
+        for (rows, columns), totals in totals_ms.items()
     ]
-    return tuple(sorted(choices, key=lambda each: -each.total_ms[UNQUANTIZED]))
+    return tuple(sorted(choices, key=lambda choice: -choice.total_ms[UNQUANTIZED]))
 
 
 def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:

@@ -8,17 +8,15 @@ noise only ever adds, so there the least counts.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.devices.device import release_memory
+from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
@@ -35,15 +33,12 @@ How = Literal["eager", "compiled", "fused", "fused gate"]
 Gate and up are one kernel there: of its time each product has half.
 """
 # Turns of each candidate: as many as fit the time, but for the least number.
-_LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 15
 _ROUNDS_NS = 2_000_000_000
 _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
-_MOST_COPIES = 256
-# A last-level cache whose size is not told, and the most that is believed of one: a
-# virtual machine has a share of what it is told of.
-_CACHE_BYTES = 64 * 2**20
+_MAX_COPIES = 256
 
 
 def time_product(
@@ -70,7 +65,7 @@ def time_product(
         }
         times = _cuda_us(passes) if device.type == "cuda" else _cpu_us(passes)
     del passes
-    release_memory(device)
+    device_of(device).release_memory()
     return times
 
 
@@ -122,8 +117,8 @@ class _Pass:
 
     @property
     def products(self) -> int:
-        each = 2 if isinstance(self._weights[0], tuple) else 1
-        return len(self._weights) * each
+        products = 2 if isinstance(self._weights[0], tuple) else 1
+        return len(self._weights) * products
 
     def shorten(self) -> None:
         """Keep as many copies as a pass has time for.
@@ -155,14 +150,18 @@ def _copies(
     weight = _weight(name, product, dtype=dtype, device=device)
     # Two at least: what a launch reads is not what the last one left in a cache.
     count = max(2, 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight)))
-    copies = [_random_like(weight, device) for _ in range(min(count, _MOST_COPIES))]
+    copies = [_random_like(weight, device) for _ in range(min(count, _MAX_COPIES))]
     if how in ("eager", "compiled"):
         return copies
     from llama_perf.llama.fused import packed
 
-    alone = [packed(each, name) for each in copies]
+    singles = [packed(copy, name) for copy in copies]
     # None is in two pairs, or a cache would have it the second time.
-    return alone if how == "fused" else list(zip(alone[::2], alone[1::2], strict=False))
+    return (
+        singles
+        if how == "fused"
+        else list(zip(singles[::2], singles[1::2], strict=False))
+    )
 
 
 def weight_bytes(
@@ -202,47 +201,45 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
         return made.laid_out_for(device) if isinstance(made, PackedTensor) else made
     if weight.is_floating_point():
         return torch.rand(weight.shape, dtype=weight.dtype, device=device)
-    least, most = torch.iinfo(weight.dtype).min, torch.iinfo(weight.dtype).max
-    return torch.randint(least, most, weight.shape, dtype=weight.dtype, device=device)
+    limits = torch.iinfo(weight.dtype)
+    return torch.randint(
+        limits.min, limits.max, weight.shape, dtype=weight.dtype, device=device
+    )
 
 
 def _cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    text = path.read_text(encoding="ascii") if path.exists() else ""
-    match = re.fullmatch(r"(\d+)K\s*", text)
-    return min(int(match[1]) * 1024, _CACHE_BYTES) if match else _CACHE_BYTES
+    # Of the meta device one copy is used, however many there are.
+    return 0 if device.type == "meta" else device_of(device).cache_bytes()
 
 
 def _rounds() -> Iterator[int]:
     end = time.perf_counter_ns() + _ROUNDS_NS
-    for number in range(_MOST_ROUNDS):
-        if number >= _LEAST_ROUNDS and time.perf_counter_ns() > end:
+    for number in range(_MAX_ROUNDS):
+        if number >= _MIN_ROUNDS and time.perf_counter_ns() > end:
             return
         yield number
 
 
 def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     times: dict[str, list[int]] = {name: [] for name in passes}
-    for each in passes.values():
-        each.shorten()
+    for timed in passes.values():
+        timed.shorten()
     for _ in _rounds():
-        for name, each in passes.items():
+        for name, timed in passes.items():
             start = time.perf_counter_ns()
-            each()
+            timed()
             times[name].append(time.perf_counter_ns() - start)
     return {
-        name: min(times[name]) / each.products / 1e3 for name, each in passes.items()
+        name: min(times[name]) / timed.products / 1e3 for name, timed in passes.items()
     }
 
 
 def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
     graphs = {}
-    for name, each in passes.items():
+    for name, timed in passes.items():
         # Kernels are compiled and tuned before the capture, which allows neither.
-        warm_up(each)
-        graphs[name] = capture_graph(each)
+        warm_up(timed)
+        graphs[name] = capture_graph(timed)
     times: dict[str, list[float]] = {name: [] for name in passes}
     for _ in _rounds():
         for name, graph in graphs.items():
@@ -253,5 +250,6 @@ def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
             end.synchronize()
             times[name].append(start.elapsed_time(end))
     return {
-        name: median(times[name]) / each.products * 1e3 for name, each in passes.items()
+        name: median(times[name]) / timed.products * 1e3
+        for name, timed in passes.items()
     }

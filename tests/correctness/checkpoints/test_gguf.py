@@ -71,7 +71,7 @@ def write(
     writer.add_layer_norm_rms_eps(config.norm_eps)
     if tokens:
         writer.add_token_list([f"t{index}" for index in range(config.vocab_size)])
-    add_value = {str: writer.add_string, int: writer.add_uint32}
+    add_value: dict[type, Any] = {str: writer.add_string, int: writer.add_uint32}
     for name, value in fields.items():
         add = add_value.get(type(value), writer.add_float32)
         add(name.replace("__", "."), value)

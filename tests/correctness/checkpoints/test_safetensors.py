@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from tests.correctness.support.weights_samples import (
 
 def make_model(**changes: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**{**CONFIG_JSON, **changes}))
+    fields: dict[str, Any] = {**CONFIG_JSON, **changes}
+    return LlamaForCausalLM(LlamaConfig(**fields))
 
 
 def half_split(weight: Tensor, head_dim: int) -> Tensor:

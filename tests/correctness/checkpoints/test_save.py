@@ -303,7 +303,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     # What is needed is what int8wo needs, not what float32 would.
     plain = sum(each.numel() * 4 for each in small().parameters())
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: plain // 2
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: plain // 2
     )
     prepare(row, checkpoints=tmp_path)
     monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)

@@ -131,7 +131,7 @@ def test_sentencepiece(sentencepiece_path: Path, text: str) -> None:
 
 def test_sentencepiece_special_tokens(sentencepiece_path: Path) -> None:
     tokenizer = load_tokenizer(sentencepiece_path)
-    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, {2})
+    assert (tokenizer.bos_id, set(tokenizer.eos_ids)) == (1, {2})
     assert tokenizer.special_id("<s>") == 1
     assert tokenizer.special_id("</s>") == 2
     assert tokenizer.special_id("no such piece") is None

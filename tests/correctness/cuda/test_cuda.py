@@ -320,7 +320,7 @@ def test_a_peak_counts_what_was_given_back(device: torch.device) -> None:
     del block
     grown = meter.peak_bytes() - before
     assert 60 * 2**20 < grown < 128 * 2**20
-    meter.kept_bytes()  # gives it back
+    meter.retained_bytes()  # gives it back
     meter.reset_peak()
     assert meter.peak_bytes() - before < 16 * 2**20
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from llama_perf.cli.main import main
-from llama_perf.devices import device as environment
 from llama_perf.devices import driver
-from llama_perf.devices.device import check_device, unasked_device
+from llama_perf.devices.device import check_device, device_of, unasked_device
 from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure.machine_notes import machine_notes
@@ -147,14 +146,14 @@ def test_a_machine_without_a_card_runs_what_it_can(
     monkeypatch.setattr(driver, "_WSL", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert unasked_device() == "cpu"
-    assert environment.no_card() == "no CUDA device on this machine"
+    assert device_of("cuda").why_absent() == "no CUDA device on this machine"
     # As in a container that has the tool alone.
     says = "NVIDIA-SMI has failed because it couldn't communicate with the driver."
     nvidia_smi.install(monkeypatch, tmp_path / "alone", says=says, code=9)
     assert unasked_device() == "cpu"
-    assert says in environment.no_card()
+    assert says in device_of("cuda").why_absent()
     cpu = torch.device("cpu")
-    assert machine_notes(cpu) == [f"no card is used: nvidia-smi says {says!r}"]
+    assert machine_notes(cpu) == [f"no GPU is used: nvidia-smi says {says!r}"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine_notes(cpu) == []
     assert selection.DEFAULT_SETS[unasked_device()] == "cpu"

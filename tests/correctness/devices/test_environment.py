@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +42,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: made.name)
-    monkeypatch.setattr(device, "_output", lambda *_, **__: "570.1\n570.1")
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "570.1"
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     return made
 
 

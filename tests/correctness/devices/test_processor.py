@@ -97,7 +97,8 @@ def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         # As vpmaddubsw adds pairs: of an unsigned and a signed factor.
         pairs = (a.int() + 128).unsqueeze(2) * b.int().unsqueeze(0)
         sums = pairs.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
-        return (sums.sum(1) - 128 * b.int().sum(0)).to(torch.int32)
+        total: torch.Tensor = sums.sum(1) - 128 * b.int().sum(0)
+        return total.to(torch.int32)
 
     for product, wanted in ((exact, True), (in_16_bits, False)):
         monkeypatch.setattr(torch, "_int_mm", product)

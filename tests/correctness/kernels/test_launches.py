@@ -90,15 +90,16 @@ def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
 
 
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_perf.devices.cuda import CudaDevice
     from llama_perf.kernels.triton import launch_fused
 
-    asked: list[torch.device] = []
+    asked: list[CudaDevice] = []
 
-    def cuda_key(device: torch.device) -> str:
-        asked.append(device)
+    def key(gpu: CudaDevice) -> str:
+        asked.append(gpu)
         return "card"
 
-    monkeypatch.setattr(launch_fused, "cuda_key", cuda_key)
+    monkeypatch.setattr(CudaDevice, "key", property(key))
     launch_fused._card_key.cache_clear()
     for _ in range(3):
         launch_fused._card_key(torch.device("cuda"))

@@ -50,7 +50,8 @@ def reference(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """A random model of transformers whose weights are large enough to tell apart."""
     torch.manual_seed(seed)
     config = LlamaConfig(**{**SHAPE, "initializer_range": 0.2, **changes})
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

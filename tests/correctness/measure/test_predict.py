@@ -220,8 +220,8 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
     row = RowSpec(model=BIG, device="cpu", cache_size=131072, batch_size=4)
     needed = predict_row(row).peak_bytes
     told = (
-        r"it needs 84\.\d GB, of it 68\.7 GB for a cache_size of 131072 and a batch"
-        rf" of 4; {(needed - 1) / 1e9:.1f} GB are free"
+        r"needs 84\.\d GB \(KV cache 68\.7 GB at cache_size=131072, batch_size=4\);"
+        rf" {(needed - 1) / 1e9:.1f} GB free"
     )
 
     def built(*_arguments: object, **_rest: object) -> None:
@@ -229,13 +229,13 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
 
     monkeypatch.setattr("llama_perf.measure.prepare.build_model", built)
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed - 1
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: needed - 1
     )
     run = {"prepare": prepare, "check_runnable": check_runnable}[name]
     with pytest.raises(NotRunnable, match=told):
         run(row)
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: needed
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: needed
     )
     check_runnable(row)
     if name == "prepare":

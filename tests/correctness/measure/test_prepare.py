@@ -16,6 +16,7 @@ from llama_perf import load_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.devices.cpu import CpuDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
@@ -184,14 +185,14 @@ def test_too_little_memory_is_not_run_with_both_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "llama_perf.measure.prepare.free_memory_bytes", lambda _: 3_000_000_000
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: 3_000_000_000
     )
     row = replace(ROW, model="Llama-2-7b-chat-hf", dtype="bfloat16")
     for check in (check_runnable, prepare):
         with pytest.raises(NotRunnable) as caught:
             check(row)
         assert str(caught.value) == (
-            "it needs 13.5 GB, of it 0.0 GB for a cache_size of 10; 3.0 GB are free"
+            "needs 13.5 GB (KV cache 0.0 GB at cache_size=10); 3.0 GB free"
         )
 
 
@@ -291,7 +292,7 @@ def test_float8_that_an_older_card_lacks_is_not_run(
 ) -> None:
     monkeypatch.setattr(build, "check_device", torch.device)
     monkeypatch.setattr(build, "build_problem", lambda _row: None)
-    monkeypatch.setattr(build, "free_memory_bytes", lambda _device: 10**12)
+    monkeypatch.setattr(CpuDevice, "free_memory_bytes", lambda _device: 10**12)
     row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
     row = replace(row, kernels="torchao", compile=compiled)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from llama_perf.devices.device import device_of
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import Prepared
-from llama_perf.measure.timing import SAMPLES_BUDGET_S, Sample, measure, more_samples
+from llama_perf.measure.timing import (
+    MeasureOptions,
+    Sample,
+    measure,
+    more_samples,
+)
 from llama_perf.report.markdown import as_markdown
 from llama_perf.report.text import as_text
 from llama_perf.results.measurement import Measurement
@@ -38,7 +44,7 @@ def taken(seconds: float, *, most: int = 5, budget_s: float | None = 20.0) -> in
         total_ns=round(seconds * 1e9), first_token_ns=1, tokens=torch.zeros(1)
     )
     samples: list[Sample] = []
-    while more_samples(samples, most=most, budget_s=budget_s):
+    while more_samples(samples, limit=most, budget_s=budget_s):
         samples.append(sample)
     return len(samples)
 
@@ -64,7 +70,8 @@ def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
 
 
 def test_a_cpu_takes_all_that_a_row_asks_for() -> None:
-    assert SAMPLES_BUDGET_S.keys() == {"cuda"}
+    assert device_of("cpu").samples_budget_s is None
+    assert device_of("cuda").samples_budget_s == 20.0
 
 
 def prepared(row: RowSpec) -> Prepared:
@@ -84,7 +91,7 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     found = measure(
         prepared(row),
         meter=MemoryMeter(torch.device("cpu")),
-        samples_budget_s=budget_s,
+        options=MeasureOptions(samples_budget_s=budget_s),
         progress=told.append,
     )
     assert len(found.sample_ns) == len(found.first_token_ns) == count
@@ -96,9 +103,9 @@ def test_a_measurement_has_its_budget_and_what_it_took(
 
 def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> None:
     watch: Any = SimpleNamespace(
-        joules=lambda: 1200.0, states=[], problem=None, others=tuple
+        joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
     )
-    found = measuring._of_card(watch, CUDA_ROW, taken=3)
+    found = measuring._gpu_figures(watch, CUDA_ROW, samples=3)
     assert found["joules_per_token"] == 1200.0 / (3 * 200)
 
 

@@ -113,7 +113,7 @@ def test_a_row_of_a_card_is_not_run_without_headers(
 def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read_gb_s", "copy_gb_s"):
+    for name in ("read_gb_s", "_copy_gb_s"):
         monkeypatch.setattr(device_ceiling, name, lambda _device: 100.0)
     monkeypatch.setattr(device_ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

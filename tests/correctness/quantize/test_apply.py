@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import quantize_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
-from llama_perf.measure.prepare import build_model
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import KERNELS
@@ -117,7 +117,8 @@ def largest_error(scheme: str, weight: Tensor) -> Tensor:
         steps = 2.0 if scheme.endswith("hqq") else 0.51
         bound = (step * steps).expand_as(groups).flatten(1)
         # The CPU kernel keeps scales and zeros in bfloat16: 8 bits.
-        return bound + weight.abs() * 2**-7 + step.amax() * 8 * 2**-8
+        total: Tensor = bound + weight.abs() * 2**-7 + step.amax() * 8 * 2**-8
+        return total
     peak = weight.abs().amax(-1, keepdim=True)
     if scheme.startswith("int8"):
         # torchao's step is the peak over 127.5, of a token's values too: 1 is read

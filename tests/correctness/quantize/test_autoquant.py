@@ -148,7 +148,8 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
-    path, config, told = tmp_path / "deep" / "times.json", TINY, []
+    path, config = tmp_path / "deep" / "times.json", TINY
+    told: list[str] = []
 
     def choices(row: RowSpec = ROW) -> tuple[LinearChoice, ...]:
         asked.clear()
@@ -180,7 +181,8 @@ def test_a_damaged_file_is_told_and_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
-    path, told = tmp_path / "times.json", []
+    path = tmp_path / "times.json"
+    told: list[str] = []
     path.write_text('{"kind": "something else"}', encoding="utf-8")
     with pytest.raises(RecordError):
         times_file.read(path)
@@ -225,7 +227,8 @@ def test_a_row_runs_on_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared.autoquant is not None
     assert {each.chosen for each in prepared.autoquant} == {"none", "int8wo", "int8dq"}
     plain = load_model("stories15M")
-    for layer in plain.layers:
+    layers: Any = plain.layers
+    for layer in layers:
         quantize_model_part(layer.attention.wqkv, "int8wo")
         for linear in (layer.feed_forward.w1, layer.feed_forward.w3):
             quantize_model_part(linear, "int8dq")

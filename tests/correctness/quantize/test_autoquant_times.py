@@ -19,6 +19,7 @@ from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import times_file, timing
 from llama_perf.quantize.autoquant.products import Product
 from llama_perf.quantize.autoquant.timing import time_product
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import AUTOQUANT
 from tests.correctness.support.record_samples import ENVIRONMENT
 
@@ -116,6 +117,7 @@ def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
     assert type(timed) in (type(linear.weight), type(linear.weight.data))
     if scheme == "none":
         return
+    assert isinstance(linear.weight, PackedTensor)
     for name in linear.weight.tensor_data_names:
         ours, theirs = getattr(timed, name), getattr(linear.weight, name)
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -44,14 +43,20 @@ def random_weight() -> Tensor:
     return torch.randn((ROWS, COLUMNS), generator=torch.Generator().manual_seed(0))
 
 
+def packed(linear: nn.Linear) -> PackedTensor:
+    assert isinstance(linear.weight, PackedTensor)
+    return linear.weight
+
+
 def quantized(config: AOBaseConfig, weight: Tensor | None = None) -> nn.Linear:
     linear = nn.Linear(COLUMNS, ROWS, bias=True)
     linear.weight = nn.Parameter(random_weight() if weight is None else weight)
     root = nn.ModuleDict({"linear": linear})
     quantize_(root, config)
-    found: Any = root["linear"]
-    assert isinstance(found.weight, PackedTensor)
-    return found.requires_grad_(False)
+    layer = root.get_submodule("linear").requires_grad_(False)
+    assert isinstance(layer, nn.Linear)
+    assert isinstance(layer.weight, PackedTensor)
+    return layer
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -111,13 +116,13 @@ def test_another_dtype_changes_the_activations_and_nothing_stored(name: str) -> 
 
 def test_the_hash_of_compiled_graphs_tells_formats_apart() -> None:
     hashes = {
-        quantized(config).weight._stable_hash_for_caching()
+        packed(quantized(config))._stable_hash_for_caching()
         for config in CONFIGS.values()
     }
     # The search for scales leaves no trace in a format.
     assert len(hashes) == len(CONFIGS) - 1
     again = quantized(CONFIGS["fp6"], random_weight() * 2)
-    assert again.weight._stable_hash_for_caching() in hashes
+    assert packed(again)._stable_hash_for_caching() in hashes
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -221,7 +226,7 @@ def test_a_weight_is_no_further_than_in_torchaos_twin(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
     model = Transformer(preset("stories15M")).requires_grad_(False)
-    model.layers[2].feed_forward.w2.weight[3, 5] = value
+    model.get_parameter("layers.2.feed_forward.w2.weight")[3, 5] = value
     for scheme in ("int8wo", "uintx-4-32"):
         with pytest.raises(
             SpecError, match=r"model\.layers\.2\.feed_forward\.w2 .* not"
@@ -245,4 +250,4 @@ def test_uintx_2_8_takes_four_and_a_quarter_bits() -> None:
     weight = nn.Linear(4096, 4096, bias=False, device="meta")
     root = nn.ModuleDict({"linear": weight})
     quantize_(root, UintxWeightConfig(bits=2, group_size=8))
-    assert tensor_bytes(root["linear"].weight) * 8 == 4.25 * 4096 * 4096
+    assert tensor_bytes(root.get_parameter("linear.weight")) * 8 == 4.25 * 4096 * 4096

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.gate import baselines
 from llama_perf.llama.presets import preset
@@ -106,7 +107,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     free = 23_600_000_000
-    monkeypatch.setattr(prepare, "free_memory_bytes", lambda _device: free)
+    monkeypatch.setattr(CudaDevice, "free_memory_bytes", lambda _device: free)
     refused, card = [], torch.device("cuda")
     for row in selection.load_set(name):
         meta = torch.device("meta")
@@ -116,8 +117,8 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
             prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
-        told = rf"it needs {needed / 1e9:.1f} GB, of it .*; 23\.6 GB are free"
-        with pytest.raises(NotRunnable, match=told):
+        message = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
+        with pytest.raises(NotRunnable, match=message):
             prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
     caches = {row.cache_size for row in refused}
@@ -182,7 +183,7 @@ def schemes_of_the_table() -> set[str]:
     return {line["quantization"] or "none" for line in published()}
 
 
-def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
+def test_the_filled_set_has_room_for_only_the_prompt_and_the_new_tokens() -> None:
     listed = selection.load_set("filled")
     assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
     sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}

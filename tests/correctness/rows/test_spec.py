@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_every_field_that_changes_the_work_is_in_the_id(
     field: str, value: object
 ) -> None:
     row = RowSpec(model="Llama-2-7b-chat-hf", quantization="int4wo-64")
-    other = replace(row, **{field: value})
+    changes: dict[str, Any] = {field: value}
+    other = replace(row, **changes)
     assert other.id != row.id
     assert other.fingerprint != row.fingerprint
 
@@ -59,10 +61,11 @@ def test_every_field_that_changes_the_work_is_in_the_id(
     ],
 )
 def test_fields_that_need_another_are_in_the_id(
-    needed: dict[str, object], field: str
+    needed: dict[str, Any], field: str
 ) -> None:
     row = RowSpec(model="7B", **needed)
-    other = replace(row, **{field: True})
+    changes: dict[str, Any] = {field: True}
+    other = replace(row, **changes)
     assert other.id != row.id
     assert other.fingerprint != row.fingerprint
 
@@ -122,7 +125,7 @@ def test_all_fields_are_covered_by_the_two_tests_above() -> None:
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
-    fields: dict[str, object], words: list[str]
+    fields: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
         RowSpec(**{"model": "7B", **fields})
@@ -132,12 +135,12 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
 
 
 def test_a_mark_of_an_upstream_issue_is_no_part_of_the_work() -> None:
-    plain = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
-    marked = replace(plain, upstream_issue="pytorch/ao#2376")
-    assert marked.id == plain.id
-    assert marked.fingerprint == plain.fingerprint
-    assert marked.reference_key == plain.reference_key
-    assert marked != plain
+    unmarked = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
+    marked = replace(unmarked, upstream_issue="pytorch/ao#2376")
+    assert marked.id == unmarked.id
+    assert marked.fingerprint == unmarked.fingerprint
+    assert marked.reference_key == unmarked.reference_key
+    assert marked != unmarked
 
 
 @pytest.mark.parametrize(
