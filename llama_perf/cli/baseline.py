@@ -122,7 +122,7 @@ def record(arguments: argparse.Namespace) -> int:
     if not_run:
         print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
     if others := len(baseline.rows) - len(measured):
-        print(f"{others} rows of the file were kept as they were (--fresh drops them)")
+        print(f"{others} rows of the file stay as they were (--fresh drops them)")
     return 0
 
 
@@ -210,7 +210,7 @@ def diff(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Read each baseline and print what is wrong with it; 1 where anything is.
+    """Read the baselines and print what is wrong with them; 1 where anything is.
 
     The published table was measured elsewhere: it only has to be readable.
     """

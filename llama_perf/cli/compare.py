@@ -19,7 +19,7 @@ from llama_perf.run.options import request_of
 from llama_perf.run.paired import Side, check_pairs, compare_pairs, measure_pairs
 from llama_perf.run.request import RunRequest
 from llama_perf.run.revision import checked_out, resolve
-from llama_perf.strict_json import to_json
+from llama_perf.strict_json import to_json, to_line
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
 _SHARED = (
@@ -68,6 +68,8 @@ def main(arguments: argparse.Namespace) -> int:
     if request.results is not None:
         write_atomically(request.results, to_json(report))
     request.write_reports(report)
+    if request.print_results:
+        print(to_line(report))
     return 1 if any(comparison.failed for comparison in report.comparisons) else 0
 
 

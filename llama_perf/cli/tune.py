@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Tune the products of the selected rows; what was timed is kept as it comes."""
+    """Tune the products of the selected rows; each choice is stored when it is made."""
     from llama_perf.devices.device import check_device, device_of
     from llama_perf.kernels import launch_table
     from llama_perf.measure.toolchain import triton_problem
@@ -34,8 +34,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     path = arguments.table or launch_table.FILE
     rows = request_of(arguments).selection.rows()
-    wanted = products(rows)
-    if not wanted:
+    fused = products(rows)
+    if not fused:
         raise SpecError("row", len(rows), "none of the selected rows is fused")
     launch_table.read(path)
     check_writable("table", path)
@@ -43,13 +43,13 @@ def main(arguments: argparse.Namespace) -> int:
     if (problem := triton_problem()) is not None:
         raise NotRunnable(problem)
     key = device_of(device).key
-    kept = tune(
-        wanted,
+    tuned = tune(
+        fused,
         device,
         keep=lambda name, choice: launch_table.keep(key, {name: choice}, path),
         notify=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(
-        f"{kept} of {len(wanted)} products of {key} have a launch of their own: {path}"
+        f"{tuned} of {len(fused)} products of {key} have a launch of their own: {path}"
     )
     return 0

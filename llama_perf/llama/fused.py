@@ -21,9 +21,9 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_fused import (
-    INTERPRETED,
     Norm,
     Peaks,
     Placing,

@@ -1,1 +1,4 @@
-"""What `pytest tests/perf` is: the plugin, its options, the table at the end."""
+"""`pytest tests/perf`: rows as tests, the options, the table at the end.
+
+Knows pytest and pytest-benchmark, and neither measures nor judges.
+"""

@@ -107,7 +107,9 @@ class LlamaPerfPlugin:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Start the run of the collected rows; a mistake ends pytest in one line."""
         ids = [row_id for item in session.items for row_id in _row_of(item)]
-        if not ids or session.config.option.collectonly:
+        options = session.config.option
+        broken = session.testsfailed and not options.continue_on_collection_errors
+        if not ids or options.collectonly or broken:
             return
         from llama_perf.run.compared_run import start_run
 

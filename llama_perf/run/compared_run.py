@@ -70,8 +70,8 @@ class ComparedRun:
         self._published = baselines.reference(request.compare.baselines)
         if named is None and request.compare.asked:
             device_key = runner.environment.device_key
-            found = baselines.find(request.compare.baselines, device_key)
-            named = None if found is None else (str(found[0]), found[1])
+            stored = baselines.find(request.compare.baselines, device_key)
+            named = None if stored is None else (str(stored[0]), stored[1])
         self._baseline: SpeedBaseline | None = None
         runner.expect(None if named is None else named[1])
         self.report = Report(

@@ -1,8 +1,8 @@
-"""Rows in several fresh processes each: a baseline's, and those that confirm a loss.
+"""Rows in several fresh processes each: to record a baseline, to confirm a loss.
 
-One process is one row: it shows what that row shows whatever was selected with it, as
-the processes that confirm a loss do, and one that crashes names its row. The rows take
-turns, so that a slow minute of the machine does not fall on one of them alone.
+A process runs one row, so no row depends on those that were selected with it, and a
+crash names its row. The rows take turns, so that a slow minute of the machine falls on
+all of them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.request import RunOptions
 
-DEFAULT_PROCESSES = {"cuda": 10}
+_PROCESSES_OF_DEVICE = {"cuda": 10}
 _PROCESSES = 5
-_MOST_PROCESSES = 1000
+_MAX_PROCESSES = 1000
 
 
 def check_processes(processes: int) -> None:
-    """Raise SpecError for a number of processes that is none."""
-    if not 1 <= processes <= _MOST_PROCESSES:
-        raise SpecError("processes", processes, f"allowed: 1 to {_MOST_PROCESSES}")
+    """Raise SpecError for a number of processes that is not allowed."""
+    if not 1 <= processes <= _MAX_PROCESSES:
+        raise SpecError("processes", processes, f"allowed: 1 to {_MAX_PROCESSES}")
 
 
 def default_processes(rows: Sequence[RowSpec]) -> int:
-    """How many processes a baseline of these rows takes."""
-    return max(DEFAULT_PROCESSES.get(row.device, _PROCESSES) for row in rows)
+    """How many processes a baseline of these rows runs each of them in."""
+    return max(_PROCESSES_OF_DEVICE.get(row.device, _PROCESSES) for row in rows)
 
 
 def in_fresh_processes(
@@ -41,18 +41,19 @@ def in_fresh_processes(
     options: RunOptions,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[tuple[RowResult, Environment]]:
-    """Each row once, then each once more, and so on; (result, where it was measured).
+    """Run each row once, then each once more, and so on.
 
-    A row that cannot run here is tried once. Raises RecordError where a row ends
-    INVALID or the environment changes on the way: what came before is then no baseline.
+    Yields each result and the environment it was measured in. A row that cannot run
+    here is tried once. Raises RecordError where a row ends INVALID or the environment
+    changes: the results before it are then no baseline.
     """
     devices = {row.device for row in rows}
-    left, first = list(rows), None
+    runnable, first = list(rows), None
     for number in range(1, processes + 1):
-        for row in list(left):
+        for row in list(runnable):
             progress(f"[process {number}/{processes}] {row.id}: ")
-            found = worker.run_in_process(row, options=options, devices=devices)
-            result, environment = found.result, found.environment
+            ended = worker.run_in_process(row, options=options, devices=devices)
+            result, environment = ended.result, ended.environment
             progress(f"{result.summary}\n")
             if result.status is Status.INVALID or environment is None:
                 raise RecordError(
@@ -66,7 +67,7 @@ def in_fresh_processes(
                     f" {'; '.join(changed)}"
                 )
             if result.status is Status.NOT_RUN and number == 1:
-                left.remove(row)
+                runnable.remove(row)
             yield result, environment
 
 
@@ -77,21 +78,21 @@ def confirmation(
     options: RunOptions,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> list[Trial]:
-    """The row in the fresh processes that a confirmation takes.
+    """Run the row in the fresh processes of a confirmation.
 
-    Each beside one of the unquantized row that it is compared by, if it is; they take
-    turns at going first. It ends at the first that was not measured: what is left then
-    decides nothing.
+    Where the row is compared with the unquantized one, that runs as often, and they
+    take turns at going first. The first process without a measurement ends it: fewer
+    processes decide nothing.
     """
     trials: list[Trial] = []
     for number in range(1, THRESHOLDS.confirm_processes + 1):
         progress(f"fresh process {number} of {THRESHOLDS.confirm_processes}, ")
         pair = [row] if unquantized is None else [row, unquantized]
         results = {
-            each.id: worker.run_in_process(
-                each, options=options, devices=[row.device]
+            other.id: worker.run_in_process(
+                other, options=options, devices=[row.device]
             ).result
-            for each in (pair if number % 2 else reversed(pair))
+            for other in (pair if number % 2 else reversed(pair))
         }
         trial = Trial(
             row=results[row.id],

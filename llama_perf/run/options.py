@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,16 @@ def dest(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
 
 
-def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add the shared options `names`, or all of them, to a command's parser."""
+def add_arguments(
+    parser: argparse.ArgumentParser, *names: str, **changed_help: str
+) -> None:
+    """Add the shared options `names`, or all of them, to a command's parser.
+
+    A command where an option means something else gives its help: `set="..."`.
+    """
     for name in names or OPTIONS:
         option = OPTIONS[name]
+        option = replace(option, help=changed_help.get(dest(name), option.help))
         parser.add_argument(name, dest=dest(name), **option.keywords)
         for alias in option.aliases:
             hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}

@@ -1,7 +1,7 @@
-"""Two revisions or two environments beside each other, in pairs of processes.
+"""Two revisions or environments compared with each other, in pairs of processes.
 
-What a minute of the machine does to one process of a pair it does to the other, so the
-differences inside pairs are judged: no stored baseline is needed, and none is trusted.
+The processes of a pair run one right after the other, so a slow minute of the machine
+slows both. Only the differences inside pairs are judged; no stored baseline is used.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.request import RunOptions
 from llama_perf.run.worker import Worker, WorkerResult
 
-LEAST_PAIRS, MOST_PAIRS = 3, 1000
+MIN_PAIRS, MAX_PAIRS = 3, 1000
 SIDES = ("base", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
-    """Where a side's `llama_perf` lies, and the interpreter that runs it.
+    """The folder with a side's `llama_perf`, and the Python that runs it.
 
-    None: those of this process.
+    None stands for those of this process.
     """
 
     package: Path | None = None
@@ -54,7 +54,7 @@ class Side:
     def run(
         self, row: RowSpec, options: RunOptions, devices: frozenset[str]
     ) -> WorkerResult:
-        """The row in a fresh process of this side."""
+        """Run the row in a fresh process of this side."""
         worker = Worker(
             options=options, devices=devices, package=self.package, python=self.python
         )
@@ -64,7 +64,7 @@ class Side:
 
 @dataclass(slots=True)
 class Pairs:
-    """What the processes of one row showed, each side's in the order of the pairs."""
+    """One row's results by side, each side's in the order of the pairs."""
 
     row: RowSpec
     results: dict[str, list[RowResult]] = field(
@@ -74,35 +74,34 @@ class Pairs:
     @property
     def missed(self) -> tuple[str, RowResult] | None:
         """The first result that was not measured, and its side."""
-        return next(
-            (
-                (side, result)
-                for side in SIDES
-                for result in self.results[side]
-                if result.measurement is None
-            ),
-            None,
-        )
+        for side in SIDES:
+            for result in self.results[side]:
+                if result.measurement is None:
+                    return side, result
+        return None
 
     def measurements(self, side: str) -> list[Measurement]:
-        """What each process of a side measured."""
-        found = (result.measurement for result in self.results[side])
-        return [each for each in found if each is not None]
+        """The measurements of a side's processes."""
+        return [
+            result.measurement
+            for result in self.results[side]
+            if result.measurement is not None
+        ]
 
     def rates(self, side: str) -> list[float]:
-        """tok/s of each process of a side."""
-        return [each.tok_s for each in self.measurements(side)]
+        """The tok/s of a side's processes."""
+        return [measurement.tok_s for measurement in self.measurements(side)]
 
     @property
     def losses(self) -> list[float]:
-        """The log loss of each pair."""
+        """The log of base over head of each pair: above 0 where the head is slower."""
         return list(map(log_loss, self.rates("head"), self.rates("base")))
 
 
 def check_pairs(pairs: int) -> None:
-    """Raise SpecError for a number of pairs that decides nothing."""
-    if not LEAST_PAIRS <= pairs <= MOST_PAIRS:
-        raise SpecError("pairs", pairs, f"allowed: {LEAST_PAIRS} to {MOST_PAIRS}")
+    """Raise SpecError for a number of pairs that is not allowed."""
+    if not MIN_PAIRS <= pairs <= MAX_PAIRS:
+        raise SpecError("pairs", pairs, f"allowed: {MIN_PAIRS} to {MAX_PAIRS}")
 
 
 def measure_pairs(
@@ -113,71 +112,66 @@ def measure_pairs(
     options: RunOptions,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[list[Pairs], dict[str, Environment]]:
-    """Each row in one pair, then each in another, and so on; and where sides ran.
+    """Run one pair of each row, then another of each; also returns the environments.
 
-    The sides take turns at going first, and slowdowns are injected into the head
-    alone. A row that a side cannot run, or that breaks,
-    is not run again.
+    The sides take turns at going first. Slowdowns are injected only into the head. A
+    row that breaks, or that a side cannot run, does not run again.
     """
-    found = [Pairs(row=row) for row in rows]
+    measured = [Pairs(row=row) for row in rows]
     environments: dict[str, Environment] = {}
     devices = frozenset(row.device for row in rows)
+    options_of = {"base": replace(options, slowdowns=()), "head": options}
     for number in range(pairs):
-        for each in found:
+        for of_row in measured:
             for side in SIDES[:: 1 if number % 2 == 0 else -1]:
-                # The first pair tells of each side whether it can run the row.
-                if each.missed is not None and number > 0:
+                # The first pair shows of both sides whether they can run the row.
+                if of_row.missed is not None and number > 0:
                     continue
-                progress(f"[pair {number + 1}/{pairs}] {each.row.id}, {side}: ")
-                given = replace(options, slowdowns=()) if side == "base" else options
-                ran = sides[side].run(each.row, given, devices)
-                each.results[side].append(ran.result)
+                progress(f"[pair {number + 1}/{pairs}] {of_row.row.id}, {side}: ")
+                ran = sides[side].run(of_row.row, options_of[side], devices)
+                of_row.results[side].append(ran.result)
                 if ran.environment is not None:
                     environments.setdefault(side, ran.environment)
                 progress(f"{ran.result.summary}\n")
-    return found, environments
+    return measured, environments
 
 
 def compare_pairs(
-    found: Sequence[Pairs],
+    measured: Sequence[Pairs],
     *,
     missing_fails: bool = True,
     limits: ProjectLimits | None = None,
 ) -> list[tuple[RowResult, Comparison]]:
-    """A result of the head and a verdict for each row.
+    """The head's result and a verdict for each row.
 
     A row is slower where the mean loss of its pairs is more than 1 % and more than
-    what their scatter explains (`stats.confirm_pairs_limit`); the deviations of all
+    their scatter explains (`thresholds.confirm_pairs_limit`). The deviations of all
     rows are shrunk together.
     """
-    whole = [each for each in found if each.missed is None]
-    spreads = shrunk([_spread(each.losses) for each in whole])
+    complete = [pairs for pairs in measured if pairs.missed is None]
+    spreads = shrunk([_spread(pairs.losses) for pairs in complete])
     spread_of = {
-        each.row.id: spread for each, spread in zip(whole, spreads, strict=True)
+        pairs.row.id: spread for pairs, spread in zip(complete, spreads, strict=True)
     }
     return [
-        _not_measured(each, missing_fails=missing_fails)
-        if each.missed is not None
-        else _judged(each, spread_of[each.row.id], limits_of(each.row, limits))
-        for each in found
+        _not_measured(pairs, missing_fails=missing_fails)
+        if pairs.missed is not None
+        else _judged(pairs, spread_of[pairs.row.id], limits_of(pairs.row, limits))
+        for pairs in measured
     ]
 
 
 def _spread(losses: Sequence[float]) -> Spread:
-    # A difference of two processes has twice the variance of one.
-    both = between_processes(losses)
-    return replace(both, deviation=both.deviation / math.sqrt(2))
+    # A difference of two processes has twice the variance of one process.
+    of_pairs = between_processes(losses)
+    return replace(of_pairs, deviation=of_pairs.deviation / math.sqrt(2))
 
 
 def _judged(
     pairs: Pairs, spread: Spread, limits: Limits
 ) -> tuple[RowResult, Comparison]:
     base, head = (
-        baselines.baseline_row(
-            pairs.row,
-            *(each.measurement for each in pairs.results[side] if each.measurement),
-        )
-        for side in SIDES
+        baselines.baseline_row(pairs.row, *pairs.measurements(side)) for side in SIDES
     )
     losses = pairs.losses
     thresholds = replace(THRESHOLDS, min_loss=limits["least_loss"])
@@ -189,7 +183,7 @@ def _judged(
         as_share(limit),
         more_is_better=TOK_S.more_is_better,
     )
-    slower = sum(each > 0 for each in losses)
+    slower = sum(loss > 0 for loss in losses)
     speed = JudgedSpeed(
         changes=(replace(change, worse=loss > limit),),
         reason=f"{describe(change)}; {len(losses)} pairs, head slower in {slower}",
@@ -211,7 +205,11 @@ def _not_measured(pairs: Pairs, *, missing_fails: bool) -> tuple[RowResult, Comp
     reason = f"{side}: {result.reason}"
     verdict, failed = Verdict.INVALID, True
     if result.status is Status.NOT_RUN:
-        first = {name: each[0].status for name, each in pairs.results.items() if each}
+        first = {
+            name: results[0].status
+            for name, results in pairs.results.items()
+            if results
+        }
         if side == "base" and first.get("head") is Status.MEASURED:
             verdict, failed = Verdict.NO_BASELINE, missing_fails
         else:

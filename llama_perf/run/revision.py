@@ -1,6 +1,6 @@
-"""Another revision of this checkout, in a folder of its own for as long as it is used.
+"""Another revision of this checkout, in a temporary folder.
 
-Knows git, and nothing of what the revision holds.
+Knows git, and nothing of the files in the revision.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:
-    """The commit that `revision` names; raises UserError, by `field`, for none."""
-    # A name that looks like an option must not be one.
-    found = _git(
+    """The commit that `revision` names; raises UserError, naming `field`, for none."""
+    # A name that looks like an option of git must not be taken as one.
+    done = _git(
         root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"
     )
-    if found.returncode != 0:
-        reason = _last_line(found.stderr)
+    if done.returncode != 0:
+        reason = _last_line(done.stderr)
         raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
-    return found.stdout.split()[-1]
+    return done.stdout.split()[-1]
 
 
 def file_at(commit: str, path: Path) -> str | None:
-    """A file's text in `commit` of the checkout it lies in; None where it has none."""
+    """A file's text in a commit of its checkout; None where the commit lacks it."""
     folder = path.absolute().parent
-    found = _git(folder, "show", f"{commit}:./{path.name}")
-    return found.stdout if found.returncode == 0 else None
+    done = _git(folder, "show", f"{commit}:./{path.name}")
+    return done.stdout if done.returncode == 0 else None
 
 
 @contextmanager
 def checked_out(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
-    """A folder with `commit`, which is gone afterwards."""
+    """Give a folder with the files of `commit`, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name:
         folder = Path(name) / "checkout"
         added = _git(root, "worktree", "add", "--detach", str(folder), commit)

@@ -50,7 +50,7 @@ class Runner:
         self._devices = {row.device for row in rows}
         session = Session(self._devices, options=options)
         self.environment: Environment = session.environment
-        self._earlier: Mapping[str, Measurement] = {}
+        self._seconds: Mapping[str, float] = {}
         self.finished: Mapping[str, RowResult] = {}
         if options.resume is not None:
             self.finished = finished_rows(
@@ -64,14 +64,14 @@ class Runner:
             progress(f"note: {note}\n")
 
     def expect(self, baseline: Baseline | None) -> None:
-        """Take from a baseline how long each row takes, for the time budget."""
+        """Learn from a baseline how long each row takes, for the time budget."""
         rows = () if baseline is None else baseline.rows
-        self._earlier = {row.id: row.measurement for row in rows}
+        self._seconds = {row.id: _seconds(row.measurement) for row in rows}
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult:
-        """Measure one row, or take it over; whatever happens is in the result."""
+        """Measure one row, or take it over; a row that breaks is a result as well."""
         if (finished := self.finished.get(row.id)) is not None:
             progress("taken over")
             return finished
@@ -97,24 +97,24 @@ class Runner:
         *,
         progress: Progress = lambda _text: None,
     ) -> list[Trial]:
-        """The row, and what it is compared by, in fresh processes, one at a time."""
+        """Run the row, and the one it is compared with, in fresh processes in turn."""
         self._end_worker()
         return confirmation(row, unquantized, options=self.options, progress=progress)
 
     def _beyond_budget(self, row: RowSpec) -> str | None:
-        """Why the row cannot be finished within the time budget, if it cannot."""
-        budget = self.options.time_budget_s
-        if budget is None:
+        """Why the row cannot finish within the time budget; None where it can."""
+        budget_s = self.options.time_budget_s
+        if budget_s is None:
             return None
-        left = budget - (time.monotonic() - self._started_s)
-        before = self._earlier.get(row.id)
-        needed = self._longest_s if before is None else _seconds(before)
-        if left > needed:
+        left_s = budget_s - (time.monotonic() - self._started_s)
+        in_baseline = row.id in self._seconds
+        needed_s = self._seconds[row.id] if in_baseline else self._longest_s
+        if left_s > needed_s:
             return None
-        source = "the longest row so far" if before is None else "the baseline"
+        source = "the baseline" if in_baseline else "the longest row so far"
         return (
-            f"time-budget: {max(left, 0):.0f} of {budget:g} s are left, and it needs"
-            f" about {needed:.0f} s by {source}"
+            f"time-budget: {max(left_s, 0):.0f} of {budget_s:g} s are left, and it"
+            f" needs about {needed_s:.0f} s by {source}"
         )
 
     def _end_worker(self) -> None:
@@ -123,23 +123,23 @@ class Runner:
             self._worker = None
 
     def close(self) -> None:
-        """End the worker and let go of the device."""
+        """End the worker and unlock the device."""
         self._end_worker()
         self._lock.release()
 
 
 def _broke(result: RowResult) -> bool:
-    """Whether the row may have raised what ruins a card's context for the next row.
+    """Whether the row may have raised an error that breaks CUDA for the next row.
 
-    Where a library is known to break a row, its exception ends as NOT_RUN.
+    An error that a library is known to raise ends as NOT_RUN.
     """
     known = result.status is Status.NOT_RUN and result.row.upstream_issue is not None
     return known or result.status is Status.INVALID
 
 
 def _seconds(measurement: Measurement) -> float:
-    built = (measurement.build_s or 0.0) + (measurement.warm_up_s or 0.0)
-    return built + sum(measurement.sample_ns) / 1e9
+    build_s = (measurement.build_s or 0.0) + (measurement.warm_up_s or 0.0)
+    return build_s + sum(measurement.sample_ns) / 1e9
 
 
 def finished_rows(

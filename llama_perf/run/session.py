@@ -54,23 +54,22 @@ class Session:
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult:
-        """Build and measure one row; whatever happens is in the result."""
+        """Build and measure one row; a row that breaks is a result as well."""
         try:
             measurement = self._measure(row, progress)
         except NotRunnable as error:
-            return RowResult(
-                id=row.id, row=row, status=Status.NOT_RUN, reason=str(error)
-            )
+            return _unmeasured(row, Status.NOT_RUN, str(error))
         except UserError as error:
-            return _invalid(row, str(error))
+            return _unmeasured(row, Status.INVALID, str(error))
         except torch.OutOfMemoryError as error:
-            return _invalid(row, f"out of memory: {_first_line(error)}")
+            reason = f"out of memory: {_first_line(error)}"
+            return _unmeasured(row, Status.INVALID, reason)
         except Exception as error:
             reason = f"{type(error).__name__}: {_first_line(error)}"
             if row.upstream_issue is None:
-                return _invalid(row, reason)
+                return _unmeasured(row, Status.INVALID, reason)
             reason = f"broken upstream, {row.upstream_issue}: {reason}"
-            return RowResult(id=row.id, row=row, status=Status.NOT_RUN, reason=reason)
+            return _unmeasured(row, Status.NOT_RUN, reason)
         return RowResult(
             id=row.id, row=row, status=Status.MEASURED, measurement=measurement
         )
@@ -111,8 +110,8 @@ class Session:
         return without_retained(measurement, meter.retained_bytes())
 
 
-def _invalid(row: RowSpec, reason: str) -> RowResult:
-    return RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+def _unmeasured(row: RowSpec, status: Status, reason: str) -> RowResult:
+    return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,9 @@
-"""A process that runs rows, one after another.
+"""A process that runs rows, one after another, and the side that starts it.
 
-What a row shows in a process of its own depends on no row before it, and a crash, a
-hang or an out-of-memory kill costs that row alone. Tasks and replies are lines of JSON.
-A worker does not outlive the process that started it. Knows no baseline.
+A crash, a hang or an out-of-memory kill costs only the row that runs. A task is a line
+of JSON on the worker's stdin, a reply one on a pipe: `compare --base` starts the
+workers of older revisions, so this protocol has to stay. A worker does not outlive the
+process that started it. Knows no baseline.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ if TYPE_CHECKING:
     from llama_perf.measure.timing import Progress
 
 _TAIL_LINES = 5
-# Between two looks at whether the process still lives.
-_LOOK_S = 1.0
-# That a worker without a parent, or without a task, has to end by itself.
+# Time between two checks whether the process is alive.
+_POLL_S = 1.0
+# Time for a worker without a parent, or without a task, to end by itself.
 _GRACE_S = 5.0
 
 
 @record
 class WorkerTask:
-    """What a worker is to run; paths are absolute.
+    """A row for a worker; paths are absolute.
 
-    `devices` are those of all rows of the run, which decide on its environment.
+    `devices` are those of all rows of the run; they decide its environment.
     """
 
     row: RowSpec
@@ -54,7 +55,7 @@ class WorkerTask:
 
 @record
 class WorkerResult:
-    """How the row ended there; `environment` is None where the process itself broke."""
+    """How the row ended; `environment` is None where the process itself broke."""
 
     result: RowResult
     environment: Environment | None
@@ -62,17 +63,17 @@ class WorkerResult:
 
 @record
 class WorkerReply:
-    """What a worker says: how far it is, or the end of its row."""
+    """A worker's reply: its progress, or the result of its row."""
 
     progress: str | None = None
     done: WorkerResult | None = None
 
 
 class Worker:
-    """One process, started for its first row; `broken` once it can run no further one.
+    """One process, started for its first row.
 
-    `package` is the folder that holds the `llama_perf` it is to run and `python` its
-    interpreter: those of this process unless they are given.
+    `package` is the folder of the `llama_perf` it runs, `python` its interpreter; by
+    default those of this process.
     """
 
     def __init__(
@@ -88,26 +89,25 @@ class Worker:
         self._package = package or Path(__file__).resolve().parents[2]
         self._python = python or Path(sys.executable)
         self._process: subprocess.Popen[bytes] | None = None
-        self._told: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
+        self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies = -1
         self._received = b""
-        self.broken = False
 
     @property
     def pid(self) -> int:
-        """The process's id, once it was started."""
+        """The id of the process, once it was started."""
         assert self._process is not None, "started for its first row"
         return self._process.pid
 
     def run(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> WorkerResult:
-        """Run one row there.
+        """Run one row in the process.
 
         Where the process breaks, or takes longer than the options' `row_timeout_s`, the
-        row is INVALID with the tail of what it said. An interrupt ends it as well.
+        row is INVALID with the end of its output. An interrupt ends the process.
         """
-        begin = os.fstat(self._told.fileno()).st_size
+        begin = os.fstat(self._output.fileno()).st_size
         try:
             self._send(row)
             return self._wait(row, begin, progress)
@@ -122,30 +122,32 @@ class Worker:
             row=row,
             devices=self._devices,
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
-            slowdowns=tuple((each.glob, each.share) for each in options.slowdowns),
+            slowdowns=tuple(
+                (slowdown.glob, slowdown.share) for slowdown in options.slowdowns
+            ),
             damages=options.damages,
         )
         process = self._process or self._start()
         assert process.stdin is not None, "started with a pipe"
-        # Where it ended at once, what it said is told by the wait.
+        # If the process has ended, `_wait` reports how.
         with suppress(BrokenPipeError):
             process.stdin.write(to_line(task).encode() + b"\n")
             process.stdin.flush()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._replies, theirs = os.pipe()
+        self._replies, replies_end = os.pipe()
         try:
             self._process = subprocess.Popen(
-                worker_command(self._python, self._package, theirs),
+                worker_command(self._python, self._package, replies_end),
                 stdin=subprocess.PIPE,
-                stdout=self._told,
+                stdout=self._output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs],
-                # An interrupt at the terminal is this process's to handle.
+                pass_fds=[replies_end],
+                # Ctrl-C in the terminal reaches only this process.
                 start_new_session=True,
             )
         finally:
-            os.close(theirs)
+            os.close(replies_end)
         return self._process
 
     def _wait(self, row: RowSpec, begin: int, progress: Progress) -> WorkerResult:
@@ -157,12 +159,12 @@ class Worker:
                 if reply.done is not None:
                     return reply.done
                 progress(str(reply.progress))
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 self.kill()
                 ending = f"was ended after {limit:g} s (row-timeout)"
                 return self._broken(row, ending, begin)
-            if not self._receive(min(left, _LOOK_S)):
+            if not self._receive(min(left_s, _POLL_S)):
                 return self._broken(row, _ending(self._returncode()), begin)
 
     def _lines(self) -> list[bytes]:
@@ -170,10 +172,10 @@ class Worker:
         return lines
 
     def _receive(self, seconds: float) -> bool:
-        """Wait that long for a reply; False where none can come any more."""
+        """Wait that long for a reply; False where no reply can come any more."""
         assert self._process is not None, "started before it is waited for"
         alive = self._process.poll() is None
-        # What it said before it ended is read first.
+        # A process that ended may have replied before.
         if select.select([self._replies], [], [], seconds if alive else 0)[0]:
             part = os.read(self._replies, 1 << 16)
             self._received += part
@@ -185,29 +187,27 @@ class Worker:
         try:
             return self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
-            # It replies no more and does not end.
+            # It closed its pipe and does not end.
             self.kill()
             return self._process.wait()
 
     def _broken(self, row: RowSpec, ending: str, begin: int) -> WorkerResult:
-        self.broken = True
-        said = os.pread(self._told.fileno(), 1 << 20, begin)
-        reason = f"its process {ending}: {_tail(said.decode(errors='replace'))}"
+        output = os.pread(self._output.fileno(), 1 << 20, begin)
+        reason = f"its process {ending}: {_tail(output.decode(errors='replace'))}"
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
         return WorkerResult(result=result, environment=None)
 
     def kill(self) -> None:
-        """End the process, and those it started, at once."""
-        self.broken = True
+        """Kill the process and those it started."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def close(self) -> None:
-        """End the process and forget what it said."""
+        """End the process and drop its output."""
         if self._process is not None:
             assert self._process.stdin is not None, "started with a pipe"
-            # A task that a process did not live to read is still in there.
+            # A task that the process did not live to read is still in the pipe.
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
             try:
@@ -216,8 +216,7 @@ class Worker:
                 self.kill()
             os.close(self._replies)
             self._process = None
-        self._told.close()
-        self.broken = True
+        self._output.close()
 
 
 def run_in_process(
@@ -233,10 +232,10 @@ def run_in_process(
 
 
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:
-    """The command of a worker that replies to a descriptor.
+    """The command of a worker that replies to the file descriptor `replies`.
 
-    `-P` keeps the working directory's modules out. `compare --base` starts revisions
-    whose worker still lay in `llama_perf/worker.py`.
+    `-P` keeps the working directory's modules out. Older revisions, which
+    `compare --base` starts, have the worker in `llama_perf/worker.py`.
     """
     start = f"""
 import sys
@@ -260,17 +259,17 @@ def _ending(code: int) -> str:
 
 def _tail(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-_TAIL_LINES:]) or "it said nothing"
+    return " | ".join(lines[-_TAIL_LINES:]) or "no output"
 
 
 def main(arguments: list[str]) -> None:
-    """Run each task that stdin brings and reply to the descriptor named."""
+    """Run each task from stdin; reply to the file descriptor in `arguments`."""
     replies = os.fdopen(int(arguments[0]), "w", encoding="utf-8")
     tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
 
-    def reply(said: WorkerReply) -> None:
-        print(to_line(said), file=replies, flush=True)
+    def send(reply: WorkerReply) -> None:
+        print(to_line(reply), file=replies, flush=True)
 
     from llama_perf.run.session import Session
 
@@ -280,17 +279,17 @@ def main(arguments: list[str]) -> None:
         if session is None:
             session = Session(task.devices, options=_options(task))
         result = session.run_row(
-            task.row, progress=lambda text: reply(WorkerReply(progress=text))
+            task.row, progress=lambda text: send(WorkerReply(progress=text))
         )
         done = WorkerResult(result=result, environment=session.environment)
-        reply(WorkerReply(done=done))
+        send(WorkerReply(done=done))
 
 
 def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:
     for line in sys.stdin:
         tasks.put(line)
     tasks.put(None)
-    # Whoever started this process is gone: a row that still runs is nobody's.
+    # The process that started this one is gone: nobody waits for the row.
     time.sleep(_GRACE_S)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 

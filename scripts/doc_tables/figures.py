@@ -45,8 +45,8 @@ def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
 
     Both are (1, length, vocabulary); nats. Each is that of the next-token distribution.
     """
-    likely, ours = (each[0].double().log_softmax(-1) for each in (reference, logits))
-    return (likely.exp() * (likely - ours)).sum(-1)
+    expected, ours = (x[0].double().log_softmax(-1) for x in (reference, logits))
+    return (expected.exp() * (expected - ours)).sum(-1)
 
 
 def closeness(

@@ -23,7 +23,7 @@ QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def equal_up_to_turned_codes(found: Tensor, expected: Tensor, exact: Tensor) -> bool:
+def equal_up_to_turned_codes(result: Tensor, expected: Tensor, exact: Tensor) -> bool:
     """Whether they differ by less than rounding moved `expected` off `exact`.
 
     `exact` is the same without codes. A step s between codes gives an error of
@@ -31,7 +31,7 @@ def equal_up_to_turned_codes(found: Tensor, expected: Tensor, exact: Tensor) -> 
     differ by as much only where a twelfth of all codes is turned over. Last bits turn
     over one in thousands; a wrong scale, position or mask moves the whole signal.
     """
-    noise = (found.double() - expected).square().mean()
+    noise = (result.double() - expected).square().mean()
     rounding = (expected.double() - exact).square().mean()
     return bool(noise < rounding)
 

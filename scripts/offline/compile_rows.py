@@ -55,7 +55,7 @@ class Shapes(SyntheticWeights):
 
 
 class Uncaptured:
-    """In place of a CUDA graph: the work, run at each replay."""
+    """Stands for a CUDA graph: runs the work at each replay."""
 
     def __init__(self, work: Callable[[], None], *_generator: object) -> None:
         self._work = work
@@ -73,9 +73,9 @@ class Uncaptured:
 def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
     """Rows of `sets`, names or files, that launch kernels of this project.
 
-    Each work is there once.
+    Rows that launch the same kernels are there once.
     """
-    found: dict[str, RowSpec] = {}
+    chosen: dict[str, RowSpec] = {}
     for name in sets:
         rows = load_file(Path(name)) if name.endswith(".toml") else load_set(name)
         for row in rows:
@@ -83,8 +83,8 @@ def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
                 continue
             # An operator is launched alike in compiled code.
             alike = replace(row, compile=False, compile_prefill=False, num_samples=1)
-            found.setdefault(alike.id, alike)
-    return list(found.values())
+            chosen.setdefault(alike.id, alike)
+    return list(chosen.values())
 
 
 def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
@@ -150,7 +150,7 @@ def _generate(row: RowSpec) -> None:
 
 
 def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
-    """From now on a step runs where it would be captured, and by `captured` again."""
+    """Run steps instead of capturing them; `captured` then stands for the graph."""
     replaced: Any = decode_step
     replaced.warm_up, replaced.capture_graph = Uncaptured.replay_once, captured
 
@@ -167,7 +167,9 @@ def main(capability: str, part: str, *sets: str) -> None:
     with launching_operators():
         for row in rows:
             compile_row(row)
-            print(f"{row.id}: {len({each.kernel for each in launched})}", flush=True)
+            print(
+                f"{row.id}: {len({launch.kernel for launch in launched})}", flush=True
+            )
             launched.clear()
 
 

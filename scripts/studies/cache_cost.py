@@ -1,8 +1,8 @@
 """`python -m scripts.studies.cache_cost`: the cost of large and quantized caches.
 
-Generations of a group's rows in turn, in one process, round after round: what a minute
-of the machine does to one of them it does to the others. The first row of a group is
-what the others are compared with. Writes docs/long-context.md's table.
+Measures on a CPU: the rows of a group generate in turn, in one process, round after
+round. So a slow minute of the machine slows all of them alike. The other rows of a
+group are compared with its first. Writes the table of docs/long-context.md.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def timed(
     """All rows once to warm up, then `rounds` times in turn."""
     prepared = [prepare(row, checkpoints=checkpoints) for row in rows]
     generator = torch.Generator().manual_seed(0)
-    for each in prepared:
-        time_generation(each, generator)
+    for row in prepared:
+        time_generation(row, generator)
     times: list[list[int]] = [[] for _ in rows]
     for number in range(rounds):
         # Each is first in its turn, and last.
@@ -83,7 +83,7 @@ def timed(
         for index in order[number % len(rows) :] + order[: number % len(rows)]:
             times[index].append(_decode_ns(prepared[index], generator))
         progress(f"round {number + 1} of {rounds}\n")
-    return [Timed(row, each) for row, each in zip(rows, times, strict=True)]
+    return [Timed(row, ns) for row, ns in zip(rows, times, strict=True)]
 
 
 def _decode_ns(prepared: Prepared, generator: torch.Generator) -> int:
@@ -103,13 +103,13 @@ def table(groups: Sequence[Sequence[Timed]]) -> str:
     lines = []
     for group in groups:
         for row in group:
-            found = shares(row, group[0])
-            low, _, high = quantiles(found, n=4)
+            by_round = shares(row, group[0])
+            low, _, high = quantiles(by_round, n=4)
             cells = [row.row.id, f"{row.tok_s:.1f}"]
             if row is group[0]:
                 cells += ["1", "-"]
             else:
-                cells += [f"{median(found):.3f}", f"{low:.3f} to {high:.3f}"]
+                cells += [f"{median(by_round):.3f}", f"{low:.3f} to {high:.3f}"]
             lines.append(cells)
     return github_table(lines, _HEADERS)
 
@@ -126,12 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = make_checkpoint(
         ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf" / MODEL
     )
-    found = []
+    groups = []
     for rows in GROUPS:
         # Only the small model lies in a folder; the other one is found by its name.
         of_folder = rows[0].model == MODEL
         folder = checkpoint.parents[1] if of_folder else None
-        found.append(
+        groups.append(
             timed(
                 rows,
                 arguments.rounds,
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=lambda text: print(text, end="", flush=True),
             )
         )
-    text = table(found)
+    text = table(groups)
     print(text)
     if arguments.write:
         where = collect(torch.device("cpu"))

@@ -1,11 +1,11 @@
 """`python -m scripts.studies.gate_study`: how often the gate errs on this machine.
 
 Records a baseline, runs the rows again and again without change, then with a known
-share of the decoding steps repeated, all through the commands that users run. Slowed
-are either the quantized rows or the others: a quantized row is compared with the
-unquantized one, and what slows both alike is the latter's to find. Each run's results
-stay in the work folder, where `--resume` goes on; the table says what the gate made of
-them.
+share of the decoding steps repeated, all by the commands that users run. A run slows
+either the quantized rows or the others: a quantized row is compared with the
+unquantized one, so a slowdown of both shows only in the unquantized row. Each run's
+results stay in the work folder, where `--resume` continues. The table counts the
+verdicts.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """All runs with one share of repeated steps, in percent."""
+    """All runs with the same share of repeated steps, in percent."""
 
     percent: int
     reports: tuple[Report, ...]
 
     @property
     def judged(self) -> list[Comparison]:
-        """Every verdict on a measured row, where some were slowed on one of those."""
+        """The verdicts on measured rows; only on slowed rows if a run slows some."""
         return [
             verdict
             for report in self.reports
@@ -60,35 +60,35 @@ class Runs:
     @property
     def failed(self) -> bool:
         """Whether any of those verdicts is a failure."""
-        return any(each.failed for each in self.judged)
+        return any(comparison.failed for comparison in self.judged)
 
     def cells(self) -> list[str]:
         """A line of the table."""
-        slower = [each.verdict is Verdict.SLOWER for each in self.judged]
+        slower = [row.verdict is Verdict.SLOWER for row in self.judged]
         failed = [
             Runs(percent=self.percent, reports=(report,)).failed
             for report in self.reports
         ]
-        least = sorted(each.minimum_detectable or 0.0 for each in self.judged)
+        detectable = sorted(row.minimum_detectable or 0.0 for row in self.judged)
         return [
             "none" if self.percent == 0 else f"{self.percent} %",
             str(len(self.reports)),
             str(len(self.judged)),
-            str(sum(each.doubtful for each in self.judged)),
+            str(sum(row.doubtful for row in self.judged)),
             f"{sum(slower)} ({sum(slower) / max(len(slower), 1):.0%})",
             f"{sum(failed)}",
-            f"{least[len(least) // 2]:.1%}" if least else "-",
+            f"{detectable[len(detectable) // 2]:.1%}" if detectable else "-",
         ]
 
 
 def table(studied: Sequence[Runs]) -> str:
     """The table of all shares, markdown."""
-    cells = [each.cells() for each in studied]
+    cells = [runs.cells() for runs in studied]
     return github_table(cells, _HEADERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Study and print; 1 where an unchanged run failed a row."""
+    """Run the study and print it; returns 1 if an unchanged run failed a row."""
     arguments = _parser().parse_args(argv)
     work: Path = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -114,15 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in rows:
                     if percent and row.is_quantized == (number % 2 == 0):
                         words += ["--inject-slowdown", f"{row.id}={percent}"]
-                if not (arguments.resume and _is_whole(path)):
+                if not (arguments.resume and _is_complete(path)):
                     _command(words, allowed=(0, 1))
                 reports.setdefault(percent, []).append(read_report(path))
     finally:
-        # One that is stopped tells of the runs before it, and the table how many.
+        # A study that is stopped has the runs before it; the table says how many.
         text = table(
             [
-                Runs(percent=percent, reports=tuple(each))
-                for percent, each in reports.items()
+                Runs(percent=percent, reports=tuple(of_percent))
+                for percent, of_percent in reports.items()
             ]
         )
         print(text)
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if Runs(percent=0, reports=tuple(reports.get(0, ()))).failed else 0
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     if not path.exists():
         return False
     report = read_report(path)

@@ -1,7 +1,7 @@
-"""How fast each format's products are by themselves, beside the bytes that they read.
+"""How fast each format's products are by themselves, and how many bytes they read.
 
-Five shapes of a layer and the head, timed as autoquant times them: over as many copies
-of the weight as the caches cannot hold.
+Five shapes of a layer and the head, timed as autoquant times them: over more
+copies of the weight than the caches hold.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def main(model: str, device: str, how: How, file: str) -> None:
     """Time every product, and append each to `file` as a line of JSON at once."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     where = torch.device(device)
-    for name, (rows, columns) in shapes(preset(model)).items():
+    for label, (rows, columns) in shapes(preset(model)).items():
         product = Product(tokens=1, rows=rows, columns=columns)
-        formats = [each for each in FORMATS if each != "int4wo-64" or columns % 64 == 0]
+        formats = [name for name in FORMATS if name != "int4wo-64" or columns % 64 == 0]
         times = time_product(product, formats, dtype=dtype, device=where, how=how)
         for scheme, us in times.items():
             size = weight_bytes(scheme, product, dtype=dtype, device=where)
             line = {
-                "product": name,
+                "product": label,
                 "rows": rows,
                 "columns": columns,
                 "format": scheme,
@@ -54,7 +54,7 @@ def main(model: str, device: str, how: How, file: str) -> None:
             with Path(file).open("a", encoding="utf-8") as lines:
                 lines.write(f"{json.dumps(line)}\n")
             speed = f"{us:9.2f} us {line['gb_s']:8.1f} GB/s"
-            print(f"{name:<7} {rows} x {columns} {scheme:<14} {speed}", flush=True)
+            print(f"{label:<7} {rows} x {columns} {scheme:<14} {speed}", flush=True)
 
 
 if __name__ == "__main__":

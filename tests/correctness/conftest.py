@@ -23,10 +23,10 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--slow", action="store_true", help="run the tests that take minutes as well"
+        "--slow", action="store_true", help="also run the tests that take minutes"
     )
     parser.addoption(
-        "--part", metavar="I/N", help="of the tests that need a card, every n-th alone"
+        "--part", metavar="I/N", help="only every n-th test that needs a card"
     )
 
 
@@ -34,7 +34,7 @@ def part_of(items: list[pytest.Item], text: str) -> list[pytest.Item]:
     """Every n-th of the tests that need a card, for "I/N"."""
     number, count = map(int, text.split("/"))
     assert 1 <= number <= count, f"part: {text}"
-    on_card = [each for each in items if each.get_closest_marker("cuda") is not None]
+    on_card = [item for item in items if item.get_closest_marker("cuda") is not None]
     return on_card[number - 1 :: count]
 
 

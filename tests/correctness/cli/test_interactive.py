@@ -39,7 +39,7 @@ Type = Callable[..., list[str]]
 def write_answering_model(folder: Path, answer: str) -> Path:
     """A checkpoint that answers every prompt with `answer` and the end of text.
 
-    Its layers add nothing, so that each token alone decides the next one: any token
+    Its layers add nothing, so that a token decides the next one by itself: any token
     leads to the first of the answer, and each of those to the one after it.
     """
     folder.mkdir()
@@ -111,9 +111,9 @@ def test_an_answer_ends_with_the_text_and_the_talk_with_the_input(
     shown = typing("What is it?", "And what is it?")
     assert talk(model) == 0
     assert shown == ["What is your prompt? "] * 3
-    told = capsys.readouterr()
-    assert told.out == "brown fox\nbrown fox\n\n"
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert output.out == "brown fox\nbrown fox\n\n"
+    assert output.err == ""
 
 
 def test_no_more_tokens_than_asked_for_are_shown(
@@ -153,7 +153,7 @@ def test_a_chat_keeps_the_conversation(
     model = write_answering_model(tmp_path / "tiny-chat", "brown fox")
     typing("What is it?", "And what is it?")
     assert talk(model) == 0
-    assert [(each.role, each.content) for each in conversations[1]] == [
+    assert [(message.role, message.content) for message in conversations[1]] == [
         ("user", "What is it?"),
         ("assistant", "brown fox"),
         ("user", "And what is it?"),
@@ -178,12 +178,12 @@ def test_a_prompt_longer_than_the_cache_starts_over(
     model = write_answering_model(tmp_path / "tiny-chat", "brown fox")
     typing("What is it?", "What " * 90, "What is it?")
     assert talk(model, "--max_new_tokens", "20", "--cache_size", "64") == 0
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("prompt: ")
-    assert "the cache of 64 positions; starting over" in told.err
-    assert told.out == "brown fox\nbrown fox\n\n"
-    assert [len(each) for each in conversations] == [1, 3, 1]
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("prompt: ")
+    assert "the cache of 64 positions; starting over" in output.err
+    assert output.out == "brown fox\nbrown fox\n\n"
+    assert [len(conversation) for conversation in conversations] == [1, 3, 1]
 
 
 def test_a_model_without_a_tokenizer_is_refused(
@@ -191,8 +191,8 @@ def test_a_model_without_a_tokenizer_is_refused(
 ) -> None:
     shown = typing("What is it?")
     words = ("--checkpoint_path", "stories15M", "--device", "cpu", "--interactive")
-    told = refusal(capsys, "generate", *words)
-    assert told == "interactive: 'stories15M' has no tokenizer"
+    message = refusal(capsys, "generate", *words)
+    assert message == "interactive: 'stories15M' has no tokenizer"
     assert shown == []
 
 

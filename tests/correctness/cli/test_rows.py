@@ -60,24 +60,24 @@ def test_json_has_the_fields_of_a_row_and_reads_back(
 ) -> None:
     objects = listed(capsys, "--rows", rows_file)
     names = ["id", *(field.name for field in fields(RowSpec)), "built"]
-    assert all(list(each) == names for each in objects)
-    assert [each["quantization"] for each in objects] == [None, "int8wo", "fp6"]
-    assert {each["dtype"] for each in objects} == {"float32"}
+    assert all(list(row) == names for row in objects)
+    assert [row["quantization"] for row in objects] == [None, "int8wo", "fp6"]
+    assert {row["dtype"] for row in objects} == {"float32"}
     assert objects[0]["compile"] is False
-    for each in objects:
-        row_id, built = each.pop("id"), each.pop("built")
-        assert built == (each["quantization"] != "fp6")
-        assert RowSpec(**each).id == row_id
+    for row in objects:
+        row_id, built = row.pop("id"), row.pop("built")
+        assert built == (row["quantization"] != "fp6")
+        assert RowSpec(**row).id == row_id
 
 
 def test_the_reference_set_has_its_43_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert table(capsys, "--set", "reference")[-1] == "43 rows"
     objects = listed(capsys, "--set", "reference")
-    ids = [each["id"] for each in objects]
+    ids = [row["id"] for row in objects]
     assert ids == [row.id for row in selection.load_set("reference")]
     assert len(set(ids)) == 43
-    built = {each["quantization"] for each in objects if each["built"]}
-    assert built == {each["quantization"] for each in objects}
+    built = {row["quantization"] for row in objects if row["built"]}
+    assert built == {row["quantization"] for row in objects}
 
 
 def test_without_a_set_every_row_stands_once(
@@ -86,22 +86,22 @@ def test_without_a_set_every_row_stands_once(
     every = [
         row.id for name in selection.set_names() for row in selection.load_set(name)
     ]
-    ids = [each["id"] for each in listed(capsys)]
+    ids = [row["id"] for row in listed(capsys)]
     assert sorted(ids) == sorted(set(every))
     assert len(every) > len(ids), "no row stands in two sets, so nothing was checked"
 
 
 def test_globs_choose_rows_and_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     ids = [row.id for row in selection.load_set("reference")]
-    wanted = [each for each in ids if fnmatch.fnmatchcase(each, "*int8wo*")]
+    wanted = [row_id for row_id in ids if fnmatch.fnmatchcase(row_id, "*int8wo*")]
     assert 0 < len(wanted) < len(ids)
     options = ("--set", "reference", "--row", "*int8wo*")
-    assert [each["id"] for each in listed(capsys, *options)] == wanted
+    assert [row["id"] for row in listed(capsys, *options)] == wanted
     more = listed(capsys, *options, "--row", ids[0], "--row", ids[0])
-    assert [each["id"] for each in more] == [
-        each for each in ids if each in {*wanted, ids[0]}
+    assert [row["id"] for row in more] == [
+        row_id for row_id in ids if row_id in {*wanted, ids[0]}
     ]
-    every_set = {each["device"] for each in listed(capsys, "--row", "*.none.*")}
+    every_set = {row["device"] for row in listed(capsys, "--row", "*.none.*")}
     assert every_set == {"cpu", "cuda"}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
-from llama_perf.results.run import Status
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.selection import load_set
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
@@ -71,7 +71,7 @@ def set_field(document: Any, dotted: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("surprise", 1, "surprise: unknown field"),
         ("rows.0.measurement.tok/s", 1.0, "rows.0.measurement.tok/s: unknown field"),
@@ -89,12 +89,12 @@ def set_field(document: Any, dotted: str, value: object) -> None:
     ],
 )
 def test_a_wrong_field_is_named(
-    stored: Path, field: str, value: object, told: str
+    stored: Path, field: str, value: object, message: str
 ) -> None:
     document = json.loads(stored.read_text(encoding="utf-8"))
     set_field(document, field, value)
     stored.write_text(json.dumps(document), encoding="utf-8")
-    assert told in refusal(stored)
+    assert message in refusal(stored)
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -118,25 +118,27 @@ def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
     assert f"rows.1.id: {CPU_ROW.id!r} is there twice" in refusal(path)
 
 
-SEVERAL = [measured(tok_s=each) for each in (100.0, 104.0, 102.0)]
+SEVERAL = [measured(tok_s=rate) for rate in (100.0, 104.0, 102.0)]
 
 
-def test_a_row_of_several_processes_keeps_them_in_short(tmp_path: Path) -> None:
+def test_a_row_of_several_processes_stores_the_main_figures_of_each(
+    tmp_path: Path,
+) -> None:
     path, baseline = baselines.record(
         tmp_path, environment=ENVIRONMENT, results=[*SEVERAL, measured(OTHER)]
     )
     assert baselines.read(path) == baseline
     several, single = baseline.rows
     assert several.processes is not None
-    assert [each.tok_s for each in several.processes] == [100.0, 104.0, 102.0]
+    assert [process.tok_s for process in several.processes] == [100.0, 104.0, 102.0]
     assert several.measurement.tok_s == 102.0
-    logs = [math.log(each) for each in (100.0, 104.0, 102.0)]
+    logs = [math.log(rate) for rate in (100.0, 104.0, 102.0)]
     assert several.between_process_deviation == pytest.approx(stdev(logs))
     assert (single.processes, single.between_process_deviation) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("between_process_deviation", 0.5, "rows.0.between_process_deviation: 0.5 is"),
         ("between_process_deviation", None, "between_process_deviation: None is not"),
@@ -150,13 +152,13 @@ def test_a_row_of_several_processes_keeps_them_in_short(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_process_is_named(
-    tmp_path: Path, field: str, value: object, told: str
+    tmp_path: Path, field: str, value: object, message: str
 ) -> None:
     path, _ = baselines.record(tmp_path, environment=ENVIRONMENT, results=SEVERAL)
     document = json.loads(path.read_text(encoding="utf-8"))
     set_field(document, f"rows.0.{field}", value)
     path.write_text(json.dumps(document), encoding="utf-8")
-    assert told in refusal(path)
+    assert message in refusal(path)
 
 
 def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
@@ -171,25 +173,6 @@ def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
     assert merged.rows[1].measurement == old.rows[0].measurement
 
 
-@pytest.mark.parametrize(
-    ("results", "told"),
-    [
-        (
-            [measured(), unmeasured(Status.NOT_RUN, "no memory"), measured()],
-            "measured in 2 of 3 processes: no memory",
-        ),
-        ([measured(), measured(weights="gguf:a")], "other weights: gguf:a, synthetic"),
-        ([measured(), unmeasured(Status.INVALID, "it broke")], "it broke"),
-    ],
-)
-def test_a_row_that_some_processes_lack_is_no_baseline(
-    tmp_path: Path, results: list[Any], told: str
-) -> None:
-    with pytest.raises(RecordError, match=told):
-        baselines.record(tmp_path, environment=ENVIRONMENT, results=results)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
@@ -201,12 +184,12 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
     stored: Path, data: st.DataObject
 ) -> None:
-    whole = to_json(baseline_of(measured())).encode()
-    cut = data.draw(st.integers(0, len(whole) - 2))
+    intact = to_json(baseline_of(measured())).encode()
+    cut = data.draw(st.integers(0, len(intact) - 2))
     junk = data.draw(st.binary(max_size=4))
-    stored.write_bytes(whole[:cut] + junk)
+    stored.write_bytes(intact[:cut] + junk)
     refusal(stored)
-    flipped = bytearray(whole)
+    flipped = bytearray(intact)
     flipped[cut] ^= 1 << data.draw(st.integers(0, 7))
     stored.write_bytes(flipped)
     try:
@@ -215,7 +198,7 @@ def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
         refusal(stored)
 
 
-def test_rows_that_were_not_run_are_kept_with_their_environment(
+def test_rows_that_were_not_run_stay_with_their_environment(
     tmp_path: Path,
 ) -> None:
     baselines.record(
@@ -226,17 +209,17 @@ def test_rows_that_were_not_run_are_kept_with_their_environment(
     _, merged = baselines.record(
         tmp_path, environment=newer, results=[measured(tok_s=120.0), refused]
     )
-    new, kept = merged.rows
+    new, older = merged.rows
     assert (new.measurement.tok_s, new.environment) == (120.0, None)
-    assert (kept.id, kept.environment) == (OTHER.id, ENVIRONMENT)
-    assert kept.recorded is not None
+    assert (older.id, older.environment) == (OTHER.id, ENVIRONMENT)
+    assert older.recorded is not None
     _, again = baselines.record(
         tmp_path, environment=newer, results=[measured(tok_s=130.0)]
     )
-    assert again.rows[1] == kept
+    assert again.rows[1] == older
 
 
-def test_a_fresh_baseline_keeps_nothing(tmp_path: Path) -> None:
+def test_a_fresh_baseline_has_no_older_rows(tmp_path: Path) -> None:
     for row in (CPU_ROW, OTHER):
         _, baseline = baselines.record(
             tmp_path, environment=ENVIRONMENT, results=[measured(row)], fresh=True
@@ -245,23 +228,33 @@ def test_a_fresh_baseline_keeps_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("results", "told"),
+    ("results", "message"),
     [
+        (
+            [measured(), unmeasured(Status.NOT_RUN, "no memory"), measured()],
+            "measured in 2 of 3 processes: no memory",
+        ),
+        ([measured(), measured(weights="gguf:a")], "other weights: gguf:a, synthetic"),
+        ([measured(), unmeasured(Status.INVALID, "it broke")], "it broke"),
         ([measured(), unmeasured(Status.INVALID, "it broke", OTHER)], "it broke"),
         ([measured(injected_slowdown=0.5)], "injected slowdown"),
         ([unmeasured(Status.NOT_RUN, "no card")], "no row was measured"),
         ([], "no row was measured"),
     ],
 )
-def test_what_is_no_baseline_replaces_none(
-    stored: Path, results: list[Any], told: str
+def test_results_that_are_no_baseline_are_not_stored(
+    stored: Path, results: list[RowResult], message: str
 ) -> None:
     before = stored.read_bytes()
-    with pytest.raises(RecordError, match=told):
-        baselines.record(
-            stored.parents[1], environment=ENVIRONMENT, results=results, fresh=True
-        )
+    empty = stored.parent / "empty"
+    for folder in (stored.parents[1], empty):
+        for fresh in (False, True):
+            with pytest.raises(RecordError, match=message):
+                baselines.record(
+                    folder, environment=ENVIRONMENT, results=results, fresh=fresh
+                )
     assert stored.read_bytes() == before
+    assert not empty.exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

@@ -1,4 +1,4 @@
-"""Peak memory beside a baseline of several processes: one doubts, fresh ones decide."""
+"""Peak memory: one process makes a row suspicious, fresh processes decide."""
 
 from __future__ import annotations
 
@@ -60,42 +60,44 @@ def test_a_stored_peak_is_the_median_of_its_processes() -> None:
 
 
 def test_a_peak_within_its_limit_raises_no_doubt() -> None:
-    found = judged(round(GB * 1.099))
-    assert found.verdict is Verdict.SAME
-    assert not found.doubtful
+    comparison = judged(round(GB * 1.099))
+    assert comparison.verdict is Verdict.SAME
+    assert not comparison.doubtful
 
 
 def test_a_grown_peak_without_fresh_processes_is_undecided_and_fails() -> None:
-    found = judged(round(GB * 1.2))
-    assert found.verdict is Verdict.UNDECIDED
-    assert found.failed
-    assert found.suspicious_peak
-    assert not found.suspicious
-    assert found.reason == (
+    comparison = judged(round(GB * 1.2))
+    assert comparison.verdict is Verdict.UNDECIDED
+    assert comparison.failed
+    assert comparison.suspicious_peak
+    assert not comparison.suspicious
+    assert comparison.reason == (
         "peak memory 1.000 GB -> 1.200 GB (+20.0%, limit 10.0%); looks larger;"
         " confirmation was off"
     )
-    assert not any(each.worse for each in found.changes)
+    assert not any(change.worse for change in comparison.changes)
 
 
 def test_the_median_of_the_fresh_processes_decides() -> None:
-    grown, same = round(GB * 1.2), round(GB * 1.01)
-    larger = judged(grown, fresh(same, grown, grown, grown, same))
+    large, same = round(GB * 1.2), round(GB * 1.01)
+    larger = judged(large, fresh(same, large, large, large, same))
     assert larger.verdict is Verdict.LARGER
     assert larger.failed
-    assert [each.metric for each in larger.changes if each.worse] == ["peak memory"]
-    told = "; confirmed by 5 fresh processes: 1.200 GB (+20.0%)"
-    assert larger.reason.endswith(f"limit 10.0%){told}")
-    refuted = judged(grown, fresh(same, grown, same, grown, same))
+    assert [change.metric for change in larger.changes if change.worse] == [
+        "peak memory"
+    ]
+    message = "; confirmed by 5 fresh processes: 1.200 GB (+20.0%)"
+    assert larger.reason.endswith(f"limit 10.0%){message}")
+    refuted = judged(large, fresh(same, large, same, large, same))
     assert refuted.verdict is Verdict.SAME
     assert not refuted.failed
     assert refuted.doubtful
-    told = "; not confirmed by 5 fresh processes: 1.010 GB (+1.0%)"
+    message = "; not confirmed by 5 fresh processes: 1.010 GB (+1.0%)"
     assert refuted.reason.startswith("within its limits: tok/s ")
-    assert refuted.reason.endswith(told)
+    assert refuted.reason.endswith(message)
 
 
-def test_two_percent_more_of_a_card_is_found_where_every_process_has_it() -> None:
+def test_two_percent_more_on_a_gpu_is_larger_if_every_process_has_it() -> None:
     then = baseline((GB,) * 10, CUDA_ROW)
     now = with_peak(round(GB * 1.02), CUDA_ROW)
     again = [Trial(row=now)] * 5
@@ -105,39 +107,39 @@ def test_two_percent_more_of_a_card_is_found_where_every_process_has_it() -> Non
 
 def test_fresh_processes_that_break_decide_nothing() -> None:
     broken = Trial(row=unmeasured(Status.INVALID, "it was ended by signal 9"))
-    found = judged(2 * GB, [*fresh(GB, GB), broken])
-    assert found.verdict is Verdict.UNDECIDED
-    assert found.reason.endswith(
+    comparison = judged(2 * GB, [*fresh(GB, GB), broken])
+    assert comparison.verdict is Verdict.UNDECIDED
+    assert comparison.reason.endswith(
         "; looks larger; 2 of 5 fresh processes finished: INVALID: it was ended"
         " by signal 9"
     )
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_too_few_processes_in_a_baseline_have_a_plain_limit(count: int) -> None:
+def test_too_few_processes_in_a_baseline_have_a_fixed_limit(count: int) -> None:
     few = baseline((GB,) * count)
-    found = compare(with_peak(round(GB * 1.2)), few)
-    assert found.verdict is Verdict.LARGER
-    assert not found.doubtful
+    comparison = compare(with_peak(round(GB * 1.2)), few)
+    assert comparison.verdict is Verdict.LARGER
+    assert not comparison.doubtful
 
 
-def test_what_else_a_row_lost_is_told_beside_a_peak_in_doubt() -> None:
-    grown = round(GB * 1.2)
+def test_other_changes_are_reported_with_a_doubtful_peak() -> None:
+    large = round(GB * 1.2)
     larger = compare(
-        with_peak(grown, model_size_bytes=600_000_000), baseline(), fresh=None
+        with_peak(large, model_size_bytes=600_000_000), baseline(), fresh=None
     )
     assert larger.verdict is Verdict.LARGER
     assert "model size" in larger.reason
     assert larger.reason.endswith("; looks larger; confirmation was off")
-    faster = compare(with_peak(grown, tok_s=1e6), baseline(), fresh=fresh(*PEAKS))
+    faster = compare(with_peak(large, tok_s=1e6), baseline(), fresh=fresh(*PEAKS))
     assert faster.verdict is Verdict.FASTER
     assert "not confirmed by 5 fresh processes: 1.000 GB" in faster.reason
 
 
 def test_a_row_without_a_stored_peak_is_not_judged_by_it() -> None:
-    found = compare(with_peak(GB), baseline((0, 0, 0)))
-    assert found.verdict is Verdict.SAME
-    assert "peak memory" not in {each.metric for each in found.changes}
+    comparison = compare(with_peak(GB), baseline((0, 0, 0)))
+    assert comparison.verdict is Verdict.SAME
+    assert "peak memory" not in {change.metric for change in comparison.changes}
 
 
 @given(
@@ -152,22 +154,22 @@ def test_a_grown_peak_is_never_a_silent_pass(
     middle = stored_peak(then.rows[0])
     limits = default_limits("cpu")
     limit = max(limits["peak_memory"], limits["peak_memory_bytes"] / middle)
-    found = compare(
+    comparison = compare(
         with_peak(now), then, fresh=None if again is None else fresh(*again)
     )
     doubted = now / middle - 1 > limit
-    assert found.suspicious_peak == doubted
+    assert comparison.suspicious_peak == doubted
     if not doubted:
-        assert not found.failed
+        assert not comparison.failed
     elif again is None or len(again) < 5:
-        assert found.verdict is Verdict.UNDECIDED
+        assert comparison.verdict is Verdict.UNDECIDED
     else:
         peak = sorted(again)
         median = (peak[len(peak) // 2] + peak[(len(peak) - 1) // 2]) / 2
-        assert found.failed == (median / middle - 1 > limit)
+        assert comparison.failed == (median / middle - 1 > limit)
 
 
-def test_a_run_asks_the_row_alone_where_only_its_peak_is_in_doubt(
+def test_a_run_repeats_only_the_row_if_only_its_peak_is_in_doubt(
     tmp_path: Path,
 ) -> None:
     asked: list[tuple[RowSpec, RowSpec | None]] = []
@@ -179,10 +181,10 @@ def test_a_run_asks_the_row_alone_where_only_its_peak_is_in_doubt(
     stored = baseline(PEAKS, CPU_ROW, INT8_CPU)
     run = confirming_run(stored, tmp_path, confirm)
     assert run.add(with_peak(GB)).verdict is Verdict.SAME
-    found = run.add(with_peak(2 * GB, INT8_CPU))
+    comparison = run.add(with_peak(2 * GB, INT8_CPU))
     assert asked == [(INT8_CPU, None)]
-    assert found.verdict is Verdict.SAME
-    assert found.doubtful
+    assert comparison.verdict is Verdict.SAME
+    assert comparison.doubtful
 
 
 def test_pairs_compare_the_medians_of_their_sides() -> None:
@@ -193,6 +195,6 @@ def test_pairs_compare_the_medians_of_their_sides() -> None:
     ):
         head = [with_peak(peak) for peak in peaks]
         pairs = Pairs(row=CPU_ROW, results={"base": base, "head": head})
-        ((_, found),) = compare_pairs([pairs])
-        assert found.verdict is verdict
-        assert not found.doubtful
+        ((_, comparison),) = compare_pairs([pairs])
+        assert comparison.verdict is verdict
+        assert not comparison.doubtful

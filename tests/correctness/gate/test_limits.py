@@ -82,7 +82,7 @@ def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "peak = 1",
@@ -101,11 +101,11 @@ def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_one_names_the_file_and_the_field(
-    tmp_path: Path, text: str, told: str
+    tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, f"[tool.llama-perf.limits]\n{text}\n")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert str(tmp_path / "pyproject.toml") in str(error.value)
 
 
@@ -156,14 +156,14 @@ def test_pytest_reads_the_projects_and_the_files(project: Project) -> None:
         encoding="utf-8",
     )
     project.run("--benchmark-compare")
-    found = {each.id: each.verdict for each in project.report().comparisons}
-    assert found[PLAIN] is not Verdict.SLOWER
+    verdicts = project.verdicts()
+    assert verdicts[PLAIN] is not Verdict.SLOWER
     path.write_text(f"{text}\n[tool.llama-perf.limits]\nspeed = 1\n", encoding="utf-8")
     result = project.run("--benchmark-compare")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*limits: speed: unknown limit; allowed: *"])
     path.write_text(text, encoding="utf-8")
     project.run("--benchmark-compare")
-    found = {each.id: each.verdict for each in project.report().comparisons}
-    assert found[PLAIN] is Verdict.SLOWER
-    assert INT8 in found
+    verdicts = project.verdicts()
+    assert verdicts[PLAIN] is Verdict.SLOWER
+    assert INT8 in verdicts

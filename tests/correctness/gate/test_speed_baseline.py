@@ -47,11 +47,11 @@ def baseline(
 ) -> Baseline:
     rows = []
     for row, tok_s in speeds.items():
-        each = [
+        processes = [
             replace(MEASUREMENT, tok_s=rate, device_bandwidth_gb_s=bandwidth)
             for rate, bandwidth in zip(tok_s, bandwidths, strict=False)
         ]
-        rows.append(baseline_row(row, *each))
+        rows.append(baseline_row(row, *processes))
     return Baseline(recorded="then", environment=environment, rows=tuple(rows))
 
 
@@ -83,14 +83,14 @@ def on_days(row: RowSpec, quantized: RowSpec, environment: Environment) -> Basel
         (replace(CPU_ROW, kv_cache_quantization=True), CARD, [Basis.RATIO]),
     ],
 )
-def test_the_same_card_compares_tok_s_and_everything_else_ratios(
+def test_the_same_gpu_compares_tok_s_and_everything_else_ratios(
     row: RowSpec, now: Environment, wanted: list[Basis]
 ) -> None:
     stored = baseline_of(device_uuid="GPU-1", driver="580.1")
     assert SpeedBaseline(stored, now).bases(row) == wanted
 
 
-def test_a_card_that_does_not_tell_which_one_it_is_counts_as_another() -> None:
+def test_a_gpu_without_a_uuid_counts_as_another() -> None:
     unknown = replace(CARD, device_uuid=None)
     stored = baseline({CUDA_ROW: [100.0]}, unknown)
     assert SpeedBaseline(stored).bases(CUDA_ROW) == [Basis.BANDWIDTH]
@@ -108,33 +108,33 @@ def test_the_unquantized_row_is_the_one_most_like_it() -> None:
     rest = tuple(row for row in stored.rows if row.row != long)
     without = SpeedBaseline(replace(stored, rows=rest))
     assert without.unquantized_row(wanted.id) == stored.rows[3]
-    alone = baseline_of(measured(wanted), measured(batch), measured(other_model))
-    assert SpeedBaseline(alone).unquantized_row(wanted.id) is None
+    others = baseline_of(measured(wanted), measured(batch), measured(other_model))
+    assert SpeedBaseline(others).unquantized_row(wanted.id) is None
 
 
 def test_rows_that_were_recorded_apart_do_not_make_a_ratio() -> None:
     stored = baseline({CPU_ROW: [100.0], INT8_CPU: [200.0]})
-    kept = replace(stored.rows[0], recorded="earlier")
-    apart = replace(stored, rows=(kept, stored.rows[1]))
+    older = replace(stored.rows[0], recorded="earlier")
+    apart = replace(stored, rows=(older, stored.rows[1]))
     assert SpeedBaseline(apart).unquantized_row(INT8_CPU.id) is None
-    found = compare(measured(INT8_CPU, tok_s=200.0), apart, unquantized=measured())
-    assert "no unquantized row was recorded with it" in found.reason
+    comparison = compare(measured(INT8_CPU, tok_s=200.0), apart, unquantized=measured())
+    assert "no unquantized row was recorded with it" in comparison.reason
 
 
 def test_values_are_taken_process_by_process() -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
-    speeds, (plain, int8) = SpeedBaseline(stored), stored.rows
+    speeds, (unquantized, int8) = SpeedBaseline(stored), stored.rows
     assert speeds.values(Basis.TOK_S, int8.id) == [
         process.tok_s for process in int8.processes or ()
     ]
     ratios = speeds.values(Basis.RATIO, int8.id)
     assert ratios == pytest.approx([2.0, 2.02, 1.98, 2.0, 2.0])
-    by_bandwidth = speeds.values(Basis.BANDWIDTH, plain.id)
+    by_bandwidth = speeds.values(Basis.BANDWIDTH, unquantized.id)
     assert by_bandwidth == pytest.approx([5.0] * 5)
     without = SpeedBaseline(replace(stored, rows=(int8,)))
     assert without.values(Basis.RATIO, int8.id) is None
-    one = replace(baseline_row(INT8_CPU, MEASUREMENT), recorded=plain.recorded)
-    of_one = SpeedBaseline(replace(stored, rows=(plain, one)))
+    one = replace(baseline_row(INT8_CPU, MEASUREMENT), recorded=unquantized.recorded)
+    of_one = SpeedBaseline(replace(stored, rows=(unquantized, one)))
     assert of_one.values(Basis.RATIO, one.id) == [1.0]
     unknown = baseline_row(
         CPU_ROW, *[replace(MEASUREMENT, device_bandwidth_gb_s=None)] * 3
@@ -158,51 +158,54 @@ def test_a_ratio_does_not_move_with_the_machine() -> None:
     for tok_s, verdict in ((100.0, Verdict.SAME), (80.0, Verdict.UNDECIDED)):
         now = measured(INT8_CPU, tok_s=tok_s)
         assert compare(now, stored, unquantized=slow_day).verdict is verdict
-    plain = compare(slow_day, stored)
-    assert plain.verdict is Verdict.SAME
-    assert plain.changes[0].change == pytest.approx(-0.5, abs=0.05)
-    assert plain.changes[0].limit is None
+    unquantized = compare(slow_day, stored)
+    assert unquantized.verdict is Verdict.SAME
+    assert unquantized.changes[0].change == pytest.approx(-0.5, abs=0.05)
+    assert unquantized.changes[0].limit is None
 
 
-def test_a_quantized_row_alone_is_compared_by_the_bandwidth_and_says_so() -> None:
+def test_a_quantized_row_without_the_unquantized_is_compared_by_bandwidth() -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
-    found = compare(measured(INT8_CPU, tok_s=200.0), stored)
-    assert found.verdict is Verdict.SAME
-    assert "tok/s per GB/s of the device" in found.reason
-    assert found.reason.endswith(
+    comparison = compare(measured(INT8_CPU, tok_s=200.0), stored)
+    assert comparison.verdict is Verdict.SAME
+    assert "tok/s per GB/s of the device" in comparison.reason
+    assert comparison.reason.endswith(
         "; its unquantized row was not measured before it in this run"
     )
     elsewhere = on_days(CUDA_ROW, INT8_CUDA, CARD)
     now = measured(INT8_CUDA, tok_s=200.0)
     twice = compare(now, elsewhere, environment=OTHER_CARD)
-    assert [each.metric for each in twice.changes].count(Basis.BANDWIDTH.value) == 1
+    assert [change.metric for change in twice.changes].count(Basis.BANDWIDTH.value) == 1
     unknown = compare(measured(INT8_CPU, device_bandwidth_gb_s=None), stored)
     assert "; the device's bandwidth is not known" in unknown.reason
 
 
 def test_on_another_card_of_the_model_either_ratio_fails_the_row() -> None:
     stored = on_days(CUDA_ROW, INT8_CUDA, CARD)
-    plain = measured(CUDA_ROW, tok_s=90.0, device_bandwidth_gb_s=18.0)
+    unquantized = measured(CUDA_ROW, tok_s=90.0, device_bandwidth_gb_s=18.0)
 
     def judged(tok_s: float, bandwidth: float) -> Verdict:
         now = measured(INT8_CUDA, tok_s=tok_s, device_bandwidth_gb_s=bandwidth)
-        trials = [Trial(row=now, unquantized=plain)] * 5
+        trials = [Trial(row=now, unquantized=unquantized)] * 5
         return compare(
-            now, stored, environment=OTHER_CARD, unquantized=plain, fresh=trials
+            now, stored, environment=OTHER_CARD, unquantized=unquantized, fresh=trials
         ).verdict
 
     assert judged(180.0, 18.0) is Verdict.SAME
     assert judged(150.0, 18.0) is Verdict.SLOWER
-    # The unquantized row lost as much: the bandwidth tells.
+    # The unquantized row lost as much, so only the bandwidth shows the loss.
     assert judged(180.0, 25.0) is Verdict.SLOWER
 
 
-def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
+def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     stored = baseline({CUDA_ROW: (100, 101, 99, 100, 100)}, CARD)
     now = measured(CUDA_ROW, tok_s=100.0, device_bandwidth_gb_s=99.0)
-    found = compare(now, stored, environment=CARD)
-    assert found.verdict is Verdict.SAME
-    assert [each.metric for each in found.changes][:2] == ["tok/s", "peak memory"]
+    comparison = compare(now, stored, environment=CARD)
+    assert comparison.verdict is Verdict.SAME
+    assert [change.metric for change in comparison.changes][:2] == [
+        "tok/s",
+        "peak memory",
+    ]
 
 
 def test_a_run_hands_on_what_the_run_measured(tmp_path: Path) -> None:
@@ -215,11 +218,11 @@ def test_a_run_hands_on_what_the_run_measured(tmp_path: Path) -> None:
 
     run = confirming_run(stored, tmp_path, confirm)
     run.add(measured())
-    found = run.add(measured(INT8_CPU, tok_s=100.0))
-    assert found.verdict is Verdict.SLOWER
+    comparison = run.add(measured(INT8_CPU, tok_s=100.0))
+    assert comparison.verdict is Verdict.SLOWER
     assert asked == [(INT8_CPU, CPU_ROW)]
-    assert "tok/s over the unquantized row's 2." in found.reason
-    assert "; confirmed by 5 fresh processes: 1.000 (-50" in found.reason
+    assert "tok/s over the unquantized row's 2." in comparison.reason
+    assert "; confirmed by 5 fresh processes: 1.000 (-50" in comparison.reason
 
 
 @pytest.mark.parametrize("breaks", [None, CPU_ROW.id, INT8_CPU.id])
@@ -240,13 +243,13 @@ def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
     pair = [INT8_CPU, CPU_ROW]
     if breaks is None:
         assert ran == [*pair, *pair[::-1]] * 2 + pair
-        assert [each.missed for each in trials] == [None] * 5
+        assert [trial.missed for trial in trials] == [None] * 5
     else:
         assert ran == pair
-        assert [each.missed and each.missed.id for each in trials] == [breaks]
+        assert [trial.missed and trial.missed.id for trial in trials] == [breaks]
 
 
-def test_what_is_told_of_a_baseline_names_what_is_judged() -> None:
+def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:
     lines = describe_speeds(on_days(CPU_ROW, INT8_CPU, ENVIRONMENT))
     assert "in tok/s per GB/s of the device" in lines[0]
     assert "in tok/s over the unquantized row's" in lines[1]

@@ -1,4 +1,4 @@
-"""What a step runs: counted for a real row, and beside a baseline in words."""
+"""The work of a decoding step: counted for a real row, and compared in words."""
 
 from __future__ import annotations
 
@@ -45,14 +45,19 @@ def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
     assert second is not None
     assert first.calls == second.calls > 0
     products = [
-        each for each in first.operators if each.name in {"aten::mm", "aten::addmm"}
+        operator
+        for operator in first.operators
+        if operator.name in {"aten::mm", "aten::addmm"}
     ]
     assert products
-    assert sum(each.calls for each in products) >= prepared.engine.model.config.n_layers
-    assert [each.ms for each in first.operators] == sorted(
-        (each.ms for each in first.operators), reverse=True
+    assert (
+        sum(operator.calls for operator in products)
+        >= prepared.engine.model.config.n_layers
     )
-    assert first.ms >= sum(each.ms for each in first.operators)
+    assert [operator.ms for operator in first.operators] == sorted(
+        (operator.ms for operator in first.operators), reverse=True
+    )
+    assert first.ms >= sum(operator.ms for operator in first.operators)
 
 
 def test_a_row_that_decodes_nothing_has_no_step() -> None:
@@ -60,7 +65,7 @@ def test_a_row_that_decodes_nothing_has_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "told"),
+    ("then", "now", "message"),
     [
         ({"step": work(100)}, {"step": work(100.5)}, []),
         (
@@ -81,29 +86,31 @@ def test_a_row_that_decodes_nothing_has_no_step() -> None:
         ),
     ],
 )
-def test_more_work_is_told(
-    then: dict[str, Any], now: dict[str, Any], told: list[str]
+def test_more_work_is_reported(
+    then: dict[str, Any], now: dict[str, Any], message: list[str]
 ) -> None:
     before, after = measured(**then).measurement, measured(**now).measurement
     assert before is not None
     assert after is not None
-    assert more_work(after, before, default_limits("cpu")) == told
+    assert more_work(after, before, default_limits("cpu")) == message
 
 
 def test_more_work_fails_a_row_that_is_as_fast_as_ever() -> None:
     stored = baseline_of(measured(step=work(100, mm=5.0)))
-    found = compare(measured(step=work(103, mm=5.0)), stored)
-    assert found.verdict is Verdict.LARGER
-    assert found.failed
-    assert found.reason.startswith("calls a step 100 -> 103 (+3.0%, limit 1%)")
+    comparison = compare(measured(step=work(103, mm=5.0)), stored)
+    assert comparison.verdict is Verdict.LARGER
+    assert comparison.failed
+    assert comparison.reason.startswith("calls a step 100 -> 103 (+3.0%, limit 1%)")
 
 
 def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> None:
     then = work(100, mm=5.0, softmax=1.0, copy=0.5)
     now = work(100, mm=8.0, softmax=1.01, sort=2.0)
-    found = compare(measured(tok_s=50.0, step=now), baseline_of(measured(step=then)))
-    assert found.verdict is Verdict.SLOWER
-    assert found.why == (
+    comparison = compare(
+        measured(tok_s=50.0, step=now), baseline_of(measured(step=then))
+    )
+    assert comparison.verdict is Verdict.SLOWER
+    assert comparison.why == (
         "grew: mm, 5.00 -> 8.00 ms a step",
         "new in a step: sort, 2.00 ms in 2 calls",
     )
@@ -112,16 +119,18 @@ def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> Non
         environment=ENVIRONMENT,
         again=("llama-perf", "run", "--compare", "--set", "cpu"),
         results=(measured(tok_s=50.0, step=now),),
-        comparisons=(found,),
+        comparisons=(comparison,),
     )
     again = f"again: llama-perf run --compare --set cpu --row {CPU_ROW.id}"
     lines = as_text(report).splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("SLOWER "))
-    assert lines[start + 1 : start + 4] == [f"  {each}" for each in (*found.why, again)]
+    assert lines[start + 1 : start + 4] == [
+        f"  {line}" for line in (*comparison.why, again)
+    ]
     assert f"  - {again}" in as_markdown(report)
 
 
-def test_calls_that_changed_are_told_with_the_time() -> None:
+def test_changed_calls_are_reported_with_the_time() -> None:
     then = measured(
         step=StepWork(
             calls=1, ms=1, operators=(OperatorTime(name="mm", calls=1, ms=1),)

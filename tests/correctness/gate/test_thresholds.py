@@ -98,7 +98,7 @@ def test_limits_widen_with_the_deviation_and_with_fewer_processes(
 
 
 @given(SPREAD, PROCESSES)
-def test_the_minimum_detectable_effect_is_found_at_its_power(
+def test_the_minimum_detectable_loss_is_detected_with_its_power(
     spread: Spread, processes: int
 ) -> None:
     share = minimum_detectable(spread, processes)
@@ -143,7 +143,7 @@ def test_a_geometric_mean_scales_and_lies_within(
 def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:
     # One standard normal for the stored mean, the other steps independent given it.
     normal = NormalDist()
-    alone = normal.cdf(-THRESHOLDS.screen) * normal.cdf(-THRESHOLDS.confirm_pairs)
+    by_pairs = normal.cdf(-THRESHOLDS.screen) * normal.cdf(-THRESHOLDS.confirm_pairs)
     fresh = 1 / THRESHOLDS.confirm_processes
     for processes in (5, 10, 20):
         stored = 1 / processes
@@ -154,4 +154,4 @@ def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> N
             screen = THRESHOLDS.screen * math.sqrt(1 + stored) - lucky
             confirm = THRESHOLDS.confirm * math.sqrt(fresh + stored) - lucky
             both += normal.cdf(-screen) * normal.cdf(-confirm / math.sqrt(fresh))
-        assert both / steps < alone, processes
+        assert both / steps < by_pairs, processes

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,72 +38,89 @@ def test_a_loss_of_speed_beyond_the_limit_is_slower(row: RowSpec, share: float) 
 def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
     comparison = compare(measured(tok_s=60.0), baseline_of(measured()))
     assert comparison.id == CPU_ROW.id
-    told = (
+    message = (
         "tok/s 100.00 -> 60.00 (-40.0%); tok/s per GB/s of the device 5.000 -> 3.000"
         " (-40.0%, limit 25.0%)"
     )
-    assert comparison.reason == told + FIXED_LIMIT
+    assert comparison.reason == message + FIXED_LIMIT
 
 
-def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
+def test_a_change_of_speed_names_the_other_choices_of_autoquant() -> None:
     before = baseline_of(
         measured(autoquant=(chosen("int8wo"), chosen("none", columns=96)))
     )
-    told = "autoquant chose none instead of int8wo for 128 x 64"
+    message = "autoquant chose none instead of int8wo for 128 x 64"
     for tok_s, verdict in ((60.0, Verdict.SLOWER), (200.0, Verdict.FASTER)):
         now = (chosen("none"), chosen("none", columns=96))
         comparison = compare(measured(tok_s=tok_s, autoquant=now), before)
         assert comparison.verdict is verdict
-        assert comparison.reason.endswith(f"%){FIXED_LIMIT}; {told}")
+        assert comparison.reason.endswith(f"%){FIXED_LIMIT}; {message}")
         same = (chosen("int8wo"),)
         comparison = compare(measured(tok_s=tok_s, autoquant=same), before)
         assert "autoquant" not in comparison.reason
 
 
-def test_more_memory_beyond_the_limit_is_larger() -> None:
-    grown = measured(CUDA_ROW, peak_memory_bytes=1_011_000_000)
-    comparison = compare(grown, baseline_of(measured(CUDA_ROW)))
-    assert comparison.verdict is Verdict.LARGER
-    assert comparison.failed
-    assert comparison.reason == ("peak memory 1.000 GB -> 1.011 GB (+1.1%, limit 1.0%)")
+GB = 1_000_000_000
+PEAK, TENSORS = "peak_memory_bytes", "peak_allocated_bytes"
+SIZE = "model_size_bytes"
+ALLOCATED, TWO = "allocated memory", "+2.0%, 1.0%"
 
 
-def test_a_larger_model_is_larger_even_at_the_same_peak() -> None:
-    comparison = compare(
-        measured(model_size_bytes=501_000_000), baseline_of(measured())
+@pytest.mark.parametrize(
+    ("row", "metric", "then", "now", "values", "change"),
+    [
+        (CUDA_ROW, PEAK, 1.0, 1.011, "peak memory 1.000 GB -> 1.011 GB", "+1.1%, 1.0%"),
+        (CUDA_ROW, PEAK, 1.0, 1.02, "peak memory 1.000 GB -> 1.020 GB", "+2.0%, 1.0%"),
+        (CUDA_ROW, PEAK, 1.0, 1.009, "", ""),
+        (CUDA_ROW, TENSORS, 1.0, 1.02, f"{ALLOCATED} 1.000 GB -> 1.020 GB", TWO),
+        (CUDA_ROW, TENSORS, 1.0, 1.009, "", ""),
+        (CPU_ROW, TENSORS, 0.1, 0.102, f"{ALLOCATED} 0.100 GB -> 0.102 GB", TWO),
+        # A larger model is larger even at the same peak.
+        (CPU_ROW, SIZE, 0.5, 0.501, "model size 0.500 GB -> 0.501 GB", "+0.2%, 0.1%"),
+        # A small resident set may grow by the noise of any resident set, 32 MB.
+        (CPU_ROW, PEAK, 0.1, 0.132 - 1e-9, "", ""),
+        (
+            CPU_ROW,
+            PEAK,
+            0.1,
+            0.132 + 1e-8,
+            "peak memory 0.100 GB -> 0.132 GB",
+            "+32.0%, 32.0%",
+        ),
+    ],
+)
+def test_a_growth_beyond_its_limit_is_larger(
+    row: RowSpec, metric: str, then: float, now: float, values: str, change: str
+) -> None:
+    before, after = ({metric: round(size_gb * GB)} for size_gb in (then, now))
+    comparison = compare(measured(row, **after), baseline_of(measured(row, **before)))
+    assert comparison.failed == bool(values)
+    assert comparison.verdict is (Verdict.LARGER if values else Verdict.SAME)
+    assert not values or comparison.reason == f"{values} ({change})".replace(
+        ", ", ", limit "
     )
-    assert comparison.verdict is Verdict.LARGER
-    assert "model size 0.500 GB -> 0.501 GB" in comparison.reason
 
 
-def test_slower_and_larger_tells_both() -> None:
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [
+        ({"tok_s": 200.0}, Verdict.FASTER),
+        ({PEAK: 500_000_000}, Verdict.SMALLER),
+        ({SIZE: 250_000_000}, Verdict.SMALLER),
+    ],
+)
+def test_a_better_row_does_not_fail(better: dict[str, Any], verdict: Verdict) -> None:
+    comparison = compare(measured(**better), baseline_of(measured()))
+    assert comparison.verdict is verdict
+    assert not comparison.failed
+
+
+def test_a_slower_and_larger_row_gives_both_reasons() -> None:
     worse = measured(tok_s=10.0, peak_memory_bytes=2_000_000_000)
     comparison = compare(worse, baseline_of(measured()))
     assert comparison.verdict is Verdict.SLOWER
     assert "tok/s" in comparison.reason
     assert "peak memory" in comparison.reason
-
-
-def test_a_small_resident_set_may_grow_by_the_noise_of_any_resident_set() -> None:
-    then = baseline_of(measured(peak_memory_bytes=100_000_000))
-    noise = default_limits("cpu")["peak_memory_bytes"]
-    within = compare(measured(peak_memory_bytes=100_000_000 + int(noise) - 1), then)
-    beyond = compare(measured(peak_memory_bytes=100_000_000 + int(noise) + 10), then)
-    assert within.verdict is Verdict.SAME
-    assert beyond.verdict is Verdict.LARGER
-    assert "limit 32.0%" in beyond.reason
-
-
-def test_better_is_told_and_does_not_fail() -> None:
-    faster = compare(measured(tok_s=200.0), baseline_of(measured()))
-    smaller = compare(measured(peak_memory_bytes=500_000_000), baseline_of(measured()))
-    packed = compare(measured(model_size_bytes=250_000_000), baseline_of(measured()))
-    assert [each.verdict for each in (faster, smaller, packed)] == [
-        Verdict.FASTER,
-        Verdict.SMALLER,
-        Verdict.SMALLER,
-    ]
-    assert not any(each.failed for each in (faster, smaller, packed))
 
 
 @pytest.mark.parametrize("missing_fails", [True, False])
@@ -134,30 +152,17 @@ def test_what_does_not_compare_is_never_a_pass() -> None:
 def test_another_device_is_reported_and_judges_nothing() -> None:
     slow = measured(tok_s=1.0, peak_memory_bytes=9_000_000_000)
     other = replace(ENVIRONMENT, device_key="cpu-other-2c")
-    found = compare(slow, baseline_of(measured()), environment=other)
-    assert found.verdict is Verdict.INCOMPARABLE
-    assert not found.failed
-    assert found.reason == (
+    comparison = compare(slow, baseline_of(measured()), environment=other)
+    assert comparison.verdict is Verdict.INCOMPARABLE
+    assert not comparison.failed
+    assert comparison.reason == (
         "the baseline is of another device, cpu-some-2c, so nothing is judged: tok/s"
         " 100.00 -> 1.00 (-99.0%)"
     )
-    assert {each.metric: each.limit for each in found.changes}["peak memory"] is None
-    assert not any(each.worse for each in found.changes)
-
-
-@pytest.mark.parametrize("metric", ["peak_memory_bytes", "peak_allocated_bytes"])
-def test_two_percent_more_memory_of_a_card_is_always_found(metric: str) -> None:
-    then = baseline_of(measured(CUDA_ROW, **{metric: 1_000_000_000}))
-    for grown, verdict in ((1.02, Verdict.LARGER), (1.009, Verdict.SAME)):
-        now = measured(CUDA_ROW, **{metric: round(1e9 * grown)})
-        assert compare(now, then).verdict is verdict
-
-
-def test_two_percent_more_allocated_memory_is_found_on_a_cpu() -> None:
-    then = baseline_of(measured(peak_allocated_bytes=100_000_000))
-    found = compare(measured(peak_allocated_bytes=102_000_000), then)
-    assert found.verdict is Verdict.LARGER
-    assert found.reason == "allocated memory 0.100 GB -> 0.102 GB (+2.0%, limit 1.0%)"
+    assert {change.metric: change.limit for change in comparison.changes}[
+        "peak memory"
+    ] is None
+    assert not any(change.worse for change in comparison.changes)
 
 
 def test_a_row_that_is_invalid_fails_with_or_without_a_comparison() -> None:
@@ -201,7 +206,7 @@ def test_changed_environments_are_named_field_by_field() -> None:
 def test_a_metric_the_baseline_lacks_is_not_judged() -> None:
     then = baseline_of(measured(decode_tok_s=None, time_to_first_token_s=None))
     comparison = compare(measured(), then)
-    assert [each.metric for each in comparison.changes] == [
+    assert [change.metric for change in comparison.changes] == [
         "tok/s",
         "tok/s per GB/s of the device",
         "peak memory",

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
-from llama_perf.files import write_atomically
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -86,19 +84,3 @@ def test_a_truncated_file(share: float) -> None:
 def test_our_own_nan_is_a_bug_not_a_file() -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         to_json(replace(MEASUREMENT, tok_s=float("nan")))
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a" / "b.json"
-    write_atomically(path, "old")
-
-    def fail(_handle: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("llama_perf.files.os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]

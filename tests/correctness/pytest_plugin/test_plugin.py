@@ -24,15 +24,11 @@ pytest_plugins = ["pytester"]
 UNREACHED, SURPASSED = 1e12, 1e-6
 
 
-def verdicts(project: Project) -> dict[str, Verdict]:
-    return {each.id: each.verdict for each in project.report().comparisons}
-
-
 def test_without_a_comparison_rows_are_measured_and_pass(project: Project) -> None:
     result = project.run()
     assert result.ret == pytest.ExitCode.OK
     result.assert_outcomes(passed=2, skipped=1)
-    assert verdicts(project) == {
+    assert project.verdicts() == {
         PLAIN: Verdict.NOT_COMPARED,
         INT8: Verdict.NOT_COMPARED,
         FP6: Verdict.NOT_RUN,
@@ -68,7 +64,7 @@ def test_no_baseline_fails_every_row_and_says_how_to_record_one(
 def test_no_baseline_is_only_reported_where_that_is_allowed(project: Project) -> None:
     result = project.run("--benchmark-compare", "--on-missing-baseline=report")
     assert result.ret == pytest.ExitCode.OK
-    assert set(verdicts(project).values()) == {Verdict.NO_BASELINE, Verdict.NOT_RUN}
+    assert set(project.verdicts().values()) == {Verdict.NO_BASELINE, Verdict.NOT_RUN}
     result.stdout.fnmatch_lines(["*record one with:"])
 
 
@@ -80,12 +76,18 @@ def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None
     result = project.run("--benchmark-compare", *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=1)
-    told = f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> * (-100.0%); *"
-    told += f" (-100.0%, limit 25.0%){FIXED_LIMIT}"
-    result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", told])
+    measurement = project.report().results[0].measurement
+    assert measurement is not None
+    tok_s = measurement.tok_s
+    reason = (
+        f"SLOWER {PLAIN}: tok/s 1000000000000.00 -> {tok_s:.2f} (-100.0%); tok/s per"
+        f" GB/s of the device 50000000000.000 -> {tok_s / 20:.3f}"
+        f" (-100.0%, limit 25.0%){FIXED_LIMIT}"
+    )
+    result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", reason])
     result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
     failures = ElementTree.parse(junit).getroot().iter("failure")
-    assert [str(each.get("message"))[:6] for each in failures] == ["Failed"]
+    assert [str(failure.get("message"))[:6] for failure in failures] == ["Failed"]
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -94,7 +96,7 @@ def test_a_second_run_passes_against_the_first(project: Project) -> None:
     project.record(tok_s=SURPASSED)
     result = project.run("--benchmark-compare")
     assert result.ret == pytest.ExitCode.OK
-    assert verdicts(project)[PLAIN] is Verdict.FASTER
+    assert project.verdicts()[PLAIN] is Verdict.FASTER
     result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
 
 
@@ -139,7 +141,7 @@ def test_the_slowdown_switch_makes_its_row_fail_and_no_other(project: Project) -
     project.record()
     slow = "--inject-slowdown=*int8wo*=1000"
     result = project.run("--benchmark-compare", slow)
-    assert verdicts(project) == {
+    assert project.verdicts() == {
         PLAIN: Verdict.SAME,
         INT8: Verdict.SLOWER,
         FP6: Verdict.NOT_RUN,
@@ -161,8 +163,8 @@ def test_x_and_lf_see_a_regressed_row(project: Project) -> None:
     stopped = project.run("--benchmark-compare", "-x")
     stopped.assert_outcomes(failed=1)
     stopped.stdout.fnmatch_lines(["1 row: 1 run*; stopped before 2 more"])
-    again = project.run("--benchmark-compare", "--lf")
-    again.assert_outcomes(failed=1)
+    rerun = project.run("--benchmark-compare", "--lf")
+    rerun.assert_outcomes(failed=1)
     assert [result.id for result in project.report().results] == [PLAIN]
 
 
@@ -174,32 +176,27 @@ def test_a_row_that_changed_under_its_id_does_not_pass(project: Project) -> None
     path.write_text(text.replace(fingerprint, "0" * 16), encoding="utf-8")
     result = project.run("--benchmark-compare")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert verdicts(project)[PLAIN] is Verdict.INCOMPARABLE
+    assert project.verdicts()[PLAIN] is Verdict.INCOMPARABLE
 
 
 def test_a_row_that_breaks_fails_and_the_others_are_kept(project: Project) -> None:
-    rows = (project.path / "rows.toml").read_text(encoding="utf-8")
-    broken = rows.replace('"fp6"', '"int4wo-64"')
-    (project.path / "rows.toml").write_text(broken, encoding="utf-8")
+    project.edit_rows('"fp6"', '"int4wo-64"')
     result = project.run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["INVALID tiny.int4wo-64*: *group size 64 must*"])
-    assert [each.measurement is None for each in project.report().results] == [
-        False,
-        False,
-        True,
-    ]
+    results = project.report().results
+    assert [result.measurement is None for result in results] == [False, False, True]
 
 
-def test_a_stale_row_of_the_baseline_is_told(project: Project) -> None:
+def test_a_stale_row_of_the_baseline_is_reported(project: Project) -> None:
     project.run()
     path = project.record(tok_s=SURPASSED)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f'"id": "{PLAIN}"', '"id": "gone"'), "utf-8")
     result = project.run("--benchmark-compare")
     result.stdout.fnmatch_lines(["in the baseline but in no set: gone"])
-    assert verdicts(project)[PLAIN] is Verdict.NO_BASELINE
+    assert project.verdicts()[PLAIN] is Verdict.NO_BASELINE
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
@@ -208,20 +205,20 @@ def test_selecting_rows_makes_no_other_row_stale(project: Project) -> None:
     project.record(tok_s=SURPASSED)
     result = project.run("--benchmark-compare", "--row", "*int8wo*")
     assert result.ret == pytest.ExitCode.OK
-    assert list(verdicts(project)) == [INT8]
+    assert list(project.verdicts()) == [INT8]
     result.stdout.no_fnmatch_line("in the baseline but in no set*")
     assert project.run("-k", "int8wo").ret == pytest.ExitCode.OK
-    assert list(verdicts(project)) == [INT8]
+    assert list(project.verdicts()) == [INT8]
 
 
 def test_markdown_and_results_go_where_they_are_sent(project: Project) -> None:
-    result = project.run("--markdown=table.md", "--results=out/kept.json")
+    result = project.run("--markdown=table.md", "--results=out/saved.json")
     assert result.ret == pytest.ExitCode.OK
     text = (project.path / "table.md").read_text(encoding="utf-8")
     assert text.startswith("### llama-perf: 3 rows: 2 run, 1 NOT_RUN")
     assert "| verdict" in text
-    kept = json.loads((project.path / "out/kept.json").read_text(encoding="utf-8"))
-    assert [row["id"] for row in kept["results"]] == [PLAIN, INT8, FP6]
+    saved = json.loads((project.path / "out/saved.json").read_text(encoding="utf-8"))
+    assert [row["id"] for row in saved["results"]] == [PLAIN, INT8, FP6]
 
 
 def test_saved_times_are_those_of_the_samples(project: Project) -> None:
@@ -232,7 +229,7 @@ def test_saved_times_are_those_of_the_samples(project: Project) -> None:
     measurement = project.report().results[0].measurement
     assert measurement is not None
     assert first["stats"]["data"] == pytest.approx(
-        [each / 1e9 for each in measurement.sample_ns]
+        [duration / 1e9 for duration in measurement.sample_ns]
     )
     assert first["extra_info"]["tok_s"] == measurement.tok_s
     assert first["extra_info"]["row"] == PLAIN

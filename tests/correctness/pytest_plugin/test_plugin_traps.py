@@ -14,7 +14,7 @@ USAGE_ERROR = pytest.ExitCode.USAGE_ERROR
 SURPASSED = 1e-6
 
 
-def told(result: pytest.RunResult) -> str:
+def refusal_of(result: pytest.RunResult) -> str:
     """The one line of a usage error."""
     assert result.ret == USAGE_ERROR
     lines = [line for line in result.stderr.lines if line.startswith("ERROR: ")]
@@ -25,7 +25,7 @@ def told(result: pytest.RunResult) -> str:
 
 def test_a_path_that_compare_swallowed(project: Project) -> None:
     result = project.pytester.runpytest_inprocess("--benchmark-compare", "tests/perf")
-    assert told(result) == (
+    assert refusal_of(result) == (
         "--benchmark-compare took 'tests/perf' as its value; put paths first: pytest"
         " tests/perf --benchmark-compare"
     )
@@ -33,16 +33,18 @@ def test_a_path_that_compare_swallowed(project: Project) -> None:
 
 @pytest.mark.parametrize("flag", ["--benchmark-disable", "--benchmark-skip"])
 def test_compare_without_measuring(project: Project, flag: str) -> None:
-    assert flag in told(project.run("--benchmark-compare", flag))
+    assert flag in refusal_of(project.run("--benchmark-compare", flag))
 
 
 def test_compare_with_pytest_benchmarks_own_limits(project: Project) -> None:
     limits = "--benchmark-compare-fail=mean:5%"
-    assert "saved runs of pytest-benchmark" in told(project.run("--compare", limits))
+    assert "saved runs of pytest-benchmark" in refusal_of(
+        project.run("--compare", limits)
+    )
 
 
 def test_compare_under_xdist(project: Project) -> None:
-    assert "xdist" in told(project.run("--benchmark-compare", "-n", "2"))
+    assert "xdist" in refusal_of(project.run("--benchmark-compare", "-n", "2"))
 
 
 def test_rows_under_xdist(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,7 @@ def test_rows_under_xdist(project: Project, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_json_file_in_a_folder_that_is_not_there(project: Project) -> None:
     result = project.run("--benchmark-json=nowhere/out.json")
-    assert "'nowhere/out.json' is not allowed; its folder" in told(result)
+    assert "'nowhere/out.json' is not allowed; its folder" in refusal_of(result)
     assert not (project.path / ".llama-perf").exists()
 
 
@@ -80,12 +82,14 @@ def test_a_json_file_in_a_folder_that_is_not_there(project: Project) -> None:
 def test_a_wrong_option_is_one_line(
     project: Project, option: str, message: str
 ) -> None:
-    assert message in told(project.run(option))
+    assert message in refusal_of(project.run(option))
 
 
 def test_an_unknown_set(project: Project) -> None:
     result = project.pytester.runpytest_inprocess("tests/perf", "--set=gpu")
-    assert told(result).startswith("set: 'gpu' is not allowed; allowed: batch, cpu, ")
+    assert refusal_of(result).startswith(
+        "set: 'gpu' is not allowed; allowed: batch, cpu, "
+    )
 
 
 def test_a_damaged_baseline_is_named_before_anything_runs(project: Project) -> None:
@@ -94,7 +98,7 @@ def test_a_damaged_baseline_is_named_before_anything_runs(project: Project) -> N
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2], encoding="utf-8")
     results = (project.path / ".llama-perf" / "last.json").read_bytes()
-    assert str(path) in told(project.run("--benchmark-compare"))
+    assert str(path) in refusal_of(project.run("--benchmark-compare"))
     assert (project.path / ".llama-perf" / "last.json").read_bytes() == results
 
 
@@ -150,9 +154,9 @@ def test_a_saved_run_can_be_compared_with_by_number_and_by_path(
     project.run("--benchmark-save=one")
     (saved,) = project.path.glob(".benchmarks/*/0001_one.json")
     saved.write_text(slow_down(saved.read_text(encoding="utf-8")), encoding="utf-8")
-    copy = project.path / "kept.json"
+    copy = project.path / "copy.json"
     shutil.copy(saved, copy)
-    for value in ("0001", str(copy), "kept.json"):
+    for value in ("0001", str(copy), "copy.json"):
         result = project.run(f"--benchmark-compare={value}")
         result.assert_outcomes(failed=2, skipped=1)
         result.stdout.fnmatch_lines([f"SLOWER {INT8}: *"])
@@ -164,7 +168,7 @@ def test_a_saved_run_of_another_suite_is_refused(project: Project) -> None:
     del saved["llama_perf"]
     (project.path / "other.json").write_text(json.dumps(saved), encoding="utf-8")
     result = project.run("--benchmark-compare=other.json")
-    assert "it holds no llama-perf records" in told(result)
+    assert "it holds no llama-perf records" in refusal_of(result)
 
 
 def test_a_baseline_of_another_device_does_not_compare(project: Project) -> None:
@@ -179,8 +183,8 @@ def test_a_baseline_of_another_device_does_not_compare(project: Project) -> None
     result.stdout.fnmatch_lines([f"INCOMPARABLE {PLAIN}: *of another device, *"])
 
 
-def test_other_tests_run_beside_the_rows(project: Project) -> None:
-    beside = project.path / "tests" / "perf" / "test_other.py"
-    beside.write_text("def test_other(benchmark):\n    benchmark(lambda: 1)\n", "utf-8")
+def test_other_tests_run_with_the_rows(project: Project) -> None:
+    other = project.path / "tests" / "perf" / "test_other.py"
+    other.write_text("def test_other(benchmark):\n    benchmark(lambda: 1)\n", "utf-8")
     result = project.run()
     result.assert_outcomes(passed=3, skipped=1)

@@ -47,7 +47,7 @@ def report_of(*results: RowResult, **changes: Any) -> Report:
 
 
 def compared(*results: RowResult, **changes: Any) -> Report:
-    """The same beside a baseline of CPU_ROW and OTHER, both with MEASUREMENT."""
+    """The same, compared with a baseline of CPU_ROW and OTHER."""
     baseline = baseline_of(measured(), measured(OTHER))
     verdicts = tuple(compare(result, baseline) for result in results)
     return report_of(*results, comparisons=verdicts, **changes)
@@ -156,18 +156,18 @@ def test_the_summary_counts_what_was_run_and_what_was_not(
 
 def test_a_bar_in_a_cell_ends_no_cell() -> None:
     row = replace(CPU_ROW, model="a|b\\|c")
-    header, _, found = cells(as_markdown(report_of(measured(row))))
-    assert len(found) == len(header)
-    assert found[0].replace(r"\|", "|") == row.id
+    header, _, shown = cells(as_markdown(report_of(measured(row))))
+    assert len(shown) == len(header)
+    assert shown[0].replace(r"\|", "|") == row.id
     assert row.id in as_text(report_of(measured(row)))
 
 
 def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
-    plain = report_of(measured(), measured(OTHER))
+    without_table = report_of(measured(), measured(OTHER))
     then = replace(MEASUREMENT, tok_s=107.38, device_bandwidth_gb_s=2039.0)
-    with_table = replace(plain, reference={OTHER.id: then})
+    with_table = replace(without_table, reference={OTHER.id: then})
     for draw in (as_text, as_markdown):
-        assert "A100" not in draw(plain)
+        assert "A100" not in draw(without_table)
     header, _, first, second = cells(as_markdown(with_table))
     columns = ["verdict", "A100 tok/s", "speed-up", "A100 %", "A100 peak GB"]
     assert header[-5:] == columns
@@ -175,12 +175,12 @@ def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
     assert second[-4:] == ["107.38", "0.93x", "0.5", "1.00"]
 
 
-def test_the_speed_up_over_the_a100_is_of_measured_rows_alone() -> None:
+def test_only_measured_rows_have_a_speed_up_over_the_a100() -> None:
     broken = unmeasured(Status.INVALID, "it broke", OTHER)
     report = report_of(measured(tok_s=231.0), broken)
     report = replace(report, reference={CPU_ROW.id: MEASUREMENT, OTHER.id: MEASUREMENT})
-    header, _, *found = cells(as_markdown(report))
-    assert [row[header.index("speed-up")] for row in found] == ["2.31x", "-"]
+    header, _, *shown = cells(as_markdown(report))
+    assert [row[header.index("speed-up")] for row in shown] == ["2.31x", "-"]
 
 
 def test_figures_end_and_words_begin_where_their_column_does() -> None:
@@ -198,8 +198,8 @@ def test_what_autoquant_chose_is_a_table_below() -> None:
     choices = (chosen("int8wo", columns=96), chosen("int4wo-64-hqq", reused=True))
     report = report_of(measured(autoquant=choices), measured(OTHER))
     text = as_text(report)
-    told = text.partition(f"autoquant chose for {CPU_ROW.id}:\n")[2].splitlines()
-    header, _, *lines = [re.sub(r" {2,}", " | ", line.strip()) for line in told[:4]]
+    message = text.partition(f"autoquant chose for {CPU_ROW.id}:\n")[2].splitlines()
+    header, _, *lines = [re.sub(r" {2,}", " | ", line.strip()) for line in message[:4]]
     assert header == (
         "N | K | tokens x products | none | int8wo | int4wo-64-hqq | chosen | times"
     )
@@ -305,8 +305,8 @@ def test_the_command_refuses_what_is_no_report(
     document = json.loads(to_json(report_of(measured())))
     document["results"][0]["row"]["dtype"] = "bf16"
     path.write_text(json.dumps(document), encoding="utf-8")
-    told = refusal(capsys, "report", str(path))
-    assert told.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
+    message = refusal(capsys, "report", str(path))
+    assert message.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
     assert "invalid choice: 'poem'" in refusal(
         capsys, "report", str(path), "--format", "poem"
     )

@@ -71,8 +71,8 @@ def test_pieces_are_one_report(tmp_path: Path) -> None:
         write(tmp_path / "b", measured(ROWS[1]), selected=3),
     ]
     report = read_merged(paths)
-    assert [each.row for each in report.results] == ROWS[:2]
-    assert all(each.measurement for each in report.results)
+    assert [result.row for result in report.results] == ROWS[:2]
+    assert all(result.measurement for result in report.results)
     # The second run stopped before two of its rows.
     assert report.selected == 4
     assert read_merged(list(reversed(paths))).results[0].measurement is not None
@@ -103,12 +103,12 @@ def test_a_table_is_merged_and_its_baseline_recorded(
     merged = from_json(
         Report, (tmp_path / "results.json").read_bytes(), source="results.json"
     )
-    assert [each.row for each in merged.results] == ROWS[:3]
+    assert [result.row for result in merged.results] == ROWS[:3]
     assert ROWS[1].id.split(".")[-1] in (tmp_path / "results.md").read_text("utf-8")
     assert f"since INVALID: {ROWS[2].id}" in capfd.readouterr().out
     (baseline,) = tmp_path.glob("baselines/*/baseline.json")
     recorded = json.loads(baseline.read_text(encoding="utf-8"))["rows"]
-    assert [each["id"] for each in recorded] == [ROWS[0].id, ROWS[1].id]
+    assert [row["id"] for row in recorded] == [ROWS[0].id, ROWS[1].id]
 
 
 def test_a_piece_that_ran_out_of_time_goes_on(
@@ -132,12 +132,12 @@ def test_a_piece_that_ran_out_of_time_goes_on(
     assert table(words) == 1
     assert "not complete: run the same command again" in capfd.readouterr().out
     assert table(words) == 0
-    assert ["--resume" in each for each in asked] == [False, True]
-    assert all("--shard" in each and "--time-budget" in each for each in asked)
+    assert ["--resume" in command for command in asked] == [False, True]
+    assert all("--shard" in command and "--time-budget" in command for command in asked)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--shard", "3/2"], "shard: '3/2' is not allowed; allowed: I/N"),
         (["--wheels", "absent"], "wheels: 'absent' is no folder"),
@@ -145,9 +145,9 @@ def test_a_piece_that_ran_out_of_time_goes_on(
     ],
 )
 def test_wrong_options_are_one_line(
-    words: list[str], told: str, capfd: pytest.CaptureFixture[str]
+    words: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert table(words) == 2
     captured = capfd.readouterr()
-    assert captured.err.startswith(f"cuda_table: error: {told}")
+    assert captured.err.startswith(f"cuda_table: error: {message}")
     assert captured.err.count("\n") == 1

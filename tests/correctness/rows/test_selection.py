@@ -117,8 +117,8 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
             prepare._check_memory(row, reader, card)
             continue
         refused.append(row)
-        told = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
-        with pytest.raises(NotRunnable, match=told):
+        message = rf"needs {needed / 1e9:.1f} GB \(KV cache .*; 23\.6 GB free"
+        with pytest.raises(NotRunnable, match=message):
             prepare._check_memory(row, reader, card)
     assert {row.dtype for row in refused if row.cache_size is None} == {"float32"}
     caches = {row.cache_size for row in refused}
@@ -183,7 +183,7 @@ def schemes_of_the_table() -> set[str]:
     return {line["quantization"] or "none" for line in published()}
 
 
-def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
+def test_the_filled_set_has_room_for_only_the_prompt_and_the_new_tokens() -> None:
     listed = selection.load_set("filled")
     assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
     sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}

@@ -135,12 +135,12 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
 
 
 def test_a_mark_of_an_upstream_issue_is_no_part_of_the_work() -> None:
-    plain = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
-    marked = replace(plain, upstream_issue="pytorch/ao#2376")
-    assert marked.id == plain.id
-    assert marked.fingerprint == plain.fingerprint
-    assert marked.reference_key == plain.reference_key
-    assert marked != plain
+    unmarked = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
+    marked = replace(unmarked, upstream_issue="pytorch/ao#2376")
+    assert marked.id == unmarked.id
+    assert marked.fingerprint == unmarked.fingerprint
+    assert marked.reference_key == unmarked.reference_key
+    assert marked != unmarked
 
 
 @pytest.mark.parametrize(

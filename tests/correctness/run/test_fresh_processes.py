@@ -59,15 +59,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[[Process], list[str]]:
 
 
 def record(*rows: RowSpec, processes: int = 3) -> list[RowResult]:
-    found = in_fresh_processes(rows, processes=processes, options=RunOptions())
-    return [result for result, _ in found]
+    ended = in_fresh_processes(rows, processes=processes, options=RunOptions())
+    return [result for result, _ in ended]
 
 
 def test_rows_take_turns(started: Callable[[Process], list[str]]) -> None:
     ids = started(lambda number, row: (measured(row, tok_s=number), ENVIRONMENT))
     results = record(CPU_ROW, OTHER)
     assert ids == [CPU_ROW.id, OTHER.id] * 3
-    speeds = [each.measurement.tok_s for each in results if each.measurement]
+    speeds = [result.measurement.tok_s for result in results if result.measurement]
     assert speeds == [1, 1, 2, 2, 3, 3]
 
 
@@ -121,9 +121,7 @@ def test_how_many_processes_there_are() -> None:
 
 
 def command(project: Project, *options: str) -> list[str]:
-    words = ["baseline", "record", "--rows", str(project.path / "rows.toml")]
-    words += ["--checkpoints", str(project.path / "checkpoints")]
-    return [*words, "--baselines", str(project.path / "baselines"), *options]
+    return project.words("baseline", "record", *options)
 
 
 def stored(project: Project) -> Path:
@@ -131,7 +129,7 @@ def stored(project: Project) -> Path:
     return baselines.path_of(project.path / "baselines", key)
 
 
-def test_some_rows_are_recorded_anew_and_the_others_kept(project: Project) -> None:
+def test_some_rows_are_recorded_again_and_the_others_stay(project: Project) -> None:
     assert main(command(project, "--processes", "2")) == 0
     before = {row.id: row for row in baselines.read(stored(project)).rows}
     assert main(command(project, "--processes", "3", "--row", INT8)) == 0
@@ -180,7 +178,7 @@ def refusal_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     return last.removeprefix("llama-perf: error: ")
 
 
-def test_a_damaged_baseline_is_told_of_before_the_second_process(
+def test_a_damaged_baseline_is_reported_before_the_second_process(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(project, "--processes", "1")) == 0
@@ -188,13 +186,13 @@ def test_a_damaged_baseline_is_told_of_before_the_second_process(
     path.write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert main(command(project, "--processes", "2")) == 2
-    told = capsys.readouterr().err
-    assert f"llama-perf: error: {path}: Invalid JSON" in told
-    assert told.count("[process ") == 1
+    error = capsys.readouterr().err
+    assert f"llama-perf: error: {path}: Invalid JSON" in error
+    assert error.count("[process ") == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--processes", "0"], "processes: 0 is not allowed; allowed: 1 to 1000"),
         (["--fresh", "--row", "*int8*"], "fresh: '*int8*' is not allowed; the"),
@@ -203,17 +201,19 @@ def test_a_damaged_baseline_is_told_of_before_the_second_process(
     ],
 )
 def test_what_makes_no_baseline_is_refused(
-    project: Project, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+    project: Project,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
-    assert refusal(capsys, *command(project, *options)).startswith(told)
+    assert refusal(capsys, *command(project, *options)).startswith(message)
 
 
 def test_a_run_that_stopped_early_is_no_baseline(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.run("--benchmark-compare", "-x")
-    kept = project.path / ".llama-perf" / "last.json"
-    words = ("baseline", "record", "--from", str(kept))
-    told = refusal(capsys, *words, "--baselines", str(project.path / "baselines"))
-    assert "stopped before 2 of its 3 rows; a part of a run is no baseline" in told
+    results = project.path / ".llama-perf" / "last.json"
+    message = refusal(capsys, *command(project, "--from", str(results)))
+    assert "stopped before 2 of its 3 rows; a part of a run is no baseline" in message
     assert not (project.path / "baselines").exists()

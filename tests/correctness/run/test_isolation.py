@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from llama_perf.errors import BusyError, RecordError
-from llama_perf.results.run import Report, Status, read_report
+from llama_perf.results.run import Status, read_report
 from llama_perf.results.verdict import Verdict
 from llama_perf.run import worker
 from llama_perf.run.lock import DeviceLock
+from tests.correctness.support.command_line import refusal
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project
 from tests.correctness.support.processes import HANG_S, clock_that_waits_for, wait_until
 
@@ -55,21 +56,16 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return sabotage
 
 
-def outcomes(report: Report) -> dict[str, Status]:
-    return {result.id: result.status for result in report.results}
-
-
-def test_a_row_whose_process_is_killed_costs_that_row_alone(
+def test_a_row_whose_process_is_killed_costs_only_that_row(
     project: Project, sabotaged: Callable[[str], None]
 ) -> None:
     sabotaged(f"if id == {PLAIN!r}: os.kill(os.getpid(), 9)")
     result = project.run_isolated()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    report = project.report()
-    found = {each.id: each for each in report.results}
-    assert found[PLAIN].status is Status.INVALID
-    assert str(found[PLAIN].reason).startswith("its process was ended by signal 9")
-    assert found[INT8].status is Status.MEASURED
+    killed, next_row, _ = project.report().results
+    assert (killed.id, killed.status) == (PLAIN, Status.INVALID)
+    assert str(killed.reason).startswith("its process was ended by signal 9")
+    assert next_row.status is Status.MEASURED
     result.stdout.fnmatch_lines([f"*INVALID {PLAIN}: its process was ended by*"])
 
 
@@ -97,10 +93,7 @@ def test_a_row_that_breaks_by_an_upstream_issue_leaves_no_process_to_the_next(
         f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)\n"
         "if row.upstream_issue: session.prepare = None"
     )
-    file = project.path / "rows.toml"
-    text = file.read_text(encoding="utf-8")
-    issue = '[[row]]\nupstream_issue = "pytorch/ao#1"\n'
-    file.write_text(text.replace("[[row]]\n", issue, 1), encoding="utf-8")
+    project.edit_rows("[[row]]\n", '[[row]]\nupstream_issue = "pytorch/ao#1"\n')
     project.run_isolated()
     broken, next_one, _ = project.report().results
     assert broken.status is Status.NOT_RUN
@@ -126,18 +119,10 @@ def test_a_row_that_hangs_ends_as_invalid(
     result.stdout.fnmatch_lines([f"*INVALID {PLAIN}: {reason.replace('* | ', '*')}"])
 
 
-def command(project: Project, *options: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "llama_perf", "run"),
-        *("--rows", str(project.path / "rows.toml")),
-        *("--checkpoints", str(project.path / "checkpoints")),
-        *("--json", str(project.path / "results.json"), *options),
-    ]
-
-
-def started(project: Project, *options: str) -> subprocess.Popen[str]:
+def start(project: Project, *options: str) -> subprocess.Popen[str]:
+    """`llama-perf run` in a process of its own."""
     return subprocess.Popen(
-        command(project, *options),
+        [sys.executable, "-m", "llama_perf", *project.run_words(*options)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -148,29 +133,27 @@ def started(project: Project, *options: str) -> subprocess.Popen[str]:
 def test_a_killed_run_is_resumed_with_every_finished_row_intact(
     project: Project,
 ) -> None:
-    rows = project.path / "rows.toml"
-    text = rows.read_text(encoding="utf-8")
+    kernels = 'kernels = "torchao"'
     # The second row takes until the signal comes.
-    endless = 'kernels = "torchao"\nnum_samples = 200000'
-    rows.write_text(text.replace('kernels = "torchao"', endless), encoding="utf-8")
-    path = project.path / "results.json"
-    with started(project) as process:
+    endless = f"{kernels}\nnum_samples = 200000"
+    project.edit_rows(kernels, endless)
+    path = project.path / ".llama-perf" / "last.json"
+    with start(project) as process:
         try:
             wait_until(path.exists)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
-    rows.write_text(text, encoding="utf-8")
-    before = read_report(path)
-    assert outcomes(before) == {PLAIN: Status.MEASURED}
-    done = subprocess.run(
-        command(project, "--resume"), cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{PLAIN}: taken over, " in done.stderr
-    after = read_report(path)
-    assert after.results[0] == before.results[0]
-    assert outcomes(after)[INT8] is Status.MEASURED
+    project.edit_rows(endless, kernels)
+    (before,) = project.report().results
+    assert (before.id, before.status) == (PLAIN, Status.MEASURED)
+    with start(project, "--resume") as process:
+        _, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, err
+    assert f"{PLAIN}: taken over, " in err
+    first, second, _ = project.report().results
+    assert first == before
+    assert (second.id, second.status) == (INT8, Status.MEASURED)
 
 
 def test_pytest_resumes_and_measures_what_was_not(project: Project) -> None:
@@ -186,18 +169,16 @@ def test_pytest_resumes_and_measures_what_was_not(project: Project) -> None:
 
 def test_rows_not_yet_taken_over_stay_in_the_file(project: Project) -> None:
     project.run().assert_outcomes(passed=2, skipped=1)
-    before = {each.id: each for each in project.report().results}
-    # The first row is run again and ends the run before the second is taken over.
-    text = (project.path / "rows.toml").read_text(encoding="utf-8")
-    (project.path / "rows.toml").write_text(
-        text.replace("[[row]]\n", "[[row]]\ntop_k = 3\n", 1), encoding="utf-8"
-    )
+    _, second, _ = project.report().results
+    assert second.id == INT8
+    # The first row runs again and ends the run before the second is taken over.
+    project.edit_rows("[[row]]\n", "[[row]]\ntop_k = 3\n")
     project.run("--resume", "--maxfail=1", "--row=*top*", "--row=*int8*")
-    assert before[INT8] in project.report().results
+    assert second in project.report().results
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--resume"], "*last.json: cannot be read: No such file*"),
         (["--row-timeout=0"], "*row-timeout: 0.0 is not allowed; allowed: a number*"),
@@ -208,11 +189,11 @@ def test_rows_not_yet_taken_over_stay_in_the_file(project: Project) -> None:
     ],
 )
 def test_what_is_not_allowed_is_one_line(
-    project: Project, options: list[str], told: str
+    project: Project, options: list[str], message: str
 ) -> None:
     result = project.run(*options)
     assert result.ret != 0
-    result.stderr.fnmatch_lines([told])
+    result.stderr.fnmatch_lines([message])
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
@@ -228,9 +209,9 @@ def test_a_run_of_other_code_or_another_machine_is_not_resumed(
     )
     result = project.run("--resume")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    told = f"*resume: *last.json is of another run: threads: 77 -> {threads}*"
-    result.stderr.fnmatch_lines([told])
-    assert path.read_text(encoding="utf-8") != text, "kept as it was found"
+    message = f"*resume: *last.json is of another run: threads: 77 -> {threads}*"
+    result.stderr.fnmatch_lines([message])
+    assert path.read_text(encoding="utf-8") != text, "the file stays as it was"
 
 
 def test_a_row_measured_with_a_slowdown_is_not_taken_over(project: Project) -> None:
@@ -245,8 +226,8 @@ def test_two_runs_on_a_device_are_refused_by_name(project: Project) -> None:
     try:
         result = project.run()
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        told = f"*cpu: in use by another run, process {os.getpid()}: *(--wait)*"
-        result.stderr.fnmatch_lines([told])
+        message = f"*cpu: in use by another run, process {os.getpid()}: *(--wait)*"
+        result.stderr.fnmatch_lines([message])
         with pytest.raises(BusyError, match="two at once would slow each other down"):
             DeviceLock(CPU, wait=False).acquire()
     finally:
@@ -257,7 +238,7 @@ def test_two_runs_on_a_device_are_refused_by_name(project: Project) -> None:
 def test_a_run_that_waits_starts_when_the_device_is_free(project: Project) -> None:
     lock = DeviceLock(CPU, wait=False)
     lock.acquire()
-    process = started(project, "--wait")
+    process = start(project, "--wait")
     assert process.stderr is not None
     line = process.stderr.readline()
     assert "in use by another run" in line
@@ -289,14 +270,11 @@ def test_what_the_budget_leaves_out_fails_where_the_baseline_has_it(
     assert "by the baseline; the baseline has this row" in comparison.reason
 
 
-def test_resuming_without_a_file_is_told(project: Project, tmp_path: Path) -> None:
+def test_resuming_without_a_file_is_refused(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RecordError, match="cannot be read"):
-        read_report(tmp_path / "none.json")
-    done = subprocess.run(
-        [*command(project)[:-2], "--resume"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        "llama-perf: error: resume: None is not allowed; name the results of that run:"
-        " --results FILE\n"
+        read_report(project.path / "none.json")
+    assert refusal(capsys, *project.words("run"), "--resume") == (
+        "resume: None is not allowed; name the results of that run: --results FILE"
     )

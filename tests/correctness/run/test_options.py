@@ -105,7 +105,7 @@ def test_a_shard_is_a_part_in_pytest_too(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"isolate": "none"}, "isolate: 'none' is not allowed; allowed: session, row"),
         ({"row_timeout_s": 0.0}, "row-timeout: 0.0 is not allowed; allowed: a number"),
@@ -113,10 +113,10 @@ def test_a_shard_is_a_part_in_pytest_too(project: Project) -> None:
         ({"checkpoints": Path("none")}, "checkpoints: 'none' is not allowed; no such"),
     ],
 )
-def test_values_that_are_not_allowed(options: dict[str, Any], told: str) -> None:
+def test_values_that_are_not_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         RunOptions(**options)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_slowdown_is_a_share_of_the_rows_that_match() -> None:
@@ -127,3 +127,15 @@ def test_a_slowdown_is_a_share_of_the_rows_that_match() -> None:
         0.25,
         0,
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["25", "=25", "*=", "*=fast", "*=0", "*=-5", "*=1001", "*=nan"]
+)
+def test_a_wrong_slowdown_is_refused(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Slowdown.parse(text)
+    assert str(caught.value) == (
+        f"inject-slowdown: {text!r} is not allowed; write GLOB=PERCENT, percent from"
+        " 0 to 1000"
+    )

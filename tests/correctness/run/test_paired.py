@@ -1,4 +1,4 @@
-"""Two revisions side by side: order, verdicts, the gate's errors, the command."""
+"""Two revisions in pairs: order, verdicts, how often they err, the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_perf.errors import UserError
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import paired as in_pairs
+from llama_perf.run import paired
 from llama_perf.run.paired import Pairs, Side, compare_pairs, measure_pairs
 from llama_perf.run.request import RunOptions, Slowdown
 from llama_perf.run.revision import checked_out, resolve
@@ -45,14 +45,14 @@ def pairs_of(
     return Pairs(
         row=row,
         results={
-            side: [measured(row, tok_s=each) for each in rates]
+            side: [measured(row, tok_s=tok_s) for tok_s in rates]
             for side, rates in sides.items()
         },
     )
 
 
-def verdict(*found: Pairs) -> Comparison:
-    return compare_pairs(found)[0][1]
+def verdict(*measured_pairs: Pairs) -> Comparison:
+    return compare_pairs(measured_pairs)[0][1]
 
 
 def test_a_loss_in_every_pair_is_slower_and_its_gain_faster() -> None:
@@ -70,26 +70,24 @@ def test_a_loss_in_every_pair_is_slower_and_its_gain_faster() -> None:
 def test_what_both_of_a_pair_have_decides_nothing() -> None:
     minutes = [100.0, 60.0, 80.0, 130.0, 90.0]
     scatter = [1.001, 0.999, 1.0, 1.002, 0.998]
-    same = [each * by for each, by in zip(minutes, scatter, strict=True)]
+    same = [tok_s * by for tok_s, by in zip(minutes, scatter, strict=True)]
     assert verdict(pairs_of(minutes, same)).verdict is Verdict.SAME
-    slower = verdict(pairs_of(minutes, [each * 0.97 for each in same]))
+    slower = verdict(pairs_of(minutes, [tok_s * 0.97 for tok_s in same]))
     assert slower.verdict is Verdict.SLOWER
 
 
 def test_a_loss_of_less_than_one_percent_is_none() -> None:
     base = [100.0, 100.001, 99.999, 100.0, 100.0]
-    found = verdict(pairs_of(base, [each * 0.995 for each in base]))
-    assert found.verdict is Verdict.SAME
+    comparison = verdict(pairs_of(base, [tok_s * 0.995 for tok_s in base]))
+    assert comparison.verdict is Verdict.SAME
 
 
 def test_a_larger_model_fails() -> None:
-    found = pairs_of([100.0] * 3, [100.0] * 3)
-    found.results["head"] = [
-        replace(each, measurement=replace(each.measurement, model_size_bytes=10**9))
-        for each in found.results["head"]
-        if each.measurement is not None
+    pairs = pairs_of([100.0] * 3, [100.0] * 3)
+    pairs.results["head"] = [
+        measured(model_size_bytes=10**9) for _ in pairs.results["head"]
     ]
-    assert verdict(found).verdict is Verdict.LARGER
+    assert verdict(pairs).verdict is Verdict.LARGER
 
 
 @pytest.mark.parametrize(
@@ -108,15 +106,15 @@ def test_a_row_that_a_side_did_not_measure(
     def result(status: Status) -> RowResult:
         return measured() if status is Status.MEASURED else unmeasured(status, "why")
 
-    found = Pairs(row=CPU_ROW, results={"base": [result(base)], "head": [result(head)]})
-    shown, comparison = compare_pairs([found])[0]
+    pairs = Pairs(row=CPU_ROW, results={"base": [result(base)], "head": [result(head)]})
+    shown, comparison = compare_pairs([pairs])[0]
     assert comparison.verdict is expected
     assert comparison.failed is failed
     side = "base" if base is not Status.MEASURED else "head"
     assert comparison.reason.startswith(f"{side}: ")
     assert shown.measurement is None
     if expected is Verdict.NO_BASELINE:
-        assert not compare_pairs([found], missing_fails=False)[0][1].failed
+        assert not compare_pairs([pairs], missing_fails=False)[0][1].failed
 
 
 @pytest.fixture
@@ -131,11 +129,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]
         started: list[tuple[str, str]] = []
 
         def stand_in(
-            side: Side, row: RowSpec, given: RunOptions, devices: frozenset[str]
+            side: Side,
+            row: RowSpec,
+            options_there: RunOptions,
+            devices: frozenset[str],
         ) -> WorkerResult:
             name = "base" if side is BASE else "head"
             assert devices == {row.device}
-            assert bool(given.slowdowns) == (options is not None and name == "head")
+            assert bool(options_there.slowdowns) == (
+                options is not None and name == "head"
+            )
             started.append((name, row.id))
             return WorkerResult(result=result(name, row), environment=ENVIRONMENT)
 
@@ -155,7 +158,7 @@ def test_rows_and_sides_take_turns(
     run: Callable[..., list[tuple[str, str]]],
 ) -> None:
     a, b = CPU_ROW, OTHER
-    order = [(side, row.id) for side in ("base", "head") for row in ()]
+    order: list[tuple[str, str]] = []
     for first, second in (("base", "head"), ("head", "base"), ("base", "head")):
         order += [(side, row.id) for row in (a, b) for side in (first, second)]
     assert run(lambda _side, row: measured(row), a, b) == order
@@ -173,7 +176,7 @@ def test_a_row_that_cannot_run_is_tried_once_on_each_side(
     assert started == [("base", CPU_ROW.id), ("head", CPU_ROW.id)]
 
 
-def test_a_slowdown_is_injected_into_the_head_alone(
+def test_a_slowdown_is_injected_only_into_the_head(
     run: Callable[..., list[tuple[str, str]]],
 ) -> None:
     slowed = RunOptions(slowdowns=(Slowdown(glob="*", share=0.5),))
@@ -182,31 +185,29 @@ def test_a_slowdown_is_injected_into_the_head_alone(
 
 def simulated(loss: float, deviation: float, draw: random.Random) -> list[Comparison]:
     rows = [replace(CPU_ROW, max_new_tokens=number) for number in range(1, 21)]
-    found = []
+    measured_pairs = []
     for row in rows:
         sides = []
         for factor in (1.0, 1 - loss):
             sides.append(
                 [100 * factor * math.exp(draw.gauss(0, deviation)) for _ in range(5)]
             )
-        found.append(pairs_of(*sides, row))
-    return [comparison for _, comparison in compare_pairs(found)]
+        measured_pairs.append(pairs_of(*sides, row))
+    return [comparison for _, comparison in compare_pairs(measured_pairs)]
 
 
 def test_simulated_pairs_raise_no_false_alarm_and_find_what_they_should() -> None:
     draw = random.Random(0)
-    for deviation, found_loss in ((0.004, 0.025), (0.01, 0.05), (0.02, 0.10)):
+    for deviation, loss in ((0.004, 0.025), (0.01, 0.05), (0.02, 0.10)):
         alarms = sum(
-            any(each.failed for each in simulated(0.0, deviation, draw))
+            any(row.failed for row in simulated(0.0, deviation, draw))
             for _ in range(100)
         )
         assert alarms == 0
-        found = [
-            each.failed
-            for _ in range(5)
-            for each in simulated(found_loss, deviation, draw)
+        failed = [
+            row.failed for _ in range(5) for row in simulated(loss, deviation, draw)
         ]
-        assert sum(found) >= 0.9 * len(found), deviation
+        assert sum(failed) >= 0.9 * len(failed), deviation
 
 
 def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ([], "compare: name a base: --base REV, --base-python PATH or both"),
         (["--base", "no-such-branch"], "base: 'no-such-branch' names no commit of "),
@@ -239,36 +240,36 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(
-    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", "--set", "cpu", *options]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"llama-perf: error: {told}")
+    assert error.startswith(f"llama-perf: error: {message}")
     assert error.count("\n") == 1
 
 
-def test_this_environment_beside_itself(
+def test_this_environment_compared_with_itself(
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # The shortest that decides anything; what it decides on one core is not asked.
-    monkeypatch.setattr(in_pairs, "LEAST_PAIRS", 2)
-    kept = project.path / "pairs.json"
+    monkeypatch.setattr(paired, "MIN_PAIRS", 2)
+    results = project.path / "pairs.json"
     code = main(
         [
             *("compare", "--base-python", sys.executable, "--pairs", "2"),
             *("--rows", str(project.path / "rows.toml")),
             *("--checkpoints", str(project.path / "checkpoints")),
-            *("--row", "*none*", "--row", "*fp6*", "--json", str(kept)),
+            *("--row", "*none*", "--row", "*fp6*", "--results", str(results)),
         ]
     )
     assert code in (0, 1)
-    told = capsys.readouterr()
-    assert f"[pair 2/2] {PLAIN}, base: " in told.err
-    assert f"baseline: {sys.executable}, in 2 pairs of processes" in told.out
-    report = from_json(Report, kept.read_bytes(), source="pairs")
-    assert [each.id for each in report.results] == [PLAIN, FP6]
+    output = capsys.readouterr()
+    assert f"[pair 2/2] {PLAIN}, base: " in output.err
+    assert f"baseline: {sys.executable}, in 2 pairs of processes" in output.out
+    report = from_json(Report, results.read_bytes(), source="pairs")
+    assert [result.id for result in report.results] == [PLAIN, FP6]
     assert report.comparisons[0].reason.endswith(("slower in 0", "slower in 1", "in 2"))
     assert report.comparisons[1].verdict is Verdict.NOT_RUN
-    assert INT8 not in json.dumps(told.err)
+    assert INT8 not in json.dumps(output.err)

@@ -16,10 +16,10 @@ ROW = RowSpec(
 
 def test_rows_take_turns_and_each_round_is_kept() -> None:
     rows = [ROW, replace(ROW, cache_size=64)]
-    found = timed(rows, 3, checkpoints=None)
-    assert [each.row for each in found] == rows
-    assert [len(each.decode_ns) for each in found] == [3, 3]
-    assert all(ns > 0 for each in found for ns in each.decode_ns)
+    results = timed(rows, 3, checkpoints=None)
+    assert [result.row for result in results] == rows
+    assert [len(result.decode_ns) for result in results] == [3, 3]
+    assert all(ns > 0 for result in results for ns in result.decode_ns)
 
 
 def test_the_table_has_the_median_of_the_ratios_by_round() -> None:
@@ -34,12 +34,12 @@ def test_the_table_has_the_median_of_the_ratios_by_round() -> None:
 
 def test_the_rows_are_what_the_document_claims() -> None:
     small, *_ = GROUPS[0]
-    assert [each.kv_cache for each in GROUPS[0]] == [None, None, "int8"]
-    assert [each.allocated_positions for each in GROUPS[0][1:]] == [2048, 2048]
+    assert [row.kv_cache for row in GROUPS[0]] == [None, None, "int8"]
+    assert [row.allocated_positions for row in GROUPS[0][1:]] == [2048, 2048]
     assert small.max_new_tokens == 200
     for group in GROUPS[1:]:
-        assert [each.allocated_positions for each in group] == [8192, 131072]
-        assert {each.fill for each in group} == {200}
+        assert [row.allocated_positions for row in group] == [8192, 131072]
+        assert {row.fill for row in group} == {200}
     document, begin, end = PLACE
     text = document.read_text(encoding="utf-8")
     assert begin in text

@@ -56,9 +56,9 @@ def installs(folder: Path, *words: str) -> str:
     """What `make setup` would run from the virtual environment on, with its name."""
     done = make(folder, "-n", "setup", *words)
     assert done.returncode == 0, done.stderr
-    _, found, told = done.stdout.partition(f"-m venv {folder / 'venv'}\n")
-    assert found
-    return told.replace(str(folder / "venv"), "VENV")
+    _, start, commands = done.stdout.partition(f"-m venv {folder / 'venv'}\n")
+    assert start
+    return commands.replace(str(folder / "venv"), "VENV")
 
 
 def card(monkeypatch: pytest.MonkeyPatch, folder: Path, cuda: str) -> None:
@@ -79,15 +79,15 @@ def test_with_a_card_the_build_for_its_driver_comes_first(
     card(monkeypatch, tmp_path, cuda)
     first, pins, *rest = installs(tmp_path).splitlines()
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    newest = next(each for each in lines if each.startswith("torch==")).split("==")[1]
+    newest = next(line for line in lines if line.startswith("torch==")).split("==")[1]
     assert first.endswith(
         f" --force-reinstall --no-deps 'torch>=2.11,<={newest}'"
         f" --index-url https://download.pytorch.org/whl/{build}"
     )
-    kept = "VENV/constraints.txt"
-    assert pins == f"VENV/bin/python scripts/choose_torch --pins > {kept}"
+    merged = "VENV/constraints.txt"
+    assert pins == f"VENV/bin/python scripts/choose_torch --pins > {merged}"
     # The same as without a card, but for what holds the versions.
-    *others, last = PLAIN.replace("constraints.txt", kept).splitlines()
+    *others, last = PLAIN.replace("constraints.txt", merged).splitlines()
     assert rest[:-1] == others
     assert build in rest[-1], "to know it by from the next one that is asked for"
     assert last.startswith("touch ")
@@ -99,8 +99,8 @@ def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
     card(monkeypatch, tmp_path, "12.4")
     done = make(tmp_path, "setup")
     assert done.returncode == 2
-    told, *_ = done.stderr.splitlines()
-    assert told == (
+    first, *_ = done.stderr.splitlines()
+    assert first == (
         "choose_torch: error: nvidia-smi lists NVIDIA H100 80GB HBM3 (driver 550.54.15,"
         " CUDA 12.4): update the driver to one for CUDA 12.6 or newer, or install"
         " without a build for it (make TORCH=)"
@@ -153,9 +153,9 @@ def test_another_torch_than_the_one_in_place_is_set_up_anew(tmp_path: Path) -> N
         ("torch==2.12.1", (), False),
     ):
         ready.write_text(f"{content}\n" if content else "", encoding="utf-8")
-        told = make(tmp_path, "-n", "setup", *words).stdout
-        assert ("-m venv" in told) == anew, (content, words)
-        assert (done in told) != anew
+        output = make(tmp_path, "-n", "setup", *words).stdout
+        assert ("-m venv" in output) == anew, (content, words)
+        assert (done in output) != anew
 
 
 def test_a_card_that_is_hidden_is_none(
@@ -175,9 +175,9 @@ def test_the_constraints_do_not_fight_the_torch_that_is_installed() -> None:
         check=True,
     )
     listed = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    kept = [each for each in listed if not each.startswith(("torch==", "triton=="))]
-    assert len(kept) == len(listed) - 2
-    assert done.stdout.splitlines() == [*kept, f"torch=={version('torch')}"]
+    others = [line for line in listed if not line.startswith(("torch==", "triton=="))]
+    assert len(others) == len(listed) - 2
+    assert done.stdout.splitlines() == [*others, f"torch=={version('torch')}"]
 
 
 def test_nothing_but_the_standard_library_is_imported(tmp_path: Path) -> None:

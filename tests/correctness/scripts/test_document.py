@@ -22,9 +22,9 @@ def document(tmp_path: Path) -> Path:
 def test_what_stands_outside_the_marks_stays(document: Path) -> None:
     table = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4, 5 |"
     replace_between(document, BEGIN, END, f"Words first.\n\n{table}")
-    whole = document.read_text(encoding="utf-8")
-    assert whole.startswith(f"before\n{BEGIN}\nWords first.")
-    assert whole.endswith(f"| 4, 5 |\n{END}\nafter\n{OTHER}")
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\nWords first.")
+    assert text.endswith(f"| 4, 5 |\n{END}\nafter\n{OTHER}")
     assert text_between(document, BEGIN, END) == f"Words first.\n\n{table}"
     assert rows_between(document, BEGIN, END) == [["1", "2"], ["3", "4, 5"]]
 

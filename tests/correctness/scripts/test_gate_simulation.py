@@ -26,8 +26,8 @@ from scripts.studies.gate_simulation import (
 def test_unchanged_rows_hardly_ever_fail(processes: tuple[int, ...]) -> None:
     mixed = DEVIATIONS * (ROWS // len(DEVIATIONS))
     alarms = [
-        simulate(each, processes, runs=600, seed=1).slower().any(axis=1)
-        for each in ((0.01,) * ROWS, mixed)
+        simulate(deviations, processes, runs=600, seed=1).slower().any(axis=1)
+        for deviations in ((0.01,) * ROWS, mixed)
     ]
     # At the rate that is allowed, four or more of 1200 come once in thirty times.
     assert np.concatenate(alarms).sum() <= 3
@@ -44,24 +44,24 @@ def test_a_screen_alone_would_alarm_in_every_tenth_run() -> None:
 def test_what_is_said_to_be_found_is_found(deviation: float) -> None:
     known = Spread(deviation=deviation, degrees=math.inf)
     runs = simulate((deviation,) * ROWS, SIZES["10"], runs=300, seed=2)
-    least = minimum_detectable(known, 10)
+    smallest = minimum_detectable(known, 10)
     # The simulated runs estimate the deviation, which widens their limits a little.
-    assert 0.80 < runs.detected(least) < 0.95
-    chance = detection_chance(-math.log1p(-least), known, 10)
-    assert runs.detected(least) <= chance + 0.03
-    found = [runs.detected(slowdown) for slowdown in SLOWDOWNS]
-    assert found == sorted(found)
+    assert 0.80 < runs.detected(smallest) < 0.95
+    chance = detection_chance(-math.log1p(-smallest), known, 10)
+    assert runs.detected(smallest) <= chance + 0.03
+    shares = [runs.detected(slowdown) for slowdown in SLOWDOWNS]
+    assert shares == sorted(shares)
 
 
 def test_the_document_has_the_table_of_the_study() -> None:
     header, _, *lines = documented().splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     wanted = [(size, name) for size in SIZES for name, _, _ in cases()]
-    assert [(each[0], each[1]) for each in cells] == wanted
-    for each in cells:
-        assert float(each[2].removesuffix("%")) / 100 <= MAX_FALSE_ALARMS
+    assert [(row[0], row[1]) for row in cells] == wanted
+    for row in cells:
+        assert float(row[2].removesuffix("%")) / 100 <= MAX_FALSE_ALARMS
     assert header.count("|") == 3 + len(SLOWDOWNS) + 2
     # One line anew, as it was computed for the document: draws are seeded.
     _, deviations, tails = cases()[0]
-    found = simulate(deviations, SIZES["10"], runs=RUNS // 10, tails=tails)
-    assert abs(found.detected(0.02) - float(cells[0][4].removesuffix("%")) / 100) < 0.01
+    runs = simulate(deviations, SIZES["10"], runs=RUNS // 10, tails=tails)
+    assert abs(runs.detected(0.02) - float(cells[0][4].removesuffix("%")) / 100) < 0.01

@@ -70,10 +70,9 @@ def test_of_a_slowed_run_the_slowed_rows_are_counted() -> None:
 
 
 def test_rows_that_were_not_run_are_not_judged() -> None:
-    found = report(Verdict.NOT_RUN, Verdict.SAME)
-    results = (unmeasured(Status.NOT_RUN, "why"), found.results[1])
-    found = replace(found, results=results)
-    assert Runs(percent=0, reports=(found,)).cells()[:3] == ["none", "1", "1"]
+    run = report(Verdict.NOT_RUN, Verdict.SAME)
+    run = replace(run, results=(unmeasured(Status.NOT_RUN, "why"), run.results[1]))
+    assert Runs(percent=0, reports=(run,)).cells()[:3] == ["none", "1", "1"]
 
 
 def test_a_study_goes_on_where_it_stopped(
@@ -101,20 +100,20 @@ def test_a_study_goes_on_where_it_stopped(
             path.touch()
             return
         path = Path(words[words.index("--json") + 1])
-        found = report(Verdict.SAME, Verdict.SAME)
+        run = report(Verdict.SAME, Verdict.SAME)
         if len(ran) == 3:
-            found = replace(found, results=(), comparisons=())
-        path.write_text(to_json(found), encoding="utf-8")
+            run = replace(run, results=(), comparisons=())
+        path.write_text(to_json(run), encoding="utf-8")
 
     monkeypatch.setattr(gate_study, "_command", command)
     words = ["--rows", str(rows_file), "--work", str(tmp_path / "work")]
     words += ["--runs", "2", "--slowed-runs", "2"]
     assert gate_study.main(words) == 0
-    assert [each[0] for each in ran].count("baseline") == 1
+    assert [words[0] for words in ran].count("baseline") == 1
     assert len(ran) == 1 + 2 + 2 * (len(SLOWDOWNS) - 1)
     # Every second slowed run slows the quantized rows, the others the rest.
-    slowed = [word for each in ran for word in each if word.endswith("=1")]
-    assert [".int8wo." in each for each in slowed] == [True, False]
+    slowed = [word for words in ran for word in words if word.endswith("=1")]
+    assert [".int8wo." in word for word in slowed] == [True, False]
     ran.clear()
     gate_study.main([*words, "--resume"])
     # The one that had not come to its end.
@@ -123,7 +122,7 @@ def test_a_study_goes_on_where_it_stopped(
 
 def test_the_table_has_a_line_for_each_share() -> None:
     same = (report(Verdict.SAME),)
-    studied = [Runs(percent=each, reports=same) for each in SLOWDOWNS]
+    studied = [Runs(percent=percent, reports=same) for percent in SLOWDOWNS]
     assert len(table(studied).splitlines()) == 2 + len(SLOWDOWNS)
 
 

@@ -92,17 +92,17 @@ def test_a_check_finds_them_and_counts_what_it_compiles_itself(
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setattr(kernel_archive, "ROOT", tmp_path)
     runner = StepRunner(root=ROOT, out=tmp_path, budget_s=60)
-    brought = unpack_kernels(runner, archive.parent)
-    assert brought is not None
-    assert brought.cache == tmp_path / ".llama-perf" / "triton"
-    assert runner.variables == {"TRITON_CACHE_DIR": str(brought.cache)}
-    assert brought.keys == kernel_keys(brought.cache)
-    (brought.cache / "KEY").mkdir()
-    (brought.cache / "KEY" / "kernel.cubin").touch()
-    report_compiled(runner, brought)
-    told = [outcome.reason for outcome in runner.outcomes]
-    assert told == [
-        f"{len(brought.keys)} unpacked for {HERE.label}",
+    unpacked = unpack_kernels(runner, archive.parent)
+    assert unpacked is not None
+    assert unpacked.cache == tmp_path / ".llama-perf" / "triton"
+    assert runner.variables == {"TRITON_CACHE_DIR": str(unpacked.cache)}
+    assert unpacked.keys == kernel_keys(unpacked.cache)
+    (unpacked.cache / "KEY").mkdir()
+    (unpacked.cache / "KEY" / "kernel.cubin").touch()
+    report_compiled(runner, unpacked)
+    reasons = [outcome.reason for outcome in runner.outcomes]
+    assert reasons == [
+        f"{len(unpacked.keys)} unpacked for {HERE.label}",
         "1 more compiled here",
     ]
 
@@ -111,19 +111,19 @@ def test_a_cache_of_the_users_own_takes_them(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
-    brought = unpack_kernels(
+    unpacked = unpack_kernels(
         StepRunner(root=ROOT, out=tmp_path, budget_s=60), archive.parent
     )
-    assert brought is not None
-    assert kernel_keys(tmp_path / "own") == brought.keys
+    assert unpacked is not None
+    assert kernel_keys(tmp_path / "own") == unpacked.keys
 
 
 def test_a_damaged_archive_is_told_and_the_check_goes_on(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
-    whole = archive.read_bytes()
-    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2])):
+    intact = archive.read_bytes()
+    for number, content in enumerate((b"", b"no archive", intact[: len(intact) // 2])):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / archive.name).write_bytes(content)
@@ -188,6 +188,6 @@ def test_kernels_of_another_python_than_the_wheels_are_told(
     monkeypatch.setattr(wheelhouse, "gather", lambda _target, _out, **_more: [])
     words = ["--kernels", "sm_90", "--python", python, "--out", str(tmp_path)]
     assert wheelhouse.main(words) == 0
-    told = capsys.readouterr().out
-    assert "triton-3.6.0-python-3.12-sm_90.tar.xz, 7 kernels" in told
-    assert ("note: the wheels are for Python 3.13" in told) == noted
+    output = capsys.readouterr().out
+    assert "triton-3.6.0-python-3.12-sm_90.tar.xz, 7 kernels" in output
+    assert ("note: the wheels are for Python 3.13" in output) == noted

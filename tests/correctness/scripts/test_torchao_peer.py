@@ -44,7 +44,7 @@ Time for inference 1: 0.50 sec total, 40.00 tokens/sec, time to first token 100.
 
 def ran(*tok_s: float, problem: str | None = None) -> Ran:
     rates = tuple(
-        Rates(tok_s=each, decode_tok_s=2 * each, first_token_ms=10.0) for each in tok_s
+        Rates(tok_s=rate, decode_tok_s=2 * rate, first_token_ms=10.0) for rate in tok_s
     )
     return Ran(rates=rates, problem=problem, output="")
 
@@ -89,31 +89,31 @@ def test_the_checkpoint_is_the_same_each_time_and_its_prompt_has_six_tokens(
 
 def test_a_process_that_fails_leaves_its_error(tmp_path: Path) -> None:
     code = "print('ValueError: first'); raise KeyError('second')"
-    found = run("torchao", [sys.executable, "-c", code], Row(), tmp_path, HANG_S)
-    assert found.problem == "KeyError: 'second'"
-    assert found.rates == ()
+    failed = run("torchao", [sys.executable, "-c", code], Row(), tmp_path, HANG_S)
+    assert failed.problem == "KeyError: 'second'"
+    assert failed.rates == ()
 
 
 def test_a_process_without_all_its_samples_is_no_result(tmp_path: Path) -> None:
     code = f"print({TORCHAO!r})"
     row = Row(num_samples=3, max_new_tokens=20)
-    found = run("torchao", [sys.executable, "-c", code], row, tmp_path, HANG_S)
-    assert found.problem == "2 samples instead of 3"
-    assert found.rates == ()
+    failed = run("torchao", [sys.executable, "-c", code], row, tmp_path, HANG_S)
+    assert failed.problem == "2 samples instead of 3"
+    assert failed.rates == ()
 
 
 def test_the_table_has_medians_ratios_and_reasons() -> None:
     row, broken = Row(quantization="fp6"), Row(quantization="sparse-marlin")
     error = "NotImplementedError: no such kernel. It goes on for a page."
-    found = {
+    processes = {
         (row, "torchao"): [ran(10, 20, 30), ran(20, 20, 20)],
         (row, "llama-perf"): [ran(30, 50, 70), ran(50, 50, 50)],
         (broken, "torchao"): [ran(problem=error)],
         (broken, "llama-perf"): [ran(7)],
     }
-    assert ratio(found, row) == pytest.approx(2.5)
-    assert ratio(found, broken) is None
-    table = comparison_table(found)
+    assert ratio(processes, row) == pytest.approx(2.5)
+    assert ratio(processes, broken) is None
+    table = comparison_table(processes)
     assert "| fp6, compiled           | 20.00" in table
     assert "| 2.50, 2.50" in table
     assert "- sparse-marlin, compiled, torchao: `NotImplementedError: no such" in table
@@ -122,16 +122,16 @@ def test_the_table_has_medians_ratios_and_reasons() -> None:
 
 def test_larger_caches_stand_beside_the_small_one_of_their_own_side() -> None:
     rates = {"torchao": (50, 36, 19), SIDES[1]: (80, 80, 76)}
-    found = {
+    processes = {
         (row, side): [ran(rate)]
         for side in SIDES
         for row, rate in zip((SMALL_CACHE, *LARGE_CACHES), rates[side], strict=True)
     }
-    (table,) = cache_table(found)
+    (table,) = cache_table(processes)
     assert "| none, eager, 200 tokens, cache 2048          | 0.72      | 1.00" in table
     assert "| none, eager, 200 tokens, cache 2048, int8 KV | 0.38      | 0.95" in table
-    del found[SMALL_CACHE, SIDES[0]]
-    assert cache_table(found) == []
+    del processes[SMALL_CACHE, SIDES[0]]
+    assert cache_table(processes) == []
 
 
 def test_both_sides_get_the_flags_of_the_cache() -> None:

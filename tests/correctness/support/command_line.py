@@ -1,4 +1,4 @@
-"""The command line in this process, and the one line of its refusals."""
+"""The command line in this process, and the line with which it refuses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llama_perf.cli.main import main
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What `llama-perf WORDS` refuses with; fails unless it is one line and code 2."""
+    """The message of a refused `llama-perf WORDS`; it must be one line, the code 2."""
     capsys.readouterr()
     assert main(words) == 2
-    told = capsys.readouterr().err
-    line = re.fullmatch(r"llama-perf: error: (.+)\n", told)
-    assert line is not None, f"not one line: {told!r}"
+    error = capsys.readouterr().err
+    line = re.fullmatch(r"llama-perf: error: (.+)\n", error)
+    assert line is not None, f"not one line: {error!r}"
     return line[1]

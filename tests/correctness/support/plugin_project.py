@@ -15,6 +15,7 @@ from llama_perf.gate import baselines
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report
+from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import runner, session, worker
 from llama_perf.run.request import RunOptions
@@ -145,10 +146,37 @@ class Project:
             self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
         )
 
+    def words(self, *words: str) -> list[str]:
+        """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
+        folders = {
+            "--rows": self.path / "rows.toml",
+            "--checkpoints": self.path / "checkpoints",
+            "--baselines": self.path / "baselines",
+        }
+        return [*words, *(str(word) for pair in folders.items() for word in pair)]
+
+    def run_words(self, *options: str) -> list[str]:
+        """`llama-perf run`, with its results where pytest keeps them."""
+        results = self.path / ".llama-perf" / "last.json"
+        results.parent.mkdir(exist_ok=True)
+        return [*self.words("run"), "--results", str(results), *options]
+
+    def edit_rows(self, before: str, after: str) -> None:
+        """Replace the first `before` in the file of rows."""
+        path = self.path / "rows.toml"
+        text = path.read_text(encoding="utf-8")
+        assert before in text
+        path.write_text(text.replace(before, after, 1), encoding="utf-8")
+
     def report(self) -> Report:
-        """The results that the last run kept."""
+        """The results that the last run saved."""
         path = self.path / ".llama-perf" / "last.json"
         return from_json(Report, path.read_bytes(), source=str(path))
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """The last run's verdicts by row id."""
+        comparisons = self.report().comparisons
+        return {comparison.id: comparison.verdict for comparison in comparisons}
 
     def record(self, **changes: Any) -> Path:
         """Make the last run this device's baseline, with changes to every row.

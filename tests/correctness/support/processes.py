@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 
-# Only a process that hangs takes so long, beside any neighbour.
+# Only a process that hangs takes so long, however busy the machine is.
 HANG_S = 1200.0
 
 

@@ -94,9 +94,9 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
         recorded="2026-01-02T03:04:05+00:00",
         environment=replace(ENVIRONMENT, **changes),
         rows=tuple(
-            baseline_row(each.row, each.measurement)
-            for each in results
-            if each.measurement is not None
+            baseline_row(result.row, result.measurement)
+            for result in results
+            if result.measurement is not None
         ),
     )
 

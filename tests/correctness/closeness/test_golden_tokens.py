@@ -1,0 +1,93 @@
+"""Every scheme generates the same greedy tokens as before the package was rebuilt.
+
+The tokens were recorded at revision 90278db. Only tokens are kept whose logit leads the
+next best by 6 % of the logits' standard deviation or more, so that another processor's
+rounding cannot change them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llama_perf import Sampling, generate, load_model, quantize_model
+from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, Scheme
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "support" / "golden_tokens.json").read_text()
+)
+DIM, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 128, 4, 2, 256, 256
+KV_DIM = DIM // HEADS * KV_HEADS
+LINEARS = {
+    "self_attn.q_proj": (DIM, DIM),
+    "self_attn.k_proj": (KV_DIM, DIM),
+    "self_attn.v_proj": (KV_DIM, DIM),
+    "self_attn.o_proj": (DIM, DIM),
+    "mlp.gate_proj": (HIDDEN, DIM),
+    "mlp.up_proj": (HIDDEN, DIM),
+    "mlp.down_proj": (DIM, HIDDEN),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with two layers drawn by numpy, alike on every machine."""
+    folder = tmp_path_factory.mktemp("golden")
+    generator = np.random.default_rng(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(generator.standard_normal(shape, np.float32) * 0.08)
+
+    weights = {
+        "model.embed_tokens.weight": draw(VOCABULARY, DIM) * 12,
+        "lm_head.weight": draw(VOCABULARY, DIM),
+        "model.norm.weight": torch.ones(DIM),
+    }
+    for layer in range(2):
+        for name, shape in LINEARS.items():
+            weights[f"model.layers.{layer}.{name}.weight"] = draw(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{name}.weight"] = torch.ones(DIM)
+    save_file(weights, folder / "model.safetensors")
+    config = {
+        "model_type": "llama",
+        "hidden_size": DIM,
+        "intermediate_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 128,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_greedy_tokens_stay_the_same(key: str, checkpoint: Path) -> None:
+    scheme, kernels = key.split(".")
+    golden = GOLDEN[key]
+    model = load_model(checkpoint)
+    if scheme != "none":
+        model = quantize_model(model, scheme, kernels=kernels)
+    prompt = (torch.arange(12) * golden["start"] + golden["start"]) % VOCABULARY
+    tokens = generate(
+        model,
+        prompt[None],
+        max_new_tokens=len(golden["tokens"]),
+        sampling=Sampling(temperature=0),
+    )
+    assert tokens[0, len(prompt) :].tolist() == golden["tokens"]
+
+
+def test_every_family_of_schemes_has_golden_tokens() -> None:
+    recorded = {key.split(".")[0] for key in GOLDEN} - {"none"}
+    families = {Scheme.parse(name).family for name in recorded}
+    assert families == set(FAMILIES) - set(AUTOQUANT)
