@@ -123,12 +123,12 @@ def _notes_on_gpu(row_id: str, measurement: Measurement) -> list[str]:
     lines = []
     if measurement.neighbours:
         others = ", ".join(measurement.neighbours)
-        lines.append(f"on the card beside {row_id}: {others}")
+        lines.append(f"other processes on the GPU in {row_id}: {others}")
     limits = dict.fromkeys(
         limit for state in measurement.card or () for limit in state.limited_by
     )
     if limits:
-        lines.append(f"limited in {row_id}: {', '.join(limits)}")
+        lines.append(f"clock limited in {row_id}: {', '.join(limits)}")
     return lines
 
 
@@ -138,5 +138,5 @@ def _gpu_problems(measurements: list[Measurement]) -> list[str]:
     for measurement in measurements:
         if measurement.card_problem:
             unknown = "" if measurement.card is not None else " is not known"
-            problems.add(f"the card's state{unknown}: {measurement.card_problem}")
+            problems.add(f"the GPU's state{unknown}: {measurement.card_problem}")
     return sorted(problems)

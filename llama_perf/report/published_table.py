@@ -16,7 +16,7 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.rows.selection import load_set
 
-TITLE = "the published table: on the A100, taken literally here, on this engine here"
+TITLE = "the published rows: on the A100, with its settings here, on this engine here"
 _HEADERS = (
     "row",
     "A100 tok/s",

@@ -121,7 +121,9 @@ def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
 SEVERAL = [measured(tok_s=rate) for rate in (100.0, 104.0, 102.0)]
 
 
-def test_a_row_of_several_processes_keeps_them_in_short(tmp_path: Path) -> None:
+def test_a_row_of_several_processes_stores_the_main_figures_of_each(
+    tmp_path: Path,
+) -> None:
     path, baseline = baselines.record(
         tmp_path, environment=ENVIRONMENT, results=[*SEVERAL, measured(OTHER)]
     )
@@ -196,7 +198,7 @@ def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
         refusal(stored)
 
 
-def test_rows_that_were_not_run_are_kept_with_their_environment(
+def test_rows_that_were_not_run_stay_with_their_environment(
     tmp_path: Path,
 ) -> None:
     baselines.record(
@@ -217,7 +219,7 @@ def test_rows_that_were_not_run_are_kept_with_their_environment(
     assert again.rows[1] == older
 
 
-def test_a_fresh_baseline_keeps_nothing(tmp_path: Path) -> None:
+def test_a_fresh_baseline_has_no_older_rows(tmp_path: Path) -> None:
     for row in (CPU_ROW, OTHER):
         _, baseline = baselines.record(
             tmp_path, environment=ENVIRONMENT, results=[measured(row)], fresh=True

@@ -1,4 +1,4 @@
-"""Peak memory beside a baseline of several processes: one doubts, fresh ones decide."""
+"""Peak memory: one process makes a row suspicious, fresh processes decide."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_median_of_the_fresh_processes_decides() -> None:
     assert refuted.reason.endswith(message)
 
 
-def test_two_percent_more_of_a_card_is_found_where_every_process_has_it() -> None:
+def test_two_percent_more_on_a_gpu_is_larger_if_every_process_has_it() -> None:
     then = baseline((GB,) * 10, CUDA_ROW)
     now = with_peak(round(GB * 1.02), CUDA_ROW)
     again = [Trial(row=now)] * 5
@@ -116,14 +116,14 @@ def test_fresh_processes_that_break_decide_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_too_few_processes_in_a_baseline_have_a_plain_limit(count: int) -> None:
+def test_too_few_processes_in_a_baseline_have_a_fixed_limit(count: int) -> None:
     few = baseline((GB,) * count)
     comparison = compare(with_peak(round(GB * 1.2)), few)
     assert comparison.verdict is Verdict.LARGER
     assert not comparison.doubtful
 
 
-def test_what_else_a_row_lost_is_told_beside_a_peak_in_doubt() -> None:
+def test_other_changes_are_reported_with_a_doubtful_peak() -> None:
     large = round(GB * 1.2)
     larger = compare(
         with_peak(large, model_size_bytes=600_000_000), baseline(), fresh=None
@@ -169,7 +169,7 @@ def test_a_grown_peak_is_never_a_silent_pass(
         assert comparison.failed == (median / middle - 1 > limit)
 
 
-def test_a_run_asks_the_row_alone_where_only_its_peak_is_in_doubt(
+def test_a_run_repeats_only_the_row_if_only_its_peak_is_in_doubt(
     tmp_path: Path,
 ) -> None:
     asked: list[tuple[RowSpec, RowSpec | None]] = []

@@ -38,7 +38,7 @@ def test_the_same_baseline_has_no_difference() -> None:
     assert differences(STORED, STORED) == []
 
 
-def test_rows_that_came_went_and_changed_are_told() -> None:
+def test_rows_that_were_added_removed_and_changed_are_listed() -> None:
     third = replace(CPU_ROW, max_new_tokens=7)
     faster = [rate * 1.1 for rate in ALIKE]
     new = baseline_of_processes({CPU_ROW: faster, third: ALIKE})
@@ -50,7 +50,7 @@ def test_rows_that_came_went_and_changed_are_told() -> None:
     assert lines[-1] == "environment: torch: 2.13.0 -> 3.0.0; commit: 0123456789ab -> f"
 
 
-def test_a_row_changed_under_its_id_is_told() -> None:
+def test_a_row_that_changed_under_its_id_is_listed() -> None:
     rows = [replace(row, fingerprint="other") for row in STORED.rows]
     lines = differences(STORED, replace(STORED, rows=tuple(rows)))
     assert lines == [f"another row under its id: {row.id}" for row in STORED.rows]
@@ -86,7 +86,7 @@ def test_a_sound_baseline_has_no_problem() -> None:
         ),
     ],
 )
-def test_each_problem_is_told(changed: Baseline, message: str) -> None:
+def test_each_problem_is_listed(changed: Baseline, message: str) -> None:
     lines = list(problems(changed, known(changed)))
     assert any(line.startswith(f"{CPU_ROW.id}: ") and message in line for line in lines)
 
@@ -111,7 +111,7 @@ def words(action: str, folder: Path, *more: str) -> Sequence[str]:
     return ["baseline", action, *more, "--baselines", str(folder)]
 
 
-def test_diff_beside_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = tmp_path / "old.json"
     old.write_text(to_json(STORED), encoding="utf-8")
     write(tmp_path / "new", STORED)
@@ -119,7 +119,7 @@ def test_diff_beside_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "cpu-some-2c:\n  the same\n"
 
 
-def test_diff_beside_a_revision_that_is_none(
+def test_diff_with_an_unknown_revision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, STORED)

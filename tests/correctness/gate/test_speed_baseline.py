@@ -83,14 +83,14 @@ def on_days(row: RowSpec, quantized: RowSpec, environment: Environment) -> Basel
         (replace(CPU_ROW, kv_cache_quantization=True), CARD, [Basis.RATIO]),
     ],
 )
-def test_the_same_card_compares_tok_s_and_everything_else_ratios(
+def test_the_same_gpu_compares_tok_s_and_everything_else_ratios(
     row: RowSpec, now: Environment, wanted: list[Basis]
 ) -> None:
     stored = baseline_of(device_uuid="GPU-1", driver="580.1")
     assert SpeedBaseline(stored, now).bases(row) == wanted
 
 
-def test_a_card_that_does_not_tell_which_one_it_is_counts_as_another() -> None:
+def test_a_gpu_without_a_uuid_counts_as_another() -> None:
     unknown = replace(CARD, device_uuid=None)
     stored = baseline({CUDA_ROW: [100.0]}, unknown)
     assert SpeedBaseline(stored).bases(CUDA_ROW) == [Basis.BANDWIDTH]
@@ -164,7 +164,7 @@ def test_a_ratio_does_not_move_with_the_machine() -> None:
     assert unquantized.changes[0].limit is None
 
 
-def test_a_quantized_row_alone_is_compared_by_the_bandwidth_and_says_so() -> None:
+def test_a_quantized_row_without_the_unquantized_is_compared_by_bandwidth() -> None:
     stored = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
     comparison = compare(measured(INT8_CPU, tok_s=200.0), stored)
     assert comparison.verdict is Verdict.SAME
@@ -193,11 +193,11 @@ def test_on_another_card_of_the_model_either_ratio_fails_the_row() -> None:
 
     assert judged(180.0, 18.0) is Verdict.SAME
     assert judged(150.0, 18.0) is Verdict.SLOWER
-    # The unquantized row lost as much: the bandwidth tells.
+    # The unquantized row lost as much, so only the bandwidth shows the loss.
     assert judged(180.0, 25.0) is Verdict.SLOWER
 
 
-def test_the_same_card_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
+def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     stored = baseline({CUDA_ROW: (100, 101, 99, 100, 100)}, CARD)
     now = measured(CUDA_ROW, tok_s=100.0, device_bandwidth_gb_s=99.0)
     comparison = compare(now, stored, environment=CARD)
@@ -249,7 +249,7 @@ def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
         assert [trial.missed and trial.missed.id for trial in trials] == [breaks]
 
 
-def test_what_is_told_of_a_baseline_names_what_is_judged() -> None:
+def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:
     lines = describe_speeds(on_days(CPU_ROW, INT8_CPU, ENVIRONMENT))
     assert "in tok/s per GB/s of the device" in lines[0]
     assert "in tok/s over the unquantized row's" in lines[1]

@@ -1,4 +1,4 @@
-"""What a step runs: counted for a real row, and beside a baseline in words."""
+"""The work of a decoding step: counted for a real row, and compared in words."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_row_that_decodes_nothing_has_no_step() -> None:
         ),
     ],
 )
-def test_more_work_is_told(
+def test_more_work_is_reported(
     then: dict[str, Any], now: dict[str, Any], message: list[str]
 ) -> None:
     before, after = measured(**then).measurement, measured(**now).measurement
@@ -130,7 +130,7 @@ def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> Non
     assert f"  - {again}" in as_markdown(report)
 
 
-def test_calls_that_changed_are_told_with_the_time() -> None:
+def test_changed_calls_are_reported_with_the_time() -> None:
     then = measured(
         step=StepWork(
             calls=1, ms=1, operators=(OperatorTime(name="mm", calls=1, ms=1),)

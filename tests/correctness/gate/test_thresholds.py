@@ -98,7 +98,7 @@ def test_limits_widen_with_the_deviation_and_with_fewer_processes(
 
 
 @given(SPREAD, PROCESSES)
-def test_the_minimum_detectable_effect_is_found_at_its_power(
+def test_the_minimum_detectable_loss_is_detected_with_its_power(
     spread: Spread, processes: int
 ) -> None:
     share = minimum_detectable(spread, processes)

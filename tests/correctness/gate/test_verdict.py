@@ -45,7 +45,7 @@ def test_the_reason_names_metric_baseline_current_change_and_limit() -> None:
     assert comparison.reason == message + FIXED_LIMIT
 
 
-def test_a_change_of_speed_tells_where_autoquant_chose_otherwise() -> None:
+def test_a_change_of_speed_names_the_other_choices_of_autoquant() -> None:
     before = baseline_of(
         measured(autoquant=(chosen("int8wo"), chosen("none", columns=96)))
     )
@@ -115,7 +115,7 @@ def test_a_better_row_does_not_fail(better: dict[str, Any], verdict: Verdict) ->
     assert not comparison.failed
 
 
-def test_slower_and_larger_tells_both() -> None:
+def test_a_slower_and_larger_row_gives_both_reasons() -> None:
     worse = measured(tok_s=10.0, peak_memory_bytes=2_000_000_000)
     comparison = compare(worse, baseline_of(measured()))
     assert comparison.verdict is Verdict.SLOWER

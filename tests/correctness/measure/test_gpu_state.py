@@ -265,7 +265,7 @@ def test_a_slice_is_read_off_its_card_and_says_so(nvml: Nvml, told: str) -> None
     assert nvml.asked_of == ("slice" if told == "slice" else "handle")
     result = measured(CUDA_ROW, card=tuple(watch.states), card_problem=watch.problem)
     report = Report(started="now", environment=ENVIRONMENT, results=(result,))
-    assert f"the card's state: {SLICED}\n" in as_text(report)
+    assert f"the GPU's state: {SLICED}\n" in as_text(report)
 
 
 def test_a_card_without_mig_on_is_whole(nvml: Nvml) -> None:
@@ -353,7 +353,7 @@ def test_a_report_tells_of_neighbours_and_limits() -> None:
         results=(result, unknown),
     )
     text = as_text(report)
-    assert f"on the card beside {CUDA_ROW.id}: process 7 (x)\n" in text
-    assert f"limited in {CUDA_ROW.id}: power cap\n" in text
-    assert "the card's state is not known: NVML: no driver\n" in text
+    assert f"other processes on the GPU in {CUDA_ROW.id}: process 7 (x)\n" in text
+    assert f"clock limited in {CUDA_ROW.id}: power cap\n" in text
+    assert "the GPU's state is not known: NVML: no driver\n" in text
     assert from_json(Report, to_json(report).encode(), source="report") == report

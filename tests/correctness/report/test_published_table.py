@@ -48,7 +48,7 @@ def lines_of(table: str | None) -> list[list[str]]:
     return [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
 
 
-def test_a_row_of_both_sets_stands_beside_the_a100() -> None:
+def test_a_row_of_both_sets_is_compared_with_the_a100() -> None:
     report = report_of(
         measured(ENGINE[0], tok_s=322.14),
         measured(CPU_ROW),
@@ -59,9 +59,7 @@ def test_a_row_of_both_sets_stands_beside_the_a100() -> None:
     name = "llama-2-7b-chat-hf.none.bf16.compile"
     assert line == [name, "107.38", "214.76", "2.00x", "322.14", "3.00x", "1.50x"]
     for drawn in (as_text(report), as_markdown(report)):
-        assert (
-            "the published table: on the A100, taken literally here, on this" in drawn
-        )
+        assert "the published rows: on the A100, with its settings here, on" in drawn
         assert "3.00x" in drawn
 
 
@@ -73,11 +71,11 @@ def test_a_row_that_was_not_measured_says_how_it_ended() -> None:
     assert line[1:] == ["9.61", "NOT_RUN", "-", "100.00", "10.41x", "-"]
 
 
-def test_one_set_alone_has_no_such_table() -> None:
+def test_one_set_has_no_such_table() -> None:
     for listed in (LITERAL, ENGINE):
         report = report_of(*map(measured, listed))
         assert published_table(report) is None
-        assert "taken literally" not in as_markdown(report)
+        assert "the published rows" not in as_markdown(report)
 
 
 def test_every_row_of_both_sets_finds_its_counterpart() -> None:
@@ -89,7 +87,7 @@ def test_every_row_of_both_sets_finds_its_counterpart() -> None:
     assert all(row.a100 is not None for row in rows)
 
 
-def test_the_default_set_of_a_card_has_some_beside_one_another() -> None:
+def test_the_default_set_of_a_gpu_has_some_rows_of_both_sets() -> None:
     report = report_of(*map(measured, selection.load_set("cuda")))
     schemes = [row.engine.row.quantization for row in published_rows(report)]
     assert schemes == [None, "int8wo", "int4wo-64"]

@@ -47,7 +47,7 @@ def report_of(*results: RowResult, **changes: Any) -> Report:
 
 
 def compared(*results: RowResult, **changes: Any) -> Report:
-    """The same beside a baseline of CPU_ROW and OTHER, both with MEASUREMENT."""
+    """The same, compared with a baseline of CPU_ROW and OTHER."""
     baseline = baseline_of(measured(), measured(OTHER))
     verdicts = tuple(compare(result, baseline) for result in results)
     return report_of(*results, comparisons=verdicts, **changes)
@@ -175,7 +175,7 @@ def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
     assert second[-4:] == ["107.38", "0.93x", "0.5", "1.00"]
 
 
-def test_the_speed_up_over_the_a100_is_of_measured_rows_alone() -> None:
+def test_only_measured_rows_have_a_speed_up_over_the_a100() -> None:
     broken = unmeasured(Status.INVALID, "it broke", OTHER)
     report = report_of(measured(tok_s=231.0), broken)
     report = replace(report, reference={CPU_ROW.id: MEASUREMENT, OTHER.id: MEASUREMENT})

@@ -183,7 +183,7 @@ def schemes_of_the_table() -> set[str]:
     return {line["quantization"] or "none" for line in published()}
 
 
-def test_the_filled_set_leaves_room_for_the_prompt_and_the_new_tokens_alone() -> None:
+def test_the_filled_set_has_room_for_only_the_prompt_and_the_new_tokens() -> None:
     listed = selection.load_set("filled")
     assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
     sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}
