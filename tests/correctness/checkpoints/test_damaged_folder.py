@@ -46,8 +46,8 @@ def test_a_damaged_folder_is_one_line(damage: str, tmp_path: Path) -> None:
     else:
         del fields["llama_perf"]
         config.write_text(json.dumps(fields))
-    told = f"{folder}/{DAMAGES[damage]}" if "pth: " in DAMAGES[damage] else ""
-    refused(folder, told or f"{folder}: {DAMAGES[damage]}")
+    message = f"{folder}/{DAMAGES[damage]}" if "pth: " in DAMAGES[damage] else ""
+    refused(folder, message or f"{folder}: {DAMAGES[damage]}")
 
 
 def refused(folder: Path, start: str) -> None:
@@ -58,7 +58,7 @@ def refused(folder: Path, start: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"scheme": "int3wo"}, "scheme: 'int3wo' is not allowed; allowed: int8wo, int"),
         ({"scheme": 8}, "scheme: Input should be a valid string (got 8)"),
@@ -76,11 +76,11 @@ def refused(folder: Path, start: str) -> None:
     ],
 )
 def test_what_a_folder_says_of_itself_is_checked(
-    changes: dict[str, object], told: str, tmp_path: Path
+    changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     folder = save_model(quantized("int8wo"), tmp_path / "saved")
     change_said(folder, **changes)
-    refused(folder, f"{folder / 'config.json'}: llama_perf: {told}")
+    refused(folder, f"{folder / 'config.json'}: llama_perf: {message}")
 
 
 def test_tensors_that_are_not_what_the_folder_says(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
     for path, reason in refusals.items():
         with pytest.raises(SpecError) as caught:
             save_model(model, path)
-        told = f"folder: {str(path)!r} is not allowed; {reason}"
-        assert str(caught.value).startswith(told)
+        message = f"folder: {str(path)!r} is not allowed; {reason}"
+        assert str(caught.value).startswith(message)
     assert (folder / "model.pth").stat() == before
 
 
@@ -132,8 +132,8 @@ def test_a_tensor_that_cannot_be_saved_is_told_by_name(
 ) -> None:
     model = quantized("int8wo", "torchao")
     monkeypatch.setattr(type(model.output.weight.data), "__reduce_ex__", unpicklable)
-    told = "Int8Tensor tensors cannot be saved: cannot pickle it"
-    with pytest.raises(SaveError, match=told):
+    message = "Int8Tensor tensors cannot be saved: cannot pickle it"
+    with pytest.raises(SaveError, match=message):
         save_model(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
@@ -150,8 +150,8 @@ TINY = (
 )
 
 
-def tokens(told: str) -> list[str]:
-    return [line for line in told.splitlines() if line.startswith("[")]
+def tokens(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("[")]
 
 
 @pytest.mark.parametrize("kernels", ["native", "torchao"])
@@ -179,12 +179,14 @@ def test_generate_saves_what_it_measured_and_goes_on_from_it(
     # The scheme came with the checkpoint.
     assert "quantization" not in line.partition(" repro: ")[2]
 
-    told = refusal(capsys, *TINY, "--kernels", kernels, "--save")
-    assert told.startswith(f"save: '{name}' is not allowed; it is there already and")
-    told = refusal(capsys, *TINY, "--checkpoint_path", name)
-    assert told.startswith("quantization: 'int8wo' is not allowed; this model is quan")
-    told = refusal(capsys, *TINY[:-2], "--checkpoint_path", name, "--save")
-    assert told.endswith("it saves a quantized model: give --quantization")
+    message = refusal(capsys, *TINY, "--kernels", kernels, "--save")
+    assert message.startswith(f"save: '{name}' is not allowed; it is there already and")
+    message = refusal(capsys, *TINY, "--checkpoint_path", name)
+    assert message.startswith(
+        "quantization: 'int8wo' is not allowed; this model is quan"
+    )
+    message = refusal(capsys, *TINY[:-2], "--checkpoint_path", name, "--save")
+    assert message.endswith("it saves a quantized model: give --quantization")
 
 
 def test_a_saved_model_speaks(
@@ -202,7 +204,7 @@ def test_a_saved_model_speaks(
     words = ("--checkpoint_path", "mine-int8wo-native", *words[2:])
     assert main([*TINY[:-2], *words]) == 0
     second = capsys.readouterr().out
-    texts = [told.partition("\nHello the user")[2] for told in (first, second)]
+    texts = [output.partition("\nHello the user")[2] for output in (first, second)]
     lines = [text.partition("\nTime for inference")[0] for text in texts]
     assert lines[0] == lines[1] != ""
 
@@ -216,16 +218,18 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
         pytest.fail("it started before it refused")
 
     monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
-    told = refusal(capsys, *TINY, "--save", "--interactive")
-    assert told == "save: True is not allowed; not with --interactive"
+    message = refusal(capsys, *TINY, "--save", "--interactive")
+    assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")
-    told = refusal(capsys, *TINY, "--save")
-    assert told.startswith("save: 'stories15M-int8wo-native' is not allowed; /proc ca")
+    message = refusal(capsys, *TINY, "--save")
+    assert message.startswith(
+        "save: 'stories15M-int8wo-native' is not allowed; /proc ca"
+    )
     monkeypatch.chdir(tmp_path)
     kind = type(quantized("int8wo", "torchao").output.weight.data)
     monkeypatch.setattr(kind, "__reduce_ex__", unpicklable)
-    told = refusal(capsys, *TINY, "--kernels", "torchao", "--save")
-    assert told == (
+    message = refusal(capsys, *TINY, "--kernels", "torchao", "--save")
+    assert message == (
         "scheme int8wo on torchao kernels: Int8Tensor tensors cannot be saved:"
         " cannot pickle it"
     )
