@@ -1,10 +1,11 @@
-"""Attention paths: how queries meet the cached keys and values.
+"""Attention of queries to cached keys and values, on one of two paths.
 
-`decode`, the default, attends to the filled positions alone (`cached_attention`): no
-mask, and a cost that does not depend on what is allocated. `sdpa` is the reference's
-path: PyTorch's `scaled_dot_product_attention` over the whole allocated cache under a
-mask, a quantized cache dequantized whole. The mask is either the whole cache_size x
-cache_size triangle, kept, or with `linear_causal_mask` the rows in use, computed.
+`decode`, the default, attends only to the filled positions
+(`llama_perf.kernels.attention`). It needs no mask, and its cost does not depend on the
+size of the cache. `sdpa` is the reference's path: PyTorch's
+`scaled_dot_product_attention` over all positions of the cache under a mask, with a
+quantized cache dequantized first. The mask is stored as a cache_size x cache_size
+triangle; with `linear_causal_mask` only the rows in use are computed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from llama_perf.llama.rotary import Rotary, apply_rotary
 
 
 class VisiblePositions(NamedTuple):
-    """What the queries of a call may see; nothing: one another, causally.
+    """The positions that the queries of a call attend to.
 
-    `filled`: the cache's first positions, as many as int64 (B,) or (1,) on the device
-    says, for one query a sequence. `end`: the cache's first positions, that many, of
-    which the queries are the last, causally. `mask`: the whole cache where bool (T, S)
-    is true.
+    `filled`, int64 (B,) or (1,) on the device, is for one query a sequence: it attends
+    to that many positions from the start of the cache. With `end` the queries are the
+    last of the first `end` positions and attend causally. With `mask`, bool (T, S),
+    they attend to the positions of the cache where it is true. Without any of them they
+    attend to one another, causally.
     """
 
     filled: Tensor | None = None
@@ -40,7 +42,7 @@ CAUSAL = VisiblePositions()
 
 
 class CausalMask:
-    """Which cached positions each query position may see."""
+    """The cached positions that each query position attends to."""
 
     def __init__(self, cache_size: int, *, linear: bool, device: torch.device) -> None:
         self._columns = torch.arange(cache_size, device=device)
@@ -64,14 +66,14 @@ class CausalMask:
 def visible_to_chunk(
     mask: CausalMask | None, positions: Tensor, start: int, end: int
 ) -> VisiblePositions:
-    """What a prompt's queries at `positions`, int64 (T,) from `start`, may see."""
+    """For a prompt's queries at `positions`, int64 (T,), from `start` to `end`."""
     if mask is None:
         return VisiblePositions(end=end)
     return VisiblePositions(mask=mask.rows(positions)) if start else CAUSAL
 
 
 def visible_to_token(mask: CausalMask | None, position: Tensor) -> VisiblePositions:
-    """What the query of a step at `position`, int64 (1,) or (B, 1), may see."""
+    """For the query of a decode step at `position`, int64 (1,) or (B, 1)."""
     if mask is None:
         return VisiblePositions(filled=position.flatten() + 1)
     return VisiblePositions(mask=mask.rows(position))
@@ -114,9 +116,9 @@ class Attention(nn.Module):
         else:
             mask = visible.mask
             if cache is not None and mask is not None:
-                k, v = cache.whole()
+                k, v = cache.dequantized()
             elif cache is not None:
-                k, v = cache.as_held(k), cache.as_held(v)
+                k, v = cache.round_trip(k), cache.round_trip(v)
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2),
                 k,
@@ -130,10 +132,10 @@ class Attention(nn.Module):
 
 
 def attend_filled(q: Tensor, cache: KVCache, visible: VisiblePositions) -> Tensor:
-    """Queries (B, T, heads, D) over what `visible` says is filled, the same shape."""
-    held = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
+    """Attend from (B, T, heads, D) to the filled positions; the same shape."""
+    tensors = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
     if visible.filled is not None:
-        y: Tensor = decode_attention(q, *held, cache.arrivals, visible.filled)
+        y: Tensor = decode_attention(q, *tensors, cache.split_counter, visible.filled)
     else:
-        y = prefill_attention(q, *held, visible.end)
+        y = prefill_attention(q, *tensors, visible.end)
     return y

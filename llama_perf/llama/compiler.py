@@ -22,11 +22,11 @@ FLAGS = {
 
 @contextmanager
 def compiler_settings() -> Iterator[None]:
-    """The inductor flags torchao recommends, for every row alike, then put back.
+    """Set the inductor flags that torchao recommends; restore the old ones after.
 
-    They change the unquantized kernels too, so a row that alone had them would not
-    compare with the others. The compiler's caches of earlier rows are dropped: rows
-    share the block's code, and inherited entries would count as recompilations.
+    They change the unquantized kernels too, so all rows must have them to be
+    comparable. The compiler's caches of earlier rows are dropped: rows share the
+    block's code, and their entries would count as recompilations.
     """
     from torch._inductor import config, lowering
 
@@ -50,11 +50,11 @@ def compiler_settings() -> Iterator[None]:
 
 @contextmanager
 def compiling_for_this_processor() -> Iterator[None]:
-    """Compile what this processor runs, whatever an earlier run left on the disk.
+    """Compile for this processor, not with what an earlier run cached on the disk.
 
-    Graphs in inductor's cache are kept apart by the processor's features, which
-    ATEN_CPU_CAPABILITY changes: inductor takes code for AVX-512 from there, and then
-    compiles it without.
+    The key of inductor's cache gets the processor's features, which
+    ATEN_CPU_CAPABILITY changes. Without that, inductor would take code for AVX-512 from
+    the cache and compile it without AVX-512.
     """
     from torch._inductor import config
 
@@ -70,13 +70,13 @@ def compiling_for_this_processor() -> Iterator[None]:
 def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:
     """An operator's arguments with the strides that eager code gives it.
 
-    Inductor may write any stride for a single row. With some of them `_int_mm` of torch
-    2.13 leaves its result as it finds it, so that torchao's int8dq would decode noise
-    on a CPU with AMX.
+    Inductor may choose any stride for a single row. For some strides `_int_mm` of torch
+    2.13 does not write its result, and torchao's int8dq decodes noise on a CPU with
+    AMX.
     """
     from torch._inductor.ir import ExternKernel
 
-    strides = [each.meta["val"].stride() for each in node.args]
+    strides = [argument.meta["val"].stride() for argument in node.args]
     exact = map(ExternKernel.require_exact_strides, args, strides)
     return tuple(exact), kwargs
 

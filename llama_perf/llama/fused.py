@@ -1,13 +1,12 @@
-"""A layer in five kernels: what runs a model's blocks and head for a few tokens.
+"""A layer in five kernels, for a few tokens at once.
 
     norm + QKV + rotary + cache write; attention; output + residual;
     norm + gate/up + SiLU; down + residual
 
-and three around the layers (embedding + angles; norm + head; the next token) instead of
-the modules of `model/`, over the same weights and caches, for up to eight tokens at
-once: a step of decoding or a short prompt. Activations are rounded where they are
-stored and not in between, so logits agree with the modules' up to rounding.
-Imports Triton.
+Three more run around the layers: embedding + angles; norm + head; the next token. They
+replace the modules of this room, over the same weights and caches, for up to eight
+tokens: a decode step or a short prompt. Activations are rounded only where they are
+stored, so the logits agree with the modules' up to rounding. Imports Triton.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable
-from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_fused import (
-    INTERPRETED,
     Norm,
     Peaks,
     Placing,
@@ -66,14 +64,14 @@ class _Layer:
 
 
 class FusedStep:
-    """The blocks and the head of `model`, whose weights it shares.
+    """Runs the blocks and the head of `model`, whose weights it shares.
 
-    Raises NotRunnable for a device, a batch, a width of heads or a weight that has no
-    fused kernel, by name.
+    Raises NotRunnable, which names the device, the batch, the width of heads or the
+    weight that has no fused kernel.
     """
 
     def __init__(self, model: Transformer, *, batch_size: int = 1) -> None:
-        # On the meta device launches are compiled and none runs: `compile_only`.
+        # On the meta device `compile_only` compiles the launches and runs none.
         if model.device.type == "cpu" and not INTERPRETED:
             raise NotRunnable(f"fused: it needs a CUDA device, not {model.device.type}")
         if batch_size > FUSED_TOKENS:
@@ -99,11 +97,12 @@ class FusedStep:
         self._first_norm_weight = norm_weight
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
-        # Largest activations of tokens, as `project` leaves them: of what gate and up,
-        # down, the product behind a block or the embedding, and the output take.
+        # The largest activation of each token, as `project` writes it: the inputs of
+        # gate and up, of down, of the product after a block or the embedding, and of
+        # the attention's output.
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
         self._peaked: Tensor | None = None
-        # Every kernel leaves them 0, and none runs beside another.
+        # Each kernel leaves the counters 0, and no two kernels run at once.
         self._split_counter = torch.zeros(
             -(-rows // LANES), dtype=torch.int32, device=model.device
         )
@@ -111,9 +110,12 @@ class FusedStep:
     def start(
         self, model: Transformer, tokens: Tensor, positions: Tensor
     ) -> tuple[Tensor, Rotary, Tensor]:
-        """As `Transformer.start`, and what each of `positions` may see, int64."""
+        """Hidden states of `tokens`, their rotation, and the visible positions, int64.
+
+        The last counts, for each of `positions`, those up to it.
+        """
         norm_weight = self._first_norm_weight
-        found = start(
+        started = start(
             tokens,
             positions,
             model.tok_embeddings.weight,
@@ -121,8 +123,8 @@ class FusedStep:
             norm_weight=norm_weight,
             peaks_out=None if norm_weight is None else self._peaks[_FOLLOWING],
         )
-        self._peaked = None if norm_weight is None else found[0]
-        return found
+        self._peaked = None if norm_weight is None else started[0]
+        return started
 
     def can_sample(self, sampling: Sampling) -> bool:
         """Whether `token_chooser` has a kernel for it: a large `top_k` has none."""
@@ -147,9 +149,9 @@ class FusedStep:
         cache: KVCache,
         visible: VisiblePositions,
     ) -> Tensor:
-        """`x` (B, T, dim) to the same, in place; as `TransformerBlock.forward`.
+        """As `TransformerBlock.forward`, but updates `x`, (B, T, dim), in place.
 
-        B * T is at most eight, and `visible` says what is filled.
+        B * T is at most eight, and `visible` has `filled` or `end`.
         """
         layer = self._layers[block]
         batch, length, dim = x.shape
@@ -158,20 +160,14 @@ class FusedStep:
         gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
         attended_peak = None
         cos, sin = cos_sin
-        cached = CachedTensors(
-            k=cache.k_cache,
-            v=cache.v_cache,
-            k_scale=cache.k_scale,
-            v_scale=cache.v_scale,
-        )
         q = project_heads(
             hidden,
             layer.qkv,
             self._split_counter,
             norm=_norm(block.attention_norm),
             placing=Placing(positions=positions, cos=cos, sin=sin, length=length),
-            cache=cached,
-            # Of this very tensor: a prompt's other chunks have others.
+            cache=cache.tensors,
+            # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=following if self._peaked is x else None,
         )
         self._peaked = None
@@ -182,8 +178,8 @@ class FusedStep:
             attended_peak = attended if layer.output.dynamic else None
             y = split_attention(
                 q,
-                cached,
-                cache.arrivals,
+                cache.tensors,
+                cache.split_counter,
                 visible.filled,
                 prefetch=layer.output.codes,
                 peaks_out=attended_peak,
@@ -229,29 +225,30 @@ class FusedStep:
         return x
 
     def _cleared(self, layer: _Layer) -> Tensor | None:
-        """Of the peaks those that nobody needs once gate and up run."""
+        """The peaks that nothing reads any more once gate and up run."""
         first = _FOLLOWING if layer.next_norm_weight is not None else _ATTENDED
         last = _ATTENDED if layer.output.dynamic else _FOLLOWING
         return self._peaks[first : last + 1] if first <= last else None
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
-        before, self._peaked = self._peaked, None
-        peak = None
-        one = before is not None and before.shape[1] == 1
-        # Not of a text of which these are the last, each sequence's from its own chunk.
-        if before is not None and one and before.data_ptr() == x.data_ptr():
-            peak = self._peaks[_FOLLOWING]
+        peaked, self._peaked = self._peaked, None
+        peaks = None
+        # The peaks are those of `x` only after one token. The last tokens of a longer
+        # text are other rows.
+        one_token = peaked is not None and peaked.shape[1] == 1
+        if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
+            peaks = self._peaks[_FOLLOWING]
         return project(
             x,
             self._output,
             self._split_counter,
             norm=_norm(model.norm),
-            peaks=Peaks(read=peak),
+            peaks=Peaks(read=peaks),
         )
 
     def block_or(self, other: RunBlock) -> RunBlock:
-        """How a block of a prompt is called: `other` where it has too many tokens."""
+        """Runs a block of a prompt: by `other` where it has too many tokens."""
 
         def run(
             block: TransformerBlock,
@@ -293,12 +290,12 @@ def _packed_layer(
 
 def packed(weight: Tensor, name: str) -> Packed:
     """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
-    found: Packed | None = None
+    packed_weight: Packed | None = None
     if isinstance(weight, Packable):
-        # The interpreter's weights are on a CPU, which may prefer another layout.
-        found = weight.laid_out_for(_CUDA).packed()
+        # In Triton's interpreter weights are on the CPU, in the layout it prefers.
+        packed_weight = weight.laid_out_for(_CUDA).packed()
     elif is_unquantized(weight):
-        found = of_floats(weight)
-    if found is None:
+        packed_weight = of_floats(weight)
+    if packed_weight is None:
         raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")
-    return found
+    return packed_weight

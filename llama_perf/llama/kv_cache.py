@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels import cache_codes
+from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.memory_segments import reserve_segment
 
@@ -20,21 +21,21 @@ from llama_perf.llama.memory_segments import reserve_segment
 # this call, D head width.
 
 KINDS = {"int8": cache_codes.INT8, "fp8": cache_codes.FP8}
-"""What a quantized cache can be, and the dtype of its codes."""
+"""The kinds of a quantized cache, and the dtype of their codes."""
 
 
 class KVCache(nn.Module):
     """Keys and values, each (B, H, S, D); scales (B, H, S), None where unquantized.
 
-    `arrivals` is the attention kernel's: how many programs of a sequence and head have
-    come to their end, 0 whenever none runs.
+    `split_counter`, int32 (B * H,), is for the attention kernel: it counts the programs
+    of a sequence and head that have finished, and is 0 between launches.
     """
 
     k_cache: Tensor
     v_cache: Tensor
     k_scale: Tensor | None
     v_scale: Tensor | None
-    arrivals: Tensor
+    split_counter: Tensor
 
     def __init__(
         self,
@@ -54,17 +55,17 @@ class KVCache(nn.Module):
         shape = (*positions, config.head_dim)
         stored = dtype if kind is None else KINDS[kind]
 
-        def keep(name: str, zeros: Tensor | None) -> None:
+        def register(name: str, zeros: Tensor | None) -> None:
             self.register_buffer(name, zeros, persistent=False)
 
         for name in ("k", "v"):
-            keep(f"{name}_cache", torch.zeros(shape, dtype=stored, device=device))
+            register(f"{name}_cache", torch.zeros(shape, dtype=stored, device=device))
             scale = None
             if kind is not None:
                 scale = torch.zeros(positions, dtype=cache_codes.SCALE, device=device)
-            keep(f"{name}_scale", scale)
+            register(f"{name}_scale", scale)
         heads = batch_size * config.n_kv_heads
-        keep("arrivals", torch.zeros(heads, dtype=torch.int32, device=device))
+        register("split_counter", torch.zeros(heads, dtype=torch.int32, device=device))
 
     def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Write `k` and `v`, each (B, H, T, D), at `positions`.
@@ -72,7 +73,7 @@ class KVCache(nn.Module):
         int64 (T,) for all sequences alike, or (B, T).
         """
         if self.k_scale is not None and self.v_scale is not None:
-            # Together: without a compiler each operation of a token costs as much.
+            # Stacked: uncompiled, two operations of a token cost twice as much as one.
             codes, scales = cache_codes.quantize(
                 torch.stack((k, v)), self.k_cache.dtype
             )
@@ -83,11 +84,18 @@ class KVCache(nn.Module):
         _put(self.k_cache, positions, k)
         _put(self.v_cache, positions, v)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    @property
+    def tensors(self) -> CachedTensors:
+        """The tensors as the kernels take them."""
+        return CachedTensors(
+            k=self.k_cache, v=self.v_cache, k_scale=self.k_scale, v_scale=self.v_scale
+        )
+
+    def dequantized(self) -> tuple[Tensor, Tensor]:
         """All keys and values, (B, H, S, D) in the model's dtype.
 
-        Of a quantized cache that is a copy as large as an unquantized one: the `sdpa`
-        path alone asks for it, as the reference did.
+        For a quantized cache this is a copy as large as an unquantized cache. Only the
+        `sdpa` path asks for it, as the reference did.
         """
         if self.k_scale is None or self.v_scale is None:
             return self.k_cache, self.v_cache
@@ -96,8 +104,8 @@ class KVCache(nn.Module):
             cache_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
         )
 
-    def as_held(self, x: Tensor) -> Tensor:
-        """`x` (B, H, T, D) as the cache gives it back once it is written."""
+    def round_trip(self, x: Tensor) -> Tensor:
+        """`x` (B, H, T, D) as it reads once written to the cache."""
         if self.k_scale is None:
             return x
         codes, scale = cache_codes.quantize(x, self.k_cache.dtype)
@@ -107,7 +115,7 @@ class KVCache(nn.Module):
 def caches(
     config: ModelConfig, *, device: torch.device, **options: Any
 ) -> list[KVCache]:
-    """One for each layer, side by side in a card's memory; `options` are KVCache's."""
+    """One cache a layer, side by side in GPU memory; `options` are KVCache's."""
     first = KVCache(config, device=device, **options)
     others = config.n_layers - 1
     reserve_segment([buffer.nbytes for buffer in first.buffers()] * others, device)

@@ -1,10 +1,10 @@
-"""The linear layer: the product with a weight of whatever kind.
+"""The linear layer: the product with a quantized or an unquantized weight.
 
-A quantized weight brings its own product along. Of a plain one, a token by itself on a
-CPU in code that is being compiled is written out as products and sums, which become one
-loop over the weight at the speed of memory: the library's product of a matrix and a
-vector reads it at about half of that (docs/kernels.md). Everything else is the
-library's.
+A quantized weight has its own product. For one token on a CPU, code that is being
+compiled writes the product with an unquantized weight as products and sums. The
+compiler makes them one loop over the weight at the speed of memory; the library's
+matrix-vector product reads it at about half that speed (docs/kernels.md). In all other
+cases the library's product is used.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """`x` (..., K) times the transposed weight (N, K): (..., N) in x's dtype."""
-    one = x.numel() == x.shape[-1]
-    plain = type(weight) in (Tensor, nn.Parameter)
-    if not (plain and one and x.device.type == "cpu" and torch.compiler.is_compiling()):
+    one_token = x.numel() == x.shape[-1]
+    unquantized = type(weight) in (Tensor, nn.Parameter)
+    compiling_for_cpu = x.device.type == "cpu" and torch.compiler.is_compiling()
+    if not (unquantized and one_token and compiling_for_cpu):
         return F.linear(x, weight)
     sums = (weight.float() * x.reshape(1, -1).float()).sum(1)
     return sums.to(x.dtype).view(*x.shape[:-1], -1)

@@ -1,7 +1,7 @@
 """Rotary position embedding on interleaved pairs, with Llama 3.1's scaling.
 
-The angles are computed in float32 from the positions of each call, so that no table
-as long as the context is kept. Su et al., "RoFormer" (2021); the scaling is Meta's,
+The angles are computed in float32 from the positions of each call, so no table as long
+as the context is needed. Su et al., "RoFormer" (2021); the scaling is Meta's,
 published with Llama 3.1.
 """
 
@@ -27,8 +27,8 @@ def inverse_frequencies(config: ModelConfig, *, device: torch.device) -> Tensor:
 
 
 def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    # Long wavelengths are stretched by the factor, short ones kept, and those
-    # between are interpolated.
+    # Long wavelengths are stretched by the factor, short ones unchanged, and those in
+    # between interpolated.
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     smooth = (scaling.original_context / wavelengths - low) / (high - low)
@@ -47,5 +47,5 @@ def apply_rotary(x: Tensor, cos_sin: Rotary) -> Tensor:
     cos, sin = cos_sin
     pairs = x.float().unflatten(-1, (-1, 2))
     even, odd = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -145,7 +145,7 @@ class Transformer(nn.Module):
         compiled one, which then serves every layer.
         """
         return self.through_blocks(
-            # No name of it here: it is given back when the first block has run.
+            # Not bound to a name here, so that it is freed after the first block.
             self.tok_embeddings(tokens),
             rotary(self.frequencies(), positions),
             positions,
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """All blocks over tokens embedded, (B, T, dim), and their rotation."""
         run: Callable[..., Tensor] = run_block or TransformerBlock.forward
-        # Around the calls, not in them: a compiled block is to have no breaks.
+        # Outside the blocks, where it would break the compiled graph.
         with without_cudnn():
             for index, block in enumerate(self.layers):
                 cache = None if caches is None else caches[index]
@@ -256,9 +256,13 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 
 def state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
-    """Of a chunk `x` (B, T, dim) the state after `lengths` tokens, else `before`."""
+    """The state of each sequence after its last token so far, (B, dim).
+
+    `x`, (B, T, dim), is a chunk, in which sequence i has `lengths[i]` tokens or fewer;
+    a sequence that ended earlier has its state in `before`.
+    """
     rows = torch.arange(len(x), device=x.device)
-    found = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
+    last = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
     if before is None:
-        return found
-    return torch.where((lengths > 0)[:, None], found, before)
+        return last
+    return torch.where((lengths > 0)[:, None], last, before)

@@ -55,7 +55,7 @@ class GroupedWeight(PackedTensor):
 
 @dataclass(frozen=True)
 class GroupedConfig(NativeConfig):
-    """What the configs of these schemes have in common."""
+    """Base of the configs of these schemes."""
 
     group_size: int = 64
     hqq: bool = False

@@ -3,7 +3,7 @@
 A native weight is a torchao tensor over packed codes and scales (their layout is that
 of `llama_perf.kernels.packing`). A linear with one calls the scheme's operator;
 torchao does the rest (saving, moving, detaching). `dtype` is that of the activations
-and of `dequantize()`; a change of it leaves the stored tensors alone.
+and of `dequantize()`; a change of it does not touch the stored tensors.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _scale_and_zero(
 
 
 def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    """What hqq lowers: the mean of |error| ** 0.7 of each group, (N, G, 1)."""
+    """The mean of |error| ** 0.7 of each group, which hqq lowers: (N, G, 1)."""
     codes = torch.round(groups / scale + zero).clamp(0, max_code)
     error = (codes - zero) * scale - groups
     return error.abs().pow(0.7).mean(2, keepdim=True)

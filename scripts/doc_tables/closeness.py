@@ -159,7 +159,7 @@ LIMITS: Mapping[tuple[str, str], Limits] = {
     for (scheme, kernels, reference), limits in ROWS.items()
     if reference == "unquantized"
 }
-DEFAULT = LIMITS["fp6", "native"]
+DEFAULT = LIMITS["uintx-4-64", "native"]
 """The limits of a scheme that has none in closeness_limits.csv."""
 # torchao's own hqq goes over whole weights, two minutes for this model.
 SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}

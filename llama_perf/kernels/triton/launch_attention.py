@@ -1,16 +1,10 @@
-"""Launches of the attention kernel: grid, constants, and the operator's call.
-
-Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
-ahead of time.
-"""
+"""Launches of the attention kernel: grid, constants, and the operator's call."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -23,8 +17,8 @@ from llama_perf.kernels.triton.attention import (
     attend_in_splits,
 )
 from llama_perf.kernels.triton.dependent_launch import may_start_early, multiprocessors
+from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 KINDS = {
     None: UNQUANTIZED.value,
     cache_codes.INT8: INT8.value,
@@ -60,16 +54,6 @@ class Shape:
     kind: torch.dtype | None
     dtype: torch.dtype
     ragged: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """How the kernel is started: its grid, its constants and its warps."""
-
-    grid: tuple[int, int]
-    constants: dict[str, Any]
-    warps: int = 4
-    stages: int = 2
 
 
 def launch(
@@ -170,7 +154,7 @@ def split_attention(
     out = torch.empty_like(q)
     parts = q.new_empty((batch * kv_heads, splits, group, width), dtype=torch.float32)
     sums = q.new_empty((2, batch * kv_heads, splits, group), dtype=torch.float32)
-    attend_in_splits[how.grid](
+    arguments = (
         q,
         cache.k,
         cache.v,
@@ -185,9 +169,6 @@ def split_attention(
         split_counter if peaks_out is None else peaks_out,
         split_counter if prefetch is None else prefetch.view(torch.int32),
         positions,
-        **how.constants,
-        num_warps=how.warps,
-        num_stages=how.stages,
-        **({"launch_pdl": True} if dependent else {}),
     )
+    run(attend_in_splits, how, arguments, dependent=dependent)
     return out

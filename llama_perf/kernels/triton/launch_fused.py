@@ -1,8 +1,4 @@
-"""Launches of the fused kernels: grids, constants, and the calls of a layer's steps.
-
-Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
-ahead of time.
-"""
+"""Launches of the fused kernels: grids, constants, and the calls of a layer's steps."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from llama_perf.devices.device import device_of
@@ -23,12 +18,11 @@ from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
+from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 from llama_perf.kernels.triton.launch_attention import KINDS
-from llama_perf.kernels.triton.launch_products import FEW, Launch, few_launch
+from llama_perf.kernels.triton.launch_products import FEW, few_launch
 from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
 from llama_perf.kernels.weight import FLOATS, SPARSE, Packed
-
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def fused_launch(
@@ -112,15 +106,8 @@ def _run(
     kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
 ) -> None:
     dependent = may_start_early(arguments[0].device)
-    kernel[launch.grid](
-        *arguments,
-        **constants,
-        **launch.constants,
-        DEPENDENT=dependent,
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        **({"launch_pdl": True} if dependent else {}),
-    )
+    constants["DEPENDENT"] = dependent
+    run(kernel, launch, arguments, dependent=dependent, **constants)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

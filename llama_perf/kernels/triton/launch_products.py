@@ -1,46 +1,29 @@
 """Launches of the Triton kernels: block sizes, splits of K, and the operators' calls.
 
-Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
-ahead of time. Knows no torchao.
+Knows no torchao.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from llama_perf.kernels.packing import sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
 from llama_perf.kernels.triton.dependent_launch import multiprocessors
 from llama_perf.kernels.triton.int8_dynamic import few_tokens_int8, many_tokens_int8
+from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 from llama_perf.kernels.triton.sparse import few_tokens_sparse, many_tokens_sparse
 from llama_perf.kernels.triton.weight_only import few_tokens, many_tokens
 from llama_perf.kernels.weight import SPARSE, Packed
 
 FEW = 8
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Programs for each of the card's processors, which they fill several times over.
 _PROGRAMS = 4
 _BLOCK_N = 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """How a kernel is started: its grid, its constants and its warps."""
-
-    grid: tuple[int, ...]
-    constants: dict[str, int]
-    warps: int
-    stages: int = 2
-
-    @property
-    def splits(self) -> int:
-        """Parts of K that different programs sum."""
-        return self.grid[1]
 
 
 def few_launch(
@@ -114,7 +97,7 @@ def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> T
     dtype = dtype or x.dtype
     tokens, columns = x.shape
     few = tokens <= FEW
-    constants = {"K": columns, "WORDS": weight.codes.shape[1]}
+    constants: dict[str, Any] = {"K": columns, "WORDS": weight.codes.shape[1]}
     tensors: tuple[Tensor, ...] = (weight.codes, weight.scale)
     if weight.format == SPARSE:
         kernel = few_tokens_sparse if few else many_tokens_sparse
@@ -132,7 +115,9 @@ def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> T
     splits = launch.splits if few else 1
     shape = (splits, tokens, weight.rows)
     out = x.new_empty(shape, dtype=torch.float32 if splits > 1 else dtype)
-    _run(kernel, launch, (x.contiguous(), *tensors, out), constants)
+    if tokens:
+        arguments = (x.contiguous(), *tensors, out, tokens, weight.rows)
+        run(kernel, launch, arguments, **constants)
     return out.sum(0).to(dtype) if splits > 1 else out[0]
 
 
@@ -146,7 +131,7 @@ def int8_dynamic_product(
         # The kernels read four columns of x at a time.
         x = torch.nn.functional.pad(x, (0, width - columns))
     x = x.contiguous()
-    constants = {"K": columns}
+    constants: dict[str, Any] = {"K": columns}
     if tokens <= FEW:
         launch = few_launch(max(tokens, 1), rows, columns)
         splits, x, kernel = launch.splits, x.view(torch.int32), few_tokens_int8
@@ -155,23 +140,7 @@ def int8_dynamic_product(
         launch = many_launch(tokens, rows, columns, min_units=32)
         splits, kernel = 1, many_tokens_int8
     out = x.new_empty((splits, tokens, rows), dtype=torch.int32)
-    _run(kernel, launch, (x, codes, out), constants)
+    if tokens:
+        run(kernel, launch, (x, codes, out, tokens, rows), **constants)
     total = out.sum(0, dtype=torch.int32) if splits > 1 else out[0]
     return total.to(torch.float32) * x_scale * scale.flatten()[:rows]
-
-
-def _run(
-    kernel: Any, launch: Launch, tensors: tuple[Tensor, ...], constants: dict[str, int]
-) -> None:
-    """Launch `kernel`; the last of `tensors` is its output (splits, M, N)."""
-    _, tokens, rows = tensors[-1].shape
-    if tokens:
-        kernel[launch.grid](
-            *tensors,
-            tokens,
-            rows,
-            **constants,
-            **launch.constants,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )

@@ -1,19 +1,13 @@
-"""Launches of the kernels before and after a step's layers.
-
-Imported only where Triton is: on a CUDA device, in its interpreter, or to compile
-ahead of time.
-"""
+"""Launches of the kernels before and after a step's layers."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.dependent_launch import may_start_early
+from llama_perf.kernels.triton.launch import Launch, run
 from llama_perf.kernels.triton.sampling import choose as choose_kernel
 from llama_perf.kernels.triton.sampling import start as start_kernel
 
@@ -22,19 +16,17 @@ _SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 # Logits that the last program joins: as many as its registers take.
 _JOINED = 16384
 _START = 1024
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """How the next token is chosen: its programs, constants and warps."""
-
-    parts: int
-    constants: dict[str, Any]
-    warps: int
+# Triton's default; these kernels have no loop to pipeline.
+_STAGES = 3
 
 
 def launch(
-    *, vocabulary: int, temperature: float, top_k: int | None, dtype: torch.dtype
+    *,
+    vocabulary: int,
+    temperature: float,
+    top_k: int | None,
+    dtype: torch.dtype,
+    batch: int = 1,
 ) -> Launch | None:
     """For logits of `dtype`; None where the `top_k` best do not fit a program."""
     # As many programs as share the reading, and no more than one can join.
@@ -46,7 +38,7 @@ def launch(
         return None
     joined = 1 << (parts * slots - 1).bit_length()
     return Launch(
-        parts=parts,
+        grid=(parts, batch),
         constants={
             "GREEDY": temperature == 0,
             "SELECT": select,
@@ -57,6 +49,7 @@ def launch(
             "JOINED": joined,
         },
         warps=8 if joined <= 8192 else 16,
+        stages=_STAGES,
     )
 
 
@@ -79,6 +72,7 @@ class SamplingKernel:
             temperature=self._temperature,
             top_k=self._top_k,
             dtype=logits.dtype,
+            batch=batch,
         )
         assert how is not None, f"the {self._top_k} best"
         if self._split_counter is None:
@@ -86,11 +80,11 @@ class SamplingKernel:
             self._split_counter = torch.zeros(
                 batch + 1, dtype=torch.int32, device=logits.device
             )
-        shape = (batch, how.parts, how.constants["SLOTS"])
+        shape = (batch, how.grid[0], how.constants["SLOTS"])
         scores, values = logits.new_empty((2, *shape), dtype=torch.float32)
         columns = logits.new_empty(shape, dtype=torch.int32)
         dependent = may_start_early(logits.device)
-        choose_kernel[how.parts, batch](
+        arguments = (
             logits.contiguous(),
             fed.token,
             fed.position,
@@ -105,12 +99,15 @@ class SamplingKernel:
             vocabulary,
             fed.history.shape[1],
             self._top_k or 0,
-            **how.constants,
+        )
+        run(
+            choose_kernel,
+            how,
+            arguments,
+            dependent=dependent,
             BATCH=batch,
             RAGGED=fed.position.ndim == 2,
             DEPENDENT=dependent,
-            num_warps=how.warps,
-            **({"launch_pdl": True} if dependent else {}),
         )
 
 
@@ -139,7 +136,19 @@ def start(
     block = 1 << (width - 1).bit_length()
     if peaks_out is None:
         block = min(block, _START)
-    start_kernel[tokens.numel(), -(-width // block)](
+    how = Launch(
+        grid=(tokens.numel(), -(-width // block)),
+        constants={
+            "D": width,
+            "HALF": half,
+            "WRITES_PEAKS": peaks_out is not None,
+            "BLOCK": block,
+            "BLOCK_H": 1 << (half - 1).bit_length(),
+            "DEPENDENT": dependent,
+        },
+        stages=_STAGES,
+    )
+    arguments = (
         tokens,
         positions,
         embedding,
@@ -151,13 +160,6 @@ def start(
         filled,
         filled if peaks_out is None else peaks_out,
         rows,
-        D=width,
-        HALF=half,
-        WRITES_PEAKS=peaks_out is not None,
-        BLOCK=block,
-        BLOCK_H=1 << (half - 1).bit_length(),
-        DEPENDENT=dependent,
-        num_warps=4,
-        **({"launch_pdl": True} if dependent else {}),
     )
+    run(start_kernel, how, arguments, dependent=dependent)
     return x, (cos, sin), filled

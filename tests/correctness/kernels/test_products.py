@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from llama_perf.kernels import grouped, int8_dynamic, row_scaled, sparse
 from llama_perf.kernels.cpu import many_tokens, one_token
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
-from llama_perf.kernels.row_scaled import FP6, INT8, decode_fp6, encode_fp6
+from llama_perf.kernels.row_scaled import INT8
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -202,29 +200,6 @@ def test_a_token_is_quantized_by_its_own_peak() -> None:
     assert values.tolist() == [[0, 0], [127, -64], [-127, 64]]
     torch.testing.assert_close(scale[1:, 0], torch.tensor([0.02, 1e-3 / 127]))
     assert torch.isfinite(values / scale).all()
-
-
-def test_every_fp6_code_has_the_value_of_its_definition() -> None:
-    codes = torch.arange(64, dtype=torch.int32)
-    values = decode_fp6(codes).tolist()
-    for code, value in enumerate(values):
-        sign, exponent, mantissa = code >> 5, code >> 2 & 7, code & 3
-        fraction = mantissa / 4 + (exponent > 0)
-        expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 3) * fraction
-        assert value == expected
-        assert math.copysign(1, value) == (-1) ** sign
-    assert max(values) == FP6.largest
-
-
-def test_encoding_finds_the_nearest_fp6() -> None:
-    exact = decode_fp6(torch.arange(64, dtype=torch.int32))
-    assert torch.equal(decode_fp6(encode_fp6(exact)), exact)
-    draw = torch.Generator().manual_seed(3)
-    values = (torch.rand(10000, generator=draw) - 0.5) * 56
-    values[:5000] *= 0.02
-    encoded = decode_fp6(encode_fp6(values))
-    nearest = (values.unsqueeze(1) - exact).abs().amin(1)
-    torch.testing.assert_close((encoded - values).abs(), nearest, rtol=0, atol=0)
 
 
 def test_every_pattern_and_value_of_a_quad_lies_in_its_place() -> None:

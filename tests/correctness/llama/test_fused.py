@@ -6,10 +6,6 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +14,6 @@ from torch import Tensor, nn
 from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
-from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.linear import Linear
@@ -28,7 +23,6 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.interpreter import (
     INTERPRETED,
@@ -86,11 +80,6 @@ def small_model(
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
 
 
-def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
-    weights = tiny_weights(replace(SMALL, n_layers=2))
-    return build_model(weights, dtype=dtype, device=device)
-
-
 def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
     """The modules' engine and the fused one over the same weights."""
     each = {"cache_size": 24, **options}
@@ -115,7 +104,7 @@ def check(plain: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
         wanted, found = plain.decode(token, at), fused.decode(token, at)
         assert distance(found, wanted) < limit
     for one, other in zip(plain._caches, fused._caches, strict=True):
-        for wanted, found in zip(one.whole(), other.whole(), strict=True):
+        for wanted, found in zip(one.dequantized(), other.dequantized(), strict=True):
             assert distance(found, wanted) < limit
             # Nothing beyond the positions that were written.
             assert not found[:, :, length + 1 :].any()
@@ -227,113 +216,6 @@ def test_splits_of_the_columns_are_joined(
     assert not counter.any()
 
 
-@pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
-def test_a_peak_that_was_left_is_the_one_that_would_be_found(
-    norm: bool, device: torch.device
-) -> None:
-    """To the last bit, by kernels that take one, leave one and clear another."""
-    from llama_perf.kernels.triton.launch_fused import (
-        Norm,
-        Peaks,
-        project,
-        project_gated,
-    )
-    from llama_perf.llama.fused import packed
-
-    generator = torch.Generator().manual_seed(3)
-    drawn = torch.randn(4, 20, 32, generator=generator)
-    layer = nn.Sequential(Linear(20, 32))
-    layer[0].weight = nn.Parameter(drawn[0].T.contiguous(), requires_grad=False)
-    layer.to(device)
-    quantize = make_quantizer(
-        "int8dq", kernels="native", device=device, dtype=torch.float32
-    )
-    quantize(layer, "layer")
-    weight = packed(layer[0].weight, "weight")
-    x, residual = drawn[1, :3, :20].to(device), drawn[2, :3].to(device)
-    gain = drawn[3, 0].abs().to(device)
-    counter = torch.zeros(2, dtype=torch.int32, device=device)
-    own = drawn[3, 1, :20].abs().to(device) if norm else None
-    size = x.abs() if own is None else (x * own).abs()
-    peak = torch.zeros(8, dtype=torch.int32, device=device)
-    peak[:3] = size.amax(1).view(torch.int32)
-    normed = None if own is None else Norm(weight=own, eps=1e-5)
-    wanted = project(x, weight, counter, residual=residual.clone(), norm=normed)
-    written = torch.zeros_like(peak)
-    cleared = torch.full_like(peak, 7)
-    found = project(
-        x,
-        weight,
-        counter,
-        residual=residual.clone(),
-        norm=normed,
-        peaks=Peaks(read=peak, written=written, cleared=cleared, next_norm_weight=gain),
-    )
-    assert torch.equal(found, wanted)
-    assert torch.equal(written.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
-    assert not written[3:].any()
-    assert not cleared.any()
-    written.zero_()
-    peaks = Peaks(written=written)
-    gated = project_gated(x, weight, weight, counter, norm=normed, peaks=peaks)
-    assert torch.equal(written.view(torch.float32)[:3], gated.abs().amax(1))
-
-
-def test_peaks_are_left_for_all_products_behind_another(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels.triton import launch_fused
-
-    model = two_layers(torch.float32, device)
-    quantized = quantize_model(model, "int8dq", kernels="native")
-    plain, fused = both(quantized)
-    peaked: list[bool] = []
-    run = launch_fused._run
-
-    def spied(*arguments: Any, **more: Any) -> None:
-        peaked.append(more["READS_PEAKS"])
-        run(*arguments, **more)
-
-    monkeypatch.setattr(launch_fused, "_run", spied)
-    check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
-    prompt = [True, False, True, True] * 2 + [False]
-    assert peaked == prompt + [True] * len(prompt)
-
-
-def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the last bit, step after step: none sees what another one left."""
-    from llama_perf.llama import fused as fused_step
-
-    model = two_layers(torch.float16, device)
-    model = quantize_model(model, "int8dq", kernels="native")
-    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
-
-    def logits() -> Tensor:
-        engine = Engine(model, EngineOptions(cache_size=24, batch_size=2, fused=True))
-        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, sampling=GREEDY)
-        return found
-
-    found = logits()
-
-    def without_reading(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*arguments: Any, **more: Any) -> Tensor:
-            if "peaks" in more:
-                more["peaks"] = replace(more["peaks"], read=None)
-            else:
-                more["peaks_in"] = None
-            return run(*arguments, **more)
-
-        return call
-
-    for name in ("project", "project_gated", "project_heads"):
-        run = getattr(fused_step, name)
-        monkeypatch.setattr(fused_step, name, without_reading(run))
-    assert torch.equal(found, logits())
-
-
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32"])
 def test_values_of_a_fused_row_are_checked(
     scheme: str | None, device: torch.device
@@ -394,26 +276,5 @@ def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> 
         Engine(narrow, EngineOptions(batch_size=9, cache_size=8, fused=True))
 
 
-@pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
-def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
-    preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from llama_perf.llama.fused import packed
-
-    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
-    layer = nn.Sequential(Linear(32, 20))
-    quantize = make_quantizer(
-        "int8dq", kernels="native", device=device, dtype=torch.float32
-    )
-    quantize(layer, "layer")
-    weight = layer[0].weight
-    if device.type == "cpu":
-        assert (weight.codes.dtype == torch.int8) == preferred
-    found = packed(weight, "weight")
-    assert found.codes.dtype == torch.int32
-    held = Int8DynamicWeight(found.codes, weight.scale, 20, 32, torch.float32)
-    assert torch.equal(held.dequantize(), weight.dequantize())
-
-
 # What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 4 + 3 + 4 + 3 + 3
+COUNT = len(SCHEMES) + 4 + 1 + 1 + 4 + 3 + 1 + 1

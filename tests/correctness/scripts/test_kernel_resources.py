@@ -134,7 +134,7 @@ def test_the_choice_of_a_token_compiles_without_spills(
         sizes={"V": True, "S": False, "TOP": False},
         constants={**how.constants, "BATCH": 1, "RAGGED": False, "DEPENDENT": early},
         warps=how.warps,
-        stages=2,
+        stages=how.stages,
         dependent=early,
     )
     taken = resources.compile_kernel(kernel, capability)

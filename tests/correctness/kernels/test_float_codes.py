@@ -1,8 +1,9 @@
-"""float8: its codes, how they are rounded to, and products of rounded tokens."""
+"""fp6 and float8 codes: their values, rounding to them, products of rounded tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,11 @@ from llama_perf.kernels import float8_dynamic
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import (
     FLOAT8,
+    FP6,
+    RowScaled,
     decode_float8,
     encode_float8,
+    encode_fp6,
     float8_weight,
     float8_weight_op,
     round_to_float8,
@@ -32,17 +36,29 @@ CODES = torch.arange(256, dtype=torch.int32)
 NOT_NAN = CODES[CODES & 127 != 127]
 
 
-def test_every_float8_code_has_the_value_of_its_definition() -> None:
-    values = decode_float8(NOT_NAN).tolist()
-    for code, value in zip(NOT_NAN.tolist(), values, strict=True):
-        sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
-        fraction = mantissa / 8 + (exponent > 0)
-        expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - 7) * fraction
+@pytest.mark.parametrize(
+    ("format", "codes", "mantissa_bits", "bias"),
+    [(FP6, torch.arange(64, dtype=torch.int32), 2, 3), (FLOAT8, NOT_NAN, 3, 7)],
+    ids=["fp6", "float8"],
+)
+def test_every_code_has_the_value_of_its_definition(
+    format: RowScaled, codes: Tensor, mantissa_bits: int, bias: int
+) -> None:
+    values = format.decode(codes).tolist()
+    for code, value in zip(codes.tolist(), values, strict=True):
+        sign = code >> format.bits - 1
+        exponent = code >> mantissa_bits & 2 ** (format.bits - 1 - mantissa_bits) - 1
+        mantissa = code & 2**mantissa_bits - 1
+        fraction = mantissa / 2**mantissa_bits + (exponent > 0)
+        expected = (-1) ** sign * 2.0 ** (max(exponent, 1) - bias) * fraction
         assert value == expected
         assert math.copysign(1, value) == (-1) ** sign
-    assert max(values) == FLOAT8.largest
-    as_torch_has_them = CODES.to(torch.uint8).view(torch.float8_e4m3fn).float()
-    assert torch.equal(decode_float8(NOT_NAN), as_torch_has_them[NOT_NAN])
+    assert max(values) == format.largest
+
+
+def test_every_float8_code_has_the_value_that_torch_gives_it() -> None:
+    by_torch = CODES.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    assert torch.equal(decode_float8(NOT_NAN), by_torch[NOT_NAN])
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -73,21 +89,41 @@ def float8_values() -> Tensor:
     return torch.cat([ends, *beside, drawn, tiny]).clamp(-448, 448)
 
 
-def test_encoding_finds_the_nearest_float8_and_the_even_one_of_two() -> None:
-    values = float8_values()
-    exact = decode_float8(NOT_NAN)
-    encoded = decode_float8(encode_float8(values))
+def fp6_values() -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    values = (torch.rand(10000, generator=draw) - 0.5) * 56
+    values[:5000] *= 0.02
+    return values
+
+
+@pytest.mark.parametrize(
+    ("format", "encode", "codes", "values"),
+    [
+        (FP6, encode_fp6, torch.arange(64, dtype=torch.int32), fp6_values()),
+        (FLOAT8, encode_float8, NOT_NAN, float8_values()),
+    ],
+    ids=["fp6", "float8"],
+)
+def test_encoding_finds_the_nearest(
+    format: RowScaled,
+    encode: Callable[[Tensor], Tensor],
+    codes: Tensor,
+    values: Tensor,
+) -> None:
+    exact = format.decode(codes)
+    assert torch.equal(format.decode(encode(exact)), exact)
+    error = (format.decode(encode(values)).double() - values.double()).abs()
     nearest = (values.double().unsqueeze(1) - exact.double()).abs().amin(1)
-    assert torch.equal((encoded.double() - values.double()).abs(), nearest)
-    assert torch.equal(decode_float8(encode_float8(exact)), exact)
+    assert torch.equal(error, nearest)
+
+
+def test_encoding_finds_the_even_one_of_two_and_the_largest_float8() -> None:
+    exact = decode_float8(NOT_NAN)
     positive = exact[exact >= 0]
     middles = (positive[1:] + positive[:-1]) / 2
     assert (encode_float8(middles) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
-    assert decode_float8(encode_float8(too_large)).tolist() == [
-        448,
-        -448,
-    ]
+    assert decode_float8(encode_float8(too_large)).tolist() == [448, -448]
 
 
 def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:

@@ -1,0 +1,48 @@
+"""How a Triton kernel is started: shared by the `launch_` modules.
+
+They are imported only where Triton is: on a CUDA device, in its interpreter, or to
+compile ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A kernel's grid, its constants, its warps and the stages of its pipeline."""
+
+    grid: tuple[int, ...]
+    constants: dict[str, Any]
+    warps: int = 4
+    stages: int = 2
+
+    @property
+    def splits(self) -> int:
+        """Programs along the second axis: of few tokens, parts of K to be summed."""
+        return self.grid[1]
+
+
+def run(
+    kernel: Any,
+    launch: Launch,
+    arguments: tuple[Any, ...],
+    *,
+    dependent: bool = False,
+    **constants: Any,
+) -> None:
+    """Start `kernel`; `dependent`: before the kernel in front of it ends."""
+    kernel[launch.grid](
+        *arguments,
+        **constants,
+        **launch.constants,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+        **({"launch_pdl": True} if dependent else {}),
+    )
