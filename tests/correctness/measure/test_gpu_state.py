@@ -28,7 +28,7 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     found = Nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", found)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", found)
     card = SimpleNamespace(uuid="1234", name="NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     return found
