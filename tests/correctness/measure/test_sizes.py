@@ -24,7 +24,7 @@ ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
     ("scheme", "shape"),
     [
         *((scheme, {}) for scheme in (None, *schemes_on("native"))),
-        *((scheme, ODD) for scheme in ("int8dq", "fp6", "float8dq-tensor")),
+        *((scheme, ODD) for scheme in ("int8wo", "fp6", "float8dq-tensor")),
         *((scheme, ODD) for scheme in ("uintx-3-4", "uintx-7-8", "sparse-marlin")),
     ],
     ids=str,
