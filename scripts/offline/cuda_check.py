@@ -134,7 +134,7 @@ def _run(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -> in
     runner.run(rows_step(out, "rows-rest", rows, limit_s=_REST_S))
     _draw_table(runner)
     record_baseline(runner, scratch, limit_s=_RECORD_S)
-    others = ["cuda/test_cuda.py"] if rehearse else _other_tests()
+    others = ["cuda/test_cuda.py", "cuda/test_rows.py"] if rehearse else _other_tests()
     runner.run_together(
         tests_steps(out, "others", others, parts=2 * parts, limit_s=math.inf)
     )

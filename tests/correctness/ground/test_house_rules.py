@@ -23,8 +23,6 @@ OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
 # These are being split.
 LONG_MODULES = {
     "tests/correctness/checkpoints/test_save_folder.py",
-    "tests/correctness/cuda/test_cuda.py",
-    "tests/correctness/llama/test_fused.py",
     "tests/correctness/measure/test_gpu_state.py",
 }
 LONG_SIGNATURES = {"tests/correctness/run/test_compared_run.py"}

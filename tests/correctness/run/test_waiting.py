@@ -67,7 +67,7 @@ def test_whatever_goes_wrong_the_next_test_may_wait(
 
 
 def test_the_row_that_is_to_run_out_of_memory_has_a_mask_on_sdpa_alone() -> None:
-    """`test_cuda.py` leaves it 64 MiB."""
+    """`cuda/test_rows.py` leaves it 64 MiB."""
     rows = {
         attention: RowSpec(model="small", cache_size=16384, attention=attention)
         for attention in ("decode", "sdpa")
