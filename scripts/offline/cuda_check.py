@@ -241,7 +241,7 @@ def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -
     long as measuring three rows.
     """
     results = out / "results.json"
-    command = llama_perf("run", *options, "--json", str(results))
+    command = llama_perf("run", *options, "--results", str(results))
     command += ["--time-budget", f"{limit_s:.0f}"]
     command += ["--resume"] if name == "rows-rest" else ["--isolate", "row"]
     return Step(

@@ -24,13 +24,13 @@ from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
-from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.row_scaled import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
+from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.processes import HANG_S
 
 CPU = torch.device("cpu")
