@@ -134,7 +134,7 @@ def _refused(path: Path, asked: str, saved: Saved | None) -> WeightsError:
         )
     if saved is None or saved.scheme is None:
         return WeightsError(
-            f"{start}a quantized tensor; allowed: unquantized tensors, or these beside"
+            f"{start}a quantized tensor; allowed: unquantized tensors, or these with"
             " the config.json that save_model wrote"
         )
     return WeightsError(

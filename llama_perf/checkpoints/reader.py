@@ -30,7 +30,7 @@ class WeightsReader(Protocol):
 
     config: ModelConfig
     source: str
-    """What a result records as its weights: "synthetic", or "<format>:<name>".
+    """The weights as a result records them: "synthetic", or "<format>:<name>".
 
     The name is the file's for a GGUF, the folder's for a `model.pth` or a Hugging
     Face folder. A folder of `save_model` says in brackets what is in it:
@@ -38,7 +38,7 @@ class WeightsReader(Protocol):
     """
 
     saved: Saved | None
-    """What `save_model` wrote beside the weights; None for all others."""
+    """The record that `save_model` wrote with the weights; None for all others."""
 
     def embedding(self) -> torch.Tensor:
         """`tok_embeddings.weight`, (vocab_size, dim)."""

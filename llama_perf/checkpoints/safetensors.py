@@ -2,7 +2,7 @@
 
 Hugging Face rotates the first half of a head against its second half, so query and
 key rows are put back into the interleaved order of Meta's files. A tensor is read
-when it is asked for, from a file opened for it alone. Knows nothing of other files
+when it is asked for, from a file opened only for it. Knows nothing of other files
 in the folder.
 """
 

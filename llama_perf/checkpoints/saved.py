@@ -1,4 +1,4 @@
-"""What a folder of `save_model` says of its weights, and whether they fit that.
+"""The record that `save_model` writes of its weights, and whether they fit it.
 
 The field `llama_perf` of its `config.json` holds the scheme, the kernels, the dtype
 and the versions it was saved with. Knows neither how the file is read nor what the
@@ -70,7 +70,7 @@ class Saved:
 
     @property
     def origin(self) -> Origin:
-        """What a model with these weights carries along."""
+        """The origin of a model with these weights."""
         return Origin(weights=self.weights, scheme=self.scheme, kernels=self.kernels)
 
 
@@ -154,7 +154,7 @@ def _is_quantized(value: object) -> bool:
 def _allowed(value: object) -> str:
     if isinstance(value, Tensor):
         return (
-            "unquantized tensors, or those of linear layers beside the config.json"
+            "unquantized tensors, or those of linear layers with the config.json"
             " that save_model wrote"
         )
     return "unquantized tensors"

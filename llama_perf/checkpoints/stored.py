@@ -35,7 +35,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """What one checkpoint holds.
+    """The contents of one checkpoint.
 
     `names` maps Meta's names, those of a block without their `layers.N.`, to the
     checkpoint's own, where `{}` stands for the layer. `shapes` has every tensor of

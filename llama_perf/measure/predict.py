@@ -1,38 +1,44 @@
-"""What a row will take in memory, without running it: its shapes on the meta device.
+"""The memory that a row will take, from the shape of its model: nothing is run.
 
-The weights as they are packed, caches and mask as the engine allocates them, and what
-is alive beside them while a prompt and a token run through one layer and the head. All
-operators are taken as eager ones, which keep more than compiled ones. Knows no weights
-and no card: neither how an allocator rounds, nor what the operators of a library take
-inside; torchao's kernels may unpack whole weights.
+Counts the weights as they are packed, caches and mask as the engine allocates them, and
+what is alive beside them (`working_bytes`). It does not know how an allocator rounds,
+nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
-from llama_perf.kernels.attention import at_a_time
-from llama_perf.kernels.cache_codes import WIDENED
+from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.devices.device import device_of
+from llama_perf.kernels.packing import LANES, words
 from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.engine import PREFILL_CHUNK, Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import Sampling, sample
-from llama_perf.llama.transformer import Transformer
-from llama_perf.measure.live_bytes import LiveBytes
-from llama_perf.measure.model_size import model_bytes
+from llama_perf.measure.working_bytes import working_bytes
+from llama_perf.quantize.apply import check_shapes
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-CUBLAS_BYTES = 32 * 2**20
-"""What cuBLAS keeps to work in on sm_90 and up; 8 MiB before."""
+Shapes = dict[str, tuple[int, ...]]
+"""(N, K) of weights, by name."""
+
+# Bits of a code in a native scheme with one float32 scale a row.
+_ROW_SCALED_BITS = {
+    "int8wo": 8,
+    "int8dq": 8,
+    "float8wo": 8,
+    "float8dq-row": 8,
+    "float8dq-tensor": 8,
+    "fp6": 6,
+}
+# sparse-marlin: two of four weights, 4 bits and a position of 2 bits each; groups of
+# 128 weights.
+_SPARSE_BITS, _SPARSE_GROUP = 6, 128
+# torchao's int4 for CUDA pads N and K to multiples of these.
+_TILE_ROWS, _TILE_COLUMNS = 8, 1024
+# torchao's schemes that only a GPU can build: whether they fit is not checked here.
+_CHECKED_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,22 +59,20 @@ class Prediction:
     @property
     def peak_bytes(self) -> int:
         """All of it."""
-        held = self.model_size_bytes + self.embedding_bytes + self.cache_bytes
-        return held + self.working_bytes
+        fixed = self.model_size_bytes + self.embedding_bytes + self.cache_bytes
+        return fixed + self.working_bytes
 
 
 def predict(row: RowSpec, config: ModelConfig) -> Prediction:
-    """What `row` takes with a model of this shape.
+    """The bytes that `row` takes with a model of this shape.
 
-    Of autoquant, whose choice depends on the device, with the fewest bytes it can
-    choose. Raises SpecError for a scheme that does not fit the shape, NotRunnable for
-    one that is not built.
+    The choice of autoquant depends on the device: here it chooses the fewest bytes.
+    Raises SpecError for a scheme that does not fit the shape, NotRunnable for one that
+    is not built.
     """
     dtype: torch.dtype = getattr(torch, row.dtype)
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
-    unquantized = _unquantized(row)
-    working = _working_bytes(config, unquantized)
     return Prediction(
         model_size_bytes=model_bytes(
             config,
@@ -78,131 +82,128 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
             device=row.device,
         ),
         embedding_bytes=0 if tied else embedding,
-        cache_bytes=_cache_bytes(config, unquantized),
-        working_bytes=working + (CUBLAS_BYTES if row.device == "cuda" else 0),
+        cache_bytes=_cache_bytes(config, row),
+        working_bytes=working_bytes(config, row) + device_of(row.device).library_bytes,
     )
 
 
-def _unquantized(row: RowSpec) -> RowSpec:
-    """`row` without what changes no activation and no cache: rows share a result."""
-    return replace(
-        row, quantization=None, kernels="native", compile=False, compile_prefill=False
-    )
+def model_bytes(
+    config: ModelConfig,
+    scheme: str | None,
+    *,
+    kernels: str = "native",
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> int:
+    """Bytes of the weights that a token reads, as `kernels` keep them on `device`.
+
+    Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
+    `predict`.
+    """
+    layer: Shapes = {
+        f"layers.0.{name.removesuffix('.weight')}": shape
+        for name, shape in layer_shapes(config)
+        if len(shape) == 2
+    }
+    output: Shapes = {"output": (config.vocab_size, config.dim)}
+    parsed = None if scheme is None else Scheme.parse(scheme)
+    if parsed is not None:
+        for shapes in (layer, output):
+            _check(parsed, shapes, kernels=kernels, dtype=dtype)
+
+    def size(shapes: Shapes) -> int:
+        return sum(
+            _linear_bytes(parsed, rows, columns, kernels, dtype, device)
+            for rows, columns in shapes.values()
+        )
+
+    norm = config.dim * dtype.itemsize
+    return config.n_layers * (size(layer) + 2 * norm) + norm + size(output)
 
 
-def _inside(config: ModelConfig, row: RowSpec) -> int:
-    """What `prefill_attention` takes at a time beside its result."""
-    size: int = getattr(torch, row.dtype).itemsize
-    width, chunk = config.head_dim, row.prefill_chunk or PREFILL_CHUNK
-    tokens = min(chunk, max(row.fill, row.prompt_length))
-    # Queries and result by heads of the cache.
-    grouped = 2 * row.batch_size * config.n_heads * tokens * width * size
-    if row.kv_cache is None:
-        return grouped
-    heads, step = at_a_time(row.batch_size * config.n_kv_heads, width, tokens)
-    behind = row.fill + row.prompt_length - tokens
-    whole = heads * max(min(step, behind), tokens) * width
-    # Keys and values, and some of the values in float32: beside them the bits that fp8
-    # is widened from, or what they are rounded to.
-    rounded = size if size < 4 else 0
-    if row.kv_cache == "fp8":
-        rounded = max(rounded, 2)
-    widened = min(whole, WIDENED) * (4 + rounded)
-    # What is merged, in float32, and a piece's part of it.
-    queries = heads * tokens * width * (config.n_heads // config.n_kv_heads)
-    return grouped + 2 * whole * size + max(widened, queries * size) + queries * 4
+def _check(
+    scheme: Scheme,
+    shapes: Shapes,
+    *,
+    kernels: str,
+    dtype: torch.dtype,
+) -> None:
+    if kernels == "torchao" and scheme.family in _CHECKED_ON_CUDA:
+        return
+    from llama_perf.quantize.registry import config_for
+
+    cpu = torch.device("cpu")
+    config = config_for(scheme, kernels=kernels, device=cpu, dtype=dtype)
+    check_shapes(scheme, config, shapes, device=cpu)
 
 
-@cache
+def _linear_bytes(
+    scheme: Scheme | None,
+    rows: int,
+    columns: int,
+    kernels: str,
+    dtype: torch.dtype,
+    device: str,
+) -> int:
+    """Bytes of a weight (rows, columns): codes, scales and zero points."""
+    if scheme is None:
+        return rows * columns * dtype.itemsize
+    if kernels == "torchao":
+        return _torchao_bytes(scheme, rows, columns, dtype, device)
+    if scheme.family in AUTOQUANT:
+        return min(
+            _linear_bytes(candidate, rows, columns, kernels, dtype, device)
+            for candidate in map(_parsed, AUTOQUANT[scheme.family])
+            if candidate is None or columns % (candidate.group_size or 1) == 0
+        )
+    # Rows are packed sixteen together; a word has 4 bytes.
+    rows = _padded(rows, LANES)
+    if (bits := _ROW_SCALED_BITS.get(scheme.family)) is not None:
+        return rows * 4 * (words(bits, columns) + 1)
+    if scheme.family == "sparse-marlin":
+        groups = -(-columns // _SPARSE_GROUP)
+        return rows * (4 * words(_SPARSE_BITS, columns // 2) + 2 * groups)
+    assert scheme.group_size is not None, f"the size of {scheme.name} has no formula"
+    groups = columns // scheme.group_size
+    if scheme.bits is None:
+        # int4wo: a scale and an offset of 16 bits each.
+        return rows * (4 * words(4, columns) + 4 * groups)
+    # uintx: a scale of 16 bits, and zero points packed as the codes are.
+    codes = words(scheme.bits, columns) + words(scheme.bits, groups)
+    return rows * (4 * codes + 2 * groups)
+
+
+def _parsed(name: str) -> Scheme | None:
+    return None if name == UNQUANTIZED else Scheme.parse(name)
+
+
+def _torchao_bytes(
+    scheme: Scheme, rows: int, columns: int, dtype: torch.dtype, device: str
+) -> int:
+    if scheme.family == "int4wo":
+        assert scheme.group_size is not None, f"{scheme.name} has no group size"
+        if device == "cuda":
+            rows, columns = _padded(rows, _TILE_ROWS), _padded(columns, _TILE_COLUMNS)
+        # A scale and a zero for every group.
+        groups = rows * (columns // scheme.group_size)
+        return rows * columns // 2 + 2 * groups * dtype.itemsize
+    # float8 has a float32 scale for each row or for the weight, int8 an int8 zero too.
+    scales = 1 if scheme.family == "float8dq-tensor" else rows
+    return rows * columns + scales * (5 if scheme.family.startswith("int8") else 4)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
 def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
     """Bytes of the caches of all layers and of the mask."""
-
-    def of(layers: int) -> int:
-        live = LiveBytes("meta")
-        model = _model(replace(config, n_layers=layers), row)
-        with live:
-            engine = _engine(model, row)
-            held = live.now
-        del engine
-        return held
-
-    one, two = of(1), of(2)
-    return one + (config.n_layers - 1) * (two - one)
-
-
-@cache
-def _working_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """Most bytes alive beside weights and caches, of all steps."""
-    model = _model(replace(config, n_layers=1), row)
-    inside = {torch.ops.llama_perf.prefill_attention.default: _inside(config, row)}
-    live = LiveBytes("meta", model.parameters(), inside)
-    with live, torch.no_grad():
-        engine = _engine(model, row)
-        held = live.now
-        if row.fill:
-            with _attention(row, masked=False):
-                _fill(engine, row)
-            engine.filled = row.fill
-        with _attention(row, masked=row.fill > 0):
-            logits = engine.prefill(_tokens(row, row.prompt_length))
-        token = _sampled(logits, row)
-        del logits
-        position = torch.zeros((1,), dtype=torch.int64, device="meta")
-        with _attention(row, masked=True):
-            _sampled(engine.decode(token, position), row)
-        return live.peak - held
-
-
-def _fill(engine: Engine, row: RowSpec) -> None:
-    """The first chunk and the last two or three: those between are alike."""
-    whole = row.fill if row.attention == "sdpa" else PREFILL_CHUNK
-    chunk, tokens = row.prefill_chunk or whole, _tokens(row, row.fill)
-    # A chunk's result is alive during the next one: two whole ones, and what is left.
-    last = max(row.fill // chunk - 2, 0) * chunk
-    for start, part in ((0, tokens[:, :chunk]), (last, tokens[:, last:])):
-        engine.filled = start
-        engine.prefill(part)
-
-
-def _tokens(row: RowSpec, length: int) -> Tensor:
-    return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
-
-
-def _model(config: ModelConfig, row: RowSpec) -> Transformer:
-    dtype: torch.dtype = getattr(torch, row.dtype)
-    with torch.device("meta"):
-        return Transformer(config).to(dtype)
-
-
-def _engine(model: Transformer, row: RowSpec) -> Engine:
-    eager = replace(row, compile=False, compile_prefill=False, capture=False)
-    return Engine(model, EngineOptions.of(replace(eager, fused=False)))
-
-
-def _sampled(logits: Tensor, row: RowSpec) -> Tensor:
-    return sample(logits, Sampling(temperature=row.temperature, top_k=row.top_k))
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention that keeps nothing but its result, as the fused kernels do."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _attention(row: RowSpec, *, masked: bool) -> AbstractContextManager[object]:
-    """How attention runs: under a mask on CUDA no fused kernel takes grouped queries.
-
-    Keys and values are repeated for every query head there, 16-bit ones in float32.
-    """
-    if masked and row.device == "cuda":
-        return sdpa_kernel(SDPBackend.MATH)
-    return _FusedAttention()
+    heads, positions = row.batch_size * config.n_kv_heads, row.allocated_positions
+    size: int = getattr(torch, row.dtype).itemsize
+    # Codes of one byte, and a scale of two for each token and head.
+    head = config.head_dim * size if row.kv_cache is None else config.head_dim + 2
+    # Four bytes for each head count the programs of the attention kernel.
+    caches = config.n_layers * heads * (2 * positions * head + 4)
+    if row.attention != "sdpa":
+        return caches
+    return caches + positions * (8 if row.linear_causal_mask else 8 + positions)

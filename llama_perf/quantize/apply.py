@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from llama_perf.errors import SpecError
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
 Quantizer = Callable[[nn.Module, str], None]
 
@@ -38,8 +42,7 @@ def make_quantizer(
     import_torchao()
     from torchao.quantization import quantize_
 
-    from llama_perf.quantize.grouped import check_group, fitting_groups
-    from llama_perf.quantize.packed_tensor import NativeConfig, check_weight
+    from llama_perf.quantize.packed_tensor import check_weight
     from llama_perf.quantize.registry import config_for
 
     scheme = Scheme.parse(name)
@@ -51,18 +54,9 @@ def make_quantizer(
 
     def quantize(module: nn.Module, prefix: str) -> None:
         linears = list(_linears(module, prefix))
-        common = math.gcd(*(linear.in_features for _, linear in linears))
+        shapes = {path: tuple(linear.weight.shape) for path, linear in linears}
+        check_shapes(scheme, config, shapes, device=device)
         for path, linear in linears:
-            columns = linear.in_features
-            if size := scheme.group_size:
-                # In words that hold for every linear of the model.
-                sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
-                allowed = fitting_groups(common, sizes)
-                check_group(columns, size, scheme=name, where=path, allowed=allowed)
-            if isinstance(config, NativeConfig):
-                config.check_columns(columns, where=path)
-            if kernels == "torchao" and device.type == "cpu":
-                _check_sixteens(scheme, linear, path)
             check_weight(linear.weight, name=name, where=path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
@@ -86,11 +80,30 @@ def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
             yield path, child
 
 
-def _check_sixteens(scheme: Scheme, linear: nn.Linear, path: str) -> None:
-    if scheme.family == "int4wo" and linear.out_features % 16:
-        raise SpecError(
-            "quantization",
-            scheme.name,
-            f"torchao's packing on CPU takes rows in sixteens: N ="
-            f" {linear.out_features} of {path} must be a multiple of 16",
-        )
+def check_shapes(
+    scheme: Scheme,
+    config: AOBaseConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    device: torch.device,
+) -> None:
+    """Raise SpecError unless every weight (N, K) of `shapes`, by name, fits."""
+    from llama_perf.quantize.grouped import check_group, fitting_groups
+    from llama_perf.quantize.packed_tensor import NativeConfig
+
+    common = math.gcd(*(columns for _, columns in shapes.values()))
+    for path, (rows, columns) in shapes.items():
+        if size := scheme.group_size:
+            # In words that hold for every linear of the model.
+            sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
+            allowed = fitting_groups(common, sizes)
+            check_group(columns, size, scheme=scheme.name, where=path, allowed=allowed)
+        if isinstance(config, NativeConfig):
+            config.check_columns(columns, where=path)
+        elif device.type == "cpu" and scheme.family == "int4wo" and rows % 16:
+            raise SpecError(
+                "quantization",
+                scheme.name,
+                f"torchao's packing on CPU takes rows in sixteens: N = {rows} of"
+                f" {path} must be a multiple of 16",
+            )

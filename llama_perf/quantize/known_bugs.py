@@ -1,6 +1,6 @@
-"""What is broken in released versions of torch and torchao, so that a row can say so.
+"""Bugs in released versions of torch and torchao, so that a row can name them.
 
-Knows versions alone: nothing is tried here.
+Knows only versions: nothing is tried here.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ _SHRINKS = (1.0, 0.9, 0.8)
 def scale_dtype(groups: Tensor) -> torch.dtype:
     """float16 with its three more bits where a weight's scales fit it, else bfloat16.
 
-    On its peak alone: a group far below it loses nothing that the weight would miss.
+    Only its peak decides: a group far below it loses nothing that the weight would
+    miss.
     """
     if groups.is_meta:
         return torch.float16

@@ -3,7 +3,7 @@
 On a CPU build of torch its import logs "Failed to load ... .so" for CUDA extensions
 and a pytree deprecation. Where it was installed uncompiled, Python warns of an escape
 sequence in its source, which pytest makes an error. None is of use to whoever runs
-this suite, and all are quiet during that import alone.
+this suite. They are quiet only during that import.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseCo
         )
     if dtype != torch.bfloat16:
         raise NotRunnable(
-            f"torchao's {scheme.name} takes bfloat16 activations alone on CUDA,"
+            f"torchao's {scheme.name} takes only bfloat16 activations on CUDA,"
             f" not {str(dtype).removeprefix('torch.')}"
         )
     return Int4WeightOnlyConfig(
@@ -98,7 +98,7 @@ def float8dq_row(
     """Weights and activations in float8 e4m3, a scale for each row and token."""
     _check_float8(scheme, device, dtype)
     if dtype != torch.bfloat16:
-        raise NotRunnable(f"{scheme.name} takes bfloat16 activations alone")
+        raise NotRunnable(f"{scheme.name} takes only bfloat16 activations")
     return Float8DynamicActivationFloat8WeightConfig(
         granularity=PerRow(),
         kernel_preference=KernelPreference.TORCH,

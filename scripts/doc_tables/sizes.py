@@ -14,7 +14,7 @@ import torch
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from llama_perf.measure.model_size import native_model_bytes
+from llama_perf.measure.predict import model_bytes
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from scripts.doc_tables.document import (
     Place,
@@ -84,7 +84,7 @@ def is_built(scheme: str | None) -> bool:
 
 def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
     config, kind = preset(model), getattr(torch, dtype)
-    lean = native_model_bytes(config, scheme, dtype=kind)
+    lean = model_bytes(config, scheme, dtype=kind)
     more = 0 if scheme is None else more_bytes_of_zeros(config, Scheme.parse(scheme))
     return Size(
         model=model,

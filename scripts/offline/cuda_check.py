@@ -134,7 +134,7 @@ def _run(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -> in
     runner.run(rows_step(out, "rows-rest", rows, limit_s=_REST_S))
     _draw_table(runner)
     record_baseline(runner, scratch, limit_s=_RECORD_S)
-    others = ["cuda/test_cuda.py", "cuda/test_rows.py"] if rehearse else _other_tests()
+    others = ["cuda/test_cuda.py"] if rehearse else _other_tests()
     runner.run_together(
         tests_steps(out, "others", others, parts=2 * parts, limit_s=math.inf)
     )
@@ -241,7 +241,7 @@ def rows_step(out: Path, name: str, options: Sequence[str], *, limit_s: float) -
     long as measuring three rows.
     """
     results = out / "results.json"
-    command = llama_perf("run", *options, "--json", str(results))
+    command = llama_perf("run", *options, "--results", str(results))
     command += ["--time-budget", f"{limit_s:.0f}"]
     command += ["--resume"] if name == "rows-rest" else ["--isolate", "row"]
     return Step(

@@ -108,7 +108,7 @@ def _measure(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -
         if results.exists():
             options.append("--resume")
         left = runner.left_s - _KEEP_BACK_S - GRACE_S
-        options += ["--shard", arguments.shard, "--json", str(results)]
+        options += ["--shard", arguments.shard, "--results", str(results)]
         step = Step(
             name=name,
             command=llama_perf("run", *options, "--time-budget", f"{max(left, 1):.0f}"),

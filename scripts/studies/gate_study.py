@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = arguments.runs if percent == 0 else arguments.slowed_runs
             for number in range(runs):
                 path = work / f"slowed-{percent}-run-{number}.json"
-                words = ["run", "--compare", "--json", str(path), *chosen]
+                words = ["run", "--compare", "--results", str(path), *chosen]
                 for row in rows:
                     if percent and row.is_quantized == (number % 2 == 0):
                         words += ["--inject-slowdown", f"{row.id}={percent}"]

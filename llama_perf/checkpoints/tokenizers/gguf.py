@@ -54,7 +54,7 @@ _BYTES = _gpt2_bytes()
 def has_gguf_tokenizer(path: Path) -> bool:
     """Whether the GGUF file holds any tokenizer; raises TokenizerError."""
     kind = tokenizer_fields(path).get("tokenizer.ggml.model")
-    # llama.cpp's two words for a model that works on ids alone.
+    # llama.cpp's two words for a model that works only on ids.
     return kind not in (None, "no_vocab", "none")
 
 
@@ -193,7 +193,7 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
 
 
 def copy_tokenizer_fields(path: Path, target: Path) -> None:
-    """Write a GGUF file of these fields alone, without weights.
+    """Write a GGUF file with only these fields, without weights.
 
     Raises TokenizerError for a damaged `path`, OSError where `target` fails.
     """

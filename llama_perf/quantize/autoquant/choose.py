@@ -72,11 +72,11 @@ def choose(
     notify: Callable[[str], None] = lambda _text: None,
     path: Path | None = None,
 ) -> tuple[LinearChoice, ...]:
-    """What an autoquant row runs its linears on, the most expensive shape first.
+    """The scheme of each shape of linear in an autoquant row, most expensive first.
 
     Times that the file at `path` has for this machine are used again; the others are
-    taken on the row's device, in its dtype, and added to it. `notify` is told which,
-    and of a file that cannot be used.
+    taken on the row's device, in its dtype, and added to it. `notify` gets a
+    line that names them, and one for a file that cannot be used.
     """
     assert row.quantization in AUTOQUANT, f"{row.quantization} chooses nothing"
     device = torch.device(row.device)

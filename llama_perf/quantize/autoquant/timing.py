@@ -167,7 +167,7 @@ def _copies(
 def weight_bytes(
     name: str, product: Product, *, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What one product with a weight in the format of a candidate reads."""
+    """The bytes that one product with a weight in a candidate's format reads."""
     return tensor_bytes(_weight(name, product, dtype=dtype, device=device))
 
 
@@ -191,13 +191,13 @@ def _random_like(weight: Tensor, device: torch.device) -> Tensor:
     # Its import is torchao's, which make_quantizer does quietly.
     from llama_perf.quantize.packed_tensor import PackedTensor
 
-    # What a product takes depends on no value, and searching for scales takes long.
+    # The time of a product depends on no value, and searching for scales takes long.
     if not is_unquantized(weight):
         kind: Any = type(weight)
         names, format = kind.__tensor_flatten__(weight)
         parts = {name: _random_like(getattr(weight, name), device) for name in names}
         made: Tensor = kind.__tensor_unflatten__(parts, format, None, None)
-        # What was made for the meta device may lie otherwise on this one.
+        # The layout for the meta device may differ from that for this one.
         return made.laid_out_for(device) if isinstance(made, PackedTensor) else made
     if weight.is_floating_point():
         return torch.rand(weight.shape, dtype=weight.dtype, device=device)

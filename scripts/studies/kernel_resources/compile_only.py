@@ -1,7 +1,7 @@
 """A Triton driver that compiles kernels for a card and launches none of them.
 
 Launches go through Triton's real JIT on a machine without a card: what a kernel is
-given is specialised, bound and compiled as on the card. So wrong arguments show here,
+given is specialised, bound and compiled as on the card. Wrong arguments fail here,
 launches can be counted, and `TRITON_CACHE_DIR` is filled with what that card would
 load, where the Triton wheel and the Python are the same. Tensors may be on the meta
 device, which makes a model of seven billion parameters cost nothing. Nothing is
@@ -38,7 +38,7 @@ class Launched:
 def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launched]:
     """Make Triton compile for sm_`capability`, such as 90; the list that launches fill.
 
-    From now on and for this whole process: a kernel is compiled once a process, so no
+    From now on, for all of this process: a kernel is compiled once a process, so no
     two targets can be used in one.
     """
     launches: list[Launched] = []
@@ -119,7 +119,7 @@ class _Utils:
         }
 
     def load_binary(self, *_binary: Any) -> tuple[int, int, int, int, int]:
-        # Module, function, registers, spills, most threads.
+        # Module, function, registers, spills, maximum of threads.
         return 1, 1, 0, 0, 1024
 
     def get_device_properties(self, _device: int) -> dict[str, int]:

@@ -289,19 +289,19 @@ def test_missing_field(path: Path) -> None:
 
 
 def test_truncated_anywhere(path: Path) -> None:
-    whole = write(path, all_weights(tiny_weights())).read_bytes()
-    for keep in [0, 3, 4, 20, *range(30, len(whole), 997), len(whole) - 40]:
-        path.write_bytes(whole[:keep])
+    content = write(path, all_weights(tiny_weights())).read_bytes()
+    for keep in [0, 3, 4, 20, *range(30, len(content), 997), len(content) - 40]:
+        path.write_bytes(content[:keep])
         assert refusal(path) == (
             "damaged, truncated, or no GGUF file of version 2 or 3"
         ), keep
 
 
 def test_an_absurd_length_ends_at_once(path: Path) -> None:
-    whole = write(path, all_weights(tiny_weights())).read_bytes()
-    at = whole.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    content = write(path, all_weights(tiny_weights())).read_bytes()
+    at = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
     count = (2**60).to_bytes(8, "little")
-    path.write_bytes(whole[:at] + count + whole[at + 8 :])
+    path.write_bytes(content[:at] + count + content[at + 8 :])
     assert "damaged" in refusal(path)
 
 

@@ -219,8 +219,8 @@ def test_tensors_that_do_not_fit(
     folder: Path, change: dict[str, object], message: str
 ) -> None:
     weights = {**all_weights(tiny_weights()), **change}
-    kept = {name: value for name, value in weights.items() if value is not None}
-    assert refusal(save(folder, kept)) == message
+    tensors = {name: value for name, value in weights.items() if value is not None}
+    assert refusal(save(folder, tensors)) == message
 
 
 def test_integers_are_no_weights(folder: Path) -> None:
@@ -275,5 +275,5 @@ def test_no_configuration(tmp_path: Path) -> None:
 )
 def test_a_bad_config_json(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8")
-    found = refusal(save(folder, {}))
-    assert found.startswith(f"{folder / 'config.json'}: {message}")
+    refused_with = refusal(save(folder, {}))
+    assert refused_with.startswith(f"{folder / 'config.json'}: {message}")

@@ -24,13 +24,13 @@ from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
-from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.int4wo import Int4WeightConfig
 from llama_perf.quantize.row_scaled import Int8WeightConfig
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
+from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.processes import HANG_S
 
 CPU = torch.device("cpu")
@@ -145,7 +145,7 @@ def test_native_weights_are_loaded_in_any_dtype(scheme: str, tmp_path: Path) -> 
     model = quantized(scheme)
     folder = save_model(model, tmp_path / "saved")
     loaded = load_model(folder, dtype="bfloat16")
-    assert {each.dtype for each in loaded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     # The codes and scales are as they were.
     assert_same(loaded.to(torch.float32), model.to(torch.bfloat16).to(torch.float32))
 
@@ -281,14 +281,14 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
 @pytest.mark.parametrize("kernels", ["native", "torchao"])
 def test_a_saved_model_is_not_quantized_again(kernels: str, tmp_path: Path) -> None:
     folder = save_model(quantized("int8wo", kernels), tmp_path / "saved")
-    told = (
+    message = (
         "quantization: 'fp6' is not allowed; this model is quantized already"
         rf" \(int8wo, {kernels}, from synthetic\)"
     )
-    with pytest.raises(SpecError, match=told):
+    with pytest.raises(SpecError, match=message):
         quantize_model(load_model(folder), "fp6")
     row = RowSpec(model=str(folder), dtype="float32", device="cpu", quantization="fp6")
-    with pytest.raises(SpecError, match=told):
+    with pytest.raises(SpecError, match=message):
         prepare(row)
 
 

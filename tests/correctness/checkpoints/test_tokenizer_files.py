@@ -51,44 +51,44 @@ def test_missing_file_and_empty_folder(tmp_path: Path) -> None:
 
 def test_truncated_sentencepiece(tmp_path: Path) -> None:
     path = train_sentencepiece(tmp_path)
-    whole = path.read_bytes()
-    for size in range(1, len(whole) - 100, 97):
-        path.write_bytes(whole[:size])
+    content = path.read_bytes()
+    for size in range(1, len(content) - 100, 97):
+        path.write_bytes(content[:size])
         assert error(path) == "a damaged or truncated sentencepiece model"
 
 
 def test_truncated_tiktoken(tmp_path: Path) -> None:
     path = write_tiktoken(tmp_path / "tokenizer.model")
-    whole = path.read_text()
-    path.write_text(whole[: whole.index(" 270")])
+    content = path.read_text()
+    path.write_text(content[: content.index(" 270")])
     assert error(path) == (
         "line 271: 'SGU=' is not allowed; allowed: a token in base64, a space and"
         " its rank"
     )
-    path.write_text(whole[: whole.index(" 270") + 3])
+    path.write_text(content[: content.index(" 270") + 3])
     assert error(path) == "damaged or truncated: of 271 tokens none has rank 270"
-    path.write_text(whole[: whole.index(" 200")] + " 200\n")
+    path.write_text(content[: content.index(" 200")] + " 200\n")
     assert error(path) == "no token for the byte 0xc9"
-    path.write_text(whole.replace(" 20\n", " x\n"))
+    path.write_text(content.replace(" 20\n", " x\n"))
     assert error(path).startswith("line 21: 'FA== x' is not allowed")
-    path.write_text(whole + "SGU= 273\n")
+    path.write_text(content + "SGU= 273\n")
     assert error(path) == "line 274: the token b'He' again"
 
 
 def test_truncated_gguf(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf")
-    whole = path.read_bytes()
-    end = len(whole)
+    content = path.read_bytes()
+    end = len(content)
     for size in [*range(4, end, 61), *range(end - 6, end)]:
-        path.write_bytes(whole[:size])
+        path.write_bytes(content[:size])
         assert error(path) == "damaged, truncated, or no GGUF file of version 2 or 3"
 
 
 def test_damaged_length_in_a_gguf_ends(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf")
-    whole = path.read_bytes()
-    at = whole.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
-    path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+    content = path.read_bytes()
+    at = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    path.write_bytes(content[:at] + b"\xff" * 8 + content[at + 8 :])
     assert error(path) == "damaged, truncated, or no GGUF file of version 2 or 3"
 
 

@@ -70,7 +70,7 @@ def test_rows_are_run_recorded_and_shown(
         assert all(len(process.sample_ns) == 2 for process in row.processes)
         speeds = sorted(process.tok_s for process in row.processes)
         assert row.measurement.tok_s == speeds[2]
-        assert f"\n{row.id}: 5 processes, " in output
+        assert f"\n{row.id}: 5 processes differ by " in output
 
     assert main(show(folder)) == 0
     output = capsys.readouterr().out

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from llama_perf.checkpoints.tokenizers import chat
 from llama_perf.checkpoints.tokenizers.chat import Message
 from llama_perf.checkpoints.tokenizers.tokenizer import (
     SentencePieceTokenizer,
@@ -94,7 +95,7 @@ def conversations(monkeypatch: pytest.MonkeyPatch) -> list[list[Message]]:
         seen.append(list(messages))
         return original(tokenizer, messages)
 
-    original = generate_interactive.encode_chat
+    original = chat.encode_chat
     monkeypatch.setattr(generate_interactive, "encode_chat", encode)
     return seen
 

@@ -29,9 +29,10 @@ def on_row(
     monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]
 ) -> None:
     """Call `act` when that row, counted from 1, is to be measured."""
+    from llama_perf.measure import timing
     from llama_perf.run import session
 
-    original, count = session.measure, 0
+    original, count = timing.measure, 0
 
     def measure(*arguments: Any, **options: Any) -> Any:
         nonlocal count

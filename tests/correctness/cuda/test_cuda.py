@@ -8,86 +8,42 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY, Sampling
-from llama_perf.llama.transformer import Transformer
+from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.quantize.model import quantize_model
+from llama_perf.results.run import Status
+from llama_perf.run.session import Session
 from scripts.doc_tables.rounding import exact_int_mm
+from tests.correctness.support.device_samples import (
+    CLOSE,
+    PROMPT,
+    QUANTIZED,
+    SMALL,
+    TIE,
+    dtype_on,
+    greedy,
+    measured,
+    relative_error,
+    small_model,
+    small_row,
+)
 from tests.correctness.support.waiting import refusing_to_wait
 from tests.correctness.support.weights_samples import all_weights
-
-# Widths that every scheme's kernels take.
-SMALL = ModelConfig(
-    dim=256,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    intermediate_size=512,
-    vocab_size=512,
-    head_dim=64,
-)
-# torchao's int4 for CUDA pads a weight's columns to a multiple of 1024.
-WIDE = replace(SMALL, dim=1024, n_heads=16, intermediate_size=1024)
-MODELS = {"small": SMALL, "wide": WIDE}
-PROMPT = torch.tensor([[11, 7, 400, 3, 92]])
-# What bfloat16 leaves of logits near 4: half a unit in the last place is 2^-7, and
-# two sums of them in another order differ by a few.
-TIE = {torch.bfloat16: 0.08, torch.float32: 1e-4}
-CLOSE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
-# Relative error of the logits of SMALL, in which the errors of all layers add up:
-# about one and a half times what each scheme shows on the CPU.
-QUANTIZED = {"int8wo": 0.04, "int8dq": 0.06, "float8wo": 0.15, "int4wo-64": 0.45}
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", id="cpu"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return available(request.param)
-
-
-def available(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
-
-
-def dtype_on(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def small_model(device: torch.device, model: str = "small") -> Transformer:
-    dtype = dtype_on(device)
-    reader = SyntheticWeights(MODELS[model], dtype=dtype, device=device)
-    return build_model(reader, dtype=dtype, device=device)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
-
-
-def greedy(model: Transformer, *, compile: bool, count: int) -> Tensor:
-    engine = Engine(model, EngineOptions(cache_size=64, compile=compile))
-    prompt = PROMPT.to(model.device)
-    return engine.generate(prompt, max_new_tokens=count, sampling=GREEDY).cpu()
 
 
 def test_the_key_and_the_environment_name_the_device(device: torch.device) -> None:
@@ -115,15 +71,15 @@ def datasheet_gb_s(device: torch.device) -> float | None:
 
 
 def test_measured_bandwidth_is_plausible(device: torch.device) -> None:
-    ceiling, datasheet = measure_ceiling(device), datasheet_gb_s(device)
-    actual = ceiling.bandwidth_gb_s
-    assert math.isfinite(actual)
-    assert actual > 0
+    ceiling, told = measure_ceiling(device), datasheet_gb_s(device)
+    found = ceiling.bandwidth_gb_s
+    assert math.isfinite(found)
+    assert found > 0
     if device.type == "cuda":
         assert ceiling.copy_gb_s is not None
         assert 0.1 < (ceiling.launch_us or 0) < 20
-    if datasheet is not None:
-        assert 0.3 < actual / datasheet < 1.05, f"{actual:.0f} of {datasheet:.0f} GB/s"
+    if told is not None:
+        assert 0.3 < found / told < 1.05, f"{found:.0f} of {told:.0f} GB/s"
 
 
 def test_compiled_greedy_tokens_are_the_eager_ones(device: torch.device) -> None:
@@ -146,14 +102,14 @@ def test_cached_decode_gives_the_logits_of_the_whole_text(
     model = small_model(device)
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(SMALL.vocab_size, (2, 20), generator=seeded).to(device)
-    full_pass = model.logits(tokens)
+    whole = model.logits(tokens)
     engine = Engine(model, EngineOptions(batch_size=2, cache_size=32))
     steps = [engine.prefill(tokens[:, :5])]
     for index in range(5, 20):
         position = torch.tensor([index], device=device)
         steps.append(engine.decode(tokens[:, index : index + 1], position))
     cached = torch.stack(steps, dim=1).float()
-    assert relative_error(cached, full_pass[:, 4:]) < CLOSE[model.dtype]
+    assert relative_error(cached, whole[:, 4:]) < CLOSE[model.dtype]
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
@@ -166,10 +122,59 @@ def test_quantized_logits_stay_close(
     seeded = torch.Generator().manual_seed(2)
     # Over 16 positions, below which torch's int8 product refuses on CUDA.
     tokens = torch.randint(SMALL.vocab_size, (1, 32), generator=seeded)
-    unquantized = model.logits(tokens)
+    plain = model.logits(tokens)
     quantized = quantize_model(model, scheme, kernels="torchao").logits(tokens)
-    error = relative_error(quantized, unquantized)
+    error = relative_error(quantized, plain)
     assert 0 < error < QUANTIZED[scheme], error
+
+
+@pytest.mark.parametrize("scheme", ["int8wo", "int4wo-64", "float8wo"])
+def test_a_torchao_row_is_measured(
+    device: torch.device, session: Session, scheme: str
+) -> None:
+    on_card = device.type == "cuda"
+    row = small_row(device, quantization=scheme, kernels="torchao", compile=on_card)
+    model = "wide" if scheme == "int4wo-64" else "small"
+    now = measured(session.run_row(replace(row, model=model)))
+    assert 0 < now.model_size_bytes < small_model(device, model).weight_bytes()
+    assert now.graph_breaks == (0 if on_card else None)
+
+
+@pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-64"])
+def test_a_compiled_row_of_the_published_set_is_measured(
+    device: torch.device, session: Session, scheme: str | None
+) -> None:
+    on_card = device.type == "cuda"
+    row = small_row(
+        device,
+        quantization=scheme,
+        kernels="native" if scheme is None else "torchao",
+        attention="sdpa",
+        # torchao's int4 is not compiled on a CPU.
+        compile=on_card or scheme != "int4wo-64",
+        capture=on_card,
+        kv_cache_quantization=scheme is None,
+    )
+    now = measured(session.run_row(row))
+    assert now.check is not None
+    assert now.graph_breaks in (0, None)
+
+
+def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
+    device: torch.device,
+    session: Session,
+    record_property: Callable[[str, object], None],
+) -> None:
+    on_card = device.type == "cuda"
+    row = small_row(device, quantization="int8dq", kernels="torchao", compile=on_card)
+    result = session.run_row(row)
+    record_property("int8dq", result.summary)
+    if on_card and result.status is Status.INVALID:
+        # pytorch/ao#2376: torch's int8 product takes more than 16 rows on CUDA, and
+        # a decoding step has one.
+        assert re.fullmatch(r"\w+(Error|Failed|Exception): .+", result.reason or "")
+    else:
+        measured(result)
 
 
 def test_two_builds_have_the_same_synthetic_weights(device: torch.device) -> None:
@@ -224,8 +229,62 @@ def test_a_peak_counts_what_was_given_back(device: torch.device) -> None:
     block = torch.ones(64 * 2**20, dtype=torch.uint8, device=device)
     assert int(block.max()) == 1
     del block
-    growth = meter.peak_bytes() - before
-    assert 60 * 2**20 < growth < 128 * 2**20
+    grown = meter.peak_bytes() - before
+    assert 60 * 2**20 < grown < 128 * 2**20
     meter.retained_bytes()  # gives it back
     meter.reset_peak()
     assert meter.peak_bytes() - before < 16 * 2**20
+
+
+def test_times_and_sizes_of_a_row_are_in_order(
+    device: torch.device, session: Session
+) -> None:
+    row = small_row(device, num_samples=3)
+    now = measured(session.run_row(row))
+    assert len(now.sample_ns) == len(now.first_token_ns) == 3
+    for total, first in zip(now.sample_ns, now.first_token_ns, strict=True):
+        assert 0 < first < total
+    assert 0 < now.tok_s < math.inf
+    assert now.model_size_bytes == small_model(device).weight_bytes()
+    assert now.peak_memory_bytes > 0
+    if device.type == "cuda":
+        assert now.peak_allocated_bytes is not None
+        assert now.model_size_bytes < now.peak_allocated_bytes <= now.peak_memory_bytes
+
+
+@contextmanager
+def too_little_memory(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The allocator refuses, though the device says that there is memory."""
+    if device.type == "cpu":
+        with monkeypatch.context() as patched:
+            patched.setattr("llama_perf.run.session.prepare", _out_of_memory)
+            yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(64 * 2**20 / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _out_of_memory(*_arguments: Any, **_options: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB.")
+
+
+def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
+    device: torch.device, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.ceiling(device)  # which needs memory of its own
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    with too_little_memory(device, monkeypatch):
+        # Its mask alone is 256 MiB, which the other path of attention does not have.
+        large = small_row(device, cache_size=16384, attention="sdpa")
+        result = session.run_row(large)
+    assert result.status is Status.INVALID
+    assert (result.reason or "").startswith("out of memory: CUDA out of memory")
+    measured(session.run_row(small_row(device)))
+    if device.type == "cuda":
+        assert torch.cuda.memory_allocated() - held < 16 * 2**20

@@ -1,4 +1,4 @@
-"""The operators over a cache: beside dense attention in float64, and what they take."""
+"""The operators over a cache, compared with dense float64 attention; their memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from llama_perf.kernels import attention as cached_attention
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
-from llama_perf.measure.live_bytes import LiveBytes
+from tests.correctness.support.live_bytes import LiveBytes
 
 KINDS = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)
@@ -37,7 +37,7 @@ def sample_cache(
     codes = KINDS[kind]
     if codes is None:
         return k, v, None, None
-    (k, k_scale), (v, v_scale) = (cache_codes.quantize(each, codes) for each in (k, v))
+    (k, k_scale), (v, v_scale) = (cache_codes.quantize(x, codes) for x in (k, v))
     return k, v, k_scale, v_scale
 
 
@@ -49,7 +49,7 @@ def dense(q: Tensor, cache: Cache, ends: list[int]) -> Tensor:
             wide.append(values.double())
         else:
             wide.append(cache_codes.dequantized(values, scale, torch.float32).double())
-    k, v = (each.repeat_interleave(q.shape[2] // each.shape[1], 1) for each in wide)
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[1], 1) for x in wide)
     out = torch.empty(q.shape, dtype=torch.float64)
     for row in range(len(q)):
         for token in range(q.shape[1]):
@@ -62,7 +62,7 @@ def dense(q: Tensor, cache: Cache, ends: list[int]) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("tokens", [7, 300], ids=["chunk", "whole"])
+@pytest.mark.parametrize("tokens", [7, 300], ids=["chunk", "prompt"])
 def test_a_prefill_never_reaches_cudnn(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,9 +87,9 @@ def split_counter(cache: Cache) -> Tensor:
     return torch.zeros(cache[0].shape[0] * cache[0].shape[1], dtype=torch.int32)
 
 
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    limit = LIMITS[found.dtype]
-    torch.testing.assert_close(found.double(), expected, rtol=limit, atol=limit)
+def assert_equal(attended: Tensor, expected: Tensor) -> None:
+    limit = LIMITS[attended.dtype]
+    torch.testing.assert_close(attended.double(), expected, rtol=limit, atol=limit)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,12 +101,12 @@ def test_decoding_is_dense_attention_to_the_filled_positions(
     cache = sample_cache(kind, dtype, batch=2, heads=2, width=width)
     q = drawn(2, 1, 2 * group, width, seed=2, dtype=dtype)
     for length in LENGTHS:
-        found = decode_attention(
+        attended = decode_attention(
             q, *cache, split_counter(cache), torch.tensor([length])
         )
-        assert_equal(found, dense(q, cache, [length, length]))
-    found = decode_attention(q, *cache, split_counter(cache), torch.tensor([257, 3]))
-    assert_equal(found, dense(q, cache, [257, 3]))
+        assert_equal(attended, dense(q, cache, [length, length]))
+    attended = decode_attention(q, *cache, split_counter(cache), torch.tensor([257, 3]))
+    assert_equal(attended, dense(q, cache, [257, 3]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,8 +123,8 @@ def test_a_chunk_is_causal_behind_what_is_filled(
     cache = sample_cache(kind, dtype, batch=2, heads=3, width=16)
     for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (44, SIZE), (SIZE, SIZE)):
         q = drawn(2, tokens, 3 * group, 16, seed=3, dtype=dtype)
-        found = prefill_attention(q, *cache, end)
-        assert_equal(found, dense(q, cache, [end, end]))
+        attended = prefill_attention(q, *cache, end)
+        assert_equal(attended, dense(q, cache, [end, end]))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -134,8 +134,8 @@ def test_codes_in_several_stretches_are_those_in_one(
     cache = sample_cache(kind, torch.float32, batch=1, heads=2, width=64)
     q = drawn(1, 1, 6, 64, seed=2)
     monkeypatch.setattr(cached_attention, "_STRETCH", 2 * 64 * 31)
-    found = decode_attention(q, *cache, split_counter(cache), torch.tensor([257]))
-    assert_equal(found, dense(q, cache, [257]))
+    attended = decode_attention(q, *cache, split_counter(cache), torch.tensor([257]))
+    assert_equal(attended, dense(q, cache, [257]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,13 +146,13 @@ def test_the_operators_are_sound(kind: str) -> None:
         decode_attention: (drawn(2, 1, 4, 16, seed=2), *cache, counter),
         prefill_attention: (drawn(2, 5, 4, 16, seed=2), *cache),
     }
-    for operator, given in checks.items():
+    for operator, arguments in checks.items():
         for last in (
             (torch.tensor([9, 300]), torch.tensor([7]))
             if operator is decode_attention
             else (5, 40)
         ):
-            torch.library.opcheck(operator, (*given, last))
+            torch.library.opcheck(operator, (*arguments, last))
     assert not counter.any()
 
 
@@ -166,7 +166,7 @@ def test_no_copy_of_the_cache_is_made(
     cache = sample_cache(kind, torch.float32, batch=1, heads=8, width=64)
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.
-    own = sum(each.nbytes for each in cache if each is not None)
+    own = sum(tensor.nbytes for tensor in cache if tensor is not None)
     q = drawn(1, 1, 16, 64, seed=2)
     with LiveBytes("cpu") as live:
         cached_attention.decode_attention._init_fn(

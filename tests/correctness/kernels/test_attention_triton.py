@@ -56,10 +56,10 @@ def check(
     assert v is not None
     tensors = CachedTensors(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
     filled = torch.tensor(lengths, device=device)
-    found = split_attention(q.to(device), tensors, counter, filled).cpu()
+    attended = split_attention(q.to(device), tensors, counter, filled).cpu()
     limit = LIMITS[dtype]
     expected = dense(q, cache, lengths)
-    torch.testing.assert_close(found.double(), expected, rtol=limit, atol=limit)
+    torch.testing.assert_close(attended.double(), expected, rtol=limit, atol=limit)
     assert not counter.any(), "the next call would wait for nobody"
 
 

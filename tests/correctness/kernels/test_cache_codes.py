@@ -45,18 +45,18 @@ def test_zeros_and_the_largest_value_come_back(kind: torch.dtype) -> None:
     torch.testing.assert_close(back, x, rtol=2.0**-7, atol=0)
 
 
-def test_every_fp8_code_is_torchs_and_is_found_again() -> None:
+def test_every_fp8_code_is_torchs_and_comes_back() -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     exact = codes.view(torch.float8_e4m3fn).float()
     codes, exact = codes[~exact.isnan()], exact[~exact.isnan()]
     assert torch.equal(
         cache_codes.decoded(codes) * cache_codes.UNIT[cache_codes.FP8], exact
     )
-    # With the largest code beside it the scale is 1, so that each is its own value.
+    # Paired with the largest code the scale is 1, so that a code is its own value.
     pairs = torch.stack((exact, torch.full_like(exact, 448.0)), -1)
-    found, scale = cache_codes.quantize(pairs, cache_codes.FP8)
+    encoded, scale = cache_codes.quantize(pairs, cache_codes.FP8)
     assert (scale == 1).all()
-    assert torch.equal(found[:, 0], codes)
+    assert torch.equal(encoded[:, 0], codes)
 
 
 def test_fp8_codes_are_those_of_torchs_cast() -> None:
@@ -71,15 +71,15 @@ def test_compiled_codes_are_those_of_eager_code() -> None:
     x = values()
     compiled = torch.compile(cache_codes.quantize, fullgraph=True)
     for kind in STEP:
-        for found, expected in zip(
+        for tensor, expected in zip(
             compiled(x, kind), cache_codes.quantize(x, kind), strict=True
         ):
-            assert torch.equal(found, expected)
+            assert torch.equal(tensor, expected)
 
 
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("kind", STEP, ids=str)
 def test_the_bytes_are_at_most_0_53_of_bfloat16s(width: int, kind: torch.dtype) -> None:
     x = torch.ones((10, width), dtype=torch.bfloat16)
-    taken = sum(each.nbytes for each in cache_codes.quantize(x, kind))
+    taken = sum(tensor.nbytes for tensor in cache_codes.quantize(x, kind))
     assert taken <= 0.53 * x.nbytes

@@ -1,7 +1,7 @@
 """Dependent launch in machine code: what a fused step does before it waits.
 
 A kernel that may start before the one in front of it ends must touch no memory that
-that one still writes, so each waits, and before its wait only asks for its weights.
+that one still writes. So every kernel waits, and before that only prefetches weights.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def compiled(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     cubins = sorted(folder.glob("*/*.cubin"))
-    assert {each.stem for each in cubins} == KERNELS
+    assert {cubin.stem for cubin in cubins} == KERNELS
     return Compiled(capability=capability, cubins=cubins)
 
 
@@ -117,7 +117,7 @@ def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(
-    ("when", "told"),
+    ("when", "wrong"),
     [
         ("loads", "LDG"),
         ("stores", "STG"),
@@ -128,7 +128,7 @@ def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
     ],
 )
 def test_a_kernel_that_does_not_wait_is_found(
-    when: str, told: str, tmp_path: Path
+    when: str, wrong: str, tmp_path: Path
 ) -> None:
     source = ASTSource(
         fn=hasty,
@@ -139,5 +139,8 @@ def test_a_kernel_that_does_not_wait_is_found(
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     cubin = tmp_path / "hasty.cubin"
     cubin.write_bytes(made.asm["cubin"])
-    found = wrong_before_the_wait(instructions(cubin))
-    assert found == [] if not told else any(told in each for each in found), found
+    reported = wrong_before_the_wait(instructions(cubin))
+    if not wrong:
+        assert reported == []
+    else:
+        assert any(wrong in line for line in reported), reported

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from llama_perf.llama.presets import preset
-from tests.correctness.support.launches import generation, launches
+from tests.correctness.support.launches import Launches, generation, launches
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(
@@ -20,46 +21,53 @@ pytestmark = pytest.mark.skipif(
 LAYERS = 2
 
 
+def kernels(model: str, scheme: str) -> list[str]:
+    return [launch["kernel"] for launch in launches(model, scheme)]
+
+
+def first(step: Launches, kernel: str) -> dict[str, Any]:
+    return next(launch for launch in step if launch["kernel"] == kernel)
+
+
 @pytest.mark.parametrize("temperature", [0.8, 0.0], ids=["drawn", "greedy"])
 @pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
 def test_a_step_is_five_launches_a_layer_and_three(
     model: str, temperature: float
 ) -> None:
     """Torch's operators counted too; at most five a layer and four are promised."""
-    found = generation(model, "none", temperature=temperature).step
-    assert Counter(each["kernel"] for each in found) == {
+    step = generation(model, "none", temperature=temperature).step
+    assert Counter(launch["kernel"] for launch in step) == {
         "start": 1,
         "project_heads": LAYERS,
         "attend_in_splits": LAYERS,
         "project": 3 * LAYERS + 1,
         "choose": 1,
     }
-    assert len(found) <= 5 * LAYERS + 4
-    assert all(each["dependent"] for each in found)
+    assert len(step) <= 5 * LAYERS + 4
+    assert all(launch["dependent"] for launch in step)
 
 
 @pytest.mark.parametrize("temperature", [0.8, 0.0], ids=["drawn", "greedy"])
 def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
-    """Beside it the prompt is copied, a seed drawn, and each token handed out."""
-    found = generation("Llama-2-7b-chat-hf", "none", temperature=temperature)
+    """Outside it the prompt is copied, a seed drawn, and every token returned."""
+    generated = generation("Llama-2-7b-chat-hf", "none", temperature=temperature)
     outside = ["random_"] * (temperature > 0) + ["copy_", "clone", "clone"]
-    assert [each["kernel"] for each in found.outside] == outside
-    kernels = Counter(each["kernel"] for each in found.first)
-    assert kernels["project_heads"] == LAYERS
-    assert kernels["project"] == 3 * LAYERS + 1
-    assert kernels["start"] == kernels["choose"] == 1
+    assert [launch["kernel"] for launch in generated.outside] == outside
+    counts = Counter(launch["kernel"] for launch in generated.first)
+    assert counts["project_heads"] == LAYERS
+    assert counts["project"] == 3 * LAYERS + 1
+    assert counts["start"] == counts["choose"] == 1
 
 
 @pytest.mark.parametrize("model", ["Llama-2-7b-chat-hf", "Meta-Llama-3-8B"])
 @pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-64"])
 def test_no_scheme_takes_more(model: str, scheme: str) -> None:
-    found = [each["kernel"] for each in launches(model, scheme)]
-    assert found == [each["kernel"] for each in launches(model, "none")]
+    assert kernels(model, scheme) == kernels(model, "none")
 
 
 def test_before_sm_90_no_launch_is_dependent() -> None:
-    found = launches("Llama-2-7b-chat-hf", "none", capability=80, multiprocessors=108)
-    assert not any(each["dependent"] for each in found)
+    step = launches("Llama-2-7b-chat-hf", "none", capability=80, multiprocessors=108)
+    assert not any(launch["dependent"] for launch in step)
 
 
 def test_as_many_programs_run_as_the_card_has_processors_for() -> None:
@@ -67,25 +75,21 @@ def test_as_many_programs_run_as_the_card_has_processors_for() -> None:
     model = "Llama-2-7b-chat-hf"
     heads, dim = preset(model).n_heads, preset(model).dim
     for capability, processors in ((90, 132), (80, 108), (90, 66)):
-        found = launches(
+        step = launches(
             model, "none", capability=capability, multiprocessors=processors
         )
-        attention = next(e for e in found if e["kernel"] == "attend_in_splits")
-        # One a head beside those that attend: it asks for what the next kernel reads.
+        attention = first(step, "attend_in_splits")
+        # One program a head more than attend: it prefetches what the next kernel reads.
         assert attention["grid"][:2] == [heads, 2 * processors // heads + 1]
-        output = next(e for e in found if e["kernel"] == "project")
+        output = first(step, "project")
         blocks = dim // 16
         assert output["grid"][:2] == [blocks, 4 * processors // blocks]
 
 
 def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
     """On an H200 a step of Llama-3-8B is 1.16 times as fast as with 32 programs."""
-    attention = next(
-        each
-        for each in launches("Meta-Llama-3-8B", "none")
-        if each["kernel"] == "attend_in_splits"
-    )
-    # 256 positions are four stretches of each of 8 heads.
+    attention = first(launches("Meta-Llama-3-8B", "none"), "attend_in_splits")
+    # 256 positions are four stretches for every one of 8 heads.
     assert attention["grid"][:2] == [8, 2 * 132 // 8]
 
 

@@ -42,16 +42,16 @@ def test_a_units_slots_are_its_columns(
     bits: int, rows: int, columns: int, seed: int
 ) -> None:
     codes = codes_of(bits, rows, columns, seed)
-    found = torch.stack(slots(pack(codes, bits), bits, columns), dim=2).flatten(1, 2)
-    assert torch.equal(from_lanes(found[:, :columns], rows), codes)
-    assert not found[:, columns:].any(), "the padding is zeros"
+    unpacked = torch.stack(slots(pack(codes, bits), bits, columns), dim=2).flatten(1, 2)
+    assert torch.equal(from_lanes(unpacked[:, :columns], rows), codes)
+    assert not unpacked[:, columns:].any(), "the padding is zeros"
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_code_survives(bits: int) -> None:
     codes = torch.arange(2**bits, dtype=torch.int32).repeat(16, 1)
-    found = unpack(pack(codes, bits), bits, 2**bits)
-    assert torch.equal(from_lanes(found, 16), codes)
+    unpacked = unpack(pack(codes, bits), bits, 2**bits)
+    assert torch.equal(from_lanes(unpacked, 16), codes)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

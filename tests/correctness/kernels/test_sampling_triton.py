@@ -63,15 +63,17 @@ def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tenso
     """Which tokens are drawn, by `sample` over the kernel's own numbers."""
     from tests.correctness.support.drawn_numbers import exponentials
 
-    found = []
+    tokens = []
     for count in range(rounds):
         drawn = exponentials(seed, count, logits.shape)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 Tensor, "exponential_", lambda self, *_a, e=drawn, **_k: self.copy_(e)
             )
-            found.append(sample(logits, Sampling(temperature=TEMPERATURE, top_k=top_k)))
-    return torch.cat(found, 1)
+            tokens.append(
+                sample(logits, Sampling(temperature=TEMPERATURE, top_k=top_k))
+            )
+    return torch.cat(tokens, 1)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
@@ -108,7 +110,7 @@ def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None
         some = drawn[drawn < bound].double()
         uniform = -torch.expm1(-some) / -torch.expm1(-torch.tensor(bound).double())
         counts = torch.histc(uniform.cpu(), 6, 0, 1).tolist()
-        assert chi_square([int(each) for each in counts], torch.full((6,), 1 / 6)) < (
+        assert chi_square([int(count) for count in counts], torch.full((6,), 1 / 6)) < (
             LIMIT_5
         )
     others = (exponentials(seed, 1, shape), exponentials(seed + 2**32, 0, shape))
@@ -127,8 +129,8 @@ def test_draws_follow_the_softmax(
     counts = torch.bincount(fed.token[:, 0].cpu(), minlength=6)
     best = (LOGITS[0] / TEMPERATURE).topk(top_k or 6)
     assert counts[best.indices].sum() == DRAWS
-    found = counts[best.indices].tolist()
-    assert chi_square(found, best.values.softmax(-1)) < limit
+    drawn = counts[best.indices].tolist()
+    assert chi_square(drawn, best.values.softmax(-1)) < limit
 
 
 def test_the_best_is_taken_and_the_first_of_those_alike(device: torch.device) -> None:
@@ -155,15 +157,15 @@ def test_logits_that_are_no_numbers_end_too(value: float, device: torch.device) 
 def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
     from llama_perf.kernels.triton.launch_sampling import launch
 
-    for vocabulary, most in ((32000, 1024), (128256, 512)):
-        for top_k in (most, most + 1):
-            found = launch(
+    for vocabulary, max_top_k in ((32000, 1024), (128256, 512)):
+        for top_k in (max_top_k, max_top_k + 1):
+            how = launch(
                 vocabulary=vocabulary,
                 temperature=1.0,
                 top_k=top_k,
                 dtype=torch.bfloat16,
             )
-            assert (found is None) == (top_k > most)
+            assert (how is None) == (top_k > max_top_k)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
@@ -181,8 +183,8 @@ def test_a_step_starts_from_the_embedding_and_the_angles(
         tokens, positions = tokens[:, :1], positions[:, None]
     x, (cos, sin), filled = start(tokens, positions, embedding, frequencies)
     assert torch.equal(x, embedding[tokens])
-    for found, wanted in zip((cos, sin), rotary(frequencies, positions), strict=True):
-        torch.testing.assert_close(found, wanted.view(2, 24), rtol=0, atol=1e-6)
+    for angles, wanted in zip((cos, sin), rotary(frequencies, positions), strict=True):
+        torch.testing.assert_close(angles, wanted.view(2, 24), rtol=0, atol=1e-6)
     assert filled.tolist() == [6, 131072]
 
 

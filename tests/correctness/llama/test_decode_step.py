@@ -21,7 +21,13 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling, sample
 from llama_perf.llama.transformer import Transformer
 from llama_perf.rows.schemes import Scheme
-from tests.correctness.cuda.test_cuda import PROMPT, SMALL, TIE, device, small_model
+from tests.correctness.support.device_samples import (
+    PROMPT,
+    SMALL,
+    TIE,
+    device,
+    small_model,
+)
 from tests.correctness.support.waiting import refusing_to_wait
 
 __all__ = ["device"]  # A fixture.

@@ -172,7 +172,7 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
         "int8dq", kernels="native", device=device, dtype=torch.float32
     )
     quantize(layer, "layer")
-    weight = layer[0].weight
+    weight: Any = layer[0].weight
     if device.type == "cpu":
         assert (weight.codes.dtype == torch.int8) == preferred
     actual = packed(weight, "weight")

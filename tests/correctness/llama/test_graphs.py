@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,10 +49,10 @@ def test_everything_runs_and_is_captured_on_one_stream(
         monkeypatch.setattr(torch.cuda, name, value)
     Stream.made = 0
     decode_step._capture_stream.cache_clear()
-    ran = []
+    ran: list[int] = []
     for number in range(3):
-        decode_step.warm_up(lambda number=number: ran.append(number))
-        decode_step.capture_graph(lambda number=number: ran.append(number))
+        decode_step.warm_up(partial(ran.append, number))
+        decode_step.capture_graph(partial(ran.append, number))
     decode_step._capture_stream.cache_clear()
     assert ran == [0, 0, 1, 1, 2, 2]
     assert Stream.made == 1

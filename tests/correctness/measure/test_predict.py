@@ -13,6 +13,7 @@ import torch
 from llama_perf import quantize_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.cli.main import main
+from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
@@ -21,10 +22,8 @@ from llama_perf.llama.presets import preset
 from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import Transformer, tensor_bytes
 from llama_perf.measure import prepare as build
-from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.memory import MemoryMeter
-from llama_perf.measure.model_size import model_bytes, native_model_bytes
-from llama_perf.measure.predict import predict
+from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare
 from llama_perf.measure.timing import measure
 from llama_perf.rows import selection
@@ -33,6 +32,8 @@ from scripts.doc_tables import peaks
 from scripts.doc_tables.sizes import documented
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.support.live_bytes import LiveBytes
+from tests.correctness.support.meta_run import bytes_on_meta
 from tests.correctness.support.weights_samples import tiny_weights
 
 CPU = torch.device("cpu")
@@ -166,6 +167,37 @@ def test_what_is_predicted_is_what_the_tensors_take(
     assert found.working_bytes == pytest.approx(working.peak, rel=0.05, abs=2000)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"batch_size": 1, "temperature": 0.0, "top_k": None},
+        {"prompt_length": 100, "prefill_chunk": 30, "batch_size": 3},
+        {"kv_cache_quantization": True, "prompt_length": 600, "cache_size": 700},
+        {"kv_cache_quantization": "fp8", "fill": 1500, "cache_size": 2000},
+        {"fill": 130, "prefill_chunk": 40, "top_k": 7},
+        SDPA,
+        {**SDPA, "fill": 70, "prefill_chunk": 20, "prompt_length": 30},
+        {**SDPA, "fill": 70, "batch_size": 1, "kv_cache_quantization": True},
+        {**SDPA, "kv_cache_quantization": "fp8", "prompt_length": 50},
+        {**SDPA, "linear_causal_mask": True, "prompt_length": 200},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("n_kv_heads", [2, 4])
+def test_the_formulas_count_what_the_engine_makes_to_the_byte(
+    change: dict[str, Any], dtype: str, device: str, n_kv_heads: int
+) -> None:
+    config = replace(TINY, n_layers=1, n_kv_heads=n_kv_heads)
+    row = replace(ROW, **change, dtype=dtype, device=device)
+    prediction = predict(row, config)
+    library_bytes = device_of(device).library_bytes
+    working_bytes = prediction.working_bytes - library_bytes
+    assert (prediction.cache_bytes, working_bytes) == bytes_on_meta(config, row)
+
+
 def test_a_filling_counts_where_it_is_longer_than_the_prompt() -> None:
     short = replace(ROW, cache_size=3000)
     filled = replace(short, fill=2000)
@@ -203,7 +235,7 @@ def test_autoquant_is_predicted_as_the_least_it_can_choose() -> None:
         found = model_bytes(
             SMALL, name, kernels="native", dtype=torch.bfloat16, device="cuda"
         )
-        assert found == native_model_bytes(SMALL, least, dtype=torch.bfloat16)
+        assert found == model_bytes(SMALL, least, dtype=torch.bfloat16)
 
 
 def test_a_scheme_that_does_not_fit_is_named_as_the_build_names_it() -> None:

@@ -10,21 +10,33 @@ import torch
 from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.llama.presets import preset
-from llama_perf.measure.model_size import native_model_bytes
+from llama_perf.measure.predict import model_bytes
 from scripts.doc_tables.sizes import MODELS, documented, is_built, markdown, sizes
 from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.support.schemes import schemes_on
+
+# No N is a multiple of sixteen rows, no K one of a group of 128 or a word's codes.
+ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "scheme", [None, "int8wo", "int4wo-32", "uintx-3-4", "fp6", "float8dq-tensor"]
+    ("scheme", "shape"),
+    [
+        *((scheme, {}) for scheme in (None, *schemes_on("native"))),
+        *((scheme, ODD) for scheme in ("int8dq", "fp6", "float8dq-tensor")),
+        *((scheme, ODD) for scheme in ("uintx-3-4", "uintx-7-8", "sparse-marlin")),
+    ],
+    ids=str,
 )
-def test_a_size_is_that_of_the_model_itself(scheme: str | None, tied: bool) -> None:
-    config = replace(SMALL, n_layers=4, tied_embeddings=tied)
+def test_a_size_is_that_of_the_model_itself(
+    scheme: str | None, shape: dict[str, int], tied: bool
+) -> None:
+    config = replace(SMALL, n_layers=3, tied_embeddings=tied, **shape)  # type: ignore[arg-type]
     model = small(config)
     if scheme is not None:
         quantize_model(model, scheme, kernels="native")
-    found = native_model_bytes(config, scheme, dtype=torch.float32)
+    found = model_bytes(config, scheme, dtype=torch.float32)
     assert found == model.weight_bytes()
 
 
@@ -56,4 +68,4 @@ def test_only_schemes_with_zero_points_have_a_reference_layout() -> None:
 def test_a_scheme_that_does_not_fit_the_shape_has_no_size() -> None:
     odd = replace(preset("7B"), intermediate_size=11010)
     with pytest.raises(SpecError, match="the group size 64 must divide K = 11010"):
-        native_model_bytes(odd, "int4wo-64", dtype=torch.bfloat16)
+        model_bytes(odd, "int4wo-64", dtype=torch.bfloat16)

@@ -125,12 +125,12 @@ def a_step_takes_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
         steps[0] += 1
         return decode(engine, token, position)
 
+    moments = count()
     clock = SimpleNamespace(
         perf_counter=lambda: steps[0] * 1e-3,
         # The prompt's part, which no step is, takes a nanosecond.
         perf_counter_ns=lambda: next(moments) + steps[0] * 1_000_000,
     )
-    moments = count()
     monkeypatch.setattr(Engine, "decode", counted)
     monkeypatch.setattr(measuring, "time", clock)
 

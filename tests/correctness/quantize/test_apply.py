@@ -219,7 +219,7 @@ def test_a_scheme_that_torchao_dropped_says_so_on_its_kernels(scheme: str) -> No
     [
         ("float8dq-tensor", "cpu", torch.bfloat16, "needs a CUDA card with float8"),
         ("float8dq-row", "cpu", torch.bfloat16, "needs a CUDA card with float8"),
-        ("int4wo-64", "cuda", torch.float32, "bfloat16 activations alone on CUDA"),
+        ("int4wo-64", "cuda", torch.float32, "only bfloat16 activations on CUDA"),
         ("int4wo-64-hqq", "cuda", torch.float16, "CUDA, not float16"),
     ],
 )

@@ -81,8 +81,8 @@ def test_torchaos_quantize_is_told_what_a_weight_must_be(name: str, kind: str) -
     weight, reason = WEIGHTS[kind]
     linear = nn.Linear(64, 4, bias=False)
     linear.weight = nn.Parameter(weight(), requires_grad=False)
-    told = refusal(quantize_, nn.ModuleDict({"linear": linear}), CONFIGS[name])
-    start, _, found = told.partition(" is not allowed; ")
+    message = refusal(quantize_, nn.ModuleDict({"linear": linear}), CONFIGS[name])
+    start, _, found = message.partition(" is not allowed; ")
     assert found == reason
     scheme = start.removeprefix("quantization: ").strip("'")
     assert name.startswith(scheme), "the scheme that was asked for"
@@ -108,13 +108,13 @@ def test_what_is_quantized_is_not_quantized_again(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_embedding_is_not_quantized(name: str) -> None:
     root = nn.ModuleDict({"words": nn.Embedding(10, COLUMNS)})
-    told = refusal(
+    message = refusal(
         quantize_,
         root,
         CONFIGS[name],
         filter_fn=lambda module, _: isinstance(module, nn.Embedding),
     )
-    assert told.endswith(f"Embedding (10, {COLUMNS}) is no linear layer")
+    assert message.endswith(f"Embedding (10, {COLUMNS}) is no linear layer")
     assert root["words"](torch.tensor([3])).shape == (1, COLUMNS)
 
 
@@ -122,39 +122,41 @@ def test_an_embedding_is_not_quantized(name: str) -> None:
 def test_an_input_that_does_not_fit_is_told_what_does(name: str) -> None:
     linear = quantized(CONFIGS[name])
     for x in (torch.ones(2, COLUMNS - 1), torch.tensor(1.0), torch.ones(COLUMNS, 1)):
-        told = f"x: {tuple(x.shape)} is not allowed; the last dimension must be K = 192"
-        assert refusal(linear, x) == told
+        message = (
+            f"x: {tuple(x.shape)} is not allowed; the last dimension must be K = 192"
+        )
+        assert refusal(linear, x) == message
     whole = torch.ones(2, COLUMNS, dtype=torch.int64)
-    told = "x: 'torch.int64' is not allowed; allowed: floating point"
-    assert refusal(linear, whole) == told
+    message = "x: 'torch.int64' is not allowed; allowed: floating point"
+    assert refusal(linear, whole) == message
 
 
 @pytest.mark.parametrize("kind", [Int4WeightConfig, UintxWeightConfig])
 @pytest.mark.parametrize("size", [0, -8, True, 64.0, "64", None])
 def test_a_group_size_is_a_whole_number(kind: type[AOBaseConfig], size: object) -> None:
-    told = f"group_size: {size!r} is not allowed; allowed: a whole number, 1 or more"
-    assert refusal(kind, group_size=size) == told
+    message = f"group_size: {size!r} is not allowed; allowed: a whole number, 1 or more"
+    assert refusal(kind, group_size=size) == message
 
 
 @pytest.mark.parametrize("kind", [Int4WeightConfig, UintxWeightConfig])
 @pytest.mark.parametrize("hqq", [0, 1, "yes", None])
 def test_hqq_is_true_or_false(kind: type[AOBaseConfig], hqq: object) -> None:
-    told = f"hqq: {hqq!r} is not allowed; allowed: True, False"
-    assert refusal(kind, hqq=hqq) == told
+    message = f"hqq: {hqq!r} is not allowed; allowed: True, False"
+    assert refusal(kind, hqq=hqq) == message
 
 
 @pytest.mark.parametrize("bits", [0, 9, True, 4.0, "4", None])
 def test_bits_are_a_whole_number_of_1_to_8(bits: object) -> None:
-    told = f"bits: {bits!r} is not allowed; the bits of uintx are 1 to 8"
-    assert refusal(UintxWeightConfig, bits=bits) == told
+    message = f"bits: {bits!r} is not allowed; the bits of uintx are 1 to 8"
+    assert refusal(UintxWeightConfig, bits=bits) == message
 
 
 @pytest.mark.parametrize("kind", [Int4WeightConfig, UintxWeightConfig])
 def test_torchaos_quantize_is_told_which_groups_divide_k(
     kind: type[AOBaseConfig],
 ) -> None:
-    told = refusal(quantized, kind(group_size=36))
-    assert told.endswith(
+    message = refusal(quantized, kind(group_size=36))
+    assert message.endswith(
         f"the group size 36 must divide K = 192 of the weight ({ROWS}, 192);"
         " allowed: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192"
     )
@@ -162,8 +164,8 @@ def test_torchaos_quantize_is_told_which_groups_divide_k(
 
 def test_a_group_that_no_size_of_int4_divides_says_so() -> None:
     odd = replace(SMALL, dim=48, head_dim=8, n_heads=6)
-    told = refusal(quantize_model, small(odd), "int4wo-32")
-    assert told.endswith(
+    message = refusal(quantize_model, small(odd), "int4wo-32")
+    assert message.endswith(
         "the group size 32 must divide K = 48 of model.layers.0.attention.wqkv;"
         " none of 32, 64, 128, 256 does"
     )
@@ -171,20 +173,20 @@ def test_a_group_that_no_size_of_int4_divides_says_so() -> None:
 
 def test_a_group_must_divide_every_k_and_is_checked_before_anything_changes() -> None:
     model = small(replace(SMALL, intermediate_size=200))
-    told = refusal(quantize_model, model, "uintx-4-16")
-    assert told.endswith(
+    message = refusal(quantize_model, model, "uintx-4-16")
+    assert message.endswith(
         "the group size 16 must divide K = 200 of model.layers.0.feed_forward.w2;"
         " allowed: 1, 2, 4, 8"
     )
-    assert all(type(each) is nn.Parameter for each in model.parameters())
+    assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
     ("scheme", "kernels"), [("fp6", "native"), ("int8wo", "torchao")]
 )
 def test_a_models_weight_is_refused_by_its_name(scheme: str, kernels: str) -> None:
-    told = refusal(quantize_model, small().double(), scheme, kernels=kernels)
-    assert told.endswith(
+    message = refusal(quantize_model, small().double(), scheme, kernels=kernels)
+    assert message.endswith(
         f"model.layers.0.attention.wqkv is float64 (320, 192); {MATRIX}"
     )
     for value, reason in (
@@ -194,19 +196,19 @@ def test_a_models_weight_is_refused_by_its_name(scheme: str, kernels: str) -> No
     ):
         model = small()
         model.get_parameter("layers.1.attention.wo.weight")[3, 5] = value
-        told = refusal(quantize_model, model, scheme, kernels=kernels)
-        assert told.endswith(f"model.layers.1.attention.wo (192, 192) has {reason}")
-        assert all(type(each) is nn.Parameter for each in model.parameters())
+        message = refusal(quantize_model, model, scheme, kernels=kernels)
+        assert message.endswith(f"model.layers.1.attention.wo (192, 192) has {reason}")
+        assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
 
 
 def test_torchaos_int4_on_a_cpu_says_what_it_takes() -> None:
     model = small(replace(SMALL, vocab_size=75))
-    told = refusal(quantize_model, model, "int4wo-64", kernels="torchao")
-    assert told.endswith(
+    message = refusal(quantize_model, model, "int4wo-64", kernels="torchao")
+    assert message.endswith(
         "torchao's packing on CPU takes rows in sixteens: N = 75 of model.output must"
         " be a multiple of 16"
     )
-    assert all(type(each) is nn.Parameter for each in model.parameters())
+    assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
     wide = small(replace(SMALL, dim=256, n_heads=8, intermediate_size=512))
     with pytest.raises(NotRunnable, match=r"int4wo-256 .* groups of 32, 64, 128"):
         quantize_model(wide, "int4wo-256", kernels="torchao")
@@ -215,12 +217,14 @@ def test_torchaos_int4_on_a_cpu_says_what_it_takes() -> None:
 
 @pytest.mark.parametrize("scheme", [None, 4, ("int8wo",)])
 def test_a_scheme_is_a_name(scheme: Any) -> None:
-    told = refusal(quantize_model, small(), scheme)
-    assert told.startswith(f"quantization: {scheme!r} is not allowed; allowed: int8wo,")
+    message = refusal(quantize_model, small(), scheme)
+    assert message.startswith(
+        f"quantization: {scheme!r} is not allowed; allowed: int8wo,"
+    )
 
 
 def test_only_a_transformer_is_quantized_or_saved() -> None:
-    told = "model: 'Linear' is not allowed; allowed: a Transformer, as load_model gi"
+    message = "model: 'Linear' is not allowed; allowed: a Transformer, as load_model gi"
     other: Any = nn.Linear(3, 3)
-    assert refusal(quantize_model, other, "int8wo").startswith(told)
-    assert refusal(save_model, other, "saved").startswith(told)
+    assert refusal(quantize_model, other, "int8wo").startswith(message)
+    assert refusal(save_model, other, "saved").startswith(message)

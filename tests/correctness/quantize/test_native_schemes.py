@@ -65,14 +65,14 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
     weight = linear.weight.dequantize()
     for shape in ((COLUMNS,), (1, COLUMNS), (2, 3, COLUMNS)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        found = linear(x)
+        restored = linear(x)
         if name in QUANTIZE_TOKENS:
             values, scale = QUANTIZE_TOKENS[name](x.view(-1, COLUMNS))
             x = (values * scale).view(shape)
         # In float64, so that one side alone is rounded.
         parts = (each.double() for each in (x, weight, linear.bias))
         expected = F.linear(*parts).float()
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(restored, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("vnni", [True, False])
@@ -131,21 +131,21 @@ def test_a_weight_that_is_one_value_everywhere_stays_near_it(
     name: str, value: float
 ) -> None:
     same = torch.full((ROWS, COLUMNS), value)
-    found = quantized(CONFIGS[name], same).weight.dequantize()
+    restored = quantized(CONFIGS[name], same).weight.dequantize()
     expected = prune_2_4(same) if name.startswith("sparse") else same
-    assert torch.isfinite(found).all()
-    assert ((found - expected).abs() <= 0.01 * abs(value) + 1e-37).all()
+    assert torch.isfinite(restored).all()
+    assert ((restored - expected).abs() <= 0.01 * abs(value) + 1e-37).all()
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_uintx_is_within_a_step_of_the_weight(bits: int) -> None:
     weight = random_weight()
     config = UintxWeightConfig(bits=bits, group_size=16)
-    found = quantized(config, weight).weight.dequantize()
+    restored = quantized(config, weight).weight.dequantize()
     groups = weight.unflatten(1, (-1, 16))
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
     step = ((high - low) / (2**bits - 1) * (1 + 2**-7)).unsqueeze(2)
-    error = (found.unflatten(1, (-1, 16)) - groups).abs()
+    error = (restored.unflatten(1, (-1, 16)) - groups).abs()
     # Half a step; at the ends half a step each for the rounded zero and scale.
     assert (error <= step * 1.5).all()
 
@@ -171,8 +171,8 @@ def test_scales_are_better_than_those_of_the_range(scheme: str, power: float) ->
     step = (high - low) / (2 ** (parsed.bits or 4) - 1)
     plain = (torch.round((groups - low) / step) * step + low).flatten(1)
     errors = [
-        (found - weight).abs().pow(power).mean().item()
-        for found in (quantized(config).weight.dequantize(), plain)
+        (restored - weight).abs().pow(power).mean().item()
+        for restored in (quantized(config).weight.dequantize(), plain)
     ]
     assert errors[0] < errors[1]
 
@@ -217,8 +217,8 @@ def test_a_weight_is_no_further_than_in_torchaos_twin(
         quantize_(root, config)
         with torch.no_grad():
             # A layer's answer to the unit vectors is its weight, transposed.
-            found = root["linear"](torch.eye(COLUMNS)).T
-        errors.append((found - weight).abs().pow(power).mean().item())
+            restored = root["linear"](torch.eye(COLUMNS)).T
+        errors.append((restored - weight).abs().pow(power).mean().item())
     # hqq's scales are rounded to 16 bits here, and kept in float32 there.
     assert errors[0] <= errors[1] * (1.002 if power < 1 else 1.0)
 

@@ -65,20 +65,20 @@ def test_values_on_the_grid_come_back_exactly() -> None:
     values = torch.randint(-7, 8, (32, 128), generator=draw).float()
     values[::2, 0], values[1::2, 0] = 8.0, -8.0
     weight = prune_2_4(values) * 0.25
-    found = SparseMarlinWeight.from_float(weight)
-    assert torch.equal(found.dequantized(), weight)
-    assert (found.scale[:, :, ::2] < 0).all()
-    assert (found.scale[:, :, 1::2] > 0).all()
+    restored = SparseMarlinWeight.from_float(weight)
+    assert torch.equal(restored.dequantized(), weight)
+    assert (restored.scale[:, :, ::2] < 0).all()
+    assert (restored.scale[:, :, 1::2] > 0).all()
 
 
 def test_pruned_weights_stay_zero_and_kept_ones_are_within_half_a_step() -> None:
     weight = random_weight()
     pruned = prune_2_4(weight)
-    found = SparseMarlinWeight.from_float(weight).dequantized()
-    assert not found[pruned == 0].any()
+    restored = SparseMarlinWeight.from_float(weight).dequantized()
+    assert not restored[pruned == 0].any()
     for start in range(0, 576, 128):
         part = pruned[:, start : start + 128]
-        error = (found[:, start : start + 128] - part).abs().amax(1)
+        error = (restored[:, start : start + 128] - part).abs().amax(1)
         # Clipping and a rounded scale may cost a step at the ends.
         assert (error <= part.abs().amax(1) / 8 * 1.5).all()
 
@@ -88,8 +88,8 @@ def test_scales_are_better_than_those_of_the_peak() -> None:
     groups = weight.unflatten(1, (-1, 128))
     step = groups.abs().amax(2, keepdim=True) / 7
     plain = (torch.round(groups / step) * step).flatten(1)
-    found = SparseMarlinWeight.from_float(weight).dequantized()
-    errors = [(each - weight).square().mean().item() for each in (found, plain)]
+    restored = SparseMarlinWeight.from_float(weight).dequantized()
+    errors = [(each - weight).square().mean().item() for each in (restored, plain)]
     assert errors[0] < 0.9 * errors[1]
 
 
@@ -99,9 +99,9 @@ def test_every_size_of_weight_is_kept_to_a_tenth(value: float) -> None:
     stored = SparseMarlinWeight.from_float(weight)
     assert torch.isfinite(stored.scale).all()
     assert (from_lanes(stored.scale, len(weight)) != 0).all()
-    found = stored.dequantized()
-    assert torch.isfinite(found).all()
-    error, size = (found - weight).double().norm(), weight.double().norm()
+    restored = stored.dequantized()
+    assert torch.isfinite(restored).all()
+    error, size = (restored - weight).double().norm(), weight.double().norm()
     # The least normal number, below which a weight may become 0.
     assert error <= 0.1 * size + 1.2e-38 * weight.numel() ** 0.5
 
@@ -110,10 +110,10 @@ def test_groups_of_zeros_stay_zero_beside_others() -> None:
     weight = random_weight()
     weight[:, 128:256] = 0
     weight[3] = 0
-    found = SparseMarlinWeight.from_float(weight).dequantized()
-    assert not found[:, 128:256].any()
-    assert not found[3].any()
-    assert found[4].any()
+    restored = SparseMarlinWeight.from_float(weight).dequantized()
+    assert not restored[:, 128:256].any()
+    assert not restored[3].any()
+    assert restored[4].any()
 
 
 def test_a_weight_takes_three_bits_and_an_eighth() -> None:
@@ -144,9 +144,9 @@ def test_a_model_answers_as_the_one_with_the_dequantized_weights() -> None:
     model = Transformer(preset("stories15M")).requires_grad_(False)
     tokens = torch.arange(1, 12).unsqueeze(0)
     packed = quantize_model(model, "sparse-marlin", kernels="native")
-    found = packed.logits(tokens)
+    restored = packed.logits(tokens)
     for module in packed.modules():
         if isinstance(module, nn.Linear):
             dense = module.weight.dequantize()
             module.weight = nn.Parameter(dense, requires_grad=False)
-    torch.testing.assert_close(found, packed.logits(tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(restored, packed.logits(tokens), rtol=1e-4, atol=1e-4)

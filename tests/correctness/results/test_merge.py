@@ -123,7 +123,7 @@ def test_a_piece_that_ran_out_of_time_goes_on(
     def command(*words: str) -> list[str]:
         asked.append(words)
         source = second if "--resume" in words else first
-        target = words[words.index("--json") + 1]
+        target = words[words.index("--results") + 1]
         copy = "import shutil, sys; shutil.copy(*sys.argv[1:])"
         return [sys.executable, "-c", copy, str(source), target]
 

@@ -27,37 +27,14 @@ def test_the_reference_set_is_the_published_table_row_by_row() -> None:
     listed = selection.load_set("reference")
     table = published()
     assert len(listed) == len(table) == 43
+    names = ["model", "quantization", "dtype", "compile", "compile_prefill"]
+    names += ["kv_cache_quantization", "linear_causal_mask", "cache_size"]
+    names += ["num_samples", "max_new_tokens", "top_k", "temperature"]
     for row, line in zip(listed, table, strict=True):
-        assert (
-            row.model,
-            row.quantization or "",
-            row.dtype,
-            str(row.compile),
-            str(row.compile_prefill),
-            str(row.kv_cache_quantization),
-            str(row.linear_causal_mask),
-            str(row.cache_size or ""),
-            str(row.num_samples),
-            str(row.max_new_tokens),
-            str(row.top_k),
-            str(row.temperature),
-        ) == tuple(
-            line[name]
-            for name in (
-                "model",
-                "quantization",
-                "dtype",
-                "compile",
-                "compile_prefill",
-                "kv_cache_quantization",
-                "linear_causal_mask",
-                "cache_size",
-                "num_samples",
-                "max_new_tokens",
-                "top_k",
-                "temperature",
-            )
-        )
+        values = {name: getattr(row, name) for name in names}
+        assert {
+            name: "" if value is None else str(value) for name, value in values.items()
+        } == {name: line[name] for name in names}
         assert row.device == "cuda"
         assert row.kernels == "native"
         assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_a_recording_that_ends_early_leaves_the_old_baseline(
     before = stored(project).read_bytes()
     original, count = worker.run_in_process, 0
 
-    def run(row: RowSpec, **arguments: object) -> worker.WorkerResult:
+    def run(row: RowSpec, **arguments: Any) -> worker.WorkerResult:
         nonlocal count
         count += 1
         if count < 5:

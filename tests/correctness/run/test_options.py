@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llama_perf.run.request import RunOptions, Slowdown
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
-Described = dict[str, tuple[str | None, object, tuple[str, ...] | None]]
+Described = dict[str, tuple[str | None, object, Iterable[object] | None]]
 
 
 def of_command_line(command: str) -> Described:

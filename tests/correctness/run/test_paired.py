@@ -192,7 +192,7 @@ def simulated(loss: float, deviation: float, draw: random.Random) -> list[Compar
             sides.append(
                 [100 * factor * math.exp(draw.gauss(0, deviation)) for _ in range(5)]
             )
-        measured_pairs.append(pairs_of(*sides, row))
+        measured_pairs.append(pairs_of(sides[0], sides[1], row))
     return [comparison for _, comparison in compare_pairs(measured_pairs)]
 
 

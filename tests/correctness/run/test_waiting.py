@@ -9,7 +9,7 @@ import torch
 
 from llama_perf.measure.predict import predict
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.cuda.test_cuda import SMALL
+from tests.correctness.support.device_samples import SMALL
 from tests.correctness.support.waiting import refusing_to_wait
 
 CARD = torch.device("cuda")
@@ -67,7 +67,7 @@ def test_whatever_goes_wrong_the_next_test_may_wait(
 
 
 def test_the_row_that_is_to_run_out_of_memory_has_a_mask_on_sdpa_alone() -> None:
-    """`cuda/test_rows.py` leaves it 64 MiB."""
+    """`test_cuda.py` leaves it 64 MiB."""
     rows = {
         attention: RowSpec(model="small", cache_size=16384, attention=attention)
         for attention in ("decode", "sdpa")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ ROW = RowSpec(
 
 
 def run(
-    progress: Callable[[str], None] = lambda _text: None, **options: object
+    progress: Callable[[str], None] = lambda _text: None, **options: Any
 ) -> worker.WorkerResult:
     return worker.run_in_process(
         ROW, options=RunOptions(**options), devices=["cpu"], progress=progress

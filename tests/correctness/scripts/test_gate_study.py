@@ -99,7 +99,7 @@ def test_a_study_goes_on_where_it_stopped(
             path.parent.mkdir(parents=True)
             path.touch()
             return
-        path = Path(words[words.index("--json") + 1])
+        path = Path(words[words.index("--results") + 1])
         run = report(Verdict.SAME, Verdict.SAME)
         if len(ran) == 3:
             run = replace(run, results=(), comparisons=())

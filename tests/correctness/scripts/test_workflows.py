@@ -72,6 +72,6 @@ def test_the_options_of_the_gpu_run_are_the_plugins() -> None:
         check=True,
     ).stdout
     options = re.findall(r"--[a-z-]+", command)
-    assert {"--row", "--markdown", "--results", "--benchmark-json"} == set(options)
+    assert {"--row", "--report", "--results", "--benchmark-json"} == set(options)
     for option in options:
         assert re.search(rf"^ +{option}\b", shown, re.MULTILINE), option

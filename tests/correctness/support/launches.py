@@ -6,7 +6,7 @@ As a program, since Triton takes one target a process:
         MODEL SCHEME CAPABILITY MULTIPROCESSORS TEMPERATURE
 
 prints those of the second of two generations of a model of two layers, as JSON. What
-would be captured is kept and run at each replay.
+would be captured is stored and run at every replay.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class _Operators(TorchDispatchMode):
     ) -> Any:
         del types
         name = func.overloadpacket.__name__
-        returned = [each.alias_info for each in func._schema.returns]
-        view = any(each is not None and not each.is_write for each in returned)
+        returned = [value.alias_info for value in func._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in returned)
         if not view and "empty" not in name and name != "detach":
             self._noted.append(name)
         return func(*args, **(kwargs or {}))
@@ -101,14 +101,14 @@ def main(
     )
     graphs: list[Launches] = []
 
-    class Kept(Uncaptured):
+    class Replayed(Uncaptured):
         def replay(self) -> None:
             before = len(launched)
             super().replay()
-            graphs.append([_told(each) for each in launched[before:]])
+            graphs.append([_as_dict(launch) for launch in launched[before:]])
             del launched[before:]
 
-    without_graphs(Kept)
+    without_graphs(Replayed)
     quantization = None if scheme == "none" else scheme
     row = RowSpec(model=model, quantization=quantization, fused=True, capture=True)
     engine = meta_engine(row, cache_size=256)
@@ -126,12 +126,12 @@ def main(
                 )
             )
     first, then = graphs
-    found = Generation(first=first, step=then, outside=[_told(e) for e in launched])
-    print(json.dumps(asdict(found)))
+    outside = [_as_dict(launch) for launch in launched]
+    print(json.dumps(asdict(Generation(first=first, step=then, outside=outside))))
 
 
-def _told(each: Any) -> dict[str, Any]:
-    return {"kernel": each} if isinstance(each, str) else asdict(each)
+def _as_dict(launch: Any) -> dict[str, Any]:
+    return {"kernel": launch} if isinstance(launch, str) else asdict(launch)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _BRANCH = re.compile(r"(BRA|BRX|BRXU|JMP|JMX|CALL|RET|EXIT|BSSY|BSYNC|BREAK)\b")
 
 
 def instructions(cubin: Path) -> list[str]:
-    """Those of its kernel in their order, each with its predicate."""
+    """The instructions of its kernel in their order, with their predicates."""
     done = subprocess.run(
         [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
     )
@@ -28,14 +28,14 @@ def instructions(cubin: Path) -> list[str]:
 
 
 def wrong_before_the_wait(code: list[str]) -> list[str]:
-    """What must not stand in front of the dependent wait, or that there is none.
+    """Instructions that must not stand before the dependent wait, or that none waits.
 
-    Every program gets there: in front of it nothing branches and nothing ends.
+    Every program must reach the wait: before it nothing branches and nothing ends.
     """
     if WAIT not in code:
         return ["it does not wait"]
-    before = [_bare(each) for each in code[: code.index(WAIT)]]
-    return [each for each in before if _MEMORY.match(each) or _BRANCH.match(each)]
+    before = [_bare(line) for line in code[: code.index(WAIT)]]
+    return [line for line in before if _MEMORY.match(line) or _BRANCH.match(line)]
 
 
 def _bare(instruction: str) -> str:

@@ -1,0 +1,242 @@
+"""The most bytes alive beside weights and caches, of a filling, a prompt and a token.
+
+Follows the tensors that the engine's operators return, one layer and the head, each run
+eagerly: compiled code keeps less. Inside an operator only attention is counted.
+`tests/correctness/support/meta_run.py` counts the same on the meta device, to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from llama_perf.kernels.attention import at_a_time
+from llama_perf.kernels.cache_codes import WIDENED
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import PREFILL_CHUNK
+from llama_perf.rows.spec import RowSpec
+
+# A position, a token id or a count is an int64.
+_INT = 8
+
+
+def working_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """The most bytes alive at once beside the weights and the caches of `row`."""
+    return max(_Moments(config, row).all())
+
+
+def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
+    """Bytes that `prefill_attention` takes beside its result."""
+    size: int = getattr(torch, row.dtype).itemsize
+    width = config.head_dim
+    tokens = min(row.prefill_chunk or PREFILL_CHUNK, max(row.fill, row.prompt_length))
+    # Queries and result by heads of the cache.
+    grouped = 2 * row.batch_size * config.n_heads * tokens * width * size
+    if row.kv_cache is None:
+        return grouped
+    heads = row.batch_size * config.n_kv_heads
+    heads, positions = at_a_time(heads, width, tokens)
+    behind = row.fill + row.prompt_length - tokens
+    piece = heads * max(min(positions, behind), tokens) * width
+    # Keys and values, and some of the values in float32: beside them the bits that fp8
+    # is widened from, or what they are rounded to.
+    rounded = size if size < 4 else 0
+    if row.kv_cache == "fp8":
+        rounded = max(rounded, 2)
+    widened = min(piece, WIDENED) * (4 + rounded)
+    # The merged result, in float32, and a piece's part of it.
+    queries = heads * tokens * width * (config.n_heads // config.n_kv_heads)
+    return grouped + 2 * piece * size + max(widened, queries * size) + queries * 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """Some tokens of each sequence that run through the layer together.
+
+    `live_bytes` are alive around it. Attention has a mask over the cache where `masked`
+    and no fused kernel where `is_math`. `inside_bytes` is what its operator takes in
+    addition to its result.
+    """
+
+    tokens: int
+    live_bytes: int
+    masked: bool = False
+    is_math: bool = False
+    inside_bytes: int = 0
+
+
+class _Moments:
+    """Bytes alive at the moments that can be the peak of a row."""
+
+    def __init__(self, config: ModelConfig, row: RowSpec) -> None:
+        self._config, self._row = config, row
+        self._size: int = getattr(torch, row.dtype).itemsize
+        # What is computed in float32 has a copy of 4 bytes where the dtype is shorter.
+        self._wide = 4 if self._size < 4 else 0
+        self._batch, self._width = row.batch_size, config.head_dim
+        self._positions = row.allocated_positions
+        self._sdpa = row.attention == "sdpa"
+        # The rotary frequencies are made once: float32, one for each pair of a head.
+        self._frequencies = 2 * self._width
+        # The hidden state of one token in each sequence.
+        self._state = self._batch * config.dim * self._size
+
+    def all(self) -> Iterator[int]:
+        """Every moment of the row's filling, its prompt and a decode step."""
+        row = self._row
+        if row.fill:
+            default_chunk = row.fill if self._sdpa else PREFILL_CHUNK
+            # Chunks in the middle are like the first and the last ones.
+            chunk = row.prefill_chunk or default_chunk
+            last = max(row.fill // chunk - 2, 0) * chunk
+            tokens = self._batch * row.fill * _INT
+            yield from self._prompt(0, min(chunk, row.fill), tokens)
+            yield from self._prompt(last, row.fill - last, tokens)
+        tokens = self._batch * row.prompt_length * _INT
+        # Under a mask on CUDA no fused kernel takes grouped queries.
+        is_math = row.fill > 0 and row.device == "cuda"
+        yield from self._prompt(row.fill, row.prompt_length, tokens, is_math=is_math)
+        yield from self._step()
+
+    def _prompt(
+        self, start: int, length: int, tokens_bytes: int, *, is_math: bool = False
+    ) -> Iterator[int]:
+        default_chunk = self._positions if self._sdpa else PREFILL_CHUNK
+        chunk = self._row.prefill_chunk or default_chunk
+        inside = inside_prefill_bytes(self._config, self._row)
+        # A chunk's result is alive during the next one.
+        before = 0
+        for first in range(0, length, chunk):
+            tokens = min(chunk, length - first)
+            masked = self._sdpa and start + first > 0
+            mask = tokens * self._positions if masked else 0
+            call = _Call(
+                tokens=tokens,
+                live_bytes=tokens_bytes + before + tokens * _INT + mask,
+                masked=masked,
+                is_math=is_math and masked,
+                inside_bytes=inside,
+            )
+            yield from self._layer(call)
+            before = tokens * self._state
+        yield from self._head(tokens_bytes + before)
+
+    def _step(self) -> Iterator[int]:
+        # The token of each sequence, and the position.
+        live = self._batch * _INT + _INT
+        # What the token sees: a row of the mask, or a count.
+        visible = self._positions if self._sdpa else _INT
+        call = _Call(
+            tokens=1,
+            live_bytes=live + visible,
+            masked=self._sdpa,
+            is_math=self._sdpa and self._row.device == "cuda",
+        )
+        yield from self._layer(call)
+        yield from self._head(live + self._state)
+        yield live + self._frequencies + self._sampling()
+
+    def _layer(self, call: _Call) -> Iterator[int]:
+        config, size = self._config, self._size
+        rows = self._batch * call.tokens
+        x = rows * config.dim * size
+        # Cosines and sines are float32, one of each for a pair.
+        live = call.live_bytes + self._frequencies + 4 * call.tokens * self._width
+        yield live + x + self._norm(rows)
+        for moment in self._attention(call):
+            yield live + moment
+        # Behind attention: x, x + attention, what is normed, and gate and up.
+        yield live + 2 * x + self._norm(rows)
+        hidden = rows * config.intermediate_size * size
+        yield live + 3 * x + max(3 * hidden, hidden + x)
+
+    def _attention(self, call: _Call) -> Iterator[int]:
+        config, size = self._config, self._size
+        rows = self._batch * call.tokens
+        x = rows * config.dim * size
+        # Elements of queries and of keys.
+        q = rows * config.n_heads * self._width
+        k = rows * config.n_kv_heads * self._width
+        live = 2 * x + rows * config.qkv_size * size
+        # Rotating takes four products and sums of half the pairs, in float32.
+        yield live + (self._wide + 8) * q
+        yield live + q * size + (self._wide + 8) * k
+        live += (q + k) * size
+        if self._row.kv_cache is not None:
+            # Keys and values are stacked and quantized together.
+            yield live + 2 * k * size + self._quantizing(2 * k)
+        if not self._sdpa:
+            yield live + q * size + call.inside_bytes
+        elif call.masked:
+            cache = self._batch * config.n_kv_heads * self._positions * self._width
+            if self._row.kv_cache is not None:
+                # Each of keys and values is dequantized whole.
+                yield live + cache * size + self._dequantizing(cache)
+                live += 2 * cache * size
+            live -= k * size
+            if call.is_math:
+                for moment in self._math_attention(call.tokens):
+                    yield live + moment
+        elif self._row.kv_cache is not None:
+            # Keys, then values, are rounded as the cache holds them.
+            yield live + k * size + self._quantizing(k)
+            scales = 2 * k // self._width
+            yield live + k * size + k + scales + self._dequantizing(k)
+            live += k * size
+        yield live + q * size + x
+
+    def _math_attention(self, tokens: int) -> Iterator[int]:
+        """Attention without a fused kernel, in float32, over the whole cache."""
+        config, batch = self._config, self._batch
+        groups = config.n_heads // config.n_kv_heads
+        q = batch * tokens * config.n_heads * self._width
+        cache = batch * config.n_kv_heads * self._positions * self._width
+        scores = batch * config.n_heads * tokens * self._positions
+        mask = tokens * self._positions * self._size
+        # The scaled queries, and keys and values repeated for every query head.
+        live = mask + self._wide * (q + 2 * cache) + 4 * q
+        if groups > 1:
+            live += 8 * cache * groups
+        # The product takes queries whose sequences and heads are one dimension.
+        copied = tokens > 1 and batch > 1 and config.n_heads > 1
+        yield live + 4 * cache * groups + 4 * scores + (4 * q if copied else 0)
+        yield live + 8 * scores
+        # The result, and in a shorter dtype it and the probabilities once more.
+        shorter = 2 * scores + 2 * q if self._wide else 0
+        yield live + 4 * scores + 4 * q + shorter
+
+    def _quantizing(self, values: int) -> int:
+        """Float32 copies and codes while `values` of a cache are quantized."""
+        # int8: divided, rounded and as codes; fp8: six steps on the bits.
+        steps = 9 if self._row.kv_cache == "int8" else 24
+        return (self._wide + steps) * values + 4 * values // self._width
+
+    def _dequantizing(self, values: int) -> int:
+        # Scales and values in float32; beside them the bits of fp8, or the result.
+        bits = 2 if self._row.kv_cache == "fp8" else 0
+        result = self._size if self._wide else 0
+        return 4 * values // self._width + (4 + max(bits, result)) * values
+
+    def _norm(self, rows: int) -> int:
+        # In a shorter dtype x, its product with the scale and the result; in float32
+        # the product and the result.
+        return (10 if self._wide else 8) * rows * self._config.dim + 4 * rows
+
+    def _logits(self) -> int:
+        return self._batch * self._config.vocab_size * self._size
+
+    def _head(self, live: int) -> Iterator[int]:
+        live += self._frequencies
+        yield live + self._norm(self._batch)
+        yield live + self._state + self._logits()
+
+    def _sampling(self) -> int:
+        """Logits with what drawing a token takes, or choosing the likeliest."""
+        row, vocabulary = self._row, self._config.vocab_size
+        if row.temperature == 0:
+            return self._logits() + self._batch * _INT
+        chosen = 0 if row.top_k is None else min(row.top_k, vocabulary)
+        # Scaled, the race, the probabilities and their quotient, in float32.
+        return self._logits() + self._batch * (16 * vocabulary + 4 * chosen)

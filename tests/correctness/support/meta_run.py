@@ -1,0 +1,96 @@
+"""A row's engine run on the meta device, and the bytes of the tensors that it made.
+
+The formulas of `llama_perf.measure` predict the same without running anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import PREFILL_CHUNK, Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.sampling import Sampling, sample
+from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.working_bytes import inside_prefill_bytes
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.live_bytes import LiveBytes
+
+
+def bytes_on_meta(config: ModelConfig, row: RowSpec) -> tuple[int, int]:
+    """Bytes of caches and mask; most bytes alive beside them and the weights.
+
+    The model has one layer, whose working bytes are those of any.
+    """
+    config = replace(config, n_layers=1)
+    with torch.device("meta"):
+        model = Transformer(config).to(getattr(torch, row.dtype))
+    operator = torch.ops.llama_perf.prefill_attention.default
+    inside = {operator: inside_prefill_bytes(config, row)}
+    live = LiveBytes("meta", model.parameters(), inside)
+    with live, torch.no_grad():
+        engine = Engine(model, EngineOptions.of(replace(row, compile=False)))
+        cache_bytes = live.now
+        _generate(engine, row)
+    return cache_bytes, live.peak - cache_bytes
+
+
+def _generate(engine: Engine, row: RowSpec) -> None:
+    """Fill the cache, run the prompt and one decode step."""
+    sampling = Sampling(temperature=row.temperature, top_k=row.top_k)
+    if row.fill:
+        with _attention(row, masked=False):
+            _fill(engine, row)
+        engine.filled = row.fill
+    with _attention(row, masked=row.fill > 0):
+        logits = engine.prefill(_tokens(row, row.prompt_length))
+    token = sample(logits, sampling)
+    del logits
+    position = torch.zeros((1,), dtype=torch.int64, device="meta")
+    with _attention(row, masked=True):
+        sample(engine.decode(token, position), sampling)
+
+
+def _fill(engine: Engine, row: RowSpec) -> None:
+    """The first chunk and the last two or three: those between are alike."""
+    all_tokens = row.fill if row.attention == "sdpa" else PREFILL_CHUNK
+    chunk, tokens = row.prefill_chunk or all_tokens, _tokens(row, row.fill)
+    last = max(row.fill // chunk - 2, 0) * chunk
+    for start, part in ((0, tokens[:, :chunk]), (last, tokens[:, last:])):
+        engine.filled = start
+        engine.prefill(part)
+
+
+def _tokens(row: RowSpec, length: int) -> Tensor:
+    return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps nothing but its result, as the fused kernels do."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(row: RowSpec, *, masked: bool) -> AbstractContextManager[object]:
+    """Under a mask on CUDA no fused kernel takes grouped queries."""
+    if masked and row.device == "cuda":
+        return sdpa_kernel(SDPBackend.MATH)
+    return _FusedAttention()
