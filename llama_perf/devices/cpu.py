@@ -54,9 +54,10 @@ class CpuDevice(Device):
 
     def notes(self) -> list[str]:
         """See `Device.notes`: whether there is a GPU that does not answer."""
-        found = None if driver.hidden() else driver.ask_driver()
-        silent = found is not None and found.problem is not None
-        return [f"no GPU is used: {found.problem}"] if found and silent else []
+        answer = None if driver.hidden() else driver.ask_driver()
+        if answer is None or answer.problem is None:
+            return []
+        return [f"no GPU is used: {answer.problem}"]
 
     def total_memory_bytes(self) -> int:
         """See `Device.total_memory_bytes`."""

@@ -42,7 +42,7 @@ class Driver:
     problem: str | None = None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Cards and versions in words."""
         return (
             f"{', '.join(self.cards)} (driver {self.version or 'unknown'},"
@@ -85,7 +85,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def build_for(cuda: str) -> str | None:
     """The newest build of torch that runs on a driver for `cuda`, such as "12.4"."""
-    fitting = (name for least, name in BUILDS.items() if numbers(cuda) >= least)
+    fitting = (name for oldest, name in BUILDS.items() if numbers(cuda) >= oldest)
     return next(fitting, None)
 
 
@@ -113,7 +113,7 @@ def hidden() -> bool:
 
 def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
     """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed card."""
-    listed = f"nvidia-smi lists {driver.told}"
+    listed = f"nvidia-smi lists {driver.description}"
     if built_for is None:
         return f"{listed}, and torch {torch} is a CPU build: {remedy(driver.cuda)}"
     # Within one major version a newer CUDA runs on an older driver.
@@ -153,8 +153,8 @@ def _says(text: str, *, otherwise: str) -> str:
 
 
 def _version(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return None if found is None else found[1].strip(".")
+    match = re.search(pattern, text)
+    return None if match is None else match[1].strip(".")
 
 
 def is_wsl(version: Path = Path("/proc/version")) -> bool:

@@ -31,7 +31,7 @@ from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 Time = Callable[[Choice | None], float]
 """Seconds of one product launched so; None: by the rule."""
 # A gain below this is the clock's.
-LEAST_GAIN = 0.02
+MIN_GAIN = 0.02
 # Each candidate is compiled, which takes longer than timing it: few of them.
 _SPLITS = (1, 2, 4, 8)
 _WARPS = (4, 8)
@@ -56,7 +56,7 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
 
     autoquant's are those of the schemes that it chooses among.
     """
-    found = []
+    fused: list[Product] = []
     for row in rows:
         if not row.fused:
             continue
@@ -66,9 +66,9 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
         for scheme, tokens in combinations(schemes, sorted(counts)):
-            plain = None if scheme == UNQUANTIZED else scheme
-            found += list(_of_layer(preset(row.model), plain, dtype, tokens))
-    return list(dict.fromkeys(found))
+            packed_as = None if scheme == UNQUANTIZED else scheme
+            fused += _of_layer(preset(row.model), packed_as, dtype, tokens)
+    return list(dict.fromkeys(fused))
 
 
 def _of_layer(
@@ -93,9 +93,9 @@ def _of_layer(
         )
 
 
-def candidates(plain: bool) -> Iterator[Choice]:
+def candidates(unquantized: bool) -> Iterator[Choice]:
     """Every launch that is tried; times of 0."""
-    units = (16, 32, 64) if plain else (32, 64, 128)
+    units = (16, 32, 64) if unquantized else (32, 64, 128)
     for block_u, splits, warps in combinations(units, _SPLITS, _WARPS):
         yield Choice(
             block_u=block_u,
@@ -108,7 +108,7 @@ def candidates(plain: bool) -> Iterator[Choice]:
 
 
 def best(tried: Sequence[Choice], time: Time) -> Choice | None:
-    """The fastest of `tried`, None where the rule is as fast within `LEAST_GAIN`.
+    """The fastest of `tried`, None where the rule is as fast within `MIN_GAIN`.
 
     The rule is timed again beside the fastest, in turn with it, so that a clock that
     moved on meanwhile decides nothing.
@@ -119,8 +119,8 @@ def best(tried: Sequence[Choice], time: Time) -> Choice | None:
     if fastest is None or seconds[fastest] >= first:
         return None
     pairs = [(time(None), time(fastest)) for _ in range(_ROUNDS)]
-    rule, ours = (min(each) for each in zip(*pairs, strict=True))
-    if ours > rule * (1 - LEAST_GAIN):
+    rule, ours = (min(times) for times in zip(*pairs, strict=True))
+    if ours > rule * (1 - MIN_GAIN):
         return None
     return replace(fastest, us=round(ours * 1e6, 2), rule_us=round(rule * 1e6, 2))
 
@@ -135,18 +135,20 @@ def tune(
     """Time every product; `keep` is handed each choice as it is made; their count."""
     if device.type != "cuda":
         raise NotRunnable(f"tune: it needs a CUDA device, not {device.type}")
-    kept = 0
+    count = 0
     for number, product in enumerate(wanted, start=1):
         packed = _packed(product, device)
         key = launch_key(packed, product.tokens, weights=product.weights)
-        found = best(list(candidates(packed.format == FLOATS)), _clock(product, packed))
-        told = "the rule"
-        if found is not None:
-            keep(key, found)
-            kept += 1
-            told = f"{found.us} us where the rule takes {found.rule_us}"
-        notify(f"[{number}/{len(wanted)}] {key}: {told}")
-    return kept
+        faster = best(
+            list(candidates(packed.format == FLOATS)), _clock(product, packed)
+        )
+        chosen = "the rule"
+        if faster is not None:
+            keep(key, faster)
+            count += 1
+            chosen = f"{faster.us} us where the rule takes {faster.rule_us}"
+        notify(f"[{number}/{len(wanted)}] {key}: {chosen}")
+    return count
 
 
 def _packed(product: Product, device: torch.device) -> Packed:
@@ -215,8 +217,8 @@ def _clock(product: Product, weight: Packed) -> Time:
 
 def _copy(weight: Packed) -> Packed:
     tensors = {
-        each.name: getattr(weight, each.name).clone()
-        for each in fields(weight)
-        if isinstance(getattr(weight, each.name), Tensor)
+        field.name: getattr(weight, field.name).clone()
+        for field in fields(weight)
+        if isinstance(getattr(weight, field.name), Tensor)
     }
     return replace(weight, **tensors)

@@ -91,20 +91,20 @@ def warm_up(
     row, engine = prepared.row, prepared.engine
     few = min(DECODED + 1, row.max_new_tokens)
 
-    def observe(most: int, *, besides: bool) -> Observed:
+    def observe(count: int, *, separate: bool) -> Observed:
         start = time.perf_counter()
         prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
         if lengths is not None:
             lengths = lengths.clamp(max=prompt.shape[1])
         tokens, logits = engine.observe(
             prompt,
-            max_new_tokens=most,
+            max_new_tokens=count,
             observed=few,
             lengths=lengths,
             sampling=prepared.sampling(generator),
         )
         # A generation that is run anyway takes nothing of the check's.
-        seconds = time.perf_counter() - start if besides else 0.0
+        seconds = time.perf_counter() - start if separate else 0.0
         return Observed(
             prompt=prompt,
             lengths=lengths,
@@ -115,12 +115,12 @@ def warm_up(
 
     with _damaged(engine) if damaged else _whole():
         if row.prompt_length <= _PROMPT:
-            return observe(row.max_new_tokens, besides=False)
+            return observe(row.max_new_tokens, separate=False)
         prepared.generate(generator)
         state = generator.get_state()
-        found = observe(few, besides=True)
+        observed = observe(few, separate=True)
         generator.set_state(state)
-        return found
+        return observed
 
 
 @torch.no_grad()
@@ -128,19 +128,19 @@ def check_values(prepared: Prepared, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    plain = _run_plainly(row) and _can_be_dequantized(engine)
-    wanted = _reference(engine, observed, dequantized=plain, kind=row.kv_cache)
-    found = observed.logits[:_SEQUENCES].float()
+    dequantized = _runs_modules(row) and _can_be_dequantized(engine)
+    wanted = _reference(engine, observed, dequantized=dequantized, kind=row.kv_cache)
+    logits = observed.logits[:_SEQUENCES].float()
     return _compared(
         wanted,
-        found,
+        logits,
         limit_of(row, prepared.quantization),
-        against=DEQUANTIZED if plain else OPERATORS,
+        against=DEQUANTIZED if dequantized else OPERATORS,
         start=start,
     )
 
 
-def _run_plainly(row: RowSpec) -> bool:
+def _runs_modules(row: RowSpec) -> bool:
     """Whether a row's engine runs the modules as the reference would."""
     return not (row.compile or row.capture or row.fused)
 
@@ -241,7 +241,7 @@ def _wide_block(
 
 
 def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: _float(each) for name, each in module.named_parameters()}
+    return {name: _float(weight) for name, weight in module.named_parameters()}
 
 
 def _float(weight: Tensor) -> Tensor:
@@ -255,17 +255,17 @@ def _float(weight: Tensor) -> Tensor:
 
 
 def _compared(
-    wanted: Tensor, found: Tensor, limit: Limit, *, against: str, start: float
+    wanted: Tensor, logits: Tensor, limit: Limit, *, against: str, start: float
 ) -> ValueCheck:
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(logits).all()):
         raise ValuesError(
             "check: its logits hold NaN or infinity, and at least"
             f" {limit.least_db:.1f} dB of signal to noise are needed"
         )
-    power, noise = wanted.square().mean(-1), (found - wanted).square().mean(-1)
+    power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = power.sum() / noise.sum() if limit.pooled else (power / noise).min()
     db = min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
-    best, ours = wanted.argmax(-1, keepdim=True), found.argmax(-1, keepdim=True)
+    best, ours = wanted.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
     gap = (wanted.gather(-1, best) - wanted.gather(-1, ours)).squeeze(-1)
     lost = int((gap > _TIE * noise.sqrt()).sum())
     if not db >= limit.least_db or lost:
@@ -295,12 +295,12 @@ def _damaged(engine: Engine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     block: Any = engine.model.layers[0]
     scale = one_scale(block.attention.wo.weight)
-    kept = scale.clone()
+    before = scale.clone()
     scale.mul_(1000)
     try:
         yield
     finally:
-        scale.copy_(kept)
+        scale.copy_(before)
 
 
 def one_scale(weight: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ class _Moments:
         """Every moment of the row's filling, its prompt and a decode step."""
         row = self._row
         if row.fill:
-            whole = row.fill if self._sdpa else PREFILL_CHUNK
+            default_chunk = row.fill if self._sdpa else PREFILL_CHUNK
             # Chunks in the middle are like the first and the last ones.
-            chunk = row.prefill_chunk or whole
+            chunk = row.prefill_chunk or default_chunk
             last = max(row.fill // chunk - 2, 0) * chunk
             tokens = self._batch * row.fill * _INT
             yield from self._prompt(0, min(chunk, row.fill), tokens)
@@ -103,8 +103,8 @@ class _Moments:
     def _prompt(
         self, start: int, length: int, tokens_bytes: int, *, is_math: bool = False
     ) -> Iterator[int]:
-        whole = self._positions if self._sdpa else PREFILL_CHUNK
-        chunk = self._row.prefill_chunk or whole
+        default_chunk = self._positions if self._sdpa else PREFILL_CHUNK
+        chunk = self._row.prefill_chunk or default_chunk
         inside = inside_prefill_bytes(self._config, self._row)
         # A chunk's result is alive during the next one.
         before = 0

@@ -17,6 +17,7 @@ from llama_perf.devices import device
 from llama_perf.devices import processor as named
 from llama_perf.measure.environment import collect
 from llama_perf.results.environment import Environment
+from llama_perf.rows.spec import DEVICES
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -140,6 +141,11 @@ def test_a_card_is_the_same_with_the_memory_a_driver_takes(
     before = collect(CUDA).device_key
     card.total_memory -= 200 * 2**20
     assert collect(CUDA).device_key == before
+
+
+def test_every_device_of_a_row_has_a_class() -> None:
+    assert set(device.KINDS) == set(DEVICES)
+    assert all(name == kind.kind for name, kind in device.KINDS.items())
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

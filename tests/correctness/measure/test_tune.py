@@ -25,7 +25,7 @@ from llama_perf.rows.spec import RowSpec
 
 ROW = RowSpec(model="Llama-2-7b-chat-hf", quantization="int8wo", fused=True)
 CHOICE = Choice(block_u=64, splits=2, warps=4, stages=2, us=8.0, rule_us=9.0)
-TRIED = list(candidates(plain=False))
+TRIED = list(candidates(unquantized=False))
 
 
 def test_a_launch_that_the_card_has_no_room_for_is_left_out(

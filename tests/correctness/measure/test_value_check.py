@@ -114,7 +114,7 @@ def test_rows_of_every_kind_are_compared(
     if against == OPERATORS:
         # What is compared is the same, and compiling each takes long.
         monkeypatch.setattr(
-            "llama_perf.measure.value_check._run_plainly", lambda _row: False
+            "llama_perf.measure.value_check._runs_modules", lambda _row: False
         )
     check = checked(prepared)
     assert check.against == against
