@@ -20,10 +20,8 @@ MAX_LINES = 350
 MAX_PARAMETERS = 7
 # Folders of tests that belong to no room. `ground` tests the modules beside the rooms.
 OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
-# These are being split.
-LONG_MODULES = {
-    "tests/correctness/measure/test_gpu_state.py",
-}
+# It is being split.
+LONG_MODULES = {"tests/correctness/measure/test_gpu_state.py"}
 
 
 def functions(module: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
