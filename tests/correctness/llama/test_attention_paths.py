@@ -6,6 +6,7 @@ Compared with one another, with a pass without a cache, and one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,11 +155,13 @@ def test_a_filled_cache_is_a_long_prompt(
     model: Transformer, kind: str | None, path: str
 ) -> None:
     ids = tokens(batch=2)
-    options = {"batch_size": 2, "cache_size": SIZE, "kv_cache": kind, "attention": path}
-    engine = Engine(model, EngineOptions(**options))
+    options = EngineOptions(
+        batch_size=2, cache_size=SIZE, kv_cache=kind, attention=path
+    )
+    engine = Engine(model, options)
     engine.fill(ids[:, :200])
     assert engine.filled == 200
-    unfilled = Engine(model, EngineOptions(**options)).generate(
+    unfilled = Engine(model, options).generate(
         ids[:, :220], max_new_tokens=20, sampling=GREEDY
     )
     for _ in range(2):
@@ -185,8 +188,8 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
     model: Transformer, kind: str | None, chunk: int | None, filled: int
 ) -> None:
     prompts, lengths = tokens(batch=4, length=11), torch.tensor([1, 11, 4, 8])
-    options = {"cache_size": 40, "kv_cache": kind, "prefill_chunk": chunk}
-    engine = Engine(model, EngineOptions(batch_size=4, **options))
+    options = EngineOptions(cache_size=40, kv_cache=kind, prefill_chunk=chunk)
+    engine = Engine(model, replace(options, batch_size=4))
     if filled:
         engine.fill(tokens(length=filled, seed=5).repeat(4, 1))
     together = engine.generate(
@@ -194,7 +197,7 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
     )
     assert torch.equal(together[:, :11], prompts)
     for row, length in enumerate(lengths.tolist()):
-        engine = Engine(model, EngineOptions(**options))
+        engine = Engine(model, options)
         if filled:
             engine.fill(tokens(length=filled, seed=5))
         alone = engine.generate(
@@ -289,7 +292,7 @@ def test_compiled_code_serves_every_position(
 
 def standing(engine: Engine) -> int:
     """Bytes of the weights and caches, whose views count as well."""
-    tensors = [*engine.model.parameters()]
+    tensors: list[Tensor] = [*engine.model.parameters()]
     tensors += [buffer for cache in engine.caches for buffer in cache.buffers()]
     return sum(tensor.nbytes for tensor in tensors)
 

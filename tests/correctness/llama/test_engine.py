@@ -199,9 +199,12 @@ def test_the_slowdown_repeats_steps_and_changes_no_token(
     )
     engine, calls = Engine(model, EngineOptions(cache_size=32, slowdown=share)), []
     decode = engine.decode
-    monkeypatch.setattr(
-        engine, "decode", lambda *step: (calls.append(1), decode(*step))[1]
-    )
+
+    def counted(token: Tensor, position: Tensor) -> Tensor:
+        calls.append(1)
+        return decode(token, position)
+
+    monkeypatch.setattr(engine, "decode", counted)
     slowed = engine.generate(tokens(), max_new_tokens=17, sampling=GREEDY)
     assert torch.equal(slowed, expected)
     assert len(calls) == 16 + extra
@@ -234,15 +237,13 @@ def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
 
 def generate_with(model: Transformer, arguments: dict[str, Any]) -> Tensor:
     """Generate with `arguments`, whichever value they are fields of."""
-    own = {"prompt": tokens(), "max_new_tokens": 4}
-    own |= {name: arguments[name] for name in own if name in arguments}
-    rest = {name: value for name, value in arguments.items() if name not in own}
-    cache_size = rest.pop("cache_size", None)
+    fields = dict(arguments)
     return generate(
         model,
-        **own,
-        sampling=Sampling(**rest),
-        options=EngineOptions(cache_size=cache_size),
+        fields.pop("prompt", tokens()),
+        max_new_tokens=fields.pop("max_new_tokens", 4),
+        options=EngineOptions(cache_size=fields.pop("cache_size", None)),
+        sampling=Sampling(**fields),
     )
 
 

@@ -6,6 +6,9 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,12 +83,10 @@ def small_model(
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
 
 
-def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
+def both(model: Transformer, **fields: Any) -> tuple[Engine, Engine]:
     """The modules' engine and the fused one over the same weights."""
-    shared = {"cache_size": 24, **options}
-    return Engine(model, EngineOptions(**shared)), Engine(
-        model, EngineOptions(**shared, fused=True)
-    )  # type: ignore[arg-type]
+    options = EngineOptions(cache_size=24, **fields)
+    return Engine(model, options), Engine(model, replace(options, fused=True))
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -127,6 +128,7 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     modules, fused = both(model, batch_size=batch)
     check(modules, fused, prompt, limit_of(scheme, dtype))
     step = fused._fused
+    assert step is not None
     assert not step._split_counter.any()
 
 
@@ -202,20 +204,20 @@ def test_splits_of_the_columns_are_joined(
             quantize(layer, "layer")
     x = torch.randn(2, columns, generator=generator).to(device)
     norm_weight = torch.rand(columns, generator=generator).to(device) + 0.5
-    weights = [packed(layer[0].weight, "weight") for layer in layers]
-    assert fused_launch(weights[0], 2, weights=2).splits > 1
+    first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
+    assert fused_launch(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=device)
     norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
     gate, up = (layer(norm) for layer in layers)
     limit = limit_of(scheme, torch.float32)
     for _ in range(2):
         actual = project_gated(
-            x, *weights, counter, norm=Norm(weight=norm_weight, eps=1e-5)
+            x, first, second, counter, norm=Norm(weight=norm_weight, eps=1e-5)
         )
         assert distance(actual, F.silu(gate) * up) < limit
     before = torch.randn(2, 20, generator=generator).to(device)
     residual = before.clone()
-    assert project(x, weights[0], counter, residual=residual) is residual
+    assert project(x, first, counter, residual=residual) is residual
     assert distance(residual, before + layers[0](x)) < limit
     assert not counter.any()
 
