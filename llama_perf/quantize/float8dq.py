@@ -11,13 +11,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.float8_dynamic import float8_dynamic
 from llama_perf.kernels.row_scaled import FLOAT8
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.registry import register
 from llama_perf.quantize.row_scaled import float8_rows
 from llama_perf.rows.schemes import Scheme
 
@@ -55,7 +53,7 @@ class Float8DynamicWeight(PackedTensor):
 
 
 @dataclass(frozen=True)
-class Float8DynamicConfig(NativeConfig):
+class Float8DynamicConfig(NativeConfig, families=("float8dq-row", "float8dq-tensor")):
     """Config of the native float8dq for torchao's `quantize_`."""
 
     granularity: str = "row"
@@ -70,15 +68,13 @@ class Float8DynamicConfig(NativeConfig):
         """See `NativeConfig.scheme`."""
         return f"float8dq-{self.granularity}"
 
+    @classmethod
+    def build(
+        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+    ) -> Float8DynamicConfig:
+        """See `NativeConfig.build`."""
+        return cls(granularity=scheme.name.removeprefix("float8dq-"))
+
     def pack(self, weight: Tensor) -> Float8DynamicWeight:
         """See `NativeConfig.pack`."""
         return Float8DynamicWeight.from_float(weight, self.granularity)
-
-
-@register("float8dq-row", kernels="native")
-@register("float8dq-tensor", kernels="native")
-def float8dq(
-    scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-) -> AOBaseConfig:
-    """Weights and activations as e4m3 floats, by rows and tokens, or by tensors."""
-    return Float8DynamicConfig(granularity=scheme.name.removeprefix("float8dq-"))

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.grouped import dequantized, grouped_weight, packed_weight
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
+from llama_perf.rows.schemes import Scheme
 
 
 class GroupedWeight(PackedTensor):
@@ -66,6 +68,14 @@ class GroupedConfig(NativeConfig):
             raise SpecError("group_size", self.group_size, allowed)
         if type(self.hqq) is not bool:
             raise SpecError("hqq", self.hqq, "allowed: True, False")
+
+    @classmethod
+    def build(
+        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+    ) -> GroupedConfig:
+        """See `NativeConfig.build`."""
+        assert scheme.group_size is not None, f"{scheme.name} has no group size"
+        return cls(group_size=scheme.group_size, hqq=scheme.hqq)
 
     def check_columns(self, columns: int, *, where: str = "the weight") -> None:
         """See `NativeConfig.check_columns`."""

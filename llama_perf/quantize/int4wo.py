@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.kernels.grouped import MIDDLE, OFFSET
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
-from llama_perf.quantize.registry import register
 from llama_perf.quantize.scale_search import (
     hqq_scale_and_zero,
     positive_scale,
@@ -23,7 +21,6 @@ from llama_perf.quantize.scale_search import (
     scale_dtype,
     stored,
 )
-from llama_perf.rows.schemes import Scheme
 
 BITS = 4
 
@@ -61,7 +58,7 @@ class Int4Weight(GroupedWeight):
 
 
 @dataclass(frozen=True)
-class Int4WeightConfig(GroupedConfig):
+class Int4WeightConfig(GroupedConfig, families=("int4wo",)):
     """Config of the native int4wo for torchao's `quantize_`."""
 
     @property
@@ -72,10 +69,3 @@ class Int4WeightConfig(GroupedConfig):
     def pack(self, weight: Tensor) -> Int4Weight:
         """See `NativeConfig.pack`."""
         return Int4Weight.from_float(weight, group_size=self.group_size, hqq=self.hqq)
-
-
-@register("int4wo", kernels="native")
-def int4wo(scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Weights in int4, asymmetric, a scale and an offset for each group along K."""
-    assert scheme.group_size is not None, f"{scheme.name} has no group size"
-    return Int4WeightConfig(group_size=scheme.group_size, hqq=scheme.hqq)

@@ -7,16 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.kernels.int8_dynamic import int8_dynamic, is_int8_rows, takes_int8_rows
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.kernels.row_scaled import INT8
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.registry import register
 from llama_perf.quantize.row_scaled import int8_rows
-from llama_perf.rows.schemes import Scheme
 
 
 class Int8DynamicWeight(PackedTensor):
@@ -74,7 +71,7 @@ class Int8DynamicWeight(PackedTensor):
 
 
 @dataclass(frozen=True)
-class Int8DynamicConfig(NativeConfig):
+class Int8DynamicConfig(NativeConfig, families=("int8dq",)):
     """Config of the native int8dq for torchao's `quantize_`."""
 
     scheme: ClassVar = "int8dq"
@@ -82,9 +79,3 @@ class Int8DynamicConfig(NativeConfig):
     def pack(self, weight: Tensor) -> Int8DynamicWeight:
         """See `NativeConfig.pack`."""
         return Int8DynamicWeight.from_float(weight)
-
-
-@register("int8dq", kernels="native")
-def int8dq(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Weights as in int8wo, activations in int8 with one scale for each token."""
-    return Int8DynamicConfig()

@@ -21,6 +21,8 @@ from torchao.utils import TorchAOBaseTensor
 from llama_perf.errors import SpecError
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
+from llama_perf.quantize.registry import register
+from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
@@ -130,7 +132,10 @@ def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> PackedTensor:
 
 
 class NativeConfig(AOBaseConfig):  # type: ignore[misc]
-    """Base of the native schemes' configs for torchao's `quantize_`."""
+    """Base of the native schemes' configs for torchao's `quantize_`.
+
+    A subclass names its `families`, which registers it for them.
+    """
 
     @property
     def scheme(self) -> str:
@@ -144,9 +149,19 @@ class NativeConfig(AOBaseConfig):  # type: ignore[misc]
     def check_columns(self, columns: int, *, where: str = "the weight") -> None:
         """Raise SpecError where K of the weight called `where` does not fit."""
 
-    def __init_subclass__(cls) -> None:
+    @classmethod
+    def build(
+        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+    ) -> NativeConfig:
+        """The config of a parsed scheme: a builder, see `registry`."""
+        del scheme
+        return cls()
+
+    def __init_subclass__(cls, *, families: tuple[str, ...] = ()) -> None:
         super().__init_subclass__()
         register_quantize_module_handler(cls)(_quantize_module)
+        for family in families:
+            register(family, kernels="native")(cls.build)
 
 
 def _quantize_module(

@@ -1,7 +1,8 @@
 """The builder of each scheme on each kind of kernels.
 
 A builder turns a parsed scheme into the torchao config that `quantize_` takes. Each
-file of a scheme registers its own by one decorator. Knows no model.
+file of schemes registers its own: native ones by `NativeConfig`, torchao's by the
+decorator. Knows no model.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import (
@@ -32,8 +31,6 @@ from llama_perf.kernels.row_scaled import (
 )
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.registry import register
-from llama_perf.rows.schemes import Scheme
 
 
 class RowScaledWeight(PackedTensor):
@@ -139,7 +136,7 @@ def scaled_rows(
 
 
 @dataclass(frozen=True)
-class Int8WeightConfig(NativeConfig):
+class Int8WeightConfig(NativeConfig, families=("int8wo",)):
     """Config of the native int8wo for torchao's `quantize_`."""
 
     scheme: ClassVar = "int8wo"
@@ -150,7 +147,7 @@ class Int8WeightConfig(NativeConfig):
 
 
 @dataclass(frozen=True)
-class Fp6WeightConfig(NativeConfig):
+class Fp6WeightConfig(NativeConfig, families=("fp6",)):
     """Config of the native fp6 for torchao's `quantize_`."""
 
     scheme: ClassVar = "fp6"
@@ -161,7 +158,7 @@ class Fp6WeightConfig(NativeConfig):
 
 
 @dataclass(frozen=True)
-class Float8WeightConfig(NativeConfig):
+class Float8WeightConfig(NativeConfig, families=("float8wo",)):
     """Config of the native float8wo for torchao's `quantize_`."""
 
     scheme: ClassVar = "float8wo"
@@ -169,23 +166,3 @@ class Float8WeightConfig(NativeConfig):
     def pack(self, weight: Tensor) -> Float8Weight:
         """See `NativeConfig.pack`."""
         return Float8Weight.from_float(weight)
-
-
-@register("int8wo", kernels="native")
-def int8wo(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Weights in int8, symmetric, one scale for each output channel."""
-    return Int8WeightConfig()
-
-
-@register("fp6", kernels="native")
-def fp6(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Weights as e3m2 floats, one scale for each output channel."""
-    return Fp6WeightConfig()
-
-
-@register("float8wo", kernels="native")
-def float8wo(
-    _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-) -> AOBaseConfig:
-    """Weights as e4m3 floats, one scale for each output channel."""
-    return Float8WeightConfig()

@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.packing import pack, to_lanes
@@ -30,13 +29,11 @@ from llama_perf.kernels.sparse import (
 )
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.registry import register
 from llama_perf.quantize.scale_search import scale_dtype, symmetric_scale
-from llama_perf.rows.schemes import Scheme
 
 
 @dataclass(frozen=True)
-class SparseMarlinConfig(NativeConfig):
+class SparseMarlinConfig(NativeConfig, families=("sparse-marlin",)):
     """Config of the native sparse-marlin for torchao's `quantize_`."""
 
     scheme: ClassVar = "sparse-marlin"
@@ -140,11 +137,3 @@ def _keep_two(weight: Tensor) -> tuple[Tensor, Tensor]:
     high = torch.where(is3, 3, torch.where(is2, 2, 1))
     values = torch.stack((first, second), dim=2).flatten(1)
     return values, torch.stack((low, high), dim=2).flatten(1).to(torch.uint8)
-
-
-@register("sparse-marlin", kernels="native")
-def sparse_marlin(
-    _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-) -> AOBaseConfig:
-    """2:4 pruning along K, symmetric int4 in groups of 128,."""
-    return SparseMarlinConfig()

@@ -12,14 +12,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels.grouped import PACKED
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
 from llama_perf.quantize.packed_tensor import PackedTensor
-from llama_perf.quantize.registry import register
 from llama_perf.quantize.scale_search import (
     hqq_scale_and_zero,
     in_stretches,
@@ -31,7 +29,7 @@ from llama_perf.rows.schemes import UINTX_BITS, Scheme
 
 
 @dataclass(frozen=True)
-class UintxWeightConfig(GroupedConfig):
+class UintxWeightConfig(GroupedConfig, families=("uintx",)):
     """Config of the native uintx for torchao's `quantize_`."""
 
     bits: int = 4
@@ -45,6 +43,15 @@ class UintxWeightConfig(GroupedConfig):
     def scheme(self) -> str:
         """See `NativeConfig.scheme`."""
         return f"uintx-{self.bits}-{self.group_size}"
+
+    @classmethod
+    def build(
+        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
+    ) -> UintxWeightConfig:
+        """See `NativeConfig.build`."""
+        assert scheme.bits is not None, f"{scheme.name} has no bits"
+        assert scheme.group_size is not None, f"{scheme.name} has no group size"
+        return cls(bits=scheme.bits, group_size=scheme.group_size, hqq=scheme.hqq)
 
     def pack(self, weight: Tensor) -> UintxWeight:
         """See `NativeConfig.pack`."""
@@ -108,13 +115,3 @@ def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Te
     codes = torch.round(groups / scale + zero).clamp(0, max_code)
     error = (codes - zero) * scale - groups
     return error.abs().pow(0.7).mean(2, keepdim=True)
-
-
-@register("uintx", kernels="native")
-def uintx(scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
-    """Codes of 1 to 8 bits, asymmetric."""
-    assert scheme.group_size is not None, f"{scheme.name} has no group size"
-    assert scheme.bits is not None, f"{scheme.name} has no bits"
-    return UintxWeightConfig(
-        bits=scheme.bits, group_size=scheme.group_size, hqq=scheme.hqq
-    )

@@ -6,6 +6,7 @@ Knows commands and times, not what the steps check. Standard library only.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -238,11 +239,10 @@ class StepRunner:
         )
         self._running.add(process)
         try:
-            return process.wait(timeout=0 if self._interrupted else allowed_s)
-        except subprocess.TimeoutExpired:
-            return None
+            in_time = _ends(process, 0 if self._interrupted else allowed_s)
+            return process.wait() if in_time else None
         finally:
-            if process.poll() is None:
+            if process.returncode is None:
                 _stop(process)
             self._running.discard(process)
 
@@ -261,12 +261,30 @@ def _stop(*processes: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGINT)
     deadline = time.monotonic() + GRACE_S
     for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=max(deadline - time.monotonic(), 0))
+        _ends(process, max(deadline - time.monotonic(), 0))
         with suppress(ProcessLookupError):
             # The compiler's workers outlive an interrupt.
             os.killpg(process.pid, signal.SIGKILL)
+        _ends(process, None)
         process.wait()
+
+
+def _ends(process: subprocess.Popen[bytes], timeout_s: float | None) -> bool:
+    """Whether the process ends in time.
+
+    Waits without `Popen.wait`: if a signal's exception arrives there, the lock of the
+    Popen can stay taken, and every later wait for that process blocks.
+    """
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        return bool(waiting.poll(None if timeout_s is None else timeout_s * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def _show(path: Path, count: int) -> None:

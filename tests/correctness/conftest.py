@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import tempfile
@@ -59,8 +60,13 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_test_at_a_time_on_the_card(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Two processes on one card would take each other's memory and time."""
-    if request.node.get_closest_marker("cuda") is None or not torch.cuda.is_available():
+    """Processes of pytest-xdist would take each other's memory and time.
+
+    `scripts/cuda_check` runs parts of these tests in processes of its own, together and
+    on purpose.
+    """
+    needs_card = request.node.get_closest_marker("cuda") is not None
+    if "PYTEST_XDIST_WORKER" not in os.environ or not needs_card:
         yield
         return
     with FileLock(Path(tempfile.gettempdir()) / "llama-perf-tests-on-the-card.lock"):

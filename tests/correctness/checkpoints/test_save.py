@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,8 @@ def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
     logits = model.logits(PROMPT)
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: not saved_with)
     loaded = load_model(folder)
-    layouts = {each.weight.codes.dtype for _, each in linears(loaded)}
+    weights: list[Any] = [linear.weight for _, linear in linears(loaded)]
+    layouts = {weight.codes.dtype for weight in weights}
     assert layouts == {torch.int32 if saved_with else torch.int8}
     torch.testing.assert_close(loaded.logits(PROMPT), logits)
     # A file of plain rows that torch itself loads is multiplied exactly as well.

@@ -36,7 +36,7 @@ class Call:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.heads = (q.shape[1], k.shape[1])
         # Of the head dimension, where there is more than one head.
-        self.strides = [each.stride(1) for each in (q, k, v) if each.shape[1] > 1]
+        self.strides = [call.stride(1) for call in (q, k, v) if call.shape[1] > 1]
         self.cudnn = torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -76,8 +76,8 @@ def test_every_path_asks_for_groups_without_cudnn(
         engine.generate(prompt[:, :5], max_new_tokens=3, sampling=GREEDY)
         model.logits(prompt)
     assert calls
-    assert all(0 not in each.strides for each in calls)
-    assert not any(each.cudnn for each in calls)
+    assert all(0 not in call.strides for call in calls)
+    assert not any(call.cudnn for call in calls)
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
@@ -89,11 +89,11 @@ def test_a_card_is_asked_for_groups_in_16_bits(
     monkeypatch.setattr(bias, "causal_lower_right", lambda *_size: LOWER_RIGHT)
     with seen_calls(monkeypatch) as calls, FakeTensorMode():
         q = torch.empty(2, 4, 20, 64, device="cuda", dtype=dtype)
-        held = torch.empty(2, 20 + behind, 64, device="cuda", dtype=dtype)
-        cached_attention._causal(q, held, held)
-    (found,) = calls
-    assert found.heads == (4, 1)
-    assert 0 not in found.strides
+        cached = torch.empty(2, 20 + behind, 64, device="cuda", dtype=dtype)
+        cached_attention._causal(q, cached, cached)
+    (actual,) = calls
+    assert actual.heads == (4, 1)
+    assert 0 not in actual.strides
 
 
 @pytest.mark.parametrize("path", ["decode", "sdpa"])
@@ -109,6 +109,6 @@ def test_a_compiled_block_has_no_break_for_it(path: str) -> None:
         engine = Engine(
             model, EngineOptions(compile=True, compile_prefill=True, **options)
         )
-        found = engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
+        actual = engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
         assert not counters["graph_break"]
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)

@@ -1,11 +1,12 @@
-"""Both attention paths, every cache, chunks, filling and ragged batches, in the engine.
+"""The engine on both attention paths: every cache, chunks, filling, ragged batches.
 
-Beside one another, beside a pass without a cache, and one by one.
+Compared with one another, with a pass without a cache, and one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,9 +57,9 @@ def after(engine: Engine, ids: Tensor, prompt: int, steps: int) -> Tensor:
     return torch.stack(logits, dim=1)
 
 
-def assert_equal(found: Tensor, expected: Tensor) -> None:
+def assert_equal(results: Tensor, expected: Tensor) -> None:
     assert expected.std() > 0.1, "logits near zero would prove nothing"
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_model_groups_its_queries() -> None:
@@ -71,7 +72,7 @@ def test_both_paths_give_the_same_logits(
     model: Transformer, kind: str | None, prompt: int
 ) -> None:
     ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
-    found = [
+    results = [
         after(
             Engine(
                 model,
@@ -85,12 +86,12 @@ def test_both_paths_give_the_same_logits(
         )
         for path in ("decode", "sdpa")
     ]
-    assert_equal(*found)
+    assert_equal(*results)
     exact = model.logits(ids)[:, prompt - 1 : prompt + steps]
     if kind is None:
-        assert_equal(found[0], exact)
+        assert_equal(results[0], exact)
     else:
-        noise = (found[0] - exact).square().mean() / exact.square().mean()
+        noise = (results[0] - exact).square().mean() / exact.square().mean()
         # A cache that were not quantized would be at 1e-13.
         assert 1e-8 < noise < (1e-3 if kind == "int8" else 1e-2)
 
@@ -108,12 +109,15 @@ def test_a_linear_mask_gives_the_tokens_of_the_whole_one(
         engines.append(
             Engine(model, EngineOptions(cache_size=60, kv_cache=kind, **options))
         )
-    found = [
-        each.generate(prompt, max_new_tokens=40, sampling=GREEDY) for each in engines
+    results = [
+        engine.generate(prompt, max_new_tokens=40, sampling=GREEDY)
+        for engine in engines
     ]
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    masks = [each._mask.memory_bytes() for each in engines if each._mask is not None]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    masks = [
+        engine._mask.memory_bytes() for engine in engines if engine._mask is not None
+    ]
     assert masks == [60 * 8 + 60 * 60, 60 * 8]
 
 
@@ -123,7 +127,7 @@ def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
     model: Transformer, kind: str | None, path: str
 ) -> None:
     ids = tokens(batch=2)
-    found = [
+    results = [
         after(
             Engine(
                 model,
@@ -141,8 +145,8 @@ def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
         )
         for chunk in (None, 1000, 128, 50, 254)
     ]
-    for other in found[1:]:
-        assert_equal(other, found[0])
+    for other in results[1:]:
+        assert_equal(other, results[0])
 
 
 @pytest.mark.parametrize("kind", CACHES)
@@ -151,17 +155,19 @@ def test_a_filled_cache_is_a_long_prompt(
     model: Transformer, kind: str | None, path: str
 ) -> None:
     ids = tokens(batch=2)
-    options = {"batch_size": 2, "cache_size": SIZE, "kv_cache": kind, "attention": path}
-    engine = Engine(model, EngineOptions(**options))
+    options = EngineOptions(
+        batch_size=2, cache_size=SIZE, kv_cache=kind, attention=path
+    )
+    engine = Engine(model, options)
     engine.fill(ids[:, :200])
     assert engine.filled == 200
-    whole = Engine(model, EngineOptions(**options)).generate(
+    unfilled = Engine(model, options).generate(
         ids[:, :220], max_new_tokens=20, sampling=GREEDY
     )
     for _ in range(2):
         # The second sample finds the filling as the first one found it.
         new = engine.generate(ids[:, 200:220], max_new_tokens=20, sampling=GREEDY)
-        assert torch.equal(new[:, 20:], whole[:, 220:])
+        assert torch.equal(new[:, 20:], unfilled[:, 220:])
 
 
 def test_a_filling_must_leave_room(model: Transformer) -> None:
@@ -169,8 +175,8 @@ def test_a_filling_must_leave_room(model: Transformer) -> None:
     with pytest.raises(PromptError, match="fill: 20 positions leave no room for a"):
         engine.fill(tokens(length=20))
     engine.fill(tokens(length=10))
-    told = r"prompt: 10 filled positions \+ 6 tokens \+ 5 new ones do not fit the cache"
-    with pytest.raises(PromptError, match=told):
+    message = r"10 filled positions \+ 6 tokens \+ 5 new ones do not fit the cache"
+    with pytest.raises(PromptError, match=message):
         engine.check_prompt(tokens(length=6), max_new_tokens=5)
     engine.check_prompt(tokens(length=6), max_new_tokens=4)
 
@@ -182,8 +188,8 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
     model: Transformer, kind: str | None, chunk: int | None, filled: int
 ) -> None:
     prompts, lengths = tokens(batch=4, length=11), torch.tensor([1, 11, 4, 8])
-    options = {"cache_size": 40, "kv_cache": kind, "prefill_chunk": chunk}
-    engine = Engine(model, EngineOptions(batch_size=4, **options))
+    options = EngineOptions(cache_size=40, kv_cache=kind, prefill_chunk=chunk)
+    engine = Engine(model, replace(options, batch_size=4))
     if filled:
         engine.fill(tokens(length=filled, seed=5).repeat(4, 1))
     together = engine.generate(
@@ -191,7 +197,7 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
     )
     assert torch.equal(together[:, :11], prompts)
     for row, length in enumerate(lengths.tolist()):
-        engine = Engine(model, EngineOptions(**options))
+        engine = Engine(model, options)
         if filled:
             engine.fill(tokens(length=filled, seed=5))
         alone = engine.generate(
@@ -201,7 +207,7 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
 
 
 @pytest.mark.parametrize(
-    ("lengths", "told"),
+    ("lengths", "message"),
     [
         (torch.tensor([1, 5]), "lengths: 5 is not allowed; allowed: 1 to 4"),
         (torch.tensor([0, 4]), "lengths: 0 is not allowed; allowed: 1 to 4"),
@@ -210,10 +216,10 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(
     ],
 )
 def test_wrong_lengths_are_named(
-    model: Transformer, lengths: Tensor, told: str
+    model: Transformer, lengths: Tensor, message: str
 ) -> None:
     prompt = tokens(batch=2, length=4)
-    with pytest.raises(PromptError, match=told):
+    with pytest.raises(PromptError, match=message):
         generate(model, prompt, lengths=lengths, max_new_tokens=2)
     with pytest.raises(PromptError, match="lengths: not allowed with attention 'sdpa'"):
         generate(
@@ -264,16 +270,17 @@ def test_compiled_code_serves_every_position(
         ),
     )
     eager = Engine(model, EngineOptions(batch_size=2, cache_size=SIZE, kv_cache=kind))
-    whole = Engine(model, EngineOptions(batch_size=2, cache_size=SIZE))
+    unquantized = Engine(model, EngineOptions(batch_size=2, cache_size=SIZE))
 
     def check(prompt: int, steps: int) -> None:
-        found, expected, exact = (
-            after(each, ids, prompt, steps) for each in (engine, eager, whole)
+        results, expected, exact = (
+            after(one_engine, ids, prompt, steps)
+            for one_engine in (engine, eager, unquantized)
         )
         if kind is None:
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(results, expected, rtol=1e-3, atol=1e-3)
         else:
-            assert equal_up_to_turned_codes(found, expected, exact)
+            assert equal_up_to_turned_codes(results, expected, exact)
 
     check(10, 30)
     counters.clear()
@@ -285,9 +292,9 @@ def test_compiled_code_serves_every_position(
 
 def standing(engine: Engine) -> int:
     """Bytes of the weights and caches, whose views count as well."""
-    tensors = [*engine.model.parameters()]
-    tensors += [buffer for each in engine._caches for buffer in each.buffers()]
-    return sum(each.nbytes for each in tensors)
+    tensors: list[Tensor] = [*engine.model.parameters()]
+    tensors += [buffer for cache in engine.caches for buffer in cache.buffers()]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.mark.parametrize("kind", CACHES)

@@ -27,24 +27,24 @@ from tests.correctness.support.interpreter import (
 __all__ = ["device"]  # A fixture.
 
 
-class Kept:
+class FakeGraph:
     """What stands for a graph on a CPU: its work, run at each replay."""
 
     count = 0
 
     def __init__(self, work: Callable[[], None], *_generator: object) -> None:
         self.replay = work
-        Kept.count += 1
+        FakeGraph.count += 1
 
 
 @pytest.fixture(autouse=True)
 def capturing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "device" not in request.fixturenames:
         return
-    Kept.count = 0
+    FakeGraph.count = 0
     if request.getfixturevalue("device").type == "cpu":
         monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
-        monkeypatch.setattr(decode_step, "capture_graph", Kept)
+        monkeypatch.setattr(decode_step, "capture_graph", FakeGraph)
 
 
 @outside
@@ -101,7 +101,7 @@ def test_one_graph_for_a_length_serves_every_prompt_and_seed(
     assert torch.equal(drawn[0], drawn[2])
     # Lengths of 3 and 2, and the step's own.
     assert graphs(one) == 2
-    assert device.type == "cuda" or Kept.count == 3
+    assert device.type == "cuda" or FakeGraph.count == 3
 
 
 def test_a_generation_draws_other_numbers_than_the_one_before(
@@ -110,7 +110,7 @@ def test_a_generation_draws_other_numbers_than_the_one_before(
     one = engine(model, capture=True)
     generator = torch.Generator(device=device).manual_seed(0)
     prompt = torch.tensor([[1, 2, 3]], device=device)
-    found = {
+    actual = {
         tuple(
             one.generate(
                 prompt,
@@ -120,17 +120,17 @@ def test_a_generation_draws_other_numbers_than_the_one_before(
         )
         for _ in range(3)
     }
-    assert len(found) == 3
+    assert len(actual) == 3
 
 
 def test_what_is_filled_stands_before_the_prompt(model: Transformer) -> None:
     one, eager = engine(model, capture=True), engine(model, capture=False)
     before = torch.tensor([[4, 4, 9, 11, 2]], device=model.device)
     for length in (2, 5):
-        for each in (one, eager):
-            each.fill(before[:, :length])
-        found = generated(one, [[1, 2, 3]], temperature=0)
-        assert torch.equal(found, generated(eager, [[1, 2, 3]], temperature=0))
+        for filled in (one, eager):
+            filled.fill(before[:, :length])
+        actual = generated(one, [[1, 2, 3]], temperature=0)
+        assert torch.equal(actual, generated(eager, [[1, 2, 3]], temperature=0))
     # Of what is filled differently the graph is of no use any more.
     assert graphs(one) == 1
 
@@ -140,10 +140,10 @@ def test_sequences_keep_lengths_of_their_own(model: Transformer) -> None:
     eager = engine(model, capture=False, batch=2)
     prompt = [[1, 2, 3], [7, 8, 9]]
     for lengths in ([2, 3], [3, 1]):
-        found, wanted = (
-            generated(each, prompt, lengths=lengths) for each in (one, eager)
+        actual, wanted = (
+            generated(ragged, prompt, lengths=lengths) for ragged in (one, eager)
         )
-        assert torch.equal(found, wanted)
+        assert torch.equal(actual, wanted)
     # A sequence is as it would be alone.
     alone = generated(engine(model, capture=False), [[7]], temperature=0)
     both = generated(one, prompt, lengths=[3, 1], temperature=0)
@@ -159,7 +159,7 @@ def test_a_longer_prompt_is_no_graph(model: Transformer) -> None:
 
 
 def test_logits_of_a_captured_prompt_can_be_observed(model: Transformer) -> None:
-    found, wanted = (
+    actual, wanted = (
         engine(model, capture=capture).observe(
             torch.tensor([[1, 2, 3]], device=model.device),
             max_new_tokens=1,
@@ -168,8 +168,8 @@ def test_logits_of_a_captured_prompt_can_be_observed(model: Transformer) -> None
         )
         for capture in (True, False)
     )
-    assert torch.equal(found[0], wanted[0])
-    torch.testing.assert_close(found[1], wanted[1])
+    assert torch.equal(actual[0], wanted[0])
+    torch.testing.assert_close(actual[1], wanted[1])
 
 
 # What the interpreter's process runs; a test that is added changes it.

@@ -38,7 +38,7 @@ def on_meta(name: str) -> Transformer:
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
 def test_parameters_are_as_published(name: str, count: int) -> None:
-    assert sum(each.numel() for each in on_meta(name).parameters()) == count
+    assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == count
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("dim", 0, "dim: 0 is not allowed; allowed: a whole number, 1 or more"),
         ("n_layers", -1, "n_layers: -1 is not allowed"),
@@ -102,10 +102,10 @@ GOOD: dict[str, Any] = {
         ("rope_base", 0, "rope_base: 0 is not allowed"),
     ],
 )
-def test_a_wrong_field_is_named(field: str, value: Any, told: str) -> None:
+def test_a_wrong_field_is_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         ModelConfig(**{**GOOD, field: value})
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_every_preset_is_a_model_that_can_be_built() -> None:

@@ -43,23 +43,23 @@ SCHEMES = (
 )
 
 
-class Kept:
+class FakeGraph:
     """What stands for a graph on a CPU: its work, run at each replay."""
 
     count = 0
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.replay = work
-        Kept.count += 1
+        FakeGraph.count += 1
 
 
 @pytest.fixture(autouse=True)
 def capturing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    Kept.count = 0
+    FakeGraph.count = 0
     if device.type == "cpu":
         monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
         monkeypatch.setattr(
-            decode_step, "capture_graph", lambda work, *_generator: Kept(work)
+            decode_step, "capture_graph", lambda work, *_generator: FakeGraph(work)
         )
 
 
@@ -93,12 +93,12 @@ def test_the_step_is_decoding_and_sampling_by_hand(device: torch.device) -> None
         tokens.append(choose(by_hand.decode(tokens[-1], position)))
     for capture in (False, True):
         again = torch.Generator(device=device).manual_seed(3)
-        found = engine(model, capture=capture).generate(
+        actual = engine(model, capture=capture).generate(
             PROMPT.to(device),
             max_new_tokens=31,
             sampling=Sampling(temperature=0.8, top_k=20, generator=again),
         )
-        assert torch.equal(found[:, PROMPT.shape[1] :], torch.cat(tokens, 1))
+        assert torch.equal(actual[:, PROMPT.shape[1] :], torch.cat(tokens, 1))
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["modules", "fused"])
@@ -114,57 +114,57 @@ def test_captured_tokens_are_those_of_an_eager_step(
         model = quantize_model(model, scheme, kernels="native")
     count = 200 if device.type == "cuda" else 20
     eager = generated(engine(model), count=count)
-    found = generated(engine(model, capture=True, fused=fused), count=count)
-    differs = (eager != found).nonzero()
+    actual = generated(engine(model, capture=True, fused=fused), count=count)
+    differs = (eager != actual).nonzero()
     if len(differs):
         place = int(differs[0, 1])
         logits = model.logits(eager[:, :place])[0, -1]
-        chosen = logits[torch.stack((eager[0, place], found[0, place]))]
+        chosen = logits[torch.stack((eager[0, place], actual[0, place]))]
         gap = (chosen[0] - chosen[1]).abs().item()
         assert gap < TIE[model.dtype], f"token {place} differs, {gap} apart"
 
 
 def test_it_is_captured_once_for_all_generations(device: torch.device) -> None:
     model = small_model(device)
-    one, plain = engine(model, capture=True), engine(model)
+    one, eager = engine(model, capture=True), engine(model)
     generator = torch.Generator(device=device)
     for seed in (0, 1, 2):
         generator.manual_seed(seed)
-        found = one.generate(
+        actual = one.generate(
             PROMPT.to(device),
             max_new_tokens=12,
             sampling=Sampling(temperature=0.8, generator=generator),
         )
         assert torch.equal(
-            found.cpu(), generated(plain, count=12, temperature=0.8, seed=seed)
+            actual.cpu(), generated(eager, count=12, temperature=0.8, seed=seed)
         )
     assert len(one._steps.captured) == 1
     if device.type == "cpu":
-        assert Kept.count == 1
+        assert FakeGraph.count == 1
 
 
 def test_a_longer_generation_and_another_sampling_are_served(
     device: torch.device,
 ) -> None:
     model = small_model(device)
-    one, plain = engine(model, capture=True), engine(model)
+    one, eager = engine(model, capture=True), engine(model)
     for count, temperature in ((4, 0.0), (60, 0.0), (9, 0.8), (5, 0.0)):
-        found = generated(one, count=count, temperature=temperature)
-        wanted = generated(plain, count=count, temperature=temperature)
-        assert torch.equal(found, wanted), (count, temperature)
+        actual = generated(one, count=count, temperature=temperature)
+        expected = generated(eager, count=count, temperature=temperature)
+        assert torch.equal(actual, expected), (count, temperature)
 
 
 def test_a_ragged_batch_keeps_its_own_positions(device: torch.device) -> None:
     model = small_model(device)
     prompt = PROMPT.repeat(3, 1).to(device)
     lengths = torch.tensor([1, 3, 5], device=device)
-    found = [
+    actual = [
         Engine(
             model, EngineOptions(batch_size=3, cache_size=64, capture=capture)
         ).generate(prompt, max_new_tokens=10, lengths=lengths, sampling=GREEDY)
         for capture in (False, True)
     ]
-    assert torch.equal(*found)
+    assert torch.equal(*actual)
 
 
 @pytest.mark.parametrize("capture", [False, True])
@@ -175,12 +175,15 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
     repeated = []
     kind = decode_step.CapturedDecodeStep if capture else decode_step.DecodeStep
     once = kind.repeat
-    monkeypatch.setattr(
-        kind, "repeat", lambda self: (repeated.append(1), once(self))[1]
-    )
+
+    def counted(step: decode_step.DecodeStep) -> None:
+        repeated.append(1)
+        once(step)  # type: ignore[arg-type] # of either class
+
+    monkeypatch.setattr(kind, "repeat", counted)
     slowed = engine(model, capture=capture, slowdown=0.5)
-    found = generated(slowed, count=21, temperature=0.8)
-    assert torch.equal(found, generated(engine(model), count=21, temperature=0.8))
+    actual = generated(slowed, count=21, temperature=0.8)
+    assert torch.equal(actual, generated(engine(model), count=21, temperature=0.8))
     assert len(repeated) == 10
 
 
@@ -188,8 +191,8 @@ def test_a_stream_gives_each_token_to_keep(device: torch.device) -> None:
     model = small_model(device)
     one = engine(model, capture=True)
     tokens = list(one.stream(PROMPT.to(device), max_new_tokens=15, sampling=GREEDY))
-    whole = generated(one, count=15)
-    assert torch.equal(torch.cat(tokens, 1).cpu(), whole[:, PROMPT.shape[1] :])
+    generation = generated(one, count=15)
+    assert torch.equal(torch.cat(tokens, 1).cpu(), generation[:, PROMPT.shape[1] :])
 
 
 def test_replays_neither_wait_nor_allocate(device: torch.device) -> None:

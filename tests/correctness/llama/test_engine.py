@@ -108,7 +108,7 @@ def test_eager_and_compiled_agree(scheme: str | None) -> None:
     compiled = Engine(
         model, EngineOptions(cache_size=32, compile=True, compile_prefill=True)
     )
-    ours, theirs = (step_by_step(each, ids, 5) for each in (compiled, eager))
+    ours, theirs = (step_by_step(engine, ids, 5) for engine in (compiled, eager))
     if scheme == "int8dq":
         exact = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
         unquantized = step_by_step(Engine(exact, EngineOptions(cache_size=32)), ids, 5)
@@ -177,7 +177,7 @@ def test_one_block_is_compiled_however_many_layers(model: Transformer) -> None:
 def test_a_seed_repeats_a_generation(model: Transformer) -> None:
     def draw(seed: int) -> list[int]:
         out = generate(model, tokens(), max_new_tokens=12, sampling=Sampling(seed=seed))
-        return [int(each) for each in out[0]]
+        return out[0].tolist()
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -194,16 +194,19 @@ def test_all_tokens_are_generated_whatever_they_are(model: Transformer) -> None:
 def test_the_slowdown_repeats_steps_and_changes_no_token(
     model: Transformer, monkeypatch: pytest.MonkeyPatch, share: float, extra: int
 ) -> None:
-    plain = Engine(model, EngineOptions(cache_size=32)).generate(
+    expected = Engine(model, EngineOptions(cache_size=32)).generate(
         tokens(), max_new_tokens=17, sampling=GREEDY
     )
     engine, calls = Engine(model, EngineOptions(cache_size=32, slowdown=share)), []
     decode = engine.decode
-    monkeypatch.setattr(
-        engine, "decode", lambda *step: (calls.append(1), decode(*step))[1]
-    )
+
+    def counted(token: Tensor, position: Tensor) -> Tensor:
+        calls.append(1)
+        return decode(token, position)
+
+    monkeypatch.setattr(engine, "decode", counted)
     slowed = engine.generate(tokens(), max_new_tokens=17, sampling=GREEDY)
-    assert torch.equal(slowed, plain)
+    assert torch.equal(slowed, expected)
     assert len(calls) == 16 + extra
 
 
@@ -234,15 +237,13 @@ def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
 
 def generate_with(model: Transformer, arguments: dict[str, Any]) -> Tensor:
     """Generate with `arguments`, whichever value they are fields of."""
-    own = {"prompt": tokens(), "max_new_tokens": 4}
-    own |= {name: arguments[name] for name in own if name in arguments}
-    rest = {name: value for name, value in arguments.items() if name not in own}
-    cache_size = rest.pop("cache_size", None)
+    fields = dict(arguments)
     return generate(
         model,
-        **own,
-        sampling=Sampling(**rest),
-        options=EngineOptions(cache_size=cache_size),
+        fields.pop("prompt", tokens()),
+        max_new_tokens=fields.pop("max_new_tokens", 4),
+        options=EngineOptions(cache_size=fields.pop("cache_size", None)),
+        sampling=Sampling(**fields),
     )
 
 

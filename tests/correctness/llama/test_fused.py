@@ -6,6 +6,9 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,34 +83,34 @@ def small_model(
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
 
 
-def both(model: Transformer, **options: object) -> tuple[Engine, Engine]:
+def both(model: Transformer, **fields: Any) -> tuple[Engine, Engine]:
     """The modules' engine and the fused one over the same weights."""
-    each = {"cache_size": 24, **options}
-    return Engine(model, EngineOptions(**each)), Engine(
-        model, EngineOptions(**each, fused=True)
-    )  # type: ignore[arg-type]
+    options = EngineOptions(cache_size=24, **fields)
+    return Engine(model, options), Engine(model, replace(options, fused=True))
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    wanted = wanted.float()
-    return float((found.float() - wanted).norm() / wanted.norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    expected = expected.float()
+    return float((actual.float() - expected).norm() / expected.norm())
 
 
-def check(plain: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
+def check(modules: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
     """A prompt, then a step, by both; what the caches hold as well."""
     length = prompt.shape[1]
     with torch.no_grad():
-        wanted, found = plain.prefill(prompt), fused.prefill(prompt)
-        assert distance(found, wanted) < limit
-        token = wanted.argmax(-1, keepdim=True)
+        expected, actual = modules.prefill(prompt), fused.prefill(prompt)
+        assert distance(actual, expected) < limit
+        token = expected.argmax(-1, keepdim=True)
         at = torch.tensor([length], device=prompt.device)
-        wanted, found = plain.decode(token, at), fused.decode(token, at)
-        assert distance(found, wanted) < limit
-    for one, other in zip(plain._caches, fused._caches, strict=True):
-        for wanted, found in zip(one.dequantized(), other.dequantized(), strict=True):
-            assert distance(found, wanted) < limit
+        expected, actual = modules.decode(token, at), fused.decode(token, at)
+        assert distance(actual, expected) < limit
+    for one, other in zip(modules._caches, fused._caches, strict=True):
+        for expected, actual in zip(
+            one.dequantized(), other.dequantized(), strict=True
+        ):
+            assert distance(actual, expected) < limit
             # Nothing beyond the positions that were written.
-            assert not found[:, :, length + 1 :].any()
+            assert not actual[:, :, length + 1 :].any()
 
 
 def limit_of(scheme: str | None, dtype: torch.dtype) -> float:
@@ -122,9 +125,10 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     batch = 1 + SCHEMES.index(scheme) % 2
     model = small_model(scheme, dtype, device)
     prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
-    plain, fused = both(model, batch_size=batch)
-    check(plain, fused, prompt, limit_of(scheme, dtype))
+    modules, fused = both(model, batch_size=batch)
+    check(modules, fused, prompt, limit_of(scheme, dtype))
     step = fused._fused
+    assert step is not None
     assert not step._split_counter.any()
 
 
@@ -134,41 +138,41 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     kind: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     model = small_model("int8wo", dtype, device)
-    plain, fused = both(model, batch_size=2, kv_cache=kind)
+    modules, fused = both(model, batch_size=2, kv_cache=kind)
     prompt = torch.tensor([[7, 8], [1, 12]], device=device)
     # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
     # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
     turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
-    check(plain, fused, prompt, max(turned, CLOSE[dtype]))
+    check(modules, fused, prompt, max(turned, CLOSE[dtype]))
     same = 0
-    for one, other in zip(plain._caches, fused._caches, strict=True):
+    for one, other in zip(modules._caches, fused._caches, strict=True):
         for name in ("k_cache", "v_cache"):
-            wanted, found = getattr(one, name), getattr(other, name)
-            same += int((wanted[:, :, :2] == found[:, :, :2]).sum())
-    held = 2 * plain._caches[0].k_cache[:, :, :2].numel()
+            expected, actual = getattr(one, name), getattr(other, name)
+            same += int((expected[:, :, :2] == actual[:, :, :2]).sum())
+    positions = 2 * modules._caches[0].k_cache[:, :, :2].numel()
     # The modules round to float16 twice where the kernel does once: half a unit of a
     # value is up to 0.06 of a step between codes.
-    assert same / held > (0.99 if dtype == torch.float32 else 0.94)
+    assert same / positions > (0.99 if dtype == torch.float32 else 0.94)
 
 
 def test_sequences_of_their_own_lengths(device: torch.device) -> None:
     model = small_model("fp6", torch.float32, device)
-    plain, fused = both(model, batch_size=3)
+    modules, fused = both(model, batch_size=3)
     prompt = torch.tensor([[7, 8], [1, 12], [9, 9]], device=device)
     lengths = torch.tensor([2, 1, 2], device=device)
     with torch.no_grad():
-        for engine in (plain, fused):
+        for engine in (modules, fused):
             engine.prefill(prompt, lengths)
         token, at = prompt[:, -1:], lengths[:, None]
-        wanted, found = plain.decode(token, at), fused.decode(token, at)
-    assert distance(found, wanted) < CLOSE[torch.float32]
+        expected, actual = modules.decode(token, at), fused.decode(token, at)
+    assert distance(actual, expected) < CLOSE[torch.float32]
 
 
 def test_a_prompt_of_many_tokens_runs_on_the_modules(device: torch.device) -> None:
     model = small_model("int8wo", torch.float32, device)
-    plain, fused = both(model)
+    modules, fused = both(model)
     prompt = torch.arange(11, device=device).view(1, -1)
-    check(plain, fused, prompt, CLOSE[torch.float32])
+    check(modules, fused, prompt, CLOSE[torch.float32])
 
 
 @pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
@@ -199,19 +203,21 @@ def test_splits_of_the_columns_are_joined(
         if quantize is not None:
             quantize(layer, "layer")
     x = torch.randn(2, columns, generator=generator).to(device)
-    gain = torch.rand(columns, generator=generator).to(device) + 0.5
-    weights = [packed(layer[0].weight, "weight") for layer in layers]
-    assert fused_launch(weights[0], 2, weights=2).splits > 1
+    norm_weight = torch.rand(columns, generator=generator).to(device) + 0.5
+    first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
+    assert fused_launch(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=device)
-    norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
+    norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
     gate, up = (layer(norm) for layer in layers)
     limit = limit_of(scheme, torch.float32)
     for _ in range(2):
-        found = project_gated(x, *weights, counter, norm=Norm(weight=gain, eps=1e-5))
-        assert distance(found, F.silu(gate) * up) < limit
+        actual = project_gated(
+            x, first, second, counter, norm=Norm(weight=norm_weight, eps=1e-5)
+        )
+        assert distance(actual, F.silu(gate) * up) < limit
     before = torch.randn(2, 20, generator=generator).to(device)
     residual = before.clone()
-    assert project(x, weights[0], counter, residual=residual) is residual
+    assert project(x, first, counter, residual=residual) is residual
     assert distance(residual, before + layers[0](x)) < limit
     assert not counter.any()
 
@@ -240,11 +246,11 @@ def test_values_of_a_fused_row_are_checked(
 def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
     model = small_model("int4wo-32", torch.float32, device)
     prompt = torch.tensor([[3, 1, 4]], device=device)
-    wanted, found = (
+    expected, actual = (
         engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
         for engine in both(model)
     )
-    assert torch.equal(found, wanted)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it runs anywhere")

@@ -68,26 +68,33 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     quantize(layer, "layer")
     weight = packed(layer[0].weight, "weight")
     x, residual = drawn[1, :3, :20].to(device), drawn[2, :3].to(device)
-    gain = drawn[3, 0].abs().to(device)
+    next_norm_weight = drawn[3, 0].abs().to(device)
     counter = torch.zeros(2, dtype=torch.int32, device=device)
     own = drawn[3, 1, :20].abs().to(device) if norm else None
     size = x.abs() if own is None else (x * own).abs()
     peak = torch.zeros(8, dtype=torch.int32, device=device)
     peak[:3] = size.amax(1).view(torch.int32)
     normed = None if own is None else Norm(weight=own, eps=1e-5)
-    wanted = project(x, weight, counter, residual=residual.clone(), norm=normed)
+    expected = project(x, weight, counter, residual=residual.clone(), norm=normed)
     written = torch.zeros_like(peak)
     cleared = torch.full_like(peak, 7)
-    found = project(
+    actual = project(
         x,
         weight,
         counter,
         residual=residual.clone(),
         norm=normed,
-        peaks=Peaks(read=peak, written=written, cleared=cleared, next_norm_weight=gain),
+        peaks=Peaks(
+            read=peak,
+            written=written,
+            cleared=cleared,
+            next_norm_weight=next_norm_weight,
+        ),
     )
-    assert torch.equal(found, wanted)
-    assert torch.equal(written.view(torch.float32)[:3], (wanted * gain).abs().amax(1))
+    assert torch.equal(actual, expected)
+    assert torch.equal(
+        written.view(torch.float32)[:3], (expected * next_norm_weight).abs().amax(1)
+    )
     assert not written[3:].any()
     assert not cleared.any()
     written.zero_()
@@ -104,7 +111,7 @@ def test_peaks_are_left_for_all_products_behind_another(
 
     model = two_layers(torch.float32, device)
     quantized = quantize_model(model, "int8dq", kernels="native")
-    plain, fused = both(quantized)
+    modules, fused = both(quantized)
     peaked: list[bool] = []
     run = launch_fused._run
 
@@ -113,7 +120,7 @@ def test_peaks_are_left_for_all_products_behind_another(
         run(*arguments, **more)
 
     monkeypatch.setattr(launch_fused, "_run", spied)
-    check(plain, fused, torch.tensor([[3, 1]], device=device), TURNED)
+    check(modules, fused, torch.tensor([[3, 1]], device=device), TURNED)
     prompt = [True, False, True, True] * 2 + [False]
     assert peaked == prompt + [True] * len(prompt)
 
@@ -130,10 +137,12 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
 
     def logits() -> Tensor:
         engine = Engine(model, EngineOptions(cache_size=24, batch_size=2, fused=True))
-        _, found = engine.observe(prompt, max_new_tokens=4, observed=4, sampling=GREEDY)
-        return found
+        _, actual = engine.observe(
+            prompt, max_new_tokens=4, observed=4, sampling=GREEDY
+        )
+        return actual
 
-    found = logits()
+    actual = logits()
 
     def without_reading(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*arguments: Any, **more: Any) -> Tensor:
@@ -148,7 +157,7 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
     for name in ("project", "project_gated", "project_heads"):
         run = getattr(fused_step, name)
         monkeypatch.setattr(fused_step, name, without_reading(run))
-    assert torch.equal(found, logits())
+    assert torch.equal(actual, logits())
 
 
 @pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
@@ -166,10 +175,10 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     weight: Any = layer[0].weight
     if device.type == "cpu":
         assert (weight.codes.dtype == torch.int8) == preferred
-    found = packed(weight, "weight")
-    assert found.codes.dtype == torch.int32
-    held = Int8DynamicWeight(found.codes, weight.scale, 20, 32, torch.float32)
-    assert torch.equal(held.dequantize(), weight.dequantize())
+    actual = packed(weight, "weight")
+    assert actual.codes.dtype == torch.int32
+    restored = Int8DynamicWeight(actual.codes, weight.scale, 20, 32, torch.float32)
+    assert torch.equal(restored.dequantize(), weight.dequantize())
 
 
 # The tests that pass in the interpreter's process.

@@ -31,24 +31,27 @@ def test_it_holds_the_heads_of_keys_alone_in_the_dtype_asked_for() -> None:
 
 
 def test_an_update_writes_its_positions_and_no_other() -> None:
-    kept = cache()
-    kept.update(torch.arange(4), k := values(4, 0), v := values(4, 1))
-    kept.update(torch.tensor([6]), late_k := values(1, 2), late_v := values(1, 3))
-    for found, early, late in ((kept.k_cache, k, late_k), (kept.v_cache, v, late_v)):
-        assert torch.equal(found[:, :, :4], early)
-        assert torch.equal(found[:, :, 6:7], late)
-        assert not found[:, :, [4, 5, 7, 8, 9]].any()
+    updated = cache()
+    updated.update(torch.arange(4), k := values(4, 0), v := values(4, 1))
+    updated.update(torch.tensor([6]), late_k := values(1, 2), late_v := values(1, 3))
+    for tensor, early, late in (
+        (updated.k_cache, k, late_k),
+        (updated.v_cache, v, late_v),
+    ):
+        assert torch.equal(tensor[:, :, :4], early)
+        assert torch.equal(tensor[:, :, 6:7], late)
+        assert not tensor[:, :, [4, 5, 7, 8, 9]].any()
 
 
 def test_an_update_writes_in_place_over_what_was_there() -> None:
-    kept = cache()
-    before = kept.k_cache.data_ptr(), kept.v_cache.data_ptr()
-    kept.update(torch.arange(4), values(4, 0), values(4, 1))
-    kept.update(torch.tensor([2]), k := values(1, 2), v := values(1, 3))
-    assert torch.equal(kept.k_cache[:, :, 2:3], k)
-    assert torch.equal(kept.v_cache[:, :, 2:3], v)
+    updated = cache()
+    before = updated.k_cache.data_ptr(), updated.v_cache.data_ptr()
+    updated.update(torch.arange(4), values(4, 0), values(4, 1))
+    updated.update(torch.tensor([2]), k := values(1, 2), v := values(1, 3))
+    assert torch.equal(updated.k_cache[:, :, 2:3], k)
+    assert torch.equal(updated.v_cache[:, :, 2:3], v)
     # A compiled step or a captured graph has the address in it.
-    assert (kept.k_cache.data_ptr(), kept.v_cache.data_ptr()) == before
+    assert (updated.k_cache.data_ptr(), updated.v_cache.data_ptr()) == before
 
 
 def test_a_cache_is_no_part_of_a_models_weights() -> None:

@@ -69,7 +69,7 @@ def tokens(batch: int = 2, length: int = 200) -> Tensor:
     return torch.randint(SHAPE["vocab_size"], (batch, length), generator=generator)
 
 
-def wanted(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def logits_of(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(ids).logits.float()
     return logits
@@ -77,7 +77,7 @@ def wanted(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 def assert_equal(model: Transformer, theirs: LlamaForCausalLM) -> None:
     ids = tokens()
-    expected = wanted(theirs, ids)
+    expected = logits_of(theirs, ids)
     assert expected.std() > 0.5, "logits near zero would prove nothing"
     torch.testing.assert_close(model.logits(ids), expected, rtol=1e-4, atol=1e-4)
 
@@ -120,9 +120,9 @@ def test_half_precision_is_as_close_to_fp32_as_transformers_is(
 ) -> None:
     theirs = reference(num_key_value_heads=2)
     ids = tokens()
-    exact = wanted(theirs, ids)
+    exact = logits_of(theirs, ids)
     ours = load_model(saved(theirs, tmp_path), dtype=dtype).logits(ids)
-    half = wanted(theirs.to(getattr(torch, dtype)), ids)
+    half = logits_of(theirs.to(getattr(torch, dtype)), ids)
 
     def decibels(logits: Tensor) -> float:
         noise = (logits - exact).square().mean()

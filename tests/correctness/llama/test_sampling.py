@@ -40,8 +40,8 @@ def test_top_k_never_leaves_the_k_best_and_keeps_their_proportions() -> None:
     counts = draws(LOGITS, temperature=1.0, top_k=3)
     best = LOGITS[0].topk(3).indices
     assert sum(counts[index] for index in best.tolist()) == 20000
-    kept = [counts[index] for index in best.tolist()]
-    assert chi_square(kept, LOGITS[0][best].softmax(-1)) < LIMIT_2
+    best_counts = [counts[index] for index in best.tolist()]
+    assert chi_square(best_counts, LOGITS[0][best].softmax(-1)) < LIMIT_2
 
 
 def test_top_k_beyond_the_vocabulary_is_all_of_it() -> None:

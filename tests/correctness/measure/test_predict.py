@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llama_perf import quantize_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.cli.main import main
 from llama_perf.devices.device import device_of
@@ -21,7 +22,6 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.presets import preset
 from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import Transformer, tensor_bytes
-from llama_perf.measure import prepare as build
 from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare
@@ -133,7 +133,7 @@ def test_what_is_predicted_is_what_the_tensors_take(
     change: dict[str, Any], tied: bool
 ) -> None:
     config, row = replace(TINY, tied_embeddings=tied), replace(ROW, **change)
-    model = build.build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
+    model = build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
     held = LiveBytes("cpu")
     with held:
         engine = engine_of(model, row)
@@ -263,7 +263,8 @@ def test_a_row_that_does_not_fit_is_not_run_before_anything_is_built(
     monkeypatch.setattr(
         "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: needed - 1
     )
-    run = {"prepare": prepare, "check_runnable": check_runnable}[name]
+    functions: dict[str, Any] = {"prepare": prepare, "check_runnable": check_runnable}
+    run = functions[name]
     with pytest.raises(NotRunnable, match=told):
         run(row)
     monkeypatch.setattr(

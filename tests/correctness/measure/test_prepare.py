@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
@@ -20,7 +21,7 @@ from llama_perf.devices.cpu import CpuDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
-from llama_perf.measure.prepare import build_model, check_runnable, prepare
+from llama_perf.measure.prepare import check_runnable, prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.known_bugs import broken_upstream

@@ -42,15 +42,15 @@ def end_time_after(
     monkeypatch: pytest.MonkeyPatch, happened: Callable[[], bool]
 ) -> None:
     """End a step's time when something has happened, and give it time to stop."""
-    wait = subprocess.Popen.wait
+    ends = steps._ends
 
-    def once(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    def once(_process: subprocess.Popen[bytes], _timeout_s: float | None) -> bool:
+        monkeypatch.setattr(steps, "_ends", ends)
         monkeypatch.setattr(steps, "GRACE_S", HANG_S)
         wait_until(happened)
-        raise subprocess.TimeoutExpired(process.args, timeout or 0)
+        return False
 
-    monkeypatch.setattr(subprocess.Popen, "wait", once)
+    monkeypatch.setattr(steps, "_ends", once)
 
 
 def test_a_step_out_of_time_keeps_what_it_wrote(
@@ -189,3 +189,22 @@ def test_a_signal_ends_the_steps_and_their_children(
     interrupted = [[f"step-{log.stem}", "interrupted"] for log in sorted(logs)]
     assert ends == [["first", "ok"], *interrupted]
     assert not (tmp_path / "last.txt").exists()
+
+
+@pytest.mark.parametrize("limit_s", [HANG_S, 0.5], ids=["ends", "is stopped"])
+def test_a_running_step_holds_no_lock_that_a_signal_could_leave_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    """`Popen.wait` and `poll` take one; they are called once the process has ended."""
+    original = subprocess.Popen.wait
+
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+        return original(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    monkeypatch.setattr(subprocess.Popen, "poll", wait)
+    seconds = 0.2 if limit_s == HANG_S else HANG_S
+    runner_in(tmp_path).run(
+        python_step(f"import time; time.sleep({seconds})", limit_s=limit_s)
+    )
