@@ -17,7 +17,7 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
-from llama_perf.devices.cpu import CpuDevice
+from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
@@ -293,7 +293,7 @@ def test_float8_that_an_older_card_lacks_is_not_run(
 ) -> None:
     monkeypatch.setattr(build, "check_device", torch.device)
     monkeypatch.setattr(build, "build_problem", lambda _row: None)
-    monkeypatch.setattr(CpuDevice, "free_memory_bytes", lambda _device: 10**12)
+    monkeypatch.setattr(CudaDevice, "free_memory_bytes", lambda _device: 10**12)
     row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
     row = replace(row, kernels="torchao", compile=compiled)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
