@@ -7,7 +7,7 @@ import pytest
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.schemes import Scheme
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.spec import DEVICES, RowSpec
 
 CONTRACT_ID = "llama-2-7b-chat-hf.int4wo-64.bf16.compile"
 
@@ -88,7 +88,7 @@ def test_the_kinds_of_a_cache_and_their_tokens() -> None:
         ({"quantization": "int4wo-064"}, ["quantization", "'int4wo-064'"]),
         ({"quantization": "INT8WO"}, ["quantization", "'INT8WO'"]),
         ({"dtype": "fp32"}, ["dtype", "'fp32'", "float32, float16, bfloat16"]),
-        ({"device": "tpu"}, ["device", "'tpu'", "cuda, cpu"]),
+        ({"device": "tpu"}, ["device", "'tpu'", *DEVICES]),
         ({"kernels": "magic"}, ["kernels", "'magic'", "native, torchao"]),
         ({"kernels": "torchao"}, ["kernels", "'torchao'", "unquantized"]),
         ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
