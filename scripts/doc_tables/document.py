@@ -14,6 +14,8 @@ from typing import TypeAlias
 from tabulate import tabulate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+PUBLISHED = Path(__file__).with_name("a100_reference.csv")
+"""The table of torchao's former benchmark."""
 Place: TypeAlias = tuple[Path, str, str]
 """A document and the two marks in it, each of which it has once."""
 

@@ -10,8 +10,7 @@ from llama_perf.measure.predict import Prediction
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import github_table, place
-from scripts.doc_tables.sizes import PUBLISHED
+from scripts.doc_tables.document import PUBLISHED, github_table, place
 
 PLACE = place("sizes.md", "peaks")
 # What a row may take at most, GB: weights, embedding and caches as they have to be,

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,9 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
 from llama_perf.measure.predict import model_bytes
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from scripts.doc_tables import peaks
 from scripts.doc_tables.document import (
+    PUBLISHED,
     Place,
     Table,
     github_table,
@@ -26,7 +27,6 @@ from scripts.doc_tables.document import (
 )
 
 PLACE = place("sizes.md", "sizes")
-PUBLISHED = Path(__file__).parent / "a100_reference.csv"
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 _HEADERS = (
     "model",
@@ -98,8 +98,6 @@ def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
 
 def tables(names: Sequence[str]) -> list[Table]:
     """The tables of sizes and of peaks; they have no rows to choose from."""
-    from scripts.doc_tables import peaks
-
     select(names, ())
     return [
         Table(place=PLACE, text=markdown()),

@@ -173,7 +173,7 @@ def markdown(*, runs: int = RUNS) -> tuple[str, bool]:
         "deviation",
         "runs with a false alarm",
         *(f"-{slowdown:.0%}" for slowdown in SLOWDOWNS),
-        "90 % find",
+        "min. detectable",
     )
     return github_table(lines, headers), rare
 

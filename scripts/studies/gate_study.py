@@ -35,7 +35,7 @@ _HEADERS = (
     "suspicious",
     "SLOWER",
     "runs that failed a row",
-    "finds (median)",
+    "min. detectable (median)",
 )
 
 

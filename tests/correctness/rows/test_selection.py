@@ -15,7 +15,7 @@ from llama_perf.measure import prepare
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.sizes import PUBLISHED
+from scripts.doc_tables.document import PUBLISHED
 
 
 def published() -> list[dict[str, str]]:
