@@ -13,13 +13,13 @@ from torch import Tensor
 
 from llama_perf.checkpoints.gguf import open_gguf
 from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint
-from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
 from tests.correctness.support.weights_samples import (
     TINY,
     all_weights,
     assert_same,
+    one_line_refusal,
     split_qkv,
     tiny_weights,
 )
@@ -94,10 +94,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        open_gguf(path)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = one_line_refusal(open_gguf, path)
     return message.removeprefix(f"{path}: ")
 
 

@@ -12,16 +12,14 @@ from llama_perf.errors import WeightsError
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     all_weights,
+    one_line_refusal,
     tiny_weights,
     write_json,
 )
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        open_weights(path)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = one_line_refusal(open_weights, path)
     return message.removeprefix(f"{path}: ")
 
 

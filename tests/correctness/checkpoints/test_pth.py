@@ -16,6 +16,7 @@ from tests.correctness.support.weights_samples import (
     TINY,
     all_weights,
     assert_same,
+    one_line_refusal,
     split_qkv,
     tiny_weights,
     write_json,
@@ -34,10 +35,7 @@ def save(folder: Path, weights: object, **options: bool) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        open_pth(path)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = one_line_refusal(open_pth, path)
     return message.replace(f"{path}: ", "").replace(f"{path.parent}: ", "")
 
 

@@ -16,6 +16,7 @@ from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     TINY,
     all_weights,
+    one_line_refusal,
     write_json,
 )
 
@@ -39,10 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        all_weights(open_weights(folder))
-    message = str(caught.value)
-    assert "\n" not in message
+    message = one_line_refusal(lambda folder: all_weights(open_weights(folder)), folder)
     return message.replace(f"{folder}/", "").replace(f"{folder}: ", "")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 
 TINY = ModelConfig(
@@ -77,3 +80,12 @@ def assert_same(reader: WeightsReader, wanted: dict[str, Tensor]) -> None:
 
 def write_json(path: Path, fields: object) -> None:
     path.write_text(json.dumps(fields), encoding="utf-8")
+
+
+def one_line_refusal(read: Callable[[Path], object], path: Path) -> str:
+    """The message, of one line, with which `read` refuses what is at `path`."""
+    with pytest.raises(WeightsError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
