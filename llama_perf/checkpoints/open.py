@@ -30,11 +30,7 @@ ALLOWED = (
 
 
 def open_model(
-    model: str,
-    *,
-    checkpoints: Path | None,
-    dtype: torch.dtype,
-    device: torch.device,
+    model: str, *, checkpoints: Path | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[WeightsReader, Path | None]:
     """The weights of a path, of a model's name, or synthetic ones of a preset.
 

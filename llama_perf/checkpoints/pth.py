@@ -110,10 +110,7 @@ def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
 def _unpickle(path: Path, saved: Saved | None) -> Any:
     try:
         return torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-            mmap=zipfile.is_zipfile(path),
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None

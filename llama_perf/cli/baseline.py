@@ -252,10 +252,7 @@ def _as_report(baseline: Baseline, others: Sequence[RowResult] = ()) -> Report:
     """A baseline as if it had been measured now, followed by `others`."""
     results = [
         RowResult(
-            id=row.id,
-            row=row.row,
-            status=Status.MEASURED,
-            measurement=row.measurement,
+            id=row.id, row=row.row, status=Status.MEASURED, measurement=row.measurement
         )
         for row in baseline.rows
     ]

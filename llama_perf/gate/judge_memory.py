@@ -58,10 +58,7 @@ def compare_peak(
 
 
 def judge_peak(
-    now: Measurement,
-    stored: BaselineRow,
-    limits: Limits,
-    fresh: Sequence[Trial] | None,
+    now: Measurement, stored: BaselineRow, limits: Limits, fresh: Sequence[Trial] | None
 ) -> JudgedPeak:
     """Judge the peak of a measured row by its limit, and a growth by fresh processes.
 

@@ -184,11 +184,7 @@ def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 
 @torch.library.custom_op("llama_perf::float8_weight", mutates_args=())
 def float8_weight_op(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    rows: int,
-    dtype: torch.dtype | None = None,
+    x: Tensor, codes: Tensor, scale: Tensor, rows: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The operator itself: any M, any device; the product in `dtype`, or in x's."""
     tokens, columns = x.shape

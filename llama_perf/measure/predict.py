@@ -121,13 +121,7 @@ def model_bytes(
     return config.n_layers * (size(layer) + 2 * norm) + norm + size(output)
 
 
-def _check(
-    scheme: Scheme,
-    shapes: Shapes,
-    *,
-    kernels: str,
-    dtype: torch.dtype,
-) -> None:
+def _check(scheme: Scheme, shapes: Shapes, *, kernels: str, dtype: torch.dtype) -> None:
     if kernels == "torchao" and scheme.family in _CHECKED_ON_CUDA:
         return
     from llama_perf.quantize.registry import config_for

@@ -77,9 +77,7 @@ def step_work(prepared: Prepared) -> StepWork | None:
 def _summary(events: Sequence[Any], steps: int) -> StepWork:
     times = [
         OperatorTime(
-            name=event.key,
-            calls=event.count / steps,
-            ms=_self_us(event) / 1e3 / steps,
+            name=event.key, calls=event.count / steps, ms=_self_us(event) / 1e3 / steps
         )
         for event in events
     ]

@@ -56,11 +56,7 @@ class Int8DynamicWeight(PackedTensor):
         if is_int8_rows(self.codes):
             return None
         return INT8.packed(
-            self.codes,
-            self.scale,
-            rows=self.rows,
-            columns=self.columns,
-            dynamic=True,
+            self.codes, self.scale, rows=self.rows, columns=self.columns, dynamic=True
         )
 
     def dequantized(self) -> Tensor:

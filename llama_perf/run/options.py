@@ -122,7 +122,7 @@ OPTIONS = {
     ),
     "--no-confirm": _switch(
         "with a comparison, start no fresh processes: a row that looks slower or larger"
-        " is UNDECIDED",
+        " is UNDECIDED"
     ),
     "--on-undecided": Option(
         choices=FAIL_OR_REPORT,
@@ -138,7 +138,7 @@ OPTIONS = {
     ),
     "--resume": _switch(
         "continue the run whose results are in the --results file: rows it measured are"
-        " not measured again",
+        " not measured again"
     ),
     "--report": _repeatable(
         "FILE",

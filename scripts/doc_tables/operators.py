@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import (
-    Table,
-    github_table,
-    place,
-    rows_between,
-    select,
-)
+from scripts.doc_tables.document import Table, github_table, place, rows_between, select
 from scripts.doc_tables.rounding import QUANTIZE_TOKENS
 from scripts.doc_tables.smollm2 import unquantized
 

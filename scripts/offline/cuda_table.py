@@ -173,10 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the piece: every N-th row of each set from the I-th on (default: all)",
     )
     parser.add_argument(
-        "--set",
-        action="append",
-        choices=TABLE_SETS,
-        help="only this set (repeatable)",
+        "--set", action="append", choices=TABLE_SETS, help="only this set (repeatable)"
     )
     parser.add_argument(
         "--merge",

@@ -22,13 +22,7 @@ from llama_perf.gate.thresholds import (
     minimum_detectable,
     screen_limit,
 )
-from scripts.doc_tables.document import (
-    Table,
-    github_table,
-    place,
-    select,
-    text_between,
-)
+from scripts.doc_tables.document import Table, github_table, place, select, text_between
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 PLACE = place("gate-why.md", "simulation")
@@ -39,11 +33,7 @@ SLOWDOWNS = (0.01, 0.02, 0.03, 0.05, 0.10, 0.25)
 MAX_FALSE_ALARMS = 0.001
 """The share of unchanged runs that may fail a row."""
 
-SIZES = {
-    "10": (10,) * ROWS,
-    "5": (5,) * ROWS,
-    "3 to 10": (3, 5, 7, 10) * (ROWS // 4),
-}
+SIZES = {"10": (10,) * ROWS, "5": (5,) * ROWS, "3 to 10": (3, 5, 7, 10) * (ROWS // 4)}
 """The processes that each row's baseline has."""
 
 

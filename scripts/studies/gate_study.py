@@ -96,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.set is not None:
         chosen = ["--set", arguments.set]
     rows = row_sets.load(
-        set_name=arguments.set,
-        file=None if arguments.set else arguments.rows,
-        globs=(),
+        set_name=arguments.set, file=None if arguments.set else arguments.rows, globs=()
     )
     chosen += ["--baselines", str(work / "baselines")]
     if not (arguments.resume and list(work.glob("baselines/*/*.json"))):

@@ -72,10 +72,7 @@ def stretches(packed: Tensor, columns: int) -> Iterator[slice]:
 
 
 def by_stretches(
-    x: Tensor,
-    packed: Tensor,
-    rows: int,
-    dequantize: Callable[[slice], Tensor],
+    x: Tensor, packed: Tensor, rows: int, dequantize: Callable[[slice], Tensor]
 ) -> Tensor:
     """`x` (M, K) times the transposed weight, (M, rows), in float32.
 

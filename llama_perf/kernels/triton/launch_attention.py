@@ -10,12 +10,7 @@ from torch import Tensor
 
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.cache_codes import CachedTensors
-from llama_perf.kernels.triton.attention import (
-    FP8,
-    INT8,
-    UNQUANTIZED,
-    attend_in_splits,
-)
+from llama_perf.kernels.triton.attention import FP8, INT8, UNQUANTIZED, attend_in_splits
 from llama_perf.kernels.triton.dependent_launch import may_start_early, multiprocessors
 from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 

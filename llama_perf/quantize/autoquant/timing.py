@@ -108,10 +108,7 @@ class _Pass:
     """One product with each copy of a weight, or two with each pair of copies."""
 
     def __init__(
-        self,
-        x: Tensor,
-        weights: Sequence[Any],
-        linear: Callable[..., Any],
+        self, x: Tensor, weights: Sequence[Any], linear: Callable[..., Any]
     ) -> None:
         self._x, self._weights, self._linear = x, weights, linear
 

@@ -12,10 +12,7 @@ import torch
 
 from llama_perf import load_model, save_model
 from llama_perf.errors import WeightsError
-from tests.correctness.checkpoints.test_save import (
-    change_said,
-    quantized,
-)
+from tests.correctness.checkpoints.test_save import change_said, quantized
 from tests.correctness.quantize.test_apply import small
 
 DAMAGES = {

@@ -18,11 +18,7 @@ from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer, load_tokenizer
 from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError
-from tests.correctness.checkpoints.test_save import (
-    CPU,
-    assert_same,
-    quantized,
-)
+from tests.correctness.checkpoints.test_save import CPU, assert_same, quantized
 from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.tokenizer_samples import (
@@ -190,9 +186,7 @@ def test_generate_saves_what_it_measured_and_goes_on_from_it(
 
 
 def test_a_saved_model_speaks(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = replace(SMALL, vocab_size=300)
@@ -210,9 +204,7 @@ def test_a_saved_model_speaks(
 
 
 def test_what_cannot_be_saved_is_told_before_anything_is_built(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")

@@ -155,9 +155,7 @@ def llama3_encoding() -> tiktoken.Encoding:
 
 
 def test_tiktoken(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    llama3_encoding: tiktoken.Encoding,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama3_encoding: tiktoken.Encoding
 ) -> None:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 

@@ -136,10 +136,7 @@ def test_gguf_whose_merges_are_not_its_tokens_in_order(
         ({"tokens": ["a", "a", *SPECIAL]}, "tokens: 1 of 4 stand there twice"),
         ({"tokens": SPECIAL}, "tokens: none of 2 is an ordinary one"),
         ({"types": [1]}, "token_type: not one for each of 275 tokens"),
-        (
-            {"types": [6] * 275},
-            "token_type: 6 is not allowed; allowed: 1 to 5",
-        ),
+        ({"types": [6] * 275}, "token_type: 6 is not allowed; allowed: 1 to 5"),
         ({"add_bos_token": True}, "bos_token_id: the field is missing"),
         (
             {"add_bos_token": True, "bos_token_id": 275},

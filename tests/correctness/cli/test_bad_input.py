@@ -12,9 +12,7 @@ from safetensors.torch import save_file
 
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import refusal
-from tests.correctness.support.tokenizer_samples import (
-    train_sentencepiece,
-)
+from tests.correctness.support.tokenizer_samples import train_sentencepiece
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     all_weights,

@@ -22,9 +22,7 @@ from llama_perf.cli import generate_interactive
 from llama_perf.cli.main import main
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import refusal
-from tests.correctness.support.tokenizer_samples import (
-    train_sentencepiece,
-)
+from tests.correctness.support.tokenizer_samples import train_sentencepiece
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     TINY,
@@ -198,9 +196,7 @@ def test_a_model_without_a_tokenizer_is_refused(
 
 
 def test_smollm2_answers_in_its_template(
-    typing: Type,
-    conversations: list[list[Message]],
-    capsys: pytest.CaptureFixture[str],
+    typing: Type, conversations: list[list[Message]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     smollm2_path()
     typing("What is the capital of France?")

@@ -96,9 +96,7 @@ def test_compiled_greedy_tokens_are_the_eager_ones(device: torch.device) -> None
         assert gap < TIE[model.dtype], f"token {place} differs, {gap} apart"
 
 
-def test_cached_decode_gives_the_logits_of_the_whole_text(
-    device: torch.device,
-) -> None:
+def test_cached_decode_gives_the_logits_of_the_whole_text(device: torch.device) -> None:
     model = small_model(device)
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(SMALL.vocab_size, (2, 20), generator=seeded).to(device)

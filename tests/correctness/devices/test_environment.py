@@ -37,9 +37,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A card of which a test changes the properties."""
     made = SimpleNamespace(
-        name="NVIDIA A100-SXM4-40GB",
-        multi_processor_count=108,
-        total_memory=40 * 2**30,
+        name="NVIDIA A100-SXM4-40GB", multi_processor_count=108, total_memory=40 * 2**30
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: made.name)

@@ -35,16 +35,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         ({**VNNI, "amx_int8": True}, True, "VNNI, AMX int8"),
         (VNNI, False, "VNNI"),
         (X86, False, "no int8 instructions"),
-        (
-            {**ARM, "dot": True, "bf16": True},
-            True,
-            "dot products, bf16",
-        ),
-        (
-            {**X86, "avx512_bf16": True, "bf16": True},
-            True,
-            "bf16",
-        ),
+        ({**ARM, "dot": True, "bf16": True}, True, "dot products, bf16"),
+        ({**X86, "avx512_bf16": True, "bf16": True}, True, "bf16"),
         ({}, True, "no int8 instructions"),
     ],
 )

@@ -198,9 +198,7 @@ def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
         refusal(stored)
 
 
-def test_rows_that_were_not_run_stay_with_their_environment(
-    tmp_path: Path,
-) -> None:
+def test_rows_that_were_not_run_stay_with_their_environment(tmp_path: Path) -> None:
     baselines.record(
         tmp_path, environment=ENVIRONMENT, results=[measured(), measured(OTHER)]
     )

@@ -24,9 +24,7 @@ from llama_perf.gate.noise import (
 POSITIVE = st.floats(1e-3, 1e4)
 SPREADS = st.lists(
     st.builds(
-        Spread,
-        deviation=st.floats(1e-6, 1.0),
-        degrees=st.integers(1, 30).map(float),
+        Spread, deviation=st.floats(1e-6, 1.0), degrees=st.integers(1, 30).map(float)
     ),
     min_size=2,
     max_size=30,

@@ -149,8 +149,7 @@ def test_changed_calls_are_reported_with_the_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "torn_down"),
-    [("13.0", "1"), ("12.6", "1"), ("12.4", None), (None, None)],
+    ("cuda", "torn_down"), [("13.0", "1"), ("12.6", "1"), ("12.4", None), (None, None)]
 )
 def test_the_profilers_hooks_leave_the_driver_where_graphs_outlive_that(
     monkeypatch: pytest.MonkeyPatch, cuda: str | None, torn_down: str | None

@@ -33,11 +33,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     arguments = function.args
     names = [
         argument.arg
-        for argument in (
-            *arguments.posonlyargs,
-            *arguments.args,
-            *arguments.kwonlyargs,
-        )
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
     ]
     return names[1:] if names[:1] in (["self"], ["cls"]) else names
 

@@ -112,10 +112,7 @@ def test_decoding_is_dense_attention_to_the_filled_positions(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("group", "dtype"), [(1, torch.float32), (3, torch.bfloat16)])
 def test_a_chunk_is_causal_behind_what_is_filled(
-    kind: str,
-    group: int,
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, group: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several pieces of the cache, and masks of few queries.
     monkeypatch.setattr(cached_attention, "PIECE", 2 * SIZE * 16)

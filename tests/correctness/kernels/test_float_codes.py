@@ -105,10 +105,7 @@ def fp6_values() -> Tensor:
     ids=["fp6", "float8"],
 )
 def test_encoding_finds_the_nearest(
-    format: RowScaled,
-    encode: Callable[[Tensor], Tensor],
-    codes: Tensor,
-    values: Tensor,
+    format: RowScaled, encode: Callable[[Tensor], Tensor], codes: Tensor, values: Tensor
 ) -> None:
     exact = format.decode(codes)
     assert torch.equal(format.decode(encode(exact)), exact)

@@ -71,10 +71,7 @@ def test_a_product_is_that_of_the_reference(
 def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, device: torch.device
 ) -> None:
-    for shape, dtype in (
-        ((2, 19, 160), torch.float32),
-        ((9, 19, 160), torch.bfloat16),
-    ):
+    for shape, dtype in (((2, 19, 160), torch.float32), ((9, 19, 160), torch.bfloat16)):
         packed = with_special_rows(sample(format, shape, dtype))
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):

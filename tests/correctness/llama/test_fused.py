@@ -51,14 +51,7 @@ SMALL = ModelConfig(
 # test_triton.py has. Dtypes take turns; that of int8dq is float32, since the
 # modules round to bfloat16, by up to a quarter of a step, what they round to int8 then,
 # and the kernel does not.
-SCHEMES = (
-    None,
-    "int4wo-32",
-    "uintx-3-8",
-    "int8dq",
-    "fp6",
-    "sparse-marlin",
-)
+SCHEMES = (None, "int4wo-32", "uintx-3-8", "int8dq", "fp6", "sparse-marlin")
 # Of rounding where it is stored, by dtype: a few times its unit.
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.

@@ -149,9 +149,7 @@ def test_most_samples_may_be_slowed(nvml: Nvml) -> None:
     assert "in sample 2 of 4: hardware slowdown" in str(watch.throttled())
 
 
-def test_a_card_that_idles_before_the_first_sample_is_not_throttled(
-    nvml: Nvml,
-) -> None:
+def test_a_card_that_idles_before_the_first_sample_is_not_throttled(nvml: Nvml) -> None:
     slow_down(nvml)
     nvml.sm_mhz = 345
 

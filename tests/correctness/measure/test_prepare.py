@@ -28,9 +28,7 @@ from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.live_bytes import LiveBytes
-from tests.correctness.support.tokenizer_samples import (
-    train_sentencepiece,
-)
+from tests.correctness.support.tokenizer_samples import train_sentencepiece
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     TINY,
@@ -241,12 +239,7 @@ def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
-        (
-            {"quantization": "fp6", "kernels": "torchao"},
-            "scheme fp6 is not built on ",
-        ),
-    ],
+    [({"quantization": "fp6", "kernels": "torchao"}, "scheme fp6 is not built on ")],
 )
 def test_what_is_not_built_is_not_run(change: dict[str, Any], reason: str) -> None:
     for check in (check_runnable, prepare):

@@ -129,10 +129,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]
         started: list[tuple[str, str]] = []
 
         def stand_in(
-            side: Side,
-            row: RowSpec,
-            options_there: RunOptions,
-            devices: frozenset[str],
+            side: Side, row: RowSpec, options_there: RunOptions, devices: frozenset[str]
         ) -> WorkerResult:
             name = "base" if side is BASE else "head"
             assert devices == {row.device}
@@ -144,19 +141,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]
 
         monkeypatch.setattr(Side, "run", stand_in)
         measure_pairs(
-            rows,
-            {"base": BASE, "head": HEAD},
-            pairs=3,
-            options=options or RunOptions(),
+            rows, {"base": BASE, "head": HEAD}, pairs=3, options=options or RunOptions()
         )
         return started
 
     return measure
 
 
-def test_rows_and_sides_take_turns(
-    run: Callable[..., list[tuple[str, str]]],
-) -> None:
+def test_rows_and_sides_take_turns(run: Callable[..., list[tuple[str, str]]]) -> None:
     a, b = CPU_ROW, OTHER
     order: list[tuple[str, str]] = []
     for first, second in (("base", "head"), ("head", "base"), ("base", "head")):

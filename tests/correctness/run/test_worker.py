@@ -23,11 +23,7 @@ from llama_perf.run.request import RunOptions, Slowdown
 from tests.correctness.support.processes import alive, clock_that_waits_for, wait_until
 
 ROW = RowSpec(
-    model="stories15M",
-    dtype="float32",
-    device="cpu",
-    max_new_tokens=2,
-    num_samples=2,
+    model="stories15M", dtype="float32", device="cpu", max_new_tokens=2, num_samples=2
 )
 
 

@@ -13,14 +13,7 @@ from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
 from scripts.studies import gate_study
-from scripts.studies.gate_study import (
-    PLACE,
-    ROWS,
-    SET_PLACE,
-    SLOWDOWNS,
-    Runs,
-    table,
-)
+from scripts.studies.gate_study import PLACE, ROWS, SET_PLACE, SLOWDOWNS, Runs, table
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
