@@ -204,7 +204,7 @@ def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) ->
     assert told == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9
-    held = prepared.engine._caches[-1].k_cache
+    held = prepared.engine.caches[-1].k_cache
     assert held[:, :, :9].any(-1).all()
     assert not held[:, :, 9:].any()
     filling = held[:, :, :9].clone()
