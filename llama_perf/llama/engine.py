@@ -202,8 +202,11 @@ class Engine:
         One kernel chooses the next token where it can, and a prompt of a few tokens is
         captured too.
         """
-        sampling = sampling.on(self.model.device)
-        generator, choose = sampling.generator, token_chooser(sampling)
+        device = self.model.device
+        if sampling.seed is not None:
+            generator = torch.Generator(device=device).manual_seed(sampling.seed)
+            sampling = replace(sampling, seed=None, generator=generator)
+        draws, choose = sampling.generator, token_chooser(sampling)
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
         if kernel is not None:
             # The kernel draws from a seed, so that one graph serves every generator.
@@ -215,7 +218,7 @@ class Engine:
                 self.options.batch_size,
                 self.cache_size if capture else max_new_tokens,
                 ragged=ragged,
-                device=self.model.device,
+                device=device,
             )
             # A weak reference: the steps belong to the engine, and a dropped engine
             # frees its caches at once.
@@ -230,7 +233,7 @@ class Engine:
                     max_prompt_tokens=0 if kernel is None else FUSED_TOKENS,
                 )
         if kernel is not None and sampling.temperature != 0:
-            step.state.seed.random_(generator=generator)
+            step.state.seed.random_(generator=draws)
         return step
 
     def _generate(self, prompt: Tensor, request: Request) -> Iterator[DecodeStep]:

@@ -11,11 +11,10 @@ stored, so the logits agree with the modules' up to rounding. Imports Triton.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
@@ -49,26 +48,13 @@ from llama_perf.rows.spec import FUSED_TOKENS
 _CUDA = torch.device("cuda")
 # Rows of the peaks that gate and up clear; see `FusedStep`.
 _FOLLOWING, _ATTENDED = 2, 3
-_LINEARS = {
-    "qkv": "attention.wqkv",
-    "output": "attention.wo",
-    "gate": "feed_forward.w1",
-    "up": "feed_forward.w3",
-    "down": "feed_forward.w2",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Layer:
-    """The five linears of a block, as the kernels take them."""
-
-    qkv: Packed
-    output: Packed
-    gate: Packed
-    up: Packed
-    down: Packed
-    next_norm_weight: Tensor | None
-    """Of the norm in front of the next block or the head, where that rounds to int8."""
+_LINEARS = (
+    "attention.wqkv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+)
 
 
 class FusedStep:
@@ -90,21 +76,21 @@ class FusedStep:
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
-        self._layers: dict[TransformerBlock, _Layer] = {}
+        # Of each block the linears, and the weight of the norm in front of the next
+        # block or the head, where that rounds to int8.
+        self._layers: dict[nn.Module, tuple[list[Packed], Tensor | None]] = {}
         norm_weight = model.norm.weight if self._output.dynamic else None
         for index in reversed(range(len(model.layers))):
             block = model.layers[index]
             assert isinstance(block, TransformerBlock)
-            weights = {}
-            for field, linear in _LINEARS.items():
-                name = f"layers.{index}.{linear}.weight"
-                weights[field] = packed(model.get_parameter(name), name)
-            layer = _Layer(**weights, next_norm_weight=norm_weight)
-            if layer.gate.layout != layer.up.layout:
+            names = [f"layers.{index}.{linear}.weight" for linear in _LINEARS]
+            weights = [packed(model.get_parameter(name), name) for name in names]
+            wqkv, _, gate, up, _ = weights
+            if gate.layout != up.layout:
                 name = f"layers.{index}.feed_forward.w1"
                 raise NotRunnable(f"fused: {name} and w3 are quantized in two ways")
-            self._layers[block] = layer
-            norm_weight = block.attention_norm.weight if layer.qkv.dynamic else None
+            self._layers[block] = weights, norm_weight
+            norm_weight = block.attention_norm.weight if wqkv.dynamic else None
         self._first_norm_weight = norm_weight
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
@@ -154,15 +140,15 @@ class FusedStep:
 
         B * T is at most eight, and `visible` has `filled` or `end`.
         """
-        layer = self._layers[block]
+        (wqkv, wo, gate, up, down), next_norm_weight = self._layers[block]
         batch, length, dim = x.shape
         hidden, cos, sin = x.view(-1, dim), *cos_sin
-        gated_peak = self._peaks[0] if layer.gate.dynamic else None
-        down_peak = self._peaks[1] if layer.down.dynamic else None
+        gated_peak = self._peaks[0] if gate.dynamic else None
+        down_peak = self._peaks[1] if down.dynamic else None
         attended_peak = None
         q = project_heads(
             hidden,
-            layer.qkv,
+            wqkv,
             self._split_counter,
             norm=_norm(block.attention_norm),
             placing=Placing(positions=positions, cos=cos, sin=sin, length=length),
@@ -173,18 +159,18 @@ class FusedStep:
         if visible.filled is None:
             y = attend_filled(q, cache, visible)
         else:
-            attended_peak = self._peaks[_ATTENDED] if layer.output.dynamic else None
+            attended_peak = self._peaks[_ATTENDED] if wo.dynamic else None
             y = split_attention(
                 q,
                 cache.tensors,
                 cache.split_counter,
                 visible.filled,
-                prefetch=layer.output.codes,
+                prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
         project(
             y.reshape(batch * length, -1),
-            layer.output,
+            wo,
             self._split_counter,
             residual=hidden,
             peaks=Peaks(
@@ -195,12 +181,12 @@ class FusedStep:
             ),
         )
         # The peaks that nothing reads any more.
-        left = _FOLLOWING if layer.next_norm_weight is not None else _ATTENDED
-        cleared = self._peaks[left : _ATTENDED + layer.output.dynamic]
+        left = _FOLLOWING if next_norm_weight is not None else _ATTENDED
+        cleared = self._peaks[left : _ATTENDED + wo.dynamic]
         gated = project_gated(
             hidden,
-            layer.gate,
-            layer.up,
+            gate,
+            up,
             self._split_counter,
             norm=_norm(block.ffn_norm),
             peaks=Peaks(
@@ -209,17 +195,17 @@ class FusedStep:
                 cleared=cleared if len(cleared) else None,
             ),
         )
-        following = None if layer.next_norm_weight is None else self._peaks[_FOLLOWING]
+        following = None if next_norm_weight is None else self._peaks[_FOLLOWING]
         project(
             gated,
-            layer.down,
+            down,
             self._split_counter,
             residual=hidden,
             peaks=Peaks(
                 read=down_peak,
                 written=following,
                 cleared=gated_peak,
-                next_norm_weight=layer.next_norm_weight,
+                next_norm_weight=next_norm_weight,
             ),
         )
         self._peaked = None if following is None else x
