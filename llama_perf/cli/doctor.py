@@ -41,8 +41,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         device_of,
         package_version,
     )
-    from llama_perf.measure.environment import collect
-    from llama_perf.measure.machine_notes import machine_notes
+    from llama_perf.measure.environment import collect, machine_notes
     from llama_perf.measure.prepare import check_runnable
     from llama_perf.measure.toolchain import compiler_problem
 

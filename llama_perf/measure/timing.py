@@ -49,12 +49,14 @@ class Sample:
 
 def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
-    marks = device_of(prepared.row.device).clock_marks()
-    marks.mark()
-    tokens = prepared.generate(generator, after_prefill=marks.mark)
-    marks.mark()
-    start, first, end = marks.times_ns()
-    return Sample(total_ns=end - start, first_token_ns=first - start, tokens=tokens)
+    device = device_of(prepared.row.device)
+    device.synchronize()
+    marks = [device.mark()]
+    tokens = prepared.generate(
+        generator, after_prefill=lambda: marks.append(device.mark())
+    )
+    _, first_ns, total_ns = device.times_ns([*marks, device.mark()])
+    return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.gate.confirmation import Trial
-from llama_perf.measure.machine_notes import machine_notes
+from llama_perf.measure.environment import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment

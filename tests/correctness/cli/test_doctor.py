@@ -153,5 +153,5 @@ def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
 def test_what_to_know_of_the_machine_stands_there_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_perf.measure.machine_notes.is_wsl", lambda: True)
+    monkeypatch.setattr("llama_perf.devices.processor.is_wsl", lambda: True)
     assert findings(capsys)["note"].startswith("WSL: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,64 +17,41 @@ ROOT = Path(__file__).resolve().parents[3]
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": True}
 ARM = {"architecture": "arm64", "neon": True, "sve": False, "sve_max_length": 0}
 VNNI = {**X86, "avx512_vnni": True}
-
-
-@pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What torch says of the processor, for a test to fill."""
-    made: dict[str, object] = {}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: made)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    return made
+NO_INT8 = "no int8 instructions"
+FIELDS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "exact", "told"),
+    ("capabilities", "exact", "onednn", "told", "fast"),
     [
-        ({**VNNI, "amx_int8": True}, True, "VNNI, AMX int8"),
-        (VNNI, False, "VNNI"),
-        (X86, False, "no int8 instructions"),
-        ({**ARM, "dot": True, "bf16": True}, True, "dot products, bf16"),
-        ({**X86, "avx512_bf16": True, "bf16": True}, True, "bf16"),
-        ({}, True, "no int8 instructions"),
+        ({**VNNI, "amx_int8": True}, True, True, "VNNI, AMX int8", True),
+        # ONEDNN_MAX_CPU_ISA=AVX2.
+        (VNNI, False, True, "VNNI", False),
+        (VNNI, True, False, "VNNI", False),
+        (X86, False, True, NO_INT8, False),
+        (X86, True, True, NO_INT8, False),
+        ({**X86, "avx512_bf16": True, "bf16": True}, True, True, "bf16", False),
+        # arm64, where torch's products are exact, and how fast is not known.
+        (ARM, True, True, NO_INT8, False),
+        ({**ARM, "dot": True, "bf16": True}, True, True, "dot products, bf16", False),
+        ({}, True, True, NO_INT8, False),
     ],
 )
 def test_features_are_those_that_code_is_chosen_by(
-    known: dict[str, object],
-    monkeypatch: pytest.MonkeyPatch,
-    capabilities: dict[str, object],
-    exact: bool,
-    told: str,
-) -> None:
-    known.update(capabilities)
-    monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
-    found = "are exact" if exact else "saturate"
-    assert processor.features() == f"torch uses AVX2; has {told}; int8 products {found}"
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "exact", "onednn", "fast"),
-    [
-        (VNNI, True, True, True),
-        # ONEDNN_MAX_CPU_ISA=AVX2.
-        (VNNI, False, True, False),
-        (VNNI, True, False, False),
-        (X86, True, True, False),
-        # arm64, where torch's products are exact, and how fast is not known.
-        (ARM, True, True, False),
-    ],
-)
-def test_int8_products_are_fast_with_vnni_that_onednn_uses(
-    known: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
     capabilities: dict[str, object],
     exact: bool,
     onednn: bool,
+    told: str,
     fast: bool,
 ) -> None:
-    known.update(capabilities)
-    monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
+    found = "are exact" if exact else "saturate"
+    assert processor.features() == f"torch uses AVX2; has {told}; int8 products {found}"
+    # Fast are exact products with VNNI that oneDNN uses.
     assert processor.has_fast_int8_products() is fast
 
 
@@ -97,64 +73,52 @@ def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         assert tried() is wanted
 
 
-def test_what_onednn_may_use_is_heeded() -> None:
-    """ONEDNN_MAX_CPU_ISA=AVX2 makes any processor one without VNNI."""
-    code = (
-        "from llama_perf.devices.processor import has_fast_int8_products, features\n"
-        "print(has_fast_int8_products(), features())"
-    )
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, "ATEN_CPU_CAPABILITY": "default"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HANG_S,
-    )
-    assert done.stdout.startswith("False torch uses DEFAULT; ")
+FAST = "processor.has_fast_int8_products(), processor.features()"
+ISA = "os.environ.get('ONEDNN_MAX_CPU_ISA')"
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("torch_uses", "onednn_uses", "shown", "begin"),
     [
-        ({}, None),
-        ({"ATEN_CPU_CAPABILITY": "avx512"}, None),
-        ({"ATEN_CPU_CAPABILITY": "avx2"}, "AVX512_CORE_BF16"),
-        ({"ATEN_CPU_CAPABILITY": "default"}, "AVX512_CORE_BF16"),
-        ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, "AVX2"),
+        # The latter makes any processor one without VNNI.
+        ("default", "AVX2", FAST, "False torch uses DEFAULT; "),
+        # oneDNN does without AMX where torch is lowered.
+        (None, None, ISA, "None\n"),
+        ("avx512", None, ISA, "None\n"),
+        ("avx2", None, ISA, "AVX512_CORE_BF16\n"),
+        ("default", None, ISA, "AVX512_CORE_BF16\n"),
+        ("avx2", "AVX2", ISA, "AVX2\n"),
     ],
-    ids=str,
 )
-def test_onednn_does_without_amx_where_torch_is_lowered(
-    given: dict[str, str], wanted: str | None, monkeypatch: pytest.MonkeyPatch
+def test_what_torch_and_onednn_may_use_is_heeded(
+    torch_uses: str | None,
+    onednn_uses: str | None,
+    shown: str,
+    begin: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+    for name, value in zip(FIELDS, (torch_uses, onednn_uses), strict=True):
         monkeypatch.delenv(name, raising=False)
-    code = "import os, llama_perf; print(os.environ.get('ONEDNN_MAX_CPU_ISA'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **given, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HANG_S,
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    code = f"import os, llama_perf.devices.processor as processor; print({shown})"
+    found = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, timeout=HANG_S
     )
-    assert done.stdout == f"{wanted}\n"
+    assert found.startswith(begin)
 
 
 def test_the_name_is_read_where_the_architecture_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    files = {"text": "processor\t: 0\nmodel name\t: AMD EPYC 7B12\n"}
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: files["text"])
+    text = "processor\t: 0\nmodel name\t: AMD EPYC 7B12\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     assert processor.name() == "AMD EPYC 7B12"
     # arm64 has numbers there, and lscpu the name.
-    files["text"] = "processor\t: 0\nCPU implementer\t: 0x41\nmodel name\t: \n"
+    text = "processor\t: 0\nCPU implementer\t: 0x41\nmodel name\t: \n"
     shown = "Architecture:  aarch64\n  Model name:     Neoverse-N1\n    Stepping: r3\n"
-    monkeypatch.setattr(
-        subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=shown)
-    )
+    done = SimpleNamespace(stdout=shown)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     assert processor.name() == "Neoverse-N1"
 
     def absent(*_: object, **__: object) -> object:
@@ -165,3 +129,12 @@ def test_the_name_is_read_where_the_architecture_keeps_it(
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert processor.name() == "aarch64"
+
+
+def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    assert not processor.is_wsl(version)
+    version.write_text("Linux version 5.15.1-microsoft-standard-WSL2", encoding="utf-8")
+    assert processor.is_wsl(version)
+    version.write_text("Linux version 6.1.0 (debian)", encoding="utf-8")
+    assert not processor.is_wsl(version)

@@ -21,7 +21,6 @@ from llama_perf.report.markdown import as_markdown
 from llama_perf.report.text import as_text
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
-from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -33,15 +32,16 @@ from tests.correctness.support.record_samples import (
 from tests.correctness.support.weights_samples import TINY
 
 
-def taken(seconds: float, *, most: int = 5, budget_s: float | None = 20.0) -> int:
+def taken(seconds: float, *, most: int, budget_s: float | None) -> int:
     """How many samples of so many seconds a row takes."""
-    sample = Sample(
-        total_ns=round(seconds * 1e9), first_token_ns=1, tokens=torch.zeros(1)
+    ns = round(seconds * 1e9)
+    sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
+    counts = range(most + 1)
+    return next(
+        count
+        for count in counts
+        if not more_samples([sample] * count, limit=most, budget_s=budget_s)
     )
-    samples: list[Sample] = []
-    while more_samples(samples, limit=most, budget_s=budget_s):
-        samples.append(sample)
-    return len(samples)
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,11 @@ def taken(seconds: float, *, most: int = 5, budget_s: float | None = 20.0) -> in
 def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
     seconds: float, most: int, count: int
 ) -> None:
-    assert taken(seconds, most=most) == count
-    assert taken(seconds, most=most, budget_s=None) == most
-
-
-def test_a_cpu_takes_all_that_a_row_asks_for() -> None:
-    assert device_of("cpu").samples_budget_s is None
     assert device_of("cuda").samples_budget_s == 20.0
-
-
-def prepared(row: RowSpec) -> Prepared:
-    torch.manual_seed(0)
-    model = Transformer(TINY)
-    engine = Engine(model, EngineOptions(cache_size=row.positions))
-    prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
-    return Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0)
+    assert taken(seconds, most=most, budget_s=20.0) == count
+    # A CPU takes all that a row asks for.
+    assert device_of("cpu").samples_budget_s is None
+    assert taken(seconds, most=most, budget_s=None) == most
 
 
 @pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 3), (1e6, 5)])
@@ -82,18 +72,19 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     budget_s: float | None, count: int
 ) -> None:
     row = replace(CPU_ROW, max_new_tokens=2)
+    engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
+    prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
     told: list[str] = []
     found = measure(
-        prepared(row),
+        Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
         meter=MemoryMeter(torch.device("cpu")),
         options=MeasureOptions(samples_budget_s=budget_s),
         progress=told.append,
     )
     assert len(found.sample_ns) == len(found.first_token_ns) == count
     assert found.samples_budget_s == budget_s
-    assert [each for each in told if each.startswith("sample")] == [
-        f"sample {number} of 5" for number in range(1, count + 1)
-    ]
+    numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
+    assert told == ["warming up", *numbers]
 
 
 def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> None:
@@ -105,17 +96,12 @@ def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> Non
 
 
 def test_the_report_names_the_rows_that_took_fewer() -> None:
-    other = replace(CPU_ROW, compile=True)
-    all_taken = replace(CPU_ROW, num_samples=2)
-    report = Report(
-        started="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        results=(
-            measured(samples_budget_s=20.0),
-            measured(other),
-            measured(all_taken, samples_budget_s=20.0),
-        ),
+    results = (
+        measured(samples_budget_s=20.0),
+        measured(replace(CPU_ROW, compile=True)),
+        measured(replace(CPU_ROW, num_samples=2), samples_budget_s=20.0),
     )
+    report = Report(started="now", environment=ENVIRONMENT, results=results)
     line = f"2 of 5 samples in {CPU_ROW.id}: more would have taken over 20 s"
     for text in (as_text(report), as_markdown(report)):
         assert line in text
