@@ -10,6 +10,7 @@ what an operator allocates and frees again.
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -57,17 +58,13 @@ def allocated_peak_bytes(prepared: Prepared) -> int:
     Call it after the warm-up: it does not see what is allocated only once.
     """
     generator = torch.Generator().manual_seed(0)
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
-        prepared.generate(
-            generator, max_new_tokens=min(_TOKENS, prepared.row.max_new_tokens)
-        )
-    assert profiler.profiler is not None, "the profiler ran"
-    assert profiler.profiler.kineto_results is not None, "the profiler ran"
+    count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
+    with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:
+        prepared.generate(generator, max_new_tokens=count)
+    recorded: Any = profiler.profiler
     changes = sorted(
         (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
+        for event in recorded.kineto_results.events()
         if event.name() == "[memory]"
     )
     working_bytes: int = max(accumulate((size for _, size in changes), initial=0))

@@ -28,21 +28,15 @@ def load_profiler() -> None:
     """Have the profiler load what it needs: some 150 MB that are no row's."""
     # It announces itself on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    if _may_tear_down(torch.version.cuda):
+    if torch.version.cuda and Version(torch.version.cuda) >= Version("12.6"):
         # Else its hooks stay in the driver and slow each later row of the process
         # (pytorch/pytorch#144455). torch's own default from kineto's pull request 1264.
+        # Before CUDA 12.6 captured graphs crash at the profiler's end
+        # (pytorch/pytorch#150957).
         os.environ.setdefault("TEARDOWN_CUPTI", "1")
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         torch.ones(1)
     profiler.key_averages()
-
-
-def _may_tear_down(cuda: str | None) -> bool:
-    """Whether captured graphs outlive the profiler's end: before CUDA 12.6 they crash.
-
-    See pytorch/pytorch#150957.
-    """
-    return cuda is not None and Version(cuda) >= Version("12.6")
 
 
 def step_work(prepared: Prepared) -> StepWork | None:
@@ -68,16 +62,21 @@ def step_work(prepared: Prepared) -> StepWork | None:
         for _ in tokens:
             pass
         device.synchronize()
-    wanted = device.activity.name
-    events = profiler.key_averages()
-    counted = [event for event in events if event.device_type.name == wanted]
-    return _summary(counted, steps) if counted else None
+    name = device.activity.name
+    events = [
+        event for event in profiler.key_averages() if event.device_type.name == name
+    ]
+    return _summary(events, steps) if events else None
 
 
 def _summary(events: Sequence[Any], steps: int) -> StepWork:
+    on_host = events[0].device_type.name == "CPU"
+    total_us = "self_cpu_time_total" if on_host else "self_device_time_total"
     times = [
         OperatorTime(
-            name=event.key, calls=event.count / steps, ms=_self_us(event) / 1e3 / steps
+            name=event.key,
+            calls=event.count / steps,
+            ms=float(getattr(event, total_us)) / 1e3 / steps,
         )
         for event in events
     ]
@@ -88,9 +87,3 @@ def _summary(events: Sequence[Any], steps: int) -> StepWork:
         ms=sum(operator.ms for operator in times),
         operators=tuple(times[:_MAX_OPERATORS]),
     )
-
-
-def _self_us(event: Any) -> float:
-    on_host = event.device_type.name == "CPU"
-    us = event.self_cpu_time_total if on_host else event.self_device_time_total
-    return float(us)

@@ -189,13 +189,10 @@ def _gpu_figures(watch: GpuWatch, row: RowSpec, *, samples: int) -> dict[str, An
 
 def without_retained(measurement: Measurement, retained_bytes: int) -> Measurement:
     """Its peaks without what the process retained of them when the row was gone."""
-    build_peak_bytes = measurement.build_peak_bytes
+    samples = measurement.peak_memory_bytes - retained_bytes
+    build = (measurement.build_peak_bytes or 0) - retained_bytes
     return replace(
-        measurement,
-        peak_memory_bytes=max(measurement.peak_memory_bytes - retained_bytes, 0),
-        build_peak_bytes=None
-        if build_peak_bytes is None
-        else max(build_peak_bytes - retained_bytes, 0),
+        measurement, peak_memory_bytes=max(samples, 0), build_peak_bytes=max(build, 0)
     )
 
 

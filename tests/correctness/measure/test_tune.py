@@ -39,9 +39,7 @@ def test_a_launch_that_the_card_has_no_room_for_is_left_out(
     card = SimpleNamespace(L2_cache_size=1, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     monkeypatch.setattr(tuning, "warm_up", refused)
-    product = tuning.Product(
-        scheme=None, dtype=torch.float32, tokens=1, rows=32, columns=64
-    )
+    product = tuning.Product(None, torch.float32, 1, 32, 64)
     time = tuning._clock(product, of_floats(torch.ones(32, 64)))
     assert time(CHOICE) == float("inf")
 
