@@ -283,31 +283,26 @@ def test_float8_that_an_older_card_lacks_is_not_run(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("field", "value", "message"),
     [
-        (
-            {"path_or_preset": "Foo-17B"},
-            r"model: 'Foo-17B' is not allowed; allowed: .* 7B, 13B",
-        ),
-        ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
-        ({"dtype": torch.int32}, "dtype: 'int32' is not allowed; allowed: float32"),
-        ({"device": "gpu"}, "device: 'gpu' is not allowed; allowed: cpu, cuda"),
-        ({"device": "meta"}, "device: 'meta' is not allowed; allowed: cpu, cuda"),
+        ("model", "Foo-17B", r"model: 'Foo-17B' is not allowed; allowed: .* 7B, 13B"),
+        ("dtype", "int8", "dtype: 'int8' is not allowed; allowed: float32, float16"),
+        ("dtype", torch.int32, "dtype: 'int32' is not allowed; allowed: float32"),
+        ("device", "gpu", "device: 'gpu' is not allowed; allowed: cpu, cuda"),
+        ("device", "meta", "device: 'meta' is not allowed; allowed: cpu, cuda"),
         # A path that is not there is told apart from a name.
-        ({"path_or_preset": "none/here"}, "checkpoint: 'none/here': no such file"),
-        ({"path_or_preset": "model.pth"}, "checkpoint: 'model.pth': no such file"),
-        (
-            {"path_or_preset": "weights.gguf"},
-            "checkpoint: 'weights.gguf': no such file",
-        ),
+        ("model", "none/here", "checkpoint: 'none/here': no such file"),
+        ("model", "model.pth", "checkpoint: 'model.pth': no such file"),
+        ("model", "weights.gguf", "checkpoint: 'weights.gguf': no such file"),
     ],
 )
 def test_an_unknown_model_dtype_or_device_is_told_what_is_allowed(
-    options: dict[str, Any], message: str
+    field: str, value: Any, message: str
 ) -> None:
+    given = {"model": "stories15M", field: value}
     error = WeightsError if message.startswith("checkpoint") else SpecError
     with pytest.raises(error, match=message) as caught:
-        load_model(**{"path_or_preset": "stories15M", **options})
+        load_model(given.pop("model"), **given)
     assert "\n" not in str(caught.value)
 
 

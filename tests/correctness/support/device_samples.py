@@ -49,20 +49,11 @@ CLOSE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 QUANTIZED = {"int8wo": 0.04, "int8dq": 0.06, "float8wo": 0.15, "int4wo-64": 0.45}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", id="cpu"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return available(request.param)
-
-
-def available(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+    if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
+    return torch.device(request.param)
 
 
 def write_checkpoint(folder: Path, model: ModelConfig) -> None:
