@@ -95,13 +95,12 @@ class GpuWatch:
         if self._nvml is None:
             return
         nvml = self._nvml
+        clock = nvml.nvmlDeviceGetClockInfo
         milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage)
         self.states.append(
             CardState(
-                clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-                memory_clock_mhz=self._ask(
-                    nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM
-                ),
+                clock_mhz=self._ask(clock, nvml.NVML_CLOCK_SM),
+                memory_clock_mhz=self._ask(clock, nvml.NVML_CLOCK_MEM),
                 temperature_c=self._ask(
                     nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU
                 ),
@@ -166,10 +165,8 @@ class GpuWatch:
         if unlimited_mhz:
             return clock < (1 - _MIN_FALL) * median(unlimited_mhz)
         nvml = self._nvml
-        highest: int | None = self._ask(
-            nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM
-        )
-        return highest is not None and clock < (1 - _MIN_FALL_FROM_HIGHEST) * highest
+        highest = self._ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM)
+        return bool(highest and clock < (1 - _MIN_FALL_FROM_HIGHEST) * highest)
 
     def joules(self) -> float | None:
         """Energy between the first and the last look; None of a part of a GPU."""

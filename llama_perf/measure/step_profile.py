@@ -62,10 +62,8 @@ def step_work(prepared: Prepared) -> StepWork | None:
         for _ in tokens:
             pass
         device.synchronize()
-    name = device.activity.name
-    events = [
-        event for event in profiler.key_averages() if event.device_type.name == name
-    ]
+    name, averages = device.activity.name, profiler.key_averages()
+    events = [event for event in averages if event.device_type.name == name]
     return _summary(events, steps) if events else None
 
 

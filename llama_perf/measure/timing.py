@@ -51,11 +51,15 @@ def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
     device = device_of(prepared.row.device)
     device.synchronize()
-    marks = [device.mark()]
-    tokens = prepared.generate(
-        generator, after_prefill=lambda: marks.append(device.mark())
-    )
-    _, first_ns, total_ns = device.times_ns([*marks, device.mark()])
+    marks: list[Any] = []
+
+    def mark() -> None:
+        marks.append(device.mark())
+
+    mark()
+    tokens = prepared.generate(generator, after_prefill=mark)
+    mark()
+    _, first_ns, total_ns = device.times_ns(marks)
     return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
 

@@ -179,7 +179,7 @@ def _reference(
 ) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
     model, start, tokens = engine.model, engine.filled, observed.tokens
-    text, first = _joined(observed.prompt, tokens[:, :-1], observed.lengths)
+    text, first = _joined(observed)
     end = start + text.shape[1]
     run_block: RunBlock = TransformerBlock.forward
     if dequantized:
@@ -201,13 +201,12 @@ def _reference(
     return model.head(x).float()
 
 
-def _joined(
-    prompt: Tensor, tokens: Tensor, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
     """Texts (B, L), each a prompt with its tokens behind, and each prompt's last place.
 
     What stands behind a shorter text is seen by none of its positions.
     """
+    prompt, tokens, lengths = observed.prompt, observed.tokens[:, :-1], observed.lengths
     batch, length = prompt.shape
     if lengths is None:
         last = torch.full((batch,), length - 1, device=prompt.device)
@@ -217,9 +216,7 @@ def _joined(
     return text.scatter(1, places, tokens), lengths - 1
 
 
-def _wide_block(
-    config: ModelConfig, start: int, end: int, kind: str | None
-) -> RunBlock:
+def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> Any:
     """How a block runs in float32, over a copy of its cache as long as the text."""
 
     def run(

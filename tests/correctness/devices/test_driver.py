@@ -51,9 +51,7 @@ def smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvidia_smi.install(monkeypatch, tmp_path / "bin")
 
 
-def test_what_nvidia_smi_says_is_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nvidia_smi_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     second = nvidia_smi.GPU.replace("GPU 0", "GPU 1")
     gpus = f"{nvidia_smi.GPU}\n{nvidia_smi.SLICE}\n{second}"
     nvidia_smi.install(monkeypatch, tmp_path / "two", gpus=gpus, cuda="13.1")
@@ -76,9 +74,7 @@ def test_what_nvidia_smi_says_is_read(
         ("11.8", None),
     ],
 )
-def test_a_cpu_build_is_told_with_the_build_that_fits(
-    cuda: str, build: str | None
-) -> None:
+def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
     assert build_for(cuda) == build
     found = Driver(gpus=("A",), version="1.2", cuda=cuda)
     pip = f"{sys.executable} -m pip install --force-reinstall torch --index-url"

@@ -42,9 +42,7 @@ def test_the_best_round_counts_and_the_first_reading_does_not(
 
 
 @pytest.mark.usefixtures("short")
-def test_all_of_the_buffer_is_read_in_every_round(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_all_of_the_buffer_is_read_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(torch.Tensor, "sum", lambda each: sizes.append(each.nbytes))
     read_gb_s(device_of("cpu"))
@@ -102,9 +100,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
     graph = "llama_perf.kernels.triton.dependent_launch.count"
     monkeypatch.setattr(graph, {(1,): launch})
     for name in ("capture_graph", "warm_up"):
-        monkeypatch.setattr(
-            device_ceiling, name, lambda work: SimpleNamespace(replay=work)
-        )
+        monkeypatch.setattr(device_ceiling, name, lambda x: SimpleNamespace(replay=x))
     return seen
 
 
@@ -140,9 +136,7 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
 )
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_the_kernel_compiles_with_its_dependence_where_the_card_has_it(
-    capability: int,
-) -> None:
+def test_the_kernel_compiles_with_its_dependence_if_any(capability: int) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from llama_perf.kernels.triton.dependent_launch import count
     from scripts.studies.kernel_resources.resources import Kernel, compile_kernel

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,14 +23,15 @@ from tests.correctness.support.record_samples import CUDA_ROW, ENVIRONMENT, meas
 
 pynvml = pytest.importorskip("pynvml")
 CUDA = torch.device("cuda")
-THERMAL = {"reasons": pynvml.nvmlClocksEventReasonSwThermalSlowdown}
-SLOW = {"reasons": pynvml.nvmlClocksEventReasonHwSlowdown}
-HALF = {**SLOW, "sm_mhz": 990}
+HEAT, BRAKE, SOFT, SLOW = (
+    {"reasons": getattr(pynvml, f"nvmlClocksEventReason{name}Slowdown")}
+    for name in ("HwThermal", "HwPowerBrake", "SwThermal", "Hw")
+)
+HALF, MORE = {**SLOW, "sm_mhz": 990}, {**SLOW, "sm_mhz": 1484}
 FAST = {"reasons": 0, "sm_mhz": 1980}
 
 
-def refuse(*_arguments: object) -> Any:
-    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+refuse = Mock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, uuid: str) -> None:
@@ -45,9 +47,6 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.millijoules, made.running, made.mig = 1_000_000, [], None
     made.handles = {"GPU-1234": "handle", "GPU-5678": "other"}
 
-    def handle_of(uuid: str) -> object:
-        return made.handles[uuid] if uuid in made.handles else refuse()
-
     def clock(handle: str, kind: int) -> Any:
         # A slice has none of its own.
         assert handle in {"handle", "other"}
@@ -62,9 +61,9 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
         made.asked_of = handle
         return list(made.running)
 
+    made.nvmlInit = lambda: None
     answers = {
-        "nvmlInit": lambda: None,
-        "HandleByUUID": handle_of,
+        "HandleByUUID": lambda uuid: made.handles.get(uuid) or refuse(),
         "DeviceHandleFromMigDeviceHandle": {"slice": "handle"}.__getitem__,
         "MigMode": lambda _: refuse() if made.mig is None else [made.mig, made.mig],
         "ClockInfo": clock,
@@ -77,7 +76,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
         "ComputeRunningProcesses": running,
     }
     for name, answer in answers.items():
-        setattr(made, name if name == "nvmlInit" else f"nvmlDeviceGet{name}", answer)
+        setattr(made, f"nvmlDeviceGet{name}", answer)
     monkeypatch.setitem(sys.modules, "pynvml", made)
     use_gpu(monkeypatch, "1234")
     return made
@@ -94,9 +93,8 @@ def watched(nvml: Any, *changes: dict[str, Any]) -> GpuWatch:
 
 def test_states_and_energy_are_those_of_the_gpu(nvml: Any) -> None:
     watch = watched(nvml, {}, {"millijoules": 1_002_500}, {"millijoules": 1_005_000})
-    state = CardState(
-        clock_mhz=1980, memory_clock_mhz=2619, temperature_c=61, power_w=312.5
-    )
+    state = CardState(temperature_c=61, power_w=312.5)
+    state = replace(state, clock_mhz=1980, memory_clock_mhz=2619)
     assert watch.states == [state] * 3
     assert watch.joules() == 5.0
     assert watch.throttled() is None
@@ -104,43 +102,45 @@ def test_states_and_energy_are_those_of_the_gpu(nvml: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "where", "limit", "mhz"),
     [
-        (
-            [{}, {}, {"reasons": pynvml.nvmlClocksEventReasonHwThermalSlowdown}],
-            "in sample 2 of 2: hardware thermal slowdown, at 1980 MHz",
-        ),
-        (
-            [{}, {}, {"reasons": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown}],
-            "in sample 2 of 2: power brake, at 1980 MHz",
-        ),
-        ([{}, {}, THERMAL], "in sample 2 of 2: software thermal slowdown, at 1980 MHz"),
+        ([{}, {}, HEAT], "in sample 2 of 2", "hardware thermal slowdown", 1980),
+        ([{}, {}, BRAKE], "in sample 2 of 2", "power brake", 1980),
+        ([{}, {}, SOFT], "in sample 2 of 2", "software thermal slowdown", 1980),
         # Hot before the first sample.
-        ([THERMAL, {}], "before sample 1 of 1: software thermal slowdown, at 1980 MHz"),
+        ([SOFT, {}], "before sample 1 of 1", "software thermal slowdown", 1980),
         # Between two looks, though neither shows it.
-        ([{}, {"thermal": 6}], "in sample 1 of 1: thermal limit, at 1980 MHz"),
-        ([{}, {}], None),
+        ([{}, {"thermal": 6}], "in sample 1 of 1", "thermal limit", 1980),
         # Slowed in every sample: compared with its highest clock, of which a hardware
         # slowdown takes half, and a power cap, which is told, less.
-        ([HALF, {}, {}], "in sample 1 of 2: hardware slowdown, at 990 MHz"),
-        (
-            [{**SLOW, "sm_mhz": 1484}, {}, {}],
-            "in sample 1 of 2: hardware slowdown, at 1484 MHz",
-        ),
-        ([{**SLOW, "sm_mhz": 1486}, {}, {}], None),
-        ([{**SLOW, "sm_mhz": 1905}, {}, {}], None),
-        ([{**HALF, "nvmlDeviceGetMaxClockInfo": refuse}, {}], None),
+        ([HALF, {}, {}], "in sample 1 of 2", "hardware slowdown", 990),
+        ([MORE, {}, {}], "in sample 1 of 2", "hardware slowdown", 1484),
         # Slowed in most samples.
-        ([{}, {}, HALF, {}, {}], "in sample 2 of 4: hardware slowdown, at 990 MHz"),
-        # Idle before the first sample.
-        ([{**SLOW, "sm_mhz": 345}, FAST, {}], None),
+        ([{}, {}, HALF, {}, {}], "in sample 2 of 4", "hardware slowdown", 990),
     ],
 )
 def test_a_throttled_sample_spoils_the_row(
-    nvml: Any, changes: list[dict[str, Any]], told: str | None
+    nvml: Any, changes: list[dict[str, Any]], where: str, limit: str, mhz: int
 ) -> None:
-    wanted = told and f"the GPU was throttled {told} and 61 degrees"
-    assert watched(nvml, *changes).throttled() == wanted
+    assert watched(nvml, *changes).throttled() == (
+        f"the GPU was throttled {where}: {limit}, at {mhz} MHz and 61 degrees"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{}, {}],
+        # Too little for a slowdown in every sample, or it is not known.
+        [{**SLOW, "sm_mhz": 1486}, {}, {}],
+        [{**SLOW, "sm_mhz": 1905}, {}, {}],
+        [{**HALF, "nvmlDeviceGetMaxClockInfo": refuse}, {}],
+        # Idle before the first sample.
+        [{**SLOW, "sm_mhz": 345}, FAST, {}],
+    ],
+)
+def test_a_gpu_at_full_speed_is_not_throttled(nvml: Any, changes: list[Any]) -> None:
+    assert watched(nvml, *changes).throttled() is None
 
 
 @pytest.mark.parametrize(
@@ -172,15 +172,10 @@ def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Any) -> None:
 
 
 def test_what_a_gpu_does_not_tell_is_none(nvml: Any) -> None:
-    refused = (
-        "PowerUsage",
-        "TotalEnergyConsumption",
-        "CurrentClocksEventReasons",
-        "ViolationStatus",
-        "ComputeRunningProcesses",
-    )
-    for question in refused:
-        setattr(nvml, f"nvmlDeviceGet{question}", refuse)
+    nvml.nvmlDeviceGetPowerUsage = nvml.nvmlDeviceGetTotalEnergyConsumption = refuse
+    nvml.nvmlDeviceGetCurrentClocksEventReasons = refuse
+    nvml.nvmlDeviceGetViolationStatus = refuse
+    nvml.nvmlDeviceGetComputeRunningProcesses = refuse
     watch = watched(nvml, {}, {})
     assert watch.states[0].power_w is None
     assert watch.joules() is None
@@ -248,24 +243,17 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_gpus_and_of_windows(
 
 
 def test_other_processes_are_named_and_ours_are_not(nvml: Any) -> None:
-    watch, unknown = watched(nvml), 1 << 22
-    for pids, told in (
-        ([os.getpid(), os.getppid()], ()),
-        (
-            [os.getpid(), os.getppid(), unknown],
-            (f"process {unknown} (unknown, 3.20 GB)",),
-        ),
+    watch, ours, unknown = watched(nvml), [os.getpid(), os.getppid()], 1 << 22
+    for pids, taken, told in (
+        (ours, 3_200_000_000, ()),
+        ([*ours, unknown], 3_200_000_000, (f"process {unknown} (unknown, 3.20 GB)",)),
+        ([*ours, unknown], None, (f"process {unknown} (unknown)",)),
         # In a container no number is one of ours.
-        ([unknown, unknown + 1], ()),
-        ([unknown, unknown + 1, unknown + 2], ("1 processes outside this container",)),
+        ([unknown, unknown + 1], None, ()),
+        ([unknown] * 3, None, ("1 processes outside this container",)),
     ):
-        nvml.running = [
-            SimpleNamespace(pid=pid, usedGpuMemory=3_200_000_000) for pid in pids
-        ]
+        nvml.running = [SimpleNamespace(pid=pid, usedGpuMemory=taken) for pid in pids]
         assert watch.other_processes() == told
-    nvml.running += [SimpleNamespace(pid=os.getpid(), usedGpuMemory=None)] * 2
-    nvml.running[0].usedGpuMemory = None
-    assert watch.other_processes()[0] == f"process {unknown} (unknown)"
 
 
 def test_a_cpu_has_no_gpu() -> None:

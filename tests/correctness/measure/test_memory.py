@@ -19,10 +19,8 @@ MB = 1_000_000
 # Python and the allocator take some of their own: up to 8.3 MB on arm64.
 OWN = 16 * MB
 
-ROW = RowSpec(
-    model="stories15M", dtype="float32", device="cpu", max_new_tokens=4, num_samples=1
-)
-ROW = replace(ROW, cache_size=64)
+ROW = RowSpec(model="stories15M", dtype="float32", device="cpu")
+ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
 
 
 def test_the_meter_sees_what_was_allocated_and_freed_until_a_new_peak() -> None:

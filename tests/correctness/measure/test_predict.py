@@ -88,9 +88,7 @@ def test_a_cache_of_codes_takes_at_most_053_of_an_unquantized_one() -> None:
     ],
     ids=str,
 )
-def test_what_is_predicted_is_what_the_tensors_take(
-    change: dict[str, Any], tied: bool
-) -> None:
+def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) -> None:
     config, row = replace(MODEL, tied_embeddings=tied), replace(ROW, **change)
     model = build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
     held = LiveBytes("cpu")
@@ -180,9 +178,7 @@ quantization = "autoquant"
 """
 
 
-def test_the_command_predicts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(ROWS, encoding="utf-8")
     assert main(["rows", "--rows", str(path), "--predict", "--json"]) == 0
@@ -190,10 +186,8 @@ def test_the_command_predicts(
     plain, unknown, chosen = json.loads(printed.out)
     found = predict_row(RowSpec(model="stories15M"))
     sizes = ("model_size_gb", "peak_mem_gb")
-    for name, size in zip(
-        sizes, (found.model_size_bytes, found.peak_bytes), strict=True
-    ):
-        assert plain[name] == round(size / 1e9, 4) > 0
+    assert plain["model_size_gb"] == round(found.model_size_bytes / 1e9, 4) > 0
+    assert plain["peak_mem_gb"] == round(found.peak_bytes / 1e9, 4) > 0
     assert unknown["model_size_gb"] is unknown["peak_mem_gb"] is None
     assert 0 < chosen["model_size_gb"] < plain["model_size_gb"]
     reason, note = printed.err.splitlines()

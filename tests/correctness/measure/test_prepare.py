@@ -24,6 +24,7 @@ from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
+from llama_perf.measure import toolchain
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.quantize.apply import make_quantizer
@@ -42,14 +43,10 @@ from tests.correctness.support.weights_samples import (
 
 CPU = torch.device("cpu")
 # 2.6 MB a layer in float32: large beside what quantizing leaves over.
-WIDE = replace(
-    TINY, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, intermediate_size=512
-)
-WIDE = replace(WIDE, vocab_size=256, head_dim=32)
+WIDE = replace(TINY, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32)
+WIDE = replace(WIDE, intermediate_size=512, vocab_size=256)
 LAYER_BYTES = 4 * 256 * (512 + 256 + 3 * 512 + 2)
-ROW = RowSpec(
-    model="stories15M", dtype="float32", device="cpu", max_new_tokens=4, num_samples=1
-)
+ROW = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=4)
 
 
 class WatchedReader(SyntheticWeights):
@@ -78,25 +75,19 @@ class WatchedReader(SyntheticWeights):
 
 def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
     """The most and the last of live tensor bytes while a model is built."""
-    quantizer = None
+    quantizer, on = None, dict[str, Any](device=CPU, dtype=torch.float32)
     if scheme is not None:
-        quantizer = make_quantizer(
-            scheme, kernels="torchao", device=CPU, dtype=torch.float32
-        )
+        quantizer = make_quantizer(scheme, kernels="torchao", **on)
     reader = WatchedReader(replace(WIDE, n_layers=layers))
     with LiveBytes("cpu") as live:
-        model = build_model(
-            reader, dtype=torch.float32, device=CPU, quantizer=quantizer
-        )
+        model = build_model(reader, **on, quantizer=quantizer)
     assert reader.held == [0] * (layers + 2), "what was read is gone before the next"
     assert live.now >= model.weight_bytes(), "the count misses tensors"
     return live.peak, live.now
 
 
 @pytest.mark.parametrize("scheme", [None, "int8wo", "float8wo", "int4wo-64"])
-def test_the_peak_is_the_finished_model_and_no_more_with_more_layers(
-    scheme: str | None,
-) -> None:
+def test_the_peak_is_the_model_also_with_more_layers(scheme: str | None) -> None:
     peak, final = peak_bytes(4, scheme)
     deep_peak, deep_final = peak_bytes(12, scheme)
     # What was read, what was moved, and what quantizing one weight takes.
@@ -157,10 +148,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "needs"),
     [
-        (
-            {"model": "Llama-2-7b-chat-hf"},
-            "needs 13.5 GB (KV cache 0.0 GB at cache_size=10)",
-        ),
+        ({"model": "7B"}, "needs 13.5 GB (KV cache 0.0 GB at cache_size=10)"),
         (
             {"model": "Meta-Llama-3.1-8B", "cache_size": 131072, "batch_size": 4},
             "needs 84.8 GB (KV cache 68.7 GB at cache_size=131072, batch_size=4)",
@@ -227,9 +215,7 @@ def test_what_is_not_built_or_cannot_be_compiled_here_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(
-        "llama_perf.measure.toolchain._cpp_problem", lambda: "no compiler"
-    )
+    monkeypatch.setattr(toolchain, "_cpp_problem", lambda: "no compiler")
     for change, reason in (
         ({"quantization": "fp6", "kernels": "torchao"}, "scheme fp6 is not built on "),
         ({"compile": True}, "no compiler"),

@@ -26,11 +26,8 @@ from llama_perf.llama.kv_cache import caches
 from llama_perf.llama.presets import preset
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
-from tests.correctness.support.caching_allocator import (
-    CachingAllocator,
-    Event,
-    Recorder,
-)
+from tests.correctness.support import caching_allocator
+from tests.correctness.support.caching_allocator import CachingAllocator, Recorder
 from tests.correctness.support.weights_samples import tiny_weights
 
 META, CARD = torch.device("meta"), torch.device("cuda")
@@ -45,6 +42,7 @@ MIXES = {
     "autoquant-int4": ("int8dq", "int4wo-64-hqq", "int8wo", "none", "int4wo-64-hqq"),
 }
 PROMISED = 100_000_000
+Events = list[caching_allocator.Event]
 
 
 class Marked(SyntheticWeights):
@@ -119,7 +117,7 @@ def mixed(scheme: str, config: ModelConfig) -> dict[tuple[int, int], str]:
 
 
 def replayed(
-    before: list[Event], layer: list[Event], after: list[Event], model: str
+    before: Events, layer: Events, after: Events, model: str
 ) -> CachingAllocator:
     """`before` has the first layer, `layer` is the second; every later one is like it.
 
@@ -212,18 +210,15 @@ def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
     linear = nn.ModuleDict({"linear": nn.Linear(64, 96, bias=False)})
     linear.requires_grad_(False)
     if scheme is not None:
-        quantize = make_quantizer(
-            scheme, kernels=kernels, device=cpu, dtype=torch.float32
-        )
-        quantize(linear, "model")
+        options: dict[str, Any] = {"device": cpu, "dtype": torch.float32}
+        make_quantizer(scheme, kernels=kernels, **options)(linear, "model")
     x, weight = torch.randn(3, 64), linear["linear"].weight
     before = linear["linear"](x)
-    old = {each.data_ptr() for each in memory_segments.inner_tensors(weight)}
+    inner = memory_segments.inner_tensors
+    old = {each.data_ptr() for each in inner(weight)}
     memory_segments.move_to_own_memory(linear)
     moved = linear["linear"].weight
-    assert old.isdisjoint(
-        each.data_ptr() for each in memory_segments.inner_tensors(moved)
-    )
+    assert old.isdisjoint(each.data_ptr() for each in inner(moved))
     assert not moved.requires_grad
     assert torch.equal(linear["linear"](x), before)
 

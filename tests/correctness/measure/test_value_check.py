@@ -124,9 +124,7 @@ def test_rows_of_every_kind_are_compared(
         checked(prepared, damaged=True)
 
 
-def test_a_position_that_is_off_by_one_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_position_one_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = built()
     decode = prepared.engine.decode
     monkeypatch.setattr(
@@ -164,9 +162,7 @@ def test_one_wrong_logit_is_no_tie(
 # A short row pays for the comparison alone, and where its generation is no longer than
 # what is observed, too.
 @pytest.mark.parametrize(("length", "new"), [(6, 12), (6, 9), (100, 12)])
-def test_what_is_observed_is_a_generation_and_draws_no_more(
-    length: int, new: int
-) -> None:
+def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> None:
     prepared = built(prompt_length=length, max_new_tokens=new)
     generator, alike = seeded(), seeded()
     observed = warm_up(prepared, generator)
