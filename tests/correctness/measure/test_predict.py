@@ -1,4 +1,4 @@
-"""Predicted memory: beside the ceilings, published peaks, tensors, and real runs."""
+"""Predicted sizes and peaks, beside published ones, tensors and real runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.open import SMOLLM2
 from llama_perf.cli.main import main
@@ -17,26 +18,30 @@ from llama_perf.devices.device import device_of
 from llama_perf.errors import SpecError
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.presets import preset
 from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.memory import MemoryMeter
-from llama_perf.measure.predict import predict
+from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import predict_row, prepare
 from llama_perf.measure.timing import measure
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables import peaks
-from scripts.doc_tables.sizes import documented
+from scripts.doc_tables import peaks, sizes
 from scripts.doc_tables.smollm2 import smollm2_path
+from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.meta_run import bytes_on_meta
+from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
 CPU = torch.device("cpu")
 MODEL = replace(TINY, n_layers=3, head_dim=16)
-ROW = RowSpec(model="tiny", dtype="float32", device="cpu", cache_size=300, batch_size=2)
+ROW = RowSpec(model="tiny", dtype="float32", device="cpu", cache_size=300)
+ROW = replace(ROW, batch_size=2, max_new_tokens=4)
 SDPA: dict[str, Any] = {"attention": "sdpa"}
-BIG = "Meta-Llama-3.1-8B"
+# No N is a multiple of sixteen rows, no K one of a group of 128 or a word's codes.
+ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
 
 def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
@@ -54,7 +59,7 @@ def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
         took = predict_row(replace(each.row, attention="sdpa", fused=False)).peak_bytes
         assert took / 1e9 == pytest.approx(each.published_gb, rel=0.05), each.row.id
         assert each.ceiling_gb < took / 1e9, each.row.id
-    found = documented(peaks.PLACE)
+    found = sizes.documented(peaks.PLACE)
     assert found == peaks.markdown(), "python -m scripts.doc_tables sizes --write"
 
 
@@ -161,9 +166,10 @@ def test_a_filling_counts_where_it_is_longer_than_the_prompt() -> None:
 
 
 def test_a_scheme_that_does_not_fit_is_named_as_the_build_names_it() -> None:
-    odd = replace(MODEL, dim=64, intermediate_size=72)
-    row = RowSpec(model="odd", quantization="int4wo-32", device="cpu")
-    with pytest.raises(SpecError, match=r"must divide K = 72 of layers\.0\.feed_"):
+    odd = replace(preset("7B"), intermediate_size=11010)
+    row = RowSpec(model="odd", quantization="int4wo-64", device="cpu")
+    told = r"the group size 64 must divide K = 11010 of layers\.0\.feed_"
+    with pytest.raises(SpecError, match=told):
         predict(row, odd)
 
 
@@ -216,3 +222,61 @@ def test_a_cpu_takes_what_is_predicted(change: dict[str, Any]) -> None:
     took = measure(prepare(row), meter=meter).peak_memory_bytes
     # An allocator keeps some of what packing the weights took.
     assert took == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=45e6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "kernels", "shape"),
+    [
+        *((scheme, "native", {}) for scheme in (None, *schemes_on("native"))),
+        *((scheme, "native", ODD) for scheme in ("int8wo", "fp6", "float8dq-tensor")),
+        *((scheme, "native", ODD) for scheme in ("uintx-3-4", "uintx-7-8")),
+        ("sparse-marlin", "native", ODD),
+        *((scheme, "torchao", {}) for scheme in ("int8wo", "int8dq", "int4wo-64")),
+        ("float8wo", "torchao", {}),
+    ],
+    ids=str,
+)
+def test_a_size_is_that_of_the_model_itself(
+    scheme: str | None, kernels: str, shape: dict[str, Any], tied: bool
+) -> None:
+    config = replace(SMALL, n_layers=3, tied_embeddings=tied, **shape)
+    model = small(config)
+    if scheme is not None:
+        quantize_model(model, scheme, kernels=kernels)
+    found = model_bytes(config, scheme, kernels=kernels, dtype=torch.float32)
+    assert found == model.weight_bytes()
+
+
+def test_torchaos_int4_for_cuda_takes_what_was_published() -> None:
+    def of(model: str, device: str) -> float:
+        fields: dict[str, Any] = {"kernels": "torchao", "device": device}
+        found = model_bytes(preset(model), "int4wo-64", dtype=torch.bfloat16, **fields)
+        return round(found / 1e9, 2)
+
+    # K = 11008 is padded to 11264 there; Llama-3's K are multiples of 1024.
+    assert of("7B", "cuda") == 3.74 > of("7B", "cpu")
+    assert of("Llama-3-8B", "cuda") == 4.22 == of("Llama-3-8B", "cpu")
+
+
+def test_autoquant_is_predicted_as_the_least_it_can_choose() -> None:
+    for name, least in (("autoquant", "int8wo"), ("autoquant-int4", "int4wo-64")):
+        found = model_bytes(SMALL, name, dtype=torch.bfloat16, device="cuda")
+        assert found == model_bytes(SMALL, least, dtype=torch.bfloat16)
+
+
+def test_every_size_is_the_published_one_within_a_percent() -> None:
+    for size in sizes.sizes():
+        found = size.comparable_bytes / 1e9
+        assert found == pytest.approx(size.published_gb, rel=0.01), size
+        assert size.lean_bytes <= size.comparable_bytes, size
+    assert sizes.documented() == sizes.markdown(), (
+        "python -m scripts.doc_tables sizes --write"
+    )
+    with_layout = {
+        size.scheme for size in sizes.sizes() if size.reference_bytes is not None
+    }
+    assert with_layout == {"uintx-4-64", "uintx-2-8", "sparse-marlin"}
+    wanted = {*with_layout, None, "int8wo", "int8dq", "int4wo-64", "fp6"}
+    for model in sizes.MODELS:
+        assert wanted == {size.scheme for size in sizes.sizes() if size.model == model}
