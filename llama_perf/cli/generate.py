@@ -163,9 +163,8 @@ def _measure(
     from llama_perf.cli.generate_output import memory_profile, print_sample, profile
     from llama_perf.devices.device import check_device
     from llama_perf.llama.compiler import compiler_settings
-    from llama_perf.measure.memory import MemoryMeter
     from llama_perf.measure.prepare import prepare
-    from llama_perf.measure.timing import measure
+    from llama_perf.measure.timing import MemoryMeter, measure
     from llama_perf.report.autoquant_table import choice_table
 
     samples: list[Sample] = []

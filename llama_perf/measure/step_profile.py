@@ -1,7 +1,9 @@
 """The work of a decode step by time: operators on a CPU, kernels on a GPU.
 
 Taken outside the samples, by PyTorch's profiler. The times are a profiler's, longer
-than those that are measured: they show where a step's time goes. The calls are exact.
+than those that are measured: they show where a step's time goes. The calls are exact,
+and so are the bytes of a CPU's tensors: it also sees what an operator allocates and
+frees again.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 4
 _MAX_OPERATORS = 12
+# The prefill's token and a step's: later steps allocate the same again.
+_TOKENS = 2
 
 
 @cache
@@ -85,3 +90,22 @@ def _summary(events: Sequence[Any], steps: int) -> StepWork:
         ms=sum(operator.ms for operator in times),
         operators=tuple(times[:_MAX_OPERATORS]),
     )
+
+
+def allocated_peak_bytes(prepared: Prepared) -> int:
+    """Weights, caches and the most besides in a generation of two tokens, on a CPU.
+
+    Call it after the warm-up: it does not see what is allocated only once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
+    with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:
+        prepared.generate(generator, max_new_tokens=count)
+    recorded: Any = profiler.profiler
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in recorded.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
+    return prepared.engine.memory_bytes() + working_bytes

@@ -1,6 +1,9 @@
 """Prepared -> Measurement: warm-up, timed generations, memory.
 
-Times are read on the device: by CUDA events there, by the host's clock on a CPU.
+Times are read on the device: by CUDA events there, by the host's clock on a CPU. On a
+CPU the resident set is counted over its size once the row is gone: libraries loaded and
+code compiled on the way stay behind and are not the row's. It differs by tens of
+megabytes between processes that do the same; the bytes that tensors ask for do not.
 Knows no baseline.
 """
 
@@ -17,9 +20,8 @@ from torch import Tensor
 from llama_perf.devices.device import device_of
 from llama_perf.errors import ThrottledError
 from llama_perf.measure.gpu_state import GpuWatch
-from llama_perf.measure.memory import MemoryMeter, allocated_peak_bytes
 from llama_perf.measure.prepare import Prepared
-from llama_perf.measure.step_profile import step_work
+from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
 from llama_perf.measure.value_check import check_values, warm_up
 from llama_perf.results.measurement import (
     GB,
@@ -33,6 +35,36 @@ from llama_perf.rows.spec import RowSpec
 Progress = Callable[[str], None]
 MIN_SAMPLES = 3
 """Samples that a row takes whatever its budget, where it asks for as many."""
+
+
+class MemoryMeter:
+    """Peaks of one row. Create it before the row takes any memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device_of(device)
+        self._device.release_memory()
+        self._base_bytes = self._device.retained_bytes()
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        """Start a new peak from what is in use now."""
+        self._device.reset_peak()
+
+    def peak_bytes(self) -> int:
+        """CUDA: `max_memory_reserved()`, as in the reference; CPU: resident growth."""
+        return max(self._device.peak_bytes() - self._base_bytes, 0)
+
+    def retained_bytes(self) -> int:
+        """What the process retained once the row is gone; ask after dropping it.
+
+        Part of `peak_bytes()` that the row did not cause. 0 on CUDA.
+        """
+        self._device.release_memory()
+        return self._device.retained_bytes() - self._base_bytes
+
+    def peak_allocated_bytes(self) -> int | None:
+        """CUDA: `max_memory_allocated()`; None on CPU."""
+        return self._device.peak_allocated_bytes()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

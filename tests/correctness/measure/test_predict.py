@@ -21,10 +21,9 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.presets import preset
 from llama_perf.llama.sampling import Sampling, sample
 from llama_perf.llama.transformer import tensor_bytes
-from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import predict_row, prepare
-from llama_perf.measure.timing import measure
+from llama_perf.measure.timing import MemoryMeter, measure
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables import peaks, sizes

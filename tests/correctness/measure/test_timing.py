@@ -14,10 +14,9 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
-from llama_perf.measure.memory import MemoryMeter, allocated_peak_bytes
 from llama_perf.measure.prepare import Prepared, predict_row, prepare
-from llama_perf.measure.step_profile import load_profiler
-from llama_perf.measure.timing import MeasureOptions, Sample, measure, more_samples
+from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
+from llama_perf.measure.timing import MeasureOptions, MemoryMeter, Sample, measure
 from llama_perf.report.markdown import as_markdown
 from llama_perf.report.text import as_text
 from llama_perf.results.measurement import Measurement
@@ -51,7 +50,7 @@ def taken(seconds: float, *, most: int, budget_s: float | None) -> int:
     return next(
         count
         for count in counts
-        if not more_samples([sample] * count, limit=most, budget_s=budget_s)
+        if not measuring.more_samples([sample] * count, limit=most, budget_s=budget_s)
     )
 
 
