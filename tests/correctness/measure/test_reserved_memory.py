@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock, call
 
 import pytest
 import torch
@@ -226,29 +226,17 @@ def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
 def test_on_a_card_work_is_in_a_pool_and_what_is_kept_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entered: list[object] = []
-
-    @contextmanager
-    def used(pool: object) -> Iterator[None]:
-        entered.append(pool)
-        yield
-        entered.append(None)
-
-    monkeypatch.setattr(torch.cuda, "MemPool", object)
-    monkeypatch.setattr(torch.cuda, "use_mem_pool", used)
-    monkeypatch.setattr(
-        memory_segments,
-        "move_to_own_memory",
-        lambda _module, room_for: entered.append(room_for),
-    )
-    on_card = memory_segments.ScratchPool(CARD)
-    with on_card.allocate():
-        pass
-    on_card.move_out(nn.Linear(2, 2), room_for=3)
-    assert entered == [on_card._pool, None, 3]
-    entered.clear()
-    elsewhere = memory_segments.ScratchPool(torch.device("cpu"))
-    with elsewhere.allocate():
-        pass
-    elsewhere.move_out(nn.Linear(2, 2))
-    assert entered == []
+    seen, linear = MagicMock(), nn.Linear(2, 2)
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", seen.use)
+    monkeypatch.setattr(memory_segments, "move_to_own_memory", seen.move)
+    entered = [call.use("pool"), call.use().__enter__()]
+    on_card = [*entered, call.use().__exit__(None, None, None)]
+    on_card.append(call.move(linear, room_for=3))
+    for device, calls in ((CARD, on_card), (torch.device("cpu"), [])):
+        seen.reset_mock()
+        scratch = memory_segments.ScratchPool(device)
+        with scratch.allocate():
+            pass
+        scratch.move_out(linear, room_for=3)
+        assert seen.mock_calls == calls
