@@ -167,11 +167,10 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
     scratch_pool = Mock(return_value=nowhere)
     monkeypatch.setattr(load, "ScratchPool", scratch_pool)
     reader = tiny_weights()
-    unknown: dict[str, Any] = dict.fromkeys(("torch", "torchao", "llama_perf"))
+    saved: dict[str, Any] = dict.fromkeys(("torch", "torchao", "llama_perf"))
+    saved |= {"weights": "synthetic", "dtype": "float32", "device": "cpu"}
     kernels = None if scheme is None else "native"
-    reader.saved = Saved(
-        weights="", scheme=scheme, kernels=kernels, dtype="", device="cpu", **unknown
-    )
+    reader.saved = Saved(scheme=scheme, kernels=kernels, **saved)
     load.build_model(reader, dtype=torch.float32, device=META)
     scratch_pool.assert_called_once_with(where)
 
