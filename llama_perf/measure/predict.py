@@ -23,15 +23,8 @@ from llama_perf.rows.spec import RowSpec
 Shapes = dict[str, tuple[int, ...]]
 """(N, K) of weights, by name."""
 
-# Bits of a code in a native scheme with one float32 scale a row.
-_ROW_SCALED_BITS = {
-    "int8wo": 8,
-    "int8dq": 8,
-    "float8wo": 8,
-    "float8dq-row": 8,
-    "float8dq-tensor": 8,
-    "fp6": 6,
-}
+# Native schemes with codes of 8 bits and one float32 scale a row.
+_ROW_SCALED = ("int8wo", "int8dq", "float8wo", "float8dq-row", "float8dq-tensor")
 # sparse-marlin: two of four weights, 4 bits and a position of 2 bits each; groups of
 # 128 weights.
 _SPARSE_BITS, _SPARSE_GROUP = 6, 128
@@ -73,13 +66,10 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
     dtype: torch.dtype = getattr(torch, row.dtype)
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
+    kernels, device, scheme = row.kernels, row.device, row.quantization
     return Prediction(
         model_size_bytes=model_bytes(
-            config,
-            row.quantization,
-            kernels=row.kernels,
-            dtype=dtype,
-            device=row.device,
+            config, scheme, kernels=kernels, dtype=dtype, device=device
         ),
         embedding_bytes=0 if tied else embedding,
         cache_bytes=_cache_bytes(config, row),
@@ -140,8 +130,8 @@ def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
     """Bytes of a weight (rows, columns): codes, scales and zero points."""
     # Rows are packed sixteen together; a word has 4 bytes.
     rows = _padded(rows, LANES)
-    if (bits := _ROW_SCALED_BITS.get(scheme.family)) is not None:
-        return rows * 4 * (words(bits, columns) + 1)
+    if scheme.family == "fp6" or scheme.family in _ROW_SCALED:
+        return rows * 4 * (words(6 if scheme.family == "fp6" else 8, columns) + 1)
     if scheme.family == "sparse-marlin":
         groups = -(-columns // _SPARSE_GROUP)
         return rows * (4 * words(_SPARSE_BITS, columns // 2) + 2 * groups)

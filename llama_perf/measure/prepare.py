@@ -175,12 +175,8 @@ def predict_row(row: RowSpec) -> Prediction:
     """
     if preset_name(row.model) is not None and not Path(row.model).exists():
         return predict(row, preset(row.model))
-    reader, _ = open_model(
-        row.model,
-        checkpoints=None,
-        dtype=parse_dtype(row.dtype),
-        device=torch.device(row.device),
-    )
+    dtype, device = parse_dtype(row.dtype), torch.device(row.device)
+    reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)
     return predict(_as_run(row, reader), reader.config)
 
 

@@ -85,14 +85,8 @@ def candidates(unquantized: bool) -> Iterator[Choice]:
     """Every launch that is tried; times of 0."""
     units = (16, 32, 64) if unquantized else (32, 64, 128)
     for block_u, splits, warps in combinations(units, _SPLITS, _WARPS):
-        yield Choice(
-            block_u=block_u,
-            splits=splits,
-            warps=warps,
-            stages=_STAGES,
-            us=0.0,
-            rule_us=0.0,
-        )
+        launch = {"block_u": block_u, "splits": splits, "warps": warps}
+        yield Choice(**launch, stages=_STAGES, us=0.0, rule_us=0.0)
 
 
 def best(tried: Sequence[Choice], time: Time) -> Choice | None:

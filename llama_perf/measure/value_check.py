@@ -227,14 +227,8 @@ def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> 
         *rest: Any,
     ) -> Tensor:
         cache, visible = rest
-        wide = KVCache(
-            config,
-            batch_size=len(x),
-            cache_size=end,
-            dtype=torch.float32,
-            device=x.device,
-            kind=kind,
-        )
+        sizes = {"batch_size": len(x), "cache_size": end}
+        wide = KVCache(config, **sizes, dtype=torch.float32, device=x.device, kind=kind)
         if start:
             for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
                 if (filled := getattr(cache, name)) is not None:

@@ -24,18 +24,10 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.weights_samples import all_weights, write_json
+from tests.correctness.support.weights_samples import TINY, all_weights, write_json
 
 # Widths that every scheme's kernels take.
-SMALL = ModelConfig(
-    dim=256,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    intermediate_size=512,
-    vocab_size=512,
-    head_dim=64,
-)
+SMALL = replace(TINY, dim=256, intermediate_size=512, vocab_size=512, head_dim=64)
 # torchao's int4 for CUDA pads a weight's columns to a multiple of 1024.
 WIDE = replace(SMALL, dim=1024, n_heads=16, intermediate_size=1024)
 MODELS = {"small": SMALL, "wide": WIDE}
