@@ -17,7 +17,7 @@ from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
 from llama_perf.rows.spec import KERNELS, RowSpec
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support.schemes import schemes_on
 
@@ -177,7 +177,7 @@ def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> No
 def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
     row = RowSpec(model="stories15M", device="cpu", dtype="float32")
     row = replace(row, max_new_tokens=4, num_samples=1)
-    session = Session(["cpu"], options=RunOptions(damages=("*int8wo*",)))
+    session = Session(["cpu"], options=RunRequest(inject_damage=("*int8wo*",)))
     damaged = session.run_row(replace(row, quantization="int8wo"))
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
