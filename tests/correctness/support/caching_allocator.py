@@ -55,15 +55,11 @@ class Block:
     key: Hashable = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     small: bool
     pool: int
     blocks: list[Block]
-
-    @property
-    def size(self) -> int:
-        return sum(block.size for block in self.blocks)
 
 
 class CachingAllocator:
@@ -74,7 +70,7 @@ class CachingAllocator:
 
     @property
     def reserved(self) -> int:
-        return sum(segment.size for segment in self.segments)
+        return sum(block.size for each in self.segments for block in each.blocks)
 
     @property
     def live(self) -> int:
