@@ -22,13 +22,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling, sample
 from llama_perf.llama.transformer import Transformer
-from tests.correctness.support.device_samples import (
-    PROMPT,
-    TIE,
-    available,
-    device,
-    small_model,
-)
+from tests.correctness.support.device_samples import PROMPT, TIE, device, small_model
 from tests.correctness.support.waiting import refusing_to_wait
 
 __all__ = ["device"]  # A fixture.
@@ -193,15 +187,17 @@ def test_replays_neither_wait_nor_allocate(model: Transformer) -> None:
         assert before == after
 
 
-@pytest.mark.cuda
-def test_memory_is_given_back_with_the_engine() -> None:
-    # A CPU keeps no graphs: nothing is held beside the engine's tensors.
-    device = available("cuda")
-    model, held = small_model(device), []
+# A CPU keeps no graphs: nothing is held beside the engine's tensors.
+on_card = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+@pytest.mark.parametrize("device", [on_card], indirect=True)
+def test_memory_is_given_back_with_the_engine(model: Transformer) -> None:
+    held = []
     for _ in range(2):
         generated(engine(model, capture=True))
         torch.cuda.synchronize()
-        held.append(torch.cuda.memory_allocated(device))
+        held.append(torch.cuda.memory_allocated(model.device))
     assert held[0] == held[1]
 
 
