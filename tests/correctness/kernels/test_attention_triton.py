@@ -19,20 +19,11 @@ from tests.correctness.kernels.test_attention import (
     sample_cache,
     split_counter,
 )
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 GROUPS = (1, 3, 4, 8)
 WIDTHS = (64, 128, 24)
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
 
 
 def check(
@@ -95,6 +86,3 @@ def test_a_ragged_batch_in_few_and_many_splits(
     monkeypatch.setattr(launch_attention, "multiprocessors", lambda: 1)
     for group in (1, 3):
         check(kind, torch.float32, group, 64, [SIZE, 1, 65], device)
-
-
-COUNT = len(KINDS) * (len(LENGTHS) + len(GROUPS) + len(LIMITS) + 3)

@@ -14,13 +14,9 @@ from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.rotary import rotary
 from llama_perf.llama.sampling import Sampling, sample
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # More than fits 32 bits.
 SEED = 1234567890123
@@ -28,11 +24,6 @@ SEED = 1234567890123
 VOCABULARY = 4200
 TEMPERATURE = 0.8
 DRAWS = 250
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
 
 
 def room(batch: int, device: torch.device, *, ragged: bool = False) -> DecodeState:
@@ -186,7 +177,3 @@ def test_a_step_starts_from_the_embedding_and_the_angles(
     for angles, wanted in zip((cos, sin), rotary(frequencies, positions), strict=True):
         torch.testing.assert_close(angles, wanted.view(2, 24), rtol=0, atol=1e-6)
     assert filled.tolist() == [6, 131072]
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = 10 + 1 + 2 + 1 + 3 + 1 + 2

@@ -17,8 +17,7 @@ from llama_perf.kernels.row_scaled import INT8
 from tests.correctness.support.interpreter import (
     INTERPRETED,
     device,
-    outside,
-    run_in_the_interpreter,
+    test_in_the_interpreter,
 )
 from tests.correctness.support.kernel_samples import (
     DTYPES,
@@ -36,16 +35,11 @@ from tests.correctness.support.kernel_samples import (
     with_special_rows,
 )
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 # (M, N, K): a product of few tokens and one of many, off every tile's size; the last
 # two for sums of several splits and steps.
 SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
 LONG = ((1, 16, 4096), (17, 20, 640))
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
 
 
 def by_triton(packed: Sample, device: torch.device) -> Tensor:
@@ -175,6 +169,3 @@ def test_a_sparse_weight_whose_last_group_is_short(
 ) -> None:
     for tokens in (1, 10):
         check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
-
-
-COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 3 * 2 + 4

@@ -24,19 +24,10 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from tests.correctness.llama.test_fused import SMALL, TURNED, both, check
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 from tests.correctness.support.weights_samples import tiny_weights
 
-__all__ = ["device"]  # A fixture.
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
+__all__ = ["device", "test_in_the_interpreter"]
 
 
 def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
@@ -179,7 +170,3 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     assert actual.codes.dtype == torch.int32
     restored = Int8DynamicWeight(actual.codes, weight.scale, 20, 32, torch.float32)
     assert torch.equal(restored.dequantize(), weight.dequantize())
-
-
-# The tests that pass in the interpreter's process.
-COUNT = 2 + 1 + 1 + 2

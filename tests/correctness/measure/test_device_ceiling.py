@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
@@ -181,18 +182,12 @@ def test_the_kernel_compiles_with_its_dependence_where_the_card_has_it(
     capability: int,
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton.dependent_launch import count
-    from scripts.studies.kernel_resources.resources import Kernel, compile_kernel
+    from llama_perf.kernels.triton.dependent_launch import launch_count
+    from scripts.studies.kernel_resources.resources import compiled
 
+    x = torch.empty(1, dtype=torch.int32, device="meta")
     for dependent in (False, True) if capability >= 90 else (False,):
-        kernel = Kernel(
-            function=count,
-            pointers={"x": "*i32"},
-            sizes={},
-            constants={"DEPENDENT": dependent},
-            warps=1,
-            stages=1,
-        )
-        taken = compile_kernel(kernel, capability)
+        launch = partial(launch_count, x, dependent=dependent)
+        (taken,) = compiled(launch, capability)
         assert taken.spilled_bytes == 0
         assert taken.registers < 32
