@@ -42,6 +42,13 @@ class CachedTensors:
         """The dtype of the codes, None where there are none."""
         return None if self.k_scale is None else self.k.dtype
 
+    @property
+    def pointers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Them as kernels take them: scales that are not there are not read either."""
+        k_scale = self.k if self.k_scale is None else self.k_scale
+        v_scale = self.v if self.v_scale is None else self.v_scale
+        return self.k, self.v, k_scale, v_scale
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
         return CachedTensors(
             k=change(self.k),

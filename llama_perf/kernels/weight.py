@@ -39,12 +39,28 @@ class Packed:
     dynamic: bool = False
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero, in the order in which kernels take them."""
+        return self.codes, self.scale, self.zero
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What a kernel for every weight of this layout knows when it is compiled."""
+        return {
+            "K": self.columns,
+            "WORDS": 0 if self.format == FLOATS else self.codes.shape[1],
+            "BITS": self.bits,
+            "DECODE": self.decode,
+            "GROUP": self.group,
+            "ZERO": self.zero_kind,
+        }
+
+    @property
     def layout(self) -> tuple[object, ...]:
         """All that two weights which one kernel multiplies must have in common."""
-        types = (self.codes.dtype, self.scale.dtype, self.zero.dtype)
-        shape = (self.rows, self.columns, self.codes.shape)
-        decoding = (self.format, self.bits, self.decode, self.group, self.zero_kind)
-        return (*types, *shape, *decoding, self.dynamic)
+        types = [tensor.dtype for tensor in self.tensors]
+        shape = (self.rows, self.codes.shape, self.format, self.dynamic)
+        return (*types, *shape, *self.constants.values())
 
 
 @runtime_checkable

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packing import LANES, UNIT, sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
-from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
@@ -49,13 +48,8 @@ def fused_launch(
         rule,
         grid=(weights * -(-weight.rows // LANES), splits),
         constants={
-            "K": weight.columns,
+            **weight.constants,
             "FORMAT": weight.format,
-            "WORDS": 0 if weight.format == FLOATS else weight.codes.shape[1],
-            "BITS": weight.bits,
-            "DECODE": weight.decode,
-            "GROUP": weight.group,
-            "ZERO": weight.zero_kind,
             "DYNAMIC": _dynamic(weight),
             "SPLITS": splits,
             **rule.constants,
@@ -100,14 +94,6 @@ def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
 def _card_key(device: torch.device) -> str:
     # Every launch asks for it, and a step has hundreds.
     return device_of(device).key
-
-
-def _run(
-    kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
-) -> None:
-    dependent = may_start_early(arguments[0].device)
-    constants["DEPENDENT"] = dependent
-    run(kernel, launch, arguments, dependent=dependent, **constants)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,12 +158,7 @@ def project(
     product is added to that in place. `split_counter`, int32 zeros, at least one for
     sixteen rows, is left zeros. `launch` is how, where the table is not to be asked.
     """
-    launch = launch or launch_here(weight, len(x))
-    out = x.new_empty((len(x), weight.rows)) if residual is None else residual
-    what = KEEP if residual is None else ADD
-    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
-    _project(inputs, (weight, weight), out, what.value, launch)
-    return out
+    return _project(x, (weight,), split_counter, norm, residual, peaks, launch)
 
 
 def project_gated(
@@ -192,68 +173,47 @@ def project_gated(
 ) -> Tensor:
     """As `project`: silu of the product with `gate` times the product with `up`."""
     assert gate.layout == up.layout, "two kinds of weights"
-    launch = launch or launch_here(gate, len(x), weights=2)
-    out = x.new_empty((len(x), gate.rows))
-    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
-    _project(inputs, (gate, up), out, GATE.value, launch)
-    return out
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Inputs:
-    x: Tensor
-    norm: Norm | None
-    peaks: Peaks
-    split_counter: Tensor
+    return _project(x, (gate, up), split_counter, norm, None, peaks, launch)
 
 
 def _project(
-    inputs: _Inputs,
-    weights: tuple[Packed, Packed],
-    out: Tensor,
-    what: int,
-    launch: Launch,
-) -> None:
-    """Both weights are the same one but for a gate."""
-    x, norm, peaks = inputs.x.contiguous(), inputs.norm, inputs.peaks
-    (weight, second), counter = weights, inputs.split_counter
-    tokens, blocks = len(x), -(-weight.rows // LANES)
+    x: Tensor,
+    weights: tuple[Packed, ...],
+    counter: Tensor,
+    norm: Norm | None,
+    residual: Tensor | None,
+    peaks: Peaks,
+    launch: Launch | None,
+) -> Tensor:
+    """By one weight, or by a gate and what it gates."""
+    x, (weight, *others) = x.contiguous(), weights
+    tokens, blocks, products = len(x), -(-weight.rows // LANES), len(weights)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     assert len(counter) >= blocks, f"{len(counter)} counters for {blocks} blocks"
-    products = 2 if what == GATE.value else 1
+    launch = launch or launch_here(weight, tokens, weights=products)
+    out = x.new_empty((tokens, weight.rows)) if residual is None else residual
+    what = GATE if others else KEEP if residual is None else ADD
     parts = _scratch(x, (launch.splits, products, tokens, weight.rows))
     squares = _scratch(x, (launch.splits, products, tokens, blocks))
-    _run(
+    norm_weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
+    # Pointers that the kernel does not read are any of the right dtype.
+    places = (peaks.read, peaks.written, peaks.cleared)
+    read, written, cleared = (counter if place is None else place for place in places)
+    next_norm_weight = x if peaks.next_norm_weight is None else peaks.next_norm_weight
+    inputs = (x, norm_weight, *weight.tensors, *weights[-1].tensors)
+    outputs = (out, read, written, cleared, next_norm_weight)
+    room = (parts, squares, counter)
+    run(
         project_kernel,
         launch,
-        (
-            x,
-            x if norm is None else norm.weight,
-            weight.codes,
-            weight.scale,
-            weight.zero,
-            second.codes,
-            second.scale,
-            second.zero,
-            out,
-            # Pointers that the kernel does not read are any of the right dtype.
-            counter if peaks.read is None else peaks.read,
-            counter if peaks.written is None else peaks.written,
-            counter if peaks.cleared is None else peaks.cleared,
-            x if peaks.next_norm_weight is None else peaks.next_norm_weight,
-            parts,
-            squares,
-            counter,
-            0.0 if norm is None else norm.eps,
-            tokens,
-            weight.rows,
-        ),
+        (*inputs, *outputs, *room, eps, tokens, weight.rows),
         NORM=norm is not None,
-        WHAT=what,
+        WHAT=what.value,
         READS_PEAKS=peaks.read is not None,
         WRITES_PEAKS=peaks.written is not None,
         CLEARED_PEAKS=0 if peaks.cleared is None else peaks.cleared.numel(),
     )
+    return out
 
 
 def project_heads(
@@ -279,37 +239,19 @@ def project_heads(
     q = x.new_empty((tokens, heads, width))
     parts = _scratch(x, (launch.splits, tokens, weight.rows))
     squares = _scratch(x, (launch.splits, tokens, weight.rows // LANES))
-    _run(
+    peaks = split_counter if peaks_in is None else peaks_in
+    inputs = (x, norm.weight, *weight.tensors, placing.cos, placing.sin)
+    outputs = (placing.positions, q, *cache.pointers, peaks)
+    room = (parts, squares, split_counter)
+    sizes = (norm.eps, tokens, weight.rows, size, placing.length)
+    run(
         project_heads_kernel,
         launch,
-        (
-            x,
-            norm.weight,
-            weight.codes,
-            weight.scale,
-            weight.zero,
-            placing.cos,
-            placing.sin,
-            placing.positions,
-            q,
-            cache.k,
-            cache.v,
-            cache.k if cache.k_scale is None else cache.k_scale,
-            cache.v if cache.v_scale is None else cache.v_scale,
-            split_counter if peaks_in is None else peaks_in,
-            parts,
-            squares,
-            split_counter,
-            norm.eps,
-            tokens,
-            weight.rows,
-            size,
-            placing.length,
-        ),
+        (*inputs, *outputs, *room, *sizes),
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=width,
-        BLOCK_D=1 << (width - 1).bit_length(),
+        BLOCK_D=next_power_of_2(width),
         KIND=KINDS[cache.kind],
         RAGGED=placing.positions.ndim == 2,
         READS_PEAKS=peaks_in is not None,

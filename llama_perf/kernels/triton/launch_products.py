@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from llama_perf.kernels.packing import sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
@@ -30,7 +31,7 @@ def few_launch(
     tokens: int, rows: int, columns: int, *, max_units: int = 128, min_units: int = 16
 ) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
-    padded = 1 << (tokens - 1).bit_length()
+    padded = next_power_of_2(tokens)
     block_u = max(max_units // padded, min_units)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
@@ -96,20 +97,16 @@ def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> T
     """
     dtype = dtype or x.dtype
     tokens, columns = x.shape
-    few = tokens <= FEW
-    constants: dict[str, Any] = {"K": columns, "WORDS": weight.codes.shape[1]}
-    tensors: tuple[Tensor, ...] = (weight.codes, weight.scale)
+    few, constants = tokens <= FEW, weight.constants
+    tensors: tuple[Tensor, ...] = weight.tensors
     if weight.format == SPARSE:
         kernel = few_tokens_sparse if few else many_tokens_sparse
         launch = sparse_launch(tokens, weight.rows, columns)
+        constants = {name: constants[name] for name in ("K", "WORDS")}
+        tensors = tensors[:2]
     else:
         kernel = few_tokens if few else many_tokens
         launch = codes_launch(tokens, weight.rows, columns, decode=weight.decode)
-        tensors += (weight.zero,)
-        constants["BITS"] = weight.bits
-        constants["DECODE"] = weight.decode
-        constants["GROUP"] = weight.group
-        constants["ZERO"] = weight.zero_kind
     if not few:
         constants["WIDE"] = INTERPRETED
     splits = launch.splits if few else 1

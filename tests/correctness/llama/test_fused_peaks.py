@@ -98,19 +98,19 @@ def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels.triton import launch_fused
+    from llama_perf.kernels.triton import launch, launch_fused
 
     model = two_layers(torch.float32, device)
     quantized = quantize_model(model, "int8dq", kernels="native")
     modules, fused = both(quantized)
     peaked: list[bool] = []
-    run = launch_fused._run
+    run = launch.run
 
     def spied(*arguments: Any, **more: Any) -> None:
         peaked.append(more["READS_PEAKS"])
         run(*arguments, **more)
 
-    monkeypatch.setattr(launch_fused, "_run", spied)
+    monkeypatch.setattr(launch_fused, "run", spied)
     check(modules, fused, torch.tensor([[3, 1]], device=device), TURNED)
     prompt = [True, False, True, True] * 2 + [False]
     assert peaked == prompt + [True] * len(prompt)
