@@ -28,7 +28,7 @@ _LARGEST = {INT8: 127.0, FP8: 448.0}
 UNIT = {INT8: 1.0, FP8: 256.0}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CachedTensors:
     """Keys and values (B, H, S, D), or their codes with scales (B, H, S)."""
 
@@ -50,12 +50,9 @@ class CachedTensors:
         return self.k, self.v, k_scale, v_scale
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
-        return CachedTensors(
-            k=change(self.k),
-            v=change(self.v),
-            k_scale=None if self.k_scale is None else change(self.k_scale),
-            v_scale=None if self.v_scale is None else change(self.v_scale),
-        )
+        scales = (self.k_scale, self.v_scale)
+        changed = (None if scale is None else change(scale) for scale in scales)
+        return CachedTensors(change(self.k), change(self.v), *changed)
 
     def of(self, rows: slice) -> CachedTensors:
         """Views of some sequences, or after `by_head` of some heads."""

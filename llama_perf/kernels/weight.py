@@ -5,7 +5,7 @@ Knows neither torchao nor Triton: the numbers are those of the kernels' constant
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,7 @@ UNSIGNED, INT8, FP6, FLOAT8 = 0, 1, 2, 3
 """How a code is decoded."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A weight (rows, columns); `codes` of the format FLOATS are the floats themselves.
 
@@ -31,6 +31,7 @@ class Packed:
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    _: KW_ONLY
     format: int = CODES
     bits: int = 8
     decode: int = UNSIGNED
@@ -78,12 +79,5 @@ def of_floats(weight: Tensor) -> Packed:
     """A weight of floats, (N, K)."""
     rows, columns = weight.shape
     weight = weight.detach().contiguous()
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=weight,
-        scale=weight,
-        zero=weight,
-        format=FLOATS,
-        bits=weight.element_size() * 8,
-    )
+    bits = weight.element_size() * 8
+    return Packed(rows, columns, weight, weight, weight, format=FLOATS, bits=bits)

@@ -6,6 +6,8 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 
 from llama_perf.kernels import sparse
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.weight import Packed
 from tests.correctness.support.interpreter import (
     INTERPRETED,
     device,
@@ -25,7 +29,6 @@ from tests.correctness.support.kernel_samples import (
     LLAMA,
     ONE_OF_EACH,
     PATTERNS,
-    ROW_SCALED,
     Format,
     Sample,
     assert_close,
@@ -40,20 +43,24 @@ __all__ = ["device", "test_in_the_interpreter"]
 # two for sums of several splits and steps.
 SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
 LONG = ((1, 16, 4096), (17, 20, 640))
+each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 
 
-def by_triton(packed: Sample, device: torch.device) -> Tensor:
+def by_triton(
+    x: Tensor, weight: Packed, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     from llama_perf.kernels.triton.launch_products import product
 
-    moved = packed.on(device)
-    return product(moved.x, moved.weight).cpu()
+    codes, scale, zero = (tensor.to(device) for tensor in weight.tensors)
+    moved = replace(weight, codes=codes, scale=scale, zero=zero)
+    return product(x.to(device), moved, dtype=dtype).cpu()
 
 
 def check(packed: Sample, device: torch.device) -> None:
-    assert_close(by_triton(packed, device), packed)
+    assert_close(by_triton(packed.x, packed.weight, device), packed)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
+@each_format
 def test_a_product_is_that_of_the_reference(
     format: Format, device: torch.device
 ) -> None:
@@ -61,7 +68,7 @@ def test_a_product_is_that_of_the_reference(
         check(sample(format, shape, DTYPES[index % 3]), device)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
+@each_format
 def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, device: torch.device
 ) -> None:
@@ -69,7 +76,7 @@ def test_special_scales_and_codes_change_their_own_row_only(
         packed = with_special_rows(sample(format, shape, dtype))
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            product = by_triton(packed, device)
+            product = by_triton(packed.x, packed.weight, device)
         assert_special(product, packed)
 
 
@@ -111,8 +118,8 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (tokens, columns), generator=draw, dtype=torch.int8)
     codes = torch.randint(0, 256, (rows, columns), generator=draw)
-    packed, scale = pack(codes, 8), to_lanes(torch.ones(rows))
-    one = torch.ones((tokens, 1))
+    one, packed, scale = torch.ones((tokens, 1)), pack(codes, 8), torch.ones(rows)
+    scale = to_lanes(scale)
     exact = dynamic_reference(INT8, x, one, packed, scale, rows)
     x, one, packed, scale = (it.to(device) for it in (x, one, packed, scale))
     for asm in (False,) if INTERPRETED else (False, True):
@@ -125,8 +132,6 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
 def test_every_code_of_a_float_format(
     name: str, tokens: int, device: torch.device
 ) -> None:
-    from llama_perf.kernels.triton.launch_products import product
-
     format = ROW_SCALED[name]
     count = 2**format.bits
     codes = torch.arange(count, dtype=torch.int32)
@@ -135,32 +140,27 @@ def test_every_code_of_a_float_format(
         codes -= (codes & 127 == 127).int()
     diagonal = torch.zeros((count, count), dtype=torch.int32).fill_diagonal_(1) * codes
     words, scale = pack(diagonal, format.bits), to_lanes(torch.ones(count))
-    weight = format.packed(
-        words.to(device), scale.to(device), rows=count, columns=count
-    )
+    weight = format.packed(count, count, words, scale)
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
-        x = torch.ones((tokens, count), dtype=dtype, device=device)
-        values = product(x, weight, dtype=torch.float32)
-        assert torch.equal(values.cpu(), expected)
+        x = torch.ones((tokens, count), dtype=dtype)
+        assert torch.equal(by_triton(x, weight, device, torch.float32), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels.triton.launch_products import product
-
     # A row for each pattern; token by token another place of the quads is asked for.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
     places = torch.tensor(PATTERNS).repeat(1, 256)
     codes = pack(values | (places << 4), sparse.BITS)
     scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
-    weight = sparse.packed_weight(codes.to(device), scale.to(device), 6, 1024)
+    weight = sparse.packed_weight(6, 1024, codes, scale)
     for quad in (0, 1, 17, 200, 255):
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
         expected = x @ sparse.dequantized(codes, scale, 6, 1024).T
-        assert torch.equal(product(x.to(device), weight).cpu(), expected)
+        assert torch.equal(by_triton(x, weight, device), expected)
 
 
 @pytest.mark.parametrize("columns", [4, 36, 132, 576])
