@@ -108,9 +108,10 @@ class Sample:
         """The weight, float32 (rows, columns)."""
         if self.format.kind:
             return grouped.dequantized(self.weight)
-        row_scaled = ROW_SCALED.get(self.format.name)
-        dequantized = row_scaled.dequantized if row_scaled else sparse.dequantized
-        return dequantized(*self.arguments[1:], self.weight.columns)
+        parts = (*self.arguments[1:], self.weight.columns)
+        if self.format.name == "sparse":
+            return sparse.dequantized(*parts)
+        return ROW_SCALED[self.format.name].dequantized(*parts)
 
     def magnitude(self) -> Tensor:
         """The sum of the terms' magnitudes, which rounding is relative to."""
@@ -163,20 +164,16 @@ def sample(
 
 
 def dynamic_reference(
-    format: RowScaled,
-    x: Tensor,
-    x_scale: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    rows: int,
+    format: RowScaled, x: Tensor, x_scale: Tensor, *weight: Any
 ) -> Tensor:
     """The product of quantized tokens by the formula, with the sums in float64.
 
-    Sums of int8 values are exact in float64.
+    Sums of int8 values are exact in float64. A weight is codes, scale and rows.
     """
+    codes, scale, rows = weight
     values = format.dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
-    sums = (x.double() @ values.double().T).float()
-    return sums * x_scale * scale.flatten()[:rows]
+    row_scales: Tensor = scale.flatten()[:rows]
+    return (x.double() @ values.double().T).float() * x_scale * row_scales
 
 
 def assert_close(product: Tensor, sample: Sample) -> None:
