@@ -8,7 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from llama_perf.kernels.cache_codes import CachedTensors
+from llama_perf.kernels.triton import launch_attention
 from tests.correctness.kernels.test_attention import (
     LENGTHS,
     LIMITS,
@@ -32,14 +35,12 @@ def check(
     width: int = 64,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    from llama_perf.kernels.triton.launch_attention import split_attention
-
     batch = len(lengths)
     cache, counter = sample_cache(kind, batch, 2, width, dtype=dtype)
     q, counter = drawn(batch, 1, 2 * group, width, dtype=dtype), counter.to(device)
     tensors = CachedTensors(*cache).map(lambda tensor: tensor.to(device))
     filled = torch.tensor(lengths, device=device)
-    attended = split_attention(q.to(device), tensors, counter, filled)
+    attended = launch_attention.split_attention(q.to(device), tensors, counter, filled)
     assert_attends(attended.cpu(), q, cache, *lengths)
     assert not counter.any(), "the next call would wait for nobody"
 
@@ -70,8 +71,6 @@ def test_every_dtype(kind: str, dtype: torch.dtype, device: torch.device) -> Non
 def test_a_ragged_batch_in_few_and_many_splits(
     kind: str, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_perf.kernels.triton import launch_attention
-
     monkeypatch.setattr(launch_attention, "_PROGRAMS", programs)
     monkeypatch.setattr(launch_attention, "multiprocessors", lambda: 1)
     for group in (1, 3):

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton
+import triton.language as tl
+
 from llama_perf.kernels.decode_state import DecodeState
+from llama_perf.kernels.triton.launch_sampling import SamplingKernel, launch, start
+from llama_perf.kernels.triton.sampling import exponential
 from llama_perf.llama.rotary import rotary
 from llama_perf.llama.sampling import Sampling, sample
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
@@ -42,8 +49,6 @@ def choose(
     fed: DecodeState | None = None,
 ) -> Tensor:
     """The tokens (B,) that are chosen."""
-    from llama_perf.kernels.triton.launch_sampling import SamplingKernel
-
     fed = fed or room(len(logits), logits.device)
     sampling = SamplingKernel(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
     sampling(logits, fed)
@@ -61,10 +66,26 @@ def some_logits(
     return drawn.to(device, dtype)
 
 
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
+def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Draw with as many programs and sequences as `choose`, float32 (sequences, V)."""
+    part, sequence = tl.program_id(0), tl.program_id(1)
+    number = tl.load(count).to(tl.int32)
+    drawn = exponential(tl.load(seed), part, sequence, number, BLOCK)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + sequence * V + column, drawn, mask=column < V)
+
+
+def exponentials(seed: Tensor, count: int, shape: torch.Size) -> Tensor:
+    """What the token at `count` is drawn by, float32 (B, V)."""
+    out, at = seed.new_empty(shape, dtype=torch.float32), torch.full_like(seed, count)
+    grid = (-(-shape[1] // 2048), shape[0])
+    draw[grid](out, seed, at, shape[1], BLOCK=2048, num_warps=8)
+    return out
+
+
 def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tensor:
     """Which tokens are drawn, by `sample` over the kernel's own numbers."""
-    from tests.correctness.support.drawn_numbers import exponentials
-
     tokens, sampling = [], Sampling(temperature=TEMPERATURE, top_k=top_k)
     for count in range(rounds):
         drawn = exponentials(seed, count, logits.shape)
@@ -97,8 +118,6 @@ def test_the_race_is_that_of_the_operators(
 
 
 def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None:
-    from tests.correctness.support.drawn_numbers import exponentials
-
     seed = torch.tensor([SEED], device=device)
     shape = torch.Size((4, 16384))
     drawn = exponentials(seed, 0, shape)
@@ -147,9 +166,6 @@ def test_logits_that_are_no_numbers_end_too(value: float, device: torch.device) 
 
 
 def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton.launch_sampling import launch
-
     for vocabulary, max_top_k in ((32000, 1024), (128256, 512)):
         for top_k in (max_top_k, max_top_k + 1):
             sizes = {"vocabulary": vocabulary, "top_k": top_k}
@@ -161,8 +177,6 @@ def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
 def test_a_step_starts_from_the_embedding_and_the_angles(
     ragged: bool, device: torch.device
 ) -> None:
-    from llama_perf.kernels.triton.launch_sampling import start
-
     generator = torch.Generator().manual_seed(1)
     embedding = torch.randn(20, 1100, generator=generator).to(device, torch.bfloat16)
     frequencies = torch.rand(24, generator=generator).to(device)

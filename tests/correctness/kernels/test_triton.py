@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from llama_perf.kernels import sparse
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
 from llama_perf.kernels.weight import Packed
 from tests.correctness.support.interpreter import (
     INTERPRETED,
@@ -49,8 +52,6 @@ each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 def by_triton(
     x: Tensor, weight: Packed, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
-    from llama_perf.kernels.triton.launch_products import product
-
     codes, scale, zero = (tensor.to(device) for tensor in weight.tensors)
     moved = replace(weight, codes=codes, scale=scale, zero=zero)
     return product(x.to(device), moved, dtype=dtype).cpu()
@@ -76,8 +77,8 @@ def test_special_scales_and_codes_change_their_own_row_only(
         packed = with_special_rows(sample(format, shape, dtype))
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            product = by_triton(packed.x, packed.weight, device)
-        assert_special(product, packed)
+            special = by_triton(packed.x, packed.weight, device)
+        assert_special(special, packed)
 
 
 @pytest.mark.parametrize("shape", LLAMA, ids=str)
@@ -112,8 +113,6 @@ def test_a_long_row_in_several_steps_and_splits(
 
 @pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
 def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) -> None:
-    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
-
     tokens, rows, columns = shape
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (tokens, columns), generator=draw, dtype=torch.int8)
