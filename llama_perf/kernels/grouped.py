@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.cpu.one_token import by_stretches, fused_here, unit_sums
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import (
     LANES,
     UNIT,
@@ -102,7 +102,7 @@ def grouped_weight_op(
         some = (codes[blocks], scale[blocks], zero[blocks])
         return _blocks(*some, columns, bits, kind)
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    return many_tokens.by_unpacked_blocks(x, codes, rows, dequantize)
 
 
 @grouped_weight_op.register_fake

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels.cpu.one_token import by_stretches, fused_here
+from llama_perf.kernels.cpu.many_tokens import by_unpacked_blocks
+from llama_perf.kernels.cpu.one_token import fused_here
 from llama_perf.kernels.packing import (
     UNIT,
     from_lanes,
@@ -84,7 +85,7 @@ def sparse_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tens
     def dequantize(blocks: slice) -> Tensor:
         return _blocks(codes[blocks], scale[blocks], columns)
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    return by_unpacked_blocks(x, codes, rows, dequantize)
 
 
 @sparse_weight_op.register_fake

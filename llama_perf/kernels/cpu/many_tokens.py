@@ -1,9 +1,9 @@
-"""Products with packed weights in plain torch, without a compiler: several tokens.
+"""Products with packed weights in plain torch, without a compiler.
 
 The codes are multiplied in the order in which the words of `packing` have them, slot
 by slot: a word is taken apart by shifts and masks of entire tensors, and the tokens'
-columns are put into the same order, which costs little since they are few. Knows
-codes, not scales.
+columns are put into the same order, which costs little since they are few. Where that
+does not apply, some rows at a time are unpacked. Knows codes, not scales.
 
 Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, b those at
 a time, W words, S slots of a word, one for each column it holds.
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from llama_perf.kernels.packing import LANES
 
-# Weights at a time: as float32 they fit the cache that the cores share.
+# Weights at a time: as float32 they fit the cache that the cores share. Of those that
+# are unpacked, about what a core's second-level cache holds.
 _STRETCH = 1 << 20
+_UNPACKED = 1 << 18
 _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
 # The sign of the upper of two bytes side by side.
 _UPPER_SIGNS = 0x80008000 - (1 << 32)
@@ -41,14 +43,36 @@ def by_blocks(
     multiply: Callable[[slice], Tensor],
     *,
     dtype: torch.dtype = torch.float32,
+    step: int | None = None,
 ) -> Tensor:
     """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which returns (b, M, 16)."""
     out = packed.new_empty((tokens, len(packed), LANES), dtype=dtype)
-    step = _at_a_time(columns)
+    step = step or _at_a_time(columns)
     for start in range(0, len(packed), step):
         blocks = slice(start, start + step)
         out[:, blocks] = multiply(blocks).transpose(0, 1)
     return out.flatten(1)
+
+
+def by_unpacked_blocks(
+    x: Tensor, packed: Tensor, rows: int, dequantize: Callable[[slice], Tensor]
+) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype.
+
+    `dequantize(blocks)` gives the weight of those blocks, a new float32 (b, K, 16).
+    """
+    (tokens, columns), wide = x.shape, x.float()
+
+    def multiply(blocks: slice) -> Tensor:
+        weight = dequantize(blocks)
+        if tokens == 1:
+            return weight.mul_(wide.view(1, columns, 1)).sum(1, keepdim=True)
+        flat = wide @ weight.permute(1, 0, 2).reshape(columns, -1)
+        return flat.view(tokens, -1, LANES).transpose(0, 1)
+
+    step = max(_UNPACKED // (columns * LANES), 1)
+    out = by_blocks(tokens, packed, columns, multiply, step=step)
+    return out[:, :rows].to(x.dtype).contiguous()
 
 
 def product(x: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels import grouped, int8_dynamic, row_scaled, sparse
-from llama_perf.kernels.cpu import many_tokens, one_token
+from llama_perf.kernels.cpu import many_tokens
 from llama_perf.kernels.int8_dynamic import int8_dynamic_op
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 from llama_perf.kernels.row_scaled import INT8
@@ -60,8 +60,8 @@ def test_an_operator_is_the_product_with_the_dequantized_weight(
 def test_many_tokens_and_blocks_beyond_one_stretch(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (one_token, many_tokens):
-        monkeypatch.setattr(module, "_STRETCH", 2 * 16 * 160)
+    for name in ("_STRETCH", "_UNPACKED"):
+        monkeypatch.setattr(many_tokens, name, 2 * 16 * 160)
     for tokens in (5, 40):
         packed = sample(format, (tokens, 75, 160), torch.float32)
         assert_close(packed.product(), packed)
@@ -198,10 +198,3 @@ def test_the_last_group_of_a_sparse_weight_may_be_short(
     assert_close(packed.product(), packed)
     fuse(monkeypatch)
     assert_close(packed.by_function(), packed)
-
-
-def test_a_stretch_is_some_blocks_and_all_stretches_are_all_blocks() -> None:
-    packed = torch.zeros((3000, 1, 16))
-    slices = list(one_token.stretches(packed, 576))
-    assert len(slices) > 1
-    assert [index for part in slices for index in range(3000)[part]] == [*range(3000)]
