@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels import weight
+from llama_perf.kernels.triton.dependent_launch import load_once
 
 UNSIGNED = tl.constexpr(weight.UNSIGNED)
 INT8 = tl.constexpr(weight.INT8)
@@ -35,22 +36,14 @@ def load_unit(codes, base, unit, mask, K: tl.constexpr, BITS: tl.constexpr):
     UNITS: tl.constexpr = (K + 7) // 8
     if BITS == 8:
         first = base + unit * 32
-        a = tl.load(codes + first, mask=mask, other=0, eviction_policy="evict_first")
-        b = tl.load(
-            codes + first + 16, mask=mask, other=0, eviction_policy="evict_first"
-        )
+        a, b = load_once(codes + first, mask), load_once(codes + first + 16, mask)
     else:
         START2: tl.constexpr = UNITS if BITS & 4 else 0
         START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
         a = tl.zeros_like(base + unit).to(tl.int32)
         b = a
         if BITS & 4:
-            a = tl.load(
-                codes + base + unit * 16,
-                mask=mask,
-                other=0,
-                eviction_policy="evict_first",
-            )
+            a = load_once(codes + base + unit * 16, mask)
         if BITS & 2:
             word = tl.load(codes + base + (START2 + unit // 2) * 16, mask=mask, other=0)
             half = word >> (16 * (unit % 2))

@@ -19,13 +19,12 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
-from llama_perf.kernels.triton.dependent_launch import raise_peak
-from llama_perf.kernels.triton.fused_sums import (
-    block_sums,
+from llama_perf.kernels.triton.dependent_launch import (
     last_to_arrive,
     load_part,
-    normalized,
+    raise_peak,
 )
+from llama_perf.kernels.triton.fused_sums import block_sums, normalized
 from llama_perf.kernels.triton.sums import rounded
 
 # WHAT is done with a product.

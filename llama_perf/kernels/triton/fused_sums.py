@@ -48,15 +48,9 @@ def prefetch_and_wait(
 
 @triton.jit
 def token_peak(
-    x,
-    norm_weight,
-    peaks_in,
-    M,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    READS_PEAKS: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
+    x, norm_weight, peaks_in, M, K: tl.constexpr,
+    NORM: tl.constexpr, READS_PEAKS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
     """The largest |x * g| of each token, (TOKENS,), so large that it / 127 is normal.
 
     With READS_PEAKS the kernel in front has written it to `peaks_in`.
@@ -136,26 +130,6 @@ def block_sums(
         if DYNAMIC:
             total *= (largest * (1.0 / 127.0))[:, None]
     return total, squares
-
-
-@triton.jit
-def last_to_arrive(counter, count):
-    """Whether all `count` programs of a group have stored their parts.
-
-    The program that gets True resets the counter for the next launch.
-    """
-    # All threads store before one of them counts.
-    tl.debug_barrier()
-    last = tl.atomic_add(counter, 1) == count - 1
-    if last:
-        tl.store(counter, 0)
-    return last
-
-
-@triton.jit
-def load_part(place, mask):
-    """A part that another program stored, read past the first-level cache."""
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit

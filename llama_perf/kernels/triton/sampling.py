@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.fused_sums import last_to_arrive
+from llama_perf.kernels.triton.dependent_launch import last_to_arrive, load_part
 
 
 @triton.jit
@@ -158,20 +158,10 @@ def choose(
         entry = tl.arange(0, JOINED)
         there = entry < PARTS * SLOTS
         first = sequence * (PARTS * SLOTS)
-        race = tl.load(
-            scores + first + entry,
-            mask=there,
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
+        race = load_part(scores + first + entry, there, float("-inf"))
         winner = tl.argmax(race, axis=0)
         if SELECT:
-            size = tl.load(
-                values + first + entry,
-                mask=there,
-                other=float("-inf"),
-                cache_modifier=".cg",
-            )
+            size = load_part(values + first + entry, there, float("-inf"))
             bound = float("-inf")
             running = True
             while running:

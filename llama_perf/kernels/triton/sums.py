@@ -24,6 +24,7 @@ from llama_perf.kernels.triton.codes import (
     second_slot,
     values,
 )
+from llama_perf.kernels.triton.dependent_launch import load_once
 from llama_perf.kernels.triton.int8_dynamic import dot4
 
 # DYNAMIC, where activations are rounded to int8.
@@ -206,12 +207,8 @@ def float_sums(
     for step in range(STEPS):
         start = (split * STEPS + step) * BLOCK_K
         k = (start + tl.arange(0, BLOCK_K))[None, None, :]
-        w = tl.load(
-            weight + n * K + k,
-            mask=(n < N) & (k < K),
-            other=0.0,
-            eviction_policy="evict_first",
-        )
+        here = (n < N) & (k < K)
+        w = load_once(weight + n * K + k, here)
         inside = (token < M) & (k < K)
         value, squares = load_activation(
             x + token * K, norm_weight, squares, k, inside, NORM
