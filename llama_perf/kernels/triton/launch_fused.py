@@ -12,73 +12,60 @@ from triton import next_power_of_2
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
-from llama_perf.kernels.packing import LANES, UNIT, sparse_values, units
-from llama_perf.kernels.triton.codes import FLOAT8
+from llama_perf.kernels.packing import LANES, UNIT, units
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
 from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 from llama_perf.kernels.triton.launch_attention import KINDS
-from llama_perf.kernels.triton.launch_products import FEW, few_launch
+from llama_perf.kernels.triton.launch_products import (
+    FEW,
+    few_launch,
+    max_units,
+    stored_columns,
+)
 from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
-from llama_perf.kernels.weight import FLOATS, SPARSE, Packed
+from llama_perf.kernels.weight import FLOATS, Packed
 
 
 def fused_launch(
     weight: Packed, tokens: int, *, weights: int = 1, tuned: Choice | None = None
 ) -> Launch:
     """For `tokens` by one weight, or by two alike: as `tuned`, else by a rule."""
-    columns = (
-        sparse_values(weight.columns) if weight.format == SPARSE else weight.columns
-    )
+    columns = stored_columns(weight)
+    floats = weight.format == FLOATS
+    # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB. More sums would
+    # spill registers on sm_80 where units each have a scale and a zero.
+    small = 0 < weight.group <= UNIT
     rule = few_launch(
         tokens,
         weights * weight.rows,
         columns,
-        max_units=_max_units(weight, tokens),
-        min_units=4 if weight.format == FLOATS else 16,
+        max_units=32 if floats else 64 if small else max_units(weight, tokens),
+        min_units=4 if floats else 16,
     )
     block_u, splits = rule.constants["BLOCK_U"], rule.splits
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
+        rule = replace(rule, warps=tuned.warps, stages=tuned.stages)
     steps = -(-units(columns) // block_u)
     split_steps = -(-steps // min(splits, steps))
     splits = -(-steps // split_steps)
+    how_rounded = WRITTEN_OUT if INTERPRETED else BY_DP4A
     return replace(
         rule,
         grid=(weights * -(-weight.rows // LANES), splits),
         constants={
             **weight.constants,
             "FORMAT": weight.format,
-            "DYNAMIC": _dynamic(weight),
+            # The interpreter has no dp4a.
+            "DYNAMIC": how_rounded.value if weight.dynamic else 0,
             "SPLITS": splits,
             **rule.constants,
             "BLOCK_U": block_u,
             "STEPS": split_steps,
         },
-        warps=rule.warps if tuned is None else tuned.warps,
-        stages=rule.stages if tuned is None else tuned.stages,
     )
-
-
-def _dynamic(weight: Packed) -> int:
-    if not weight.dynamic:
-        return 0
-    # The interpreter has no dp4a.
-    return int((WRITTEN_OUT if INTERPRETED else BY_DP4A).value)
-
-
-def _max_units(weight: Packed, tokens: int) -> int:
-    if weight.format == FLOATS:
-        # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
-        return 32
-    # More sums would spill registers: see `codes_launch` and `sparse_launch`; on sm_80
-    # so do units that each have a scale and a zero.
-    small = 0 < weight.group <= UNIT
-    several = weight.decode == FLOAT8.value and tokens > 1
-    if weight.format == SPARSE or small or several:
-        return 64
-    return 128
 
 
 def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
