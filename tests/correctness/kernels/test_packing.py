@@ -20,11 +20,6 @@ BITS = st.integers(1, 8)
 SIZES = st.integers(1, 70)
 
 
-def codes_of(bits: int, rows: int, columns: int, seed: int) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2**bits, (rows, columns), generator=draw, dtype=torch.int32)
-
-
 @given(bits=BITS, rows=SIZES, columns=SIZES, seed=st.integers(0, 99))
 def test_packing_and_unpacking_gives_the_codes_back(
     bits: int, rows: int, columns: int, seed: int
