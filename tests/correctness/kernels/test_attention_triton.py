@@ -26,6 +26,17 @@ from tests.correctness.support.interpreter import device, test_in_the_interprete
 __all__ = ["device", "test_in_the_interpreter"]
 
 
+Case = tuple[int, int, int, torch.dtype]
+FLOAT = torch.float32
+# (group, length, width, dtype): every filled length, group, width and dtype.
+CASES: list[Case] = [
+    *((1, length, 64, FLOAT) for length in LENGTHS),
+    *((3, length, 64, torch.float16) for length in LENGTHS),
+    *((group, 130, width, FLOAT) for group in (1, 3, 4, 8) for width in (64, 128, 24)),
+    *((group, 200, 128, dtype) for group in (1, 4) for dtype in LIMITS),
+]
+
+
 def check(
     kind: str,
     group: int,
@@ -33,7 +44,7 @@ def check(
     device: torch.device,
     *,
     width: int = 64,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = FLOAT,
 ) -> None:
     batch = len(lengths)
     cache, counter = sample_cache(kind, batch, 2, width, dtype=dtype)
@@ -46,24 +57,10 @@ def check(
 
 
 @each_kind
-@pytest.mark.parametrize("length", LENGTHS)
-def test_every_filled_length(kind: str, length: int, device: torch.device) -> None:
-    for group, dtype in ((1, torch.float32), (3, torch.float16)):
-        check(kind, group, [length], device, dtype=dtype)
-
-
-@each_kind
-@pytest.mark.parametrize("group", [1, 3, 4, 8])
-def test_every_group_and_width(kind: str, group: int, device: torch.device) -> None:
-    for width in (64, 128, 24):
-        check(kind, group, [130], device, width=width)
-
-
-@each_kind
-@pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_every_dtype(kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    for group in (1, 4):
-        check(kind, group, [200], device, width=128, dtype=dtype)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_sequence(kind: str, case: Case, device: torch.device) -> None:
+    group, length, width, dtype = case
+    check(kind, group, [length], device, width=width, dtype=dtype)
 
 
 @each_kind

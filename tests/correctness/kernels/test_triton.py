@@ -33,7 +33,6 @@ from tests.correctness.support.kernel_samples import (
     ONE_OF_EACH,
     PATTERNS,
     Format,
-    Sample,
     assert_close,
     assert_special,
     dynamic_reference,
@@ -42,11 +41,24 @@ from tests.correctness.support.kernel_samples import (
 )
 
 __all__ = ["device", "test_in_the_interpreter"]
-# (M, N, K): a product of few tokens and one of many, off every tile's size; the last
-# two for sums of several splits and steps.
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+# Products of few tokens and of many, off every tile's size.
 SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
+# Sums of several splits and steps.
 LONG = ((1, 16, 4096), (17, 20, 640))
-each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
+# Columns of a sparse weight whose last group is short.
+SHORT = (4, 36, 132, 576)
+EACH = ONE_OF_EACH
+Case = tuple[Format, tuple[int, int, int], torch.dtype]
+CASES: list[Case] = [
+    *((it, SHAPES[index], DTYPES[index % 3]) for it in FORMATS for index in range(4)),
+    *((EACH[index % 5], (1, *shape), BFLOAT) for index, shape in enumerate(LLAMA)),
+    *((EACH[index % 5], (17, *shape), BFLOAT) for index, shape in enumerate(LLAMA)),
+    *((it, (m, 33, 64), dtype) for it in EACH for m in (2, 10) for dtype in DTYPES),
+    *((it, (m, 17, 64), FLOAT) for it in EACH for m in range(1, 18)),
+    *((it, shape, FLOAT) for it in EACH[1:] for shape in LONG),
+    *((FORMATS[-1], (m, 17, columns), HALF) for columns in SHORT for m in (1, 10)),
+]
 
 
 def by_triton(
@@ -57,19 +69,14 @@ def by_triton(
     return product(x.to(device), moved, dtype=dtype).cpu()
 
 
-def check(packed: Sample, device: torch.device) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda it: f"{it[0].name}-{it[1]}-{it[2]}")
+def test_a_product_is_that_of_the_reference(case: Case, device: torch.device) -> None:
+    format, shape, dtype = case
+    packed = sample(format, shape, dtype, seed=shape[0])
     assert_close(by_triton(packed.x, packed.weight, device), packed)
 
 
-@each_format
-def test_a_product_is_that_of_the_reference(
-    format: Format, device: torch.device
-) -> None:
-    for index, shape in enumerate(SHAPES):
-        check(sample(format, shape, DTYPES[index % 3]), device)
-
-
-@each_format
+@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, device: torch.device
 ) -> None:
@@ -79,36 +86,6 @@ def test_special_scales_and_codes_change_their_own_row_only(
         with np.errstate(invalid="ignore"):
             special = by_triton(packed.x, packed.weight, device)
         assert_special(special, packed)
-
-
-@pytest.mark.parametrize("shape", LLAMA, ids=str)
-def test_the_shapes_of_llama_models_scaled_down(
-    shape: tuple[int, int], device: torch.device
-) -> None:
-    format = ONE_OF_EACH[LLAMA.index(shape) % len(ONE_OF_EACH)]
-    for tokens in (1, 17):
-        check(sample(format, (tokens, *shape), torch.bfloat16), device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
-    for format in ONE_OF_EACH:
-        for shape in ((2, 33, 64), (10, 33, 64)):
-            check(sample(format, shape, dtype), device)
-
-
-@pytest.mark.parametrize("tokens", range(1, 18))
-def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
-    for format in ONE_OF_EACH:
-        check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
-
-
-@pytest.mark.parametrize("shape", LONG, ids=str)
-def test_a_long_row_in_several_steps_and_splits(
-    shape: tuple[int, int, int], device: torch.device
-) -> None:
-    for format in ONE_OF_EACH[1:]:
-        check(sample(format, shape, torch.float32), device)
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
@@ -160,11 +137,3 @@ def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) ->
             x[token, 4 * quad + token % 4] = token + 1
         expected = x @ sparse.dequantized(codes, scale, 6, 1024).T
         assert torch.equal(by_triton(x, weight, device), expected)
-
-
-@pytest.mark.parametrize("columns", [4, 36, 132, 576])
-def test_a_sparse_weight_whose_last_group_is_short(
-    columns: int, device: torch.device
-) -> None:
-    for tokens in (1, 10):
-        check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
