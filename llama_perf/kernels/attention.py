@@ -105,11 +105,10 @@ def _decode_codes(q: Tensor, cache: CachedTensors) -> Tensor:
     # One part needs no copy.
     one = len(scores_of_parts) == 1
     scores = scores_of_parts[0] if one else torch.cat(scores_of_parts, -1)
-    assert cache.k_scale is not None, "keys without scales"
-    assert cache.v_scale is not None, "values without scales"
+    _, _, k_scale, v_scale = cache.pointers
     unit = cache_codes.UNIT[cache.k.dtype]
-    scores.mul_(cache.k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
-    weights = scores.softmax(-1).mul_(cache.v_scale.unsqueeze(1))
+    scores.mul_(k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
+    weights = scores.softmax(-1).mul_(v_scale.unsqueeze(1))
     first, *others = _stretches(length, step)
     out = torch.bmm(weights[:, :, first], decoded(cache.v[:, first]))
     for stretch in others:

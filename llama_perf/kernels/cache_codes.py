@@ -67,13 +67,9 @@ class CachedTensors:
         self, positions: slice, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (N, L, D) of `positions` after `by_head`, from codes."""
-        assert self.k_scale is not None, "keys without scales"
-        assert self.v_scale is not None, "values without scales"
-        k, v = (
-            dequantized_by_positions(codes[:, positions], scale[:, positions], dtype)
-            for codes, scale in ((self.k, self.k_scale), (self.v, self.v_scale))
-        )
-        return k, v
+        k, v, k_scale, v_scale = (tensor[:, positions] for tensor in self.pointers)
+        keys = dequantized_by_positions(k, k_scale, dtype)
+        return keys, dequantized_by_positions(v, v_scale, dtype)
 
 
 def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

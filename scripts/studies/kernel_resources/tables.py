@@ -7,7 +7,7 @@ dependent launches. Says nothing of speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product as pairs
@@ -19,7 +19,7 @@ from torch import Tensor
 from llama_perf.kernels import cache_codes, grouped, weight
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.packing import LANES, sparse_values, words
-from llama_perf.kernels.triton.launch_attention import KINDS, split_attention
+from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_fused import (
     Norm,
     Peaks,
@@ -30,6 +30,7 @@ from llama_perf.kernels.triton.launch_fused import (
 )
 from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
 from llama_perf.kernels.weight import Packed
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import (
     Place,
@@ -46,7 +47,8 @@ MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 TOKENS = (1, 6, 64)
 POSITIONS = 131072
 KERNELS = ("heads", "add", "gate")
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = ("bfloat16", "float16", "float32")
+CACHES = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 Work = Callable[[], object]
 
 
@@ -126,9 +128,9 @@ def launch_fused(
     *,
     model: str = MODELS[1],
     tokens: int = 1,
-    kind: torch.dtype | None = None,
+    kind: str = "unquantized",
 ) -> None:
-    """One of KERNELS in a layer; `kind` is that of the cache."""
+    """One of KERNELS in a layer; `kind` is one of CACHES."""
     config = preset(model)
     dim, hidden, width = config.dim, config.intermediate_size, config.head_dim
     rows, columns = {
@@ -144,7 +146,7 @@ def launch_fused(
         angles = empty(tokens, width // 2, dtype=torch.float32)
         positions = empty(tokens, dtype=torch.int64)
         placing = Placing(positions=positions, cos=angles, sin=angles, length=tokens)
-        cache = _cache(model, 300, torch.bfloat16, kind)
+        cache = _cache(config, 300, kind)
         heads = partial(project_heads, norm=norm, placing=placing, cache=cache)
         heads(x, linear, counter, peaks_in=peaks)
     elif kernel == "add":
@@ -158,16 +160,16 @@ def launch_fused(
 
 def _every_fused_kernel(name: str, tokens: int) -> None:
     for model, kernel in pairs(MODELS, KERNELS):
-        for kind in KINDS if kernel == "heads" else (None,):
+        for kind in CACHES if kernel == "heads" else ("unquantized",):
             launch_fused(name, kernel, model=model, tokens=tokens, kind=kind)
 
 
-def launch_attention(model: str, dtype: torch.dtype, kind: torch.dtype | None) -> None:
+def launch_attention(model: str, dtype: str, kind: str) -> None:
     """For one sequence, with the output projection in bfloat16 to prefetch."""
-    config = preset(model)
+    config, activations = preset(model), getattr(torch, dtype)
     split_attention(
-        empty(1, 1, config.n_heads, config.head_dim, dtype=dtype),
-        _cache(model, POSITIONS, dtype, kind),
+        empty(1, 1, config.n_heads, config.head_dim, dtype=activations),
+        _cache(config, POSITIONS, kind, activations),
         empty(config.n_heads, dtype=torch.int32),
         empty(1, dtype=torch.int64),
         prefetch=empty(config.dim, config.dim),
@@ -175,58 +177,40 @@ def launch_attention(model: str, dtype: torch.dtype, kind: torch.dtype | None) -
 
 
 def _cache(
-    model: str, size: int, dtype: torch.dtype, kind: torch.dtype | None
+    config: ModelConfig, size: int, kind: str, dtype: torch.dtype = torch.bfloat16
 ) -> CachedTensors:
-    config = preset(model)
-    shape = (1, config.n_kv_heads, size)
-    scale = None if kind is None else empty(*shape, dtype=cache_codes.SCALE)
-    values = empty(*shape, config.head_dim, dtype=kind or dtype)
-    return CachedTensors(k=values, v=values, k_scale=scale, v_scale=scale)
+    shape, codes = (1, config.n_kv_heads, size), CACHES[kind]
+    scale = None if codes is None else empty(*shape, dtype=cache_codes.SCALE)
+    values = empty(*shape, config.head_dim, dtype=codes or dtype)
+    return CachedTensors(values, values, scale, scale)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table's place, the headers of its first cells, and what a row launches."""
 
     place: Place
     headers: tuple[str, ...]
     rows: Mapping[tuple[str, ...], Work]
-    shared: bool = False
 
 
-def _cache_name(kind: torch.dtype | None) -> str:
-    names = {cache_codes.INT8: "int8", cache_codes.FP8: "fp8", None: "unquantized"}
-    return names[kind]
+def _table(
+    name: str,
+    headers: tuple[str, ...],
+    work: Callable[..., object],
+    *cells: Iterable[Any],
+) -> Table:
+    """With a row for every combination of the cells, with which it calls `work`."""
+    rows = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
+    return Table(place("kernels.md", name), headers, rows)
 
 
+_FORMAT = ("format", "tokens")
+_HEADS = ("heads of", "dtype", "cache")
 TABLES = {
-    "attention": Table(
-        place=place("kernels.md", "attention"),
-        headers=("heads of", "dtype", "cache"),
-        rows={
-            (model, str(dtype).removeprefix("torch."), _cache_name(kind)): partial(
-                launch_attention, model, dtype, kind
-            )
-            for model, dtype, kind in pairs(MODELS, DTYPES, KINDS)
-        },
-        shared=True,
-    ),
-    "fused": Table(
-        place=place("kernels.md", "fused"),
-        headers=("format", "tokens"),
-        rows={
-            (name, str(tokens)): partial(_every_fused_kernel, name, tokens)
-            for name, tokens in pairs(FUSED, TOKENS[:2])
-        },
-    ),
-    "products": Table(
-        place=place("kernels.md", "kernels"),
-        headers=("format", "tokens"),
-        rows={
-            (name, str(tokens)): partial(_every_product, name, tokens)
-            for name, tokens in pairs(PRODUCTS, TOKENS)
-        },
-    ),
+    "attention": _table("attention", _HEADS, launch_attention, MODELS, DTYPES, CACHES),
+    "fused": _table("fused", _FORMAT, _every_fused_kernel, FUSED, TOKENS[:2]),
+    "products": _table("kernels", _FORMAT, _every_product, PRODUCTS, TOKENS),
 }
 
 
@@ -243,7 +227,7 @@ def write(table: Table, names: Collection[str]) -> int:
             launched = compiled(work, capability)
             spilled_bytes = max(one.spilled_bytes for one in launched)
             cell = f"{max(one.registers for one in launched)}, {spilled_bytes}"
-            if table.shared:
+            if "cache" in table.headers:
                 cell += f", {launched[0].shared_bytes / 1024:.0f}"
             cells[row].append(cell)
             if spilled_bytes:
