@@ -85,11 +85,6 @@ def keep(device: str, choices: Mapping[str, Choice], path: Path = FILE) -> None:
 
 
 @cache
-def known_here() -> LaunchTable:
-    """The package's own table, read once."""
-    return read()
-
-
 def chosen(device: str, key: str) -> Choice | None:
     """The choice for a product on that device, None where there is none."""
-    return known_here().devices.get(device, {}).get(key)
+    return read().devices.get(device, {}).get(key)
