@@ -27,7 +27,6 @@ from torch._library.custom_ops import CustomOpDef
 
 from llama_perf.kernels import weight
 from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.cpu.int8_sums import int8_sums
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, parts, unpack
 from llama_perf.kernels.weight import Packed
@@ -187,7 +186,7 @@ INT8 = RowScaled(
     largest=127.0,
     decode=decode_int8,
     kind=weight.INT8,
-    operator=_operator("int8", int8_sums),
+    operator=_operator("int8", many_tokens.int8_sums),
 )
 FP6 = RowScaled(
     bits=6,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -25,34 +26,26 @@ def choose(top_k: int) -> None:
     SamplingKernel(temperature=0.8, top_k=top_k)(tables.empty(1, 128256), fed)
 
 
-CASES: dict[str, tuple[tables.Work, int]] = {
-    **{
-        f"{name}-{tokens}": (
-            partial(tables.launch_product, name, tokens, 4096, 4096),
-            90,
-        )
-        for name in tables.PRODUCTS
-        for tokens in (1, 64)
-    },
-    **{
-        f"{name}-{kernel}": (partial(tables.launch_fused, name, kernel), 90)
-        for name in tables.FUSED[::2]
-        for kernel in tables.KERNELS
-    },
-    **{
-        "-".join(row): (work, 80)
-        for row, work in [*tables.TABLES["attention"].rows.items()][::4]
-    },
+NAMES, FUSED = tables.PRODUCTS, tables.FUSED[::2]
+ATTENTION = list(tables.TABLES["attention"].rows.values())[::4]
+# What launches a kernel, and the architecture.
+CASES = [
+    *((partial(tables.launch_product, it, 1, 4096, 4096), 90) for it in NAMES),
+    *((partial(tables.launch_product, it, 64, 4096, 4096), 90) for it in NAMES),
+    *(
+        (partial(tables.launch_fused, *row), 90)
+        for row in product(FUSED, tables.KERNELS)
+    ),
+    *((work, 80) for work in ATTENTION),
     # The most that are joined are 512.
-    **{
-        f"choose-{top_k}-{capability}": (partial(choose, top_k), capability)
-        for top_k in (200, 512)
-        for capability in tables.CAPABILITIES
-    },
-}
+    *((partial(choose, 200), capability) for capability in tables.CAPABILITIES),
+    *((partial(choose, 512), capability) for capability in tables.CAPABILITIES),
+]
 
 
-@pytest.mark.parametrize(("work", "capability"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("work", "capability"), CASES, ids=lambda it: str(getattr(it, "args", it))
+)
 def test_a_kernel_compiles_without_spills(work: tables.Work, capability: int) -> None:
     (taken,) = resources.compiled(work, capability)
     assert 0 < taken.registers <= 255
