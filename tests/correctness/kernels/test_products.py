@@ -95,7 +95,7 @@ def test_one_token_compiles_to_one_graph(format: Format) -> None:
     torch._dynamo.reset()
     packed = sample(format, (1, 75, 160), torch.float32)
     x, *weight = packed.arguments
-    product = torch.compile(lambda x: format.function(x, *weight), fullgraph=True)
+    product = torch.compile(lambda x: format.by.product(x, *weight), fullgraph=True)
     assert_close(product(x), packed)
     torch._dynamo.reset()
 
@@ -105,10 +105,10 @@ def test_one_token_compiles_to_one_graph(format: Format) -> None:
 def test_opcheck(format: Format, tokens: int) -> None:
     dtype = DTYPES[FORMATS.index(format) % 3]
     arguments = sample(format, (tokens, 20, 64), dtype).arguments
-    torch.library.opcheck(format.operator, arguments, test_utils=CHECKS)
+    torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
     if format.name in row_scaled.FORMATS:
         arguments = (*arguments, torch.float32)
-        torch.library.opcheck(format.operator, arguments, test_utils=CHECKS)
+        torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 
 from llama_perf.kernels import grouped, sparse
-from llama_perf.kernels.grouped import INTEGER, OFFSET, PACKED
+from llama_perf.kernels.grouped import (
+    INTEGER,
+    OFFSET,
+    PACKED,
+    grouped_weight,
+    grouped_weight_op,
+)
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.row_scaled import RowScaled
+from llama_perf.kernels.sparse import sparse_weight, sparse_weight_op
 from llama_perf.kernels.weight import Packed
 
 
@@ -28,24 +34,15 @@ class Format:
     kind: int = 0
 
     @property
-    def operator(self) -> CustomOpDef:
-        """Its operator."""
-        if self.kind:
-            return grouped.grouped_weight_op
-        if self.name == "sparse":
-            return sparse.sparse_weight_op
-        return ROW_SCALED[self.name].operator
-
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        """That which calls the operator or, for one token, may replace it."""
-        if self.kind:
-            return grouped.grouped_weight
-        if self.name == "sparse":
-            return sparse.sparse_weight
-        return ROW_SCALED[self.name].product
+    def by(self) -> Any:
+        """Has its `operator` and `product`, which calls it or may replace it."""
+        return ROW_SCALED.get(self.name) or OTHERS["grouped" if self.kind else "sparse"]
 
 
+OTHERS = {
+    "grouped": SimpleNamespace(operator=grouped_weight_op, product=grouped_weight),
+    "sparse": SimpleNamespace(operator=sparse_weight_op, product=sparse_weight),
+}
 FORMATS = (
     Format("int8", 8),
     Format("fp6", 6),
@@ -97,12 +94,13 @@ class Sample:
 
     def product(self) -> Tensor:
         """By the operator."""
-        product: Tensor = self.format.operator(*self.arguments)
+        product: Tensor = self.format.by.operator(*self.arguments)
         return product
 
     def by_function(self) -> Tensor:
         """By the function that may be an expression of one token."""
-        return self.format.function(*self.arguments)
+        product: Tensor = self.format.by.product(*self.arguments)
+        return product
 
     def dequantized(self) -> Tensor:
         """The weight, float32 (rows, columns)."""
