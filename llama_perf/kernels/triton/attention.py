@@ -31,7 +31,7 @@ FP8 = tl.constexpr(2)
 
 
 @triton.jit
-def cached_values(place, mask, KIND: tl.constexpr, DTYPE: tl.constexpr):
+def cached_values(place, mask, KIND, DTYPE):
     """Values of the cache, or codes as values: of fp8 ones / 256."""
     if KIND == FP8:
         bits = tl.load(place, mask=mask, other=0).to(tl.int8, bitcast=True)
@@ -156,10 +156,8 @@ def write_head_peak(values, place, mask):
 
 @triton.jit
 def join_parts(
-    parts, sums,
-    out, peaks_out, head, active,
-    GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, WRITES_PEAKS: tl.constexpr,
+    parts, sums, out, peaks_out, head, active,
+    GROUP, D, ROWS, BLOCK_D, SPLITS, TOGETHER, WRITES_PEAKS,
 ):  # fmt: skip
     """The first `active` parts of a head into its rows of `out`.
 

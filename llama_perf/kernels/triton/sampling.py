@@ -59,7 +59,7 @@ def start(
 
 
 @triton.jit
-def exponential(seed, stretch, sequence, count, BLOCK: tl.constexpr):
+def exponential(seed, stretch, sequence, count, BLOCK):
     """BLOCK draws from Exp(1), finite and above 0, of Philox at that counter."""
     lane = tl.arange(0, BLOCK // 4)
     none = lane * 0
@@ -76,14 +76,14 @@ def exponential(seed, stretch, sequence, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def ordered(value, SHIFT: tl.constexpr):
+def ordered(value, SHIFT):
     """An int32 in the order of float32 `value`, whose lowest SHIFT bits are 0."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
 
 
 @triton.jit
-def nth_largest(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
+def nth_largest(key, SLOTS, SHIFT):
     """The SLOTS-th largest of `key`."""
     LOWEST: tl.constexpr = -(2 ** (31 - SHIFT))
     bound = tl.where(tl.sum((key >= 0).to(tl.int32)) >= SLOTS, 0, LOWEST)
