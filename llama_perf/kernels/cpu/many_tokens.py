@@ -72,7 +72,7 @@ def by_unpacked_blocks(
         if tokens == 1:
             return weight.mul_(wide.view(1, columns, 1)).sum(1, keepdim=True)
         flat = wide @ weight.permute(1, 0, 2).reshape(columns, -1)
-        return flat.unflatten(1, (-1, LANES)).transpose(0, 1)
+        return flat.view(tokens, len(weight), LANES).transpose(0, 1)
 
     step = max(_UNPACKED // (columns * LANES), 1)
     out = by_blocks(tokens, packed, columns, multiply, step=step)
