@@ -47,14 +47,10 @@ class Packed:
     @property
     def constants(self) -> dict[str, int]:
         """What a kernel for every weight of this layout knows when it is compiled."""
-        return {
-            "K": self.columns,
-            "WORDS": 0 if self.format == FLOATS else self.codes.shape[1],
-            "BITS": self.bits,
-            "DECODE": self.decode,
-            "GROUP": self.group,
-            "ZERO": self.zero_kind,
-        }
+        words = 0 if self.format == FLOATS else self.codes.shape[1]
+        groups = {"GROUP": self.group, "ZERO": self.zero_kind}
+        codes = {"WORDS": words, "BITS": self.bits, "DECODE": self.decode}
+        return {"K": self.columns, **codes, **groups}
 
     @property
     def layout(self) -> tuple[object, ...]:

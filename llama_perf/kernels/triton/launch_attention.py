@@ -50,30 +50,19 @@ def _launch(
     rows = 1 if group == 1 else max(group_rows, 16)
     unit = 1.0 if kind is None else cache_codes.UNIT[kind]
     # The interpreter has no products of bfloat16.
-    multiplied_wide = rows == 1 or INTERPRETED
+    multiplied = tl.float32 if rows == 1 or INTERPRETED else _TYPES[q.dtype]
+    heads_of = {"HEADS": kv_heads, "GROUP": group, "D": width, "RAGGED": ragged}
+    tile = {"ROWS": rows, "GROUP_ROWS": group_rows, "BLOCK": block, "BLOCK_D": block_d}
+    # exp2 stands for exp.
+    scales = {"SCALE": unit * width**-0.5 * 1.4426950408889634, "V_SCALE": unit}
+    # The interpreter of Triton 3.6 needs a bound that is known.
+    steps = -(-blocks // splits) if INTERPRETED else 0
+    together = max(_JOINED // (group_rows * block_d), 1)
+    parts = {"SPLITS": splits, "STEPS": steps, "TOGETHER": together}
+    how = {"LINES": lines, "WRITES_PEAKS": writes_peaks, "KIND": KINDS[kind]}
     return Launch(
         grid=(heads, splits + spare),
-        constants={
-            "HEADS": kv_heads,
-            "LINES": lines,
-            "WRITES_PEAKS": writes_peaks,
-            "RAGGED": ragged,
-            "GROUP": group,
-            "D": width,
-            "KIND": KINDS[kind],
-            "DTYPE": tl.float32 if multiplied_wide else _TYPES[q.dtype],
-            # exp2 stands for exp.
-            "SCALE": unit * width**-0.5 * 1.4426950408889634,
-            "V_SCALE": unit,
-            "ROWS": rows,
-            "GROUP_ROWS": group_rows,
-            "BLOCK": block,
-            "BLOCK_D": block_d,
-            "SPLITS": splits,
-            # The interpreter of Triton 3.6 needs a bound that is known.
-            "STEPS": -(-blocks // splits) if INTERPRETED else 0,
-            "TOGETHER": max(_JOINED // (group_rows * block_d), 1),
-        },
+        constants={**heads_of, **tile, **scales, **parts, **how, "DTYPE": multiplied},
         warps=8 if group > 1 and wide else 4,
         # Two blocks of codes on their way to float32 would spill.
         stages=1 if wide and kind is not None else 2,

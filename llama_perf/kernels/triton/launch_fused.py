@@ -51,20 +51,14 @@ def fused_launch(
     steps = -(-units(columns) // block_u)
     split_steps = -(-steps // min(splits, steps))
     splits = -(-steps // split_steps)
-    how_rounded = WRITTEN_OUT if INTERPRETED else BY_DP4A
+    # The interpreter has no dp4a.
+    dynamic = (WRITTEN_OUT if INTERPRETED else BY_DP4A).value if weight.dynamic else 0
+    how = {"FORMAT": weight.format, "DYNAMIC": dynamic}
+    parts = {"BLOCK_U": block_u, "STEPS": split_steps, "SPLITS": splits}
     return replace(
         rule,
         grid=(weights * -(-weight.rows // LANES), splits),
-        constants={
-            **weight.constants,
-            "FORMAT": weight.format,
-            # The interpreter has no dp4a.
-            "DYNAMIC": how_rounded.value if weight.dynamic else 0,
-            "SPLITS": splits,
-            **rule.constants,
-            "BLOCK_U": block_u,
-            "STEPS": split_steps,
-        },
+        constants=rule.constants | weight.constants | how | parts,
     )
 
 

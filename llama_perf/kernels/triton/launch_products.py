@@ -37,15 +37,10 @@ def few_launch(
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS * multiprocessors() // blocks, 1), steps)
     split_steps = -(-steps // splits)
+    tile = {"BLOCK_U": block_u, "BLOCK_N": _BLOCK_N}
     return Launch(
         grid=(blocks, -(-steps // split_steps)),
-        constants={
-            "TOKENS": padded,
-            "BLOCK_U": block_u,
-            "BLOCK_N": _BLOCK_N,
-            "STEPS": split_steps,
-        },
-        warps=4,
+        constants={"TOKENS": padded, "STEPS": split_steps, **tile},
     )
 
 
@@ -55,16 +50,10 @@ def many_launch(tokens: int, rows: int, columns: int, *, min_units: int = 16) ->
     if min_units > 16:
         # A larger tile of int32 sums spills registers on sm_80.
         block_m = min(block_m, 32)
-    block_n = 64
+    tile = {"BLOCK_M": block_m, "BLOCK_U": min_units, "BLOCK_N": 64}
     return Launch(
-        grid=(-(-rows // block_n), -(-tokens // block_m)),
-        constants={
-            "BLOCK_M": block_m,
-            "BLOCK_U": min_units,
-            "BLOCK_N": block_n,
-            "STEPS": -(-units(columns) // min_units),
-        },
-        warps=4,
+        grid=(-(-rows // 64), -(-tokens // block_m)),
+        constants={**tile, "STEPS": -(-units(columns) // min_units)},
     )
 
 

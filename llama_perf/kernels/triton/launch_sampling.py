@@ -37,17 +37,11 @@ def launch(
     if parts * slots > _JOINED:
         return None
     joined = next_power_of_2(parts * slots)
+    how = {"GREEDY": temperature == 0, "SELECT": select, "SHIFT": _SHIFTS[dtype]}
+    sizes = {"SLOTS": slots, "BLOCK": block, "PARTS": parts, "JOINED": joined}
     return Launch(
         grid=(parts, batch),
-        constants={
-            "GREEDY": temperature == 0,
-            "SELECT": select,
-            "SLOTS": slots,
-            "SHIFT": _SHIFTS[dtype],
-            "BLOCK": block,
-            "PARTS": parts,
-            "JOINED": joined,
-        },
+        constants=how | sizes,
         warps=8 if joined <= 8192 else 16,
         stages=_STAGES,
     )
@@ -116,17 +110,10 @@ def start(
     block = next_power_of_2(width)
     if peaks_out is None:
         block = min(block, _START)
-    how = Launch(
-        grid=(tokens.numel(), -(-width // block)),
-        constants={
-            "D": width,
-            "HALF": half,
-            "WRITES_PEAKS": peaks_out is not None,
-            "BLOCK": block,
-            "BLOCK_H": next_power_of_2(half),
-        },
-        stages=_STAGES,
-    )
+    sizes = {"D": width, "HALF": half, "BLOCK": block, "BLOCK_H": next_power_of_2(half)}
+    grid = (tokens.numel(), -(-width // block))
+    constants = sizes | {"WRITES_PEAKS": peaks_out is not None}
+    how = Launch(grid=grid, constants=constants, stages=_STAGES)
     norms = embedding if norm_weight is None else norm_weight
     peaks = filled if peaks_out is None else peaks_out
     inputs = (tokens, positions, embedding, frequencies, norms)
