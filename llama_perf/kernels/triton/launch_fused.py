@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class Placing:
 
 def project(
     x: Tensor,
-    weight: Packed,
+    weight: Packed | tuple[Packed, Packed],
     split_counter: Tensor,
     *,
     norm: Norm | None = None,
@@ -138,56 +139,30 @@ def project(
     With `norm` it is the product of the normalized x. With `residual`, (M, N), the
     product is added to that in place. `split_counter`, int32 zeros, at least one for
     sixteen rows, is left zeros. `launch` is how, where the table is not to be asked.
+    Two weights are a gate and what it gates: see `project_gated`.
     """
-    return _project(x, (weight,), split_counter, norm, residual, peaks, launch)
-
-
-def project_gated(
-    x: Tensor,
-    gate: Packed,
-    up: Packed,
-    split_counter: Tensor,
-    *,
-    norm: Norm | None = None,
-    peaks: Peaks = NO_PEAKS,
-    launch: Launch | None = None,
-) -> Tensor:
-    """As `project`: silu of the product with `gate` times the product with `up`."""
-    assert gate.layout == up.layout, "two kinds of weights"
-    return _project(x, (gate, up), split_counter, norm, None, peaks, launch)
-
-
-def _project(
-    x: Tensor,
-    weights: tuple[Packed, ...],
-    counter: Tensor,
-    norm: Norm | None,
-    residual: Tensor | None,
-    peaks: Peaks,
-    launch: Launch | None,
-) -> Tensor:
-    """By one weight, or by a gate and what it gates."""
-    x, (weight, *others) = x.contiguous(), weights
-    tokens, blocks, products = len(x), -(-weight.rows // LANES), len(weights)
+    weights = (weight,) if isinstance(weight, Packed) else weight
+    x, first = x.contiguous(), weights[0]
+    tokens, blocks, products = len(x), -(-first.rows // LANES), len(weights)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
-    assert len(counter) >= blocks, f"{len(counter)} counters for {blocks} blocks"
-    launch = launch or launch_here(weight, tokens, weights=products)
-    out = x.new_empty((tokens, weight.rows)) if residual is None else residual
-    what = GATE if others else KEEP if residual is None else ADD
-    parts = _scratch(x, (launch.splits, products, tokens, weight.rows))
-    squares = _scratch(x, (launch.splits, products, tokens, blocks))
+    assert len(split_counter) >= blocks, f"{len(split_counter)} counters for {blocks}"
+    launch = launch or launch_here(first, tokens, weights=products)
+    out = x.new_empty((tokens, first.rows)) if residual is None else residual
+    what = GATE if products > 1 else KEEP if residual is None else ADD
+    shape = (launch.splits, products, tokens)
+    parts = x.new_empty((*shape, first.rows), dtype=torch.float32)
+    squares = x.new_empty((*shape, blocks), dtype=torch.float32)
     norm_weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
     # Pointers that the kernel does not read are any of the right dtype.
     places = (peaks.read, peaks.written, peaks.cleared)
-    read, written, cleared = (counter if place is None else place for place in places)
+    peak_places = [split_counter if place is None else place for place in places]
     next_norm_weight = x if peaks.next_norm_weight is None else peaks.next_norm_weight
-    inputs = (x, norm_weight, *weight.tensors, *weights[-1].tensors)
-    outputs = (out, read, written, cleared, next_norm_weight)
-    room = (parts, squares, counter)
+    inputs = (x, norm_weight, *first.tensors, *weights[-1].tensors)
+    outputs = (out, *peak_places, next_norm_weight, parts, squares, split_counter)
     run(
         project_kernel,
         launch,
-        (*inputs, *outputs, *room, eps, tokens, weight.rows),
+        (*inputs, *outputs, eps, tokens, first.rows),
         NORM=norm is not None,
         WHAT=what.value,
         READS_PEAKS=peaks.read is not None,
@@ -195,6 +170,14 @@ def _project(
         CLEARED_PEAKS=0 if peaks.cleared is None else peaks.cleared.numel(),
     )
     return out
+
+
+def project_gated(
+    x: Tensor, gate: Packed, up: Packed, split_counter: Tensor, **more: Any
+) -> Tensor:
+    """As `project`: silu of the product with `gate` times the product with `up`."""
+    assert gate.layout == up.layout, "two kinds of weights"
+    return project(x, (gate, up), split_counter, **more)
 
 
 def project_heads(
@@ -211,35 +194,28 @@ def project_heads(
 
     See the kernel; `peaks_in` is as `Peaks.read`.
     """
-    x = x.contiguous()
-    tokens = len(x)
+    x, tokens, rows = x.contiguous(), len(x), weight.rows
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     _, kv_heads, size, width = cache.k.shape
-    heads = weight.rows // width - 2 * kv_heads
+    heads = rows // width - 2 * kv_heads
     launch = launch_here(weight, tokens)
     q = x.new_empty((tokens, heads, width))
-    parts = _scratch(x, (launch.splits, tokens, weight.rows))
-    squares = _scratch(x, (launch.splits, tokens, weight.rows // LANES))
+    parts = x.new_empty((launch.splits, tokens, rows), dtype=torch.float32)
+    squares = x.new_empty((launch.splits, tokens, rows // LANES), dtype=torch.float32)
     peaks = split_counter if peaks_in is None else peaks_in
     inputs = (x, norm.weight, *weight.tensors, placing.cos, placing.sin)
     outputs = (placing.positions, q, *cache.pointers, peaks)
     room = (parts, squares, split_counter)
-    sizes = (norm.eps, tokens, weight.rows, size, placing.length)
+    sizes = (norm.eps, tokens, rows, size, placing.length)
+    shape = {"HEADS": heads, "KV_HEADS": kv_heads, "D": width}
     run(
         project_heads_kernel,
         launch,
         (*inputs, *outputs, *room, *sizes),
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        D=width,
+        **shape,
         BLOCK_D=next_power_of_2(width),
         KIND=KINDS[cache.kind],
         RAGGED=placing.positions.ndim == 2,
         READS_PEAKS=peaks_in is not None,
     )
     return q
-
-
-def _scratch(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Room for what the splits hand to the last program, in float32."""
-    return torch.empty(shape, dtype=torch.float32, device=x.device)
