@@ -27,6 +27,7 @@ from torch._library.custom_ops import CustomOpDef
 
 from llama_perf.kernels import weight
 from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.cpu.many_tokens import int8_sums
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, parts, unpack
 from llama_perf.kernels.weight import Packed
@@ -85,7 +86,7 @@ def round_to_float8(values: Tensor) -> Tensor:
     return torch.round(values / step) * step
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class RowScaled:
     """A format of codes with one scale for each row.
 
@@ -93,7 +94,7 @@ class RowScaled:
     `operator` is the product itself: any M, any device, in a dtype or in x's.
     """
 
-    bits: int = 8
+    bits: int
     largest: float
     decode: Callable[[Tensor], Tensor]
     kind: int
@@ -182,25 +183,10 @@ def _float8_sums(x: Tensor, codes: Tensor) -> Tensor:
     return many_tokens.by_blocks(tokens, codes, columns, multiply)
 
 
-INT8 = RowScaled(
-    largest=127.0,
-    decode=decode_int8,
-    kind=weight.INT8,
-    operator=_operator("int8", many_tokens.int8_sums),
-)
-FP6 = RowScaled(
-    bits=6,
-    largest=28.0,
-    decode=decode_fp6,
-    kind=weight.FP6,
-    # float16 has a bias of 15, fp6 one of 3.
-    operator=_operator("fp6", _fp6_sums, 2.0**12),
-)
-FLOAT8 = RowScaled(
-    largest=448.0,
-    decode=decode_float8,
-    kind=weight.FLOAT8,
-    # float16 has a bias of 15, e4m3 one of 7.
-    operator=_operator("float8", _float8_sums, 2.0**8),
-)
+INT8 = RowScaled(8, 127.0, decode_int8, weight.INT8, _operator("int8", int8_sums))
+# float16 has a bias of 15, fp6 one of 3, e4m3 one of 7.
+_FP6 = _operator("fp6", _fp6_sums, 2.0**12)
+FP6 = RowScaled(6, 28.0, decode_fp6, weight.FP6, _FP6)
+_FLOAT8 = _operator("float8", _float8_sums, 2.0**8)
+FLOAT8 = RowScaled(8, 448.0, decode_float8, weight.FLOAT8, _FLOAT8)
 FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}

@@ -24,15 +24,13 @@ from triton.runtime import driver
 _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Launched:
     """A launch that was compiled; `dependent`: by programmatic dependent launch."""
 
     kernel: str
     grid: tuple[int, ...]
     dependent: bool
-    shared_bytes: int
-    warps: int
 
 
 def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launched]:
@@ -77,15 +75,9 @@ def compiling_driver(
 
     def launcher(src: Any, metadata: Any) -> Callable[..., None]:
         def note(*arguments: Any, **_options: Any) -> None:
-            launches.append(
-                Launched(
-                    kernel=getattr(src.fn, "__name__", src.name),
-                    grid=tuple(arguments[:3]),
-                    dependent=bool(metadata.launch_pdl),
-                    shared_bytes=metadata.shared,
-                    warps=metadata.num_warps,
-                )
-            )
+            kernel = getattr(src.fn, "__name__", src.name)
+            grid, dependent = tuple(arguments[:3]), bool(metadata.launch_pdl)
+            launches.append(Launched(kernel, grid, dependent))
 
         return note
 

@@ -86,14 +86,10 @@ def packed(name: str, rows: int, columns: int) -> Packed:
     width = words(format.get("bits", 8), sparse_values(columns) if sparse else columns)
     dtype = torch.float16 if kind or sparse else torch.float32
     integers = kind in (grouped.INTEGER, grouped.PACKED)
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=empty(blocks, width, LANES, dtype=torch.int32),
-        scale=empty(blocks, LANES, dtype=dtype),
-        zero=empty(0, dtype=torch.int32 if integers else dtype),
-        **format,
-    )
+    codes = empty(blocks, width, LANES, dtype=torch.int32)
+    scale = empty(blocks, LANES, dtype=dtype)
+    zero = empty(0, dtype=torch.int32 if integers else dtype)
+    return Packed(rows, columns, codes, scale, zero, **format)
 
 
 def shapes() -> list[tuple[int, int]]:
