@@ -57,16 +57,14 @@ def wrong_before_the_wait(code: list[str]) -> list[str]:
     return [line for line in before if re.match(f"{MEMORY}|{BRANCH}", line)]
 
 
-@pytest.mark.parametrize(
-    ("model", "scheme", "capability"),
-    [
-        ("Llama-2-7b-chat-hf", "none", 90),
-        ("Llama-2-7b-chat-hf", "int8dq", 90),
-        ("Llama-2-7b-chat-hf", "int8dq", 80),
-        ("Meta-Llama-3-8B", "int4wo-64", 90),
-        ("Meta-Llama-3-8B", "int8dq", 90),
-    ],
-)
+ROWS = [
+    *(("Llama-2-7b-chat-hf", scheme, 90) for scheme in ("none", "int8dq")),
+    *(("Meta-Llama-3-8B", scheme, 90) for scheme in ("int4wo-64", "int8dq")),
+    ("Llama-2-7b-chat-hf", "int8dq", 80),
+]
+
+
+@pytest.mark.parametrize(("model", "scheme", "capability"), ROWS)
 def test_every_kernel_of_a_fused_row_waits_before_it_touches_memory(
     model: str, scheme: str, capability: int, tmp_path: Path
 ) -> None:
@@ -109,16 +107,11 @@ def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
         tl.store(out, tl.load(x))
 
 
+FOUND = {"loads": "LDG", "stores": "STG", "counts": "ATOM", "sometimes": "EXIT"}
+
+
 @pytest.mark.parametrize(
-    ("when", "wrong"),
-    [
-        ("loads", "LDG"),
-        ("stores", "STG"),
-        ("counts", "ATOM"),
-        ("sometimes", "EXIT"),
-        ("never", "it does not wait"),
-        ("right", None),
-    ],
+    ("when", "wrong"), [*FOUND.items(), ("never", "it does not wait"), ("right", None)]
 )
 def test_a_kernel_that_does_not_wait_is_found(
     when: str, wrong: str | None, tmp_path: Path
