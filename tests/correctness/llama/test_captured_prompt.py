@@ -14,17 +14,9 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling
 from tests.correctness.llama.test_fused import small_model
-from tests.correctness.support import interpreter
-from tests.correctness.support.interpreter import device
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
-__all__ = ["device"]  # A fixture.
-
-
-@interpreter.outside
-def test_in_the_interpreter() -> None:
-    interpreter.run_in_the_interpreter(__file__, COUNT)
-
-
+__all__ = ["device", "test_in_the_interpreter"]
 Pair = tuple[Engine, Engine]
 
 
@@ -128,7 +120,3 @@ def test_logits_of_a_captured_prompt_can_be_observed(pair: Pair) -> None:
     )
     assert torch.equal(actual[0], wanted[0])
     torch.testing.assert_close(actual[1], wanted[1])
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = 5

@@ -30,11 +30,10 @@ from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support import interpreter
-from tests.correctness.support.interpreter import device
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_dim=48)
@@ -47,11 +46,6 @@ SCHEMES = (None, "int4wo-32", "uintx-3-8", "int8dq", "fp6", "sparse-marlin")
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
-
-
-@interpreter.outside
-def test_in_the_interpreter() -> None:
-    interpreter.run_in_the_interpreter(__file__, COUNT)
 
 
 def small_model(
@@ -216,7 +210,6 @@ def test_values_of_a_fused_row_are_checked_and_tokens_are_the_modules(
         check_values(prepared, warm_up(prepared, generator, damaged=True))
 
 
-@pytest.mark.skipif(interpreter.INTERPRETED, reason="it runs anywhere")
 def test_what_cannot_be_fused_says_why() -> None:
     row: dict[str, Any] = {"model": "Llama-2-7b-chat-hf", "fused": True}
     for changed, reason in (
@@ -282,16 +275,16 @@ def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels.triton import launch_fused
+    from llama_perf.kernels.triton import launch, launch_fused
 
     peaked: list[bool] = []
-    run = launch_fused._run
+    run = launch.run
 
     def spied(*arguments: Any, **more: Any) -> None:
         peaked.append(more["READS_PEAKS"])
         run(*arguments, **more)
 
-    monkeypatch.setattr(launch_fused, "_run", spied)
+    monkeypatch.setattr(launch_fused, "run", spied)
     prompt = torch.tensor([[3, 1]], device=device)
     check(*both(small_model("int8dq", device, n_layers=2)), prompt, TURNED)
     of_prompt = [True, False, True, True] * 2 + [False]
@@ -342,7 +335,3 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     assert actual.codes.dtype == torch.int32
     restored = Int8DynamicWeight(actual.codes, weight.scale, 20, 32, torch.float32)
     assert torch.equal(restored.dequantize(), weight.dequantize())
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 1 + 1 + 4 + 3 + 1 + 2 + 1 + 1 + 2
