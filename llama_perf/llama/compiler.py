@@ -24,8 +24,8 @@ FLAGS = (
 def compiler_settings() -> Iterator[None]:
     """Set the inductor flags that torchao recommends for all rows; restore them after.
 
-    The compiler's caches of earlier rows are dropped: rows share the block's code, and
-    their entries would count as recompilations.
+    They change the unquantized kernels too. The compiler's caches of earlier rows are
+    dropped: rows share the block's code, and their entries would count as recompilations.
     """
     from torch._inductor import config, lowering
 
