@@ -51,8 +51,8 @@ def project(
     `squares` (SPLITS, 1 or 2, M, blocks), `split_counter` int32 (blocks,) of zeros.
     The grid is (blocks of both weights, SPLITS).
 
-    Peaks are as `launch_fused.Peaks` has them: those of x at `peaks_in`, those of `out`,
-    times `next_norm_weight` with ADD, at `peaks_out`; the first CLEARED_PEAKS numbers at
+    Peaks are as `launch_fused.Peaks` has them: of x at `peaks_in`, of `out`, times
+    `next_norm_weight` with ADD, at `peaks_out`. The first CLEARED_PEAKS numbers at
     `cleared_peaks` become 0.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
