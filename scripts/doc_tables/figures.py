@@ -7,15 +7,14 @@ docs/correctness.md. Knows no model and no scheme.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Closeness:
+class Closeness(NamedTuple):
     """One text under a model and under its reference.
 
     `signal_to_noise_db`: power of the reference's logits over that of the

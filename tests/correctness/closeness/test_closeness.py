@@ -16,18 +16,18 @@ from scripts.doc_tables.closeness import (
     DEFAULT,
     LIMITS,
     REDRAWN,
-    REDRAWS_PLACE,
+    REDRAWS,
     ROWS,
     SLOW,
-    Key,
+    TABLE,
     Limits,
-    documented_limits,
-    limits_as_documented,
-    redraws_markdown,
+    Redraws,
+    moved,
+    redraw_cells,
+    tokens_cell,
 )
-from scripts.doc_tables.document import text_between
-from scripts.doc_tables.figures import closeness, perplexity
-from scripts.doc_tables.redraws import Redraws, moved
+from scripts.doc_tables.document import Key
+from scripts.doc_tables.figures import Closeness, closeness, perplexity
 from scripts.doc_tables.rounding import exact_int_mm
 from scripts.doc_tables.smollm2 import (
     compared,
@@ -61,27 +61,22 @@ def marked(key: Key) -> ParameterSet:
 @pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, reference), limits = key, ROWS.get(key, DEFAULT)
-    figures = scheme_figures(scheme, kernels, limits.length, reference)
-    assert limits.broken_by(figures.closeness) == []
+    figures, _ = scheme_figures(scheme, kernels, limits.length, reference)
+    assert limits.broken_by(figures) == []
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
-    redraws = Redraws(
-        signal_to_noise_db=(20.0, 0.31),
-        kl_nats=(0.04, 0.001),
-        top1=(0.9, 0.01),
-        perplexity_change=(-0.02, 0.01),
-    )
-    assert Limits.over(redraws) == Limits(
-        min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
-    )
+    means = Closeness(20.0, 0.04, 0.9, -0.02)
+    redraws = Redraws(means, Closeness(0.31, 0.001, 0.01, 0.01))
+    assert Limits.over(redraws) == Limits(Closeness(18.1, 0.046, 0.84, 0.08))
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
     assert rounded == REDRAWN.keys()
 
 
 def test_the_documented_redraws_are_those_of_the_limits() -> None:
-    assert text_between(*REDRAWS_PLACE) == redraws_markdown({})
+    drawn = {key: redraw_cells(redraws) for key, redraws in REDRAWN.items()}
+    assert REDRAWS.documented() == drawn
 
 
 def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
@@ -124,7 +119,11 @@ def test_limits_are_those_of_schemes_that_run_here() -> None:
 
 
 def test_the_documented_limits_are_those_that_are_checked() -> None:
-    assert documented_limits() == limits_as_documented()
+    rows = TABLE.documented()
+    documented = {key: [row[0], *row[2::2]] for key, row in rows.items()}
+    assert documented == {
+        key: [tokens_cell(limits), *limits.cells()] for key, limits in ROWS.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ import pytest
 
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
 from llama_perf.results.measurement import StepWork, ValueCheck
-from scripts.doc_tables import limits
-from scripts.doc_tables.document import text_between
 from tests.correctness.support.record_samples import MEASUREMENT
 
 EVERY_FIELD = replace(
@@ -38,7 +36,3 @@ def test_a_metric_is_read_from_a_field_of_a_measurement(metric: Metric) -> None:
 def test_no_two_metrics_and_no_two_limits_share_a_name() -> None:
     assert len({metric.title for metric in METRICS}) == len(METRICS)
     assert len(LIMIT_FIELDS) == sum(len(metric.limits) for metric in METRICS)
-
-
-def test_the_documented_limits_are_those_of_the_metrics() -> None:
-    assert text_between(*limits.PLACE) == limits.markdown()

@@ -28,8 +28,7 @@ from llama_perf.measure.prepare import check_runnable, predict_row, prepare
 from llama_perf.measure.timing import measure
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables import peaks
-from scripts.doc_tables.sizes import documented
+from scripts.doc_tables.sizes import peaks
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support.live_bytes import LiveBytes
@@ -59,14 +58,14 @@ BIG = "Meta-Llama-3.1-8B"
 
 
 def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
-    assert len(peaks.peaks()) == 43
-    for each in peaks.peaks():
+    assert len(peaks()) == 43
+    for each in peaks():
         assert each.predicted_gb <= each.ceiling_gb, each.row.id
         assert 0 < each.predicted.working_bytes < 0.1e9, each.row.id
 
 
 def test_on_the_references_path_a_row_takes_what_was_published() -> None:
-    cached = [each for each in peaks.peaks() if each.row.cache_size is not None]
+    cached = [each for each in peaks() if each.row.cache_size is not None]
     assert len(cached) == 15
     for each in cached:
         # The mask of the whole cache, and one layer's cache for every query head.
@@ -76,11 +75,6 @@ def test_on_the_references_path_a_row_takes_what_was_published() -> None:
         )
         assert found == pytest.approx(each.published_gb, rel=0.05), each.row.id
         assert each.ceiling_gb < found, each.row.id
-
-
-def test_the_document_has_the_peaks_that_are_computed() -> None:
-    found = documented(peaks.PLACE)
-    assert found == peaks.markdown(), "python -m scripts.doc_tables sizes --write"
 
 
 def test_a_cache_of_codes_that_is_filled_takes_no_more_than_its_ceiling() -> None:
