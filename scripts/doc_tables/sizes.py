@@ -94,7 +94,8 @@ def sizes() -> list[Size]:
     published_gb = {}
     for line in _published():
         model, scheme = line["model"], line["quantization"] or None
-        if model in MODELS and scheme not in AUTOQUANT and is_built(scheme):
+        native = scheme is None or "native" in Scheme.parse(scheme).kernels
+        if model in MODELS and scheme not in AUTOQUANT and native:
             # The activations' dtype changes no packed weight.
             dtype = line["dtype"] if scheme is None else "bfloat16"
             published_gb[model, scheme, dtype] = float(line["model_size_gb"])
@@ -105,11 +106,6 @@ def sizes() -> list[Size]:
         more = more_bytes_of_zeros(config, scheme)
         lines.append(Size(model, scheme, dtype, gb, more and lean + more, lean))
     return sorted(lines, key=lambda size: (size.model, -size.published_gb, str(size)))
-
-
-def is_built(scheme: str | None) -> bool:
-    """Whether the scheme has native kernels; None is the unquantized model."""
-    return scheme is None or "native" in Scheme.parse(scheme).kernels
 
 
 def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
