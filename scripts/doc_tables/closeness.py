@@ -31,8 +31,7 @@ import numpy as np
 import torch
 
 from scripts.doc_tables.document import Key, RowTable, place
-from scripts.doc_tables.figures import Closeness
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import Closeness, exact_int_mm
 from scripts.doc_tables.smollm2 import compared, quantized, scheme_figures
 
 FIGURES = ["dB", "at least", "KL (nats)", "at most", "top-1", "at least"]

@@ -18,7 +18,7 @@ from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.closeness import LIMITS
 from scripts.doc_tables.document import RowTable, place
-from scripts.doc_tables.rounding import QUANTIZE_TOKENS
+from scripts.doc_tables.figures import QUANTIZE_TOKENS
 from scripts.doc_tables.smollm2 import unquantized
 
 TOKENS = (1, 6, 17)

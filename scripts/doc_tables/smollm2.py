@@ -18,8 +18,12 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.model import quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4
-from scripts.doc_tables.figures import Closeness, closeness, token_divergences
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import (
+    Closeness,
+    closeness,
+    exact_int_mm,
+    token_divergences,
+)
 
 # Written for this project: plain prose, a list, figures, code and a dialogue, since
 # quantization hurts each of them differently.

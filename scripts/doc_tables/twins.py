@@ -24,8 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from scripts.doc_tables.closeness import LIMITS
 from scripts.doc_tables.document import RowTable, place
-from scripts.doc_tables.figures import token_divergences
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import exact_int_mm, token_divergences
 from scripts.doc_tables.smollm2 import (
     quantized,
     reference_logits,

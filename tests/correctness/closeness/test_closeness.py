@@ -27,8 +27,7 @@ from scripts.doc_tables.closeness import (
     tokens_cell,
 )
 from scripts.doc_tables.document import Key
-from scripts.doc_tables.figures import Closeness, closeness, perplexity
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import Closeness, closeness, exact_int_mm, perplexity
 from scripts.doc_tables.smollm2 import (
     compared,
     quantized,

@@ -28,7 +28,7 @@ from llama_perf.measure.timing import MemoryMeter
 from llama_perf.quantize.model import quantize_model
 from llama_perf.results.run import Status
 from llama_perf.run.session import Session
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import exact_int_mm
 from tests.correctness.support.device_samples import (
     CLOSE,
     PROMPT,

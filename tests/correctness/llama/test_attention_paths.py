@@ -21,7 +21,7 @@ from llama_perf.llama.engine import PREFILL_CHUNK, Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
-from scripts.doc_tables.rounding import equal_up_to_turned_codes
+from scripts.doc_tables.figures import equal_up_to_turned_codes
 from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 

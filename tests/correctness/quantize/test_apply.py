@@ -18,7 +18,7 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import KERNELS
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import exact_int_mm
 from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import tiny_weights
 

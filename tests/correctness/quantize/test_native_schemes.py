@@ -23,7 +23,7 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.sparse_marlin import prune_2_4
 from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.schemes import Scheme
-from scripts.doc_tables.rounding import QUANTIZE_TOKENS
+from scripts.doc_tables.figures import QUANTIZE_TOKENS
 from tests.correctness.support.schemes import schemes_on
 
 GROUPED = ("int4wo-32", "int4wo-32-hqq", "uintx-4-64", "uintx-3-12", "uintx-2-8")
