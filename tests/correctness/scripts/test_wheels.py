@@ -144,7 +144,8 @@ def test_everything_that_travels_has_a_pin_that_satisfies_it() -> None:
         assert requirement.specifier.contains(pins[name]), requirement
         assert not requirement.extras, "they would have to be followed"
         if name not in names and not is_left_out(name):
-            wanted += wheelhouse.needed(requires(name) or [], *machine)
+            more = wheelhouse.needed(requires(name) or [], *machine)
+            wanted += map(Requirement, more)
         names.add(name)
     assert {"torch", "torchao", "pytest", "pydantic-core", "hypothesis"} <= names
     assert not {"mypy", "ruff"} & names
