@@ -49,23 +49,29 @@ def root_requirements() -> list[str]:
     return [*project["dependencies"], *more]
 
 
-def run_pip(*arguments: str, **variables: str) -> str:
-    """What pip prints; raises UserError with the first error that it reports.
+def run_python(python: str | Path, *words: str, **variables: str) -> str:
+    """What it prints; raises UserError with pip's first error or else the last line.
 
     `variables` are added to its environment.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-    )
-    if done.returncode == 0:
-        return done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR: ")]
-    reason = (errors or lines[-1:] or ["pip gave no reason"])[0]
-    raise UserError(reason.removeprefix("ERROR: "))
+    command, environment = [str(python), *words], {**os.environ, **variables}
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+    except OSError as error:
+        raise UserError(error.strerror) from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["it gave no reason"]
+        pips = [line for line in lines if line.startswith("ERROR: ")]
+        reason = (pips or lines[-1:])[0].removeprefix("ERROR: ")
+        raise UserError(reason) from None
+
+
+def run_pip(*words: str, **variables: str) -> str:
+    """What pip prints; raises UserError with the first error that it reports."""
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    return run_python(sys.executable, *pip, *words, **variables)
 
 
 def lacking(folder: Path, requirements: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -31,6 +30,7 @@ from scripts.offline.install import (
     kernel_keys,
     root_requirements,
     run_pip,
+    run_python,
 )
 from scripts.offline.steps import ROOT
 
@@ -127,10 +127,16 @@ def compile_kernels(
 
         def compile_part(part: int) -> str:
             command = (*words, f"{part}/{count}", *sets)
-            return _run(python, *command, TRITON_CACHE_DIR=name)
+            # This checkout's kernels, whatever that Python has installed.
+            variables = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": name}
+            return run_python(python, *command, **variables)
 
-        # Each ends with the name of its compiler.
-        printed, *_ = pool.map(compile_part, range(1, count + 1))
+        try:
+            # Each ends with the name of its compiler.
+            printed, *_ = pool.map(compile_part, range(1, count + 1))
+        except UserError as error:
+            problem = f"{str(python)!r} compiles no kernels: {error}"
+            raise UserError(f"kernels-python: {problem}") from None
         archive, cache = out / f"{printed.splitlines()[-1]}-{target}.tar.xz", Path(name)
         keys = kernel_keys(cache)
         with tarfile.open(archive, "w:xz") as file:
@@ -138,22 +144,6 @@ def compile_kernels(
                 if path.suffix in KERNEL_FILES and path.parent.name in keys:
                     file.add(path, arcname=path.relative_to(cache))
         return archive, len(keys)
-
-
-def _run(python: Path, *words: str, **variables: str) -> str:
-    """What it prints; raises UserError with its last line if it fails."""
-    # This checkout's kernels, whatever that Python has installed.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [str(python), *words]
-    try:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        ).stdout
-    except OSError as error:
-        reason = error.strerror
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-    raise UserError(f"kernels-python: {str(python)!r} compiles no kernels: {reason}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
