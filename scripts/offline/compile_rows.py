@@ -37,8 +37,8 @@ from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.offline.install import compiler
 from scripts.studies.kernel_resources.compile_only import (
+    LaunchingOperators,
     compile_only,
-    launching_operators,
 )
 
 META = torch.device("meta")
@@ -153,7 +153,7 @@ def main(capability: str, part: str, *sets: str) -> None:
     for dependent in (False, True):
         launch_count(room, dependent=dependent)
     number, parts = map(int, part.split("/"))
-    with launching_operators():
+    with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
         for row in kernel_rows(sets)[number - 1 :: parts]:
             print(row.id, flush=True)
             compile_row(row)
