@@ -60,13 +60,12 @@ def read(path: Path) -> Baseline:
 
 def _check_processes(row: BaselineRow, *, where: str) -> None:
     """Raise RecordError unless a row's deviation is that of its processes."""
-    stored, processes = row.between_process_deviation, row.processes or ()
-    if row.processes is not None and len(processes) < 2:
+    if row.processes is not None and len(row.processes) < 2:
         raise RecordError(
-            f"{where}.processes: {len(processes)} of them; allowed: at least 2, or none"
-            " for a row that one process measured"
+            f"{where}.processes: {len(row.processes)} of them; allowed: at least 2, or"
+            " none for a row that one process measured"
         )
-    deviation = _deviation([process.tok_s for process in processes])
+    stored, deviation = row.between_process_deviation, _deviation(row.samples)
     if stored is None or deviation is None:
         agrees = stored is deviation
     else:
@@ -74,14 +73,15 @@ def _check_processes(row: BaselineRow, *, where: str) -> None:
     if not agrees:
         raise RecordError(
             f"{where}.between_process_deviation: {stored} is not allowed; its"
-            f" {max(len(processes), 1)} processes have {deviation}"
+            f" {len(row.samples)} processes have {deviation}"
         )
 
 
-def _deviation(tok_s: Sequence[float]) -> float | None:
-    if len(tok_s) < 2:
+def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | None:
+    if len(processes) < 2:
         return None
-    return between_processes(list(map(math.log, tok_s))).deviation
+    rates = [math.log(process.tok_s) for process in processes]
+    return between_processes(rates).deviation
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
@@ -135,24 +135,20 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
         by_row.setdefault(result.id, []).append(result)
     rows = []
     for row_id, processes in by_row.items():
-        measurements = [
-            result.measurement for result in processes if result.measurement
-        ]
-        if not measurements:
-            continue
-        if len(measurements) < len(processes):
+        measured = [one.measurement for one in processes if one.measurement]
+        if measured and len(measured) < len(processes):
             reason = next(result.reason for result in processes if result.reason)
             raise RecordError(
-                f"baseline: {row_id} was measured in {len(measurements)} of"
+                f"baseline: {row_id} was measured in {len(measured)} of"
                 f" {len(processes)} processes: {reason}"
             )
-        weights = sorted({measurement.weights for measurement in measurements})
-        if len(weights) > 1:
+        if len(weights := sorted({one.weights for one in measured})) > 1:
             raise RecordError(
                 f"baseline: the processes of {row_id} had other weights:"
                 f" {', '.join(weights)}"
             )
-        rows.append(baseline_row(processes[0].row, *measurements))
+        if measured:
+            rows.append(baseline_row(processes[0].row, *measured))
     if not rows:
         raise RecordError("baseline: no row was measured, so there is none to record")
     return rows
@@ -162,21 +158,16 @@ def _with_origin(old: Baseline, new: Environment) -> list[BaselineRow]:
     """The rows of `old` with their date and, if it is not `new`, their environment."""
     rows = []
     for row in old.rows:
-        environment = row.environment or old.environment
-        rows.append(
-            replace(
-                row,
-                recorded=row.recorded or old.recorded,
-                environment=None if environment == new else environment,
-            )
-        )
+        where, recorded = row.environment or old.environment, row.recorded
+        where_else = None if where == new else where
+        recorded = recorded or old.recorded
+        rows.append(replace(row, recorded=recorded, environment=where_else))
     return rows
 
 
 def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
     by_speed = sorted(measurements, key=lambda measurement: measurement.tok_s)
-    rates = [measurement.tok_s for measurement in measurements]
     processes = tuple(
         ProcessSamples(
             tok_s=measurement.tok_s,
@@ -191,7 +182,7 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
         fingerprint=row.fingerprint,
         row=row,
         measurement=by_speed[(len(by_speed) - 1) // 2],
-        between_process_deviation=_deviation(rates),
+        between_process_deviation=_deviation(processes),
         processes=processes if len(processes) > 1 else None,
     )
 

@@ -1,12 +1,13 @@
-"""The results of fresh processes, which decide where one process raised a doubt."""
+"""Judgements, and the fresh processes that decide where one process raised a doubt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.results.run import RowResult
+from llama_perf.results.verdict import MetricChange
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,23 +26,55 @@ class Trial:
         return None
 
 
-def why_undecided(
-    looks: str, trials: Sequence[Trial] | None, measured: int
-) -> str | None:
-    """Why the fresh processes do not decide, or None if they do.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """The judgement on a row's speed or on its peak; without a change there is none.
 
-    `looks` is what the run's own process looks like: "slower" or "larger". `trials` is
-    None if confirmation was off; `measured` of them gave a value.
+    `undecided` says that it is suspicious and that fresh processes did not decide.
     """
-    if trials is None:
-        return f"looks {looks}; confirmation was off"
-    if measured >= THRESHOLDS.confirm_processes:
-        return None
-    finished = f"{measured} of {THRESHOLDS.confirm_processes} fresh processes finished"
-    problem = next((trial.missed.summary for trial in trials if trial.missed), "")
-    return f"looks {looks}; {finished}{problem and ': '}{problem}"
+
+    changes: tuple[MetricChange, ...] = ()
+    reason: str = ""
+    faster: bool = False
+    suspicious: bool = False
+    undecided: bool = False
+    minimum_detectable: float | None = None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the row became slower, or its peak grew."""
+        return any(change.worse for change in self.changes)
 
 
-def confirmation_of(worse: bool, processes: int) -> str:
-    """Whether so many fresh processes confirmed a loss or a growth, in words."""
-    return f"{'' if worse else 'not '}confirmed by {processes} fresh processes"
+def decided(
+    doubt: Judgement,
+    looks: str,
+    fresh: Sequence[Trial] | None,
+    values: Sequence[float],
+    judge: Callable[[Sequence[float]], tuple[bool, str]],
+) -> Judgement:
+    """The judgement after fresh processes, None if confirmation was off.
+
+    `looks` is what the run's own process looks like: "slower" or "larger". `values` are
+    those of the processes that gave one. `judge` says of them all whether they are
+    worse, and describes them.
+    """
+    needed = THRESHOLDS.confirm_processes
+    worse, undecided = False, fresh is None or len(values) < needed
+    if fresh is None:
+        end = f"looks {looks}; confirmation was off"
+    elif undecided:
+        problems = (f": {trial.missed.summary}" for trial in fresh if trial.missed)
+        end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
+        end += next(problems, "")
+    else:
+        worse, words = judge(values)
+        end = f"confirmed by {len(values)} fresh processes: {words}"
+        end = end if worse else f"not {end}"
+    return replace(
+        doubt,
+        changes=tuple(replace(change, worse=worse) for change in doubt.changes),
+        reason=f"{doubt.reason}; {end}",
+        suspicious=True,
+        undecided=undecided,
+    )

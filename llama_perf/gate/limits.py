@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from llama_perf.gate.thresholds import relative_change
-from llama_perf.metrics import LIMIT_FIELDS, METRICS
+from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
 from llama_perf.results.verdict import MetricChange
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
 
 _BY_TITLE = {metric.title: metric for metric in METRICS}
+_SPEED_RATIO = Metric("any other", "tok_s", Rule.SPEED, more_is_better=True)
 
 
 def default_limits(device: str) -> Limits:
@@ -23,19 +24,15 @@ def limits_of(row: RowSpec, project: ProjectLimits | None = None) -> Limits:
 
 
 def metric_change(
-    title: str,
-    before: float,
-    now: float,
-    limit: float | None,
-    *,
-    more_is_better: bool = False,
+    title: str, before: float, now: float, limit: float | None = None
 ) -> MetricChange:
     """The change from `before`, which is positive, to `now`.
 
-    It is worse if it exceeds `limit`, a share, in the bad direction.
+    It is worse if it exceeds `limit`, a share, in the bad direction. A title that is no
+    metric's is that of a ratio of speeds.
     """
     share = relative_change(now, before)
-    loss = -share if more_is_better else share
+    loss = -share if _BY_TITLE.get(title, _SPEED_RATIO).more_is_better else share
     return MetricChange(
         metric=title,
         baseline=before,
@@ -48,10 +45,9 @@ def metric_change(
 
 def describe(moved: MetricChange) -> str:
     """A change in words: the value before, the value now, the change, the limit."""
-    metric = _BY_TITLE.get(moved.metric)
-    before, now = (
-        f"{value:.3f}" if metric is None else metric.shown(value)
-        for value in (moved.baseline, moved.current)
-    )
+    shown = _BY_TITLE.get(moved.metric, _SPEED_RATIO).shown
     limit = "" if moved.limit is None else f", limit {moved.limit:.1%}"
-    return f"{moved.metric} {before} -> {now} ({moved.change:+.1%}{limit})"
+    return (
+        f"{moved.metric} {shown(moved.baseline)} -> {shown(moved.current)}"
+        f" ({moved.change:+.1%}{limit})"
+    )

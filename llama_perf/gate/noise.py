@@ -29,14 +29,6 @@ class Spread:
     degrees: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prior:
-    """The rows' common variance; it weighs as much as `degrees` more processes."""
-
-    variance: float
-    degrees: float
-
-
 def between_processes(log_rates: Sequence[float]) -> Spread:
     """The sample deviation of one value for each process, at least two."""
     assert len(log_rates) > 1, "one process has no deviation"
@@ -60,41 +52,34 @@ def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
     """
     if len(spreads) < 2:
         return list(spreads)
-    prior = _prior(spreads)
+    common_variance, weight = _prior(spreads)
     max_degrees = sum(spread.degrees for spread in spreads)
-    if math.isinf(prior.degrees):
-        common = Spread(deviation=math.sqrt(prior.variance), degrees=max_degrees)
-        return [common] * len(spreads)
     squeezed = []
     for spread in spreads:
-        degrees = prior.degrees + spread.degrees
-        squares = prior.degrees * prior.variance + spread.degrees * spread.deviation**2
-        squeezed.append(
-            Spread(
-                deviation=math.sqrt(squares / degrees),
-                degrees=min(degrees, max_degrees),
-            )
-        )
+        # The share of a row's own variance, 0 if `weight` is infinite.
+        own = spread.degrees / (weight + spread.degrees)
+        squares = (1 - own) * common_variance + own * spread.deviation**2
+        degrees = min(weight + spread.degrees, max_degrees)
+        squeezed.append(Spread(deviation=math.sqrt(squares), degrees=degrees))
     return squeezed
 
 
-def _prior(spreads: Sequence[Spread]) -> Prior:
-    """Smyth's moments of the log variances, without their bias and their noise."""
+def _prior(spreads: Sequence[Spread]) -> tuple[float, float]:
+    """The rows' common variance, and as how many more processes it weighs.
+
+    From Smyth's moments of the log variances, without their bias and their noise.
+    """
     from scipy.special import digamma
 
     logs = [
         2 * math.log(spread.deviation) + _log_bias(spread.degrees) for spread in spreads
     ]
-    center = fmean(logs)
-    scatter = math.fsum((log - center) ** 2 for log in logs) / (len(logs) - 1)
-    excess = scatter - fmean(trigamma(spread.degrees / 2) for spread in spreads)
+    excess = variance(logs) - fmean(trigamma(spread.degrees / 2) for spread in spreads)
     if excess <= 0:
-        return Prior(variance=math.exp(center), degrees=math.inf)
+        return math.exp(fmean(logs)), math.inf
     half = inverse_trigamma(excess)
-    return Prior(
-        variance=math.exp(center + float(digamma(half)) - math.log(half)),
-        degrees=2 * half,
-    )
+    bias = float(digamma(half)) - math.log(half)
+    return math.exp(fmean(logs) + bias), 2 * half
 
 
 @cache

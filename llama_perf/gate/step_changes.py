@@ -45,11 +45,11 @@ def other_choices(now: Measurement, then: Measurement) -> list[str]:
     }
     changes = []
     for choice in now.autoquant or ():
-        old = before.get((choice.out_features, choice.in_features), choice.chosen)
-        if choice.chosen != old:
+        shape = (choice.out_features, choice.in_features)
+        if (old := before.get(shape, choice.chosen)) != choice.chosen:
             changes.append(
                 f"autoquant chose {choice.chosen} instead of {old} for"
-                f" {choice.out_features} x {choice.in_features}"
+                f" {shape[0]} x {shape[1]}"
             )
     return changes
 
@@ -62,7 +62,7 @@ def operators_that_grew(now: Measurement, then: Measurement) -> tuple[str, ...]:
 
     def growth_ms(operator: OperatorTime) -> float:
         old = before.get(operator.name)
-        return operator.ms - (0.0 if old is None else old.ms)
+        return operator.ms - (old.ms if old else 0.0)
 
     min_growth_ms = _MIN_SHARE * then.step.ms
     operators = sorted(now.step.operators, key=growth_ms, reverse=True)
@@ -77,6 +77,5 @@ def _describe(now: OperatorTime, then: OperatorTime | None) -> str:
     if then is None:
         return f"new in a step: {now.name}, {now.ms:.2f} ms in {now.calls:g} calls"
     text = f"grew: {now.name}, {then.ms:.2f} -> {now.ms:.2f} ms a step"
-    if now.calls != then.calls:
-        text += f" in {then.calls:g} -> {now.calls:g} calls"
-    return text
+    calls = f" in {then.calls:g} -> {now.calls:g} calls"
+    return text if now.calls == then.calls else text + calls

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama_perf.gate.confirmation import Trial
-from llama_perf.gate.judge_memory import JudgedPeak, compare_peak, judge_peak
-from llama_perf.gate.judge_speed import JudgedSpeed, judge_speed
+from llama_perf.gate.confirmation import Judgement, Trial
+from llama_perf.gate.judge_memory import compare_peak, judge_peak
+from llama_perf.gate.judge_speed import judge_speed
 from llama_perf.gate.limits import describe, limits_of, metric_change
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.step_changes import more_work, operators_that_grew, other_choices
@@ -44,25 +44,36 @@ def compare(
     confirmation was off: a suspicious row is then UNDECIDED.
     """
     stored = None if baseline is None else baseline.row(result.id)
+    now, reason = result.measurement, str(result.reason)
     if result.status is Status.NOT_RUN:
-        reason = str(result.reason)
-        if stored is not None:
-            reason += "; the baseline has this row, so it ran before"
-        failed = stored is not None
-        return _comparison(result, Verdict.NOT_RUN, reason, failed=failed)
-    now = result.measurement
+        if stored is None:
+            return _comparison(result, Verdict.NOT_RUN, reason, failed=False)
+        reason += "; the baseline has this row, so it ran before"
+        return _comparison(result, Verdict.NOT_RUN, reason, failed=True)
     if now is None:
-        return _comparison(result, Verdict.INVALID, str(result.reason), failed=True)
+        return _comparison(result, Verdict.INVALID, reason, failed=True)
     if baseline is None or stored is None:
         reason = "the baseline of this device does not have this row"
         if baseline is None:
             reason = "no baseline for this device"
         return _comparison(result, Verdict.NO_BASELINE, reason, failed=missing_fails)
-    if (why := _why_incomparable(result, now, stored)) is not None:
-        return _comparison(result, Verdict.INCOMPARABLE, why, failed=True)
-    if not baseline.is_of_this_device:
-        key = baseline.stored.environment.device_key
-        return _reported(result, now, stored, recorded_on=key)
+    then = stored.measurement
+    if result.row.fingerprint != stored.fingerprint:
+        reason = "the row changed under its id since the baseline was recorded"
+        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+    if now.weights != then.weights:
+        reason = f"other weights: {then.weights} in the baseline, {now.weights} now"
+        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+    key = baseline.stored.environment.device_key
+    if key != baseline.environment.device_key:
+        rate = metric_change(TOK_S.title, then.tok_s, now.tok_s)
+        peak = compare_peak(now.peak_memory_bytes, stored, None)
+        reason = f"the baseline is of another device, {key}, so nothing is judged:"
+        comparison = _comparison(
+            result, Verdict.INCOMPARABLE, f"{reason} {describe(rate)}", failed=False
+        )
+        changes = (rate, *peak.changes, *_other_changes(now, then, None))
+        return replace(comparison, changes=changes)
     limits = limits_of(result.row) if limits is None else limits
     speed = judge_speed(
         result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
@@ -76,49 +87,23 @@ def compare(
 
 def not_compared(result: RowResult) -> Comparison:
     """The verdict if no comparison was asked for: an INVALID row still fails."""
-    if result.status is Status.MEASURED:
-        return _comparison(
-            result, Verdict.NOT_COMPARED, "no comparison asked for", failed=False
-        )
-    return compare(result, None)
+    if result.status is not Status.MEASURED:
+        return compare(result, None)
+    reason = "no comparison asked for"
+    return _comparison(result, Verdict.NOT_COMPARED, reason, failed=False)
 
 
-def _why_incomparable(
-    result: RowResult, now: Measurement, stored: BaselineRow
-) -> str | None:
-    if result.row.fingerprint != stored.fingerprint:
-        return "the row changed under its id since the baseline was recorded"
-    then = stored.measurement
-    if now.weights != then.weights:
-        return f"other weights: {then.weights} in the baseline, {now.weights} now"
-    return None
-
-
-def _reported(
-    result: RowResult, now: Measurement, stored: BaselineRow, *, recorded_on: str
+def _comparison(
+    result: RowResult, verdict: Verdict, reason: str, *, failed: bool
 ) -> Comparison:
-    """The changes since another device's baseline, without a judgement."""
-    then = stored.measurement
-    rate = metric_change(
-        TOK_S.title, then.tok_s, now.tok_s, None, more_is_better=TOK_S.more_is_better
-    )
-    peak = compare_peak(now.peak_memory_bytes, stored, None)
-    reason = (
-        f"the baseline is of another device, {recorded_on}, so nothing is judged:"
-        f" {describe(rate)}"
-    )
-    comparison = _comparison(result, Verdict.INCOMPARABLE, reason, failed=False)
-    return replace(
-        comparison,
-        changes=(rate, *_peak_change(peak), *_other_changes(now, then, None)),
-    )
+    return Comparison(id=result.id, verdict=verdict, reason=reason, failed=failed)
 
 
 def judge(
     result: RowResult,
     stored: BaselineRow,
-    speed: JudgedSpeed,
-    peak: JudgedPeak,
+    speed: Judgement,
+    peak: Judgement,
     limits: Limits,
 ) -> Comparison:
     """The verdict on a measured row whose speed and peak have been judged.
@@ -128,44 +113,44 @@ def judge(
     assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
     others = _other_changes(now, then, limits)
-    changes = (*speed.changes, *_peak_change(peak), *others)
     choices = other_choices(now, then)
-
-    def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
-        comparison = _comparison(result, kind, "; ".join(reasons), failed=failed)
-        return replace(
-            comparison,
-            changes=changes,
-            why=operators_that_grew(now, then) if failed else (),
-            suspicious=speed.suspicious,
-            suspicious_peak=peak.suspicious,
-            minimum_detectable=speed.minimum_detectable,
-        )
-
     larger = [peak.reason] if peak.worse else []
     larger += [describe(change) for change in others if change.worse]
     larger += more_work(now, then, limits)
+    smaller = [
+        describe(change)
+        for change in (*peak.changes, *others)
+        if change.limit is not None and -change.change > change.limit
+    ]
     # A growth that fresh processes refuted, or could not decide on.
     doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
     remarks = [*doubted_peak, *choices]
-    if speed.worse:
-        return verdict(Verdict.SLOWER, speed.reason, *larger, *remarks, failed=True)
     doubt = [speed.reason] if speed.undecided else []
-    if larger:
-        return verdict(Verdict.LARGER, *larger, *doubt, *remarks, failed=True)
-    if doubt or peak.undecided:
-        return verdict(Verdict.UNDECIDED, *doubt, *remarks, failed=True)
-    if speed.faster:
-        return verdict(Verdict.FASTER, speed.reason, *remarks, failed=False)
-    for change in (*_peak_change(peak), *others):
-        if change.limit is not None and -change.change > change.limit:
-            return verdict(Verdict.SMALLER, describe(change), *choices, failed=False)
-    within = f"within its limits: {speed.reason}"
-    return verdict(Verdict.SAME, within, *doubted_peak, failed=False)
-
-
-def _peak_change(peak: JudgedPeak) -> list[MetricChange]:
-    return [] if peak.change is None else [peak.change]
+    if speed.worse:
+        verdict, reasons = Verdict.SLOWER, [speed.reason, *larger, *remarks]
+    elif larger:
+        verdict, reasons = Verdict.LARGER, [*larger, *doubt, *remarks]
+    elif doubt or peak.undecided:
+        verdict, reasons = Verdict.UNDECIDED, [*doubt, *remarks]
+    elif speed.faster:
+        verdict, reasons = Verdict.FASTER, [speed.reason, *remarks]
+    elif smaller:
+        verdict, reasons = Verdict.SMALLER, [smaller[0], *choices]
+    else:
+        within = f"within its limits: {speed.reason}"
+        verdict, reasons = Verdict.SAME, [within, *doubted_peak]
+    failed = verdict in {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+    return Comparison(
+        id=result.id,
+        verdict=verdict,
+        reason="; ".join(reasons),
+        failed=failed,
+        changes=(*speed.changes, *peak.changes, *others),
+        why=operators_that_grew(now, then) if failed else (),
+        suspicious=speed.suspicious,
+        suspicious_peak=peak.suspicious,
+        minimum_detectable=speed.minimum_detectable,
+    )
 
 
 def _other_changes(
@@ -178,20 +163,9 @@ def _other_changes(
     changes = []
     for metric in metrics_by(Rule.REPORTED, Rule.GROWTH):
         before, after = metric.read(then), metric.read(now)
-        if before is None or before <= 0 or after is None:
-            continue
-        limit = None
-        if limits is not None and metric.limits:
-            limit = limits[metric.limits[0].name]
-        changes.append(
-            metric_change(
-                metric.title, before, after, limit, more_is_better=metric.more_is_better
-            )
-        )
+        if before is not None and before > 0 and after is not None:
+            limit = None
+            if limits is not None and metric.limits:
+                limit = limits[metric.limits[0].name]
+            changes.append(metric_change(metric.title, before, after, limit))
     return changes
-
-
-def _comparison(
-    result: RowResult, verdict: Verdict, reason: str, *, failed: bool
-) -> Comparison:
-    return Comparison(id=result.id, verdict=verdict, reason=reason, failed=failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import geometric_mean
 
 import pytest
 from hypothesis import given
@@ -11,13 +12,7 @@ from hypothesis import strategies as st
 
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed
-from llama_perf.gate.thresholds import (
-    as_share,
-    confirm_limit,
-    geometric_mean,
-    log_loss,
-    screen_limit,
-)
+from llama_perf.gate.thresholds import as_share, confirm_limit, log_loss, screen_limit
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Comparison, Verdict

@@ -16,7 +16,6 @@ from llama_perf.gate.thresholds import (
     confirm_pairs_limit,
     detection_chance,
     faster_limit,
-    geometric_mean,
     log_loss,
     minimum_detectable,
     relative_change,
@@ -127,17 +126,6 @@ def test_a_log_loss_is_the_share_that_was_lost(current: float, then: float) -> N
         -relative_change(current, then), rel=1e-6, abs=1e-9
     )
     assert loss == -log_loss(then, current)
-
-
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20), st.floats(0.1, 10))
-def test_a_geometric_mean_scales_and_lies_within(
-    rates: list[float], factor: float
-) -> None:
-    mean = geometric_mean(rates)
-    assert min(rates) * (1 - 1e-9) <= mean <= max(rates) * (1 + 1e-9)
-    assert geometric_mean([rate * factor for rate in rates]) == pytest.approx(
-        mean * factor
-    )
 
 
 def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:
