@@ -28,17 +28,8 @@ REFERENCE_KEY = "a100-reference"
 
 def default_folder() -> Path:
     """`baselines/` of this checkout, or else of the working directory."""
-    return _root() / "baselines"
-
-
-def project_file() -> Path:
-    """The `pyproject.toml` in the same folder, which may not exist."""
-    return _root() / "pyproject.toml"
-
-
-def _root() -> Path:
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    root = Path(__file__).resolve().parents[2]
+    return (root if (root / "pyproject.toml").is_file() else Path.cwd()) / "baselines"
 
 
 def path_of(folder: Path, device_key: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
 from llama_perf.results.verdict import MetricChange
@@ -17,9 +19,9 @@ def default_limits(device: str) -> Limits:
     return Limits({name: limit.on(device) for name, limit in LIMIT_FIELDS.items()})
 
 
-def limits_of(row: RowSpec, project: ProjectLimits | None = None) -> Limits:
+def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
     """A row's limits: its device's, then the project's, then its own."""
-    overrides = () if project is None else project.of(row.id)
+    overrides = [limits for glob, limits in project if fnmatchcase(row.id, glob)]
     return default_limits(row.device).changed((*overrides, row.limits))
 
 

@@ -7,12 +7,11 @@ same `RowSpec.reference_key`. The table has a line where a report holds both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tabulate import tabulate
 
 from llama_perf.report.table import NOTHING, speed_up
-from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.rows.selection import load_set
 
@@ -28,68 +27,47 @@ _HEADERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedRow:
-    """A row of the published table: its result in both sets, and the A100's."""
-
-    literal: RowResult
-    engine: RowResult
-    a100: Measurement | None
-
-    @property
-    def name(self) -> str:
-        """The row's id without the fields in which the two sets differ."""
-        asked = replace(
-            self.engine.row,
-            kernels="native",
-            attention="decode",
-            device="cuda",
-            capture=False,
-            fused=False,
-        )
-        return asked.id
-
-
-def published_rows(report: Report) -> list[PublishedRow]:
-    """The rows that the report has of both sets, in its order of `reference`."""
-    literal_ids, engine_ids = (
+def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:
+    """(result as published, result on this engine) of the rows that it has of both."""
+    published, reference = (
         {row.id for row in load_set(name)} for name in ("published", "reference")
     )
     literal = {
         result.row.reference_key: result
         for result in report.results
-        if result.id in literal_ids
+        if result.id in published
     }
     return [
-        PublishedRow(
-            literal=literal[result.row.reference_key],
-            engine=result,
-            a100=report.reference.get(result.id),
-        )
+        (literal[key], result)
         for result in report.results
-        if result.id in engine_ids and result.row.reference_key in literal
+        if result.id in reference and (key := result.row.reference_key) in literal
     ]
 
 
 def published_table(report: Report, *, style: str = "simple") -> str | None:
     """The table, or None if the report has no row of both sets."""
-    cells = [
-        (
-            row.name,
-            NOTHING if row.a100 is None else f"{row.a100.tok_s:.2f}",
-            _speed(row.literal),
-            speed_up(row.literal.measurement, row.a100),
-            _speed(row.engine),
-            speed_up(row.engine.measurement, row.a100),
-            speed_up(row.engine.measurement, row.literal.measurement),
+    lines = []
+    for literal, engine in published_rows(report):
+        # The id without the fields in which the two sets differ.
+        both = replace(engine.row, kernels="native", attention="decode")
+        both = replace(both, device="cuda", capture=False, fused=False)
+        a100 = report.reference.get(engine.id)
+        lines.append(
+            (
+                both.id,
+                NOTHING if a100 is None else f"{a100.tok_s:.2f}",
+                _speed(literal),
+                speed_up(literal.measurement, a100),
+                _speed(engine),
+                speed_up(engine.measurement, a100),
+                speed_up(engine.measurement, literal.measurement),
+            )
         )
-        for row in published_rows(report)
-    ]
-    if not cells:
+    if not lines:
         return None
     aligned = ["left", *["right"] * (len(_HEADERS) - 1)]
     return tabulate(
-        cells, headers=_HEADERS, tablefmt=style, disable_numparse=True, colalign=aligned
+        lines, headers=_HEADERS, tablefmt=style, disable_numparse=True, colalign=aligned
     )
 
 

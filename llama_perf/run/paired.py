@@ -131,10 +131,7 @@ def measure_pairs(
 
 
 def compare_pairs(
-    measured: Sequence[Pairs],
-    *,
-    missing_fails: bool = True,
-    limits: ProjectLimits | None = None,
+    measured: Sequence[Pairs], *, missing_fails: bool = True, limits: ProjectLimits = ()
 ) -> list[tuple[RowResult, Comparison]]:
     """The head's result and a verdict for each row.
 

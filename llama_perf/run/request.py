@@ -146,7 +146,7 @@ class CompareOptions:
     missing_fails: bool = True
     undecided_fails: bool = True
     confirm: bool = True
-    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    limits: ProjectLimits = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

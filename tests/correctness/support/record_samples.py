@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
@@ -14,7 +15,7 @@ from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.compared_run import ComparedRun
@@ -53,6 +54,7 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
+RECORDED = "2026-01-02T03:04:05+00:00"
 # The end of a reason if the baseline has one process of the row.
 FIXED_LIMIT = (
     "; fixed limit: the baseline has 1 of the 3 processes from which noise is estimated"
@@ -76,22 +78,23 @@ def chosen(name: str, *, columns: int = 64, reused: bool = False) -> LinearChoic
 
 def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:
     """A row that ended MEASURED with MEASUREMENT, changed."""
-    return RowResult(
-        id=row.id,
-        row=row,
-        status=Status.MEASURED,
-        measurement=replace(MEASUREMENT, **changes),
-    )
+    figures = replace(MEASUREMENT, **changes)
+    return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=figures)
 
 
 def unmeasured(status: Status, reason: str, row: RowSpec = CPU_ROW) -> RowResult:
     return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
+def report_of(*results: RowResult, **changes: Any) -> Report:
+    changes = {"environment": ENVIRONMENT} | changes
+    return Report(started=RECORDED, results=results, **changes)
+
+
 def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     """A baseline that holds the measured ones among `results`."""
     return Baseline(
-        recorded="2026-01-02T03:04:05+00:00",
+        recorded=RECORDED,
         environment=replace(ENVIRONMENT, **changes),
         rows=tuple(
             baseline_row(result.row, result.measurement)
@@ -101,23 +104,26 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     )
 
 
-def _measurement(metric: str, figure: float) -> Measurement:
-    changes: dict[str, Any] = {metric: figure}
-    return replace(MEASUREMENT, **changes)
-
-
 def baseline_of_processes(
-    values: dict[RowSpec, Sequence[float]], metric: str = "tok_s"
+    values: Mapping[RowSpec, Sequence[float]],
+    metric: str = "tok_s",
+    *,
+    environment: Environment = ENVIRONMENT,
+    bandwidths: Sequence[float] = (20.0,) * 20,
 ) -> Baseline:
-    """A baseline of these tok/s, or another metric's, one for each process of a row."""
-    return Baseline(
-        recorded="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        rows=tuple(
-            baseline_row(row, *(_measurement(metric, figure) for figure in figures))
-            for row, figures in values.items()
-        ),
-    )
+    """A baseline of these tok/s, or another metric's, one for each process of a row.
+
+    `bandwidths` are those of the device in each process.
+    """
+    rows = []
+    for row, figures in values.items():
+        processes = []
+        for figure, bandwidth in zip(figures, bandwidths, strict=False):
+            changes: dict[str, Any] = {metric: figure}
+            changes["device_bandwidth_gb_s"] = bandwidth
+            processes.append(replace(MEASUREMENT, **changes))
+        rows.append(baseline_row(row, *processes))
+    return Baseline(recorded=RECORDED, environment=environment, rows=tuple(rows))
 
 
 def compare(
@@ -133,31 +139,23 @@ def compare(
     return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
 
 
-class _NoDevice(Runner):
-    """A run that confirms by a function and measures nothing."""
-
-    def __init__(self, confirm: Callable[[RowSpec, RowSpec | None], list[Trial]]):
-        self.rows = [CPU_ROW, INT8_CPU]
-        self.started = "now"
-        self.environment = ENVIRONMENT
-        self.finished = {}
-        self._confirm = confirm
-
-    def confirm(
-        self, row: RowSpec, unquantized: RowSpec | None = None, **_rest: object
-    ) -> list[Trial]:
-        return self._confirm(row, unquantized)
-
-
 def confirming_run(
     baseline: Baseline,
     folder: Path,
     confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
 ) -> ComparedRun:
     """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
+    no_device = SimpleNamespace(
+        rows=[CPU_ROW, INT8_CPU],
+        started="now",
+        environment=ENVIRONMENT,
+        finished={},
+        expect=lambda _baseline: None,
+        confirm=lambda row, unquantized, **_rest: confirm(row, unquantized),
+    )
     request = RunRequest(
         selection=Selection(set_name="cpu"),
         run=RunOptions(),
         compare=CompareOptions(asked=True, baselines=folder),
     )
-    return ComparedRun(_NoDevice(confirm), request, named=("made up", baseline))
+    return ComparedRun(cast(Runner, no_device), request, named=("made up", baseline))
