@@ -17,8 +17,8 @@ class Rule(Enum):
 
     SHOWN = "has a column, and is not compared"
     REPORTED = "its change is reported, and has no limit"
-    SPEED = "judged by the noise between processes: `gate/judge_speed.py`"
-    PEAK = "a growth is confirmed by fresh processes: `gate/judge_memory.py`"
+    SPEED = "judged by the noise between processes: `gate/judgements.py`"
+    PEAK = "a growth is confirmed by fresh processes: `gate/judgements.py`"
     GROWTH = "worse if it changed by more than a share"
     WORK = "the same, if autoquant chose the same formats: `gate/step_changes.py`"
     COUNT = "worse if there are more of them: `gate/step_changes.py`"

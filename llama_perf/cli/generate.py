@@ -166,7 +166,7 @@ def _measure(
     from llama_perf.measure.memory import MemoryMeter
     from llama_perf.measure.prepare import prepare
     from llama_perf.measure.timing import measure
-    from llama_perf.report.autoquant_table import choice_table
+    from llama_perf.report.table import choice_table
 
     samples: list[Sample] = []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.gate.noise import between_processes
+from llama_perf.gate.thresholds import between_processes
 from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement

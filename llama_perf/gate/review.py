@@ -10,7 +10,7 @@ from statistics import geometric_mean
 
 from tabulate import tabulate
 
-from llama_perf.gate.judge_memory import stored_peak
+from llama_perf.gate.judgements import stored_peak
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import (
     THRESHOLDS,

@@ -14,8 +14,13 @@ from enum import Enum
 from itertools import repeat
 from statistics import geometric_mean
 
-from llama_perf.gate.noise import Spread, between_processes, shrunk
-from llama_perf.gate.thresholds import THRESHOLDS, minimum_detectable
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    Spread,
+    between_processes,
+    minimum_detectable,
+    shrunk,
+)
 from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement

@@ -5,9 +5,11 @@ For a row that became slower: the operators that take longer.
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import Rule, metrics_by
-from llama_perf.results.measurement import Measurement, OperatorTime
+from llama_perf.results.measurement import Measurement
 from llama_perf.rows.limit_overrides import Limits
 
 # An operator that grew by less than this share of the step explains nothing.
@@ -59,23 +61,17 @@ def operators_that_grew(now: Measurement, then: Measurement) -> tuple[str, ...]:
     if now.step is None or then.step is None:
         return ()
     before = {operator.name: operator for operator in then.step.operators}
-
-    def growth_ms(operator: OperatorTime) -> float:
-        old = before.get(operator.name)
-        return operator.ms - (old.ms if old else 0.0)
-
-    min_growth_ms = _MIN_SHARE * then.step.ms
-    operators = sorted(now.step.operators, key=growth_ms, reverse=True)
-    return tuple(
-        _describe(operator, before.get(operator.name))
-        for operator in operators[:_MAX_OPERATORS]
-        if growth_ms(operator) > min_growth_ms
-    )
-
-
-def _describe(now: OperatorTime, then: OperatorTime | None) -> str:
-    if then is None:
-        return f"new in a step: {now.name}, {now.ms:.2f} ms in {now.calls:g} calls"
-    text = f"grew: {now.name}, {then.ms:.2f} -> {now.ms:.2f} ms a step"
-    calls = f" in {then.calls:g} -> {now.calls:g} calls"
-    return text if now.calls == then.calls else text + calls
+    growths = []
+    for operator in now.step.operators:
+        name, ms, calls = operator.name, operator.ms, operator.calls
+        if (old := before.get(name)) is None:
+            text = f"new in a step: {name}, {ms:.2f} ms in {calls:g} calls"
+        else:
+            text = f"grew: {name}, {old.ms:.2f} -> {ms:.2f} ms a step"
+            if old.calls != calls:
+                text += f" in {old.calls:g} -> {calls:g} calls"
+            ms -= old.ms
+        growths.append((ms, text))
+    growths.sort(key=itemgetter(0), reverse=True)
+    least = _MIN_SHARE * then.step.ms
+    return tuple(text for growth, text in growths[:_MAX_OPERATORS] if growth > least)

@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama_perf.gate.confirmation import Judgement, Trial
-from llama_perf.gate.judge_memory import compare_peak, judge_peak
-from llama_perf.gate.judge_speed import judge_speed
+from llama_perf.gate.judgements import (
+    Judgement,
+    Trial,
+    compare_peak,
+    judge_peak,
+    judge_speed,
+)
 from llama_perf.gate.limits import describe, limits_of, metric_change
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.step_changes import more_work, operators_that_grew, other_choices

@@ -15,6 +15,7 @@ from pathlib import Path
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
 from llama_perf.results.run import Report
+from llama_perf.strict_json import to_json
 
 Draw = Callable[[Report], str]
 _BY_NAME: dict[str, Draw] = {}
@@ -34,6 +35,10 @@ def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
         return draw
 
     return register
+
+
+# The document that a run writes, to be read again.
+report_format("json", ".json")(to_json)
 
 
 @cache

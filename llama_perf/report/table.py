@@ -1,18 +1,36 @@
-"""The table of a report: one line for each row. A cell without a value is "-"."""
+"""The tables of a report; a cell without a value is "-".
+
+One has a line for each row, one has the formats that autoquant chose. One compares this
+run with the published A100 figures: the sets `published` and `reference` hold the same
+rows, the first as the A100 table states them, the second on this project's engine. A
+row and its counterpart have the same `RowSpec.reference_key`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tabulate import tabulate
 
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
-from llama_perf.results.measurement import Measurement
+from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.results.verdict import Comparison
+from llama_perf.rows.selection import load_set
 
 NOTHING = "-"
+TITLE = "the published rows: on the A100, with its settings here, on this engine here"
+_HEADERS = (
+    "row",
+    "A100 tok/s",
+    "published tok/s",
+    "speed-up",
+    "reference tok/s",
+    "speed-up",
+    "reference / published",
+)
 
 
 def results_table(report: Report, style: str) -> tuple[str, str]:
@@ -109,3 +127,85 @@ def _change(comparison: Comparison | None, metric: str) -> str:
         if change.metric == metric:
             return f"{change.change:+.1%}"
     return NOTHING
+
+
+def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:
+    """(result as published, result on this engine) of the rows that it has of both."""
+    published, reference = (
+        {row.id for row in load_set(name)} for name in ("published", "reference")
+    )
+    literal = {
+        result.row.reference_key: result
+        for result in report.results
+        if result.id in published
+    }
+    return [
+        (literal[key], result)
+        for result in report.results
+        if result.id in reference and (key := result.row.reference_key) in literal
+    ]
+
+
+def published_table(report: Report, *, style: str = "simple") -> str | None:
+    """The table, or None if the report has no row of both sets."""
+    lines = []
+    for literal, engine in published_rows(report):
+        # The id without the fields in which the two sets differ.
+        both = replace(engine.row, kernels="native", attention="decode")
+        both = replace(both, device="cuda", capture=False, fused=False)
+        a100 = report.reference.get(engine.id)
+        lines.append(
+            (
+                both.id,
+                NOTHING if a100 is None else f"{a100.tok_s:.2f}",
+                _speed(literal),
+                speed_up(literal.measurement, a100),
+                _speed(engine),
+                speed_up(engine.measurement, a100),
+                speed_up(engine.measurement, literal.measurement),
+            )
+        )
+    if not lines:
+        return None
+    aligned = ["left", *["right"] * (len(_HEADERS) - 1)]
+    return tabulate(
+        lines, headers=_HEADERS, tablefmt=style, disable_numparse=True, colalign=aligned
+    )
+
+
+def _speed(result: RowResult) -> str:
+    if result.measurement is None:
+        return result.status.value
+    return f"{result.measurement.tok_s:.2f}"
+
+
+def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> str:
+    """One line for each shape of linear layer; "-" if a format does not fit it."""
+    # A choice lists the formats that fit its shape; the longest list has all of them.
+    names = max((list(choice.total_ms) for choice in choices), key=len)
+    headers = ("N", "K", "tokens x products", *names, "chosen", "times")
+    cells = [
+        (
+            str(choice.out_features),
+            str(choice.in_features),
+            ", ".join(f"{tokens} x {count}" for tokens, count in choice.products),
+            *(_milliseconds(choice.total_ms.get(name)) for name in names),
+            choice.chosen,
+            "reused" if choice.reused else "taken now",
+        )
+        for choice in choices
+    ]
+    return tabulate(cells, headers=headers, tablefmt=style, disable_numparse=True)
+
+
+def _milliseconds(total: float | None) -> str:
+    return "-" if total is None else f"{total:.2f} ms"
+
+
+def chosen_in(report: Report, *, style: str = "simple") -> list[tuple[str, str]]:
+    """(row id, table) of every autoquant row that was measured."""
+    return [
+        (result.id, choice_table(result.measurement.autoquant, style=style))
+        for result in report.results
+        if result.measurement is not None and result.measurement.autoquant
+    ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from llama_perf.report.autoquant_table import chosen_in
 from llama_perf.report.formats import report_format
 from llama_perf.report.notes import notes, reasons, summary, why
-from llama_perf.report.published_table import TITLE, published_table
-from llama_perf.report.table import results_table
+from llama_perf.report.table import TITLE, chosen_in, published_table, results_table
 from llama_perf.results.run import Report
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from llama_perf.files import write_atomically
 from llama_perf.gate import baselines
-from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judgements import Trial
 from llama_perf.gate.limits import limits_of
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared

@@ -15,11 +15,16 @@ from statistics import fmean, geometric_mean
 
 from llama_perf.errors import SpecError
 from llama_perf.gate import baselines
-from llama_perf.gate.confirmation import Judgement
-from llama_perf.gate.judge_memory import compare_peak, stored_peak
+from llama_perf.gate.judgements import Judgement, compare_peak, stored_peak
 from llama_perf.gate.limits import describe, limits_of, metric_change
-from llama_perf.gate.noise import Spread, between_processes, shrunk
-from llama_perf.gate.thresholds import as_share, confirm_pairs_limit, log_loss
+from llama_perf.gate.thresholds import (
+    Spread,
+    as_share,
+    between_processes,
+    confirm_pairs_limit,
+    log_loss,
+    shrunk,
+)
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results.environment import Environment

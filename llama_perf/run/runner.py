@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llama_perf.errors import RecordError
-from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judgements import Trial
 from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline

@@ -15,12 +15,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llama_perf.gate.noise import Spread, shrunk
 from llama_perf.gate.thresholds import (
     THRESHOLDS,
+    Spread,
     confirm_limit,
     minimum_detectable,
     screen_limit,
+    shrunk,
 )
 from scripts.doc_tables.document import Table, github_table, place, select
 

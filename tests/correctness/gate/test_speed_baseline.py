@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.gate.baselines import baseline_row
-from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judgements import Trial
 from llama_perf.gate.review import describe_speeds
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.results.baseline import Baseline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from llama_perf.gate import baselines
-from llama_perf.report.published_table import published_rows, published_table
+from llama_perf.report.table import published_rows, published_table
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from llama_perf.gate.noise import Spread
-from llama_perf.gate.thresholds import detection_chance, minimum_detectable
+from llama_perf.gate.thresholds import Spread, detection_chance, minimum_detectable
 from scripts.doc_tables.document import rows_between
 from scripts.studies.gate_simulation import (
     DEVIATIONS,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
-from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judgements import Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
