@@ -104,9 +104,13 @@ def record(
     rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)
     if path.exists() and not fresh:
-        measured = {row.id for row in rows}
-        older = _with_origin(read(path), environment)
-        rows += [row for row in older if row.id not in measured]
+        old, measured = read(path), {row.id for row in rows}
+        for row in old.rows:
+            if row.id not in measured:
+                where = row.environment or old.environment
+                row = replace(row, recorded=row.recorded or old.recorded)
+                other = None if where == environment else where
+                rows.append(replace(row, environment=other))
     baseline = Baseline(
         recorded=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment,
@@ -142,17 +146,6 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
             rows.append(baseline_row(processes[0].row, *measured))
     if not rows:
         raise RecordError("baseline: no row was measured, so there is none to record")
-    return rows
-
-
-def _with_origin(old: Baseline, new: Environment) -> list[BaselineRow]:
-    """The rows of `old` with their date and, if it is not `new`, their environment."""
-    rows = []
-    for row in old.rows:
-        where, recorded = row.environment or old.environment, row.recorded
-        where_else = None if where == new else where
-        recorded = recorded or old.recorded
-        rows.append(replace(row, recorded=recorded, environment=where_else))
     return rows
 
 

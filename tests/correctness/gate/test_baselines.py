@@ -18,7 +18,6 @@ from llama_perf.errors import RecordError
 from llama_perf.gate import baselines
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.run import RowResult, Status
-from llama_perf.rows.selection import load_set
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -88,7 +87,9 @@ def change(path: Path, dotted: str, value: object) -> None:
     record[last] = value
     if value is MISSING:
         del record[last]
-    path.write_text(json.dumps(document), encoding="utf-8")
+    # Beyond any float, which Python does not write.
+    text = json.dumps(document).replace('"1e999"', "1e999")
+    path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,10 @@ def change(path: Path, dotted: str, value: object) -> None:
         ("rows.0.measurement.tok/s", 1.0, "rows.0.measurement.tok/s: unknown field"),
         ("rows.0.measurement.tok_s", MISSING, "measurement.tok_s: the field is missi"),
         ("rows.0.measurement.tok_s", "fast", "rows.0.measurement.tok_s: "),
+        *(
+            ("rows.0.measurement.tok_s", number, "rows.0.measurement.tok_s: ")
+            for number in (math.nan, math.inf, -math.inf, "1e999")
+        ),
         ("rows.0.measurement.tok_s", -1.0, "tok_s: -1.0 is not allowed"),
         ("rows.0.measurement.tok_s", 0.0, "tok_s: 0.0 is not allowed"),
         ("rows.0.measurement.peak_memory_bytes", 1.5, "peak_memory_bytes: "),
@@ -127,14 +132,6 @@ def test_a_wrong_field_is_named(
     path = baselines.path_of(tmp_path, ENVIRONMENT.device_key)
     change(path, field, value)
     assert message in refusal(path)
-
-
-@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_a_number_that_is_not_finite_is_named(stored: Path, word: str) -> None:
-    text = stored.read_text(encoding="utf-8")
-    stored.write_text(text.replace('"tok_s": 100.0', f'"tok_s": {word}'), "utf-8")
-    message = refusal(stored)
-    assert "tok_s" in message or "Invalid JSON" in message
 
 
 def test_a_row_of_several_processes_stores_the_main_figures_of_each(
@@ -237,12 +234,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
         record(stored.parents[1], measured(OTHER))
     assert stored.read_bytes() == before
     assert list(stored.parent.iterdir()) == [stored]
-
-
-def test_the_published_table_is_there_and_its_rows_are_the_reference_set() -> None:
-    table = baselines.reference(baselines.default_folder())
-    rows = load_set("reference")
-    assert len(table) == len(rows) == 43
-    assert {row.reference_key for row in rows} == table.keys()
-    first = table[rows[0].reference_key]
-    assert (first.tok_s, first.device_bandwidth_gb_s) == (107.38, 2039.0)

@@ -14,9 +14,12 @@ import pytest
 from llama_perf import report
 from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
+from llama_perf.gate import baselines
+from llama_perf.report.table import published_rows, published_table
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.rows import selection
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.record_samples import (
@@ -192,11 +195,11 @@ def test_what_autoquant_chose_is_a_table_below() -> None:
     assert cells(below)[2][-2:] == ["int8wo", "taken now"]
 
 
-def test_a_file_is_drawn_in_every_format_and_json_reads_back_as_the_same_report(
+def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def drawn(*options: str) -> str:
-        assert main(["report", str(path), *options]) == 0
+        assert main(["report", str(tmp_path / "run.json"), *options]) == 0
         return capsys.readouterr().out
 
     run = compared(
@@ -206,22 +209,17 @@ def test_a_file_is_drawn_in_every_format_and_json_reads_back_as_the_same_report(
         selected=3,
         stale=("gone",),
     )
-    path = tmp_path / "run.json"
-    path.write_text(to_json(run), encoding="utf-8")
-    assert drawn() == as_text(run)
-    for name in ("csv", "markdown", "text"):
-        assert drawn("--format", name) == report.draw(run, name)
-    assert from_json(Report, drawn("--format", "json"), source="stdout") == run
-
-
-def test_a_file_is_written_in_the_format_of_its_suffix(tmp_path: Path) -> None:
-    run = compared(measured(tok_s=60.0), REFUSED)
-    assert {".csv", ".json", ".md", ".txt"} <= set(report.suffixes())
     for suffix in report.suffixes():
         report.write(run, tmp_path / f"run{suffix}")
-    expected = {".txt": as_text(run), ".md": as_markdown(run), ".json": to_json(run)}
-    for suffix, text in (expected | {".csv": report.draw(run, "csv")}).items():
-        assert (tmp_path / f"run{suffix}").read_text("utf-8") == text
+    expected = {"text": as_text(run), "markdown": as_markdown(run)}
+    expected |= {"json": to_json(run), "csv": report.draw(run, "csv")}
+    assert expected.keys() <= set(report.names())
+    suffixes = {"text": ".txt", "markdown": ".md", "json": ".json", "csv": ".csv"}
+    for name, text in expected.items():
+        assert drawn("--format", name) == text == report.draw(run, name)
+        assert (tmp_path / f"run{suffixes[name]}").read_text("utf-8") == text
+    assert drawn() == expected["text"]
+    assert from_json(Report, expected["json"], source="stdout") == run
 
 
 @pytest.mark.parametrize(
@@ -281,3 +279,62 @@ def test_the_command_refuses_what_is_no_report(
     assert message.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
     message = refusal(capsys, "report", str(path), "--format", "poem")
     assert "invalid choice: 'poem'" in message
+
+
+LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
+A100 = baselines.reference(baselines.default_folder())
+
+
+def with_a100(*results: RowResult) -> Report:
+    keys = {result.id: result.row.reference_key for result in results}
+    figures = {row_id: A100[key] for row_id, key in keys.items() if key in A100}
+    return report_of(*results, reference=figures)
+
+
+def lines_of(report: Report) -> list[list[str]]:
+    table = published_table(report, style="github")
+    assert table is not None
+    return [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
+
+
+def test_a_row_of_both_sets_is_compared_with_the_a100() -> None:
+    report = with_a100(
+        measured(ENGINE[0], tok_s=322.14),
+        measured(CPU_ROW),
+        measured(LITERAL[0], tok_s=214.76),
+    )
+    header, _, line = lines_of(report)
+    assert ", ".join(header) == (
+        "row, A100 tok/s, published tok/s, speed-up, reference tok/s, speed-up,"
+        " reference / published"
+    )
+    name = "llama-2-7b-chat-hf.none.bf16.compile"
+    assert line == [name, "107.38", "214.76", "2.00x", "322.14", "3.00x", "1.50x"]
+    for drawn in (as_text(report), as_markdown(report)):
+        assert "the published rows: on the A100, with its settings here, on" in drawn
+        assert "3.00x" in drawn
+
+
+def test_a_row_that_was_not_measured_says_how_it_ended() -> None:
+    broken = unmeasured(Status.NOT_RUN, "pytorch/ao#2376", LITERAL[1])
+    *_, line = lines_of(with_a100(broken, measured(ENGINE[1])))
+    assert line[1:] == ["9.61", "NOT_RUN", "-", "100.00", "10.41x", "-"]
+
+
+def test_every_row_of_both_sets_finds_its_counterpart() -> None:
+    for listed in (LITERAL, ENGINE):
+        one_set = with_a100(*map(measured, listed))
+        assert published_table(one_set) is None
+        assert "the published rows" not in as_markdown(one_set)
+    report = with_a100(*map(measured, (*LITERAL, *ENGINE)))
+    rows = [(literal.row, engine.row) for literal, engine in published_rows(report)]
+    assert rows == list(zip(LITERAL, ENGINE, strict=True))
+    lines = lines_of(report)[2:]
+    assert len({line[0] for line in lines}) == 43
+    assert "-" not in [line[1] for line in lines]
+
+
+def test_the_default_set_of_a_gpu_has_some_rows_of_both_sets() -> None:
+    report = with_a100(*map(measured, selection.load_set("cuda")))
+    schemes = [engine.row.quantization for _, engine in published_rows(report)]
+    assert schemes == [None, "int8wo", "int4wo-64"]
