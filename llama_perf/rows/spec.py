@@ -155,13 +155,11 @@ class RowSpec:
         if self.device != _DEFAULTS["device"]:
             tokens.append(self.device)
         tokens.append("compile" if self.compile else "eager")
-        for name, token in _FLAG_TOKENS.items():
-            if getattr(self, name):
-                tokens.append(token.format(self.kv_cache))
-        for name, token in _VALUE_TOKENS.items():
+        for name, form in _TOKENS.items():
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
-                tokens.append(f"{token}-{_token(value)}")
+                kind = self.kv_cache if name == "kv_cache_quantization" else value
+                tokens.append(form.format(_token(kind)))
         return ".".join(tokens)
 
     @property
@@ -228,23 +226,21 @@ def _token(value: float | str | None) -> str:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
-_FLAG_TOKENS = {
+_TOKENS = {
     "capture": "capture",
     "fused": "fused",
     "compile_prefill": "compile-prefill",
     "kv_cache_quantization": "kv-{}",
     "linear_causal_mask": "linear-mask",
     "ragged": "ragged",
-}
-_VALUE_TOKENS = {
-    "attention": "attention",
-    "cache_size": "cache",
-    "fill": "fill",
-    "prefill_chunk": "chunk",
-    "batch_size": "batch",
-    "prompt_length": "prompt",
-    "max_new_tokens": "new",
-    "num_samples": "samples",
-    "top_k": "topk",
-    "temperature": "temp",
+    "attention": "attention-{}",
+    "cache_size": "cache-{}",
+    "fill": "fill-{}",
+    "prefill_chunk": "chunk-{}",
+    "batch_size": "batch-{}",
+    "prompt_length": "prompt-{}",
+    "max_new_tokens": "new-{}",
+    "num_samples": "samples-{}",
+    "top_k": "topk-{}",
+    "temperature": "temp-{}",
 }

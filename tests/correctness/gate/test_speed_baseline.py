@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -17,8 +19,10 @@ from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
+from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.request import RunOptions
+from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
+from llama_perf.run.runner import Runner
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -28,7 +32,6 @@ from tests.correctness.support.record_samples import (
     baseline_of,
     baseline_of_processes,
     compare,
-    confirming_run,
     measured,
     unmeasured,
 )
@@ -187,20 +190,41 @@ def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     assert (first.metric, second.metric) == ("tok/s", "peak memory")
 
 
-def test_a_run_hands_on_what_the_run_measured(tmp_path: Path) -> None:
+def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
+    tmp_path: Path,
+) -> None:
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
-    def confirm(row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+    def confirm(
+        row: RowSpec, unquantized: RowSpec | None, **_rest: object
+    ) -> list[Trial]:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
-    run = confirming_run(STORED, tmp_path, confirm)
-    run.add(measured())
-    comparison = run.add(measured(INT8_CPU, tok_s=100.0))
-    assert comparison.verdict is Verdict.SLOWER
-    assert asked == [(INT8_CPU, CPU_ROW)]
-    assert "tok/s over the unquantized row's 2." in comparison.reason
-    assert "; confirmed by 5 fresh processes: 1.000 (-50" in comparison.reason
+    runner = SimpleNamespace(
+        rows=[CPU_ROW, INT8_CPU],
+        started="now",
+        environment=ENVIRONMENT,
+        finished={},
+        expect=lambda _baseline: None,
+        confirm=confirm,
+    )
+    request = RunRequest(
+        selection=Selection(set_name="cpu"),
+        run=RunOptions(),
+        compare=CompareOptions(asked=True, baselines=tmp_path),
+    )
+    run = ComparedRun(cast(Runner, runner), request, named=("made up", STORED))
+    assert run.add(measured()).verdict is Verdict.SAME
+    slower = run.add(measured(INT8_CPU, tok_s=100.0))
+    assert slower.verdict is Verdict.SLOWER
+    assert "tok/s over the unquantized row's 2." in slower.reason
+    assert "; confirmed by 5 fresh processes: 1.000 (-50" in slower.reason
+    large = measured(INT8_CPU, tok_s=200.0, peak_memory_bytes=2_000_000_000)
+    comparison = run.add(large)
+    assert comparison.verdict is Verdict.SAME
+    assert comparison.doubtful
+    assert asked == [(INT8_CPU, CPU_ROW), (INT8_CPU, None)]
 
 
 @pytest.mark.parametrize("breaks", [None, CPU_ROW.id, INT8_CPU.id])

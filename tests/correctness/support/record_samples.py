@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
-from llama_perf.gate.judgements import Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
@@ -18,9 +15,6 @@ from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.compared_run import ComparedRun
-from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
-from llama_perf.run.runner import Runner
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
@@ -137,25 +131,3 @@ def compare(
     if baseline is None:
         return verdict.compare(result, None, **options)
     return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
-
-
-def confirming_run(
-    baseline: Baseline,
-    folder: Path,
-    confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
-) -> ComparedRun:
-    """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
-    no_device = SimpleNamespace(
-        rows=[CPU_ROW, INT8_CPU],
-        started="now",
-        environment=ENVIRONMENT,
-        finished={},
-        expect=lambda _baseline: None,
-        confirm=lambda row, unquantized, **_rest: confirm(row, unquantized),
-    )
-    request = RunRequest(
-        selection=Selection(set_name="cpu"),
-        run=RunOptions(),
-        compare=CompareOptions(asked=True, baselines=folder),
-    )
-    return ComparedRun(cast(Runner, no_device), request, named=("made up", baseline))
