@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
+import torch
 
 from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.judgements import Trial
@@ -18,11 +19,10 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import worker
+from llama_perf.run import compared_run, worker
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
-from llama_perf.run.runner import Runner
+from llama_perf.run.options import RunRequest
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -191,30 +191,21 @@ def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
 
 
 def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
-    def confirm(
-        row: RowSpec, unquantized: RowSpec | None, **_rest: object
-    ) -> list[Trial]:
+    def confirm(row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
-    runner = SimpleNamespace(
-        rows=[CPU_ROW, INT8_CPU],
-        started="now",
-        environment=ENVIRONMENT,
-        finished={},
-        expect=lambda _baseline: None,
-        confirm=confirm,
-    )
-    request = RunRequest(
-        selection=Selection(set_name="cpu"),
-        run=RunOptions(),
-        compare=CompareOptions(asked=True, baselines=tmp_path),
-    )
-    run = ComparedRun(cast(Runner, runner), request, named=("made up", STORED))
+    machine = SimpleNamespace(device=torch.device("cpu"), environment=ENVIRONMENT)
+    monkeypatch.setattr(compared_run, "Session", lambda *_, **__: machine)
+    monkeypatch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
+    request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
+    named = ("made up", STORED)
+    run = ComparedRun([CPU_ROW, INT8_CPU], request, named=named, progress=print)
+    monkeypatch.setattr(run, "_confirm", confirm)
     assert run.add(measured()).verdict is Verdict.SAME
     slower = run.add(measured(INT8_CPU, tok_s=100.0))
     assert slower.verdict is Verdict.SLOWER
@@ -240,7 +231,7 @@ def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
         return worker.WorkerResult(result=result, environment=None)
 
     monkeypatch.setattr(worker, "run_in_process", run)
-    trials = confirmation(INT8_CPU, CPU_ROW, options=RunOptions())
+    trials = confirmation(INT8_CPU, CPU_ROW, options=RunRequest())
     pair, missed = [INT8_CPU, CPU_ROW], [trial.missed for trial in trials]
     if breaks is None:
         assert ran == [*pair, *pair[::-1]] * 2 + pair
