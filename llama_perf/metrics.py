@@ -20,8 +20,8 @@ class Rule(Enum):
     SPEED = "judged by the noise between processes: `gate/judgements.py`"
     PEAK = "a growth is confirmed by fresh processes: `gate/judgements.py`"
     GROWTH = "worse if it changed by more than a share"
-    WORK = "the same, if autoquant chose the same formats: `gate/step_changes.py`"
-    COUNT = "worse if there are more of them: `gate/step_changes.py`"
+    WORK = "the same, if autoquant chose the same formats: `gate/verdict.py`"
+    COUNT = "worse if there are more of them: `gate/verdict.py`"
 
 
 @dataclass(frozen=True, slots=True)

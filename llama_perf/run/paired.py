@@ -14,8 +14,14 @@ from pathlib import Path
 from statistics import fmean, geometric_mean
 
 from llama_perf.gate import baselines
-from llama_perf.gate.judgements import Judgement, compare_peak, stored_peak
-from llama_perf.gate.limits import describe, limits_of, metric_change
+from llama_perf.gate.judgements import (
+    Judgement,
+    compare_peak,
+    describe,
+    limits_of,
+    metric_change,
+    stored_peak,
+)
 from llama_perf.gate.thresholds import (
     Spread,
     as_share,

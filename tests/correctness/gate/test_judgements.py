@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.gate.judgements import Trial, stored_peak
-from llama_perf.gate.limits import default_limits
+from llama_perf.gate.judgements import Trial, default_limits, stored_peak
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed
 from llama_perf.gate.thresholds import as_share, confirm_limit, log_loss, screen_limit
 from llama_perf.results.baseline import Baseline

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import UserError
-from llama_perf.gate.limits import default_limits, limits_of
+from llama_perf.gate.judgements import default_limits, limits_of
 from llama_perf.results.measurement import StepWork
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows import selection

@@ -194,17 +194,7 @@ def test_the_minimum_detectable_loss_is_detected_with_its_power(
     if share < 1 - 1e-9:
         loss = -math.log1p(-share)
         chance = thresholds.detection_chance(loss, spread, processes)
-        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-3)
-
-
-def test_the_root_agrees_with_the_bisection_before_it() -> None:
-    few, many = (0.01, 4.0, 5, 0.11963660498538028), (0.004, 36.0, 10, 0.01632207870)
-    for deviation, degrees, processes, before in (few, many):
-        spread = Spread(deviation=deviation, degrees=degrees)
-        share = minimum_detectable(spread, processes)
-        # That bisection stopped at a millionth, at the upper end.
-        assert share <= before
-        assert share == pytest.approx(before, rel=1e-6)
+        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-6)
 
 
 def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:

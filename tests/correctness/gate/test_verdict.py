@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_perf.gate.limits import default_limits
+from llama_perf.gate.judgements import default_limits
 from llama_perf.gate.verdict import not_compared
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Verdict
