@@ -26,10 +26,9 @@ class Rule(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LimitField:
-    """A limit that users may set by its name, its meaning and its default.
+    """A limit that users may set, and its default, another one on some devices.
 
-    `by_device` has the devices on which the default is another one. A share of a loss
-    is below 1. `whole` limits are whole numbers: bytes, or how many more are allowed.
+    A share of a loss is below 1. `whole` limits are whole numbers: bytes, or counts.
     """
 
     name: str
@@ -59,19 +58,18 @@ class Metric:
     """One metric: `title` names it in results and reasons.
 
     `source` is the field of a measurement, dotted for a field of one of its records.
-    A value is written in reasons with `digits`, in GB if `in_gb`. The first of `limits`
-    is that of its change.
+    `digits` and `in_gb` are for reasons. The first of `limits` is that of its change.
     """
 
     title: str
     source: str
     rule: Rule
+    column: Column | None = None
     _: KW_ONLY
     more_is_better: bool = False
     in_gb: bool = False
     digits: int = 3
     limits: tuple[LimitField, ...] = ()
-    column: Column | None = None
 
     def read(self, measurement: object) -> float | None:
         """The metric's value, None if it was not measured."""
@@ -90,56 +88,39 @@ class Metric:
 MIN_LOSS = 0.01
 """The loss of speed, as a share, below which none counts, however small the noise."""
 
-# `tok_s` holds for a baseline with too few processes. The CPU's is that of a shared
-# machine: docs/gate-why.md has the measurements.
+# The meanings of limits. `tok_s` holds for a baseline with too few processes; the CPU's
+# is that of a shared machine: docs/gate-why.md has the measurements.
+_LEAST = "loss of speed that never counts, however small the noise"
+_LOSS = "loss of speed, if the baseline has fewer than 3 processes"
+_PEAK = "growth of reserved bytes; of resident memory on a CPU"
+# A resident set varies by so many.
+_BYTES = "growth of the peak, in bytes, that never counts"
+_CALLS = "growth of kernels in a decoding step; of operators on a CPU"
+_MORE = "how many more are allowed"
+
 TOK_S = Metric(
     "tok/s",
     "tok_s",
     Rule.SPEED,
+    Column("tok/s", 2, change=True),
     more_is_better=True,
     digits=2,
     limits=(
-        LimitField(
-            "least_loss",
-            "loss of speed that never counts, however small the noise",
-            MIN_LOSS,
-            is_loss=True,
-        ),
-        LimitField(
-            "tok_s",
-            "loss of speed, if the baseline has fewer than 3 processes",
-            0.05,
-            by_device={"cpu": 0.25},
-            is_loss=True,
-        ),
+        LimitField("least_loss", _LEAST, MIN_LOSS, is_loss=True),
+        LimitField("tok_s", _LOSS, 0.05, {"cpu": 0.25}, is_loss=True),
     ),
-    column=Column("tok/s", 2, change=True),
 )
-# A growth by `peak_memory_bytes` never counts: a resident set varies by so many.
 PEAK_MEMORY = Metric(
     "peak memory",
     "peak_memory_bytes",
     Rule.PEAK,
+    Column("peak GB", 2, scale=1e-9, change=True),
     in_gb=True,
     limits=(
-        LimitField(
-            "peak_memory",
-            "growth of reserved bytes; of resident memory on a CPU",
-            0.01,
-            by_device={"cpu": 0.10},
-        ),
-        LimitField(
-            "peak_memory_bytes",
-            "growth of the peak, in bytes, that never counts",
-            0,
-            by_device={"cpu": 32_000_000},
-            whole=True,
-        ),
+        LimitField("peak_memory", _PEAK, 0.01, {"cpu": 0.10}),
+        LimitField("peak_memory_bytes", _BYTES, 0, {"cpu": 32_000_000}, whole=True),
     ),
-    column=Column("peak GB", 2, scale=1e-9, change=True),
 )
-_CALLS = "growth of kernels in a decoding step; of operators on a CPU"
-_MORE = "how many more are allowed"
 
 METRICS = (
     TOK_S,
@@ -147,23 +128,23 @@ METRICS = (
         "decode tok/s",
         "decode_tok_s",
         Rule.REPORTED,
+        Column("decode tok/s", 2),
         more_is_better=True,
         digits=2,
-        column=Column("decode tok/s", 2),
     ),
     Metric(
         "time to first token (s)",
         "time_to_first_token_s",
         Rule.REPORTED,
+        Column("first token ms", 1, scale=1e3),
         digits=2,
-        column=Column("first token ms", 1, scale=1e3),
     ),
-    Metric("model bandwidth", "bandwidth_gb_s", Rule.SHOWN, column=Column("GB/s", 2)),
+    Metric("model bandwidth", "bandwidth_gb_s", Rule.SHOWN, Column("GB/s", 2)),
     Metric(
         "share of the device's bandwidth",
         "device_bandwidth_share",
         Rule.SHOWN,
-        column=Column("% of bandwidth", 1, scale=100),
+        Column("% of bandwidth", 1, scale=100),
     ),
     PEAK_MEMORY,
     # Allocated bytes, the model's size and the calls of a step hardly vary.
@@ -178,9 +159,9 @@ METRICS = (
         "model size",
         "model_size_bytes",
         Rule.GROWTH,
+        Column("model GB", 2, scale=1e-9),
         in_gb=True,
         limits=(LimitField("model_size", "growth", 0.001),),
-        column=Column("model GB", 2, scale=1e-9),
     ),
     Metric(
         "calls a step",
@@ -203,7 +184,7 @@ METRICS = (
         "signal to noise of the value check",
         "check.signal_to_noise_db",
         Rule.SHOWN,
-        column=Column("check dB", 0),
+        Column("check dB", 0),
     ),
 )
 LIMIT_FIELDS = {limit.name: limit for metric in METRICS for limit in metric.limits}

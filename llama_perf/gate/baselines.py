@@ -95,11 +95,10 @@ def record(
 ) -> tuple[Path, Baseline]:
     """Store the measured rows in the device's baseline.
 
-    `results` has one result for each process that ran a row. Rows that this run did
-    not measure stay as they were, with the environment they were recorded in, unless
-    `fresh` starts the file anew. Raises RecordError, and stores nothing, if a row ended
-    INVALID, had an injected slowdown or was measured in only some of its processes, or
-    if no row was measured.
+    `results` has one result for each process that ran a row. Other rows stay with the
+    environment they were recorded in, unless `fresh` starts the file anew. Raises
+    RecordError, and stores nothing, if a row ended INVALID, had an injected slowdown or
+    was measured in only some of its processes, or if no row was measured.
     """
     rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)

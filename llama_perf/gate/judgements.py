@@ -42,10 +42,9 @@ def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
 def metric_change(
     title: str, before: float, now: float, limit: float | None = None
 ) -> MetricChange:
-    """The change from `before`, which is positive, to `now`.
+    """The change from `before` > 0 to `now`: worse by more than `limit`, a share.
 
-    It is worse if it exceeds `limit`, a share, in the bad direction. A title that is no
-    metric's is that of a ratio of speeds.
+    A title that is no metric's is that of a ratio of speeds.
     """
     share = relative_change(now, before)
     loss = -share if _BY_TITLE.get(title, _SPEED_RATIO).more_is_better else share
@@ -87,10 +86,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """The judgement on a row's speed or on its peak; without a change there is none.
-
-    `undecided` says that it is suspicious and that fresh processes did not decide.
-    """
+    """The judgement on a row's speed or on its peak; without a change there is none."""
 
     changes: tuple[MetricChange, ...] = ()
     reason: str = ""
@@ -112,11 +108,10 @@ def decided(
     values: Sequence[float],
     judge: Callable[[Sequence[float]], tuple[bool, str]],
 ) -> Judgement:
-    """The judgement after fresh processes, None if confirmation was off.
+    """The judgement on a row that `looks` "slower" or "larger" after fresh processes.
 
-    `looks` is what the run's own process looks like: "slower" or "larger". `values` are
-    those of the processes that gave one. `judge` says of them all whether they are
-    worse, and describes them.
+    `fresh` is None if confirmation was off. `judge` says of the `values` that they gave
+    whether they are worse, and describes them.
     """
     needed = THRESHOLDS.confirm_processes
     worse, undecided = False, fresh is None or len(values) < needed
@@ -161,11 +156,7 @@ def compare_peak(
 def judge_peak(
     now: Measurement, stored: BaselineRow, limits: Limits, fresh: Sequence[Trial] | None
 ) -> Judgement:
-    """Judge the peak of a measured row by its limit, and a growth by fresh processes.
-
-    `fresh` are the row's fresh processes, None if confirmation was off; their median
-    decides. A baseline of too few processes decides at once, as for speed.
-    """
+    """Judge the peak of a measured row; the median of `fresh` decides on a growth."""
     peak = compare_peak(now.peak_memory_bytes, stored, limits)
     if not peak.worse or len(stored.samples) < THRESHOLDS.min_processes:
         return peak
@@ -188,11 +179,10 @@ def judge_speed(
     unquantized: RowResult | None,
     fresh: Sequence[Trial] | None,
 ) -> Judgement:
-    """Compare the speed of a measured row with the stored row of its id.
+    """Judge the speed of a measured row: a loss on any basis makes it slower.
 
-    `unquantized` is this run's result of `baseline.unquantized_row`. `fresh` are the
-    row's fresh processes, None if confirmation was off. A loss on any basis makes the
-    row slower; the changes start with tok/s, which is reported on every basis.
+    `unquantized` is this run's result of `baseline.unquantized_row`. The changes start
+    with tok/s, which is reported on every basis.
     """
     own = Trial(row=result, unquantized=unquantized)
     known = {}

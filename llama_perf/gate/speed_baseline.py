@@ -50,10 +50,9 @@ class StoredSpeed:
 
 
 class SpeedBaseline:
-    """A baseline, prepared for comparing the rows of a run with it.
+    """A baseline, prepared once for a run that measures in `environment`.
 
-    Build it once for each run: the deviations of all rows are estimated together.
-    `environment` is where the run measures; without it, where `stored` was recorded.
+    The deviations of all rows are estimated together.
     """
 
     def __init__(
@@ -71,11 +70,7 @@ class SpeedBaseline:
         return self._rows.get(row_id)
 
     def unquantized_row(self, row_id: str) -> BaselineRow | None:
-        """The stored unquantized row that is most similar to a row, or None.
-
-        It has the same model, device and batch size, was recorded together with the
-        row, and differs from it in the fewest other fields.
-        """
+        """The most similar unquantized row of the same recording, or None."""
         return self._unquantized.get(row_id)
 
     def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
@@ -96,11 +91,8 @@ class SpeedBaseline:
         )
 
     def bases(self, row: RowSpec) -> list[Basis]:
-        """The quantities by which the speed of `row` is compared in this run.
-
-        A loss in any of them makes the row slower. A GPU without a known UUID counts as
-        another one.
-        """
+        """The quantities by which the speed of `row` is compared in this run."""
+        # A GPU without a known UUID counts as another one.
         then, now = self.stored.environment, self.environment
         gpu, uuid = row.device == "cuda", then.device_uuid
         if gpu and uuid and (uuid, then.driver) == (now.device_uuid, now.driver):
@@ -111,10 +103,8 @@ class SpeedBaseline:
         return [Basis.RATIO, Basis.BANDWIDTH] if gpu else [Basis.RATIO]
 
     def values(self, basis: Basis, row_id: str) -> list[float] | None:
-        """A stored row's speed in each of its processes, or None if it is not known.
-
-        The n-th process of a row ran together with the n-th of the unquantized row.
-        """
+        """A stored row's speed in each of its processes, or None if it is not known."""
+        # The n-th process of a row ran together with the n-th of the unquantized row.
         unquantized = self.unquantized_row(row_id)
         others: Iterable[ProcessSamples | Measurement | None] = repeat(None)
         if basis is Basis.RATIO and unquantized is not None:
@@ -150,10 +140,7 @@ class SpeedBaseline:
         }
 
     def judged_speed(self, row_id: str) -> tuple[Basis, StoredSpeed] | None:
-        """The first quantity by which a stored row is judged, and its speed in that.
-
-        None if too few processes measured the row.
-        """
+        """The first quantity by which a row is judged; None: too few processes."""
         bases = self.bases(self._rows[row_id].row)
         for basis in (*bases, Basis.BANDWIDTH, Basis.TOK_S):
             if (speed := self.speed(basis, row_id)) is not None:

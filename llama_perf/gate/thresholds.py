@@ -24,10 +24,7 @@ _MIN_VARIANCE = 1e-12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A between-process standard deviation of log speeds, and its degrees of freedom.
-
-    `degrees` are infinite for a deviation that is known exactly.
-    """
+    """A deviation of log speeds between processes; infinite `degrees`: it is known."""
 
     deviation: float
     degrees: float
@@ -43,16 +40,11 @@ def between_processes(log_rates: Sequence[float]) -> Spread:
 def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
     """Each row's spread drawn toward the common one.
 
-    The squeezed variance of Smyth (2004, "Linear models and empirical Bayes methods",
-    SAGMB 3:1, section 6; the R package limma):
-
-        s'^2 = (d0 s0^2 + d s^2) / (d0 + d)
-
-    s and d = processes - 1 are the row's own. The common s0 and its weight d0 follow
-    from the scatter of the rows' log variances. If chance explains all of it, the rows
-    share one variance (d0 infinite); the wider it is, the more each row keeps its own
-    (d0 near 0). The result has d0 + d degrees of freedom, at most as many as all rows
-    together.
+    The squeezed variance s'^2 = (d0 s0^2 + d s^2) / (d0 + d) of Smyth (2004, "Linear
+    models and empirical Bayes methods", SAGMB 3:1, section 6; the R package limma). s
+    and d = processes - 1 are the row's own. The common s0 and its weight d0 follow from
+    the scatter of the rows' log variances: infinite if chance explains all of it, near
+    0 if it is wide. There are d0 + d degrees of freedom, at most those of all rows.
     """
     if len(spreads) < 2:
         return list(spreads)
@@ -69,10 +61,7 @@ def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
 
 
 def _prior(spreads: Sequence[Spread]) -> tuple[float, float]:
-    """The rows' common variance, and as how many more processes it weighs.
-
-    From Smyth's moments of the log variances, without their bias and their noise.
-    """
+    """(s0^2, d0) by Smyth's moments of log variances, without their bias and noise."""
     from scipy.special import digamma
 
     logs = [
@@ -116,13 +105,11 @@ def inverse_trigamma(value: float) -> float:
 
 
 def t_multiplier(normal: float, degrees: float) -> float:
-    """A multiple of a known deviation as the multiple of an estimated one.
+    """Student's t at the tail of the normal quantile `normal`, which is 0 or more.
 
-    The quantile of Student's t at the tail of the normal quantile `normal`, 0 or more,
-    by the approximation of Wallace (1959, "Bounds on normal approximations to
-    Student's and the chi-square distributions"), inverted. From 4 degrees on it is
-    within 5 % of the exact quantile, and never too small: the limits of the gate and
-    their simulated error rates were chosen with it.
+    The approximation of Wallace (1959, "Bounds on normal approximations to Student's
+    and the chi-square distributions"), inverted. From 4 degrees on it is within 5 % of
+    the exact quantile, and never too small: the gate's limits were chosen with it.
     """
     if math.isinf(degrees):
         return normal
@@ -173,19 +160,13 @@ def as_share(loss: float) -> float:
 
 
 def screen_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
-    """The log loss of one process above which a row is suspicious.
-
-    `processes` are those of the baseline: their mean varies too.
-    """
+    """The log loss above which a row is suspicious; the mean of `processes` varies."""
     return _limit(spread, THRESHOLDS.screen, 1 + 1 / processes, min_loss)
 
 
 def confirm_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
-    """The log loss above which the mean of fresh processes confirms a loss.
-
-    The mean of n fresh processes minus that of R stored ones has the variance
-    s^2 (1/n + 1/R).
-    """
+    """The log loss above which the mean of fresh processes confirms a loss."""
+    # The mean of n fresh processes minus that of R stored ones has this variance.
     variance = 1 / THRESHOLDS.confirm_processes + 1 / processes
     return _limit(spread, THRESHOLDS.confirm, variance, min_loss)
 
@@ -198,10 +179,7 @@ def confirm_pairs_limit(
 
 
 def faster_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
-    """The log increase of one process's speed above which a row is faster.
-
-    Nothing confirms it, so it takes as many deviations as a confirmation.
-    """
+    """The log gain above which a row is faster: nothing confirms it, so it is large."""
     return _limit(spread, THRESHOLDS.confirm, 1 + 1 / processes, min_loss)
 
 
@@ -215,8 +193,7 @@ def detection_chance(
 ) -> float:
     """A lower bound of the probability that a run finds a log loss of `loss`.
 
-    It treats the deviation as the true one, and screen and confirmation as
-    independent; they share the stored mean, so passing both is a little likelier.
+    It treats screen and confirmation as independent; they share the stored mean.
     """
     chance = 1.0
     for fresh, limit in (

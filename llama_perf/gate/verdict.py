@@ -49,8 +49,7 @@ def compare(
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
-    `baseline` is built once for the run, None if the device has none. `limits` are the
-    row's; without them its device's. `unquantized` is this run's result of
+    `baseline` is None if the device has none. `unquantized` is this run's result of
     `baseline.unquantized_row`. `fresh` are the row's fresh processes, None if
     confirmation was off: a suspicious row is then UNDECIDED.
     """
@@ -117,10 +116,7 @@ def judge(
     peak: Judgement,
     limits: Limits,
 ) -> Comparison:
-    """The verdict on a measured row whose speed and peak have been judged.
-
-    Judges the other metrics by their limits.
-    """
+    """The verdict on a measured row whose speed and peak have been judged."""
     assert result.measurement is not None, "only a measured row is judged"
     now, then = result.measurement, stored.measurement
     others = _other_changes(now, then, limits)
@@ -167,10 +163,7 @@ def judge(
 def _other_changes(
     now: Measurement, then: Measurement, limits: Limits | None
 ) -> list[MetricChange]:
-    """The metrics that both have and that need no process of their own to judge.
-
-    Without limits none of them is judged.
-    """
+    """The changes of the metrics that are judged, if limits are given, at once."""
     changes = []
     for metric in metrics_by(Rule.REPORTED, Rule.GROWTH):
         before, after = metric.read(then), metric.read(now)

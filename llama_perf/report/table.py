@@ -1,9 +1,7 @@
-"""The tables of a report; a cell without a value is "-".
+"""The tables of a report: of its rows, of the published rows, of autoquant's formats.
 
-One has a line for each row, one has the formats that autoquant chose. One compares this
-run with the published A100 figures: the sets `published` and `reference` hold the same
-rows, the first as the A100 table states them, the second on this project's engine. A
-row and its counterpart have the same `RowSpec.reference_key`.
+The sets `published` and `reference` hold the same rows: the first as the A100 table
+states them, the second on this project's engine, with the same `reference_key`.
 """
 
 from __future__ import annotations
@@ -34,11 +32,10 @@ _HEADERS = (
 
 
 def results_table(report: Report, style: str) -> tuple[str, str]:
-    """The part of the id that all rows share, and the table of a report.
+    """The part of the id that all rows share, and the table in tabulate's `style`.
 
-    `style` is one of tabulate's: "simple" for text, "github". The A100's columns are
-    there if any row is in the published table. The column of the smallest loss of speed
-    that a run detects is there if any baseline row holds enough processes to know it.
+    The A100's columns are there if any row is in the published table, that of the
+    smallest loss that a run detects if any baseline row has processes enough.
     """
     names, common = short_names([result.id for result in report.results])
     verdicts = [comparison_of(report, result.id) for result in report.results]

@@ -22,10 +22,7 @@ from llama_perf.strict_json import from_plain
 
 
 class Limits(dict[str, float]):
-    """Limits by their names in `llama_perf.metrics`; not to be changed once made.
-
-    Raises SpecError for a value that is no limit.
-    """
+    """Limits by their names in `llama_perf.metrics`; SpecError for a wrong one."""
 
     def __init__(
         self, values: Mapping[str, float] | Iterable[tuple[str, float]] = (), /
@@ -68,10 +65,7 @@ ProjectLimits: TypeAlias = tuple[tuple[str, Limits], ...]
 
 
 def project_limits(pyproject: Path) -> ProjectLimits:
-    """Read a `pyproject.toml`; without the file there are no limits.
-
-    Raises UserError that names the file and the field.
-    """
+    """Read a `pyproject.toml`, if there is one; raises UserError naming the field."""
     try:
         data: dict[str, Any] = tomllib.loads(pyproject.read_text(encoding="utf-8"))
     except OSError:

@@ -176,11 +176,7 @@ class RowSpec:
 
     @property
     def reference_key(self) -> tuple[Any, ...]:
-        """The fields that identify a row of the reference table.
-
-        It leaves out the device and the fields that the table does not have (kernels,
-        attention, capture, fused), so a row here has the key of its counterpart there.
-        """
+        """The fields of a row that the reference table has, but for the device."""
         return tuple(
             value.lower() if name == "model" else value
             for name, value in self._work.items()
