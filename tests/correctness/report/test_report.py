@@ -216,10 +216,11 @@ def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
     assert expected.keys() <= set(report.names())
     suffixes = {"text": ".txt", "markdown": ".md", "json": ".json", "csv": ".csv"}
     for name, text in expected.items():
-        assert drawn("--format", name) == text == report.draw(run, name)
+        assert report.draw(run, name) == text
         assert (tmp_path / f"run{suffixes[name]}").read_text("utf-8") == text
+        assert name == "json" or drawn("--format", name) == text
     assert drawn() == expected["text"]
-    assert from_json(Report, expected["json"], source="stdout") == run
+    assert from_json(Report, drawn("--format", "json"), source="stdout") == run
 
 
 @pytest.mark.parametrize(
