@@ -17,17 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama_perf.kernels import packing
 from llama_perf.kernels.cpu import many_tokens
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
-from llama_perf.kernels.packing import (
-    LANES,
-    UNIT,
-    from_lanes,
-    parts,
-    plane_words,
-    planes,
-    unpack,
-)
 from llama_perf.kernels.weight import Packed
 
 INTEGER, PACKED, OFFSET = 1, 2, 3
@@ -46,7 +38,7 @@ def packed_weight(
 def dequantized(weight: Packed) -> Tensor:
     """The weight, float32 (rows, columns)."""
     blocks = _blocks(*weight.tensors, weight.columns, weight.bits, weight.zero_kind)
-    return from_lanes(blocks, weight.rows)
+    return packing.from_lanes(blocks, weight.rows)
 
 
 def grouped_weight(x: Tensor, *weight: Any) -> Tensor:
@@ -67,7 +59,7 @@ def _one_token(
 ) -> Tensor:
     groups, columns = scale.shape[1], x.shape[1]
     size = columns // groups
-    unit = UNIT // 2 if bits == 8 else UNIT
+    unit = packing.UNIT // 2 if bits == 8 else packing.UNIT
     if size % unit:
         # A unit lies in several groups.
         weight = _blocks(codes, scale, zero, columns, bits, kind)
@@ -93,7 +85,7 @@ def grouped_weight_op(
     """The operator itself: any M, any device."""
     tokens, columns = x.shape
     # Each plane costs a product. For many tokens one product of full codes is cheaper.
-    few = tokens <= _FEW or len(planes(bits)) == 1
+    few = tokens <= _FEW or len(packing.planes(bits)) == 1
     if few and _in_words(bits, columns, scale.shape[1]):
         sums = _slotwise(x.float(), codes, scale, zero, bits, kind)
         return sums[:, :rows].to(x.dtype).contiguous()
@@ -121,9 +113,9 @@ def _(x: Tensor, *weight: Any) -> Tensor:
 def _in_words(bits: int, columns: int, groups: int) -> bool:
     """Whether in every plane groups fill words, or words hold full groups."""
     size = columns // groups
-    for plane in planes(bits):
+    for plane in packing.planes(bits):
         per_word = 32 // plane
-        fits = plane_words(plane, columns) * per_word == columns
+        fits = packing.plane_words(plane, columns) * per_word == columns
         if per_word % size and (size % per_word or not fits):
             return False
     return True
@@ -137,7 +129,7 @@ def _slotwise(
     groups = scale.shape[1]
     size = columns // groups
     by_plane = []
-    for low, plane, words in parts(codes, bits, columns):
+    for low, plane, words in packing.parts(codes, bits, columns):
         arranged = many_tokens.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
         room = many_tokens.room(words, 32 // plane, columns)
         by_plane.append((low, plane, words, arranged, room))
@@ -149,7 +141,7 @@ def _slotwise(
             total = torch.matmul(x_sums, _float(zero[blocks]))
             zeros = torch.full_like(wide, MIDDLE, dtype=torch.int32)
         else:
-            total = wide.new_zeros((len(wide), tokens, LANES))
+            total = wide.new_zeros((len(wide), tokens, packing.LANES))
             zeros = _stored(zero[blocks], bits, kind, groups)
         for low, plane, words, arranged, room in by_plane:
             values = many_tokens.plane_values(words[blocks], plane, room)
@@ -181,7 +173,7 @@ def _of_groups(groups: Tensor, values: Tensor, size: int) -> Tensor:
     # A word has one or more groups, the last word perhaps fewer.
     count = slots // size
     groups = F.pad(groups, (0, 0, 0, words * count - groups.shape[1]))
-    by_word = groups.view(-1, words, count, LANES).transpose(1, 2)
+    by_word = groups.view(-1, words, count, packing.LANES).transpose(1, 2)
     return by_word.contiguous().unsqueeze(2)
 
 
@@ -189,7 +181,8 @@ def _blocks(
     codes: Tensor, scale: Tensor, zero: Tensor, columns: int, bits: int, kind: int
 ) -> Tensor:
     groups = scale.shape[1]
-    values: Tensor = _float(unpack(codes, bits, columns)).unflatten(1, (groups, -1))
+    values: Tensor = _float(packing.unpack(codes, bits, columns))
+    values = values.unflatten(1, (groups, -1))
     wide = _float(scale).unsqueeze(2)
     zeros = _float(_stored(zero, bits, kind, groups)).unsqueeze(2)
     if kind == OFFSET:
@@ -198,7 +191,7 @@ def _blocks(
 
 
 def _stored(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:
-    return unpack(zero, bits, groups) if kind == PACKED else zero
+    return packing.unpack(zero, bits, groups) if kind == PACKED else zero
 
 
 def _float(code: Tensor) -> Tensor:

@@ -18,16 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama_perf.kernels import packing
 from llama_perf.kernels.cpu.many_tokens import by_unpacked_blocks
 from llama_perf.kernels.cpu.one_token import fused_here
-from llama_perf.kernels.packing import (
-    UNIT,
-    from_lanes,
-    slots,
-    sparse_values,
-    units,
-    unpack,
-)
 from llama_perf.kernels.weight import SPARSE, Packed
 
 BITS = 6
@@ -38,7 +31,7 @@ GROUP = 128
 
 def dequantized(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
     """The weight, float32 (rows, columns), from words (B, W, 16), scales (B, G, 16)."""
-    return from_lanes(_blocks(codes, scale, columns), rows)
+    return packing.from_lanes(_blocks(codes, scale, columns), rows)
 
 
 def packed_weight(rows: int, columns: int, codes: Tensor, scale: Tensor) -> Packed:
@@ -58,13 +51,14 @@ def sparse_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Sums (B, 16): x is picked by position, so that no zero is multiplied."""
     columns = x.shape[1]
-    count = units(sparse_values(columns))
-    values = slots(codes[:, :count], 4, sparse_values(columns))
-    places = slots(codes[:, count:], 2, sparse_values(columns))
-    width = count * 2 * UNIT
+    stored = packing.sparse_values(columns)
+    count = packing.units(stored)
+    values = packing.slots(codes[:, :count], 4, stored)
+    places = packing.slots(codes[:, count:], 2, stored)
+    width = count * 2 * packing.UNIT
     quads = F.pad(x, (0, width - columns)).view(count, -1, QUAD)
     terms: Tensor | None = None
-    for quad in range(UNIT // 2):
+    for quad in range(packing.UNIT // 2):
         x0, x1, x2, x3 = quads[:, quad].unsqueeze(2).unbind(1)
         low, high = places[2 * quad], places[2 * quad + 1]
         lower = torch.where(low == 0, x0, torch.where(low == 1, x1, x2))
@@ -73,7 +67,7 @@ def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         term = term + _value(values[2 * quad + 1]) * upper
         terms = term if terms is None else terms + term
     assert terms is not None, "a unit without quads"
-    wide = scale.float().repeat_interleave(GROUP // (2 * UNIT), dim=1)
+    wide = scale.float().repeat_interleave(GROUP // (2 * packing.UNIT), dim=1)
     return (terms * wide[:, :count]).sum(1)
 
 
@@ -102,7 +96,8 @@ def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
 
 def _blocks(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
     """The weight of some blocks, float32 (B, K, 16)."""
-    stored = unpack(codes, BITS, sparse_values(columns)).unflatten(1, (-1, 2))
+    stored = packing.unpack(codes, BITS, packing.sparse_values(columns))
+    stored = stored.unflatten(1, (-1, 2))
     wide = scale.float().repeat_interleave(GROUP // QUAD, dim=1)
     values = _value(stored & 15) * wide[:, : columns // QUAD].unsqueeze(2)
     blocks, quads, _, lanes = values.shape

@@ -51,10 +51,9 @@ def project(
     `squares` (SPLITS, 1 or 2, M, blocks), `split_counter` int32 (blocks,) of zeros.
     The grid is (blocks of both weights, SPLITS).
 
-    The peak of a token is its largest magnitude. Peaks are bits of float32, int32 (8,).
-    With READS_PEAKS those of x are at `peaks_in`. With WRITES_PEAKS those of `out`,
-    times `next_norm_weight` with ADD, go to `peaks_out`, which held zeros. The first
-    CLEARED_PEAKS numbers at `cleared_peaks` become 0.
+    Peaks are as `launch_fused.Peaks` has them: of x at `peaks_in`, of `out`, times
+    `next_norm_weight` with ADD, at `peaks_out`. The first CLEARED_PEAKS numbers at
+    `cleared_peaks` become 0.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N

@@ -14,17 +14,12 @@ from llama_perf.devices.device import device_of
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
 from llama_perf.kernels.packing import LANES, UNIT, units
+from llama_perf.kernels.triton import launch_products
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
 from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 from llama_perf.kernels.triton.launch_attention import KINDS
-from llama_perf.kernels.triton.launch_products import (
-    FEW,
-    few_launch,
-    max_units,
-    stored_columns,
-)
 from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
 from llama_perf.kernels.weight import FLOATS, Packed
 
@@ -33,16 +28,17 @@ def fused_launch(
     weight: Packed, tokens: int, *, weights: int = 1, tuned: Choice | None = None
 ) -> Launch:
     """For `tokens` by one weight, or by two alike: as `tuned`, else by a rule."""
-    columns = stored_columns(weight)
+    columns = launch_products.stored_columns(weight)
     floats = weight.format == FLOATS
     # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB. More sums would
     # spill registers on sm_80 where units each have a scale and a zero.
     small = 0 < weight.group <= UNIT
-    rule = few_launch(
+    most = 64 if small else launch_products.max_units(weight, tokens)
+    rule = launch_products.few_launch(
         tokens,
         weights * weight.rows,
         columns,
-        max_units=32 if floats else 64 if small else max_units(weight, tokens),
+        max_units=32 if floats else most,
         min_units=4 if floats else 16,
     )
     block_u, splits = rule.constants["BLOCK_U"], rule.splits
@@ -144,7 +140,7 @@ def project(
     weights = (weight,) if isinstance(weight, Packed) else weight
     x, first = x.contiguous(), weights[0]
     tokens, blocks, products = len(x), -(-first.rows // LANES), len(weights)
-    assert 1 <= tokens <= FEW, f"{tokens} tokens"
+    assert 1 <= tokens <= launch_products.FEW, f"{tokens} tokens"
     assert len(split_counter) >= blocks, f"{len(split_counter)} counters for {blocks}"
     launch = launch or launch_here(first, tokens, weights=products)
     out = x.new_empty((tokens, first.rows)) if residual is None else residual
@@ -195,7 +191,7 @@ def project_heads(
     See the kernel; `peaks_in` is as `Peaks.read`.
     """
     x, tokens, rows = x.contiguous(), len(x), weight.rows
-    assert 1 <= tokens <= FEW, f"{tokens} tokens"
+    assert 1 <= tokens <= launch_products.FEW, f"{tokens} tokens"
     _, kv_heads, size, width = cache.k.shape
     heads = rows // width - 2 * kv_heads
     launch = launch_here(weight, tokens)

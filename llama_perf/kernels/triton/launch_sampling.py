@@ -97,10 +97,8 @@ def start(
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Hidden states (B, T, dim) of `tokens` (B, T), cosines and sines, visible counts.
 
-    `positions` are int64 (T,), or (B, 1) where each sequence has its own; cosines and
-    sines are (positions, head_dim / 2). The last result, int64, has for each position
-    the number of positions up to it. `peaks_out`, int32 (8,), gets each token's peak,
-    times `norm_weight` (dim,), as `launch_fused.Peaks` has them.
+    See the kernel. `positions` are int64 (T,), or (B, 1) where each sequence has its
+    own; the last result, int64, has for each of them the number of positions up to it.
     """
     tokens, rows = tokens.contiguous(), positions.numel()
     width, half = embedding.shape[1], len(frequencies)

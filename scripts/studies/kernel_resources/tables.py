@@ -19,26 +19,13 @@ from torch import Tensor
 from llama_perf.kernels import cache_codes, grouped, weight
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.packing import LANES, sparse_values, words
+from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton.launch_attention import split_attention
-from llama_perf.kernels.triton.launch_fused import (
-    Norm,
-    Peaks,
-    Placing,
-    project,
-    project_gated,
-    project_heads,
-)
 from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from scripts.doc_tables.document import (
-    Place,
-    github_table,
-    place,
-    replace_between,
-    rows_between,
-)
+from scripts.doc_tables import document
 from scripts.studies.kernel_resources.resources import compiled
 
 CAPABILITIES = (80, 90, 100)
@@ -137,21 +124,22 @@ def launch_fused(
     x, linear = empty(tokens, columns), packed(name, rows, columns)
     counter = empty(rows, dtype=torch.int32)
     peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
-    norm = Norm(weight=empty(dim), eps=1e-5)
+    norm = fused.Norm(weight=empty(dim), eps=1e-5)
     if kernel == "heads":
         angles = empty(tokens, width // 2, dtype=torch.float32)
         positions = empty(tokens, dtype=torch.int64)
-        placing = Placing(positions=positions, cos=angles, sin=angles, length=tokens)
+        angled = {"positions": positions, "cos": angles, "sin": angles}
+        placing = fused.Placing(**angled, length=tokens)
         cache = _cache(config, 300, kind)
-        heads = partial(project_heads, norm=norm, placing=placing, cache=cache)
+        heads = partial(fused.project_heads, norm=norm, placing=placing, cache=cache)
         heads(x, linear, counter, peaks_in=peaks)
     elif kernel == "add":
-        left = Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
-        project(x, linear, counter, residual=empty(tokens, dim), peaks=left)
+        left = fused.Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
+        fused.project(x, linear, counter, residual=empty(tokens, dim), peaks=left)
     else:
         # Cleared are those of the next product, and of attention behind that.
-        left = Peaks(read=peaks, written=peaks, cleared=peaks)
-        project_gated(x, linear, linear, counter, norm=norm, peaks=left)
+        left = fused.Peaks(read=peaks, written=peaks, cleared=peaks)
+        fused.project_gated(x, linear, linear, counter, norm=norm, peaks=left)
 
 
 def _every_fused_kernel(name: str, tokens: int) -> None:
@@ -185,7 +173,7 @@ def _cache(
 class Table:
     """A table's place, the headers of its first cells, and what a row launches."""
 
-    place: Place
+    place: document.Place
     headers: tuple[str, ...]
     rows: Mapping[tuple[str, ...], Work]
 
@@ -198,7 +186,7 @@ def _table(
 ) -> Table:
     """With a row for every combination of the cells, with which it calls `work`."""
     rows = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
-    return Table(place("kernels.md", name), headers, rows)
+    return Table(document.place("kernels.md", name), headers, rows)
 
 
 _FORMAT = ("format", "tokens")
@@ -213,7 +201,8 @@ TABLES = {
 def write(table: Table, names: Collection[str]) -> int:
     """Compile the rows of `names`, or all, keep the others; how many cells spill."""
     count, spills = len(table.headers), 0
-    cells = {tuple(row[:count]): row[count:] for row in rows_between(*table.place)}
+    known = document.rows_between(*table.place)
+    cells = {tuple(row[:count]): row[count:] for row in known}
     for row, work in table.rows.items():
         if names and row[0] not in names:
             continue
@@ -231,7 +220,7 @@ def write(table: Table, names: Collection[str]) -> int:
                 spills += 1
     columns = [*table.headers, *(f"sm_{capability}" for capability in CAPABILITIES)]
     rows = [(*row, *cells[row]) for row in table.rows if row in cells]
-    text = github_table(rows, columns)
-    replace_between(*table.place, text)
+    text = document.github_table(rows, columns)
+    document.replace_between(*table.place, text)
     print(text)
     return spills

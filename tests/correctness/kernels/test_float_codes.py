@@ -17,7 +17,6 @@ from llama_perf.kernels.row_scaled import (
     FLOAT8,
     FP6,
     RowScaled,
-    decode_float8,
     encode_float8,
     encode_fp6,
     round_to_float8,
@@ -59,7 +58,7 @@ def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
     weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * CODES
     codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
     x = torch.ones((tokens, 256))
-    expected = decode_float8(NOT_NAN).expand(tokens, 254)
+    expected = FLOAT8.decode(NOT_NAN).expand(tokens, 254)
     assert torch.equal(FLOAT8.operator(x, codes, scale, 254), expected)
     # A compiler that takes subnormal numbers for zeros would show here.
     torch._dynamo.reset()
@@ -70,7 +69,7 @@ def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
 
 def float8_values() -> Tensor:
     """Codes, the middles between them, what lies beside both, and random values."""
-    exact = decode_float8(NOT_NAN).sort().values
+    exact = FLOAT8.decode(NOT_NAN).sort().values
     ends = torch.cat([exact, (exact[1:] + exact[:-1]) / 2])
     beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
     draw = torch.Generator().manual_seed(3)
@@ -105,14 +104,14 @@ def test_encoding_finds_the_nearest(
 
 
 def test_float8_is_rounded_to_the_even_one_of_two_and_to_the_largest() -> None:
-    exact = decode_float8(NOT_NAN)
+    exact = FLOAT8.decode(NOT_NAN)
     positive = exact[exact >= 0]
     assert (encode_float8((positive[1:] + positive[:-1]) / 2) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
-    assert decode_float8(encode_float8(too_large)).tolist() == [448, -448]
+    assert FLOAT8.decode(encode_float8(too_large)).tolist() == [448, -448]
     # By arithmetic, what the codes have.
     values = float8_values()
-    expected = decode_float8(encode_float8(values))
+    expected = FLOAT8.decode(encode_float8(values))
     for rounding in (round_to_float8, torch.compile(round_to_float8, fullgraph=True)):
         assert torch.equal(rounding(values), expected)
     torch._dynamo.reset()

@@ -5,16 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.kernels.packing import (
-    LANES,
-    from_lanes,
-    pack,
-    planes,
-    slots,
-    to_lanes,
-    unpack,
-    words,
-)
+from llama_perf.kernels import packing
 
 BITS = st.integers(1, 8)
 SIZES = st.integers(1, 70)
@@ -26,31 +17,32 @@ def test_packing_and_unpacking_gives_the_codes_back(
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**bits, (rows, columns), generator=draw).int()
-    packed = pack(codes, bits)
+    packed = packing.pack(codes, bits)
     assert packed.dtype == torch.int32
-    assert packed.shape == (-(-rows // LANES), words(bits, columns), LANES)
-    assert torch.equal(from_lanes(unpack(packed, bits, columns), rows), codes)
-    # A unit's slots are its columns.
-    unpacked = torch.stack(slots(packed, bits, columns), dim=2).flatten(1, 2)
-    assert torch.equal(from_lanes(unpacked[:, :columns], rows), codes)
+    assert packed.shape == (-(-rows // 16), packing.words(bits, columns), 16)
+    unpacked = packing.unpack(packed, bits, columns)
+    assert torch.equal(packing.from_lanes(unpacked, rows), codes)
+    # The slots of a unit are its columns.
+    unpacked = torch.stack(packing.slots(packed, bits, columns), dim=2).flatten(1, 2)
+    assert torch.equal(packing.from_lanes(unpacked[:, :columns], rows), codes)
     assert not unpacked[:, columns:].any(), "the padding is zeros"
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_code_survives_and_full_words_take_no_bit_more(bits: int) -> None:
     codes = torch.arange(2**bits, dtype=torch.int32).repeat(16, 1)
-    unpacked = unpack(pack(codes, bits), bits, 2**bits)
-    assert torch.equal(from_lanes(unpacked, 16), codes)
-    assert sum(planes(bits)) == bits
+    unpacked = packing.unpack(packing.pack(codes, bits), bits, 2**bits)
+    assert torch.equal(packing.from_lanes(unpacked, 16), codes)
+    assert sum(packing.planes(bits)) == bits
     # 11008 of Llama-2's feed-forward layers too.
     for columns in (4096, 11008):
-        assert words(bits, columns) * 32 == bits * columns
+        assert packing.words(bits, columns) * 32 == bits * columns
 
 
 def test_where_a_code_lies() -> None:
     codes = torch.zeros((18, 16), dtype=torch.int32)
     codes[17, 9] = 0b101011
-    packed = pack(codes, 6)
+    packed = packing.pack(codes, 6)
     # Words 0 and 1: the 4-bit plane, columns 8 to 15 in the second; 2: the 2-bit plane.
     assert packed[1, 1, 1] == 0b1011 << 4
     assert packed[1, 2, 1] == 0b10 << 18
@@ -60,7 +52,7 @@ def test_where_a_code_lies() -> None:
 @given(rows=SIZES, columns=SIZES)
 def test_lanes_hold_sixteen_rows_side_by_side(rows: int, columns: int) -> None:
     values = torch.arange(rows * columns).view(rows, columns)
-    blocks = to_lanes(values)
+    blocks = packing.to_lanes(values)
     assert blocks.is_contiguous()
-    assert blocks.shape == (-(-rows // LANES), columns, LANES)
-    assert torch.equal(from_lanes(blocks, rows), values)
+    assert blocks.shape == (-(-rows // 16), columns, 16)
+    assert torch.equal(packing.from_lanes(blocks, rows), values)

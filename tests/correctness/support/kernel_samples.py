@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels import grouped, sparse
-from llama_perf.kernels.grouped import (
-    INTEGER,
-    OFFSET,
-    PACKED,
-    grouped_weight,
-    grouped_weight_op,
-)
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.row_scaled import RowScaled
-from llama_perf.kernels.sparse import sparse_weight, sparse_weight_op
 from llama_perf.kernels.weight import Packed
 
 
@@ -36,23 +28,22 @@ class Format:
     @property
     def by(self) -> Any:
         """Has its `operator` and `product`, which calls it or may replace it."""
-        return ROW_SCALED.get(self.name) or OTHERS["grouped" if self.kind else "sparse"]
+        return ROW_SCALED.get(self.name) or (GROUPED if self.kind else SPARSE)
 
 
-OTHERS = {
-    "grouped": SimpleNamespace(operator=grouped_weight_op, product=grouped_weight),
-    "sparse": SimpleNamespace(operator=sparse_weight_op, product=sparse_weight),
-}
+GROUPED, SPARSE = SimpleNamespace(), SimpleNamespace()
+GROUPED.operator, GROUPED.product = grouped.grouped_weight_op, grouped.grouped_weight
+SPARSE.operator, SPARSE.product = sparse.sparse_weight_op, sparse.sparse_weight
 FORMATS = (
     Format("int8", 8),
     Format("fp6", 6),
     Format("float8", 8),
-    Format("int4-32", 4, 32, OFFSET),
-    *(Format(f"uintx-{bits}-8", bits, 8, PACKED) for bits in range(1, 9)),
-    Format("uintx-3-4", 3, 4, PACKED),
-    Format("uintx-4-20", 4, 20, PACKED),
-    Format("uintx-8-4", 8, 4, PACKED),
-    Format("uintx-4-16-int32", 4, 16, INTEGER),
+    Format("int4-32", 4, 32, grouped.OFFSET),
+    *(Format(f"uintx-{bits}-8", bits, 8, grouped.PACKED) for bits in range(1, 9)),
+    Format("uintx-3-4", 3, 4, grouped.PACKED),
+    Format("uintx-4-20", 4, 20, grouped.PACKED),
+    Format("uintx-8-4", 8, 4, grouped.PACKED),
+    Format("uintx-4-16-int32", 4, 16, grouped.INTEGER),
     Format("sparse", 6, 4),
 )
 ONE_OF_EACH = (*FORMATS[:4], FORMATS[-1])
@@ -151,11 +142,12 @@ def sample(
         weight = sparse.packed_weight(*size, words, scale.to(torch.float16))
     else:
         zero = {
-            PACKED: pack(zeros, format.bits),
-            INTEGER: to_lanes(zeros.to(torch.int32)),
-            OFFSET: to_lanes((zeros - 8) * 0.001).to(torch.bfloat16),
+            grouped.PACKED: pack(zeros, format.bits),
+            grouped.INTEGER: to_lanes(zeros.to(torch.int32)),
+            grouped.OFFSET: to_lanes((zeros - 8) * 0.001).to(torch.bfloat16),
         }[format.kind]
-        scale = scale.to(torch.float16 if format.kind == PACKED else torch.bfloat16)
+        packed = format.kind == grouped.PACKED
+        scale = scale.to(torch.float16 if packed else torch.bfloat16)
         how = {"bits": format.bits, "kind": format.kind}
         weight = grouped.packed_weight(*size, words, scale, zero, **how)
     return Sample(format, x, weight)
