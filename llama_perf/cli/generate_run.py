@@ -33,7 +33,7 @@ from llama_perf.files import check_new_folder
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.timing import MemoryMeter, Sample, measure, time_generation
-from llama_perf.report.autoquant_table import choice_table
+from llama_perf.report.table import choice_table
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
 

@@ -145,7 +145,7 @@ class RunRequest:
         "GLOB",
     )
     print_results: bool = False
-    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    limits: ProjectLimits = ()
 
     def __post_init__(self) -> None:
         limits = {"row-timeout": self.row_timeout, "time-budget": self.time_budget}
