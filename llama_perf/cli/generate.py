@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llama_perf.cli.generate_flags import CHECKPOINT, add_arguments, repeating_command
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.files import check_writable
+from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
     """The row that the flags ask for; raises SpecError."""
     kernels = arguments.kernels
     if kernels is None and arguments.quantization is not None:
-        from llama_perf.quantize.model import preferred_kernels
-
-        kernels = preferred_kernels(arguments.quantization)
+        kernels = Scheme.parse(arguments.quantization).kernels[0]
     # Most flags are named as the field of a row that they fill.
     named_alike: dict[str, Any] = {
         field.name: getattr(arguments, field.name)

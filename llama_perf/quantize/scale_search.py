@@ -9,28 +9,26 @@ offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
 # Values of a weight at a time: as float32 what a core's second-level cache holds, and
 # on a card enough for its launches not to count.
 _CPU, _CUDA = 1 << 18, 1 << 26
+_SHRINKS = (1.0, 0.9, 0.8)
+
+Search = Callable[..., tuple[Tensor, ...]]
 
 
-def in_stretches(
-    search: Callable[Concatenate[Tensor, P], tuple[Tensor, ...]],
-) -> Callable[Concatenate[Tensor, P], tuple[Tensor, ...]]:
+def in_stretches(search: Search) -> Search:
     """`search(groups, ...)` of groups (N, G, size), its results joined along N."""
 
     @wraps(search)
-    def by_rows(
-        groups: Tensor, /, *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[Tensor, ...]:
+    def by_rows(groups: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         at_a_time = _CPU if groups.device.type == "cpu" else _CUDA
         step = max(at_a_time // max(groups[:1].numel(), 1), 1)
         if groups.is_meta or len(groups) <= step:
@@ -39,9 +37,6 @@ def in_stretches(
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     return by_rows
-
-
-_SHRINKS = (1.0, 0.9, 0.8)
 
 
 def scale_dtype(groups: Tensor) -> torch.dtype:
@@ -73,21 +68,14 @@ def scale_and_offset(
 ) -> tuple[Tensor, ...]:
     """For w = (c - middle) * scale + offset with c of 0 to `max_code`."""
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-    best = _Best(groups)
-    for shrink in _SHRINKS:
+
+    def start(shrink: float) -> tuple[Tensor, ...]:
         scale = positive_scale((high - low) * (shrink / max_code), dtype)
         offset = stored((high + low) / 2 + (middle - max_code / 2) * scale, dtype)
-        codes = _codes(groups, scale, offset, middle, max_code)
-        best.consider(codes, scale, offset)
-        mean, target = codes.mean(2, keepdim=True), groups.mean(2, keepdim=True)
-        away = codes - mean
-        slope = (away * (groups - target)).sum(2, keepdim=True)
-        slope = slope / away.square().sum(2, keepdim=True)
-        # A group whose codes are all one has no slope.
-        scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
-        offset = stored(target - mean * scale, dtype)
-        best.consider(_codes(groups, scale, offset, middle, max_code), scale, offset)
-    return best.scale, best.zero
+        return scale, offset, torch.full_like(scale, middle)
+
+    starts = map(start, _SHRINKS)
+    return _best(groups, starts, (0, max_code), dtype, fit_offset=True)[:2]
 
 
 @in_stretches
@@ -97,60 +85,70 @@ def scale_and_zero(
     """For w = (c - zero) * scale with c and a whole zero of 0 to `max_code`."""
     low = groups.amin(2, keepdim=True).clamp(max=0)
     high = groups.amax(2, keepdim=True).clamp(min=0)
-    first = positive_scale((high - low) / max_code, dtype)
-    middle = torch.round(-low / first)
-    best = _Best(groups)
-    none = torch.zeros_like(first)
-    for step in (0, -1, 1):
-        zero = (middle + step).clamp(0, max_code)
-        codes = _codes(groups, first, none, zero, max_code)
-        best.consider(codes, first, none, zero)
-        slope = (codes * groups).sum(2, keepdim=True)
-        slope = slope / codes.square().sum(2, keepdim=True)
-        scale = torch.where(slope > 0, positive_scale(slope, dtype), first)
-        best.consider(_codes(groups, scale, none, zero, max_code), scale, none, zero)
-    return best.scale, best.zero
+    scale = positive_scale((high - low) / max_code, dtype)
+    none, middle = torch.zeros_like(scale), torch.round(-low / scale)
+    zeros = ((middle + step).clamp(0, max_code) for step in (0, -1, 1))
+    starts = ((scale, none, zero) for zero in zeros)
+    return _best(groups, starts, (0, max_code), dtype)[::2]
 
 
+@in_stretches
 def symmetric_scale(
     groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """For w = c * scale with c of `min_code` to `max_code`, -min_code = max_code + 1.
 
     A scale may be negative: the value farthest from 0 then gets the code `min_code`.
     """
-    (scale,) = _symmetric_scale(groups, min_code, max_code, dtype)
-    return scale
-
-
-@in_stretches
-def _symmetric_scale(
-    groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     sign = torch.where(high > -low, -1.0, 1.0)
-    turned = groups * sign
     peak = torch.maximum(high, -low)
     none = torch.zeros_like(peak)
-    best = _Best(turned)
-    for shrink in _SHRINKS:
-        scale = positive_scale(peak * (shrink / -min_code), dtype)
-        codes = torch.round(turned / scale).clamp(min_code, max_code)
-        best.consider(codes, scale, none)
-        slope = (codes * turned).sum(2, keepdim=True)
-        slope = slope / codes.square().sum(2, keepdim=True)
-        # A group whose codes are all 0 has no slope.
+    scales = (positive_scale(peak * (x / -min_code), dtype) for x in _SHRINKS)
+    starts = ((scale, none, none) for scale in scales)
+    scale, *_ = _best(groups * sign, starts, (min_code, max_code), dtype)
+    return (scale * sign,)
+
+
+def _best(
+    groups: Tensor,
+    starts: Iterable[tuple[Tensor, ...]],
+    codes_range: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    fit_offset: bool = False,
+) -> tuple[Tensor, ...]:
+    """The scale, offset and zero with the smallest squared error, group by group.
+
+    The candidates are `starts` and what fits the codes of each best. A group whose
+    codes are all one has no slope and keeps its scale.
+    """
+    best: tuple[Tensor, ...] = ()
+
+    def consider(scale: Tensor, offset: Tensor, zero: Tensor) -> Tensor:
+        nonlocal best
+        codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range) - zero
+        error = (codes * scale + offset - groups).square_().sum(2, keepdim=True)
+        candidate = (error, scale, offset, zero)
+        if best:
+            better, pairs = error < best[0], zip(candidate, best, strict=True)
+            best = tuple(torch.where(better, *pair) for pair in pairs)
+        else:
+            best = candidate
+        return codes
+
+    for scale, offset, zero in starts:
+        away, target = consider(scale, offset, zero), groups
+        if fit_offset:
+            mean, centre = (x.mean(2, keepdim=True) for x in (away, groups))
+            away, target = away - mean, groups - centre
+        slope = (away * target).sum(2, keepdim=True)
+        slope = slope / away.square().sum(2, keepdim=True)
         scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
-        codes = torch.round(turned / scale).clamp(min_code, max_code)
-        best.consider(codes, scale, none)
-    return (best.scale * sign,)
-
-
-def _codes(
-    groups: Tensor, scale: Tensor, offset: Tensor, middle: Tensor | float, max_code: int
-) -> Tensor:
-    """Codes less their middle or zero."""
-    return torch.round((groups - offset) / scale + middle).clamp(0, max_code) - middle
+        if fit_offset:
+            offset = stored(centre - mean * scale, dtype)
+        consider(scale, offset, zero)
+    return best[1:]
 
 
 @in_stretches
@@ -165,40 +163,15 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
         _choose_qparams_and_quantize_affine_hqq,
     )
 
-    rows, count, size = groups.shape
-    _, scale, zero, _ = _choose_qparams_and_quantize_affine_hqq(
+    _, *found, _ = _choose_qparams_and_quantize_affine_hqq(
         groups.flatten(1),
         nbits=bits,
-        group_size=size,
+        group_size=groups.shape[2],
         compute_dtype=torch.float32,
         device=str(groups.device),
         raw_output=True,
     )
-    shape = (rows, count, 1)
     # Clones, since the search leaves inference tensors.
-    scale, zero = scale.clone().view(shape), zero.clone().view(shape)
+    scale, zero = (each.clone().view(*groups.shape[:2], 1) for each in found)
     span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
     return scale, zero, scale <= span / (2**bits - 1) * 1.01
-
-
-class _Best:
-    """The scale and zero with the smallest squared error seen so far."""
-
-    def __init__(self, groups: Tensor) -> None:
-        self._groups = groups
-        self._error: Tensor | None = None
-        self.scale = self.zero = groups
-
-    def consider(
-        self, codes: Tensor, scale: Tensor, offset: Tensor, zero: Tensor | None = None
-    ) -> None:
-        """Keep `scale` and `zero` (`offset` if not given) where they are better."""
-        candidate = offset if zero is None else zero
-        error = (codes * scale + offset - self._groups).square_().sum(2, keepdim=True)
-        if self._error is None:
-            self._error, self.scale, self.zero = error, scale, candidate
-            return
-        better = error < self._error
-        self._error = torch.where(better, error, self._error)
-        self.scale = torch.where(better, scale, self.scale)
-        self.zero = torch.where(better, candidate, self.zero)

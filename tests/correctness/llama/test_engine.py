@@ -18,8 +18,8 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
+from llama_perf.quantize.apply import quantize_model
 from llama_perf.quantize.known_bugs import broken_upstream
-from llama_perf.quantize.model import quantize_model
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.rounding import equal_up_to_turned_codes
 from tests.correctness.support.weights_samples import TINY, tiny_weights
