@@ -11,9 +11,10 @@ from torch import Tensor
 
 from llama_perf.kernels.grouped import MIDDLE, OFFSET
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.quantize.grouped import GroupedWeight, in_groups
-from llama_perf.quantize.scale_search import (
+from llama_perf.quantize.grouped import (
+    GroupedWeight,
     hqq_scale_and_zero,
+    in_groups,
     positive_scale,
     scale_and_offset,
     scale_dtype,

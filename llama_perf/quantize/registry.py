@@ -79,16 +79,13 @@ def import_torchao() -> None:
     extensions and a pytree deprecation. Where it was installed uncompiled, Python warns
     of an escape sequence in its source, which pytest makes an error.
     """
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*invalid escape sequence")
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
             import_module("torchao.quantization")
     except ImportError as error:
         raise NotRunnable(f"torchao cannot be imported: {error}") from None
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

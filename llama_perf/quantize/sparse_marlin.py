@@ -24,8 +24,8 @@ from llama_perf.kernels.sparse import (
     sparse_weight,
 )
 from llama_perf.kernels.weight import Packed
+from llama_perf.quantize.grouped import in_stretches, scale_dtype, symmetric_scale
 from llama_perf.quantize.packed_tensor import PackedTensor, check_columns
-from llama_perf.quantize.scale_search import in_stretches, scale_dtype, symmetric_scale
 from llama_perf.rows.schemes import Scheme
 
 

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from llama_perf.kernels.grouped import PACKED
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.quantize.grouped import GroupedWeight, in_groups
-from llama_perf.quantize.packed_tensor import PackedTensor
-from llama_perf.quantize.scale_search import (
+from llama_perf.quantize.grouped import (
+    GroupedWeight,
     hqq_scale_and_zero,
+    in_groups,
     in_stretches,
     positive_scale,
     scale_and_zero,
     scale_dtype,
 )
+from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
 
 

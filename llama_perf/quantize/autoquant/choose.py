@@ -7,6 +7,7 @@ generation, each counted as often as it occurs (torchao's autoquant, which did s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.quantize.autoquant import times_file
-from llama_perf.quantize.autoquant.products import Product, counted_products
-from llama_perf.quantize.autoquant.timing import How, time_product
+from llama_perf.quantize.autoquant.timing import How, Product, time_product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
@@ -128,6 +129,31 @@ def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
             ),
             how=_how(row, product, is_gate=shape == gate),
         )
+
+
+def counted_products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
+    """How often one generation of `row` multiplies each product.
+
+    A prompt is cut into the engine's chunks. The head multiplies the last token of
+    each sequence only.
+    """
+    dim, hidden = config.dim, config.intermediate_size
+    linears = [(config.qkv_size, dim), (dim, config.n_heads * config.head_dim)]
+    linears += [(hidden, dim), (hidden, dim), (dim, hidden)]
+    default = row.prompt_length if row.attention == "sdpa" else PREFILL_CHUNK
+    chunk = row.prefill_chunk or default
+    chunks, rest = divmod(row.prompt_length, chunk)
+    passes = Counter({chunk: chunks, rest: int(rest > 0)})
+    passes[1] += row.max_new_tokens - 1
+    counts = Counter[Product]()
+    for length, times in passes.items():
+        for rows, columns in linears:
+            tokens = row.batch_size * length
+            product = Product(tokens=tokens, rows=rows, columns=columns)
+            counts[product] += times * config.n_layers
+    head = Product(tokens=row.batch_size, rows=config.vocab_size, columns=dim)
+    counts[head] += row.max_new_tokens
+    return +counts
 
 
 def _how(row: RowSpec, product: Product, *, is_gate: bool) -> How:

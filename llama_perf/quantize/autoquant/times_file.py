@@ -16,7 +16,7 @@ from typing import Literal
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.quantize.autoquant.products import Product
+from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.strict_json import read_json, record, to_json
 
 _PACKAGE = Path(__file__).resolve().parents[2]

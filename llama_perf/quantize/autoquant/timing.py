@@ -24,7 +24,6 @@ from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import UNQUANTIZED
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
@@ -39,6 +38,15 @@ _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
 _MAX_COPIES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """`tokens` (M) rows of activations times a weight (rows, columns): (N, K)."""
+
+    tokens: int
+    rows: int
+    columns: int
 
 
 def time_product(

@@ -19,6 +19,7 @@ from statistics import median
 import torch
 
 from llama_perf.measure.environment import collect
+from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import github_table, place, replace_between
 from scripts.studies.torchao_0_15.peer import (
     MODEL,
@@ -26,10 +27,11 @@ from scripts.studies.torchao_0_15.peer import (
     SIDES,
     TORCHAO,
     Ran,
-    Row,
     command,
     make_checkpoint,
     make_environment,
+    name_of,
+    row_of,
     run,
     shown_command,
     text_of,
@@ -37,22 +39,22 @@ from scripts.studies.torchao_0_15.peer import (
 
 PLACE = place("torchao-0.15.md", "comparison")
 ROWS = (
-    Row(),
-    Row(compile=False),
-    Row(quantization="int8wo"),
-    Row(quantization="int8wo", compile=False),
-    Row(quantization="int8dq"),
-    Row(quantization="int8dq", compile=False),
-    Row(quantization="int4wo-64"),
+    row_of(),
+    row_of(compile=False),
+    row_of(quantization="int8wo"),
+    row_of(quantization="int8wo", compile=False),
+    row_of(quantization="int8dq"),
+    row_of(quantization="int8dq", compile=False),
+    row_of(quantization="int4wo-64"),
     # Fewer tokens where torchao takes a quarter of a second or more for each.
-    Row(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
-    Row(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
-    Row(quantization="fp6", max_new_tokens=20, num_samples=1),
-    Row(quantization="sparse-marlin", sparsity="semi-structured"),
-    Row(quantization="autoquant"),
+    row_of(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
+    row_of(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
+    row_of(quantization="fp6", max_new_tokens=20, num_samples=1),
+    row_of(quantization="sparse-marlin"),
+    row_of(quantization="autoquant"),
 )
 # A cache as small as 200 tokens need, and a larger one: eager, as the table's rows are.
-SMALL_CACHE = Row(compile=False, max_new_tokens=200)
+SMALL_CACHE = row_of(compile=False, max_new_tokens=200)
 LARGE_CACHES = (
     replace(SMALL_CACHE, cache_size=2048),
     replace(SMALL_CACHE, cache_size=2048, kv_cache_quantization=True),
@@ -61,7 +63,7 @@ _GREEDY = ("--temperature", "0")
 _LIMIT_S = 600.0
 _FIGURES = (("tok_s", 2), ("decode_tok_s", 2), ("first_token_ms", 1))
 _WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
-Processes = dict[tuple[Row, str], list[Ran]]
+Processes = dict[tuple[RowSpec, str], list[Ran]]
 """The processes of each row and side, in the order in which they ran."""
 RunSide = Callable[..., Ran]
 """Runs a side's row, with more flags, in a process."""
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace_between(*PLACE, text)
     print(text)
     slower = [
-        row.name
+        name_of(row)
         for row in dict.fromkeys(row for row, _ in processes)
         if (ratio(*(processes[row, side] for side in SIDES)) or 1.0) < 1.0
     ]
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    side: str, row: Row, *flags: str, weights: Path, python: Path, work: Path
+    side: str, row: RowSpec, *flags: str, weights: Path, python: Path, work: Path
 ) -> Ran:
     argv = [*command(side, row, weights, python), *flags]
     return run(side, argv, row, work, _LIMIT_S)
@@ -111,11 +113,11 @@ def _rounds(
     """
     for row in (*ROWS, SMALL_CACHE, *LARGE_CACHES):
         for side in SIDES:
-            if only in row.name:
+            if only in name_of(row):
                 wrong = _problem(side, row, run_side)
                 processes[row, side] = [] if wrong is None else [wrong]
                 outcome = wrong.problem if wrong else "runs"
-                print(f"{row.name}, {side}: {outcome}", flush=True)
+                print(f"{name_of(row)}, {side}: {outcome}", flush=True)
     for number in range(1, rounds + 1):
         for (row, side), before in processes.items():
             if any(ran.problem for ran in before):
@@ -123,11 +125,11 @@ def _rounds(
             before.append(ran := run_side(side, row))
             rates = ", ".join(f"{sample.tok_s:.2f}" for sample in ran.rates)
             outcome = ran.problem or f"tok/s {rates}"
-            print(f"round {number}, {row.name}, {side}: {outcome}", flush=True)
+            print(f"round {number}, {name_of(row)}, {side}: {outcome}", flush=True)
         yield number
 
 
-def _problem(side: str, row: Row, run_side: RunSide) -> Ran | None:
+def _problem(side: str, row: RowSpec, run_side: RunSide) -> Ran | None:
     """A short greedy run of the row that failed, or wrote another text if compiled.
 
     None if all is well. A row that computes wrong values has no speed to compare.
@@ -146,7 +148,7 @@ def _same_text(run_side: RunSide) -> bool:
     """Whether both generate the same greedy text from the checkpoint."""
     texts = set()
     for side in SIDES:
-        row = Row(compile=False, max_new_tokens=20, num_samples=1)
+        row = row_of(compile=False, max_new_tokens=20, num_samples=1)
         ran = run_side(side, row, *_GREEDY)
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
@@ -184,11 +186,11 @@ def comparison_table(processes: Processes) -> str:
         # Unequal where a side failed in a later round.
         rounds = [ratio([theirs], [ours]) for theirs, ours in zip(*pair, strict=False)]
         by_round = [_cell(value) for value in rounds if value is not None]
-        cells = [row.name, *tok_s, _cell(ratio(*pair))]
+        cells = [name_of(row), *tok_s, _cell(ratio(*pair))]
         cells += [", ".join(by_round) or "-"]
         lines.append([*cells, " / ".join(decode_tok_s), " / ".join(first_token_ms)])
         problems += [
-            f"- {row.name}, {side}: `{_short(ran.problem)}`"
+            f"- {name_of(row)}, {side}: `{_short(ran.problem)}`"
             for side, runs in zip(SIDES, pair, strict=True)
             for ran in runs
             if ran.problem
@@ -209,7 +211,7 @@ def cache_table(processes: Processes) -> list[str]:
     }
     lines = []
     for row in LARGE_CACHES:
-        cells = [row.name]
+        cells = [name_of(row)]
         for side in SIDES:
             large, small = rates[row, side], rates[SMALL_CACHE, side]
             if large is None or small is None:

@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -24,6 +25,7 @@ import torch
 
 from llama_perf.checkpoints.synthetic import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
+from llama_perf.rows.spec import RowSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 TORCHAO = "0.15.0"
@@ -69,44 +71,38 @@ _SAMPLES = {
 SIDES = tuple(_SAMPLES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What both sides run; `sparsity` is a flag of torchao's alone."""
+row_of = partial(
+    RowSpec,
+    model=MODEL,
+    dtype="float32",
+    device="cpu",
+    compile=True,
+    max_new_tokens=100,
+    num_samples=3,
+)
+"""A row that both sides run, with these defaults."""
 
-    quantization: str | None = None
-    compile: bool = True
-    sparsity: str | None = None
-    max_new_tokens: int = 100
-    num_samples: int = 3
-    cache_size: int | None = None
-    kv_cache_quantization: bool = False
 
-    @property
-    def name(self) -> str:
-        """The row's name in the table."""
-        words = [self.quantization or "none", "compiled" if self.compile else "eager"]
-        if self.max_new_tokens > 100:
-            words.append(f"{self.max_new_tokens} tokens")
-        if self.cache_size is not None:
-            words.append(f"cache {self.cache_size}")
-        if self.kv_cache_quantization:
-            words.append("int8 KV")
-        return ", ".join(words)
+def name_of(row: RowSpec) -> str:
+    """The row's name in the table."""
+    words = [row.quantization or "none", "compiled" if row.compile else "eager"]
+    if row.max_new_tokens > 100:
+        words.append(f"{row.max_new_tokens} tokens")
+    if row.cache_size is not None:
+        words.append(f"cache {row.cache_size}")
+    if row.kv_cache_quantization:
+        words.append("int8 KV")
+    return ", ".join(words)
 
-    def flags(self) -> list[str]:
-        """The flags that both sides take."""
-        flags = ["--device", "cpu", "--precision", "float32"]
-        flags += ["--num_samples", str(self.num_samples)]
-        flags += ["--max_new_tokens", str(self.max_new_tokens)]
-        if self.compile:
-            flags.append("--compile")
-        if self.quantization is not None:
-            flags += ["--quantization", self.quantization]
-        if self.cache_size is not None:
-            flags += ["--cache_size", str(self.cache_size)]
-        if self.kv_cache_quantization:
-            flags.append("--kv_cache_quantization")
-        return flags
+
+def _flags(row: RowSpec) -> list[str]:
+    """The flags that both sides take."""
+    flags = ["--device", row.device, "--precision", row.dtype]
+    for name in ("num_samples", "max_new_tokens", "quantization", "cache_size"):
+        if (value := getattr(row, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    switches = ("compile", "kv_cache_quantization")
+    return flags + [f"--{name}" for name in switches if getattr(row, name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,26 +175,28 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-def command(side: str, row: Row, weights: Path, python: Path) -> list[str]:
+def command(side: str, row: RowSpec, weights: Path, python: Path) -> list[str]:
     """The command of a side; `python` is that of torchao 0.15's environment."""
-    common = ["--checkpoint_path", str(weights), *row.flags()]
+    common = ["--checkpoint_path", str(weights), *_flags(row)]
     if side == "llama-perf":
         start = [sys.executable, "-m", "llama_perf", "generate"]
         return [*start, *common, "--kernels", "native"]
-    if row.sparsity is not None:
-        common += ["--sparsity", row.sparsity]
+    if row.quantization == "sparse-marlin":
+        common += ["--sparsity", "semi-structured"]
     return [str(python), "-c", _LAUNCH, *common]
 
 
-def shown_command(side: str, row: Row) -> str:
+def shown_command(side: str, row: RowSpec) -> str:
     """The command as a reader would type it."""
-    flags = shlex.join(["--checkpoint_path", f"{MODEL}/model.pth", *row.flags()])
+    flags = shlex.join(["--checkpoint_path", f"{MODEL}/model.pth", *_flags(row)])
     if side == "llama-perf":
         return f"llama-perf generate --kernels native {flags}"
     return f"python generate.py {flags}"
 
 
-def run(side: str, argv: Sequence[str], row: Row, cache: Path, limit_s: float) -> Ran:
+def run(
+    side: str, argv: Sequence[str], row: RowSpec, cache: Path, limit_s: float
+) -> Ran:
     """Run a side's command; `cache` keeps what its compiler made."""
     environment = {
         **os.environ,

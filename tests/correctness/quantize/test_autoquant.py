@@ -21,8 +21,8 @@ from llama_perf.measure.prepare import prepare
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose as choosing
 from llama_perf.quantize.autoquant import times_file
-from llama_perf.quantize.autoquant.choose import choose, products
-from llama_perf.quantize.autoquant.products import Product, counted_products
+from llama_perf.quantize.autoquant.choose import choose, counted_products, products
+from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.weights_samples import TINY, tiny_weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import times_file, timing
-from llama_perf.quantize.autoquant.products import Product
+from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import AUTOQUANT
 from tests.correctness.support.record_samples import ENVIRONMENT

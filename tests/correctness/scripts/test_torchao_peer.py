@@ -20,10 +20,10 @@ from scripts.studies.torchao_0_15.peer import (
     SIDES,
     Ran,
     Rates,
-    Row,
     command,
     make_checkpoint,
     read_samples,
+    row_of,
     run,
     text_of,
 )
@@ -70,7 +70,7 @@ def test_a_checkpoint_is_the_same_each_time_and_both_can_read_it(
     shape = json.loads((weights.parent / "params.json").read_text(encoding="utf-8"))
     assert tokenizer.vocab_size() == shape["vocab_size"]
 
-    row = Row(compile=False, max_new_tokens=3, num_samples=2)
+    row = row_of(compile=False, max_new_tokens=3, num_samples=2)
     assert main(command("llama-perf", row, weights, Path("unused"))[3:]) == 0
     output = capsys.readouterr().out
     samples = read_samples("llama-perf", output, row.max_new_tokens)
@@ -90,14 +90,14 @@ def test_a_checkpoint_is_the_same_each_time_and_both_can_read_it(
 def test_a_process_that_fails_or_lacks_samples_leaves_its_error(
     code: str, problem: str, tmp_path: Path
 ) -> None:
-    row = Row(num_samples=3, max_new_tokens=20)
+    row = row_of(num_samples=3, max_new_tokens=20)
     failed = run("torchao", [sys.executable, "-c", code], row, tmp_path, HANG_S)
     assert failed.problem == problem
     assert failed.rates == ()
 
 
 def test_the_table_has_medians_ratios_and_reasons() -> None:
-    row, broken = Row(quantization="fp6"), Row(quantization="sparse-marlin")
+    row, broken = row_of(quantization="fp6"), row_of(quantization="sparse-marlin")
     error = "NotImplementedError: no such kernel. It goes on for a page."
     processes = {
         (row, "torchao"): [ran(10, 20, 30), ran(20, 20, 20)],
