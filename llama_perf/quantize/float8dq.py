@@ -15,10 +15,8 @@ from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.row_scaled import Float8Weight
 from llama_perf.rows.schemes import Scheme
 
-_GRANULARITIES = {"float8dq-row": "row", "float8dq-tensor": "tensor"}
 
-
-class Float8DynamicWeight(Float8Weight, families=tuple(_GRANULARITIES)):
+class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tensor")):
     """float8 words (B, W, 16) and float32 scales (B, 16), all alike if per tensor."""
 
     tensor_attribute_names: ClassVar = [
@@ -31,7 +29,7 @@ class Float8DynamicWeight(Float8Weight, families=tuple(_GRANULARITIES)):
     def from_float(cls, weight: Tensor, scheme: Scheme) -> Float8DynamicWeight:
         """See `PackedTensor.from_float`."""
         plain = Float8Weight.from_float(weight, scheme)
-        granularity = _GRANULARITIES[scheme.name]
+        granularity = scheme.name.removeprefix("float8dq-")
         return cls(plain.codes, plain.scale, granularity, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
@@ -41,6 +39,5 @@ class Float8DynamicWeight(Float8Weight, families=tuple(_GRANULARITIES)):
             x, self.codes, self.scale, self.rows, per_tensor=per_tensor
         )
 
-    def packed(self) -> None:
-        """See `PackedTensor.packed`."""
-        return
+    # The fused kernels do not round activations to float8.
+    packed = PackedTensor.packed

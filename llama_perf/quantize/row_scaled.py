@@ -64,16 +64,11 @@ class RowScaledWeight(PackedTensor):
         return self.format.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
-def _encode_int8(scaled: Tensor) -> Tensor:
-    codes = torch.round(scaled).clamp(-INT8.largest, INT8.largest)
-    return codes.to(torch.int32)
-
-
 class Int8Weight(RowScaledWeight, families=("int8wo",)):
     """int8 codes, as unsigned bytes of the words."""
 
     format = INT8
-    encode = staticmethod(_encode_int8)
+    encode = staticmethod(lambda scaled: torch.round(scaled).clamp(-127, 127).int())
     product = staticmethod(kernels.int8_weight)
 
 

@@ -192,6 +192,8 @@ def test_only_a_transformer_on_known_kernels_is_quantized_or_saved() -> None:
     message = "model: 'Linear' is not allowed; allowed: a Transformer, as load_model gi"
     assert refusal(quantize_model, nn.Linear(3, 3), "int8wo").startswith(message)
     assert refusal(save_model, nn.Linear(3, 3), "saved").startswith(message)
+    unknown = Transformer(SMALL).requires_grad_(False)
+    assert quantize_model(unknown, "fp6").origin is None
 
 
 @pytest.mark.parametrize(
