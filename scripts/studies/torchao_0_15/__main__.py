@@ -163,7 +163,7 @@ def _median(runs: Sequence[Ran], field: str) -> float | None:
 
 
 def ratio(theirs: Sequence[Ran], ours: Sequence[Ran]) -> float | None:
-    """Our tok/s over torchao's, medians of all samples; None without both."""
+    """The tok/s of `ours` over `theirs`, medians of all samples; None without both."""
     their_tok_s, our_tok_s = _median(theirs, "tok_s"), _median(ours, "tok_s")
     return our_tok_s / their_tok_s if our_tok_s and their_tok_s else None
 
@@ -204,20 +204,15 @@ def cache_table(processes: Processes) -> list[str]:
 
     Nothing if one of the rows was not run.
     """
-    rates = {
-        (row, side): _median(processes.get((row, side), []), "tok_s")
-        for row in (SMALL_CACHE, *LARGE_CACHES)
-        for side in SIDES
-    }
     lines = []
     for row in LARGE_CACHES:
-        cells = [name_of(row)]
-        for side in SIDES:
-            large, small = rates[row, side], rates[SMALL_CACHE, side]
-            if large is None or small is None:
-                return []
-            cells.append(f"{large / small:.2f}")
-        lines.append(cells)
+        shares = [
+            ratio(*(processes.get((each, side), []) for each in (SMALL_CACHE, row)))
+            for side in SIDES
+        ]
+        if None in shares:
+            return []
+        lines.append([name_of(row), *map(_cell, shares)])
     return [github_table(lines, ["share of the small cache's tok/s", *SIDES])]
 
 

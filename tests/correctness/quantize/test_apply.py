@@ -84,11 +84,9 @@ def test_every_linear_is_quantized_once_and_nothing_else(
 
 
 @pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "float8wo", *INT4])
-def test_torchaos_error_and_size_are_those_of_the_formulas(scheme: str) -> None:
+def test_torchaos_weights_are_as_near_as_their_format_allows(scheme: str) -> None:
     before = dict(linears(small()))
-    model = quantize_model(small(), scheme, kernels="torchao")
-    size = 4 * SMALL.dim * (2 * SMALL.n_layers + 1)
-    for name, linear in linears(model):
+    for name, linear in linears(quantize_model(small(), scheme, kernels="torchao")):
         exact = before[name].weight.detach()
         # A layer's answer to the unit vectors is its weight, transposed.
         with patch("torch._int_mm", exact_int_mm):
@@ -96,8 +94,6 @@ def test_torchaos_error_and_size_are_those_of_the_formulas(scheme: str) -> None:
         error = (found - exact).abs()
         assert error.any(), f"{name} is not quantized"
         assert (error <= largest_error(scheme, exact)).all(), name
-        size += linear_bytes(scheme, linear.out_features, linear.in_features)
-    assert model.weight_bytes() == size
 
 
 def largest_error(scheme: str, weight: Tensor) -> Tensor:
@@ -119,14 +115,6 @@ def largest_error(scheme: str, weight: Tensor) -> Tensor:
         return (peak / 127.5 * 0.51).expand_as(weight) + activations
     # e4m3: 3 bits after the point, and steps of 2**-9 below 2**-6; the largest is 448.
     return weight.abs() * 2**-4 * 1.01 + peak / 448 * 2**-10 * 1.01
-
-
-def linear_bytes(scheme: str, rows: int, columns: int) -> int:
-    if size := Scheme.parse(scheme).group_size:
-        # Two codes a byte; a scale and a zero in float32 for each group.
-        return rows * columns // 2 + rows * columns // size * 2 * 4
-    # One byte a weight, and for each row a scale in float32; of int8 a zero too.
-    return rows * columns + rows * (4 if scheme == "float8wo" else 5)
 
 
 WQKV, W2 = "model.layers.0.attention.wqkv", "model.layers.0.feed_forward.w2"
