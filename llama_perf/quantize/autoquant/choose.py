@@ -80,8 +80,7 @@ def choose(
         new = {_key(row, use, name): us[name] for name in missing}
         known |= new
         try:
-            if not problem:
-                times_file.keep(path, machine, new)
+            times_file.keep(path, machine, new)
         except RecordError as error:
             problem = str(error)
     if not timed:

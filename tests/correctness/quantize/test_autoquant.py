@@ -58,6 +58,7 @@ def linears(model: nn.Module) -> list[nn.Linear]:
         {"prompt_length": 8, "prefill_chunk": 4},
         {"prompt_length": 9, "prefill_chunk": 4},
         {"prompt_length": 600},
+        {"prompt_length": 600, "attention": "sdpa"},
     ],
     ids=str,
 )
