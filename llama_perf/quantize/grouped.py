@@ -47,7 +47,7 @@ class GroupedWeight(PackedTensor):
 
     def packed(self) -> Packed:
         """See `PackedTensor.packed`."""
-        parts = (self.codes, self.scale, self.zero, self.rows, self.columns)
+        parts = (self.rows, self.columns, self.codes, self.scale, self.zero)
         return packed_weight(*parts, bits=self.bits, kind=self.zero_kind)
 
     def dequantized(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,6 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
     The codes are words (B, W, 16), but int8 (rows, columns) on a CPU that multiplies
     them as they are; moving the tensor to another device lays them out anew.
     """
-
-    dynamic = True
-    product = staticmethod(int8_dynamic)
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> Int8DynamicWeight:
@@ -42,9 +41,16 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
         attributes = (self.rows, self.columns, self.activation_dtype)
         return Int8DynamicWeight(codes, self.scale, *attributes)
 
+    def matmul(self, x: Tensor) -> Tensor:
+        """See `PackedTensor.matmul`."""
+        return int8_dynamic(x, self.codes, self.scale, self.rows)
+
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return None if is_int8_rows(self.codes) else super().packed()
+        if is_int8_rows(self.codes):
+            return None
+        packed = INT8.packed(self.rows, self.columns, self.codes, self.scale)
+        return replace(packed, dynamic=True)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

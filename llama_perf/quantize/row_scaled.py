@@ -16,9 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import row_scaled as kernels
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
+from llama_perf.kernels.row_scaled import (
+    FLOAT8,
+    FP6,
+    INT8,
+    RowScaled,
+    encode_float8,
+    encode_fp6,
+)
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
@@ -27,15 +33,12 @@ from llama_perf.rows.schemes import Scheme
 class RowScaledWeight(PackedTensor):
     """Words (B, W, 16) of codes and float32 scales (B, 16).
 
-    A subclass says in `format` what a code is, how to `encode` values of at most
-    `format.largest` as int32 codes, and which function is its `product`; `dynamic`
-    where that rounds the activations to int8.
+    A subclass says in `format` what a code is, and how to `encode` values of at most
+    `format.largest` as int32 codes.
     """
 
     format: ClassVar[RowScaled]
-    dynamic: ClassVar[bool] = False
     encode: ClassVar[staticmethod[[Tensor], Tensor]]
-    product: ClassVar[staticmethod[[Tensor, Tensor, Tensor, int], Tensor]]
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> RowScaledWeight:
@@ -52,12 +55,11 @@ class RowScaledWeight(PackedTensor):
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
-        return type(self).product(x, self.codes, self.scale, self.rows)
+        return self.format.product(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        shape = {"rows": self.rows, "columns": self.columns}
-        return self.format.packed(self.codes, self.scale, **shape, dynamic=self.dynamic)
+        return self.format.packed(self.rows, self.columns, self.codes, self.scale)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""
@@ -69,20 +71,17 @@ class Int8Weight(RowScaledWeight, families=("int8wo",)):
 
     format = INT8
     encode = staticmethod(lambda scaled: torch.round(scaled).clamp(-127, 127).int())
-    product = staticmethod(kernels.int8_weight)
 
 
 class Fp6Weight(RowScaledWeight, families=("fp6",)):
     """fp6 codes, in planes of 4 and 2 bits."""
 
     format = FP6
-    encode = staticmethod(kernels.encode_fp6)
-    product = staticmethod(kernels.fp6_weight)
+    encode = staticmethod(encode_fp6)
 
 
 class Float8Weight(RowScaledWeight, families=("float8wo",)):
     """float8 codes, as bytes of the words."""
 
     format = FLOAT8
-    encode = staticmethod(kernels.encode_float8)
-    product = staticmethod(kernels.float8_weight)
+    encode = staticmethod(encode_float8)
