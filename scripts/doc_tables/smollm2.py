@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from llama_perf import load_model
 from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
 from llama_perf.llama.transformer import Transformer
-from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.model import quantize_model
+from llama_perf.quantize.apply import make_quantizer, quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4
 from scripts.doc_tables.figures import (
     Closeness,

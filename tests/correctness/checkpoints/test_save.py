@@ -26,13 +26,11 @@ from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.prepare import prepare
-from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.row_scaled import Int8WeightConfig
-from llama_perf.quantize.uintx import UintxWeightConfig
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.processes import HANG_S
+from tests.correctness.support.schemes import cpu_config
 
 CPU = torch.device("cpu")
 PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size
@@ -245,7 +243,7 @@ def test_an_unquantized_model_is_saved_as_it_is(
 
 def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
     model = small(TIED)
-    configs = [Int8WeightConfig(), Int4WeightConfig(group_size=32), None]
+    configs = [cpu_config("int8wo"), cpu_config("int4wo-32"), None]
     for index, (name, linear) in enumerate(list(linears(model))):
         config = configs[index % 3]
         if config is not None and name != "output":
@@ -265,7 +263,7 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     tmp_path: Path,
 ) -> None:
     model = small()
-    quantize_(model, UintxWeightConfig(bits=2, group_size=8))
+    quantize_(model, cpu_config("uintx-2-8"))
     with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
         save_model(model, tmp_path / "saved")
     folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")

@@ -229,8 +229,8 @@ def test_a_cpu_takes_what_is_predicted(change: dict[str, Any]) -> None:
         *((scheme, "native", ODD) for scheme in ("int8wo", "fp6", "float8dq-tensor")),
         *((scheme, "native", ODD) for scheme in ("uintx-3-4", "uintx-7-8")),
         ("sparse-marlin", "native", ODD),
-        *((scheme, "torchao", {}) for scheme in ("int8wo", "int8dq", "int4wo-64")),
-        ("float8wo", "torchao", {}),
+        *((scheme, "torchao", {}) for scheme in ("int8wo", "int8dq", "float8wo")),
+        *((scheme, "torchao", {}) for scheme in ("int4wo-64", "int4wo-32-hqq")),
     ],
     ids=str,
 )
