@@ -113,8 +113,8 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
 def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
-    from llama_perf.checkpoints.open import check_model, find_checkpoint, open_weights
-    from llama_perf.checkpoints.tokenizers.tokenizer import (
+    from llama_perf.checkpoints.load import check_model, find_checkpoint, open_weights
+    from llama_perf.checkpoints.tokenizers.files import (
         check_vocabulary,
         find_tokenizer,
         load_tokenizer,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.checkpoints.load import parse_dtype
-from llama_perf.checkpoints.open import find_checkpoint
+from llama_perf.checkpoints.load import find_checkpoint, parse_dtype
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, find_tokenizer
+from llama_perf.checkpoints.tokenizers.files import find_tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device
 from llama_perf.errors import SpecError
 from llama_perf.files import check_new_folder

@@ -12,6 +12,18 @@ from dataclasses import dataclass
 from llama_perf.errors import SpecError
 
 
+def check_whole(field: str, value: object) -> None:
+    """Raise SpecError unless `value` is a whole number of 1 or more."""
+    if type(value) is not int or value < 1:
+        raise SpecError(field, value, "allowed: a whole number, 1 or more")
+
+
+def check_number(field: str, value: object) -> None:
+    """Raise SpecError unless `value` is a number above 0."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise SpecError(field, value, "allowed: a number, more than 0")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
     """Llama 3.1's frequency scaling ("llama3" in Hugging Face's configurations)."""
@@ -20,6 +32,11 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            check_number(name, getattr(self, name))
+        check_whole("original_context", self.original_context)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +70,9 @@ class ModelConfig:
             "head_dim",
             "context",
         ):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise SpecError(name, value, "allowed: a whole number, 1 or more")
+            check_whole(name, getattr(self, name))
         for name in ("norm_eps", "rope_base"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if not number or value <= 0:
-                raise SpecError(name, value, "allowed: a number, more than 0")
+            check_number(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
             raise SpecError(
                 "n_kv_heads", self.n_kv_heads, f"it must divide n_heads {self.n_heads}"

@@ -103,6 +103,9 @@ def preset(model: str) -> ModelConfig:
     name = preset_name(model)
     if name is None:
         raise SpecError(
-            "model", model, f"a path, or one of the presets {', '.join(PRESETS)}"
+            "model",
+            model,
+            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
+            f" the presets {', '.join(PRESETS)}",
         )
     return PRESETS[name]

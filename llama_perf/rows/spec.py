@@ -90,13 +90,13 @@ class RowSpec:
             raise SpecError(
                 "kernels", self.kernels, "an unquantized row has no torchao kernels"
             )
-        _check_choice("kernels", self.kernels, KERNELS)
+        check_choice("kernels", self.kernels, KERNELS)
         check_attention(self.attention)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
-        _check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
-        _check_choice("device", self.device, DEVICES)
+        check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        check_choice("device", self.device, DEVICES)
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -211,7 +211,7 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
 
 def check_attention(attention: str) -> None:
     """Raise SpecError unless there is such an attention path."""
-    _check_choice("attention", attention, ATTENTIONS)
+    check_choice("attention", attention, ATTENTIONS)
 
 
 def cache_kind(quantization: bool | str) -> str | None:
@@ -227,9 +227,10 @@ def cache_kind(quantization: bool | str) -> str | None:
     return quantization
 
 
-def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
+        raise SpecError(field, value, f"allowed: {', '.join(map(str, allowed))}")
 
 
 def _token(value: float | str | None) -> str:

@@ -13,11 +13,8 @@ import torch
 
 from llama_perf.checkpoints.tokenizers import chat
 from llama_perf.checkpoints.tokenizers.chat import Message
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    SentencePieceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.cli import generate_interactive
 from llama_perf.cli.main import main
 from scripts.doc_tables.smollm2 import smollm2_path
@@ -43,7 +40,6 @@ def write_answering_model(folder: Path, answer: str) -> Path:
     """
     folder.mkdir()
     tokenizer = load_tokenizer(train_sentencepiece(folder))
-    assert isinstance(tokenizer, SentencePieceTokenizer)
     (end,) = tokenizer.eos_ids
     chain = tokenizer.encode(answer, bos=False)
     assert len({*chain, end}) == len(chain) + 1 < TINY.dim, "each leads to one other"

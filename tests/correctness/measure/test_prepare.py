@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
-from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.open import SMOLLM2
+from llama_perf.checkpoints.load import SMOLLM2, build_model
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.llama.config import ModelConfig
@@ -54,7 +53,7 @@ ROW = RowSpec(
 )
 
 
-class WatchedReader:
+class WatchedReader(WeightsReader):
     """Another reader; notes which of the weights it gave are still in memory."""
 
     def __init__(self, reader: WeightsReader) -> None:
