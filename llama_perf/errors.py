@@ -26,6 +26,12 @@ def check_positive(field: str, value: float) -> None:
         raise SpecError(field, value, "allowed: more than 0")
 
 
+def check_count(field: str, count: int, minimum: int) -> None:
+    """Raise SpecError for a number of processes that is not allowed."""
+    if not minimum <= count <= 1000:
+        raise SpecError(field, count, f"allowed: {minimum} to 1000")
+
+
 class RowFileError(UserError):
     """A file of rows cannot be read, or one of its rows is wrong."""
 

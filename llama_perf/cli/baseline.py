@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from llama_perf.cli.run import show_progress
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError, SpecError, check_count
 from llama_perf.files import check_folder
 from llama_perf.gate import baselines
 from llama_perf.gate.review import describe_speeds, differences, problems
@@ -17,38 +17,30 @@ from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
-from llama_perf.run.fresh_processes import (
-    check_processes,
-    default_processes,
-    in_fresh_processes,
-)
+from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
+from llama_perf.run.options import RunRequest, request_of
 from llama_perf.run.options import add_arguments as add_shared
-from llama_perf.run.options import request_of
-from llama_perf.run.request import RunRequest
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import from_json
 
 HELP = "record this device's baseline, or show, compare and check the stored ones"
-_SHARED = (
-    *("--set", "--rows", "--row", "--shard", "--checkpoints", "--row-timeout"),
-    "--wait",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    action = actions.add_parser("record", help="run rows and store them")
-    action.set_defaults(act=record)
-    _add_record_options(action)
-    for name, act, text in (
-        ("show", show, "print the stored baselines"),
-        ("diff", diff, "print what changed in the baselines since a revision"),
-        ("check", check, "exit with 1 if a baseline is damaged or out of date"),
+    for act, text in (
+        (record, "run rows and store them"),
+        (show, "print the stored baselines"),
+        (diff, "print what changed in the baselines since a revision"),
+        (check, "exit with 1 if a baseline is damaged or out of date"),
     ):
-        action = actions.add_parser(name, help=text)
+        action = actions.add_parser(act.__name__, help=text)
         action.set_defaults(act=act)
         add_shared(action, "--baselines")
+        if act is record:
+            _add_record_options(action)
+            continue
         action.add_argument(
             "--device", metavar="KEY", help="only this device's baseline (default: all)"
         )
@@ -63,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
-    add_shared(parser, *_SHARED, "--baselines")
+    add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints")
+    add_shared(parser, "--row-timeout", "--wait")
     parser.add_argument(
         "--from",
         dest="source",
@@ -95,18 +88,19 @@ def main(arguments: argparse.Namespace) -> int:
 def record(arguments: argparse.Namespace) -> int:
     """Run rows in fresh processes and store them; after a UserError nothing is."""
     request = request_of(arguments)
-    folder = request.compare.baselines
+    folder = request.baselines
     check_folder("baselines", folder)
-    if arguments.fresh and request.selection.globs:
+    if arguments.fresh and request.row:
         raise SpecError(
             "fresh",
-            " ".join(request.selection.globs),
+            " ".join(request.row),
             "the selected rows would replace the whole baseline; leave out --row or"
             " --fresh",
         )
-    environment, results = (
-        _run(arguments, request) if arguments.source is None else _earlier(arguments)
-    )
+    if arguments.source is None:
+        environment, results = _run(arguments, request)
+    else:
+        environment, results = _earlier(arguments)
     path, baseline = baselines.record(
         folder, environment=environment, results=results, fresh=arguments.fresh
     )
@@ -115,7 +109,7 @@ def record(arguments: argparse.Namespace) -> int:
     recorded = replace(
         baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
     )
-    print(as_text(_as_report(recorded, not_run)))
+    print(as_text(_as_report(recorded, *not_run)))
     for line in describe_speeds(recorded):
         print(line)
     print(f"recorded {len(measured)} rows in {path}")
@@ -130,29 +124,24 @@ def _run(
     arguments: argparse.Namespace, request: RunRequest
 ) -> tuple[Environment, list[RowResult]]:
     """Run every selected row in its processes; raises RecordError where one breaks."""
-    rows = request.selection.rows()
+    rows = request.selected()
     processes = arguments.processes
     if processes is None:
         processes = default_processes(rows)
-    check_processes(processes)
+    check_count("processes", processes, 1)
     # They import torch, which the other actions do without.
     from llama_perf.devices.device import run_device
+    from llama_perf.measure.environment import collect
     from llama_perf.run.lock import locked
 
-    results: list[RowResult] = []
-    environment = None
     device = run_device({row.device for row in rows})
-    with locked(device, wait=request.run.wait, progress=show_progress):
-        for result, where in in_fresh_processes(
-            rows, processes=processes, options=request.run, progress=show_progress
-        ):
-            if environment is None and not arguments.fresh:
-                # A damaged file is reported before the other processes have run.
-                baselines.find(request.compare.baselines, where.device_key)
-            environment = where
-            results.append(result)
-    assert environment is not None, "a selection has at least one row"
-    return environment, results
+    with locked(device, wait=request.wait, progress=show_progress):
+        if not arguments.fresh:
+            # A damaged file is reported before anything has run.
+            baselines.find(request.baselines, collect(device).device_key)
+        return in_fresh_processes(
+            rows, processes=processes, options=request, progress=show_progress
+        )
 
 
 def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
@@ -175,9 +164,8 @@ def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult
 
 def show(arguments: argparse.Namespace) -> int:
     """Print each baseline as a table, and how far its processes lie apart."""
-    folder = request_of(arguments).compare.baselines
-    for key in _keys(folder, arguments.device):
-        baseline = baselines.read(baselines.path_of(folder, key))
+    for key, path in _asked(arguments):
+        baseline = baselines.read(path)
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
@@ -188,11 +176,9 @@ def show(arguments: argparse.Namespace) -> int:
 
 def diff(arguments: argparse.Namespace) -> int:
     """Print what changed since a revision or since one file; returns 0."""
-    folder = request_of(arguments).compare.baselines
     file = Path(arguments.old)
     commit = None if file.is_file() else resolve(arguments.old, field="diff")
-    for key in _keys(folder, arguments.device):
-        path = baselines.path_of(folder, key)
+    for key, path in _asked(arguments):
         new = baselines.read(path)
         if commit is None:
             old: Baseline | None = baselines.read(file)
@@ -201,11 +187,10 @@ def diff(arguments: argparse.Namespace) -> int:
             source = f"{arguments.old}:{path.name}"
             old = None if text is None else from_json(Baseline, text, source=source)
         print(f"{key}:")
-        if old is None:
-            print(f"  new: {len(new.rows)} rows, recorded {new.recorded}")
-            continue
-        for line in differences(old, new) or ["the same"]:
-            print(f"  {line}")
+        lines = [f"new: {len(new.rows)} rows, recorded {new.recorded}"]
+        if old is not None:
+            lines = differences(old, new) or ["the same"]
+        print("".join(f"  {line}\n" for line in lines), end="")
     return 0
 
 
@@ -214,16 +199,11 @@ def check(arguments: argparse.Namespace) -> int:
 
     The published table was measured elsewhere: it only has to be readable.
     """
-    folder = request_of(arguments).compare.baselines
-    known = {
-        row.id: row
-        for name in selection.set_names()
-        for row in selection.load_set(name)
-    }
+    known = {row.id: row for row in selection.every_row()}
     count = 0
-    for key in _keys(folder, arguments.device):
+    for key, path in _asked(arguments):
         try:
-            baseline = baselines.read(baselines.path_of(folder, key))
+            baseline = baselines.read(path)
         except RecordError as error:
             lines = [str(error)]
         else:
@@ -235,20 +215,20 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if count else 0
 
 
-def _keys(folder: Path, device: str | None) -> Sequence[str]:
-    """The devices whose baselines are asked for; raises RecordError for an unknown."""
+def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """The baselines asked for; raises RecordError for a device that has none."""
+    folder, device = request_of(arguments).baselines, arguments.device
     keys = baselines.keys(folder)
-    if device is None:
-        return keys
-    if device not in keys:
+    if device is not None and device not in keys:
         raise RecordError(
             f"device: {device!r} has no baseline in {folder}; allowed:"
             f" {', '.join(keys) or 'none yet'}"
         )
-    return [device]
+    for key in keys if device is None else [device]:
+        yield key, baselines.path_of(folder, key)
 
 
-def _as_report(baseline: Baseline, others: Sequence[RowResult] = ()) -> Report:
+def _as_report(baseline: Baseline, *others: RowResult) -> Report:
     """A baseline as if it had been measured now, followed by `others`."""
     results = [
         RowResult(

@@ -6,32 +6,29 @@ import argparse
 import os
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
-from llama_perf.cli.run import check_outputs, show_progress
-from llama_perf.errors import SpecError, UserError
+from llama_perf.cli.run import show_progress
+from llama_perf.errors import SpecError, UserError, check_count
 from llama_perf.files import write_atomically
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
+from llama_perf.run import paired
+from llama_perf.run.options import RunRequest, request_of
 from llama_perf.run.options import add_arguments as add_shared
-from llama_perf.run.options import request_of
-from llama_perf.run.paired import Side, check_pairs, compare_pairs, measure_pairs
-from llama_perf.run.request import RunRequest
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.strict_json import to_json, to_line
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
-_SHARED = (
-    *("--set", "--rows", "--row", "--shard", "--checkpoints", "--inject-slowdown"),
-    *("--inject-damage", "--row-timeout", "--wait", "--on-missing-baseline"),
-    *("--results", "--report", "--markdown"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_shared(parser, *_SHARED)
+    add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints", "--wait")
+    add_shared(parser, "--row-timeout", "--inject-slowdown", "--inject-damage")
+    add_shared(parser, "--on-missing-baseline", "--results", "--report", "--markdown")
     parser.add_argument(
         "--base",
         metavar="REV",
@@ -55,60 +52,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure the pairs and print the table; 1 where a row failed."""
-    request = request_of(arguments)
-    check_outputs(request)
-    if arguments.base is None and arguments.base_python is None:
+    request, python = request_of(arguments), arguments.base_python
+    request.check_outputs()
+    if arguments.base is None and python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
-    check_pairs(arguments.pairs)
-    python = _python(arguments.base_python)
+    check_count("pairs", arguments.pairs, paired.MIN_PAIRS)
+    if python is not None:
+        if not (python.is_file() and os.access(python, os.X_OK)):
+            raise SpecError("base-python", str(python), "name an interpreter's file")
+        # Links stay, since they decide its packages.
+        python = python.absolute()
     commit = None if arguments.base is None else resolve(arguments.base)
     with nullcontext() if commit is None else checked_out(commit) as folder:
-        report = _report(arguments, request, Side(package=folder, python=python))
+        report = _report(arguments, request, folder, python)
     print(as_text(report), end="")
     if request.results is not None:
         write_atomically(request.results, to_json(report))
     request.write_reports(report)
     if request.print_results:
         print(to_line(report))
-    return 1 if any(comparison.failed for comparison in report.comparisons) else 0
+    return 1 if report.failed else 0
 
 
-def _python(path: Path | None) -> Path | None:
-    """The interpreter's absolute path; links stay, since they decide its packages."""
-    if path is None:
-        return None
-    if not (path.is_file() and os.access(path, os.X_OK)):
-        raise SpecError("base-python", str(path), "name an interpreter's file")
-    return path.absolute()
-
-
-def _report(arguments: argparse.Namespace, request: RunRequest, base: Side) -> Report:
-    rows = request.selection.rows()
-    request.run.check_injections(rows)
+def _report(
+    arguments: argparse.Namespace,
+    request: RunRequest,
+    package: Path | None,
+    python: Path | None,
+) -> Report:
+    rows = request.selected()
+    request.check_injections(rows)
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
     from llama_perf.run.session import Session
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    session = Session({row.device for row in rows}, options=request.run)
-    with locked(session.device, wait=request.run.wait, progress=show_progress):
-        pairs, environments = measure_pairs(
+    session = Session({row.device for row in rows}, options=request)
+    with locked(session.device, wait=request.wait, progress=show_progress):
+        pairs, environments = paired.measure_pairs(
             rows,
-            {"base": base, "head": Side()},
+            package=package,
+            python=python,
             pairs=arguments.pairs,
-            options=request.run,
+            options=request,
             progress=show_progress,
         )
-    judged = compare_pairs(
-        pairs,
-        missing_fails=request.compare.missing_fails,
-        limits=request.compare.limits,
+    missing_fails = request.on_missing_baseline == "fail"
+    judged = paired.compare_pairs(
+        pairs, missing_fails=missing_fails, limits=request.limits
     )
     head = environments.get("head", session.environment)
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
-    options = {name: str(value) for name, value in named.items() if value is not None}
-    words = ["--pairs", str(arguments.pairs)]
-    words += [word for option in options.items() for word in option]
+    given = {name: str(value) for name, value in named.items() if value is not None}
+    words = ["--pairs", str(arguments.pairs), *chain.from_iterable(given.items())]
     return Report(
         started=started,
         environment=head,
@@ -116,7 +112,7 @@ def _report(arguments: argparse.Namespace, request: RunRequest, base: Side) -> R
         again=tuple(request.command("compare", *words)),
         results=tuple(result for result, _ in judged),
         comparisons=tuple(comparison for _, comparison in judged),
-        baseline_source=f"{', '.join(options.values())}, in {arguments.pairs} pairs of"
+        baseline_source=f"{', '.join(given.values())}, in {arguments.pairs} pairs of"
         " processes",
         environment_changes=environments.get("base", head).changes(head),
     )

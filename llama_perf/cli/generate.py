@@ -1,57 +1,100 @@
-"""`llama-perf generate`: the reference's command, its flags and its result line."""
+"""`llama-perf generate`: the reference's command, with its flags and their defaults."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llama_perf.cli.generate_flags import CHECKPOINT, add_arguments, repeating_command
-from llama_perf.errors import PromptError, SpecError
+from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
-from llama_perf.rows.spec import DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, KERNELS, RowSpec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
-    from llama_perf.measure.prepare import Prepared
-    from llama_perf.measure.timing import Sample
-    from llama_perf.results.measurement import Measurement
-
-__all__ = ["HELP", "add_arguments", "main"]
 HELP = "generate text with one model and print its speed, as the reference did"
-_REFERENCE_VOCABULARY = 1024
+CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
+# They are not part of the work that a command repeats.
+_OUTPUTS = {"write_result", "profile", "memory_profile", "interactive", "save"}
+# Default and help. A flag is a switch where its default is False, and has its
+# default's type, or that in _TYPES.
+FLAGS: dict[str, tuple[object, str]] = {
+    "prefill_size": (None, "use a prompt of this many random tokens"),
+    "prompt": ("Hello, my name is", "the text to continue"),
+    "interactive": (False, "read prompts from the terminal; stop at end of text"),
+    "num_samples": (5, "the number of timed generations"),
+    "max_new_tokens": (200, "the tokens to generate"),
+    "batch_size": (1, "copies of the prompt at once"),
+    "top_k": (200, "draw from the k most likely tokens"),
+    "temperature": (0.8, "0 is greedy"),
+    "checkpoint_path": (
+        CHECKPOINT,
+        "a folder, model.pth, .gguf, or a preset's name for synthetic weights",
+    ),
+    "quantization": (None, "a scheme, such as int8wo"),
+    "kernels": (None, "native or torchao"),
+    "kv_cache_quantization": (
+        False,
+        "quantize the KV cache to int8 (also without a value) or fp8",
+    ),
+    "cache_size": (None, "the positions of the KV cache"),
+    "linear_causal_mask": (
+        False,
+        "compute the mask row by row; only with --attention sdpa is there a mask",
+    ),
+    "attention": (ATTENTIONS[0], ", ".join(ATTENTIONS)),
+    "prefill_chunk": (None, "prefill this many tokens of the prompt at a time"),
+    "fill": (0, "positions to fill before timing"),
+    "save": (False, "save the quantized model in a folder here"),
+    "compile": (False, "compile decoding"),
+    "compile_prefill": (False, "compile the prefill and decoding"),
+    "profile": (None, "write a Chrome trace to this file"),
+    "memory_profile": (None, "write a snapshot of CUDA's memory to this file"),
+    "device": ("cuda", "cuda or cpu"),
+    "precision": ("bfloat16", ", ".join(DTYPE_TOKENS)),
+    "write_result": (None, "append a result line to this file"),
+}
+_TYPES = dict.fromkeys(("prefill_size", "cache_size", "prefill_chunk"), int)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the reference's flags, under its names and with its defaults."""
+    for name, (default, text) in FLAGS.items():
+        keywords: dict[str, Any] = {"action": "store_true"}
+        if name == "kv_cache_quantization":
+            keywords = {"nargs": "?", "const": "int8", "metavar": "X"}
+        elif default is not False:
+            kind = str if default is None else type(default)
+            keywords = {"type": _TYPES.get(name, kind), "metavar": "X"}
+        names = [f"--{name}"] + ["-q"] * (name == "quantization")
+        text = f"{text} (default: {default})"
+        parser.add_argument(*names, default=default, help=text, **keywords)
+
+
+def repeating_command(arguments: argparse.Namespace) -> str:
+    """A command line that does the same work again."""
+    words = ["python", "-m", "llama_perf", "generate"]
+    for name, (default, _) in FLAGS.items():
+        value = getattr(arguments, name)
+        if name in _OUTPUTS or value == default:
+            continue
+        if value is True:
+            words.append(f"--{name}")
+        elif str(value).startswith("-"):
+            # As a word of its own it would be taken for a flag.
+            words.append(f"--{name}={value}")
+        else:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Generate; prints each text and speed, then the reference's averages."""
     _check(arguments)
-    tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
-    if arguments.interactive:
-        from llama_perf.cli.generate_interactive import talk
+    # It imports torch, and a mistake in the flags is reported sooner without.
+    from llama_perf.cli import generate_run
 
-        return talk(row_of(arguments, prompt_length=1), tokenizer)
-    # They import torch, and a mistake in the flags is reported sooner without.
-    from llama_perf.cli.generate_output import print_totals, result_line, save
-
-    prompt = _prompt(arguments, tokenizer, vocab_size)
-    row = row_of(arguments, prompt_length=prompt.shape[1])
-    prepared, measurement, samples = _measure(row, prompt, tokenizer, arguments)
-    print_totals(prepared, measurement, samples)
-    if arguments.write_result is not None:
-        line = result_line(
-            row,
-            measurement,
-            samples,
-            quantization=prepared.quantization,
-            command=repeating_command(arguments),
-        )
-        with Path(arguments.write_result).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    if arguments.save:
-        save(prepared)
+    generate_run.run(arguments)
     return 0
 
 
@@ -73,7 +116,7 @@ def _check(arguments: argparse.Namespace) -> None:
     # It checks every other field, for the shortest prompt.
     row = row_of(arguments, prompt_length=arguments.prefill_size or 1)
     if arguments.save:
-        from llama_perf.cli.generate_output import check_save
+        from llama_perf.cli.generate_run import check_save
 
         if arguments.interactive:
             raise SpecError("save", True, "not with --interactive")
@@ -96,11 +139,8 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
 
         kernels = preferred_kernels(arguments.quantization)
     # Most flags are named as the field of a row that they fill.
-    named_alike: dict[str, Any] = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(RowSpec)
-        if hasattr(arguments, field.name)
-    }
+    flags = vars(arguments)
+    names = [field.name for field in fields(RowSpec) if field.name in flags]
     others = {
         "model": arguments.checkpoint_path,
         "kernels": kernels or "native",
@@ -108,79 +148,4 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
         "compile": arguments.compile or arguments.compile_prefill,
         "prompt_length": prompt_length,
     }
-    return RowSpec(**named_alike | others)
-
-
-def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
-    """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
-    from llama_perf.checkpoints.load import check_model, find_checkpoint, open_weights
-    from llama_perf.checkpoints.tokenizers.files import (
-        check_vocabulary,
-        find_tokenizer,
-        load_tokenizer,
-    )
-
-    path = find_checkpoint(checkpoint)
-    if path is None:
-        check_model(checkpoint)
-        return None, _REFERENCE_VOCABULARY
-    vocab_size = open_weights(path).config.vocab_size
-    tokenizer_path = find_tokenizer(path)
-    if tokenizer_path is None:
-        return None, vocab_size
-    tokenizer = load_tokenizer(tokenizer_path)
-    check_vocabulary(tokenizer, vocab_size, source=str(tokenizer_path))
-    return tokenizer, vocab_size
-
-
-def _prompt(
-    arguments: argparse.Namespace, tokenizer: Tokenizer | None, vocab_size: int
-) -> Tensor:
-    """The prompt's ids, int64 (batch_size, prompt_length)."""
-    import torch
-
-    if arguments.prefill_size is not None or tokenizer is None:
-        length = arguments.prefill_size or RowSpec(model="any").prompt_length
-        if arguments.prefill_size is None:
-            print(f"(no tokenizer: a prompt of {length} random tokens)")
-        generator = torch.Generator().manual_seed(0)
-        high = min(_REFERENCE_VOCABULARY, vocab_size)
-        tokens = torch.randint(high, (1, length), generator=generator)
-    else:
-        tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
-        if tokens.numel() == 0:
-            raise PromptError(f"prompt: {arguments.prompt!r} has no tokens")
-    return tokens.repeat(arguments.batch_size, 1)
-
-
-def _measure(
-    row: RowSpec,
-    prompt: Tensor,
-    tokenizer: Tokenizer | None,
-    arguments: argparse.Namespace,
-) -> tuple[Prepared, Measurement, list[Sample]]:
-    """Build the row and measure it; prints what a user follows."""
-    from llama_perf.cli.generate_output import memory_profile, print_sample, profile
-    from llama_perf.devices.device import check_device
-    from llama_perf.llama.compiler import compiler_settings
-    from llama_perf.measure.memory import MemoryMeter
-    from llama_perf.measure.prepare import prepare
-    from llama_perf.measure.timing import measure
-    from llama_perf.report.autoquant_table import choice_table
-
-    samples: list[Sample] = []
-
-    def show(sample: Sample) -> None:
-        samples.append(sample)
-        print_sample(prepared, sample, tokenizer, number=len(samples))
-
-    device = check_device(row.device)
-    with compiler_settings(), memory_profile(arguments.memory_profile):
-        meter = MemoryMeter(device)
-        prepared = prepare(row, prompt=prompt, notify=print)
-        print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
-        if prepared.autoquant is not None:
-            print(choice_table(prepared.autoquant))
-        measurement = measure(prepared, meter=meter, after_sample=show)
-        profile(prepared, arguments.profile)
-    return prepared, measurement, samples
+    return RowSpec(**{name: flags[name] for name in names} | others)

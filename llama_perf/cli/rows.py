@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from tabulate import tabulate
@@ -16,10 +15,8 @@ from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import add_arguments as add_shared
 from llama_perf.run.options import request_of
-from llama_perf.run.request import Selection
 
 HELP = "list the rows of a set (default: of every set)"
-_AUTOQUANT = "autoquant chooses on its device: the sizes are lower bounds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,34 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """List the rows."""
-    rows = _selected(request_of(arguments).selection)
-    predictions: list[dict[str, float | None]] = [{} for _ in rows]
+    asked = request_of(arguments)
+    if asked.set is not None or asked.rows is not None:
+        rows = asked.selected()
+    else:
+        rows = asked.selected(selection.every_row())
     notes: list[str] = []
-    if arguments.predict:
-        predictions, notes = _predicted(rows)
+    sizes = [_predicted(row, notes) if arguments.predict else {} for row in rows]
+    if arguments.predict and any(row.quantization in AUTOQUANT for row in rows):
+        notes.append("autoquant chooses on its device: the sizes are lower bounds")
     if arguments.json:
         objects = [
-            {"id": row.id, **asdict(row), "built": _built(row), **prediction}
-            for row, prediction in zip(rows, predictions, strict=True)
+            {"id": row.id, **asdict(row), "built": _built(row), **of_row}
+            for row, of_row in zip(rows, sizes, strict=True)
         ]
         print(json.dumps(objects, indent=2))
     else:
-        print(_table(rows, predictions))
+        lines = [_line(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
+        print(tabulate(lines, headers="keys", disable_numparse=True))
         print(f"{len(rows)} rows")
     for note in notes:
         # With --json, stdout has nothing but the document.
         print(note, file=sys.stderr if arguments.json else sys.stdout)
     return 0
-
-
-def _selected(asked: Selection) -> list[RowSpec]:
-    """The rows asked for, of every set where neither a set nor a file was named."""
-    if asked.set_name is not None or asked.rows_file is not None:
-        return asked.rows()
-    rows = [row for name in selection.set_names() for row in selection.load_set(name)]
-    # A row may be in several sets.
-    rows = selection.select(list(dict.fromkeys(rows)), asked.globs)
-    return rows if asked.shard is None else selection.shard(rows, asked.shard)
 
 
 def _built(row: RowSpec) -> bool:
@@ -81,48 +73,33 @@ def _built(row: RowSpec) -> bool:
     return row.kernels in Scheme.parse(row.quantization).kernels
 
 
-def _predicted(
-    rows: Sequence[RowSpec],
-) -> tuple[list[dict[str, float | None]], list[str]]:
-    """Each row's sizes in GB, None where there is no prediction, and notes why."""
+def _predicted(row: RowSpec, notes: list[str]) -> dict[str, float | None]:
+    """The row's sizes in GB, None where there is no prediction; `notes` get why."""
     from llama_perf.measure.prepare import predict_row
 
-    predictions: list[dict[str, float | None]] = []
-    notes = []
-    for row in rows:
-        sizes: dict[str, float | None] = {"model_size_gb": None, "peak_mem_gb": None}
-        try:
-            prediction = predict_row(row)
-        except UserError as error:
-            notes.append(f"{row.id}: not predicted: {error}")
-        else:
-            if prediction is not None:
-                sizes["model_size_gb"] = round(prediction.model_size_bytes / 1e9, 4)
-                sizes["peak_mem_gb"] = round(prediction.peak_bytes / 1e9, 4)
-        predictions.append(sizes)
-    if any(row.quantization in AUTOQUANT for row in rows):
-        notes.append(_AUTOQUANT)
-    return predictions, notes
+    prediction = None
+    try:
+        prediction = predict_row(row)
+    except UserError as error:
+        notes.append(f"{row.id}: not predicted: {error}")
+    if prediction is None:
+        return {"model_size_gb": None, "peak_mem_gb": None}
+    return {
+        "model_size_gb": round(prediction.model_size_bytes / 1e9, 4),
+        "peak_mem_gb": round(prediction.peak_bytes / 1e9, 4),
+    }
 
 
-def _table(
-    rows: Sequence[RowSpec], predictions: Sequence[dict[str, float | None]]
-) -> str:
-    table = [
-        {
-            "id": row.id,
-            "model": row.model,
-            "quantization": row.quantization or "none",
-            "kernels": row.kernels,
-            "dtype": row.dtype,
-            "device": row.device,
-            "cache": row.allocated_positions,
-            "built": "yes" if _built(row) else "no",
-        }
-        | {
-            name: "-" if size is None else f"{size:.2f}"
-            for name, size in prediction.items()
-        }
-        for row, prediction in zip(rows, predictions, strict=True)
-    ]
-    return tabulate(table, headers="keys", disable_numparse=True)
+def _line(row: RowSpec, sizes: dict[str, float | None]) -> dict[str, object]:
+    line = {
+        "id": row.id,
+        "model": row.model,
+        "quantization": row.quantization or "none",
+        "kernels": row.kernels,
+        "dtype": row.dtype,
+        "device": row.device,
+        "cache": row.allocated_positions,
+        "built": "yes" if _built(row) else "no",
+    }
+    shown = {name: "-" if gb is None else f"{gb:.2f}" for name, gb in sizes.items()}
+    return line | shown

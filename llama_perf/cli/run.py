@@ -6,10 +6,8 @@ import argparse
 import sys
 from contextlib import closing
 
-from llama_perf.files import check_writable
 from llama_perf.report.text import as_text
 from llama_perf.run.options import add_arguments, request_of
-from llama_perf.run.request import RunRequest
 from llama_perf.strict_json import to_line
 
 __all__ = ["HELP", "add_arguments", "main"]
@@ -19,14 +17,14 @@ HELP = "run rows and print the table"
 def main(arguments: argparse.Namespace) -> int:
     """Run the selected rows; 1 where one failed, 130 after an interrupt."""
     request = request_of(arguments)
-    check_outputs(request)
-    rows = request.selection.rows()
-    request.run.check_injections(rows)
+    request.check_outputs()
+    rows = request.selected()
+    request.check_injections(rows)
     # It imports torch, and a mistake in the options is reported sooner without.
-    from llama_perf.run.compared_run import start_run
+    from llama_perf.run.compared_run import ComparedRun
 
     interrupted = False
-    with closing(start_run(rows, request, progress=show_progress)) as run:
+    with closing(ComparedRun(rows, request, progress=show_progress)) as run:
         try:
             for row in rows:
                 run.run_row(row)
@@ -45,14 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         hint = "" if request.results is None else "; --resume continues"
         show_progress(f"interrupted before {left} of {report.selected} rows{hint}\n")
         return 130
-    return 1 if run.failed else 0
-
-
-def check_outputs(request: RunRequest) -> None:
-    """Raise SpecError where a file that the request names cannot be written."""
-    if request.results is not None:
-        check_writable("results", request.results)
-    request.check_reports()
+    return 1 if report.failed else 0
 
 
 def show_progress(text: str) -> None:

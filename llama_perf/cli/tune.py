@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     from llama_perf.measure.tune import products, tune
 
     path = arguments.table or launch_table.FILE
-    rows = request_of(arguments).selection.rows()
+    rows = request_of(arguments).selected()
     fused = products(rows)
     if not fused:
         raise SpecError("row", len(rows), "none of the selected rows is fused")

@@ -68,6 +68,11 @@ class Report:
     environment_changes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
 
+    @property
+    def failed(self) -> bool:
+        """Whether any row failed."""
+        return any(comparison.failed for comparison in self.comparisons)
+
 
 def read_report(path: Path) -> Report:
     """Read a run's results; raises RecordError."""

@@ -42,6 +42,11 @@ def load_set(name: str) -> list[RowSpec]:
     return _parse(text, source=f"rows/{name}.toml")
 
 
+def every_row() -> list[RowSpec]:
+    """The rows of all sets that come with the package, each once."""
+    return list(dict.fromkeys(row for name in set_names() for row in load_set(name)))
+
+
 def load_file(path: Path) -> list[RowSpec]:
     """The rows of a user's file; raises RowFileError naming file, row and field."""
     try:

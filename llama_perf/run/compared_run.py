@@ -1,110 +1,121 @@
 """A run and its verdicts: measure a row, judge it, confirm it where in doubt, save it.
 
-The pytest plugin and `llama-perf run` both call `start_run` and then `run_row` for each
-row. Knows nothing of either command line.
+The pytest plugin and `llama-perf run` both make a `ComparedRun` and call `run_row` for
+each row. A worker measures one row after another (`worker`, `session`). Knows nothing
+of either command line.
 """
 
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 
+from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
 from llama_perf.gate import baselines
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
+from llama_perf.measure.machine_notes import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline
-from llama_perf.results.run import Report, RowResult
+from llama_perf.results.environment import Environment
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report, RowResult, Status, read_report
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.request import RunRequest
-from llama_perf.run.runner import Runner
+from llama_perf.run.fresh_processes import confirmation
+from llama_perf.run.lock import locked
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
+from llama_perf.run.worker import Worker
 from llama_perf.strict_json import to_json
 
 
-def start_run(
-    rows: Sequence[RowSpec],
-    request: RunRequest,
-    *,
-    named: tuple[str, Baseline] | None = None,
-    progress: Progress = lambda _text: None,
-) -> ComparedRun:
-    """Lock the device, describe the machine and find what to compare with.
+class ComparedRun:
+    """A run of `rows` on a device of this machine, which it locks until it is closed.
 
     `named` is a baseline that the user named, and where it comes from; without it a
-    comparison takes the device's own from the folder of baselines. Raises UserError:
-    nothing was measured yet.
-    """
-    runner = Runner(rows, options=request.run, progress=progress)
-    try:
-        return ComparedRun(runner, request, named=named, progress=progress)
-    except BaseException:
-        runner.close()
-        raise
+    comparison takes the device's own from the folder of baselines. `report` has the
+    results and verdicts, and `request.results` has them after each row. That file also
+    has the rows of a continued run that are still to be taken over, so that a run which
+    stops again loses none of them.
 
-
-class ComparedRun:
-    """The results and verdicts of a run, which `request.results` has after each row.
-
-    That file also has the rows of a continued run that are still to be taken over, so
-    that a run which stops again loses none of them.
+    Raises UserError where nothing can be measured: BusyError where another run has the
+    device, RecordError for a damaged baseline or where there is nothing to continue.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        rows: Sequence[RowSpec],
         request: RunRequest,
         *,
         named: tuple[str, Baseline] | None = None,
-        progress: Progress = lambda _text: None,
+        progress: Progress,
     ) -> None:
-        self._runner = runner
-        self._request = request
-        self._progress = progress
-        self._to_take_over = dict(runner.finished)
-        self._published = baselines.reference(request.compare.baselines)
-        if named is None and request.compare.asked:
-            device_key = runner.environment.device_key
-            stored = baselines.find(request.compare.baselines, device_key)
-            named = None if stored is None else (str(stored[0]), stored[1])
-        self._baseline: SpeedBaseline | None = None
-        runner.expect(None if named is None else named[1])
-        self.report = Report(
-            started=runner.started,
-            environment=runner.environment,
-            selected=len(runner.rows),
-            again=tuple(request.command("run", "--compare")),
-        )
-        if named is not None:
-            source, baseline = named
-            self._baseline = SpeedBaseline(baseline, runner.environment)
-            self.report = replace(
-                self.report,
-                baseline_source=f"{source}, recorded {baseline.recorded}",
-                environment_changes=baseline.environment.changes(runner.environment),
-                stale=_stale(baseline, request.selection.all_rows()),
+        self._request, self._progress = request, progress
+        self._started_s, self._longest_s = time.monotonic(), 0.0
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._devices = {row.device for row in rows}
+        session = Session(self._devices, options=request)
+        environment = session.environment
+        self._to_take_over = _finished_rows(rows, request, environment)
+        self._worker: Worker | None = None
+        self._results: dict[str, RowResult] = {}
+        self._comparisons: dict[str, Comparison] = {}
+        with ExitStack() as stack:
+            lock = locked(session.device, wait=request.wait, progress=progress)
+            stack.enter_context(lock)
+            stack.callback(self._end_worker)
+            for note in machine_notes(session.device):
+                progress(f"note: {note}\n")
+            self._published = baselines.reference(request.baselines)
+            if named is None and request.compare:
+                folder = request.baselines
+                stored = baselines.find(folder, environment.device_key)
+                named = None if stored is None else (str(stored[0]), stored[1])
+            self.report = Report(
+                started=started,
+                environment=environment,
+                selected=len(rows),
+                again=tuple(request.command("run", "--compare")),
             )
+            self._baseline: SpeedBaseline | None = None
+            if named is not None:
+                source, baseline = named
+                self._baseline = SpeedBaseline(baseline, environment)
+                self.report = replace(
+                    self.report,
+                    baseline_source=f"{source}, recorded {baseline.recorded}",
+                    environment_changes=baseline.environment.changes(environment),
+                    stale=_stale(baseline, request.all_rows()),
+                )
+            self._stack = stack.pop_all()
 
-    @property
-    def rows(self) -> Sequence[RowSpec]:
-        """The rows of the run, in their order."""
-        return self._runner.rows
-
-    @property
-    def failed(self) -> bool:
-        """Whether any row failed."""
-        return any(comparison.failed for comparison in self.report.comparisons)
+    def close(self) -> None:
+        """End the worker process and unlock the device."""
+        self._stack.close()
 
     def run_row(self, row: RowSpec) -> tuple[RowResult, Comparison]:
         """Measure the next row and judge it; reports its progress."""
         number = len(self.report.results) + 1
-        self._progress(f"[{number}/{len(self.rows)}] {row.id}: ")
-        result = self._runner.run_row(row, progress=self._show_step)
+        self._progress(f"[{number}/{self.report.selected}] {row.id}: ")
+        result = self._to_take_over.pop(row.id, None)
+        if result is not None:
+            self._progress("taken over, ")
+        elif (reason := self._beyond_budget(row)) is not None:
+            status = Status.NOT_RUN
+            result = RowResult(id=row.id, row=row, status=status, reason=reason)
+        else:
+            begin_s = time.monotonic()
+            result = self._measured(row)
+            self._longest_s = max(self._longest_s, time.monotonic() - begin_s)
         comparison = self.add(result)
         self._progress(result.summary)
         return result, comparison
@@ -112,29 +123,61 @@ class ComparedRun:
     def _show_step(self, text: str) -> None:
         self._progress(f"{text}, ")
 
+    def _measured(self, row: RowSpec) -> RowResult:
+        options = self._request
+        if self._worker is None:
+            self._worker = Worker(options=options, devices=self._devices)
+        result = self._worker.run(row, progress=self._show_step).result
+        # A row that raised may have broken CUDA for the next one. An error that a
+        # library is known to raise ends as NOT_RUN.
+        known = result.status is Status.NOT_RUN and row.upstream_issue is not None
+        if options.isolate == "row" or known or result.status is Status.INVALID:
+            self._end_worker()
+        return result
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _beyond_budget(self, row: RowSpec) -> str | None:
+        """Why the row cannot finish within the time budget; None where it can."""
+        budget_s = self._request.time_budget
+        if budget_s is None:
+            return None
+        left_s = budget_s - (time.monotonic() - self._started_s)
+        needed_s, source = self._longest_s, "the longest row so far"
+        stored = None if self._baseline is None else self._baseline.row(row.id)
+        if stored is not None:
+            needed_s, source = _seconds(stored.measurement), "the baseline"
+        if left_s > needed_s:
+            return None
+        return (
+            f"time-budget: {max(left_s, 0):.0f} of {budget_s:g} s are left, and it"
+            f" needs about {needed_s:.0f} s by {source}"
+        )
+
     def add(self, result: RowResult) -> Comparison:
         """Judge a result and save it; judge it again by fresh processes if in doubt."""
-        self._to_take_over.pop(result.id, None)
         comparison = self._judge(result)
         self._save(result, comparison)
-        if comparison.doubtful and self._request.compare.confirm:
-            unquantized = self._unquantized(result.row)
+        if comparison.doubtful and not self._request.no_confirm:
             # Memory is compared with no other row's, so only the row runs again.
-            if not comparison.suspicious:
-                unquantized = None
-            trials = self._runner.confirm(
-                result.row,
-                None if unquantized is None else unquantized.row,
-                progress=self._show_step,
-            )
+            beside = self._unquantized(result.row) if comparison.suspicious else None
+            trials = self._confirm(result.row, None if beside is None else beside.row)
             comparison = self._judge(result, trials)
             self._save(result, comparison)
         return comparison
 
+    def _confirm(self, row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+        self._end_worker()
+        options = self._request
+        return confirmation(row, unquantized, options=options, progress=self._show_step)
+
     def _save(self, result: RowResult, comparison: Comparison) -> None:
         """Put a result into the report, in place of the same row's, and write it."""
-        results = {before.id: before for before in self.report.results}
-        verdicts = {before.id: before for before in self.report.comparisons}
+        self._results[result.id] = result
+        self._comparisons[result.id] = comparison
         reference = dict(self.report.reference)
         published = self._published.get(result.row.reference_key)
         if published is not None:
@@ -145,8 +188,8 @@ class ComparedRun:
         self.report = replace(
             self.report,
             device_bandwidth_gb_s=bandwidth,
-            results=tuple((results | {result.id: result}).values()),
-            comparisons=tuple((verdicts | {result.id: comparison}).values()),
+            results=tuple(self._results.values()),
+            comparisons=tuple(self._comparisons.values()),
             reference=reference,
         )
         if self._request.results is not None:
@@ -161,34 +204,28 @@ class ComparedRun:
     def _judge(
         self, result: RowResult, trials: Sequence[Trial] | None = None
     ) -> Comparison:
-        options = self._request.compare
-        if not options.asked:
+        options = self._request
+        if not options.compare:
             return not_compared(result)
         return compare(
             result,
             self._baseline,
             limits=limits_of(result.row, options.limits),
             unquantized=self._unquantized(result.row),
-            missing_fails=options.missing_fails,
-            undecided_fails=options.undecided_fails,
+            missing_fails=options.on_missing_baseline == "fail",
+            undecided_fails=options.on_undecided == "fail",
             fresh=trials,
         )
 
     def _unquantized(self, row: RowSpec) -> RowResult | None:
         """The run's result of the unquantized row that `row` is compared with."""
-        baseline = self._baseline
-        if baseline is None or Basis.RATIO not in baseline.bases(row):
+        stored = None
+        if self._baseline is not None and Basis.RATIO in self._baseline.bases(row):
+            stored = self._baseline.unquantized_row(row.id)
+        result = None if stored is None else self._results.get(stored.id)
+        if stored is None or result is None or result.measurement is None:
             return None
-        stored = baseline.unquantized_row(row.id)
-        for result in self.report.results:
-            if (
-                stored is not None
-                and result.id == stored.id
-                and result.row.fingerprint == stored.fingerprint
-                and result.measurement is not None
-            ):
-                return result
-        return None
+        return result if result.row.fingerprint == stored.fingerprint else None
 
     def write_report(self) -> list[str]:
         """Write the report's files; returns lines of advice on missing baselines."""
@@ -197,7 +234,7 @@ class ComparedRun:
         missing = verdicts.count(Verdict.NO_BASELINE)
         if not missing:
             return []
-        folder = self._request.compare.baselines
+        folder = self._request.baselines
         path = baselines.path_of(folder, self.report.environment.device_key)
         return [
             f"{missing} of {len(verdicts)} rows have no baseline for this device"
@@ -205,14 +242,45 @@ class ComparedRun:
             f"  {shlex.join(self._request.command('baseline', 'record'))}",
         ]
 
-    def close(self) -> None:
-        """End the worker process and unlock the device."""
-        self._runner.close()
-
 
 def _stale(baseline: Baseline, known: Sequence[RowSpec]) -> tuple[str, ...]:
     """The ids in `baseline` of rows that are in no set and not among `known`."""
-    ids = {row.id for row in known}
-    for name in selection.set_names():
-        ids |= {row.id for row in selection.load_set(name)}
+    ids = {row.id for row in (*known, *selection.every_row())}
     return tuple(row.id for row in baseline.rows if row.id not in ids)
+
+
+def _seconds(measurement: Measurement) -> float:
+    build_s = (measurement.build_s or 0.0) + (measurement.warm_up_s or 0.0)
+    return build_s + sum(measurement.sample_ns) / 1e9
+
+
+def _finished_rows(
+    rows: Sequence[RowSpec], request: RunRequest, environment: Environment
+) -> dict[str, RowResult]:
+    """The results of those `rows` that the run to continue has measured, by id.
+
+    A row that ended otherwise runs again. Raises RecordError where its file is missing
+    or damaged, or where that run had other code, another environment or other
+    slowdowns: its rows would not belong to this run.
+    """
+    path = request.results
+    if path is None or not request.resume:
+        return {}
+    report = read_report(path)
+    if changed := report.environment.changes(environment, commit=True):
+        raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
+    wanted = {row.id: row for row in rows}
+    finished = {}
+    for result in report.results:
+        row, measurement = wanted.get(result.id), result.measurement
+        if row is None or measurement is None:
+            continue
+        if result.row.fingerprint != row.fingerprint:
+            raise RecordError(f"resume: {path} has another row under {row.id}")
+        if measurement.injected_slowdown != request.slowdown(row.id):
+            raise RecordError(
+                f"resume: {path} measured {row.id} with an inject-slowdown of"
+                f" {measurement.injected_slowdown:.0%}"
+            )
+        finished[result.id] = result
+    return finished

@@ -7,48 +7,41 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError
 from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 
-_PROCESSES_OF_DEVICE = {"cuda": 10}
-_PROCESSES = 5
-_MAX_PROCESSES = 1000
-
-
-def check_processes(processes: int) -> None:
-    """Raise SpecError for a number of processes that is not allowed."""
-    if not 1 <= processes <= _MAX_PROCESSES:
-        raise SpecError("processes", processes, f"allowed: 1 to {_MAX_PROCESSES}")
+_PROCESSES = {"cuda": 10}
 
 
 def default_processes(rows: Sequence[RowSpec]) -> int:
     """How many processes a baseline of these rows runs each of them in."""
-    return max(_PROCESSES_OF_DEVICE.get(row.device, _PROCESSES) for row in rows)
+    return max(_PROCESSES.get(row.device, 5) for row in rows)
 
 
 def in_fresh_processes(
     rows: Sequence[RowSpec],
     *,
     processes: int,
-    options: RunOptions,
-    progress: Callable[[str], None] = lambda _text: None,
-) -> Iterator[tuple[RowResult, Environment]]:
+    options: RunRequest,
+    progress: Callable[[str], None],
+) -> tuple[Environment, list[RowResult]]:
     """Run each row once, then each once more, and so on.
 
-    Yields each result and the environment it was measured in. A row that cannot run
-    here is tried once. Raises RecordError where a row ends INVALID or the environment
-    changes: the results before it are then no baseline.
+    Returns the environment and all results. A row that cannot run here is tried once.
+    Raises RecordError where a row ends INVALID or the environment changes: the results
+    are then no baseline.
     """
     devices = {row.device for row in rows}
     runnable, first = list(rows), None
+    results = []
     for number in range(1, processes + 1):
         for row in list(runnable):
             progress(f"[process {number}/{processes}] {row.id}: ")
@@ -68,14 +61,16 @@ def in_fresh_processes(
                 )
             if result.status is Status.NOT_RUN and number == 1:
                 runnable.remove(row)
-            yield result, environment
+            results.append(result)
+    assert first is not None, "a selection has at least one row"
+    return first, results
 
 
 def confirmation(
     row: RowSpec,
-    unquantized: RowSpec | None = None,
+    unquantized: RowSpec | None,
     *,
-    options: RunOptions,
+    options: RunRequest,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> list[Trial]:
     """Run the row in the fresh processes of a confirmation.
@@ -85,19 +80,17 @@ def confirmation(
     processes decide nothing.
     """
     trials: list[Trial] = []
+    pair = [row] if unquantized is None else [row, unquantized]
     for number in range(1, THRESHOLDS.confirm_processes + 1):
         progress(f"fresh process {number} of {THRESHOLDS.confirm_processes}, ")
-        pair = [row] if unquantized is None else [row, unquantized]
         results = {
-            other.id: worker.run_in_process(
-                other, options=options, devices=[row.device]
+            one: worker.run_in_process(
+                one, options=options, devices=[row.device]
             ).result
-            for other in (pair if number % 2 else reversed(pair))
+            for one in (pair if number % 2 else reversed(pair))
         }
-        trial = Trial(
-            row=results[row.id],
-            unquantized=None if unquantized is None else results[unquantized.id],
-        )
+        other = None if unquantized is None else results[unquantized]
+        trial = Trial(row=results[row], unquantized=other)
         trials.append(trial)
         if trial.missed is not None:
             break

@@ -1,163 +1,253 @@
-"""The options that pytest and the command line share, each defined once.
+"""What a run is asked for: the options that pytest and the command line share.
 
-`OPTIONS` says how an option is written; `read_request` turns the values that either
-command line gave into one frozen `RunRequest`. Imports no torch and runs nothing.
+Each is defined once, as a field of `RunRequest`: its name, its default, its help and
+how it is written. Imports no torch and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import fnmatch
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llama_perf import report
+from llama_perf import report as reports
 from llama_perf.errors import SpecError
-from llama_perf.gate import baselines
-from llama_perf.rows.limit_overrides import project_limits
-from llama_perf.run.request import (
-    ISOLATIONS,
-    CompareOptions,
-    RunOptions,
-    RunRequest,
-    Selection,
-    Slowdown,
-)
+from llama_perf.files import check_writable, write_atomically
+from llama_perf.gate.baselines import default_folder
+from llama_perf.results.run import Report
+from llama_perf.rows import selection
+from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
+from llama_perf.rows.spec import RowSpec
 
-_SUFFIXES = ", ".join(report.suffixes())
-FAIL_OR_REPORT = ("fail", "report")
+_FAIL_OR_REPORT: dict[str, Any] = {"choices": ("fail", "report"), "default": "fail"}
+
+
+def _option(text: str, metavar: str | None = None, **keywords: Any) -> Any:
+    """A field with what `add_argument` of argparse and `addoption` of pytest take."""
+    keywords = {"help": text, "default": None} | keywords
+    if metavar is not None:
+        keywords["metavar"] = metavar
+    default = keywords["default"]
+    return field(default=() if default == [] else default, metadata=keywords)
+
+
+def _switch(text: str) -> Any:
+    return _option(text, default=False, action="store_true")
+
+
+def _repeatable(text: str, metavar: str) -> Any:
+    return _option(text, metavar, default=[], action="append")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Option:
-    """An option as argparse and pytest both take it.
+class RunRequest:
+    """All that a command line asks of a run; raises SpecError for a wrong value.
 
-    `aliases` are former names, which the command line still takes without listing them.
+    Paths are absolute or relative to the working directory. `inject_slowdown` are
+    patterns of row ids and the share of decoding steps that these rows repeat.
     """
 
-    help: str
-    metavar: str | None = None
-    type: Callable[[str], object] | None = None
-    choices: tuple[str, ...] | None = None
-    default: object = None
-    action: str = "store"
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """What `add_argument` of argparse and `addoption` of pytest take."""
-        names = ("help", "metavar", "type", "choices", "default", "action")
-        values = {name: getattr(self, name) for name in names}
-        # argparse refuses a type of None for an option that takes no value.
-        return {
-            name: value
-            for name, value in values.items()
-            if value is not None or name == "default"
-        }
-
-
-def _switch(text: str, *, aliases: tuple[str, ...] = ()) -> Option:
-    return Option(help=text, default=False, action="store_true", aliases=aliases)
-
-
-def _repeatable(metavar: str, text: str) -> Option:
-    return Option(help=text, metavar=metavar, default=[], action="append")
-
-
-OPTIONS = {
-    "--set": Option(
-        metavar="NAME",
-        help="run a set of rows that comes with the package (default: cuda on a machine"
+    set: str | None = _option(
+        "run a set of rows that comes with the package (default: cuda on a machine"
         " with a CUDA GPU, else cpu)",
-    ),
-    "--rows": Option(
-        metavar="FILE", help="run the rows of your own TOML file instead of a set"
-    ),
-    "--row": _repeatable(
-        "GLOB", "run only the rows whose id matches the pattern (repeatable)"
-    ),
-    "--shard": Option(
-        metavar="I/N",
-        help="run only the I-th of N parts: every N-th row, starting with the I-th",
-    ),
-    "--checkpoints": Option(
-        metavar="DIR",
-        help="look for each row's model by its name in this folder; a model that is not"
+        "NAME",
+    )
+    rows: Path | None = _option(
+        "run the rows of your own TOML file instead of a set", "FILE"
+    )
+    row: tuple[str, ...] = _repeatable(
+        "run only the rows whose id matches the pattern (repeatable)", "GLOB"
+    )
+    shard: str | None = _option(
+        "run only the I-th of N parts: every N-th row, starting with the I-th", "I/N"
+    )
+    checkpoints: Path | None = _option(
+        "look for each row's model by its name in this folder; a model that is not"
         " there gets synthetic weights of the same shape",
-    ),
-    "--isolate": Option(
-        choices=ISOLATIONS,
-        default="session",
-        help="run all rows in one worker process, which is replaced after a row breaks"
+        "DIR",
+    )
+    isolate: str = _option(
+        "run all rows in one worker process, which is replaced after a row breaks"
         " (session, the default), or each row in its own process (row)",
-    ),
-    "--row-timeout": Option(
-        metavar="SECONDS",
+        choices=("session", "row"),
+        default="session",
+    )
+    row_timeout: float | None = _option(
+        "stop a row that takes longer and report it as INVALID (default: no limit)",
+        "SECONDS",
         type=float,
-        help="stop a row that takes longer and report it as INVALID (default: no"
-        " limit)",
-    ),
-    "--time-budget": Option(
-        metavar="SECONDS",
-        type=float,
-        help="start no row that cannot finish within this time, counted from the start"
+    )
+    time_budget: float | None = _option(
+        "start no row that cannot finish within this time, counted from the start"
         " of the run; the remaining rows are NOT_RUN (default: no limit)",
-    ),
-    "--wait": _switch("if another run uses the device, wait for it instead of failing"),
-    "--compare": _switch(
+        "SECONDS",
+        type=float,
+    )
+    wait: bool = _switch(
+        "if another run uses the device, wait for it instead of failing"
+    )
+    compare: bool = _switch(
         "compare with this device's baseline; a row that looks slower or larger runs"
-        " again in fresh processes before it fails",
-        aliases=("--benchmark-compare",),
-    ),
-    "--baselines": Option(
-        metavar="DIR",
-        help="the folder of baselines (default: baselines/ of the project)",
-    ),
-    "--on-missing-baseline": Option(
-        choices=FAIL_OR_REPORT,
-        default="fail",
-        help="whether a row without a baseline fails (fail, the default) or is only"
+        " again in fresh processes before it fails"
+    )
+    baselines: Path = field(
+        default_factory=default_folder,
+        metadata={
+            "help": "the folder of baselines (default: baselines/ of the project)",
+            "metavar": "DIR",
+            "default": None,
+        },
+    )
+    on_missing_baseline: str = _option(
+        "whether a row without a baseline fails (fail, the default) or is only"
         " reported (report)",
-    ),
-    "--no-confirm": _switch(
+        **_FAIL_OR_REPORT,
+    )
+    no_confirm: bool = _switch(
         "with a comparison, start no fresh processes: a row that looks slower or larger"
         " is UNDECIDED"
-    ),
-    "--on-undecided": Option(
-        choices=FAIL_OR_REPORT,
-        default="fail",
-        help="whether an UNDECIDED row fails (fail, the default) or is only reported"
+    )
+    on_undecided: str = _option(
+        "whether an UNDECIDED row fails (fail, the default) or is only reported"
         " (report)",
-    ),
-    "--results": Option(
-        metavar="FILE",
-        aliases=("--json",),
-        help="save the results in this JSON file after each row (pytest: by default"
+        **_FAIL_OR_REPORT,
+    )
+    results: Path | None = _option(
+        "save the results in this JSON file after each row (pytest: by default"
         " .llama-perf/last.json; the command line: '-' prints them as the last line)",
-    ),
-    "--resume": _switch(
+        "FILE",
+    )
+    resume: bool = _switch(
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again"
-    ),
-    "--report": _repeatable(
-        "FILE",
+    )
+    report: tuple[Path, ...] = _repeatable(
         "write the report to this file, in the format of its suffix:"
-        f" {_SUFFIXES} (repeatable)",
-    ),
-    "--markdown": Option(
-        metavar="FILE", help="write the report as markdown, whatever the file's suffix"
-    ),
-    "--inject-slowdown": _repeatable(
-        "GLOB=PERCENT",
+        f" {', '.join(reports.suffixes())} (repeatable)",
+        "FILE",
+    )
+    markdown: Path | None = _option(
+        "write the report as markdown, whatever the file's suffix", "FILE"
+    )
+    inject_slowdown: tuple[tuple[str, float], ...] = _repeatable(
         "for testing the gate: repeat this share of the decoding steps of matching rows"
         " (repeatable)",
-    ),
-    "--inject-damage": _repeatable(
-        "GLOB",
+        "GLOB=PERCENT",
+    )
+    inject_damage: tuple[str, ...] = _repeatable(
         "for testing the value check: damage one scale of matching rows (repeatable)",
-    ),
+        "GLOB",
+    )
+    print_results: bool = False
+    limits: ProjectLimits = field(default_factory=ProjectLimits)
+
+    def __post_init__(self) -> None:
+        limits = {"row-timeout": self.row_timeout, "time-budget": self.time_budget}
+        for name, seconds in limits.items():
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise SpecError(name, seconds, "allowed: a number of seconds above 0")
+        if self.checkpoints is not None and not self.checkpoints.is_dir():
+            raise SpecError("checkpoints", str(self.checkpoints), "no such folder")
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether the user named the rows, instead of taking this machine's set."""
+        return bool(self.set or self.rows or self.row or self.shard)
+
+    @property
+    def named_set(self) -> str | None:
+        """The set the user named, or this machine's; None with a file of rows."""
+        if self.set is not None or self.rows is not None:
+            return self.set
+        # It imports torch.
+        from llama_perf.devices.device import unasked_device
+
+        return selection.DEFAULT_SETS[unasked_device()]
+
+    def all_rows(self) -> list[RowSpec]:
+        """Every row of the set or file; raises UserError."""
+        return selection.load(set_name=self.named_set, file=self.rows, globs=())
+
+    def selected(self, rows: Sequence[RowSpec] | None = None) -> list[RowSpec]:
+        """The rows, or those among `rows`, that globs and shard select.
+
+        Raises UserError, as where a glob matches none.
+        """
+        rows = selection.select(self.all_rows() if rows is None else rows, self.row)
+        return rows if self.shard is None else selection.shard(rows, self.shard)
+
+    def slowdown(self, row_id: str) -> float:
+        """The share of decoding steps that the row repeats; 0 for almost every row."""
+        matches = fnmatch.fnmatchcase
+        return sum(part for glob, part in self.inject_slowdown if matches(row_id, glob))
+
+    def damaged(self, row_id: str) -> bool:
+        """Whether one of the row's scales is damaged; False for almost every row."""
+        return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.inject_damage)
+
+    def check_injections(self, rows: Sequence[RowSpec]) -> None:
+        """Raise SpecError for a slowdown or a damage that matches none of `rows`."""
+        globs = [("inject-slowdown", glob) for glob, _ in self.inject_slowdown]
+        globs += [("inject-damage", glob) for glob in self.inject_damage]
+        for name, glob in globs:
+            if not fnmatch.filter([row.id for row in rows], glob):
+                raise SpecError(name, glob, "no selected row matches")
+
+    def check_outputs(
+        self, check_results: Callable[[str, Path], None] = check_writable
+    ) -> None:
+        """Raise SpecError where the results or the report cannot be written."""
+        if self.results is not None:
+            check_results("results", self.results)
+        for path in self.report:
+            reports.check_path(path)
+        if self.markdown is not None:
+            check_writable("markdown", self.markdown)
+
+    def write_reports(self, results: Report) -> None:
+        """Write the report of `results` to each of its files."""
+        for path in self.report:
+            reports.write(results, path)
+        if self.markdown is not None:
+            write_atomically(self.markdown, reports.draw(results, "markdown"))
+
+    def command(self, *words: str) -> list[str]:
+        """The command line `llama-perf WORDS` with the options of this request.
+
+        In an environment that is not activated, `llama-perf` is not on the path: its
+        Python runs it then.
+        """
+        command = ["llama-perf", *words]
+        if shutil.which("llama-perf") is None:
+            python = Path(sys.executable)
+            if python.is_relative_to(Path.cwd()):
+                python = python.relative_to(Path.cwd())
+            command = [str(python), "-m", "llama_perf", *words]
+        options = {
+            "--set": None if self.rows is not None else self.named_set,
+            "--rows": self.rows,
+            "--checkpoints": self.checkpoints,
+            "--baselines": None
+            if self.baselines == default_folder()
+            else self.baselines,
+        }
+        given = [(name, str(value)) for name, value in options.items() if value]
+        return [*command, *(word for option in given for word in option)]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    f"--{option.name.replace('_', '-')}": dict(option.metadata)
+    for option in fields(RunRequest)
+    if option.metadata
 }
+_FORMER_NAMES = {"--compare": "--benchmark-compare", "--results": "--json"}
+"""The command line still takes them, without listing them."""
 
 
 def dest(name: str) -> str:
@@ -173,21 +263,21 @@ def add_arguments(
     A command where an option means something else gives its help: `set="..."`.
     """
     for name in names or OPTIONS:
-        option = OPTIONS[name]
-        option = replace(option, help=changed_help.get(dest(name), option.help))
-        parser.add_argument(name, dest=dest(name), **option.keywords)
-        for alias in option.aliases:
+        keywords = {**OPTIONS[name], "dest": dest(name)}
+        keywords["help"] = changed_help.get(dest(name), keywords["help"])
+        parser.add_argument(name, **keywords)
+        if name in _FORMER_NAMES:
             hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-            parser.add_argument(alias, dest=dest(name), **(option.keywords | hidden))
+            parser.add_argument(_FORMER_NAMES[name], **keywords | hidden)
 
 
 def request_of(arguments: argparse.Namespace) -> RunRequest:
     """Read a command's arguments; an option that it lacks has its default."""
 
     def value(name: str) -> Any:
-        return getattr(arguments, dest(name), OPTIONS[name].default)
+        return getattr(arguments, dest(name), OPTIONS[name]["default"])
 
-    return read_request(value, folder=Path(), root=baselines.default_folder().parent)
+    return read_request(value, folder=Path(), root=default_folder().parent)
 
 
 def read_request(
@@ -202,44 +292,34 @@ def read_request(
     Paths are relative to `folder`. `root` is the project, with `baselines/` and the
     `pyproject.toml` that may set limits.
     """
-
-    def path(name: str) -> Path | None:
-        text = value(name)
-        return None if text is None else folder / text
-
-    print_results = value("--results") == "-"
-    results = None if print_results else path("--results") or default_results
-    if value("--resume") and results is None:
+    values = {dest(name): value(name) for name in OPTIONS}
+    print_results = values["results"] == "-"
+    for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
+        if values[name] is not None:
+            values[name] = folder / values[name]
+    values["baselines"] = values["baselines"] or root / "baselines"
+    values["results"] = None if print_results else values["results"] or default_results
+    if values["resume"] and values["results"] is None:
         raise SpecError(
             "resume", value("--results"), "name the results of that run: --results FILE"
         )
-    return RunRequest(
-        selection=Selection(
-            set_name=value("--set"),
-            rows_file=path("--rows"),
-            globs=tuple(value("--row")),
-            shard=value("--shard"),
-        ),
-        run=RunOptions(
-            checkpoints=path("--checkpoints"),
-            slowdowns=tuple(map(Slowdown.parse, value("--inject-slowdown"))),
-            damages=tuple(value("--inject-damage")),
-            isolate=value("--isolate"),
-            row_timeout_s=value("--row-timeout"),
-            time_budget_s=value("--time-budget"),
-            resume=results if value("--resume") else None,
-            wait=value("--wait"),
-        ),
-        compare=CompareOptions(
-            asked=value("--compare"),
-            baselines=path("--baselines") or root / "baselines",
-            missing_fails=value("--on-missing-baseline") == "fail",
-            undecided_fails=value("--on-undecided") == "fail",
-            confirm=not value("--no-confirm"),
-            limits=project_limits(root / "pyproject.toml"),
-        ),
-        results=results,
-        print_results=print_results,
-        reports=tuple(folder / text for text in value("--report")),
-        markdown=path("--markdown"),
-    )
+    values["report"] = tuple(folder / text for text in values["report"])
+    values["inject_slowdown"] = tuple(map(parse_slowdown, values["inject_slowdown"]))
+    for name in ("row", "inject_damage"):
+        values[name] = tuple(values[name])
+    limits = project_limits(root / "pyproject.toml")
+    return RunRequest(**values, print_results=print_results, limits=limits)
+
+
+def parse_slowdown(text: str) -> tuple[str, float]:
+    """Parse "GLOB=PERCENT", such as "*int8wo*=25", to a share; raises SpecError."""
+    glob, _, percent = text.rpartition("=")
+    try:
+        share = float(percent.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not glob or not 0 < share <= 10:
+        raise SpecError(
+            "inject-slowdown", text, "write GLOB=PERCENT, percent from 0 to 1000"
+        )
+    return glob, share

@@ -7,13 +7,12 @@ slows both. Only the differences inside pairs are judged; no stored baseline is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from llama_perf.errors import SpecError
 from llama_perf.gate import baselines
 from llama_perf.gate.judge_memory import compare_peak, stored_peak
 from llama_perf.gate.judge_speed import JudgedSpeed
@@ -34,32 +33,11 @@ from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.request import RunOptions
-from llama_perf.run.worker import Worker, WorkerResult
+from llama_perf.run import worker
+from llama_perf.run.options import RunRequest
 
-MIN_PAIRS, MAX_PAIRS = 3, 1000
+MIN_PAIRS = 3
 SIDES = ("base", "head")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Side:
-    """The folder with a side's `llama_perf`, and the Python that runs it.
-
-    None stands for those of this process.
-    """
-
-    package: Path | None = None
-    python: Path | None = None
-
-    def run(
-        self, row: RowSpec, options: RunOptions, devices: frozenset[str]
-    ) -> WorkerResult:
-        """Run the row in a fresh process of this side."""
-        worker = Worker(
-            options=options, devices=devices, package=self.package, python=self.python
-        )
-        with closing(worker):
-            return worker.run(row)
 
 
 @dataclass(slots=True)
@@ -82,11 +60,8 @@ class Pairs:
 
     def measurements(self, side: str) -> list[Measurement]:
         """The measurements of a side's processes."""
-        return [
-            result.measurement
-            for result in self.results[side]
-            if result.measurement is not None
-        ]
+        results = self.results[side]
+        return [result.measurement for result in results if result.measurement]
 
     def rates(self, side: str) -> list[float]:
         """The tok/s of a side's processes."""
@@ -98,29 +73,32 @@ class Pairs:
         return list(map(log_loss, self.rates("head"), self.rates("base")))
 
 
-def check_pairs(pairs: int) -> None:
-    """Raise SpecError for a number of pairs that is not allowed."""
-    if not MIN_PAIRS <= pairs <= MAX_PAIRS:
-        raise SpecError("pairs", pairs, f"allowed: {MIN_PAIRS} to {MAX_PAIRS}")
-
-
 def measure_pairs(
     rows: Sequence[RowSpec],
-    sides: Mapping[str, Side],
     *,
+    package: Path | None,
+    python: Path | None,
     pairs: int,
-    options: RunOptions,
-    progress: Callable[[str], None] = lambda _text: None,
+    options: RunRequest,
+    progress: Callable[[str], None],
 ) -> tuple[list[Pairs], dict[str, Environment]]:
     """Run one pair of each row, then another of each; also returns the environments.
 
-    The sides take turns at going first. Slowdowns are injected only into the head. A
-    row that breaks, or that a side cannot run, does not run again.
+    The base has the `llama_perf` in the folder `package` and is run by `python`; None
+    stands for those of this process, which the head has. The sides take turns at going
+    first. Slowdowns are injected only into the head. A row that breaks, or that a side
+    cannot run, does not run again.
     """
     measured = [Pairs(row=row) for row in rows]
     environments: dict[str, Environment] = {}
-    devices = frozenset(row.device for row in rows)
-    options_of = {"base": replace(options, slowdowns=()), "head": options}
+    devices = {row.device for row in rows}
+    base = partial(
+        worker.run_in_process,
+        options=replace(options, inject_slowdown=()),
+        package=package,
+        python=python,
+    )
+    sides = {"base": base, "head": partial(worker.run_in_process, options=options)}
     for number in range(pairs):
         for of_row in measured:
             for side in SIDES[:: 1 if number % 2 == 0 else -1]:
@@ -128,7 +106,7 @@ def measure_pairs(
                 if of_row.missed is not None and number > 0:
                     continue
                 progress(f"[pair {number + 1}/{pairs}] {of_row.row.id}, {side}: ")
-                ran = sides[side].run(of_row.row, options_of[side], devices)
+                ran = sides[side](of_row.row, devices=devices)
                 of_row.results[side].append(ran.result)
                 if ran.environment is not None:
                     environments.setdefault(side, ran.environment)
@@ -149,14 +127,11 @@ def compare_pairs(
     rows are shrunk together.
     """
     complete = [pairs for pairs in measured if pairs.missed is None]
-    spreads = shrunk([_spread(pairs.losses) for pairs in complete])
-    spread_of = {
-        pairs.row.id: spread for pairs, spread in zip(complete, spreads, strict=True)
-    }
+    spreads = iter(shrunk([_spread(pairs.losses) for pairs in complete]))
     return [
-        _not_measured(pairs, missing_fails=missing_fails)
-        if pairs.missed is not None
-        else _judged(pairs, spread_of[pairs.row.id], limits_of(pairs.row, limits))
+        _judged(pairs, next(spreads), limits_of(pairs.row, limits))
+        if pairs.missed is None
+        else _not_measured(pairs, *pairs.missed, missing_fails=missing_fails)
         for pairs in measured
     ]
 
@@ -189,32 +164,26 @@ def _judged(
         reason=f"{describe(change)}; {len(losses)} pairs, head slower in {slower}",
         faster=-loss > limit,
     )
-    result = RowResult(
-        id=pairs.row.id,
-        row=pairs.row,
-        status=Status.MEASURED,
-        measurement=head.measurement,
-    )
+    result = replace(pairs.results["head"][0], measurement=head.measurement)
     peak = compare_peak(stored_peak(head), base, limits)
     return result, judge(result, base, speed, peak, limits)
 
 
-def _not_measured(pairs: Pairs, *, missing_fails: bool) -> tuple[RowResult, Comparison]:
-    assert pairs.missed is not None, "only for rows that were not measured"
-    side, result = pairs.missed
-    reason = f"{side}: {result.reason}"
+def _not_measured(
+    pairs: Pairs, side: str, result: RowResult, *, missing_fails: bool
+) -> tuple[RowResult, Comparison]:
     verdict, failed = Verdict.INVALID, True
     if result.status is Status.NOT_RUN:
-        first = {
-            name: results[0].status
+        runs = {
+            name
             for name, results in pairs.results.items()
-            if results
+            if results and results[0].status is Status.MEASURED
         }
-        if side == "base" and first.get("head") is Status.MEASURED:
+        if side == "base" and "head" in runs:
             verdict, failed = Verdict.NO_BASELINE, missing_fails
         else:
-            verdict, failed = Verdict.NOT_RUN, first.get("base") is Status.MEASURED
-    shown = replace(result, reason=reason)
+            verdict, failed = Verdict.NOT_RUN, "base" in runs
+    shown = replace(result, reason=f"{side}: {result.reason}")
     return shown, Comparison(
-        id=pairs.row.id, verdict=verdict, reason=reason, failed=failed
+        id=pairs.row.id, verdict=verdict, reason=str(shown.reason), failed=failed
     )

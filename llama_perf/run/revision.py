@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:
     """The commit that `revision` names; raises UserError, naming `field`, for none."""
     # A name that looks like an option of git must not be taken as one.
-    done = _git(
-        root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"
-    )
+    options = ("--verify", "--end-of-options")
+    done = _git(root, "rev-parse", *options, f"{revision}^{{commit}}")
     if done.returncode != 0:
         reason = _last_line(done.stderr)
         raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
@@ -50,13 +49,9 @@ def checked_out(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
 
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError("base: git is not installed") from None
 

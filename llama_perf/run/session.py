@@ -28,7 +28,7 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Ceiling, Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 
 
 class Session:
@@ -37,7 +37,7 @@ class Session:
     `devices` are those of all rows of the run; they decide which device it describes.
     """
 
-    def __init__(self, devices: Iterable[str], *, options: RunOptions) -> None:
+    def __init__(self, devices: Iterable[str], *, options: RunRequest) -> None:
         self.options = options
         self.device = run_device(set(devices))
         # With TF32, a row of float32 would do other work than its name says.
@@ -55,30 +55,36 @@ class Session:
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult:
         """Build and measure one row; a row that breaks is a result as well."""
+        status, measurement = Status.MEASURED, None
+        reason: str | None = None
         try:
             measurement = self._measure(row, progress)
         except NotRunnable as error:
-            return _unmeasured(row, Status.NOT_RUN, str(error))
+            status, reason = Status.NOT_RUN, str(error)
         except UserError as error:
-            return _unmeasured(row, Status.INVALID, str(error))
+            status, reason = Status.INVALID, str(error)
         except torch.OutOfMemoryError as error:
-            reason = f"out of memory: {_first_line(error)}"
-            return _unmeasured(row, Status.INVALID, reason)
+            status, reason = Status.INVALID, f"out of memory: {_first_line(error)}"
         except Exception as error:
+            status = Status.INVALID
             reason = f"{type(error).__name__}: {_first_line(error)}"
-            if row.upstream_issue is None:
-                return _unmeasured(row, Status.INVALID, reason)
-            reason = f"broken upstream, {row.upstream_issue}: {reason}"
-            return _unmeasured(row, Status.NOT_RUN, reason)
+            if row.upstream_issue is not None:
+                status = Status.NOT_RUN
+                reason = f"broken upstream, {row.upstream_issue}: {reason}"
         return RowResult(
-            id=row.id, row=row, status=Status.MEASURED, measurement=measurement
+            id=row.id, row=row, status=status, reason=reason, measurement=measurement
         )
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)
         used = device_of(device)
         ceiling = self.ceiling(device)
-        slowdown = self.options.slowdown(row.id)
+        options = MeasureOptions(
+            slowdown=self.options.slowdown(row.id),
+            damaged=self.options.damaged(row.id),
+            count_work=True,
+            samples_budget_s=used.samples_budget_s,
+        )
         with compiler_settings():
             progress("building")
             if not used.profiled_after_samples:
@@ -88,7 +94,7 @@ class Session:
             prepared = prepare(
                 row,
                 checkpoints=self.options.checkpoints,
-                slowdown=slowdown,
+                slowdown=options.slowdown,
                 notify=progress,
             )
             try:
@@ -96,22 +102,13 @@ class Session:
                     prepared,
                     meter=meter,
                     ceiling=ceiling,
-                    options=MeasureOptions(
-                        slowdown=slowdown,
-                        damaged=self.options.damaged(row.id),
-                        count_work=True,
-                        samples_budget_s=used.samples_budget_s,
-                    ),
+                    options=options,
                     progress=progress,
                 )
             finally:
                 del prepared
                 used.release_memory()
         return without_retained(measurement, meter.retained_bytes())
-
-
-def _unmeasured(row: RowSpec, status: Status, reason: str) -> RowResult:
-    return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.request import RunOptions, Slowdown
+from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import from_json, record, to_line
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Worker:
     def __init__(
         self,
         *,
-        options: RunOptions,
+        options: RunRequest,
         devices: Iterable[str],
         package: Path | None = None,
         python: Path | None = None,
@@ -93,18 +93,12 @@ class Worker:
         self._replies = -1
         self._received = b""
 
-    @property
-    def pid(self) -> int:
-        """The id of the process, once it was started."""
-        assert self._process is not None, "started for its first row"
-        return self._process.pid
-
     def run(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> WorkerResult:
         """Run one row in the process.
 
-        Where the process breaks, or takes longer than the options' `row_timeout_s`, the
+        Where the process breaks, or takes longer than the options' `row_timeout`, the
         row is INVALID with the end of its output. An interrupt ends the process.
         """
         begin = os.fstat(self._output.fileno()).st_size
@@ -116,28 +110,25 @@ class Worker:
             raise
 
     def _send(self, row: RowSpec) -> None:
-        options = self._options
-        checkpoints = options.checkpoints
+        checkpoints = self._options.checkpoints
         task = WorkerTask(
             row=row,
             devices=self._devices,
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
-            slowdowns=tuple(
-                (slowdown.glob, slowdown.share) for slowdown in options.slowdowns
-            ),
-            damages=options.damages,
+            slowdowns=self._options.inject_slowdown,
+            damages=self._options.inject_damage,
         )
-        process = self._process or self._start()
-        assert process.stdin is not None, "started with a pipe"
+        self._process = self._process or self._start()
+        assert self._process.stdin is not None, "started with a pipe"
         # If the process has ended, `_wait` reports how.
         with suppress(BrokenPipeError):
-            process.stdin.write(to_line(task).encode() + b"\n")
-            process.stdin.flush()
+            self._process.stdin.write(to_line(task).encode() + b"\n")
+            self._process.stdin.flush()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._replies, replies_end = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 worker_command(self._python, self._package, replies_end),
                 stdin=subprocess.PIPE,
                 stdout=self._output,
@@ -148,13 +139,13 @@ class Worker:
             )
         finally:
             os.close(replies_end)
-        return self._process
 
     def _wait(self, row: RowSpec, begin: int, progress: Progress) -> WorkerResult:
-        limit = self._options.row_timeout_s
+        limit = self._options.row_timeout
         deadline = math.inf if limit is None else time.monotonic() + limit
         while True:
-            for line in self._lines():
+            *lines, self._received = self._received.split(b"\n")
+            for line in lines:
                 reply = from_json(WorkerReply, line, source=f"the process of {row.id}")
                 if reply.done is not None:
                     return reply.done
@@ -163,13 +154,22 @@ class Worker:
             if left_s <= 0:
                 self.kill()
                 ending = f"was ended after {limit:g} s (row-timeout)"
-                return self._broken(row, ending, begin)
-            if not self._receive(min(left_s, _POLL_S)):
-                return self._broken(row, _ending(self._returncode()), begin)
-
-    def _lines(self) -> list[bytes]:
-        *lines, self._received = self._received.split(b"\n")
-        return lines
+            elif self._receive(min(left_s, _POLL_S)):
+                continue
+            else:
+                ending = self._ending()
+            output = os.pread(self._output.fileno(), 1 << 20, begin)
+            shown = [
+                text.strip() for text in output.decode(errors="replace").splitlines()
+            ]
+            tail = " | ".join([text for text in shown if text][-_TAIL_LINES:])
+            result = RowResult(
+                id=row.id,
+                row=row,
+                status=Status.INVALID,
+                reason=f"its process {ending}: {tail or 'no output'}",
+            )
+            return WorkerResult(result=result, environment=None)
 
     def _receive(self, seconds: float) -> bool:
         """Wait that long for a reply; False where no reply can come any more."""
@@ -182,20 +182,17 @@ class Worker:
             return bool(part)
         return alive
 
-    def _returncode(self) -> int:
+    def _ending(self) -> str:
         assert self._process is not None, "started before it is waited for"
         try:
-            return self._process.wait(_GRACE_S)
+            code = self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             # It closed its pipe and does not end.
             self.kill()
-            return self._process.wait()
-
-    def _broken(self, row: RowSpec, ending: str, begin: int) -> WorkerResult:
-        output = os.pread(self._output.fileno(), 1 << 20, begin)
-        reason = f"its process {ending}: {_tail(output.decode(errors='replace'))}"
-        result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
-        return WorkerResult(result=result, environment=None)
+            code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "was ended by signal 9, as a system out of memory does"
+        return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
     def kill(self) -> None:
         """Kill the process and those it started."""
@@ -222,13 +219,15 @@ class Worker:
 def run_in_process(
     row: RowSpec,
     *,
-    options: RunOptions,
+    options: RunRequest,
     devices: Iterable[str],
-    progress: Progress = lambda _text: None,
+    package: Path | None = None,
+    python: Path | None = None,
 ) -> WorkerResult:
-    """Run one row in a fresh process; see `Worker.run`."""
-    with closing(Worker(options=options, devices=devices)) as worker:
-        return worker.run(row, progress=progress)
+    """Run one row in a fresh process; see `Worker`."""
+    worker = Worker(options=options, devices=devices, package=package, python=python)
+    with closing(worker):
+        return worker.run(row)
 
 
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:
@@ -251,17 +250,6 @@ main(sys.argv[1:])
     return [str(python), "-P", "-c", start, str(replies)]
 
 
-def _ending(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was ended by signal 9, as a system out of memory does"
-    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-
-
-def _tail(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-_TAIL_LINES:]) or "no output"
-
-
 def main(arguments: list[str]) -> None:
     """Run each task from stdin; reply to the file descriptor in `arguments`."""
     replies = os.fdopen(int(arguments[0]), "w", encoding="utf-8")
@@ -277,7 +265,14 @@ def main(arguments: list[str]) -> None:
     while (line := tasks.get()) is not None:
         task = from_json(WorkerTask, line, source="the task")
         if session is None:
-            session = Session(task.devices, options=_options(task))
+            options = RunRequest(
+                checkpoints=None
+                if task.checkpoints is None
+                else Path(task.checkpoints),
+                inject_slowdown=task.slowdowns,
+                inject_damage=task.damages,
+            )
+            session = Session(task.devices, options=options)
         result = session.run_row(
             task.row, progress=lambda text: send(WorkerReply(progress=text))
         )
@@ -292,13 +287,3 @@ def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:
     # The process that started this one is gone: nobody waits for the row.
     time.sleep(_GRACE_S)
     os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def _options(task: WorkerTask) -> RunOptions:
-    return RunOptions(
-        checkpoints=None if task.checkpoints is None else Path(task.checkpoints),
-        slowdowns=tuple(
-            Slowdown(glob=glob, share=share) for glob, share in task.slowdowns
-        ),
-        damages=task.damages,
-    )

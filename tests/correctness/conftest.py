@@ -15,6 +15,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from llama_perf.llama.compiler import compiling_for_this_processor
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import Project, import_all
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
@@ -113,6 +114,12 @@ def project(
     _everything_imported: None,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
+    cli: CommandLine,
 ) -> Project:
     """A rootdir of tiny rows; its test module loads pytest's `pytester`."""
-    return Project(pytester, monkeypatch)
+    return Project(pytester, monkeypatch, cli)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)

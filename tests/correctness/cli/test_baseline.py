@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.cli.main import main
 from llama_perf.gate import baselines
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.strict_json import to_json
-from tests.correctness.support.command_line import refusal
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -24,6 +23,7 @@ from tests.correctness.support.record_samples import (
 
 pytest_plugins = ["pytester"]
 OTHER = replace(CPU_ROW, compile=True)
+KEY = ENVIRONMENT.device_key
 
 
 @pytest.fixture
@@ -31,33 +31,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "baselines"
 
 
-def write_run(path: Path, *results: RowResult, device: str = "cpu-some-2c") -> str:
-    """A run's results, as `run --json` keeps them."""
+def record(
+    folder: Path, *results: RowResult, key: str = KEY, rows: int = 0
+) -> list[str]:
+    """The words that store a run's results, as `run --json` keeps them."""
     report = Report(
         started="2026-01-02T03:04:05+00:00",
-        environment=replace(ENVIRONMENT, device_key=device),
+        environment=replace(ENVIRONMENT, device_key=key),
+        selected=rows,
         results=results,
     )
+    path = folder.parent / "run.json"
     path.write_text(to_json(report), encoding="utf-8")
-    return str(path)
-
-
-def record(run: str, folder: Path, *options: str) -> int:
-    words = ["baseline", "record", "--from", run, "--baselines", str(folder)]
-    return main([*words, *options])
+    return ["baseline", "record", "--from", str(path), "--baselines", str(folder)]
 
 
 def show(folder: Path, *options: str) -> list[str]:
     return ["baseline", "show", "--baselines", str(folder), *options]
 
 
-def test_rows_are_run_recorded_and_shown(
-    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = ("--rows", str(project.path / "rows.toml"), "--baselines", str(folder))
-    checkpoints = ("--checkpoints", str(project.path / "checkpoints"))
-    assert main(["baseline", "record", *rows, *checkpoints]) == 0
-    output = capsys.readouterr().out
+def test_rows_are_run_recorded_shown_and_recorded_again(project: Project) -> None:
+    words = project.words("baseline", "record")
+    output, _ = project.cli(*words)
+    folder = project.path / "baselines"
     (key,) = baselines.keys(folder)
     path = baselines.path_of(folder, key)
     assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in output
@@ -66,141 +62,77 @@ def test_rows_are_run_recorded_and_shown(
     assert [row.id for row in stored.rows] == [PLAIN, INT8]
     for row in stored.rows:
         assert row.processes is not None
-        assert len(row.processes) == 5
-        assert all(len(process.sample_ns) == 2 for process in row.processes)
+        assert [len(process.sample_ns) for process in row.processes] == [2] * 5
         speeds = sorted(process.tok_s for process in row.processes)
         assert row.measurement.tok_s == speeds[2]
         assert f"\n{row.id}: 5 processes differ by " in output
 
-    assert main(show(folder)) == 0
-    output = capsys.readouterr().out
+    output, _ = project.cli(*show(folder))
     assert output.startswith(f"{key}: recorded {stored.recorded}\n")
     speed = stored.rows[0].measurement.tok_s
     assert re.search(rf"^none +{speed:.2f} .*MEASURED$", output, re.MULTILINE)
     assert "2 rows: 2 run, 0 NOT_RUN (2 MEASURED)" in output
 
+    project.cli(*words, "--processes", "3", "--row", INT8)
+    after = {row.id: row for row in baselines.read(path).rows}
+    assert len(after[INT8].processes or ()) == 3
+    assert after[PLAIN].processes == stored.rows[0].processes
+    assert after[PLAIN].recorded is not None
 
-def test_the_results_of_an_earlier_run_are_recorded(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+
+def test_earlier_runs_are_recorded_and_kept(folder: Path, cli: CommandLine) -> None:
+    path = baselines.path_of(folder, KEY)
     refused = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
-    run = write_run(tmp_path / "run.json", measured(), refused)
-    assert record(run, folder) == 0
-    stored = baselines.read(folder / "cpu-some-2c" / "baseline.json")
+    output, _ = cli(*record(folder, measured(), refused))
+    assert "recorded 1 rows in " in output
+    stored = baselines.read(path)
     assert [row.measurement for row in stored.rows] == [measured().measurement]
     assert stored.environment == ENVIRONMENT
-    assert "recorded 1 rows in " in capsys.readouterr().out
-
-
-def test_rows_that_were_not_run_are_kept_unless_the_file_is_fresh(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = baselines.path_of(folder, ENVIRONMENT.device_key)
-    one = write_run(tmp_path / "one.json", measured())
-    other = write_run(tmp_path / "other.json", measured(OTHER))
-    assert record(one, folder) == record(other, folder) == 0
-    output = capsys.readouterr().out
+    other = record(folder, measured(OTHER))
+    output, _ = cli(*other)
     assert "1 rows of the file stay as they were (--fresh drops them)" in output
     assert {row.id for row in baselines.read(path).rows} == {CPU_ROW.id, OTHER.id}
-    assert record(other, folder, "--fresh") == 0
-    assert "stay as" not in capsys.readouterr().out
+    output, _ = cli(*other, "--fresh")
+    assert "stay as" not in output
     assert [row.id for row in baselines.read(path).rows] == [OTHER.id]
 
 
-@pytest.mark.parametrize(
-    ("results", "expected"),
-    [
-        ([measured(), unmeasured(Status.INVALID, "it broke", OTHER)], "it broke"),
-        ([measured(injected_slowdown=0.5)], "ran with an injected slowdown"),
-        ([unmeasured(Status.NOT_RUN, "no card")], "no row was measured"),
-    ],
-)
-def test_what_is_no_baseline_is_refused(
-    tmp_path: Path,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    results: list[RowResult],
-    expected: str,
-) -> None:
-    run = write_run(tmp_path / "run.json", *results)
-    words = ("baseline", "record", "--from", run, "--baselines", str(folder))
-    message = refusal(capsys, *words)
-    assert message.startswith("baseline: ")
-    assert expected in message
+def test_what_is_no_baseline_is_refused(folder: Path, cli: CommandLine) -> None:
+    message = cli.refusal(*record(folder, measured(), rows=3))
+    stopped = "that run stopped before 2 of its 3 rows; a part of a run is no baseline"
+    assert message == f"{folder.parent}/run.json: {stopped}"
+    broken = unmeasured(Status.INVALID, "it broke", OTHER)
+    message = cli.refusal(*record(folder, measured(), broken))
+    assert message == f"baseline: {OTHER.id} is INVALID: it broke"
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        ('"tok_s": 100.0', '"tok_s": NaN', "0.measurement.tok_s: Input should be a"),
-        ('"tok_s": 100.0', '"tok_s": 1e999', "0.measurement.tok_s: Input should be a"),
-        ('"tok_s": 100.0', '"tok_s": "fast"', "0.measurement.tok_s: Input should be a"),
-        ('"tok_s": 100.0', '"tok_s": 0.0', "0.measurement: tok_s: 0.0 is not allowed"),
-        ('"tok_s": 100.0', '"tok/s": 100.0', "0.measurement.tok/s: unknown field"),
-        ('"model": "tiny"', '"modle": "tiny"', "0.row.modle: unknown field"),
-    ],
-)
-@pytest.mark.parametrize("action", ["show", "record"])
-def test_a_damaged_file_is_named_with_its_dotted_field(
-    tmp_path: Path,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    action: str,
-    before: str,
-    after: str,
-    expected: str,
-) -> None:
-    path = tmp_path / "run.json"
-    run = write_run(path, measured())
-    if action == "show":
-        assert record(run, folder) == 0
-        path = baselines.path_of(folder, ENVIRONMENT.device_key)
-    text = path.read_text(encoding="utf-8")
-    assert before in text
-    path.write_text(text.replace(before, after), encoding="utf-8")
-    words = ("baseline", "record", "--from", run, "--baselines", str(folder))
-    message = refusal(capsys, *(show(folder) if action == "show" else words))
-    rows = "rows" if action == "show" else "results"
-    assert message.startswith(f"{path}: {rows}.{expected}")
-
-
-def test_a_truncated_file_is_refused_and_replaced_only_by_a_fresh_one(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = write_run(tmp_path / "run.json", measured())
-    assert record(run, folder) == 0
-    path = baselines.path_of(folder, ENVIRONMENT.device_key)
+def test_a_fresh_file_replaces_a_truncated_one(folder: Path, cli: CommandLine) -> None:
+    words = record(folder, measured())
+    cli(*words)
+    path = baselines.path_of(folder, KEY)
     half = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(half)
-    words = ("baseline", "record", "--from", run, "--baselines", str(folder))
     for command in (words, show(folder)):
-        assert refusal(capsys, *command).startswith(f"{path}: Invalid JSON")
+        assert cli.refusal(*command).startswith(f"{path}: Invalid JSON")
     assert path.read_bytes() == half
-    assert record(run, folder, "--fresh") == 0
+    cli(*words, "--fresh")
     assert len(baselines.read(path).rows) == 1
 
 
-def test_one_device_of_several_is_shown_and_an_unknown_one_refused(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refusal(capsys, *show(folder, "--device", "cpu-a"))
+def test_one_device_is_shown_or_refused(folder: Path, cli: CommandLine) -> None:
+    message = cli.refusal(*show(folder, "--device", "cpu-a"))
     assert message == f"device: 'cpu-a' has no baseline in {folder}; allowed: none yet"
     for key in ("cpu-a", "cpu-b"):
-        write_run(tmp_path / f"{key}.json", measured(), device=key)
-        assert record(str(tmp_path / f"{key}.json"), folder) == 0
-    message = refusal(capsys, *show(folder, "--device", "cpu-c"))
+        cli(*record(folder, measured(), key=key))
+    message = cli.refusal(*show(folder, "--device", "cpu-c"))
     assert message.endswith(f"has no baseline in {folder}; allowed: cpu-a, cpu-b")
-    capsys.readouterr()
-    assert main(show(folder, "--device", "cpu-b")) == 0
-    output = capsys.readouterr().out
+    output, _ = cli(*show(folder, "--device", "cpu-b"))
     assert output.startswith("cpu-b: recorded ")
     assert "cpu-a" not in output
 
 
-def test_the_published_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("baseline", "show", "--device", baselines.REFERENCE_KEY)
-    assert main(words) == 0
-    output = capsys.readouterr().out
+def test_the_published_table_is_shown(cli: CommandLine) -> None:
+    output, _ = cli("baseline", "show", "--device", baselines.REFERENCE_KEY)
     assert "43 rows: 43 run, 0 NOT_RUN (43 MEASURED)" in output
     assert " 107.38 " in output

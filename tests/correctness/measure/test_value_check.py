@@ -16,7 +16,7 @@ from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
 from llama_perf.rows.spec import KERNELS, RowSpec
-from llama_perf.run.request import RunOptions
+from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support.schemes import schemes_on
 
@@ -205,7 +205,7 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
         )
         for scheme in ("int8wo", None)
     ]
-    session = Session(["cpu"], options=RunOptions(damages=("*int8wo*",)))
+    session = Session(["cpu"], options=RunRequest(inject_damage=("*int8wo*",)))
     damaged, whole = map(session.run_row, rows)
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")

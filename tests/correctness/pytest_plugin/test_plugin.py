@@ -10,29 +10,34 @@ from xml.etree import ElementTree
 import pytest
 from torch import Tensor
 
-from llama_perf.errors import RecordError
-from llama_perf.gate import baselines
+from llama_perf.devices import base
 from llama_perf.llama.engine import Engine
-from llama_perf.measure import timing as measuring
+from llama_perf.results.run import Report
 from llama_perf.results.verdict import Verdict
-from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, ROWS, Project
+from llama_perf.strict_json import read_json
+from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import FIXED_LIMIT
 
 pytest_plugins = ["pytester"]
+USAGE_ERROR = pytest.ExitCode.USAGE_ERROR
 # Speeds that no machine has: a baseline far above makes a row slower for sure, one
 # far below makes it faster, whatever else this machine is doing.
 UNREACHED, SURPASSED = 1e12, 1e-6
 
 
-def test_without_a_comparison_rows_are_measured_and_pass(project: Project) -> None:
-    result = project.run()
-    assert result.ret == pytest.ExitCode.OK
-    result.assert_outcomes(passed=2, skipped=1)
-    assert project.verdicts() == {
-        PLAIN: Verdict.NOT_COMPARED,
-        INT8: Verdict.NOT_COMPARED,
-        FP6: Verdict.NOT_RUN,
-    }
+def refusal_of(result: pytest.RunResult) -> str:
+    """The text of a usage error, which is one without a traceback."""
+    assert result.ret == USAGE_ERROR
+    text = result.stderr.str()
+    assert sum(line.startswith("ERROR: ") for line in result.stderr.lines) == 1, text
+    assert "Traceback" not in result.stdout.str() + text
+    return text
+
+
+def test_rows_are_measured_shown_and_saved(project: Project) -> None:
+    files = ("--report=a.md", "--report=b.csv", "--markdown=summary")
+    saves = ("--results=out/saved.json", "--benchmark-json=times.json")
+    result = project.run(*files, *saves, passed=2, skipped=1)
     result.stdout.fnmatch_lines(
         [
             f"*1/3] {PLAIN}: building, warming up, sample 1 of 2, sample 2 of 2, *",
@@ -44,38 +49,50 @@ def test_without_a_comparison_rows_are_measured_and_pass(project: Project) -> No
             "3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)",
         ]
     )
-
-
-def test_no_baseline_fails_every_row_and_says_how_to_record_one(
-    project: Project,
-) -> None:
-    result = project.run("--benchmark-compare")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(failed=2, skipped=1)
-    result.stdout.fnmatch_lines(
-        [
-            f"NO_BASELINE {PLAIN}: no baseline for this device",
-            "2 of 3 rows have no baseline for this device (*); record one with:",
-            "  *baseline record --rows *rows.toml --checkpoints *",
-        ]
+    markdown = (project.path / "summary").read_text(encoding="utf-8")
+    assert markdown.startswith("### llama-perf: 3 rows: 2 run, 1 NOT_RUN")
+    assert "| verdict" in markdown
+    assert (project.path / "a.md").read_text(encoding="utf-8") == markdown
+    assert len((project.path / "b.csv").read_text(encoding="utf-8").splitlines()) == 4
+    assert not project.results.exists()
+    report = read_json(Report, project.path / "out" / "saved.json")
+    assert [row.id for row in report.results] == [PLAIN, INT8, FP6]
+    assert [row.verdict.name for row in report.comparisons] == [
+        *("NOT_COMPARED", "NOT_COMPARED", "NOT_RUN")
+    ]
+    text = (project.path / "times.json").read_text(encoding="utf-8")
+    assert "UNSERIALIZABLE" not in text
+    times = json.loads(text)
+    first, measurement = times["benchmarks"][0], report.results[0].measurement
+    assert measurement is not None
+    assert first["stats"]["data"] == pytest.approx(
+        [duration / 1e9 for duration in measurement.sample_ns]
     )
+    assert first["extra_info"]["tok_s"] == measurement.tok_s
+    assert first["extra_info"]["row"] == PLAIN
+    machine = times["machine_info"]["llama_perf"]
+    assert machine["device_key"] == report.environment.device_key
 
 
-def test_no_baseline_is_only_reported_where_that_is_allowed(project: Project) -> None:
-    result = project.run("--benchmark-compare", "--on-missing-baseline=report")
-    assert result.ret == pytest.ExitCode.OK
+def test_rows_without_a_baseline_fail_or_are_reported(project: Project) -> None:
+    # What is saved under way is not taken for a baseline.
+    reported = ("--on-missing-baseline=report", "--benchmark-save=some")
+    result = project.run("--benchmark-compare", *reported, passed=2, skipped=1)
     assert set(project.verdicts().values()) == {Verdict.NO_BASELINE, Verdict.NOT_RUN}
-    result.stdout.fnmatch_lines(["*record one with:"])
+    advice = [
+        "2 of 3 rows have no baseline for this device (*); record one with:",
+        "  *baseline record --rows *rows.toml --checkpoints *",
+    ]
+    result.stdout.fnmatch_lines(advice)
+    result = project.run("--benchmark-compare", failed=2, skipped=1)
+    missing = f"NO_BASELINE {PLAIN}: no baseline for this device"
+    result.stdout.fnmatch_lines([missing, *advice])
 
 
 def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None:
-    project.run()
     project.record(tok_s=UNREACHED)
     junit = project.path / "junit.xml"
-    options = ("--row", PLAIN, f"--junitxml={junit}")
-    result = project.run("--benchmark-compare", *options)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(failed=1)
+    result = project.run("--benchmark-compare", "-x", f"--junitxml={junit}", failed=1)
     measurement = project.report().results[0].measurement
     assert measurement is not None
     tok_s = measurement.tok_s
@@ -86,34 +103,40 @@ def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None
     )
     result.stdout.fnmatch_lines([f"*test_row?{PLAIN}?*", reason])
     result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
+    result.stdout.fnmatch_lines(["1 row: 1 run*; stopped before 2 more"])
     failures = ElementTree.parse(junit).getroot().iter("failure")
     assert [str(failure.get("message"))[:6] for failure in failures] == ["Failed"]
     result.stdout.no_fnmatch_line("*Traceback*")
-
-
-def test_a_second_run_passes_against_the_first(project: Project) -> None:
-    project.run()
-    project.record(tok_s=SURPASSED)
-    result = project.run("--benchmark-compare")
-    assert result.ret == pytest.ExitCode.OK
-    assert project.verdicts()[PLAIN] is Verdict.FASTER
-    result.stdout.fnmatch_lines(["baseline: *baseline.json, recorded *"])
+    project.run("--benchmark-compare", "--lf", failed=1)
+    assert [result.id for result in project.report().results] == [PLAIN]
 
 
 def test_a_failed_compiled_row_shows_its_line_and_no_log(project: Project) -> None:
-    rows = project.path / "rows.toml"
-    rows.write_text(ROWS.partition("[[row]]")[0] + "compile = true\n[[row]]\n")
-    result = project.run("--benchmark-compare")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    head, *_ = project.rows.read_text(encoding="utf-8").partition("[[row]]")
+    project.rows.write_text(f"{head}compile = true\n[[row]]\n", encoding="utf-8")
+    result = project.run("--benchmark-compare", failed=1)
     assert "torch.__trace" not in result.stdout.str()
 
 
-def test_memory_beyond_the_limit_fails(project: Project) -> None:
-    project.run()
-    project.record(tok_s=SURPASSED, model_size_bytes=1)
-    result = project.run("--benchmark-compare")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines([f"LARGER {PLAIN}: model size 0.000 GB -> *"])
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "line"),
+    [
+        ('_size_bytes": 500000000', '_size_bytes": 1', Verdict.LARGER, "*size 0.000*"),
+        ('rint": "', 'rint": "0', Verdict.INCOMPARABLE, "INCOMPARABLE *"),
+        (f'"{PLAIN}"', '"gone"', Verdict.NO_BASELINE, "*but in no set: gone"),
+        # It is reported: whoever has another device can do nothing about it.
+        ('_key": "', '_key": "a', Verdict.INCOMPARABLE, "* of another device, *"),
+    ],
+    ids=["larger", "another row", "stale", "another device"],
+)
+def test_a_baseline_that_differs(
+    project: Project, before: str, after: str, verdict: Verdict, line: str
+) -> None:
+    project.edit(before, after, project.record(tok_s=SURPASSED))
+    outcome = "passed" if "device" in line else "failed"
+    result = project.run("--benchmark-compare", "--row=*none*", **{outcome: 1})
+    assert project.verdicts() == {PLAIN: verdict}
+    result.stdout.fnmatch_lines([line])
 
 
 @pytest.fixture
@@ -126,113 +149,140 @@ def a_step_takes_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode(engine, token, position)
 
     moments = count()
-    clock = SimpleNamespace(
-        perf_counter=lambda: steps[0] * 1e-3,
-        # The prompt's part, which no step is, takes a nanosecond.
-        perf_counter_ns=lambda: next(moments) + steps[0] * 1_000_000,
-    )
+    # The prompt's part, which no step is, takes a nanosecond.
+    now_ns = SimpleNamespace(perf_counter_ns=lambda: next(moments) + steps[0] * 10**6)
     monkeypatch.setattr(Engine, "decode", counted)
-    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(base, "time", now_ns)
 
 
 @pytest.mark.usefixtures("a_step_takes_a_millisecond")
 def test_the_slowdown_switch_makes_its_row_fail_and_no_other(project: Project) -> None:
     project.run()
     project.record()
-    slow = "--inject-slowdown=*int8wo*=1000"
-    result = project.run("--benchmark-compare", slow)
+    slow = "--inject-slowdown=*int8wo*=1000%"
+    result = project.run("--benchmark-compare", slow, passed=1, failed=1, skipped=1)
     assert project.verdicts() == {
         PLAIN: Verdict.SAME,
         INT8: Verdict.SLOWER,
         FP6: Verdict.NOT_RUN,
     }
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
             f"SLOWER {INT8}: tok/s *; * (-*%, limit 25.0%){FIXED_LIMIT}",
-            f"injected slowdown*{INT8}",
+            f"injected slowdown of 1000% in {INT8}",
         ]
     )
-    with pytest.raises(RecordError, match="injected slowdown"):
-        project.record()
+    measurements = [result.measurement for result in project.report().results]
+    assert [now and now.injected_slowdown for now in measurements] == [0, 10, None]
 
 
-def test_x_and_lf_see_a_regressed_row(project: Project) -> None:
-    project.run()
-    project.record(tok_s=UNREACHED)
-    stopped = project.run("--benchmark-compare", "-x")
-    stopped.assert_outcomes(failed=1)
-    stopped.stdout.fnmatch_lines(["1 row: 1 run*; stopped before 2 more"])
-    rerun = project.run("--benchmark-compare", "--lf")
-    rerun.assert_outcomes(failed=1)
-    assert [result.id for result in project.report().results] == [PLAIN]
-
-
-def test_a_row_that_changed_under_its_id_does_not_pass(project: Project) -> None:
-    project.run()
-    path = project.record(tok_s=SURPASSED)
-    text = path.read_text(encoding="utf-8")
-    fingerprint = baselines.read(path).rows[0].fingerprint
-    path.write_text(text.replace(fingerprint, "0" * 16), encoding="utf-8")
-    result = project.run("--benchmark-compare")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert project.verdicts()[PLAIN] is Verdict.INCOMPARABLE
-
-
-def test_a_row_that_breaks_fails_and_the_others_are_kept(project: Project) -> None:
-    project.edit_rows('"fp6"', '"int4wo-64"')
-    result = project.run()
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(passed=2, failed=1)
+def test_a_row_that_breaks_fails_and_the_others_run(project: Project) -> None:
+    other = project.path / "tests" / "perf" / "test_other.py"
+    other.write_text("def test_other(benchmark):\n    benchmark(lambda: 1)\n", "utf-8")
+    project.edit('"fp6"', '"int4wo-64"')
+    result = project.run(passed=3, failed=1)
     result.stdout.fnmatch_lines(["INVALID tiny.int4wo-64*: *group size 64 must*"])
     results = project.report().results
     assert [result.measurement is None for result in results] == [False, False, True]
 
 
-def test_a_stale_row_of_the_baseline_is_reported(project: Project) -> None:
-    project.run()
-    path = project.record(tok_s=SURPASSED)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(f'"id": "{PLAIN}"', '"id": "gone"'), "utf-8")
-    result = project.run("--benchmark-compare")
-    result.stdout.fnmatch_lines(["in the baseline but in no set: gone"])
-    assert project.verdicts()[PLAIN] is Verdict.NO_BASELINE
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-
-
 def test_selecting_rows_makes_no_other_row_stale(project: Project) -> None:
-    project.run()
     project.record(tok_s=SURPASSED)
-    result = project.run("--benchmark-compare", "--row", "*int8wo*")
-    assert result.ret == pytest.ExitCode.OK
-    assert list(project.verdicts()) == [INT8]
-    result.stdout.no_fnmatch_line("in the baseline but in no set*")
-    assert project.run("-k", "int8wo").ret == pytest.ExitCode.OK
-    assert list(project.verdicts()) == [INT8]
+    for option in ("--row=*int8wo*", "-kint8wo", "--shard=2/3"):
+        result = project.run("--benchmark-compare", option)
+        assert result.ret == pytest.ExitCode.OK
+        assert project.verdicts() == {INT8: Verdict.FASTER}
+        result.stdout.no_fnmatch_line("in the baseline but in no set*")
+    project.run("--shard=3/3", skipped=1)
 
 
-def test_markdown_and_results_go_where_they_are_sent(project: Project) -> None:
-    result = project.run("--markdown=table.md", "--results=out/saved.json")
-    assert result.ret == pytest.ExitCode.OK
-    text = (project.path / "table.md").read_text(encoding="utf-8")
-    assert text.startswith("### llama-perf: 3 rows: 2 run, 1 NOT_RUN")
-    assert "| verdict" in text
-    saved = json.loads((project.path / "out/saved.json").read_text(encoding="utf-8"))
-    assert [row["id"] for row in saved["results"]] == [PLAIN, INT8, FP6]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--benchmark-compare --benchmark-disable", "with --benchmark-disable would"),
+        ("--benchmark-compare --benchmark-skip", "with --benchmark-skip would compare"),
+        ("--compare --benchmark-compare-fail=mean:5%", "saved runs of pytest-benchma"),
+        ("--benchmark-compare -n 2", "rows cannot be compared under xdist"),
+        ("--benchmark-json=no/x", "benchmark-json: 'no/x' is not allowed; its folder"),
+        ("--set=gpu", "rows.toml' is not allowed; give --rows or --set, not both"),
+        ("--row=*int9*", "row: '*int9*' is not allowed; no id matches"),
+        ("--rows=none.toml", "none.toml' cannot be read"),
+        ("--checkpoints=none", "/none' is not allowed; no such folder"),
+        ("--inject-slowdown=*fp7*=50", "inject-slowdown: '*fp7*' is not allowed; no"),
+        ("--results=rows.toml/last.json", "results: "),
+        ("--results=-", "results: '-' is not allowed; under pytest, give a file"),
+        ("--markdown=checkpoints", "it is a folder; give a file"),
+        ("--benchmark-compare=0042", "'0042' names no saved run"),
+        ("--benchmark-compare=rows.toml", "rows.toml: "),
+        ("--resume", "last.json: cannot be read: No such file"),
+        ("--row-timeout=0", "row-timeout: 0.0 is not allowed; allowed: a number"),
+        ("--time-budget=-1", "time-budget: -1.0 is not allowed; allowed: a number of"),
+        ("--time-budget=nan", "time-budget: nan is not allowed; allowed: a number of"),
+        ("--time-budget=inf", "time-budget: inf is not allowed; allowed: a number of"),
+        ("--isolate=none", "--isolate: invalid choice: 'none' (choose from "),
+    ],
+)
+def test_a_wrong_option_is_one_line(project: Project, words: str, message: str) -> None:
+    assert message in refusal_of(project.run(*words.split()))
+    assert not project.results.exists()
 
 
-def test_saved_times_are_those_of_the_samples(project: Project) -> None:
-    path = project.path / "saved.json"
-    assert project.run(f"--benchmark-json={path}").ret == pytest.ExitCode.OK
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    first = saved["benchmarks"][0]
-    measurement = project.report().results[0].measurement
-    assert measurement is not None
-    assert first["stats"]["data"] == pytest.approx(
-        [duration / 1e9 for duration in measurement.sample_ns]
+def test_what_is_refused_without_a_file_of_rows(project: Project) -> None:
+    start = project.pytester.runpytest_inprocess
+    assert refusal_of(start("--benchmark-compare", "tests/perf")) == (
+        "ERROR: --benchmark-compare took 'tests/perf' as its value; put paths first:"
+        " pytest tests/perf --benchmark-compare\n"
     )
-    assert first["extra_info"]["tok_s"] == measurement.tok_s
-    assert first["extra_info"]["row"] == PLAIN
-    assert "UNSERIALIZABLE" not in path.read_text(encoding="utf-8")
-    machine = saved["machine_info"]["llama_perf"]
-    assert machine["device_key"] == project.report().environment.device_key
+    message = "ERROR: set: 'gpu' is not allowed; allowed: batch, cpu, "
+    assert refusal_of(start("tests/perf", "--set=gpu")).startswith(message)
+
+
+def test_rows_under_xdist(project: Project) -> None:
+    # In a process of its own: xdist's workers are processes of their own.
+    result = project.pytester.runpytest_subprocess(
+        "tests/perf", "--rows=rows.toml", "--checkpoints=checkpoints", "-n", "1"
+    )
+    assert result.ret == USAGE_ERROR
+    result.stdout.fnmatch_lines(["*rows cannot run under xdist*"])
+
+
+def test_a_damaged_baseline_is_named_before_anything_runs(project: Project) -> None:
+    path = project.record()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in refusal_of(project.run("--benchmark-compare"))
+    assert not project.results.exists()
+
+
+@pytest.mark.parametrize("folder", [".", "tests", "tests/perf", "elsewhere"])
+def test_baselines_and_storage_are_the_rootdirs(project: Project, folder: str) -> None:
+    project.record(tok_s=SURPASSED)
+    (project.path / folder).mkdir(exist_ok=True)
+    project.patch.chdir(project.path / folder)
+    # A partial save does not become the baseline.
+    project.run("--compare", "--row=*int8wo*", "--benchmark-save=one", passed=1)
+    result = project.run("--benchmark-compare", passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["baseline: *baselines*baseline.json, recorded *"])
+    result.stdout.fnmatch_lines(["3 rows: 2 run, 1 NOT_RUN (2 FASTER)"])
+    assert len(list(project.path.glob(".benchmarks/*/0001_one.json"))) == 1
+    assert not (project.path / folder / "x" / ".benchmarks").exists()
+    assert folder == "." or not (project.path / folder / ".benchmarks").exists()
+
+
+def test_a_saved_run_is_named_by_number_or_path(project: Project) -> None:
+    project.run("--benchmark-save=one")
+    (path,) = project.path.glob(".benchmarks/*/0001_one.json")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    # Every row was far faster, and the quantized one's ratio to the other too.
+    for row, tok_s in zip(saved["llama_perf"]["rows"], (1e12, 1e24), strict=True):
+        row["measurement"]["tok_s"] = tok_s
+    copy = project.path / "copy.json"
+    for file in (path, copy):
+        file.write_text(json.dumps(saved), encoding="utf-8")
+    for value in ("0001", str(copy), "copy.json"):
+        result = project.run(f"--benchmark-compare={value}", failed=2, skipped=1)
+        result.stdout.fnmatch_lines([f"SLOWER {INT8}: *"])
+    # As another suite saves it.
+    del saved["llama_perf"]
+    copy.write_text(json.dumps(saved), encoding="utf-8")
+    result = project.run("--benchmark-compare=copy.json")
+    assert "it holds no llama-perf records" in refusal_of(result)

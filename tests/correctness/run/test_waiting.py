@@ -15,55 +15,35 @@ from tests.correctness.support.waiting import refusing_to_wait
 CARD = torch.device("cuda")
 
 
-class Card:
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """torch's side: it warns the first time, when the mode is set already."""
+    set_modes = ["default"]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.mode = "default"
-        self.warned = False
-        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set)
-        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-
-    def set(self, mode: str) -> None:
-        self.mode = mode
-        if not self.warned:
-            self.warned = True
+    def set_mode(mode: str) -> None:
+        set_modes.append(mode)
+        if len(set_modes) == 2:
             warnings.warn(
                 "Synchronization debug mode is a prototype feature and does not yet"
                 " detect all synchronizing operations",
                 stacklevel=2,
             )
+        if len(set_modes) == 4:
+            raise RuntimeError("no such mode")
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    return set_modes
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_warning_of_a_prototype_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    card = Card(monkeypatch)
-    with refusing_to_wait(CARD):
-        assert card.mode == "error"
-    assert card.mode == "default"
-
-
-def test_whatever_goes_wrong_the_next_test_may_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    card = Card(monkeypatch)
-    set_mode = card.set
-
-    def broken(mode: str) -> None:
-        set_mode(mode)
-        if mode == "error":
-            raise RuntimeError("no such mode")
-
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", broken)
+def test_whatever_goes_wrong_the_next_test_may_wait(modes: list[str]) -> None:
+    # The warning of a prototype stops nothing.
+    with pytest.raises(KeyError, match="error"), refusing_to_wait(CARD):
+        raise KeyError(modes[-1])
+    assert modes == ["default", "error", "default"]
     with pytest.raises(RuntimeError, match="no such mode"), refusing_to_wait(CARD):
         raise AssertionError("it was not entered")
-    assert card.mode == "default"
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
-    with pytest.raises(KeyError), refusing_to_wait(CARD):
-        raise KeyError
-    assert card.mode == "default"
+    assert modes == ["default", *["error", "default"] * 2]
 
 
 def test_the_row_that_is_to_run_out_of_memory_has_a_mask_on_sdpa_alone() -> None:

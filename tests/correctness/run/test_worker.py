@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,25 +19,23 @@ import pytest
 from llama_perf.errors import RecordError
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import runner, worker
-from llama_perf.run.request import RunOptions, Slowdown
+from llama_perf.run import compared_run, worker
+from llama_perf.run.compared_run import ComparedRun
+from llama_perf.run.options import RunRequest
 from tests.correctness.support.processes import alive, clock_that_waits_for, wait_until
 
 ROW = RowSpec(
     model="stories15M", dtype="float32", device="cpu", max_new_tokens=2, num_samples=2
 )
+Instead = Callable[[str], None]
 
 
-def run(
-    progress: Callable[[str], None] = lambda _text: None, **options: Any
-) -> worker.WorkerResult:
-    return worker.run_in_process(
-        ROW, options=RunOptions(**options), devices=["cpu"], progress=progress
-    )
+def run(**options: Any) -> worker.WorkerResult:
+    return worker.run_in_process(ROW, options=RunRequest(**options), devices=["cpu"])
 
 
 @pytest.fixture
-def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def instead(monkeypatch: pytest.MonkeyPatch) -> Instead:
     """Have a worker run other Python code, which has its `task` and can `reply`."""
 
     def replace_code(code: str) -> None:
@@ -45,30 +44,25 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             "task = json.loads(sys.stdin.readline())\n"
             "def reply(text): os.write(int(sys.argv[1]), (text + '\\n').encode())\n"
         )
+        start = [sys.executable, "-c", head + code]
         monkeypatch.setattr(
             worker,
             "worker_command",
-            lambda _python, _package, replies: [
-                sys.executable,
-                "-c",
-                head + code,
-                str(replies),
-            ],
+            lambda _python, _package, replies: [*start, str(replies)],
         )
 
     return replace_code
 
 
-def test_a_row_is_measured_in_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     # The working directory's modules are not in the way.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf-8")
-    slowed = Slowdown(glob="stories*", share=0.5)
+    options = RunRequest(inject_slowdown=(("stories*", 0.5),))
     steps: list[str] = []
-    ended = run(steps.append, slowdowns=(slowed,))
+    with closing(worker.Worker(options=options, devices=["cpu"])) as one:
+        ended = one.run(ROW, progress=steps.append)
     assert ended.result.row == ROW
     measurement = ended.result.measurement
     assert measurement is not None, ended.result.reason
@@ -81,55 +75,58 @@ def test_a_row_is_measured_in_another_process(
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "ending", "output"),
     [
         (
             "print('one', flush=True); print('two', file=sys.stderr); sys.exit(7)",
-            "its process ended with code 7: one | two",
+            "ended with code 7",
+            "one | two",
         ),
         (
             "os.kill(os.getpid(), 9)",
-            "its process was ended by signal 9, as a system out of memory does: no"
-            " output",
+            "was ended by signal 9, as a system out of memory does",
+            "no output",
         ),
         (
             "[print(n, flush=True) for n in range(9)]; os.abort()",
-            "its process was ended by signal 6: 4 | 5 | 6 | 7 | 8",
+            "was ended by signal 6",
+            "4 | 5 | 6 | 7 | 8",
         ),
-        ("", "its process ended with code 0: no output"),
+        # The devices of the whole run.
+        ("print(task['devices'])", "ended with code 0", "['cpu', 'cuda']"),
     ],
 )
-def test_a_process_that_breaks_is_an_invalid_row(
-    instead: Callable[[str], None], code: str, reason: str
+def test_a_broken_process(
+    instead: Instead, code: str, ending: str, output: str
 ) -> None:
     instead(code)
-    ended = run()
-    assert ended.environment is None
-    assert ended.result.status is Status.INVALID
-    assert ended.result.id == ROW.id
-    assert ended.result.reason == reason
+    devices = ["cuda", "cpu"]
+    with closing(worker.Worker(options=RunRequest(), devices=devices)) as one:
+        for shown in (output, "no output"):
+            ended = one.run(ROW)
+            assert ended.environment is None
+            assert ended.result.status is Status.INVALID
+            assert ended.result.id == ROW.id
+            assert ended.result.reason == f"its process {ending}: {shown}"
 
 
-def test_a_damaged_result_names_its_row(instead: Callable[[str], None]) -> None:
+def test_a_damaged_result_names_its_row(instead: Instead) -> None:
     instead("reply('{')")
     with pytest.raises(RecordError, match=f"the process of {ROW.id}: Invalid JSON"):
         run()
 
 
-def test_an_interrupt_ends_the_process_too(
-    instead: Callable[[str], None], tmp_path: Path
-) -> None:
+def test_an_interrupt_ends_the_process_too(instead: Instead, tmp_path: Path) -> None:
     started = tmp_path / "pid"
     instead(
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         f"open({str(started)!r} + '_', 'w').write(str(os.getpid()))\n"
         f"os.rename({str(started)!r} + '_', {str(started)!r})\n"
         "time.sleep(3600)"
     )
 
     def interrupt() -> None:
-        while not started.exists():
-            threading.Event().wait(0.01)
+        wait_until(started.exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -137,20 +134,11 @@ def test_an_interrupt_ends_the_process_too(
     with pytest.raises(KeyboardInterrupt):
         run()
     thread.join()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text(encoding="utf-8")), 0)
-
-
-def test_a_worker_gets_the_devices_of_the_whole_run(
-    instead: Callable[[str], None],
-) -> None:
-    instead("print(task['devices']); sys.exit(1)")
-    ended = worker.run_in_process(ROW, options=RunOptions(), devices=["cuda", "cpu"])
-    assert str(ended.result.reason).endswith(": ['cpu', 'cuda']")
+    assert not alive(int(started.read_text(encoding="utf-8")))
 
 
 def test_a_row_that_hangs_is_ended_with_what_it_started(
-    instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    instead: Instead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     child, stuck = tmp_path / "pid", tmp_path / "stuck"
     monkeypatch.setattr(worker, "time", clock_that_waits_for(stuck.exists))
@@ -161,32 +149,18 @@ def test_a_row_that_hangs_is_ended_with_what_it_started(
         f"open({str(child)!r}, 'w').write(str(child.pid))\n"
         f"print('stuck', flush=True); open({str(stuck)!r}, 'w'); time.sleep(3600)"
     )
-    ended = run(row_timeout_s=2.0)
-    assert ended.result.status is Status.INVALID
-    reason = "its process was ended after 2 s (row-timeout): stuck"
-    assert ended.result.reason == reason
+    result = run(row_timeout=2.0).result
+    assert result.status is Status.INVALID
+    assert result.reason == "its process was ended after 2 s (row-timeout): stuck"
     wait_until(lambda: not alive(int(child.read_text(encoding="utf-8"))))
 
 
-def test_a_process_that_replies_no_more_is_ended(
-    instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+def test_a_silent_process_is_ended(
+    instead: Instead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_GRACE_S", 0.2)
     instead("os.close(int(sys.argv[1])); time.sleep(3600)")
     assert str(run().result.reason).startswith("its process was ended by signal 9")
-
-
-def test_one_process_runs_several_rows() -> None:
-    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
-        first = one.run(ROW)
-        pid = one.pid
-        other = replace(ROW, max_new_tokens=3)
-        second = one.run(other)
-        assert one.pid == pid
-    assert not alive(pid)
-    assert first.result.measurement is not None, first.result.reason
-    assert second.result.measurement is not None, second.result.reason
-    assert second.result.id == other.id
 
 
 @pytest.mark.parametrize(
@@ -202,50 +176,35 @@ def test_one_process_runs_several_rows() -> None:
 def test_a_row_that_raised_leaves_no_process_to_the_next(
     monkeypatch: pytest.MonkeyPatch, status: Status, issue: str | None, processes: int
 ) -> None:
+    row = replace(ROW, upstream_issue=issue)
+    result = RowResult(id=row.id, row=row, status=status, reason="so")
+    ended = worker.WorkerResult(result=result, environment=None)
     started: list[None] = []
 
-    class Fake:
-        def __init__(self, **_options: object) -> None:
-            started.append(None)
+    def start(**_options: object) -> SimpleNamespace:
+        started.append(None)
+        return SimpleNamespace(run=lambda _row, **_: ended, close=lambda: None)
 
-        def run(self, row: RowSpec, **_options: object) -> worker.WorkerResult:
-            result = RowResult(id=row.id, row=row, status=status, reason="so")
-            return worker.WorkerResult(result=result, environment=None)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(runner, "Worker", Fake)
-    row = replace(ROW, upstream_issue=issue)
-    with closing(runner.Runner([row], options=RunOptions())) as one:
+    monkeypatch.setattr(compared_run, "Worker", start)
+    with closing(ComparedRun([row], RunRequest(), progress=print)) as one:
         for _ in range(2):
             one.run_row(row)
     assert len(started) == processes
 
 
-def test_a_task_for_a_process_that_is_gone_is_an_invalid_row(
-    instead: Callable[[str], None],
-) -> None:
-    instead("sys.exit(3)")
-    with closing(worker.Worker(options=RunOptions(), devices=["cpu"])) as one:
-        for _ in range(2):
-            reason = "its process ended with code 3: no output"
-            assert one.run(ROW).result.reason == reason
-
-
 def test_a_worker_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
     started = tmp_path / "pid"
     code = (
-        "import os, signal, sys\n"
+        "import os, signal\n"
         "from llama_perf.run import worker\n"
-        "from llama_perf.run.request import RunOptions\n"
+        "from llama_perf.run.options import RunRequest\n"
         "from llama_perf.rows.spec import RowSpec\n"
         "row = RowSpec(model='stories15M', dtype='float32', device='cpu',\n"
         "    max_new_tokens=200, num_samples=100000)\n"
-        "one = worker.Worker(options=RunOptions(), devices=['cpu'])\n"
+        "one = worker.Worker(options=RunRequest(), devices=['cpu'])\n"
         "def kill(text):\n"
-        "    if text.startswith('sample') or text != 'building':\n"
-        f"        open({str(started)!r}, 'w').write(str(one.pid))\n"
+        "    if text != 'building':\n"
+        f"        open({str(started)!r}, 'w').write(str(one._process.pid))\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "one.run(row, progress=kill)\n"
     )

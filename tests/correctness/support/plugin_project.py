@@ -11,17 +11,22 @@ from typing import Any
 import pytest
 import torch
 
+from llama_perf.files import write_atomically
 from llama_perf.gate import baselines
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report
 from llama_perf.results.verdict import Verdict
+from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import runner, session, worker
-from llama_perf.run.request import RunOptions
-from llama_perf.strict_json import from_json, to_json
+from llama_perf.run import compared_run, session, worker
+from llama_perf.run.options import RunRequest
+from llama_perf.strict_json import read_json, to_json
+from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.record_samples import MEASUREMENT
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
+    TINY,
     all_weights,
     tiny_weights,
     write_json,
@@ -60,32 +65,32 @@ def import_all() -> None:
     """
     row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
     for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
-        result = session.Session(["cpu"], options=RunOptions()).run_row(variant)
+        result = session.Session(["cpu"], options=RunRequest()).run_row(variant)
         assert result.measurement is not None, result.reason
     # The compiler's modules too: they register themselves once in a process.
     torch.compile(torch.sin)(torch.ones(4))
 
 
-def in_this_process(
-    row: RowSpec, *, options: RunOptions, devices: Iterable[str], **_rest: object
-) -> worker.WorkerResult:
-    """Stands for `worker.run_in_process`."""
-    return InProcessWorker(options=options, devices=devices).run(row)
+def write_tiny(folder: Path, *, vocab_size: int = TINY.vocab_size) -> Path:
+    """A checkpoint of random weights, made with its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", CONFIG_JSON | {"vocab_size": vocab_size})
+    weights = all_weights(tiny_weights(replace(TINY, vocab_size=vocab_size)))
+    torch.save(weights, folder / "model.pth")
+    return folder
 
 
 class InProcessWorker:
     """A worker without a process, so that a test can replace what a row calls."""
 
-    def __init__(self, *, options: RunOptions, devices: Iterable[str]) -> None:
+    def __init__(self, *, options: RunRequest, devices: Iterable[str]) -> None:
         self._session = session.Session(devices, options=options)
 
     def run(
         self, row: RowSpec, *, progress: Callable[[str], None] = lambda _text: None
     ) -> worker.WorkerResult:
-        return worker.WorkerResult(
-            result=self._session.run_row(row, progress=progress),
-            environment=self._session.environment,
-        )
+        result = self._session.run_row(row, progress=progress)
+        return worker.WorkerResult(result=result, environment=self._session.environment)
 
     def close(self) -> None:
         pass
@@ -99,79 +104,80 @@ class Project:
     """
 
     def __init__(
-        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+        self, pytester: pytest.Pytester, patch: pytest.MonkeyPatch, cli: CommandLine
     ) -> None:
-        monkeypatch.setattr(
-            session, "measure_ceiling", lambda _device: Ceiling(read_gb_s=20.0)
+        self.pytester, self.patch, self.cli = pytester, patch, cli
+        patch.setattr(session, "measure_ceiling", lambda _: Ceiling(read_gb_s=20.0))
+        self.real_process = worker.run_in_process
+        patch.setattr(
+            worker,
+            "run_in_process",
+            lambda row, *, options, devices: InProcessWorker(
+                options=options, devices=devices
+            ).run(row),
         )
-        monkeypatch.setattr(worker, "run_in_process", in_this_process)
-        self._worker = worker.Worker
-        self._monkeypatch = monkeypatch
-        self.isolated(False)
+        patch.setattr(compared_run, "Worker", InProcessWorker)
+        # For the processes that a test starts.
+        patch.setenv("PYTHONPATH", str(ROOT))
         # pytest-benchmark would take a run inside a test for one under xdist.
-        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-        self.pytester = pytester
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         self.path = pytester.path
+        self.results = self.path / ".llama-perf" / "last.json"
+        self.rows = self.path / "rows.toml"
         for tests in ("perf", "correctness"):
             (self.path / "tests" / tests).mkdir(parents=True)
         (self.path / "tests" / "correctness" / "test_nothing.py").touch()
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
-        (self.path / "rows.toml").write_text(ROWS, encoding="utf-8")
-        folder = self.path / "checkpoints" / "tiny"
-        folder.mkdir(parents=True)
-        write_json(folder / "config.json", CONFIG_JSON)
-        torch.save(all_weights(tiny_weights()), folder / "model.pth")
+        self.rows.write_text(ROWS, encoding="utf-8")
+        write_tiny(self.path / "checkpoints" / "tiny")
 
-    def isolated(self, isolated: bool) -> None:
-        """Have rows run in a worker process, as users have it, or in this one."""
-        kind = self._worker if isolated else InProcessWorker
-        self._monkeypatch.setattr(runner, "Worker", kind)
+    def run(self, *options: str, **outcomes: int) -> pytest.RunResult:
+        """`pytest tests/perf` over the tiny rows, in this process and no other.
 
-    def run_isolated(self, *options: str) -> pytest.RunResult:
-        """The same as `run` with rows in a worker process."""
-        self.isolated(True)
-        try:
-            return self.run(*options)
-        finally:
-            self.isolated(False)
-
-    def run(self, *options: str) -> pytest.RunResult:
-        """`pytest tests/perf` over the tiny rows, in this process and no other."""
-        rows = ["--rows", str(self.path / "rows.toml")]
+        Where `outcomes` are given, the tests must end so, and pytest with their code.
+        """
+        rows = ["--rows", str(self.rows)]
         checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
         # hypothesis would be imported anew each time, which takes longer than the run.
         without = ["-p", "no:hypothesispytest"]
-        return self.pytester.runpytest_inprocess(
+        result = self.pytester.runpytest_inprocess(
             self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
         )
+        if outcomes:
+            result.assert_outcomes(**outcomes)
+            assert int(result.ret) == bool(outcomes.get("failed"))
+        return result
+
+    def run_isolated(self, *options: str, **outcomes: int) -> pytest.RunResult:
+        """The same with rows in worker processes, as users have it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compared_run, "Worker", worker.Worker)
+            return self.run(*options, **outcomes)
 
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
-        folders = {
-            "--rows": self.path / "rows.toml",
-            "--checkpoints": self.path / "checkpoints",
-            "--baselines": self.path / "baselines",
-        }
-        return [*words, *(str(word) for pair in folders.items() for word in pair)]
+        folders = ("checkpoints", "baselines")
+        rest = [
+            word for name in folders for word in (f"--{name}", str(self.path / name))
+        ]
+        return [*words, "--rows", str(self.rows), *rest]
 
     def run_words(self, *options: str) -> list[str]:
         """`llama-perf run`, with its results where pytest keeps them."""
-        results = self.path / ".llama-perf" / "last.json"
-        results.parent.mkdir(exist_ok=True)
-        return [*self.words("run"), "--results", str(results), *options]
+        self.results.parent.mkdir(exist_ok=True)
+        return [*self.words("run"), "--results", str(self.results), *options]
 
-    def edit_rows(self, before: str, after: str) -> None:
-        """Replace the first `before` in the file of rows."""
-        path = self.path / "rows.toml"
+    def edit(self, before: str, after: str, path: Path | None = None) -> None:
+        """Replace the first `before` in a file, by default that of the rows."""
+        path = path or self.rows
         text = path.read_text(encoding="utf-8")
         assert before in text
         path.write_text(text.replace(before, after, 1), encoding="utf-8")
 
     def report(self) -> Report:
         """The results that the last run saved."""
-        path = self.path / ".llama-perf" / "last.json"
-        return from_json(Report, path.read_bytes(), source=str(path))
+        return read_json(Report, self.results)
 
     def verdicts(self) -> dict[str, Verdict]:
         """The last run's verdicts by row id."""
@@ -181,25 +187,28 @@ class Project:
     def record(self, **changes: Any) -> Path:
         """Make the last run this device's baseline, with changes to every row.
 
-        A `tok_s` squared for a quantized one, so that its ratio to the unquantized row
-        is changed as much.
+        Before the first run its measurements are made up. A `tok_s` is squared for a
+        quantized row, so that its ratio to the unquantized row is changed as much.
         """
-        report = self.report()
-        path, baseline = baselines.record(
-            self.path / "baselines",
-            environment=report.environment,
-            results=report.results,
-        )
+        if self.results.exists():
+            report = self.report()
+            environment = report.environment
+            measurements = {
+                result.row: result.measurement
+                for result in report.results
+                if result.measurement is not None
+            }
+        else:
+            environment = session.Session(["cpu"], options=RunRequest()).environment
+            made_up = replace(MEASUREMENT, weights="pth:tiny", peak_memory_bytes=10**12)
+            measurements = dict.fromkeys(selection.load_file(self.rows)[:2], made_up)
         rows = []
-        for row in baseline.rows:
+        for row, measurement in measurements.items():
             of_row = dict(changes)
-            if "tok_s" in changes and row.row.quantization is not None:
+            if "tok_s" in changes and row.quantization is not None:
                 of_row["tok_s"] = changes["tok_s"] ** 2
-            measurement = replace(row.measurement, **of_row)
-            rows.append(replace(row, measurement=measurement))
-        self.write(path, replace(baseline, rows=tuple(rows)))
+            rows.append(baselines.baseline_row(row, replace(measurement, **of_row)))
+        baseline = Baseline(recorded="then", environment=environment, rows=tuple(rows))
+        path = baselines.path_of(self.path / "baselines", environment.device_key)
+        write_atomically(path, to_json(baseline))
         return path
-
-    @staticmethod
-    def write(path: Path, baseline: Baseline) -> None:
-        path.write_text(to_json(baseline), encoding="utf-8")

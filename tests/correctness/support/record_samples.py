@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+import torch
 
 from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
@@ -17,9 +22,9 @@ from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run import compared_run
 from llama_perf.run.compared_run import ComparedRun
-from llama_perf.run.request import CompareOptions, RunOptions, RunRequest, Selection
-from llama_perf.run.runner import Runner
+from llama_perf.run.options import RunRequest
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
@@ -133,31 +138,18 @@ def compare(
     return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
 
 
-class _NoDevice(Runner):
-    """A run that confirms by a function and measures nothing."""
-
-    def __init__(self, confirm: Callable[[RowSpec, RowSpec | None], list[Trial]]):
-        self.rows = [CPU_ROW, INT8_CPU]
-        self.started = "now"
-        self.environment = ENVIRONMENT
-        self.finished = {}
-        self._confirm = confirm
-
-    def confirm(
-        self, row: RowSpec, unquantized: RowSpec | None = None, **_rest: object
-    ) -> list[Trial]:
-        return self._confirm(row, unquantized)
-
-
 def confirming_run(
     baseline: Baseline,
     folder: Path,
     confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
 ) -> ComparedRun:
     """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
-    request = RunRequest(
-        selection=Selection(set_name="cpu"),
-        run=RunOptions(),
-        compare=CompareOptions(asked=True, baselines=folder),
-    )
-    return ComparedRun(_NoDevice(confirm), request, named=("made up", baseline))
+    request = RunRequest(set="cpu", compare=True, baselines=folder)
+    rows, named = [CPU_ROW, INT8_CPU], ("made up", baseline)
+    machine = SimpleNamespace(device=torch.device("cpu"), environment=ENVIRONMENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compared_run, "Session", lambda *_, **__: machine)
+        patch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
+        run = ComparedRun(rows, request, named=named, progress=print)
+    run._confirm = confirm  # type: ignore[assignment, method-assign] # it measures nothing
+    return run

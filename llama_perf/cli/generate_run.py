@@ -1,0 +1,287 @@
+"""`llama-perf generate` once its flags are right: measures, prints, writes.
+
+Prints speeds as the reference did; writes its result line, traces, the saved model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_perf.checkpoints.load import (
+    check_model,
+    find_checkpoint,
+    open_weights,
+    parse_dtype,
+)
+from llama_perf.checkpoints.save import check_scheme_savable, save_model
+from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
+from llama_perf.checkpoints.tokenizers.files import (
+    check_vocabulary,
+    find_tokenizer,
+    load_tokenizer,
+)
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.cli.generate import repeating_command, row_of
+from llama_perf.devices.device import check_device
+from llama_perf.errors import PromptError, SpecError, TokenizerError
+from llama_perf.files import check_new_folder
+from llama_perf.llama.compiler import compiler_settings
+from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.prepare import Prepared, prepare
+from llama_perf.measure.timing import Sample, measure, time_generation
+from llama_perf.report.autoquant_table import choice_table
+from llama_perf.results.measurement import Measurement
+from llama_perf.rows.spec import RowSpec
+
+_REFERENCE_VOCABULARY = 1024
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Build the row and measure it; prints what a user follows."""
+    tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
+    if arguments.interactive:
+        _talk(row_of(arguments, prompt_length=1), tokenizer)
+        return
+    prompt = _prompt(arguments, tokenizer, vocab_size)
+    row = row_of(arguments, prompt_length=prompt.shape[1])
+    samples: list[Sample] = []
+
+    def show(sample: Sample) -> None:
+        samples.append(sample)
+        _print_sample(prepared, sample, tokenizer, number=len(samples))
+
+    device = check_device(row.device)
+    with compiler_settings(), _memory_profile(arguments.memory_profile):
+        meter = MemoryMeter(device)
+        prepared = prepare(row, prompt=prompt, notify=print)
+        print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
+        if prepared.autoquant is not None:
+            print(choice_table(prepared.autoquant))
+        measurement = measure(prepared, meter=meter, after_sample=show)
+        if arguments.profile is not None:
+            _profile(prepared, arguments.profile)
+    print("==========")
+    tok_s = _mean_tok_s(row, samples)
+    size_gb = measurement.model_size_bytes / 1e9
+    print(f"Average tokens/sec: {tok_s:.2f}")
+    print(f"Average decode tokens/sec: {measurement.decode_tok_s or 0.0:.2f}")
+    print(f"Average Bandwidth: {tok_s / row.batch_size * size_gb:.2f} GB/s")
+    print(f"Peak Memory Usage: {measurement.peak_memory_bytes / 1e9:.2f} GB")
+    print(f"Model Size: {size_gb:.2f} GB")
+    if arguments.write_result is not None:
+        line = result_line(
+            row,
+            measurement,
+            samples,
+            quantization=prepared.quantization,
+            command=repeating_command(arguments),
+        )
+        with Path(arguments.write_result).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    if arguments.save:
+        checkpoint, model = find_checkpoint(row.model), prepared.engine.model
+        path = None if checkpoint is None else find_tokenizer(checkpoint)
+        folder = save_model(model, _saved_folder(row), tokenizer=path)
+        print(f"saved: {folder.absolute()}")
+
+
+def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
+    """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
+    path = find_checkpoint(checkpoint)
+    if path is None:
+        check_model(checkpoint)
+        return None, _REFERENCE_VOCABULARY
+    vocab_size = open_weights(path).config.vocab_size
+    tokenizer_path = find_tokenizer(path)
+    if tokenizer_path is None:
+        return None, vocab_size
+    tokenizer = load_tokenizer(tokenizer_path)
+    check_vocabulary(tokenizer, vocab_size, source=str(tokenizer_path))
+    return tokenizer, vocab_size
+
+
+def _prompt(
+    arguments: argparse.Namespace, tokenizer: Tokenizer | None, vocab_size: int
+) -> Tensor:
+    """The prompt's ids, int64 (batch_size, prompt_length)."""
+    if arguments.prefill_size is not None or tokenizer is None:
+        length = arguments.prefill_size or RowSpec(model="any").prompt_length
+        if arguments.prefill_size is None:
+            print(f"(no tokenizer: a prompt of {length} random tokens)")
+        generator = torch.Generator().manual_seed(0)
+        high = min(_REFERENCE_VOCABULARY, vocab_size)
+        tokens = torch.randint(high, (1, length), generator=generator)
+    else:
+        tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
+        if tokens.numel() == 0:
+            raise PromptError(f"prompt: {arguments.prompt!r} has no tokens")
+    return tokens.repeat(arguments.batch_size, 1)
+
+
+def _print_sample(
+    prepared: Prepared, sample: Sample, tokenizer: Tokenizer | None, *, number: int
+) -> None:
+    """Print a sample's text, or its ids without a tokenizer, and its speed."""
+    ids = sample.tokens[0].tolist()
+    print(ids if tokenizer is None else tokenizer.decode(ids))
+    tok_s = _mean_tok_s(prepared.row, [sample])
+    read_gb_s = tok_s / prepared.row.batch_size * prepared.model_size_bytes / 1e9
+    print(
+        f"Time for inference {number}: {sample.total_ns / 1e9:.2f} sec total,"
+        f" {tok_s:.2f} tokens/sec, time to first token"
+        f" {sample.first_token_ns / 1e6:.1f} ms"
+    )
+    print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
+
+
+def _mean_tok_s(row: RowSpec, samples: Sequence[Sample]) -> float:
+    # The mean over samples, as the reference reports it; the suite uses medians.
+    tokens = row.batch_size * row.max_new_tokens
+    return sum(tokens * 1e9 / sample.total_ns for sample in samples) / len(samples)
+
+
+def result_line(
+    row: RowSpec,
+    measurement: Measurement,
+    samples: Sequence[Sample],
+    *,
+    quantization: str | None,
+    command: str,
+) -> str:
+    """The reference's line for `--write_result`, with a command that repeats it.
+
+    `quantization` is the model's, which a saved checkpoint brings along.
+    """
+    tok_s = _mean_tok_s(row, samples)
+    size_gb = measurement.model_size_bytes / 1e9
+    path = Path(row.model)
+    model = path.parent.name if path.suffix == ".pth" else path.name
+    return (
+        f"{datetime.now():%Y%m%d%H%M%S}, tok/s={tok_s:6.2f},"
+        f" mem/s={tok_s / row.batch_size * size_gb:7.2f} GB/s,"
+        f" peak_mem={measurement.peak_memory_bytes / 1e9:5.2f} GB,"
+        f" model_size={size_gb:5.2f} GB quant: {quantization}, mod: {model},"
+        f" kv_quant: {row.kv_cache_quantization}, compile: {row.compile},"
+        f" compile_prefill: {row.compile_prefill}, dtype: torch.{row.dtype},"
+        f" device: {row.device} repro: {command}"
+    )
+
+
+def _profile(prepared: Prepared, path: str) -> None:
+    """Write a Chrome trace of one further generation, untimed."""
+    device = prepared.engine.model.device
+    with torch.profiler.profile() as trace:
+        time_generation(prepared, torch.Generator(device=device).manual_seed(0))
+    trace.export_chrome_trace(path)
+    print(f"wrote {path}")
+
+
+@contextmanager
+def _memory_profile(path: str | None) -> Iterator[None]:
+    """Write a snapshot of all CUDA allocations made inside."""
+    if path is None:
+        yield
+        return
+    torch.cuda.memory._record_memory_history()
+    try:
+        yield
+    finally:
+        torch.cuda.memory._dump_snapshot(path)
+        torch.cuda.memory._record_memory_history(enabled=None)
+        print(f"wrote {path}")
+
+
+def check_save(row: RowSpec) -> None:
+    """Raise UserError, before anything is measured, where `save` would fail."""
+    if row.quantization is None:
+        raise SpecError("save", True, "it saves a quantized model: give --quantization")
+    check_new_folder("save", _saved_folder(row))
+    if row.kernels == "torchao":
+        # Whether torchao's tensors can be saved has to be tried.
+        check_scheme_savable(
+            row.quantization,
+            kernels=row.kernels,
+            device=check_device(row.device),
+            dtype=parse_dtype(row.dtype),
+        )
+
+
+def _saved_folder(row: RowSpec) -> Path:
+    """`<model>-<scheme>-<kernels>` in the working directory."""
+    path = Path(row.model).absolute()
+    if path.suffix == ".pth":
+        path = path.parent
+    name = path.stem if path.suffix == ".gguf" else path.name
+    return Path(f"{name}-{row.quantization}-{row.kernels}")
+
+
+def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
+    """Answer prompts from a terminal until the input ends, text as it comes.
+
+    A chat model gets its template and keeps the conversation until the cache is full;
+    another model continues each text on its own. Generation stops at end of text.
+    """
+    if tokenizer is None:
+        raise TokenizerError(f"interactive: {row.model!r} has no tokenizer")
+    chat = is_chat_model(row.model)
+    # The row's prompt is one position long; the cache must hold real prompts.
+    size = row.cache_size or max(2048, 2 * row.max_new_tokens)
+    row = replace(row, cache_size=size, batch_size=1)
+    with compiler_settings():
+        prompt = torch.zeros((1, 1), dtype=torch.int64)
+        prepared = prepare(row, prompt=prompt, notify=print)
+        history: list[Message] = []
+        while True:
+            try:
+                text = input("What is your prompt? ")
+            except EOFError:
+                print()
+                return
+            if not text.strip():
+                continue
+            history = [*history, Message(role="user", content=text)]
+            try:
+                ids = (
+                    encode_chat(tokenizer, history) if chat else tokenizer.encode(text)
+                )
+                answer = _answer(prepared, tokenizer, ids)
+            except PromptError as error:
+                print(f"{error}; starting over", file=sys.stderr)
+                history = []
+                continue
+            history.append(Message(role="assistant", content=answer))
+
+
+def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Print the answer to a prompt of these ids as it comes; returns it."""
+    row, engine = prepared.row, prepared.engine
+    prompt = torch.tensor([ids], device=engine.model.device)
+    free = row.allocated_positions - engine.filled - len(ids)
+    max_new_tokens = min(row.max_new_tokens, free)
+    engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
+    stream = engine.stream(
+        prompt, max_new_tokens=max_new_tokens, sampling=prepared.sampling()
+    )
+    new: list[int] = []
+    shown = ""
+    for token in stream:
+        new.append(int(token))
+        if new[-1] in tokenizer.eos_ids:
+            new.pop()
+            break
+        text = tokenizer.decode(new)
+        # An unfinished character decodes to the replacement mark: wait for the rest.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print()
+    return tokenizer.decode(new)
