@@ -203,8 +203,8 @@ _NORM_NOISE = 0.02
 class SyntheticWeights(WeightsReader):
     """The WeightsReader of a model that has no file.
 
-    Made directly on `device` in `dtype`. The values depend on the seed, the tensor's
-    name, its shape, the dtype and the device's type, not on the order of reading; a
+    Made directly on `device` in `dtype`. The values depend on the tensor's name,
+    its shape, the dtype and the device's type, not on the order of reading; a
     CUDA device's differ from the CPU's. Normal, with standard deviation
     1 / sqrt(fan-in) for projections and 1 / sqrt(dim) for the embedding, so that
     logits have a standard deviation near 1 whether it is tied or not.
@@ -213,20 +213,15 @@ class SyntheticWeights(WeightsReader):
     source = "synthetic"
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        seed: int = 0,
+        self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.config = config
         self._dtype = dtype
         self._device = device
-        self._seed = seed
 
     def _tensor(self, name: str, shape: Shape) -> Tensor:
-        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
+        # The 0 is part of the name so that the values stay those of earlier versions.
+        digest = hashlib.sha256(f"0:{name}".encode()).digest()
         generator = torch.Generator(device=self._device)
         # torch takes 63 bits everywhere.
         generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
