@@ -7,7 +7,7 @@ like are read in `llama_perf.checkpoints.config`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from llama_perf.errors import SpecError
 
@@ -24,6 +24,14 @@ def check_number(field: str, value: object) -> None:
         raise SpecError(field, value, "allowed: a number, more than 0")
 
 
+def _check_fields(record: ModelConfig | RopeScaling) -> None:
+    # Annotations are text here, of the modules' future import.
+    checks = {"int": check_whole, "float": check_number}
+    for field in fields(record):
+        if field.type in checks:
+            checks[str(field.type)](field.name, getattr(record, field.name))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
     """Llama 3.1's frequency scaling ("llama3" in Hugging Face's configurations)."""
@@ -34,9 +42,7 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            check_number(name, getattr(self, name))
-        check_whole("original_context", self.original_context)
+        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,23 +66,10 @@ class ModelConfig:
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "intermediate_size",
-            "vocab_size",
-            "head_dim",
-            "context",
-        ):
-            check_whole(name, getattr(self, name))
-        for name in ("norm_eps", "rope_base"):
-            check_number(name, getattr(self, name))
+        _check_fields(self)
         if self.n_heads % self.n_kv_heads:
-            raise SpecError(
-                "n_kv_heads", self.n_kv_heads, f"it must divide n_heads {self.n_heads}"
-            )
+            allowed = f"it must divide n_heads {self.n_heads}"
+            raise SpecError("n_kv_heads", self.n_kv_heads, allowed)
         if self.head_dim % 2:
             raise SpecError("head_dim", self.head_dim, "RoPE needs an even one")
 
