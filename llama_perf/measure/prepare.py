@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.open import open_model
+from llama_perf.checkpoints.load import build_model, open_model, parse_dtype
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.tokenizer import (
+from llama_perf.checkpoints.tokenizers.files import (
     check_vocabulary,
     find_tokenizer,
     load_tokenizer,

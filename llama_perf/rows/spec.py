@@ -89,13 +89,13 @@ class RowSpec:
         elif self.kernels == "torchao":
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
-        _check_choice("kernels", self.kernels, KERNELS)
+        check_choice("kernels", self.kernels, KERNELS)
         check_attention(self.attention)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
-        _check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
-        _check_choice("device", self.device, DEVICES)
+        check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        check_choice("device", self.device, DEVICES)
         for name in (*_POSITIVE, "fill"):
             value, least = getattr(self, name), int(name != "fill")
             if value is not None and value < least:
@@ -194,7 +194,7 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
 
 def check_attention(attention: str) -> None:
     """Raise SpecError unless there is such an attention path."""
-    _check_choice("attention", attention, ATTENTIONS)
+    check_choice("attention", attention, ATTENTIONS)
 
 
 def cache_kind(quantization: bool | str) -> str | None:
@@ -210,9 +210,10 @@ def cache_kind(quantization: bool | str) -> str | None:
     return quantization
 
 
-def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
+        raise SpecError(field, value, f"allowed: {', '.join(map(str, allowed))}")
 
 
 def _token(value: float | str | None) -> str:

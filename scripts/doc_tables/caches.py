@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.kv_cache import KVCache
 from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import load_model
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer, quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4

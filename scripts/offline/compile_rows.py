@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.open import SMOLLM2
+from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.gate import baselines

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.tokenizers import chat, tokenizer
+from llama_perf.checkpoints.tokenizers import chat, files, tokenizer
 from llama_perf.checkpoints.tokenizers.chat import Message
 from llama_perf.cli import generate_run
 from scripts.doc_tables.smollm2 import smollm2_path
@@ -25,8 +25,7 @@ def write_answering_model(folder: Path, answer: str) -> Path:
     leads to the first of the answer, and each of those to the one after it.
     """
     folder.mkdir()
-    tokens = tokenizer.load_tokenizer(train_sentencepiece(folder))
-    assert isinstance(tokens, tokenizer.SentencePieceTokenizer)
+    tokens = files.load_tokenizer(train_sentencepiece(folder))
     weights = torch.load(write_tiny(folder, vocab_size=tokens.vocab_size) / "model.pth")
     embedding, output = weights["tok_embeddings.weight"], weights["output.weight"]
     (end,), chain = tokens.eos_ids, tokens.encode(answer, bos=False)

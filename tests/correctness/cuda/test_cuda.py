@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.gate import baselines
