@@ -22,11 +22,10 @@ FLAGS = (
 
 @contextmanager
 def compiler_settings() -> Iterator[None]:
-    """Set the inductor flags that torchao recommends; restore the old ones after.
+    """Set the inductor flags that torchao recommends for all rows; restore them after.
 
-    They change the unquantized kernels too, so all rows must have them to be
-    comparable. The compiler's caches of earlier rows are dropped: rows share the
-    block's code, and their entries would count as recompilations.
+    They change the unquantized kernels too. The compiler's caches of earlier rows are
+    dropped: rows share the block's code, and their entries would count as recompilations.
     """
     from torch._inductor import config, lowering
 
@@ -50,11 +49,10 @@ def compiler_settings() -> Iterator[None]:
 
 @contextmanager
 def compiling_for_this_processor() -> Iterator[None]:
-    """Compile for this processor, not with what an earlier run cached on the disk.
+    """Compile for this processor: its features go into the key of inductor's cache.
 
-    The key of inductor's cache gets the processor's features, which
-    ATEN_CPU_CAPABILITY changes. Without that, inductor would take code for AVX-512 from
-    the cache and compile it without AVX-512.
+    ATEN_CPU_CAPABILITY changes them. Without that, inductor would take code for AVX-512
+    from the cache and compile it without AVX-512.
     """
     from torch._inductor import config
 
@@ -70,9 +68,8 @@ def compiling_for_this_processor() -> Iterator[None]:
 def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:
     """An operator's arguments with the strides that eager code gives it.
 
-    Inductor may choose any stride for a single row. For some strides `_int_mm` of torch
-    2.13 does not write its result, and torchao's int8dq decodes noise on a CPU with
-    AMX.
+    Inductor may choose any for a single row. For some `_int_mm` of torch 2.13 does not
+    write its result, and torchao's int8dq decodes noise on a CPU with AMX.
     """
     from torch._inductor.ir import ExternKernel
 

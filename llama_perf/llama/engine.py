@@ -85,9 +85,8 @@ class Engine:
         chunk = PREFILL_CHUNK
         if options.attention == "sdpa":
             chunk = self.cache_size
-            self._mask = CausalMask(
-                chunk, linear=options.linear_causal_mask, device=model.device
-            )
+            linear = options.linear_causal_mask
+            self._mask = CausalMask(chunk, linear=linear, device=model.device)
         self._chunk = options.prefill_chunk or chunk
         self._fused: FusedStep | None = None
         self._choose_functions()
@@ -123,7 +122,7 @@ class Engine:
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
-        """Fill the first positions with `tokens`, int64 (B, T), for every prompt.
+        """Fill the first positions with int64 `tokens` (B, T), for every prompt.
 
         Raises PromptError unless they fit and leave room for a prompt.
         """
@@ -162,10 +161,7 @@ class Engine:
         return last
 
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
-        """Logits (B, vocabulary) after `token`, int64 (B, 1), at `position`.
-
-        int64 (1,), or (B, 1) where each sequence has its own.
-        """
+        """Logits (B, V) after int64 `token` (B, 1), at `position`, (1,) or (B, 1)."""
         x = self._hidden(token, position, None, self._decode_block)
         return self._decode_head(self.model, x[:, -1])
 

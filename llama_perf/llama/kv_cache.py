@@ -66,10 +66,7 @@ class KVCache(nn.Module):
         register("split_counter", (batch_size * config.n_kv_heads,), torch.int32)
 
     def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write `k` and `v`, each (B, H, T, D), at `positions`.
-
-        int64 (T,) for all sequences alike, or (B, T).
-        """
+        """Write `k` and `v`, (B, H, T, D), at int64 `positions`, (T,) or (B, T)."""
         if self.k_scale is not None and self.v_scale is not None:
             # Stacked: uncompiled, two operations of a token cost twice as much as one.
             both = torch.stack((k, v))

@@ -22,10 +22,9 @@ _BLOCK_BYTES, _SMALL_BYTES = 512, 1 << 20
 
 
 class ScratchPool:
-    """Memory for temporaries: allocate in `allocate()`, then `move_out()` the rest.
+    """On CUDA a memory pool for temporaries, freed with this object; else nothing.
 
-    On CUDA it is a memory pool that is freed with this object. Elsewhere it does
-    nothing.
+    Allocate in `allocate()`, then `move_out()` the rest.
     """
 
     def __init__(self, device: torch.device) -> None:
