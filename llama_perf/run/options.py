@@ -172,7 +172,12 @@ class RunRequest:
 
     def all_rows(self) -> list[RowSpec]:
         """Every row of the set or file; raises UserError."""
-        return selection.load(set_name=self.named_set, file=self.rows, globs=())
+        file = self.rows
+        if file is None:
+            return selection.load_set(str(self.named_set))
+        if self.set is not None:
+            raise SpecError("rows", str(file), "give --rows or --set, not both")
+        return selection.load_file(file)
 
     def selected(self, rows: Sequence[RowSpec] | None = None) -> list[RowSpec]:
         """The rows, or those among `rows`, that globs and shard select.

@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = ["--rows", str(arguments.rows.absolute())]
     if arguments.set is not None:
         chosen = ["--set", arguments.set]
-    rows = row_sets.load(
-        set_name=arguments.set, file=None if arguments.set else arguments.rows, globs=()
-    )
+        rows = row_sets.load_set(arguments.set)
+    else:
+        rows = row_sets.load_file(arguments.rows)
     chosen += ["--baselines", str(work / "baselines")]
     if not (arguments.resume and list(work.glob("baselines/*/*.json"))):
         record = ["baseline", "record", "--fresh", *chosen]

@@ -32,22 +32,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def part_of(items: list[pytest.Item], text: str) -> list[pytest.Item]:
-    """Every n-th of the tests that need a card, for "I/N"."""
-    number, count = map(int, text.split("/"))
-    assert 1 <= number <= count, f"part: {text}"
-    on_card = [item for item in items if item.get_closest_marker("cuda") is not None]
-    return on_card[number - 1 :: count]
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave slow tests out unless asked for."""
     if part := items and items[0].config.getoption("--part"):
-        items[:] = part_of(items, part)
+        number, count = map(int, part.split("/"))
+        assert 1 <= number <= count, f"part: {part}"
+        on_card = [item for item in items if item.get_closest_marker("cuda")]
+        items[:] = on_card[number - 1 :: count]
     for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        if slow and not item.config.getoption("slow"):
+        if item.get_closest_marker("slow") and not item.config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
 
 

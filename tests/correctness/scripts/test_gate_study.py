@@ -120,7 +120,7 @@ def test_the_table_has_a_line_for_each_share() -> None:
 
 
 def test_its_rows_are_long_enough_for_one_step_in_a_hundred() -> None:
-    chosen = selection.load(set_name=None, file=ROWS, globs=())
+    chosen = selection.load_file(ROWS)
     assert min(row.max_new_tokens for row in chosen) > 100
     assert {row.device for row in chosen} == {"cpu"}
 
