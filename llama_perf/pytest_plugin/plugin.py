@@ -241,7 +241,6 @@ def pytest_configure(config: pytest.Config) -> None:
         if request.names_rows or request.inject_slowdown or request.inject_damage:
             # Here a mistake is a usage error; during collection, a traceback.
             request.check_injections(list(plugin.rows.values()))
-        plugin.named_baseline.prepare()
     config.pluginmanager.register(plugin, NAME)
 
 
