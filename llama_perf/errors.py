@@ -61,24 +61,15 @@ class BusyError(UserError):
 
 
 class ThrottledError(UserError):
-    """The GPU was throttled, so the row's figures mean nothing.
-
-    The row ends INVALID with this message as its reason.
-    """
+    """The GPU was throttled, so a row's figures mean nothing: it ends INVALID."""
 
 
 class ValuesError(UserError):
-    """A row computes wrong values, so its speed means nothing.
-
-    The row ends INVALID with this message as its reason.
-    """
+    """A row computes wrong values, so its speed means nothing: it ends INVALID."""
 
 
 class NotRunnable(UserError):
-    """A row cannot run here: no such device, too little memory, not implemented.
-
-    The row ends NOT_RUN with this message as its reason.
-    """
+    """A row cannot run here, for want of a device, memory or code: it ends NOT_RUN."""
 
 
 class TooLarge(NotRunnable):

@@ -37,13 +37,13 @@ def to_json(document: Any) -> str:
     A field that is None by default is left out if it is None; a list of numbers is on
     one line. A number that is not finite is a bug of ours: ValueError.
     """
-    text = json.dumps(_sparse(document), indent=2, default=_value, allow_nan=False)
+    text = json.dumps(_sparse(document), indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
 
 def to_line(document: Any) -> str:
     """The same document on one line."""
-    return json.dumps(_sparse(document), default=_value, allow_nan=False)
+    return json.dumps(_sparse(document), allow_nan=False)
 
 
 _NUMBERS = re.compile(r"\[\s+(?:-?[\d.eE+-]+,?\s+)+\]")
@@ -60,12 +60,7 @@ def _sparse(value: Any) -> Any:
         return [_sparse(item) for item in value]
     if isinstance(value, dict):
         return {key: _sparse(item) for key, item in value.items()}
-    return value
-
-
-def _value(value: Any) -> Any:
-    assert isinstance(value, Enum), f"{type(value).__name__} has no JSON form"
-    return value.value
+    return value.value if isinstance(value, Enum) else value
 
 
 @cache

@@ -37,8 +37,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
-    from llama_perf.measure.environment import collect
-    from llama_perf.measure.machine_notes import machine_notes
+    from llama_perf.measure.environment import collect, machine_notes
     from llama_perf.measure.prepare import check_runnable
     from llama_perf.measure.toolchain import compiler_problem
 

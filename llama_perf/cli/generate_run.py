@@ -31,9 +31,8 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import Prepared, prepare
-from llama_perf.measure.timing import Sample, measure, time_generation
+from llama_perf.measure.timing import MemoryMeter, Sample, measure, time_generation
 from llama_perf.report.autoquant_table import choice_table
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec

@@ -9,35 +9,10 @@ import gc
 import re
 import time
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch.profiler import ProfilerActivity
-
-
-class ClockMarks(Protocol):
-    """Points in time on a device's own clock."""
-
-    def mark(self) -> None:
-        """Add a point behind the work that was given to the device so far."""
-
-    def times_ns(self) -> list[int]:
-        """Wait for the device; nanoseconds of each mark, from any common start."""
-
-
-class HostMarks:
-    """Marks of the host's clock, for a device that runs while the host waits."""
-
-    def __init__(self) -> None:
-        self._times: list[int] = []
-
-    def mark(self) -> None:
-        """See `ClockMarks.mark`."""
-        self._times.append(time.perf_counter_ns())
-
-    def times_ns(self) -> list[int]:
-        """See `ClockMarks.times_ns`."""
-        return self._times
 
 
 class Device(ABC):
@@ -133,13 +108,17 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Wait until all work that was given to the device is done."""
 
-    def clock_marks(self) -> ClockMarks:
-        """A clock that is read on the device, with no mark yet."""
-        return HostMarks()
+    def mark(self) -> Any:
+        """A point in time behind the work that was given to the device so far."""
+        return time.perf_counter_ns()
 
-    @abstractmethod
+    def times_ns(self, marks: list[Any]) -> list[int]:
+        """Wait for the device; nanoseconds of each mark since the first."""
+        return [mark - marks[0] for mark in marks]
+
     def retained_bytes(self) -> int:
         """What this process has of its memory though it runs no row."""
+        return 0
 
     @abstractmethod
     def reset_peak(self) -> None:

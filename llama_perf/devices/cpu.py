@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,56 +31,44 @@ class CpuDevice(Device):
     activity = ProfilerActivity.CPU
 
     def is_present(self) -> bool:
-        """See `Device.is_present`."""
         return True
 
     def why_absent(self) -> str:
-        """See `Device.why_absent`."""
         raise AssertionError("every machine has a processor")
 
     @property
     def name(self) -> str:
-        """See `Device.name`."""
         return processor.name()
 
     @property
     def key(self) -> str:
-        """See `Device.key`."""
         return f"cpu-{slug(self.name)}-{processor.cores()}c"
 
     @property
     def features(self) -> str:
-        """See `Device.features`."""
         return processor.features()
 
     def notes(self) -> list[str]:
         """See `Device.notes`: whether there is a GPU that does not answer."""
         answer = None if driver.hidden() else driver.ask_driver()
-        if answer is None or answer.problem is None:
-            return []
-        return [f"no GPU is used: {answer.problem}"]
+        silent = answer is not None and answer.problem
+        return [f"no GPU is used: {silent}"] if silent else []
 
     def total_memory_bytes(self) -> int:
-        """See `Device.total_memory_bytes`."""
         return int(psutil.virtual_memory().total)
 
     def free_memory_bytes(self) -> int:
-        """See `Device.free_memory_bytes`."""
         return int(psutil.virtual_memory().available)
 
     def cache_bytes(self) -> int:
-        """See `Device.cache_bytes`."""
-        path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-        text = path.read_text(encoding="ascii") if path.exists() else ""
+        text = processor.system_text("/sys/devices/system/cpu/cpu0/cache/index3/size")
         match = re.fullmatch(r"(\d+)K\s*", text)
         return min(int(match[1]) * 1024, _CACHE_BYTES) if match else _CACHE_BYTES
 
     def stream_bytes(self) -> int:
-        """See `Device.stream_bytes`."""
         return STREAM_BYTES
 
     def release_memory(self) -> None:
-        """See `Device.release_memory`."""
         super().release_memory()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -93,18 +82,11 @@ class CpuDevice(Device):
         return int(psutil.Process().memory_info().rss)
 
     def reset_peak(self) -> None:
-        """See `Device.reset_peak`."""
-        try:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        except OSError:
-            return
 
     def peak_bytes(self) -> int:
         """See `Device.peak_bytes`: the resident set's."""
-        current = self.retained_bytes()
-        try:
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-        except OSError:
-            return current
+        status = processor.system_text("/proc/self/status")
         match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-        return max(int(match[1]) * 1024, current) if match else current
+        return max(int(match[1]) * 1024 if match else 0, self.retained_bytes())

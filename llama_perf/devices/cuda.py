@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -28,15 +30,17 @@ class CudaDevice(Device):
     # What cuBLAS keeps to work in on sm_90 and up; 8 MiB before.
     library_bytes = 32 * 2**20
 
+    @property
+    def _properties(self) -> Any:
+        return torch.cuda.get_device_properties(self.torch_device)
+
     def is_present(self) -> bool:
-        """See `Device.is_present`."""
         with warnings.catch_warnings():
             # It warns of a driver that is too old; each row's reason says what to do.
             warnings.simplefilter("ignore")
             return torch.cuda.is_available()
 
     def why_absent(self) -> str:
-        """See `Device.why_absent`."""
         listed = driver.ask_driver()
         if driver.hidden():
             reason = f" can be used: CUDA_VISIBLE_DEVICES={driver.visible()!r} hides it"
@@ -56,42 +60,38 @@ class CudaDevice(Device):
 
     @property
     def name(self) -> str:
-        """See `Device.name`."""
-        return torch.cuda.get_device_name(self.torch_device)
+        return str(self._properties.name)
 
     @property
     def key(self) -> str:
-        """See `Device.key`."""
         # One name can stand for different parts: a MIG slice, or the same name with
         # fewer multiprocessors or less memory.
-        parts = torch.cuda.get_device_properties(self.torch_device)
+        parts = self._properties
         memory = round(parts.total_memory / 2**30)
         return f"{slug(parts.name)}-{parts.multi_processor_count}sm-{memory}gib"
 
     @property
     def uuid(self) -> str | None:
         """See `Device.uuid`: GPUs of one model differ by as much as a regression."""
-        properties = torch.cuda.get_device_properties(self.torch_device)
-        uuid = getattr(properties, "uuid", None)
+        uuid = getattr(self._properties, "uuid", None)
         return None if uuid is None else str(uuid)
 
     @property
     def driver(self) -> str | None:
-        """See `Device.driver`."""
-        try:
+        # NVML may not be installed, or find no driver.
+        with suppress(ImportError):
             import pynvml
 
-            pynvml.nvmlInit()
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        except Exception:
-            # NVML is missing or does not answer.
-            answer = driver.ask_driver()
-            return None if answer is None else answer.version
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                return str(pynvml.nvmlSystemGetDriverVersion())
+        answer = driver.ask_driver()
+        return None if answer is None else answer.version
 
     @property
     def lock_name(self) -> str:
         """See `Device.lock_name`: each GPU has its own."""
-        return f"cuda-{torch.cuda.get_device_properties(self.torch_device).uuid}"
+        return f"cuda-{self.uuid}"
 
     def notes(self) -> list[str]:
         """See `Device.notes`: which of several GPUs it is."""
@@ -99,23 +99,19 @@ class CudaDevice(Device):
         if count < 2 and chosen is None:
             return []
         setting = "it is not set" if chosen is None else repr(chosen)
-        properties = torch.cuda.get_device_properties(self.torch_device)
         return [
-            f"rows run on {properties.name}, {properties.uuid}, the first of {count} by"
+            f"rows run on {self.name}, {self.uuid}, the first of {count} by"
             f" CUDA_VISIBLE_DEVICES ({setting})"
         ]
 
     def total_memory_bytes(self) -> int:
-        """See `Device.total_memory_bytes`."""
-        return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
+        return int(self._properties.total_memory)
 
     def free_memory_bytes(self) -> int:
-        """See `Device.free_memory_bytes`."""
         return int(torch.cuda.mem_get_info(self.torch_device)[0])
 
     def cache_bytes(self) -> int:
-        """See `Device.cache_bytes`."""
-        return int(torch.cuda.get_device_properties(self.torch_device).L2_cache_size)
+        return int(self._properties.L2_cache_size)
 
     def stream_bytes(self) -> int:
         """See `Device.stream_bytes`: a quarter of what is free, never nothing."""
@@ -123,24 +119,22 @@ class CudaDevice(Device):
         return max(min(_STREAM_BYTES, free // 4), MIN_STREAM_BYTES) // 4 * 4
 
     def release_memory(self) -> None:
-        """See `Device.release_memory`."""
         super().release_memory()
         torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
-        """See `Device.synchronize`."""
         torch.cuda.synchronize()
 
-    def clock_marks(self) -> EventMarks:
-        """See `Device.clock_marks`."""
-        return EventMarks()
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
-    def retained_bytes(self) -> int:
-        """See `Device.retained_bytes`: the allocator gives everything back."""
-        return 0
+    def times_ns(self, marks: list[torch.cuda.Event]) -> list[int]:
+        torch.cuda.synchronize()
+        return [round(marks[0].elapsed_time(mark) * 1e6) for mark in marks]
 
     def reset_peak(self) -> None:
-        """See `Device.reset_peak`."""
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def peak_bytes(self) -> int:
@@ -152,30 +146,10 @@ class CudaDevice(Device):
         return int(torch.cuda.max_memory_allocated(self.torch_device))
 
 
-class EventMarks:
-    """CUDA events on the stream that runs the work."""
-
-    def __init__(self) -> None:
-        torch.cuda.synchronize()
-        self._events: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        """See `ClockMarks.mark`."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._events.append(event)
-
-    def times_ns(self) -> list[int]:
-        """See `ClockMarks.times_ns`."""
-        torch.cuda.synchronize()
-        start = self._events[0]
-        return [round(start.elapsed_time(event) * 1e6) for event in self._events]
-
-
 def _why_unseen() -> str | None:
     """Why torch sees none of the GPUs that `nvidia-smi` lists; None without one."""
     listed = driver.ask_driver()
-    if listed is None or not listed.cards:
+    if listed is None or not listed.gpus:
         return None
     version, built_for = torch.__version__, torch.version.cuda
     return driver.why_unseen(listed, torch=version, built_for=built_for)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -45,9 +46,7 @@ def unasked_device() -> str:
     measure the processor of such a machine.
     """
     chosen = default_device()
-    for kind in KINDS:
-        if kind == chosen:
-            break
+    for kind in takewhile(chosen.__ne__, KINDS):
         if (reason := device_of(kind).why_unusable()) is not None:
             raise UserError(f"{reason}; --set {chosen} runs the processor's rows")
     return chosen

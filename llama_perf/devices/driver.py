@@ -1,4 +1,4 @@
-"""What `nvidia-smi` says of a machine's cards and its driver, and the torch that fits.
+"""What `nvidia-smi` says of a machine's GPUs and its driver, and the torch that fits.
 
 Knows no torch and imports nothing but the standard library: a machine asks before it
 has anything else.
@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/"
 # The builds of torch for CUDA, by the least CUDA that a driver must know for each. Of
@@ -23,29 +22,28 @@ BUILDS = {(13, 0): "cu130", (12, 9): "cu129", (12, 8): "cu128", (12, 6): "cu126"
 OLDEST = "12.6"
 # Where Windows puts it inside its Linux, whose PATH may lack the folder.
 _WSL = "/usr/lib/wsl/lib/nvidia-smi"
-_HIDES_ALL = ("", "-1")
-# Seconds for each of two questions, and characters of an answer that names no card.
+# Seconds for each of two questions, and characters of an answer that names no GPU.
 _PATIENCE_S = 20
 _SHOWN = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
-    """The cards that `nvidia-smi` lists, and the newest CUDA that its driver runs.
+    """The GPUs that `nvidia-smi` lists, and the newest CUDA that its driver runs.
 
-    `problem` says how it failed, or what it said, where it lists no card.
+    `problem` says how it failed, or what it said, where it lists none.
     """
 
-    cards: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     version: str | None = None
     cuda: str | None = None
     problem: str | None = None
 
     @property
     def description(self) -> str:
-        """Cards and versions in words."""
+        """GPUs and versions in words."""
         return (
-            f"{', '.join(self.cards)} (driver {self.version or 'unknown'},"
+            f"{', '.join(self.gpus)} (driver {self.version or 'unknown'},"
             f" CUDA {self.cuda or 'unknown'})"
         )
 
@@ -58,24 +56,43 @@ def ask_driver() -> Driver | None:
 
 @cache
 def _asked(command: str) -> Driver:
+    def output(*more: str) -> str:
+        done = subprocess.run(
+            [command, *more],
+            capture_output=True,
+            encoding="utf-8",
+            # It is shown to the user at most.
+            errors="replace",
+            timeout=_PATIENCE_S,
+            check=True,
+        )
+        return done.stdout
+
     try:
-        listed, shown = (_output(command, *more) for more in (("-L",), ()))
+        listed, shown = output("-L"), output()
     except subprocess.CalledProcessError as error:
         ended = f"nvidia-smi ended with exit code {error.returncode}"
-        said = f"{error.stdout}\n{error.stderr}"
-        return Driver(problem=_says(said, otherwise=ended))
+        return Driver(problem=_says(f"{error.stdout}\n{error.stderr}", otherwise=ended))
     except subprocess.TimeoutExpired:
         return Driver(problem=f"nvidia-smi gave no answer within {_PATIENCE_S} s")
     except OSError as error:
         return Driver(problem=f"nvidia-smi cannot be run: {error.strerror}")
-    # Parts of a card follow it, indented.
-    cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID|$)", listed, re.MULTILINE)
+    # Parts of a GPU follow it, indented.
+    gpus = re.findall(r"^GPU \d+: (.+?)(?: \(UUID|$)", listed, re.MULTILINE)
+    version = re.search(r"Driver Version:\s*([\d.]*\d)", shown)
+    cuda = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]*\d)", shown)
     return Driver(
-        cards=tuple(cards),
-        problem=None if cards else _says(listed, otherwise="nvidia-smi lists no card"),
-        version=_version(r"Driver Version:\s*([\d.]+)", shown),
-        cuda=_version(r"CUDA (?:UMD )?Version:\s*([\d.]+)", shown),
+        gpus=tuple(gpus),
+        problem=None if gpus else _says(listed, otherwise="nvidia-smi lists no GPU"),
+        version=version and version[1],
+        cuda=cuda and cuda[1],
     )
+
+
+def _says(text: str, *, otherwise: str) -> str:
+    """The first line of `text` as what `nvidia-smi` says; `otherwise` without one."""
+    lines = text.strip().splitlines()
+    return f"nvidia-smi says {lines[0][:_SHOWN]!r}" if lines else otherwise
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -106,13 +123,12 @@ def visible() -> str | None:
 
 
 def hidden() -> bool:
-    """Whether the user hides every card."""
-    chosen = visible()
-    return chosen is not None and chosen.strip() in _HIDES_ALL
+    """Whether the user hides every GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}
 
 
 def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
-    """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed card."""
+    """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed GPU."""
     listed = f"nvidia-smi lists {driver.description}"
     if built_for is None:
         return f"{listed}, and torch {torch} is a CPU build: {remedy(driver.cuda)}"
@@ -125,41 +141,9 @@ def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
     if (chosen := visible()) is not None:
         return (
             f"{listed}, and CUDA_VISIBLE_DEVICES={chosen!r} names none of them: give an"
-            f" index from 0 to {len(driver.cards) - 1} or a UUID of `nvidia-smi -L`"
+            f" index from 0 to {len(driver.gpus) - 1} or a UUID of `nvidia-smi -L`"
         )
     return (
         f"{listed}, and torch {torch} of CUDA {built_for} cannot use it:"
         ' `python -c "import torch; torch.cuda.init()"` says why'
     )
-
-
-def _output(command: str, *more: str) -> str:
-    done = subprocess.run(
-        [command, *more],
-        capture_output=True,
-        encoding="utf-8",
-        # It is shown to the user at most.
-        errors="replace",
-        timeout=_PATIENCE_S,
-        check=True,
-    )
-    return done.stdout
-
-
-def _says(text: str, *, otherwise: str) -> str:
-    """The first line of `text` as what `nvidia-smi` says; `otherwise` without one."""
-    lines = text.strip().splitlines()
-    return f"nvidia-smi says {lines[0][:_SHOWN]!r}" if lines else otherwise
-
-
-def _version(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text)
-    return None if match is None else match[1].strip(".")
-
-
-def is_wsl(version: Path = Path("/proc/version")) -> bool:
-    """Whether this Linux runs inside Windows."""
-    try:
-        return "microsoft" in version.read_text(encoding="utf-8").lower()
-    except OSError:
-        return False

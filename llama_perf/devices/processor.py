@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,18 @@ _FEATURES = {
 }
 
 
+def system_text(path: str | Path) -> str:
+    """What the system says in a file; "" where it has none."""
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8")
+    return ""
+
+
+def is_wsl(version: str | Path = "/proc/version") -> bool:
+    """Whether this Linux runs inside Windows."""
+    return "microsoft" in system_text(version).lower()
+
+
 def cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -35,12 +48,10 @@ def cores() -> int:
 
 def name() -> str:
     """The processor's name, such as "AMD EPYC 7B12"; the architecture's if unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
     # On arm64 /proc/cpuinfo has numbers in place of a name, and lscpu translates them.
-    return _value("model name", text) or _value("Model name", _lscpu()) or _fallback()
+    known = _value("model name", system_text("/proc/cpuinfo"))
+    known = known or _value("Model name", _lscpu())
+    return known or platform.processor() or platform.machine()
 
 
 def _value(field: str, text: str) -> str | None:
@@ -49,22 +60,12 @@ def _value(field: str, text: str) -> str | None:
 
 
 def _lscpu() -> str:
-    try:
-        done = subprocess.run(
-            ["lscpu"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-            env={**os.environ, "LC_ALL": "C"},
+    english = {**os.environ, "LC_ALL": "C"}
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            "lscpu", text=True, timeout=20, env=english, stderr=subprocess.DEVNULL
         )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
-
-
-def _fallback() -> str:
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def is_arm64() -> bool:

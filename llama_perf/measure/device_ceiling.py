@@ -66,12 +66,10 @@ def best_seconds(device: Device, work: Callable[[], object]) -> tuple[float, int
     work()
     rounds_ns = []
     for _ in range(_ROUNDS):
-        marks = device.clock_marks()
-        marks.mark()
+        device.synchronize()
+        start = device.mark()
         work()
-        marks.mark()
-        start, end = marks.times_ns()
-        rounds_ns.append(end - start)
+        rounds_ns.append(device.times_ns([start, device.mark()])[1])
     return min(rounds_ns) / 1e9, _ROUNDS + 1
 
 

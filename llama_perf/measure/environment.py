@@ -1,13 +1,16 @@
-"""The environment of a measurement: device, libraries and commit."""
+"""The environment of a measurement, and what a reader of its figures should know."""
 
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from llama_perf.devices.device import fingerprint, package_version
+from llama_perf.devices import processor
+from llama_perf.devices.device import device_of, fingerprint, package_version
+from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.environment import Environment
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -18,23 +21,30 @@ def collect(device: torch.device) -> Environment:
     return Environment(
         **fingerprint(device),
         llama_perf=package_version("llama-perf"),
-        commit=_commit(),
+        commit=_commit() if (_CHECKOUT / "pyproject.toml").is_file() else None,
     )
 
 
 def _commit() -> str | None:
-    """The checkout's commit, short; None without a checkout or git."""
-    if not (_CHECKOUT / "pyproject.toml").is_file():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-            cwd=_CHECKOUT,
+    """The checkout's commit, short; None without git."""
+    asked = ["git", "rev-parse", "--short=12", "HEAD"]
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.check_output(
+            asked, text=True, timeout=20, cwd=_CHECKOUT, stderr=subprocess.DEVNULL
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+        return found.strip() or None
+    return None
+
+
+def machine_notes(device: torch.device) -> list[str]:
+    """Which of several GPUs it is, what cannot be read of it, a silent driver, WSL."""
+    lines = device_of(device).notes()
+    if (problem := GpuWatch(device).problem) is not None:
+        lines.append(f"state of the GPU: {problem}")
+    if processor.is_wsl():
+        lines.append(
+            "WSL: the driver is Windows', whose programs may use the GPU and the"
+            " processor unseen; it may not report power and clocks, and without saying"
+            " so it moves what does not fit the GPU into the machine's slower memory"
+        )
+    return lines

@@ -6,6 +6,7 @@ missing the measurement goes on and the result says so.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -17,22 +18,22 @@ import torch
 from llama_perf.devices.device import device_of
 from llama_perf.results.measurement import CardState
 
-# Limits that come from outside the measured code and so make a sample worthless.
-_THROTTLES = {
+# What lowers a clock now. All but the last two come from outside the measured code and
+# so make a sample worthless.
+_REASONS = {
     "HwThermalSlowdown": "hardware thermal slowdown",
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "software thermal slowdown",
+    "HwSlowdown": "hardware slowdown",
+    "SwPowerCap": "power cap",
 }
-# Also reported where a GPU changes its state, and then no clock falls.
-_DOUBTFUL_THROTTLES = {"HwSlowdown": "hardware slowdown"}
-# The GPU's own limit, which a faster kernel meets sooner: it is only reported.
-_REPORTED = {"SwPowerCap": "power cap"}
-# Time spent under a limit, which NVML adds up between two looks. A GPU at its highest
-# voltage is at its reliability limit, though it is as fast as it can be.
-_POLICIES = {"THERMAL": "thermal limit"}
-_DOUBTFUL_POLICIES = {"RELIABILITY": "reliability limit"}
-_SURE = {*_THROTTLES.values(), *_POLICIES.values()}
-_IF_SLOWER = {*_DOUBTFUL_THROTTLES.values(), *_DOUBTFUL_POLICIES.values()}
+# Time spent under a limit, which NVML adds up between two looks.
+_POLICIES = {"THERMAL": "thermal limit", "RELIABILITY": "reliability limit"}
+# The first is also reported where a GPU changes its state, and then no clock falls. A
+# GPU at its highest voltage is at the second, though it is as fast as it can be.
+_IF_SLOWER = {"hardware slowdown", "reliability limit"}
+# The GPU's own limit, which a faster kernel meets sooner.
+_ONLY_REPORTED = {"power cap"}
 # A share of the clock in the samples without such a limit: a GPU that is only warmer
 # drops by one to three steps of 15 MHz, and 5 % is the gate's default limit on a GPU.
 _MIN_FALL = 0.05
@@ -60,20 +61,20 @@ class GpuWatch:
         self._handle: Any = None
         self._slice: Any = None
         self._limited: dict[str, int] = {}
-        self._first_mj: int | None = None
-        self._last_mj: int | None = None
+        self._millijoules: list[int | None] = []
         uuid = device_of(device).uuid
         if uuid is None:
             return
         try:
             import pynvml
-
-            pynvml.nvmlInit()
-            self._find(pynvml, uuid)
         except ImportError:
             self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
-        except Exception as error:
-            self.problem = f"NVML: {error or type(error).__name__}"
+            return
+        try:
+            pynvml.nvmlInit()
+            self._find(pynvml, uuid)
+        except pynvml.NVMLError as error:
+            self.problem = f"NVML: {error}"
 
     def _find(self, nvml: Any, uuid: str) -> None:
         """Find the GPU that torch uses, by UUID: NVML numbers GPUs its own way."""
@@ -81,12 +82,11 @@ class GpuWatch:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except nvml.NVMLError:
             self._slice = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
-            self._handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
-                self._slice
-            )
+            whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle
+            self._handle = whole(self._slice)
         self._nvml = nvml
         # Some versions of torch give the GPU's own UUID for a slice.
-        mode = self._ask(nvml.nvmlDeviceGetMigMode, self._handle)
+        mode = self._ask(nvml.nvmlDeviceGetMigMode)
         if self._slice is not None or (mode and mode[0] == nvml.NVML_DEVICE_MIG_ENABLE):
             self.problem = SLICED
 
@@ -94,49 +94,43 @@ class GpuWatch:
         """Add the GPU's state now, with what limited it since the last look."""
         if self._nvml is None:
             return
-        nvml, handle = self._nvml, self._handle
-        clock, memory = (
-            self._ask(nvml.nvmlDeviceGetClockInfo, handle, kind)
-            for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM)
-        )
-        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        nvml = self._nvml
+        clock = nvml.nvmlDeviceGetClockInfo
+        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage)
         self.states.append(
             CardState(
-                clock_mhz=clock,
-                memory_clock_mhz=memory,
+                clock_mhz=self._ask(clock, nvml.NVML_CLOCK_SM),
+                memory_clock_mhz=self._ask(clock, nvml.NVML_CLOCK_MEM),
                 temperature_c=self._ask(
-                    nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
+                    nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU
                 ),
                 power_w=None if milliwatts is None else milliwatts / 1000,
                 limited_by=tuple(self._limits()),
             )
         )
-        energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        self._first_mj = energy if self._first_mj is None else self._first_mj
-        self._last_mj = energy
+        energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption)
+        self._millijoules.append(energy)
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """NVML's answer; None where this GPU does not support the question."""
         try:
-            return question(*arguments)
+            return question(self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
 
     def _limits(self) -> Iterable[str]:
-        nvml, handle = self._nvml, self._handle
-        bits = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        for name, words in (_THROTTLES | _DOUBTFUL_THROTTLES | _REPORTED).items():
-            if (bits or 0) & getattr(nvml, f"nvmlClocksEventReason{name}"):
+        nvml = self._nvml
+        bits = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons) or 0
+        for name, words in _REASONS.items():
+            if bits & getattr(nvml, f"nvmlClocksEventReason{name}"):
                 yield words
-        for name, words in (_POLICIES | _DOUBTFUL_POLICIES).items():
+        for name, words in _POLICIES.items():
             policy = getattr(nvml, f"NVML_PERF_POLICY_{name}")
-            status = self._ask(nvml.nvmlDeviceGetViolationStatus, handle, policy)
-            if status is None:
-                continue
-            before = self._limited.get(name)
-            self._limited[name] = status.violationTime
-            if before is not None and status.violationTime > before:
-                yield words
+            status = self._ask(nvml.nvmlDeviceGetViolationStatus, policy)
+            if status is not None:
+                if status.violationTime > self._limited.get(name, math.inf):
+                    yield words
+                self._limited[name] = status.violationTime
 
     def throttled(self) -> str | None:
         """Why the samples are no ground for a verdict; None unless one was throttled.
@@ -146,7 +140,8 @@ class GpuWatch:
         """
         for number, state in enumerate(self.states):
             for limit in state.limited_by:
-                if limit in _SURE or (limit in _IF_SLOWER and self._fell(number)):
+                sure = limit not in _ONLY_REPORTED | _IF_SLOWER
+                if sure or (limit in _IF_SLOWER and self._fell(number)):
                     where = "before sample 1" if number == 0 else f"in sample {number}"
                     return (
                         f"the GPU was throttled {where} of {len(self.states) - 1}:"
@@ -170,16 +165,16 @@ class GpuWatch:
         if unlimited_mhz:
             return clock < (1 - _MIN_FALL) * median(unlimited_mhz)
         nvml = self._nvml
-        highest: int | None = self._ask(
-            nvml.nvmlDeviceGetMaxClockInfo, self._handle, nvml.NVML_CLOCK_SM
-        )
-        return highest is not None and clock < (1 - _MIN_FALL_FROM_HIGHEST) * highest
+        highest = self._ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM)
+        return bool(highest and clock < (1 - _MIN_FALL_FROM_HIGHEST) * highest)
 
     def joules(self) -> float | None:
         """Energy between the first and the last look; None of a part of a GPU."""
-        if self.problem is not None or self._first_mj is None or self._last_mj is None:
+        ends = self._millijoules[:1] + self._millijoules[-1:]
+        known = [millijoules for millijoules in ends if millijoules is not None]
+        if self.problem is not None or len(known) < 2:
             return None
-        return (self._last_mj - self._first_mj) / 1000
+        return (known[1] - known[0]) / 1000
 
     def other_processes(self) -> tuple[str, ...]:
         """Other processes that compute on the GPU, each by number, name and bytes.
@@ -191,14 +186,16 @@ class GpuWatch:
         if self._nvml is None:
             return ()
         ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
-        running = self._ask(ask, self._slice or self._handle) or []
+        try:
+            running = ask(self._slice or self._handle)
+        except self._nvml.NVMLError:
+            return ()
         ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-        if running and not any(process.pid in ours for process in running):
-            count = len(running) - 2
+        others = [process for process in running if process.pid not in ours]
+        if others and len(others) == len(running):
+            count = len(others) - 2
             return (f"{count} processes outside this container",) if count > 0 else ()
-        return tuple(
-            _describe(process) for process in running if process.pid not in ours
-        )
+        return tuple(map(_describe, others))
 
 
 def _describe(process: Any) -> str:

@@ -23,15 +23,8 @@ from llama_perf.rows.spec import RowSpec
 Shapes = dict[str, tuple[int, ...]]
 """(N, K) of weights, by name."""
 
-# Bits of a code in a native scheme with one float32 scale a row.
-_ROW_SCALED_BITS = {
-    "int8wo": 8,
-    "int8dq": 8,
-    "float8wo": 8,
-    "float8dq-row": 8,
-    "float8dq-tensor": 8,
-    "fp6": 6,
-}
+# Native schemes with codes of 8 bits and one float32 scale a row.
+_ROW_SCALED = ("int8wo", "int8dq", "float8wo", "float8dq-row", "float8dq-tensor")
 # sparse-marlin: two of four weights, 4 bits and a position of 2 bits each; groups of
 # 128 weights.
 _SPARSE_BITS, _SPARSE_GROUP = 6, 128
@@ -73,13 +66,10 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
     dtype: torch.dtype = getattr(torch, row.dtype)
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
+    kernels, device, scheme = row.kernels, row.device, row.quantization
     return Prediction(
         model_size_bytes=model_bytes(
-            config,
-            row.quantization,
-            kernels=row.kernels,
-            dtype=dtype,
-            device=row.device,
+            config, scheme, kernels=kernels, dtype=dtype, device=device
         ),
         embedding_bytes=0 if tied else embedding,
         cache_bytes=_cache_bytes(config, row),
@@ -107,53 +97,41 @@ def model_bytes(
     }
     output: Shapes = {"output": (config.vocab_size, config.dim)}
     parsed = None if scheme is None else Scheme.parse(scheme)
-    if parsed is not None:
+    unchecked = kernels == "torchao" and parsed and parsed.family in _CHECKED_ON_CUDA
+    if parsed is not None and not unchecked:
+        from llama_perf.quantize.registry import config_for
+
+        cpu = torch.device("cpu")
+        built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
         for shapes in (layer, output):
-            _check(parsed, shapes, kernels=kernels, dtype=dtype)
+            check_shapes(parsed, built, shapes, device=cpu)
 
-    def size(shapes: Shapes) -> int:
-        return sum(
-            _linear_bytes(parsed, rows, columns, kernels, dtype, device)
-            for rows, columns in shapes.values()
-        )
-
-    norm = config.dim * dtype.itemsize
-    return config.n_layers * (size(layer) + 2 * norm) + norm + size(output)
-
-
-def _check(scheme: Scheme, shapes: Shapes, *, kernels: str, dtype: torch.dtype) -> None:
-    if kernels == "torchao" and scheme.family in _CHECKED_ON_CUDA:
-        return
-    from llama_perf.quantize.registry import config_for
-
-    cpu = torch.device("cpu")
-    config = config_for(scheme, kernels=kernels, device=cpu, dtype=dtype)
-    check_shapes(scheme, config, shapes, device=cpu)
-
-
-def _linear_bytes(
-    scheme: Scheme | None,
-    rows: int,
-    columns: int,
-    kernels: str,
-    dtype: torch.dtype,
-    device: str,
-) -> int:
-    """Bytes of a weight (rows, columns): codes, scales and zero points."""
-    if scheme is None:
-        return rows * columns * dtype.itemsize
-    if kernels == "torchao":
-        return _torchao_bytes(scheme, rows, columns, dtype, device)
-    if scheme.family in AUTOQUANT:
+    def linear_bytes(scheme: Scheme | None, shape: tuple[int, ...]) -> int:
+        rows, columns = shape
+        if scheme is None:
+            return rows * columns * dtype.itemsize
+        if kernels == "torchao":
+            return _torchao_bytes(scheme, rows, columns, dtype, device)
+        if scheme.family not in AUTOQUANT:
+            return _native_bytes(scheme, rows, columns)
         return min(
-            _linear_bytes(candidate, rows, columns, kernels, dtype, device)
+            linear_bytes(candidate, shape)
             for candidate in map(_parsed, AUTOQUANT[scheme.family])
             if candidate is None or columns % (candidate.group_size or 1) == 0
         )
+
+    norm = config.dim * dtype.itemsize
+    linears = sum(linear_bytes(parsed, shape) for shape in layer.values())
+    head = linear_bytes(parsed, output["output"])
+    return config.n_layers * (linears + 2 * norm) + norm + head
+
+
+def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
+    """Bytes of a weight (rows, columns): codes, scales and zero points."""
     # Rows are packed sixteen together; a word has 4 bytes.
     rows = _padded(rows, LANES)
-    if (bits := _ROW_SCALED_BITS.get(scheme.family)) is not None:
-        return rows * 4 * (words(bits, columns) + 1)
+    if scheme.family == "fp6" or scheme.family in _ROW_SCALED:
+        return rows * 4 * (words(6 if scheme.family == "fp6" else 8, columns) + 1)
     if scheme.family == "sparse-marlin":
         groups = -(-columns // _SPARSE_GROUP)
         return rows * (4 * words(_SPARSE_BITS, columns // 2) + 2 * groups)

@@ -75,10 +75,8 @@ class Prepared:
 
     def sampling(self, generator: torch.Generator | None = None) -> Sampling:
         """How the row draws its tokens, from `generator`."""
-        row = self.row
-        return Sampling(
-            temperature=row.temperature, top_k=row.top_k, generator=generator
-        )
+        temperature, top_k = self.row.temperature, self.row.top_k
+        return Sampling(temperature=temperature, top_k=top_k, generator=generator)
 
     def generate(
         self,
@@ -129,11 +127,13 @@ def prepare(
             f"warning: a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
-    own = row.fill or prompt is None
-    text = _text(row, reader, path) if own else []
+    text = _text(row, reader, path) if row.fill or prompt is None else []
+
+    def own(length: int) -> Tensor:
+        return torch.tensor([text[:length]]).repeat(row.batch_size, 1)
+
     if prompt is None:
-        tokens = torch.tensor([_cut(text, row.prompt_length)])
-        prompt = tokens.repeat(row.batch_size, 1)
+        prompt = own(row.prompt_length)
     choices = None
     if row.quantization in AUTOQUANT:
         choices = choose(row, reader.config, notify=notify)
@@ -145,8 +145,7 @@ def prepare(
     lengths = ragged_lengths(row)
     if row.fill:
         notify(f"filling {row.fill} positions")
-        filling = torch.tensor([_cut(text, row.fill)])
-        engine.fill(filling.repeat(row.batch_size, 1))
+        engine.fill(own(row.fill))
     engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
     return Prepared(
         row=row,
@@ -176,12 +175,8 @@ def predict_row(row: RowSpec) -> Prediction:
     """
     if preset_name(row.model) is not None and not Path(row.model).exists():
         return predict(row, preset(row.model))
-    reader, _ = open_model(
-        row.model,
-        checkpoints=None,
-        dtype=parse_dtype(row.dtype),
-        device=torch.device(row.device),
-    )
+    dtype, device = parse_dtype(row.dtype), torch.device(row.device)
+    reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)
     return predict(_as_run(row, reader), reader.config)
 
 
@@ -247,11 +242,6 @@ def _text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
     ids = tokenizer.encode(PROMPT)
     rest = tokenizer.encode(PROMPT, bos=False)
     return ids + rest * (length // len(rest))
-
-
-def _cut(ids: list[int], length: int) -> list[int]:
-    assert len(ids) >= length, f"{len(ids)} tokens where {length} are wanted"
-    return ids[:length]
 
 
 def ragged_lengths(row: RowSpec) -> Tensor | None:

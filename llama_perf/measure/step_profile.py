@@ -1,7 +1,9 @@
 """The work of a decode step by time: operators on a CPU, kernels on a GPU.
 
 Taken outside the samples, by PyTorch's profiler. The times are a profiler's, longer
-than those that are measured: they show where a step's time goes. The calls are exact.
+than those that are measured: they show where a step's time goes. The calls are exact,
+and so are the bytes of a CPU's tensors: it also sees what an operator allocates and
+frees again.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 4
 _MAX_OPERATORS = 12
+# The prefill's token and a step's: later steps allocate the same again.
+_TOKENS = 2
 
 
 @cache
@@ -28,21 +33,15 @@ def load_profiler() -> None:
     """Have the profiler load what it needs: some 150 MB that are no row's."""
     # It announces itself on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    if _may_tear_down(torch.version.cuda):
+    if torch.version.cuda and Version(torch.version.cuda) >= Version("12.6"):
         # Else its hooks stay in the driver and slow each later row of the process
         # (pytorch/pytorch#144455). torch's own default from kineto's pull request 1264.
+        # Before CUDA 12.6 captured graphs crash at the profiler's end
+        # (pytorch/pytorch#150957).
         os.environ.setdefault("TEARDOWN_CUPTI", "1")
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         torch.ones(1)
     profiler.key_averages()
-
-
-def _may_tear_down(cuda: str | None) -> bool:
-    """Whether captured graphs outlive the profiler's end: before CUDA 12.6 they crash.
-
-    See pytorch/pytorch#150957.
-    """
-    return cuda is not None and Version(cuda) >= Version("12.6")
 
 
 def step_work(prepared: Prepared) -> StepWork | None:
@@ -68,16 +67,19 @@ def step_work(prepared: Prepared) -> StepWork | None:
         for _ in tokens:
             pass
         device.synchronize()
-    wanted = device.activity.name
-    events = profiler.key_averages()
-    counted = [event for event in events if event.device_type.name == wanted]
-    return _summary(counted, steps) if counted else None
+    name, averages = device.activity.name, profiler.key_averages()
+    events = [event for event in averages if event.device_type.name == name]
+    return _summary(events, steps) if events else None
 
 
 def _summary(events: Sequence[Any], steps: int) -> StepWork:
+    on_host = events[0].device_type.name == "CPU"
+    total_us = "self_cpu_time_total" if on_host else "self_device_time_total"
     times = [
         OperatorTime(
-            name=event.key, calls=event.count / steps, ms=_self_us(event) / 1e3 / steps
+            name=event.key,
+            calls=event.count / steps,
+            ms=float(getattr(event, total_us)) / 1e3 / steps,
         )
         for event in events
     ]
@@ -90,7 +92,20 @@ def _summary(events: Sequence[Any], steps: int) -> StepWork:
     )
 
 
-def _self_us(event: Any) -> float:
-    on_host = event.device_type.name == "CPU"
-    us = event.self_cpu_time_total if on_host else event.self_device_time_total
-    return float(us)
+def allocated_peak_bytes(prepared: Prepared) -> int:
+    """Weights, caches and the most besides in a generation of two tokens, on a CPU.
+
+    Call it after the warm-up: it does not see what is allocated only once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
+    with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:
+        prepared.generate(generator, max_new_tokens=count)
+    recorded: Any = profiler.profiler
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in recorded.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
+    return prepared.engine.memory_bytes() + working_bytes

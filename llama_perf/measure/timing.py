@@ -1,6 +1,9 @@
 """Prepared -> Measurement: warm-up, timed generations, memory.
 
-Times are read on the device: by CUDA events there, by the host's clock on a CPU.
+Times are read on the device: by CUDA events there, by the host's clock on a CPU. On a
+CPU the resident set is counted over its size once the row is gone: libraries loaded and
+code compiled on the way stay behind and are not the row's. It differs by tens of
+megabytes between processes that do the same; the bytes that tensors ask for do not.
 Knows no baseline.
 """
 
@@ -17,9 +20,8 @@ from torch import Tensor
 from llama_perf.devices.device import device_of
 from llama_perf.errors import ThrottledError
 from llama_perf.measure.gpu_state import GpuWatch
-from llama_perf.measure.memory import MemoryMeter, allocated_peak_bytes
 from llama_perf.measure.prepare import Prepared
-from llama_perf.measure.step_profile import step_work
+from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
 from llama_perf.measure.value_check import check_values, warm_up
 from llama_perf.results.measurement import (
     GB,
@@ -33,6 +35,36 @@ from llama_perf.rows.spec import RowSpec
 Progress = Callable[[str], None]
 MIN_SAMPLES = 3
 """Samples that a row takes whatever its budget, where it asks for as many."""
+
+
+class MemoryMeter:
+    """Peaks of one row. Create it before the row takes any memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device_of(device)
+        self._device.release_memory()
+        self._base_bytes = self._device.retained_bytes()
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        """Start a new peak from what is in use now."""
+        self._device.reset_peak()
+
+    def peak_bytes(self) -> int:
+        """CUDA: `max_memory_reserved()`, as in the reference; CPU: resident growth."""
+        return max(self._device.peak_bytes() - self._base_bytes, 0)
+
+    def retained_bytes(self) -> int:
+        """What the process retained once the row is gone; ask after dropping it.
+
+        Part of `peak_bytes()` that the row did not cause. 0 on CUDA.
+        """
+        self._device.release_memory()
+        return self._device.retained_bytes() - self._base_bytes
+
+    def peak_allocated_bytes(self) -> int | None:
+        """CUDA: `max_memory_allocated()`; None on CPU."""
+        return self._device.peak_allocated_bytes()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +81,18 @@ class Sample:
 
 def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
-    marks = device_of(prepared.row.device).clock_marks()
-    marks.mark()
-    tokens = prepared.generate(generator, after_prefill=marks.mark)
-    marks.mark()
-    start, first, end = marks.times_ns()
-    return Sample(total_ns=end - start, first_token_ns=first - start, tokens=tokens)
+    device = device_of(prepared.row.device)
+    device.synchronize()
+    marks: list[Any] = []
+
+    def mark() -> None:
+        marks.append(device.mark())
+
+    mark()
+    tokens = prepared.generate(generator, after_prefill=mark)
+    mark()
+    _, first_ns, total_ns = device.times_ns(marks)
+    return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,13 +225,10 @@ def _gpu_figures(watch: GpuWatch, row: RowSpec, *, samples: int) -> dict[str, An
 
 def without_retained(measurement: Measurement, retained_bytes: int) -> Measurement:
     """Its peaks without what the process retained of them when the row was gone."""
-    build_peak_bytes = measurement.build_peak_bytes
+    samples = measurement.peak_memory_bytes - retained_bytes
+    build = (measurement.build_peak_bytes or 0) - retained_bytes
     return replace(
-        measurement,
-        peak_memory_bytes=max(measurement.peak_memory_bytes - retained_bytes, 0),
-        build_peak_bytes=None
-        if build_peak_bytes is None
-        else max(build_peak_bytes - retained_bytes, 0),
+        measurement, peak_memory_bytes=max(samples, 0), build_peak_bytes=max(build, 0)
     )
 
 

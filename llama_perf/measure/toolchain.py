@@ -40,20 +40,16 @@ def triton_problem() -> str | None:
 
 
 def build_problem(row: RowSpec) -> str | None:
-    """Why the kernels of `row` cannot be compiled here, or None."""
-    if row.compile or (device_of(row.device).needs_triton and _runs_on_triton(row)):
-        return compiler_problem(row.device)
-    return None
+    """Why the kernels of `row` cannot be compiled here, or None.
 
-
-def _runs_on_triton(row: RowSpec) -> bool:
-    """Whether an eager row on a card runs kernels of this project.
-
-    The native schemes and `decode` attention are Triton's; modules of torch and
-    torchao are not, and such rows run without a compiler.
+    On a GPU the native schemes and `decode` attention are Triton's kernels. Modules of
+    torch and torchao are not, and such rows run without a compiler.
     """
     native = row.quantization is not None and row.kernels == "native"
-    return native or row.fused or row.attention == "decode"
+    ours = native or row.fused or row.attention == "decode"
+    if row.compile or (ours and device_of(row.device).needs_triton):
+        return compiler_problem(row.device)
+    return None
 
 
 def _cpp_problem() -> str | None:

@@ -9,7 +9,7 @@ timed beside them and stays unless another is faster by more than the clock's no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 import torch
@@ -20,7 +20,6 @@ from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import FLOATS, Packed
-from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.presets import preset
@@ -39,7 +38,7 @@ _STAGES = 2
 _ROUNDS = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Product:
     """What is multiplied: `tokens` by `weights` alike of (rows, columns)."""
 
@@ -65,46 +64,29 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        for scheme, tokens in combinations(schemes, sorted(counts)):
-            packed_as = None if scheme == UNQUANTIZED else scheme
-            fused += _of_layer(preset(row.model), packed_as, dtype, tokens)
-    return list(dict.fromkeys(fused))
-
-
-def _of_layer(
-    config: ModelConfig, scheme: str | None, dtype: torch.dtype, tokens: int
-) -> Iterator[Product]:
-    dim, hidden = config.dim, config.intermediate_size
-    shapes = (
-        (config.qkv_size, dim, 1),
-        (dim, config.n_heads * config.head_dim, 1),
-        (hidden, dim, 2),
-        (dim, hidden, 1),
-        (config.vocab_size, dim, 1),
-    )
-    for rows, columns, weights in shapes:
-        yield Product(
-            scheme=scheme,
-            dtype=dtype,
-            tokens=tokens,
-            rows=rows,
-            columns=columns,
-            weights=weights,
+        config = preset(row.model)
+        dim, hidden = config.dim, config.intermediate_size
+        shapes = (
+            (config.qkv_size, dim, 1),
+            (dim, config.n_heads * config.head_dim, 1),
+            (hidden, dim, 2),
+            (dim, hidden, 1),
+            (config.vocab_size, dim, 1),
         )
+        fused += (
+            Product(None if scheme == UNQUANTIZED else scheme, dtype, tokens, *shape)
+            for scheme, tokens in combinations(schemes, sorted(counts))
+            for shape in shapes
+        )
+    return list(dict.fromkeys(fused))
 
 
 def candidates(unquantized: bool) -> Iterator[Choice]:
     """Every launch that is tried; times of 0."""
     units = (16, 32, 64) if unquantized else (32, 64, 128)
     for block_u, splits, warps in combinations(units, _SPLITS, _WARPS):
-        yield Choice(
-            block_u=block_u,
-            splits=splits,
-            warps=warps,
-            stages=_STAGES,
-            us=0.0,
-            rule_us=0.0,
-        )
+        launch = {"block_u": block_u, "splits": splits, "warps": warps}
+        yield Choice(**launch, stages=_STAGES, us=0.0, rule_us=0.0)
 
 
 def best(tried: Sequence[Choice], time: Time) -> Choice | None:
@@ -139,9 +121,8 @@ def tune(
     for number, product in enumerate(wanted, start=1):
         packed = _packed(product, device)
         key = launch_key(packed, product.tokens, weights=product.weights)
-        faster = best(
-            list(candidates(packed.format == FLOATS)), _clock(product, packed)
-        )
+        tried = list(candidates(packed.format == FLOATS))
+        faster = best(tried, _clock(product, packed))
         chosen = "the rule"
         if faster is not None:
             keep(key, faster)
@@ -182,10 +163,8 @@ def _clock(product: Product, weight: Packed) -> Time:
 
     device, tokens = weight.codes.device, product.tokens
     used = device_of(device)
-    count = (
-        max(2 * used.cache_bytes() // max(weight.codes.nbytes, 1) + 1, 2)
-        * product.weights
-    )
+    fitting = 2 * used.cache_bytes() // max(weight.codes.nbytes, 1)
+    count = max(fitting + 1, 2) * product.weights
     copies = [_copy(weight) for _ in range(count)]
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
     counter = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
@@ -216,9 +195,5 @@ def _clock(product: Product, weight: Packed) -> Time:
 
 
 def _copy(weight: Packed) -> Packed:
-    tensors = {
-        field.name: getattr(weight, field.name).clone()
-        for field in fields(weight)
-        if isinstance(getattr(weight, field.name), Tensor)
-    }
-    return replace(weight, **tensors)
+    codes, scale, zero = weight.codes, weight.scale, weight.zero
+    return replace(weight, codes=codes.clone(), scale=scale.clone(), zero=zero.clone())

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,18 +55,6 @@ RunBlock = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """The least signal-to-noise in dB: of the worst position, or `pooled` over all.
-
-    Where activations or a cache are rounded to codes, two ways of summing turn some
-    codes, and how much of that a position shows scatters by 10 dB.
-    """
-
-    least_db: float
-    pooled: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Observed:
     """Tokens (B, N) behind `prompt` (B, T), of the row's lengths, and their logits.
 
@@ -91,36 +80,30 @@ def warm_up(
     row, engine = prepared.row, prepared.engine
     few = min(DECODED + 1, row.max_new_tokens)
 
-    def observe(count: int, *, separate: bool) -> Observed:
-        start = time.perf_counter()
-        prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
-        if lengths is not None:
-            lengths = lengths.clamp(max=prompt.shape[1])
-        tokens, logits = engine.observe(
-            prompt,
-            max_new_tokens=count,
-            observed=few,
-            lengths=lengths,
-            sampling=prepared.sampling(generator),
-        )
-        # A generation that is run anyway takes nothing of the check's.
-        seconds = time.perf_counter() - start if separate else 0.0
-        return Observed(
-            prompt=prompt,
-            lengths=lengths,
-            tokens=tokens,
-            logits=logits,
-            seconds=seconds,
-        )
-
-    with _damaged(engine) if damaged else _whole():
+    prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
+    if lengths is not None:
+        lengths = lengths.clamp(max=prompt.shape[1])
+    observe = partial(
+        engine.observe,
+        prompt,
+        observed=few,
+        lengths=lengths,
+        sampling=prepared.sampling(generator),
+    )
+    # A generation that is run anyway takes nothing of the check's.
+    seconds = 0.0
+    with _damaged(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
-            return observe(row.max_new_tokens, separate=False)
-        prepared.generate(generator)
-        state = generator.get_state()
-        observed = observe(few, separate=True)
-        generator.set_state(state)
-        return observed
+            tokens, logits = observe(max_new_tokens=row.max_new_tokens)
+        else:
+            prepared.generate(generator)
+            state, start = generator.get_state(), time.perf_counter()
+            tokens, logits = observe(max_new_tokens=few)
+            seconds = time.perf_counter() - start
+            generator.set_state(state)
+    return Observed(
+        prompt=prompt, lengths=lengths, tokens=tokens, logits=logits, seconds=seconds
+    )
 
 
 @torch.no_grad()
@@ -129,14 +112,40 @@ def check_values(prepared: Prepared, observed: Observed) -> ValueCheck:
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
     dequantized = _runs_modules(row) and _can_be_dequantized(engine)
+    against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized, kind=row.kv_cache)
     logits = observed.logits[:_SEQUENCES].float()
-    return _compared(
-        wanted,
-        logits,
-        limit_of(row, prepared.quantization),
-        against=DEQUANTIZED if dequantized else OPERATORS,
-        start=start,
+    limits_db = _limits_db(row, prepared.quantization)
+    least_db = min(limits_db)
+    if not bool(torch.isfinite(logits).all()):
+        raise ValuesError(
+            "check: its logits hold NaN or infinity, and at least"
+            f" {least_db:.1f} dB of signal to noise are needed"
+        )
+    power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
+    # Where activations or a cache are rounded to codes, two ways of summing turn some
+    # codes, and how much of that a position shows scatters by 10 dB: all are pooled
+    # then. Else the worst position counts.
+    pooled = len(limits_db) > 1
+    ratio = power.sum() / noise.sum() if pooled else (power / noise).min()
+    db = min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    best, ours = wanted.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
+    gap = (wanted.gather(-1, best) - wanted.gather(-1, ours)).squeeze(-1)
+    others, lost = int((best != ours).sum()), int((gap > _TIE * noise.sqrt()).sum())
+    if not db >= least_db or lost:
+        raise ValuesError(
+            f"check: its logits have {db:.1f} dB of signal to noise against the"
+            f" {against}, and at least {least_db:.1f} dB are needed; of"
+            f" {best.numel()} greedy tokens {others} are others,"
+            f" {lost} of them by more than the noise explains"
+        )
+    return ValueCheck(
+        signal_to_noise_db=round(db, 1),
+        least_db=least_db,
+        against=against,
+        tokens=best.numel(),
+        ties=others,
+        seconds=time.perf_counter() - start,
     )
 
 
@@ -155,14 +164,14 @@ def _can_be_dequantized(engine: Engine) -> bool:
     return True
 
 
-def limit_of(row: RowSpec, scheme: str | None) -> Limit:
-    """What rounding leaves of the signal of a row whose weights are of `scheme`."""
+def _limits_db(row: RowSpec, scheme: str | None) -> list[float]:
+    """What each rounding leaves of the signal of a row with weights of `scheme`."""
     limits = [_DTYPE_DB[row.dtype]]
     if scheme is not None and ("dq" in scheme or scheme.startswith("autoquant")):
         limits.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits.append(_CACHE_DB)
-    return Limit(least_db=min(limits), pooled=len(limits) > 1)
+    return limits
 
 
 def _reference(
@@ -170,7 +179,7 @@ def _reference(
 ) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
     model, start, tokens = engine.model, engine.filled, observed.tokens
-    text, first = _joined(observed.prompt, tokens[:, :-1], observed.lengths)
+    text, first = _joined(observed)
     end = start + text.shape[1]
     run_block: RunBlock = TransformerBlock.forward
     if dequantized:
@@ -192,13 +201,12 @@ def _reference(
     return model.head(x).float()
 
 
-def _joined(
-    prompt: Tensor, tokens: Tensor, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
     """Texts (B, L), each a prompt with its tokens behind, and each prompt's last place.
 
     What stands behind a shorter text is seen by none of its positions.
     """
+    prompt, tokens, lengths = observed.prompt, observed.tokens[:, :-1], observed.lengths
     batch, length = prompt.shape
     if lengths is None:
         last = torch.full((batch,), length - 1, device=prompt.device)
@@ -208,9 +216,7 @@ def _joined(
     return text.scatter(1, places, tokens), lengths - 1
 
 
-def _wide_block(
-    config: ModelConfig, start: int, end: int, kind: str | None
-) -> RunBlock:
+def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> Any:
     """How a block runs in float32, over a copy of its cache as long as the text."""
 
     def run(
@@ -218,17 +224,11 @@ def _wide_block(
         x: Tensor,
         cos_sin: Rotary,
         positions: Tensor,
-        cache: KVCache,
-        visible: VisiblePositions,
+        *rest: Any,
     ) -> Tensor:
-        wide = KVCache(
-            config,
-            batch_size=len(x),
-            cache_size=end,
-            dtype=torch.float32,
-            device=x.device,
-            kind=kind,
-        )
+        cache, visible = rest
+        sizes = {"batch_size": len(x), "cache_size": end}
+        wide = KVCache(config, **sizes, dtype=torch.float32, device=x.device, kind=kind)
         if start:
             for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
                 if (filled := getattr(cache, name)) is not None:
@@ -252,42 +252,6 @@ def _float(weight: Tensor) -> Tensor:
     quantized: Any = weight
     out: Tensor = quantized.dequantize().float()
     return out
-
-
-def _compared(
-    wanted: Tensor, logits: Tensor, limit: Limit, *, against: str, start: float
-) -> ValueCheck:
-    if not bool(torch.isfinite(logits).all()):
-        raise ValuesError(
-            "check: its logits hold NaN or infinity, and at least"
-            f" {limit.least_db:.1f} dB of signal to noise are needed"
-        )
-    power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
-    ratio = power.sum() / noise.sum() if limit.pooled else (power / noise).min()
-    db = min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
-    best, ours = wanted.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
-    gap = (wanted.gather(-1, best) - wanted.gather(-1, ours)).squeeze(-1)
-    lost = int((gap > _TIE * noise.sqrt()).sum())
-    if not db >= limit.least_db or lost:
-        raise ValuesError(
-            f"check: its logits have {db:.1f} dB of signal to noise against the"
-            f" {against}, and at least {limit.least_db:.1f} dB are needed; of"
-            f" {best.numel()} greedy tokens {int((best != ours).sum())} are others,"
-            f" {lost} of them by more than the noise explains"
-        )
-    return ValueCheck(
-        signal_to_noise_db=round(db, 1),
-        least_db=limit.least_db,
-        against=against,
-        tokens=best.numel(),
-        ties=int((best != ours).sum()),
-        seconds=time.perf_counter() - start,
-    )
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    yield
 
 
 @contextmanager

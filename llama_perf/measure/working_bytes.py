@@ -8,7 +8,6 @@ eagerly: compiled code keeps less. Inside an operator only attention is counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -51,22 +50,6 @@ def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
     return grouped + 2 * piece * size + max(widened, queries * size) + queries * 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Call:
-    """Some tokens of each sequence that run through the layer together.
-
-    `live_bytes` are alive around it. Attention has a mask over the cache where `masked`
-    and no fused kernel where `is_math`. `inside_bytes` is what its operator takes in
-    addition to its result.
-    """
-
-    tokens: int
-    live_bytes: int
-    masked: bool = False
-    is_math: bool = False
-    inside_bytes: int = 0
-
-
 class _Moments:
     """Bytes alive at the moments that can be the peak of a row."""
 
@@ -85,16 +68,14 @@ class _Moments:
 
     def all(self) -> Iterator[int]:
         """Every moment of the row's filling, its prompt and a decode step."""
-        row = self._row
+        row, token = self._row, self._batch * _INT
         if row.fill:
-            default_chunk = row.fill if self._sdpa else PREFILL_CHUNK
             # Chunks in the middle are like the first and the last ones.
-            chunk = row.prefill_chunk or default_chunk
+            chunk = row.prefill_chunk or (row.fill if self._sdpa else PREFILL_CHUNK)
             last = max(row.fill // chunk - 2, 0) * chunk
-            tokens = self._batch * row.fill * _INT
-            yield from self._prompt(0, min(chunk, row.fill), tokens)
-            yield from self._prompt(last, row.fill - last, tokens)
-        tokens = self._batch * row.prompt_length * _INT
+            yield from self._prompt(0, min(chunk, row.fill), row.fill * token)
+            yield from self._prompt(last, row.fill - last, row.fill * token)
+        tokens = row.prompt_length * token
         # Under a mask on CUDA no fused kernel takes grouped queries.
         is_math = row.fill > 0 and row.device == "cuda"
         yield from self._prompt(row.fill, row.prompt_length, tokens, is_math=is_math)
@@ -112,14 +93,8 @@ class _Moments:
             tokens = min(chunk, length - first)
             masked = self._sdpa and start + first > 0
             mask = tokens * self._positions if masked else 0
-            call = _Call(
-                tokens=tokens,
-                live_bytes=tokens_bytes + before + tokens * _INT + mask,
-                masked=masked,
-                is_math=is_math and masked,
-                inside_bytes=inside,
-            )
-            yield from self._layer(call)
+            live = tokens_bytes + before + tokens * _INT + mask
+            yield from self._layer(tokens, live, masked, is_math and masked, inside)
             before = tokens * self._state
         yield from self._head(tokens_bytes + before)
 
@@ -128,33 +103,37 @@ class _Moments:
         live = self._batch * _INT + _INT
         # What the token sees: a row of the mask, or a count.
         visible = self._positions if self._sdpa else _INT
-        call = _Call(
-            tokens=1,
-            live_bytes=live + visible,
-            masked=self._sdpa,
-            is_math=self._sdpa and self._row.device == "cuda",
-        )
-        yield from self._layer(call)
+        is_math = self._sdpa and self._row.device == "cuda"
+        yield from self._layer(1, live + visible, self._sdpa, is_math)
         yield from self._head(live + self._state)
         yield live + self._frequencies + self._sampling()
 
-    def _layer(self, call: _Call) -> Iterator[int]:
+    def _layer(
+        self, tokens: int, live: int, masked: bool, is_math: bool, inside: int = 0
+    ) -> Iterator[int]:
+        """Some tokens of each sequence that run together, with `live` bytes around.
+
+        Attention has a mask over the cache where `masked` and no fused kernel where
+        `is_math`; its operator takes `inside` in addition to its result.
+        """
         config, size = self._config, self._size
-        rows = self._batch * call.tokens
+        rows = self._batch * tokens
         x = rows * config.dim * size
         # Cosines and sines are float32, one of each for a pair.
-        live = call.live_bytes + self._frequencies + 4 * call.tokens * self._width
+        live += self._frequencies + 4 * tokens * self._width
         yield live + x + self._norm(rows)
-        for moment in self._attention(call):
+        for moment in self._attention(tokens, masked, is_math, inside):
             yield live + moment
         # Behind attention: x, x + attention, what is normed, and gate and up.
         yield live + 2 * x + self._norm(rows)
         hidden = rows * config.intermediate_size * size
         yield live + 3 * x + max(3 * hidden, hidden + x)
 
-    def _attention(self, call: _Call) -> Iterator[int]:
+    def _attention(
+        self, tokens: int, masked: bool, is_math: bool, inside: int
+    ) -> Iterator[int]:
         config, size = self._config, self._size
-        rows = self._batch * call.tokens
+        rows = self._batch * tokens
         x = rows * config.dim * size
         # Elements of queries and of keys.
         q = rows * config.n_heads * self._width
@@ -168,16 +147,16 @@ class _Moments:
             # Keys and values are stacked and quantized together.
             yield live + 2 * k * size + self._quantizing(2 * k)
         if not self._sdpa:
-            yield live + q * size + call.inside_bytes
-        elif call.masked:
+            yield live + q * size + inside
+        elif masked:
             cache = self._batch * config.n_kv_heads * self._positions * self._width
             if self._row.kv_cache is not None:
                 # Each of keys and values is dequantized whole.
                 yield live + cache * size + self._dequantizing(cache)
                 live += 2 * cache * size
             live -= k * size
-            if call.is_math:
-                for moment in self._math_attention(call.tokens):
+            if is_math:
+                for moment in self._math_attention(tokens):
                     yield live + moment
         elif self._row.kv_cache is not None:
             # Keys, then values, are rounded as the cache holds them.

@@ -21,7 +21,7 @@ from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.limits import limits_of
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
-from llama_perf.measure.machine_notes import machine_notes
+from llama_perf.measure.environment import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment

@@ -16,11 +16,11 @@ from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
-from llama_perf.measure.memory import MemoryMeter
 from llama_perf.measure.prepare import prepare
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     MeasureOptions,
+    MemoryMeter,
     Progress,
     measure,
     without_retained,

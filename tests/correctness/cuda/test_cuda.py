@@ -24,7 +24,7 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
-from llama_perf.measure.memory import MemoryMeter
+from llama_perf.measure.timing import MemoryMeter
 from llama_perf.quantize.model import quantize_model
 from llama_perf.results.run import Status
 from llama_perf.run.session import Session

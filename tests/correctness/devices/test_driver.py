@@ -1,4 +1,4 @@
-"""A card that torch cannot use is told with what to do, and no CPU takes its place."""
+"""A GPU that torch cannot use is told with what to do, and no CPU takes its place."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 from llama_perf.cli.main import main
 from llama_perf.devices import driver
 from llama_perf.devices.device import check_device, device_of, unasked_device
-from llama_perf.devices.driver import ask_driver, build_for, is_wsl, why_unseen
+from llama_perf.devices.driver import Driver, ask_driver, build_for, why_unseen
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.measure.machine_notes import machine_notes
+from llama_perf.measure.environment import machine_notes
 from llama_perf.rows import selection
 from tests.correctness.support import nvidia_smi
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
-CARD = "NVIDIA H100 80GB HBM3 (driver 550.54.15, CUDA 12.4)"
+H100 = "NVIDIA H100 80GB HBM3"
 TOO_OLD = (
-    f"nvidia-smi lists {CARD}, too old for torch 2.13.0+cu130 of CUDA 13.0:"
-    " update the driver to one for CUDA 13.0 or newer"
+    f"nvidia-smi lists {H100} (driver 550.54.15, CUDA 12.4), too old for torch"
+    " 2.13.0+cu130 of CUDA 13.0: update the driver to one for CUDA 13.0 or newer"
 )
 
 
 @pytest.fixture(autouse=True)
-def _torch_of_cuda_13_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def _torch_of_cuda_13_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[None] = []
 
-    def no_card() -> bool:
+    def no_gpu() -> bool:
         if not asked:
             # Once a process, as torch does.
             asked.append(None)
             warnings.warn("CUDA initialization: driver too old", stacklevel=1)
         return False
 
-    monkeypatch.setattr(torch.cuda, "is_available", no_card)
+    monkeypatch.setattr(torch.cuda, "is_available", no_gpu)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -47,33 +47,19 @@ def _torch_of_cuda_13_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with a card and a driver for CUDA 12.4."""
+    """A machine with a GPU and a driver for CUDA 12.4."""
     nvidia_smi.install(monkeypatch, tmp_path / "bin")
 
 
-def test_what_nvidia_smi_says_is_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    second = nvidia_smi.CARD.replace("GPU 0", "GPU 1")
-    cards = f"{nvidia_smi.CARD}\n{nvidia_smi.SLICE}\n{second}"
-    nvidia_smi.install(monkeypatch, tmp_path / "two", cards=cards, cuda="13.1")
-    found = ask_driver()
-    assert found is not None
-    assert found.cards == ("NVIDIA H100 80GB HBM3",) * 2
-    assert (found.version, found.cuda) == ("550.54.15", "13.1")
+def test_nvidia_smi_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    second = nvidia_smi.GPU.replace("GPU 0", "GPU 1")
+    gpus = f"{nvidia_smi.GPU}\n{nvidia_smi.SLICE}\n{second}"
+    nvidia_smi.install(monkeypatch, tmp_path / "two", gpus=gpus, cuda="13.1")
+    assert ask_driver() == Driver(gpus=(H100, H100), version="550.54.15", cuda="13.1")
     says = "| NVIDIA-SMI 590.1  Driver Version: 590.1  CUDA UMD Version: 13.1 |"
     nvidia_smi.install(monkeypatch, tmp_path / "umd", says=says)
-    found = ask_driver()
-    assert found is not None
-    assert (found.cards, found.cuda) == ((), "13.1")
-
-
-@pytest.mark.usefixtures("smi")
-def test_an_old_driver_is_told_with_both_versions_and_what_to_do() -> None:
-    with pytest.raises(NotRunnable) as caught:
-        check_device("cuda")
-    told = f"no CUDA device on this machine can be used: {TOO_OLD}"
-    assert str(caught.value) == told
+    problem = f"nvidia-smi says {says!r}"
+    assert ask_driver() == Driver(version="590.1", cuda="13.1", problem=problem)
 
 
 @pytest.mark.parametrize(
@@ -88,35 +74,37 @@ def test_an_old_driver_is_told_with_both_versions_and_what_to_do() -> None:
         ("11.8", None),
     ],
 )
-def test_a_cpu_build_is_told_with_the_build_that_fits(
-    cuda: str, build: str | None
-) -> None:
+def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
     assert build_for(cuda) == build
-    found = driver.Driver(cards=("A",), version="1.2", cuda=cuda)
-    told = why_unseen(found, torch="2.13.0+cpu", built_for=None)
-    begin = f"nvidia-smi lists A (driver 1.2, CUDA {cuda}), and torch 2.13.0+cpu is a"
-    assert told.startswith(f"{begin} CPU build: ")
+    found = Driver(gpus=("A",), version="1.2", cuda=cuda)
+    pip = f"{sys.executable} -m pip install --force-reinstall torch --index-url"
+    wanted = "update the driver to one for CUDA 12.6 or newer"
     if build:
-        assert f" CPU build: {sys.executable} -m pip install " in told
-    wanted = f"/whl/{build}" if build else "one for CUDA 12.6 or newer"
-    assert told.endswith(wanted)
+        wanted = f"{pip} https://download.pytorch.org/whl/{build}"
+    assert why_unseen(found, torch="2.13.0+cpu", built_for=None) == (
+        f"nvidia-smi lists A (driver 1.2, CUDA {cuda}), and torch 2.13.0+cpu is a CPU"
+        f" build: {wanted}"
+    )
 
 
 def test_a_device_that_is_not_there_is_told_by_its_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = driver.Driver(cards=("A", "A"), version="580.1", cuda="13.0")
-    told = why_unseen(found, torch="2.13.0", built_for="13.0")
-    assert "cannot use it" in told
+    found = Driver(gpus=("A", "A"), version="580.1", cuda="13.0")
+    assert "cannot use it" in why_unseen(found, torch="2.13.0", built_for="13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     told = why_unseen(found, torch="2.13.0", built_for="13.0")
     assert "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0" in told
 
 
 @pytest.mark.usefixtures("smi")
-def test_no_processor_takes_the_place_of_a_card(
+def test_no_processor_takes_the_place_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(NotRunnable) as caught:
+        check_device("cuda")
+    told = f"no CUDA device on this machine can be used: {TOO_OLD}"
+    assert str(caught.value) == told
     with pytest.raises(UserError, match=re.escape(TOO_OLD)):
         unasked_device()
     assert main(["run", "--row", "*none*"]) == 2
@@ -140,7 +128,7 @@ def test_the_plugin_refuses_unless_rows_were_asked_for(project: Project) -> None
     project.run("--row=*none*").assert_outcomes(passed=1)
 
 
-def test_a_machine_without_a_card_runs_what_it_can(
+def test_a_machine_without_a_gpu_runs_what_it_can(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(driver, "_WSL", str(tmp_path / "none"))
@@ -164,13 +152,13 @@ def test_a_machine_without_a_card_runs_what_it_can(
     [
         ("exit 9", "nvidia-smi ended with exit code 9"),
         ("echo No devices were found", "nvidia-smi says 'No devices were found'"),
-        ("true", "nvidia-smi lists no card"),
+        ("true", "nvidia-smi lists no GPU"),
         (r"printf '\377\376'", "nvidia-smi says '\N{REPLACEMENT CHARACTER}"),
         ("exec sleep 60", "nvidia-smi gave no answer within 0.1 s"),
         (None, "nvidia-smi cannot be run: Exec format error"),
     ],
 )
-def test_an_nvidia_smi_that_lists_no_card_is_told(
+def test_an_nvidia_smi_that_lists_no_gpu_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, told: str
 ) -> None:
     if script == "exec sleep 60":
@@ -180,15 +168,5 @@ def test_an_nvidia_smi_that_lists_no_card_is_told(
     (tmp_path / "nvidia-smi").write_text(text, encoding="utf-8")
     found = ask_driver()
     assert found is not None
-    assert found.cards == ()
-    assert found.problem is not None
-    assert found.problem.startswith(told)
-
-
-def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
-    version = tmp_path / "version"
-    assert not is_wsl(version)
-    version.write_text("Linux version 5.15.1-microsoft-standard-WSL2", encoding="utf-8")
-    assert is_wsl(version)
-    version.write_text("Linux version 6.1.0 (debian)", encoding="utf-8")
-    assert not is_wsl(version)
+    assert found.gpus == ()
+    assert str(found.problem).startswith(told)

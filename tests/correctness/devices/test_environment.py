@@ -1,9 +1,8 @@
-"""The machine's fingerprint, and the key that names its baselines."""
+"""The machine's fingerprint, the key that names its baselines, and its processor."""
 
 from __future__ import annotations
 
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,42 +12,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf.devices import device
-from llama_perf.devices import processor as named
+from llama_perf.devices import device, processor
 from llama_perf.measure.environment import collect
 from llama_perf.results.environment import Environment
 from llama_perf.rows.spec import DEVICES
+from tests.correctness.support import nvidia_smi
+from tests.correctness.support.processes import HANG_S
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ONLY_ON_CUDA = {"driver", "cuda", "triton", "device_uuid"}
+XEON = "Intel(R) Xeon(R) CPU @ 2.80GHz"
+X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": True}
+ARM = {"architecture": "arm64", "neon": True, "sve": False, "sve_max_length": 0}
+VNNI = {**X86, "avx512_vnni": True}
+NO_INT8 = "no int8 instructions"
+FIELDS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
-@pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A CPU of which a test changes the name and the cores."""
-    made = SimpleNamespace(name="Intel(R) Xeon(R) CPU @ 2.80GHz", cores=2)
-    monkeypatch.setattr(named, "name", lambda: made.name)
-    monkeypatch.setattr(named, "cores", lambda: made.cores)
-    return made
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A card of which a test changes the properties."""
-    made = SimpleNamespace(
-        name="NVIDIA A100-SXM4-40GB", multi_processor_count=108, total_memory=40 * 2**30
-    )
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: made.name)
-    nvml = SimpleNamespace(
-        nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "570.1"
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    return made
-
-
-def test_every_field_of_this_machine_is_filled() -> None:
+def test_every_field_of_this_machine_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     found = collect(CPU)
     for field in fields(Environment):
         if field.name not in ONLY_ON_CUDA | {"commit"}:
@@ -60,85 +42,94 @@ def test_every_field_of_this_machine_is_filled() -> None:
     assert found.threads == torch.get_num_threads()
     # Between a tenth of a gigabyte and ten terabytes: bytes, not another unit.
     assert 1e8 < found.device_memory_bytes < 1e13
-
-
-def test_the_commit_is_the_checkouts_and_not_known_without_git(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = subprocess.run(
-        "git rev-parse HEAD", shell=True, cwd=ROOT, capture_output=True, text=True
-    )
-    assert collect(CPU).commit == (asked.stdout[:12] or None)
+    git = ["git", "rev-parse", "HEAD"]
+    asked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    assert found.commit == (asked.stdout[:12] or None)
     monkeypatch.setenv("PATH", "")
-    assert collect(CPU).commit is None
-
-
-def test_the_key_is_stable_and_a_safe_name_of_a_folder() -> None:
-    keys = {collect(CPU).device_key for _ in range(2)}
-    assert len(keys) == 1
-    assert re.fullmatch(r"cpu-[a-z0-9][a-z0-9.-]*-\d+c", keys.pop())
-
-
-def test_a_key_says_the_name_without_marks_and_the_cores(
-    processor: SimpleNamespace,
-) -> None:
-    assert collect(CPU).device_key == "cpu-intel-xeon-cpu-2.80ghz-2c"
-    assert collect(CPU).device_name == processor.name
+    again = collect(CPU)
+    assert again.commit is None, "git is not there"
+    assert again.device_key == found.device_key
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc", "A/B\\C", "  Spaced  Out ", "AMD EPYC™ 7B12\n", "-", "Ünïx"]
-)
-def test_no_name_of_a_processor_leaves_the_folder(
-    processor: SimpleNamespace, name: str
-) -> None:
-    processor.name = name
-    key = collect(CPU).device_key
-    assert re.fullmatch(r"cpu-[a-z0-9.-]*-2c", key)
-    assert Path("baselines", key).resolve().parent == Path("baselines").resolve()
-
-
-def test_other_cores_and_other_processors_have_other_keys(
-    processor: SimpleNamespace,
-) -> None:
-    keys = {collect(CPU).device_key}
-    processor.cores = 4
-    keys.add(collect(CPU).device_key)
-    processor.name = "AMD EPYC 7B12"
-    keys.add(collect(CPU).device_key)
-    assert len(keys) == 3
-
-
-def test_a_card_is_named_by_its_parts(card: SimpleNamespace) -> None:
-    found = collect(CUDA)
-    assert found.device_key == "nvidia-a100-sxm4-40gb-108sm-40gib"
-    assert found.device_name == card.name
-    assert found.device_memory_bytes == card.total_memory
-    assert found.driver == "570.1"
-
-
-@pytest.mark.parametrize(
-    ("part", "value"),
+    ("name", "cores", "key"),
     [
-        ("name", "NVIDIA H100"),
-        ("multi_processor_count", 42),
-        ("total_memory", 20 * 2**30),
+        (XEON, 2, "cpu-intel-xeon-cpu-2.80ghz-2c"),
+        (XEON, 4, "cpu-intel-xeon-cpu-2.80ghz-4c"),
+        # None leaves the folder of baselines.
+        ("../../etc", 2, "cpu-..-..-etc-2c"),
+        ("A/B\\C", 2, "cpu-a-b-c-2c"),
+        ("  Spaced  Out ", 2, "cpu-spaced-out-2c"),
+        ("AMD EPYC™ 7B12\n", 2, "cpu-amd-epyc-7b12-2c"),
+        ("-", 2, "cpu--2c"),
+        ("Ünïx", 2, "cpu-n-x-2c"),
     ],
 )
-def test_cards_that_share_a_name_are_told_apart(
-    card: SimpleNamespace, part: str, value: object
+def test_a_key_has_the_name_without_marks_and_the_cores(
+    monkeypatch: pytest.MonkeyPatch, name: str, cores: int, key: str
 ) -> None:
-    before = collect(CUDA).device_key
-    setattr(card, part, value)
-    assert collect(CUDA).device_key != before
+    monkeypatch.setattr(processor, "name", lambda: name)
+    monkeypatch.setattr(processor, "cores", lambda: cores)
+    found = collect(CPU)
+    assert (found.device_name, found.device_key) == (name, key)
 
 
-def test_a_card_is_the_same_with_the_memory_a_driver_takes(
-    card: SimpleNamespace,
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU of which a test changes the properties, and its NVML."""
+    made = SimpleNamespace(
+        name="NVIDIA A100-SXM4-40GB", multi_processor_count=108, total_memory=40 * 2**30
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
+    made.nvml = SimpleNamespace(
+        NVMLError=LookupError,
+        nvmlInit=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: "570.1",
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", made.nvml)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({}, "nvidia-a100-sxm4-40gb-108sm-40gib"),
+        ({"name": "NVIDIA H100"}, "nvidia-h100-108sm-40gib"),
+        # A slice, and another size, of the same name.
+        ({"multi_processor_count": 42}, "nvidia-a100-sxm4-40gb-42sm-40gib"),
+        ({"total_memory": 20 * 2**30}, "nvidia-a100-sxm4-40gb-108sm-20gib"),
+        # The same with the memory that a driver takes.
+        ({"total_memory": 40 * 2**30 - 2**28}, "nvidia-a100-sxm4-40gb-108sm-40gib"),
+    ],
+    ids=str,
+)
+def test_a_gpu_is_named_by_its_parts(
+    gpu: SimpleNamespace, change: dict[str, object], key: str
 ) -> None:
-    before = collect(CUDA).device_key
-    card.total_memory -= 200 * 2**20
-    assert collect(CUDA).device_key == before
+    vars(gpu).update(change)
+    found = collect(CUDA)
+    assert (found.device_key, found.driver) == (key, "570.1")
+    assert found.device_name == gpu.name
+    assert found.device_memory_bytes == gpu.total_memory
+
+
+def test_nvidia_smi_tells_the_driver_where_nvml_does_not(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(error: type[Exception]) -> None:
+        raise error("no answer")
+
+    monkeypatch.setattr(gpu.nvml, "nvmlInit", lambda: fail(ValueError))
+    with pytest.raises(ValueError, match="no answer"):
+        collect(CUDA)
+    monkeypatch.setattr(gpu.nvml, "nvmlInit", lambda: fail(LookupError))
+    monkeypatch.setattr("llama_perf.devices.driver._WSL", str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert collect(CUDA).driver is None
+    nvidia_smi.install(monkeypatch, tmp_path)
+    assert collect(CUDA).driver == "550.54.15"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert collect(CUDA).driver == "550.54.15"
 
 
 def test_every_device_of_a_row_has_a_class() -> None:
@@ -150,3 +141,122 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
     assert device.package_version("no-such-package-here") is None
     # Of torch the wheels of PyPI leave out what +cpu or +cu130 says.
     assert device.package_version("pytest") == pytest.__version__
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "exact", "onednn", "told", "fast"),
+    [
+        ({**VNNI, "amx_int8": True}, True, True, "VNNI, AMX int8", True),
+        # ONEDNN_MAX_CPU_ISA=AVX2.
+        (VNNI, False, True, "VNNI", False),
+        (VNNI, True, False, "VNNI", False),
+        (X86, False, True, NO_INT8, False),
+        (X86, True, True, NO_INT8, False),
+        ({**X86, "avx512_bf16": True, "bf16": True}, True, True, "bf16", False),
+        # arm64, where torch's products are exact, and how fast is not known.
+        (ARM, True, True, NO_INT8, False),
+        ({**ARM, "dot": True, "bf16": True}, True, True, "dot products, bf16", False),
+        ({}, True, True, NO_INT8, False),
+    ],
+)
+def test_features_are_those_that_code_is_chosen_by(
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: dict[str, object],
+    exact: bool,
+    onednn: bool,
+    told: str,
+    fast: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
+    found = "are exact" if exact else "saturate"
+    assert processor.features() == f"torch uses AVX2; has {told}; int8 products {found}"
+    # Fast are exact products with VNNI that oneDNN uses.
+    assert processor.has_fast_int8_products() is fast
+
+
+def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = processor.int8_products_are_exact.__wrapped__
+
+    def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.long() @ b.long()).to(torch.int32)
+
+    def in_16_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        # As vpmaddubsw adds pairs: of an unsigned and a signed factor.
+        pairs = (a.int() + 128).unsqueeze(2) * b.int().unsqueeze(0)
+        sums = pairs.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
+        total: torch.Tensor = sums.sum(1) - 128 * b.int().sum(0)
+        return total.to(torch.int32)
+
+    for product, wanted in ((exact, True), (in_16_bits, False)):
+        monkeypatch.setattr(torch, "_int_mm", product)
+        assert tried() is wanted
+
+
+FAST = "processor.has_fast_int8_products(), processor.features()"
+ISA = "os.environ.get('ONEDNN_MAX_CPU_ISA')"
+
+
+@pytest.mark.parametrize(
+    ("torch_uses", "onednn_uses", "shown", "begin"),
+    [
+        # The latter makes any processor one without VNNI.
+        ("default", "AVX2", FAST, "False torch uses DEFAULT; "),
+        # oneDNN does without AMX where torch is lowered.
+        (None, None, ISA, "None\n"),
+        ("avx512", None, ISA, "None\n"),
+        ("avx2", None, ISA, "AVX512_CORE_BF16\n"),
+        ("default", None, ISA, "AVX512_CORE_BF16\n"),
+        ("avx2", "AVX2", ISA, "AVX2\n"),
+    ],
+)
+def test_what_torch_and_onednn_may_use_is_heeded(
+    torch_uses: str | None,
+    onednn_uses: str | None,
+    shown: str,
+    begin: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in zip(FIELDS, (torch_uses, onednn_uses), strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    code = f"import os, llama_perf.devices.processor as processor; print({shown})"
+    found = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, timeout=HANG_S
+    )
+    assert found.startswith(begin)
+
+
+def test_the_name_is_read_where_the_architecture_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "processor\t: 0\nmodel name\t: AMD EPYC 7B12\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert processor.name() == "AMD EPYC 7B12"
+    # arm64 has numbers there, and lscpu the name.
+    text = "processor\t: 0\nCPU implementer\t: 0x41\nmodel name\t: \n"
+    shown = "Architecture:  aarch64\n  Model name:     Neoverse-N1\n    Stepping: r3\n"
+    done = SimpleNamespace(stdout=shown)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert processor.name() == "Neoverse-N1"
+
+    def absent(*_: object, **__: object) -> object:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert processor.name() == "aarch64"
+
+
+def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    assert not processor.is_wsl(version)
+    version.write_text("Linux version 5.15.1-microsoft-standard-WSL2", encoding="utf-8")
+    assert processor.is_wsl(version)
+    version.write_text("Linux version 6.1.0 (debian)", encoding="utf-8")
+    assert not processor.is_wsl(version)

@@ -5,10 +5,12 @@ The timing itself needs a card; here the clock is made up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,62 +35,38 @@ def test_a_launch_that_the_card_has_no_room_for_is_left_out(
 ) -> None:
     """Triton's refusal is none of torch's errors."""
     errors = pytest.importorskip("triton.runtime.errors")
-
-    def refused(_work: object) -> None:
-        raise errors.OutOfResources(300_000, 232_448, "shared memory")
-
+    refused = Mock(side_effect=errors.OutOfResources(300_000, 232_448, "shared memory"))
     card = SimpleNamespace(L2_cache_size=1, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     monkeypatch.setattr(tuning, "warm_up", refused)
-    product = tuning.Product(
-        scheme=None, dtype=torch.float32, tokens=1, rows=32, columns=64
-    )
+    product = tuning.Product(None, torch.float32, 1, 32, 64)
     time = tuning._clock(product, of_floats(torch.ones(32, 64)))
     assert time(CHOICE) == float("inf")
 
 
-def clock(
-    fast: Choice | None, *, seconds: float, drift: float = 1.0
-) -> Callable[[Choice | None], float]:
-    """A clock by which the rule takes 1 s, `fast` so long and the others 2 s.
-
-    `drift` is by how much everything is slower after the first round.
-    """
-    calls = 0
+@pytest.mark.parametrize(
+    ("first", "seconds", "others", "faster"),
+    [
+        (1.0, 0.8, 2.0, True),
+        (1.0, 0.99, 2.0, False),
+        (1.0, 1.0, 2.0, False),
+        (1.0, 1.2, 2.0, False),
+        # All alike; only the very first, the rule's, was disturbed.
+        (2.0, 1.0, 1.0, False),
+    ],
+)
+def test_the_fastest_is_chosen_with_both_times_where_it_is_clearly_faster(
+    first: float, seconds: float, others: float, faster: bool
+) -> None:
+    rule, fast = chain([first], repeat(1.0)), TRIED[7]
 
     def time(choice: Choice | None) -> float:
-        nonlocal calls
-        calls += 1
-        slower = drift if calls > 1 + len(TRIED) else 1.0
         if choice is None:
-            return slower
-        return slower * (seconds if choice == fast else 2.0)
+            return next(rule)
+        return seconds if choice == fast else others
 
-    return time
-
-
-def test_the_fastest_is_chosen_with_both_times() -> None:
-    fast = TRIED[7]
-    found = best(TRIED, clock(fast, seconds=0.8))
-    assert found == replace(fast, us=0.8e6, rule_us=1e6)
-
-
-@pytest.mark.parametrize("seconds", [0.99, 1.0, 1.2])
-def test_the_rule_stays_where_nothing_is_clearly_faster(seconds: float) -> None:
-    assert best(TRIED, clock(TRIED[3], seconds=seconds)) is None
-
-
-def test_a_clock_that_moved_on_decides_nothing() -> None:
-    """The candidates were timed in a fast minute, the rule in a slow one."""
-    calls = 0
-
-    def time(_choice: Choice | None) -> float:
-        nonlocal calls
-        calls += 1
-        # All alike; only the very first, the rule's, was disturbed.
-        return 2.0 if calls == 1 else 1.0
-
-    assert best(TRIED, time) is None
+    chosen = replace(fast, us=0.8e6, rule_us=1e6) if faster else None
+    assert best(TRIED, time) == chosen
 
 
 def test_the_products_are_those_of_the_fused_rows() -> None:
@@ -107,9 +85,8 @@ def test_the_products_are_those_of_the_fused_rows() -> None:
     chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
     assert {each.scheme for each in chosen} == {None, "int8wo", "int8dq"}
     assert {each.tokens for each in chosen} == {1}
-    assert len(products(selection.load_set("reference"))) == len(
-        set(products(selection.load_set("reference")))
-    )
+    every = products(selection.load_set("reference"))
+    assert len(every) == len(set(every))
 
 
 def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
@@ -122,39 +99,24 @@ def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
     assert sorted(devices) == ["card-a", "card-b"]
     assert sorted(devices["card-a"]) == ["x", "y"]
     assert devices["card-b"]["x"].splits == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
+    # The package's own can be read.
+    assert launch_table.known_here() == launch_table.read()
+    for change, told in (
         ({"block_u": 12}, r"devices\.card\.x\.block_u: 12; allowed"),
         ({"warps": 3}, r"devices\.card\.x\.warps: 3; allowed"),
         ({"splits": 0}, r"devices\.card\.x\.splits: 0; 1 or more"),
-    ],
-)
-def test_a_damaged_table_is_named(
-    tmp_path: Path, change: dict[str, int], told: str
-) -> None:
-    path = tmp_path / "table.json"
-    launch_table.keep("card", {"x": replace(CHOICE, **change)}, path)
-    with pytest.raises(RecordError, match=told):
-        launch_table.read(path)
-
-
-def test_the_packages_own_table_can_be_read() -> None:
-    assert launch_table.known_here() == launch_table.read()
+    ):
+        launch_table.keep("card", {"x": replace(CHOICE, **change)}, path)
+        with pytest.raises(RecordError, match=told):
+            launch_table.read(path)
+        path.unlink()
 
 
 def test_keys_tell_products_apart() -> None:
     weight = of_floats(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
-    keys = {
-        launch_key(weight, 1, weights=1),
-        launch_key(weight, 1, weights=2),
-        launch_key(weight, 2, weights=1),
-        launch_key(replace(weight, rows=16), 1, weights=1),
-        launch_key(replace(weight, bits=32), 1, weights=1),
-        launch_key(replace(weight, dynamic=True), 1, weights=1),
-    }
+    changes: list[dict[str, Any]] = [{}, {"rows": 16}, {"bits": 32}, {"dynamic": True}]
+    keys = {launch_key(replace(weight, **each), 1, weights=1) for each in changes}
+    keys |= {launch_key(weight, 1, weights=2), launch_key(weight, 2, weights=1)}
     assert len(keys) == 6
     # Five tokens run as eight.
     assert launch_key(weight, 5, weights=1) == launch_key(weight, 8, weights=1)

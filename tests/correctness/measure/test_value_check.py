@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.sampling import Sampling
+from llama_perf.measure import value_check
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
 from llama_perf.quantize import opaque_int4
@@ -113,9 +114,7 @@ def test_rows_of_every_kind_are_compared(
     prepared = built(**fields)
     if against == OPERATORS:
         # What is compared is the same, and compiling each takes long.
-        monkeypatch.setattr(
-            "llama_perf.measure.value_check._runs_modules", lambda _row: False
-        )
+        monkeypatch.setattr(value_check, "_runs_modules", lambda _row: False)
     check = checked(prepared)
     assert check.against == against
     # Rounding to the codes of a cache may turn; everything else is float32's.
@@ -125,9 +124,7 @@ def test_rows_of_every_kind_are_compared(
         checked(prepared, damaged=True)
 
 
-def test_a_position_that_is_off_by_one_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_position_one_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = built()
     decode = prepared.engine.decode
     monkeypatch.setattr(
@@ -137,78 +134,54 @@ def test_a_position_that_is_off_by_one_is_found(
         checked(prepared)
 
 
-def test_one_wrong_logit_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in a single row of the head leaves much signal, and another token."""
+@pytest.mark.parametrize(
+    ("above", "told"),
+    [
+        # An error in a single row of the head leaves much signal, and another token.
+        (0.02, "tokens 1 are others, 1 of them by more"),
+        (torch.nan, "logits hold NaN or infinity"),
+    ],
+)
+def test_one_wrong_logit_is_no_tie(
+    monkeypatch: pytest.MonkeyPatch, above: float, told: str
+) -> None:
     prepared = built(temperature=0.0)
     observe = prepared.engine.observe
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         tokens, logits = observe(*arguments, **options)
-        logits[0, 4, 17] = logits[0, 4].max() + 0.02
+        logits[0, 4, 17] = logits[0, 4].max() + above
         return tokens, logits
 
     monkeypatch.setattr(prepared.engine, "observe", wrong)
-    monkeypatch.setattr("llama_perf.measure.value_check._DTYPE_DB", {"float32": 0.0})
-    with pytest.raises(ValuesError, match="tokens 1 are others, 1 of them by more"):
+    monkeypatch.setattr(value_check, "_DTYPE_DB", {"float32": 0.0})
+    with pytest.raises(ValuesError, match=told):
         checked(prepared)
 
 
-def test_logits_that_are_no_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = built()
-    observe = prepared.engine.observe
-
-    def broken(*arguments: Any, **options: Any) -> Any:
-        tokens, logits = observe(*arguments, **options)
-        logits[0, 2, 5] = torch.nan
-        return tokens, logits
-
-    monkeypatch.setattr(prepared.engine, "observe", broken)
-    with pytest.raises(ValuesError, match="logits hold NaN or infinity"):
-        checked(prepared)
-
-
-@pytest.mark.parametrize("length", [6, 100])
-def test_what_is_observed_is_a_generation_and_draws_no_more(length: int) -> None:
-    prepared, generator, alike = built(prompt_length=length), seeded(), seeded()
-    row = prepared.row
+# A short row pays for the comparison alone, and where its generation is no longer than
+# what is observed, too.
+@pytest.mark.parametrize(("length", "new"), [(6, 12), (6, 9), (100, 12)])
+def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> None:
+    prepared = built(prompt_length=length, max_new_tokens=new)
+    generator, alike = seeded(), seeded()
     observed = warm_up(prepared, generator)
-    tokens = prepared.engine.generate(
-        prepared.prompt,
-        max_new_tokens=row.max_new_tokens,
-        sampling=Sampling(
-            temperature=row.temperature, top_k=row.top_k, generator=alike
-        ),
-    )
+    tokens = prepared.generate(alike)
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)
+    assert (observed.seconds == 0.0) == (length == 6)
     if length == 6:
         assert torch.equal(observed.tokens, tokens[:, length:][:, :9])
-        assert observed.seconds == 0.0
-
-
-def test_a_short_row_pays_for_the_comparison_alone() -> None:
-    """Where its generation is no longer than what is observed, too."""
-    prepared = built(max_new_tokens=9)
-    assert warm_up(prepared, seeded()).seconds == 0.0
-    assert warm_up(built(prompt_length=100), seeded()).seconds > 0.0
 
 
 def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
-    rows = [
-        RowSpec(
-            model="stories15M",
-            quantization=scheme,
-            device="cpu",
-            dtype="float32",
-            max_new_tokens=4,
-            num_samples=1,
-        )
-        for scheme in ("int8wo", None)
-    ]
+    row = RowSpec(model="stories15M", device="cpu", dtype="float32")
+    row = replace(row, max_new_tokens=4, num_samples=1)
     session = Session(["cpu"], options=RunRequest(inject_damage=("*int8wo*",)))
-    damaged, whole = map(session.run_row, rows)
+    damaged = session.run_row(replace(row, quantization="int8wo"))
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
+    whole = session.run_row(row)
     assert whole.status is Status.MEASURED
     assert whole.measurement is not None
     assert whole.measurement.check is not None

@@ -122,7 +122,7 @@ def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
     assert done.returncode == 0
     assert done.stderr == (
         f"choose_torch: nvidia-smi says {says!r}, so torch is installed as on a machine"
-        " without a card\n"
+        " without a GPU\n"
     )
     assert asked.read_text() == "asked\n"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -70,21 +70,17 @@ class Recorder(TorchDispatchMode):
         self._seen[address] = weakref.ref(storage, gone)
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     size: int
     key: Hashable = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     small: bool
     pool: int
-    blocks: list[Block] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return sum(block.size for block in self.blocks)
+    blocks: list[Block]
 
 
 class CachingAllocator:
@@ -96,7 +92,7 @@ class CachingAllocator:
 
     @property
     def reserved(self) -> int:
-        return sum(segment.size for segment in self.segments)
+        return sum(block.size for each in self.segments for block in each.blocks)
 
     @property
     def live(self) -> int:
@@ -110,11 +106,8 @@ class CachingAllocator:
             self._free(key)
 
     def empty_cache(self) -> None:
-        self.segments = [
-            segment
-            for segment in self.segments
-            if any(block.key is not None for block in segment.blocks)
-        ]
+        used = {id(segment) for segment, _ in self._held.values()}
+        self.segments = [each for each in self.segments if id(each) in used]
 
     def _allocate(self, key: Hashable, asked: int, pool: int) -> None:
         size = max(512, -(-asked // 512) * 512)
@@ -147,10 +140,8 @@ class CachingAllocator:
         segment, block = self._held.pop(key)
         del self.asked[key]
         block.key = None
-        place = next(n for n, each in enumerate(segment.blocks) if each is block)
-        for neighbour in (place + 1, place - 1):
-            if 0 <= neighbour < len(segment.blocks):
-                other = segment.blocks[neighbour]
-                if other.key is None:
-                    block.size += other.size
-                    segment.blocks.pop(neighbour)
+        blocks = segment.blocks
+        place = blocks.index(block)
+        for beside in (place + 1, place - 1):
+            if 0 <= beside < len(blocks) and blocks[beside].key is None:
+                block.size += blocks.pop(beside).size

@@ -24,18 +24,10 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.weights_samples import all_weights, write_json
+from tests.correctness.support.weights_samples import TINY, all_weights, write_json
 
 # Widths that every scheme's kernels take.
-SMALL = ModelConfig(
-    dim=256,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    intermediate_size=512,
-    vocab_size=512,
-    head_dim=64,
-)
+SMALL = replace(TINY, dim=256, intermediate_size=512, vocab_size=512, head_dim=64)
 # torchao's int4 for CUDA pads a weight's columns to a multiple of 1024.
 WIDE = replace(SMALL, dim=1024, n_heads=16, intermediate_size=1024)
 MODELS = {"small": SMALL, "wide": WIDE}
@@ -49,20 +41,11 @@ CLOSE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 QUANTIZED = {"int8wo": 0.04, "int8dq": 0.06, "float8wo": 0.15, "int4wo-64": 0.45}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", id="cpu"),
-        pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
-    ]
-)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return available(request.param)
-
-
-def available(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+    if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
+    return torch.device(request.param)
 
 
 def write_checkpoint(folder: Path, model: ModelConfig) -> None:

@@ -5,16 +5,14 @@ The formulas of `llama_perf.measure` predict the same without running anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
@@ -74,23 +72,15 @@ def _tokens(row: RowSpec, length: int) -> Tensor:
     return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention that keeps nothing but its result, as the fused kernels do."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
-
-
 def _attention(row: RowSpec, *, masked: bool) -> AbstractContextManager[object]:
-    """Under a mask on CUDA no fused kernel takes grouped queries."""
+    """Under a mask on CUDA no fused kernel takes grouped queries.
+
+    A fused kernel keeps nothing but its result.
+    """
     if masked and row.device == "cuda":
         return sdpa_kernel(SDPBackend.MATH)
-    return _FusedAttention()
+    return patch.object(
+        F,
+        "scaled_dot_product_attention",
+        lambda query, *_, **__: torch.empty_like(query),
+    )

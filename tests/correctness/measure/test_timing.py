@@ -1,0 +1,176 @@
+"""What a row measures: its memory, and as many samples as a budget leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llama_perf.devices.device import device_of
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.transformer import Transformer
+from llama_perf.measure import timing as measuring
+from llama_perf.measure.prepare import Prepared, predict_row, prepare
+from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
+from llama_perf.measure.timing import MeasureOptions, MemoryMeter, Sample, measure
+from llama_perf.report.markdown import as_markdown
+from llama_perf.report.text import as_text
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report
+from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import from_json, to_json
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    CUDA_ROW,
+    ENVIRONMENT,
+    MEASUREMENT,
+    measured,
+)
+from tests.correctness.support.weights_samples import TINY
+
+CPU = torch.device("cpu")
+SDPA = {"attention": "sdpa"}
+MB = 1_000_000
+# Python and the allocator take some of their own: up to 8.3 MB on arm64.
+OWN = 16 * MB
+
+ROW = RowSpec(model="stories15M", dtype="float32", device="cpu")
+ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
+
+
+def taken(seconds: float, *, most: int, budget_s: float | None) -> int:
+    """How many samples of so many seconds a row takes."""
+    ns = round(seconds * 1e9)
+    sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
+    counts = range(most + 1)
+    return next(
+        count
+        for count in counts
+        if not measuring.more_samples([sample] * count, limit=most, budget_s=budget_s)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "count"),
+    [
+        (0.1, 5, 5),
+        (4.0, 5, 5),
+        (4.5, 5, 4),
+        (6.0, 5, 3),
+        (60.0, 5, 3),
+        (60.0, 2, 2),
+        (60.0, 1, 1),
+        (1.0, 30, 20),
+    ],
+)
+def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
+    seconds: float, most: int, count: int
+) -> None:
+    assert device_of("cuda").samples_budget_s == 20.0
+    assert taken(seconds, most=most, budget_s=20.0) == count
+    # A CPU takes all that a row asks for.
+    assert device_of("cpu").samples_budget_s is None
+    assert taken(seconds, most=most, budget_s=None) == most
+
+
+@pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 3), (1e6, 5)])
+def test_a_measurement_has_its_budget_and_what_it_took(
+    budget_s: float | None, count: int
+) -> None:
+    row = replace(CPU_ROW, max_new_tokens=2)
+    engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
+    prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
+    told: list[str] = []
+    found = measure(
+        Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
+        meter=MemoryMeter(CPU),
+        options=MeasureOptions(samples_budget_s=budget_s),
+        progress=told.append,
+    )
+    assert len(found.sample_ns) == len(found.first_token_ns) == count
+    assert found.samples_budget_s == budget_s
+    numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
+    assert told == ["warming up", *numbers]
+
+
+def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> None:
+    watch: Any = SimpleNamespace(
+        joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
+    )
+    found = measuring._gpu_figures(watch, CUDA_ROW, samples=3)
+    assert found["joules_per_token"] == 1200.0 / (3 * 200)
+
+
+def test_the_report_names_the_rows_that_took_fewer() -> None:
+    results = (
+        measured(samples_budget_s=20.0),
+        measured(replace(CPU_ROW, compile=True)),
+        measured(replace(CPU_ROW, num_samples=2), samples_budget_s=20.0),
+    )
+    report = Report(started="now", environment=ENVIRONMENT, results=results)
+    line = f"2 of 5 samples in {CPU_ROW.id}: more would have taken over 20 s"
+    for text in (as_text(report), as_markdown(report)):
+        assert line in text
+        assert text.count("would have taken") == 1
+
+
+def test_a_measurement_of_an_earlier_version_has_no_budget() -> None:
+    stored = to_json(replace(MEASUREMENT, samples_budget_s=None))
+    stored = stored.replace('"samples_budget_s": null,', "")
+    assert "samples_budget_s" not in stored
+    assert from_json(Measurement, stored, source="stored") == MEASUREMENT
+
+
+def test_the_meter_sees_what_was_allocated_and_freed_until_a_new_peak() -> None:
+    meter = MemoryMeter(CPU)
+    assert meter.peak_bytes() < OWN
+    tensor = torch.ones(64 * MB // 4)
+    assert 60 * MB <= meter.peak_bytes() < 80 * MB
+    del tensor
+    assert meter.peak_bytes() >= 60 * MB
+    assert meter.retained_bytes() < OWN
+    meter.reset_peak()
+    assert meter.peak_bytes() < OWN
+    assert meter.peak_allocated_bytes() is None, "a CPU has no allocator's peak"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"quantization": "int8wo"}, {"kv_cache_quantization": True}, SDPA],
+    ids=str,
+)
+def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
+    change: dict[str, object],
+) -> None:
+    row = replace(ROW, **change)  # type: ignore[arg-type]
+    prepared = prepare(row)
+    load_profiler()
+    # The first one keeps a few bytes for those after it, as a warm-up does.
+    _, first, second = (allocated_peak_bytes(prepared) for _ in range(3))
+    assert first == second
+    again = allocated_peak_bytes(prepare(row))
+    assert again == pytest.approx(first, rel=1e-5)
+    # What a product takes inside is not predicted.
+    assert first == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=6e6)
+
+
+def test_a_larger_cache_adds_its_bytes_and_nothing_else() -> None:
+    rows = [replace(ROW, cache_size=size) for size in (64, 128)]
+    small, large = (allocated_peak_bytes(prepare(row)) for row in rows)
+    caches = [predict_row(row).cache_bytes for row in rows]
+    assert large - small == caches[1] - caches[0]
+
+
+def test_two_percent_more_is_found_in_what_a_row_measures() -> None:
+    found = []
+    for size in (64, 64, 4096):
+        prepared, meter = prepare(replace(ROW, cache_size=size)), MemoryMeter(CPU)
+        options = MeasureOptions(count_work=True)
+        found.append(measure(prepared, meter=meter, options=options))
+    first, second, larger = (each.peak_allocated_bytes or 0 for each in found)
+    assert first == second > 0
+    assert larger > 1.02 * first
