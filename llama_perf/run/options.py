@@ -37,7 +37,7 @@ def _option(text: str, metavar: str | None = None, **keywords: Any) -> Any:
     return field(default=() if default == [] else default, metadata=keywords)
 
 
-def _switch(text: str) -> Any:
+def _flag(text: str) -> Any:
     return _option(text, default=False, action="store_true")
 
 
@@ -89,10 +89,8 @@ class RunRequest:
         "SECONDS",
         type=float,
     )
-    wait: bool = _switch(
-        "if another run uses the device, wait for it instead of failing"
-    )
-    compare: bool = _switch(
+    wait: bool = _flag("if another run uses the device, wait for it instead of failing")
+    compare: bool = _flag(
         "compare with this device's baseline; a row that looks slower or larger runs"
         " again in fresh processes before it fails"
     )
@@ -109,7 +107,7 @@ class RunRequest:
         " reported (report)",
         **_FAIL_OR_REPORT,
     )
-    no_confirm: bool = _switch(
+    no_confirm: bool = _flag(
         "with a comparison, start no fresh processes: a row that looks slower or larger"
         " is UNDECIDED"
     )
@@ -123,7 +121,7 @@ class RunRequest:
         " .llama-perf/last.json; the command line: '-' prints them as the last line)",
         "FILE",
     )
-    resume: bool = _switch(
+    resume: bool = _flag(
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again"
     )

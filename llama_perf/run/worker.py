@@ -111,10 +111,8 @@ class Worker:
             raise
         if isinstance(ended, WorkerResult):
             return ended
-        output = os.pread(self._output.fileno(), 1 << 20, begin).decode(
-            errors="replace"
-        )
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        text = os.pread(self._output.fileno(), 1 << 20, begin).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         tail = " | ".join(lines[-_TAIL_LINES:]) or "no output"
         reason = f"its process {ended}: {tail}"
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)

@@ -115,10 +115,8 @@ def test_what_fresh_processes_decide(
     options, tok_s, breaks_at, count, verdict, reason = CASES[case]
     record_three_processes(project, PLAIN)
 
-    def process(number: int, row: RowSpec) -> tuple[RowResult, None]:
-        return (
-            broken(row) if number == breaks_at else measured(row, tok_s=tok_s)
-        ), None
+    def process(index: int, row: RowSpec) -> tuple[RowResult, None]:
+        return (broken(row) if index == breaks_at else measured(row, tok_s=tok_s)), None
 
     ids, fails = started(process), case not in ("refuted", "reported")
     if front == "pytest":
@@ -196,9 +194,7 @@ def test_a_cuda_baseline_has_ten_processes_and_another_five() -> None:
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
-def test_an_ended_recording(
-    project: Project, started: Started, interrupt: bool
-) -> None:
+def test_an_early_ending(project: Project, started: Started, interrupt: bool) -> None:
     path = project.record()
     before = path.read_bytes()
     environment = baselines.read(path).environment

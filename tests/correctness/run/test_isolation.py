@@ -52,9 +52,7 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return sabotage
 
 
-def test_killed_and_hanging_rows(
-    project: Project, sabotaged: Callable[[str], None]
-) -> None:
+def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) -> None:
     log, lost = project.path / "pids", project.path / "lost"
     project.patch.setattr(worker, "time", processes.clock_that_waits_for(lost.exists))
     sabotaged(

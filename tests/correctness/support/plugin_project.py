@@ -157,10 +157,8 @@ class Project:
 
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
-        folders = ("checkpoints", "baselines")
-        rest = [
-            word for name in folders for word in (f"--{name}", str(self.path / name))
-        ]
+        names = ("checkpoints", "baselines")
+        rest = [word for name in names for word in (f"--{name}", str(self.path / name))]
         return [*words, "--rows", str(self.rows), *rest]
 
     def run_words(self, *options: str) -> list[str]:
