@@ -6,6 +6,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from filelock import FileLock
 from hypothesis import settings
 
 from llama_perf.llama.compiler import compiling_for_this_processor
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
 from tests.correctness.support.command_line import CommandLine
-from tests.correctness.support.plugin_project import Project, import_all
+from tests.correctness.support.plugin_project import Project
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
@@ -95,7 +99,17 @@ def _an_interrupt_is_one() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _everything_imported() -> Iterator[None]:
-    import_all()
+    """Have a row import all that it imports on its way.
+
+    pytester forgets the modules that a run in this process imported, and torch's
+    cannot be imported twice.
+    """
+    row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
+    for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = Session(["cpu"], options=RunRequest()).run_row(variant)
+        assert result.measurement is not None, result.reason
+    # The compiler's modules too: they register themselves once in a process.
+    torch.compile(torch.sin)(torch.ones(4))
     # A row collects garbage several times, and pytest's own objects are many.
     gc.collect()
     gc.freeze()

@@ -14,7 +14,7 @@ import torch
 
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
-from llama_perf.run import worker
+from llama_perf.run import compared_run, worker
 from llama_perf.run.lock import locked
 from tests.correctness.support import processes
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
@@ -24,7 +24,11 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have every worker run `code` before a row; it has the row's `id` there."""
+    """Have rows run in worker processes, as users have it, and `code` before each.
+
+    It has the row's `id`.
+    """
+    monkeypatch.setattr(compared_run, "Worker", worker.Worker)
     original = worker.worker_command
 
     def sabotage(code: str) -> None:
@@ -61,7 +65,7 @@ def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) ->
         f"if id == {FP6!r}:\n"
         f"    print('lost', flush=True); open({str(lost)!r}, 'w'); time.sleep(3600)"
     )
-    result = project.run_isolated("--row-timeout=20", passed=1, failed=2)
+    result = project.run("--row-timeout=20", passed=1, failed=2)
     ended = {result.id: result.status for result in project.report().results}
     invalid, measured = Status.INVALID, Status.MEASURED
     assert ended == {PLAIN: invalid, INT8: measured, FP6: invalid}
@@ -82,7 +86,7 @@ def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) ->
 def test_isolated_rows(project: Project, sabotaged: Callable[[str], None]) -> None:
     log = project.path / "pids"
     sabotaged(f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)")
-    project.run_isolated("--isolate=row", passed=2, skipped=1)
+    project.run("--isolate=row", passed=2, skipped=1)
     pids = log.read_text(encoding="utf-8").split()
     assert len(pids) == len({*pids, str(os.getpid())}) - 1 == 3
 
