@@ -1,8 +1,7 @@
 """Attention of queries to cached keys and values, on one of two paths.
 
-`decode`, the default, attends only to the filled positions
-(`llama_perf.kernels.attention`). It needs no mask, and its cost does not depend on the
-size of the cache. `sdpa` is the reference's path: PyTorch's
+`decode`, the default, attends only to the filled positions, without a mask
+(`llama_perf.kernels.attention`). `sdpa` is the reference's path: PyTorch's
 `scaled_dot_product_attention` over all positions of the cache under a mask, with a
 quantized cache dequantized first. The mask is stored as a cache_size x cache_size
 triangle; with `linear_causal_mask` only the rows in use are computed.
@@ -58,9 +57,8 @@ class CausalMask:
 
     def rows(self, positions: Tensor) -> Tensor:
         """Bool (T, cache_size) of int64 positions (T,)."""
-        if self._triangle is None:
-            return self._rows(positions)
-        return self._triangle[positions]
+        triangle = self._triangle
+        return self._rows(positions) if triangle is None else triangle[positions]
 
 
 def visible_to_chunk(

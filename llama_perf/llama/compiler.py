@@ -12,12 +12,12 @@ import torch
 
 from llama_perf.devices import processor
 
-FLAGS = {
-    "coordinate_descent_tuning": True,
-    "coordinate_descent_check_all_directions": True,
-    "force_fuse_int_mm_with_mul": True,
-    "fx_graph_cache": True,
-}
+FLAGS = (
+    "coordinate_descent_tuning",
+    "coordinate_descent_check_all_directions",
+    "force_fuse_int_mm_with_mul",
+    "fx_graph_cache",
+)
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def compiler_settings() -> Iterator[None]:
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (
         warnings.catch_warnings(),
-        config.patch(FLAGS),
+        config.patch(dict.fromkeys(FLAGS, True)),
         compiling_for_this_processor(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):

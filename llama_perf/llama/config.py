@@ -7,7 +7,7 @@ like are read in `llama_perf.checkpoints.config`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from llama_perf.errors import SpecError
 
@@ -43,28 +43,17 @@ class ModelConfig:
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "intermediate_size",
-            "vocab_size",
-            "head_dim",
-            "context",
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
+        # Annotations are text here, of the modules' future import.
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
                 raise SpecError(name, value, "allowed: a whole number, 1 or more")
-        for name in ("norm_eps", "rope_base"):
-            value = getattr(self, name)
             number = isinstance(value, int | float) and math.isfinite(value)
-            if not number or value <= 0:
+            if field.type == "float" and (not number or value <= 0):
                 raise SpecError(name, value, "allowed: a number, more than 0")
         if self.n_heads % self.n_kv_heads:
-            raise SpecError(
-                "n_kv_heads", self.n_kv_heads, f"it must divide n_heads {self.n_heads}"
-            )
+            allowed = f"it must divide n_heads {self.n_heads}"
+            raise SpecError("n_kv_heads", self.n_kv_heads, allowed)
         if self.head_dim % 2:
             raise SpecError("head_dim", self.head_dim, "RoPE needs an even one")
 

@@ -2,13 +2,14 @@
 
 Nothing in it waits for the host, so the whole step can be one CUDA graph: all layers,
 the head and the choice of the next token. `CapturedDecodeStep` replays that graph for
-every token, and one for a short prompt. Knows no model.
+every token, and one for a short prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,8 +17,12 @@ from torch import Tensor
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.sampling import ChooseToken
 
+if TYPE_CHECKING:
+    from llama_perf.llama.engine import Engine
+
 Work = Callable[[], None]
-Prefill = Callable[[Tensor, Tensor | None], Tensor]
+ReadPrompt = Callable[[Tensor, Tensor | None], Tensor | None]
+"""Of a prompt and its lengths; returns the logits behind it."""
 
 
 def warm_up(work: Work) -> None:
@@ -50,38 +55,20 @@ def _capture_stream(_device: int) -> torch.cuda.Stream:
 class DecodeStep:
     """Prefill, then one token after the other.
 
-    `prefill` (prompt, lengths or None) and `decode` (token, position) return logits
-    (B, vocabulary), from which `choose` takes the next token. `state` has room for the
-    tokens of a generation. `logits` are those of the last token, until the next step.
+    `choose` takes the next token from the logits (B, V) of `engine`. `state` has room
+    for the tokens of a generation. `logits` are those of the last token, until the next
+    step.
     """
 
     logits: Tensor | None = None
 
-    def __init__(
-        self,
-        prefill: Prefill,
-        decode: Callable[[Tensor, Tensor], Tensor],
-        choose: ChooseToken,
-        state: DecodeState,
-    ) -> None:
-        self._prefill = prefill
-        self._decode = decode
+    def __init__(self, engine: Engine, choose: ChooseToken, state: DecodeState) -> None:
+        self._engine = engine
         self._choose = choose
         self.state = state
 
-    def begin(self, prompt: Tensor, lengths: Tensor | None, *, start: int) -> None:
+    def begin(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         """Read `prompt`, (B, T), from position `start` on; choose the first token."""
-        self._read_prompt(prompt, lengths, start)
-
-    def run(self) -> None:
-        """Decode `state.token` and choose the next one."""
-        self._run_eagerly()
-
-    def repeat(self) -> None:
-        """Decode `state.token` again and discard the result: `state` stays."""
-        self._decode(self.state.token, self.state.position)
-
-    def _read_prompt(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         # The position of the prompt's last token, from which `choose` advances. Filled
         # on the device: a copy from the host would wait for it.
         if lengths is None:
@@ -89,10 +76,15 @@ class DecodeStep:
         else:
             self.state.position.copy_(lengths[:, None] + (start - 1))
         self.state.count.zero_()
-        self._next(self._prefill, prompt, lengths)
+        self._next(self._engine.prefill, prompt, lengths)
 
-    def _run_eagerly(self) -> None:
-        self._next(self._decode, self.state.token, self.state.position)
+    def run(self) -> None:
+        """Decode `state.token` and choose the next one."""
+        self._next(self._engine.decode, self.state.token, self.state.position)
+
+    def repeat(self) -> None:
+        """Decode `state.token` again and discard the result: `state` stays."""
+        self._engine.decode(self.state.token, self.state.position)
 
     def _next(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> None:
         # The last logits are freed first: they do not count into the step's peak.
@@ -105,46 +97,61 @@ class CapturedDecodeStep(DecodeStep):
     """A step whose `run` replays a CUDA graph, captured when it first runs.
 
     A prompt of at most `max_prompt_tokens` tokens is captured too, once for each
-    length. `generator` is what `choose` draws from, or None. `repeats` says whether
-    `repeat` will be called, which has its own graph.
+    length. `generator` is what `choose` draws from, or None.
     """
+
+    _graph: torch.cuda.CUDAGraph | None = None
+    _repeat_graph: torch.cuda.CUDAGraph | None = None
+    _graph_logits: Tensor | None = None
 
     def __init__(
         self,
-        prefill: Prefill,
-        decode: Callable[[Tensor, Tensor], Tensor],
+        engine: Engine,
         choose: ChooseToken,
         state: DecodeState,
         *,
         generator: torch.Generator | None,
-        max_prompt_tokens: int = 0,
-        repeats: bool = False,
+        max_prompt_tokens: int,
     ) -> None:
-        super().__init__(prefill, decode, choose, state)
+        super().__init__(engine, choose, state)
         self._generator = generator
         self._max_prompt_tokens = max_prompt_tokens
-        self._repeats = repeats
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._repeat_graph: torch.cuda.CUDAGraph | None = None
-        self._graph_logits: Tensor | None = None
-        self.prompts: dict[int, _CapturedPrompt] = {}
+        # By length: where the prompt starts, and what reads another one there.
+        self.prompts: dict[int, tuple[int, ReadPrompt]] = {}
 
-    def begin(self, prompt: Tensor, lengths: Tensor | None, *, start: int) -> None:
+    def begin(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         """Read `prompt`, by one launch where it is short, and choose the first token.
 
         The first prompt of its length is run once and captured.
         """
-        length = prompt.shape[1]
         if prompt.numel() > self._max_prompt_tokens:
-            super().begin(prompt, lengths, start=start)
+            super().begin(prompt, lengths, start)
             return
-        captured = self.prompts.get(length)
-        if captured is None or captured.start != start:
-            captured = _CapturedPrompt(self._read_prompt, prompt, lengths, start)
-            captured.logits = self.logits
-            self.prompts[length] = captured
-        captured.run(prompt, lengths)
-        self.logits = captured.logits
+        length = prompt.shape[1]
+        if length not in self.prompts or self.prompts[length][0] != start:
+            self.prompts[length] = start, self._captured_prompt(prompt, lengths, start)
+        self.logits = self.prompts[length][1](prompt, lengths)
+
+    def _captured_prompt(
+        self, first: Tensor, first_lengths: Tensor | None, start: int
+    ) -> ReadPrompt:
+        own, own_lengths = first.clone(), first_lengths
+        if own_lengths is not None:
+            own_lengths = own_lengths.clone()
+        work = partial(super().begin, own, own_lengths, start)
+        warm_up(work)
+        graph = capture_graph(work)
+        logits = self.logits
+
+        # It does not hold the step, which frees its graphs at once when it is dropped.
+        def read(prompt: Tensor, lengths: Tensor | None) -> Tensor | None:
+            own.copy_(prompt)
+            if own_lengths is not None and lengths is not None:
+                own_lengths.copy_(lengths)
+            graph.replay()
+            return logits
+
+        return read
 
     def run(self) -> None:
         """Decode `state.token` and choose the next one, by one launch."""
@@ -153,18 +160,17 @@ class CapturedDecodeStep(DecodeStep):
 
     def repeat(self) -> None:
         """Decode `state.token` again and discard the result, by one launch."""
-        self._captured_graph()
-        assert self._repeat_graph is not None, "the step was made with repeats"
+        self._captured_graph()  # Behind it all kernels are compiled and tuned.
+        if self._repeat_graph is None:
+            self._repeat_graph = capture_graph(super().repeat)
         self._repeat_graph.replay()
 
     def _captured_graph(self) -> torch.cuda.CUDAGraph:
         if self._graph is None:
             self._warm_up()
-            self._graph = capture_graph(self._run_eagerly, self._generator)
+            self._graph = capture_graph(super().run, self._generator)
             # A reference keeps the graph from giving their memory to other tensors.
             self._graph_logits = self.logits
-            if self._repeats:
-                self._repeat_graph = capture_graph(super().repeat)
         return self._graph
 
     def _warm_up(self) -> None:
@@ -172,38 +178,8 @@ class CapturedDecodeStep(DecodeStep):
         draws = None if self._generator is None else self._generator.get_state()
         tensors = (self.state.token, self.state.position, self.state.count)
         before = [tensor.clone() for tensor in tensors]
-        warm_up(self._run_eagerly)
+        warm_up(super().run)
         for tensor, saved in zip(tensors, before, strict=True):
             tensor.copy_(saved)
         if self._generator is not None and draws is not None:
             self._generator.set_state(draws)
-
-
-class _CapturedPrompt:
-    """A prompt of one length, as one graph that reads a copy of it."""
-
-    logits: Tensor | None = None
-
-    def __init__(
-        self,
-        read_prompt: Callable[[Tensor, Tensor | None, int], None],
-        prompt: Tensor,
-        lengths: Tensor | None,
-        start: int,
-    ) -> None:
-        self.start = start
-        self._prompt = prompt.clone()
-        self._lengths = None if lengths is None else lengths.clone()
-
-        def work() -> None:
-            read_prompt(self._prompt, self._lengths, start)
-
-        warm_up(work)
-        self._graph = capture_graph(work)
-
-    def run(self, prompt: Tensor, lengths: Tensor | None) -> None:
-        """Replay the graph on a copy of `prompt`."""
-        self._prompt.copy_(prompt)
-        if self._lengths is not None and lengths is not None:
-            self._lengths.copy_(lengths)
-        self._graph.replay()

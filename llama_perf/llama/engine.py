@@ -1,37 +1,36 @@
 """Generation: prefill, decode, sampling, compilation. Token ids only.
 
-Knows nothing of text, files, quantization or clocks. Callers that measure pass
-`after_prefill`, which is called when the first token has been chosen.
-`llama_perf.llama.generate` does all of it in one call.
+Knows nothing of text, files, quantization or clocks. `generate` does all of it in one
+call.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
+from llama_perf.kernels.decode_state import DecodeState
+from llama_perf.llama import prompt_checks
 from llama_perf.llama.attention import (
     CausalMask,
     VisiblePositions,
     visible_to_chunk,
     visible_to_token,
 )
-from llama_perf.llama.decode_step import DecodeStep
+from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
 from llama_perf.llama.kv_cache import KVCache, caches
-from llama_perf.llama.model_functions import RunBlock, model_functions
 from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.prompt_checks import check_batch, check_lengths, check_room
-from llama_perf.llama.sampling import Sampling
-from llama_perf.llama.step_cache import StepCache
+from llama_perf.llama.sampling import Sampling, token_chooser
 from llama_perf.llama.transformer import (
+    RunBlock,
     Transformer,
-    check_tokens,
-    state_after,
+    TransformerBlock,
     tensor_bytes,
 )
 from llama_perf.rows.spec import FUSED_TOKENS
@@ -48,6 +47,18 @@ between the layers of an 8-billion-parameter model stay below 0.1 GB.
 """
 
 
+class Request(TypedDict, total=False):
+    """What is generated behind a prompt, int64 (B, T).
+
+    With `lengths`, int64 (B,) on the model's device, the prompt of sequence i is its
+    first lengths[i] tokens; the rest is not read.
+    """
+
+    max_new_tokens: Required[int]
+    lengths: Tensor | None
+    sampling: Sampling
+
+
 class Engine:
     """A model with its caches, ready to generate.
 
@@ -60,12 +71,11 @@ class Engine:
     ) -> None:
         self.model = model
         self.options = options
-        self.batch_size = options.batch_size
         self.cache_size = options.cache_size or model.config.context
         self.filled = 0
-        self._caches = caches(
+        self.caches: Sequence[KVCache] = caches(
             model.config,
-            batch_size=self.batch_size,
+            batch_size=options.batch_size,
             cache_size=self.cache_size,
             dtype=model.dtype,
             device=model.device,
@@ -76,30 +86,40 @@ class Engine:
         if options.attention == "sdpa":
             chunk = self.cache_size
             self._mask = CausalMask(
-                self.cache_size, linear=options.linear_causal_mask, device=model.device
+                chunk, linear=options.linear_causal_mask, device=model.device
             )
         self._chunk = options.prefill_chunk or chunk
-        self._fused = self._fused_step() if options.fused else None
-        self._functions = model_functions(options, self._fused)
-        # A weak reference: the steps belong to the engine, and a dropped engine
-        # frees its caches at once.
-        engine = weakref.proxy(self)
-        self._steps = StepCache(
-            lambda prompt, lengths: engine.prefill(prompt, lengths),
-            lambda token, position: engine.decode(token, position),
-            options=options,
-            cache_size=self.cache_size,
-            fused=self._fused,
-            device=model.device,
-        )
+        self._fused: FusedStep | None = None
+        self._choose_functions()
+        # A captured step reads its own tensors, so it is kept and serves each later
+        # generation that samples alike.
+        self.captured: dict[Hashable, CapturedDecodeStep] = {}
 
-    def _fused_step(self) -> FusedStep:
-        """The kernels that run a few tokens."""
-        from llama_perf.llama.fused import FusedStep
+    def _choose_functions(self) -> None:
+        """How the blocks and the head run: plain, compiled or fused.
 
-        if self._mask is not None:
-            raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-        return FusedStep(self.model, batch_size=self.batch_size)
+        Compilation is regional: each layer runs the same compiled block. A prompt's
+        block is compiled with a dynamic length.
+        """
+        options = self.options
+        block: Callable[..., Tensor] = TransformerBlock.forward
+        head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
+        self._prefill_block = self._decode_block = block
+        self._prefill_head = self._decode_head = head
+        if options.compile_prefill:
+            self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
+        if options.fused:
+            from llama_perf.llama.fused import FusedStep
+
+            if self._mask is not None:
+                raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
+            self._fused = FusedStep(self.model, batch_size=options.batch_size)
+            self._prefill_block = self._fused.block_or(self._prefill_block)
+            self._decode_block = self._fused.block
+            self._prefill_head = self._decode_head = self._fused.head
+        elif options.compile:
+            self._decode_block = torch.compile(block, fullgraph=True, dynamic=False)
+            self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
@@ -108,8 +128,7 @@ class Engine:
         Raises PromptError unless they fit and leave room for a prompt.
         """
         self.filled = 0
-        check_tokens(tokens, self.model.config.vocab_size)
-        check_batch(tokens, self.batch_size)
+        self._check_tokens(tokens)
         length = tokens.shape[1]
         if length >= self.cache_size:
             raise PromptError(
@@ -124,7 +143,7 @@ class Engine:
 
         With `lengths`, int64 (B,), they follow that many tokens of each sequence.
         """
-        return self._functions.prefill_head(self.model, self._run(tokens, lengths))
+        return self._prefill_head(self.model, self._run(tokens, lengths))
 
     def _run(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """The last hidden state of each sequence, (B, dim), chunk by chunk."""
@@ -135,9 +154,9 @@ class Engine:
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
             visible = visible_to_chunk(self._mask, positions, start, end)
-            x = self._hidden(chunk, positions, visible, self._functions.prefill_block)
+            x = self._hidden(chunk, positions, visible, self._prefill_block)
             last = (
-                x[:, -1] if lengths is None else state_after(x, lengths - first, last)
+                x[:, -1] if lengths is None else _state_after(x, lengths - first, last)
             )
         assert last is not None, "a prompt without tokens"
         return last
@@ -147,8 +166,8 @@ class Engine:
 
         int64 (1,), or (B, 1) where each sequence has its own.
         """
-        x = self._hidden(token, position, None, self._functions.decode_block)
-        return self._functions.decode_head(self.model, x[:, -1])
+        x = self._hidden(token, position, None, self._decode_block)
+        return self._decode_head(self.model, x[:, -1])
 
     def _hidden(
         self,
@@ -161,46 +180,71 @@ class Engine:
 
         Where `visible` is None, a token sees the filled positions and itself.
         """
+        started = None
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
-            return self.model.through_blocks(
-                x,
-                cos_sin,
-                positions,
-                caches=self._caches,
-                visible=visible or VisiblePositions(filled=filled),
-                run_block=run_block,
-            )
+            started = x, cos_sin
+            visible = visible or VisiblePositions(filled=filled)
         return self.model.hidden(
             tokens,
             positions,
-            caches=self._caches,
+            caches=self.caches,
             visible=visible or visible_to_token(self._mask, positions),
             run_block=run_block,
+            started=started,
         )
 
-    def _generate(
-        self,
-        prompt: Tensor,
-        *,
-        max_new_tokens: int,
-        lengths: Tensor | None,
-        sampling: Sampling,
-        after_prefill: Callable[[], None] | None = None,
-    ) -> Iterator[DecodeStep]:
+    def _step(
+        self, sampling: Sampling, max_new_tokens: int, *, ragged: bool
+    ) -> DecodeStep:
+        """A step that samples so, captured where the options say so.
+
+        One kernel chooses the next token where it can, and a prompt of a few tokens is
+        captured too.
+        """
+        device = self.model.device
+        if sampling.seed is not None:
+            generator = torch.Generator(device=device).manual_seed(sampling.seed)
+            sampling = replace(sampling, seed=None, generator=generator)
+        draws, choose = sampling.generator, token_chooser(sampling)
+        kernel = None if self._fused is None else self._fused.token_chooser(sampling)
+        if kernel is not None:
+            # The kernel draws from a seed, so that one graph serves every generator.
+            sampling, choose = replace(sampling, generator=None), kernel
+        key, capture = (sampling, ragged), self.options.capture
+        step: DecodeStep | None = self.captured.get(key)
+        if step is None:
+            state = DecodeState.room(
+                self.options.batch_size,
+                self.cache_size if capture else max_new_tokens,
+                ragged=ragged,
+                device=device,
+            )
+            # A weak reference: the steps belong to the engine, and a dropped engine
+            # frees its caches at once.
+            engine: Engine = weakref.proxy(self)
+            step = DecodeStep(engine, choose, state)
+            if capture:
+                step = self.captured[key] = CapturedDecodeStep(
+                    engine,
+                    choose,
+                    state,
+                    generator=sampling.generator,
+                    max_prompt_tokens=0 if kernel is None else FUSED_TOKENS,
+                )
+        if kernel is not None and sampling.temperature != 0:
+            step.state.seed.random_(generator=draws)
+        return step
+
+    def _generate(self, prompt: Tensor, request: Request) -> Iterator[DecodeStep]:
         """Yield the step each time it has chosen a token."""
-        step = self._steps.begin(
-            prompt,
-            lengths,
-            start=self.filled,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-        )
-        if after_prefill is not None:
-            after_prefill()
+        count, lengths = request["max_new_tokens"], request.get("lengths")
+        sampling = request.get("sampling", Sampling())
+        step = self._step(sampling, count, ragged=lengths is not None)
+        step.begin(prompt, lengths, self.filled)
         yield step
         repeats_due = 0.0
-        for _ in range(max_new_tokens - 1):
+        for _ in range(count - 1):
             # Repeating a step rewrites the same position with the same values.
             repeats_due += self.options.slowdown
             while repeats_due >= 1.0:
@@ -210,23 +254,13 @@ class Engine:
             yield step
 
     @torch.no_grad()
-    def stream(
-        self,
-        prompt: Tensor,
-        *,
-        max_new_tokens: int,
-        lengths: Tensor | None = None,
-        sampling: Sampling = Sampling(),
-    ) -> Iterator[Tensor]:
+    def stream(self, prompt: Tensor, **request: Unpack[Request]) -> Iterator[Tensor]:
         """Yield each new token, int64 (B, 1), on the model's device.
 
         Waits for the device only on a CPU. `prompt` is int64 (B, T) on the model's
-        device and must have passed `check_prompt`. With `lengths`, int64 (B,) on that
-        device, sequence i is its first lengths[i] tokens; the rest is not read.
+        device and must have passed `check_prompt`.
         """
-        for step in self._generate(
-            prompt, max_new_tokens=max_new_tokens, lengths=lengths, sampling=sampling
-        ):
+        for step in self._generate(prompt, request):
             yield step.state.token.clone()
 
     @torch.no_grad()
@@ -234,44 +268,34 @@ class Engine:
         self,
         prompt: Tensor,
         *,
-        max_new_tokens: int,
-        lengths: Tensor | None = None,
-        sampling: Sampling = Sampling(),
         after_prefill: Callable[[], None] | None = None,
+        **request: Unpack[Request],
     ) -> Tensor:
         """Generate all `max_new_tokens`, whatever they are; (B, T + new) int64.
 
-        Arguments are those of `stream`. The new tokens start at column T, also where
-        a sequence of the prompt is shorter.
+        `prompt` is that of `stream`. The new tokens start at column T, also where a
+        sequence of the prompt is shorter. `after_prefill` is called when the first
+        token has been chosen.
         """
-        for step in self._generate(  # noqa: B007 - the last one is used
-            prompt,
-            max_new_tokens=max_new_tokens,
-            lengths=lengths,
-            sampling=sampling,
-            after_prefill=after_prefill,
-        ):
+        steps = self._generate(prompt, request)
+        step = next(steps)
+        if after_prefill is not None:
+            after_prefill()
+        for _ in steps:
             pass
-        return torch.cat([prompt, step.state.history[:, :max_new_tokens]], dim=1)
+        new = step.state.history[:, : request["max_new_tokens"]]
+        return torch.cat([prompt, new], dim=1)
 
     @torch.no_grad()
     def observe(
-        self,
-        prompt: Tensor,
-        *,
-        max_new_tokens: int,
-        observed: int,
-        lengths: Tensor | None = None,
-        sampling: Sampling = Sampling(),
+        self, prompt: Tensor, *, observed: int, **request: Unpack[Request]
     ) -> tuple[Tensor, Tensor]:
         """As `generate`; the first `observed` new tokens and the logits of each.
 
         Tokens are int64 (B, observed), logits (B, observed, V).
         """
         logits: list[Tensor] = []
-        for step in self._generate(
-            prompt, max_new_tokens=max_new_tokens, lengths=lengths, sampling=sampling
-        ):
+        for step in self._generate(prompt, request):
             if len(logits) < observed:
                 assert step.logits is not None, "a token was chosen from some"
                 logits.append(step.logits.clone())
@@ -281,28 +305,35 @@ class Engine:
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
     ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
-        check_tokens(prompt, self.model.config.vocab_size)
-        check_batch(prompt, self.batch_size)
+        self._check_tokens(prompt)
+        length = prompt.shape[1]
         if lengths is not None:
             if self._mask is not None:
                 raise PromptError("lengths: not allowed with attention 'sdpa'")
-            check_lengths(lengths, self.batch_size, prompt.shape[1])
-        check_room(
-            prompt.shape[1],
-            max_new_tokens,
-            filled=self.filled,
-            cache_size=self.cache_size,
+            prompt_checks.check_lengths(lengths, self.options.batch_size, length)
+        prompt_checks.check_room(
+            length, max_new_tokens, filled=self.filled, cache_size=self.cache_size
         )
 
-    @property
-    def caches(self) -> Sequence[KVCache]:
-        """The cache of each layer."""
-        return self._caches
+    def _check_tokens(self, tokens: Tensor) -> None:
+        vocab_size = self.model.config.vocab_size
+        prompt_checks.check_tokens(tokens, vocab_size, self.options.batch_size)
 
     def memory_bytes(self) -> int:
         """Bytes of the weights, the embedding, all of the caches and the mask."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        for cache in self._caches:
+        for cache in self.caches:
             tensors += cache.buffers()
         mask = 0 if self._mask is None else self._mask.memory_bytes()
         return sum(map(tensor_bytes, tensors)) + mask
+
+
+def _state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
+    """The state of each sequence after its last token so far, (B, dim).
+
+    `x`, (B, T, dim), is a chunk, in which sequence i has `lengths[i]` tokens or fewer;
+    a sequence that ended earlier has its state in `before`.
+    """
+    rows = torch.arange(len(x), device=x.device)
+    last = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
+    return last if before is None else torch.where((lengths > 0)[:, None], last, before)

@@ -11,17 +11,17 @@ stored, so the logits agree with the modules' up to rounding. Imports Triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_fused import (
+    NO_PEAKS,
     Norm,
     Peaks,
     Placing,
@@ -38,29 +38,23 @@ from llama_perf.llama.rotary import Rotary
 from llama_perf.llama.sampling import ChooseToken, Sampling
 from llama_perf.llama.transformer import (
     RMSNorm,
+    RunBlock,
     Transformer,
     TransformerBlock,
     is_unquantized,
 )
 from llama_perf.rows.spec import FUSED_TOKENS
 
-RunBlock = Callable[..., Tensor]
 _CUDA = torch.device("cuda")
 # Rows of the peaks that gate and up clear; see `FusedStep`.
 _FOLLOWING, _ATTENDED = 2, 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Layer:
-    """The five linears of a block, as the kernels take them."""
-
-    qkv: Packed
-    output: Packed
-    gate: Packed
-    up: Packed
-    down: Packed
-    next_norm_weight: Tensor | None
-    """Of the norm in front of the next block or the head, where that rounds to int8."""
+_LINEARS = (
+    "attention.wqkv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+)
 
 
 class FusedStep:
@@ -75,25 +69,28 @@ class FusedStep:
         if model.device.type == "cpu" and not INTERPRETED:
             raise NotRunnable(f"fused: it needs a CUDA device, not {model.device.type}")
         if batch_size > FUSED_TOKENS:
-            raise NotRunnable(
-                f"fused: a batch of {batch_size} is not allowed; allowed: at most"
-                f" {FUSED_TOKENS}"
-            )
-        width = model.config.head_dim
-        if width % LANES:
-            raise NotRunnable(
-                f"fused: heads are {width} wide; allowed: multiples of {LANES}"
-            )
+            batch = f"a batch of {batch_size} is not allowed"
+            raise NotRunnable(f"fused: {batch}; allowed: at most {FUSED_TOKENS}")
+        if model.config.head_dim % LANES:
+            heads = f"heads are {model.config.head_dim} wide"
+            raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
-        self._layers: dict[TransformerBlock, _Layer] = {}
+        # Of each block the linears, and the weight of the norm in front of the next
+        # block or the head, where that rounds to int8.
+        self._layers: dict[nn.Module, tuple[list[Packed], Tensor | None]] = {}
         norm_weight = model.norm.weight if self._output.dynamic else None
         for index in reversed(range(len(model.layers))):
             block = model.layers[index]
             assert isinstance(block, TransformerBlock)
-            layer = _packed_layer(block, f"layers.{index}", norm_weight)
-            self._layers[block] = layer
-            norm_weight = block.attention_norm.weight if layer.qkv.dynamic else None
+            names = [f"layers.{index}.{linear}.weight" for linear in _LINEARS]
+            weights = [packed(model.get_parameter(name), name) for name in names]
+            wqkv, _, gate, up, _ = weights
+            if gate.layout != up.layout:
+                name = f"layers.{index}.feed_forward.w1"
+                raise NotRunnable(f"fused: {name} and w3 are quantized in two ways")
+            self._layers[block] = weights, norm_weight
+            norm_weight = block.attention_norm.weight if wqkv.dynamic else None
         self._first_norm_weight = norm_weight
         rows = max(self._output.rows, model.config.intermediate_size)
         rows = max(rows, model.config.qkv_size, model.config.dim)
@@ -103,9 +100,7 @@ class FusedStep:
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
         self._peaked: Tensor | None = None
         # Each kernel leaves the counters 0, and no two kernels run at once.
-        self._split_counter = torch.zeros(
-            -(-rows // LANES), dtype=torch.int32, device=model.device
-        )
+        self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
 
     def start(
         self, model: Transformer, tokens: Tensor, positions: Tensor
@@ -115,30 +110,22 @@ class FusedStep:
         The last counts, for each of `positions`, those up to it.
         """
         norm_weight = self._first_norm_weight
-        started = start(
-            tokens,
-            positions,
-            model.tok_embeddings.weight,
-            model.frequencies(),
-            norm_weight=norm_weight,
-            peaks_out=None if norm_weight is None else self._peaks[_FOLLOWING],
-        )
+        inputs = (tokens, positions, model.tok_embeddings.weight, model.frequencies())
+        peaks = None if norm_weight is None else self._peaks[_FOLLOWING]
+        started = start(*inputs, norm_weight=norm_weight, peaks_out=peaks)
         self._peaked = None if norm_weight is None else started[0]
         return started
 
-    def can_sample(self, sampling: Sampling) -> bool:
-        """Whether `token_chooser` has a kernel for it: a large `top_k` has none."""
-        launch = sampling_launch(
-            vocabulary=self._output.rows,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            dtype=self._dtype,
-        )
-        return launch is not None
+    def token_chooser(self, sampling: Sampling) -> ChooseToken | None:
+        """Choose the next token by one kernel, which draws from `DecodeState.seed`.
 
-    def token_chooser(self, sampling: Sampling) -> ChooseToken:
-        """Choose the next token by one kernel, which draws from `DecodeState.seed`."""
-        return SamplingKernel(temperature=sampling.temperature, top_k=sampling.top_k)
+        None for a large `top_k`, which has no kernel.
+        """
+        how: Any = {"temperature": sampling.temperature, "top_k": sampling.top_k}
+        rows, dtype = self._output.rows, self._dtype
+        if sampling_launch(vocabulary=rows, dtype=dtype, **how) is None:
+            return None
+        return SamplingKernel(**how)
 
     def block(
         self,
@@ -153,139 +140,100 @@ class FusedStep:
 
         B * T is at most eight, and `visible` has `filled` or `end`.
         """
-        layer = self._layers[block]
+        (wqkv, wo, gate, up, down), next_norm_weight = self._layers[block]
         batch, length, dim = x.shape
-        hidden = x.view(-1, dim)
-        gated_peak, down_peak, following, attended = self._peaks
-        gate_dynamic, down_dynamic = layer.gate.dynamic, layer.down.dynamic
+        hidden, cos, sin = x.view(-1, dim), *cos_sin
+        gated_peak = self._peaks[0] if gate.dynamic else None
+        down_peak = self._peaks[1] if down.dynamic else None
         attended_peak = None
-        cos, sin = cos_sin
         q = project_heads(
             hidden,
-            layer.qkv,
+            wqkv,
             self._split_counter,
             norm=_norm(block.attention_norm),
             placing=Placing(positions=positions, cos=cos, sin=sin, length=length),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
-            peaks_in=following if self._peaked is x else None,
-        )
-        self._peaked = None
-        q = q.view(batch, length, *q.shape[1:])
+            peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,
+        ).view(batch, length, -1, cache.k_cache.shape[-1])
         if visible.filled is None:
             y = attend_filled(q, cache, visible)
         else:
-            attended_peak = attended if layer.output.dynamic else None
+            attended_peak = self._peaks[_ATTENDED] if wo.dynamic else None
             y = split_attention(
                 q,
                 cache.tensors,
                 cache.split_counter,
                 visible.filled,
-                prefetch=layer.output.codes,
+                prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
         project(
             y.reshape(batch * length, -1),
-            layer.output,
+            wo,
             self._split_counter,
             residual=hidden,
             peaks=Peaks(
                 read=attended_peak,
-                written=gated_peak if gate_dynamic else None,
-                cleared=down_peak if down_dynamic else None,
+                written=gated_peak,
+                cleared=down_peak,
                 next_norm_weight=block.ffn_norm.weight,
             ),
         )
+        # The peaks that nothing reads any more.
+        left = _FOLLOWING if next_norm_weight is not None else _ATTENDED
+        cleared = self._peaks[left : _ATTENDED + wo.dynamic]
         gated = project_gated(
             hidden,
-            layer.gate,
-            layer.up,
+            gate,
+            up,
             self._split_counter,
             norm=_norm(block.ffn_norm),
             peaks=Peaks(
-                read=gated_peak if gate_dynamic else None,
-                written=down_peak if down_dynamic else None,
-                cleared=self._cleared(layer),
+                read=gated_peak,
+                written=down_peak,
+                cleared=cleared if len(cleared) else None,
             ),
         )
+        following = None if next_norm_weight is None else self._peaks[_FOLLOWING]
         project(
             gated,
-            layer.down,
+            down,
             self._split_counter,
             residual=hidden,
             peaks=Peaks(
-                read=down_peak if down_dynamic else None,
-                written=None if layer.next_norm_weight is None else following,
-                cleared=gated_peak if gate_dynamic else None,
-                next_norm_weight=layer.next_norm_weight,
+                read=down_peak,
+                written=following,
+                cleared=gated_peak,
+                next_norm_weight=next_norm_weight,
             ),
         )
-        if layer.next_norm_weight is not None:
-            self._peaked = x
+        self._peaked = None if following is None else x
         return x
-
-    def _cleared(self, layer: _Layer) -> Tensor | None:
-        """The peaks that nothing reads any more once gate and up run."""
-        first = _FOLLOWING if layer.next_norm_weight is not None else _ATTENDED
-        last = _ATTENDED if layer.output.dynamic else _FOLLOWING
-        return self._peaks[first : last + 1] if first <= last else None
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
         peaked, self._peaked = self._peaked, None
-        peaks = None
+        norm, peaks = _norm(model.norm), NO_PEAKS
         # The peaks are those of `x` only after one token. The last tokens of a longer
         # text are other rows.
         one_token = peaked is not None and peaked.shape[1] == 1
         if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
-            peaks = self._peaks[_FOLLOWING]
-        return project(
-            x,
-            self._output,
-            self._split_counter,
-            norm=_norm(model.norm),
-            peaks=Peaks(read=peaks),
-        )
+            peaks = Peaks(read=self._peaks[_FOLLOWING])
+        return project(x, self._output, self._split_counter, norm=norm, peaks=peaks)
 
     def block_or(self, other: RunBlock) -> RunBlock:
         """Runs a block of a prompt: by `other` where it has too many tokens."""
 
-        def run(
-            block: TransformerBlock,
-            x: Tensor,
-            cos_sin: Rotary,
-            positions: Tensor,
-            cache: KVCache,
-            visible: VisiblePositions,
-        ) -> Tensor:
+        def run(block: TransformerBlock, x: Tensor, *others: Any) -> Tensor:
             few = x.shape[0] * x.shape[1] <= FUSED_TOKENS
-            chosen: RunBlock = self.block if few else other
-            return chosen(block, x, cos_sin, positions, cache, visible)
+            return (self.block if few else other)(block, x, *others)
 
         return run
 
 
 def _norm(norm: RMSNorm) -> Norm:
     return Norm(weight=norm.weight, eps=norm.eps)
-
-
-def _packed_layer(
-    block: TransformerBlock, name: str, next_norm_weight: Tensor | None
-) -> _Layer:
-    attention, feed_forward = block.attention, block.feed_forward
-    layer = _Layer(
-        qkv=packed(attention.wqkv.weight, f"{name}.attention.wqkv.weight"),
-        output=packed(attention.wo.weight, f"{name}.attention.wo.weight"),
-        gate=packed(feed_forward.w1.weight, f"{name}.feed_forward.w1.weight"),
-        up=packed(feed_forward.w3.weight, f"{name}.feed_forward.w3.weight"),
-        down=packed(feed_forward.w2.weight, f"{name}.feed_forward.w2.weight"),
-        next_norm_weight=next_norm_weight,
-    )
-    if layer.gate.layout != layer.up.layout:
-        raise NotRunnable(
-            f"fused: {name}.feed_forward.w1 and w3 are quantized in two ways"
-        )
-    return layer
 
 
 def packed(weight: Tensor, name: str) -> Packed:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from llama_perf.errors import PromptError
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.prompt_checks import refused
 from llama_perf.llama.sampling import Sampling
 from llama_perf.llama.transformer import Transformer
 
@@ -30,14 +30,10 @@ def generate(
     not fit, SpecError for another argument that is not allowed.
     """
     if prompt.ndim != 2:
-        raise PromptError(
-            f"prompt: shape {tuple(prompt.shape)} is not allowed; allowed: (batch,"
-            " length)"
-        )
+        shape = f"shape {tuple(prompt.shape)}"
+        raise refused("prompt", shape, "allowed: (batch, length)")
     batch, length = prompt.shape
-    cache_size = options.cache_size
-    if cache_size is None:
-        cache_size = max(length + max_new_tokens, 1)
+    cache_size = options.cache_size or max(length + max_new_tokens, 1)
     options = replace(options, batch_size=max(batch, 1), cache_size=cache_size)
     engine = Engine(model, options)
     engine.check_prompt(prompt, max_new_tokens=max_new_tokens, lengths=lengths)

@@ -1,7 +1,7 @@
 """The key-value cache of one block, allocated once and written in place.
 
 In the model's dtype, or in one byte a value with a scale for each token and head
-(`kernels/kv_codes.py`). Knows no attention.
+(`kernels/cache_codes.py`). Knows no attention.
 """
 
 from __future__ import annotations
@@ -52,20 +52,18 @@ class KVCache(nn.Module):
             raise SpecError("kv_cache", kind, f"allowed: {', '.join(KINDS)}")
         self.dtype = dtype
         positions = (batch_size, config.n_kv_heads, cache_size)
-        shape = (*positions, config.head_dim)
         stored = dtype if kind is None else KINDS[kind]
 
-        def register(name: str, zeros: Tensor | None) -> None:
+        def register(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+            zeros = torch.zeros(shape, dtype=dtype, device=device)
             self.register_buffer(name, zeros, persistent=False)
 
         for name in ("k", "v"):
-            register(f"{name}_cache", torch.zeros(shape, dtype=stored, device=device))
-            scale = None
+            register(f"{name}_cache", (*positions, config.head_dim), stored)
+            self.register_buffer(f"{name}_scale", None)
             if kind is not None:
-                scale = torch.zeros(positions, dtype=cache_codes.SCALE, device=device)
-            register(f"{name}_scale", scale)
-        heads = batch_size * config.n_kv_heads
-        register("split_counter", torch.zeros(heads, dtype=torch.int32, device=device))
+                register(f"{name}_scale", positions, cache_codes.SCALE)
+        register("split_counter", (batch_size * config.n_kv_heads,), torch.int32)
 
     def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Write `k` and `v`, each (B, H, T, D), at `positions`.
@@ -74,13 +72,10 @@ class KVCache(nn.Module):
         """
         if self.k_scale is not None and self.v_scale is not None:
             # Stacked: uncompiled, two operations of a token cost twice as much as one.
-            codes, scales = cache_codes.quantize(
-                torch.stack((k, v)), self.k_cache.dtype
-            )
-            k, v = codes.unbind()
-            k_scale, v_scale = scales.unbind()
-            _put(self.k_scale, positions, k_scale)
-            _put(self.v_scale, positions, v_scale)
+            both = torch.stack((k, v))
+            (k, v), scales = cache_codes.quantize(both, self.k_cache.dtype)
+            _put(self.k_scale, positions, scales[0])
+            _put(self.v_scale, positions, scales[1])
         _put(self.k_cache, positions, k)
         _put(self.v_cache, positions, v)
 
@@ -92,11 +87,7 @@ class KVCache(nn.Module):
         )
 
     def dequantized(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, H, S, D) in the model's dtype.
-
-        For a quantized cache this is a copy as large as an unquantized cache. Only the
-        `sdpa` path asks for it, as the reference did.
-        """
+        """All keys and values, (B, H, S, D) in the model's dtype: of codes, a copy."""
         if self.k_scale is None or self.v_scale is None:
             return self.k_cache, self.v_cache
         return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,9 +33,8 @@ class ScratchPool:
 
     def allocate(self) -> AbstractContextManager[None]:
         """Allocate in the pool."""
-        if self._pool is None:
-            return nullcontext()
-        return torch.cuda.use_mem_pool(self._pool)
+        pool = self._pool
+        return nullcontext() if pool is None else torch.cuda.use_mem_pool(pool)
 
     def move_out(self, module: nn.Module, *, room_for: int = 1) -> None:
         """Move the parameters of `module` out of the pool, one after another.
@@ -47,11 +47,8 @@ class ScratchPool:
 
 def move_to_own_memory(module: nn.Module, *, room_for: int = 1) -> None:
     """Copy each parameter of `module` into new memory, side by side."""
-    sizes = [
-        tensor.nbytes
-        for parameter in module.parameters()
-        for tensor in inner_tensors(parameter)
-    ]
+    tensors = chain.from_iterable(map(inner_tensors, module.parameters()))
+    sizes = [tensor.nbytes for tensor in tensors]
     reserve_segment(sizes * room_for, next(module.parameters()).device)
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
@@ -65,20 +62,14 @@ def reserve_segment(sizes_bytes: Iterable[int], device: torch.device) -> None:
     Allocated one by one, each would have a segment that is rounded up by as much as
     2 MB; two tensors of 8 MB would take 20 MB.
     """
-    if device.type == "cpu":
-        return
-    rounded = (
-        -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
-        for size in sizes_bytes
-        if size > _SMALL_BYTES
-    )
-    torch.empty(sum(rounded), dtype=torch.uint8, device=device)
+    blocks = (-(-size // _BLOCK_BYTES) for size in sizes_bytes if size > _SMALL_BYTES)
+    if device.type != "cpu":
+        torch.empty(sum(blocks) * _BLOCK_BYTES, dtype=torch.uint8, device=device)
 
 
 def inner_tensors(tensor: Any) -> Iterator[Tensor]:
     """`tensor` itself, or those that a quantized tensor is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from inner_tensors(getattr(tensor, name))
+        return iter((tensor,))
+    parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return chain.from_iterable(map(inner_tensors, parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.spec import RowSpec, check_attention
@@ -42,24 +42,13 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
-        if self.cache_size is not None and self.cache_size < 1:
-            raise SpecError(
-                "cache_size", self.cache_size, "allowed: 1 or more positions"
-            )
+        size = self.cache_size
+        if size is not None and size < 1:
+            raise SpecError("cache_size", size, "allowed: 1 or more positions")
 
     @classmethod
     def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> EngineOptions:
         """The options that `row` asks for."""
-        return cls(
-            batch_size=row.batch_size,
-            cache_size=row.allocated_positions,
-            kv_cache=row.kv_cache,
-            attention=row.attention,
-            linear_causal_mask=row.linear_causal_mask,
-            prefill_chunk=row.prefill_chunk,
-            compile=row.compile,
-            compile_prefill=row.compile_prefill,
-            capture=row.capture,
-            fused=row.fused,
-            slowdown=slowdown,
-        )
+        names = {field.name for field in fields(cls)} - {"cache_size", "slowdown"}
+        same = {name: getattr(row, name) for name in names}
+        return cls(**same, cache_size=row.allocated_positions, slowdown=slowdown)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -21,12 +21,9 @@ def inverse_frequencies(config: ModelConfig, *, device: torch.device) -> Tensor:
     """The angle a position adds to each pair, float32 (head_dim / 2,), radians."""
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     frequencies = 1.0 / config.rope_base ** (pairs / config.head_dim)
-    if config.rope_scaling is None:
+    scaling = config.rope_scaling
+    if scaling is None:
         return frequencies
-    return _scale(frequencies, config.rope_scaling)
-
-
-def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     # Long wavelengths are stretched by the factor, short ones unchanged, and those in
     # between interpolated.
     wavelengths = 2 * math.pi / frequencies

@@ -7,7 +7,7 @@ unlike `torch.multinomial` it needs no synchronisation. The method is gpt-fast's
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,13 +35,6 @@ class Sampling:
         check_sampling(temperature=self.temperature, top_k=self.top_k)
         if self.seed is not None and self.generator is not None:
             raise SpecError("seed", self.seed, "allowed: a seed or a generator")
-
-    def on(self, device: torch.device) -> Sampling:
-        """The same with a new generator on `device` in place of the seed."""
-        if self.seed is None:
-            return self
-        generator = torch.Generator(device=device).manual_seed(self.seed)
-        return replace(self, seed=None, generator=generator)
 
 
 GREEDY = Sampling(temperature=0.0)

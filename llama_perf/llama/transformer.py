@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_perf.errors import PromptError, SpecError
+from llama_perf.errors import SpecError
 from llama_perf.kernels.attention import without_cudnn
 from llama_perf.llama.attention import CAUSAL, Attention, VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.kv_cache import KVCache
 from llama_perf.llama.linear import Linear
+from llama_perf.llama.memory_segments import inner_tensors
+from llama_perf.llama.prompt_checks import check_tokens
 from llama_perf.llama.rotary import Rotary, inverse_frequencies, rotary
 
-# Shape legend: B batch, T positions of this call, S positions of the cache,
-# V vocabulary.
+# Shape legend: B batch, T positions of this call, V vocabulary.
+
+RunBlock = Callable[..., Tensor]
+"""Called with a block and the arguments of `TransformerBlock.forward`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,9 +115,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(
-            TransformerBlock(config) for _ in range(config.n_layers)
-        )
+        blocks = (TransformerBlock(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Linear(config.dim, config.vocab_size)
         self.register_buffer("inverse_frequencies", None, persistent=False)
@@ -136,50 +138,32 @@ class Transformer(nn.Module):
         *,
         caches: Sequence[KVCache] | None = None,
         visible: VisiblePositions = CAUSAL,
-        run_block: Callable[..., Tensor] | None = None,
+        run_block: RunBlock = TransformerBlock.forward,
+        started: tuple[Tensor, Rotary] | None = None,
     ) -> Tensor:
         """Run all blocks over int64 `tokens` (B, T); (B, T, dim).
 
-        `positions` are int64 (T,), or (B, T) where each sequence has its own.
-        `run_block(block, ...)` is how a block is called: the engine hands in a
-        compiled one, which then serves every layer.
+        `positions` are int64 (T,), or (B, T) where each sequence has its own. A
+        compiled `run_block` serves every layer. `started` are the embedded tokens,
+        (B, T, dim), and their rotation, where a kernel has made them.
         """
-        return self.through_blocks(
-            # Not bound to a name here, so that it is freed after the first block.
+        x, cos_sin = started or (
             self.tok_embeddings(tokens),
             rotary(self.frequencies(), positions),
-            positions,
-            caches=caches,
-            visible=visible,
-            run_block=run_block,
         )
-
-    def frequencies(self) -> Tensor:
-        """The angle a position adds to each pair of a head, made once."""
-        if self.inverse_frequencies is None:
-            self.inverse_frequencies = inverse_frequencies(
-                self.config, device=self.device
-            )
-        return self.inverse_frequencies
-
-    def through_blocks(
-        self,
-        x: Tensor,
-        cos_sin: Rotary,
-        positions: Tensor,
-        *,
-        caches: Sequence[KVCache] | None = None,
-        visible: VisiblePositions = CAUSAL,
-        run_block: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
-        """All blocks over tokens embedded, (B, T, dim), and their rotation."""
-        run: Callable[..., Tensor] = run_block or TransformerBlock.forward
         # Outside the blocks, where it would break the compiled graph.
         with without_cudnn():
             for index, block in enumerate(self.layers):
                 cache = None if caches is None else caches[index]
-                x = run(block, x, cos_sin, positions, cache, visible)
+                x = run_block(block, x, cos_sin, positions, cache, visible)
         return x
+
+    def frequencies(self) -> Tensor:
+        """The angle a position adds to each pair of a head, made once."""
+        if self.inverse_frequencies is None:
+            made = inverse_frequencies(self.config, device=self.device)
+            self.inverse_frequencies = made
+        return self.inverse_frequencies
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., dim)."""
@@ -187,27 +171,22 @@ class Transformer(nn.Module):
         return out
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Logits of a whole text at once, without a cache.
+        """Float32 logits (B, T, V) of a text, int64 (B, T), at once, without a cache.
 
-        `tokens` is int64 (batch, length); returns float32 (batch, length,
-        vocabulary). Raises PromptError for another shape or dtype, or for ids
-        outside the vocabulary.
+        Raises PromptError for another shape or dtype, or ids outside the vocabulary.
         """
-        check_tokens(tokens, self.config.vocab_size)
+        check_tokens(tokens, self.config.vocab_size, None)
         tokens = tokens.to(self.device)
         positions = torch.arange(tokens.shape[1], device=self.device)
         with torch.no_grad():
             return self.head(self.hidden(tokens, positions)).float()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The same as `logits`."""
-        return self.logits(tokens)
+    forward = logits
 
     def weight_bytes(self) -> int:
         """Bytes of the parameters that a token reads: all but the embedding.
 
-        An output layer tied to the embedding counts, since every token reads it;
-        the reference counts the same way. The caches are not parameters.
+        An output layer tied to the embedding counts, as in the reference.
         """
         return sum(
             tensor_bytes(parameter)
@@ -216,29 +195,11 @@ class Transformer(nn.Module):
         )
 
 
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Raise PromptError unless `tokens` is int64 (batch, length) of known ids."""
-    if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.numel() == 0:
-        raise PromptError(
-            f"tokens: {tokens.dtype} {tuple(tokens.shape)} is not allowed;"
-            " allowed: int64 (batch, length), neither of them 0"
-        )
-    low, high = tokens.min().item(), tokens.max().item()
-    if low < 0 or high >= vocab_size:
-        raise PromptError(
-            f"tokens: id {low if low < 0 else high} is not allowed;"
-            f" the vocabulary has ids 0 to {vocab_size - 1}"
-        )
-
-
 def check_transformer(model: object) -> None:
     """Raise SpecError unless `model` is a Transformer."""
     if not isinstance(model, Transformer):
-        raise SpecError(
-            "model",
-            type(model).__name__,
-            "allowed: a Transformer, as load_model gives it",
-        )
+        allowed = "allowed: a Transformer, as load_model gives it"
+        raise SpecError("model", type(model).__name__, allowed)
 
 
 def is_unquantized(tensor: Tensor) -> bool:
@@ -248,21 +209,4 @@ def is_unquantized(tensor: Tensor) -> bool:
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes a tensor stores; those of its inner tensors for a tensor subclass."""
-    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None or is_unquantized(tensor):
-        return tensor.numel() * tensor.element_size()
-    names, _ = flatten()
-    return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-
-
-def state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
-    """The state of each sequence after its last token so far, (B, dim).
-
-    `x`, (B, T, dim), is a chunk, in which sequence i has `lengths[i]` tokens or fewer;
-    a sequence that ended earlier has its state in `before`.
-    """
-    rows = torch.arange(len(x), device=x.device)
-    last = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
-    if before is None:
-        return last
-    return torch.where((lengths > 0)[:, None], last, before)
+    return sum(inner.nbytes for inner in inner_tensors(tensor))

@@ -205,7 +205,7 @@ def test_prefill_and_batch(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(made.prompt, made.prompt[:1].expand(3, -1))
     # As in the reference, whose random prompts held ids below 1024.
     assert made.prompt.max() < 1024
-    assert made.engine.batch_size == made.row.batch_size == 3
+    assert made.engine.options.batch_size == made.row.batch_size == 3
     assert token_lists(output)[0][:11] == made.prompt[0].tolist()
     assert "no tokenizer" not in output
 

@@ -1,4 +1,7 @@
-"""Quantized SmolLM2 compared with the unquantized, and the arithmetic of closeness."""
+"""Quantized SmolLM2 compared with the unquantized, and the arithmetic of closeness.
+
+Also with a quantized cache, on a long text.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,19 @@ from typing import Any
 import pytest
 import torch
 from _pytest.mark import ParameterSet
+from torch import Tensor
 
 from llama_perf.devices import processor
+from llama_perf.kernels import cache_codes
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
 from llama_perf.rows.spec import KERNELS
-from scripts.doc_tables.closeness import (
-    DEFAULT,
-    LIMITS,
-    REDRAWN,
-    REDRAWS_PLACE,
-    ROWS,
-    SLOW,
-    Key,
-    Limits,
-    documented_limits,
-    limits_as_documented,
-    redraws_markdown,
-)
+from scripts.doc_tables import caches, smollm2
+from scripts.doc_tables import closeness as table
+from scripts.doc_tables.closeness import LIMITS, ROWS, Key
 from scripts.doc_tables.document import text_between
 from scripts.doc_tables.figures import closeness, perplexity
 from scripts.doc_tables.redraws import Redraws, moved
 from scripts.doc_tables.rounding import exact_int_mm
-from scripts.doc_tables.smollm2 import (
-    compared,
-    quantized,
-    reference_logits,
-    scheme_figures,
-    tokens,
-    unquantized,
-)
 from tests.correctness.support.schemes import schemes_on
 
 # int4wo's other groups do not divide SmolLM2's K of 576. Of uintx one of each kind: one
@@ -53,16 +40,49 @@ KEYS = {*ROWS, *((scheme, kernels, "unquantized") for scheme, kernels in BUILT)}
 
 
 def marked(key: Key) -> ParameterSet:
-    marks = [pytest.mark.slow] if key[:2] in SLOW else []
+    marks = [pytest.mark.slow] if key[:2] in table.SLOW else []
     return pytest.param(key, id=".".join(key), marks=marks)
 
 
 # By scheme: one that is compared with two models has its logits made once.
 @pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
-    (scheme, kernels, reference), limits = key, ROWS.get(key, DEFAULT)
-    figures = scheme_figures(scheme, kernels, limits.length, reference)
+    (scheme, kernels, reference), limits = key, ROWS.get(key, table.DEFAULT)
+    figures = smollm2.scheme_figures(scheme, kernels, limits.length, reference)
     assert limits.broken_by(figures.closeness) == []
+
+
+@pytest.mark.parametrize("kind", caches.LIMITS)
+def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:
+    assert caches.LIMITS[kind].broken_by(caches.compared(kind)) == []
+
+
+def test_chunks_through_a_cache_are_the_text_at_once() -> None:
+    assert caches.long_tokens().shape == (1, caches.LENGTH)
+    start = 600
+    ids = caches.long_tokens()[:, :start]
+    at_once = smollm2.unquantized().logits(ids)
+    figures = closeness(at_once, caches.logits_with_cache(None)[:, :start], ids)
+    assert figures.signal_to_noise_db > 80
+    assert figures.top1 == 1.0
+
+
+def test_damaged_scales_of_a_cache_break_the_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = cache_codes.quantize
+
+    def damaged(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        codes, scale = original(x, kind)
+        scale[:, :1] *= 1.25
+        return codes, scale
+
+    monkeypatch.setattr(cache_codes, "quantize", damaged)
+    length = 512
+    ids = caches.long_tokens()[:, :length]
+    exact = caches.logits_with_cache(None)[:, :length]
+    wrong = caches.logits_with_cache.__wrapped__("int8", length)
+    assert caches.LIMITS["int8"].broken_by(closeness(exact, wrong, ids))
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
@@ -72,29 +92,24 @@ def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
         top1=(0.9, 0.01),
         perplexity_change=(-0.02, 0.01),
     )
-    assert Limits.over(redraws) == Limits(
+    assert table.Limits.over(redraws) == table.Limits(
         min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
     )
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
-    assert rounded == REDRAWN.keys()
-
-
-def test_the_documented_redraws_are_those_of_the_limits() -> None:
-    assert text_between(*REDRAWS_PLACE) == redraws_markdown({})
+    assert rounded == table.REDRAWN.keys()
 
 
 def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
     """Of one short text: what a processor's order of sums is to a scheme."""
     moves = {}
     for scheme in ("int8wo", "int8dq"):
-        model = quantized(scheme, kernels="native")
+        model = smollm2.quantized(scheme, kernels="native")
         weight = model.tok_embeddings.weight
         before = weight.detach().clone()
-        ids = tokens()[:, :24]
+        ids = smollm2.tokens()[:, :24]
         first, second = (model.logits(ids) for _ in moved(weight, 2))
-        noise = (second - first).square().mean() / first.square().mean()
-        moves[scheme] = float(noise)
+        moves[scheme] = (second - first).square().mean() / first.square().mean()
         assert torch.equal(weight, before)
     assert moves["int8wo"] < 1e-9
     assert 1e-5 < moves["int8dq"] < 1e-1
@@ -119,12 +134,11 @@ def test_the_product_of_integers_is_exact_and_torchs(
     assert same == processor.int8_products_are_exact()
 
 
-def test_limits_are_those_of_schemes_that_run_here() -> None:
-    assert LIMITS.keys() <= set(BUILT)
-
-
 def test_the_documented_limits_are_those_that_are_checked() -> None:
-    assert documented_limits() == limits_as_documented()
+    assert LIMITS.keys() <= set(BUILT)
+    assert table.documented_limits() == table.limits_as_documented()
+    assert text_between(*table.REDRAWS_PLACE) == table.redraws_markdown({})
+    assert text_between(*caches.PLACE) == caches.markdown({})
 
 
 @pytest.mark.parametrize(
@@ -134,16 +148,16 @@ def test_the_documented_limits_are_those_that_are_checked() -> None:
 )
 def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
     scheme, kernels, reference = key
-    model = quantized(scheme, kernels=kernels)
+    model = smollm2.quantized(scheme, kernels=kernels)
     weight: Any = model.get_submodule("layers.14.feed_forward.w2").weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert ROWS[key].broken_by(compared(model, reference=reference))
+    assert ROWS[key].broken_by(smollm2.compared(model, reference=reference))
 
 
 def test_a_model_is_close_to_itself() -> None:
-    ids, logits = tokens(), reference_logits()
-    figures = closeness(logits, unquantized().logits(ids), ids)
+    ids, logits = smollm2.tokens(), smollm2.reference_logits()
+    figures = closeness(logits, smollm2.unquantized().logits(ids), ids)
     assert figures.signal_to_noise_db > 100
     assert figures.top1 == 1.0
     assert figures.perplexity_change == pytest.approx(0, abs=1e-6)

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from llama_perf import Sampling, generate, load_model, quantize_model
 from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, Scheme
+from tests.correctness.support.weights_samples import CONFIG_JSON, write_json
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "support" / "golden_tokens.json").read_text()
 )
-DIM, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 128, 4, 2, 256, 256
-KV_DIM = DIM // HEADS * KV_HEADS
+DIM, KV_DIM, HIDDEN, VOCABULARY = 128, 64, 256, 256
 LINEARS = {
     "self_attn.q_proj": (DIM, DIM),
     "self_attn.k_proj": (KV_DIM, DIM),
@@ -55,18 +55,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{name}.weight"] = torch.ones(DIM)
     save_file(weights, folder / "model.safetensors")
-    config = {
-        "model_type": "llama",
-        "hidden_size": DIM,
-        "intermediate_size": HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 128,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    config = CONFIG_JSON | {"hidden_size": DIM, "vocab_size": VOCABULARY}
+    config |= {"intermediate_size": HIDDEN, "max_position_embeddings": 128}
+    write_json(folder / "config.json", config)
     return folder
 
 
@@ -78,12 +69,8 @@ def test_greedy_tokens_stay_the_same(key: str, checkpoint: Path) -> None:
     if scheme != "none":
         model = quantize_model(model, scheme, kernels=kernels)
     prompt = (torch.arange(12) * golden["start"] + golden["start"]) % VOCABULARY
-    tokens = generate(
-        model,
-        prompt[None],
-        max_new_tokens=len(golden["tokens"]),
-        sampling=Sampling(temperature=0),
-    )
+    count, greedy = len(golden["tokens"]), Sampling(temperature=0)
+    tokens = generate(model, prompt[None], max_new_tokens=count, sampling=greedy)
     assert tokens[0, len(prompt) :].tolist() == golden["tokens"]
 
 

@@ -1,8 +1,11 @@
-"""Prefill, cached decoding, compilation and the public `generate`."""
+"""The engine on both attention paths: every cache, chunks, filling, ragged batches.
+
+Compared with one another, with a pass without a cache, and one by one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,271 +13,239 @@ import torch
 from torch import Tensor
 
 from llama_perf import generate
-from llama_perf.checkpoints.load import build_model
-from llama_perf.devices import processor
 from llama_perf.errors import UserError
-from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.engine import Engine
+from llama_perf.llama.engine import PREFILL_CHUNK, Engine
 from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY, Sampling
-from llama_perf.llama.transformer import Transformer
-from llama_perf.quantize.known_bugs import broken_upstream
-from llama_perf.quantize.model import quantize_model
-from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.rounding import equal_up_to_turned_codes
-from tests.correctness.support.weights_samples import TINY, tiny_weights
+from llama_perf.llama.sampling import Sampling
+from tests.correctness.support.live_bytes import LiveBytes
+from tests.correctness.support.tiny_engine import (
+    SIZE,
+    engine,
+    greedy,
+    logits_after,
+    model,
+    tokens,
+)
+from tests.correctness.support.weights_samples import TINY
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return build_model(tiny_weights(), dtype=torch.float32, device=CPU)
-
-
-@pytest.fixture
-def compiler() -> Iterator[None]:
-    with compiler_settings():
-        yield
+each_cache = pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+each_path = pytest.mark.parametrize("path", ["decode", "sdpa"])
 
 
-def tokens(batch: int = 1, length: int = 12, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(TINY.vocab_size, (batch, length), generator=generator)
+def assert_equal(results: Tensor, expected: Tensor) -> None:
+    assert expected.std() > 0.1, "logits near zero would prove nothing"
+    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
 
 
-def step_by_step(engine: Engine, ids: Tensor, prompt: int) -> Tensor:
-    """Logits after each position from `prompt` - 1 on, decoded with the cache."""
-    with torch.no_grad():
-        logits = [engine.prefill(ids[:, :prompt])]
-        for position in range(prompt, ids.shape[1]):
-            token = ids[:, position : position + 1]
-            logits.append(engine.decode(token, torch.tensor([position])))
-    return torch.stack(logits, dim=1)
+@each_cache
+@pytest.mark.parametrize("prompt", [1, 254, 256])
+def test_both_paths_give_the_same_logits(kind: str | None, prompt: int) -> None:
+    assert TINY.n_heads > TINY.n_kv_heads, "queries are grouped"
+    ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
+    results, others = (
+        logits_after(
+            engine(batch_size=2, kv_cache=kind, attention=path), ids, prompt, steps
+        )
+        for path in ("decode", "sdpa")
+    )
+    assert_equal(results, others)
+    exact = model().logits(ids)[:, prompt - 1 : prompt + steps]
+    if kind is None:
+        assert_equal(results, exact)
+    else:
+        noise = (results - exact).square().mean() / exact.square().mean()
+        # A cache that were not quantized would be at 1e-13.
+        assert 1e-8 < noise < (1e-3 if kind == "int8" else 1e-2)
 
 
-@pytest.mark.parametrize("linear", [False, True], ids=["mask kept", "mask computed"])
-@pytest.mark.parametrize("cache_size", [12, 64])
-@pytest.mark.parametrize("prompt", [1, 5, 11])
-def test_decoding_with_the_cache_gives_the_logits_of_one_full_pass(
-    model: Transformer, linear: bool, cache_size: int, prompt: int
+@each_cache
+def test_a_linear_mask_gives_the_tokens_of_the_whole_one(kind: str | None) -> None:
+    sdpa: dict[str, Any] = {"attention": "sdpa"}
+    engines = [
+        engine(cache_size=60, kv_cache=kind, **options)
+        for options in (sdpa, {**sdpa, "linear_causal_mask": True}, {})
+    ]
+    results = [greedy(one, tokens(length=20), 40) for one in engines]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    masks = [one._mask.memory_bytes() for one in engines if one._mask is not None]
+    assert masks == [60 * 8 + 60 * 60, 60 * 8]
+
+
+@each_cache
+@each_path
+def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
+    kind: str | None, path: str
 ) -> None:
+    options: Any = {"batch_size": 2, "kv_cache": kind, "attention": path}
+    results = [
+        logits_after(engine(**options, prefill_chunk=chunk), tokens(batch=2), 255, 2)
+        for chunk in (None, 1000, 128, 50, 254)
+    ]
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+@each_cache
+@each_path
+def test_a_filled_cache_is_a_long_prompt(kind: str | None, path: str) -> None:
     ids = tokens(batch=2)
-    engine = Engine(
-        model,
-        EngineOptions(batch_size=2, cache_size=cache_size, linear_causal_mask=linear),
+    one, unfilled = (
+        engine(batch_size=2, kv_cache=kind, attention=path) for _ in range(2)
     )
-    torch.testing.assert_close(
-        step_by_step(engine, ids, prompt),
-        model.logits(ids)[:, prompt - 1 :],
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    one.fill(ids[:, :200])
+    assert one.filled == 200
+    expected = greedy(unfilled, ids[:, :220], 20)[:, 220:]
+    for _ in range(2):
+        # The second sample finds the filling as the first one found it.
+        assert torch.equal(greedy(one, ids[:, 200:220], 20)[:, 20:], expected)
 
 
-def test_what_an_earlier_generation_left_in_the_cache_is_not_seen(
-    model: Transformer,
+def test_a_filling_must_leave_room() -> None:
+    one = engine(cache_size=20)
+    with pytest.raises(UserError, match="fill: 20 positions leave no room for a"):
+        one.fill(tokens(length=20))
+    one.fill(tokens(length=10))
+    message = r"10 filled positions \+ 6 tokens \+ 5 new ones do not fit the cache"
+    with pytest.raises(UserError, match=message):
+        one.check_prompt(tokens(length=6), max_new_tokens=5)
+    one.check_prompt(tokens(length=6), max_new_tokens=4)
+    with pytest.raises(UserError, match=r"a batch of 2 .* the caches hold 1"):
+        one.check_prompt(tokens(batch=2, length=6), max_new_tokens=1)
+
+
+@each_cache
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("filled", [0, 7])
+def test_a_ragged_batch_is_its_sequences_one_by_one(
+    kind: str | None, chunk: int | None, filled: int
 ) -> None:
-    engine = Engine(model, EngineOptions(cache_size=32))
-    first = engine.generate(tokens(), max_new_tokens=8, sampling=GREEDY)
-    engine.generate(tokens(length=20, seed=9), max_new_tokens=12, sampling=GREEDY)
-    again = engine.generate(tokens(), max_new_tokens=8, sampling=GREEDY)
-    assert torch.equal(first, again)
+    prompts, lengths = tokens(batch=4, length=11), torch.tensor([1, 11, 4, 8])
+
+    def new(prompt: Tensor, **options: Any) -> Tensor:
+        batch = len(prompt)
+        one = engine(batch_size=batch, kv_cache=kind, prefill_chunk=chunk)
+        if filled:
+            one.fill(tokens(length=filled, seed=5).repeat(batch, 1))
+        return greedy(one, prompt, 16, **options)
+
+    together = new(prompts, lengths=lengths)
+    assert torch.equal(together[:, :11], prompts)
+    for row, length in enumerate(lengths.tolist()):
+        alone = new(prompts[row : row + 1, :length])
+        assert torch.equal(together[row, 11:], alone[0, length:])
 
 
-def test_greedy_generation_is_the_argmax_of_full_passes(model: Transformer) -> None:
-    out = Engine(model, EngineOptions(cache_size=32)).generate(
-        tokens(), max_new_tokens=10, sampling=GREEDY
-    )
+def test_greedy_generation_is_the_argmax_of_full_passes() -> None:
+    one, prompt = engine(cache_size=32), tokens(length=12)
+    out = greedy(one, prompt, 10)
     assert out.shape == (1, 22)
     for length in range(12, 22):
-        following = model.logits(out[:, :length])[:, -1].argmax(-1)
+        following = model().logits(out[:, :length])[:, -1].argmax(-1)
         assert following.item() == out[0, length].item()
+    # What an earlier generation left in the cache is not seen.
+    greedy(one, tokens(length=20, seed=9), 12)
+    assert torch.equal(greedy(one, prompt, 10), out)
 
 
-INT8DQ = RowSpec(
-    model="tiny", quantization="int8dq", kernels="torchao", device="cpu", compile=True
-)
-
-
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("scheme", [None, "int8wo", "int8dq", "float8wo"])
-def test_eager_and_compiled_agree(scheme: str | None) -> None:
-    model = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
-    if scheme is not None:
-        quantize_model(model, scheme, kernels="torchao")
-    ids = tokens()
-    eager = Engine(model, EngineOptions(cache_size=32))
-    compiled = Engine(
-        model, EngineOptions(cache_size=32, compile=True, compile_prefill=True)
-    )
-    ours, theirs = (step_by_step(engine, ids, 5) for engine in (compiled, eager))
-    if scheme == "int8dq":
-        exact = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
-        unquantized = step_by_step(Engine(exact, EngineOptions(cache_size=32)), ids, 5)
-        same = equal_up_to_turned_codes(ours, theirs, unquantized)
-        # With torch 2.11 it is right on some processors, and the row refused on all.
-        assert same or broken_upstream(INT8DQ)
-        return
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    if scheme is None:
-        # Quantized logits of a tiny random model have ties within rounding.
-        both = [
-            engine.generate(ids, max_new_tokens=16, sampling=GREEDY)
-            for engine in (eager, compiled)
-        ]
-        assert torch.equal(*both)
-
-
-@pytest.mark.usefixtures("compiler")
-def test_a_compiled_int8_product_of_one_token_is_written() -> None:
-    """torch 2.13 leaves the result of `_int_mm` as it finds it for other strides."""
-
-    def product(x: Tensor, weight: Tensor) -> Tensor:
-        codes = (x * 2).round().clamp(-127, 127).to(torch.int8)
-        return torch._int_mm(codes, weight.t()).float() * 0.5
-
-    weight = torch.randint(-50, 51, (40, 64), dtype=torch.int8)
-    for tokens in (1, 3):
-        # So small that no sum of two products leaves 16 bits, where there is no VNNI.
-        x = torch.randn((tokens, 64))
-        exact = (x * 2).round() @ weight.float().t() * 0.5
-        torch.testing.assert_close(torch.compile(product)(x, weight), exact)
-
-
-def test_compiled_graphs_are_kept_apart_by_the_processors_features(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from torch._inductor import lowering
-
-    constraints = dict(lowering._maybe_layout_constraints)
-    tags = set()
-    for features in ("torch AVX2", "torch AVX512"):
-        monkeypatch.setattr(processor, "features", lambda named=features: named)
-        with compiler_settings():
-            tags.add(torch.compiler.config.cache_key_tag)
-    assert len(tags) == 2
-    # g++ 12 crashes on them on arm64.
-    monkeypatch.setattr(processor, "is_arm64", lambda: True)
-    with compiler_settings():
-        assert not torch._inductor.config.cpp_cache_precompile_headers
-    assert torch.compiler.config.cache_key_tag not in tags
-    assert lowering._maybe_layout_constraints == constraints
-
-
-@pytest.mark.usefixtures("compiler")
-def test_one_block_is_compiled_however_many_layers(model: Transformer) -> None:
-    from torch._dynamo.utils import counters
-
-    engine = Engine(model, EngineOptions(cache_size=32, compile=True))
-    engine.generate(tokens(), max_new_tokens=6, sampling=GREEDY)
-    engine.generate(tokens(seed=3), max_new_tokens=9, sampling=GREEDY)
-    assert len(model.layers) > 1
-    assert counters["stats"]["unique_graphs"] == 2, "one block and the head"
-    assert not counters["graph_break"]
-
-
-def test_a_seed_repeats_a_generation(model: Transformer) -> None:
-    def draw(seed: int) -> list[int]:
-        out = generate(model, tokens(), max_new_tokens=12, sampling=Sampling(seed=seed))
-        return out[0].tolist()
-
-    assert draw(1) == draw(1)
-    assert draw(1) != draw(2)
-
-
-def test_all_tokens_are_generated_whatever_they_are(model: Transformer) -> None:
-    for new in (1, 2, 20):
-        out = generate(model, tokens(batch=3), max_new_tokens=new)
-        assert out.shape == (3, 12 + new)
-        assert torch.equal(out[:, :12], tokens(batch=3))
-
-
-@pytest.mark.parametrize(("share", "extra"), [(0.0, 0), (0.25, 4), (1.0, 16), (2, 32)])
-def test_the_slowdown_repeats_steps_and_changes_no_token(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch, share: float, extra: int
-) -> None:
-    expected = Engine(model, EngineOptions(cache_size=32)).generate(
-        tokens(), max_new_tokens=17, sampling=GREEDY
-    )
-    engine, calls = Engine(model, EngineOptions(cache_size=32, slowdown=share)), []
-    decode = engine.decode
-
-    def counted(token: Tensor, position: Tensor) -> Tensor:
-        calls.append(1)
-        return decode(token, position)
-
-    monkeypatch.setattr(engine, "decode", counted)
-    slowed = engine.generate(tokens(), max_new_tokens=17, sampling=GREEDY)
-    assert torch.equal(slowed, expected)
-    assert len(calls) == 16 + extra
-
-
-def test_compiler_settings_are_put_back_also_after_an_error() -> None:
-    from torch._inductor import config
-
-    before = config.get_config_copy()
-    with compiler_settings():
-        assert config.coordinate_descent_tuning
-    with pytest.raises(ZeroDivisionError), compiler_settings():
-        raise ZeroDivisionError
-    assert config.get_config_copy() == before
-
-
-@pytest.mark.parametrize(
-    "scheme", ["int8wo", "int8dq", "int4wo-32", "int4wo-32-hqq", "float8wo"]
-)
-def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
-    from torch._inductor import config
-
-    before = config.get_config_copy()
-    precision = torch.get_float32_matmul_precision()
-    model = build_model(tiny_weights(), dtype=torch.float32, device=CPU)
-    quantize_model(model, scheme, kernels="torchao")
-    assert config.get_config_copy() == before
-    assert torch.get_float32_matmul_precision() == precision
-
-
-def generate_with(model: Transformer, arguments: dict[str, Any]) -> Tensor:
-    """Generate with `arguments`, whichever value they are fields of."""
-    fields = dict(arguments)
+def new(
+    prompt: Tensor,
+    count: int = 4,
+    *,
+    lengths: Tensor | None = None,
+    sampling: Sampling = Sampling(),
+    **options: Any,
+) -> Tensor:
+    arguments: Any = {"lengths": lengths, "options": EngineOptions(**options)}
     return generate(
-        model,
-        fields.pop("prompt", tokens()),
-        max_new_tokens=fields.pop("max_new_tokens", 4),
-        options=EngineOptions(cache_size=fields.pop("cache_size", None)),
-        sampling=Sampling(**fields),
+        model(), prompt, max_new_tokens=count, sampling=sampling, **arguments
     )
 
 
+def test_generate_takes_a_seed_a_kind_of_cache_and_a_path() -> None:
+    def draw(seed: int, **options: Any) -> list[int]:
+        sampling = Sampling(seed=seed)
+        return new(tokens(length=12), 12, sampling=sampling, **options)[0].tolist()
+
+    assert draw(1) == draw(1) == draw(1, attention="sdpa")
+    assert draw(1) != draw(2)
+    for kind in ("int8", "fp8"):
+        assert len(draw(1, kv_cache=kind)) == 24
+    # All tokens are generated, whatever they are.
+    prompt = tokens(batch=3, length=12)
+    for count in (1, 2, 20):
+        out = new(prompt, count)
+        assert out.shape == (3, 12 + count)
+        assert torch.equal(out[:, :12], prompt)
+
+
+ONE = tokens(length=12)
+
+
+def ragged(*lengths: float, **options: Any) -> Tensor:
+    return new(tokens(batch=2, length=4), lengths=torch.tensor(lengths), **options)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("refused", "message"),
     [
-        ({"prompt": torch.zeros((1, 4))}, "tokens: torch.float32"),
-        ({"prompt": torch.zeros(4, dtype=torch.int64)}, r"prompt: shape \(4,\)"),
-        ({"prompt": torch.zeros((1, 0), dtype=torch.int64)}, "tokens: torch.int64"),
-        ({"prompt": torch.tensor([[48]])}, "tokens: id 48 is not allowed"),
-        ({"max_new_tokens": 0}, "max_new_tokens: 0 is not allowed"),
-        ({"max_new_tokens": -3}, "max_new_tokens: -3 is not allowed"),
-        ({"cache_size": 0}, "cache_size: 0 is not allowed"),
-        ({"cache_size": -1}, "cache_size: -1 is not allowed"),
-        ({"cache_size": 10}, "12 tokens .* 4 new ones do not fit the cache of 10"),
-        ({"temperature": -0.5}, "temperature: -0.5 is not allowed"),
-        ({"temperature": float("nan")}, "temperature: nan is not allowed"),
-        ({"top_k": 0}, "top_k: 0 is not allowed"),
-        ({"seed": 3, "generator": torch.Generator()}, "seed: 3 is not allowed"),
+        (lambda: new(torch.zeros((1, 4))), "tokens: torch.float32"),
+        (lambda: new(ONE[0]), r"prompt: shape \(12,\) is not allowed"),
+        (lambda: new(ONE[:, :0]), "tokens: torch.int64"),
+        (lambda: new(torch.tensor([[48]])), "tokens: id 48 is not allowed"),
+        (lambda: model().logits(torch.zeros((1, 3))), "tokens: torch.float32"),
+        (lambda: model().logits(ONE[0]), r"tokens: torch.int64 \(12,\) is not allowed"),
+        (lambda: model().logits(torch.tensor([[-1, 5]])), "id -1 is not .* 0 to 47"),
+        (lambda: new(ONE, 0), "max_new_tokens: 0 is not allowed"),
+        (lambda: new(ONE, -3), "max_new_tokens: -3 is not allowed"),
+        (lambda: new(ONE, cache_size=0), "cache_size: 0 is not allowed"),
+        (lambda: new(ONE, cache_size=-1), "cache_size: -1 is not allowed"),
+        (lambda: new(ONE, cache_size=10), "12 .* 4 new .* not fit the cache of 10"),
+        (lambda: new(ONE, kv_cache="int4"), "kv_cache: 'int4' is not allowed"),
+        (lambda: new(ONE, attention="flash"), "attention: 'flash' is not allowed"),
+        (lambda: Sampling(temperature=-0.5), "temperature: -0.5 is not allowed"),
+        (lambda: Sampling(temperature=float("nan")), "temperature: nan is not allowed"),
+        (lambda: Sampling(top_k=0), "top_k: 0 is not allowed"),
+        (lambda: Sampling(seed=3, generator=torch.Generator()), "seed: 3 is not"),
+        (lambda: ragged(1, 5), "lengths: 5 is not allowed; allowed: 1 to 4"),
+        (lambda: ragged(0, 4), "lengths: 0 is not allowed; allowed: 1 to 4"),
+        (lambda: ragged(1), r"lengths: torch.int64 \(1,\) .* allowed: int64 \(2,\)"),
+        (lambda: ragged(1.0, 2.0), r"lengths: torch.float32 \(2,\) is not allowed"),
+        (lambda: ragged(1, 4, attention="sdpa"), "lengths: not .* attention 'sdpa'"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(
-    model: Transformer, options: dict[str, Any], message: str
+    refused: Callable[[], object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        generate_with(model, options)
+        refused()
     assert "\n" not in str(caught.value)
 
 
-def test_a_batch_that_the_caches_do_not_hold_is_refused(model: Transformer) -> None:
-    with pytest.raises(UserError, match=r"a batch of 2 .* the caches hold 1"):
-        Engine(model, EngineOptions(cache_size=32)).check_prompt(
-            tokens(batch=2), max_new_tokens=1
-        )
+def standing(one: Engine) -> int:
+    """Bytes of the weights and caches, whose views count as well."""
+    tensors: list[Tensor] = [*one.model.parameters()]
+    tensors += [buffer for cache in one.caches for buffer in cache.buffers()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@each_cache
+def test_a_step_takes_no_mask_and_no_copy_of_the_cache(kind: str | None) -> None:
+    # The triangle would be 64 MB, a copy of a layer's keys 0.5 MB or more.
+    one = engine(cache_size=8192, kv_cache=kind)
+    with torch.no_grad():
+        one.prefill(tokens(length=20))
+        with LiveBytes("cpu") as live:
+            one.decode(tokens(length=1), torch.tensor([20]))
+    assert live.peak < standing(one) + one.caches[0].k_cache.numel() / 4
+
+
+def test_a_prompt_takes_no_square_of_its_length() -> None:
+    taken = []
+    for length in (2 * PREFILL_CHUNK, 4 * PREFILL_CHUNK):
+        one = engine(cache_size=length + 1)
+        with LiveBytes("cpu") as live, torch.no_grad():
+            one.prefill(tokens(length=length))
+        taken.append(live.peak - standing(one))
+    # Twice the prompt: the mask of a few queries doubles, all else is a chunk's.
+    assert taken[1] < 2 * taken[0]

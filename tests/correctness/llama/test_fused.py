@@ -6,7 +6,9 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
-from llama_perf.llama.config import ModelConfig
+from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.linear import Linear
 from llama_perf.llama.options import EngineOptions
@@ -26,22 +28,15 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.interpreter import device, test_in_the_interpreter
-from tests.correctness.support.weights_samples import tiny_weights
+from tests.correctness.support.weights_samples import TINY, tiny_weights
 
 __all__ = ["device", "test_in_the_interpreter"]
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
-SMALL = ModelConfig(
-    dim=32,
-    n_layers=1,
-    n_heads=2,
-    n_kv_heads=1,
-    intermediate_size=64,
-    vocab_size=20,
-    head_dim=48,
-)
+SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_dim=48)
 # One of each way through the kernels; every format's sums are those of the kernels that
 # test_triton.py has. Dtypes take turns; that of int8dq is float32, since the
 # modules round to bfloat16, by up to a quarter of a step, what they round to int8 then,
@@ -54,9 +49,14 @@ TURNED = 2e-2
 
 
 def small_model(
-    scheme: str | None, dtype: torch.dtype, device: torch.device
+    scheme: str | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    n_layers: int = 1,
 ) -> Transformer:
-    model = build_model(tiny_weights(SMALL), dtype=dtype, device=device)
+    weights = tiny_weights(replace(SMALL, n_layers=n_layers))
+    model = build_model(weights, dtype=dtype, device=device)
     # Norms that change something, and logits that differ.
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
@@ -64,6 +64,17 @@ def small_model(
             drawn = torch.rand(weight.shape, generator=generator) + 0.5
             weight.data.copy_(drawn)
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
+
+
+def linear(scheme: str | None, weight: Tensor, device: torch.device) -> nn.Sequential:
+    """A layer of `weight` (N, K), as `scheme` quantizes it."""
+    layer = nn.Sequential(Linear(weight.shape[1], weight.shape[0]))
+    layer[0].weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    layer.to(device)
+    if scheme is not None:
+        make = partial(make_quantizer, device=device, dtype=torch.float32)
+        make(scheme, kernels="native")(layer, "layer")
+    return layer
 
 
 def both(model: Transformer, **fields: Any) -> tuple[Engine, Engine]:
@@ -85,9 +96,8 @@ def check(modules: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
         assert distance(actual, expected) < limit
         token = expected.argmax(-1, keepdim=True)
         at = torch.tensor([length], device=prompt.device)
-        expected, actual = modules.decode(token, at), fused.decode(token, at)
-        assert distance(actual, expected) < limit
-    for one, other in zip(modules._caches, fused._caches, strict=True):
+        assert distance(fused.decode(token, at), modules.decode(token, at)) < limit
+    for one, other in zip(modules.caches, fused.caches, strict=True):
         for expected, actual in zip(
             one.dequantized(), other.dequantized(), strict=True
         ):
@@ -96,7 +106,7 @@ def check(modules: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
             assert not actual[:, :, length + 1 :].any()
 
 
-def limit_of(scheme: str | None, dtype: torch.dtype) -> float:
+def limit_of(scheme: str | None, dtype: torch.dtype = torch.float32) -> float:
     return max(CLOSE[dtype], TURNED) if scheme == "int8dq" else CLOSE[dtype]
 
 
@@ -106,13 +116,11 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
 ) -> None:
     dtype = tuple(CLOSE)[SCHEMES.index(scheme) % 3]
     batch = 1 + SCHEMES.index(scheme) % 2
-    model = small_model(scheme, dtype, device)
+    modules, fused = both(small_model(scheme, device, dtype), batch_size=batch)
     prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
-    modules, fused = both(model, batch_size=batch)
     check(modules, fused, prompt, limit_of(scheme, dtype))
-    step = fused._fused
-    assert step is not None
-    assert not step._split_counter.any()
+    assert fused._fused is not None
+    assert not fused._fused._split_counter.any()
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -120,27 +128,23 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
 def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     kind: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    model = small_model("int8wo", dtype, device)
+    model = small_model("int8wo", device, dtype)
     modules, fused = both(model, batch_size=2, kv_cache=kind)
     prompt = torch.tensor([[7, 8], [1, 12]], device=device)
     # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
     # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
     turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
     check(modules, fused, prompt, max(turned, CLOSE[dtype]))
-    same = 0
-    for one, other in zip(modules._caches, fused._caches, strict=True):
-        for name in ("k_cache", "v_cache"):
-            expected, actual = getattr(one, name), getattr(other, name)
-            same += int((expected[:, :, :2] == actual[:, :, :2]).sum())
-    positions = 2 * modules._caches[0].k_cache[:, :, :2].numel()
+    (one,), (other,) = modules.caches, fused.caches
+    pairs = ((one.k_cache, other.k_cache), (one.v_cache, other.v_cache))
+    same = [(left == right)[:, :, :2].float().mean() for left, right in pairs]
     # The modules round to float16 twice where the kernel does once: half a unit of a
     # value is up to 0.06 of a step between codes.
-    assert same / positions > (0.99 if dtype == torch.float32 else 0.94)
+    assert sum(same) / 2 > (0.99 if dtype == torch.float32 else 0.94)
 
 
 def test_sequences_of_their_own_lengths(device: torch.device) -> None:
-    model = small_model("fp6", torch.float32, device)
-    modules, fused = both(model, batch_size=3)
+    modules, fused = both(small_model("fp6", device), batch_size=3)
     prompt = torch.tensor([[7, 8], [1, 12], [9, 9]], device=device)
     lengths = torch.tensor([2, 1, 2], device=device)
     with torch.no_grad():
@@ -152,10 +156,8 @@ def test_sequences_of_their_own_lengths(device: torch.device) -> None:
 
 
 def test_a_prompt_of_many_tokens_runs_on_the_modules(device: torch.device) -> None:
-    model = small_model("int8wo", torch.float32, device)
-    modules, fused = both(model)
     prompt = torch.arange(11, device=device).view(1, -1)
-    check(modules, fused, prompt, CLOSE[torch.float32])
+    check(*both(small_model("int8wo", device)), prompt, CLOSE[torch.float32])
 
 
 @pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
@@ -163,81 +165,53 @@ def test_splits_of_the_columns_are_joined(
     scheme: str | None, device: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
-    from llama_perf.kernels.triton.launch_fused import (
-        Norm,
-        fused_launch,
-        project,
-        project_gated,
-    )
+    from llama_perf.kernels.triton import launch_fused
     from llama_perf.llama.fused import packed
 
     columns = 1304
     generator = torch.Generator().manual_seed(2)
-    layers = [nn.Sequential(Linear(columns, 20)) for _ in range(2)]
-    quantize = None
-    if scheme is not None:
-        quantize = make_quantizer(
-            scheme, kernels="native", device=device, dtype=torch.float32
-        )
-    for layer in layers:
-        drawn = torch.randn(20, columns, generator=generator) / columns**0.5
-        layer[0].weight = nn.Parameter(drawn, requires_grad=False)
-        layer.to(device)
-        if quantize is not None:
-            quantize(layer, "layer")
+    drawn = torch.randn(2, 20, columns, generator=generator) / columns**0.5
+    layers = [linear(scheme, weight, device) for weight in drawn]
     x = torch.randn(2, columns, generator=generator).to(device)
     norm_weight = torch.rand(columns, generator=generator).to(device) + 0.5
     first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
-    assert fused_launch(first, 2, weights=2).splits > 1
+    assert launch_fused.fused_launch(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=device)
-    norm = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
-    gate, up = (layer(norm) for layer in layers)
-    limit = limit_of(scheme, torch.float32)
+    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
+    gate, up = (layer(normed) for layer in layers)
+    norm = launch_fused.Norm(weight=norm_weight, eps=1e-5)
     for _ in range(2):
-        actual = project_gated(
-            x, first, second, counter, norm=Norm(weight=norm_weight, eps=1e-5)
-        )
-        assert distance(actual, F.silu(gate) * up) < limit
+        actual = launch_fused.project_gated(x, first, second, counter, norm=norm)
+        assert distance(actual, F.silu(gate) * up) < limit_of(scheme)
     before = torch.randn(2, 20, generator=generator).to(device)
     residual = before.clone()
-    assert project(x, first, counter, residual=residual) is residual
-    assert distance(residual, before + layers[0](x)) < limit
+    assert launch_fused.project(x, first, counter, residual=residual) is residual
+    assert distance(residual, before + layers[0](x)) < limit_of(scheme)
     assert not counter.any()
 
 
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32"])
-def test_values_of_a_fused_row_are_checked(
+def test_values_of_a_fused_row_are_checked_and_tokens_are_the_modules(
     scheme: str | None, device: torch.device
 ) -> None:
-    model = small_model(scheme, torch.float32, device)
+    modules, fused = both(small_model(scheme, device))
+    prompt = torch.tensor([[3, 1, 4]], device=device)
+    greedy: Any = {"max_new_tokens": 4, "sampling": GREEDY}
+    expected = modules.generate(prompt, **greedy)
+    assert torch.equal(fused.generate(prompt, **greedy), expected)
     row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
     prepared = Prepared(
-        row=row,
-        engine=Engine(model, EngineOptions(cache_size=24, fused=True)),
-        prompt=torch.tensor([[3, 1]], device=device),
-        weights="synthetic",
-        build_s=0.0,
+        row=row, engine=fused, prompt=prompt[:, :2], weights="synthetic", build_s=0.0
     )
     generator = torch.Generator(device=device).manual_seed(0)
     check = check_values(prepared, warm_up(prepared, generator))
-    assert check.against == OPERATORS
-    assert check.tokens == 3
+    assert (check.against, check.tokens) == (OPERATORS, 3)
     with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
         check_values(prepared, warm_up(prepared, generator, damaged=True))
 
 
-def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
-    model = small_model("int4wo-32", torch.float32, device)
-    prompt = torch.tensor([[3, 1, 4]], device=device)
-    expected, actual = (
-        engine.generate(prompt, max_new_tokens=4, sampling=GREEDY)
-        for engine in both(model)
-    )
-    assert torch.equal(actual, expected)
-
-
 def test_what_cannot_be_fused_says_why() -> None:
-    row = {"model": "Llama-2-7b-chat-hf", "fused": True}
+    row: dict[str, Any] = {"model": "Llama-2-7b-chat-hf", "fused": True}
     for changed, reason in (
         ({"device": "cpu"}, "need device 'cuda'"),
         ({"quantization": "int8wo", "kernels": "torchao"}, "kernels = 'native'"),
@@ -245,20 +219,119 @@ def test_what_cannot_be_fused_says_why() -> None:
         ({"batch_size": 9}, "at most 8"),
     ):
         with pytest.raises(SpecError, match=reason):
-            RowSpec(**row, **changed)  # type: ignore[arg-type]
-    assert RowSpec(**row).id.endswith(".fused")  # type: ignore[arg-type]
-    model = build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
+            RowSpec(**row, **changed)
+    assert RowSpec(**row).id.endswith(".fused")
     with pytest.raises(NotRunnable, match="fused: it needs a CUDA device, not cpu"):
-        Engine(model, EngineOptions(cache_size=8, fused=True))
+        both(small_model(None, torch.device("cpu")))
 
 
 def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
-    model = small_model("float8dq-row", torch.float32, device)
-    named = r"fused: output\.weight, Float8"
-    with pytest.raises(NotRunnable, match=named):
-        Engine(model, EngineOptions(cache_size=8, fused=True))
     narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
-    with pytest.raises(NotRunnable, match="heads are 8 wide; allowed: multiples of 16"):
-        Engine(narrow, EngineOptions(cache_size=8, fused=True))
-    with pytest.raises(NotRunnable, match="a batch of 9 is not allowed"):
-        Engine(narrow, EngineOptions(batch_size=9, cache_size=8, fused=True))
+    for model, batch, reason in (
+        (small_model("float8dq-row", device), 1, r"fused: output\.weight, Float8"),
+        (narrow, 1, "heads are 8 wide; allowed: multiples of 16"),
+        (narrow, 9, "a batch of 9 is not allowed"),
+    ):
+        with pytest.raises(NotRunnable, match=reason):
+            both(model, batch_size=batch)
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
+def test_a_peak_that_was_left_is_the_one_that_would_be_found(
+    norm: bool, device: torch.device
+) -> None:
+    """To the last bit, by kernels that take one, leave one and clear another."""
+    from llama_perf.kernels.triton import launch_fused
+    from llama_perf.llama.fused import packed
+
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(4, 20, 32, generator=generator).to(device)
+    layer = linear("int8dq", drawn[0].T, device)
+    weight = packed(layer.get_parameter("0.weight"), "weight")
+    x, residual, norms = drawn[1, :3, :20], drawn[2, :3], drawn[3].abs()
+    next_norm_weight, own = norms[0], norms[1, :20]
+    counter = torch.zeros(2, dtype=torch.int32, device=device)
+    normed = launch_fused.Norm(weight=own, eps=1e-5) if norm else None
+    peak = torch.zeros(8, dtype=torch.int32, device=device)
+    peak[:3] = (x * own if norm else x).abs().amax(1).view(torch.int32)
+    written, cleared = torch.zeros_like(peak), torch.full_like(peak, 7)
+    peaks = launch_fused.Peaks(
+        read=peak, written=written, cleared=cleared, next_norm_weight=next_norm_weight
+    )
+    run = partial(launch_fused.project, x, weight, counter, norm=normed)
+    expected = run(residual=residual.clone())
+    assert torch.equal(run(residual=residual.clone(), peaks=peaks), expected)
+    left = written.view(torch.float32)
+    assert torch.equal(left[:3], (expected * next_norm_weight).abs().amax(1))
+    assert not written[3:].any()
+    assert not cleared.any()
+    written.zero_()
+    more: Any = {"norm": normed, "peaks": launch_fused.Peaks(written=written)}
+    gated = launch_fused.project_gated(x, weight, weight, counter, **more)
+    assert torch.equal(left[:3], gated.abs().amax(1))
+
+
+def test_peaks_are_left_for_all_products_behind_another(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step all; of a prompt those of attention, and the head, find their own."""
+    from llama_perf.kernels.triton import launch, launch_fused
+
+    peaked: list[bool] = []
+    run = launch.run
+
+    def spied(*arguments: Any, **more: Any) -> None:
+        peaked.append(more["READS_PEAKS"])
+        run(*arguments, **more)
+
+    monkeypatch.setattr(launch_fused, "run", spied)
+    prompt = torch.tensor([[3, 1]], device=device)
+    check(*both(small_model("int8dq", device, n_layers=2)), prompt, TURNED)
+    of_prompt = [True, False, True, True] * 2 + [False]
+    assert peaked == of_prompt + [True] * len(of_prompt)
+
+
+def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, step after step: none sees what another one left."""
+    from llama_perf.llama import fused as fused_step
+
+    model = small_model("int8dq", device, torch.float16, n_layers=2)
+    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
+
+    def logits() -> Tensor:
+        _, fused = both(model, batch_size=2)
+        return fused.observe(prompt, max_new_tokens=4, observed=4, sampling=GREEDY)[1]
+
+    actual = logits()
+
+    def without_reading(
+        run: Callable[..., Tensor], *arguments: Any, **more: Any
+    ) -> Tensor:
+        if "peaks" in more:
+            more["peaks"] = replace(more["peaks"], read=None)
+        else:
+            more["peaks_in"] = None
+        return run(*arguments, **more)
+
+    for name in ("project", "project_gated", "project_heads"):
+        run = partial(without_reading, getattr(fused_step, name))
+        monkeypatch.setattr(fused_step, name, run)
+    assert torch.equal(actual, logits())
+
+
+@pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
+def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
+    preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_perf.llama.fused import packed
+
+    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
+    weight: Any = linear("int8dq", torch.randn(20, 32), device)[0].weight
+    if device.type == "cpu":
+        assert (weight.codes.dtype == torch.int8) == preferred
+    actual = packed(weight, "weight")
+    assert actual.codes.dtype == torch.int32
+    restored = Int8DynamicWeight(actual.codes, weight.scale, 20, 32, torch.float32)
+    assert torch.equal(restored.dequantize(), weight.dequantize())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +18,19 @@ LIBRARY = re.compile(r"extern_kernels\.\w|torch\.ops\.(mkl|mkldnn)\.")
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
+@pytest.fixture
+def compiled() -> Iterator[Any]:
+    torch._dynamo.reset()
+    yield torch.compile(product, fullgraph=True, dynamic=False)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,)], ids=str)
 def test_one_compiled_token_is_the_product_without_the_library(
-    dtype: torch.dtype, shape: tuple[int, ...]
+    compiled: Any, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=draw).to(dtype)
-    weight = torch.randn((75, 96), generator=draw).to(dtype)
-    torch._dynamo.reset()
-    compiled = torch.compile(product, fullgraph=True, dynamic=False)
+    x, weight = torch.randn(shape).to(dtype), torch.randn((75, 96)).to(dtype)
     found, code = run_and_get_code(compiled, x, weight)
     expected = F.linear(x.double(), weight.double())
     assert found.dtype == dtype
@@ -33,17 +38,13 @@ def test_one_compiled_token_is_the_product_without_the_library(
     error = (found.double() - expected).abs().max() / expected.abs().max()
     assert error < ROUNDING[dtype]
     assert LIBRARY.search(code[0]) is None
-    torch._dynamo.reset()
 
 
-def test_several_tokens_are_the_librarys_product() -> None:
+def test_several_tokens_are_the_librarys_product(compiled: Any) -> None:
     x, weight = torch.randn((2, 96)), torch.randn((75, 96))
-    torch._dynamo.reset()
-    compiled = torch.compile(product, fullgraph=True, dynamic=False)
     found, code = run_and_get_code(compiled, x, weight)
     torch.testing.assert_close(found, F.linear(x, weight))
     assert LIBRARY.search(code[0]) is not None
-    torch._dynamo.reset()
 
 
 def test_without_a_compiler_it_is_the_librarys_to_the_bit() -> None:

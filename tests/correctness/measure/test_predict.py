@@ -99,7 +99,7 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
     with held:
         engine = Engine(model, EngineOptions.of(row))
         caches = held.now
-    known = [*model.parameters(), *(b for c in engine._caches for b in c.buffers())]
+    known = [*model.parameters(), *(b for c in engine.caches for b in c.buffers())]
     if engine._mask is not None:
         known += [t for t in vars(engine._mask).values() if t is not None]
     # Of the chunk: its queries and their result by heads of the cache.

@@ -10,16 +10,15 @@ c10/cuda/CUDACachingAllocator.cpp of torch 2.11.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from llama_perf.llama.memory_segments import inner_tensors
+from tests.correctness.support.live_bytes import Storages
 
 MB = 1 << 20
 
@@ -32,42 +31,22 @@ class Event(NamedTuple):
     pool: int
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Storages):
     """While active, notes the storages on `device` that operators make and drop."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(device.type)
         self.events: list[Event] = []
-        self.pool = 0
-        self._device, self._count = device, 0
-        self._seen: dict[int, object] = {}
+        self.pool = self._count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                for plain in inner_tensors(leaf):
-                    self._note(plain)
-        return out
+    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
+        return inner_tensors(leaf)
 
-    def _note(self, tensor: torch.Tensor) -> None:
-        if tensor.device.type != self._device.type:
-            return
-        storage = tensor.untyped_storage()
-        address, size = storage._cdata, storage.nbytes()
-        if address in self._seen or size == 0:
-            return
+    def made(self, size: int) -> Callable[[], None]:
         self._count += 1
         key = self._count
         self.events.append(Event(key=key, size=size, pool=self.pool))
-
-        def gone(_reference: object) -> None:
-            del self._seen[address]
-            self.events.append(Event(key=key, size=0, pool=0))
-
-        self._seen[address] = weakref.ref(storage, gone)
+        return lambda: self.events.append(Event(key=key, size=0, pool=0))
 
 
 @dataclass(eq=False)
@@ -86,8 +65,7 @@ class Segment:
 class CachingAllocator:
     def __init__(self) -> None:
         self.segments: list[Segment] = []
-        self.asked: dict[Hashable, int] = {}
-        self._held: dict[Hashable, tuple[Segment, Block]] = {}
+        self._held: dict[Hashable, tuple[Segment, Block, int]] = {}
         self.peak = 0
 
     @property
@@ -97,7 +75,7 @@ class CachingAllocator:
     @property
     def live(self) -> int:
         """Bytes that were asked for, without any rounding."""
-        return sum(self.asked.values())
+        return sum(asked for _, _, asked in self._held.values())
 
     def play(self, event: Event, key: Hashable) -> None:
         if event.size:
@@ -106,21 +84,21 @@ class CachingAllocator:
             self._free(key)
 
     def empty_cache(self) -> None:
-        used = {id(segment) for segment, _ in self._held.values()}
+        used = {id(segment) for segment, _, _ in self._held.values()}
         self.segments = [each for each in self.segments if id(each) in used]
 
     def _allocate(self, key: Hashable, asked: int, pool: int) -> None:
         size = max(512, -(-asked // 512) * 512)
         small = size <= MB
         fitting = [
-            (block.size, number, segment, block)
-            for number, segment in enumerate(self.segments)
+            (segment, block)
+            for segment in self.segments
             if (segment.small, segment.pool) == (small, pool)
             for block in segment.blocks
             if block.key is None and block.size >= size
         ]
         if fitting:
-            _, _, segment, block = min(fitting, key=lambda each: each[:2])
+            segment, block = min(fitting, key=lambda pair: pair[1].size)
         else:
             block = Block(2 * MB if small else 20 * MB)
             if size >= 10 * MB:
@@ -133,15 +111,15 @@ class CachingAllocator:
             block.size = size
             segment.blocks.insert(segment.blocks.index(block) + 1, Block(rest))
         block.key = key
-        self.asked[key] = asked
-        self._held[key] = segment, block
+        self._held[key] = segment, block, asked
 
     def _free(self, key: Hashable) -> None:
-        segment, block = self._held.pop(key)
-        del self.asked[key]
+        segment, block, _ = self._held.pop(key)
         block.key = None
-        blocks = segment.blocks
-        place = blocks.index(block)
-        for beside in (place + 1, place - 1):
-            if 0 <= beside < len(blocks) and blocks[beside].key is None:
-                block.size += blocks.pop(beside).size
+        merged: list[Block] = []
+        for each in segment.blocks:
+            if merged and merged[-1].key is None and each.key is None:
+                merged[-1].size += each.size
+            else:
+                merged.append(each)
+        segment.blocks = merged

@@ -1,0 +1,26 @@
+"""What stands for CUDA's graphs on a CPU, which has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llama_perf.llama import decode_step
+
+
+@pytest.fixture
+def graphs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The graphs made; each replay runs its work. On a card it is captured for real."""
+    made: list[object] = []
+
+    def capture(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
+        made.append(work)
+        return SimpleNamespace(replay=work)
+
+    if device.type == "cpu":
+        monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
+        monkeypatch.setattr(decode_step, "capture_graph", capture)
+    return made
