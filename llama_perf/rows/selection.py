@@ -118,18 +118,6 @@ def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
     ]
 
 
-def load(
-    *, set_name: str | None, file: Path | None, globs: Sequence[str]
-) -> list[RowSpec]:
-    """The rows that a command's `--set`, `--rows` and `--row` ask for."""
-    if set_name is not None and file is not None:
-        raise SpecError("rows", str(file), "give --rows or --set, not both")
-    if file is not None:
-        return select(load_file(file), globs)
-    assert set_name is not None, "a caller without a file chooses the set"
-    return select(load_set(set_name), globs)
-
-
 def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:
     """The part "I/N" of some rows: every N-th from the I-th on; raises SpecError."""
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)

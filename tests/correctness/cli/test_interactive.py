@@ -63,11 +63,9 @@ class Terminal:
             raise EOFError
         return self._lines.pop(0)
 
-    def _encode(
-        self, tokens: tokenizer.Tokenizer, messages: list[Message]
-    ) -> list[int]:
+    def _encode(self, words: tokenizer.Tokenizer, messages: list[Message]) -> list[int]:
         self.conversations.append([*messages])
-        return chat.encode_chat(tokens, messages)
+        return chat.encode_chat(words, messages)
 
     def talk(
         self, checkpoint: Path | str, *lines: str, options: str = ""
