@@ -11,6 +11,7 @@ that do nothing, with and without programmatic dependent launch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -36,15 +37,11 @@ def measure_ceiling(device: torch.device) -> Ceiling:
         return Ceiling(read_gb_s=read)
     copied = _copy_gb_s(used)
     used.release_memory()
-    launch, dependent = None, None
-    if triton_problem() is None:
-        launch, dependent = launch_us(device)
-    return Ceiling(
-        read_gb_s=read,
-        copy_gb_s=copied,
-        launch_us=launch,
-        dependent_launch_us=dependent,
-    )
+    ceiling = Ceiling(read_gb_s=read, copy_gb_s=copied)
+    if triton_problem() is not None:
+        return ceiling
+    launch, dependent = launch_us(device)
+    return replace(ceiling, launch_us=launch, dependent_launch_us=dependent)
 
 
 def read_gb_s(device: Device) -> float:
