@@ -27,10 +27,7 @@ _SHORT, _LONG = 64, 512
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
-    """Read, copy and launch, the best of several rounds each.
-
-    Without launches where Triton cannot compile: rows of torch and torchao still run.
-    """
+    """Read, copy and, where Triton can compile, launch: the best of several rounds."""
     used = device_of(device)
     read = read_gb_s(used)
     if not used.has_graphs:
