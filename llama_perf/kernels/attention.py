@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +52,7 @@ def decode_attention(
     the programs that share a head count themselves in it.
     """
     del split_counter
-    cache = CachedTensors(k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale)
+    cache = CachedTensors(k_cache, v_cache, k_scale, v_scale)
     lengths = filled.tolist()
     if len(lengths) == 1:
         return _decode(q, cache, lengths[0])
@@ -67,19 +69,11 @@ def _(q: Tensor, *_rest: Tensor | None) -> Tensor:
 
 
 @decode_attention.register_kernel("cuda")
-def _(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    split_counter: Tensor,
-    filled: Tensor,
-) -> Tensor:
+def _(q: Tensor, *rest: Any) -> Tensor:
     from llama_perf.kernels.triton.launch_attention import split_attention
 
-    cache = CachedTensors(k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale)
-    return split_attention(q, cache, split_counter, filled)
+    *cache, split_counter, filled = rest
+    return split_attention(q, CachedTensors(*cache), split_counter, filled)
 
 
 def _decode(q: Tensor, cache: CachedTensors, length: int) -> Tensor:
@@ -111,19 +105,14 @@ def _decode_codes(q: Tensor, cache: CachedTensors) -> Tensor:
     # One part needs no copy.
     one = len(scores_of_parts) == 1
     scores = scores_of_parts[0] if one else torch.cat(scores_of_parts, -1)
-    assert cache.k_scale is not None, "keys without scales"
-    assert cache.v_scale is not None, "values without scales"
+    _, _, k_scale, v_scale = cache.pointers
     unit = cache_codes.UNIT[cache.k.dtype]
-    scores.mul_(cache.k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
-    weights = scores.softmax(-1).mul_(cache.v_scale.unsqueeze(1))
-    out: Tensor | None = None
-    for stretch in _stretches(length, step):
-        weight, value = weights[:, :, stretch], decoded(cache.v[:, stretch])
-        if out is None:
-            out = torch.bmm(weight, value)
-        else:
-            out.baddbmm_(weight, value)
-    assert out is not None, "no position is filled"
+    scores.mul_(k_scale.unsqueeze(1)).mul_(unit * width**-0.5)
+    weights = scores.softmax(-1).mul_(v_scale.unsqueeze(1))
+    first, *others = _stretches(length, step)
+    out = torch.bmm(weights[:, :, first], decoded(cache.v[:, first]))
+    for stretch in others:
+        out.baddbmm_(weights[:, :, stretch], decoded(cache.v[:, stretch]))
     return out.mul_(unit)
 
 
@@ -147,12 +136,9 @@ def prefill_attention(
     batch, tokens = q.shape[:2]
     heads, width = k_cache.shape[1], k_cache.shape[3]
     # Sequences and heads of the cache are one dimension: (B * H, G, T, D).
-    grouped = (
-        q.view(batch, tokens, heads, -1, width).permute(0, 2, 3, 1, 4).flatten(0, 1)
-    )
-    cache = CachedTensors(
-        k=k_cache, v=v_cache, k_scale=k_scale, v_scale=v_scale
-    ).by_head(end)
+    grouped = q.view(batch, tokens, heads, -1, width).permute(0, 2, 3, 1, 4)
+    grouped = grouped.flatten(0, 1)
+    cache = CachedTensors(k_cache, v_cache, k_scale, v_scale).by_head(end)
     if cache.kind is None:
         out = _causal(grouped, cache.k, cache.v)
     else:
@@ -188,14 +174,13 @@ def _causal_behind_codes(q: Tensor, cache: CachedTensors, step: int) -> Tensor:
     """
     length = cache.k.shape[1]
     behind = length - q.shape[2]
-    pieces = [
-        slice(start, min(start + step, behind)) for start in range(0, behind, step)
-    ]
+    starts = (*range(0, behind, step), behind)
     out: Tensor | None = None
     sums: Tensor | None = None
-    for piece in (*pieces, slice(behind, length)):
+    for start, end in pairwise((*starts, length)):
+        piece = slice(start, end)
         key, value = cache.dequantized(piece, q.dtype)
-        part, part_sums = _with_sums(q, key, value, causal=piece.start == behind)
+        part, part_sums = _with_sums(q, key, value, causal=start == behind)
         # Otherwise the next piece's would be made while these still take memory.
         del key, value
         if out is None or sums is None:

@@ -28,7 +28,7 @@ _LARGEST = {INT8: 127.0, FP8: 448.0}
 UNIT = {INT8: 1.0, FP8: 256.0}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CachedTensors:
     """Keys and values (B, H, S, D), or their codes with scales (B, H, S)."""
 
@@ -42,33 +42,34 @@ class CachedTensors:
         """The dtype of the codes, None where there are none."""
         return None if self.k_scale is None else self.k.dtype
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
-        return CachedTensors(
-            k=change(self.k),
-            v=change(self.v),
-            k_scale=None if self.k_scale is None else change(self.k_scale),
-            v_scale=None if self.v_scale is None else change(self.v_scale),
-        )
+    @property
+    def pointers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Them as kernels take them: scales that are not there are not read either."""
+        k_scale = self.k if self.k_scale is None else self.k_scale
+        v_scale = self.v if self.v_scale is None else self.v_scale
+        return self.k, self.v, k_scale, v_scale
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
+        """The same after a change to each tensor."""
+        scales = (self.k_scale, self.v_scale)
+        changed = (None if scale is None else change(scale) for scale in scales)
+        return CachedTensors(change(self.k), change(self.v), *changed)
 
     def of(self, rows: slice) -> CachedTensors:
         """Views of some sequences, or after `by_head` of some heads."""
-        return self._map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def by_head(self, length: int) -> CachedTensors:
         """Views (B * H, length, D) of the first `length` positions."""
-        return self._map(lambda tensor: tensor.flatten(0, 1)[:, :length])
+        return self.map(lambda tensor: tensor.flatten(0, 1)[:, :length])
 
     def dequantized(
         self, positions: slice, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (N, L, D) of `positions` after `by_head`, from codes."""
-        assert self.k_scale is not None, "keys without scales"
-        assert self.v_scale is not None, "values without scales"
-        k, v = (
-            dequantized_by_positions(codes[:, positions], scale[:, positions], dtype)
-            for codes, scale in ((self.k, self.k_scale), (self.v, self.v_scale))
-        )
-        return k, v
+        k, v, k_scale, v_scale = (tensor[:, positions] for tensor in self.pointers)
+        keys = dequantized_by_positions(k, k_scale, dtype)
+        return keys, dequantized_by_positions(v, v_scale, dtype)
 
 
 def quantize(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels.cpu.one_token import fused_here
-from llama_perf.kernels.row_scaled import FLOAT8, float8_weight_op, round_to_float8
+from llama_perf.kernels.row_scaled import FLOAT8, round_to_float8
 
 
 def quantize_tokens(x: Tensor, *, per_tensor: bool = False) -> tuple[Tensor, Tensor]:
@@ -44,5 +44,5 @@ def float8_dynamic(
         sums = FLOAT8.one_token(values, codes, scale, rows)
     else:
         exact = values.to(torch.bfloat16)
-        sums = float8_weight_op(exact, codes, scale, rows, torch.float32)
+        sums = FLOAT8.operator(exact, codes, scale, rows, torch.float32)
     return (sums * x_scale).to(x.dtype)

@@ -11,12 +11,14 @@ codes do, 16 rows side by side: (B, G, 16). Sums are in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.cpu.one_token import by_stretches, fused_here, unit_sums
+from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import (
     LANES,
     UNIT,
@@ -34,49 +36,29 @@ _FEW = 32
 
 
 def packed_weight(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    columns: int,
-    *,
-    bits: int,
-    kind: int,
+    rows: int, columns: int, *tensors: Tensor, bits: int, kind: int
 ) -> Packed:
-    """The weight as the kernels on CUDA take it."""
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=codes,
-        scale=scale,
-        zero=zero,
-        bits=bits,
-        group=columns // scale.shape[1],
-        zero_kind=kind,
-    )
+    """The weight as the kernels on CUDA take it: codes, scales and zeros."""
+    group = columns // tensors[1].shape[1]
+    return Packed(rows, columns, *tensors, bits=bits, group=group, zero_kind=kind)
 
 
 def dequantized(weight: Packed) -> Tensor:
     """The weight, float32 (rows, columns)."""
-    parts = (weight.codes, weight.scale, weight.zero)
-    blocks = _blocks(*parts, weight.columns, weight.bits, weight.zero_kind)
+    blocks = _blocks(*weight.tensors, weight.columns, weight.bits, weight.zero_kind)
     return from_lanes(blocks, weight.rows)
 
 
-def grouped_weight(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    bits: int,
-    kind: int,
-) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
+def grouped_weight(x: Tensor, *weight: Any) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype.
+
+    `weight` is as of the operator.
+    """
     if fused_here(x):
+        codes, scale, zero, rows, bits, kind = weight
         sums = _one_token(x.float(), codes, scale, zero, bits, kind)
         return sums.view(1, -1)[:, :rows].to(x.dtype)
-    out: Tensor = grouped_weight_op(x, codes, scale, zero, rows, bits, kind)
+    out: Tensor = grouped_weight_op(x, *weight)
     return out
 
 
@@ -92,8 +74,7 @@ def _one_token(
         return (weight * x.view(1, columns, 1)).sum(1)
     sums = unit_sums(x, codes, bits, _float, (2,), split=(groups, size // unit))
     x_sums = x.view(groups, size).sum(1).unsqueeze(1)
-    wide = scale.to(torch.float32)
-    zeros = _zeros(zero, bits, kind, groups)
+    wide, zeros = _float(scale), _float(_stored(zero, bits, kind, groups))
     if kind == OFFSET:
         return ((sums - MIDDLE * x_sums) * wide + zeros * x_sums).sum(1)
     return ((sums - zeros * x_sums) * wide).sum(1)
@@ -118,39 +99,23 @@ def grouped_weight_op(
         return sums[:, :rows].to(x.dtype).contiguous()
 
     def dequantize(blocks: slice) -> Tensor:
-        part = (codes[blocks], scale[blocks], zero[blocks])
-        return _blocks(*part, columns, bits, kind)
+        some = (codes[blocks], scale[blocks], zero[blocks])
+        return _blocks(*some, columns, bits, kind)
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    return many_tokens.by_unpacked_blocks(x, codes, rows, dequantize)
 
 
 @grouped_weight_op.register_fake
-def _(
-    x: Tensor,
-    _codes: Tensor,
-    _scale: Tensor,
-    _zero: Tensor,
-    rows: int,
-    _bits: int,
-    _kind: int,
-) -> Tensor:
-    return x.new_empty((x.shape[0], rows))
+def _(x: Tensor, _c: Tensor, _s: Tensor, _z: Tensor, rows: int, *_: int) -> Tensor:
+    return x.new_empty((len(x), rows))
 
 
 @grouped_weight_op.register_kernel("cuda")
-def _(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    rows: int,
-    bits: int,
-    kind: int,
-) -> Tensor:
+def _(x: Tensor, *weight: Any) -> Tensor:
     from llama_perf.kernels.triton.launch_products import product
 
-    weight = packed_weight(codes, scale, zero, rows, x.shape[1], bits=bits, kind=kind)
-    return product(x, weight)
+    *tensors, rows, bits, kind = weight
+    return product(x, packed_weight(rows, x.shape[1], *tensors, bits=bits, kind=kind))
 
 
 def _in_words(bits: int, columns: int, groups: int) -> bool:
@@ -179,9 +144,9 @@ def _slotwise(
     x_sums = x.view(tokens, groups, size).sum(2)
 
     def multiply(blocks: slice) -> Tensor:
-        wide = scale[blocks].to(torch.float32)
+        wide = _float(scale[blocks])
         if kind == OFFSET:
-            total = torch.matmul(x_sums, zero[blocks].to(torch.float32))
+            total = torch.matmul(x_sums, _float(zero[blocks]))
             zeros = torch.full_like(wide, MIDDLE, dtype=torch.int32)
         else:
             total = wide.new_zeros((len(wide), tokens, LANES))
@@ -194,7 +159,7 @@ def _slotwise(
             if low + plane < bits:
                 piece = piece & (2**plane - 1)
             by_group = _by_group(values, size)
-            by_group -= _of_groups(piece.to(torch.float32), values, size)
+            by_group -= _of_groups(_float(piece), values, size)
             by_group *= _of_groups(wide, values, size)
             total += many_tokens.product(arranged, values)
         return total
@@ -225,15 +190,11 @@ def _blocks(
 ) -> Tensor:
     groups = scale.shape[1]
     values: Tensor = _float(unpack(codes, bits, columns)).unflatten(1, (groups, -1))
-    wide = scale.to(torch.float32).unsqueeze(2)
-    zeros = _zeros(zero, bits, kind, groups).unsqueeze(2)
+    wide = _float(scale).unsqueeze(2)
+    zeros = _float(_stored(zero, bits, kind, groups)).unsqueeze(2)
     if kind == OFFSET:
         return ((values - MIDDLE) * wide + zeros).flatten(1, 2)
     return ((values - zeros) * wide).flatten(1, 2)
-
-
-def _zeros(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:
-    return _stored(zero, bits, kind, groups).to(torch.float32)
 
 
 def _stored(zero: Tensor, bits: int, kind: int, groups: int) -> Tensor:

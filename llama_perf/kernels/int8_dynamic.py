@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.devices.processor import has_fast_int8_products, int8_products_are_exact
-from llama_perf.kernels.cpu.int8_sums import int8_sums
+from llama_perf.kernels.cpu.many_tokens import int8_sums
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.row_scaled import INT8
 

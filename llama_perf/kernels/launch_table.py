@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
 from llama_perf.kernels.weight import Packed
@@ -31,9 +33,9 @@ class Choice:
     """
 
     block_u: int
-    splits: int
+    splits: PositiveInt
     warps: int
-    stages: int
+    stages: PositiveInt
     us: float
     rule_us: float
 
@@ -65,18 +67,11 @@ def read(path: Path = FILE) -> LaunchTable:
     table = from_json(LaunchTable, path.read_bytes(), source=str(path))
     for device, choices in table.devices.items():
         for key, choice in choices.items():
-            _check(choice, where=f"{path}: devices.{device}.{key}")
+            for name, allowed in (("block_u", BLOCK_U), ("warps", WARPS)):
+                if (value := getattr(choice, name)) not in allowed:
+                    where = f"{path}: devices.{device}.{key}.{name}"
+                    raise RecordError(f"{where}: {value}; allowed: {allowed}")
     return table
-
-
-def _check(choice: Choice, *, where: str) -> None:
-    if choice.block_u not in BLOCK_U:
-        raise RecordError(f"{where}.block_u: {choice.block_u}; allowed: {BLOCK_U}")
-    if choice.warps not in WARPS:
-        raise RecordError(f"{where}.warps: {choice.warps}; allowed: {WARPS}")
-    for name in ("splits", "stages"):
-        if getattr(choice, name) < 1:
-            raise RecordError(f"{where}.{name}: {getattr(choice, name)}; 1 or more")
 
 
 def keep(device: str, choices: Mapping[str, Choice], path: Path = FILE) -> None:
@@ -90,11 +85,6 @@ def keep(device: str, choices: Mapping[str, Choice], path: Path = FILE) -> None:
 
 
 @cache
-def known_here() -> LaunchTable:
-    """The package's own table, read once."""
-    return read()
-
-
 def chosen(device: str, key: str) -> Choice | None:
     """The choice for a product on that device, None where there is none."""
-    return known_here().devices.get(device, {}).get(key)
+    return read().devices.get(device, {}).get(key)

@@ -13,6 +13,7 @@ Legend: N rows, K columns, B = ceil(N / 16) blocks, U = ceil(K / 8) units, W wor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,14 +82,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Words (B, W, 16) back to int32 codes (B, K, 16)."""
-    codes: Tensor | int = 0
+    codes: Any = 0
     for low, plane, part in parts(packed, bits, columns):
         shifts = torch.arange(32 // plane, device=packed.device, dtype=torch.int32)
         shifts = (shifts * plane).view(-1, 1)
         pieces = (part.unsqueeze(2) >> shifts) & (2**plane - 1)
         codes = codes | (pieces.flatten(1, 2)[:, :columns] << low)
-    assert isinstance(codes, Tensor), f"no planes in {bits} bits"
-    return codes
+    unpacked: Tensor = codes
+    return unpacked
 
 
 def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
@@ -100,7 +101,7 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
     if bits == 8:
         return [(packed >> (8 * slot)) & 255 for slot in range(4)]
     count = units(columns)
-    slot_codes: list[Tensor | int] = [0] * UNIT
+    slot_codes: list[Any] = [0] * UNIT
     for low, plane, part in parts(packed, bits, columns):
         pieces = part
         if plane < 4:
@@ -110,7 +111,7 @@ def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
         for slot in range(UNIT):
             piece = (pieces >> (plane * slot)) & (2**plane - 1)
             slot_codes[slot] = slot_codes[slot] | (piece << low)
-    return [code for code in slot_codes if isinstance(code, Tensor)]
+    return slot_codes
 
 
 def parts(packed: Tensor, bits: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:

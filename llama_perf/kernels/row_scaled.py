@@ -19,13 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from llama_perf.kernels import weight
 from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.cpu.int8_sums import int8_sums
+from llama_perf.kernels.cpu.many_tokens import int8_sums
 from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
 from llama_perf.kernels.packing import from_lanes, parts, unpack
 from llama_perf.kernels.weight import Packed
@@ -84,17 +86,31 @@ def round_to_float8(values: Tensor) -> Tensor:
     return torch.round(values / step) * step
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class RowScaled:
     """A format of codes with one scale for each row.
 
-    `largest` is the largest value of a code, `kind` names `decode` to the kernels.
+    `largest` is the largest value of a code, `kind` names `decode` to the kernels;
+    `operator` is the product itself: any M, any device, in a dtype or in x's.
     """
 
     bits: int
     largest: float
     decode: Callable[[Tensor], Tensor]
     kind: int
+    operator: CustomOpDef
+
+    def product(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+        """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
+        if fused_here(x):
+            return self.one_token(x, codes, scale, rows).to(x.dtype)
+        out: Tensor = self.operator(x, codes, scale, rows)
+        return out
+
+    def one_token(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
+        """The expression that a compiler turns into one loop, (1, K) to (1, rows)."""
+        sums = unit_sums(x.float(), codes, self.bits, self.decode, (1,))
+        return (sums * scale).view(1, -1)[:, :rows]
 
     def dequantized(
         self, codes: Tensor, scale: Tensor, rows: int, columns: int
@@ -103,71 +119,46 @@ class RowScaled:
         values = self.decode(unpack(codes, self.bits, columns))
         return from_lanes(values * scale.unsqueeze(1), rows)
 
-    def one_token(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-        """The expression that a compiler turns into one loop, (1, K) to (1, rows)."""
-        sums = unit_sums(x.float(), codes, self.bits, self.decode, (1,))
-        return (sums * scale).view(1, -1)[:, :rows]
+    def packed(self, rows: int, columns: int, codes: Tensor, scale: Tensor) -> Packed:
+        """The weight as the kernels on CUDA take it."""
+        bits, kind = self.bits, self.kind
+        return Packed(rows, columns, codes, scale, scale, bits=bits, decode=kind)
 
-    def packed(
-        self,
+
+def _operator(
+    name: str, sums: Callable[[Tensor, Tensor], Tensor], unit: float = 1.0
+) -> CustomOpDef:
+    """The operator of a format, by its `sums` on a CPU, in float32 (M, 16 * B).
+
+    These are sums of values over `unit`, and are overwritten.
+    """
+
+    @torch.library.custom_op(f"llama_perf::{name}_weight", mutates_args=())
+    def operator(
+        x: Tensor,
         codes: Tensor,
         scale: Tensor,
-        *,
         rows: int,
-        columns: int,
-        dynamic: bool = False,
-    ) -> Packed:
-        """The weight as the fused kernels take it."""
-        return Packed(
-            rows=rows,
-            columns=columns,
-            codes=codes,
-            scale=scale,
-            zero=scale,
-            bits=self.bits,
-            decode=self.kind,
-            dynamic=dynamic,
-        )
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        scaled = sums(x, codes).mul_((scale * unit).flatten())
+        return scaled[:, :rows].to(dtype or x.dtype).contiguous()
+
+    @operator.register_fake
+    def _(x: Tensor, _c: Tensor, _s: Tensor, rows: int, dtype: Any = None) -> Tensor:
+        return x.new_empty((len(x), rows), dtype=dtype or x.dtype)
+
+    @operator.register_kernel("cuda")
+    def _(x: Tensor, c: Tensor, scale: Tensor, rows: int, dtype: Any = None) -> Tensor:
+        from llama_perf.kernels.triton.launch_products import product
+
+        packed = FORMATS[name].packed(rows, x.shape[1], c, scale)
+        return product(x, packed, dtype=dtype)
+
+    return operator
 
 
-INT8 = RowScaled(bits=8, largest=127.0, decode=decode_int8, kind=weight.INT8)
-FP6 = RowScaled(bits=6, largest=28.0, decode=decode_fp6, kind=weight.FP6)
-FLOAT8 = RowScaled(bits=8, largest=448.0, decode=decode_float8, kind=weight.FLOAT8)
-
-
-def int8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
-    if fused_here(x):
-        return INT8.one_token(x, codes, scale, rows).to(x.dtype)
-    out: Tensor = int8_weight_op(x, codes, scale, rows)
-    return out
-
-
-def fp6_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
-    if fused_here(x):
-        return FP6.one_token(x, codes, scale, rows).to(x.dtype)
-    out: Tensor = fp6_weight_op(x, codes, scale, rows)
-    return out
-
-
-def float8_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
-    if fused_here(x):
-        return FLOAT8.one_token(x, codes, scale, rows).to(x.dtype)
-    out: Tensor = float8_weight_op(x, codes, scale, rows)
-    return out
-
-
-@torch.library.custom_op("llama_perf::int8_weight", mutates_args=())
-def int8_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """The operator itself: any M, any device."""
-    return _scaled(int8_sums(x, codes), scale, rows, x.dtype)
-
-
-@torch.library.custom_op("llama_perf::fp6_weight", mutates_args=())
-def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """The operator itself: any M, any device."""
+def _fp6_sums(x: Tensor, codes: Tensor) -> Tensor:
     tokens, columns = x.shape
     (_, _, low), (_, _, high) = parts(codes, FP6.bits, columns)
     arranged = many_tokens.in_slots(x.float(), low.shape[1], 8)
@@ -177,16 +168,10 @@ def fp6_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
         values = many_tokens.fp6_values(low[blocks], high[blocks], room)
         return many_tokens.product(arranged, values)
 
-    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
-    # float16 has a bias of 15, fp6 one of 3.
-    return _scaled(sums, scale * 2.0**12, rows, x.dtype)
+    return many_tokens.by_blocks(tokens, codes, columns, multiply)
 
 
-@torch.library.custom_op("llama_perf::float8_weight", mutates_args=())
-def float8_weight_op(
-    x: Tensor, codes: Tensor, scale: Tensor, rows: int, dtype: torch.dtype | None = None
-) -> Tensor:
-    """The operator itself: any M, any device; the product in `dtype`, or in x's."""
+def _float8_sums(x: Tensor, codes: Tensor) -> Tensor:
     tokens, columns = x.shape
     arranged = many_tokens.in_slots(x.float(), codes.shape[1], 4)
     room = many_tokens.room(codes, 4, columns)
@@ -195,45 +180,13 @@ def float8_weight_op(
         values = many_tokens.float8_values(codes[blocks], room)
         return many_tokens.product(arranged, values)
 
-    sums = many_tokens.by_blocks(tokens, codes, columns, multiply)
-    # float16 has a bias of 15, e4m3 one of 7.
-    return _scaled(sums, scale * 2.0**8, rows, dtype or x.dtype)
+    return many_tokens.by_blocks(tokens, codes, columns, multiply)
 
 
-def _scaled(sums: Tensor, scale: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Sums (M, 16 * B), overwritten, times their rows' scales: (M, rows)."""
-    return sums.mul_(scale.flatten())[:, :rows].to(dtype).contiguous()
-
-
-def _register(
-    operator: torch._library.custom_ops.CustomOpDef, format: RowScaled
-) -> None:
-    """The operator's result for a compiler, and its kernel on CUDA."""
-
-    @operator.register_fake
-    def _(
-        x: Tensor,
-        _codes: Tensor,
-        _scale: Tensor,
-        rows: int,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        return x.new_empty((x.shape[0], rows), dtype=dtype or x.dtype)
-
-    @operator.register_kernel("cuda")
-    def _(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        rows: int,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        from llama_perf.kernels.triton.launch_products import product
-
-        packed = format.packed(codes, scale, rows=rows, columns=x.shape[1])
-        return product(x, packed, dtype=dtype or x.dtype)
-
-
-_register(int8_weight_op, INT8)
-_register(fp6_weight_op, FP6)
-_register(float8_weight_op, FLOAT8)
+INT8 = RowScaled(8, 127.0, decode_int8, weight.INT8, _operator("int8", int8_sums))
+# float16 has a bias of 15, fp6 one of 3, e4m3 one of 7.
+_FP6 = _operator("fp6", _fp6_sums, 2.0**12)
+FP6 = RowScaled(6, 28.0, decode_fp6, weight.FP6, _FP6)
+_FLOAT8 = _operator("float8", _float8_sums, 2.0**8)
+FLOAT8 = RowScaled(8, 448.0, decode_float8, weight.FLOAT8, _FLOAT8)
+FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}

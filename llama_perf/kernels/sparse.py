@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels.cpu.one_token import by_stretches, fused_here
+from llama_perf.kernels.cpu.many_tokens import by_unpacked_blocks
+from llama_perf.kernels.cpu.one_token import fused_here
 from llama_perf.kernels.packing import (
     UNIT,
     from_lanes,
@@ -35,27 +36,14 @@ QUAD = 4
 GROUP = 128
 
 
-def groups(columns: int) -> int:
-    """Scales of a row of `columns`."""
-    return -(-columns // GROUP)
-
-
 def dequantized(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
     """The weight, float32 (rows, columns), from words (B, W, 16), scales (B, G, 16)."""
     return from_lanes(_blocks(codes, scale, columns), rows)
 
 
-def packed_weight(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Packed:
+def packed_weight(rows: int, columns: int, codes: Tensor, scale: Tensor) -> Packed:
     """The weight as the kernels on CUDA take it."""
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=codes,
-        scale=scale,
-        zero=scale,
-        format=SPARSE,
-        bits=BITS,
-    )
+    return Packed(rows, columns, codes, scale, scale, format=SPARSE, bits=BITS)
 
 
 def sparse_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
@@ -85,7 +73,7 @@ def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         term = term + _value(values[2 * quad + 1]) * upper
         terms = term if terms is None else terms + term
     assert terms is not None, "a unit without quads"
-    wide = scale.to(torch.float32).repeat_interleave(GROUP // (2 * UNIT), dim=1)
+    wide = scale.float().repeat_interleave(GROUP // (2 * UNIT), dim=1)
     return (terms * wide[:, :count]).sum(1)
 
 
@@ -97,25 +85,25 @@ def sparse_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tens
     def dequantize(blocks: slice) -> Tensor:
         return _blocks(codes[blocks], scale[blocks], columns)
 
-    return by_stretches(x, codes, rows, dequantize).to(x.dtype).contiguous()
+    return by_unpacked_blocks(x, codes, rows, dequantize)
 
 
 @sparse_weight_op.register_fake
 def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
-    return x.new_empty((x.shape[0], rows))
+    return x.new_empty((len(x), rows))
 
 
 @sparse_weight_op.register_kernel("cuda")
 def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
     from llama_perf.kernels.triton.launch_products import product
 
-    return product(x, packed_weight(codes, scale, rows, x.shape[1]))
+    return product(x, packed_weight(rows, x.shape[1], codes, scale))
 
 
 def _blocks(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
     """The weight of some blocks, float32 (B, K, 16)."""
     stored = unpack(codes, BITS, sparse_values(columns)).unflatten(1, (-1, 2))
-    wide = scale.to(torch.float32).repeat_interleave(GROUP // QUAD, dim=1)
+    wide = scale.float().repeat_interleave(GROUP // QUAD, dim=1)
     values = _value(stored & 15) * wide[:, : columns // QUAD].unsqueeze(2)
     blocks, quads, _, lanes = values.shape
     weight = values.new_zeros((blocks, quads, QUAD, lanes))

@@ -5,7 +5,7 @@ Knows neither torchao nor Triton: the numbers are those of the kernels' constant
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,7 @@ UNSIGNED, INT8, FP6, FLOAT8 = 0, 1, 2, 3
 """How a code is decoded."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A weight (rows, columns); `codes` of the format FLOATS are the floats themselves.
 
@@ -31,6 +31,7 @@ class Packed:
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    _: KW_ONLY
     format: int = CODES
     bits: int = 8
     decode: int = UNSIGNED
@@ -39,12 +40,24 @@ class Packed:
     dynamic: bool = False
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero, in the order in which kernels take them."""
+        return self.codes, self.scale, self.zero
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What a kernel for every weight of this layout knows when it is compiled."""
+        words = 0 if self.format == FLOATS else self.codes.shape[1]
+        groups = {"GROUP": self.group, "ZERO": self.zero_kind}
+        codes = {"WORDS": words, "BITS": self.bits, "DECODE": self.decode}
+        return {"K": self.columns, **codes, **groups}
+
+    @property
     def layout(self) -> tuple[object, ...]:
         """All that two weights which one kernel multiplies must have in common."""
-        types = (self.codes.dtype, self.scale.dtype, self.zero.dtype)
-        shape = (self.rows, self.columns, self.codes.shape)
-        decoding = (self.format, self.bits, self.decode, self.group, self.zero_kind)
-        return (*types, *shape, *decoding, self.dynamic)
+        types = [tensor.dtype for tensor in self.tensors]
+        shape = (self.rows, self.codes.shape, self.format, self.dynamic)
+        return (*types, *shape, *self.constants.values())
 
 
 @runtime_checkable
@@ -62,12 +75,5 @@ def of_floats(weight: Tensor) -> Packed:
     """A weight of floats, (N, K)."""
     rows, columns = weight.shape
     weight = weight.detach().contiguous()
-    return Packed(
-        rows=rows,
-        columns=columns,
-        codes=weight,
-        scale=weight,
-        zero=weight,
-        format=FLOATS,
-        bits=weight.element_size() * 8,
-    )
+    bits = weight.element_size() * 8
+    return Packed(rows, columns, weight, weight, weight, format=FLOATS, bits=bits)

@@ -40,15 +40,8 @@ class GroupedWeight(PackedTensor):
 
     def packed(self) -> Packed:
         """See `PackedTensor.packed`."""
-        return packed_weight(
-            self.codes,
-            self.scale,
-            self.zero,
-            self.rows,
-            self.columns,
-            bits=self.bits,
-            kind=self.zero_kind,
-        )
+        parts = (self.rows, self.columns, self.codes, self.scale, self.zero)
+        return packed_weight(*parts, bits=self.bits, kind=self.zero_kind)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

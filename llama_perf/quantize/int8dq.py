@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,9 +55,8 @@ class Int8DynamicWeight(PackedTensor):
         """See `PackedTensor.packed`."""
         if is_int8_rows(self.codes):
             return None
-        return INT8.packed(
-            self.codes, self.scale, rows=self.rows, columns=self.columns, dynamic=True
-        )
+        packed = INT8.packed(self.rows, self.columns, self.codes, self.scale)
+        return replace(packed, dynamic=True)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

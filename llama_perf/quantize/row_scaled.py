@@ -25,9 +25,6 @@ from llama_perf.kernels.row_scaled import (
     RowScaled,
     encode_float8,
     encode_fp6,
-    float8_weight,
-    fp6_weight,
-    int8_weight,
 )
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
@@ -44,11 +41,13 @@ class RowScaledWeight(PackedTensor):
     codes: Tensor
     scale: Tensor
 
+    def matmul(self, x: Tensor) -> Tensor:
+        """See `PackedTensor.matmul`."""
+        return self.format.product(x, self.codes, self.scale, self.rows)
+
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return self.format.packed(
-            self.codes, self.scale, rows=self.rows, columns=self.columns
-        )
+        return self.format.packed(self.rows, self.columns, self.codes, self.scale)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""
@@ -67,10 +66,6 @@ class Int8Weight(RowScaledWeight):
         words = pack(codes.to(torch.int32), INT8.bits)
         return cls(words, scale, *weight.shape, weight.dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
-        return int8_weight(x, self.codes, self.scale, self.rows)
-
 
 class Fp6Weight(RowScaledWeight):
     """fp6 codes, in planes of 4 and 2 bits."""
@@ -84,10 +79,6 @@ class Fp6Weight(RowScaledWeight):
         codes = pack(encode_fp6(scaled), FP6.bits)
         return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
-        return fp6_weight(x, self.codes, self.scale, self.rows)
-
 
 class Float8Weight(RowScaledWeight):
     """float8 codes, as bytes of the words."""
@@ -98,10 +89,6 @@ class Float8Weight(RowScaledWeight):
     def from_float(cls, weight: Tensor) -> Float8Weight:
         """Quantize a weight (rows, columns)."""
         return cls(*float8_rows(weight), *weight.shape, weight.dtype)
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
-        return float8_weight(x, self.codes, self.scale, self.rows)
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

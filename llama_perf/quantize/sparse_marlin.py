@@ -79,7 +79,7 @@ class SparseMarlinWeight(PackedTensor):
 
     def packed(self) -> Packed | None:
         """See `PackedTensor.packed`."""
-        return packed_weight(self.codes, self.scale, self.rows, self.columns)
+        return packed_weight(self.rows, self.columns, self.codes, self.scale)
 
     def dequantized(self) -> Tensor:
         """See `PackedTensor.dequantized`."""

@@ -37,8 +37,8 @@ from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.studies.kernel_resources.compile_only import (
     Launched,
+    LaunchingOperators,
     compile_only,
-    launching_operators,
 )
 
 META = torch.device("meta")
@@ -164,7 +164,7 @@ def main(capability: str, part: str, *sets: str) -> None:
     room = torch.empty(1, dtype=torch.int32, device=META)
     for dependent in (False, True):
         launch_count(room, dependent=dependent)
-    with launching_operators():
+    with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
         for row in rows:
             compile_row(row)
             print(

@@ -43,17 +43,12 @@ def main(model: str, device: str, how: How, file: str) -> None:
         times = time_product(product, formats, dtype=dtype, device=where, how=how)
         for scheme, us in times.items():
             size = weight_bytes(scheme, product, dtype=dtype, device=where)
-            line = {
-                "product": label,
-                "rows": rows,
-                "columns": columns,
-                "format": scheme,
-                "us": us,
-                "gb_s": size / us / 1e3,
-            }
+            gb_s = size / us / 1e3
+            shape = {"product": label, "rows": rows, "columns": columns}
+            line = json.dumps({**shape, "format": scheme, "us": us, "gb_s": gb_s})
             with Path(file).open("a", encoding="utf-8") as lines:
-                lines.write(f"{json.dumps(line)}\n")
-            speed = f"{us:9.2f} us {line['gb_s']:8.1f} GB/s"
+                lines.write(f"{line}\n")
+            speed = f"{us:9.2f} us {gb_s:8.1f} GB/s"
             print(f"{label:<7} {rows} x {columns} {scheme:<14} {speed}", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Products with packed weights in plain torch, without a compiler: several tokens.
+"""Products with packed weights in plain torch, without a compiler.
 
 The codes are multiplied in the order in which the words of `packing` have them, slot
 by slot: a word is taken apart by shifts and masks of entire tensors, and the tokens'
-columns are put into the same order, which costs little since they are few. Knows
-codes, not scales.
+columns are put into the same order, which costs little since they are few. Where that
+does not apply, some rows at a time are unpacked. Knows codes, not scales.
 
 Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, b those at
 a time, W words, S slots of a word, one for each column it holds.
@@ -19,8 +19,14 @@ from torch import Tensor
 
 from llama_perf.kernels.packing import LANES
 
-# Weights at a time: as float32 they fit the cache that the cores share.
+# Weights at a time: as float32 they fit the cache that the cores share. Of those that
+# are unpacked, about what a core's second-level cache holds.
 _STRETCH = 1 << 20
+_UNPACKED = 1 << 18
+# Up to so many tokens int8 codes are multiplied in the order of their bytes.
+_FEW_TOKENS = 2
+# Products of int8 are at most 127 * 128 < 2**14, and float32 counts to 2**24 exactly.
+_EXACT_TERMS = 1024
 _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
 # The sign of the upper of two bytes side by side.
 _UPPER_SIGNS = 0x80008000 - (1 << 32)
@@ -41,20 +47,86 @@ def by_blocks(
     multiply: Callable[[slice], Tensor],
     *,
     dtype: torch.dtype = torch.float32,
+    step: int | None = None,
 ) -> Tensor:
     """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which returns (b, M, 16)."""
     out = packed.new_empty((tokens, len(packed), LANES), dtype=dtype)
-    step = _at_a_time(columns)
+    step = step or _at_a_time(columns)
     for start in range(0, len(packed), step):
         blocks = slice(start, start + step)
         out[:, blocks] = multiply(blocks).transpose(0, 1)
     return out.flatten(1)
 
 
-def product(x: Tensor, values: Tensor) -> Tensor:
-    """Tokens in slots (M, S * W) times values (b, S, W, 16): (b, M, 16)."""
-    flat = values.flatten(1, 2)
-    return torch.bmm(x.expand(len(flat), -1, -1), flat)
+def by_unpacked_blocks(
+    x: Tensor, packed: Tensor, rows: int, dequantize: Callable[[slice], Tensor]
+) -> Tensor:
+    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype.
+
+    `dequantize(blocks)` gives the weight of those blocks, a new float32 (b, K, 16).
+    """
+    (tokens, columns), wide = x.shape, x.float()
+
+    def multiply(blocks: slice) -> Tensor:
+        weight = dequantize(blocks)
+        if tokens == 1:
+            return weight.mul_(wide.view(1, columns, 1)).sum(1, keepdim=True)
+        flat = wide @ weight.permute(1, 0, 2).reshape(columns, -1)
+        return flat.view(tokens, len(weight), LANES).transpose(0, 1)
+
+    step = max(_UNPACKED // (columns * LANES), 1)
+    out = by_blocks(tokens, packed, columns, multiply, step=step)
+    return out[:, :rows].to(x.dtype).contiguous()
+
+
+def product(x: Tensor, values: Tensor, *, exact: bool = False) -> Tensor:
+    """Tokens in slots (M, k) times values (b, ..., 16) of as many columns: (b, M, 16).
+
+    An `exact` one, of whole numbers below 2**14, is int32 and has no rounding.
+    """
+    values = values.view(len(values), x.shape[1], -1)
+    expanded = x.expand(len(values), -1, -1)
+    if not exact:
+        return torch.bmm(expanded, values)
+    shape = (len(values), len(x), values.shape[2])
+    total = values.new_zeros(shape, dtype=torch.int32)
+    for start in range(0, values.shape[1], _EXACT_TERMS):
+        terms = slice(start, start + _EXACT_TERMS)
+        total += torch.bmm(expanded[..., terms], values[:, terms]).to(torch.int32)
+    return total
+
+
+def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
+    """`x` (M, K) times words of int8 codes (B, W, 16): float32 (M, 16 * B).
+
+    One or two tokens are multiplied with all four bytes of a word, which become float32
+    in the order in which they lie: that is several times as fast as every fourth byte.
+    A lane has four sums for each slot of the tokens; one of them is used, and the other
+    three cost little. An `exact` sum, of int8 `x`, is int32 and has no rounding.
+    """
+    (tokens, columns), words = x.shape, codes.shape[1]
+    arranged = in_slots(x.float(), words, 4)
+    space = room(codes, 4, columns)
+    if tokens <= _FEW_TOKENS:
+        space = space.view(-1, words, LANES * 4)
+        by_slot = arranged.view(tokens * 4, words)
+
+        def multiply(blocks: slice) -> Tensor:
+            values = space[: len(codes[blocks])]
+            values.copy_(codes[blocks].view(torch.int8))
+            sums = product(by_slot, values, exact=exact)
+            sums = sums.view(len(values), tokens, 4, LANES, 4)
+            return sums.diagonal(dim1=2, dim2=4).sum(-1, dtype=sums.dtype)
+
+    else:
+
+        def multiply(blocks: slice) -> Tensor:
+            values = space[: len(codes[blocks])]
+            values.copy_(_pieces(codes[blocks], torch.int8))
+            return product(arranged, values, exact=exact)
+
+    dtype = torch.int32 if exact else torch.float32
+    return by_blocks(tokens, codes, columns, multiply, dtype=dtype)
 
 
 def room(words: Tensor, slots: int, columns: int) -> Tensor:
@@ -68,13 +140,6 @@ def room(words: Tensor, slots: int, columns: int) -> Tensor:
 
 def _at_a_time(columns: int) -> int:
     return max(_STRETCH // (columns * LANES), 1)
-
-
-def signed_values(words: Tensor, room: Tensor) -> Tensor:
-    """Words of int8 codes, (b, W, 16), as float32 (b, 4, W, 16), written to `room`."""
-    values = room[: len(words)]
-    values.copy_(_pieces(words, torch.int8))
-    return values
 
 
 def plane_values(words: Tensor, plane: int, room: Tensor) -> Tensor:

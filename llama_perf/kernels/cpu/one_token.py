@@ -1,28 +1,21 @@
-"""Products with packed weights in plain torch, for a CPU.
+"""The product of one token with a packed weight in compiled torch, for a CPU.
 
-One token: an expression over whole words that `torch.compile` turns into one loop
-which reads each word once and unpacks it in registers. Several tokens, or no
-compiler, where `many_tokens` does not apply: a stretch of rows at a time is unpacked
-into a buffer that fits the cache. Knows codes and how to decode them, not what they
+An expression over whole words that `torch.compile` turns into one loop which reads each
+word once and unpacks it in registers. Knows codes and how to decode them, not what they
 mean.
 
-Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, U units.
+Legend: K columns of the weight, U units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels.packing import LANES, slots
-
-# Weights unpacked at a time, as float32 about what a core's second-level cache holds.
-_STRETCH = 1 << 18
-# Partial sums that fit registers: of more a compiler writes some to memory.
-_TOGETHER = 4
+from llama_perf.kernels.packing import slots
 
 
 def fused_here(x: Tensor) -> bool:
@@ -44,48 +37,19 @@ def unit_sums(
     `split` is what the units are unflattened into: dimension 0 is the blocks, then
     those of `split`, the last one the lanes.
     """
-    columns = x.shape[1]
-    codes = slots(packed, bits, columns)
+    codes, columns = slots(packed, bits, x.shape[1]), x.shape[1]
     width = len(codes) * codes[0].shape[1]
     if width != columns:
         x = F.pad(x, (0, width - columns))
     parts = x.view(-1, len(codes))
-    total: Tensor | None = None
-    for first in range(0, len(codes), _TOGETHER):
-        terms: Tensor | None = None
-        for slot in range(first, first + _TOGETHER):
-            term = decode(codes[slot]) * parts[:, slot].unsqueeze(1)
-            terms = term if terms is None else terms + term
-        assert terms is not None, "a unit without slots"
+    sums: list[Tensor] = []
+    # Four partial sums fit registers: of more a compiler writes some to memory.
+    for first in range(0, len(codes), 4):
+        a, b, c, d = (
+            decode(codes[slot]) * parts[:, slot].unsqueeze(1)
+            for slot in range(first, first + 4)
+        )
+        terms = (a + b + c + d).unflatten(1, split)
         # The dtype is named: a sum of int32 would be int64.
-        partial = terms.unflatten(1, split).sum(dims, dtype=terms.dtype)
-        total = partial if total is None else total + partial
-    assert total is not None, "a unit without slots"
-    return total
-
-
-def stretches(packed: Tensor, columns: int) -> Iterator[slice]:
-    """Slices of blocks, each of about as many weights as a cache holds."""
-    step = max(_STRETCH // (columns * LANES), 1)
-    for start in range(0, len(packed), step):
-        yield slice(start, start + step)
-
-
-def by_stretches(
-    x: Tensor, packed: Tensor, rows: int, dequantize: Callable[[slice], Tensor]
-) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in float32.
-
-    `dequantize(blocks)` gives the weight of those blocks, a new float32 (B, K, 16).
-    """
-    tokens, columns = x.shape
-    x = x.float()
-    out = x.new_empty((tokens, len(packed) * LANES))
-    for blocks in stretches(packed, columns):
-        weight = dequantize(blocks)
-        target = out[:, blocks.start * LANES : blocks.stop * LANES]
-        if tokens == 1:
-            target.copy_(weight.mul_(x.view(1, columns, 1)).sum(1).view(1, -1))
-        else:
-            target.copy_(x @ weight.permute(1, 0, 2).reshape(columns, -1))
-    return out[:, :rows]
+        sums.append(terms.sum(dims, dtype=terms.dtype))
+    return sums[0] if len(sums) == 1 else sums[0] + sums[1]

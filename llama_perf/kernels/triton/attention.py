@@ -18,7 +18,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.dependent_launch import prefetch, raise_peak
+from llama_perf.kernels.triton.dependent_launch import (
+    last_to_arrive,
+    load_part,
+    prefetch,
+    raise_peak,
+)
 
 UNQUANTIZED = tl.constexpr(0)
 INT8 = tl.constexpr(1)
@@ -26,7 +31,7 @@ FP8 = tl.constexpr(2)
 
 
 @triton.jit
-def cached_values(place, mask, KIND: tl.constexpr, DTYPE: tl.constexpr):
+def cached_values(place, mask, KIND, DTYPE):
     """Values of the cache, or codes as values: of fp8 ones / 256."""
     if KIND == FP8:
         bits = tl.load(place, mask=mask, other=0).to(tl.int8, bitcast=True)
@@ -134,10 +139,7 @@ def attend_in_splits(
             tl.store(place, top, mask=r < GROUP)
             place += tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
             tl.store(place, total, mask=r < GROUP)
-            # All threads store before one of them counts.
-            tl.debug_barrier()
-            if tl.atomic_add(split_counter + head, 1) == active - 1:
-                tl.store(split_counter + head, 0)
+            if last_to_arrive(split_counter + head, active):
                 join_parts(
                     parts, sums,
                     out, peaks_out + head // HEADS, head, active,
@@ -154,10 +156,8 @@ def write_head_peak(values, place, mask):
 
 @triton.jit
 def join_parts(
-    parts, sums,
-    out, peaks_out, head, active,
-    GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, WRITES_PEAKS: tl.constexpr,
+    parts, sums, out, peaks_out, head, active,
+    GROUP, D, ROWS, BLOCK_D, SPLITS, TOGETHER, WRITES_PEAKS,
 ):  # fmt: skip
     """The first `active` parts of a head into its rows of `out`.
 
@@ -174,17 +174,10 @@ def join_parts(
         split = (start + tl.arange(0, TOGETHER))[:, None]
         mask = (split < active) & (row < GROUP)
         place = (base + split) * GROUP + row
-        # Read past the first-level cache, which other processors do not write.
-        tops = tl.load(
-            sums + place, mask=mask, other=float("-inf"), cache_modifier=".cg"
-        )
-        part_total = tl.load(totals + place, mask=mask, other=0.0, cache_modifier=".cg")
-        part = tl.load(
-            parts + place[:, :, None] * D + d,
-            mask=mask[:, :, None] & (d < D),
-            other=0.0,
-            cache_modifier=".cg",
-        )
+        tops = load_part(sums + place, mask, float("-inf"))
+        part_total = load_part(totals + place, mask)
+        here = mask[:, :, None] & (d < D)
+        part = load_part(parts + place[:, :, None] * D + d, here)
         new_top = tl.maximum(top, tl.max(tops, axis=0))
         # Rows beyond the group have no part at all, and a total of 0.
         known = tl.where(new_top == float("-inf"), 0.0, new_top)

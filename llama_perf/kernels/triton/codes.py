@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels import weight
+from llama_perf.kernels.triton.dependent_launch import load_once
 
 UNSIGNED = tl.constexpr(weight.UNSIGNED)
 INT8 = tl.constexpr(weight.INT8)
@@ -24,7 +25,7 @@ FLOAT8 = tl.constexpr(weight.FLOAT8)
 
 
 @triton.jit
-def load_unit(codes, base, unit, mask, K: tl.constexpr, BITS: tl.constexpr):
+def load_unit(codes, base, unit, mask, K, BITS):
     """The words of a unit, (a, b), as `code_pair` takes them.
 
     `base` is the place of a row's first word, `unit` the unit's index. 8 bits: the
@@ -35,22 +36,14 @@ def load_unit(codes, base, unit, mask, K: tl.constexpr, BITS: tl.constexpr):
     UNITS: tl.constexpr = (K + 7) // 8
     if BITS == 8:
         first = base + unit * 32
-        a = tl.load(codes + first, mask=mask, other=0, eviction_policy="evict_first")
-        b = tl.load(
-            codes + first + 16, mask=mask, other=0, eviction_policy="evict_first"
-        )
+        a, b = load_once(codes + first, mask), load_once(codes + first + 16, mask)
     else:
         START2: tl.constexpr = UNITS if BITS & 4 else 0
         START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
         a = tl.zeros_like(base + unit).to(tl.int32)
         b = a
         if BITS & 4:
-            a = tl.load(
-                codes + base + unit * 16,
-                mask=mask,
-                other=0,
-                eviction_policy="evict_first",
-            )
+            a = load_once(codes + base + unit * 16, mask)
         if BITS & 2:
             word = tl.load(codes + base + (START2 + unit // 2) * 16, mask=mask, other=0)
             half = word >> (16 * (unit % 2))
@@ -63,7 +56,7 @@ def load_unit(codes, base, unit, mask, K: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def code_pair(a, b, PAIR: tl.constexpr, BITS: tl.constexpr):
+def code_pair(a, b, PAIR, BITS):
     """Two codes in one int32, in its halves: columns `first_slot` and `second_slot`."""
     if BITS == 8:
         word = a if PAIR < 2 else b
@@ -80,14 +73,14 @@ def code_pair(a, b, PAIR: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def half_to_float(word, HIGH: tl.constexpr):
+def half_to_float(word, HIGH):
     """One half of an int32, read as float16, in float32."""
     bits = (word >> 16) if HIGH else (word & 0xFFFF)
     return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
-def values(pair, DECODE: tl.constexpr):
+def values(pair, DECODE):
     """The two values of a pair of codes, float32; of FLOAT8 2**-8 of them."""
     if DECODE == FP6:
         # 0b00SEEEMM to float16: S to bit 15, EEEMM to bits 12 to 8.
@@ -111,19 +104,19 @@ def values(pair, DECODE: tl.constexpr):
 
 
 @triton.jit
-def first_slot(PAIR: tl.constexpr, BITS: tl.constexpr):
+def first_slot(PAIR, BITS):
     """The column of a pair's lower code, from its unit's first."""
     return (PAIR // 2) * 4 + PAIR % 2 if BITS == 8 else PAIR
 
 
 @triton.jit
-def second_slot(PAIR: tl.constexpr, BITS: tl.constexpr):
+def second_slot(PAIR, BITS):
     """The column of a pair's upper code, from its unit's first."""
     return (PAIR // 2) * 4 + PAIR % 2 + 2 if BITS == 8 else PAIR + 4
 
 
 @triton.jit
-def packed_code(codes, base, index, mask, COUNT: tl.constexpr, BITS: tl.constexpr):
+def packed_code(codes, base, index, mask, COUNT, BITS):
     """Code `index` of rows of COUNT packed codes, int32: the zero point of a group."""
     UNITS: tl.constexpr = (COUNT + 7) // 8
     START2: tl.constexpr = UNITS if BITS & 4 else 0

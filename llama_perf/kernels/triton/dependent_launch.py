@@ -1,4 +1,4 @@
-"""Triton building blocks: dependent launch, prefetch, peaks, and an empty kernel."""
+"""Triton building blocks: dependent launch, memory, peaks, and an empty kernel."""
 
 from __future__ import annotations
 
@@ -64,6 +64,32 @@ def prefetch(place):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def load_once(place, mask):
+    """What no other program reads: it need not stay in the caches."""
+    return tl.load(place, mask=mask, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_part(place, mask, other=0.0):
+    """A part that another program stored, read past the first-level cache."""
+    return tl.load(place, mask=mask, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def last_to_arrive(counter, count):
+    """Whether all `count` programs of a group have stored their parts.
+
+    The program that gets True resets the counter for the next launch.
+    """
+    # All threads store before one of them counts.
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1) == count - 1
+    if last:
+        tl.store(counter, 0)
+    return last
 
 
 @triton.jit

@@ -19,13 +19,12 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
-from llama_perf.kernels.triton.dependent_launch import raise_peak
-from llama_perf.kernels.triton.fused_sums import (
-    block_sums,
+from llama_perf.kernels.triton.dependent_launch import (
     last_to_arrive,
     load_part,
-    normalized,
+    raise_peak,
 )
+from llama_perf.kernels.triton.fused_sums import block_sums, normalized
 from llama_perf.kernels.triton.sums import rounded
 
 # WHAT is done with a product.
@@ -36,13 +35,9 @@ GATE = tl.constexpr(2)
 
 @triton.jit
 def project(
-    x, norm_weight,
-    codes, scale, zero,
-    codes2, scale2, zero2,
+    x, norm_weight, codes, scale, zero, codes2, scale2, zero2,
     out, peaks_in, peaks_out, cleared_peaks, next_norm_weight,
-    parts, squares, split_counter, EPS,
-    M, N,
-    K: tl.constexpr,
+    parts, squares, split_counter, EPS, M, N, K: tl.constexpr,
     FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
     GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr, NORM: tl.constexpr,
     WHAT: tl.constexpr, READS_PEAKS: tl.constexpr, WRITES_PEAKS: tl.constexpr,
@@ -68,12 +63,9 @@ def project(
     if part == 1:
         codes, scale, zero = codes2, scale2, zero2
     total, square = block_sums(
-        x, norm_weight, peaks_in,
-        codes, scale, zero,
-        block_n, split, M, N,
+        x, norm_weight, peaks_in, codes, scale, zero, block_n, split, M, N,
         K, FORMAT, WORDS, BITS, DECODE, GROUP, ZERO, DYNAMIC, NORM, READS_PEAKS,
-        DEPENDENT,
-        TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
     if CLEARED_PEAKS and tl.program_id(0) + split == 0:
         tl.store(cleared_peaks + tl.arange(0, CLEARED_PEAKS), 0)
@@ -109,7 +101,7 @@ def project(
 
 
 @triton.jit
-def finish(first, second, place, mask, WHAT: tl.constexpr):
+def finish(first, second, place, mask, WHAT):
     """Store a product, or a function of two, as WHAT says; returns what it stored."""
     if WHAT == ADD:
         first += tl.load(place, mask=mask, other=0.0).to(tl.float32)
@@ -121,7 +113,7 @@ def finish(first, second, place, mask, WHAT: tl.constexpr):
 
 
 @triton.jit
-def write_peak(values, peaks_out, norm_weight, m, n, M, N, WHAT: tl.constexpr):
+def write_peak(values, peaks_out, norm_weight, m, n, M, N, WHAT):
     """The largest of |values|, (TOKENS, BLOCK_N), at `peaks_out` where it is larger."""
     size = values.to(tl.float32)
     if WHAT == ADD:
@@ -132,7 +124,7 @@ def write_peak(values, peaks_out, norm_weight, m, n, M, N, WHAT: tl.constexpr):
 
 
 @triton.jit
-def rotated(values, cos, sin, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
+def rotated(values, cos, sin, TOKENS, BLOCK_D):
     """Pairs (2i, 2i + 1) of (TOKENS, BLOCK_D) by angles (TOKENS, BLOCK_D / 2)."""
     even, odd = tl.split(tl.reshape(values, (TOKENS, BLOCK_D // 2, 2)))
     both = tl.join(even * cos - odd * sin, odd * cos + even * sin)
@@ -140,7 +132,7 @@ def rotated(values, cos, sin, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def quantized_head(values, KIND: tl.constexpr):
+def quantized_head(values, KIND):
     """Codes of (TOKENS, BLOCK_D) and scales (TOKENS,) in float32: see `cache_codes`."""
     LARGEST: tl.constexpr = 127.0 if KIND == INT8 else 448.0
     scale = tl.div_rn(tl.max(tl.abs(values), axis=1), LARGEST)
@@ -164,12 +156,9 @@ def quantized_head(values, KIND: tl.constexpr):
 
 @triton.jit
 def project_heads(
-    x, norm_weight,
-    codes, scale, zero, cos, sin, positions, q,
+    x, norm_weight, codes, scale, zero, cos, sin, positions, q,
     k_cache, v_cache, k_scale, v_scale, peaks_in,
-    parts, squares, split_counter, EPS,
-    M, N, S, LENGTH,
-    K: tl.constexpr,
+    parts, squares, split_counter, EPS, M, N, S, LENGTH, K: tl.constexpr,
     FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
     GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
@@ -189,12 +178,9 @@ def project_heads(
     BLOCKS_PER_HEAD: tl.constexpr = D // BLOCK_N
     block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
-        x, norm_weight, peaks_in,
-        codes, scale, zero,
-        block_n, split, M, N,
+        x, norm_weight, peaks_in, codes, scale, zero, block_n, split, M, N,
         K, FORMAT, WORDS, BITS, DECODE, GROUP, ZERO, DYNAMIC, True, READS_PEAKS,
-        DEPENDENT,
-        TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

@@ -22,12 +22,8 @@ SPARSE = tl.constexpr(packed.SPARSE)
 
 @triton.jit
 def prefetch_and_wait(
-    codes,
-    block_n, split, N,
-    K: tl.constexpr,
-    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr,
-    BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
+    codes, block_n, split, N, K, FORMAT, WORDS, BITS, BLOCK_U, BLOCK_N, STEPS
+):
     """Ask for the first weights, let the next kernel start, and wait for the input."""
     if FORMAT == FLOATS:
         # A line of 128 bytes for each row and so many columns.
@@ -47,16 +43,7 @@ def prefetch_and_wait(
 
 
 @triton.jit
-def token_peak(
-    x,
-    norm_weight,
-    peaks_in,
-    M,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    READS_PEAKS: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
+def token_peak(x, norm_weight, peaks_in, M, K, NORM, READS_PEAKS, TOKENS):
     """The largest |x * g| of each token, (TOKENS,), so large that it / 127 is normal.
 
     With READS_PEAKS the kernel in front has written it to `peaks_in`.
@@ -82,16 +69,9 @@ def token_peak(
 
 @triton.jit
 def block_sums(
-    x, norm_weight, peaks_in,
-    codes, scale, zero,
-    block_n, split,
-    M, N,
-    K: tl.constexpr,
-    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
-    GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr, NORM: tl.constexpr,
-    READS_PEAKS: tl.constexpr, DEPENDENT: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    x, norm_weight, peaks_in, codes, scale, zero, block_n, split, M, N,
+    K, FORMAT, WORDS, BITS, DECODE, GROUP, ZERO, DYNAMIC, NORM, READS_PEAKS, DEPENDENT,
+    TOKENS, BLOCK_U, BLOCK_N, STEPS,
 ):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1).
 
@@ -99,25 +79,17 @@ def block_sums(
     """
     if DEPENDENT:
         prefetch_and_wait(
-            codes,
-            block_n, split, N,
-            K, FORMAT, WORDS, BITS, BLOCK_U, BLOCK_N, STEPS,
-        )  # fmt: skip
+            codes, block_n, split, N, K, FORMAT, WORDS, BITS, BLOCK_U, BLOCK_N, STEPS
+        )
     if FORMAT == FLOATS:
         total, squares = float_sums(
-            x, norm_weight,
-            codes,
-            block_n, split, M, N,
-            K, NORM,
-            TOKENS, BLOCK_U, BLOCK_N, STEPS,
+            x, norm_weight, codes, block_n, split, M, N,
+            K, NORM, TOKENS, BLOCK_U, BLOCK_N, STEPS,
         )  # fmt: skip
     elif FORMAT == SPARSE:
         total, squares = sparse_sums(
-            x, norm_weight,
-            codes, scale,
-            block_n, split, M, N,
-            K, WORDS, NORM,
-            TOKENS, BLOCK_U, BLOCK_N, STEPS,
+            x, norm_weight, codes, scale, block_n, split, M, N,
+            K, WORDS, NORM, TOKENS, BLOCK_U, BLOCK_N, STEPS,
         )  # fmt: skip
     else:
         inverse = 0.0
@@ -127,9 +99,7 @@ def block_sums(
             )
             inverse = (127.0 / largest)[:, None, None]
         total, squares = code_sums(
-            x, norm_weight, inverse,
-            codes, scale, zero,
-            block_n, split, M, N,
+            x, norm_weight, inverse, codes, scale, zero, block_n, split, M, N,
             K, WORDS, BITS, DECODE, GROUP, ZERO, NORM, DYNAMIC,
             TOKENS, BLOCK_U, BLOCK_N, STEPS,
         )  # fmt: skip
@@ -139,27 +109,7 @@ def block_sums(
 
 
 @triton.jit
-def last_to_arrive(counter, count):
-    """Whether all `count` programs of a group have stored their parts.
-
-    The program that gets True resets the counter for the next launch.
-    """
-    # All threads store before one of them counts.
-    tl.debug_barrier()
-    last = tl.atomic_add(counter, 1) == count - 1
-    if last:
-        tl.store(counter, 0)
-    return last
-
-
-@triton.jit
-def load_part(place, mask):
-    """A part that another program stored, read past the first-level cache."""
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def normalized(total, squares, EPS, K: tl.constexpr, NORM: tl.constexpr):
+def normalized(total, squares, EPS, K, NORM):
     """`total` (TOKENS, n) times the norm's factor, from the sums of squares."""
     if NORM:
         total *= tl.rsqrt(squares / K + EPS)

@@ -14,7 +14,7 @@ from llama_perf.kernels.triton.codes import load_unit
 
 
 @triton.jit
-def dot4(a, b, c, ASM: tl.constexpr):
+def dot4(a, b, c, ASM):
     """`c` plus the dot product of the four int8 of each word of `a` and `b`."""
     if ASM:
         c = tl.inline_asm_elementwise(
@@ -35,10 +35,7 @@ def dot4(a, b, c, ASM: tl.constexpr):
 
 @triton.jit
 def few_tokens_int8(
-    x,
-    codes,
-    out,
-    M, N,
+    x, codes, out, M, N,
     K: tl.constexpr, ASM: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
@@ -70,10 +67,7 @@ def few_tokens_int8(
 
 @triton.jit
 def many_tokens_int8(
-    x,
-    codes,
-    out,
-    M, N,
+    x, codes, out, M, N,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,

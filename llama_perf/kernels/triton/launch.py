@@ -11,6 +11,8 @@ from typing import Any
 
 import triton
 
+from llama_perf.kernels.triton.dependent_launch import may_start_early
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -30,19 +32,22 @@ class Launch:
 
 
 def run(
-    kernel: Any,
-    launch: Launch,
-    arguments: tuple[Any, ...],
-    *,
-    dependent: bool = False,
-    **constants: Any,
+    kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
 ) -> None:
-    """Start `kernel`; `dependent`: before the kernel in front of it ends."""
+    """Start `kernel`.
+
+    One that takes DEPENDENT starts before the one in front of it ends, where the device
+    of the first argument can do that.
+    """
+    options: dict[str, Any] = {}
+    if "DEPENDENT" in kernel.arg_names:
+        constants["DEPENDENT"] = may_start_early(arguments[0].device)
+        options = {"launch_pdl": True} if constants["DEPENDENT"] else {}
     kernel[launch.grid](
         *arguments,
         **constants,
         **launch.constants,
         num_warps=launch.warps,
         num_stages=launch.stages,
-        **({"launch_pdl": True} if dependent else {}),
+        **options,
     )

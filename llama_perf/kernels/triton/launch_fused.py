@@ -8,83 +8,59 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.launch_table import Choice, chosen, launch_key
-from llama_perf.kernels.packing import LANES, UNIT, sparse_values, units
-from llama_perf.kernels.triton.codes import FLOAT8
-from llama_perf.kernels.triton.dependent_launch import may_start_early
+from llama_perf.kernels.packing import LANES, UNIT, units
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
 from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
 from llama_perf.kernels.triton.launch_attention import KINDS
-from llama_perf.kernels.triton.launch_products import FEW, few_launch
+from llama_perf.kernels.triton.launch_products import (
+    FEW,
+    few_launch,
+    max_units,
+    stored_columns,
+)
 from llama_perf.kernels.triton.sums import BY_DP4A, WRITTEN_OUT
-from llama_perf.kernels.weight import FLOATS, SPARSE, Packed
+from llama_perf.kernels.weight import FLOATS, Packed
 
 
 def fused_launch(
     weight: Packed, tokens: int, *, weights: int = 1, tuned: Choice | None = None
 ) -> Launch:
     """For `tokens` by one weight, or by two alike: as `tuned`, else by a rule."""
-    columns = (
-        sparse_values(weight.columns) if weight.format == SPARSE else weight.columns
-    )
+    columns = stored_columns(weight)
+    floats = weight.format == FLOATS
+    # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB. More sums would
+    # spill registers on sm_80 where units each have a scale and a zero.
+    small = 0 < weight.group <= UNIT
     rule = few_launch(
         tokens,
         weights * weight.rows,
         columns,
-        max_units=_max_units(weight, tokens),
-        min_units=4 if weight.format == FLOATS else 16,
+        max_units=32 if floats else 64 if small else max_units(weight, tokens),
+        min_units=4 if floats else 16,
     )
     block_u, splits = rule.constants["BLOCK_U"], rule.splits
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
+        rule = replace(rule, warps=tuned.warps, stages=tuned.stages)
     steps = -(-units(columns) // block_u)
     split_steps = -(-steps // min(splits, steps))
     splits = -(-steps // split_steps)
+    # The interpreter has no dp4a.
+    dynamic = (WRITTEN_OUT if INTERPRETED else BY_DP4A).value if weight.dynamic else 0
+    how = {"FORMAT": weight.format, "DYNAMIC": dynamic}
+    parts = {"BLOCK_U": block_u, "STEPS": split_steps, "SPLITS": splits}
     return replace(
         rule,
         grid=(weights * -(-weight.rows // LANES), splits),
-        constants={
-            "K": weight.columns,
-            "FORMAT": weight.format,
-            "WORDS": 0 if weight.format == FLOATS else weight.codes.shape[1],
-            "BITS": weight.bits,
-            "DECODE": weight.decode,
-            "GROUP": weight.group,
-            "ZERO": weight.zero_kind,
-            "DYNAMIC": _dynamic(weight),
-            "SPLITS": splits,
-            **rule.constants,
-            "BLOCK_U": block_u,
-            "STEPS": split_steps,
-        },
-        warps=rule.warps if tuned is None else tuned.warps,
-        stages=rule.stages if tuned is None else tuned.stages,
+        constants=rule.constants | weight.constants | how | parts,
     )
-
-
-def _dynamic(weight: Packed) -> int:
-    if not weight.dynamic:
-        return 0
-    # The interpreter has no dp4a.
-    return int((WRITTEN_OUT if INTERPRETED else BY_DP4A).value)
-
-
-def _max_units(weight: Packed, tokens: int) -> int:
-    if weight.format == FLOATS:
-        # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
-        return 32
-    # More sums would spill registers: see `codes_launch` and `sparse_launch`; on sm_80
-    # so do units that each have a scale and a zero.
-    small = 0 < weight.group <= UNIT
-    several = weight.decode == FLOAT8.value and tokens > 1
-    if weight.format == SPARSE or small or several:
-        return 64
-    return 128
 
 
 def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
@@ -100,14 +76,6 @@ def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
 def _card_key(device: torch.device) -> str:
     # Every launch asks for it, and a step has hundreds.
     return device_of(device).key
-
-
-def _run(
-    kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
-) -> None:
-    dependent = may_start_early(arguments[0].device)
-    constants["DEPENDENT"] = dependent
-    run(kernel, launch, arguments, dependent=dependent, **constants)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +126,7 @@ class Placing:
 
 def project(
     x: Tensor,
-    weight: Packed,
+    weight: Packed | tuple[Packed, Packed],
     split_counter: Tensor,
     *,
     norm: Norm | None = None,
@@ -171,89 +139,45 @@ def project(
     With `norm` it is the product of the normalized x. With `residual`, (M, N), the
     product is added to that in place. `split_counter`, int32 zeros, at least one for
     sixteen rows, is left zeros. `launch` is how, where the table is not to be asked.
+    Two weights are a gate and what it gates: see `project_gated`.
     """
-    launch = launch or launch_here(weight, len(x))
-    out = x.new_empty((len(x), weight.rows)) if residual is None else residual
-    what = KEEP if residual is None else ADD
-    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
-    _project(inputs, (weight, weight), out, what.value, launch)
-    return out
-
-
-def project_gated(
-    x: Tensor,
-    gate: Packed,
-    up: Packed,
-    split_counter: Tensor,
-    *,
-    norm: Norm | None = None,
-    peaks: Peaks = NO_PEAKS,
-    launch: Launch | None = None,
-) -> Tensor:
-    """As `project`: silu of the product with `gate` times the product with `up`."""
-    assert gate.layout == up.layout, "two kinds of weights"
-    launch = launch or launch_here(gate, len(x), weights=2)
-    out = x.new_empty((len(x), gate.rows))
-    inputs = _Inputs(x=x, norm=norm, peaks=peaks, split_counter=split_counter)
-    _project(inputs, (gate, up), out, GATE.value, launch)
-    return out
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Inputs:
-    x: Tensor
-    norm: Norm | None
-    peaks: Peaks
-    split_counter: Tensor
-
-
-def _project(
-    inputs: _Inputs,
-    weights: tuple[Packed, Packed],
-    out: Tensor,
-    what: int,
-    launch: Launch,
-) -> None:
-    """Both weights are the same one but for a gate."""
-    x, norm, peaks = inputs.x.contiguous(), inputs.norm, inputs.peaks
-    (weight, second), counter = weights, inputs.split_counter
-    tokens, blocks = len(x), -(-weight.rows // LANES)
+    weights = (weight,) if isinstance(weight, Packed) else weight
+    x, first = x.contiguous(), weights[0]
+    tokens, blocks, products = len(x), -(-first.rows // LANES), len(weights)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
-    assert len(counter) >= blocks, f"{len(counter)} counters for {blocks} blocks"
-    products = 2 if what == GATE.value else 1
-    parts = _scratch(x, (launch.splits, products, tokens, weight.rows))
-    squares = _scratch(x, (launch.splits, products, tokens, blocks))
-    _run(
+    assert len(split_counter) >= blocks, f"{len(split_counter)} counters for {blocks}"
+    launch = launch or launch_here(first, tokens, weights=products)
+    out = x.new_empty((tokens, first.rows)) if residual is None else residual
+    what = GATE if products > 1 else KEEP if residual is None else ADD
+    shape = (launch.splits, products, tokens)
+    parts = x.new_empty((*shape, first.rows), dtype=torch.float32)
+    squares = x.new_empty((*shape, blocks), dtype=torch.float32)
+    norm_weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
+    # Pointers that the kernel does not read are any of the right dtype.
+    places = (peaks.read, peaks.written, peaks.cleared)
+    peak_places = [split_counter if place is None else place for place in places]
+    next_norm_weight = x if peaks.next_norm_weight is None else peaks.next_norm_weight
+    inputs = (x, norm_weight, *first.tensors, *weights[-1].tensors)
+    outputs = (out, *peak_places, next_norm_weight, parts, squares, split_counter)
+    run(
         project_kernel,
         launch,
-        (
-            x,
-            x if norm is None else norm.weight,
-            weight.codes,
-            weight.scale,
-            weight.zero,
-            second.codes,
-            second.scale,
-            second.zero,
-            out,
-            # Pointers that the kernel does not read are any of the right dtype.
-            counter if peaks.read is None else peaks.read,
-            counter if peaks.written is None else peaks.written,
-            counter if peaks.cleared is None else peaks.cleared,
-            x if peaks.next_norm_weight is None else peaks.next_norm_weight,
-            parts,
-            squares,
-            counter,
-            0.0 if norm is None else norm.eps,
-            tokens,
-            weight.rows,
-        ),
+        (*inputs, *outputs, eps, tokens, first.rows),
         NORM=norm is not None,
-        WHAT=what,
+        WHAT=what.value,
         READS_PEAKS=peaks.read is not None,
         WRITES_PEAKS=peaks.written is not None,
         CLEARED_PEAKS=0 if peaks.cleared is None else peaks.cleared.numel(),
     )
+    return out
+
+
+def project_gated(
+    x: Tensor, gate: Packed, up: Packed, split_counter: Tensor, **more: Any
+) -> Tensor:
+    """As `project`: silu of the product with `gate` times the product with `up`."""
+    assert gate.layout == up.layout, "two kinds of weights"
+    return project(x, (gate, up), split_counter, **more)
 
 
 def project_heads(
@@ -270,53 +194,28 @@ def project_heads(
 
     See the kernel; `peaks_in` is as `Peaks.read`.
     """
-    x = x.contiguous()
-    tokens = len(x)
+    x, tokens, rows = x.contiguous(), len(x), weight.rows
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     _, kv_heads, size, width = cache.k.shape
-    heads = weight.rows // width - 2 * kv_heads
+    heads = rows // width - 2 * kv_heads
     launch = launch_here(weight, tokens)
     q = x.new_empty((tokens, heads, width))
-    parts = _scratch(x, (launch.splits, tokens, weight.rows))
-    squares = _scratch(x, (launch.splits, tokens, weight.rows // LANES))
-    _run(
+    parts = x.new_empty((launch.splits, tokens, rows), dtype=torch.float32)
+    squares = x.new_empty((launch.splits, tokens, rows // LANES), dtype=torch.float32)
+    peaks = split_counter if peaks_in is None else peaks_in
+    inputs = (x, norm.weight, *weight.tensors, placing.cos, placing.sin)
+    outputs = (placing.positions, q, *cache.pointers, peaks)
+    room = (parts, squares, split_counter)
+    sizes = (norm.eps, tokens, rows, size, placing.length)
+    shape = {"HEADS": heads, "KV_HEADS": kv_heads, "D": width}
+    run(
         project_heads_kernel,
         launch,
-        (
-            x,
-            norm.weight,
-            weight.codes,
-            weight.scale,
-            weight.zero,
-            placing.cos,
-            placing.sin,
-            placing.positions,
-            q,
-            cache.k,
-            cache.v,
-            cache.k if cache.k_scale is None else cache.k_scale,
-            cache.v if cache.v_scale is None else cache.v_scale,
-            split_counter if peaks_in is None else peaks_in,
-            parts,
-            squares,
-            split_counter,
-            norm.eps,
-            tokens,
-            weight.rows,
-            size,
-            placing.length,
-        ),
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        D=width,
-        BLOCK_D=1 << (width - 1).bit_length(),
+        (*inputs, *outputs, *room, *sizes),
+        **shape,
+        BLOCK_D=next_power_of_2(width),
         KIND=KINDS[cache.kind],
         RAGGED=placing.positions.ndim == 2,
         READS_PEAKS=peaks_in is not None,
     )
     return q
-
-
-def _scratch(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Room for what the splits hand to the last program, in float32."""
-    return torch.empty(shape, dtype=torch.float32, device=x.device)

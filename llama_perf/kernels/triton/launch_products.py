@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from llama_perf.kernels.packing import sparse_values, units
 from llama_perf.kernels.triton.codes import FLOAT8
@@ -30,31 +31,17 @@ def few_launch(
     tokens: int, rows: int, columns: int, *, max_units: int = 128, min_units: int = 16
 ) -> Launch:
     """A GEMV of at most eight tokens: about 8 KB of codes in flight a program."""
-    padded = 1 << (tokens - 1).bit_length()
+    padded = next_power_of_2(tokens)
     block_u = max(max_units // padded, min_units)
     steps = -(-units(columns) // block_u)
     blocks = -(-rows // _BLOCK_N)
     splits = min(max(_PROGRAMS * multiprocessors() // blocks, 1), steps)
     split_steps = -(-steps // splits)
+    tile = {"BLOCK_U": block_u, "BLOCK_N": _BLOCK_N}
     return Launch(
         grid=(blocks, -(-steps // split_steps)),
-        constants={
-            "TOKENS": padded,
-            "BLOCK_U": block_u,
-            "BLOCK_N": _BLOCK_N,
-            "STEPS": split_steps,
-        },
-        warps=4,
+        constants={"TOKENS": padded, "STEPS": split_steps, **tile},
     )
-
-
-def codes_launch(tokens: int, rows: int, columns: int, *, decode: int) -> Launch:
-    """Of the kernels of `weight_only`, for codes that are decoded so."""
-    if tokens > FEW:
-        return many_launch(tokens, rows, columns)
-    # Of several tokens and 128 units of float8 the sums spill registers on sm_90.
-    fewer = decode == FLOAT8.value and tokens > 1
-    return few_launch(max(tokens, 1), rows, columns, max_units=64 if fewer else 128)
 
 
 def many_launch(tokens: int, rows: int, columns: int, *, min_units: int = 16) -> Launch:
@@ -63,30 +50,38 @@ def many_launch(tokens: int, rows: int, columns: int, *, min_units: int = 16) ->
     if min_units > 16:
         # A larger tile of int32 sums spills registers on sm_80.
         block_m = min(block_m, 32)
-    block_n = 64
+    tile = {"BLOCK_M": block_m, "BLOCK_U": min_units, "BLOCK_N": 64}
     return Launch(
-        grid=(-(-rows // block_n), -(-tokens // block_m)),
-        constants={
-            "BLOCK_M": block_m,
-            "BLOCK_U": min_units,
-            "BLOCK_N": block_n,
-            "STEPS": -(-units(columns) // min_units),
-        },
-        warps=4,
+        grid=(-(-rows // 64), -(-tokens // block_m)),
+        constants={**tile, "STEPS": -(-units(columns) // min_units)},
     )
 
 
-def sparse_launch(tokens: int, rows: int, columns: int) -> Launch:
-    """Of either kernel of `sparse`, whose units are of stored values."""
+def stored_columns(weight: Packed) -> int:
+    """Columns in the units of a kernel, which of a sparse weight are stored values."""
+    sparse = weight.format == SPARSE
+    return sparse_values(weight.columns) if sparse else weight.columns
+
+
+def max_units(weight: Packed, tokens: int) -> int:
+    """Units that a program of few tokens takes at a time."""
+    # A unit of a sparse weight takes twice as many x as others: half as many units fill
+    # as many registers, and twice as many programs run at a time. Of several tokens and
+    # 128 units of float8 the sums spill registers on sm_90.
+    several_float8 = weight.decode == FLOAT8.value and tokens > 1
+    return 64 if weight.format == SPARSE or several_float8 else 128
+
+
+def _launch(weight: Packed, tokens: int) -> Launch:
+    rows, columns = weight.rows, stored_columns(weight)
     if tokens <= FEW:
-        # A unit takes twice as many x as elsewhere: half as many units fill as many
-        # registers, and twice as many programs run at a time.
-        return few_launch(max(tokens, 1), rows, sparse_values(columns), max_units=64)
-    if tokens <= 16:
-        return many_launch(tokens, rows, sparse_values(columns))
+        units_at_once = max_units(weight, tokens)
+        return few_launch(max(tokens, 1), rows, columns, max_units=units_at_once)
+    if weight.format != SPARSE or tokens <= 16:
+        return many_launch(tokens, rows, columns)
     # Tiles of 64 tokens with eight warps: those of 32 spill registers with float32
     # activations, and those of 64 with four warps do on sm_80.
-    return replace(many_launch(max(tokens, 64), rows, sparse_values(columns)), warps=8)
+    return replace(many_launch(max(tokens, 64), rows, columns), warps=8)
 
 
 def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -94,24 +89,18 @@ def product(x: Tensor, weight: Packed, *, dtype: torch.dtype | None = None) -> T
 
     The weight is one of codes or a sparse one; its activations are not rounded.
     """
-    dtype = dtype or x.dtype
-    tokens, columns = x.shape
-    few = tokens <= FEW
-    constants: dict[str, Any] = {"K": columns, "WORDS": weight.codes.shape[1]}
-    tensors: tuple[Tensor, ...] = (weight.codes, weight.scale)
+    dtype, tokens = dtype or x.dtype, len(x)
+    few, constants = tokens <= FEW, weight.constants
+    tensors: tuple[Tensor, ...] = weight.tensors
     if weight.format == SPARSE:
         kernel = few_tokens_sparse if few else many_tokens_sparse
-        launch = sparse_launch(tokens, weight.rows, columns)
+        constants = {name: constants[name] for name in ("K", "WORDS")}
+        tensors = tensors[:2]
     else:
         kernel = few_tokens if few else many_tokens
-        launch = codes_launch(tokens, weight.rows, columns, decode=weight.decode)
-        tensors += (weight.zero,)
-        constants["BITS"] = weight.bits
-        constants["DECODE"] = weight.decode
-        constants["GROUP"] = weight.group
-        constants["ZERO"] = weight.zero_kind
     if not few:
         constants["WIDE"] = INTERPRETED
+    launch = _launch(weight, tokens)
     splits = launch.splits if few else 1
     shape = (splits, tokens, weight.rows)
     out = x.new_empty(shape, dtype=torch.float32 if splits > 1 else dtype)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from llama_perf.kernels.decode_state import DecodeState
-from llama_perf.kernels.triton.dependent_launch import may_start_early
 from llama_perf.kernels.triton.launch import Launch, run
 from llama_perf.kernels.triton.sampling import choose as choose_kernel
 from llama_perf.kernels.triton.sampling import start as start_kernel
@@ -36,18 +36,12 @@ def launch(
     slots = min(top_k, block) if select and top_k is not None else 1
     if parts * slots > _JOINED:
         return None
-    joined = 1 << (parts * slots - 1).bit_length()
+    joined = next_power_of_2(parts * slots)
+    how = {"GREEDY": temperature == 0, "SELECT": select, "SHIFT": _SHIFTS[dtype]}
+    sizes = {"SLOTS": slots, "BLOCK": block, "PARTS": parts, "JOINED": joined}
     return Launch(
         grid=(parts, batch),
-        constants={
-            "GREEDY": temperature == 0,
-            "SELECT": select,
-            "SLOTS": slots,
-            "SHIFT": _SHIFTS[dtype],
-            "BLOCK": block,
-            "PARTS": parts,
-            "JOINED": joined,
-        },
+        constants=how | sizes,
         warps=8 if joined <= 8192 else 16,
         stages=_STAGES,
     )
@@ -83,32 +77,13 @@ class SamplingKernel:
         shape = (batch, how.grid[0], how.constants["SLOTS"])
         scores, values = logits.new_empty((2, *shape), dtype=torch.float32)
         columns = logits.new_empty(shape, dtype=torch.int32)
-        dependent = may_start_early(logits.device)
-        arguments = (
-            logits.contiguous(),
-            fed.token,
-            fed.position,
-            fed.history,
-            fed.count,
-            fed.seed,
-            scores,
-            values,
-            columns,
-            self._split_counter,
-            1 / self._temperature if self._temperature else 0.0,
-            vocabulary,
-            fed.history.shape[1],
-            self._top_k or 0,
-        )
-        run(
-            choose_kernel,
-            how,
-            arguments,
-            dependent=dependent,
-            BATCH=batch,
-            RAGGED=fed.position.ndim == 2,
-            DEPENDENT=dependent,
-        )
+        state = (fed.token, fed.position, fed.history, fed.count, fed.seed)
+        room = (scores, values, columns, self._split_counter)
+        inverse = 1 / self._temperature if self._temperature else 0.0
+        sizes = (inverse, vocabulary, fed.history.shape[1], self._top_k or 0)
+        arguments = (logits.contiguous(), *state, *room, *sizes)
+        ragged = fed.position.ndim == 2
+        run(choose_kernel, how, arguments, BATCH=batch, RAGGED=ragged)
 
 
 def start(
@@ -132,34 +107,15 @@ def start(
     x = embedding.new_empty((*tokens.shape, width))
     cos, sin = frequencies.new_empty((2, rows, half))
     filled = positions.new_empty(rows)
-    dependent = may_start_early(tokens.device)
-    block = 1 << (width - 1).bit_length()
+    block = next_power_of_2(width)
     if peaks_out is None:
         block = min(block, _START)
-    how = Launch(
-        grid=(tokens.numel(), -(-width // block)),
-        constants={
-            "D": width,
-            "HALF": half,
-            "WRITES_PEAKS": peaks_out is not None,
-            "BLOCK": block,
-            "BLOCK_H": 1 << (half - 1).bit_length(),
-            "DEPENDENT": dependent,
-        },
-        stages=_STAGES,
-    )
-    arguments = (
-        tokens,
-        positions,
-        embedding,
-        frequencies,
-        embedding if norm_weight is None else norm_weight,
-        x,
-        cos,
-        sin,
-        filled,
-        filled if peaks_out is None else peaks_out,
-        rows,
-    )
-    run(start_kernel, how, arguments, dependent=dependent)
+    sizes = {"D": width, "HALF": half, "BLOCK": block, "BLOCK_H": next_power_of_2(half)}
+    grid = (tokens.numel(), -(-width // block))
+    constants = sizes | {"WRITES_PEAKS": peaks_out is not None}
+    how = Launch(grid=grid, constants=constants, stages=_STAGES)
+    norms = embedding if norm_weight is None else norm_weight
+    peaks = filled if peaks_out is None else peaks_out
+    inputs = (tokens, positions, embedding, frequencies, norms)
+    run(start_kernel, how, (*inputs, x, cos, sin, filled, peaks, rows))
     return x, (cos, sin), filled

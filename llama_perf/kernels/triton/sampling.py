@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.fused_sums import last_to_arrive
+from llama_perf.kernels.triton.dependent_launch import last_to_arrive, load_part
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def start(
 
 
 @triton.jit
-def exponential(seed, stretch, sequence, count, BLOCK: tl.constexpr):
+def exponential(seed, stretch, sequence, count, BLOCK):
     """BLOCK draws from Exp(1), finite and above 0, of Philox at that counter."""
     lane = tl.arange(0, BLOCK // 4)
     none = lane * 0
@@ -76,14 +76,14 @@ def exponential(seed, stretch, sequence, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def ordered(value, SHIFT: tl.constexpr):
+def ordered(value, SHIFT):
     """An int32 in the order of float32 `value`, whose lowest SHIFT bits are 0."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
 
 
 @triton.jit
-def nth_largest(key, SLOTS: tl.constexpr, SHIFT: tl.constexpr):
+def nth_largest(key, SLOTS, SHIFT):
     """The SLOTS-th largest of `key`."""
     LOWEST: tl.constexpr = -(2 ** (31 - SHIFT))
     bound = tl.where(tl.sum((key >= 0).to(tl.int32)) >= SLOTS, 0, LOWEST)
@@ -158,20 +158,10 @@ def choose(
         entry = tl.arange(0, JOINED)
         there = entry < PARTS * SLOTS
         first = sequence * (PARTS * SLOTS)
-        race = tl.load(
-            scores + first + entry,
-            mask=there,
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
+        race = load_part(scores + first + entry, there, float("-inf"))
         winner = tl.argmax(race, axis=0)
         if SELECT:
-            size = tl.load(
-                values + first + entry,
-                mask=there,
-                other=float("-inf"),
-                cache_modifier=".cg",
-            )
+            size = load_part(values + first + entry, there, float("-inf"))
             bound = float("-inf")
             running = True
             while running:

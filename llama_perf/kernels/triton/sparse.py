@@ -17,14 +17,14 @@ from llama_perf.kernels.triton.sums import load_activation
 
 
 @triton.jit
-def stored_value(a, SLOT: tl.constexpr):
+def stored_value(a, SLOT):
     """Stored value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
     word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) | 0x64006400
     return half_to_float(word, SLOT >= 4) - 1032.0
 
 
 @triton.jit
-def picked(b, x0, x1, x2, x3, QUAD: tl.constexpr):
+def picked(b, x0, x1, x2, x3, QUAD):
     """The two of a quad's four x that its stored values multiply."""
     BIT: tl.constexpr = 1 << (4 * (QUAD % 2) + 16 * (QUAD // 2))
     first = tl.where((b & BIT) != 0, x1, x0)
@@ -35,7 +35,7 @@ def picked(b, x0, x1, x2, x3, QUAD: tl.constexpr):
 
 
 @triton.jit
-def spread(b, first, second, QUAD: tl.constexpr):
+def spread(b, first, second, QUAD):
     """The four weights of a quad, two of them 0."""
     SHIFT: tl.constexpr = 4 * (QUAD % 2) + 16 * (QUAD // 2)
     low = (b >> SHIFT) & 3
@@ -48,7 +48,7 @@ def spread(b, first, second, QUAD: tl.constexpr):
 
 
 @triton.jit
-def unit_scale(scale, block, lane, unit, mask, K: tl.constexpr):
+def unit_scale(scale, block, lane, unit, mask, K):
     """The scale of a unit's group, float32."""
     GROUPS: tl.constexpr = (K + 127) // 128
     place = block * (GROUPS * 16) + (unit // 8) * 16 + lane
@@ -57,13 +57,8 @@ def unit_scale(scale, block, lane, unit, mask, K: tl.constexpr):
 
 @triton.jit
 def sparse_sums(
-    x, norm_weight,
-    codes, scale,
-    block_n, split,
-    M, N,
-    K: tl.constexpr, WORDS: tl.constexpr, NORM: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    x, norm_weight, codes, scale, block_n, split, M, N,
+    K, WORDS, NORM, TOKENS, BLOCK_U, BLOCK_N, STEPS,
 ):  # fmt: skip
     """As `code_sums` of `sums`."""
     STORED: tl.constexpr = K // 2
@@ -96,20 +91,15 @@ def sparse_sums(
 
 @triton.jit
 def few_tokens_sparse(
-    x,
-    codes, scale,
-    out,
-    M, N,
+    x, codes, scale, out, M, N,
     K: tl.constexpr, WORDS: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,
 ):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = sparse_sums(
-        x, x,
-        codes, scale, tl.program_id(0), tl.program_id(1), M, N,
-        K, WORDS, False,
-        TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        x, x, codes, scale, tl.program_id(0), tl.program_id(1), M, N,
+        K, WORDS, False, TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     m = tl.arange(0, TOKENS)[:, None]
@@ -118,7 +108,7 @@ def few_tokens_sparse(
 
 
 @triton.jit
-def add_column(acc, x, w, m, k, M, K: tl.constexpr, WIDE: tl.constexpr):
+def add_column(acc, x, w, m, k, M, K, WIDE):
     """`acc` plus columns `k` of x times those weights, rounded to x's dtype."""
     piece = tl.load(x + m * K + k, mask=(m < M) & (k < K), other=0.0)
     weight = w.to(piece.dtype)
@@ -129,10 +119,7 @@ def add_column(acc, x, w, m, k, M, K: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def many_tokens_sparse(
-    x,
-    codes, scale,
-    out,
-    M, N,
+    x, codes, scale, out, M, N,
     K: tl.constexpr, WORDS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
     STEPS: tl.constexpr,

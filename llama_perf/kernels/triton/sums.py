@@ -24,6 +24,7 @@ from llama_perf.kernels.triton.codes import (
     second_slot,
     values,
 )
+from llama_perf.kernels.triton.dependent_launch import load_once
 from llama_perf.kernels.triton.int8_dynamic import dot4
 
 # DYNAMIC, where activations are rounded to int8.
@@ -38,7 +39,7 @@ def rounded(x):
 
 
 @triton.jit
-def load_activation(x, norm_weight, squares, k, mask, NORM: tl.constexpr):
+def load_activation(x, norm_weight, squares, k, mask, NORM):
     """Columns `k` of x * g, float32, and `squares` with those of x added."""
     value = tl.load(x + k, mask=mask, other=0.0).to(tl.float32)
     if NORM:
@@ -48,9 +49,7 @@ def load_activation(x, norm_weight, squares, k, mask, NORM: tl.constexpr):
 
 
 @triton.jit
-def int8_word(
-    x, norm_weight, inverse, squares, k, mask, K: tl.constexpr, NORM: tl.constexpr
-):
+def int8_word(x, norm_weight, inverse, squares, k, mask, K, NORM):
     """Columns `k` to k + 3 of x * g * `inverse`, rounded to int8, in an int32."""
     word = tl.zeros_like(k + mask.to(tl.int32))
     for SLOT in tl.static_range(4):
@@ -64,10 +63,7 @@ def int8_word(
 
 
 @triton.jit
-def group_scale(
-    scale, zero, block, lane, group, mask,
-    K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-):  # fmt: skip
+def group_scale(scale, zero, block, lane, group, mask, K, BITS, GROUP, ZERO):
     """Scale and zero of `group`, float32; the zero in units of codes but for ZERO 3."""
     GROUPS: tl.constexpr = K // GROUP
     place = block * (GROUPS * 16) + group * 16 + lane
@@ -88,7 +84,7 @@ def group_scale(
 
 
 @triton.jit
-def weight_pair(low, high, s0, z0, s1, z1, ZERO: tl.constexpr):
+def weight_pair(low, high, s0, z0, s1, z1, ZERO):
     """Two codes with their groups' scales and zeros, as weights."""
     if ZERO == 3:
         first, second = (low - 8.0) * s0 + z0, (high - 8.0) * s1 + z1
@@ -99,14 +95,9 @@ def weight_pair(low, high, s0, z0, s1, z1, ZERO: tl.constexpr):
 
 @triton.jit
 def code_sums(
-    x, norm_weight, inverse,
-    codes, scale, zero,
-    block_n, split,
-    M, N,
-    K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
-    GROUP: tl.constexpr, ZERO: tl.constexpr, NORM: tl.constexpr, DYNAMIC: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    x, norm_weight, inverse, codes, scale, zero, block_n, split, M, N,
+    K, WORDS, BITS, DECODE, GROUP, ZERO, NORM, DYNAMIC,
+    TOKENS, BLOCK_U, BLOCK_N, STEPS,
 ):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
 
@@ -169,10 +160,10 @@ def code_sums(
                 sums += x1 * high
                 x_sum += x0 + x1
             if GROUP != 0 and GROUP % 8 == 0:
+                g = (unit * 8) // GROUP
                 s, z = group_scale(
-                    scale, zero, block, lane, (unit * 8) // GROUP, mask,
-                    K, BITS, GROUP, ZERO,
-                )  # fmt: skip
+                    scale, zero, block, lane, g, mask, K, BITS, GROUP, ZERO
+                )
                 if ZERO == 3:
                     acc += (sums - 8.0 * x_sum) * s + x_sum * z
                 else:
@@ -190,12 +181,8 @@ def code_sums(
 
 @triton.jit
 def float_sums(
-    x, norm_weight, weight,
-    block_n, split,
-    M, N,
-    K: tl.constexpr, NORM: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    x, norm_weight, weight, block_n, split, M, N,
+    K, NORM, TOKENS, BLOCK_U, BLOCK_N, STEPS,
 ):  # fmt: skip
     """As `code_sums` of a weight of floats (N, K); a unit is eight columns here too."""
     BLOCK_K: tl.constexpr = BLOCK_U * 8
@@ -206,12 +193,8 @@ def float_sums(
     for step in range(STEPS):
         start = (split * STEPS + step) * BLOCK_K
         k = (start + tl.arange(0, BLOCK_K))[None, None, :]
-        w = tl.load(
-            weight + n * K + k,
-            mask=(n < N) & (k < K),
-            other=0.0,
-            eviction_policy="evict_first",
-        )
+        here = (n < N) & (k < K)
+        w = load_once(weight + n * K + k, here)
         inside = (token < M) & (k < K)
         value, squares = load_activation(
             x + token * K, norm_weight, squares, k, inside, NORM

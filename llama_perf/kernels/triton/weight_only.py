@@ -28,10 +28,7 @@ from llama_perf.kernels.triton.sums import code_sums, group_scale, weight_pair
 
 @triton.jit
 def few_tokens(
-    x,
-    codes, scale, zero,
-    out,
-    M, N,
+    x, codes, scale, zero, out, M, N,
     K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
     GROUP: tl.constexpr, ZERO: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -39,8 +36,7 @@ def few_tokens(
 ):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = code_sums(
-        x, x, 0.0,
-        codes, scale, zero, tl.program_id(0), tl.program_id(1), M, N,
+        x, x, 0.0, codes, scale, zero, tl.program_id(0), tl.program_id(1), M, N,
         K, WORDS, BITS, DECODE, GROUP, ZERO, False, False,
         TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
@@ -52,10 +48,7 @@ def few_tokens(
 
 @triton.jit
 def many_tokens(
-    x,
-    codes, scale, zero,
-    out,
-    M, N,
+    x, codes, scale, zero, out, M, N,
     K: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
     GROUP: tl.constexpr, ZERO: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -74,10 +67,10 @@ def many_tokens(
         mask = (unit < UNITS) & (n < N)
         a, b = load_unit(codes, base, unit, mask, K, BITS)
         if GROUP != 0 and GROUP % 8 == 0:
+            g = (unit * 8) // GROUP
             s0, z0 = group_scale(
-                scale, zero, block, lane, (unit * 8) // GROUP, mask,
-                K, BITS, GROUP, ZERO,
-            )  # fmt: skip
+                scale, zero, block, lane, g, mask, K, BITS, GROUP, ZERO
+            )
             s1, z1 = s0, z0
         for PAIR in tl.static_range(4):
             low, high = values(code_pair(a, b, PAIR, BITS), DECODE)

@@ -9,14 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from scripts.studies.kernel_resources import attention, fused, products
+from scripts.studies.kernel_resources.tables import FORMATS, TABLES, write
 
 
 def main() -> int:
     """Compile what was named, or everything; returns 1 if a kernel spills."""
-    fused_names = [variant.name for variant in fused.FUSED]
-    product_names = [variant.name for variant in products.VARIANTS]
-    formats = list(dict.fromkeys((*product_names, *fused_names)))
     parser = argparse.ArgumentParser(
         prog="python -m scripts.studies.kernel_resources",
         description="Compile every Triton kernel and write the tables of"
@@ -26,22 +23,19 @@ def main() -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        choices=["attention", "fused", *formats],
-        help=f"attention, fused, or a format: {', '.join(formats)}; a format after"
+        choices=["attention", "fused", *FORMATS],
+        help=f"attention, fused, or a format: {', '.join(FORMATS)}; a format after"
         " fused is that of the fused kernels (default: everything)",
     )
     names = parser.parse_args().names
-    chosen = [name for name in names if name in formats]
-    spilled = 0
-    if not names or "attention" in names:
-        spilled += attention.main()
-    if not names or "fused" in names:
-        spilled += fused.main(chosen or fused_names)
-    elif chosen:
-        spilled += products.main(chosen)
-    if not names:
-        spilled += products.main(product_names)
-    return 1 if spilled else 0
+    formats = [name for name in names if name in FORMATS]
+    wanted = [name for name in TABLES if name in names or not names]
+    if formats and "fused" not in names:
+        wanted.append("products")
+    spills = sum(
+        write(TABLES[name], () if name == "attention" else formats) for name in wanted
+    )
+    return 1 if spills else 0
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,15 +24,13 @@ from triton.runtime import driver
 _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Launched:
     """A launch that was compiled; `dependent`: by programmatic dependent launch."""
 
     kernel: str
     grid: tuple[int, ...]
     dependent: bool
-    shared_bytes: int
-    warps: int
 
 
 def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launched]:
@@ -42,21 +40,12 @@ def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launche
     two targets can be used in one.
     """
     launches: list[Launched] = []
-    driver.set_active(_Driver(capability, multiprocessors, launches))
+    driver.set_active(compiling_driver(capability, multiprocessors, launches))
     return launches
 
 
-@contextmanager
-def launching_operators() -> Iterator[None]:
+class LaunchingOperators(TorchDispatchMode):
     """Within it this project's operators launch for meta tensors as for a card's."""
-    with _Launching():
-        yield
-
-
-class _Launching(TorchDispatchMode):
-    def __init__(self) -> None:
-        # torch's own has no types.
-        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -73,71 +62,37 @@ class _Launching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Driver:
+def compiling_driver(
+    capability: int, multiprocessors: int, launches: list[Launched]
+) -> SimpleNamespace:
     """What Triton asks of a driver, as `triton.backends.driver.GPUDriver` has it."""
+    properties = {
+        "max_shared_mem": _SHARED_BYTES[capability],
+        "multiprocessor_count": multiprocessors,
+        "max_num_regs": 65536,
+        "warpSize": 32,
+    }
 
-    def __init__(
-        self, capability: int, multiprocessors: int, launches: list[Launched]
-    ) -> None:
-        self._capability = capability
-        self.utils = _Utils(capability, multiprocessors)
+    def launcher(src: Any, metadata: Any) -> Callable[..., None]:
+        def note(*arguments: Any, **_options: Any) -> None:
+            kernel = getattr(src.fn, "__name__", src.name)
+            grid, dependent = tuple(arguments[:3]), bool(metadata.launch_pdl)
+            launches.append(Launched(kernel, grid, dependent))
 
-        def launcher(src: Any, metadata: Any) -> _Launcher:
-            return _Launcher(src, metadata, launches)
+        return note
 
-        self.launcher_cls = launcher
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-    def get_device_capability(self, _device: int = 0) -> tuple[int, int]:
-        return divmod(self._capability, 10)
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._capability, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("meta")
-
-    def set_current_device(self, _device: int) -> None:
-        pass
-
-    def map_python_to_cpp_type(self, name: str) -> str:
-        return name
-
-
-class _Utils:
-    def __init__(self, capability: int, multiprocessors: int) -> None:
-        self._properties = {
-            "max_shared_mem": _SHARED_BYTES[capability],
-            "multiprocessor_count": multiprocessors,
-            "max_num_regs": 65536,
-            "warpSize": 32,
-        }
-
-    def load_binary(self, *_binary: Any) -> tuple[int, int, int, int, int]:
-        # Module, function, registers, spills, maximum of threads.
-        return 1, 1, 0, 0, 1024
-
-    def get_device_properties(self, _device: int) -> dict[str, int]:
-        return self._properties
-
-
-class _Launcher:
-    def __init__(self, src: Any, metadata: Any, launches: list[Launched]) -> None:
-        self._name = getattr(src.fn, "__name__", src.name)
-        self._metadata, self._launches = metadata, launches
-
-    def __call__(self, *arguments: Any, **_options: Any) -> None:
-        self._launches.append(
-            Launched(
-                kernel=self._name,
-                grid=tuple(arguments[:3]),
-                dependent=bool(self._metadata.launch_pdl),
-                shared_bytes=self._metadata.shared,
-                warps=self._metadata.num_warps,
-            )
-        )
+    return SimpleNamespace(
+        launcher_cls=launcher,
+        utils=SimpleNamespace(
+            # Module, function, registers, spills, maximum of threads.
+            load_binary=lambda *_binary: (1, 1, 0, 0, 1024),
+            get_device_properties=lambda _device: properties,
+        ),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda _device: 0,
+        get_device_capability=lambda _device=0: divmod(capability, 10),
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        get_active_torch_device=lambda: torch.device("meta"),
+        set_current_device=lambda _device: None,
+        map_python_to_cpp_type=str,
+    )

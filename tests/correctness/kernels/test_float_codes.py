@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels import float8_dynamic
+from llama_perf.kernels.float8_dynamic import quantize_tokens
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import (
     FLOAT8,
@@ -19,8 +20,6 @@ from llama_perf.kernels.row_scaled import (
     decode_float8,
     encode_float8,
     encode_fp6,
-    float8_weight,
-    float8_weight_op,
     round_to_float8,
 )
 from tests.correctness.support.kernel_samples import (
@@ -31,14 +30,13 @@ from tests.correctness.support.kernel_samples import (
     sample,
 )
 
-FORMAT = next(format for format in FORMATS if format.name == "float8")
 CODES = torch.arange(256, dtype=torch.int32)
 NOT_NAN = CODES[CODES & 127 != 127]
 
 
 @pytest.mark.parametrize(
     ("format", "codes", "mantissa_bits", "bias"),
-    [(FP6, torch.arange(64, dtype=torch.int32), 2, 3), (FLOAT8, NOT_NAN, 3, 7)],
+    [(FP6, CODES[:64], 2, 3), (FLOAT8, NOT_NAN, 3, 7)],
     ids=["fp6", "float8"],
 )
 def test_every_code_has_the_value_of_its_definition(
@@ -56,21 +54,16 @@ def test_every_code_has_the_value_of_its_definition(
     assert max(values) == format.largest
 
 
-def test_every_float8_code_has_the_value_that_torch_gives_it() -> None:
-    by_torch = CODES.to(torch.uint8).view(torch.float8_e4m3fn).float()
-    assert torch.equal(decode_float8(NOT_NAN), by_torch[NOT_NAN])
-
-
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
     weight = torch.zeros((256, 256), dtype=torch.int32).fill_diagonal_(1) * CODES
     codes, scale = pack(weight[NOT_NAN], 8), to_lanes(torch.ones(254))
     x = torch.ones((tokens, 256))
     expected = decode_float8(NOT_NAN).expand(tokens, 254)
-    assert torch.equal(float8_weight_op(x, codes, scale, 254), expected)
+    assert torch.equal(FLOAT8.operator(x, codes, scale, 254), expected)
     # A compiler that takes subnormal numbers for zeros would show here.
     torch._dynamo.reset()
-    compiled = torch.compile(float8_weight, fullgraph=True)
+    compiled = torch.compile(FLOAT8.product, fullgraph=True)
     assert torch.equal(compiled(x, codes, scale, 254), expected)
     torch._dynamo.reset()
 
@@ -78,20 +71,17 @@ def test_every_float8_code_is_multiplied_as_its_value(tokens: int) -> None:
 def float8_values() -> Tensor:
     """Codes, the middles between them, what lies beside both, and random values."""
     exact = decode_float8(NOT_NAN).sort().values
-    middles = (exact[1:] + exact[:-1]) / 2
-    ends = torch.cat([exact, middles])
+    ends = torch.cat([exact, (exact[1:] + exact[:-1]) / 2])
     beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]
     draw = torch.Generator().manual_seed(3)
-    drawn = torch.randn(20000, generator=draw) * 2.0 ** torch.randint(
-        -30, 8, (20000,), generator=draw
-    )
+    exponents = torch.randint(-30, 8, (20000,), generator=draw)
+    drawn = torch.randn(20000, generator=draw) * 2.0**exponents
     tiny = torch.tensor([1e-45, -1e-45, 1e-38, 0.0, -0.0])
     return torch.cat([ends, *beside, drawn, tiny]).clamp(-448, 448)
 
 
 def fp6_values() -> Tensor:
-    draw = torch.Generator().manual_seed(3)
-    values = (torch.rand(10000, generator=draw) - 0.5) * 56
+    values = (torch.rand(10000, generator=torch.Generator().manual_seed(3)) - 0.5) * 56
     values[:5000] *= 0.02
     return values
 
@@ -99,7 +89,7 @@ def fp6_values() -> Tensor:
 @pytest.mark.parametrize(
     ("format", "encode", "codes", "values"),
     [
-        (FP6, encode_fp6, torch.arange(64, dtype=torch.int32), fp6_values()),
+        (FP6, encode_fp6, CODES[:64], fp6_values()),
         (FLOAT8, encode_float8, NOT_NAN, float8_values()),
     ],
     ids=["fp6", "float8"],
@@ -114,34 +104,30 @@ def test_encoding_finds_the_nearest(
     assert torch.equal(error, nearest)
 
 
-def test_encoding_finds_the_even_one_of_two_and_the_largest_float8() -> None:
+def test_float8_is_rounded_to_the_even_one_of_two_and_to_the_largest() -> None:
     exact = decode_float8(NOT_NAN)
     positive = exact[exact >= 0]
-    middles = (positive[1:] + positive[:-1]) / 2
-    assert (encode_float8(middles) % 2 == 0).all()
+    assert (encode_float8((positive[1:] + positive[:-1]) / 2) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
     assert decode_float8(encode_float8(too_large)).tolist() == [448, -448]
-
-
-def test_rounding_by_arithmetic_is_that_of_the_codes() -> None:
+    # By arithmetic, what the codes have.
     values = float8_values()
     expected = decode_float8(encode_float8(values))
-    assert torch.equal(round_to_float8(values), expected)
-    compiled = torch.compile(round_to_float8, fullgraph=True)
-    assert torch.equal(compiled(values), expected)
+    for rounding in (round_to_float8, torch.compile(round_to_float8, fullgraph=True)):
+        assert torch.equal(rounding(values), expected)
     torch._dynamo.reset()
 
 
 def test_a_token_is_rounded_to_float8_by_its_own_peak_or_that_of_all() -> None:
     x = torch.tensor([[0.0, 0.0], [4.48, -1.01], [-0.0448, 0.0201]])
-    values, scale = float8_dynamic.quantize_tokens(x)
+    values, scale = quantize_tokens(x)
     assert values.tolist() == [[0, 0], [448, -104], [-448, 208]]
     torch.testing.assert_close(scale[1:, 0], torch.tensor([0.01, 1e-4]))
-    values, scale = float8_dynamic.quantize_tokens(x, per_tensor=True)
+    values, scale = quantize_tokens(x, per_tensor=True)
     assert values.tolist() == [[0, 0], [448, -104], [-4.5, 2]]
     torch.testing.assert_close(scale, torch.tensor([[0.01]]))
     for per_tensor in (False, True):
-        values, scale = float8_dynamic.quantize_tokens(x[:0], per_tensor=per_tensor)
+        values, scale = quantize_tokens(x[:0], per_tensor=per_tensor)
         assert (values.shape, len(scale)) == ((0, 2), 0)
 
 
@@ -151,11 +137,11 @@ def test_a_float8_product_is_that_of_the_rounded_tokens(
     per_tensor: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tokens in (1, 2, 17):
-        packed = sample(FORMAT, (tokens, 33, 100), dtype)
+        packed = sample(FORMATS[2], (tokens, 33, 100), dtype)
         # Far apart, and their values' sums past float16 but for the tokens' scales.
         x = packed.x * 2.0 ** -torch.arange(tokens).view(-1, 1).to(dtype)
         weight = (packed.weight.codes, packed.weight.scale * 100, packed.weight.rows)
-        values, x_scale = float8_dynamic.quantize_tokens(x, per_tensor=per_tensor)
+        values, x_scale = quantize_tokens(x, per_tensor=per_tensor)
         expected = dynamic_reference(FLOAT8, values, x_scale, *weight)
         terms = replace(packed.with_weight(scale=weight[1]), x=values * x_scale)
         allowed = ROUNDING[dtype] * terms.magnitude()
@@ -168,8 +154,7 @@ def test_a_float8_product_is_that_of_the_rounded_tokens(
 
 def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
-    packed = sample(FORMAT, (1, 75, 160), torch.float32)
-    arguments = packed.arguments
+    arguments = sample(FORMATS[2], (1, 75, 160), torch.float32).arguments
     expected = float8_dynamic.float8_dynamic(*arguments)
     compiled = torch.compile(float8_dynamic.float8_dynamic, fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), expected)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from llama_perf.kernels.packing import (
     LANES,
@@ -21,45 +20,31 @@ BITS = st.integers(1, 8)
 SIZES = st.integers(1, 70)
 
 
-def codes_of(bits: int, rows: int, columns: int, seed: int) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2**bits, (rows, columns), generator=draw, dtype=torch.int32)
-
-
 @given(bits=BITS, rows=SIZES, columns=SIZES, seed=st.integers(0, 99))
 def test_packing_and_unpacking_gives_the_codes_back(
     bits: int, rows: int, columns: int, seed: int
 ) -> None:
-    codes = codes_of(bits, rows, columns, seed)
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=draw).int()
     packed = pack(codes, bits)
     assert packed.dtype == torch.int32
     assert packed.shape == (-(-rows // LANES), words(bits, columns), LANES)
     assert torch.equal(from_lanes(unpack(packed, bits, columns), rows), codes)
-
-
-@given(bits=BITS, rows=SIZES, columns=SIZES, seed=st.integers(0, 99))
-def test_a_units_slots_are_its_columns(
-    bits: int, rows: int, columns: int, seed: int
-) -> None:
-    codes = codes_of(bits, rows, columns, seed)
-    unpacked = torch.stack(slots(pack(codes, bits), bits, columns), dim=2).flatten(1, 2)
+    # A unit's slots are its columns.
+    unpacked = torch.stack(slots(packed, bits, columns), dim=2).flatten(1, 2)
     assert torch.equal(from_lanes(unpacked[:, :columns], rows), codes)
     assert not unpacked[:, columns:].any(), "the padding is zeros"
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_every_code_survives(bits: int) -> None:
+def test_every_code_survives_and_full_words_take_no_bit_more(bits: int) -> None:
     codes = torch.arange(2**bits, dtype=torch.int32).repeat(16, 1)
     unpacked = unpack(pack(codes, bits), bits, 2**bits)
     assert torch.equal(from_lanes(unpacked, 16), codes)
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_whole_words_take_no_bit_more_than_their_codes(bits: int) -> None:
     assert sum(planes(bits)) == bits
-    assert words(bits, 4096) * 32 == bits * 4096
     # 11008 of Llama-2's feed-forward layers too.
-    assert words(bits, 11008) * 32 == bits * 11008
+    for columns in (4096, 11008):
+        assert words(bits, columns) * 32 == bits * columns
 
 
 def test_where_a_code_lies() -> None:

@@ -7,18 +7,16 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels import grouped, int8_dynamic, row_scaled, sparse
-from llama_perf.kernels.cpu import many_tokens, one_token
+from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels.int8_dynamic import int8_dynamic_op
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 from llama_perf.kernels.row_scaled import INT8
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
-    FUNCTIONS,
     LLAMA,
     ONE_OF_EACH,
-    OPERATORS,
     PATTERNS,
-    SHAPES,
     Format,
     assert_close,
     assert_special,
@@ -27,19 +25,24 @@ from tests.correctness.support.kernel_samples import (
     with_special_rows,
 )
 
-ONE_TOKEN = ((1, 16, 64), (1, 75, 160), (1, 20, 200))
+# (M, N, K): one token and several, rows and columns off the tiles' and words' sizes.
+SHAPES = (
+    *((0, 20, 80), (1, 16, 64), (1, 75, 160), (2, 33, 40), (3, 20, 200), (8, 48, 320)),
+    *((9, 40, 80), (16, 17, 96), (17, 70, 160)),
+    *((1 + 7 * (index % 2), *shape) for index, shape in enumerate(LLAMA)),
+)
 # One of each operator, and codes in several planes.
 COMPILED = [
     *ONE_OF_EACH,
     *(format for format in FORMATS if format.name in {"uintx-3-8", "uintx-3-4"}),
 ]
+CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 
 
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+def fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what is compiled elsewhere as it stands."""
-    for module in (row_scaled, grouped, sparse):
+    for module in (row_scaled, grouped, sparse, int8_dynamic):
         monkeypatch.setattr(module, "fused_here", lambda _x: True)
 
 
@@ -54,48 +57,35 @@ def test_an_operator_is_the_product_with_the_dequantized_weight(
 
 
 @each_format
-def test_the_shapes_of_llama_models_scaled_down(format: Format) -> None:
-    for index, shape in enumerate(LLAMA):
-        packed = sample(format, (1 + 7 * (index % 2), *shape), DTYPES[index % 3])
-        assert_close(packed.product(), packed)
-
-
-@each_format
 def test_many_tokens_and_blocks_beyond_one_stretch(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (one_token, many_tokens):
-        monkeypatch.setattr(module, "_STRETCH", 2 * 16 * 160)
+    for name in ("_STRETCH", "_UNPACKED"):
+        monkeypatch.setattr(many_tokens, name, 2 * 16 * 160)
     for tokens in (5, 40):
         packed = sample(format, (tokens, 75, 160), torch.float32)
         assert_close(packed.product(), packed)
 
 
 @each_format
-def test_special_scales_and_codes_change_their_own_row_only(format: Format) -> None:
+def test_special_scales_and_codes_change_their_own_row_only(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for tokens, dtype in ((1, torch.float32), (3, torch.bfloat16)):
         packed = with_special_rows(sample(format, (tokens, 19, 160), dtype))
         assert_special(packed.product(), packed)
-
-
-@each_format
-@pytest.mark.usefixtures("fused")
-def test_special_rows_of_the_expression_for_one_token(format: Format) -> None:
+    fuse(monkeypatch)
     packed = with_special_rows(sample(format, (1, 19, 160), torch.float32))
     assert_special(packed.by_function(), packed)
 
 
 @each_format
-def test_no_tokens_give_no_results(format: Format) -> None:
-    packed = sample(format, (0, 20, 80), torch.float32)
-    assert packed.product().shape == (0, 20)
-
-
-@each_format
-@pytest.mark.usefixtures("fused")
-def test_the_expression_for_one_token_is_the_product_too(format: Format) -> None:
+def test_the_expression_for_one_token_is_the_product_too(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse(monkeypatch)
     for dtype in DTYPES:
-        for shape in ONE_TOKEN:
+        for shape in ((1, 16, 64), (1, 75, 160), (1, 20, 200)):
             packed = sample(format, shape, dtype)
             assert_close(packed.by_function(), packed)
 
@@ -105,16 +95,9 @@ def test_one_token_compiles_to_one_graph(format: Format) -> None:
     torch._dynamo.reset()
     packed = sample(format, (1, 75, 160), torch.float32)
     x, *weight = packed.arguments
-    function = FUNCTIONS[format.operator]
-
-    def product(x: Tensor) -> Tensor:
-        return function(x, *weight)
-
-    assert_close(torch.compile(product, fullgraph=True)(x), packed)
+    product = torch.compile(lambda x: format.by.product(x, *weight), fullgraph=True)
+    assert_close(product(x), packed)
     torch._dynamo.reset()
-
-
-CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -122,11 +105,10 @@ CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 def test_opcheck(format: Format, tokens: int) -> None:
     dtype = DTYPES[FORMATS.index(format) % 3]
     arguments = sample(format, (tokens, 20, 64), dtype).arguments
-    operator = OPERATORS[format.operator]
-    torch.library.opcheck(operator, arguments, test_utils=CHECKS)
-    if format.name == "float8":
+    torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
+    if format.name in row_scaled.FORMATS:
         arguments = (*arguments, torch.float32)
-        torch.library.opcheck(operator, arguments, test_utils=CHECKS)
+        torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -135,8 +117,7 @@ def test_opcheck_of_the_int8_dynamic_product(tokens: int) -> None:
     words, scale = dynamic_weight(20, 64)
     for codes in (words, torch.zeros((20, 64), dtype=torch.int8)):
         arguments = (*int8_dynamic.quantize_tokens(x), codes, scale, 20)
-        operator = int8_dynamic.int8_dynamic_op
-        torch.library.opcheck(operator, arguments, test_utils=CHECKS)
+        torch.library.opcheck(int8_dynamic_op, arguments, test_utils=CHECKS)
 
 
 def dynamic_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -145,39 +126,28 @@ def dynamic_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return pack(codes, 8), to_lanes(torch.rand(rows, generator=draw))
 
 
-@pytest.mark.parametrize("columns", [20, 64, 1024, 1100, 4096])
-@pytest.mark.parametrize("tokens", [1, 2, 16, 17])
-def test_int8_sums_are_exact(tokens: int, columns: int) -> None:
-    # Every value at its largest: float32 would round these sums.
-    x = torch.full((tokens, columns), 127, dtype=torch.int8)
-    x[:, ::7] = 126
-    codes, scale = dynamic_weight(33, columns)
-    one = torch.ones((tokens, 1))
-    sums = int8_dynamic.int8_dynamic_op(x, one, codes, torch.ones_like(scale), 33)
-    weight = INT8.dequantized(codes, torch.ones_like(scale), 33, columns)
-    assert torch.equal(sums.long(), x.long() @ weight.long().T)
-    scales = torch.rand((tokens, 1))
-    exact = dynamic_reference(INT8, x, scales, codes, scale, 33)
-    product = int8_dynamic.int8_dynamic_op(x, scales, codes, scale, 33)
-    torch.testing.assert_close(product, exact, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("columns", [2, 3, 20, 1024, 1100, 4096])
+@pytest.mark.parametrize("columns", [2, 3, 20, 64, 1024, 1100, 4096])
 @pytest.mark.parametrize("tokens", [0, 1, 2, 16, 17])
-def test_int8_rows_give_the_bits_of_words(tokens: int, columns: int) -> None:
-    x = torch.full((tokens, columns), 127, dtype=torch.int8)
-    x[:, ::7] = -127
+def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
+    tokens: int, columns: int
+) -> None:
+    # Every value at its largest: float32 would round these sums.
     words, scale = dynamic_weight(33, columns)
+    one, scales = torch.ones((tokens, 1)), torch.rand((tokens, 1))
     weight = INT8.dequantized(words, torch.ones_like(scale), 33, columns)
     rows = weight.to(torch.int8)
-    scales = torch.rand((tokens, 1))
-    expected = int8_dynamic.int8_dynamic_op(x, scales, words, scale, 33)
-    by_rows = int8_dynamic.int8_dynamic_op(x, scales, rows, scale, 33)
-    assert torch.equal(by_rows, expected)
-    if tokens == 1:
-        strided = x.as_strided((1, columns), (0, 1))
-        by_rows = int8_dynamic.int8_dynamic_op(strided, scales, rows, scale, 33)
-        assert torch.equal(by_rows, expected)
+    for other in (126, -127):
+        x = torch.full((tokens, columns), 127, dtype=torch.int8)
+        x[:, ::7] = other
+        sums = int8_dynamic_op(x, one, words, torch.ones_like(scale), 33)
+        assert torch.equal(sums.long(), x.long() @ weight.long().T)
+        exact = dynamic_reference(INT8, x, scales, words, scale, 33)
+        product = int8_dynamic_op(x, scales, words, scale, 33)
+        torch.testing.assert_close(product, exact, rtol=1e-6, atol=0)
+        strided = x.as_strided(x.shape, (0, 1)) if tokens == 1 else x
+        for tokens_of_rows in (x, strided):
+            by_rows = int8_dynamic_op(tokens_of_rows, scales, rows, scale, 33)
+            assert torch.equal(by_rows, product)
 
 
 @pytest.mark.parametrize("columns", [64, 100, 4096])
@@ -187,7 +157,7 @@ def test_the_int8_expression_for_one_token_gives_the_same_bits(
     x = torch.randn((1, columns), generator=torch.Generator().manual_seed(2))
     arguments = (x, *dynamic_weight(33, columns), 33)
     expected = int8_dynamic.int8_dynamic(*arguments)
-    monkeypatch.setattr(int8_dynamic, "fused_here", lambda _x: True)
+    fuse(monkeypatch)
     assert torch.equal(int8_dynamic.int8_dynamic(*arguments), expected)
     compiled = torch.compile(int8_dynamic.int8_dynamic, fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-5, atol=1e-5)
@@ -222,17 +192,9 @@ def test_the_last_group_of_a_sparse_weight_may_be_short(
 ) -> None:
     packed = sample(FORMATS[-1], (1, 17, columns), torch.float32)
     scale = packed.weight.scale
-    assert scale.shape[1] == -(-columns // 128)
     by_column = scale.float().repeat_interleave(128, dim=1)[:, :columns]
     unscaled = packed.with_weight(scale=torch.ones_like(scale)).dequantized()
     assert torch.equal(packed.dequantized(), unscaled * from_lanes(by_column, 17))
     assert_close(packed.product(), packed)
-    monkeypatch.setattr(sparse, "fused_here", lambda _x: True)
+    fuse(monkeypatch)
     assert_close(packed.by_function(), packed)
-
-
-def test_a_stretch_is_some_blocks_and_all_stretches_are_all_blocks() -> None:
-    packed = torch.zeros((3000, 1, 16))
-    slices = list(one_token.stretches(packed, 576))
-    assert len(slices) > 1
-    assert [index for part in slices for index in range(3000)[part]] == [*range(3000)]

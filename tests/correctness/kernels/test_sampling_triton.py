@@ -1,7 +1,6 @@
 """The kernels around a step's layers: interpreted on a CPU, for real on a card.
 
-Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process
-of its own: `test_in_the_interpreter` runs this file there.
+As in `test_triton`, the interpreter runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,17 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton
+import triton.language as tl
+
 from llama_perf.kernels.decode_state import DecodeState
+from llama_perf.kernels.triton.launch_sampling import SamplingKernel, launch, start
+from llama_perf.kernels.triton.sampling import exponential
 from llama_perf.llama.rotary import rotary
 from llama_perf.llama.sampling import Sampling, sample
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # More than fits 32 bits.
 SEED = 1234567890123
@@ -28,11 +30,9 @@ SEED = 1234567890123
 VOCABULARY = 4200
 TEMPERATURE = 0.8
 DRAWS = 250
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
+together_or_ragged = pytest.mark.parametrize(
+    "ragged", [False, True], ids=["together", "ragged"]
+)
 
 
 def room(batch: int, device: torch.device, *, ragged: bool = False) -> DecodeState:
@@ -41,55 +41,75 @@ def room(batch: int, device: torch.device, *, ragged: bool = False) -> DecodeSta
     return fed
 
 
-def chosen(
-    logits: Tensor, fed: DecodeState, top_k: int | None, *, greedy: bool = False
-) -> None:
-    from llama_perf.kernels.triton.launch_sampling import SamplingKernel
-
+def choose(
+    logits: Tensor,
+    *,
+    top_k: int | None = None,
+    greedy: bool = False,
+    fed: DecodeState | None = None,
+) -> Tensor:
+    """The tokens (B,) that are chosen."""
+    fed = fed or room(len(logits), logits.device)
     sampling = SamplingKernel(temperature=0.0 if greedy else TEMPERATURE, top_k=top_k)
     sampling(logits, fed)
     assert sampling._split_counter is not None
     assert not sampling._split_counter.any()
+    return fed.token[:, 0]
 
 
-def some_logits(batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def some_logits(
+    batch: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Of which many are alike, and some of either zero."""
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(batch, VOCABULARY, generator=generator).mul(8).round().div(4)
     return drawn.to(device, dtype)
 
 
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
+def draw(out, seed, count, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Draw with as many programs and sequences as `choose`, float32 (sequences, V)."""
+    part, sequence = tl.program_id(0), tl.program_id(1)
+    number = tl.load(count).to(tl.int32)
+    drawn = exponential(tl.load(seed), part, sequence, number, BLOCK)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + sequence * V + column, drawn, mask=column < V)
+
+
+def exponentials(seed: Tensor, count: int, shape: torch.Size) -> Tensor:
+    """What the token at `count` is drawn by, float32 (B, V)."""
+    out, at = seed.new_empty(shape, dtype=torch.float32), torch.full_like(seed, count)
+    grid = (-(-shape[1] // 2048), shape[0])
+    draw[grid](out, seed, at, shape[1], BLOCK=2048, num_warps=8)
+    return out
+
+
 def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tensor:
     """Which tokens are drawn, by `sample` over the kernel's own numbers."""
-    from tests.correctness.support.drawn_numbers import exponentials
-
-    tokens = []
+    tokens, sampling = [], Sampling(temperature=TEMPERATURE, top_k=top_k)
     for count in range(rounds):
         drawn = exponentials(seed, count, logits.shape)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 Tensor, "exponential_", lambda self, *_a, e=drawn, **_k: self.copy_(e)
             )
-            tokens.append(
-                sample(logits, Sampling(temperature=TEMPERATURE, top_k=top_k))
-            )
+            tokens.append(sample(logits, sampling))
     return torch.cat(tokens, 1)
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
+@together_or_ragged
 @pytest.mark.parametrize("top_k", [None, 1, 3, 200, 3000])
 def test_the_race_is_that_of_the_operators(
     top_k: int | None, ragged: bool, device: torch.device
 ) -> None:
     """Token for token over the same numbers, whatever ties there are."""
-    dtype = DTYPES[((top_k or 0) + ragged) % 3]
-    logits = some_logits(2, dtype, device)
+    logits = some_logits(2, device, DTYPES[((top_k or 0) + ragged) % 3])
     fed = room(2, device, ragged=ragged)
     wanted = races(logits, top_k, fed.seed, 3)
     before = torch.arange(fed.position.numel(), device=device).view_as(fed.position)
     fed.position.copy_(before)
     for _ in range(3):
-        chosen(logits, fed, top_k)
+        choose(logits, top_k=top_k, fed=fed)
     assert torch.equal(fed.history[:, :3], wanted)
     assert torch.equal(fed.token, wanted[:, -1:])
     assert torch.equal(fed.position, before + 3)
@@ -98,8 +118,6 @@ def test_the_race_is_that_of_the_operators(
 
 
 def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None:
-    from tests.correctness.support.drawn_numbers import exponentials
-
     seed = torch.tensor([SEED], device=device)
     shape = torch.Size((4, 16384))
     drawn = exponentials(seed, 0, shape)
@@ -109,10 +127,8 @@ def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None
     for bound in (1.0, 1e-3):
         some = drawn[drawn < bound].double()
         uniform = -torch.expm1(-some) / -torch.expm1(-torch.tensor(bound).double())
-        counts = torch.histc(uniform.cpu(), 6, 0, 1).tolist()
-        assert chi_square([int(count) for count in counts], torch.full((6,), 1 / 6)) < (
-            LIMIT_5
-        )
+        counts = torch.histc(uniform.cpu(), 6, 0, 1).int().tolist()
+        assert chi_square(counts, torch.full((6,), 1 / 6)) < LIMIT_5
     others = (exponentials(seed, 1, shape), exponentials(seed + 2**32, 0, shape))
     for other in (*others, drawn.roll(1, 0)):
         both = torch.stack((drawn.flatten(), other.flatten()))
@@ -124,56 +140,43 @@ def test_the_numbers_are_exponential_and_their_own(device: torch.device) -> None
 def test_draws_follow_the_softmax(
     top_k: int | None, limit: float, device: torch.device
 ) -> None:
-    fed = room(DRAWS, device)
-    chosen(LOGITS.expand(DRAWS, -1).to(device), fed, top_k)
-    counts = torch.bincount(fed.token[:, 0].cpu(), minlength=6)
+    tokens = choose(LOGITS.expand(DRAWS, -1).to(device), top_k=top_k)
     best = (LOGITS[0] / TEMPERATURE).topk(top_k or 6)
-    assert counts[best.indices].sum() == DRAWS
-    drawn = counts[best.indices].tolist()
-    assert chi_square(drawn, best.values.softmax(-1)) < limit
+    counts = torch.bincount(tokens.cpu(), minlength=6)[best.indices]
+    assert counts.sum() == DRAWS
+    assert chi_square(counts.tolist(), best.values.softmax(-1)) < limit
 
 
 def test_the_best_is_taken_and_the_first_of_those_alike(device: torch.device) -> None:
     for dtype in DTYPES:
-        logits = some_logits(2, dtype, device)
-        fed = room(2, device)
-        chosen(logits, fed, None, greedy=True)
+        logits = some_logits(2, device, dtype)
         first = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-        assert torch.equal(fed.token[:, 0], first)
+        assert torch.equal(choose(logits, greedy=True), first)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 def test_logits_that_are_no_numbers_end_too(value: float, device: torch.device) -> None:
     for among in (slice(None), slice(7, 4000)):
-        logits = some_logits(1, torch.float32, device)
+        logits = some_logits(1, device)
         logits[:, among] = value
         for top_k in (None, 200):
-            fed = room(1, device)
-            chosen(logits, fed, top_k)
-            assert 0 <= fed.token.item() < VOCABULARY
-            assert among.start is None or value > 0 or not 7 <= fed.token.item() < 4000
+            token = choose(logits, top_k=top_k).item()
+            assert 0 <= token < VOCABULARY
+            assert among.start is None or value > 0 or not 7 <= token < 4000
 
 
 def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
-    from llama_perf.kernels.triton.launch_sampling import launch
-
     for vocabulary, max_top_k in ((32000, 1024), (128256, 512)):
         for top_k in (max_top_k, max_top_k + 1):
-            how = launch(
-                vocabulary=vocabulary,
-                temperature=1.0,
-                top_k=top_k,
-                dtype=torch.bfloat16,
-            )
+            sizes = {"vocabulary": vocabulary, "top_k": top_k}
+            how = launch(**sizes, temperature=1.0, dtype=torch.bfloat16)
             assert (how is None) == (top_k > max_top_k)
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["together", "ragged"])
+@together_or_ragged
 def test_a_step_starts_from_the_embedding_and_the_angles(
     ragged: bool, device: torch.device
 ) -> None:
-    from llama_perf.kernels.triton.launch_sampling import start
-
     generator = torch.Generator().manual_seed(1)
     embedding = torch.randn(20, 1100, generator=generator).to(device, torch.bfloat16)
     frequencies = torch.rand(24, generator=generator).to(device)
@@ -186,7 +189,3 @@ def test_a_step_starts_from_the_embedding_and_the_angles(
     for angles, wanted in zip((cos, sin), rotary(frequencies, positions), strict=True):
         torch.testing.assert_close(angles, wanted.view(2, 24), rtol=0, atol=1e-6)
     assert filled.tolist() == [6, 131072]
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = 10 + 1 + 2 + 1 + 3 + 1 + 2

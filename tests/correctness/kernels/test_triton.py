@@ -6,19 +6,25 @@ of its own: `test_in_the_interpreter` runs this file there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from llama_perf.kernels import sparse
 from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
+from llama_perf.kernels.weight import Packed
 from tests.correctness.support.interpreter import (
     INTERPRETED,
     device,
-    outside,
-    run_in_the_interpreter,
+    test_in_the_interpreter,
 )
 from tests.correctness.support.kernel_samples import (
     DTYPES,
@@ -26,9 +32,7 @@ from tests.correctness.support.kernel_samples import (
     LLAMA,
     ONE_OF_EACH,
     PATTERNS,
-    ROW_SCALED,
     Format,
-    Sample,
     assert_close,
     assert_special,
     dynamic_reference,
@@ -36,35 +40,40 @@ from tests.correctness.support.kernel_samples import (
     with_special_rows,
 )
 
-__all__ = ["device"]  # A fixture.
-# (M, N, K): a product of few tokens and one of many, off every tile's size; the last
-# two for sums of several splits and steps.
+__all__ = ["device", "test_in_the_interpreter"]
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+# Products of few tokens and of many, off every tile's size.
 SHAPES = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
+# Sums of several splits and steps.
 LONG = ((1, 16, 4096), (17, 20, 640))
+# Columns of a sparse weight whose last group is short.
+SHORT = (4, 36, 132, 576)
+EACH = ONE_OF_EACH
+Case = tuple[Format, tuple[int, int, int], torch.dtype]
+CASES: list[Case] = [
+    *((it, SHAPES[index], DTYPES[index % 3]) for it in FORMATS for index in range(4)),
+    *((EACH[index % 5], (1, *shape), BFLOAT) for index, shape in enumerate(LLAMA)),
+    *((EACH[index % 5], (17, *shape), BFLOAT) for index, shape in enumerate(LLAMA)),
+    *((it, (m, 33, 64), dtype) for it in EACH for m in (2, 10) for dtype in DTYPES),
+    *((it, (m, 17, 64), FLOAT) for it in EACH for m in range(1, 18)),
+    *((it, shape, FLOAT) for it in EACH[1:] for shape in LONG),
+    *((FORMATS[-1], (m, 17, columns), HALF) for columns in SHORT for m in (1, 10)),
+]
 
 
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
+def by_triton(
+    x: Tensor, weight: Packed, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    codes, scale, zero = (tensor.to(device) for tensor in weight.tensors)
+    moved = replace(weight, codes=codes, scale=scale, zero=zero)
+    return product(x.to(device), moved, dtype=dtype).cpu()
 
 
-def by_triton(packed: Sample, device: torch.device) -> Tensor:
-    from llama_perf.kernels.triton.launch_products import product
-
-    moved = packed.on(device)
-    return product(moved.x, moved.weight).cpu()
-
-
-def check(packed: Sample, device: torch.device) -> None:
-    assert_close(by_triton(packed, device), packed)
-
-
-@pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
-def test_a_product_is_that_of_the_reference(
-    format: Format, device: torch.device
-) -> None:
-    for index, shape in enumerate(SHAPES):
-        check(sample(format, shape, DTYPES[index % 3]), device)
+@pytest.mark.parametrize("case", CASES, ids=lambda it: f"{it[0].name}-{it[1]}-{it[2]}")
+def test_a_product_is_that_of_the_reference(case: Case, device: torch.device) -> None:
+    format, shape, dtype = case
+    packed = sample(format, shape, dtype, seed=shape[0])
+    assert_close(by_triton(packed.x, packed.weight, device), packed)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
@@ -75,50 +84,18 @@ def test_special_scales_and_codes_change_their_own_row_only(
         packed = with_special_rows(sample(format, shape, dtype))
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            product = by_triton(packed, device)
-        assert_special(product, packed)
-
-
-@pytest.mark.parametrize("shape", LLAMA, ids=str)
-def test_the_shapes_of_llama_models_scaled_down(
-    shape: tuple[int, int], device: torch.device
-) -> None:
-    format = ONE_OF_EACH[LLAMA.index(shape) % len(ONE_OF_EACH)]
-    for tokens in (1, 17):
-        check(sample(format, (tokens, *shape), torch.bfloat16), device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_of_activations(dtype: torch.dtype, device: torch.device) -> None:
-    for format in ONE_OF_EACH:
-        for shape in ((2, 33, 64), (10, 33, 64)):
-            check(sample(format, shape, dtype), device)
-
-
-@pytest.mark.parametrize("tokens", range(1, 18))
-def test_every_number_of_tokens(tokens: int, device: torch.device) -> None:
-    for format in ONE_OF_EACH:
-        check(sample(format, (tokens, 17, 64), torch.float32, seed=tokens), device)
-
-
-@pytest.mark.parametrize("shape", LONG, ids=str)
-def test_a_long_row_in_several_steps_and_splits(
-    shape: tuple[int, int, int], device: torch.device
-) -> None:
-    for format in ONE_OF_EACH[1:]:
-        check(sample(format, shape, torch.float32), device)
+            special = by_triton(packed.x, packed.weight, device)
+        assert_special(special, packed)
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
 def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) -> None:
-    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
-
     tokens, rows, columns = shape
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (tokens, columns), generator=draw, dtype=torch.int8)
     codes = torch.randint(0, 256, (rows, columns), generator=draw)
-    packed, scale = pack(codes, 8), to_lanes(torch.ones(rows))
-    one = torch.ones((tokens, 1))
+    one, packed, scale = torch.ones((tokens, 1)), pack(codes, 8), torch.ones(rows)
+    scale = to_lanes(scale)
     exact = dynamic_reference(INT8, x, one, packed, scale, rows)
     x, one, packed, scale = (it.to(device) for it in (x, one, packed, scale))
     for asm in (False,) if INTERPRETED else (False, True):
@@ -131,8 +108,6 @@ def test_int8_sums_are_exact(shape: tuple[int, int, int], device: torch.device) 
 def test_every_code_of_a_float_format(
     name: str, tokens: int, device: torch.device
 ) -> None:
-    from llama_perf.kernels.triton.launch_products import product
-
     format = ROW_SCALED[name]
     count = 2**format.bits
     codes = torch.arange(count, dtype=torch.int32)
@@ -141,40 +116,24 @@ def test_every_code_of_a_float_format(
         codes -= (codes & 127 == 127).int()
     diagonal = torch.zeros((count, count), dtype=torch.int32).fill_diagonal_(1) * codes
     words, scale = pack(diagonal, format.bits), to_lanes(torch.ones(count))
-    weight = format.packed(
-        words.to(device), scale.to(device), rows=count, columns=count
-    )
+    weight = format.packed(count, count, words, scale)
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
-        x = torch.ones((tokens, count), dtype=dtype, device=device)
-        values = product(x, weight, dtype=torch.float32)
-        assert torch.equal(values.cpu(), expected)
+        x = torch.ones((tokens, count), dtype=dtype)
+        assert torch.equal(by_triton(x, weight, device, torch.float32), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad(tokens: int, device: torch.device) -> None:
-    from llama_perf.kernels.triton.launch_products import product
-
     # A row for each pattern; token by token another place of the quads is asked for.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
     places = torch.tensor(PATTERNS).repeat(1, 256)
     codes = pack(values | (places << 4), sparse.BITS)
     scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
-    weight = sparse.packed_weight(codes.to(device), scale.to(device), 6, 1024)
+    weight = sparse.packed_weight(6, 1024, codes, scale)
     for quad in (0, 1, 17, 200, 255):
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
         expected = x @ sparse.dequantized(codes, scale, 6, 1024).T
-        assert torch.equal(product(x.to(device), weight).cpu(), expected)
-
-
-@pytest.mark.parametrize("columns", [4, 36, 132, 576])
-def test_a_sparse_weight_whose_last_group_is_short(
-    columns: int, device: torch.device
-) -> None:
-    for tokens in (1, 10):
-        check(sample(FORMATS[-1], (tokens, 17, columns), torch.float16), device)
-
-
-COUNT = 2 * len(FORMATS) + len(LLAMA) + len(DTYPES) + 17 + len(LONG) + 3 + 3 * 2 + 4
+        assert torch.equal(by_triton(x, weight, device), expected)

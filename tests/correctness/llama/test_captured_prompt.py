@@ -18,13 +18,9 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.sampling import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.llama.test_fused import small_model
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 
 
 class FakeGraph:
@@ -45,11 +41,6 @@ def capturing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.getfixturevalue("device").type == "cpu":
         monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
         monkeypatch.setattr(decode_step, "capture_graph", FakeGraph)
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
 
 
 @pytest.fixture
@@ -170,7 +161,3 @@ def test_logits_of_a_captured_prompt_can_be_observed(model: Transformer) -> None
     )
     assert torch.equal(actual[0], wanted[0])
     torch.testing.assert_close(actual[1], wanted[1])
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = 6

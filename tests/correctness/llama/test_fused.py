@@ -27,15 +27,10 @@ from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.interpreter import (
-    INTERPRETED,
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 from tests.correctness.support.weights_samples import tiny_weights
 
-__all__ = ["device"]  # A fixture.
+__all__ = ["device", "test_in_the_interpreter"]
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = ModelConfig(
@@ -56,11 +51,6 @@ SCHEMES = (None, "int4wo-32", "uintx-3-8", "int8dq", "fp6", "sparse-marlin")
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
 
 
 def small_model(
@@ -246,7 +236,6 @@ def test_greedy_tokens_are_the_modules(device: torch.device) -> None:
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="it runs anywhere")
 def test_what_cannot_be_fused_says_why() -> None:
     row = {"model": "Llama-2-7b-chat-hf", "fused": True}
     for changed, reason in (
@@ -273,7 +262,3 @@ def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> 
         Engine(narrow, EngineOptions(cache_size=8, fused=True))
     with pytest.raises(NotRunnable, match="a batch of 9 is not allowed"):
         Engine(narrow, EngineOptions(batch_size=9, cache_size=8, fused=True))
-
-
-# What the interpreter's process runs; a test that is added changes it.
-COUNT = len(SCHEMES) + 4 + 1 + 1 + 4 + 3 + 1 + 1

@@ -24,19 +24,10 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from tests.correctness.llama.test_fused import SMALL, TURNED, both, check
-from tests.correctness.support.interpreter import (
-    device,
-    outside,
-    run_in_the_interpreter,
-)
+from tests.correctness.support.interpreter import device, test_in_the_interpreter
 from tests.correctness.support.weights_samples import tiny_weights
 
-__all__ = ["device"]  # A fixture.
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__, COUNT)
+__all__ = ["device", "test_in_the_interpreter"]
 
 
 def two_layers(dtype: torch.dtype, device: torch.device) -> Transformer:
@@ -107,19 +98,19 @@ def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels.triton import launch_fused
+    from llama_perf.kernels.triton import launch, launch_fused
 
     model = two_layers(torch.float32, device)
     quantized = quantize_model(model, "int8dq", kernels="native")
     modules, fused = both(quantized)
     peaked: list[bool] = []
-    run = launch_fused._run
+    run = launch.run
 
     def spied(*arguments: Any, **more: Any) -> None:
         peaked.append(more["READS_PEAKS"])
         run(*arguments, **more)
 
-    monkeypatch.setattr(launch_fused, "_run", spied)
+    monkeypatch.setattr(launch_fused, "run", spied)
     check(modules, fused, torch.tensor([[3, 1]], device=device), TURNED)
     prompt = [True, False, True, True] * 2 + [False]
     assert peaked == prompt + [True] * len(prompt)
@@ -179,7 +170,3 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     assert actual.codes.dtype == torch.int32
     restored = Int8DynamicWeight(actual.codes, weight.scale, 20, 32, torch.float32)
     assert torch.equal(restored.dequantize(), weight.dequantize())
-
-
-# The tests that pass in the interpreter's process.
-COUNT = 2 + 1 + 1 + 2

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,13 +147,13 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernel_compiles_with_its_dependence_if_any(capability: int) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton.dependent_launch import count
-    from scripts.studies.kernel_resources.resources import Kernel, compile_kernel
+    from llama_perf.kernels.triton.dependent_launch import launch_count
+    from scripts.studies.kernel_resources.resources import compiled
 
+    x = torch.empty(1, dtype=torch.int32, device="meta")
     for dependent in (False, True) if capability >= 90 else (False,):
-        fields: dict[str, Any] = {"pointers": {"x": "*i32"}, "sizes": {}}
-        fields |= {"constants": {"DEPENDENT": dependent}, "warps": 1, "stages": 1}
-        taken = compile_kernel(Kernel(function=count, **fields), capability)
+        launch = partial(launch_count, x, dependent=dependent)
+        (taken,) = compiled(launch, capability)
         assert taken.spilled_bytes == 0
         assert taken.registers < 32
 

@@ -12,6 +12,7 @@ would be captured is stored and run at every replay.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -36,30 +37,31 @@ class Generation:
     outside: Launches
 
 
+def run(*words: object, **environment: str) -> str:
+    """What this program prints for those words, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @cache
 def generation(
     model: str,
-    scheme: str,
+    scheme: str = "none",
     *,
     capability: int = 90,
     multiprocessors: int = 132,
     temperature: float = 0.8,
 ) -> Generation:
-    """The second of two of a captured row, from a process of its own."""
-    words = [model, scheme, str(capability), str(multiprocessors), str(temperature)]
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Generation(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def launches(model: str, scheme: str, **where: int) -> Launches:
-    """Of a captured step of decoding, in their order."""
-    return generation(model, scheme, **where).step
+    """The second of two of a captured row."""
+    printed = run(model, scheme, capability, multiprocessors, temperature)
+    return Generation(**json.loads(printed.splitlines()[-1]))
 
 
 class _Operators(TorchDispatchMode):
@@ -96,9 +98,8 @@ def main(
     )
     from scripts.studies.kernel_resources.compile_only import compile_only
 
-    launched: list[Any] = compile_only(
-        int(capability), multiprocessors=int(multiprocessors)
-    )
+    card = {"multiprocessors": int(multiprocessors)}
+    launched: list[Any] = compile_only(int(capability), **card)
     graphs: list[Launches] = []
 
     class Replayed(Uncaptured):
@@ -112,19 +113,14 @@ def main(
     quantization = None if scheme == "none" else scheme
     row = RowSpec(model=model, quantization=quantization, fused=True, capture=True)
     engine = meta_engine(row, cache_size=256)
+    sampling = Sampling(temperature=float(temperature))
     prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=META)
     with _Operators(launched):
         for _ in range(2):
             launched.clear()
             graphs.clear()
             # The last operator, which joins the result, comes when all is done.
-            list(
-                engine.stream(
-                    prompt,
-                    max_new_tokens=2,
-                    sampling=Sampling(temperature=float(temperature)),
-                )
-            )
+            list(engine.stream(prompt, max_new_tokens=2, sampling=sampling))
     first, then = graphs
     outside = [_as_dict(launch) for launch in launched]
     print(json.dumps(asdict(Generation(first=first, step=then, outside=outside))))

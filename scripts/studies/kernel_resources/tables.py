@@ -1,0 +1,237 @@
+"""The Triton kernels that Llama-2-7B and Llama-3-8B launch: docs/kernels.md's tables.
+
+Every kernel of the products, of a fused layer and of attention, with bfloat16
+activations but where a row names others, for each architecture; from sm_90 on with
+dependent launches. Says nothing of speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product as pairs
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels import cache_codes, grouped, weight
+from llama_perf.kernels.cache_codes import CachedTensors
+from llama_perf.kernels.packing import LANES, sparse_values, words
+from llama_perf.kernels.triton.launch_attention import split_attention
+from llama_perf.kernels.triton.launch_fused import (
+    Norm,
+    Peaks,
+    Placing,
+    project,
+    project_gated,
+    project_heads,
+)
+from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
+from llama_perf.kernels.weight import Packed
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
+from scripts.doc_tables.document import (
+    Place,
+    github_table,
+    place,
+    replace_between,
+    rows_between,
+)
+from scripts.studies.kernel_resources.resources import compiled
+
+CAPABILITIES = (80, 90, 100)
+MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
+# A step of decoding, the published table's prompt, and a prompt on tensor cores.
+TOKENS = (1, 6, 64)
+POSITIONS = 131072
+KERNELS = ("heads", "add", "gate")
+DTYPES = ("bfloat16", "float16", "float32")
+CACHES = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
+Work = Callable[[], object]
+
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "bfloat16": {"format": weight.FLOATS, "bits": 16},
+    "int8wo": {"decode": weight.INT8},
+    "int8dq": {"decode": weight.INT8, "dynamic": True},
+    "int4wo-64": {"bits": 4, "group": 64, "zero_kind": grouped.OFFSET},
+    "uintx-4-64": {"bits": 4, "group": 64, "zero_kind": grouped.PACKED},
+    "uintx-4-64 reference": {"bits": 4, "group": 64, "zero_kind": grouped.INTEGER},
+    "uintx-2-8": {"bits": 2, "group": 8, "zero_kind": grouped.PACKED},
+    "uintx-3-64": {"bits": 3, "group": 64, "zero_kind": grouped.PACKED},
+    "fp6": {"bits": 6, "decode": weight.FP6},
+    "float8wo": {"decode": weight.FLOAT8},
+    "float8dq": {"decode": weight.FLOAT8},
+    "sparse-marlin": {"bits": 6, "format": weight.SPARSE},
+}
+"""What `Packed` says of a weight of each format."""
+PRODUCTS = [name for name in FORMATS if name != "bfloat16"]
+FUSED = [name for name in FORMATS if name != "float8dq"]
+"""All but float8dq, which has no fused kernel."""
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without values."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def packed(name: str, rows: int, columns: int) -> Packed:
+    """A weight of FORMATS on the meta device."""
+    if name == "bfloat16":
+        return weight.of_floats(empty(rows, columns))
+    format, blocks = FORMATS[name], -(-rows // LANES)
+    sparse, kind = "sparse" in name, format.get("zero_kind", 0)
+    width = words(format.get("bits", 8), sparse_values(columns) if sparse else columns)
+    dtype = torch.float16 if kind or sparse else torch.float32
+    integers = kind in (grouped.INTEGER, grouped.PACKED)
+    codes = empty(blocks, width, LANES, dtype=torch.int32)
+    scale = empty(blocks, LANES, dtype=dtype)
+    zero = empty(0, dtype=torch.int32 if integers else dtype)
+    return Packed(rows, columns, codes, scale, zero, **format)
+
+
+def shapes() -> list[tuple[int, int]]:
+    """(N, K) of every linear of the two models, once each."""
+    sizes = set()
+    for config in map(preset, MODELS):
+        dim, hidden = config.dim, config.intermediate_size
+        sizes |= {(config.qkv_size, dim), (dim, dim), (hidden, dim), (dim, hidden)}
+        sizes.add((config.vocab_size, dim))
+    return sorted(sizes)
+
+
+def launch_product(name: str, tokens: int, rows: int, columns: int) -> None:
+    """The product of a linear with a weight of FORMATS."""
+    linear = packed(name, rows, columns)
+    if linear.dynamic:
+        x, scale = empty(tokens, columns, dtype=torch.int8), empty(tokens, 1)
+        int8_dynamic_product(x, scale, linear.codes, linear.scale, rows, asm=True)
+    else:
+        dtype = torch.float32 if name == "float8dq" else None
+        product(empty(tokens, columns), linear, dtype=dtype)
+
+
+def _every_product(name: str, tokens: int) -> None:
+    for shape in shapes():
+        launch_product(name, tokens, *shape)
+
+
+def launch_fused(
+    name: str,
+    kernel: str,
+    *,
+    model: str = MODELS[1],
+    tokens: int = 1,
+    kind: str = "unquantized",
+) -> None:
+    """One of KERNELS in a layer; `kind` is one of CACHES."""
+    config = preset(model)
+    dim, hidden, width = config.dim, config.intermediate_size, config.head_dim
+    rows, columns = {
+        "heads": (config.qkv_size, dim),
+        "add": (dim, hidden),
+        "gate": (hidden, dim),
+    }[kernel]
+    x, linear = empty(tokens, columns), packed(name, rows, columns)
+    counter = empty(rows, dtype=torch.int32)
+    peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
+    norm = Norm(weight=empty(dim), eps=1e-5)
+    if kernel == "heads":
+        angles = empty(tokens, width // 2, dtype=torch.float32)
+        positions = empty(tokens, dtype=torch.int64)
+        placing = Placing(positions=positions, cos=angles, sin=angles, length=tokens)
+        cache = _cache(config, 300, kind)
+        heads = partial(project_heads, norm=norm, placing=placing, cache=cache)
+        heads(x, linear, counter, peaks_in=peaks)
+    elif kernel == "add":
+        left = Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
+        project(x, linear, counter, residual=empty(tokens, dim), peaks=left)
+    else:
+        # Cleared are those of the next product, and of attention behind that.
+        left = Peaks(read=peaks, written=peaks, cleared=peaks)
+        project_gated(x, linear, linear, counter, norm=norm, peaks=left)
+
+
+def _every_fused_kernel(name: str, tokens: int) -> None:
+    for model, kernel in pairs(MODELS, KERNELS):
+        for kind in CACHES if kernel == "heads" else ("unquantized",):
+            launch_fused(name, kernel, model=model, tokens=tokens, kind=kind)
+
+
+def launch_attention(model: str, dtype: str, kind: str) -> None:
+    """For one sequence, with the output projection in bfloat16 to prefetch."""
+    config, activations = preset(model), getattr(torch, dtype)
+    split_attention(
+        empty(1, 1, config.n_heads, config.head_dim, dtype=activations),
+        _cache(config, POSITIONS, kind, activations),
+        empty(config.n_heads, dtype=torch.int32),
+        empty(1, dtype=torch.int64),
+        prefetch=empty(config.dim, config.dim),
+    )
+
+
+def _cache(
+    config: ModelConfig, size: int, kind: str, dtype: torch.dtype = torch.bfloat16
+) -> CachedTensors:
+    shape, codes = (1, config.n_kv_heads, size), CACHES[kind]
+    scale = None if codes is None else empty(*shape, dtype=cache_codes.SCALE)
+    values = empty(*shape, config.head_dim, dtype=codes or dtype)
+    return CachedTensors(values, values, scale, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's place, the headers of its first cells, and what a row launches."""
+
+    place: Place
+    headers: tuple[str, ...]
+    rows: Mapping[tuple[str, ...], Work]
+
+
+def _table(
+    name: str,
+    headers: tuple[str, ...],
+    work: Callable[..., object],
+    *cells: Iterable[Any],
+) -> Table:
+    """With a row for every combination of the cells, with which it calls `work`."""
+    rows = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
+    return Table(place("kernels.md", name), headers, rows)
+
+
+_FORMAT = ("format", "tokens")
+_HEADS = ("heads of", "dtype", "cache")
+TABLES = {
+    "attention": _table("attention", _HEADS, launch_attention, MODELS, DTYPES, CACHES),
+    "fused": _table("fused", _FORMAT, _every_fused_kernel, FUSED, TOKENS[:2]),
+    "products": _table("kernels", _FORMAT, _every_product, PRODUCTS, TOKENS),
+}
+
+
+def write(table: Table, names: Collection[str]) -> int:
+    """Compile the rows of `names`, or all, keep the others; how many cells spill."""
+    count, spills = len(table.headers), 0
+    cells = {tuple(row[:count]): row[count:] for row in rows_between(*table.place)}
+    for row, work in table.rows.items():
+        if names and row[0] not in names:
+            continue
+        cells[row] = []
+        for capability in CAPABILITIES:
+            print(*row, f"sm_{capability}", flush=True)
+            launched = compiled(work, capability)
+            spilled_bytes = max(one.spilled_bytes for one in launched)
+            cell = f"{max(one.registers for one in launched)}, {spilled_bytes}"
+            if "cache" in table.headers:
+                cell += f", {launched[0].shared_bytes / 1024:.0f}"
+            cells[row].append(cell)
+            if spilled_bytes:
+                print(f"spilled: {spilled_bytes} bytes")
+                spills += 1
+    columns = [*table.headers, *(f"sm_{capability}" for capability in CAPABILITIES)]
+    rows = [(*row, *cells[row]) for row in table.rows if row in cells]
+    text = github_table(rows, columns)
+    replace_between(*table.place, text)
+    print(text)
+    return spills
