@@ -169,10 +169,7 @@ def prepare(
 
 
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
-    """Raise what `prepare` would raise before it builds anything.
-
-    Whoever asks for many rows hands in an `open_model` that keeps what it opened.
-    """
+    """Raise what `prepare` would raise; `open_model` may keep what it opens."""
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     _open(row, dtype, device, partial(open_model, checkpoints=None))
 

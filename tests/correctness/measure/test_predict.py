@@ -38,6 +38,7 @@ MODEL = replace(TINY, n_layers=3, head_dim=16)
 ROW = RowSpec(model="tiny", dtype="float32", device="cpu", cache_size=300)
 ROW = replace(ROW, batch_size=2, max_new_tokens=4)
 SDPA: dict[str, Any] = {"attention": "sdpa"}
+REWRITE = "python -m scripts.doc_tables sizes --write"
 # No N is a multiple of sixteen rows, no K one of a group of 128 or a word's codes.
 ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
@@ -266,9 +267,7 @@ def test_every_size_is_the_published_one_within_a_percent() -> None:
         found = size.comparable_bytes / 1e9
         assert found == pytest.approx(size.published_gb, rel=0.01), size
         assert size.lean_bytes <= size.comparable_bytes, size
-    with_layout = {
-        size.scheme for size in sizes.sizes() if size.reference_bytes is not None
-    }
+    with_layout = {size.scheme for size in sizes.sizes() if size.reference_bytes}
     assert with_layout == {"uintx-4-64", "uintx-2-8", "sparse-marlin"}
     wanted = {*with_layout, None, "int8wo", "int8dq", "int4wo-64", "fp6"}
     for model in sizes.MODELS:
