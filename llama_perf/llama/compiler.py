@@ -25,7 +25,7 @@ def compiler_settings() -> Iterator[None]:
     """Set the inductor flags that torchao recommends for all rows; restore them after.
 
     They change the unquantized kernels too. The compiler's caches of earlier rows are
-    dropped: rows share the block's code, and their entries would count as recompilations.
+    dropped: rows share the block's code, and old entries would count as recompilations.
     """
     from torch._inductor import config, lowering
 
