@@ -23,7 +23,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 from llama_perf.rows.spec import RowSpec
 
