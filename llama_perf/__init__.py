@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llama_perf.llama.generate import generate
     from llama_perf.llama.options import EngineOptions
     from llama_perf.llama.sampling import Sampling
-    from llama_perf.quantize.model import quantize_model
+    from llama_perf.quantize.apply import quantize_model
 
 __all__ = [
     "EngineOptions",
@@ -34,7 +34,7 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in {"avx2", "default"}:
 # Imported on first use, so that `llama-perf rows` does not wait for torch.
 _HOMES = {
     "load_model": "llama_perf.checkpoints.load",
-    "quantize_model": "llama_perf.quantize.model",
+    "quantize_model": "llama_perf.quantize.apply",
     "save_model": "llama_perf.checkpoints.save",
     "generate": "llama_perf.llama.generate",
     "EngineOptions": "llama_perf.llama.options",

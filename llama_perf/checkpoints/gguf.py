@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,28 +19,45 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from torch import Tensor
 
+from llama_perf.checkpoints.config import check_allowed, read_config
 from llama_perf.checkpoints.gguf_reader import read_container
-from llama_perf.checkpoints.stored import Stored, StoredWeights
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.checkpoints.reader import Shape, StoredWeights
+from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.rotary import inverse_frequencies
 
+_FIELDS = {
+    "dim": "llama.embedding_length",
+    "n_layers": "llama.block_count",
+    "n_heads": "llama.attention.head_count",
+    "n_kv_heads": "llama.attention.head_count_kv",
+    "intermediate_size": "llama.feed_forward_length",
+    "vocab_size": "llama.vocab_size",
+    "head_dim": "llama.attention.key_length",
+    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_base": "llama.rope.freq_base",
+    "context": "llama.context_length",
+}
+# Fields that change the computation, and the values that do not.
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "general.architecture": ("llama",),
+    "llama.expert_count": (0,),
+    "llama.rope.scale_linear": (1.0,),
+    "llama.rope.scaling.type": ("none",),
+}
 _NAMES = {
-    "tok_embeddings.weight": "token_embd.weight",
-    "norm.weight": "output_norm.weight",
-    "output.weight": "output.weight",
-    "attention.wq.weight": "blk.{}.attn_q.weight",
-    "attention.wk.weight": "blk.{}.attn_k.weight",
-    "attention.wv.weight": "blk.{}.attn_v.weight",
-    "attention.wo.weight": "blk.{}.attn_output.weight",
-    "feed_forward.w1.weight": "blk.{}.ffn_gate.weight",
-    "feed_forward.w2.weight": "blk.{}.ffn_down.weight",
-    "feed_forward.w3.weight": "blk.{}.ffn_up.weight",
-    "attention_norm.weight": "blk.{}.attn_norm.weight",
-    "ffn_norm.weight": "blk.{}.ffn_norm.weight",
+    "tok_embeddings": "token_embd",
+    "norm": "output_norm",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+    "attention_norm": "attn_norm",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
-_BUFFERS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
 
 
 def open_gguf(path: Path) -> StoredWeights:
@@ -52,26 +67,26 @@ def open_gguf(path: Path) -> StoredWeights:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for tensor in tensors.values():
         _check_encoding(tensor, path)
+    shapes = {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+
+    config = _config(reader.fields, shapes, path)
+    if _ROPE_FACTORS in tensors:
+        scaling = _rope_scaling(read(_ROPE_FACTORS), config, path)
+        config = dataclasses.replace(config, rope_scaling=scaling)
     return StoredWeights(
-        Stored(
-            path=path,
-            source=f"gguf:{path.name}",
-            config=_config(_Metadata(reader.fields, path), tensors),
-            config_from="its metadata",
-            names=_NAMES,
-            shapes={name: _shape(tensor) for name, tensor in tensors.items()},
-            read=lambda name: _float32(tensors[name]),
-            ignored=_BUFFERS,
-        )
+        path=path,
+        source=f"gguf:{path.name}",
+        config=config,
+        config_from="its metadata",
+        shapes=shapes,
+        read=read,
+        names=_NAMES,
+        block="blk",
     )
-
-
-def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))
-
-
-def _float32(tensor: ReaderTensor) -> Tensor:
-    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
 
 
 def _check_encoding(tensor: ReaderTensor, path: Path) -> None:
@@ -86,99 +101,36 @@ def _check_encoding(tensor: ReaderTensor, path: Path) -> None:
         ) from None
 
 
-class _Metadata:
-    """Typed access to a file's fields, by their names without `llama.`."""
-
-    def __init__(self, fields: Mapping[str, ReaderField], path: Path) -> None:
-        self.path = path
-        self._fields = fields
-        architecture = self._contents("general.architecture")
-        if architecture != "llama":
-            raise self.error("general.architecture", architecture, "allowed: 'llama'")
-
-    def _contents(self, name: str) -> Any:
-        field = self._fields.get(name)
-        return None if field is None else field.contents()
-
-    def error(self, name: str, value: object, allowed: str) -> WeightsError:
-        return WeightsError(
-            f"{self.path}: {name}: {_short(value)} is not allowed; {allowed}"
+def _config(
+    stored: Mapping[str, ReaderField], shapes: Mapping[str, Shape], path: Path
+) -> ModelConfig:
+    fields = {}
+    for name, field in stored.items():
+        if name.startswith(("llama.", "general.architecture", "split.count")):
+            value = field.contents()
+            # Stored as float32; this gives back the decimal number that was meant.
+            decimal = isinstance(value, float)
+            fields[name] = float(str(np.float32(value))) if decimal else value
+    check_allowed(fields, _ALLOWED, source=str(path))
+    if (parts := fields.get("split.count", 0)) not in (0, 1):
+        raise WeightsError(
+            f"{path}: split.count: {parts} is not allowed; merge the parts with"
+            " llama-gguf-split --merge"
         )
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self._number(name, default)
-        if not isinstance(value, int):
-            raise self.error(f"llama.{name}", value, "allowed: one whole number")
-        return value
-
-    def decimal(self, name: str, default: float) -> float:
-        value = self._number(name, default)
-        # Stored as float32; this gives back the decimal number that was meant.
-        return float(str(np.float32(value)))
-
-    def _number(self, name: str, default: float | None) -> Any:
-        value = self._contents(f"llama.{name}")
-        value = default if value is None else value
-        if value is None:
-            raise WeightsError(f"{self.path}: the field llama.{name} is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(f"llama.{name}", value, "allowed: one number")
-        return value
-
-    def vocab_size(self, embedding: ReaderTensor | None) -> int:
-        tokens = self._fields.get("tokenizer.ggml.tokens")
-        if tokens is not None:
-            return len(tokens.data)
-        return self.integer("vocab_size", _shape(embedding)[0] if embedding else None)
-
-    def check_supported(self, head_dim: int) -> None:
-        splits = self._contents("split.count")
-        if splits not in (None, 0, 1):
-            raise self.error(
-                "split.count", splits, "merge the parts with llama-gguf-split --merge"
-            )
-        for name in ("attention.value_length", "rope.dimension_count"):
-            if (size := self.integer(name, head_dim)) != head_dim:
-                raise self.error(
-                    f"llama.{name}", size, f"allowed: the head's size {head_dim}"
-                )
-        if experts := self.integer("expert_count", 0):
-            raise self.error("llama.expert_count", experts, "allowed: 0")
-        if (scale := self.decimal("rope.scale_linear", 1.0)) != 1:
-            raise self.error("llama.rope.scale_linear", scale, "allowed: 1.0")
-        kind = self._contents("llama.rope.scaling.type")
-        if kind not in (None, "none"):
-            raise self.error("llama.rope.scaling.type", kind, "allowed: 'none'")
-
-
-def _config(metadata: _Metadata, tensors: Mapping[str, ReaderTensor]) -> ModelConfig:
-    dim = metadata.integer("embedding_length")
-    n_heads = metadata.integer("attention.head_count")
-    head_dim = metadata.integer("attention.key_length", dim // max(n_heads, 1))
-    metadata.check_supported(head_dim)
-    try:
-        config = ModelConfig(
-            dim=dim,
-            n_layers=metadata.integer("block_count"),
-            n_heads=n_heads,
-            n_kv_heads=metadata.integer("attention.head_count_kv", n_heads),
-            intermediate_size=metadata.integer("feed_forward_length"),
-            vocab_size=metadata.vocab_size(
-                tensors.get(_NAMES["tok_embeddings.weight"])
-            ),
-            head_dim=head_dim,
-            norm_eps=metadata.decimal("attention.layer_norm_rms_epsilon", 1e-5),
-            rope_base=metadata.decimal("rope.freq_base", 10000.0),
-            context=metadata.integer("context_length"),
-            # llama.cpp's rule: a file without an output layer shares the embedding.
-            tied_embeddings=_NAMES["output.weight"] not in tensors,
-        )
-    except SpecError as error:
-        raise WeightsError(f"{metadata.path}: its metadata: {error}") from None
-    if (factors := tensors.get(_ROPE_FACTORS)) is None:
-        return config
-    scaling = _rope_scaling(_float32(factors), config, metadata.path)
-    return dataclasses.replace(config, rope_scaling=scaling)
+    if "tokenizer.ggml.tokens" in stored:
+        fields["llama.vocab_size"] = len(stored["tokenizer.ggml.tokens"].data)
+    config = read_config(
+        fields,
+        _FIELDS,
+        source=str(path),
+        vocab_size=shapes.get("token_embd.weight", (None,))[0],
+        # llama.cpp's rule: a file without an output layer shares the embedding.
+        tied_embeddings="output.weight" not in shapes,
+    )
+    for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        # The head's size.
+        check_allowed(fields, {name: (config.head_dim,)}, source=str(path))
+    return config
 
 
 def _rope_scaling(
@@ -200,8 +152,3 @@ def _rope_scaling(
         f"{path}: {_ROPE_FACTORS}: these RoPE factors are not allowed; allowed: those"
         " of Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

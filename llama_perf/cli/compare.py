@@ -97,10 +97,8 @@ def _report(
             options=request,
             progress=show_progress,
         )
-    missing_fails = request.on_missing_baseline == "fail"
-    judged = paired.compare_pairs(
-        pairs, missing_fails=missing_fails, limits=request.limits
-    )
+    fails = request.on_missing_baseline == "fail"
+    judged = paired.compare_pairs(pairs, missing_fails=fails, limits=request.limits)
     head = environments.get("head", session.environment)
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
     given = {name: str(value) for name, value in named.items() if value is not None}

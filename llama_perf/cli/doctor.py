@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint, open_model
+    from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
     from llama_perf.measure.environment import collect, machine_notes

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
+from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, KERNELS, RowSpec
 
 HELP = "generate text with one model and print its speed, as the reference did"
@@ -135,9 +136,7 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
     """The row that the flags ask for; raises SpecError."""
     kernels = arguments.kernels
     if kernels is None and arguments.quantization is not None:
-        from llama_perf.quantize.model import preferred_kernels
-
-        kernels = preferred_kernels(arguments.quantization)
+        kernels = Scheme.parse(arguments.quantization).kernels[0]
     # Most flags are named as the field of a row that they fill.
     flags = vars(arguments)
     names = [field.name for field in fields(RowSpec) if field.name in flags]

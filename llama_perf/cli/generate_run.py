@@ -16,16 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import parse_dtype
-from llama_perf.checkpoints.open import check_model, find_checkpoint, open_weights
+from llama_perf.checkpoints.load import (
+    check_model,
+    find_checkpoint,
+    open_weights,
+    parse_dtype,
+)
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    Tokenizer,
+from llama_perf.checkpoints.tokenizers.files import (
     check_vocabulary,
     find_tokenizer,
     load_tokenizer,
 )
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.cli.generate import repeating_command, row_of
 from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError
@@ -33,7 +37,7 @@ from llama_perf.files import check_new_folder
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import Prepared, prepare
 from llama_perf.measure.timing import MemoryMeter, Sample, measure, time_generation
-from llama_perf.report.autoquant_table import choice_table
+from llama_perf.report.table import choice_table
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
 

@@ -15,16 +15,8 @@ from typing import NoReturn
 from llama_perf.cli import baseline, compare, doctor, generate, report, rows, run, tune
 from llama_perf.errors import UserError
 
-COMMANDS = {
-    "generate": generate,
-    "rows": rows,
-    "run": run,
-    "compare": compare,
-    "baseline": baseline,
-    "report": report,
-    "tune": tune,
-    "doctor": doctor,
-}
+MODULES = (generate, rows, run, compare, baseline, report, tune, doctor)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,10 +29,7 @@ _SHOWN = 120
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
-    """The GPUs that `nvidia-smi` lists, and the newest CUDA that its driver runs.
-
-    `problem` says how it failed, or what it said, where it lists none.
-    """
+    """The GPUs and driver that `nvidia-smi` lists; `problem` says why it lists none."""
 
     gpus: tuple[str, ...] = ()
     version: str | None = None

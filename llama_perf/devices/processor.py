@@ -90,10 +90,7 @@ def features() -> str:
 
 
 def has_fast_int8_products() -> bool:
-    """Whether oneDNN multiplies int8 on this processor fast and exactly.
-
-    Both need VNNI. ONEDNN_MAX_CPU_ISA=AVX2 takes it away, as on an older processor.
-    """
+    """Whether oneDNN multiplies int8 fast and exactly; for both it needs VNNI."""
     vnni = bool(torch.cpu.get_capabilities().get("avx512_vnni"))
     return vnni and torch.backends.mkldnn.is_available() and int8_products_are_exact()
 

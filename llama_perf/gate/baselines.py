@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.gate.noise import between_processes
+from llama_perf.gate.thresholds import between_processes
 from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
@@ -28,17 +28,8 @@ REFERENCE_KEY = "a100-reference"
 
 def default_folder() -> Path:
     """`baselines/` of this checkout, or else of the working directory."""
-    return _root() / "baselines"
-
-
-def project_file() -> Path:
-    """The `pyproject.toml` in the same folder, which may not exist."""
-    return _root() / "pyproject.toml"
-
-
-def _root() -> Path:
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    root = Path(__file__).resolve().parents[2]
+    return (root if (root / "pyproject.toml").is_file() else Path.cwd()) / "baselines"
 
 
 def path_of(folder: Path, device_key: str) -> Path:
@@ -60,13 +51,12 @@ def read(path: Path) -> Baseline:
 
 def _check_processes(row: BaselineRow, *, where: str) -> None:
     """Raise RecordError unless a row's deviation is that of its processes."""
-    stored, processes = row.between_process_deviation, row.processes or ()
-    if row.processes is not None and len(processes) < 2:
+    if row.processes is not None and len(row.processes) < 2:
         raise RecordError(
-            f"{where}.processes: {len(processes)} of them; allowed: at least 2, or none"
-            " for a row that one process measured"
+            f"{where}.processes: {len(row.processes)} of them; allowed: at least 2, or"
+            " none for a row that one process measured"
         )
-    deviation = _deviation([process.tok_s for process in processes])
+    stored, deviation = row.between_process_deviation, _deviation(row.samples)
     if stored is None or deviation is None:
         agrees = stored is deviation
     else:
@@ -74,14 +64,15 @@ def _check_processes(row: BaselineRow, *, where: str) -> None:
     if not agrees:
         raise RecordError(
             f"{where}.between_process_deviation: {stored} is not allowed; its"
-            f" {max(len(processes), 1)} processes have {deviation}"
+            f" {len(row.samples)} processes have {deviation}"
         )
 
 
-def _deviation(tok_s: Sequence[float]) -> float | None:
-    if len(tok_s) < 2:
+def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | None:
+    if len(processes) < 2:
         return None
-    return between_processes(list(map(math.log, tok_s))).deviation
+    rates = [math.log(process.tok_s) for process in processes]
+    return between_processes(rates).deviation
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
@@ -104,18 +95,21 @@ def record(
 ) -> tuple[Path, Baseline]:
     """Store the measured rows in the device's baseline.
 
-    `results` has one result for each process that ran a row. Rows that this run did
-    not measure stay as they were, with the environment they were recorded in, unless
-    `fresh` starts the file anew. Raises RecordError, and stores nothing, if a row ended
-    INVALID, had an injected slowdown or was measured in only some of its processes, or
-    if no row was measured.
+    `results` has one result for each process that ran a row. Other rows stay with the
+    environment they were recorded in, unless `fresh` starts the file anew. Raises
+    RecordError, and stores nothing, if a row ended INVALID, had an injected slowdown or
+    was measured in only some of its processes, or if no row was measured.
     """
     rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)
     if path.exists() and not fresh:
-        measured = {row.id for row in rows}
-        older = _with_origin(read(path), environment)
-        rows += [row for row in older if row.id not in measured]
+        old, measured = read(path), {row.id for row in rows}
+        for row in old.rows:
+            if row.id not in measured:
+                where = row.environment or old.environment
+                row = replace(row, recorded=row.recorded or old.recorded)
+                other = None if where == environment else where
+                rows.append(replace(row, environment=other))
     baseline = Baseline(
         recorded=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment,
@@ -135,48 +129,28 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
         by_row.setdefault(result.id, []).append(result)
     rows = []
     for row_id, processes in by_row.items():
-        measurements = [
-            result.measurement for result in processes if result.measurement
-        ]
-        if not measurements:
-            continue
-        if len(measurements) < len(processes):
+        measured = [one.measurement for one in processes if one.measurement]
+        if measured and len(measured) < len(processes):
             reason = next(result.reason for result in processes if result.reason)
             raise RecordError(
-                f"baseline: {row_id} was measured in {len(measurements)} of"
+                f"baseline: {row_id} was measured in {len(measured)} of"
                 f" {len(processes)} processes: {reason}"
             )
-        weights = sorted({measurement.weights for measurement in measurements})
-        if len(weights) > 1:
+        if len(weights := sorted({one.weights for one in measured})) > 1:
             raise RecordError(
                 f"baseline: the processes of {row_id} had other weights:"
                 f" {', '.join(weights)}"
             )
-        rows.append(baseline_row(processes[0].row, *measurements))
+        if measured:
+            rows.append(baseline_row(processes[0].row, *measured))
     if not rows:
         raise RecordError("baseline: no row was measured, so there is none to record")
-    return rows
-
-
-def _with_origin(old: Baseline, new: Environment) -> list[BaselineRow]:
-    """The rows of `old` with their date and, if it is not `new`, their environment."""
-    rows = []
-    for row in old.rows:
-        environment = row.environment or old.environment
-        rows.append(
-            replace(
-                row,
-                recorded=row.recorded or old.recorded,
-                environment=None if environment == new else environment,
-            )
-        )
     return rows
 
 
 def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
     by_speed = sorted(measurements, key=lambda measurement: measurement.tok_s)
-    rates = [measurement.tok_s for measurement in measurements]
     processes = tuple(
         ProcessSamples(
             tok_s=measurement.tok_s,
@@ -191,7 +165,7 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
         fingerprint=row.fingerprint,
         row=row,
         measurement=by_speed[(len(by_speed) - 1) // 2],
-        between_process_deviation=_deviation(rates),
+        between_process_deviation=_deviation(processes),
         processes=processes if len(processes) > 1 else None,
     )
 

@@ -6,15 +6,15 @@ Pure functions on baselines; their answers are lines of text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from statistics import geometric_mean
 
 from tabulate import tabulate
 
-from llama_perf.gate.judge_memory import stored_peak
+from llama_perf.gate.judgements import stored_peak
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import (
     THRESHOLDS,
     as_share,
-    geometric_mean,
     relative_change,
     screen_limit,
 )
@@ -51,30 +51,22 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
     return lines
 
 
-def _cells(then: BaselineRow, now: BaselineRow) -> tuple[str, ...]:
-    speeds = _speed(then), _speed(now)
-    peaks = stored_peak(then), stored_peak(now)
-    sizes = then.measurement.model_size_bytes, now.measurement.model_size_bytes
-    counts = _process_count(then), _process_count(now)
-    return (
-        now.id,
-        f"{speeds[0]:.2f} -> {speeds[1]:.2f}",
-        f"{relative_change(speeds[1], speeds[0]):+.1%}",
-        f"{peaks[0] / 1e9:.2f} -> {peaks[1] / 1e9:.2f}",
-        f"{relative_change(peaks[1], peaks[0]):+.1%}" if peaks[0] else "-",
-        " -> ".join(dict.fromkeys(f"{size / 1e9:.3f}" for size in sizes)),
-        " -> ".join(dict.fromkeys(map(str, counts))),
+def _cells(then: BaselineRow, now: BaselineRow) -> list[str]:
+    both = (then, now)
+    speed, new_speed = (
+        geometric_mean([process.tok_s for process in row.samples]) for row in both
     )
-
-
-def _speed(row: BaselineRow) -> float:
-    if row.processes is None:
-        return row.measurement.tok_s
-    return geometric_mean([process.tok_s for process in row.processes])
-
-
-def _process_count(row: BaselineRow) -> int:
-    return 1 if row.processes is None else len(row.processes)
+    peak, new_peak = map(stored_peak, both)
+    sizes = [f"{row.measurement.model_size_bytes / 1e9:.3f}" for row in both]
+    return [
+        now.id,
+        f"{speed:.2f} -> {new_speed:.2f}",
+        f"{relative_change(new_speed, speed):+.1%}",
+        f"{peak / 1e9:.2f} -> {new_peak / 1e9:.2f}",
+        f"{relative_change(new_peak, peak):+.1%}" if peak else "-",
+        " -> ".join(dict.fromkeys(sizes)),
+        " -> ".join(dict.fromkeys(str(len(row.samples)) for row in both)),
+    ]
 
 
 def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
@@ -90,7 +82,7 @@ def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
         judged = baseline.judged_speed(row.id)
         if judged is None:
             yield (
-                f"{row.id}: {_process_count(row)} of the {THRESHOLDS.min_processes}"
+                f"{row.id}: {len(row.samples)} of the {THRESHOLDS.min_processes}"
                 " processes from which noise is estimated"
             )
         elif judged[1].spread.deviation > _MAX_DEVIATION:
@@ -111,12 +103,10 @@ def describe_speeds(stored: Baseline) -> list[str]:
     baseline = SpeedBaseline(stored)
     lines = []
     for row in stored.rows:
-        if row.processes is None or row.between_process_deviation is None:
+        if row.between_process_deviation is None:
             continue
-        line = (
-            f"{row.id}: {len(row.processes)} processes differ by"
-            f" {row.between_process_deviation:.2%}"
-        )
+        spread = f"processes differ by {row.between_process_deviation:.2%}"
+        line = f"{row.id}: {len(row.samples)} {spread}"
         if (judged := baseline.judged_speed(row.id)) is not None:
             basis, speed = judged
             line += (

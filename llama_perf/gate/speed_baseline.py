@@ -8,13 +8,20 @@ device, both measured in the same run. Knows no verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import Enum
+from itertools import repeat
+from statistics import geometric_mean
 
-from llama_perf.gate.noise import Spread, between_processes, shrunk
-from llama_perf.gate.thresholds import THRESHOLDS, geometric_mean, minimum_detectable
-from llama_perf.results.baseline import Baseline, BaselineRow
+from llama_perf.gate.thresholds import (
+    THRESHOLDS,
+    Spread,
+    between_processes,
+    minimum_detectable,
+    shrunk,
+)
+from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
@@ -43,10 +50,9 @@ class StoredSpeed:
 
 
 class SpeedBaseline:
-    """A baseline, prepared for comparing the rows of a run with it.
+    """A baseline, prepared once for a run that measures in `environment`.
 
-    Build it once for each run: the deviations of all rows are estimated together.
-    `environment` is where the run measures; without it, where `stored` was recorded.
+    The deviations of all rows are estimated together.
     """
 
     def __init__(
@@ -57,112 +63,74 @@ class SpeedBaseline:
         # Reversed, so that the first of two rows with one id is taken.
         self._rows = {row.id: row for row in reversed(stored.rows)}
         self._unquantized = {row.id: self._most_similar(row) for row in stored.rows}
-        self._speeds: dict[Basis, dict[str, StoredSpeed]] = {}
-
-    @property
-    def is_of_this_device(self) -> bool:
-        """Whether the baseline was recorded on the kind of device of the run."""
-        return self.environment.device_key == self.stored.environment.device_key
+        self._speeds = {basis: self._estimate(basis) for basis in Basis}
 
     def row(self, row_id: str) -> BaselineRow | None:
         """The stored row of that id, or None."""
         return self._rows.get(row_id)
 
     def unquantized_row(self, row_id: str) -> BaselineRow | None:
-        """The stored unquantized row that is most similar to a row, or None.
-
-        It has the same model, device and batch size, was recorded together with the
-        row, and differs from it in the fewest other fields.
-        """
+        """The most similar unquantized row of the same recording, or None."""
         return self._unquantized.get(row_id)
 
     def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
-        fields = asdict(row.row)
+        fields = asdict(row.row).items()
 
-        def differences(candidate: BaselineRow) -> int:
-            theirs = asdict(candidate.row)
-            return sum(value != theirs[name] for name, value in fields.items())
+        def belongs(one: BaselineRow) -> tuple[object, ...]:
+            return one.row.model, one.row.device, one.row.batch_size, one.recorded
 
-        candidates = [
+        candidates = (
             candidate
             for candidate in self.stored.rows
-            if not candidate.row.is_quantized
-            and candidate.recorded == row.recorded
-            and all(
-                getattr(candidate.row, name) == fields[name]
-                for name in ("model", "device", "batch_size")
-            )
-        ]
-        return min(candidates, key=differences, default=None)
+            if not candidate.row.is_quantized and belongs(candidate) == belongs(row)
+        )
+        return min(
+            candidates,
+            key=lambda candidate: len(fields - asdict(candidate.row).items()),
+            default=None,
+        )
 
     def bases(self, row: RowSpec) -> list[Basis]:
-        """The quantities by which the speed of `row` is compared in this run.
-
-        A loss in any of them makes the row slower.
-        """
-        if row.device == "cuda" and self._is_same_gpu():
+        """The quantities by which the speed of `row` is compared in this run."""
+        # A GPU without a known UUID counts as another one.
+        then, now = self.stored.environment, self.environment
+        gpu, uuid = row.device == "cuda", then.device_uuid
+        if gpu and uuid and (uuid, then.driver) == (now.device_uuid, now.driver):
             return [Basis.TOK_S]
         if not row.is_quantized:
             return [Basis.BANDWIDTH]
         # The speed of packed products on a CPU does not follow its bandwidth.
-        gpu = row.device == "cuda"
         return [Basis.RATIO, Basis.BANDWIDTH] if gpu else [Basis.RATIO]
 
-    def _is_same_gpu(self) -> bool:
-        """A GPU without a known UUID counts as another one."""
-        then, now = self.stored.environment, self.environment
-        return (
-            then.device_uuid is not None
-            and then.device_uuid == now.device_uuid
-            and then.driver == now.driver
-        )
-
     def values(self, basis: Basis, row_id: str) -> list[float] | None:
-        """A stored row's speed in each of its processes, or None if it is not known.
-
-        The n-th process of a row ran together with the n-th of the unquantized row.
-        """
-        rates, bandwidths = _process_speeds(self._rows[row_id])
-        divisors: Sequence[float | None] = [1.0] * len(rates)
-        if basis is Basis.BANDWIDTH:
-            divisors = bandwidths
-        elif basis is Basis.RATIO:
-            unquantized = self.unquantized_row(row_id)
-            divisors = (
-                [None] if unquantized is None else _process_speeds(unquantized)[0]
-            )
-        if None in divisors:
-            return None
-        return [
-            rate / divisor
-            for rate, divisor in zip(rates, divisors, strict=False)
-            if divisor
-        ]
+        """A stored row's speed in each of its processes, or None if it is not known."""
+        # The n-th process of a row ran together with the n-th of the unquantized row.
+        unquantized = self.unquantized_row(row_id)
+        others: Iterable[ProcessSamples | Measurement | None] = repeat(None)
+        if basis is Basis.RATIO and unquantized is not None:
+            others = unquantized.samples
+        pairs = zip(self._rows[row_id].samples, others, strict=False)
+        speeds = [speed_in(basis, process, other) for process, other in pairs]
+        known = [speed for speed in speeds if speed is not None]
+        return known if len(known) == len(speeds) else None
 
     def speed(self, basis: Basis, row_id: str) -> StoredSpeed | None:
         """A stored row's speed, or None if too few processes measured it."""
-        if basis not in self._speeds:
-            self._speeds[basis] = self._estimate(basis)
         return self._speeds[basis].get(row_id)
 
     def _estimate(self, basis: Basis) -> dict[str, StoredSpeed]:
         """The speeds of all rows on one basis: their deviations are shrunk together."""
         values = {}
-        for row in self.stored.rows:
-            unquantized = self.unquantized_row(row.id)
+        for row_id in self._rows:
+            unquantized = self.unquantized_row(row_id)
             # The ratio of a row to itself is 1 in every process.
-            if basis is Basis.RATIO and (
-                unquantized is None or unquantized.id == row.id
-            ):
+            if basis is Basis.RATIO and unquantized and unquantized.id == row_id:
                 continue
-            speeds = self.values(basis, row.id)
-            if speeds is not None and len(speeds) >= THRESHOLDS.min_processes:
-                values[row.id] = speeds
+            speeds = self.values(basis, row_id) or ()
+            if len(speeds) >= THRESHOLDS.min_processes:
+                values[row_id] = speeds
         spreads = shrunk(
-            [
-                between_processes(list(map(math.log, speeds)))
-                for speeds in values.values()
-            ]
+            [between_processes([*map(math.log, speeds)]) for speeds in values.values()]
         )
         return {
             row_id: StoredSpeed(
@@ -172,10 +140,7 @@ class SpeedBaseline:
         }
 
     def judged_speed(self, row_id: str) -> tuple[Basis, StoredSpeed] | None:
-        """The first quantity by which a stored row is judged, and its speed in that.
-
-        None if too few processes measured the row.
-        """
+        """The first quantity by which a row is judged; None: too few processes."""
         bases = self.bases(self._rows[row_id].row)
         for basis in (*bases, Basis.BANDWIDTH, Basis.TOK_S):
             if (speed := self.speed(basis, row_id)) is not None:
@@ -184,21 +149,14 @@ class SpeedBaseline:
 
 
 def speed_in(
-    basis: Basis, measured: Measurement, unquantized: Measurement | None
+    basis: Basis,
+    measured: Measurement | ProcessSamples,
+    unquantized: Measurement | ProcessSamples | None,
 ) -> float | None:
-    """The speed of one measurement; None if its divisor was not measured."""
+    """The speed of one process; None if its divisor was not measured."""
     divisor = {
         Basis.TOK_S: 1.0,
         Basis.RATIO: None if unquantized is None else unquantized.tok_s,
         Basis.BANDWIDTH: measured.device_bandwidth_gb_s,
     }[basis]
-    return None if divisor is None else measured.tok_s / divisor
-
-
-def _process_speeds(row: BaselineRow) -> tuple[list[float], list[float | None]]:
-    """tok/s and the device's bandwidth, GB/s, in each process of a stored row."""
-    processes = row.processes or (row.measurement,)
-    return (
-        [process.tok_s for process in processes],
-        [process.device_bandwidth_gb_s for process in processes],
-    )
+    return measured.tok_s / divisor if divisor else None

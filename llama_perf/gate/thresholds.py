@@ -1,8 +1,11 @@
-"""The limits that follow from how much processes differ; pure functions.
+"""How much a row's speed differs between processes, and the limits that follow.
 
 A process gives one value, the median of its samples: its rounds depend on one another,
 processes do not. Speeds are compared as logarithms of their ratios; a loss is positive.
-Knows no torch and no records.
+A row has few processes, so its own variance is uncertain. All rows of a baseline
+together show how much such variances can be trusted. Pure functions: no records.
+
+scipy is imported where it is used: listing rows does not wait for it.
 """
 
 from __future__ import annotations
@@ -10,20 +13,118 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from functools import cache
+from statistics import NormalDist, fmean, variance
 
-from llama_perf.gate.noise import Spread, t_multiplier
 from llama_perf.metrics import MIN_LOSS
+
+# Variances of log speeds: no timing repeats to a millionth.
+_MIN_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """A deviation of log speeds between processes; infinite `degrees`: it is known."""
+
+    deviation: float
+    degrees: float
+
+
+def between_processes(log_rates: Sequence[float]) -> Spread:
+    """The sample deviation of one value for each process, at least two."""
+    assert len(log_rates) > 1, "one process has no deviation"
+    sample_variance = max(variance(log_rates), _MIN_VARIANCE)
+    return Spread(deviation=math.sqrt(sample_variance), degrees=len(log_rates) - 1)
+
+
+def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
+    """Each row's spread drawn toward the common one.
+
+    The squeezed variance s'^2 = (d0 s0^2 + d s^2) / (d0 + d) of Smyth (2004, "Linear
+    models and empirical Bayes methods", SAGMB 3:1, section 6; the R package limma). s
+    and d = processes - 1 are the row's own. The common s0 and its weight d0 follow from
+    the scatter of the rows' log variances: infinite if chance explains all of it, near
+    0 if it is wide. There are d0 + d degrees of freedom, at most those of all rows.
+    """
+    if len(spreads) < 2:
+        return list(spreads)
+    common_variance, weight = _prior(spreads)
+    max_degrees = sum(spread.degrees for spread in spreads)
+    squeezed = []
+    for spread in spreads:
+        # The share of a row's own variance, 0 if `weight` is infinite.
+        own = spread.degrees / (weight + spread.degrees)
+        squares = (1 - own) * common_variance + own * spread.deviation**2
+        degrees = min(weight + spread.degrees, max_degrees)
+        squeezed.append(Spread(deviation=math.sqrt(squares), degrees=degrees))
+    return squeezed
+
+
+def _prior(spreads: Sequence[Spread]) -> tuple[float, float]:
+    """(s0^2, d0) by Smyth's moments of log variances, without their bias and noise."""
+    from scipy.special import digamma
+
+    logs = [
+        2 * math.log(spread.deviation) + _log_bias(spread.degrees) for spread in spreads
+    ]
+    excess = variance(logs) - fmean(trigamma(spread.degrees / 2) for spread in spreads)
+    if excess <= 0:
+        return math.exp(fmean(logs)), math.inf
+    half = inverse_trigamma(excess)
+    bias = float(digamma(half)) - math.log(half)
+    return math.exp(fmean(logs) + bias), 2 * half
+
+
+@cache
+def _log_bias(degrees: float) -> float:
+    """How far the log of a sample variance is below the true one, on average."""
+    from scipy.special import digamma
+
+    return math.log(degrees / 2) - float(digamma(degrees / 2))
+
+
+@cache
+def trigamma(x: float) -> float:
+    """The second derivative of log gamma: the Hurwitz zeta function at 2."""
+    from scipy.special import zeta
+
+    return float(zeta(2.0, x))
+
+
+def inverse_trigamma(value: float) -> float:
+    """The x > 0 whose trigamma is `value` > 0.
+
+    1/x < trigamma(x) < 1/x + 1/x^2 gives the two bounds of the search.
+    """
+    from scipy.optimize import brentq
+
+    low, high = 1 / value, 1 / value + 1 / math.sqrt(value)
+    return float(
+        brentq(lambda x: trigamma.__wrapped__(x) - value, low, high, xtol=1e-12 * low)
+    )
+
+
+def t_multiplier(normal: float, degrees: float) -> float:
+    """Student's t at the tail of the normal quantile `normal`, which is 0 or more.
+
+    The approximation of Wallace (1959, "Bounds on normal approximations to Student's
+    and the chi-square distributions"), inverted. From 4 degrees on it is within 5 % of
+    the exact quantile, and never too small: the gate's limits were chosen with it.
+    """
+    if math.isinf(degrees):
+        return normal
+    scaled = normal * (8 * degrees + 3) / (8 * degrees + 1)
+    return math.sqrt(degrees * math.expm1(scaled**2 / degrees))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
     """When a row counts as slower. The multiples are those of a known deviation.
 
-    A row is suspicious if it lost more than `min_loss` of its speed and more than
-    `screen` deviations of the difference. It is slower if `confirm_processes` fresh
-    processes confirm that by `confirm` deviations, or as many interleaved pairs by
-    `confirm_pairs`. A baseline of fewer than `min_processes` gives no deviation.
+    A row is suspicious if it lost more than its `least_loss` (`min_loss` below) and
+    more than `screen` deviations of the difference. It is slower if `confirm_processes`
+    fresh processes confirm that by `confirm` deviations, or as many interleaved pairs
+    by `confirm_pairs`. A baseline of fewer than `min_processes` gives no deviation.
     `power` is the probability of detecting a minimum detectable loss.
 
     `confirm` is larger than `confirm_pairs` because the stored mean is part of the
@@ -32,18 +133,12 @@ class Thresholds:
     and 3.3.
     """
 
-    min_loss: float = MIN_LOSS
     screen: float = 2.5
     confirm: float = 4.0
     confirm_pairs: float = 3.3
     confirm_processes: int = 5
     min_processes: int = 3
     power: float = 0.90
-
-    @property
-    def min_log_loss(self) -> float:
-        """`min_loss` as the logarithm of a ratio."""
-        return -math.log1p(-self.min_loss)
 
 
 THRESHOLDS = Thresholds()
@@ -52,11 +147,6 @@ THRESHOLDS = Thresholds()
 def relative_change(current: float, baseline: float) -> float:
     """The change from `baseline`, which is positive, as a share of it."""
     return current / baseline - 1.0
-
-
-def geometric_mean(rates: Sequence[float]) -> float:
-    """The exponential of the mean logarithm of positive rates, one for each process."""
-    return math.exp(fmean(map(math.log, rates)))
 
 
 def log_loss(current: float, baseline: float) -> float:
@@ -69,80 +159,63 @@ def as_share(loss: float) -> float:
     return -math.expm1(-loss)
 
 
-def screen_limit(
-    spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
-) -> float:
-    """The log loss of one process above which a row is suspicious.
-
-    `processes` are those of the baseline: their mean varies too.
-    """
-    return _limit(spread, thresholds.screen, 1 + 1 / processes, thresholds)
+def screen_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
+    """The log loss above which a row is suspicious; the mean of `processes` varies."""
+    return _limit(spread, THRESHOLDS.screen, 1 + 1 / processes, min_loss)
 
 
-def confirm_limit(
-    spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
-) -> float:
-    """The log loss above which the mean of fresh processes confirms a loss.
-
-    The mean of n fresh processes minus that of R stored ones has the variance
-    s^2 (1/n + 1/R).
-    """
-    variance = 1 / thresholds.confirm_processes + 1 / processes
-    return _limit(spread, thresholds.confirm, variance, thresholds)
+def confirm_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
+    """The log loss above which the mean of fresh processes confirms a loss."""
+    # The mean of n fresh processes minus that of R stored ones has this variance.
+    variance = 1 / THRESHOLDS.confirm_processes + 1 / processes
+    return _limit(spread, THRESHOLDS.confirm, variance, min_loss)
 
 
 def confirm_pairs_limit(
-    spread: Spread, pairs: int, thresholds: Thresholds = THRESHOLDS
+    spread: Spread, pairs: int, min_loss: float = MIN_LOSS
 ) -> float:
     """The same for the mean of pairs, each of a base and a head process in turn."""
-    return _limit(spread, thresholds.confirm_pairs, 2 / pairs, thresholds)
+    return _limit(spread, THRESHOLDS.confirm_pairs, 2 / pairs, min_loss)
 
 
-def faster_limit(
-    spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
-) -> float:
-    """The log increase of one process's speed above which a row is faster.
-
-    Nothing confirms it, so it takes as many deviations as a confirmation.
-    """
-    return _limit(spread, thresholds.confirm, 1 + 1 / processes, thresholds)
+def faster_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
+    """The log gain above which a row is faster: nothing confirms it, so it is large."""
+    return _limit(spread, THRESHOLDS.confirm, 1 + 1 / processes, min_loss)
 
 
-def _limit(
-    spread: Spread, multiple: float, variance: float, thresholds: Thresholds
-) -> float:
+def _limit(spread: Spread, multiple: float, variance: float, min_loss: float) -> float:
     deviations = t_multiplier(multiple, spread.degrees) * math.sqrt(variance)
-    return max(thresholds.min_log_loss, deviations * spread.deviation)
+    return max(-math.log1p(-min_loss), deviations * spread.deviation)
 
 
 def detection_chance(
-    loss: float, spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
+    loss: float, spread: Spread, processes: int, min_loss: float = MIN_LOSS
 ) -> float:
     """A lower bound of the probability that a run finds a log loss of `loss`.
 
-    It treats the deviation as the true one, and screen and confirmation as
-    independent; they share the stored mean, so passing both is a little likelier.
+    It treats screen and confirmation as independent; they share the stored mean.
     """
-    screen = spread.deviation * math.sqrt(1 + 1 / processes)
-    confirm = spread.deviation * math.sqrt(
-        1 / thresholds.confirm_processes + 1 / processes
-    )
-    suspicious = (loss - screen_limit(spread, processes, thresholds)) / screen
-    confirmed = (loss - confirm_limit(spread, processes, thresholds)) / confirm
-    normal = NormalDist()
-    return normal.cdf(suspicious) * normal.cdf(confirmed)
+    chance = 1.0
+    for fresh, limit in (
+        (1, screen_limit),
+        (THRESHOLDS.confirm_processes, confirm_limit),
+    ):
+        deviation = spread.deviation * math.sqrt(1 / fresh + 1 / processes)
+        beyond = loss - limit(spread, processes, min_loss)
+        chance *= NormalDist().cdf(beyond / deviation)
+    return chance
 
 
 def minimum_detectable(
-    spread: Spread, processes: int, thresholds: Thresholds = THRESHOLDS
+    spread: Spread, processes: int, min_loss: float = MIN_LOSS
 ) -> float:
     """The smallest loss of speed, as a share, that a run detects with `power`."""
     from scipy.optimize import brentq
 
     def excess_chance(loss: float) -> float:
-        return detection_chance(loss, spread, processes, thresholds) - thresholds.power
+        return detection_chance(loss, spread, processes, min_loss) - THRESHOLDS.power
 
-    low = screen_limit(spread, processes, thresholds)
+    low = screen_limit(spread, processes, min_loss)
     high = 2 * low
     while excess_chance(high) < 0:
         high *= 2

@@ -11,19 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
-from llama_perf.gate.confirmation import Trial
-from llama_perf.gate.judge_memory import JudgedPeak, compare_peak, judge_peak
-from llama_perf.gate.judge_speed import JudgedSpeed, judge_speed
-from llama_perf.gate.limits import describe, limits_of, metric_change
+from llama_perf.gate.judgements import (
+    Judgement,
+    Trial,
+    compare_peak,
+    describe,
+    judge_peak,
+    judge_speed,
+    limits_of,
+    metric_change,
+)
 from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.gate.step_changes import more_work, operators_that_grew, other_choices
+from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
 from llama_perf.results.baseline import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, MetricChange, Verdict
 from llama_perf.rows.limit_overrides import Limits
+
+# An operator that grew by less than this share of the step explains nothing.
+_MIN_SHARE = 0.02
+_MAX_OPERATORS = 3
 
 
 def compare(
@@ -38,31 +49,41 @@ def compare(
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
-    `baseline` is built once for the run, None if the device has none. `limits` are the
-    row's; without them its device's. `unquantized` is this run's result of
+    `baseline` is None if the device has none. `unquantized` is this run's result of
     `baseline.unquantized_row`. `fresh` are the row's fresh processes, None if
     confirmation was off: a suspicious row is then UNDECIDED.
     """
     stored = None if baseline is None else baseline.row(result.id)
+    now, reason = result.measurement, str(result.reason)
     if result.status is Status.NOT_RUN:
-        reason = str(result.reason)
-        if stored is not None:
-            reason += "; the baseline has this row, so it ran before"
-        failed = stored is not None
-        return _comparison(result, Verdict.NOT_RUN, reason, failed=failed)
-    now = result.measurement
+        if stored is None:
+            return _comparison(result, Verdict.NOT_RUN, reason, failed=False)
+        reason += "; the baseline has this row, so it ran before"
+        return _comparison(result, Verdict.NOT_RUN, reason, failed=True)
     if now is None:
-        return _comparison(result, Verdict.INVALID, str(result.reason), failed=True)
+        return _comparison(result, Verdict.INVALID, reason, failed=True)
     if baseline is None or stored is None:
         reason = "the baseline of this device does not have this row"
         if baseline is None:
             reason = "no baseline for this device"
         return _comparison(result, Verdict.NO_BASELINE, reason, failed=missing_fails)
-    if (why := _why_incomparable(result, now, stored)) is not None:
-        return _comparison(result, Verdict.INCOMPARABLE, why, failed=True)
-    if not baseline.is_of_this_device:
-        key = baseline.stored.environment.device_key
-        return _reported(result, now, stored, recorded_on=key)
+    then = stored.measurement
+    if result.row.fingerprint != stored.fingerprint:
+        reason = "the row changed under its id since the baseline was recorded"
+        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+    if now.weights != then.weights:
+        reason = f"other weights: {then.weights} in the baseline, {now.weights} now"
+        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+    key = baseline.stored.environment.device_key
+    if key != baseline.environment.device_key:
+        rate = metric_change(TOK_S.title, then.tok_s, now.tok_s)
+        peak = compare_peak(now.peak_memory_bytes, stored, None)
+        reason = f"the baseline is of another device, {key}, so nothing is judged:"
+        comparison = _comparison(
+            result, Verdict.INCOMPARABLE, f"{reason} {describe(rate)}", failed=False
+        )
+        changes = (rate, *peak.changes, *_other_changes(now, then, None))
+        return replace(comparison, changes=changes)
     limits = limits_of(result.row) if limits is None else limits
     speed = judge_speed(
         result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
@@ -76,122 +97,139 @@ def compare(
 
 def not_compared(result: RowResult) -> Comparison:
     """The verdict if no comparison was asked for: an INVALID row still fails."""
-    if result.status is Status.MEASURED:
-        return _comparison(
-            result, Verdict.NOT_COMPARED, "no comparison asked for", failed=False
-        )
-    return compare(result, None)
-
-
-def _why_incomparable(
-    result: RowResult, now: Measurement, stored: BaselineRow
-) -> str | None:
-    if result.row.fingerprint != stored.fingerprint:
-        return "the row changed under its id since the baseline was recorded"
-    then = stored.measurement
-    if now.weights != then.weights:
-        return f"other weights: {then.weights} in the baseline, {now.weights} now"
-    return None
-
-
-def _reported(
-    result: RowResult, now: Measurement, stored: BaselineRow, *, recorded_on: str
-) -> Comparison:
-    """The changes since another device's baseline, without a judgement."""
-    then = stored.measurement
-    rate = metric_change(
-        TOK_S.title, then.tok_s, now.tok_s, None, more_is_better=TOK_S.more_is_better
-    )
-    peak = compare_peak(now.peak_memory_bytes, stored, None)
-    reason = (
-        f"the baseline is of another device, {recorded_on}, so nothing is judged:"
-        f" {describe(rate)}"
-    )
-    comparison = _comparison(result, Verdict.INCOMPARABLE, reason, failed=False)
-    return replace(
-        comparison,
-        changes=(rate, *_peak_change(peak), *_other_changes(now, then, None)),
-    )
-
-
-def judge(
-    result: RowResult,
-    stored: BaselineRow,
-    speed: JudgedSpeed,
-    peak: JudgedPeak,
-    limits: Limits,
-) -> Comparison:
-    """The verdict on a measured row whose speed and peak have been judged.
-
-    Judges the other metrics by their limits.
-    """
-    assert result.measurement is not None, "only a measured row is judged"
-    now, then = result.measurement, stored.measurement
-    others = _other_changes(now, then, limits)
-    changes = (*speed.changes, *_peak_change(peak), *others)
-    choices = other_choices(now, then)
-
-    def verdict(kind: Verdict, *reasons: str, failed: bool) -> Comparison:
-        comparison = _comparison(result, kind, "; ".join(reasons), failed=failed)
-        return replace(
-            comparison,
-            changes=changes,
-            why=operators_that_grew(now, then) if failed else (),
-            suspicious=speed.suspicious,
-            suspicious_peak=peak.suspicious,
-            minimum_detectable=speed.minimum_detectable,
-        )
-
-    larger = [peak.reason] if peak.worse else []
-    larger += [describe(change) for change in others if change.worse]
-    larger += more_work(now, then, limits)
-    # A growth that fresh processes refuted, or could not decide on.
-    doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
-    remarks = [*doubted_peak, *choices]
-    if speed.worse:
-        return verdict(Verdict.SLOWER, speed.reason, *larger, *remarks, failed=True)
-    doubt = [speed.reason] if speed.undecided else []
-    if larger:
-        return verdict(Verdict.LARGER, *larger, *doubt, *remarks, failed=True)
-    if doubt or peak.undecided:
-        return verdict(Verdict.UNDECIDED, *doubt, *remarks, failed=True)
-    if speed.faster:
-        return verdict(Verdict.FASTER, speed.reason, *remarks, failed=False)
-    for change in (*_peak_change(peak), *others):
-        if change.limit is not None and -change.change > change.limit:
-            return verdict(Verdict.SMALLER, describe(change), *choices, failed=False)
-    within = f"within its limits: {speed.reason}"
-    return verdict(Verdict.SAME, within, *doubted_peak, failed=False)
-
-
-def _peak_change(peak: JudgedPeak) -> list[MetricChange]:
-    return [] if peak.change is None else [peak.change]
-
-
-def _other_changes(
-    now: Measurement, then: Measurement, limits: Limits | None
-) -> list[MetricChange]:
-    """The metrics that both have and that need no process of their own to judge.
-
-    Without limits none of them is judged.
-    """
-    changes = []
-    for metric in metrics_by(Rule.REPORTED, Rule.GROWTH):
-        before, after = metric.read(then), metric.read(now)
-        if before is None or before <= 0 or after is None:
-            continue
-        limit = None
-        if limits is not None and metric.limits:
-            limit = limits[metric.limits[0].name]
-        changes.append(
-            metric_change(
-                metric.title, before, after, limit, more_is_better=metric.more_is_better
-            )
-        )
-    return changes
+    if result.status is not Status.MEASURED:
+        return compare(result, None)
+    reason = "no comparison asked for"
+    return _comparison(result, Verdict.NOT_COMPARED, reason, failed=False)
 
 
 def _comparison(
     result: RowResult, verdict: Verdict, reason: str, *, failed: bool
 ) -> Comparison:
     return Comparison(id=result.id, verdict=verdict, reason=reason, failed=failed)
+
+
+def judge(
+    result: RowResult,
+    stored: BaselineRow,
+    speed: Judgement,
+    peak: Judgement,
+    limits: Limits,
+) -> Comparison:
+    """The verdict on a measured row whose speed and peak have been judged."""
+    assert result.measurement is not None, "only a measured row is judged"
+    now, then = result.measurement, stored.measurement
+    others = _other_changes(now, then, limits)
+    choices = other_choices(now, then)
+    larger = [peak.reason] if peak.worse else []
+    larger += [describe(change) for change in others if change.worse]
+    larger += more_work(now, then, limits)
+    smaller = [
+        describe(change)
+        for change in (*peak.changes, *others)
+        if change.limit is not None and -change.change > change.limit
+    ]
+    # A growth that fresh processes refuted, or could not decide on.
+    doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
+    remarks = [*doubted_peak, *choices]
+    doubt = [speed.reason] if speed.undecided else []
+    if speed.worse:
+        verdict, reasons = Verdict.SLOWER, [speed.reason, *larger, *remarks]
+    elif larger:
+        verdict, reasons = Verdict.LARGER, [*larger, *doubt, *remarks]
+    elif doubt or peak.undecided:
+        verdict, reasons = Verdict.UNDECIDED, [*doubt, *remarks]
+    elif speed.faster:
+        verdict, reasons = Verdict.FASTER, [speed.reason, *remarks]
+    elif smaller:
+        verdict, reasons = Verdict.SMALLER, [smaller[0], *choices]
+    else:
+        within = f"within its limits: {speed.reason}"
+        verdict, reasons = Verdict.SAME, [within, *doubted_peak]
+    failed = verdict in {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+    return Comparison(
+        id=result.id,
+        verdict=verdict,
+        reason="; ".join(reasons),
+        failed=failed,
+        changes=(*speed.changes, *peak.changes, *others),
+        why=operators_that_grew(now, then) if failed else (),
+        suspicious=speed.suspicious,
+        suspicious_peak=peak.suspicious,
+        minimum_detectable=speed.minimum_detectable,
+    )
+
+
+def _other_changes(
+    now: Measurement, then: Measurement, limits: Limits | None
+) -> list[MetricChange]:
+    """The changes of the metrics that are judged, if limits are given, at once."""
+    changes = []
+    for metric in metrics_by(Rule.REPORTED, Rule.GROWTH):
+        before, after = metric.read(then), metric.read(now)
+        if before is not None and before > 0 and after is not None:
+            limit = None
+            if limits is not None and metric.limits:
+                limit = limits[metric.limits[0].name]
+            changes.append(metric_change(metric.title, before, after, limit))
+    return changes
+
+
+def more_work(now: Measurement, then: Measurement, limits: Limits) -> list[str]:
+    """The counts that grew beyond their limits, each in words.
+
+    If autoquant chose other formats, the calls of a step are expected to differ.
+    """
+    problems = []
+    same_formats = not other_choices(now, then)
+    for metric in metrics_by(Rule.WORK, Rule.COUNT):
+        before, after = metric.read(then), metric.read(now)
+        if before is None or after is None:
+            continue
+        limit = limits[metric.limits[0].name]
+        words = f"{metric.title} {metric.shown(before)} -> {metric.shown(after)}"
+        if metric.rule is Rule.COUNT:
+            if after > before + limit:
+                problems.append(words)
+        elif same_formats and before > 0 and relative_change(after, before) > limit:
+            share = f"{relative_change(after, before):+.1%}"
+            problems.append(f"{words} ({share}, limit {limit * 100:g}%)")
+    return problems
+
+
+def other_choices(now: Measurement, then: Measurement) -> list[str]:
+    """The linear layers for which autoquant chose another format, each in words."""
+    before = {
+        (choice.out_features, choice.in_features): choice.chosen
+        for choice in then.autoquant or ()
+    }
+    changes = []
+    for choice in now.autoquant or ():
+        shape = (choice.out_features, choice.in_features)
+        if (old := before.get(shape, choice.chosen)) != choice.chosen:
+            changes.append(
+                f"autoquant chose {choice.chosen} instead of {old} for"
+                f" {shape[0]} x {shape[1]}"
+            )
+    return changes
+
+
+def operators_that_grew(now: Measurement, then: Measurement) -> tuple[str, ...]:
+    """The operators of a step that grew most, in words, the largest growth first."""
+    if now.step is None or then.step is None:
+        return ()
+    before = {operator.name: operator for operator in then.step.operators}
+    growths = []
+    for operator in now.step.operators:
+        name, ms, calls = operator.name, operator.ms, operator.calls
+        if (old := before.get(name)) is None:
+            text = f"new in a step: {name}, {ms:.2f} ms in {calls:g} calls"
+        else:
+            text = f"grew: {name}, {old.ms:.2f} -> {ms:.2f} ms a step"
+            if old.calls != calls:
+                text += f" in {old.calls:g} -> {calls:g} calls"
+            ms -= old.ms
+        growths.append((ms, text))
+    growths.sort(key=itemgetter(0), reverse=True)
+    least = _MIN_SHARE * then.step.ms
+    return tuple(text for growth, text in growths[:_MAX_OPERATORS] if growth > least)

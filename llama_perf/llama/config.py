@@ -12,6 +12,26 @@ from dataclasses import dataclass, fields
 from llama_perf.errors import SpecError
 
 
+def check_whole(field: str, value: object) -> None:
+    """Raise SpecError unless `value` is a whole number of 1 or more."""
+    if type(value) is not int or value < 1:
+        raise SpecError(field, value, "allowed: a whole number, 1 or more")
+
+
+def check_number(field: str, value: object) -> None:
+    """Raise SpecError unless `value` is a number above 0."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise SpecError(field, value, "allowed: a number, more than 0")
+
+
+def _check_fields(record: ModelConfig | RopeScaling) -> None:
+    # Annotations are text here, of the modules' future import.
+    checks = {"int": check_whole, "float": check_number}
+    for field in fields(record):
+        if field.type in checks:
+            checks[str(field.type)](field.name, getattr(record, field.name))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
     """Llama 3.1's frequency scaling ("llama3" in Hugging Face's configurations)."""
@@ -20,6 +40,9 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +66,7 @@ class ModelConfig:
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        # Annotations are text here, of the modules' future import.
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
-                raise SpecError(name, value, "allowed: a whole number, 1 or more")
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if field.type == "float" and (not number or value <= 0):
-                raise SpecError(name, value, "allowed: a number, more than 0")
+        _check_fields(self)
         if self.n_heads % self.n_kv_heads:
             allowed = f"it must divide n_heads {self.n_heads}"
             raise SpecError("n_kv_heads", self.n_kv_heads, allowed)

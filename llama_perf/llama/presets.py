@@ -77,6 +77,9 @@ def preset(model: str) -> ModelConfig:
     """The configuration of the preset that `model` names; raises SpecError."""
     name = preset_name(model)
     if name is None:
-        allowed = f"a path, or one of the presets {', '.join(PRESETS)}"
+        allowed = (
+            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
+            f" the presets {', '.join(PRESETS)}"
+        )
         raise SpecError("model", model, allowed)
     return PRESETS[name]

@@ -11,6 +11,7 @@ that do nothing, with and without programmatic dependent launch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -26,25 +27,18 @@ _SHORT, _LONG = 64, 512
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
-    """Read, copy and launch, the best of several rounds each.
-
-    Without launches where Triton cannot compile: rows of torch and torchao still run.
-    """
+    """Read, copy and, where Triton can compile, launch: the best of several rounds."""
     used = device_of(device)
     read = read_gb_s(used)
     if not used.has_graphs:
         return Ceiling(read_gb_s=read)
     copied = _copy_gb_s(used)
     used.release_memory()
-    launch, dependent = None, None
-    if triton_problem() is None:
-        launch, dependent = launch_us(device)
-    return Ceiling(
-        read_gb_s=read,
-        copy_gb_s=copied,
-        launch_us=launch,
-        dependent_launch_us=dependent,
-    )
+    ceiling = Ceiling(read_gb_s=read, copy_gb_s=copied)
+    if triton_problem() is not None:
+        return ceiling
+    launch, dependent = launch_us(device)
+    return replace(ceiling, launch_us=launch, dependent_launch_us=dependent)
 
 
 def read_gb_s(device: Device) -> float:

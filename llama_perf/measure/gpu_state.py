@@ -48,10 +48,7 @@ SLICED = (
 
 
 class GpuWatch:
-    """The states that NVML reports of a CUDA device; of another device none.
-
-    `problem` says why states or energy of a CUDA device are missing.
-    """
+    """States that NVML reports of a CUDA device; `problem` says why any are missing."""
 
     def __init__(self, device: torch.device) -> None:
         self.states: list[CardState] = []

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.open import open_model
+from llama_perf.checkpoints.load import build_model, open_model, parse_dtype
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.tokenizer import (
+from llama_perf.checkpoints.tokenizers.files import (
     check_vocabulary,
     find_tokenizer,
     load_tokenizer,
@@ -27,10 +26,15 @@ from llama_perf.llama.presets import preset, preset_name
 from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.predict import Prediction, predict
 from llama_perf.measure.toolchain import build_problem
-from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.quantize.apply import (
+    Quantizer,
+    chosen_schemes,
+    make_quantizer,
+    quantized_already,
+    record_scheme,
+)
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.known_bugs import broken_upstream
-from llama_perf.quantize.model import chosen_quantizer, quantized_already, record_scheme
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
@@ -137,7 +141,13 @@ def prepare(
     choices = None
     if row.quantization in AUTOQUANT:
         choices = choose(row, reader.config, notify=notify)
-        quantizer = chosen_quantizer(row, choices, device=device, dtype=dtype)
+        quantizer = make_quantizer(
+            row.quantization,
+            kernels=row.kernels,
+            device=device,
+            dtype=dtype,
+            schemes=chosen_schemes(choices),
+        )
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
@@ -159,10 +169,7 @@ def prepare(
 
 
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
-    """Raise what `prepare` would raise before it builds anything.
-
-    Whoever asks for many rows hands in an `open_model` that keeps what it opened.
-    """
+    """Raise what `prepare` would raise; `open_model` may keep what it opens."""
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     _open(row, dtype, device, partial(open_model, checkpoints=None))
 

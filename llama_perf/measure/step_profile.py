@@ -45,10 +45,7 @@ def load_profiler() -> None:
 
 
 def step_work(prepared: Prepared) -> StepWork | None:
-    """The operators of a decoding step; None for a row that decodes none.
-
-    Also where no kernel is seen, as on a card whose counters are not ours to read.
-    """
+    """A decoding step's operators; None without a step, or where no kernel is seen."""
     steps = min(_STEPS, prepared.row.max_new_tokens - 1)
     if steps < 1:
         return None
@@ -93,10 +90,7 @@ def _summary(events: Sequence[Any], steps: int) -> StepWork:
 
 
 def allocated_peak_bytes(prepared: Prepared) -> int:
-    """Weights, caches and the most besides in a generation of two tokens, on a CPU.
-
-    Call it after the warm-up: it does not see what is allocated only once.
-    """
+    """Weights, caches and the most besides, of two tokens after a warm-up on a CPU."""
     generator = torch.Generator().manual_seed(0)
     count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
     with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:

@@ -55,10 +55,7 @@ class MemoryMeter:
         return max(self._device.peak_bytes() - self._base_bytes, 0)
 
     def retained_bytes(self) -> int:
-        """What the process retained once the row is gone; ask after dropping it.
-
-        Part of `peak_bytes()` that the row did not cause. 0 on CUDA.
-        """
+        """What a CPU's process keeps of the peak once the row is gone; 0 on CUDA."""
         self._device.release_memory()
         return self._device.retained_bytes() - self._base_bytes
 
@@ -69,10 +66,7 @@ class MemoryMeter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One generation: all of it, and up to the first new token, in ns.
-
-    `tokens` is what was generated, prompt included, int64 (batch, length).
-    """
+    """Times of a generation; `tokens`, prompt included, are int64 (batch, length)."""
 
     total_ns: int
     first_token_ns: int

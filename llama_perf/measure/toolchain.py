@@ -62,11 +62,7 @@ def _cpp_problem() -> str | None:
 
 
 def _no_compiler(variable: str, *commands: str, otherwise: str) -> str | None:
-    """Why no compiler is found, or None.
-
-    Triton and inductor use the compiler that `variable` names; where it is not set,
-    they look for `commands`.
-    """
+    """Why no compiler is found; `commands` count where `variable` is not set."""
     chosen = os.environ.get(variable)
     if any(map(shutil.which, commands if chosen is None else (chosen,))):
         return None

@@ -51,10 +51,7 @@ class Product:
 
 
 def products(rows: Sequence[RowSpec]) -> list[Product]:
-    """Each product of a step, and of a short prompt, of those `rows` that are fused.
-
-    autoquant's are those of the schemes that it chooses among.
-    """
+    """Products of a step or short prompt of fused `rows`; all that autoquant tries."""
     fused: list[Product] = []
     for row in rows:
         if not row.fused:

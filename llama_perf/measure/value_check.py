@@ -202,15 +202,13 @@ def _reference(
 
 
 def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
-    """Texts (B, L), each a prompt with its tokens behind, and each prompt's last place.
-
-    What stands behind a shorter text is seen by none of its positions.
-    """
+    """Texts (B, L), each a prompt with its tokens, and each prompt's last place."""
     prompt, tokens, lengths = observed.prompt, observed.tokens[:, :-1], observed.lengths
     batch, length = prompt.shape
     if lengths is None:
         last = torch.full((batch,), length - 1, device=prompt.device)
         return torch.cat((prompt, tokens), dim=1), last
+    # What stands behind a shorter text is seen by none of its positions.
     text = torch.cat((prompt, torch.zeros_like(tokens)), dim=1)
     places = lengths[:, None] + torch.arange(tokens.shape[1], device=prompt.device)
     return text.scatter(1, places, tokens), lengths - 1

@@ -107,7 +107,8 @@ class NamedBaseline:
 
     Without a value the option means this device's baseline, which the run itself finds.
     pytest-benchmark loads its own saves; a baseline file is read here.
-    `source_and_baseline` is None until it was read, or where none was named.
+    `source_and_baseline` is None until it was read, or where none was named. Make it
+    before pytest-benchmark loads what is to be compared; raises RecordError.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -115,17 +116,14 @@ class NamedBaseline:
         self._value: str | bool | None = config.getoption("benchmark_compare", None)
         self._source: str | None = None
         self.source_and_baseline: tuple[str, Baseline] | None = None
-
-    def prepare(self) -> None:
-        """Before pytest-benchmark loads what is to be compared; raises RecordError."""
-        option = self._config.option
+        option = config.option
         if self._value is True:
             # pytest-benchmark would take the last run in its own storage, whatever
             # rows that had.
             option.benchmark_compare = None
         if not isinstance(self._value, str):
             return
-        path = self._config.invocation_params.dir / self._value
+        path = config.invocation_params.dir / self._value
         if not path.is_file():
             return
         self._source = str(path)

@@ -79,18 +79,21 @@ class LlamaPerfPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Refuse rows under xdist: rows that run at once slow one another."""
+        """Refuse rows whose named baseline was not found."""
         if any(map(_runs_row, items)):
             with usage_errors():
                 self.named_baseline.check_loaded()
-            if hasattr(self._config, "workerinput"):
-                raise pytest.UsageError(XDIST)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Refuse them in the process that started xdist's workers, too."""
+        """Refuse rows under xdist, whose workers wait for this process before a run."""
         if any(node_id.endswith(f"[{row}]") for node_id in ids for row in self.rows):
-            pytest.exit(XDIST, returncode=pytest.ExitCode.USAGE_ERROR)
+            pytest.exit(
+                "rows cannot run under xdist: rows that run at once slow one another,"
+                " and pytest-benchmark then measures nothing; run tests/perf without"
+                " -n",
+                returncode=pytest.ExitCode.USAGE_ERROR,
+            )
 
     # -- running ------------------------------------------------------------------
 
@@ -205,12 +208,6 @@ class LlamaPerfPlugin:
             terminalreporter.write(line + "\n")
 
 
-XDIST = (
-    "rows cannot run under xdist: rows that run at once slow one another, and"
-    " pytest-benchmark then measures nothing; run tests/perf without -n"
-)
-
-
 def _runs_row(item: pytest.Item) -> bool:
     return ROW_FIXTURE in getattr(item, "fixturenames", ())
 
@@ -241,7 +238,6 @@ def pytest_configure(config: pytest.Config) -> None:
         if request.names_rows or request.inject_slowdown or request.inject_damage:
             # Here a mistake is a usage error; during collection, a traceback.
             request.check_injections(list(plugin.rows.values()))
-        plugin.named_baseline.prepare()
     config.pluginmanager.register(plugin, NAME)
 
 

@@ -1,4 +1,4 @@
-"""Applying a scheme to a module's linear layers, and saying so when it does not fit.
+"""Quantizing a module or a whole model, and saying so when a scheme does not fit.
 
 torchao skips a weight that does not fit its group size and only logs it; here that
 is an error, so that no row runs unquantized under a quantized name.
@@ -7,21 +7,90 @@ is an error, so that no row runs unquantized under a quantized name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
-from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.torchao_import import import_torchao
-from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
+from llama_perf.llama.transformer import (
+    Origin,
+    Transformer,
+    check_transformer,
+    is_unquantized,
+)
+from llama_perf.quantize.registry import config_for
+from llama_perf.results.measurement import LinearChoice
+from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.spec import KERNELS, RowSpec
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
 Quantizer = Callable[[nn.Module, str], None]
+
+
+def quantize_model(
+    model: Transformer,
+    scheme: str,
+    *,
+    kernels: str | None = None,
+    compile: bool = False,
+) -> Transformer:
+    """Quantize every linear layer of `model` in place, and return it.
+
+    `kernels` is "native" or "torchao"; by default native where this scheme
+    is built so, else torchao. autoquant chooses for a generation of the reference's
+    lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
+    an unknown scheme or one that does not fit a layer, NotRunnable for one that is
+    not built or not for this device.
+    """
+    from llama_perf.quantize.autoquant.choose import choose
+
+    check_transformer(model)
+    chosen = Scheme.parse(scheme).kernels[0] if kernels is None else kernels
+    if chosen not in KERNELS:
+        raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
+    if not all(is_unquantized(parameter) for parameter in model.parameters()):
+        raise quantized_already(scheme, model.origin)
+    device, dtype = model.device, model.dtype
+    quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
+    if scheme in AUTOQUANT:
+        row = RowSpec(
+            model="model",
+            quantization=scheme,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+            compile=compile,
+        )
+        schemes = chosen_schemes(choose(row, model.config))
+        quantizer = make_quantizer(
+            scheme, kernels=chosen, device=device, dtype=dtype, schemes=schemes
+        )
+    quantizer(model, "model")
+    record_scheme(model, scheme=scheme, kernels=chosen)
+    return model
+
+
+def chosen_schemes(choices: Sequence[LinearChoice]) -> dict[tuple[int, int], str]:
+    """The scheme that autoquant chose, by the shape (N, K) of a linear."""
+    return {(each.out_features, each.in_features): each.chosen for each in choices}
+
+
+def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
+    """The error of asking for `scheme` where the weights have one."""
+    summary = f" ({origin.summary})" if origin is not None and origin.scheme else ""
+    return SpecError(
+        "quantization", scheme, f"this model is quantized already{summary}"
+    )
+
+
+def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:
+    """Have the model's origin say what it was quantized to."""
+    if model.origin is not None:
+        model.origin = replace(model.origin, scheme=scheme, kernels=kernels)
 
 
 def make_quantizer(
@@ -35,22 +104,18 @@ def make_quantizer(
     """A function that quantizes every linear of a module in place.
 
     It takes the module and the module's name within the model, for messages.
-    `schemes` is what autoquant chose for each shape (N, K).
-    Raises SpecError for an unknown scheme, NotRunnable for one not built or not for
-    this device; the function raises SpecError for a weight that does not fit.
+    `schemes` is what autoquant chose for each shape (N, K). Raises SpecError for an
+    unknown scheme, NotRunnable for one not built or not for this device; the function
+    raises SpecError for a weight that does not fit.
     """
-    import_torchao()
-    from torchao.quantization import quantize_
-
-    from llama_perf.quantize.packed_tensor import check_weight
-    from llama_perf.quantize.registry import config_for
-
     scheme = Scheme.parse(name)
     config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
-    if schemes is not None:
-        from llama_perf.quantize.autoquant.scheme import AutoquantConfig
+    from torchao.quantization import quantize_
 
-        config = AutoquantConfig(schemes=schemes)
+    from llama_perf.quantize.packed_tensor import AutoquantConfig, check_weight
+
+    if schemes is not None:
+        config = AutoquantConfig(schemes)
 
     def quantize(module: nn.Module, prefix: str) -> None:
         linears = list(_linears(module, prefix))
@@ -60,16 +125,12 @@ def make_quantizer(
             check_weight(linear.weight, name=name, where=path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
-        if scheme.family in AUTOQUANT:
-            # It may have chosen to leave a linear as it is.
-            return
         for path, linear in _linears(module, prefix):
-            if is_unquantized(linear.weight):
-                raise SpecError(
-                    "quantization",
-                    name,
-                    f"{kernels} left {path}, {tuple(linear.weight.shape)}, unquantized",
-                )
+            # autoquant may have chosen to leave a linear as it is.
+            if scheme.family not in AUTOQUANT and is_unquantized(linear.weight):
+                shape = tuple(linear.weight.shape)
+                problem = f"{kernels} left {path}, {shape}, unquantized"
+                raise SpecError("quantization", name, problem)
 
     return quantize
 
@@ -88,19 +149,15 @@ def check_shapes(
     device: torch.device,
 ) -> None:
     """Raise SpecError unless every weight (N, K) of `shapes`, by name, fits."""
-    from llama_perf.quantize.grouped import check_group, fitting_groups
-    from llama_perf.quantize.packed_tensor import NativeConfig
+    from llama_perf.quantize import packed_tensor
 
+    native = isinstance(config, packed_tensor.NativeConfig)
+    kind = config.weight_class if native else packed_tensor.PackedTensor
+    in_sixteens = not native and scheme.family == "int4wo" and device.type == "cpu"
     common = math.gcd(*(columns for _, columns in shapes.values()))
     for path, (rows, columns) in shapes.items():
-        if size := scheme.group_size:
-            # In words that hold for every linear of the model.
-            sizes = INT4_GROUP_SIZES if scheme.family == "int4wo" else None
-            allowed = fitting_groups(common, sizes)
-            check_group(columns, size, scheme=scheme.name, where=path, allowed=allowed)
-        if isinstance(config, NativeConfig):
-            config.check_columns(columns, where=path)
-        elif device.type == "cpu" and scheme.family == "int4wo" and rows % 16:
+        packed_tensor.check_columns(scheme, columns, kind, where=path, common=common)
+        if in_sixteens and rows % 16:
             raise SpecError(
                 "quantization",
                 scheme.name,

@@ -1,37 +1,44 @@
-"""Schemes with a scale and a zero for each group along K: their weights and checks."""
+"""Weights with a scale and a zero for each group along K, and the search for these.
+
+Scales and zeros are found by least squares, or by torchao's hqq.
+
+The range of a group gives a first scale and zero; fitting both to the codes they lead
+to, and ranges somewhat narrower than the group's, may leave less squared error. The
+best of the candidates is chosen, group by group, as it will be stored: a scale and an
+offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
+(N, G, group size) or (N, G, 1) in float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from llama_perf.errors import SpecError
 from llama_perf.kernels.grouped import dequantized, grouped_weight, packed_weight
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.rows.schemes import Scheme
+from llama_perf.quantize.packed_tensor import PackedTensor
+
+# Values of a weight at a time: as float32 what a core's second-level cache holds, and
+# on a card enough for its launches not to count.
+_CPU, _CUDA = 1 << 18, 1 << 26
+_SHRINKS = (1.0, 0.9, 0.8)
 
 
 class GroupedWeight(PackedTensor):
     """Words of codes (B, W, 16), 16-bit scales (B, G, 16), and zeros.
 
-    A subclass says in `bits` how many a code has.
+    A subclass says in `bits` how many a code has, and in `zero_kind` how
+    `llama_perf.kernels.grouped` reads a zero.
     """
 
     tensor_data_names: ClassVar = ["codes", "scale", "zero"]
-    codes: Tensor
-    scale: Tensor
     zero: Tensor
     bits: int
-
-    @property
-    def zero_kind(self) -> int:
-        """How `llama_perf.kernels.grouped` reads a zero."""
-        raise NotImplementedError
+    zero_kind: ClassVar[int]
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
@@ -48,64 +55,164 @@ class GroupedWeight(PackedTensor):
         return dequantized(self.packed())
 
 
-@dataclass(frozen=True)
-class GroupedConfig(NativeConfig):
-    """Base of the configs of these schemes."""
-
-    group_size: int = 64
-    hqq: bool = False
-
-    def __post_init__(self) -> None:
-        if type(self.group_size) is not int or self.group_size < 1:
-            allowed = "allowed: a whole number, 1 or more"
-            raise SpecError("group_size", self.group_size, allowed)
-        if type(self.hqq) is not bool:
-            raise SpecError("hqq", self.hqq, "allowed: True, False")
-
-    @classmethod
-    def build(
-        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-    ) -> GroupedConfig:
-        """See `NativeConfig.build`."""
-        assert scheme.group_size is not None, f"{scheme.name} has no group size"
-        return cls(group_size=scheme.group_size, hqq=scheme.hqq)
-
-    def check_columns(self, columns: int, *, where: str = "the weight") -> None:
-        """See `NativeConfig.check_columns`."""
-        check_group(columns, self.group_size, scheme=self.scheme, where=where)
-
-
-def check_group(
-    columns: int,
-    group_size: int,
-    *,
-    scheme: str,
-    where: str,
-    allowed: str | None = None,
-) -> None:
-    """Raise SpecError unless the group size divides K of the weight called `where`.
-
-    `allowed` says which sizes do, where more than this weight decides.
-    """
-    if columns % group_size:
-        raise SpecError(
-            "quantization",
-            scheme,
-            f"the group size {group_size} must divide K = {columns} of {where};"
-            f" {allowed or fitting_groups(columns)}",
-        )
-
-
-def fitting_groups(columns: int, sizes: Sequence[int] | None = None) -> str:
-    """Which group sizes divide K, in words; only those of `sizes` if given."""
-    candidates = range(1, columns + 1) if sizes is None else sizes
-    fitting = [str(size) for size in candidates if columns % size == 0]
-    if fitting:
-        return f"allowed: {', '.join(fitting)}"
-    return f"none of {', '.join(map(str, candidates))} does"
-
-
-def in_groups(weight: Tensor, group_size: int) -> Tensor:
+def in_groups(weight: Tensor, group_size: int | None) -> Tensor:
     """float32 (N, G, group size) of a weight (N, K)."""
+    assert group_size is not None, "a scheme without a group size"
     groups: Tensor = weight.detach().float().unflatten(1, (-1, group_size))
     return groups
+
+
+Search = Callable[..., tuple[Tensor, ...]]
+
+
+def in_stretches(search: Search) -> Search:
+    """`search(groups, ...)` of groups (N, G, size), its results joined along N."""
+
+    @wraps(search)
+    def by_rows(groups: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        at_a_time = _CPU if groups.device.type == "cpu" else _CUDA
+        step = max(at_a_time // max(groups[:1].numel(), 1), 1)
+        if groups.is_meta or len(groups) <= step:
+            return search(groups, *args, **kwargs)
+        parts = [search(rows, *args, **kwargs) for rows in groups.split(step)]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    return by_rows
+
+
+def scale_dtype(groups: Tensor) -> torch.dtype:
+    """float16 with its three more bits where a weight's scales fit it, else bfloat16.
+
+    Only its peak decides: a group far below it loses nothing that the weight would
+    miss.
+    """
+    if groups.is_meta:
+        return torch.float16
+    fits = 2.0**-8 <= groups.abs().amax().item() <= 2.0**14
+    return torch.float16 if fits else torch.bfloat16
+
+
+def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest values of `dtype`, as float32."""
+    return values.to(dtype).to(torch.float32)
+
+
+def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest values of `dtype`, at least its smallest one above 0."""
+    smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    return stored(scale, dtype).clamp(min=smallest)
+
+
+@in_stretches
+def scale_and_offset(
+    groups: Tensor, max_code: int, middle: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """For w = (c - middle) * scale + offset with c of 0 to `max_code`."""
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+
+    def start(shrink: float) -> tuple[Tensor, ...]:
+        scale = positive_scale((high - low) * (shrink / max_code), dtype)
+        offset = stored((high + low) / 2 + (middle - max_code / 2) * scale, dtype)
+        return scale, offset, torch.full_like(scale, middle)
+
+    starts = map(start, _SHRINKS)
+    return _best(groups, starts, (0, max_code), dtype, fit_offset=True)[:2]
+
+
+@in_stretches
+def scale_and_zero(
+    groups: Tensor, max_code: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """For w = (c - zero) * scale with c and a whole zero of 0 to `max_code`."""
+    low = groups.amin(2, keepdim=True).clamp(max=0)
+    high = groups.amax(2, keepdim=True).clamp(min=0)
+    scale = positive_scale((high - low) / max_code, dtype)
+    none, middle = torch.zeros_like(scale), torch.round(-low / scale)
+    zeros = ((middle + step).clamp(0, max_code) for step in (0, -1, 1))
+    starts = ((scale, none, zero) for zero in zeros)
+    return _best(groups, starts, (0, max_code), dtype)[::2]
+
+
+@in_stretches
+def symmetric_scale(
+    groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """For w = c * scale with c of `min_code` to `max_code`, -min_code = max_code + 1.
+
+    A scale may be negative: the value farthest from 0 then gets the code `min_code`.
+    """
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    sign = torch.where(high > -low, -1.0, 1.0)
+    peak = torch.maximum(high, -low)
+    none = torch.zeros_like(peak)
+    scales = (positive_scale(peak * (x / -min_code), dtype) for x in _SHRINKS)
+    starts = ((scale, none, none) for scale in scales)
+    scale, *_ = _best(groups * sign, starts, (min_code, max_code), dtype)
+    return (scale * sign,)
+
+
+def _best(
+    groups: Tensor,
+    starts: Iterable[tuple[Tensor, ...]],
+    codes_range: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    fit_offset: bool = False,
+) -> tuple[Tensor, ...]:
+    """The scale, offset and zero with the smallest squared error, group by group.
+
+    The candidates are `starts` and what fits the codes of each best. A group whose
+    codes are all one has no slope and keeps its scale.
+    """
+    best: tuple[Tensor, ...] = ()
+
+    def consider(scale: Tensor, offset: Tensor, zero: Tensor) -> Tensor:
+        nonlocal best
+        codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range) - zero
+        error = (codes * scale + offset - groups).square_().sum(2, keepdim=True)
+        candidate = (error, scale, offset, zero)
+        if best:
+            better, pairs = error < best[0], zip(candidate, best, strict=True)
+            best = tuple(torch.where(better, *pair) for pair in pairs)
+        else:
+            best = candidate
+        return codes
+
+    for scale, offset, zero in starts:
+        away, target = consider(scale, offset, zero), groups
+        if fit_offset:
+            mean, centre = (x.mean(2, keepdim=True) for x in (away, groups))
+            away, target = away - mean, groups - centre
+        slope = (away * target).sum(2, keepdim=True)
+        slope = slope / away.square().sum(2, keepdim=True)
+        scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
+        if fit_offset:
+            offset = stored(centre - mean * scale, dtype)
+        consider(scale, offset, zero)
+    return best[1:]
+
+
+@in_stretches
+def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
+    """Scale and zero of half-quadratic quantization, w = (c - zero) * scale.
+
+    torchao's own search; Badri and Shaji (2023). Both float32 (N, G, 1). The third
+    tensor says which groups it suits: its least step is 1 / 20000, too wide for a
+    group whose values lie closer together.
+    """
+    from torchao.quantization.quant_primitives import (
+        _choose_qparams_and_quantize_affine_hqq,
+    )
+
+    _, *found, _ = _choose_qparams_and_quantize_affine_hqq(
+        groups.flatten(1),
+        nbits=bits,
+        group_size=groups.shape[2],
+        compute_dtype=torch.float32,
+        device=str(groups.device),
+        raw_output=True,
+    )
+    # Clones, since the search leaves inference tensors.
+    scale, zero = (each.clone().view(*groups.shape[:2], 1) for each in found)
+    span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
+    return scale, zero, scale <= span / (2**bits - 1) * 1.01

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,26 +11,21 @@ from llama_perf.kernels.int8_dynamic import int8_dynamic, is_int8_rows, takes_in
 from llama_perf.kernels.packing import from_lanes, pack, unpack
 from llama_perf.kernels.row_scaled import INT8
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.row_scaled import int8_rows
+from llama_perf.quantize.row_scaled import Int8Weight
+from llama_perf.rows.schemes import Scheme
 
 
-class Int8DynamicWeight(PackedTensor):
+class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
     """int8 codes and float32 scales (B, 16).
 
     The codes are words (B, W, 16), but int8 (rows, columns) on a CPU that multiplies
     them as they are; moving the tensor to another device lays them out anew.
     """
 
-    tensor_data_names: ClassVar = ["codes", "scale"]
-    codes: Tensor
-    scale: Tensor
-
     @classmethod
-    def from_float(cls, weight: Tensor) -> Int8DynamicWeight:
-        """Quantize a weight (rows, columns)."""
-        packed = cls(*int8_rows(weight), *weight.shape, weight.dtype)
-        return packed.laid_out_for(weight.device)
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> Int8DynamicWeight:
+        """See `PackedTensor.from_float`."""
+        return super().from_float(weight, scheme).laid_out_for(weight.device)
 
     def laid_out_for(self, device: torch.device) -> Int8DynamicWeight:
         """See `PackedTensor.laid_out_for`."""
@@ -42,8 +36,8 @@ class Int8DynamicWeight(PackedTensor):
             unpacked = unpack(codes, INT8.bits, self.columns).to(torch.int8)
             codes = from_lanes(unpacked, self.rows).contiguous()
         else:
-            # As unsigned bytes, since a word has no room for a sign.
-            codes = pack(codes.to(torch.int32) & 255, INT8.bits)
+            # `pack` masks the bytes, since a word has no room for a sign.
+            codes = pack(codes, INT8.bits)
         attributes = (self.rows, self.columns, self.activation_dtype)
         return Int8DynamicWeight(codes, self.scale, *attributes)
 
@@ -62,15 +56,4 @@ class Int8DynamicWeight(PackedTensor):
         """See `PackedTensor.dequantized`."""
         if is_int8_rows(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
-        return INT8.dequantized(self.codes, self.scale, self.rows, self.columns)
-
-
-@dataclass(frozen=True)
-class Int8DynamicConfig(NativeConfig, families=("int8dq",)):
-    """Config of the native int8dq for torchao's `quantize_`."""
-
-    scheme: ClassVar = "int8dq"
-
-    def pack(self, weight: Tensor) -> Int8DynamicWeight:
-        """See `NativeConfig.pack`."""
-        return Int8DynamicWeight.from_float(weight)
+        return super().dequantized()

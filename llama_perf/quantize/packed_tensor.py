@@ -1,4 +1,4 @@
-"""Base classes of the native schemes: their weights and their configs.
+"""The base class of the native schemes' weights, and the native configs.
 
 A native weight is a torchao tensor over packed codes and scales (their layout is that
 of `llama_perf.kernels.packing`). A linear with one calls the scheme's operator;
@@ -9,6 +9,8 @@ and of `dequantize()`; a change of it does not touch the stored tensors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +23,8 @@ from torchao.utils import TorchAOBaseTensor
 from llama_perf.errors import SpecError
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import register
-from llama_perf.rows.schemes import Scheme
+from llama_perf.quantize.registry import config_for, register
+from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
@@ -33,38 +35,39 @@ _LARGEST = 2.0**126
 class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     """Base of the packed weights, (rows, columns), of nn.Linear.
 
-    A subclass names its tensors in `tensor_data_names` and gives `matmul` and
-    `dequantized`. Where it has attributes of its own, they come first in its
-    `tensor_attribute_names`, before the three of this class.
+    A subclass names its `families`, which registers it for them, and its tensors in
+    `tensor_data_names`, and gives `from_float`, `matmul` and `dequantized`. Where it
+    has attributes of its own, they come first in its `tensor_attribute_names`.
+    `column_multiple` is what K must be a multiple of.
     """
 
-    tensor_data_names: ClassVar[list[str]]
-    tensor_attribute_names: ClassVar[list[str]] = [
-        "rows",
-        "columns",
-        "activation_dtype",
-    ]
+    tensor_data_names: ClassVar = ["codes", "scale"]
+    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
+    column_multiple: ClassVar = 1
+    codes: Tensor
+    scale: Tensor
     rows: int
     columns: int
     activation_dtype: torch.dtype
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, families: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # After torchao's, on each class: its own `.to` would drop the dtype.
         cls.implements(aten._to_copy.default)(_moved)
         cls.implements(aten.linear.default)(_linear)
         cls.implements_torch_function(F.linear)(_linear)
         torch.serialization.add_safe_globals([cls])
+        for family in families:
+            register(family, kernels="native")(lambda it, *_: NativeConfig(it, cls))
 
     @staticmethod
     def __new__(cls, *values: Any) -> PackedTensor:
         """The tensors of `tensor_data_names`, then the attributes, in their order."""
         names = (*cls.tensor_data_names, *cls.tensor_attribute_names)
         assert len(names) == len(values), f"{cls.__name__} takes {names}"
-        first: Tensor = values[0]
         *_, rows, columns, dtype = values
         self: PackedTensor = torch.Tensor._make_wrapper_subclass(
-            cls, (rows, columns), dtype=dtype, device=first.device, requires_grad=False
+            cls, (rows, columns), dtype=dtype, device=values[0].device
         )
         for name, value in zip(names, values, strict=True):
             setattr(self, name, value)
@@ -73,6 +76,11 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     def __init__(self, *values: Any) -> None:
         # `__new__` sets everything; torch.Tensor's own takes no such arguments.
         pass
+
+    @classmethod
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> PackedTensor:
+        """Quantize a checked weight (rows, columns)."""
+        raise NotImplementedError
 
     def matmul(self, x: Tensor) -> Tensor:
         """`x` (M, columns) times the transposed weight, (M, rows), in x's dtype."""
@@ -99,9 +107,9 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         return self.dequantized().to(self.activation_dtype)
 
     def _stable_hash_for_caching(self) -> str:
-        tensors = [getattr(self, name) for name in self.tensor_data_names]
+        names, attributes = self.__tensor_flatten__()
+        tensors = [getattr(self, name) for name in names]
         shapes = [(tuple(part.shape), str(part.dtype)) for part in tensors]
-        attributes = [getattr(self, name) for name in self.tensor_attribute_names]
         return f"{type(self).__name__} {shapes} {attributes} {self.device}"
 
 
@@ -109,9 +117,8 @@ def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
     if x.ndim == 0 or x.shape[-1] != weight.columns:
-        raise SpecError(
-            "x", tuple(x.shape), f"the last dimension must be K = {weight.columns}"
-        )
+        allowed = f"the last dimension must be K = {weight.columns}"
+        raise SpecError("x", tuple(x.shape), allowed)
     if not x.is_floating_point():
         raise SpecError("x", str(x.dtype), "allowed: floating point")
     out: Tensor = weight.matmul(x.reshape(-1, weight.columns))
@@ -122,65 +129,97 @@ def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
 def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> PackedTensor:
     self: PackedTensor = args[0]
     target = self._get_to_kwargs(*args[1:], **(kwargs or {}))
-    self = self.laid_out_for(torch.device(target["device"]))
+    device = target["device"]
+    self = self.laid_out_for(torch.device(device))
     tensors = [
-        getattr(self, name).to(target["device"], non_blocking=target["non_blocking"])
+        getattr(self, name).to(device, non_blocking=target["non_blocking"])
         for name in self.tensor_data_names
     ]
-    attributes = [getattr(self, name) for name in self.tensor_attribute_names]
-    return type(self)(*tensors, *attributes[:-1], target["dtype"])
+    attributes = [getattr(self, name) for name in self.tensor_attribute_names[:-1]]
+    return type(self)(*tensors, *attributes, target["dtype"])
 
 
+@dataclass(frozen=True)
 class NativeConfig(AOBaseConfig):  # type: ignore[misc]
-    """Base of the native schemes' configs for torchao's `quantize_`.
+    """Config of a native scheme for torchao's `quantize_`."""
 
-    A subclass names its `families`, which registers it for them.
-    """
-
-    @property
-    def scheme(self) -> str:
-        """The name of the scheme, for messages."""
-        raise NotImplementedError
-
-    def pack(self, weight: Tensor) -> PackedTensor:
-        """Quantize a checked weight (rows, columns)."""
-        raise NotImplementedError
-
-    def check_columns(self, columns: int, *, where: str = "the weight") -> None:
-        """Raise SpecError where K of the weight called `where` does not fit."""
-
-    @classmethod
-    def build(
-        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-    ) -> NativeConfig:
-        """The config of a parsed scheme: a builder, see `registry`."""
-        del scheme
-        return cls()
-
-    def __init_subclass__(cls, *, families: tuple[str, ...] = ()) -> None:
-        super().__init_subclass__()
-        register_quantize_module_handler(cls)(_quantize_module)
-        for family in families:
-            register(family, kernels="native")(cls.build)
+    scheme: Scheme
+    weight_class: type[PackedTensor]
 
 
-def _quantize_module(
+@register_quantize_module_handler(NativeConfig)
+def quantize_module(
     module: nn.Module, config: NativeConfig, *, parameter_name: str = "weight"
 ) -> nn.Module:
     """Quantize one parameter of `module` in place; raises SpecError."""
-    weight = getattr(module, parameter_name)
+    scheme, weight = config.scheme, getattr(module, parameter_name)
+    where = f"the weight {tuple(weight.shape)}"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         # It looks rows up and multiplies nothing.
-        raise SpecError(
-            "quantization",
-            config.scheme,
-            f"{type(module).__name__} {tuple(weight.shape)} is no linear layer",
-        )
-    check_weight(weight, name=config.scheme)
-    config.check_columns(weight.shape[1], where=f"the weight {tuple(weight.shape)}")
-    packed = nn.Parameter(config.pack(weight), requires_grad=False)
-    setattr(module, parameter_name, packed)
+        kind = f"{type(module).__name__} {tuple(weight.shape)}"
+        raise SpecError("quantization", scheme.name, f"{kind} is no linear layer")
+    check_weight(weight, name=scheme.name)
+    check_columns(scheme, weight.shape[1], config.weight_class, where=where)
+    packed = config.weight_class.from_float(weight, scheme)
+    setattr(module, parameter_name, nn.Parameter(packed, requires_grad=False))
     return module
+
+
+@dataclass(frozen=True)
+class AutoquantConfig(AOBaseConfig):  # type: ignore[misc]
+    """Config of the native autoquant for torchao's `quantize_`.
+
+    `schemes`: for each shape (N, K) the chosen native scheme's name, or "none".
+    """
+
+    schemes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+
+@register_quantize_module_handler(AutoquantConfig)
+def _quantize_by_shape(module: nn.Linear, config: AutoquantConfig) -> nn.Module:
+    shape = (module.out_features, module.in_features)
+    if shape not in config.schemes:
+        known = ", ".join(map(str, config.schemes)) or "no shape at all"
+        raise SpecError("shape", shape, f"autoquant chose for {known}")
+    if (name := config.schemes[shape]) != UNQUANTIZED:
+        scheme, weight = Scheme.parse(name), module.weight
+        chosen = config_for(
+            scheme, kernels="native", device=weight.device, dtype=weight.dtype
+        )
+        quantize_module(module, chosen)
+    return module
+
+
+for family in AUTOQUANT:
+    # Nothing is chosen yet.
+    register(family, kernels="native")(lambda *_: AutoquantConfig())
+
+
+def check_columns(
+    scheme: Scheme,
+    columns: int,
+    weight_class: type[PackedTensor] = PackedTensor,
+    *,
+    where: str,
+    common: int = 0,
+) -> None:
+    """Raise SpecError unless K of the weight called `where` fits its scheme and class.
+
+    The error names the group sizes that divide K, and `common`, a divisor of every K.
+    """
+    size, multiple = scheme.group_size or 1, weight_class.column_multiple
+    problem = ""
+    if columns % size:
+        is_int4 = scheme.family == "int4wo"
+        sizes = INT4_GROUP_SIZES if is_int4 else range(1, columns + 1)
+        fitting = [size for size in sizes if math.gcd(common, columns) % size == 0]
+        problem = f"the group size {size} must divide K = {columns} of {where}; "
+        words = ", ".join(map(str, fitting or sizes))
+        problem += f"allowed: {words}" if fitting else f"none of {words} does"
+    elif columns % multiple:
+        problem = f"K = {columns} of {where} must be a multiple of {multiple}"
+    if problem:
+        raise SpecError("quantization", scheme.name, problem)
 
 
 def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> None:
@@ -189,36 +228,26 @@ def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> Non
     The largest magnitude allowed is a quarter of float32's, so that the range of a
     group and what is computed from it stay within float32.
     """
+    if problem := _problem(weight):
+        raise SpecError("quantization", name, f"{where} {problem}")
+
+
+def _problem(weight: Tensor) -> str | None:
     shape = tuple(weight.shape)
     dtype = str(weight.dtype).removeprefix("torch.")
     if not is_unquantized(weight):
-        kind = type(weight).__name__
-        raise SpecError("quantization", name, f"{where} is quantized already: {kind}")
+        return f"is quantized already: {type(weight).__name__}"
     if weight.ndim != 2 or dtype not in DTYPE_TOKENS:
-        raise SpecError(
-            "quantization",
-            name,
-            f"{where} is {dtype} {shape}; allowed: a matrix (N, K) of"
-            f" {', '.join(DTYPE_TOKENS)}",
-        )
+        allowed = f"a matrix (N, K) of {', '.join(DTYPE_TOKENS)}"
+        return f"is {dtype} {shape}; allowed: {allowed}"
     if weight.numel() == 0:
-        raise SpecError(
-            "quantization", name, f"{where} is {shape}; N and K must be 1 or more"
-        )
+        return f"is {shape}; N and K must be 1 or more"
     if weight.is_meta:
-        return
+        return None
     # aminmax copies nothing; a NaN is both its minimum and its maximum.
     low, high = (value.item() for value in torch.aminmax(weight.detach()))
-    peak = max(abs(low), abs(high))
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise SpecError(
-            "quantization",
-            name,
-            f"{where} {shape} has values that are not finite (NaN or infinite)",
-        )
-    if peak > _LARGEST:
-        raise SpecError(
-            "quantization",
-            name,
-            f"{where} {shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}",
-        )
+    if not math.isfinite(high - low):
+        return f"{shape} has values that are not finite (NaN or infinite)"
+    if (peak := max(-low, high)) > _LARGEST:
+        return f"{shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}"
+    return None

@@ -1,20 +1,21 @@
-"""The builder of each scheme on each kind of kernels.
+"""The builder of each scheme on each kind of kernels, and torchao's import.
 
 A builder turns a parsed scheme into the torchao config that `quantize_` takes. Each
-file of schemes registers its own: native ones by `NativeConfig`, torchao's by the
+file of schemes registers its own: native ones by `PackedTensor`, torchao's by the
 decorator. Knows no model.
 """
 
 from __future__ import annotations
 
+import logging
 import pkgutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.quantize.torchao_import import import_torchao
 from llama_perf.rows.schemes import FAMILIES, Scheme
 
 if TYPE_CHECKING:
@@ -66,9 +67,25 @@ def import_all() -> None:
     package = import_module("llama_perf.quantize")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         import_module(module.name)
-    missing = {
-        (family, kernels)
-        for family, built_on in FAMILIES.items()
-        for kernels in built_on
-    } - _BUILDERS.keys()
+    built = {(family, kernels) for family in FAMILIES for kernels in FAMILIES[family]}
+    missing = built - _BUILDERS.keys()
     assert not missing, f"no module registers {sorted(missing)}"
+
+
+def import_torchao() -> None:
+    """Import torchao without its start-up noise; raises NotRunnable.
+
+    On a CPU build of torch its import logs "Failed to load ... .so" for CUDA
+    extensions and a pytree deprecation. Where it was installed uncompiled, Python warns
+    of an escape sequence in its source, which pytest makes an error.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*invalid escape sequence")
+            import_module("torchao.quantization")
+    except ImportError as error:
+        raise NotRunnable(f"torchao cannot be imported: {error}") from None
+    finally:
+        logging.disable(before)

@@ -11,7 +11,6 @@ zeros stays zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -27,19 +26,32 @@ from llama_perf.kernels.row_scaled import (
     encode_fp6,
 )
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
+from llama_perf.quantize.packed_tensor import PackedTensor
+from llama_perf.rows.schemes import Scheme
 
 
 class RowScaledWeight(PackedTensor):
     """Words (B, W, 16) of codes and float32 scales (B, 16).
 
-    A subclass says in `format` what a code is.
+    A subclass says in `format` what a code is, and how to `encode` values of at most
+    `format.largest` as int32 codes.
     """
 
-    tensor_data_names: ClassVar = ["codes", "scale"]
     format: ClassVar[RowScaled]
-    codes: Tensor
-    scale: Tensor
+    encode: ClassVar[staticmethod[[Tensor], Tensor]]
+
+    @classmethod
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> RowScaledWeight:
+        """Quantize a weight (rows, columns); "-tensor" schemes have one scale."""
+        wide = weight.detach().float()
+        peak = wide.abs().amax(1)
+        if scheme.name.endswith("-tensor"):
+            peak = peak.amax().expand_as(peak)
+        # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
+        # subnormal values rounds to zero.
+        scale = (peak / cls.format.largest).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = pack(cls.encode(wide / scale.unsqueeze(1)), cls.format.bits)
+        return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
@@ -54,102 +66,22 @@ class RowScaledWeight(PackedTensor):
         return self.format.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
-class Int8Weight(RowScaledWeight):
+class Int8Weight(RowScaledWeight, families=("int8wo",)):
     """int8 codes, as unsigned bytes of the words."""
 
-    format: ClassVar = INT8
-
-    @classmethod
-    def from_float(cls, weight: Tensor) -> Int8Weight:
-        """Quantize a weight (rows, columns)."""
-        codes, scale = int8_rows(weight)
-        words = pack(codes.to(torch.int32), INT8.bits)
-        return cls(words, scale, *weight.shape, weight.dtype)
+    format = INT8
+    encode = staticmethod(lambda scaled: torch.round(scaled).clamp(-127, 127).int())
 
 
-class Fp6Weight(RowScaledWeight):
+class Fp6Weight(RowScaledWeight, families=("fp6",)):
     """fp6 codes, in planes of 4 and 2 bits."""
 
-    format: ClassVar = FP6
-
-    @classmethod
-    def from_float(cls, weight: Tensor) -> Fp6Weight:
-        """Quantize a weight (rows, columns)."""
-        scaled, scale = scaled_rows(weight, largest=FP6.largest)
-        codes = pack(encode_fp6(scaled), FP6.bits)
-        return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
+    format = FP6
+    encode = staticmethod(encode_fp6)
 
 
-class Float8Weight(RowScaledWeight):
+class Float8Weight(RowScaledWeight, families=("float8wo",)):
     """float8 codes, as bytes of the words."""
 
-    format: ClassVar = FLOAT8
-
-    @classmethod
-    def from_float(cls, weight: Tensor) -> Float8Weight:
-        """Quantize a weight (rows, columns)."""
-        return cls(*float8_rows(weight), *weight.shape, weight.dtype)
-
-
-def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (N, K) and float32 scales (B, 16) of a weight (N, K)."""
-    scaled, scale = scaled_rows(weight, largest=INT8.largest)
-    codes = torch.round(scaled).clamp(-INT8.largest, INT8.largest).to(torch.int8)
-    return codes, to_lanes(scale)
-
-
-def float8_rows(weight: Tensor, *, per_tensor: bool = False) -> tuple[Tensor, Tensor]:
-    """float8 words (B, W, 16) and float32 scales (B, 16) of a weight (N, K)."""
-    scaled, scale = scaled_rows(weight, largest=FLOAT8.largest, per_tensor=per_tensor)
-    return pack(encode_float8(scaled), FLOAT8.bits), to_lanes(scale)
-
-
-def scaled_rows(
-    weight: Tensor, *, largest: float, per_tensor: bool = False
-) -> tuple[Tensor, Tensor]:
-    """A weight (N, K) over its scales, and these: float32 (N, K) and (N,).
-
-    The largest magnitude of a row becomes `largest`. With `per_tensor` every row has
-    the scale of the whole weight.
-    """
-    wide = weight.detach().float()
-    peak = wide.abs().amax(1)
-    if per_tensor:
-        peak = peak.amax().expand_as(peak)
-    # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
-    # subnormal values rounds to zero.
-    scale = (peak / largest).clamp(min=torch.finfo(torch.float32).tiny)
-    return wide / scale.unsqueeze(1), scale
-
-
-@dataclass(frozen=True)
-class Int8WeightConfig(NativeConfig, families=("int8wo",)):
-    """Config of the native int8wo for torchao's `quantize_`."""
-
-    scheme: ClassVar = "int8wo"
-
-    def pack(self, weight: Tensor) -> Int8Weight:
-        """See `NativeConfig.pack`."""
-        return Int8Weight.from_float(weight)
-
-
-@dataclass(frozen=True)
-class Fp6WeightConfig(NativeConfig, families=("fp6",)):
-    """Config of the native fp6 for torchao's `quantize_`."""
-
-    scheme: ClassVar = "fp6"
-
-    def pack(self, weight: Tensor) -> Fp6Weight:
-        """See `NativeConfig.pack`."""
-        return Fp6Weight.from_float(weight)
-
-
-@dataclass(frozen=True)
-class Float8WeightConfig(NativeConfig, families=("float8wo",)):
-    """Config of the native float8wo for torchao's `quantize_`."""
-
-    scheme: ClassVar = "float8wo"
-
-    def pack(self, weight: Tensor) -> Float8Weight:
-        """See `NativeConfig.pack`."""
-        return Float8Weight.from_float(weight)
+    format = FLOAT8
+    encode = staticmethod(encode_float8)

@@ -9,14 +9,10 @@ nothing to pruning. The pattern is that of Mishra et al. (2021).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.errors import SpecError
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.sparse import (
     BITS,
@@ -28,50 +24,30 @@ from llama_perf.kernels.sparse import (
     sparse_weight,
 )
 from llama_perf.kernels.weight import Packed
-from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor
-from llama_perf.quantize.scale_search import scale_dtype, symmetric_scale
+from llama_perf.quantize.grouped import in_stretches, scale_dtype, symmetric_scale
+from llama_perf.quantize.packed_tensor import PackedTensor, check_columns
+from llama_perf.rows.schemes import Scheme
 
 
-@dataclass(frozen=True)
-class SparseMarlinConfig(NativeConfig, families=("sparse-marlin",)):
-    """Config of the native sparse-marlin for torchao's `quantize_`."""
-
-    scheme: ClassVar = "sparse-marlin"
-
-    def check_columns(self, columns: int, *, where: str = "the weight") -> None:
-        """See `NativeConfig.check_columns`."""
-        check_quads(columns, name=self.scheme, where=where)
-
-    def pack(self, weight: Tensor) -> SparseMarlinWeight:
-        """See `NativeConfig.pack`."""
-        return SparseMarlinWeight.from_float(weight)
-
-
-class SparseMarlinWeight(PackedTensor):
+class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
     """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16)."""
 
-    tensor_data_names: ClassVar = ["codes", "scale"]
-    codes: Tensor
-    scale: Tensor
+    column_multiple = QUAD
 
     @classmethod
-    def from_float(cls, weight: Tensor) -> SparseMarlinWeight:
+    def from_float(cls, weight: Tensor, _scheme: Scheme) -> SparseMarlinWeight:
         """Prune and quantize a weight (rows, columns)."""
-        wide = weight.detach().float()
-        values, places = _keep_two(wide)
-        size = GROUP // 2
-        padded = F.pad(values, (0, -values.shape[1] % size))
-        groups = padded.unflatten(1, (-1, size))
+        quads = weight.detach().float().unflatten(1, (-1, QUAD))
+        values, places = (part.flatten(1) for part in _keep_two(quads))
+        count, size = values.shape[1], GROUP // 2
+        groups = F.pad(values, (0, -count % size)).unflatten(1, (-1, size))
         dtype = scale_dtype(groups)
-        scale = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
+        (scale,) = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
         codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
-        codes = codes.flatten(1)[:, : values.shape[1]].to(torch.uint8)
-        return cls(
-            pack(codes | (places << 4), BITS),
-            to_lanes(scale.squeeze(2).to(dtype)),
-            *weight.shape,
-            weight.dtype,
-        )
+        codes = codes.flatten(1)[:, :count].to(torch.uint8)
+        words = pack(codes | (places.to(torch.uint8) << 4), BITS)
+        scales = to_lanes(scale.squeeze(2).to(dtype))
+        return cls(words, scales, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""
@@ -92,48 +68,16 @@ def prune_2_4(weight: Tensor) -> Tensor:
     Of equal magnitudes the first are kept. Raises SpecError where K is no multiple
     of 4.
     """
-    check_quads(weight.shape[1], name="sparse-marlin")
+    scheme = Scheme.parse("sparse-marlin")
+    check_columns(scheme, weight.shape[1], SparseMarlinWeight, where="the weight")
     quads = weight.unflatten(1, (-1, QUAD))
-    masks = torch.stack(_kept_masks(quads), dim=2)
-    return torch.where(masks, quads, 0.0).to(weight.dtype).flatten(1)
+    values, places = _keep_two(quads)
+    return torch.zeros_like(quads).scatter(2, places, values).flatten(1)
 
 
-def check_quads(columns: int, *, name: str, where: str = "the weight") -> None:
-    """Raise SpecError unless K of `where` is a multiple of 4."""
-    if columns % QUAD:
-        raise SpecError(
-            "quantization",
-            name,
-            f"2:4 pruning takes weights in fours: K = {columns} of {where} "
-            "must be a multiple of 4",
-        )
-
-
-def _kept_masks(quads: Tensor) -> list[Tensor]:
-    """For each place of a quad (N, Q, 4) whether it is kept, bool (N, Q)."""
-    sizes = quads.abs().unbind(2)
-    masks = []
-    for place, size in enumerate(sizes):
-        larger = [
-            other >= size if index < place else other > size
-            for index, other in enumerate(sizes)
-            if index != place
-        ]
-        count = sum(is_larger.to(torch.uint8) for is_larger in larger)
-        assert isinstance(count, Tensor), "a quad of one"
-        masks.append(count < 2)
-    return masks
-
-
-def _keep_two(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept values of (N, K) and their places in their quads, uint8: (N, K / 2)."""
-    quads = weight.unflatten(1, (-1, QUAD))
-    w0, w1, w2, w3 = quads.unbind(2)
-    is0, is1, is2, is3 = _kept_masks(quads)
-    # The first kept is never at place 3, nor the second at place 0.
-    first = torch.where(is0, w0, torch.where(is1, w1, w2))
-    second = torch.where(is3, w3, torch.where(is2, w2, w1))
-    low = torch.where(is0, 0, torch.where(is1, 1, 2))
-    high = torch.where(is3, 3, torch.where(is2, 2, 1))
-    values = torch.stack((first, second), dim=2).flatten(1)
-    return values, torch.stack((low, high), dim=2).flatten(1).to(torch.uint8)
+@in_stretches
+def _keep_two(quads: Tensor) -> tuple[Tensor, ...]:
+    """The kept values of quads (N, Q, 4), and their places in order: (N, Q, 2)."""
+    by_size = quads.abs().argsort(dim=2, descending=True, stable=True)
+    places = by_size[:, :, :2].sort(2).values
+    return quads.gather(2, places), places

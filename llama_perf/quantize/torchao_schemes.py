@@ -27,13 +27,13 @@ INT4_CPU_GROUPS = (32, 64, 128)
 
 
 @register("int8wo", kernels="torchao")
-def int8wo(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+def int8wo(*_: object) -> AOBaseConfig:
     """Weights in int8, symmetric, one scale for each output channel."""
     return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
 
 
 @register("int8dq", kernels="torchao")
-def int8dq(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBaseConfig:
+def int8dq(*_: object) -> AOBaseConfig:
     """Weights as in int8wo, activations in int8 with one scale for each token."""
     return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
 
@@ -41,8 +41,11 @@ def int8dq(_scheme: Scheme, _device: torch.device, _dtype: torch.dtype) -> AOBas
 @register("int4wo", kernels="torchao")
 def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseConfig:
     """Weights in int4, asymmetric, a scale and a zero for each group along K."""
-    assert scheme.group_size is not None, f"{scheme.name} has no group size"
-    algorithm = "hqq" if scheme.hqq else "tinygemm"
+    options = {
+        "group_size": scheme.group_size,
+        "int4_choose_qparams_algorithm": "hqq" if scheme.hqq else "tinygemm",
+        "set_inductor_config": False,
+    }
     if device.type == "cpu":
         if scheme.group_size not in INT4_CPU_GROUPS:
             raise NotRunnable(
@@ -52,66 +55,38 @@ def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseCo
         # The CPU packing left torchao's public API and lives on in its prototypes.
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        return PrototypeInt4WeightOnlyConfig(
-            group_size=scheme.group_size,
-            int4_choose_qparams_algorithm=algorithm,
-            set_inductor_config=False,
-        )
+        return PrototypeInt4WeightOnlyConfig(**options)
     if dtype != torch.bfloat16:
         raise NotRunnable(
             f"torchao's {scheme.name} takes only bfloat16 activations on CUDA,"
             f" not {str(dtype).removeprefix('torch.')}"
         )
-    return Int4WeightOnlyConfig(
-        group_size=scheme.group_size,
-        int4_packing_format="tile_packed_to_4d",
-        int4_choose_qparams_algorithm=algorithm,
-        set_inductor_config=False,
-    )
+    return Int4WeightOnlyConfig(int4_packing_format="tile_packed_to_4d", **options)
 
 
 @register("float8wo", kernels="torchao")
-def float8wo(
-    _scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-) -> AOBaseConfig:
+def float8wo(*_: object) -> AOBaseConfig:
     """Weights in float8 e4m3, one scale for each output channel."""
     return Float8WeightOnlyConfig(set_inductor_config=False)
 
 
 @register("float8dq-tensor", kernels="torchao")
-def float8dq_tensor(
-    scheme: Scheme, device: torch.device, dtype: torch.dtype
-) -> AOBaseConfig:
-    """Weights and activations in float8 e4m3, one scale for each tensor."""
-    _check_float8(scheme, device, dtype)
-    return Float8DynamicActivationFloat8WeightConfig(
-        granularity=PerTensor(),
-        kernel_preference=KernelPreference.TORCH,
-        set_inductor_config=False,
-    )
-
-
 @register("float8dq-row", kernels="torchao")
-def float8dq_row(
-    scheme: Scheme, device: torch.device, dtype: torch.dtype
-) -> AOBaseConfig:
-    """Weights and activations in float8 e4m3, a scale for each row and token."""
-    _check_float8(scheme, device, dtype)
-    if dtype != torch.bfloat16:
-        raise NotRunnable(f"{scheme.name} takes only bfloat16 activations")
-    return Float8DynamicActivationFloat8WeightConfig(
-        granularity=PerRow(),
-        kernel_preference=KernelPreference.TORCH,
-        set_inductor_config=False,
-    )
-
-
-def _check_float8(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
+def float8dq(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseConfig:
+    """Weights and activations in e4m3, a scale for each row and token, or tensor."""
     if device.type != "cuda":
         raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
     _check_capability(scheme.name, device)
     if dtype == torch.float32:
         raise NotRunnable(f"{scheme.name} takes bfloat16 or float16, not float32")
+    by_row = scheme.family == "float8dq-row"
+    if by_row and dtype != torch.bfloat16:
+        raise NotRunnable(f"{scheme.name} takes only bfloat16 activations")
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow() if by_row else PerTensor(),
+        kernel_preference=KernelPreference.TORCH,
+        set_inductor_config=False,
+    )
 
 
 def check_compiled(name: str, device: torch.device) -> None:

@@ -7,80 +7,45 @@ has 16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llama_perf.errors import SpecError
 from llama_perf.kernels.grouped import PACKED
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.quantize.grouped import GroupedConfig, GroupedWeight, in_groups
-from llama_perf.quantize.packed_tensor import PackedTensor
-from llama_perf.quantize.scale_search import (
+from llama_perf.quantize.grouped import (
+    GroupedWeight,
     hqq_scale_and_zero,
+    in_groups,
     in_stretches,
     positive_scale,
     scale_and_zero,
     scale_dtype,
 )
-from llama_perf.rows.schemes import UINTX_BITS, Scheme
+from llama_perf.quantize.packed_tensor import PackedTensor
+from llama_perf.rows.schemes import Scheme
 
 
-@dataclass(frozen=True)
-class UintxWeightConfig(GroupedConfig, families=("uintx",)):
-    """Config of the native uintx for torchao's `quantize_`."""
-
-    bits: int = 4
-
-    def __post_init__(self) -> None:
-        GroupedConfig.__post_init__(self)
-        if type(self.bits) is not int or self.bits not in UINTX_BITS:
-            raise SpecError("bits", self.bits, "the bits of uintx are 1 to 8")
-
-    @property
-    def scheme(self) -> str:
-        """See `NativeConfig.scheme`."""
-        return f"uintx-{self.bits}-{self.group_size}"
-
-    @classmethod
-    def build(
-        cls, scheme: Scheme, _device: torch.device, _dtype: torch.dtype
-    ) -> UintxWeightConfig:
-        """See `NativeConfig.build`."""
-        assert scheme.bits is not None, f"{scheme.name} has no bits"
-        assert scheme.group_size is not None, f"{scheme.name} has no group size"
-        return cls(bits=scheme.bits, group_size=scheme.group_size, hqq=scheme.hqq)
-
-    def pack(self, weight: Tensor) -> UintxWeight:
-        """See `NativeConfig.pack`."""
-        return UintxWeight.from_float(weight, self)
-
-
-class UintxWeight(GroupedWeight):
+class UintxWeight(GroupedWeight, families=("uintx",)):
     """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
 
     tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
-
-    @property
-    def zero_kind(self) -> int:
-        """See `GroupedWeight.zero_kind`."""
-        return PACKED
+    zero_kind = PACKED
 
     @classmethod
-    def from_float(cls, weight: Tensor, config: UintxWeightConfig) -> UintxWeight:
-        """Quantize a weight (rows, columns)."""
-        bits = config.bits
-        groups = in_groups(weight, config.group_size)
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> UintxWeight:
+        """See `PackedTensor.from_float`."""
+        bits = scheme.bits
+        assert bits is not None, f"{scheme.name} has no bits"
+        groups = in_groups(weight, scheme.group_size)
         dtype = scale_dtype(groups)
-        scale, zero = _scale_and_zero(groups, bits, dtype, hqq=config.hqq)
+        scale, zero = _scale_and_zero(groups, bits, dtype, hqq=scheme.hqq)
         codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
-        zeros = zero.squeeze(2).to(torch.int32)
         return cls(
             pack(codes.flatten(1).to(torch.uint8), bits),
             to_lanes(scale.squeeze(2).to(dtype)),
-            pack(zeros, bits),
+            pack(zero.squeeze(2).to(torch.int32), bits),
             bits,
             *weight.shape,
             weight.dtype,
@@ -99,19 +64,15 @@ def _scale_and_zero(
     hqq_scale, hqq_zero, suits = hqq_scale_and_zero(groups, bits)
     hqq_scale = positive_scale(hqq_scale, dtype)
     hqq_zero = torch.round(hqq_zero)
-    # A group far from 0 would need a zero that has no place in the codes.
+
+    def mean_power(scale: Tensor, zero: Tensor) -> Tensor:
+        """The mean of |error| ** 0.7 of each group, which hqq lowers: (N, G, 1)."""
+        codes = torch.round(groups / scale + zero).clamp(0, max_code)
+        error = (codes - zero) * scale - groups
+        return error.abs().pow(0.7).mean(2, keepdim=True)
+
+    # A group far from 0 would need a zero that has no place in the codes. And a whole
+    # zero may cost more than the search gained, by the measure it lowers.
     fits = suits & (hqq_zero >= 0) & (hqq_zero <= max_code)
-    # A whole zero may cost more than the search gained, by the measure it lowers.
-    error, hqq_error = (
-        mean_power(groups, step, place, max_code)
-        for step, place in ((scale, zero), (hqq_scale, hqq_zero))
-    )
-    fits &= hqq_error <= error
+    fits &= mean_power(hqq_scale, hqq_zero) <= mean_power(scale, zero)
     return torch.where(fits, hqq_scale, scale), torch.where(fits, hqq_zero, zero)
-
-
-def mean_power(groups: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    """The mean of |error| ** 0.7 of each group, which hqq lowers: (N, G, 1)."""
-    codes = torch.round(groups / scale + zero).clamp(0, max_code)
-    error = (codes - zero) * scale - groups
-    return error.abs().pow(0.7).mean(2, keepdim=True)

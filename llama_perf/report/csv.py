@@ -26,11 +26,11 @@ def as_csv(report: Report) -> str:
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["id", "status", "verdict", "failed", "reason", *_FIGURES])
     for result in report.results:
-        comparison = comparison_of(report, result.id)
-        verdict = None if comparison is None else comparison.verdict.value
-        failed = None if comparison is None else comparison.failed
-        reason = result.reason if comparison is None else comparison.reason
+        judged: tuple[object, object] = (None, None)
+        reason = result.reason
+        if (comparison := comparison_of(report, result.id)) is not None:
+            judged = (comparison.verdict.value, comparison.failed)
+            reason = comparison.reason
         figures = [getattr(result.measurement, name, None) for name in _FIGURES]
-        status = result.status.value
-        lines.writerow([result.id, status, verdict, failed, reason, *figures])
+        lines.writerow([result.id, result.status.value, *judged, reason, *figures])
     return text.getvalue()

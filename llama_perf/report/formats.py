@@ -15,11 +15,11 @@ from pathlib import Path
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
 from llama_perf.results.run import Report
+from llama_perf.strict_json import to_json
 
 Draw = Callable[[Report], str]
-
 _BY_NAME: dict[str, Draw] = {}
-_NAME_OF_SUFFIX: dict[str, str] = {}
+_BY_SUFFIX: dict[str, Draw] = {}
 
 
 def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
@@ -30,12 +30,15 @@ def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
 
     def register(draw: Draw) -> Draw:
         assert name not in _BY_NAME, f"two formats are named {name!r}"
-        assert suffix not in _NAME_OF_SUFFIX, f"two formats have the suffix {suffix!r}"
-        _BY_NAME[name] = draw
-        _NAME_OF_SUFFIX[suffix] = name
+        assert suffix not in _BY_SUFFIX, f"two formats have the suffix {suffix!r}"
+        _BY_NAME[name] = _BY_SUFFIX[suffix] = draw
         return draw
 
     return register
+
+
+# The document that a run writes, to be read again.
+report_format("json", ".json")(to_json)
 
 
 @cache
@@ -55,7 +58,7 @@ def names() -> list[str]:
 def suffixes() -> list[str]:
     """The suffixes of files that a report can be written to."""
     _load_formats()
-    return sorted(_NAME_OF_SUFFIX)
+    return sorted(_BY_SUFFIX)
 
 
 def draw(report: Report, name: str) -> str:
@@ -76,4 +79,4 @@ def check_path(path: Path) -> None:
 def write(report: Report, path: Path) -> None:
     """Write the report to `path`, in the format of its suffix; raises SpecError."""
     check_path(path)
-    write_atomically(path, draw(report, _NAME_OF_SUFFIX[path.suffix]))
+    write_atomically(path, _BY_SUFFIX[path.suffix](report))

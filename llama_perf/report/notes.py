@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from itertools import chain
 
 from llama_perf.report.table import comparison_of, outcome
 from llama_perf.results.measurement import Measurement
@@ -21,8 +22,8 @@ def reasons(report: Report) -> list[tuple[str, str, str]]:
         comparison = comparison_of(report, result.id)
         verdict = outcome(result, comparison)
         reason = comparison.reason if comparison else result.reason
-        doubtful = comparison is not None and comparison.doubtful
-        if reason and (doubtful or verdict not in _QUIET):
+        quiet = verdict in _QUIET and not (comparison and comparison.doubtful)
+        if reason and not quiet:
             lines.append((result.id, verdict, reason))
     return lines
 
@@ -40,20 +41,17 @@ def why(report: Report, row_id: str) -> tuple[str, ...]:
 
 def summary(report: Report) -> str:
     """One line that counts the rows by verdict, and those that were not run."""
-    counts = Counter(
+    verdicts = Counter(
         outcome(result, comparison_of(report, result.id)) for result in report.results
     )
     count = len(report.results)
     not_run = sum(result.status is Status.NOT_RUN for result in report.results)
-    verdicts = ", ".join(
-        f"{number} {verdict}"
-        for verdict, number in counts.items()
-        if verdict != Status.NOT_RUN.value
-    )
+    del verdicts[Status.NOT_RUN.value]
     text = f"{count} {'row' if count == 1 else 'rows'}: {count - not_run} run,"
     text += f" {not_run} NOT_RUN"
     if verdicts:
-        text += f" ({verdicts})"
+        counted = (f"{number} {verdict}" for verdict, number in verdicts.items())
+        text += f" ({', '.join(counted)})"
     if (missed := report.selected - count) > 0:
         text += f"; stopped before {missed} more"
     return text
@@ -62,28 +60,28 @@ def summary(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """The facts a reader needs to judge the verdicts, one a line."""
     environment = report.environment
-    measured = [
-        (result, result.measurement)
-        for result in report.results
-        if result.measurement is not None
-    ]
-    lines = [f"device: {environment.device_name} ({environment.device_key})"]
+    figures = {
+        result.id: result.measurement for result in report.results if result.measurement
+    }
+    device = f"device: {environment.device_name} ({environment.device_key})"
     if report.device_bandwidth_gb_s is not None:
-        lines[0] += f", {report.device_bandwidth_gb_s:.1f} GB/s measured in this run"
-    ceilings = (measurement.ceiling for _, measurement in measured)
+        device += f", {report.device_bandwidth_gb_s:.1f} GB/s measured in this run"
+    lines = [device]
+    ceilings = (measurement.ceiling for measurement in figures.values())
     if ceiling := next((one for one in ceilings if one and one.launch_us), None):
         lines.append(f"ceiling of this run: {ceiling.summary}")
     lines.append(
         f"torch {environment.torch}, torchao {environment.torchao},"
         f" python {environment.python}"
     )
-    if weights := sorted({measurement.weights for _, measurement in measured}):
+    if weights := sorted({measurement.weights for measurement in figures.values()}):
         lines.append(f"weights: {', '.join(weights)}")
-    for result, measurement in measured:
-        lines += _notes_on_row(result, measurement)
-    for result, measurement in measured:
-        lines += _notes_on_gpu(result.id, measurement)
-    lines += _gpu_problems([measurement for _, measurement in measured])
+    for result in report.results:
+        if result.measurement is not None:
+            lines += _notes_on_row(result, result.measurement)
+    for row_id, measurement in figures.items():
+        lines += _notes_on_gpu(row_id, measurement)
+    lines += sorted(set(map(_gpu_problem, figures.values())) - {""})
     if report.baseline_source:
         lines.append(f"baseline: {report.baseline_source}")
     if report.environment_changes:
@@ -124,19 +122,14 @@ def _notes_on_gpu(row_id: str, measurement: Measurement) -> list[str]:
     if measurement.neighbours:
         others = ", ".join(measurement.neighbours)
         lines.append(f"other processes on the GPU in {row_id}: {others}")
-    limits = dict.fromkeys(
-        limit for state in measurement.card or () for limit in state.limited_by
-    )
-    if limits:
+    states = measurement.card or ()
+    if limits := dict.fromkeys(chain(*(state.limited_by for state in states))):
         lines.append(f"clock limited in {row_id}: {', '.join(limits)}")
     return lines
 
 
-def _gpu_problems(measurements: list[Measurement]) -> list[str]:
-    """What could not be read of the GPU, each once."""
-    problems = set()
-    for measurement in measurements:
-        if measurement.card_problem:
-            unknown = "" if measurement.card is not None else " is not known"
-            problems.add(f"the GPU's state{unknown}: {measurement.card_problem}")
-    return sorted(problems)
+def _gpu_problem(measurement: Measurement) -> str:
+    """What could not be read of the GPU; empty if nothing."""
+    unknown = "" if measurement.card is not None else " is not known"
+    problem = measurement.card_problem
+    return f"the GPU's state{unknown}: {problem}" if problem else ""

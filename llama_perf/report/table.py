@@ -1,77 +1,70 @@
-"""The table of a report: one line for each row.
+"""The tables of a report: of its rows, of the published rows, of autoquant's formats.
 
-Text and markdown differ only in how they draw it. A cell without a value is "-".
+The sets `published` and `reference` hold the same rows: the first as the A100 table
+states them, the second on this project's engine, with the same `reference_key`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tabulate import tabulate
 
-from llama_perf.metrics import METRICS, TOK_S, Metric
-from llama_perf.results.measurement import Measurement
+from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Report, RowResult
 from llama_perf.results.verdict import Comparison
+from llama_perf.rows.selection import load_set
 
 NOTHING = "-"
-
-Judged = Sequence[tuple[RowResult, Comparison | None]]
-"""The results of a report, each with its verdict, None where there is none yet."""
-TableColumn = tuple[str, list[str]]
-"""A header and the cells below it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """Headers and cells; `caption` is the part of the id that all rows share."""
-
-    caption: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+TITLE = "the published rows: on the A100, with its settings here, on this engine here"
+_HEADERS = (
+    "row",
+    "A100 tok/s",
+    "published tok/s",
+    "speed-up",
+    "reference tok/s",
+    "speed-up",
+    "reference / published",
+)
 
 
-def build_table(report: Report) -> Table:
-    """The table of a report.
+def results_table(report: Report, style: str) -> tuple[str, str]:
+    """The part of the id that all rows share, and the table in tabulate's `style`.
 
-    The A100's columns are there if any row is in the published table. The column of
-    the smallest loss of speed that a run detects is there if any baseline row holds
-    enough processes to know it.
+    The A100's columns are there if any row is in the published table, that of the
+    smallest loss that a run detects if any baseline row has processes enough.
     """
     names, common = short_names([result.id for result in report.results])
-    judged = [(result, comparison_of(report, result.id)) for result in report.results]
-    detectable = [one.minimum_detectable if one else None for _, one in judged]
+    verdicts = [comparison_of(report, result.id) for result in report.results]
     columns = [("row", names)]
     for metric in METRICS:
-        columns += _metric_columns(metric, judged)
+        if (column := metric.column) is None:
+            continue
+        values = [metric.read(result.measurement) for result in report.results]
+        cells = _cells(values, f".{column.digits}f", column.scale)
+        columns.append((column.header, cells))
+        if column.change:
+            cells = [_change(comparison, metric.title) for comparison in verdicts]
+            columns.append(("change", cells))
+        detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
-            cells = [_number(share, ".1%") for share in detectable]
-            columns.append(("min. detectable", cells))
-    columns.append(("verdict", [outcome(*pair) for pair in judged]))
+            columns.append(("min. detectable", _cells(detectable, ".1%")))
+    outcomes = [outcome(*pair) for pair in zip(report.results, verdicts, strict=True)]
+    columns.append(("verdict", outcomes))
     if report.reference:
         columns += _reference_columns(report)
-    return Table(
-        caption=common,
-        headers=tuple(header for header, _ in columns),
-        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
+    headers = [header for header, _ in columns]
+    rows: Iterable[Sequence[str]] = zip(*(cells for _, cells in columns), strict=True)
+    if style == "github":
+        # GitHub ends a cell at a bar, and the path of a model may hold one.
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    aligned = ["left" if name in {"row", "verdict"} else "right" for name in headers]
+    return common, tabulate(
+        rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=aligned
     )
-
-
-def _metric_columns(metric: Metric, judged: Judged) -> list[TableColumn]:
-    column = metric.column
-    if column is None:
-        return []
-    cells = []
-    for result, _ in judged:
-        value = None if result.measurement is None else metric.read(result.measurement)
-        scaled = None if value is None else value * column.scale
-        cells.append(_number(scaled, f".{column.digits}f"))
-    columns = [(column.header, cells)]
-    if column.change:
-        changes = [_change(comparison, metric.title) for _, comparison in judged]
-        columns.append(("change", changes))
-    return columns
 
 
 def comparison_of(report: Report, row_id: str) -> Comparison | None:
@@ -87,7 +80,8 @@ def outcome(result: RowResult, comparison: Comparison | None) -> str:
 
 def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
     """Row ids without the tokens that all of them share, and those tokens."""
-    split = [_tokens(row_id) for row_id in ids]
+    # A dot inside a number, such as a model's "3.1", does not separate two tokens.
+    split = [re.split(r"(?<!\d)\.|\.(?!\d)", row_id) for row_id in ids]
     if len(split) < 2:
         return list(ids), ""
     common = [token for token in split[0] if all(token in tokens for tokens in split)]
@@ -99,37 +93,16 @@ def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
     return names, ".".join(common)
 
 
-def _tokens(row_id: str) -> list[str]:
-    # A dot inside a number, such as a model's "3.1", does not separate two tokens.
-    tokens: list[str] = []
-    for part in row_id.split("."):
-        if tokens and part[:1].isdigit() and tokens[-1][-1:].isdigit():
-            tokens[-1] += f".{part}"
-        else:
-            tokens.append(part)
-    return tokens
-
-
-def _reference_columns(report: Report) -> list[TableColumn]:
+def _reference_columns(report: Report) -> list[tuple[str, list[str]]]:
     """The published A100 figures, for the rows that have them."""
-    rows = []
-    for result in report.results:
-        a100 = report.reference.get(result.id)
-        if a100 is None:
-            rows.append([NOTHING] * 4)
-            continue
-        share = a100.device_bandwidth_share
-        rows.append(
-            [
-                f"{a100.tok_s:.2f}",
-                speed_up(result.measurement, a100),
-                _number(share and share * 100, ".1f"),
-                f"{a100.peak_memory_bytes / 1e9:.2f}",
-            ]
-        )
-    headers = ("A100 tok/s", "speed-up", "A100 %", "A100 peak GB")
+    now = [result.measurement for result in report.results]
+    then = [report.reference.get(result.id) for result in report.results]
+    shares = [one.device_bandwidth_share if one else None for one in then]
     return [
-        (header, [row[number] for row in rows]) for number, header in enumerate(headers)
+        ("A100 tok/s", _cells(map(TOK_S.read, then), ".2f")),
+        ("speed-up", list(map(speed_up, now, then))),
+        ("A100 %", _cells(shares, ".1f", 100)),
+        ("A100 peak GB", _cells(map(PEAK_MEMORY.read, then), ".2f", 1e-9)),
     ]
 
 
@@ -140,31 +113,96 @@ def speed_up(now: Measurement | None, then: Measurement | None) -> str:
     return f"{now.tok_s / then.tok_s:.2f}x"
 
 
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
+def _cells(values: Iterable[float | None], form: str, scale: float = 1) -> list[str]:
+    return [
+        NOTHING if value is None else format(value * scale, form) for value in values
+    ]
 
 
 def _change(comparison: Comparison | None, metric: str) -> str:
-    if comparison is None:
-        return NOTHING
-    for change in comparison.changes:
+    for change in () if comparison is None else comparison.changes:
         if change.metric == metric:
             return f"{change.change:+.1%}"
     return NOTHING
 
 
-def draw_table(table: Table, style: str) -> str:
-    """The table in one of tabulate's styles: "simple" for text, "github"."""
-    rows = table.rows
-    if style == "github":
-        # GitHub ends a cell at a bar, and the path of a model may hold one.
-        rows = tuple(tuple(cell.replace("|", r"\|") for cell in row) for row in rows)
-    return tabulate(
-        rows,
-        headers=table.headers,
-        tablefmt=style,
-        disable_numparse=True,
-        colalign=[
-            "left" if name in {"row", "verdict"} else "right" for name in table.headers
-        ],
+def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:
+    """(result as published, result on this engine) of the rows that it has of both."""
+    published, reference = (
+        {row.id for row in load_set(name)} for name in ("published", "reference")
     )
+    literal = {
+        result.row.reference_key: result
+        for result in report.results
+        if result.id in published
+    }
+    return [
+        (literal[key], result)
+        for result in report.results
+        if result.id in reference and (key := result.row.reference_key) in literal
+    ]
+
+
+def published_table(report: Report, *, style: str = "simple") -> str | None:
+    """The table, or None if the report has no row of both sets."""
+    lines = []
+    for literal, engine in published_rows(report):
+        # The id without the fields in which the two sets differ.
+        both = replace(engine.row, kernels="native", attention="decode")
+        both = replace(both, device="cuda", capture=False, fused=False)
+        a100 = report.reference.get(engine.id)
+        lines.append(
+            (
+                both.id,
+                NOTHING if a100 is None else f"{a100.tok_s:.2f}",
+                _speed(literal),
+                speed_up(literal.measurement, a100),
+                _speed(engine),
+                speed_up(engine.measurement, a100),
+                speed_up(engine.measurement, literal.measurement),
+            )
+        )
+    if not lines:
+        return None
+    aligned = ["left", *["right"] * (len(_HEADERS) - 1)]
+    return tabulate(
+        lines, headers=_HEADERS, tablefmt=style, disable_numparse=True, colalign=aligned
+    )
+
+
+def _speed(result: RowResult) -> str:
+    if result.measurement is None:
+        return result.status.value
+    return f"{result.measurement.tok_s:.2f}"
+
+
+def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> str:
+    """One line for each shape of linear layer; "-" if a format does not fit it."""
+    # A choice lists the formats that fit its shape; the longest list has all of them.
+    names = max((list(choice.total_ms) for choice in choices), key=len)
+    headers = ("N", "K", "tokens x products", *names, "chosen", "times")
+    cells = [
+        (
+            str(choice.out_features),
+            str(choice.in_features),
+            ", ".join(f"{tokens} x {count}" for tokens, count in choice.products),
+            *(_milliseconds(choice.total_ms.get(name)) for name in names),
+            choice.chosen,
+            "reused" if choice.reused else "taken now",
+        )
+        for choice in choices
+    ]
+    return tabulate(cells, headers=headers, tablefmt=style, disable_numparse=True)
+
+
+def _milliseconds(total: float | None) -> str:
+    return "-" if total is None else f"{total:.2f} ms"
+
+
+def chosen_in(report: Report, *, style: str = "simple") -> list[tuple[str, str]]:
+    """(row id, table) of every autoquant row that was measured."""
+    return [
+        (result.id, choice_table(result.measurement.autoquant, style=style))
+        for result in report.results
+        if result.measurement is not None and result.measurement.autoquant
+    ]

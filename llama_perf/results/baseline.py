@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from llama_perf.errors import check_positive
@@ -43,6 +44,11 @@ class BaselineRow:
     processes: tuple[ProcessSamples, ...] | None = None
     recorded: str | None = None
     environment: Environment | None = None
+
+    @property
+    def samples(self) -> Sequence[ProcessSamples | Measurement]:
+        """The figures of each of its processes, at least one."""
+        return self.processes or (self.measurement,)
 
 
 @record

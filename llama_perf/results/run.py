@@ -90,17 +90,15 @@ def read_merged(paths: Sequence[Path]) -> Report:
     first = reports[0]
     if len(reports) == 1:
         return first
-    for path, report in zip(paths, reports, strict=True):
-        changes = first.environment.changes(report.environment, commit=True)
-        if changes:
-            raise RecordError(
-                f"{path}: it does not belong to {paths[0]}: {'; '.join(changes)}"
-            )
     results: dict[str, RowResult] = {}
     comparisons: dict[str, Comparison] = {}
     reference: dict[str, Measurement] = {}
     missing = 0
-    for report in reports:
+    for path, report in zip(paths, reports, strict=True):
+        if changes := first.environment.changes(report.environment, commit=True):
+            raise RecordError(
+                f"{path}: it does not belong to {paths[0]}: {'; '.join(changes)}"
+            )
         for result in report.results:
             known = results.get(result.id)
             if known is None or known.measurement is None:

@@ -8,26 +8,21 @@ row holds.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic_core import CoreSchema, core_schema
 
-from llama_perf.errors import RecordError, SpecError, UserError
+from llama_perf.errors import SpecError, UserError
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.strict_json import from_plain
 
 
 class Limits(dict[str, float]):
-    """Limits by their names in `llama_perf.metrics`; not to be changed once made.
-
-    Raises SpecError for a value that is no limit.
-    """
+    """Limits by their names in `llama_perf.metrics`; SpecError for a wrong one."""
 
     def __init__(
         self, values: Mapping[str, float] | Iterable[tuple[str, float]] = (), /
@@ -65,30 +60,16 @@ class Limits(dict[str, float]):
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProjectLimits:
-    """The limits in a project's `pyproject.toml`."""
-
-    every_row: Limits = field(default_factory=Limits)
-    by_glob: tuple[tuple[str, Limits], ...] = ()
-
-    def of(self, row_id: str) -> Iterator[Limits]:
-        """Those for one row, each of which replaces the ones before it."""
-        yield self.every_row
-        for glob, limits in self.by_glob:
-            if fnmatch.fnmatchcase(row_id, glob):
-                yield limits
+ProjectLimits: TypeAlias = tuple[tuple[str, Limits], ...]
+"""Pairs (glob of row ids, limits); the last that matches a row holds."""
 
 
 def project_limits(pyproject: Path) -> ProjectLimits:
-    """Read a `pyproject.toml`; without the file there are no limits.
-
-    Raises UserError that names the file and the field.
-    """
+    """Read a `pyproject.toml`, if there is one; raises UserError naming the field."""
     try:
         data: dict[str, Any] = tomllib.loads(pyproject.read_text(encoding="utf-8"))
     except OSError:
-        return ProjectLimits()
+        return ()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{pyproject}: not TOML: {error}") from None
     table = data.get("tool", {}).get("llama-perf", {}).get("limits", {})
@@ -96,22 +77,16 @@ def project_limits(pyproject: Path) -> ProjectLimits:
     if not isinstance(table, dict):
         raise UserError(f"{source}: it must be a table")
     globs = {name: value for name, value in table.items() if isinstance(value, dict)}
-    values = {name: value for name, value in table.items() if name not in globs}
-    return ProjectLimits(
-        every_row=_read(values, source),
-        by_glob=tuple(
-            (glob, _read(limits, f"{source}.{glob!r}"))
-            for glob, limits in globs.items()
-        ),
+    every_row = {name: value for name, value in table.items() if name not in globs}
+    of_globs = (
+        (glob, _read(limits, f"{source}.{glob!r}")) for glob, limits in globs.items()
     )
+    return ("*", _read(every_row, source)), *of_globs
 
 
 def _read(table: Mapping[str, Any], source: str) -> Limits:
     check_names(table, source)
-    try:
-        return from_plain(Limits, table, source=source)
-    except RecordError as error:
-        raise UserError(str(error)) from None
+    return from_plain(Limits, table, source=source)
 
 
 def check_names(table: Mapping[str, Any], source: str) -> None:

@@ -45,8 +45,7 @@ ALLOWED = (
     f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
 )
 
-_INT4 = re.compile(r"int4wo-([1-9]\d*)(-hqq)?")
-_UINTX = re.compile(r"uintx-([1-9]\d*)-([1-9]\d*)(-hqq)?")
+_GROUPED = re.compile(r"(?:int4wo|uintx-([1-9]\d*))-([1-9]\d*)(-hqq)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,27 +71,22 @@ class Scheme:
     @classmethod
     def parse(cls, name: str, *, field: str = "quantization") -> Scheme:
         """Parse `name` strictly; raises SpecError naming `field`."""
-        if not isinstance(name, str):
-            raise SpecError(field, name, ALLOWED)
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
-        if match := _INT4.fullmatch(name):
-            group_size = int(match[1])
-            if group_size not in INT4_GROUP_SIZES:
-                sizes = ", ".join(map(str, INT4_GROUP_SIZES))
-                raise SpecError(field, name, f"the group size of int4wo is {sizes}")
-            return cls(
-                name=name, family="int4wo", group_size=group_size, hqq=bool(match[2])
-            )
-        if match := _UINTX.fullmatch(name):
-            bits = int(match[1])
-            if bits not in UINTX_BITS:
-                raise SpecError(field, name, "the bits of uintx are 1 to 8")
-            return cls(
-                name=name,
-                family="uintx",
-                bits=bits,
-                group_size=int(match[2]),
-                hqq=bool(match[3]),
-            )
-        raise SpecError(field, name, ALLOWED)
+        match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
+        if match is None:
+            raise SpecError(field, name, ALLOWED)
+        bits = None if match[1] is None else int(match[1])
+        group_size = int(match[2])
+        if bits is None and group_size not in INT4_GROUP_SIZES:
+            sizes = ", ".join(map(str, INT4_GROUP_SIZES))
+            raise SpecError(field, name, f"the group size of int4wo is {sizes}")
+        if bits is not None and bits not in UINTX_BITS:
+            raise SpecError(field, name, "the bits of uintx are 1 to 8")
+        return cls(
+            name=name,
+            family="int4wo" if bits is None else "uintx",
+            bits=bits,
+            group_size=group_size,
+            hqq=match[3] is not None,
+        )

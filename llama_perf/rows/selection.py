@@ -27,11 +27,8 @@ DEFAULT_SETS = {device: device for device in DEVICES}
 
 def set_names() -> list[str]:
     """The names of the sets that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in files(__package__).iterdir()
-        if entry.name.endswith(".toml")
-    )
+    names = (Path(entry.name) for entry in files(__package__).iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".toml")
 
 
 def load_set(name: str) -> list[RowSpec]:
@@ -71,15 +68,13 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
         raise RowFileError(f"{source}: defaults: it must be a table, [defaults]")
     if not isinstance(tables, list) or not tables:
         raise RowFileError(f"{source}: it has no rows; write them as [[row]] tables")
-    rows = [
-        _row(defaults, table, source=f"{source}: row {number}")
-        for number, table in enumerate(tables, start=1)
-    ]
+    numbered = enumerate(tables, start=1)
+    rows = [_row(defaults, one, f"{source}: row {number}") for number, one in numbered]
     check_unique(rows, source=source)
     return rows
 
 
-def _row(defaults: dict[str, Any], table: object, *, source: str) -> RowSpec:
+def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
     if not isinstance(table, dict):
         raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
     fields = {**defaults, **table}
@@ -103,11 +98,10 @@ def check_unique(rows: Iterable[RowSpec], *, source: str) -> None:
     """Raise RowFileError if two rows have the same id."""
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if row.id in numbers:
+        if (first := numbers.setdefault(row.id, number)) != number:
             raise RowFileError(
-                f"{source}: rows {numbers[row.id]} and {number} have one id, {row.id!r}"
+                f"{source}: rows {first} and {number} have one id, {row.id!r}"
             )
-        numbers[row.id] = number
 
 
 def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
@@ -115,36 +109,20 @@ def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
 
     Raises SpecError for a glob that matches no row.
     """
-    if not globs:
-        return list(rows)
     for glob in globs:
         if not any(fnmatch.fnmatchcase(row.id, glob) for row in rows):
             raise SpecError("row", glob, "no id matches; `llama-perf rows` lists them")
+    wanted = globs or ["*"]
     return [
-        row for row in rows if any(fnmatch.fnmatchcase(row.id, glob) for glob in globs)
+        row for row in rows if any(fnmatch.fnmatchcase(row.id, glob) for glob in wanted)
     ]
-
-
-def load(
-    *, set_name: str | None, file: Path | None, globs: Sequence[str]
-) -> list[RowSpec]:
-    """The rows that a command's `--set`, `--rows` and `--row` ask for."""
-    if set_name is not None and file is not None:
-        raise SpecError("rows", str(file), "give --rows or --set, not both")
-    if file is not None:
-        return select(load_file(file), globs)
-    assert set_name is not None, "a caller without a file chooses the set"
-    return select(load_set(set_name), globs)
 
 
 def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:
     """The part "I/N" of some rows: every N-th from the I-th on; raises SpecError."""
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
-    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count <= len(rows):
-        raise SpecError(
-            "shard",
-            text,
-            f"allowed: I/N, I from 1 to N and N up to the {len(rows)} rows selected",
-        )
+        allowed = f"I from 1 to N and N up to the {len(rows)} rows selected"
+        raise SpecError("shard", text, f"allowed: I/N, {allowed}")
     return list(rows[number - 1 :: count])

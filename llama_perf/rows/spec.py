@@ -87,27 +87,36 @@ class RowSpec:
         if self.quantization is not None:
             Scheme.parse(self.quantization)
         elif self.kernels == "torchao":
-            raise SpecError(
-                "kernels", self.kernels, "an unquantized row has no torchao kernels"
-            )
-        _check_choice("kernels", self.kernels, KERNELS)
+            need = "an unquantized row has no torchao kernels"
+            raise SpecError("kernels", self.kernels, need)
+        check_choice("kernels", self.kernels, KERNELS)
         check_attention(self.attention)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
-        _check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
-        _check_choice("device", self.device, DEVICES)
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SpecError(name, value, "allowed: 1 or more")
-        if self.fill < 0:
-            raise SpecError("fill", self.fill, "allowed: 0 or more")
+        check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
+        check_choice("device", self.device, DEVICES)
+        for name in (*_POSITIVE, "fill"):
+            value, least = getattr(self, name), int(name != "fill")
+            if value is not None and value < least:
+                raise SpecError(name, value, f"allowed: {least} or more")
         check_sampling(temperature=self.temperature, top_k=self.top_k)
         issue = self.upstream_issue
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
-        self._check_flags()
+        small, gpu = self.batch_size <= FUSED_TOKENS, self.device == "cuda"
+        for name, fulfilled, need in (
+            ("capture", gpu, "a CUDA graph needs device 'cuda'"),
+            ("compile_prefill", self.compile, "it needs compile = true"),
+            ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
+            ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
+            ("fused", gpu, "the fused kernels need device 'cuda'"),
+            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
+            ("fused", self.attention == "decode", "it needs attention = 'decode'"),
+            ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
+        ):
+            if getattr(self, name) and not fulfilled:
+                raise SpecError(name, True, need)
         if self.cache_size is not None and self.cache_size < self.positions:
             raise SpecError(
                 "cache_size",
@@ -115,26 +124,6 @@ class RowSpec:
                 f"the row needs {self.positions} positions: fill {self.fill}"
                 f" + prompt {self.prompt_length} + {self.max_new_tokens} new tokens",
             )
-
-    def _check_flags(self) -> None:
-        """Raise SpecError for a flag without the field that it needs."""
-        needs = [
-            ("capture", self.device == "cuda", "a CUDA graph needs device 'cuda'"),
-            ("compile_prefill", self.compile, "it needs compile = true"),
-            ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
-            ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
-            ("fused", self.device == "cuda", "the fused kernels need device 'cuda'"),
-            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
-            ("fused", self.attention == "decode", "it needs attention = 'decode'"),
-            (
-                "fused",
-                self.batch_size <= FUSED_TOKENS,
-                f"it needs a batch_size of at most {FUSED_TOKENS}",
-            ),
-        ]
-        for name, fulfilled, need in needs:
-            if getattr(self, name) and not fulfilled:
-                raise SpecError(name, True, need)
 
     @property
     def positions(self) -> int:
@@ -166,13 +155,11 @@ class RowSpec:
         if self.device != _DEFAULTS["device"]:
             tokens.append(self.device)
         tokens.append("compile" if self.compile else "eager")
-        for name, token in _FLAG_TOKENS.items():
-            if getattr(self, name):
-                tokens.append(token.format(self.kv_cache))
-        for name, token in _VALUE_TOKENS.items():
+        for name, form in _TOKENS.items():
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
-                tokens.append(f"{token}-{_token(value)}")
+                kind = self.kv_cache if name == "kv_cache_quantization" else value
+                tokens.append(form.format(_token(kind)))
         return ".".join(tokens)
 
     @property
@@ -189,11 +176,7 @@ class RowSpec:
 
     @property
     def reference_key(self) -> tuple[Any, ...]:
-        """The fields that identify a row of the reference table.
-
-        It leaves out the device and the fields that the table does not have (kernels,
-        attention, capture, fused), so a row here has the key of its counterpart there.
-        """
+        """The fields of a row that the reference table has, but for the device."""
         return tuple(
             value.lower() if name == "model" else value
             for name, value in self._work.items()
@@ -211,7 +194,7 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
 
 def check_attention(attention: str) -> None:
     """Raise SpecError unless there is such an attention path."""
-    _check_choice("attention", attention, ATTENTIONS)
+    check_choice("attention", attention, ATTENTIONS)
 
 
 def cache_kind(quantization: bool | str) -> str | None:
@@ -227,9 +210,10 @@ def cache_kind(quantization: bool | str) -> str | None:
     return quantization
 
 
-def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SpecError(field, value, f"allowed: {', '.join(allowed)}")
+        raise SpecError(field, value, f"allowed: {', '.join(map(str, allowed))}")
 
 
 def _token(value: float | str | None) -> str:
@@ -239,23 +223,21 @@ def _token(value: float | str | None) -> str:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
-_FLAG_TOKENS = {
+_TOKENS = {
     "capture": "capture",
     "fused": "fused",
     "compile_prefill": "compile-prefill",
     "kv_cache_quantization": "kv-{}",
     "linear_causal_mask": "linear-mask",
     "ragged": "ragged",
-}
-_VALUE_TOKENS = {
-    "attention": "attention",
-    "cache_size": "cache",
-    "fill": "fill",
-    "prefill_chunk": "chunk",
-    "batch_size": "batch",
-    "prompt_length": "prompt",
-    "max_new_tokens": "new",
-    "num_samples": "samples",
-    "top_k": "topk",
-    "temperature": "temp",
+    "attention": "attention-{}",
+    "cache_size": "cache-{}",
+    "fill": "fill-{}",
+    "prefill_chunk": "chunk-{}",
+    "batch_size": "batch-{}",
+    "prompt_length": "prompt-{}",
+    "max_new_tokens": "new-{}",
+    "num_samples": "samples-{}",
+    "top_k": "topk-{}",
+    "temperature": "temp-{}",
 }

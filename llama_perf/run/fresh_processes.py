@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llama_perf.errors import RecordError
-from llama_perf.gate.confirmation import Trial
+from llama_perf.gate.judgements import Trial
 from llama_perf.gate.thresholds import THRESHOLDS
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status

@@ -37,7 +37,7 @@ def _option(text: str, metavar: str | None = None, **keywords: Any) -> Any:
     return field(default=() if default == [] else default, metadata=keywords)
 
 
-def _switch(text: str) -> Any:
+def _flag(text: str) -> Any:
     return _option(text, default=False, action="store_true")
 
 
@@ -89,10 +89,8 @@ class RunRequest:
         "SECONDS",
         type=float,
     )
-    wait: bool = _switch(
-        "if another run uses the device, wait for it instead of failing"
-    )
-    compare: bool = _switch(
+    wait: bool = _flag("if another run uses the device, wait for it instead of failing")
+    compare: bool = _flag(
         "compare with this device's baseline; a row that looks slower or larger runs"
         " again in fresh processes before it fails"
     )
@@ -109,7 +107,7 @@ class RunRequest:
         " reported (report)",
         **_FAIL_OR_REPORT,
     )
-    no_confirm: bool = _switch(
+    no_confirm: bool = _flag(
         "with a comparison, start no fresh processes: a row that looks slower or larger"
         " is UNDECIDED"
     )
@@ -123,7 +121,7 @@ class RunRequest:
         " .llama-perf/last.json; the command line: '-' prints them as the last line)",
         "FILE",
     )
-    resume: bool = _switch(
+    resume: bool = _flag(
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again"
     )
@@ -145,7 +143,7 @@ class RunRequest:
         "GLOB",
     )
     print_results: bool = False
-    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    limits: ProjectLimits = ()
 
     def __post_init__(self) -> None:
         limits = {"row-timeout": self.row_timeout, "time-budget": self.time_budget}
@@ -172,7 +170,12 @@ class RunRequest:
 
     def all_rows(self) -> list[RowSpec]:
         """Every row of the set or file; raises UserError."""
-        return selection.load(set_name=self.named_set, file=self.rows, globs=())
+        file = self.rows
+        if file is None:
+            return selection.load_set(str(self.named_set))
+        if self.set is not None:
+            raise SpecError("rows", str(file), "give --rows or --set, not both")
+        return selection.load_file(file)
 
     def selected(self, rows: Sequence[RowSpec] | None = None) -> list[RowSpec]:
         """The rows, or those among `rows`, that globs and shard select.

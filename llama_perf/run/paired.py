@@ -11,19 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 from llama_perf.gate import baselines
-from llama_perf.gate.judge_memory import compare_peak, stored_peak
-from llama_perf.gate.judge_speed import JudgedSpeed
-from llama_perf.gate.limits import describe, limits_of, metric_change
-from llama_perf.gate.noise import Spread, between_processes, shrunk
+from llama_perf.gate.judgements import (
+    Judgement,
+    compare_peak,
+    describe,
+    limits_of,
+    metric_change,
+    stored_peak,
+)
 from llama_perf.gate.thresholds import (
-    THRESHOLDS,
+    Spread,
     as_share,
+    between_processes,
     confirm_pairs_limit,
-    geometric_mean,
     log_loss,
+    shrunk,
 )
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
@@ -115,10 +120,7 @@ def measure_pairs(
 
 
 def compare_pairs(
-    measured: Sequence[Pairs],
-    *,
-    missing_fails: bool = True,
-    limits: ProjectLimits | None = None,
+    measured: Sequence[Pairs], *, missing_fails: bool = True, limits: ProjectLimits = ()
 ) -> list[tuple[RowResult, Comparison]]:
     """The head's result and a verdict for each row.
 
@@ -149,17 +151,16 @@ def _judged(
         baselines.baseline_row(pairs.row, *pairs.measurements(side)) for side in SIDES
     )
     losses = pairs.losses
-    thresholds = replace(THRESHOLDS, min_loss=limits["least_loss"])
-    loss, limit = fmean(losses), confirm_pairs_limit(spread, len(losses), thresholds)
+    loss = fmean(losses)
+    limit = confirm_pairs_limit(spread, len(losses), limits["least_loss"])
     change = metric_change(
         TOK_S.title,
         geometric_mean(pairs.rates("base")),
         geometric_mean(pairs.rates("head")),
         as_share(limit),
-        more_is_better=TOK_S.more_is_better,
     )
     slower = sum(loss > 0 for loss in losses)
-    speed = JudgedSpeed(
+    speed = Judgement(
         changes=(replace(change, worse=loss > limit),),
         reason=f"{describe(change)}; {len(losses)} pairs, head slower in {slower}",
         faster=-loss > limit,

@@ -22,7 +22,7 @@ def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:
     options = ("--verify", "--end-of-options")
     done = _git(root, "rev-parse", *options, f"{revision}^{{commit}}")
     if done.returncode != 0:
-        reason = _last_line(done.stderr)
+        reason = done.stderr.strip().rpartition("\n")[2]
         raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
     return done.stdout.split()[-1]
 
@@ -41,7 +41,8 @@ def checked_out(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
         folder = Path(name) / "checkout"
         added = _git(root, "worktree", "add", "--detach", str(folder), commit)
         if added.returncode != 0:
-            raise UserError(f"base: {commit}: {_last_line(added.stderr)}")
+            reason = added.stderr.strip().rpartition("\n")[2]
+            raise UserError(f"base: {commit}: {reason}")
         try:
             yield folder
         finally:
@@ -54,7 +55,3 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError("base: git is not installed") from None
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["git gave no reason"])[-1]

@@ -7,6 +7,7 @@ other processes, and no baseline.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 
@@ -25,7 +26,7 @@ from llama_perf.measure.timing import (
     without_retained,
 )
 from llama_perf.results.environment import Environment
-from llama_perf.results.measurement import Ceiling, Measurement
+from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
@@ -43,13 +44,8 @@ class Session:
         # With TF32, a row of float32 would do other work than its name says.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)
-        self._ceilings: dict[str, Ceiling] = {}
-
-    def ceiling(self, device: torch.device) -> Ceiling:
-        """The device's bandwidth and other limits, measured once."""
-        if device.type not in self._ceilings:
-            self._ceilings[device.type] = measure_ceiling(device)
-        return self._ceilings[device.type]
+        self.ceiling = cache(measure_ceiling)
+        """A device's bandwidth and other limits, measured once."""
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None

@@ -103,27 +103,20 @@ class Worker:
         """
         begin = os.fstat(self._output.fileno()).st_size
         try:
-            self._send(row)
-            return self._wait(row, begin, progress)
+            self._process = process = self._process or self._start()
+            self._send(process, row)
+            ended = self._wait(process, row, progress)
         except BaseException:
             self.kill()
             raise
-
-    def _send(self, row: RowSpec) -> None:
-        checkpoints = self._options.checkpoints
-        task = WorkerTask(
-            row=row,
-            devices=self._devices,
-            checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
-            slowdowns=self._options.inject_slowdown,
-            damages=self._options.inject_damage,
-        )
-        self._process = self._process or self._start()
-        assert self._process.stdin is not None, "started with a pipe"
-        # If the process has ended, `_wait` reports how.
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(to_line(task).encode() + b"\n")
-            self._process.stdin.flush()
+        if isinstance(ended, WorkerResult):
+            return ended
+        text = os.pread(self._output.fileno(), 1 << 20, begin).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        tail = " | ".join(lines[-_TAIL_LINES:]) or "no output"
+        reason = f"its process {ended}: {tail}"
+        result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+        return WorkerResult(result=result, environment=None)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._replies, replies_end = os.pipe()
@@ -140,7 +133,25 @@ class Worker:
         finally:
             os.close(replies_end)
 
-    def _wait(self, row: RowSpec, begin: int, progress: Progress) -> WorkerResult:
+    def _send(self, process: subprocess.Popen[bytes], row: RowSpec) -> None:
+        checkpoints = self._options.checkpoints
+        task = WorkerTask(
+            row=row,
+            devices=self._devices,
+            checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
+            slowdowns=self._options.inject_slowdown,
+            damages=self._options.inject_damage,
+        )
+        assert process.stdin is not None, "started with a pipe"
+        # If the process has ended, `_wait` reports how.
+        with suppress(BrokenPipeError):
+            process.stdin.write(to_line(task).encode() + b"\n")
+            process.stdin.flush()
+
+    def _wait(
+        self, process: subprocess.Popen[bytes], row: RowSpec, progress: Progress
+    ) -> WorkerResult | str:
+        """The result, or how the process ended without one."""
         limit = self._options.row_timeout
         deadline = math.inf if limit is None else time.monotonic() + limit
         while True:
@@ -153,43 +164,21 @@ class Worker:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 self.kill()
-                ending = f"was ended after {limit:g} s (row-timeout)"
-            elif self._receive(min(left_s, _POLL_S)):
-                continue
-            else:
-                ending = self._ending()
-            output = os.pread(self._output.fileno(), 1 << 20, begin)
-            shown = [
-                text.strip() for text in output.decode(errors="replace").splitlines()
-            ]
-            tail = " | ".join([text for text in shown if text][-_TAIL_LINES:])
-            result = RowResult(
-                id=row.id,
-                row=row,
-                status=Status.INVALID,
-                reason=f"its process {ending}: {tail or 'no output'}",
-            )
-            return WorkerResult(result=result, environment=None)
-
-    def _receive(self, seconds: float) -> bool:
-        """Wait that long for a reply; False where no reply can come any more."""
-        assert self._process is not None, "started before it is waited for"
-        alive = self._process.poll() is None
-        # A process that ended may have replied before.
-        if select.select([self._replies], [], [], seconds if alive else 0)[0]:
-            part = os.read(self._replies, 1 << 16)
+                return f"was ended after {limit:g} s (row-timeout)"
+            alive = process.poll() is None
+            # A process that ended may have replied before.
+            seconds = min(left_s, _POLL_S) if alive else 0
+            ready = select.select([self._replies], [], [], seconds)[0]
+            part = os.read(self._replies, 1 << 16) if ready else b""
             self._received += part
-            return bool(part)
-        return alive
-
-    def _ending(self) -> str:
-        assert self._process is not None, "started before it is waited for"
+            # It ended or closed its pipe: no reply can come any more.
+            if not part and (ready or not alive):
+                break
         try:
-            code = self._process.wait(_GRACE_S)
+            code = process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
-            # It closed its pipe and does not end.
             self.kill()
-            code = self._process.wait()
+            code = process.wait()
         if code == -signal.SIGKILL:
             return "was ended by signal 9, as a system out of memory does"
         return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

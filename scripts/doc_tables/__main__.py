@@ -9,22 +9,30 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from operator import attrgetter
 
 from scripts.doc_tables.document import Table, replace_between
 
 # Imported when asked for: most of them load a model's libraries, some only torch.
 TABLES = {
-    "closeness": "scripts.doc_tables.closeness:tables",
-    "redraws": "scripts.doc_tables.closeness:redraw_tables",
-    "caches": "scripts.doc_tables.caches:tables",
-    "twins": "scripts.doc_tables.twins:tables",
-    "operators": "scripts.doc_tables.operators:tables",
+    "closeness": "scripts.doc_tables.closeness:TABLE.tables",
+    "redraws": "scripts.doc_tables.closeness:REDRAWS.tables",
+    "caches": "scripts.doc_tables.caches:TABLE.tables",
+    "twins": "scripts.doc_tables.twins:TABLE.tables",
+    "operators": "scripts.doc_tables.operators:TABLE.tables",
     "sizes": "scripts.doc_tables.sizes:tables",
-    "performance": "scripts.doc_tables.performance:tables",
-    "limits": "scripts.doc_tables.limits:tables",
+    "performance": "scripts.doc_tables.stored:performance",
+    "limits": "scripts.doc_tables.stored:limits",
     "gate": "scripts.studies.gate_simulation:tables",
 }
 """Functions that compute tables, with the rows that are named, or all of them, anew."""
+
+
+def compute(table: str, names: list[str]) -> list[Table]:
+    """The tables of that name; exits with a line if one of `names` is no row of it."""
+    module, _, function = TABLES[table].partition(":")
+    tables: list[Table] = attrgetter(function)(import_module(module))(names)
+    return tables
 
 
 def main() -> str | None:
@@ -41,8 +49,7 @@ def main() -> str | None:
         "--write", action="store_true", help="replace the table in the document"
     )
     arguments = parser.parse_args()
-    module, _, function = TABLES[arguments.table].partition(":")
-    tables: list[Table] = getattr(import_module(module), function)(arguments.rows)
+    tables = compute(arguments.table, arguments.rows)
     for table in tables:
         print(table.text)
         if arguments.write:

@@ -8,42 +8,33 @@ Keys and values are rounded as activations are, so limits are those of `redraws`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.kv_cache import KVCache
-from scripts.doc_tables.closeness import FIGURES, Limits
-from scripts.doc_tables.document import Table, github_table, place, select
+from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved
+from scripts.doc_tables.document import RowTable, place
 from scripts.doc_tables.figures import Closeness, closeness
-from scripts.doc_tables.redraws import DRAWS, Redraws, moved
 from scripts.doc_tables.smollm2 import smollm2_path, unquantized
 
-PLACE = place("correctness.md", "caches")
 LENGTH, CHUNK = 2048, 512
 # Mean and standard deviation of 16 draws.
-REDRAWN: Mapping[str, Redraws] = {
+REDRAWN = {
     "int8": Redraws(
-        signal_to_noise_db=(40.31, 0.15),
-        kl_nats=(0.00089, 0.00004),
-        top1=(0.9844, 0.0011),
-        perplexity_change=(0.0006, 0.0008),
+        Closeness(40.31, 0.00089, 0.9844, 0.0006),
+        Closeness(0.15, 0.00004, 0.0011, 0.0008),
     ),
     "fp8": Redraws(
-        signal_to_noise_db=(31.17, 0.16),
-        kl_nats=(0.00843, 0.00035),
-        top1=(0.9628, 0.0023),
-        perplexity_change=(0.0050, 0.0015),
+        Closeness(31.17, 0.00843, 0.9628, 0.0050),
+        Closeness(0.16, 0.00035, 0.0023, 0.0015),
     ),
 }
-LIMITS: Mapping[str, Limits] = {
-    kind: Limits.over(redraws) for kind, redraws in REDRAWN.items()
-}
+LIMITS = {kind: Limits.over(redraws) for kind, redraws in REDRAWN.items()}
 
 
 @cache
@@ -88,34 +79,24 @@ def compared(kind: str) -> Closeness:
     return closeness(logits_with_cache(None), logits_with_cache(kind), long_tokens())
 
 
-def redraw(kind: str, count: int = DRAWS) -> Redraws:
-    """Draw the errors of a cache of that kind `count` times."""
+def cells(kind: str, redraws: Redraws) -> list[str]:
+    """As the table has them, each with its limit."""
+    return LIMITS[kind].beside(redraws.cells(".2f", ".5f", ".4f", ".2%"))
+
+
+def _draw(kind: str) -> tuple[list[str], list[str]]:
+    """Draw the errors of a cache of that kind many times."""
     exact, ids = logits_with_cache(None), long_tokens()
-    return Redraws.of(
-        [
-            closeness(exact, logits_with_cache.__wrapped__(kind), ids)
-            for _ in moved(unquantized().tok_embeddings.weight, count)
-        ]
-    )
+    draws = [
+        closeness(exact, logits_with_cache.__wrapped__(kind), ids)
+        for _ in moved(unquantized().tok_embeddings.weight, DRAWS)
+    ]
+    return cells(kind, Redraws.of(draws)), []
 
 
-def tables(names: Sequence[str]) -> list[Table]:
-    """The table of caches, with the kinds `names` drawn anew."""
-    drawn = {kind: redraw(kind) for kind in select(names, LIMITS)}
-    return [Table(place=PLACE, text=markdown(drawn))]
-
-
-def markdown(drawn: Mapping[str, Redraws]) -> str:
-    """The document's table; a kind that is not in `drawn` has those of the limits."""
-    return github_table(
-        (
-            _cells(kind, drawn.get(kind, redraws), LIMITS[kind])
-            for kind, redraws in REDRAWN.items()
-        ),
-        ("cache", *FIGURES),
-    )
-
-
-def _cells(kind: str, redraws: Redraws, limits: Limits) -> list[str]:
-    pairs = zip(redraws.cells((2, 5, 4, 2)), limits.cells(), strict=True)
-    return [kind, *(cell for pair in pairs for cell in pair)]
+TABLE = RowTable(
+    place=place("correctness.md", "caches"),
+    headers=("cache", *FIGURES),
+    keys=[(kind,) for kind in REDRAWN],
+    draw=_draw,
+)

@@ -1,163 +1,157 @@
 """Limits of closeness for every scheme, and two tables of docs/correctness.md.
 
-A scheme that rounds only weights has the same figures on every processor: `redraws.py`
-says why. Its limits in `closeness_limits.csv` are the measured figures with a margin
-for other versions of libraries: 1.5 dB, half as much KL divergence again, and two
-standard errors over the n tokens compared for top-1 agreement and perplexity. These
-errors are sqrt(p (1 - p) / n) for an agreement of p, and sqrt(2 KL / n) for the
-perplexity: the log of the ratio of two close distributions has a variance of twice
-their divergence. Where the perplexity grows a hundredfold, as from pruning, they are
-errors of its logarithm.
+A scheme that rounds only weights has the same figures on every processor. Its limits in
+`closeness_limits.csv` are the measured figures with a margin for other versions of
+libraries: 1.5 dB, half as much KL divergence again, and two standard errors over the n
+tokens compared for top-1 agreement and perplexity. These errors are
+sqrt(p (1 - p) / n) for an agreement of p, and sqrt(2 KL / n) for the perplexity: the
+log of the ratio of two close distributions has a variance of twice their divergence.
+Where the perplexity grows a hundredfold, as from pruning, they are errors of its
+logarithm.
 
-A scheme that rounds activations draws its errors anew on each processor. Its limits are
-the mean of many such draws (`redraws.csv`), moved by `DEVIATIONS` standard deviations.
+A scheme that rounds activations draws its errors anew on each processor. Two processors
+add the same numbers in two orders, so that their activations differ in the last bits.
+With weights alone rounded the logits are then the same to 1e-6; rounded activations
+turn over some of the codes in every layer, and each turned code turns over others after
+it. Here one processor draws them many times (`redraws.csv`): each draw moves the
+embedding by up to a float32 rounding. The limits are the mean of these draws, moved by
+`DEVIATIONS` standard deviations.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
+from unittest.mock import patch
 
-from scripts.doc_tables.document import (
-    Table,
-    github_table,
-    place,
-    rows_between,
-    select,
-    show_progress,
-)
-from scripts.doc_tables.figures import Closeness
-from scripts.doc_tables.redraws import DEVIATIONS, Redraws, redraw
-from scripts.doc_tables.smollm2 import scheme_figures
+import numpy as np
+import torch
 
-PLACE = place("correctness.md", "closeness")
-REDRAWS_PLACE = place("correctness.md", "redraws")
-FIGURES = (
-    "dB",
-    "at least",
-    "KL (nats)",
-    "at most",
-    "top-1",
-    "at least",
-    "perplexity",
-    "within",
-)
+from scripts.doc_tables.document import Key, RowTable, place
+from scripts.doc_tables.figures import Closeness, exact_int_mm
+from scripts.doc_tables.smollm2 import compared, quantized, scheme_figures
+
+FIGURES = ["dB", "at least", "KL (nats)", "at most", "top-1", "at least"]
+FIGURES += ["perplexity", "within"]
 """The headers of each figure and of its limit."""
-_HEADERS = ("scheme", "kernels", "compared with", "tokens", *FIGURES)
+# Figures must not be below (-1) or above (1) their limits, which are whole steps.
+_SIGNS, _STEPS = np.array((-1, 1, -1, 1)), np.array((1e-1, 1e-4, 1e-2, 1e-3))
+DRAWS = 16
+# The mean and the deviation of 16 draws are themselves uncertain: of a normal
+# distribution, with 95 % confidence one draw in 50 000 at most is further off than this
+# (its tolerance interval).
+DEVIATIONS = 6.0
+# What a weight of about 1 changes by where its last bit does.
+_LAST_BIT = 2.0**-22
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """The smallest or largest figures that a scheme may have, in units of `Closeness`.
+class Redraws(NamedTuple):
+    """Mean and standard deviation of each figure over many draws."""
+
+    means: Closeness
+    deviations: Closeness
+
+    @classmethod
+    def of(cls, draws: list[Closeness]) -> Redraws:
+        """Of several draws."""
+        figures = torch.tensor(draws, dtype=torch.float64)
+        parts = figures.mean(0).tolist(), figures.std(0).tolist()
+        return cls(*(Closeness(*part) for part in parts))
+
+    def cells(self, *formats: str) -> list[str]:
+        """Mean and deviation of each figure, such as 0.868 (0.012) for ".3f"."""
+        return [
+            f"{mean:{'+' * form.endswith('%')}{form}} ({deviation:{form}})"
+            for mean, deviation, form in zip(*self, formats, strict=True)
+        ]
+
+
+class Limits(NamedTuple):
+    """The smallest or largest figures that a scheme may have.
 
     `length`: the number of tokens of the fixed text that are compared; None for all.
     """
 
-    min_db: float
-    max_kl_nats: float
-    min_top1: float
-    max_perplexity_change: float
+    edges: Closeness
     length: int | None = None
 
     @classmethod
     def over(cls, redraws: Redraws) -> Limits:
         """Limits that hold on every processor, rounded away from the mean."""
-
-        def beyond(figure: tuple[float, float], sign: int, places: int) -> float:
-            mean, deviation = figure
-            edge = mean + sign * DEVIATIONS * deviation
-            # An error in the last bit of a float is no step further.
-            steps = round(edge * 10**places * sign, 6)
-            return float(sign * math.ceil(steps) / 10**places)
-
-        mean, deviation = redraws.perplexity_change
-        return cls(
-            min_db=beyond(redraws.signal_to_noise_db, -1, 1),
-            max_kl_nats=beyond(redraws.kl_nats, 1, 4),
-            min_top1=beyond(redraws.top1, -1, 2),
-            max_perplexity_change=beyond((abs(mean), deviation), 1, 3),
-        )
+        means = np.array(_magnitudes(redraws.means))
+        beyond = _SIGNS * means + DEVIATIONS * np.array(redraws.deviations)
+        # An error in the last bit of a float is no step further.
+        steps = np.ceil(np.round(beyond / _STEPS, 6))
+        return cls(Closeness(*(_SIGNS * steps * _STEPS).round(6).tolist()))
 
     def broken_by(self, figures: Closeness) -> list[str]:
         """The limits that `figures` break, in words; empty if all of them hold."""
-        change = abs(figures.perplexity_change)
-        checks = [
-            (figures.signal_to_noise_db >= self.min_db, "dB", self.min_db),
-            (figures.kl_nats <= self.max_kl_nats, "KL", self.max_kl_nats),
-            (figures.top1 >= self.min_top1, "top-1", self.min_top1),
-            (
-                change <= self.max_perplexity_change,
-                "perplexity",
-                self.max_perplexity_change,
-            ),
-        ]
+        magnitudes = _magnitudes(figures)
         return [
-            f"{name} limit {limit}: {figures}" for ok, name, limit in checks if not ok
+            f"{name} limit {edge}: {figures}"
+            for name, sign, edge, figure in zip(
+                FIGURES[::2], _SIGNS, self.edges, magnitudes, strict=True
+            )
+            if not sign * figure <= sign * edge
         ]
 
-    def cells(self) -> tuple[str, str, str, str]:
+    def cells(self) -> list[str]:
         """The limits as the document has them."""
-        return (
-            f"{self.min_db:.1f}",
-            f"{self.max_kl_nats:.4f}",
-            f"{self.min_top1:.2f}",
-            f"{self.max_perplexity_change:.1%}",
-        )
+        return "{:.1f} {:.4f} {:.2f} {:.1%}".format(*self.edges).split()
+
+    def beside(self, figures: Iterable[str]) -> list[str]:
+        """The texts of figures, each with its limit."""
+        return list(chain(*zip(figures, self.cells(), strict=True)))
 
 
-Key: TypeAlias = tuple[str, str, str]
-"""(scheme, kernels, the model that they are compared with): a row of the table."""
+def _magnitudes(figures: Closeness) -> Closeness:
+    return figures._replace(perplexity_change=abs(figures.perplexity_change))
 
 
-def _lines(name: str) -> Iterator[dict[str, str]]:
-    with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+def moved(weight: torch.Tensor, count: int) -> Iterator[None]:
+    """Move `weight` by up to its last bit, `count` times; the first time not at all."""
+    original = weight.detach().clone()
+    # torchao's int8dq as an exact `_int_mm` has it: see `smollm2`.
+    with patch("torch._int_mm", exact_int_mm):
+        for number in range(count):
+            generator = torch.Generator().manual_seed(number)
+            noise = torch.rand(original.shape, generator=generator) * 2 - 1
+            weight.data.copy_(original * (1 + noise * _LAST_BIT * (number > 0)))
+            yield
+    weight.data.copy_(original)
 
 
-def _redraws_of(line: dict[str, str]) -> Redraws:
-    def pair(figure: str) -> tuple[float, float]:
-        return float(line[figure]), float(line[f"{figure}_deviation"])
+def _lines(name: str) -> list[list[str]]:
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return list(csv.reader(text.splitlines()))[1:]
 
-    return Redraws(
-        signal_to_noise_db=pair("db"),
-        kl_nats=pair("kl_nats"),
-        top1=pair("top1"),
-        perplexity_change=pair("perplexity_change"),
+
+def _limits_of(key: Key, edges: Sequence[str], length: str) -> Limits:
+    if not edges[0]:
+        return Limits.over(REDRAWN[key[:2]])
+    return Limits(Closeness(*map(float, edges)), int(length) if length else None)
+
+
+REDRAWN: Mapping[Key, Redraws] = {
+    (scheme, kernels): Redraws(
+        Closeness(*map(float, figures[::2])), Closeness(*map(float, figures[1::2]))
     )
-
-
-def _limits_of(line: dict[str, str]) -> Limits:
-    if not line["min_db"]:
-        return Limits.over(REDRAWN[line["scheme"], line["kernels"]])
-    return Limits(
-        min_db=float(line["min_db"]),
-        max_kl_nats=float(line["max_kl_nats"]),
-        min_top1=float(line["min_top1"]),
-        max_perplexity_change=float(line["max_perplexity_change"]),
-        length=int(line["tokens"]) if line["tokens"] else None,
-    )
-
-
-REDRAWN: Mapping[tuple[str, str], Redraws] = {
-    (line["scheme"], line["kernels"]): _redraws_of(line)
-    for line in _lines("redraws.csv")
+    for scheme, kernels, *figures in _lines("redraws.csv")
 }
 # SmolLM2's K of 576 and 1536 admits groups of 32 and 64. torchao's int4 takes a CPU as
 # long for each token of a text as for a step of decoding, so it and its native twins
 # are compared on the first tokens only. Pruning without training hurts by itself, so a
 # pruned scheme is also compared with the pruned model.
 ROWS: Mapping[Key, Limits] = {
-    (line["scheme"], line["kernels"], line["reference"]): _limits_of(line)
+    tuple(line[:3]): _limits_of(tuple(line[:3]), line[3:7], line[7])
     for line in _lines("closeness_limits.csv")
 }
-LIMITS: Mapping[tuple[str, str], Limits] = {
-    (scheme, kernels): limits
-    for (scheme, kernels, reference), limits in ROWS.items()
-    if reference == "unquantized"
+"""By (scheme, kernels, the model that they are compared with)."""
+LIMITS: Mapping[Key, Limits] = {
+    key[:2]: limits for key, limits in ROWS.items() if key[2] == "unquantized"
 }
 DEFAULT = LIMITS["uintx-4-64", "native"]
 """The limits of a scheme that has none in closeness_limits.csv."""
@@ -165,81 +159,41 @@ DEFAULT = LIMITS["uintx-4-64", "native"]
 SLOW = {("int4wo-32-hqq", "torchao"), ("int4wo-64-hqq", "torchao")}
 
 
-def tables(names: Sequence[str]) -> list[Table]:
-    """The table of closeness, with the rows of the schemes `names` measured anew."""
-    schemes = select(names, {scheme for scheme, _, _ in ROWS})
-    rows = {key: limits for key, limits in ROWS.items() if key[0] in schemes}
-    measured = {}
-    for (scheme, kernels, reference), limits in rows.items():
-        show_progress(f"{scheme} ({kernels}), compared with the {reference} model")
-        figures = scheme_figures(scheme, kernels, limits.length, reference)
-        measured[scheme, kernels, reference] = figures.closeness
-    problems = [
-        f"{'.'.join(key)}: {problem}"
-        for key, limits in rows.items()
-        for problem in limits.broken_by(measured[key])
-    ]
-    return [Table(place=PLACE, text=markdown(measured), problems=problems)]
-
-
-def redraw_tables(names: Sequence[str]) -> list[Table]:
-    """The table of redraws, with the rows of the schemes `names` drawn anew."""
-    schemes = select(names, {scheme for scheme, _ in REDRAWN})
-    drawn = {}
-    for scheme, kernels in REDRAWN:
-        if scheme in schemes:
-            show_progress(f"{scheme} ({kernels})")
-            drawn[scheme, kernels] = redraw(scheme, kernels)
-    return [Table(place=REDRAWS_PLACE, text=redraws_markdown(drawn))]
-
-
-def markdown(measured: Mapping[Key, Closeness]) -> str:
-    """The document's table, with the rows in `measured` replaced."""
-    documented = _documented_rows()
-    cells = [
-        _cells(key, measured[key], limits) if key in measured else documented[key]
-        for key, limits in ROWS.items()
-    ]
-    return github_table(cells, _HEADERS)
-
-
-def _cells(key: Key, figures: Closeness, limits: Limits) -> list[str]:
-    texts = (
-        f"{figures.signal_to_noise_db:.1f}",
-        f"{figures.kl_nats:.4f}",
-        f"{figures.top1:.3f}",
-        f"{figures.perplexity_change:+.2%}",
-    )
-    pairs = zip(texts, limits.cells(), strict=True)
-    return [*key, _tokens_cell(limits), *(cell for pair in pairs for cell in pair)]
-
-
-def _tokens_cell(limits: Limits) -> str:
+def tokens_cell(limits: Limits) -> str:
+    """How much of the text is compared."""
     return "all" if limits.length is None else f"first {limits.length}"
 
 
-def _documented_rows() -> dict[Key, list[str]]:
-    return {(row[0], row[1], row[2]): row for row in rows_between(*PLACE)}
+def _draw(scheme: str, kernels: str, reference: str) -> tuple[list[str], list[str]]:
+    limits = ROWS[scheme, kernels, reference]
+    figures, _ = scheme_figures(scheme, kernels, limits.length, reference)
+    texts = "{:.1f} {:.4f} {:.3f} {:+.2%}".format(*figures).split()
+    return [tokens_cell(limits), *limits.beside(texts)], limits.broken_by(figures)
 
 
-def documented_limits() -> dict[Key, tuple[str, ...]]:
-    """The limits in docs/correctness.md, as text."""
-    return {key: (row[3], *row[5::2]) for key, row in _documented_rows().items()}
+TABLE = RowTable(
+    place=place("correctness.md", "closeness"),
+    headers=("scheme", "kernels", "compared with", "tokens", *FIGURES),
+    keys=ROWS,
+    draw=_draw,
+)
 
 
-def limits_as_documented() -> dict[Key, tuple[str, ...]]:
-    """The limits that are checked, in the document's form."""
-    return {
-        key: (_tokens_cell(limits), *limits.cells()) for key, limits in ROWS.items()
-    }
+def redraw_cells(redraws: Redraws) -> list[str]:
+    """As the table of redraws has them."""
+    return redraws.cells(".2f", ".4f", ".3f", ".1%")
 
 
-def redraws_markdown(drawn: Mapping[tuple[str, str], Redraws]) -> str:
-    """The table of redraws; a scheme that is not in `drawn` has those of the limits."""
-    cells = [
-        (*key, *drawn.get(key, redraws).cells((2, 4, 3, 1)))
-        for key, redraws in REDRAWN.items()
-    ]
-    return github_table(
-        cells, ("scheme", "kernels", "dB", "KL (nats)", "top-1", "perplexity")
-    )
+def _redraw(scheme: str, kernels: str) -> tuple[list[str], list[str]]:
+    """Quantize SmolLM2 once and draw the errors of its activations many times."""
+    model = quantized(scheme, kernels=kernels)
+    draws = [compared(model) for _ in moved(model.tok_embeddings.weight, DRAWS)]
+    return redraw_cells(Redraws.of(draws)), []
+
+
+REDRAWS = RowTable(
+    place=place("correctness.md", "redraws"),
+    headers=("scheme", "kernels", *FIGURES[::2]),
+    keys=REDRAWN,
+    draw=_redraw,
+)

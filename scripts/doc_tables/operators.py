@@ -8,19 +8,19 @@ will do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import Table, github_table, place, rows_between, select
-from scripts.doc_tables.rounding import QUANTIZE_TOKENS
+from scripts.doc_tables.document import RowTable, place
+from scripts.doc_tables.figures import QUANTIZE_TOKENS
 from scripts.doc_tables.smollm2 import unquantized
 
-PLACE = place("correctness.md", "operators")
 TOKENS = (1, 6, 17)
 # Rounding in float32 is 144 dB below a product, and 576 roundings of a sum in any
 # direction are 24 times one: 117 dB. The schemes themselves are at 1 to 29 dB.
@@ -32,71 +32,40 @@ SCHEMES = tuple(
 )
 
 
-def _layer(scheme: str, kernels: str) -> nn.Linear:
-    wqkv = unquantized().get_submodule("layers.14.attention.wqkv")
-    assert isinstance(wqkv, nn.Linear), type(wqkv)
-    layer = nn.Linear(wqkv.in_features, wqkv.out_features, bias=False)
-    layer.weight = nn.Parameter(wqkv.weight.detach().clone(), requires_grad=False)
-    make_quantizer(
-        scheme, kernels=kernels, device=torch.device("cpu"), dtype=torch.float32
-    )(nn.ModuleDict({"wqkv": layer}), "wqkv")
-    return layer
-
-
 def operator_db(scheme: str, kernels: str) -> dict[int, float]:
     """Signal over noise of the product, in dB, by the number of tokens."""
-    layer = _layer(scheme, kernels)
+    wqkv = unquantized().get_submodule("layers.14.attention.wqkv")
+    layers = nn.ModuleDict({"wqkv": deepcopy(wqkv)})
+    cpu = torch.device("cpu")
+    quantize = make_quantizer(scheme, kernels=kernels, device=cpu, dtype=torch.float32)
+    quantize(layers, "wqkv")
+    layer: Any = layers["wqkv"]
+    figures = {}
     with torch.no_grad():
-        weight = layer(torch.eye(layer.in_features)).T
-        return {
-            tokens: _db(layer, weight, _tokens(tokens, layer.in_features), scheme)
-            for tokens in TOKENS
-        }
+        weight = layer(torch.eye(layer.in_features)).T.double()
+        for count in TOKENS:
+            generator = torch.Generator().manual_seed(count)
+            x = torch.randn((count, layer.in_features), generator=generator)
+            product = layer(x)
+            if scheme in QUANTIZE_TOKENS:
+                values, scale = QUANTIZE_TOKENS[scheme](x)
+                x = values * scale
+            exact = x.double() @ weight.T
+            noise = (product - exact).square().mean()
+            figures[count] = float(10 * torch.log10(exact.square().mean() / noise))
+    return figures
 
 
-def _tokens(count: int, columns: int) -> Tensor:
-    return torch.randn((count, columns), generator=torch.Generator().manual_seed(count))
+def _draw(scheme: str, kernels: str) -> tuple[list[str], list[str]]:
+    figures = operator_db(scheme, kernels).values()
+    worst = min(figures)
+    problems = [f"{worst:.0f} dB"] if worst < MIN_DB else []
+    return [f"{db:.0f}" for db in figures], problems
 
 
-def _db(layer: nn.Linear, weight: Tensor, x: Tensor, scheme: str) -> float:
-    product = layer(x)
-    if scheme in QUANTIZE_TOKENS:
-        values, scale = QUANTIZE_TOKENS[scheme](x)
-        x = values * scale
-    exact = x.double() @ weight.double().T
-    noise = (product - exact).square().mean()
-    return float(10 * torch.log10(exact.square().mean() / noise))
-
-
-def tables(names: Sequence[str]) -> list[Table]:
-    """The table of operators, with the rows of the schemes `names` measured anew."""
-    chosen = select(names, {scheme for scheme, _ in SCHEMES})
-    measured = {key: operator_db(*key) for key in SCHEMES if key[0] in chosen}
-    problems = [
-        f"{'.'.join(key)}: {min(by_tokens.values()):.0f} dB"
-        for key, by_tokens in measured.items()
-        if min(by_tokens.values()) < MIN_DB
-    ]
-    return [Table(place=PLACE, text=markdown(measured), problems=problems)]
-
-
-def markdown(measured: Mapping[tuple[str, str], Mapping[int, float]]) -> str:
-    """The document's table, with the rows in `measured` replaced."""
-    documented = _documented_rows()
-    cells = [
-        [*key, *(f"{measured[key][tokens]:.0f}" for tokens in TOKENS)]
-        if key in measured
-        else documented[key]
-        for key in SCHEMES
-    ]
-    columns = (f"M = {tokens}, dB" for tokens in TOKENS)
-    return github_table(cells, ("scheme", "kernels", *columns))
-
-
-def documented() -> list[tuple[str, str]]:
-    """The schemes of the document's table."""
-    return list(_documented_rows())
-
-
-def _documented_rows() -> dict[tuple[str, str], list[str]]:
-    return {(row[0], row[1]): row for row in rows_between(*PLACE)}
+TABLE = RowTable(
+    place=place("correctness.md", "operators"),
+    headers=("scheme", "kernels", *(f"M = {tokens}, dB" for tokens in TOKENS)),
+    keys=SCHEMES,
+    draw=_draw,
+)

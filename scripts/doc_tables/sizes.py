@@ -1,46 +1,78 @@
-"""The table of docs/sizes.md: every native scheme beside the published model sizes."""
+"""The tables of docs/sizes.md: model sizes and predicted peaks, and the published ones.
+
+Sizes are of every native scheme, peaks of every row of the set `reference`.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from llama_perf.measure.predict import model_bytes
+from llama_perf.measure.predict import Prediction, model_bytes
+from llama_perf.measure.prepare import predict_row
+from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
-from scripts.doc_tables import peaks
-from scripts.doc_tables.document import (
-    PUBLISHED,
-    Place,
-    Table,
-    github_table,
-    place,
-    select,
-    text_between,
-)
+from llama_perf.rows.spec import RowSpec
+from scripts.doc_tables.document import PUBLISHED, Table, github_table, place, select
 
-PLACE = place("sizes.md", "sizes")
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
-_HEADERS = (
-    "model",
-    "scheme",
-    "published GB",
-    "reference layout GB",
-    "of published",
-    "lean layout GB",
-    "of published",
-)
+# What a row of these models may take at most, GB: weights, embedding and caches as they
+# have to be, and at most 0.1 for all else. By scheme, or by the dtype without one.
+CEILINGS_GB = {
+    "float32": (27.23, 32.28),
+    "bfloat16": (13.64, 16.18),
+    "int8wo": (7.1, 8.7),
+    "int8dq": (7.1, 8.7),
+    "autoquant": (7.1, 8.7),
+    "fp6": (5.43, 6.81),
+    "int4wo-64": (4.2, 5.4),
+    "autoquant-int4": (4.2, 5.4),
+    "uintx-4-64": (4.05, 5.22),
+    "uintx-2-8": (4.0, 5.16),
+    "sparse-marlin": (3.15, 4.23),
+}
+# Of Llama-3.1-8B by cache size: unquantized, and int8.
+CACHE_CEILINGS_GB = {
+    8192: (17.23, 16.71),
+    16384: (18.31, 17.25),
+    32768: (20.46, 18.34),
+    65536: (24.75, 20.52),
+    131072: (33.34, 24.88),
+}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
+def tables(names: Sequence[str]) -> list[Table]:
+    """The tables of sizes and of peaks; they have no rows to choose from."""
+    select(names, ())
+    layouts = ("reference layout GB", "of published", "lean layout GB", "of published")
+    text = github_table(
+        map(_size_cells, sizes()), ("model", "scheme", "published GB", *layouts)
+    )
+    headers = ["row", "published GB", "predicted GB", "weights", "embedding"]
+    headers += ["caches and mask", "beside them", "at most"]
+    return [
+        Table(place=place("sizes.md", "sizes"), text=text),
+        Table(
+            place=place("sizes.md", "peaks"),
+            text=github_table(map(_peak_cells, peaks()), headers),
+        ),
+    ]
+
+
+def _published() -> list[dict[str, str]]:
+    with PUBLISHED.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class Size(NamedTuple):
     """One line; `reference_bytes` is None where a scheme has only one layout."""
 
     model: str
@@ -57,94 +89,87 @@ class Size:
 
 
 @cache
-def sizes() -> tuple[Size, ...]:
+def sizes() -> list[Size]:
     """Every size of the published table whose scheme is built natively."""
     published_gb = {}
-    with PUBLISHED.open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            model, scheme = line["model"], line["quantization"] or None
-            if model not in MODELS or scheme in AUTOQUANT or not is_built(scheme):
-                continue
+    for line in _published():
+        model, scheme = line["model"], line["quantization"] or None
+        native = scheme is None or "native" in Scheme.parse(scheme).kernels
+        if model in MODELS and scheme not in AUTOQUANT and native:
             # The activations' dtype changes no packed weight.
             dtype = line["dtype"] if scheme is None else "bfloat16"
             published_gb[model, scheme, dtype] = float(line["model_size_gb"])
-    return tuple(
-        _size(model, scheme, dtype, published)
-        for (model, scheme, dtype), published in sorted(
-            published_gb.items(),
-            key=lambda item: (item[0][0], -item[1], str(item[0][1])),
-        )
-    )
+    lines = []
+    for (model, scheme, dtype), gb in published_gb.items():
+        config = preset(model)
+        lean = model_bytes(config, scheme, dtype=getattr(torch, dtype))
+        more = more_bytes_of_zeros(config, scheme)
+        lines.append(Size(model, scheme, dtype, gb, more and lean + more, lean))
+    return sorted(lines, key=lambda size: (size.model, -size.published_gb, str(size)))
 
 
-def is_built(scheme: str | None) -> bool:
-    """Whether the scheme has native kernels; None is the unquantized model."""
-    return scheme is None or "native" in Scheme.parse(scheme).kernels
-
-
-def _size(model: str, scheme: str | None, dtype: str, published: float) -> Size:
-    config, kind = preset(model), getattr(torch, dtype)
-    lean = model_bytes(config, scheme, dtype=kind)
-    more = 0 if scheme is None else more_bytes_of_zeros(config, Scheme.parse(scheme))
-    return Size(
-        model=model,
-        scheme=scheme,
-        dtype=dtype,
-        published_gb=published,
-        reference_bytes=lean + more if more else None,
-        lean_bytes=lean,
-    )
-
-
-def tables(names: Sequence[str]) -> list[Table]:
-    """The tables of sizes and of peaks; they have no rows to choose from."""
-    select(names, ())
-    return [
-        Table(place=PLACE, text=markdown()),
-        Table(place=peaks.PLACE, text=peaks.markdown()),
-    ]
-
-
-def more_bytes_of_zeros(config: ModelConfig, scheme: Scheme) -> int:
+def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
     """The bytes by which zero points take more in torchao's layouts than in ours.
 
     The published runs stored those of uintx as int32, and beside each scale of
-    sparse-marlin one of 16 bits that nothing read.
+    sparse-marlin one of 16 bits that nothing read. None for other schemes.
     """
+    scheme = None if name is None else Scheme.parse(name)
+    if scheme is None or scheme.family not in {"uintx", "sparse-marlin"}:
+        return None
+    bits, group_size = 16, 128
     if scheme.family == "uintx":
-        assert scheme.bits is not None, f"{scheme.name} has no bits"
-        assert scheme.group_size is not None, f"{scheme.name} has no groups"
+        assert scheme.bits is not None, f"{name} has no bits"
+        assert scheme.group_size is not None, f"{name} has no groups"
         bits, group_size = 32 - scheme.bits, scheme.group_size
-    elif scheme.family == "sparse-marlin":
-        bits, group_size = 16, 128
-    else:
-        return 0
     layer = (math.prod(shape) for _, shape in layer_shapes(config) if len(shape) == 2)
     weights = config.n_layers * sum(layer) + config.vocab_size * config.dim
     return weights // group_size * bits // 8
 
 
-def markdown() -> str:
-    """The table between the document's two marks."""
-    cells = [
-        (
-            size.model,
-            size.scheme or f"none, {size.dtype}",
-            f"{size.published_gb:.2f}",
-            *_cells(size.reference_bytes, size.published_gb),
-            *_cells(size.lean_bytes, size.published_gb),
-        )
-        for size in sizes()
+def _size_cells(size: Size) -> list[str]:
+    scheme = size.scheme or f"none, {size.dtype}"
+    cells = [size.model, scheme, f"{size.published_gb:.2f}"]
+    for stored in (size.reference_bytes, size.lean_bytes):
+        gb = 0.0 if stored is None else stored / 1e9
+        cells += [f"{gb:.2f}", f"{gb / size.published_gb:.3f}"] if gb else ["", ""]
+    return cells
+
+
+class Peak(NamedTuple):
+    """The most memory that a row takes; its model may take `ceiling_gb`."""
+
+    row: RowSpec
+    published_gb: float
+    ceiling_gb: float
+    predicted: Prediction
+
+    @property
+    def predicted_gb(self) -> float:
+        """The predicted peak, GB."""
+        return self.predicted.peak_bytes / 1e9
+
+
+@cache
+def peaks() -> list[Peak]:
+    """Of every row of the published table, in its order."""
+    rows = selection.load_set("reference")
+    return [
+        Peak(row, float(line["peak_mem_gb"]), _ceiling_gb(row), predict_row(row))
+        for row, line in zip(rows, _published(), strict=True)
     ]
-    return github_table(cells, _HEADERS)
 
 
-def _cells(stored: int | None, published_gb: float) -> tuple[str, str]:
-    if stored is None:
-        return "", ""
-    return f"{stored / 1e9:.2f}", f"{stored / 1e9 / published_gb:.3f}"
+def _ceiling_gb(row: RowSpec) -> float:
+    if row.cache_size is not None:
+        return CACHE_CEILINGS_GB[row.cache_size][row.kv_cache is not None]
+    return CEILINGS_GB[row.quantization or row.dtype][MODELS.index(row.model)]
 
 
-def documented(where: Place = PLACE) -> str:
-    """A table as docs/sizes.md has it, between its two marks."""
-    return text_between(*where)
+def _peak_cells(peak: Peak) -> list[str]:
+    predicted = peak.predicted
+    parts = [predicted.model_size_bytes, predicted.embedding_bytes]
+    parts += [predicted.cache_bytes, predicted.working_bytes]
+    figures = (peak.published_gb, peak.predicted_gb, *(size / 1e9 for size in parts))
+    texts = (f"{figure:.2f}" for figure in (*figures, peak.ceiling_gb))
+    return [f"`{peak.row.id}`", *texts]

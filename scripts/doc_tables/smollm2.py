@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from unittest.mock import patch
@@ -13,52 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import load_model
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.transformer import Transformer
-from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.model import quantize_model
+from llama_perf.quantize.apply import make_quantizer, quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4
-from scripts.doc_tables.figures import Closeness, closeness, token_divergences
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import (
+    Closeness,
+    closeness,
+    exact_int_mm,
+    token_divergences,
+)
 
 # Written for this project: plain prose, a list, figures, code and a dialogue, since
 # quantization hurts each of them differently.
-TEXT = """\
-The harbour wakes before the town does. At five in the morning the first boats come \
-in past the breakwater, their lamps still lit, and the gulls that slept on the roof \
-of the ice house lift off together and follow them to the quay. A boat brings about \
-four hundred kilograms of fish on a good day and less than fifty on a bad one. The \
-price is settled by shouting. Nobody writes it down until the last crate is sold.
-
-Margaret has weighed fish here for thirty-one years. She keeps three rules on a card \
-above the scale:
-1. Weigh the crate empty, then full.
-2. Never round in favour of the house.
-3. If two people disagree, weigh it again.
-
-"Why do you not trust the new scale?" asked the boy from the school, who had come to \
-write about her.
-"I do trust it," she said. "I trust it because I check it. Every Monday I put the \
-same iron block on it. It has read 20.00 for six years. One Monday it read 20.03, and \
-I sent it back. They told me that three hundredths was nothing. But three hundredths \
-of every crate, two hundred crates a day, three hundred days a year, is eighteen \
-hundred kilograms of nothing."
-
-The boy did the sum on paper and found that she was right. Later he wrote a small \
-program to do it again:
-
-def lost(error, crates, days):
-    return error / 20.0 * crates * 20.0 * days
-
-print(lost(0.03, 200, 300))
-
-A measurement that is never compared with anything is only a number. The block of \
-iron did not make the scale better; it made it possible to know when the scale had \
-become worse. That is a different thing, and it is the more useful one. In the \
-afternoon the wind turned to the north-west and the water in the harbour went from \
-green to grey. The boats stayed in. Margaret wiped the pan, covered it with a cloth, \
-and put the iron block back on its shelf, where it would wait until Monday.
-"""
+TEXT = Path(__file__).with_name("fixed_text.txt").read_text(encoding="utf-8")
 
 
 def smollm2_path() -> Path:
@@ -111,51 +79,41 @@ _MIXTURES = {
 
 def quantized(scheme: str, *, kernels: str) -> Transformer:
     """SmolLM2 with its linear layers in `scheme`."""
-    if scheme in _MIXTURES:
-        mixture = dict(zip(_SHAPES, _MIXTURES[scheme], strict=True))
-        model = load_model(smollm2_path())
-        make_quantizer(
-            scheme,
-            kernels=kernels,
-            device=model.device,
-            dtype=model.dtype,
-            schemes=mixture,
-        )(model, "model")
-        return model
-    return quantize_model(load_model(smollm2_path()), scheme, kernels=kernels)
+    model = load_model(smollm2_path())
+    if scheme not in _MIXTURES:
+        return quantize_model(model, scheme, kernels=kernels)
+    mixture = dict(zip(_SHAPES, _MIXTURES[scheme], strict=True))
+    cpu, dtype = model.device, model.dtype
+    quantize = make_quantizer(
+        scheme, kernels=kernels, device=cpu, dtype=dtype, schemes=mixture
+    )
+    quantize(model, "model")
+    return model
 
 
 @lru_cache(maxsize=1)
 def _quantized_logits(scheme: str, kernels: str, length: int | None) -> Tensor:
     model = quantized(scheme, kernels=kernels)
-    if kernels == "native":
+    torchaos = patch("torch._int_mm", exact_int_mm)
+    with nullcontext() if kernels == "native" else torchaos:
         return model.logits(tokens()[:, :length])
-    with patch("torch._int_mm", exact_int_mm):
-        return model.logits(tokens()[:, :length])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SchemeFigures:
-    """How close a quantized SmolLM2 is; `divergences` is float64 (length,), in nats."""
-
-    closeness: Closeness
-    divergences: Tensor
 
 
 @cache
 def scheme_figures(
     scheme: str, kernels: str, length: int | None, reference: str
-) -> SchemeFigures:
+) -> tuple[Closeness, Tensor]:
     """Compared with another SmolLM2 on the fixed text, or on its start.
 
-    Cached for both tables of the scheme, unlike the logits, which are large.
+    With the divergence at each position, float64 (length,), in nats. Cached for both
+    tables of the scheme, unlike the logits, which are large.
     """
     logits = _quantized_logits(scheme, kernels, length)
     # A causal model's logits at a position do not depend on what follows.
     expected, ids = reference_logits(reference)[:, :length], tokens()[:, :length]
     divergences = token_divergences(expected, logits)
     figures = closeness(expected, logits, ids, divergences=divergences)
-    return SchemeFigures(closeness=figures, divergences=divergences)
+    return figures, divergences
 
 
 def compared(model: Transformer, *, reference: str = "unquantized") -> Closeness:

@@ -14,25 +14,17 @@ compared by their weights, multiplied in float32:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from llama_perf.llama.transformer import Transformer
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import (
-    Table,
-    github_table,
-    place,
-    rows_between,
-    select,
-    show_progress,
-)
-from scripts.doc_tables.figures import token_divergences
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.document import RowTable, place
+from scripts.doc_tables.figures import exact_int_mm, token_divergences
 from scripts.doc_tables.smollm2 import (
     quantized,
     reference_logits,
@@ -41,7 +33,6 @@ from scripts.doc_tables.smollm2 import (
     unquantized,
 )
 
-PLACE = place("correctness.md", "twins")
 MAX_ERRORS = 2.0
 # Of int8dq: a native step between codes is a 127th of the largest magnitude, torchao's
 # a 127.5th, and the noise of rounding grows with the step's square.
@@ -59,8 +50,7 @@ TWINS = tuple(
 QUICK = tuple(scheme for scheme in TWINS if not scheme.startswith("int4wo"))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Twins:
+class Twins(NamedTuple):
     """Mean divergence from the unquantized model, nats, and how the two differ.
 
     `errors`: native's mean less torchao's, in standard errors of the difference.
@@ -80,46 +70,32 @@ def compare_twins(native: Tensor, torchao: Tensor) -> Twins:
     """From the divergences of both at each position."""
     difference = native - torchao
     error = (difference.std() / len(difference) ** 0.5).clamp(min=_ROUNDING_NATS)
-    return Twins(
-        native_nats=native.mean().item(),
-        torchao_nats=torchao.mean().item(),
-        errors=(difference.mean() / error).item(),
-    )
+    figures = (native.mean(), torchao.mean(), difference.mean() / error)
+    return Twins(*map(float, figures))
 
 
 def twins(scheme: str) -> Twins:
     """Quantize SmolLM2 both ways and compare."""
     return compare_twins(
-        *(_divergences(scheme, kernels) for kernels in ("native", "torchao"))
+        _divergences(scheme, "native"), _divergences(scheme, "torchao")
     )
 
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
     if scheme in QUICK and scheme != "int8dq":
-        return scheme_figures(scheme, kernels, None, "unquantized").divergences
+        return scheme_figures(scheme, kernels, None, "unquantized")[1]
     model = quantized(scheme, kernels=kernels)
-    _unpack(model, dequantized if scheme == "int8dq" else answers)
-    return token_divergences(reference_logits(), model.logits(tokens()))
-
-
-def _unpack(model: Transformer, weight_of: Callable[[nn.Linear], Tensor]) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             with torch.no_grad():
-                weight = weight_of(module)
+                weight: Any = module.weight
+                if scheme == "int8dq":
+                    # It would round unit vectors, so the tensor itself says.
+                    weight = weight.dequantize()
+                else:
+                    weight = module(torch.eye(module.in_features)).T.contiguous()
             module.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def answers(layer: nn.Linear) -> Tensor:
-    """The weight (N, K) read off the answers to the unit vectors."""
-    product: Tensor = layer(torch.eye(layer.in_features))
-    return product.T.contiguous()
-
-
-def dequantized(layer: nn.Linear) -> Tensor:
-    """The weight (N, K) as the tensor itself says: int8dq would round unit vectors."""
-    weight: Tensor = layer.weight.dequantize()
-    return weight
+    return token_divergences(reference_logits(), model.logits(tokens()))
 
 
 def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
@@ -133,72 +109,41 @@ def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
         dict(quantized(scheme, kernels=kernels).named_modules())
         for kernels in ("native", "torchao")
     ]
+    prefixes = tuple(f"layers.{block}." for block in blocks)
+    names = {
+        module: name
+        for name, module in unquantized().named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(prefixes)
+    }
     logs: list[float] = []
 
-    def compare(name: str, x: Tensor, exact: Tensor) -> None:
-        native, torchao = ((side[name](x) - exact).square().mean() for side in sides)
-        logs.append(float((native / torchao).log()))
+    def compare(module: nn.Module, inputs: tuple[Tensor], exact: Tensor) -> None:
+        if module in names:
+            products = (side[names[module]](*inputs) for side in sides)
+            native, torchao = ((x - exact).square().mean() for x in products)
+            logs.append(float((native / torchao).log()))
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        return lambda _module, inputs, exact: compare(name, inputs[0], exact)
-
-    model = unquantized()
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and any(name.startswith(f"layers.{block}.") for block in blocks)
-    ]
+    handle = register_module_forward_hook(compare)
     try:
         with patch("torch._int_mm", exact_int_mm):
-            model.logits(tokens())
+            unquantized().logits(tokens())
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     assert len(logs) == 5 * len(blocks), f"{len(logs)} products"
     return math.exp(sum(logs) / len(logs))
 
 
-def tables(names: Sequence[str]) -> list[Table]:
-    """The table of twins, with the schemes `names` compared anew."""
-    pairs = {}
-    for scheme in select(names, TWINS):
-        show_progress(scheme)
-        pairs[scheme] = twins(scheme)
-    problems = [
-        f"{scheme}: native is further off than torchao"
-        for scheme, pair in pairs.items()
-        if pair.further
-    ]
-    return [Table(place=PLACE, text=markdown(pairs), problems=problems)]
+def _draw(scheme: str) -> tuple[list[str], list[str]]:
+    pair = twins(scheme)
+    native, torchao, errors = pair
+    cells = [f"{native:.5f}", f"{torchao:.5f}", f"{native - torchao:+.5f}"]
+    problems = ["native is further off than torchao"] if pair.further else []
+    return [*cells, f"{errors:+.1f}"], problems
 
 
-def markdown(pairs: Mapping[str, Twins]) -> str:
-    """The document's table, with the rows of the schemes in `pairs` replaced."""
-    rows = _documented_rows()
-    cells = [
-        _cells(scheme, pairs[scheme]) if scheme in pairs else rows[scheme]
-        for scheme in TWINS
-    ]
-    return github_table(
-        cells, ("scheme", "KL native", "KL torchao", "native less torchao", "errors")
-    )
-
-
-def _cells(scheme: str, pair: Twins) -> list[str]:
-    return [
-        scheme,
-        f"{pair.native_nats:.5f}",
-        f"{pair.torchao_nats:.5f}",
-        f"{pair.native_nats - pair.torchao_nats:+.5f}",
-        f"{pair.errors:+.1f}",
-    ]
-
-
-def documented() -> dict[str, float]:
-    """The errors by which the document's table has native further than torchao."""
-    return {scheme: float(row[4]) for scheme, row in _documented_rows().items()}
-
-
-def _documented_rows() -> dict[str, list[str]]:
-    return {row[0]: row for row in rows_between(*PLACE)}
+TABLE = RowTable(
+    place=place("correctness.md", "twins"),
+    headers=("scheme", "KL native", "KL torchao", "native less torchao", "errors"),
+    keys=[(scheme,) for scheme in TWINS],
+    draw=_draw,
+)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions
@@ -35,15 +35,13 @@ from llama_perf.quantize.autoquant.timing import launch_once
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
+from scripts.offline.install import compiler
 from scripts.studies.kernel_resources.compile_only import (
-    Launched,
     LaunchingOperators,
     compile_only,
 )
 
 META = torch.device("meta")
-# Alike layers launch alike; the first one's input is the embedding.
-_LAYERS = 2
 
 
 class Shapes(SyntheticWeights):
@@ -79,56 +77,45 @@ def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
     for name in sets:
         rows = load_file(Path(name)) if name.endswith(".toml") else load_set(name)
         for row in rows:
-            if row.device != "cuda" or row.kernels != "native":
-                continue
-            # An operator is launched alike in compiled code.
-            alike = replace(row, compile=False, compile_prefill=False, num_samples=1)
-            chosen.setdefault(alike.id, alike)
+            if (row.device, row.kernels) == ("cuda", "native"):
+                # An operator is launched alike in compiled code.
+                alike = replace(
+                    row, compile=False, compile_prefill=False, num_samples=1
+                )
+                chosen.setdefault(alike.id, alike)
     return list(chosen.values())
 
 
 def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
     """The engine of a row whose model has two layers and no values."""
-    dtype, card = parse_dtype(row.dtype), torch.device("cuda")
+    dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
     quantizer = None
-    if row.quantization is not None:
-        quantizer = make_quantizer(
-            row.quantization, kernels="native", device=card, dtype=dtype
-        )
-    config = replace(preset(row.model), n_layers=_LAYERS)
-    model = build_model(
-        Shapes(config, dtype=dtype, device=META),
-        dtype=dtype,
-        device=META,
-        quantizer=quantizer,
-    )
+    if scheme is not None:
+        quantizer = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
+    # Alike layers launch alike; the first one's input is the embedding.
+    config = replace(preset(row.model), n_layers=2)
+    weights = Shapes(config, dtype=dtype, device=META)
+    model = build_model(weights, dtype=dtype, device=META, quantizer=quantizer)
     options = EngineOptions.of(replace(row, compile=False, compile_prefill=False))
     return Engine(model, replace(options, cache_size=cache_size or options.cache_size))
 
 
 def compile_row(row: RowSpec) -> None:
-    """Generate as a row does and check its values, with no values there.
-
-    A row of autoquant times its candidates, and may be any one of them.
-    """
-    if row.quantization not in AUTOQUANT:
-        _generate(row)
+    """Generate as a row does and check its values, with no values there."""
+    if row.quantization in AUTOQUANT:
+        # It times its candidates, and may be any one of them.
+        dtype = parse_dtype(row.dtype)
+        for use in products(row, preset(row.model)):
+            for name in use.candidates:
+                launch_once(use.product, name, dtype=dtype, how=use.how)
+        for scheme in AUTOQUANT[row.quantization]:
+            chosen = None if scheme == UNQUANTIZED else scheme
+            compile_row(replace(row, quantization=chosen))
         return
-    dtype = parse_dtype(row.dtype)
-    for use in products(row, preset(row.model)):
-        for name in use.candidates:
-            launch_once(use.product, name, dtype=dtype, how=use.how)
-    for scheme in AUTOQUANT[row.quantization]:
-        _generate(replace(row, quantization=None if scheme == UNQUANTIZED else scheme))
-
-
-def _generate(row: RowSpec) -> None:
     engine = meta_engine(row)
     shape = (row.batch_size, row.prompt_length)
     prompt = torch.zeros(shape, dtype=torch.int64, device=META)
-    lengths = None
-    if row.ragged:
-        lengths = torch.zeros(row.batch_size, dtype=torch.int64, device=META)
+    lengths = prompt.new_zeros(row.batch_size) if row.ragged else None
     if row.fill:
         engine.prefill(prompt.new_zeros((row.batch_size, row.fill)))
         engine.filled = row.fill
@@ -156,21 +143,21 @@ def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
 
 
 def main(capability: str, part: str, *sets: str) -> None:
-    """Compile for sm_`capability` what the rows of part I/N of `sets` launch."""
-    launched: list[Launched] = compile_only(int(capability))
+    """Compile for sm_`capability` what the rows of part I/N of `sets` launch.
+
+    Prints the rows, and the name of the compiler.
+    """
+    compile_only(int(capability))
     without_graphs()
-    number, parts = map(int, part.split("/"))
-    rows = kernel_rows(sets)[number - 1 :: parts]
     room = torch.empty(1, dtype=torch.int32, device=META)
     for dependent in (False, True):
         launch_count(room, dependent=dependent)
+    number, parts = map(int, part.split("/"))
     with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
-        for row in rows:
+        for row in kernel_rows(sets)[number - 1 :: parts]:
+            print(row.id, flush=True)
             compile_row(row)
-            print(
-                f"{row.id}: {len({launch.kernel for launch in launched})}", flush=True
-            )
-            launched.clear()
+    print(compiler())
 
 
 if __name__ == "__main__":

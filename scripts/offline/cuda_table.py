@@ -12,30 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from scripts.offline.cuda_check import (
-    announce_rehearsal,
-    llama_perf,
-    machine_problem,
-    record_baseline,
-    row_options,
-)
-from scripts.offline.kernel_archive import report_compiled, unpack_kernels
-from scripts.offline.options import (
-    ROOT,
-    TABLE_SETS,
-    add_machine_options,
-    refuse,
-    wheels_problem,
-)
-from scripts.offline.steps import GRACE_S, Step, StepRunner, until_interrupted
-from scripts.offline.wheels import install_wheels
+from scripts.offline.cuda_check import draw, llama_perf, record_baseline, row_options
+from scripts.offline.machine import machine_parser, refuse, run_script
+from scripts.offline.steps import GRACE_S, Status, Step, StepRunner
 
-_SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+TABLE_SETS = ("reference", "published", "filled", "prefill", "batch")
+_CONTINUE = "run the same command again, which goes on from here"
 # Seconds that a piece needs after its rows, and seconds that a merge may take.
 _KEEP_BACK_S = 10.0
 _MERGE_S = 60.0
@@ -43,128 +31,12 @@ _MERGE_S = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a piece or merge all; returns 0 if complete, 1 if not, 2 if refused."""
-    arguments = _parser().parse_args(argv)
-    return until_interrupted(
-        lambda: _table(arguments),
-        name="cuda_table",
-        then="run the same command again, which goes on from here",
-    )
-
-
-def _table(arguments: argparse.Namespace) -> int:
-    if (problem := _problem(arguments)) is not None:
-        return refuse("cuda_table", problem)
-    out: Path = arguments.out.absolute()
-    runner = StepRunner(root=ROOT, out=out, budget_s=arguments.budget)
-    if not arguments.merge:
-        problem = machine_problem(runner, rehearse=arguments.rehearse)
-        if problem is not None:
-            return refuse("cuda_table", problem)
-    out.mkdir(parents=True, exist_ok=True)
-    if arguments.rehearse:
-        announce_rehearsal(runner)
-    with tempfile.TemporaryDirectory(prefix="cuda-table-") as scratch:
-        install_wheels(runner, arguments.wheels, Path(scratch) / "site")
-        if arguments.merge:
-            complete = _merge(runner, Path(scratch))
-        else:
-            unpacked = unpack_kernels(runner, arguments.wheels)
-            complete = _measure(runner, arguments, Path(scratch))
-            report_compiled(runner, unpacked)
-    print(f"\n{runner.summary()}\nresults: {out}")
-    if not complete and not arguments.merge:
-        print("not complete: run the same command again, which goes on from here")
-    return 0 if complete and runner.all_ok else 1
-
-
-def _problem(arguments: argparse.Namespace) -> str | None:
-    """Why the options are refused, in one line; None if they are not."""
-    shard = _SHARD.fullmatch(arguments.shard)
-    if shard is None or int(shard[1]) > int(shard[2]):
-        return f"shard: {arguments.shard!r} is not allowed; allowed: I/N, I from 1 to N"
-    if (problem := wheels_problem(arguments)) is not None:
-        return problem
-    if arguments.merge and not _pieces(arguments.out):
-        return f"out: {str(arguments.out)!r} has no pieces to merge"
-    return None
-
-
-def _pieces(out: Path) -> list[Path]:
-    """The results of all pieces, in the order of the sets."""
-    names = [*TABLE_SETS, "rehearsal"]
-    return sorted(
-        out.glob("*-of-*.json"),
-        key=lambda path: (names.index(path.name.split("-")[0]), path.name),
-    )
-
-
-def _measure(runner: StepRunner, arguments: argparse.Namespace, scratch: Path) -> bool:
-    """Measure every set's part of this piece; returns whether all rows are done."""
-    number, count = arguments.shard.split("/")
-    complete = True
-    for name in ["rehearsal"] if arguments.rehearse else arguments.set or TABLE_SETS:
-        results = runner.out / f"{name}-{number}-of-{count}.json"
-        options = row_options(name, scratch, rehearse=arguments.rehearse)
-        if results.exists():
-            options.append("--resume")
-        left = runner.left_s - _KEEP_BACK_S - GRACE_S
-        options += ["--shard", arguments.shard, "--results", str(results)]
-        step = Step(
-            name=name,
-            command=llama_perf("run", *options, "--time-budget", f"{max(left, 1):.0f}"),
-            limit_s=float("inf"),
-            log=f"{name}-{number}-of-{count}.txt",
-            keep_back_s=_KEEP_BACK_S,
-            shown=30,
-        )
-        runner.run(step)
-        complete = _complete(results) and complete
-    return complete
-
-
-def _complete(results: Path) -> bool:
-    """Whether a run had the time for all of its rows."""
-    try:
-        report = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    late = [
-        row["id"]
-        for row in report["results"]
-        if row["status"] == "NOT_RUN" and "time-budget" in row.get("reason", "")
-    ]
-    return not late and len(report["results"]) >= report["selected"]
-
-
-def _merge(runner: StepRunner, scratch: Path) -> bool:
-    """Write one table of all pieces and a baseline; returns whether all are complete.
-
-    The baseline has the rows that were measured.
-    """
-    pieces = _pieces(runner.out)
-    words = [str(path) for path in pieces]
-    for output, name in (("markdown", "results.md"), ("json", "results.json")):
-        if output == "json":
-            # With a heading it would be no JSON.
-            runner.heading = ""
-        runner.run(
-            Step(
-                name=name,
-                command=llama_perf("report", *words, "--format", output),
-                limit_s=_MERGE_S,
-                log=name,
-            )
-        )
-    record_baseline(runner, scratch, limit_s=_MERGE_S)
-    return all(_complete(path) for path in pieces)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cuda_table",
-        description="Measure the sets reference, published, filled, prefill and batch"
+    parser = machine_parser(
+        "cuda_table",
+        "Measure the sets reference, published, filled, prefill and batch"
         " on a card in pieces, each within the budget, and merge them into one table"
         " and a baseline.",
+        budget_s=530,
     )
     parser.add_argument(
         "--shard",
@@ -180,5 +52,66 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="merge the pieces that --out holds instead of measuring",
     )
-    add_machine_options(parser, out="cuda-table-results", budget_s=530)
-    return parser
+    arguments = parser.parse_args(argv)
+    shard, out = arguments.shard, arguments.out
+    numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        allowed = "allowed: I/N, I from 1 to N"
+        return refuse("cuda_table", f"shard: {shard!r} is not allowed; {allowed}")
+    if arguments.merge and not _pieces(out):
+        return refuse("cuda_table", f"out: {str(out)!r} has no pieces to merge")
+    work = _merge if arguments.merge else partial(_measure, arguments)
+    measures = not arguments.merge
+    return run_script("cuda_table", arguments, work, then=_CONTINUE, measures=measures)
+
+
+def _pieces(out: Path) -> list[Path]:
+    """The results of all pieces, in the order of the sets."""
+    names = [*TABLE_SETS, "rehearsal"]
+    return sorted(
+        out.glob("*-of-*.json"),
+        key=lambda path: (names.index(path.name.split("-")[0]), path.name),
+    )
+
+
+def _measure(arguments: argparse.Namespace, runner: StepRunner, scratch: Path) -> None:
+    """Measure every set's part of this piece."""
+    piece = arguments.shard.replace("/", "-of-")
+    complete = True
+    for name in ["rehearsal"] if arguments.rehearse else arguments.set or TABLE_SETS:
+        results = runner.out / f"{name}-{piece}.json"
+        options = row_options(name, scratch, rehearse=arguments.rehearse)
+        if results.exists():
+            options.append("--resume")
+        left = max(runner.left_s - _KEEP_BACK_S - GRACE_S, 1)
+        options += ["--shard", arguments.shard, "--results", str(results)]
+        command = llama_perf("run", *options, "--time-budget", f"{left:.0f}")
+        runner.run(Step(results.stem, command, math.inf, keep_back_s=_KEEP_BACK_S))
+        complete = _is_complete(results) and complete
+    if not complete:
+        runner.note("rows", Status.OUT_OF_TIME, f"not complete: {_CONTINUE}")
+
+
+def _is_complete(results: Path) -> bool:
+    """Whether a run had the time for all of its rows."""
+    try:
+        report = json.loads(results.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    late = [
+        row["id"]
+        for row in report["results"]
+        if row["status"] == "NOT_RUN" and "time-budget" in row.get("reason", "")
+    ]
+    return not late and len(report["results"]) >= report["selected"]
+
+
+def _merge(runner: StepRunner, scratch: Path) -> None:
+    """Write one table of all pieces, and a baseline of the rows that were measured."""
+    pieces = _pieces(runner.out)
+    for name in ("results.md", "results.json"):
+        draw(runner, name, pieces, limit_s=_MERGE_S)
+    record_baseline(runner, scratch, limit_s=_MERGE_S)
+    for path in pieces:
+        if not _is_complete(path):
+            runner.note(path.stem, Status.OUT_OF_TIME, "not all rows are measured")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,27 +21,22 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.toolchain import triton_problem
 
 
-def main(file: str) -> None:
-    """Print the description and write it to `file` as JSON, each part when known."""
+def _parts() -> Iterator[tuple[str, object]]:
     device = torch.device(default_device())
-    description: dict[str, object] = {
-        "environment": asdict(collect(device)),
-        "cores": os.cpu_count(),
-        "cuda_kernels": triton_problem() or "ok",
-        "triton_cache": os.environ.get("TRITON_CACHE_DIR"),
-    }
-    _write(Path(file), description)
+    yield "environment", asdict(collect(device))
+    yield "cores", os.cpu_count()
+    yield "cuda_kernels", triton_problem() or "ok"
+    yield "triton_cache", os.environ.get("TRITON_CACHE_DIR")
     ceiling = measure_ceiling(device)
-    description["ceiling"] = asdict(ceiling)
-    _write(Path(file), description)
+    yield "ceiling", asdict(ceiling)
     print(f"ceiling: {ceiling.summary}")
 
 
-def _write(path: Path, description: dict[str, object]) -> None:
-    path.write_text(json.dumps(description, indent=2), encoding="utf-8")
-    for name, value in description.items():
-        print(f"{name}: {value}", flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    description = {}
+    for name, value in _parts():
+        # Each part is there when it is known, whatever comes of the next.
+        description[name] = value
+        print(f"{name}: {value}", flush=True)
+        text = json.dumps(description, indent=2)
+        Path(sys.argv[1]).write_text(text, encoding="utf-8")

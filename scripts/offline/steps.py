@@ -6,19 +6,19 @@ Knows commands and times, not what the steps check. Standard library only.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
+ROOT = Path(__file__).resolve().parents[2]
 # Seconds for an interrupted process to write what it has; then it is killed.
 GRACE_S = 8.0
 
@@ -35,88 +35,56 @@ class Status(Enum):
 class Interrupted(BaseException):
     """A signal asked this process to end."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
-
-def until_interrupted(work: Callable[[], int], *, name: str, then: str) -> int:
-    """Run `work`; if SIGINT or SIGTERM ends it, print a line and return the exit code.
-
-    `then` says what the user finds or does next.
-    """
-    try:
-        with _interruptible():
-            return work()
-    except Interrupted as signalled:
-        print(f"{name}: ended by {signalled}; {then}", file=sys.stderr)
-        return signalled.exit_code
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise `Interrupted` at the first signal and ignore later ones.
-
-    Otherwise a second Ctrl-C would leave steps running that are being stopped.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def interrupt(number: int, _: object) -> NoReturn:
-        for later in signals:
-            signal.signal(later, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One command: it takes at most `limit_s` and leaves `keep_back_s` of the budget.
 
-    Its output goes into the file `log` in the folder of results, whose last `shown`
-    lines are printed. Without `log` the output goes to the terminal.
+    The last `shown` lines of its output are printed.
     """
 
     name: str
     command: Sequence[str]
     limit_s: float
-    log: str | None = None
     keep_back_s: float = 0.0
-    shown: int = 0
+    shown: int = 40
+
+    @property
+    def log(self) -> str:
+        """The file of its output; a step that is named after a file writes this one."""
+        return self.name if "." in self.name else f"{self.name}.txt"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A step and how it ended; `reason` is empty if there is nothing to explain."""
 
     name: str
     status: Status
-    seconds: float
     reason: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.name:<16} {self.status.value}{reason}, {self.seconds:.0f} s"
 
 
 class StepRunner:
-    """Runs steps in the folder `root` and writes their logs into the folder `out`.
+    """Runs steps in the checkout and writes their logs into the folder `out`.
 
-    The budget starts when the runner is made. `heading` stands at the top of each log;
-    `variables` are added to the environment of each step.
+    The budget starts when the runner is made. `heading` stands at the top of each log
+    but JSON; `variables` are added to the environment of each step, which imports from
+    the folders `path` first. `signal` is the one that asked this process to end.
     """
 
-    def __init__(self, *, root: Path, out: Path, budget_s: float) -> None:
-        self.root = root
+    def __init__(self, out: Path, *, budget_s: float) -> None:
         self.out = out
         self.heading = ""
         self.variables: dict[str, str] = {}
         self.outcomes: list[Outcome] = []
+        self.signal: signal.Signals | None = None
         self._deadline = time.monotonic() + budget_s
-        self._path = [str(root)]
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._interrupted = False
+        self.path = [str(ROOT)]
 
     @property
     def left_s(self) -> float:
@@ -128,171 +96,126 @@ class StepRunner:
         """Whether every step went well."""
         return all(outcome.status is Status.OK for outcome in self.outcomes)
 
-    def add_to_path(self, folder: Path) -> None:
-        """Let later steps import from `folder` first, before installed packages."""
-        self._path.insert(0, str(folder))
+    @property
+    def summary(self) -> str:
+        """A line for each step."""
+        return "\n".join(map(str, self.outcomes))
 
-    def note(self, name: str, status: Status, reason: str) -> Outcome:
-        """Record an outcome that needed no process."""
-        outcome = Outcome(name=name, status=status, seconds=0.0, reason=reason)
-        return self._record(outcome)
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let the first SIGINT or SIGTERM stop the running steps and raise Interrupted.
+
+        Later ones are ignored: they would leave steps running that are being stopped.
+        """
+
+        def interrupt(number: int, _: object) -> None:
+            self.signal = self.signal or signal.Signals(number)
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def note(
+        self, name: str, status: Status, reason: str, seconds: float = 0.0
+    ) -> Outcome:
+        """Record how a step ended, or an outcome that needed no process."""
+        outcome = Outcome(name, status, reason, seconds)
+        self.outcomes.append(outcome)
+        print(outcome, flush=True)
+        # After each step, so that it is there if the rest is stopped.
+        text = f"{self.heading}\n\n{self.summary}\n".lstrip()
+        (self.out / "summary.txt").write_text(text, encoding="utf-8")
+        return outcome
 
     def run(self, step: Step) -> Outcome:
         """Run one step and report how it ended."""
+        self._raise_if_interrupted()
         allowed = min(step.limit_s, self.left_s - step.keep_back_s - GRACE_S)
         if allowed <= 0:
             return self.note(step.name, Status.OUT_OF_TIME, "not started")
         print(f"\n== {step.name} (up to {allowed:.0f} s)", flush=True)
         start = time.monotonic()
-        code, signalled = None, None
-        try:
-            code = self._logged(step, allowed)
-        except Interrupted as caught:
-            self._interrupted, signalled = True, caught
-        # A signal may come before the log is there.
-        if step.log is not None and (self.out / step.log).exists():
-            _show(self.out / step.log, step.shown)
+        path = self.out / step.log
+        with path.open("w", encoding="utf-8") as log:
+            if self.heading and path.suffix != ".json":
+                print(f"{self.heading}\n", file=log, flush=True)
+            code = self._execute(step.command, allowed, log)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines[max(len(lines) - step.shown, 0) :]:
+            print(f"  {line}")
         status, reason = Status.OK, ""
-        if self._interrupted:
+        if self.signal is not None:
             status = Status.INTERRUPTED
         elif code is None:
             status, reason = Status.OUT_OF_TIME, f"stopped after {allowed:.0f} s"
         elif code:
             status, reason = Status.FAILED, f"exit code {code}"
-        seconds = time.monotonic() - start
-        outcome = self._record(
-            Outcome(name=step.name, status=status, seconds=seconds, reason=reason)
-        )
-        if signalled is not None:
-            raise signalled
+        outcome = self.note(step.name, status, reason, time.monotonic() - start)
+        self._raise_if_interrupted()
         return outcome
 
     def run_together(self, steps: Sequence[Step]) -> None:
         """Run steps side by side, as many at a time as the machine has cores."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                # Exceptions are raised here.
-                list(pool.map(self.run, steps))
-            except Interrupted:
-                self._interrupted = True
-                _stop(*self._running)
-                raise
+            # Exceptions are raised here.
+            list(pool.map(self.run, steps))
 
     def ask(self, command: Sequence[str], *, limit_s: float) -> str | None:
-        """None if `command` succeeds, else the last line that it wrote to stderr."""
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=limit_s,
-                env=self._environment(),
-            )
-        except subprocess.TimeoutExpired:
+        """None if `command` succeeds, else the last line that it wrote."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+            code = self._execute(command, limit_s, output)
+            self._raise_if_interrupted()
+            output.seek(0)
+            lines = output.read().strip().splitlines()
+        if code is None:
             return f"no answer within {limit_s:.0f} s"
-        if done.returncode == 0:
-            return None
-        lines = done.stderr.strip().splitlines()
-        return lines[-1] if lines else f"exit code {done.returncode}"
+        return (lines or [f"exit code {code}"])[-1] if code else None
 
-    def _record(self, outcome: Outcome) -> Outcome:
-        self.outcomes.append(outcome)
-        print(_line(outcome), flush=True)
-        if self.out.is_dir():
-            # After each step, so that it is there if the rest is stopped.
-            text = f"{self.heading}\n\n{self.summary()}\n".lstrip()
-            (self.out / "summary.txt").write_text(text, encoding="utf-8")
-        return outcome
+    def _raise_if_interrupted(self) -> None:
+        if self.signal is not None:
+            raise Interrupted
 
-    def _environment(self) -> dict[str, str]:
-        inherited = os.environ.get("PYTHONPATH")
-        path = [*self._path, inherited] if inherited else self._path
-        return {
-            **os.environ,
-            **self.variables,
-            "PYTHONPATH": os.pathsep.join(path),
-            "PYTHONUNBUFFERED": "1",
-        }
-
-    def _logged(self, step: Step, allowed_s: float) -> int | None:
-        """Like `_wait`, with the output in the step's log."""
-        if step.log is None:
-            return self._wait(step.command, None, allowed_s)
-        with (self.out / step.log).open("w", encoding="utf-8") as log:
-            if self.heading:
-                log.write(f"{self.heading}\n\n")
-                log.flush()
-            return self._wait(step.command, log, allowed_s)
-
-    def _wait(
-        self, command: Sequence[str], log: IO[str] | None, allowed_s: float
+    def _execute(
+        self, command: Sequence[str], limit_s: float, output: IO[str]
     ) -> int | None:
         """The exit code, None if the process had to be stopped."""
+        inherited = os.environ.get("PYTHONPATH")
+        path = [*self.path, inherited] if inherited else self.path
         process = subprocess.Popen(
             command,
-            cwd=self.root,
-            env=self._environment(),
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **self.variables,
+                "PYTHONPATH": os.pathsep.join(path),
+                "PYTHONUNBUFFERED": "1",
+            },
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=None if log is None else subprocess.STDOUT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._running.add(process)
-        try:
-            in_time = _ends(process, 0 if self._interrupted else allowed_s)
-            return process.wait() if in_time else None
-        finally:
-            if process.returncode is None:
-                _stop(process)
-            self._running.discard(process)
-
-    def summary(self) -> str:
-        """A line for each step."""
-        return "\n".join(_line(outcome) for outcome in self.outcomes)
-
-
-def _stop(*processes: subprocess.Popen[bytes]) -> None:
-    """Interrupt processes, so that they write what they have, then kill them.
-
-    Each leads a group of processes, which keeps its number while a child is left.
-    """
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-    deadline = time.monotonic() + GRACE_S
-    for process in processes:
-        _ends(process, max(deadline - time.monotonic(), 0))
-        with suppress(ProcessLookupError):
-            # The compiler's workers outlive an interrupt.
-            os.killpg(process.pid, signal.SIGKILL)
-        _ends(process, None)
+        deadline = time.monotonic() + limit_s
+        while self.signal is None and time.monotonic() < deadline:
+            if _has_ended(process):
+                return process.wait()
+            time.sleep(0.05)
+        # Interrupted, it writes what it has.
+        os.killpg(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + GRACE_S
+        while not _has_ended(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        # The compiler's workers outlive an interrupt.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        return None
 
 
-def _ends(process: subprocess.Popen[bytes], timeout_s: float | None) -> bool:
-    """Whether the process ends in time.
-
-    Waits without `Popen.wait`: if a signal's exception arrives there, the lock of the
-    Popen can stay taken, and every later wait for that process blocks.
-    """
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return True
-    try:
-        waiting = select.poll()
-        waiting.register(descriptor, select.POLLIN)
-        return bool(waiting.poll(None if timeout_s is None else timeout_s * 1000))
-    finally:
-        os.close(descriptor)
-
-
-def _show(path: Path, count: int) -> None:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines[max(len(lines) - count, 0) :]:
-        print(f"  {line}", file=sys.stdout)
-
-
-def _line(outcome: Outcome) -> str:
-    reason = f" ({outcome.reason})" if outcome.reason else ""
-    return f"{outcome.name:<16} {outcome.status.value}{reason}, {outcome.seconds:.0f} s"
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has; it is not waited for, so its group's number stays its own."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None

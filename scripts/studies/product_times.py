@@ -14,8 +14,12 @@ import torch
 
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import preset
-from llama_perf.quantize.autoquant.products import Product
-from llama_perf.quantize.autoquant.timing import How, time_product, weight_bytes
+from llama_perf.quantize.autoquant.timing import (
+    How,
+    Product,
+    time_product,
+    weight_bytes,
+)
 from llama_perf.rows.schemes import UNQUANTIZED
 
 FORMATS = (UNQUANTIZED, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")

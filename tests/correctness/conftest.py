@@ -6,6 +6,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from filelock import FileLock
 from hypothesis import settings
 
 from llama_perf.llama.compiler import compiling_for_this_processor
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
 from tests.correctness.support.command_line import CommandLine
-from tests.correctness.support.plugin_project import Project, import_all
+from tests.correctness.support.plugin_project import Project
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
@@ -32,22 +36,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def part_of(items: list[pytest.Item], text: str) -> list[pytest.Item]:
-    """Every n-th of the tests that need a card, for "I/N"."""
-    number, count = map(int, text.split("/"))
-    assert 1 <= number <= count, f"part: {text}"
-    on_card = [item for item in items if item.get_closest_marker("cuda") is not None]
-    return on_card[number - 1 :: count]
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave slow tests out unless asked for."""
     if part := items and items[0].config.getoption("--part"):
-        items[:] = part_of(items, part)
+        number, count = map(int, part.split("/"))
+        assert 1 <= number <= count, f"part: {part}"
+        on_card = [item for item in items if item.get_closest_marker("cuda")]
+        items[:] = on_card[number - 1 :: count]
     for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        if slow and not item.config.getoption("slow"):
+        if item.get_closest_marker("slow") and not item.config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
 
 
@@ -101,7 +99,17 @@ def _an_interrupt_is_one() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _everything_imported() -> Iterator[None]:
-    import_all()
+    """Have a row import all that it imports on its way.
+
+    pytester forgets the modules that a run in this process imported, and torch's
+    cannot be imported twice.
+    """
+    row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
+    for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
+        result = Session(["cpu"], options=RunRequest()).run_row(variant)
+        assert result.measurement is not None, result.reason
+    # The compiler's modules too: they register themselves once in a process.
+    torch.compile(torch.sin)(torch.ones(4))
     # A row collects garbage several times, and pytest's own objects are many.
     gc.collect()
     gc.freeze()

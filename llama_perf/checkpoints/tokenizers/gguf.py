@@ -6,20 +6,21 @@ Reads the vocabulary, its merges and the pre-tokenizer's name, and proves that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
 from llama_perf.checkpoints.gguf_reader import DAMAGED, read_container
-from llama_perf.checkpoints.tokenizers.byte_pairs import (
+from llama_perf.checkpoints.tokenizers.tokenizer import (
     LLAMA3_PATTERN,
-    BytePairTokenizer,
-    Vocabulary,
+    Tokenizer,
+    byte_pair_tokenizer,
 )
-from llama_perf.errors import TokenizerError
+from llama_perf.errors import RecordError, SpecError, TokenizerError, UserError
+from llama_perf.strict_json import from_plain, record
 
 _GPT2_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -36,170 +37,143 @@ _PATTERNS = {
     "smollm": _SMOLLM_PATTERN,
     **dict.fromkeys(_LLAMA3, LLAMA3_PATTERN),
 }
-_PREFIX = "tokenizer."
+# GPT-2's writing of bytes: printable Latin-1 as itself, the rest from U+0100.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + index): byte for index, byte in enumerate(_OTHERS)
+}
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def _gpt2_bytes() -> dict[str, int]:
-    """GPT-2's writing of bytes: printable Latin-1 as itself, the rest from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    moved = {chr(0x100 + index): byte for index, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | moved
+@record
+class _Fields:
+    """The fields `tokenizer.ggml.*` that are read."""
+
+    model: Literal["gpt2"]
+    pre: Literal["gpt-2", "smollm", "llama-bpe", "llama3", "llama-v3"]
+    tokens: list[str]
+    merges: list[str]
+    token_type: list[Literal[1, 2, 3, 4, 5]] | None = None
+    add_bos_token: bool | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    eom_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        size = len(self.tokens)
+        if self.token_type is not None and len(self.token_type) != size:
+            raise TokenizerError(f"token_type: not one for each of {size} tokens")
+        if self.add_bos and self.bos_token_id is None:
+            raise TokenizerError("bos_token_id: the field is missing")
+        for name in (*["bos_token_id"] * self.add_bos, *_END_FIELDS):
+            id = getattr(self, name)
+            if id is not None and not 0 <= id < size:
+                raise SpecError(name, id, f"allowed: 0 to {size - 1}")
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether `bos_token_id` goes before a text."""
+        added = self.add_bos_token
+        return self.pre in _LLAMA3 if added is None else added
 
 
-_BYTES = _gpt2_bytes()
-
-
-def has_gguf_tokenizer(path: Path) -> bool:
+def has_tokenizer(path: Path) -> bool:
     """Whether the GGUF file holds any tokenizer; raises TokenizerError."""
-    kind = tokenizer_fields(path).get("tokenizer.ggml.model")
+    kind, _ = _stored_fields(path).get("tokenizer.ggml.model", (None, None))
     # llama.cpp's two words for a model that works only on ids.
     return kind not in (None, "no_vocab", "none")
 
 
-def read_gguf_tokenizer(path: Path) -> BytePairTokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a GGUF file; raises TokenizerError."""
-    file = _File(path=path, fields=tokenizer_fields(path))
-    file.choice("model", ("gpt2",))
-    pre = file.choice("pre", tuple(_PATTERNS))
-    tokens = file.strings("tokens")
-    vocabulary = _sorted_by_kind(file, tokens)
-    # Llama 3's words are whole tokens even where no merges lead to them.
-    _check_merges(file, vocabulary.ranks, reach_all=pre not in _LLAMA3)
-    template = file.fields.get("tokenizer.chat_template")
-    return BytePairTokenizer(
-        vocabulary,
-        pattern=_PATTERNS[pre],
-        vocab_size=len(tokens),
-        bos_id=_bos_id(file, len(tokens), default=pre in _LLAMA3),
-        eos_ids=[
-            file.token_id(name, len(tokens)) for name in _END_FIELDS if file.has(name)
-        ],
+    stored = _stored_fields(path)
+    names = {field.name: f"tokenizer.ggml.{field.name}" for field in fields(_Fields)}
+    values = {name: stored[full][0] for name, full in names.items() if full in stored}
+    source = f"{path}: tokenizer.ggml"
+    try:
+        file = from_plain(_Fields, values, source=source)
+        tokenizer = _tokenizer(file)
+    except RecordError as error:
+        raise TokenizerError(str(error)) from None
+    except UserError as error:
+        raise TokenizerError(f"{source}: {error}") from None
+    template, _ = stored.get("tokenizer.chat_template", (None, None))
+    ends = {getattr(file, name) for name in _END_FIELDS} - {None}
+    return replace(
+        tokenizer,
+        eos_ids=tokenizer.eos_ids | ends,
         chat_template=template if isinstance(template, str) else None,
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _File:
-    """Typed access to the fields, by their names without `tokenizer.ggml.`."""
+def _tokenizer(file: _Fields) -> Tokenizer:
+    types: Sequence[int] = file.token_type or [TokenType.NORMAL] * len(file.tokens)
 
-    path: Path
-    fields: dict[str, Any]
+    def of_type(*wanted: int) -> dict[str, int]:
+        numbered = enumerate(zip(file.tokens, types, strict=True))
+        return {text: id for id, (text, kind) in numbered if kind in wanted}
 
-    def error(self, name: str, value: object, allowed: str) -> TokenizerError:
-        return TokenizerError(
-            f"{self.path}: tokenizer.ggml.{name}: {value!r} is not allowed;"
-            f" allowed: {allowed}"
-        )
-
-    def damaged(self, name: str, problem: str) -> TokenizerError:
-        return TokenizerError(f"{self.path}: tokenizer.ggml.{name}: {problem}")
-
-    def has(self, name: str) -> bool:
-        return f"tokenizer.ggml.{name}" in self.fields
-
-    def get(self, name: str) -> Any:
-        if not self.has(name):
-            raise self.damaged(name, "the field is missing")
-        return self.fields[f"tokenizer.ggml.{name}"]
-
-    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        value = self.get(name)
-        if value not in allowed:
-            raise self.error(name, value, ", ".join(allowed))
-        return str(value)
-
-    def strings(self, name: str) -> list[str]:
-        value = self.get(name)
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise self.damaged(name, "not a list of texts")
-        return value
-
-    def token_id(self, name: str, vocab_size: int) -> int:
-        value = self.get(name)
-        if type(value) is not int or not 0 <= value < vocab_size:
-            raise self.error(name, value, f"0 to {vocab_size - 1}")
-        return value
-
-
-def _sorted_by_kind(file: _File, tokens: list[str]) -> Vocabulary:
-    kinds = file.get("token_type") if file.has("token_type") else [1] * len(tokens)
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise file.damaged("token_type", f"not one for each of {len(tokens)} tokens")
-    ranks: dict[bytes, int] = {}
-    special: dict[str, int] = {}
-    parsed: dict[str, int] = {}
-    for id, (text, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        match kind:
-            case TokenType.NORMAL:
-                ranks[_token_bytes(file, text)] = id
-            case TokenType.CONTROL | TokenType.UNKNOWN:
-                special[text] = id
-            case TokenType.USER_DEFINED:
-                parsed[text] = id
-            case TokenType.UNUSED:
-                pass
-            case _:
-                raise file.error("token_type", kind, "1 to 5")
-    used = len(kinds) - kinds.count(TokenType.UNUSED)
+    normal = of_type(TokenType.NORMAL)
+    special = of_type(TokenType.CONTROL, TokenType.UNKNOWN)
+    parsed = of_type(TokenType.USER_DEFINED)
+    ranks = {_token_bytes(text): id for text, id in normal.items()}
+    used = len(types) - types.count(TokenType.UNUSED)
     if (distinct := len(ranks) + len(special) + len(parsed)) != used:
-        raise file.damaged("tokens", f"{used - distinct} of {used} stand there twice")
+        raise TokenizerError(f"tokens: {used - distinct} of {used} stand there twice")
     if not ranks:
-        raise file.damaged("tokens", f"none of {used} is an ordinary one")
-    return Vocabulary(ranks=ranks, special=special, parsed=parsed)
+        raise TokenizerError(f"tokens: none of {used} is an ordinary one")
+    # Llama 3's words are whole tokens even where no merges lead to them.
+    _check_merges(file.merges, ranks, reach_all=file.pre not in _LLAMA3)
+    return byte_pair_tokenizer(
+        ranks,
+        special,
+        parsed,
+        pattern=_PATTERNS[file.pre],
+        vocab_size=len(file.tokens),
+        bos_id=file.bos_token_id if file.add_bos else None,
+    )
 
 
-def _token_bytes(file: _File, text: str) -> bytes:
+def _token_bytes(text: str) -> bytes:
     try:
         return bytes([_BYTES[char] for char in text])
     except KeyError:
-        raise file.error("tokens", text, "GPT-2's writing of bytes") from None
+        raise SpecError("tokens", text, "allowed: GPT-2's writing of bytes") from None
 
 
-def _check_merges(file: _File, ranks: Mapping[bytes, int], *, reach_all: bool) -> None:
-    """Raise TokenizerError unless the order of merges is the order of ids.
+def _check_merges(
+    merges: list[str], ranks: Mapping[bytes, int], *, reach_all: bool
+) -> None:
+    """Raise SpecError unless the order of merges is the order of ids.
 
     tiktoken has no list of merges: of all neighbours that form a token it joins those
     whose token has the least id. That is the same encoding if every merge makes a
     token, later merges later ones, and every token longer than a byte has its merge.
     """
-    last = -1
-    made = set()
-    for merge in file.strings("merges"):
-        left, _, right = merge.partition(" ")
-        id = ranks.get(_token_bytes(file, left + right))
+    ids = [-1]
+    for merge in merges:
+        id = ranks.get(_token_bytes(merge.replace(" ", "", 1)))
         if id is None:
-            raise file.error("merges", merge, "two parts of a token")
-        if id < last:
-            raise file.error("merges", merge, "merges in the order of their tokens")
-        last = id
-        made.add(id)
+            raise SpecError("merges", merge, "allowed: two parts of a token")
+        if id < ids[-1]:
+            raise SpecError("merges", merge, "allowed: in the order of their tokens")
+        ids.append(id)
+    made = set(ids)
     for token, id in ranks.items():
         if reach_all and len(token) > 1 and id not in made:
-            raise file.error("tokens", token, "tokens that a merge makes")
+            raise SpecError("tokens", token, "allowed: tokens that a merge makes")
 
 
-def _bos_id(file: _File, vocab_size: int, *, default: bool) -> int | None:
-    add = file.get("add_bos_token") if file.has("add_bos_token") else default
-    if not isinstance(add, bool):
-        raise file.error("add_bos_token", add, "true, false")
-    return file.token_id("bos_token_id", vocab_size) if add else None
-
-
-def tokenizer_fields(path: Path) -> dict[str, Any]:
-    """The fields `tokenizer.*` as Python's own values; raises TokenizerError."""
-    return {name: value for name, value, _ in _fields(path)}
-
-
-def copy_tokenizer_fields(path: Path, target: Path) -> None:
-    """Write a GGUF file with only these fields, without weights.
+def copy_fields(path: Path, target: Path) -> None:
+    """Write a GGUF file with only the fields `tokenizer.*`, without weights.
 
     Raises TokenizerError for a damaged `path`, OSError where `target` fails.
     """
-    fields = _fields(path)
+    stored = _stored_fields(path)
     writer = GGUFWriter(target, "llama")
-    for name, value, types in fields:
+    for name, (value, types) in stored.items():
         # An empty list has no form there, and says as little as none.
         if value != []:
             inner = types[-1] if types[0] == GGUFValueType.ARRAY else None
@@ -209,13 +183,13 @@ def copy_tokenizer_fields(path: Path, target: Path) -> None:
     writer.close()
 
 
-def _fields(path: Path) -> list[tuple[str, Any, list[GGUFValueType]]]:
+def _stored_fields(path: Path) -> dict[str, tuple[Any, list[GGUFValueType]]]:
     reader = read_container(path, error=TokenizerError)
     try:
-        return [
-            (name, field.contents(), field.types)
+        return {
+            name: (field.contents(), field.types)
             for name, field in reader.fields.items()
-            if name.startswith(_PREFIX)
-        ]
+            if name.startswith("tokenizer.")
+        }
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
         raise TokenizerError(f"{path}: {DAMAGED}") from None

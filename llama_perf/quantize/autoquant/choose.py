@@ -7,7 +7,8 @@ generation, each counted as often as it occurs (torchao's autoquant, which did s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,9 @@ import torch
 from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
 from llama_perf.llama.config import ModelConfig
-from llama_perf.quantize.autoquant.products import Product, logged_products
-from llama_perf.quantize.autoquant.times_file import (
-    default_path,
-    keep,
-    machine_key,
-    read,
-    time_key,
-)
-from llama_perf.quantize.autoquant.timing import How, time_product
+from llama_perf.llama.engine import PREFILL_CHUNK
+from llama_perf.quantize.autoquant import times_file
+from llama_perf.quantize.autoquant.timing import How, Product, time_product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
@@ -39,30 +34,10 @@ class Use:
     candidates: tuple[str, ...]
     how: How
 
-
-class _Times:
-    """Times of this machine: those in the file, and those taken now."""
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self._path, self._machine = path, machine_key(fingerprint(device))
-        self.problem = ""
-        try:
-            known = read(path).machines.get(self._machine, {})
-        except RecordError as error:
-            self.problem, known = str(error), {}
-        self._known = known
-
-    def known(self, key: str) -> float | None:
-        return self._known.get(key)
-
-    def add(self, times: dict[str, float]) -> None:
-        self._known = {**self._known, **times}
-        if self.problem:
-            return
-        try:
-            keep(self._path, self._machine, times)
-        except RecordError as error:
-            self.problem = str(error)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K) of the weight."""
+        return self.product.rows, self.product.columns
 
 
 def choose(
@@ -78,117 +53,112 @@ def choose(
     taken on the row's device, in its dtype, and added to it. `notify` gets a
     line that names them, and one for a file that cannot be used.
     """
-    assert row.quantization in AUTOQUANT, f"{row.quantization} chooses nothing"
-    device = torch.device(row.device)
-    uses = list(products(row, config))
-    times = _Times(path or default_path(), device)
-    if times.problem:
-        notify(f"autoquant: {times.problem}; timing anew without it")
-    totals_ms: dict[tuple[int, int], dict[str, float]] = {}
+    device, path = torch.device(row.device), path or times_file.default_path()
+    machine = times_file.machine_key(fingerprint(device))
+    known: dict[str, float] = {}
+    problem = ""
+    try:
+        known |= times_file.read(path).machines.get(machine, {})
+    except RecordError as error:
+        problem = str(error)
+        notify(f"autoquant: {problem}; timing anew without it")
+    uses: dict[tuple[int, int], list[Use]] = {}
     timed: set[tuple[int, int]] = set()
-    for use in uses:
-        product_us, new = _product_us(row, use, times, notify)
-        shape = (use.product.rows, use.product.columns)
-        totals = totals_ms.setdefault(shape, dict.fromkeys(use.candidates, 0.0))
-        for name in use.candidates:
-            totals[name] += product_us[name] * use.count / 1e3
-        if new:
-            timed.add(shape)
+    for use in products(row, config):
+        uses.setdefault(use.shape, []).append(use)
+        missing = [name for name in use.candidates if _key(row, use, name) not in known]
+        if not missing:
+            continue
+        timed.add(use.shape)
+        rows, columns = use.shape
+        notify(
+            f"autoquant: timing {', '.join(missing)} at M = {use.product.tokens},"
+            f" N = {rows}, K = {columns}"
+        )
+        dtype = getattr(torch, row.dtype)
+        us = time_product(use.product, missing, dtype=dtype, device=device, how=use.how)
+        new = {_key(row, use, name): us[name] for name in missing}
+        known |= new
+        try:
+            times_file.keep(path, machine, new)
+        except RecordError as error:
+            problem = str(error)
     if not timed:
         notify("autoquant: every time was taken before and is used again")
-    elif times.problem:
-        notify(f"autoquant: the times are not kept: {times.problem}")
-    choices = [
-        LinearChoice(
+    elif problem:
+        notify(f"autoquant: the times are not kept: {problem}")
+    choices = []
+    for (rows, columns), alike in uses.items():
+        total_ms = {
+            name: sum(known[_key(row, use, name)] * use.count / 1e3 for use in alike)
+            for name in alike[0].candidates
+        }
+        choice = LinearChoice(
             out_features=rows,
             in_features=columns,
-            products=_counts(uses, (rows, columns)),
-            chosen=min(totals, key=totals.__getitem__),
-            total_ms=totals,
+            products=tuple((use.product.tokens, use.count) for use in alike),
+            chosen=min(total_ms, key=total_ms.__getitem__),
+            total_ms=total_ms,
             reused=(rows, columns) not in timed,
         )
-        for (rows, columns), totals in totals_ms.items()
-    ]
+        choices.append(choice)
     return tuple(sorted(choices, key=lambda choice: -choice.total_ms[UNQUANTIZED]))
+
+
+def _key(row: RowSpec, use: Use, candidate: str) -> str:
+    return times_file.time_key(candidate, use.product, dtype=row.dtype, how=use.how)
 
 
 def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
     """Every product of a generation of an autoquant row, with what is to be timed."""
-    uses = logged_products(
-        config,
-        batch_size=row.batch_size,
-        prompt_length=row.prompt_length,
-        max_new_tokens=row.max_new_tokens,
-        attention=row.attention,
-        prefill_chunk=row.prefill_chunk,
-    )
-    gate = _gate_shape(config)
-    for product, count in uses.items():
-        candidates = AUTOQUANT[str(row.quantization)]
+    # (N, K) of gate and up, unless another linear has it too.
+    hidden, dim = config.intermediate_size, config.dim
+    is_shared = hidden in {config.qkv_size, config.vocab_size, dim}
+    gate = None if is_shared else (hidden, dim)
+    for product, count in counted_products(row, config).items():
+        shape = (product.rows, product.columns)
         yield Use(
             product=product,
             count=count,
-            candidates=tuple(name for name in candidates if _fits(name, product)),
-            how=_how(row, product, gate=(product.rows, product.columns) == gate),
+            candidates=tuple(
+                name
+                for name in AUTOQUANT[str(row.quantization)]
+                if name == UNQUANTIZED
+                or product.columns % (Scheme.parse(name).group_size or 1) == 0
+            ),
+            how=_how(row, product, is_gate=shape == gate),
         )
 
 
-def _counts(uses: Iterable[Use], shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """(tokens, products) of the linears of one shape."""
-    return tuple(
-        (use.product.tokens, use.count)
-        for use in uses
-        if (use.product.rows, use.product.columns) == shape
-    )
+def counted_products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
+    """How often one generation of `row` multiplies each product.
+
+    A prompt is cut into the engine's chunks. The head multiplies the last token of
+    each sequence only.
+    """
+    dim, hidden = config.dim, config.intermediate_size
+    linears = [(config.qkv_size, dim), (dim, config.n_heads * config.head_dim)]
+    linears += [(hidden, dim), (hidden, dim), (dim, hidden)]
+    default = row.prompt_length if row.attention == "sdpa" else PREFILL_CHUNK
+    chunk = row.prefill_chunk or default
+    chunks, rest = divmod(row.prompt_length, chunk)
+    passes = Counter({chunk: chunks, rest: int(rest > 0)})
+    passes[1] += row.max_new_tokens - 1
+    counts = Counter[Product]()
+    for length, times in passes.items():
+        for rows, columns in linears:
+            tokens = row.batch_size * length
+            product = Product(tokens=tokens, rows=rows, columns=columns)
+            counts[product] += times * config.n_layers
+    head = Product(tokens=row.batch_size, rows=config.vocab_size, columns=dim)
+    counts[head] += row.max_new_tokens
+    return +counts
 
 
-def _fits(candidate: str, product: Product) -> bool:
-    if candidate == UNQUANTIZED:
-        return True
-    group_size = Scheme.parse(candidate).group_size
-    return group_size is None or product.columns % group_size == 0
-
-
-def _gate_shape(config: ModelConfig) -> tuple[int, int] | None:
-    """(N, K) of gate and up, None where another linear has it too."""
-    hidden, dim = config.intermediate_size, config.dim
-    others = {config.qkv_size, config.vocab_size, dim}
-    return None if hidden in others else (hidden, dim)
-
-
-def _how(row: RowSpec, product: Product, *, gate: bool = False) -> How:
+def _how(row: RowSpec, product: Product, *, is_gate: bool) -> How:
     """How the row runs a product: what it never calls is not to be timed."""
     if row.fused and product.tokens <= FUSED_TOKENS:
-        return "fused gate" if gate else "fused"
+        return "fused gate" if is_gate else "fused"
     # A prompt's products are the same operators compiled or not; a step's are not.
     compiled = row.compile and product.tokens == row.batch_size
     return "compiled" if compiled else "eager"
-
-
-def _product_us(
-    row: RowSpec, use: Use, times: _Times, notify: Callable[[str], None]
-) -> tuple[dict[str, float], bool]:
-    """Microseconds of one product by candidate; whether any was timed now."""
-    product, how = use.product, use.how
-    keys = {
-        name: time_key(name, product, dtype=row.dtype, how=how)
-        for name in use.candidates
-    }
-    known = {name: times.known(key) for name, key in keys.items()}
-    missing = [name for name, us in known.items() if us is None]
-    us = {name: each for name, each in known.items() if each is not None}
-    if missing:
-        notify(
-            f"autoquant: timing {', '.join(missing)} at M = {product.tokens},"
-            f" N = {product.rows}, K = {product.columns}"
-        )
-        taken = time_product(
-            product,
-            missing,
-            dtype=getattr(torch, row.dtype),
-            device=torch.device(row.device),
-            how=how,
-        )
-        times.add({keys[name]: each for name, each in taken.items()})
-        us |= taken
-    return us, bool(missing)

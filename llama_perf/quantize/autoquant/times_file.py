@@ -16,8 +16,8 @@ from typing import Literal
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.quantize.autoquant.products import Product
-from llama_perf.strict_json import from_json, record, to_json
+from llama_perf.quantize.autoquant.timing import Product
+from llama_perf.strict_json import read_json, record, to_json
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -36,8 +36,7 @@ class TimesFile:
 
 def default_path() -> Path:
     """`autoquant.json` in $LLAMA_PERF_CACHE, else in the user's cache folder."""
-    own = os.environ.get("LLAMA_PERF_CACHE")
-    if own:
+    if own := os.environ.get("LLAMA_PERF_CACHE"):
         return Path(own) / "autoquant.json"
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "llama-perf" / "autoquant.json"
@@ -48,18 +47,11 @@ def machine_key(fingerprint: Mapping[str, object]) -> str:
 
     `fingerprint` has the fields of `llama_perf.devices.device.fingerprint`.
     """
-    parts = [
-        str(fingerprint["device_key"]),
-        f"features {fingerprint['cpu_features']}",
-        f"{fingerprint['threads']} threads",
-        f"torch {fingerprint['torch']}",
-        f"torchao {fingerprint['torchao']}",
-        f"triton {fingerprint['triton']}",
-        f"driver {fingerprint['driver']}",
-        f"float32 {fingerprint['float32_matmul_precision']}",
-        f"kernels {_source_hash()}",
-    ]
-    return ", ".join(parts)
+    return (
+        "{device_key}, features {cpu_features}, {threads} threads, torch {torch},"
+        " torchao {torchao}, triton {triton}, driver {driver},"
+        " float32 {float32_matmul_precision}, kernels {source}"
+    ).format(**fingerprint, source=_source_hash())
 
 
 def time_key(candidate: str, product: Product, *, dtype: str, how: str) -> str:
@@ -79,13 +71,7 @@ def _source_hash() -> str:
 
 def read(path: Path) -> TimesFile:
     """The file, empty where there is none; raises RecordError for a damaged one."""
-    if not path.exists():
-        return TimesFile()
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_json(TimesFile, text, source=str(path))
+    return read_json(TimesFile, path) if path.exists() else TimesFile()
 
 
 def keep(path: Path, machine: str, times: dict[str, float]) -> None:

@@ -9,7 +9,8 @@ noise only ever adds, so there the least counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
@@ -18,13 +19,11 @@ from torch import Tensor, nn
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
-from llama_perf.kernels.weight import Packed
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.linear import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import UNQUANTIZED
 
 How = Literal["eager", "compiled", "fused", "fused gate"]
@@ -39,6 +38,15 @@ _PASS_NS = 50_000_000
 # A weight of which more copies fit into the caches is so small that a product with it
 # takes a launch's time, wherever it lies; and each copy is a node of the graph.
 _MAX_COPIES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """`tokens` (M) rows of activations times a weight (rows, columns): (N, K)."""
+
+    tokens: int
+    rows: int
+    columns: int
 
 
 def time_product(
@@ -56,15 +64,14 @@ def time_product(
     """
     x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
     with torch.no_grad(), compiler_settings():
-        linear = _linear(how, product, device)
-        passes = {
-            name: _Pass(
-                x, _copies(name, product, dtype=dtype, device=device, how=how), linear
-            )
-            for name in candidates
-        }
-        times = _cuda_us(passes) if device.type == "cuda" else _cpu_us(passes)
-    del passes
+        run = _product(how, product, device)
+        times = _us(
+            {
+                name: _Pass(x, _copies(name, product, dtype, device, how), run)
+                for name in candidates
+            },
+            device,
+        )
     device_of(device).release_memory()
     return times
 
@@ -75,47 +82,45 @@ def launch_once(
     """Launch what is timed, once, with tensors of the meta device: to compile it."""
     device = torch.device("meta")
     x = torch.empty((product.tokens, product.columns), dtype=dtype, device=device)
-    copies = _copies(candidate, product, dtype=dtype, device=device, how=how)
+    weights = _copies(candidate, product, dtype, device, how)[0]
     with torch.no_grad():
-        _Pass(x, copies[:1], _linear(how, product, device))()
+        _product(how, product, device)(x, *weights)
 
 
-def _linear(how: How, product: Product, device: torch.device) -> Callable[..., Any]:
-    """The product as the row runs it, of activations and a weight."""
+def _product(how: How, product: Product, device: torch.device) -> Callable[..., Any]:
+    """The product as the row runs it, of activations and a weight, or of two."""
     if how == "eager":
         return multiply
     if how == "compiled":
         return torch.compile(multiply, fullgraph=True, dynamic=False)
     from llama_perf.kernels.triton import launch_fused
 
+    launch: Callable[..., Any] = launch_fused.project
+    if how == "fused gate":
+        launch = launch_fused.project_gated
     blocks = -(-product.rows // LANES)
     counter = torch.zeros(blocks, dtype=torch.int32, device=device)
     # In a step every product gets the peaks from the kernel before it.
     known = launch_fused.any_peaks(device)
 
-    def project(x: Tensor, weight: Packed) -> Tensor:
-        peaks = known if weight.dynamic else launch_fused.NO_PEAKS
-        return launch_fused.project(x, weight, counter, peaks=peaks)
+    def project(x: Tensor, *weights: Any) -> Any:
+        peaks = known if weights[0].dynamic else launch_fused.NO_PEAKS
+        return launch(x, *weights, counter, peaks=peaks)
 
-    def project_gated(x: Tensor, pair: tuple[Packed, Packed]) -> Tensor:
-        peaks = known if pair[0].dynamic else launch_fused.NO_PEAKS
-        return launch_fused.project_gated(x, *pair, counter, peaks=peaks)
-
-    return project if how == "fused" else project_gated
+    return project
 
 
+@dataclass
 class _Pass:
     """One product with each copy of a weight, or two with each pair of copies."""
 
-    def __init__(
-        self, x: Tensor, weights: Sequence[Any], linear: Callable[..., Any]
-    ) -> None:
-        self._x, self._weights, self._linear = x, weights, linear
+    x: Tensor
+    copies: list[tuple[Any, ...]]
+    run: Callable[..., Any]
 
-    @property
-    def products(self) -> int:
-        products = 2 if isinstance(self._weights[0], tuple) else 1
-        return len(self._weights) * products
+    def __call__(self) -> None:
+        for weights in self.copies:
+            self.run(self.x, *weights)
 
     def shorten(self) -> None:
         """Keep as many copies as a pass has time for.
@@ -123,42 +128,31 @@ class _Pass:
         A product too slow for all of them does not wait for memory, and whether its
         weight was in a cache makes no difference.
         """
-        self._linear(self._x, self._weights[0])
+        self.run(self.x, *self.copies[0])
         end = time.perf_counter_ns() + _PASS_NS
-        for number, weight in enumerate(self._weights, start=1):
-            self._linear(self._x, weight)
+        for number, weights in enumerate(self.copies, start=1):
+            self.run(self.x, *weights)
             if time.perf_counter_ns() > end:
-                self._weights = self._weights[:number]
-                return
-
-    def __call__(self) -> None:
-        for weight in self._weights:
-            self._linear(self._x, weight)
+                del self.copies[number:]
 
 
 def _copies(
-    name: str,
-    product: Product,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    how: How = "eager",
-) -> list[Any]:
+    name: str, product: Product, dtype: torch.dtype, device: torch.device, how: How
+) -> list[tuple[Any, ...]]:
+    """Copies of a weight, or pairs of them, as `how` takes them."""
     weight = _weight(name, product, dtype=dtype, device=device)
     # Two at least: what a launch reads is not what the last one left in a cache.
     count = max(2, 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight)))
     copies = [_random_like(weight, device) for _ in range(min(count, _MAX_COPIES))]
     if how in ("eager", "compiled"):
-        return copies
+        return [(copy,) for copy in copies]
     from llama_perf.llama.fused import packed
 
     singles = [packed(copy, name) for copy in copies]
+    if how == "fused":
+        return [(single,) for single in singles]
     # None is in two pairs, or a cache would have it the second time.
-    return (
-        singles
-        if how == "fused"
-        else list(zip(singles[::2], singles[1::2], strict=False))
-    )
+    return list(zip(singles[::2], singles[1::2], strict=False))
 
 
 def weight_bytes(
@@ -172,15 +166,13 @@ def _weight(
     name: str, product: Product, *, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """A weight of a candidate's format on the meta device."""
-    linear = nn.Linear(
-        product.columns, product.rows, bias=False, device="meta", dtype=dtype
-    )
-    module = nn.ModuleDict({"linear": linear}).requires_grad_(False)
+    shape = (product.columns, product.rows)
+    linear = nn.Linear(*shape, bias=False, device="meta", dtype=dtype)
+    linear.requires_grad_(False)
     if name != UNQUANTIZED:
         quantize = make_quantizer(name, kernels="native", device=device, dtype=dtype)
-        quantize(module, "autoquant")
-    weight: Tensor = linear.weight
-    return weight
+        quantize(linear, "autoquant")
+    return linear.weight
 
 
 def _random_like(weight: Tensor, device: torch.device) -> Tensor:
@@ -209,44 +201,42 @@ def _cache_bytes(device: torch.device) -> int:
     return 0 if device.type == "meta" else device_of(device).cache_bytes()
 
 
-def _rounds() -> Iterator[int]:
+def _us(passes: Mapping[str, _Pass], device: torch.device) -> dict[str, float]:
+    """Microseconds of a product of each pass; the passes take turns."""
+    on_cuda = device.type == "cuda"
+    works: dict[str, Callable[[], None]] = {}
+    for name, timed in passes.items():
+        if on_cuda:
+            # Kernels are compiled and tuned before the capture, which allows neither.
+            warm_up(timed)
+            works[name] = capture_graph(timed).replay
+        else:
+            timed.shorten()
+            works[name] = timed
+    clock, typical = (_cuda_clock, median) if on_cuda else (_cpu_clock, min)
+    times: dict[str, list[float]] = {name: [] for name in passes}
     end = time.perf_counter_ns() + _ROUNDS_NS
     for number in range(_MAX_ROUNDS):
         if number >= _MIN_ROUNDS and time.perf_counter_ns() > end:
-            return
-        yield number
-
-
-def _cpu_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
-    times: dict[str, list[int]] = {name: [] for name in passes}
-    for timed in passes.values():
-        timed.shorten()
-    for _ in _rounds():
-        for name, timed in passes.items():
-            start = time.perf_counter_ns()
-            timed()
-            times[name].append(time.perf_counter_ns() - start)
+            break
+        for name, work in works.items():
+            times[name].append(clock(work))
     return {
-        name: min(times[name]) / timed.products / 1e3 for name, timed in passes.items()
-    }
-
-
-def _cuda_us(passes: Mapping[str, _Pass]) -> dict[str, float]:
-    graphs = {}
-    for name, timed in passes.items():
-        # Kernels are compiled and tuned before the capture, which allows neither.
-        warm_up(timed)
-        graphs[name] = capture_graph(timed)
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    for _ in _rounds():
-        for name, graph in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end))
-    return {
-        name: median(times[name]) / timed.products * 1e3
+        name: typical(times[name]) / sum(map(len, timed.copies))
         for name, timed in passes.items()
     }
+
+
+def _cpu_clock(work: Callable[[], None]) -> float:
+    start = time.perf_counter_ns()
+    work()
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+def _cuda_clock(work: Callable[[], None]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e3

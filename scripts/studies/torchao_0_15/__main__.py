@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from llama_perf.measure.environment import collect
+from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import github_table, place, replace_between
 from scripts.studies.torchao_0_15.peer import (
     MODEL,
@@ -25,11 +27,11 @@ from scripts.studies.torchao_0_15.peer import (
     SIDES,
     TORCHAO,
     Ran,
-    Rates,
-    Row,
     command,
     make_checkpoint,
     make_environment,
+    name_of,
+    row_of,
     run,
     shown_command,
     text_of,
@@ -37,31 +39,34 @@ from scripts.studies.torchao_0_15.peer import (
 
 PLACE = place("torchao-0.15.md", "comparison")
 ROWS = (
-    Row(),
-    Row(compile=False),
-    Row(quantization="int8wo"),
-    Row(quantization="int8wo", compile=False),
-    Row(quantization="int8dq"),
-    Row(quantization="int8dq", compile=False),
-    Row(quantization="int4wo-64"),
+    row_of(),
+    row_of(compile=False),
+    row_of(quantization="int8wo"),
+    row_of(quantization="int8wo", compile=False),
+    row_of(quantization="int8dq"),
+    row_of(quantization="int8dq", compile=False),
+    row_of(quantization="int4wo-64"),
     # Fewer tokens where torchao takes a quarter of a second or more for each.
-    Row(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
-    Row(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
-    Row(quantization="fp6", max_new_tokens=20, num_samples=1),
-    Row(quantization="sparse-marlin", sparsity="semi-structured"),
-    Row(quantization="autoquant"),
+    row_of(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
+    row_of(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
+    row_of(quantization="fp6", max_new_tokens=20, num_samples=1),
+    row_of(quantization="sparse-marlin"),
+    row_of(quantization="autoquant"),
 )
 # A cache as small as 200 tokens need, and a larger one: eager, as the table's rows are.
-SMALL_CACHE = Row(compile=False, max_new_tokens=200)
+SMALL_CACHE = row_of(compile=False, max_new_tokens=200)
 LARGE_CACHES = (
     replace(SMALL_CACHE, cache_size=2048),
     replace(SMALL_CACHE, cache_size=2048, kv_cache_quantization=True),
 )
-_GREEDY = Row(compile=False, max_new_tokens=20, num_samples=1)
+_GREEDY = ("--temperature", "0")
 _LIMIT_S = 600.0
+_FIGURES = (("tok_s", 2), ("decode_tok_s", 2), ("first_token_ms", 1))
 _WRONG = "wrong values: compiled, its greedy text is not that of its own eager run"
-Processes = dict[tuple[Row, str], list[Ran]]
+Processes = dict[tuple[RowSpec, str], list[Ran]]
 """The processes of each row and side, in the order in which they ran."""
+RunSide = Callable[..., Ran]
+"""Runs a side's row, with more flags, in a process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     work: Path = arguments.work.absolute()
     weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
     python = arguments.python or make_environment(work / "environment")
-    same = _same_text(weights, python.absolute(), work)
+    run_side = partial(_run, weights=weights, python=python.absolute(), work=work)
+    same = _same_text(run_side)
     start = time.monotonic()
     processes: Processes = {}
     text = ""
-    for number in _rounds(weights, python.absolute(), work, arguments, processes):
+    for number in _rounds(run_side, arguments.only, arguments.rounds, processes):
         minutes = (time.monotonic() - start) / 60
         tables = [_conditions(number, minutes, same), comparison_table(processes)]
         text = "\n\n".join([*tables, *cache_table(processes)])
@@ -82,94 +88,88 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.only:
             replace_between(*PLACE, text)
     print(text)
-    slower = [row.name for row, _ in processes if (ratio(processes, row) or 1.0) < 1.0]
-    slower = list(dict.fromkeys(slower))
+    slower = [
+        name_of(row)
+        for row in dict.fromkeys(row for row, _ in processes)
+        if (ratio(*(processes[row, side] for side in SIDES)) or 1.0) < 1.0
+    ]
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
 
 
+def _run(
+    side: str, row: RowSpec, *flags: str, weights: Path, python: Path, work: Path
+) -> Ran:
+    argv = [*command(side, row, weights, python), *flags]
+    return run(side, argv, row, work, _LIMIT_S)
+
+
 def _rounds(
-    weights: Path,
-    python: Path,
-    work: Path,
-    arguments: argparse.Namespace,
-    processes: Processes,
+    run_side: RunSide, only: str, rounds: int, processes: Processes
 ) -> Iterator[int]:
     """Add each round's processes to `processes`, then yield its number.
 
     A side that failed on a row is not asked again.
     """
-    every = (*ROWS, SMALL_CACHE, *LARGE_CACHES)
-    chosen = [row for row in every if arguments.only in row.name]
-    for row in chosen:
+    for row in (*ROWS, SMALL_CACHE, *LARGE_CACHES):
         for side in SIDES:
-            wrong = _problem(side, row, weights, python, work)
-            processes[row, side] = [] if wrong is None else [wrong]
-            outcome = wrong.problem if wrong else "runs"
-            print(f"{row.name}, {side}: {outcome}", flush=True)
-    for number in range(1, arguments.rounds + 1):
-        for row in chosen:
-            for side in SIDES:
-                before = processes[row, side]
-                if any(ran.problem for ran in before):
-                    continue
-                argv = command(side, row, weights, python)
-                ran = run(side, argv, row, work, _LIMIT_S)
-                before.append(ran)
-                rates = [f"{sample.tok_s:.2f}" for sample in ran.rates]
-                outcome = ran.problem or f"tok/s {', '.join(rates)}"
-                print(f"round {number}, {row.name}, {side}: {outcome}", flush=True)
+            if only in name_of(row):
+                wrong = _problem(side, row, run_side)
+                processes[row, side] = [] if wrong is None else [wrong]
+                outcome = wrong.problem if wrong else "runs"
+                print(f"{name_of(row)}, {side}: {outcome}", flush=True)
+    for number in range(1, rounds + 1):
+        for (row, side), before in processes.items():
+            if any(ran.problem for ran in before):
+                continue
+            before.append(ran := run_side(side, row))
+            rates = ", ".join(f"{sample.tok_s:.2f}" for sample in ran.rates)
+            outcome = ran.problem or f"tok/s {rates}"
+            print(f"round {number}, {name_of(row)}, {side}: {outcome}", flush=True)
         yield number
 
 
-def _problem(
-    side: str, row: Row, weights: Path, python: Path, work: Path
-) -> Ran | None:
+def _problem(side: str, row: RowSpec, run_side: RunSide) -> Ran | None:
     """A short greedy run of the row that failed, or wrote another text if compiled.
 
     None if all is well. A row that computes wrong values has no speed to compare.
     """
-    texts = []
+    texts = set()
     for compiled in {row.compile, False}:
         short = replace(row, compile=compiled, max_new_tokens=8, num_samples=1)
-        ran = _greedy(side, short, weights, python, work)
+        ran = run_side(side, short, *_GREEDY)
         if ran.problem is not None:
             return ran
-        texts.append(text_of(ran.output))
-    return None if len(set(texts)) == 1 else Ran(rates=(), problem=_WRONG, output="")
+        texts.add(text_of(ran.output))
+    return None if len(texts) == 1 else Ran(problem=_WRONG)
 
 
-def _greedy(side: str, row: Row, weights: Path, python: Path, work: Path) -> Ran:
-    argv = [*command(side, row, weights, python), "--temperature", "0"]
-    return run(side, argv, row, work, _LIMIT_S)
-
-
-def _same_text(weights: Path, python: Path, work: Path) -> bool:
+def _same_text(run_side: RunSide) -> bool:
     """Whether both generate the same greedy text from the checkpoint."""
-    texts = []
+    texts = set()
     for side in SIDES:
-        ran = _greedy(side, _GREEDY, weights, python, work)
+        row = row_of(compile=False, max_new_tokens=20, num_samples=1)
+        ran = run_side(side, row, *_GREEDY)
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
-        texts.append(text_of(ran.output))
-    return len(set(texts)) == 1
+        texts.add(text_of(ran.output))
+    return len(texts) == 1
 
 
-def _samples(runs: Sequence[Ran]) -> list[Rates]:
-    return [rates for ran in runs for rates in ran.rates]
+def _median(runs: Sequence[Ran], field: str) -> float | None:
+    """The median of a field of all samples, None without any."""
+    values = [getattr(rates, field) for ran in runs for rates in ran.rates]
+    return median(values) if values else None
 
 
-def _median(runs: Sequence[Ran], field: str) -> float:
-    values: list[float] = [getattr(rates, field) for rates in _samples(runs)]
-    return median(values)
+def ratio(theirs: Sequence[Ran], ours: Sequence[Ran]) -> float | None:
+    """The tok/s of `ours` over `theirs`, medians of all samples; None without both."""
+    their_tok_s, our_tok_s = _median(theirs, "tok_s"), _median(ours, "tok_s")
+    return our_tok_s / their_tok_s if our_tok_s and their_tok_s else None
 
 
-def ratio(processes: Processes, row: Row) -> float | None:
-    """Our tok/s over torchao's, medians of all samples; None without both."""
-    theirs, ours = (processes.get((row, side), []) for side in SIDES)
-    if not _samples(theirs) or not _samples(ours):
-        return None
-    return _median(ours, "tok_s") / _median(theirs, "tok_s")
+def _cell(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def comparison_table(processes: Processes) -> str:
@@ -179,36 +179,22 @@ def comparison_table(processes: Processes) -> str:
     lines, problems = [], []
     for row in dict.fromkeys(row for row, _ in processes):
         pair = [processes[row, side] for side in SIDES]
-        cells = [
-            f"{_median(runs, 'tok_s'):.2f}" if _samples(runs) else "-" for runs in pair
+        tok_s, decode_tok_s, first_token_ms = (
+            [_cell(_median(runs, field), digits) for runs in pair]
+            for field, digits in _FIGURES
+        )
+        # Unequal where a side failed in a later round.
+        rounds = [ratio([theirs], [ours]) for theirs, ours in zip(*pair, strict=False)]
+        by_round = [_cell(value) for value in rounds if value is not None]
+        cells = [name_of(row), *tok_s, _cell(ratio(*pair))]
+        cells += [", ".join(by_round) or "-"]
+        lines.append([*cells, " / ".join(decode_tok_s), " / ".join(first_token_ms)])
+        problems += [
+            f"- {name_of(row)}, {side}: `{_short(ran.problem)}`"
+            for side, runs in zip(SIDES, pair, strict=True)
+            for ran in runs
+            if ran.problem
         ]
-        of_medians = ratio(processes, row)
-        if of_medians is None:
-            cells += ["-", "-"]
-        else:
-            rounds = [
-                _median([ours], "tok_s") / _median([theirs], "tok_s")
-                # Unequal where a side failed in a later round.
-                for theirs, ours in zip(*pair, strict=False)
-                if theirs.rates and ours.rates
-            ]
-            cells += [
-                f"{of_medians:.2f}",
-                ", ".join(f"{value:.2f}" for value in rounds),
-            ]
-        for field, digits in (("decode_tok_s", 2), ("first_token_ms", 1)):
-            both = [
-                f"{_median(runs, field):.{digits}f}" if _samples(runs) else "-"
-                for runs in pair
-            ]
-            cells.append(" / ".join(both))
-        lines.append([row.name, *cells])
-        for side, runs in zip(SIDES, pair, strict=True):
-            problems += [
-                f"- {row.name}, {side}: `{_short(ran.problem)}`"
-                for ran in runs
-                if ran.problem
-            ]
     table = github_table(lines, headers)
     return "\n\n".join([table, *(["\n".join(problems)] if problems else [])])
 
@@ -218,20 +204,16 @@ def cache_table(processes: Processes) -> list[str]:
 
     Nothing if one of the rows was not run.
     """
-    rows = (SMALL_CACHE, *LARGE_CACHES)
-    pairs = [(row, side) for row in rows for side in SIDES]
-    if not all(_samples(processes.get(pair, [])) for pair in pairs):
-        return []
-    rates = {pair: _median(processes[pair], "tok_s") for pair in pairs}
-    lines = [
-        [
-            row.name,
-            *(f"{rates[row, side] / rates[SMALL_CACHE, side]:.2f}" for side in SIDES),
+    lines = []
+    for row in LARGE_CACHES:
+        shares = [
+            ratio(*(processes.get((each, side), []) for each in (SMALL_CACHE, row)))
+            for side in SIDES
         ]
-        for row in LARGE_CACHES
-    ]
-    headers = ["share of the small cache's tok/s", *SIDES]
-    return [github_table(lines, headers)]
+        if None in shares:
+            return []
+        lines.append([name_of(row), *map(_cell, shares)])
+    return [github_table(lines, ["share of the small cache's tok/s", *SIDES])]
 
 
 def _short(problem: str) -> str:
@@ -243,18 +225,14 @@ def _short(problem: str) -> str:
 def _conditions(rounds: int, minutes: float, same: bool) -> str:
     environment = collect(torch.device("cpu"))
     text = "the same" if same else "different"
-    return "\n".join(
-        [
-            f"{environment.device_name}, {environment.threads} threads,"
-            f" {environment.platform};"
-            f" Python {environment.python}, torch {environment.torch} on both sides,"
-            f" torchao {TORCHAO} and llama-perf {environment.commit}; {rounds} rounds,"
-            f" {minutes:.0f} minutes. Greedy text of both sides: {text}.",
-            "",
-            "```",
-            *(shown_command(side, ROWS[0]) for side in SIDES),
-            "```",
-        ]
+    shown = "\n".join(shown_command(side, ROWS[0]) for side in SIDES)
+    return (
+        f"{environment.device_name}, {environment.threads} threads,"
+        f" {environment.platform};"
+        f" Python {environment.python}, torch {environment.torch} on both sides,"
+        f" torchao {TORCHAO} and llama-perf {environment.commit}; {rounds} rounds,"
+        f" {minutes:.0f} minutes. Greedy text of both sides: {text}."
+        f"\n\n```\n{shown}\n```"
     )
 
 

@@ -17,15 +17,28 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
 import torch
 
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.llama.config import ModelConfig
+from llama_perf.rows.spec import RowSpec
+
 ROOT = Path(__file__).resolve().parents[3]
 TORCHAO = "0.15.0"
 MODEL = "Small-Llama-2-4x1024"
-DIM, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 1024, 4, 16, 2816, 2048
+CONFIG = ModelConfig(
+    dim=1024,
+    n_layers=4,
+    n_heads=16,
+    n_kv_heads=16,
+    intermediate_size=2816,
+    vocab_size=2048,
+    head_dim=64,
+)
 PROMPT = "Hello, my name is"
 """The default of both commands; six tokens, as Llama 2's tokenizer makes of it."""
 
@@ -35,7 +48,8 @@ _LAUNCH = f"""\
 import runpy, sys
 from torchao._models.llama import model
 model.transformer_configs[{MODEL!r}] = dict(
-    n_layer={LAYERS}, n_head={HEADS}, dim={DIM}, vocab_size={VOCABULARY}
+    n_layer={CONFIG.n_layers}, n_head={CONFIG.n_heads}, dim={CONFIG.dim},
+    vocab_size={CONFIG.vocab_size},
 )
 sys.argv[0] = "generate.py"
 runpy.run_module("torchao._models.llama.generate", run_name="__main__", alter_sys=True)
@@ -57,44 +71,38 @@ _SAMPLES = {
 SIDES = tuple(_SAMPLES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What both sides run; `sparsity` is a flag of torchao's alone."""
+row_of = partial(
+    RowSpec,
+    model=MODEL,
+    dtype="float32",
+    device="cpu",
+    compile=True,
+    max_new_tokens=100,
+    num_samples=3,
+)
+"""A row that both sides run, with these defaults."""
 
-    quantization: str | None = None
-    compile: bool = True
-    sparsity: str | None = None
-    max_new_tokens: int = 100
-    num_samples: int = 3
-    cache_size: int | None = None
-    kv_cache_quantization: bool = False
 
-    @property
-    def name(self) -> str:
-        """The row's name in the table."""
-        words = [self.quantization or "none", "compiled" if self.compile else "eager"]
-        if self.max_new_tokens > 100:
-            words.append(f"{self.max_new_tokens} tokens")
-        if self.cache_size is not None:
-            words.append(f"cache {self.cache_size}")
-        if self.kv_cache_quantization:
-            words.append("int8 KV")
-        return ", ".join(words)
+def name_of(row: RowSpec) -> str:
+    """The row's name in the table."""
+    words = [row.quantization or "none", "compiled" if row.compile else "eager"]
+    if row.max_new_tokens > 100:
+        words.append(f"{row.max_new_tokens} tokens")
+    if row.cache_size is not None:
+        words.append(f"cache {row.cache_size}")
+    if row.kv_cache_quantization:
+        words.append("int8 KV")
+    return ", ".join(words)
 
-    def flags(self) -> list[str]:
-        """The flags that both sides take."""
-        flags = ["--device", "cpu", "--precision", "float32"]
-        flags += ["--num_samples", str(self.num_samples)]
-        flags += ["--max_new_tokens", str(self.max_new_tokens)]
-        if self.compile:
-            flags.append("--compile")
-        if self.quantization is not None:
-            flags += ["--quantization", self.quantization]
-        if self.cache_size is not None:
-            flags += ["--cache_size", str(self.cache_size)]
-        if self.kv_cache_quantization:
-            flags.append("--kv_cache_quantization")
-        return flags
+
+def _flags(row: RowSpec) -> list[str]:
+    """The flags that both sides take."""
+    flags = ["--device", row.device, "--precision", row.dtype]
+    for name in ("num_samples", "max_new_tokens", "quantization", "cache_size"):
+        if (value := getattr(row, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    switches = ("compile", "kv_cache_quantization")
+    return flags + [f"--{name}" for name in switches if getattr(row, name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,9 +118,9 @@ class Rates:
 class Ran:
     """One side's process: its samples, or why there are none; its text."""
 
-    rates: tuple[Rates, ...]
-    problem: str | None
-    output: str
+    rates: tuple[Rates, ...] = ()
+    problem: str | None = None
+    output: str = ""
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -129,51 +137,34 @@ def make_checkpoint(folder: Path) -> Path:
         # Often enough to become words of the vocabulary.
         sentence_iterator=iter([PROMPT] * 400 + [line for line in lines if line]),
         model_writer=tokenizer,
-        vocab_size=VOCABULARY,
+        vocab_size=CONFIG.vocab_size,
         model_type="bpe",
         byte_fallback=True,
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(tokenizer.getvalue())
-    shape = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "multiple_of": 256}
-    shape["vocab_size"] = VOCABULARY
-    (folder / "params.json").write_text(json.dumps(shape), encoding="utf-8")
+    names = ("dim", "n_layers", "n_heads", "vocab_size")
+    shape = {name: getattr(CONFIG, name) for name in names}
+    params = json.dumps(shape | {"multiple_of": 256})
+    (folder / "params.json").write_text(params, encoding="utf-8")
+    drawn = SyntheticWeights(CONFIG, dtype=torch.float32, device=torch.device("cpu"))
+    weights = {"tok_embeddings.weight": drawn.embedding(), **drawn.final()}
+    for index in range(CONFIG.n_layers):
+        layer = drawn.layer(index).items()
+        weights |= {f"layers.{index}.{name}": value for name, value in layer}
     path = folder / "model.pth"
-    torch.save(_weights(), path)
+    torch.save(weights, path)
     return path
-
-
-def _weights() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def linear(rows: int, columns: int) -> torch.Tensor:
-        drawn = torch.randn(rows, columns, generator=generator)
-        return drawn.mul_(columns**-0.5)
-
-    weights = {
-        "tok_embeddings.weight": torch.randn(VOCABULARY, DIM, generator=generator),
-        "norm.weight": torch.ones(DIM),
-        "output.weight": linear(VOCABULARY, DIM),
-    }
-    for layer in range(LAYERS):
-        block = {
-            "attention.wqkv.weight": linear(3 * DIM, DIM),
-            "attention.wo.weight": linear(DIM, DIM),
-            "feed_forward.w1.weight": linear(INTERMEDIATE, DIM),
-            "feed_forward.w3.weight": linear(INTERMEDIATE, DIM),
-            "feed_forward.w2.weight": linear(DIM, INTERMEDIATE),
-            "attention_norm.weight": torch.ones(DIM),
-            "ffn_norm.weight": torch.ones(DIM),
-        }
-        weights |= {f"layers.{layer}.{name}": value for name, value in block.items()}
-    return weights
 
 
 def make_environment(folder: Path) -> Path:
     """The Python of an environment in `folder` with torchao 0.15 and torch as here."""
     python = folder / "bin" / "python"
-    if _has_torchao(python):
-        return python
+    ask = "from importlib.metadata import version; print(version('torchao'))"
+    if python.exists():
+        done = subprocess.run([python, "-c", ask], capture_output=True, text=True)
+        if done.stdout.strip() == TORCHAO:
+            return python
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     install = [str(python), "-m", "pip", "install", "--quiet"]
     install += ["--disable-pip-version-check", f"torchao=={TORCHAO}"]
@@ -184,34 +175,28 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-def _has_torchao(python: Path) -> bool:
-    if not python.exists():
-        return False
-    ask = "from importlib.metadata import version; print(version('torchao'))"
-    done = subprocess.run([python, "-c", ask], capture_output=True, text=True)
-    return done.stdout.strip() == TORCHAO
-
-
-def command(side: str, row: Row, weights: Path, python: Path) -> list[str]:
+def command(side: str, row: RowSpec, weights: Path, python: Path) -> list[str]:
     """The command of a side; `python` is that of torchao 0.15's environment."""
-    common = ["--checkpoint_path", str(weights), *row.flags()]
+    common = ["--checkpoint_path", str(weights), *_flags(row)]
     if side == "llama-perf":
         start = [sys.executable, "-m", "llama_perf", "generate"]
         return [*start, *common, "--kernels", "native"]
-    if row.sparsity is not None:
-        common += ["--sparsity", row.sparsity]
+    if row.quantization == "sparse-marlin":
+        common += ["--sparsity", "semi-structured"]
     return [str(python), "-c", _LAUNCH, *common]
 
 
-def shown_command(side: str, row: Row) -> str:
+def shown_command(side: str, row: RowSpec) -> str:
     """The command as a reader would type it."""
-    flags = shlex.join(["--checkpoint_path", f"{MODEL}/model.pth", *row.flags()])
+    flags = shlex.join(["--checkpoint_path", f"{MODEL}/model.pth", *_flags(row)])
     if side == "llama-perf":
         return f"llama-perf generate --kernels native {flags}"
     return f"python generate.py {flags}"
 
 
-def run(side: str, argv: Sequence[str], row: Row, cache: Path, limit_s: float) -> Ran:
+def run(
+    side: str, argv: Sequence[str], row: RowSpec, cache: Path, limit_s: float
+) -> Ran:
     """Run a side's command; `cache` keeps what its compiler made."""
     environment = {
         **os.environ,
@@ -232,16 +217,16 @@ def run(side: str, argv: Sequence[str], row: Row, cache: Path, limit_s: float) -
             timeout=limit_s,
         )
     except subprocess.TimeoutExpired:
-        return Ran(rates=(), problem=f"stopped after {limit_s:.0f} s", output="")
+        return Ran(problem=f"stopped after {limit_s:.0f} s")
     rates = read_samples(side, done.stdout, row.max_new_tokens)
-    if done.returncode == 0 and len(rates) == row.num_samples:
-        return Ran(rates=rates, problem=None, output=done.stdout)
-    errors = _ERROR.findall(done.stdout)
-    if done.returncode == 0:
-        problem = f"{len(rates)} samples instead of {row.num_samples}"
-    else:
+    if done.returncode:
+        errors = _ERROR.findall(done.stdout)
         problem = errors[-1] if errors else f"exit code {done.returncode}"
-    return Ran(rates=(), problem=problem, output=done.stdout)
+    elif len(rates) == row.num_samples:
+        return Ran(rates=rates, output=done.stdout)
+    else:
+        problem = f"{len(rates)} samples instead of {row.num_samples}"
+    return Ran(problem=problem, output=done.stdout)
 
 
 def read_samples(side: str, output: str, max_new_tokens: int) -> tuple[Rates, ...]:
@@ -258,18 +243,16 @@ def read_samples(side: str, output: str, max_new_tokens: int) -> tuple[Rates, ..
         else:
             total_s = max_new_tokens / numbers["rate"]
             first_s = numbers["first"] / 1e3
-        decode_tok_s = (max_new_tokens - 1) / (total_s - first_s)
-        rates.append(
-            Rates(
-                tok_s=max_new_tokens / total_s,
-                decode_tok_s=decode_tok_s,
-                first_token_ms=first_s * 1e3,
-            )
+        sample = Rates(
+            tok_s=max_new_tokens / total_s,
+            decode_tok_s=(max_new_tokens - 1) / (total_s - first_s),
+            first_token_ms=first_s * 1e3,
         )
+        rates.append(sample)
     return tuple(rates)
 
 
 def text_of(output: str) -> str:
     """The first text that a side generated from the prompt, but for a line break."""
-    lines = [line for line in output.splitlines() if line.startswith(PROMPT)]
-    return lines[0] if lines else ""
+    lines = output.splitlines()
+    return next((line for line in lines if line.startswith(PROMPT)), "")

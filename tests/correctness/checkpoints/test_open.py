@@ -1,26 +1,28 @@
+"""Which file is opened, its configuration, and files of all formats that do not fit."""
+
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from llama_perf.checkpoints.open import ALLOWED, SMOLLM2, find_checkpoint, open_weights
+from llama_perf.checkpoints.config import from_hugging_face, from_meta
+from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
+from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
+    PARAMS_JSON,
     all_weights,
     one_line_refusal,
-    tiny_weights,
     write_json,
 )
-
-
-def refusal(path: Path) -> str:
-    message = one_line_refusal(open_weights, path)
-    return message.removeprefix(f"{path}: ")
 
 
 @pytest.fixture
@@ -30,74 +32,51 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["model.pth", "consolidated.00.pth"])
-@pytest.mark.parametrize("by", ["file", "folder"])
-def test_pth(folder: Path, name: str, by: str) -> None:
-    torch.save(all_weights(tiny_weights()), folder / name)
-    reader = open_weights(folder / name if by == "file" else folder)
-    assert reader.source == f"pth:{folder.name}"
+def test_a_file_or_its_folder(folder: Path, name: str) -> None:
+    torch.save(all_weights(), folder / name)
+    for path in (folder / name, folder):
+        assert open_weights(path).source == f"pth:{folder.name}"
 
 
-def test_model_pth_comes_before_what_it_was_made_from(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"")
-    torch.save(all_weights(tiny_weights()), folder / "model.pth")
-    assert open_weights(folder).source == f"pth:{folder.name}"
-
-
-@pytest.mark.parametrize("by", ["file", "folder"])
-def test_sharded_consolidated(folder: Path, by: str) -> None:
-    for index in range(2):
-        (folder / f"consolidated.0{index}.pth").write_bytes(b"")
-    path = folder / "consolidated.00.pth" if by == "file" else folder
-    assert refusal(path).removeprefix(f"{folder}: ") == (
-        "a model in 2 consolidated.*.pth files is not allowed; allowed: one file, or"
-        " the same model as a Hugging Face folder with safetensors"
-    )
-
-
-def test_missing_path(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == f"no such file or folder; {ALLOWED}"
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == f"no weights in this folder; {ALLOWED}"
-
-
-def test_only_pytorch_model_bin(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    assert refusal(folder) == f"pytorch_model.bin is not allowed; {ALLOWED}"
+SHARDS = ["consolidated.00.pth", "consolidated.01.pth"]
+NO_PTH = "damaged, truncated, or no checkpoint"
+SHARDED = (
+    "a model in 2 consolidated.*.pth files is not allowed; allowed: one file, or the"
+    " same model as a Hugging Face folder with safetensors"
+)
+ONE_FILE = "ambiguous: {}; give the path of one file, or keep one of them in the"
+SINGLE = "model.safetensors"
+NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and config"
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "path", "message"),
     [
-        ("a.gguf", "b.gguf"),
-        ("model.safetensors", "a.gguf"),
-        ("model.safetensors", "consolidated.00.pth"),
+        (SHARDS, "", SHARDED),
+        (SHARDS, "consolidated.00.pth", SHARDED),
+        ([], "none", f"no such file or folder; {ALLOWED}"),
+        ([], "", f"no weights in this folder; {ALLOWED}"),
+        (["pytorch_model.bin"], "", f"pytorch_model.bin is not allowed; {ALLOWED}"),
+        (["a.gguf", "b.gguf"], "", ONE_FILE),
+        ([SINGLE, "a.gguf"], "", ONE_FILE),
+        ([SINGLE, "consolidated.00.pth"], "", ONE_FILE),
+        # Opened, since it is the only one.
+        (["a.gguf"], "", "damaged, truncated, or no GGUF file"),
+        # The reference's conversion writes it beside the files it was made from.
+        ([SINGLE, "model.pth"], "", NO_PTH),
+        ([], "config.json", f"this kind of file is not allowed; {ALLOWED}"),
+        ([SINGLE], SINGLE, NO_SINGLE),
     ],
 )
-def test_ambiguous_folder(folder: Path, names: tuple[str, str]) -> None:
+def test_what_a_path_means(
+    folder: Path, names: list[str], path: str, message: str
+) -> None:
     for name in names:
         (folder / name).write_bytes(b"")
-    assert refusal(folder) == (
-        f"ambiguous: {', '.join(names)}; give the path of one file, or keep one of"
-        " them in the folder"
-    )
-
-
-def test_one_gguf_in_a_folder_is_opened(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"")
-    assert "no GGUF file" in refusal(tmp_path)
-
-
-def test_other_files(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"")
-    assert refusal(folder / "config.json") == (
-        f"this kind of file is not allowed; {ALLOWED}"
-    )
-    assert refusal(folder / "model.safetensors") == (
-        "a single safetensors file is not allowed; give the folder that holds it and"
-        " config.json"
-    )
+    refusal = one_line_refusal(open_weights, folder / path)
+    for start in (folder / "a.gguf", folder / "model.pth", folder):
+        refusal = refusal.removeprefix(f"{start}: ")
+    assert refusal.startswith(message.replace("{}", ", ".join(names)))
 
 
 def test_names_under_checkpoints(tmp_path: Path) -> None:
@@ -112,20 +91,13 @@ def test_names_under_checkpoints(tmp_path: Path) -> None:
     }.items():
         assert find_checkpoint(name, checkpoints=tmp_path) == wanted
     assert find_checkpoint("Llama-2-7b", checkpoints=None) is None
-
-
-def test_an_ambiguous_name(tmp_path: Path) -> None:
-    for owner in ("a", "b"):
-        (tmp_path / owner / "Llama").mkdir(parents=True)
+    (tmp_path / "b" / "Llama-2-7b").mkdir(parents=True)
     with pytest.raises(WeightsError) as caught:
-        find_checkpoint("Llama", checkpoints=tmp_path)
+        find_checkpoint("Llama-2-7b", checkpoints=tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: model 'Llama' is ambiguous; give the path of one:"
-        f" {tmp_path}/a/Llama, {tmp_path}/b/Llama"
+        f"{tmp_path}: model 'Llama-2-7b' is ambiguous; give the path of one:"
+        f" {tmp_path}/b/Llama-2-7b, {tmp_path}/meta-llama/Llama-2-7b"
     )
-
-
-def test_no_checkpoints_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"checkpoints: '.*/none': no such folder"):
         find_checkpoint("Llama", checkpoints=tmp_path / "none")
 
@@ -145,8 +117,133 @@ def test_smollm2_in_its_package(
     (tmp_path / "mine" / SMOLLM2).mkdir(parents=True)
     mine = find_checkpoint(SMOLLM2, checkpoints=tmp_path)
     assert mine == tmp_path / "mine" / SMOLLM2
-
-
-def test_smollm2_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert find_checkpoint(SMOLLM2, checkpoints=None) is None
+
+
+HUGGING_FACE, META = (from_hugging_face, CONFIG_JSON), (from_meta, PARAMS_JSON)
+WHOLE, NUMBER = "a whole number, 1 or more", "a number, more than 0"
+
+
+def config_refusal(source: Any, change: dict[str, Any]) -> str:
+    read, fields = source
+    with pytest.raises(WeightsError) as caught:
+        read({**fields, **change}, source="here")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "value", "allowed"),
+    [
+        (HUGGING_FACE, "hidden_size", "wide", WHOLE),
+        (HUGGING_FACE, "num_attention_heads", 0, WHOLE),
+        (HUGGING_FACE, "num_hidden_layers", 2.5, WHOLE),
+        (HUGGING_FACE, "vocab_size", [48], WHOLE),
+        (HUGGING_FACE, "rope_theta", "high", NUMBER),
+        (HUGGING_FACE, "rms_norm_eps", "tiny", NUMBER),
+        (HUGGING_FACE, "rope_scaling", "llama3", "a map"),
+        (HUGGING_FACE, "model_type", "qwen2", "'llama', 'mistral'"),
+        (HUGGING_FACE, "attention_bias", True, "False"),
+        (HUGGING_FACE, "mlp_bias", True, "False"),
+        (HUGGING_FACE, "hidden_act", "gelu", "'silu'"),
+        (HUGGING_FACE, "quantization_config", {"bits": 4}, "None"),
+        (META, "dim", "wide", WHOLE),
+        (META, "n_heads", 0, WHOLE),
+        (META, "n_layers", 2.5, WHOLE),
+        (META, "vocab_size", -1, WHOLE),
+        (META, "vocab_size", "many", WHOLE),
+        (META, "multiple_of", 0, WHOLE),
+        (META, "ffn_dim_multiplier", "twice", NUMBER),
+        (META, "rope_theta", "high", NUMBER),
+    ],
+)
+def test_a_wrong_field(source: Any, name: str, value: object, allowed: str) -> None:
+    problem = f"here: {name}: {value!r} is not allowed; allowed: {allowed}"
+    assert config_refusal(source, {name: value}) == problem
+
+
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        (LLAMA3, "the field 'factor' is missing"),
+        (
+            {**LLAMA3, "factor": 8.0, "original_max_position_embeddings": 0.5},
+            f"original_max_position_embeddings: 0.5 is not allowed; allowed: {WHOLE}",
+        ),
+        (
+            {"rope_type": "yarn"},
+            "rope_type: 'yarn' is not allowed; allowed: 'default', 'llama3'",
+        ),
+    ],
+)
+def test_a_wrong_rope_scaling(scaling: dict[str, Any], message: str) -> None:
+    for key in ("rope_scaling", "rope_parameters"):
+        assert config_refusal(HUGGING_FACE, {key: scaling}) == f"here: {key}: {message}"
+
+
+@pytest.mark.parametrize("name", ["num_attention_heads", "vocab_size"])
+def test_a_missing_field_is_named(name: str) -> None:
+    missing = f"here: the field {name!r} is missing"
+    assert config_refusal(HUGGING_FACE, {name: None}) == missing
+
+
+# What gives the configuration, and how a file is refused without its last N bytes.
+FORMATS = {
+    test_pth: ("config.json", test_pth.DAMAGED, 30),
+    test_safetensors: ("config.json", "damaged or truncated: ", 1),
+    test_gguf: ("its metadata", test_gguf.DAMAGED, 40),
+}
+MISSING = "the tensor {name} is missing; {config} wants it"
+SHAPE = "{name}: shape {shape} is not allowed; {config} wants "
+ODD = (
+    "the tensor {name} is not allowed; a Llama model of 2 layers has no such tensor"
+    " (nor biases)"
+)
+DTYPE = "{name}: dtype int8 is not allowed; allowed: float32, float16, bfloat16"
+I8 = (
+    "{name}: type I8 is not allowed; allowed: what the gguf package can dequantize"
+    " (F32, F16, BF16, Q8_0, Q4_0, Q4_K, ...)"
+)
+FAULTS: list[tuple[str, Tensor | None, str]] = [
+    ("layers.1.feed_forward.w3.weight", None, MISSING),
+    ("layers.1.ffn_norm.weight", None, MISSING),
+    ("tok_embeddings.weight", torch.ones(47, 32), f"{SHAPE}(48, 32)"),
+    ("layers.1.attention.wo.weight", torch.ones(32, 31), f"{SHAPE}(32, 32)"),
+    ("layers.2.ffn_norm.weight", torch.ones(32), ODD),
+    ("layers.0.attention.wk.bias", torch.ones(16), ODD),
+    ("layers.0.attention.q_norm.weight", torch.ones(8), ODD),
+    ("norm.weight", torch.ones(32, dtype=torch.int8), DTYPE),
+]
+
+
+def refusal(path: Path) -> str:
+    return one_line_refusal(lambda path: all_weights(open_weights(path)), path)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda module: module.__name__[-11:])
+@pytest.mark.parametrize(("name", "tensor", "message"), FAULTS)
+def test_a_tensor_that_does_not_fit(
+    tmp_path: Path, format: ModuleType, name: str, tensor: Tensor | None, message: str
+) -> None:
+    path = format.write(tmp_path, {name: tensor})
+    wanted = (I8 if format is test_gguf and message == DTYPE else message).format(
+        name=format.their_name(name),
+        shape=None if tensor is None else tuple(tensor.shape),
+        config=FORMATS[format][0],
+    )
+    assert refusal(path) == wanted
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda module: module.__name__[-11:])
+def test_a_file_that_is_cut_off(tmp_path: Path, format: ModuleType) -> None:
+    path = format.write(tmp_path, {})
+    file = path if path.is_file() else path / SINGLE
+    content = file.read_bytes()
+    _, message, last = FORMATS[format]
+    for keep in [0, 3, 4, 10, 20, *range(30, len(content), 997), -last]:
+        file.write_bytes(content[:keep])
+        found = refusal(path).removeprefix(f"{file}: ")
+        assert found.startswith(message), keep

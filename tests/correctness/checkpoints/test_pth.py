@@ -1,14 +1,16 @@
+"""`.pth` files of every kind that is read, and the refusals of all others."""
+
 from __future__ import annotations
 
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llama_perf.checkpoints.pth import open_pth
-from llama_perf.errors import WeightsError
 from llama_perf.llama.presets import PRESETS
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
@@ -18,14 +20,26 @@ from tests.correctness.support.weights_samples import (
     assert_same,
     one_line_refusal,
     split_qkv,
-    tiny_weights,
     write_json,
 )
+
+CONFIG = "config.json"
+BUFFERS = (
+    *("freqs_cis", "causal_mask", "rope.freqs", "layers.1.attention.kv_cache.k_cache"),
+    "layers.0.attention.inner_attention.rope.freqs",
+)
+FORMS: dict[str, Any] = {
+    "wqkv": lambda weights: weights,
+    "wq, wk, wv": split_qkv,
+    "llama2.c": lambda weights: {"model": weights, "step": 3},
+    "parameters": lambda weights: {k: torch.nn.Parameter(weights[k]) for k in weights},
+    "buffers": lambda weights: {**weights, **dict.fromkeys(BUFFERS, torch.ones(2))},
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_json(tmp_path / "config.json", CONFIG_JSON)
+    write_json(tmp_path / CONFIG, CONFIG_JSON)
     return tmp_path
 
 
@@ -34,72 +48,46 @@ def save(folder: Path, weights: object, **options: bool) -> Path:
     return folder / "model.pth"
 
 
+def their_name(name: str) -> str:
+    return name
+
+
+def write(folder: Path, change: dict[str, Any]) -> Path:
+    """The tiny model's file, with other tensors or without those that are None."""
+    write_json(folder / CONFIG, CONFIG_JSON)
+    weights = {**all_weights(), **change}
+    return save(
+        folder, {name: weights[name] for name in weights if weights[name] is not None}
+    )
+
+
 def refusal(path: Path) -> str:
-    message = one_line_refusal(open_pth, path)
-    return message.replace(f"{path}: ", "").replace(f"{path.parent}: ", "")
+    return one_line_refusal(open_pth, path)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_reads_both_namings(folder: Path, apart: bool) -> None:
-    wanted = all_weights(tiny_weights())
-    reader = open_pth(save(folder, split_qkv(wanted) if apart else wanted))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_reads(folder: Path, form: str, dtype: torch.dtype, as_zip: bool) -> None:
+    wanted = {name: tensor.to(dtype) for name, tensor in all_weights().items()}
+    path = save(folder, FORMS[form](wanted), _use_new_zipfile_serialization=as_zip)
+    reader = open_pth(path)
     assert reader.source == f"pth:{folder.name}"
     assert_same(reader, wanted)
-
-
-def test_keeps_the_stored_dtype(folder: Path) -> None:
-    weights = {k: v.bfloat16() for k, v in all_weights(tiny_weights()).items()}
-    assert_same(open_pth(save(folder, weights)), weights)
-
-
-def test_reads_files_from_before_the_zip_format(folder: Path) -> None:
-    wanted = all_weights(tiny_weights())
-    path = save(folder, wanted, _use_new_zipfile_serialization=False)
+    assert not reader.embedding().requires_grad
+    # Writing to a tensor leaves the file alone.
+    reader.embedding().zero_()
     assert_same(open_pth(path), wanted)
 
 
-def test_reads_llama2c_files(folder: Path) -> None:
-    wanted = all_weights(tiny_weights())
-    assert_same(open_pth(save(folder, {"model": wanted, "step": 3})), wanted)
-
-
-def test_parameters_come_without_gradients(folder: Path) -> None:
-    weights = all_weights(tiny_weights())
-    path = save(folder, {k: torch.nn.Parameter(v) for k, v in weights.items()})
-    assert not open_pth(path).embedding().requires_grad
-
-
-def test_writing_to_a_tensor_leaves_the_file_alone(folder: Path) -> None:
-    wanted = all_weights(tiny_weights())
-    path = save(folder, wanted)
-    open_pth(path).embedding().zero_()
-    assert_same(open_pth(path), wanted)
-
-
-@pytest.mark.parametrize(
-    "buffer",
-    [
-        "freqs_cis",
-        "causal_mask",
-        "rope.freqs",
-        "layers.1.attention.kv_cache.k_cache",
-        "layers.0.attention.inner_attention.rope.freqs",
-    ],
-)
-def test_known_buffers_are_ignored(folder: Path, buffer: str) -> None:
-    wanted = all_weights(tiny_weights())
-    assert_same(open_pth(save(folder, {**wanted, buffer: torch.ones(2)})), wanted)
-
-
-def test_config_json_comes_first(folder: Path) -> None:
+def test_config_json_comes_before_params_json(folder: Path) -> None:
     write_json(folder / "params.json", {**PARAMS_JSON, "norm_eps": 1e-6})
-    reader = open_pth(save(folder, all_weights(tiny_weights())))
-    assert reader.config == TINY
-
-
-def test_config_from_params_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "params.json", PARAMS_JSON)
-    assert open_pth(save(tmp_path, all_weights(tiny_weights()))).config == TINY
+    save(folder, all_weights())
+    assert open_pth(folder / "model.pth").config == TINY
+    (folder / CONFIG).unlink()
+    assert open_pth(folder / "model.pth").config.norm_eps == 1e-6
+    write_json(folder / "params.json", PARAMS_JSON)
+    assert open_pth(folder / "model.pth").config == TINY
 
 
 def test_config_from_the_folders_name(
@@ -108,29 +96,26 @@ def test_config_from_the_folders_name(
     monkeypatch.setitem(PRESETS, "tiny-2L", TINY)
     folder = tmp_path / "Some-Tiny-2L-Instruct"
     folder.mkdir()
-    weights = all_weights(tiny_weights())
+    weights = all_weights()
     assert open_pth(save(folder, weights)).config == TINY
     weights["norm.weight"] = torch.ones(3)
-    assert refusal(save(folder, weights)) == (
-        "norm.weight: shape (3,) is not allowed;"
-        " the preset tiny-2L, from the folder's name, wants (32,)"
-    )
+    preset = "the preset tiny-2L, from the folder's name,"
+    message = f"norm.weight: shape (3,) is not allowed; {preset} wants (32,)"
+    assert refusal(save(folder, weights)) == message
 
 
-def test_tied_where_both_names_share_a_storage(folder: Path) -> None:
-    weights = all_weights(tiny_weights())
+def test_tied_by_what_the_file_holds(folder: Path) -> None:
+    write_json(folder / CONFIG, {**CONFIG_JSON, "tie_word_embeddings": True})
+    weights = all_weights()
+    assert not open_pth(save(folder, weights)).config.tied_embeddings
+    del weights["output.weight"]
+    assert open_pth(save(folder, weights)).config.tied_embeddings
+    # Both names share a storage.
+    write_json(folder / CONFIG, CONFIG_JSON)
     weights["output.weight"] = weights["tok_embeddings.weight"]
     reader = open_pth(save(folder, weights))
     assert reader.config.tied_embeddings
     assert list(reader.final()) == ["norm.weight"]
-
-
-def test_tied_by_the_configuration(folder: Path) -> None:
-    write_json(folder / "config.json", {**CONFIG_JSON, "tie_word_embeddings": True})
-    weights = all_weights(tiny_weights())
-    assert not open_pth(save(folder, weights)).config.tied_embeddings
-    del weights["output.weight"]
-    assert open_pth(save(folder, weights)).config.tied_embeddings
 
 
 class Evil:
@@ -141,137 +126,67 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("how", ["zip", "legacy", "plain pickle"])
+@pytest.mark.parametrize("how", ["zip", "legacy", "plain pickle", "later protocol"])
 def test_a_pickle_that_would_run_code_is_refused(folder: Path, how: str) -> None:
     path, target = folder / "model.pth", folder / "created"
-    weights = {**all_weights(tiny_weights()), "evil": Evil(target)}
-    if how == "plain pickle":
-        path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=2))
-    else:
-        save(folder, weights, _use_new_zipfile_serialization=how == "zip")
-    assert refusal(path) == (
+    weights = {**all_weights(), "evil": Evil(target)}
+    save(folder, weights, _use_new_zipfile_serialization=how == "zip")
+    message = (
         "refused: it asks for posix.system, which can run code; nothing was executed;"
         " allowed: a dict of tensors"
     )
+    if how == "plain pickle":
+        path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=2))
+    elif how == "later protocol":
+        path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=5))
+        message = DAMAGED
+    assert refusal(path) == message
     assert not target.exists()
 
 
-def test_a_pickle_of_a_later_protocol_is_not_run(folder: Path) -> None:
-    path, target = folder / "model.pth", folder / "created"
-    path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=5))
-    assert "nothing in it was executed" in refusal(path)
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("keep", [0, 10, 500, -30])
-def test_truncated_file(folder: Path, keep: int) -> None:
-    path = save(folder, all_weights(tiny_weights()))
-    path.write_bytes(path.read_bytes()[:keep])
-    assert refusal(path) == (
-        "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
-        " file that torch.save wrote"
-    )
-
-
-def test_garbage(folder: Path) -> None:
-    (folder / "model.pth").write_bytes(b"these are no weights" * 20)
-    assert "damaged, truncated, or no checkpoint" in refusal(folder / "model.pth")
-
-
-def test_a_missing_file(folder: Path) -> None:
-    assert refusal(folder / "model.pth") == "cannot be read: No such file or directory"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"layers.1.attention.wo.weight": torch.ones(32, 31)},
-            "layers.1.attention.wo.weight: shape (32, 31) is not allowed;"
-            " config.json wants (32, 32)",
-        ),
-        (
-            {"layers.0.attention.wqkv.weight": torch.ones(65, 32)},
-            "layers.0.attention.wqkv.weight: shape (65, 32) is not allowed;"
-            " config.json wants (64, 32)",
-        ),
-        (
-            {"layers.2.ffn_norm.weight": torch.ones(32)},
-            "the tensor layers.2.ffn_norm.weight is not allowed; a Llama model of 2"
-            " layers has no such tensor",
-        ),
-        (
-            {"layers.1.ffn_norm.weight": None, "norm.weight": None},
-            "the tensor layers.1.ffn_norm.weight (and 1 more) is missing;"
-            " config.json wants it",
-        ),
-        (
-            {"layers.0.attention.wq.bias": torch.ones(32)},
-            "the tensor layers.0.attention.wq.bias is not allowed; biases are not"
-            " supported",
-        ),
-        ({"step": 3}, "step: int is not allowed; allowed: unquantized tensors"),
-    ],
+DAMAGED = (
+    "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a file"
+    " that torch.save wrote"
 )
-def test_tensors_that_do_not_fit(
-    folder: Path, change: dict[str, object], message: str
-) -> None:
-    weights = {**all_weights(tiny_weights()), **change}
-    tensors = {name: value for name, value in weights.items() if value is not None}
-    assert refusal(save(folder, tensors)) == message
 
 
-def test_integers_are_no_weights(folder: Path) -> None:
-    weights = all_weights(tiny_weights())
-    weights["tok_embeddings.weight"] = torch.ones(48, 32, dtype=torch.int8)
-    reader = open_pth(save(folder, weights))
-    with pytest.raises(WeightsError) as caught:
-        reader.embedding()
-    assert str(caught.value).endswith(
-        "tok_embeddings.weight: dtype int8 is not allowed;"
-        " allowed: float32, float16, bfloat16"
-    )
+def test_missing_file_and_garbage(folder: Path) -> None:
+    path = folder / "model.pth"
+    assert refusal(path) == "cannot be read: No such file or directory"
+    path.write_bytes(b"these are no weights" * 20)
+    assert refusal(path) == DAMAGED
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ([1, 2], "a list of 2 entries is not allowed; allowed: a dict of tensors"),
-        ({}, "a dict of 0 entries is not allowed; allowed: a dict of tensors"),
-    ],
-)
-def test_no_dict_of_tensors(folder: Path, what: object, message: str) -> None:
-    assert refusal(save(folder, what)) == message
+def test_tensors_that_do_not_fit(folder: Path) -> None:
+    name = "layers.0.attention.wqkv.weight"
+    shape = "shape (65, 32) is not allowed; config.json wants (64, 32)"
+    assert refusal(write(folder, {name: torch.ones(65, 32)})) == f"{name}: {shape}"
+    without = write(folder, {"layers.1.ffn_norm.weight": None, "norm.weight": None})
+    more = "the tensor layers.1.ffn_norm.weight (and 1 more) is missing"
+    assert refusal(without) == f"{more}; config.json wants it"
+    odd = "step: int is not allowed; allowed: unquantized tensors"
+    assert refusal(write(folder, {"step": 3})).startswith(odd)
 
 
-def test_no_configuration(tmp_path: Path) -> None:
-    message = refusal(save(tmp_path, {}))
-    assert message.startswith(
+def test_no_dict_of_tensors(folder: Path) -> None:
+    values: list[object] = [[1, 2], {}]
+    for value in values:
+        kind = type(value).__name__
+        message = f"{kind} is not allowed; allowed: a dict of tensors, at least one"
+        assert refusal(save(folder, value)) == message
+
+
+def test_no_or_a_bad_configuration(tmp_path: Path) -> None:
+    path = save(tmp_path, {})
+    assert refusal(path).startswith(
         "the configuration is missing; allowed: config.json, params.json, or a folder"
         " named after one of the presets 7B, 13B,"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "it is not JSON: Expecting property name enclosed in double quotes"),
-        ("[1]", "[1] is not allowed; allowed: a map"),
-        ("{}", "the field 'hidden_size' is missing"),
-        ('{"attention_bias": true}', "attention_bias true is not allowed; allowed: fa"),
-        ('{"hidden_act": "gelu"}', 'hidden_act "gelu" is not allowed; allowed: "silu"'),
-        (
-            '{"quantization_config": {"bits": 4}}',
-            'quantization_config {"bits": 4} is not allowed; allowed: null',
-        ),
-        (
-            '{"hidden_size": 32, "num_attention_heads": 0, "num_hidden_layers": 2,'
-            ' "intermediate_size": 64, "vocab_size": 48}',
-            "num_attention_heads: 0 is not allowed; allowed: a whole number, 1 or more",
-        ),
-    ],
-)
-def test_a_bad_config_json(folder: Path, text: str, message: str) -> None:
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    refused_with = refusal(save(folder, {}))
-    assert refused_with.startswith(f"{folder / 'config.json'}: {message}")
+    for text, message in {
+        "{": "Invalid JSON: EOF while parsing",
+        "[1]": "Input should be an object (got [1])",
+        "{}": "the field 'hidden_size' is missing",
+        '{"hidden_act": "gelu"}': "hidden_act: 'gelu' is not allowed; allowed: 'silu'",
+    }.items():
+        (tmp_path / CONFIG).write_text(text, encoding="utf-8")
+        assert refusal(path).startswith(f"{tmp_path / CONFIG}: {message}")

@@ -17,8 +17,7 @@ from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
-from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.open import open_weights
+from llama_perf.checkpoints.load import build_model, open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import ModelConfig, RopeScaling
@@ -26,27 +25,31 @@ from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.sampling import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.prepare import prepare
-from llama_perf.quantize.int4wo import Int4WeightConfig
-from llama_perf.quantize.row_scaled import Int8WeightConfig
-from llama_perf.quantize.uintx import UintxWeightConfig
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.spec import KERNELS, RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.processes import HANG_S
+from tests.correctness.support.schemes import cpu_config
 
 CPU = torch.device("cpu")
 PROMPT = torch.arange(8).view(1, 8) * 31 % SMALL.vocab_size
 TIED = replace(SMALL, tied_embeddings=True)
+ODD = replace(
+    TIED,
+    head_dim=48,
+    norm_eps=3e-7,
+    rope_base=12345.6,
+    rope_scaling=RopeScaling(
+        factor=7.3, low_freq_factor=1.1, high_freq_factor=3.9, original_context=77
+    ),
+    context=321,
+)
 
 
 def quantized(
     scheme: str, kernels: str = "native", config: ModelConfig = SMALL
 ) -> Transformer:
     return quantize_model(small(config), scheme, kernels=kernels)
-
-
-def tokens(model: Transformer) -> torch.Tensor:
-    return generate(model, PROMPT, max_new_tokens=5, sampling=GREEDY)
 
 
 def assert_same(found: Transformer, wanted: Transformer) -> None:
@@ -67,6 +70,7 @@ def assert_same(found: Transformer, wanted: Transformer) -> None:
         *((scheme, kernels, TIED) for scheme, kernels in BOTH),
         ("int8wo", "native", SMALL),
         ("int8wo", "torchao", SMALL),
+        ("int8wo", "native", ODD),
     ],
 )
 def test_a_saved_model_is_the_same_model(
@@ -74,37 +78,35 @@ def test_a_saved_model_is_the_same_model(
 ) -> None:
     model = quantized(scheme, kernels, config)
     folder = save_model(model, tmp_path / "saved")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "model.pth",
-    ]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.pth"}
     loaded = load_model(folder)
     assert_same(loaded, model)
-    assert torch.equal(tokens(loaded), tokens(model))
+    texts = [
+        generate(each, PROMPT, max_new_tokens=5, sampling=GREEDY)
+        for each in (loaded, model)
+    ]
+    assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize(
-    ("scheme", "old_module", "kernels"),
+    ("scheme", "old_module"),
     [
-        ("int8wo", "llama_perf.quantize.int8wo", "native"),
-        ("fp6", "llama_perf.quantize.fp6", "native"),
-        ("float8wo", "llama_perf.quantize.float8wo", "native"),
-        ("int8dq", "llama_perf.quantize.int8dq", "native"),
-        ("int4wo-32", "llama_perf.quantize.int4wo", "native"),
-        ("uintx-3-4", "llama_perf.quantize.uintx", "native"),
-        ("float8dq-row", "llama_perf.quantize.float8dq", "native"),
-        ("sparse-marlin", "llama_perf.quantize.sparse_marlin", "native"),
-        ("int8wo", "torchao.quantization", "torchao"),
+        ("int8wo", "llama_perf.quantize.int8wo"),
+        ("fp6", "llama_perf.quantize.fp6"),
+        ("float8wo", "llama_perf.quantize.float8wo"),
+        ("int8dq", "llama_perf.quantize.int8dq"),
+        ("int4wo-32", "llama_perf.quantize.int4wo"),
+        ("uintx-3-4", "llama_perf.quantize.uintx"),
+        ("float8dq-row", "llama_perf.quantize.float8dq"),
+        ("sparse-marlin", "llama_perf.quantize.sparse_marlin"),
+        ("int8wo", "torchao.quantization"),
     ],
 )
 def test_a_model_of_format_1_names_the_classes_by_their_old_paths(
-    scheme: str,
-    old_module: str,
-    kernels: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scheme: str, old_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = quantized(scheme, kernels)
+    native = old_module.startswith("llama_perf")
+    model = quantized(scheme, "native" if native else "torchao")
     tensor_class = type(model.output.weight.data)
     with monkeypatch.context() as patch:
         stub = ModuleType(old_module)
@@ -117,9 +119,7 @@ def test_a_model_of_format_1_names_the_classes_by_their_old_paths(
         (name,) = (name for name in file.namelist() if name.endswith("data.pkl"))
         pickled = file.read(name)
     assert f"c{old_module}\n{tensor_class.__name__}\n".encode() in pickled
-    loaded = load_model(folder)
-    assert_same(loaded, model)
-    assert torch.equal(tokens(loaded), tokens(model))
+    assert_same(load_model(folder), model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -137,6 +137,9 @@ def test_torchaos_tensors_are_loaded_in_their_own_dtype_alone(
         f"dtype: 'float32' is not allowed; {folder} was saved for {dtype}, which"
         " torchao's tensors keep"
     )
+    change_said(folder, device="cuda")
+    with pytest.raises(SpecError, match=r"device: 'cpu' is not allowed; .* for cuda"):
+        load_model(folder, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +152,6 @@ def test_native_weights_are_loaded_in_any_dtype(scheme: str, tmp_path: Path) -> 
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     # The codes and scales are as they were.
     assert_same(loaded.to(torch.float32), model.to(torch.bfloat16).to(torch.float32))
-
-
-def test_torchaos_packing_of_another_device_is_refused(tmp_path: Path) -> None:
-    folder = save_model(quantized("int4wo-32", "torchao"), tmp_path / "saved")
-    change_said(folder, device="cuda")
-    with pytest.raises(SpecError, match=r"device: 'cpu' is not allowed; .* for cuda"):
-        load_model(folder)
 
 
 def change_said(folder: Path, **changes: object) -> None:
@@ -205,26 +201,10 @@ def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
     torch.testing.assert_close(model.logits(PROMPT), logits)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_configuration_is_read_back_exactly(name: str) -> None:
-    text = json.dumps(to_hugging_face(PRESETS[name]))
-    assert from_hugging_face(json.loads(text), source=name) == PRESETS[name]
-
-
-def test_an_odd_configuration_is_read_back_exactly(tmp_path: Path) -> None:
-    scaling = RopeScaling(
-        factor=7.3, low_freq_factor=1.1, high_freq_factor=3.9, original_context=77
-    )
-    odd = replace(
-        TIED,
-        head_dim=48,
-        norm_eps=3e-7,
-        rope_base=12345.6,
-        rope_scaling=scaling,
-        context=321,
-    )
-    model = quantized("int8wo", config=odd)
-    assert_same(load_model(save_model(model, tmp_path / "saved")), model)
+def test_a_configuration_is_read_back_exactly() -> None:
+    for name, config in {**PRESETS, "odd": ODD}.items():
+        text = json.dumps(to_hugging_face(config))
+        assert from_hugging_face(json.loads(text), source=name) == config, name
 
 
 @pytest.mark.parametrize("config", [SMALL, TIED], ids=["untied", "tied"])
@@ -238,14 +218,13 @@ def test_an_unquantized_model_is_saved_as_it_is(
     assert same == config.tied_embeddings
     # What was synthetic stays told as such, and it can be quantized.
     assert open_weights(tmp_path / "saved").source == "pth:saved (from synthetic)"
-    assert quantize_model(loaded, "fp6").origin == Origin(
-        weights="synthetic", scheme="fp6", kernels="native"
-    )
+    origin = Origin(weights="synthetic", scheme="fp6", kernels="native")
+    assert quantize_model(loaded, "fp6").origin == origin
 
 
 def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
     model = small(TIED)
-    configs = [Int8WeightConfig(), Int4WeightConfig(group_size=32), None]
+    configs = [cpu_config("int8wo"), cpu_config("int4wo-32"), None]
     for index, (name, linear) in enumerate(list(linears(model))):
         config = configs[index % 3]
         if config is not None and name != "output":
@@ -255,32 +234,33 @@ def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
     kinds = {type(linear.weight.data).__name__ for _, linear in linears(loaded)}
     assert kinds == {"Int8Weight", "Int4Weight", "Tensor"}
     assert loaded.output.weight is loaded.tok_embeddings.weight
-    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
-    assert loaded.origin == Origin(
-        weights="synthetic", scheme="autoquant", kernels="native"
-    )
+    model.origin = Origin(weights="synthetic", scheme="autoquant", kernels="native")
+    assert_same(loaded, model)
 
 
 def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     tmp_path: Path,
 ) -> None:
     model = small()
-    quantize_(model, UintxWeightConfig(bits=2, group_size=8))
+    quantize_(model, cpu_config("uintx-2-8"))
     with pytest.raises(SpecError, match="UintxWeight weights that quantize_model did"):
         save_model(model, tmp_path / "saved")
     folder = save_model(model, tmp_path / "saved", scheme="uintx-2-8")
     loaded = load_model(folder)
     assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
     assert loaded.weight_bytes() == model.weight_bytes()
-    for name, scheme in (("other", "fp6"), ("none", "int3wo")):
-        with pytest.raises(SpecError, match=f"scheme: '{scheme}' is not allowed; "):
-            save_model(loaded, tmp_path / name, scheme=scheme)
-    with pytest.raises(SpecError, match="scheme: 'fp6' is not allowed; the model is n"):
-        save_model(small(), tmp_path / "plain", scheme="fp6")
+    for other, scheme, reason in (
+        (loaded, "fp6", "the model is uintx-2-8"),
+        (loaded, "int3wo", "allowed: "),
+        (small(), "fp6", "the model is not quantized"),
+    ):
+        message = f"scheme: '{scheme}' is not allowed; {reason}"
+        with pytest.raises(SpecError, match=message):
+            save_model(other, tmp_path / "other", scheme=scheme)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-@pytest.mark.parametrize("kernels", ["native", "torchao"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_a_saved_model_is_not_quantized_again(kernels: str, tmp_path: Path) -> None:
     folder = save_model(quantized("int8wo", kernels), tmp_path / "saved")
     message = (
@@ -308,35 +288,27 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
         "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: plain // 2
     )
     prepare(row, checkpoints=tmp_path)
-    monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", is_int8wo)
+
+    def broken(row: RowSpec) -> str:
+        found = (row.quantization, row.kernels) == ("int8wo", "torchao")
+        return "int8wo is broken" if found else ""
+
+    monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", broken)
     with pytest.raises(NotRunnable, match="int8wo is broken"):
         prepare(row, checkpoints=tmp_path)
 
 
-def is_int8wo(row: RowSpec) -> str:
-    found = (row.quantization, row.kernels) == ("int8wo", "torchao")
-    return "int8wo is broken" if found else ""
-
-
-@pytest.mark.parametrize("kernels", ["native", "torchao"])
-def test_a_loaded_model_shares_no_memory_with_its_file(
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_loading_takes_the_model_and_one_layer_and_shares_nothing(
     kernels: str, tmp_path: Path
 ) -> None:
-    model = quantized("int8wo", kernels, TIED)
+    model = quantized("int8wo", kernels, replace(TIED, n_layers=8))
     path = save_model(model, tmp_path / "saved") / "model.pth"
-    loaded = load_model(path)
-    with path.open("r+b") as file:
-        file.write(b"\xff" * path.stat().st_size)
-    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))
-
-
-@pytest.mark.parametrize("kernels", ["native", "torchao"])
-def test_loading_takes_the_model_and_one_layer(kernels: str, tmp_path: Path) -> None:
-    config = replace(SMALL, n_layers=8)
-    model = quantized("int8wo", kernels, config)
-    path = save_model(model, tmp_path / "saved")
     layer = sum(each.numel() for each in model.layers[0].parameters())
     reader = open_weights(path)
     with LiveBytes("cpu") as live:
-        build_model(reader, dtype=torch.float32, device=CPU)
+        loaded = build_model(reader, dtype=torch.float32, device=CPU)
     assert live.peak - live.now < 3 * layer
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert torch.equal(loaded.logits(PROMPT), model.logits(PROMPT))

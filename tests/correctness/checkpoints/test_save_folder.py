@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pickle
 import resource
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,54 +16,49 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf import load_model, quantize_model, save_model
-from llama_perf.checkpoints.load import build_model
+from llama_perf import load_model, save_model
 from llama_perf.checkpoints.save import check_scheme_savable
-from llama_perf.checkpoints.tokenizers.tokenizer import find_tokenizer, load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError
-from tests.correctness.checkpoints.test_save import CPU, assert_same, quantized
+from llama_perf.rows.spec import KERNELS
+from tests.correctness.checkpoints.test_pth import Evil
+from tests.correctness.checkpoints.test_save import (
+    CPU,
+    assert_same,
+    change_said,
+    quantized,
+)
 from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support.command_line import refusal
-from tests.correctness.support.tokenizer_samples import (
-    SPECIAL,
-    TOKENS,
-    train_sentencepiece,
-    write_gguf,
-)
-from tests.correctness.support.tokenizer_samples import (
-    write_tiktoken as write_tiktoken_file,
-)
-from tests.correctness.support.weights_samples import tiny_weights
+from tests.correctness.support.weights_samples import one_line_refusal, write_json
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "gguf": lambda folder: samples.write_gguf(
+        folder / "m.gguf",
+        chat_template="{{ messages }}",
+        add_bos_token=True,
+        bos_token_id=273,
+    ),
+    "tiktoken": lambda folder: samples.write_tiktoken(folder / "tokenizer.model"),
+    "sentencepiece": samples.train_sentencepiece,
+}
 
 
-@pytest.mark.parametrize("how", ["gguf", "tiktoken", "sentencepiece"])
+@pytest.mark.parametrize("how", WRITERS)
 def test_the_tokenizer_comes_along(how: str, tmp_path: Path) -> None:
-    config = replace(SMALL, vocab_size=600)
-    model = quantize_model(
-        build_model(tiny_weights(config), dtype=torch.float32, device=CPU), "int8wo"
-    )
-    source = tmp_path / "source"
-    source.mkdir()
-    if how == "gguf":
-        path = write_gguf(
-            source / "m.gguf",
-            chat_template="{{ messages }}",
-            add_bos_token=True,
-            bos_token_id=273,
-        )
-    elif how == "tiktoken":
-        path = write_tiktoken_file(source / "tokenizer.model", TOKENS)
-    else:
-        path = train_sentencepiece(source)
-    folder = save_model(model, tmp_path / "saved", tokenizer=source)
+    model = quantized("int8wo", config=replace(SMALL, vocab_size=600))
+    (tmp_path / "source").mkdir()
+    path = WRITERS[how](tmp_path / "source")
+    folder = save_model(model, tmp_path / "saved", tokenizer=path.parent)
     copied = find_tokenizer(folder)
     assert copied is not None
     assert copied.parent == folder
     found, wanted = load_tokenizer(copied), load_tokenizer(path)
-    text = f"Hello, the user 123 {SPECIAL[0]}\n\nusing it"
+    text = f"Hello, the user 123 {samples.SPECIAL[0]}\n\nusing it"
     assert found.encode(text) == wanted.encode(text)
-    for field in ("vocab_size", "bos_id", "eos_ids", "chat_template"):
+    for field in ("vocab_size", "bos_id", "eos_ids", "special", "chat_template"):
         assert getattr(found, field) == getattr(wanted, field), field
     assert_same(load_model(folder), model)
     # The tokenizer's file itself will do as well.
@@ -69,12 +68,14 @@ def test_the_tokenizer_comes_along(how: str, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
     model = quantized("int8wo", config=replace(SMALL, vocab_size=128))
-    path = write_gguf(tmp_path / "m.gguf")
-    with pytest.raises(TokenizerError, match="275 tokens is not allowed for a model"):
-        save_model(model, tmp_path / "saved", tokenizer=path)
+    path = samples.write_gguf(tmp_path / "m.gguf")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TokenizerError, match="no tokenizer in this checkpoint"):
-        save_model(model, tmp_path / "saved", tokenizer=tmp_path / "empty")
+    for tokenizer, reason in {
+        path: "275 tokens is not allowed for a model",
+        tmp_path / "empty": "no tokenizer in this checkpoint",
+    }.items():
+        with pytest.raises(TokenizerError, match=reason):
+            save_model(model, tmp_path / "saved", tokenizer=tokenizer)
     assert not (tmp_path / "saved").exists()
 
 
@@ -83,13 +84,12 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
     folder.mkdir()
     save_model(model, folder)
     before = (folder / "model.pth").stat()
-    refusals = {
+    for path, reason in {
         folder: "it is there already and not empty",
         folder / "model.pth": "it is a file; give a folder",
         tmp_path / "none" / "saved": "the folder it lies in does not exist",
         Path("/proc/saved"): "/proc cannot be written: ",
-    }
-    for path, reason in refusals.items():
+    }.items():
         with pytest.raises(SpecError) as caught:
             save_model(model, path)
         message = f"folder: {str(path)!r} is not allowed; {reason}"
@@ -123,34 +123,24 @@ def test_what_fails_halfway_leaves_nothing(
     assert_same(load_model(save_model(model, tmp_path / "saved")), model)
 
 
-def test_a_tensor_that_cannot_be_saved_is_told_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = quantized("int8wo", "torchao")
-    monkeypatch.setattr(type(model.output.weight.data), "__reduce_ex__", unpicklable)
-    message = "Int8Tensor tensors cannot be saved: cannot pickle it"
-    with pytest.raises(SaveError, match=message):
-        save_model(model, tmp_path / "saved")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-128", "float8wo"])
 def test_torchaos_tensors_can_be_saved(scheme: str) -> None:
     check_scheme_savable(scheme, kernels="torchao", device=CPU, dtype=torch.bfloat16)
 
 
-TINY = (
+UNQUANTIZED = (
     *("generate", "--checkpoint_path", "stories15M", "--device", "cpu"),
     *("--precision", "float32", "--num_samples", "1", "--max_new_tokens", "3"),
-    *("--temperature", "0", "-q", "int8wo"),
+    *("--temperature", "0"),
 )
+QUANTIZED = (*UNQUANTIZED, "-q", "int8wo")
 
 
 def tokens(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("[")]
 
 
-@pytest.mark.parametrize("kernels", ["native", "torchao"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_generate_saves_what_it_measured_and_goes_on_from_it(
     kernels: str,
     tmp_path: Path,
@@ -160,13 +150,13 @@ def test_generate_saves_what_it_measured_and_goes_on_from_it(
     monkeypatch.chdir(tmp_path)
     # What is compiled for measuring is saved as it was before.
     compiled = ["--compile"] if kernels == "native" else []
-    assert main([*TINY, "--kernels", kernels, "--save", *compiled]) == 0
+    assert main([*QUANTIZED, "--kernels", kernels, "--save", *compiled]) == 0
     name = f"stories15M-int8wo-{kernels}"
     first = capsys.readouterr().out
     assert first.endswith(f"saved: {tmp_path / name}\n")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     words = ("--checkpoint_path", name, "--write_result", "results.txt")
-    assert main([*TINY[:-2], *words]) == 0
+    assert main([*UNQUANTIZED, *words]) == 0
     second = capsys.readouterr().out
     assert f"weights: pth:{name} (int8wo, {kernels}, from synthetic); " in second
     assert tokens(second) == tokens(first)
@@ -175,13 +165,12 @@ def test_generate_saves_what_it_measured_and_goes_on_from_it(
     # The scheme came with the checkpoint.
     assert "quantization" not in line.partition(" repro: ")[2]
 
-    message = refusal(capsys, *TINY, "--kernels", kernels, "--save")
+    message = refusal(capsys, *QUANTIZED, "--kernels", kernels, "--save")
     assert message.startswith(f"save: '{name}' is not allowed; it is there already and")
-    message = refusal(capsys, *TINY, "--checkpoint_path", name)
-    assert message.startswith(
-        "quantization: 'int8wo' is not allowed; this model is quan"
-    )
-    message = refusal(capsys, *TINY[:-2], "--checkpoint_path", name, "--save")
+    message = refusal(capsys, *QUANTIZED, "--checkpoint_path", name)
+    already = "quantization: 'int8wo' is not allowed; this model is quantized already"
+    assert message.startswith(already)
+    message = refusal(capsys, *UNQUANTIZED, "--checkpoint_path", name, "--save")
     assert message.endswith("it saves a quantized model: give --quantization")
 
 
@@ -189,18 +178,17 @@ def test_a_saved_model_speaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = replace(SMALL, vocab_size=300)
-    model = build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
-    save_model(model, "mine", tokenizer=write_gguf(tmp_path / "vocabulary.gguf"))
-    words = ("--checkpoint_path", "mine/model.pth", "--prompt", "Hello the user")
-    assert main([*TINY, *words, "--save"]) == 0
-    first = capsys.readouterr().out
-    words = ("--checkpoint_path", "mine-int8wo-native", *words[2:])
-    assert main([*TINY[:-2], *words]) == 0
-    second = capsys.readouterr().out
-    texts = [output.partition("\nHello the user")[2] for output in (first, second)]
-    lines = [text.partition("\nTime for inference")[0] for text in texts]
-    assert lines[0] == lines[1] != ""
+    model = small(replace(SMALL, vocab_size=300))
+    save_model(model, "mine", tokenizer=samples.write_gguf(tmp_path / "words.gguf"))
+    texts = []
+    for words in (
+        (*QUANTIZED, "--save", "--checkpoint_path", "mine/model.pth"),
+        (*UNQUANTIZED, "--checkpoint_path", "mine-int8wo-native"),
+    ):
+        assert main([*words, "--prompt", "Hello the user"]) == 0
+        text = capsys.readouterr().out.partition("\nHello the user")[2]
+        texts.append(text.partition("\nTime for inference")[0])
+    assert texts[0] == texts[1] != ""
 
 
 def test_what_cannot_be_saved_is_told_before_anything_is_built(
@@ -210,23 +198,133 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
         pytest.fail("it started before it refused")
 
     monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
-    message = refusal(capsys, *TINY, "--save", "--interactive")
+    message = refusal(capsys, *QUANTIZED, "--save", "--interactive")
     assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")
-    message = refusal(capsys, *TINY, "--save")
-    assert message.startswith(
-        "save: 'stories15M-int8wo-native' is not allowed; /proc ca"
-    )
+    message = refusal(capsys, *QUANTIZED, "--save")
+    start = "save: 'stories15M-int8wo-native' is not allowed; /proc cannot be written"
+    assert message.startswith(start)
     monkeypatch.chdir(tmp_path)
-    kind = type(quantized("int8wo", "torchao").output.weight.data)
+
+    def unpicklable(*_: object) -> None:
+        raise TypeError("cannot pickle it")
+
+    model = quantized("int8wo", "torchao")
+    kind = type(model.output.weight.data)
     monkeypatch.setattr(kind, "__reduce_ex__", unpicklable)
-    message = refusal(capsys, *TINY, "--kernels", "torchao", "--save")
-    assert message == (
-        "scheme int8wo on torchao kernels: Int8Tensor tensors cannot be saved:"
-        " cannot pickle it"
-    )
+    reason = "Int8Tensor tensors cannot be saved: cannot pickle it"
+    message = refusal(capsys, *QUANTIZED, "--kernels", "torchao", "--save")
+    assert message == f"scheme int8wo on torchao kernels: {reason}"
+    with pytest.raises(SaveError, match=reason):
+        save_model(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
-def unpicklable(*_: object) -> None:
-    raise TypeError("cannot pickle it")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(quantized("int8wo"), tmp_path_factory.mktemp("models") / "saved")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "saved"))
+
+
+def refused(folder: Path, start: str) -> None:
+    message = one_line_refusal(load_model, folder)
+    assert message.replace(f"{folder}/", "").startswith(start)
+
+
+def test_a_damaged_folder_is_one_line(folder: Path) -> None:
+    weights, config = folder / "model.pth", folder / "config.json"
+    content, fields = weights.read_bytes(), json.loads(config.read_text("utf-8"))
+    for damaged in (content[:-1000], b"these are no weights" * 50):
+        weights.write_bytes(damaged)
+        refused(folder, "model.pth: damaged, truncated, or no checkpoint; nothing in")
+    weights.write_bytes(content)
+    write_json(config, fields | {"intermediate_size": 512})
+    refused(folder, "model.pth: layers.0.feed_forward.w1.weight: shape (256, 1")
+    del fields["llama_perf"]
+    write_json(config, fields)
+    refused(folder, "model.pth: layers.0.attention.wqkv.weight: Int8Weight is")
+    config.unlink()
+    refused(folder, "the configuration is missing; allowed: config.json")
+    weights.unlink()
+    refused(folder, "no weights in this folder; allowed: a .pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheme": "int3wo"}, "scheme: 'int3wo' is not allowed; allowed: int8wo, int"),
+        ({"scheme": 8}, "scheme: Input should be a valid string (got 8)"),
+        ({"kernels": "fast"}, "kernels: 'fast' is not allowed; allowed: native, tor"),
+        ({"kernels": None}, "kernels: None is not allowed; allowed: native, torchao"),
+        ({"scheme": None}, "kernels: 'native' is not allowed; allowed: None"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
+        ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: cuda, cpu"),
+        ({"format": 0}, "format: Input should be 1 or 2 (got 0)"),
+        (
+            {"format": 3, "llama_perf": "9.1", "bits": 4},
+            "format 3 is newer than this llama-perf reads (up to 2): install llama-perf"
+            " 9.1, which saved it, or save the model again with this version",
+        ),
+        ({"bits": 4}, "bits: unknown field"),
+    ],
+)
+def test_what_a_folder_says_of_itself_is_checked(
+    changes: dict[str, object], message: str, folder: Path
+) -> None:
+    change_said(folder, **changes)
+    refused(folder, f"config.json: llama_perf: {message}")
+
+
+def test_tensors_that_are_not_what_the_folder_says(folder: Path) -> None:
+    path = folder / "model.pth"
+    change_said(folder, kernels="torchao")
+    refused(
+        folder,
+        "model.pth: layers.0.attention.wqkv.weight: a tensor of native kernels is not"
+        " allowed; config.json says torchao",
+    )
+    change_said(folder, kernels="native")
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "tok_embeddings.weight": state["output.weight"]}, path)
+    refused(
+        folder, "model.pth: tok_embeddings.weight: Int8Weight is not allowed; allow"
+    )
+    torch.save({**state, "norm.weight": Evil(folder / "ran")}, path)
+    refused(folder, "model.pth: refused: it asks for posix.system, which can run code")
+    assert not (folder / "ran").exists()
+    torch.save(small().state_dict(), path)
+    refused(folder, "model.pth: no tensor is quantized; config.json says int8wo")
+
+
+def test_zeros_in_the_layout_that_format_1_had_for_uintx_are_refused(
+    tmp_path: Path,
+) -> None:
+    folder = save_model(quantized("uintx-3-4"), tmp_path / "saved")
+    state = torch.load(folder / "model.pth", weights_only=True)
+    state["output.weight"].zero_layout = "reference"
+    torch.save(state, folder / "model.pth")
+    change_said(folder, format=1)
+    refused(
+        folder,
+        "model.pth: output.weight: zero points of 32 bits are not allowed; quantize the"
+        " model anew from its own weights",
+    )
+
+
+def test_a_tensor_of_other_versions_is_told_with_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        asked = "Unsupported global: GLOBAL torchao.quantization.Old was not an allowed"
+        raise pickle.UnpicklingError(asked)
+
+    monkeypatch.setattr(torch, "load", load)
+    start = "model.pth: refused: it asks for torchao.quantization.Old,"
+    versions = "which these versions do not have; it was saved with torchao 0."
+    refused(folder, f"{start} {versions}")
+    change_said(folder, scheme=None, kernels=None)
+    refused(folder, f"{start} a quantized tensor; allowed: unquantized tensors")

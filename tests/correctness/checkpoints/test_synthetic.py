@@ -1,3 +1,5 @@
+"""Synthetic weights: every tensor, the same each time, sane through deep models."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -6,64 +8,50 @@ import math
 import pytest
 import torch
 
-from llama_perf.checkpoints.reader import layer_shapes
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights, layer_shapes
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY, all_weights
 
 CPU = torch.device("cpu")
+TIED = dataclasses.replace(TINY, tied_embeddings=True)
 WIDE = dataclasses.replace(
     TINY, dim=256, n_layers=8, head_dim=64, intermediate_size=512, vocab_size=1000
 )
 
 
 def make(
-    config: ModelConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+    config: ModelConfig = TINY, dtype: torch.dtype = torch.float32
 ) -> SyntheticWeights:
-    return SyntheticWeights(config, dtype=dtype, device=CPU, seed=seed)
+    return SyntheticWeights(config, dtype=dtype, device=CPU)
 
 
 def test_has_every_tensor_of_the_model() -> None:
-    found = {name: t.shape for name, t in all_weights(make(TINY)).items()}
+    before = torch.get_rng_state()
+    found = {name: t.shape for name, t in all_weights(make()).items()}
+    assert torch.equal(before, torch.get_rng_state()), "not from the global generator"
     with torch.device("meta"):
         model = Transformer(TINY)
     assert found == {name: t.shape for name, t in model.state_dict().items()}
-    assert make(TINY).source == "synthetic"
-
-
-def test_block_is_in_the_order_of_layer_shapes() -> None:
-    assert list(make(TINY).layer(0)) == [name for name, _ in layer_shapes(TINY)]
-
-
-def test_tied_has_no_output_layer() -> None:
-    tied = dataclasses.replace(TINY, tied_embeddings=True)
-    assert list(make(tied).final()) == ["norm.weight"]
+    assert make().source == "synthetic"
+    assert list(make().layer(0)) == [name for name, _ in layer_shapes(TINY)]
+    assert list(make(TIED).final()) == ["norm.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_same_values_in_any_order(dtype: torch.dtype) -> None:
-    first, second = make(TINY, dtype), make(TINY, dtype)
-    late = second.layer(1)
-    early = second.layer(0)
-    for name, tensor in first.layer(0).items():
-        assert tensor.dtype == dtype
-        assert torch.equal(tensor, early[name])
-    for name, tensor in first.layer(1).items():
-        assert torch.equal(tensor, late[name])
+    first, second = make(dtype=dtype), make(dtype=dtype)
+    backwards = {index: second.layer(index) for index in (1, 0)}
+    for index in range(2):
+        for name, tensor in first.layer(index).items():
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, backwards[index][name])
 
 
-def test_the_global_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
-    all_weights(make(TINY))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_tensors_and_seeds_differ() -> None:
-    weights = all_weights(make(TINY))
+def test_tensors_differ() -> None:
+    weights = all_weights(make())
     gates = [t for name, t in weights.items() if "w1" in name or "w3" in name]
     assert len({tuple(t.flatten()[:4].tolist()) for t in gates}) == len(gates) == 4
-    assert not torch.equal(make(TINY).embedding(), make(TINY, seed=1).embedding())
 
 
 def test_standard_deviations() -> None:

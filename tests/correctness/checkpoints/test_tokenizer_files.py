@@ -1,28 +1,26 @@
+"""Tokenizers' files: where they are found, and how damaged ones are refused."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama_perf.checkpoints.tokenizers.tokenizer import (
+from llama_perf.checkpoints.tokenizers.files import (
     check_vocabulary,
     find_tokenizer,
     load_tokenizer,
 )
 from llama_perf.errors import TokenizerError
-from tests.correctness.support.tokenizer_samples import (
-    SPECIAL,
-    TOKENS,
-    gguf_vocabulary,
-    train_sentencepiece,
-    write_gguf,
-    write_tiktoken,
-)
+from tests.correctness.support import tokenizer_samples as samples
+
+NO_GGUF = "damaged, truncated, or no GGUF file of version 2 or 3"
 
 
-def error(path: Path) -> str:
+def refusal(path: Path, content: bytes | str | None = None) -> str:
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(path)
     message = str(caught.value)
@@ -31,129 +29,93 @@ def error(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"{}", b"abc 1"])
-def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "tokenizer.model"
-    path.write_bytes(content)
-    assert error(path) == (
-        "no tokenizer; allowed: a sentencepiece model, lines of base64 and rank as"
-        " Llama 3 has them, a GGUF file"
-    )
-
-
-def test_missing_file_and_empty_folder(tmp_path: Path) -> None:
-    assert error(tmp_path / "absent") == "no such file or folder"
-    assert error(tmp_path) == (
+def test_no_tokenizer(tmp_path: Path) -> None:
+    for content in (b"", b"garbage", b"PK\x03\x04", b"{}", b"abc 1"):
+        assert refusal(tmp_path / "tokenizer.model", content) == (
+            "no tokenizer; allowed: a sentencepiece model, lines of base64 and rank as"
+            " Llama 3 has them, a GGUF file"
+        )
+    absent = "cannot be read: No such file or directory"
+    assert refusal(tmp_path / "absent") == absent
+    (tmp_path / "tokenizer.model").unlink()
+    assert refusal(tmp_path) == (
         "no tokenizer; allowed: a folder with tokenizer.model or"
         " original/tokenizer.model, or with one .gguf that holds a tokenizer"
     )
 
 
 def test_truncated_sentencepiece(tmp_path: Path) -> None:
-    path = train_sentencepiece(tmp_path)
+    path = samples.train_sentencepiece(tmp_path)
     content = path.read_bytes()
     for size in range(1, len(content) - 100, 97):
-        path.write_bytes(content[:size])
-        assert error(path) == "a damaged or truncated sentencepiece model"
+        message = refusal(path, content[:size])
+        assert message == "a damaged or truncated sentencepiece model"
 
 
-def test_truncated_tiktoken(tmp_path: Path) -> None:
-    path = write_tiktoken(tmp_path / "tokenizer.model")
+def test_damaged_tiktoken(tmp_path: Path) -> None:
+    path = samples.write_tiktoken(tmp_path / "tokenizer.model")
     content = path.read_text()
-    path.write_text(content[: content.index(" 270")])
-    assert error(path) == (
-        "line 271: 'SGU=' is not allowed; allowed: a token in base64, a space and"
-        " its rank"
-    )
-    path.write_text(content[: content.index(" 270") + 3])
-    assert error(path) == "damaged or truncated: of 271 tokens none has rank 270"
-    path.write_text(content[: content.index(" 200")] + " 200\n")
-    assert error(path) == "no token for the byte 0xc9"
-    path.write_text(content.replace(" 20\n", " x\n"))
-    assert error(path).startswith("line 21: 'FA== x' is not allowed")
-    path.write_text(content + "SGU= 273\n")
-    assert error(path) == "line 274: the token b'He' again"
+    start, last = content[: content.index(" 270")], content[: content.index(" 200")]
+    needs = "is not allowed; allowed: a token in base64, a space and its rank"
+    for damaged, message in {
+        start: f"line 271: 'SGU=' {needs}",
+        content.replace(" 20\n", " x\n"): f"line 21: 'FA== x' {needs}",
+        f"{start} 27": "damaged or truncated: of 271 tokens none has rank 270",
+        f"{last} 200\n": "no token for the byte 0xc9",
+        # The same token again, instead of its own rank.
+        f"{content}SGU= 273\n": "damaged or truncated: of 273 tokens none has rank 270",
+    }.items():
+        assert refusal(path, damaged) == message
 
 
-def test_truncated_gguf(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf")
+def test_damaged_gguf(tmp_path: Path) -> None:
+    path = samples.write_gguf(tmp_path / "model.gguf")
     content = path.read_bytes()
     end = len(content)
     for size in [*range(4, end, 61), *range(end - 6, end)]:
-        path.write_bytes(content[:size])
-        assert error(path) == "damaged, truncated, or no GGUF file of version 2 or 3"
-
-
-def test_damaged_length_in_a_gguf_ends(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf")
-    content = path.read_bytes()
+        assert refusal(path, content[:size]) == NO_GGUF
     at = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
-    path.write_bytes(content[:at] + b"\xff" * 8 + content[at + 8 :])
-    assert error(path) == "damaged, truncated, or no GGUF file of version 2 or 3"
+    absurd_length = content[:at] + b"\xff" * 8 + content[at + 8 :]
+    assert refusal(path, absurd_length) == NO_GGUF
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda merges: [merges[1], merges[0], *merges[2:]],
-            "merges: 't h' is not allowed; allowed: merges in the order of their"
-            " tokens",
-        ),
-        (
-            lambda merges: [*merges, "q q"],
-            "merges: 'q q' is not allowed; allowed: two parts of a token",
-        ),
-        (
-            lambda merges: merges[1:],
-            "tokens: b'th' is not allowed; allowed: tokens that a merge makes",
-        ),
-    ],
-)
-def test_gguf_whose_merges_are_not_its_tokens_in_order(
-    tmp_path: Path, change: Callable[[list[str]], list[str]], message: str
-) -> None:
-    merges = change(gguf_vocabulary()[1])
-    path = write_gguf(tmp_path / "model.gguf", merges=merges)
-    assert error(path) == f"tokenizer.ggml.{message}"
+ONLY = "is not allowed; allowed:"
+PRES = "'gpt-2', 'smollm', 'llama-bpe', 'llama3' or 'llama-v3'"
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"model": "llama"}, "model: Input should be 'gpt2' (got 'llama')"),
+    ({"model": ""}, "model: the field is missing"),
+    ({"pre": "qwen2"}, f"pre: Input should be {PRES} (got 'qwen2')"),
+    ({"pre": ""}, "pre: the field is missing"),
+    (
+        {"tokens": ["a", "b c", *samples.SPECIAL]},
+        f"tokens: 'b c' {ONLY} GPT-2's writing of bytes",
+    ),
+    ({"tokens": ["a", "a", *samples.SPECIAL]}, "tokens: 1 of 4 stand there twice"),
+    ({"tokens": samples.SPECIAL}, "tokens: none of 2 is an ordinary one"),
+    ({"types": [1]}, "token_type: not one for each of 275 tokens"),
+    (
+        {"types": [6] * 275},
+        "token_type.0: Input should be 1, 2, 3, 4 or 5 (got 6) (and 274 more)",
+    ),
+    ({"add_bos_token": True}, "bos_token_id: the field is missing"),
+    (
+        {"add_bos_token": True, "bos_token_id": 275},
+        f"bos_token_id: 275 {ONLY} 0 to 274",
+    ),
+    ({"eos_token_id": 9999}, f"eos_token_id: 9999 {ONLY} 0 to 274"),
+    # Merges that are not the tokens in order.
+    ({"merges": ["th e", "t h"]}, f"merges: 't h' {ONLY} in the order of their tokens"),
+    ({"merges": ["t h", "q q"]}, f"merges: 'q q' {ONLY} two parts of a token"),
+    ({"merges": ["th e"]}, f"tokens: b'th' {ONLY} tokens that a merge makes"),
+]
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"model": "llama"}, "model: 'llama' is not allowed; allowed: gpt2"),
-        ({"model": ""}, "model: the field is missing"),
-        (
-            {"pre": "qwen2"},
-            "pre: 'qwen2' is not allowed; allowed: gpt-2, smollm, llama-bpe, llama3,"
-            " llama-v3",
-        ),
-        ({"pre": ""}, "pre: the field is missing"),
-        (
-            {"tokens": ["a", "b c", *SPECIAL]},
-            "tokens: 'b c' is not allowed; allowed: GPT-2's writing of bytes",
-        ),
-        ({"tokens": ["a", "a", *SPECIAL]}, "tokens: 1 of 4 stand there twice"),
-        ({"tokens": SPECIAL}, "tokens: none of 2 is an ordinary one"),
-        ({"types": [1]}, "token_type: not one for each of 275 tokens"),
-        ({"types": [6] * 275}, "token_type: 6 is not allowed; allowed: 1 to 5"),
-        ({"add_bos_token": True}, "bos_token_id: the field is missing"),
-        (
-            {"add_bos_token": True, "bos_token_id": 275},
-            "bos_token_id: 275 is not allowed; allowed: 0 to 274",
-        ),
-        (
-            {"eos_token_id": 9999},
-            "eos_token_id: 9999 is not allowed; allowed: 0 to 274",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), FIELDS)
 def test_gguf_with_a_wrong_field(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    assert len(TOKENS) + len(SPECIAL) == 275
-    path = write_gguf(tmp_path / "model.gguf", **fields)
-    assert error(path) == f"tokenizer.ggml.{message}"
+    path = samples.write_gguf(tmp_path / "model.gguf", **fields)
+    assert refusal(path) == f"tokenizer.ggml: {message}"
 
 
 def test_tokenizer_of_a_checkpoint(tmp_path: Path) -> None:
@@ -162,47 +124,37 @@ def test_tokenizer_of_a_checkpoint(tmp_path: Path) -> None:
     for path in (tmp_path, weights, tmp_path / "absent", tmp_path / "absent.gguf"):
         assert find_tokenizer(path) is None
     (tmp_path / "original").mkdir()
-    inner = write_tiktoken(tmp_path / "original" / "tokenizer.model")
+    inner = samples.write_tiktoken(tmp_path / "original" / "tokenizer.model")
     for path in (tmp_path, weights, tmp_path / "original"):
         assert find_tokenizer(path) == inner
-    outer = write_tiktoken(tmp_path / "tokenizer.model")
+    outer = samples.write_tiktoken(tmp_path / "tokenizer.model")
     for path in (tmp_path, weights):
         assert find_tokenizer(path) == outer
-    assert load_tokenizer(tmp_path).vocab_size == len(TOKENS) + 256
+    assert load_tokenizer(tmp_path).vocab_size == 529
 
 
 def test_tokenizer_in_a_gguf(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "one.gguf")
+    path = samples.write_gguf(tmp_path / "one.gguf")
     assert find_tokenizer(path) == find_tokenizer(tmp_path) == path
-    assert load_tokenizer(tmp_path).vocab_size == len(TOKENS) + len(SPECIAL)
+    assert load_tokenizer(tmp_path).vocab_size == 275
     for model in ("", "no_vocab", "none"):
-        write_gguf(path, model=model)
+        samples.write_gguf(path, model=model)
         assert find_tokenizer(path) is None
         assert find_tokenizer(tmp_path) is None
-    other = write_gguf(tmp_path / "two.gguf")
+    other = samples.write_gguf(tmp_path / "two.gguf")
     assert find_tokenizer(other) == other
     assert find_tokenizer(tmp_path) is None
 
 
-@pytest.mark.parametrize("model", [529, 530, 1552])
-def test_vocabulary_fits_or_is_padded(tmp_path: Path, model: int) -> None:
-    tokenizer = load_tokenizer(write_tiktoken(tmp_path / "tokenizer.model"))
-    check_vocabulary(tokenizer, model, source="here")
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (528, "model of 528; allowed: 0 to 528 tokens"),
-        (1553, "model of 1553; allowed: 530 to 1553 tokens"),
-        (128256, "model of 128256; allowed: 127233 to 128256 tokens"),
-    ],
-)
-def test_vocabulary_of_another_model(tmp_path: Path, model: int, message: str) -> None:
-    tokenizer = load_tokenizer(write_tiktoken(tmp_path / "tokenizer.model"))
-    assert tokenizer.vocab_size == len(TOKENS) + 256 == 529
-    with pytest.raises(TokenizerError) as caught:
-        check_vocabulary(tokenizer, model, source="tokenizer.model")
-    assert str(caught.value) == (
-        f"tokenizer.model: a tokenizer of 529 tokens is not allowed for a {message}"
-    )
+def test_the_models_vocabulary_fits_or_is_padded(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(samples.write_tiktoken(tmp_path / "tokenizer.model"))
+    assert tokenizer.vocab_size == len(samples.TOKENS) + 256 == 529
+    for size in (529, 530, 1552):
+        check_vocabulary(tokenizer, size, source="here")
+    for size, allowed in {528: "0", 1553: "530", 128256: "127233"}.items():
+        with pytest.raises(TokenizerError) as caught:
+            check_vocabulary(tokenizer, size, source="here")
+        assert str(caught.value) == (
+            "here: a tokenizer of 529 tokens is not allowed for a model of"
+            f" {size}; allowed: {allowed} to {size} tokens"
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.open import SMOLLM2
+from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.gate import baselines
@@ -111,9 +111,7 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
     assert lines["baseline"] == str(path)
 
 
-def test_rows_that_are_too_large(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_rows(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = "llama_perf.devices.cpu.CpuDevice.free_memory_bytes"
     monkeypatch.setattr(memory, lambda _device: 10**7)
     count, reason = len(CPU_SET), r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"

@@ -191,9 +191,7 @@ def test_a_preset_prints_tokens_and_averages(tmp_path: Path, cli: CommandLine) -
     assert "aten::linear" in {event.get("name") for event in events}
 
 
-def test_a_prefill_and_a_batch(
-    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prefill_and_batch(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     made_here: list[Prepared] = []
 
     def prepared_here(*arguments: Any, **options: Any) -> Prepared:

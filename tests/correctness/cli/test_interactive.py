@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.tokenizers import chat, tokenizer
+from llama_perf.checkpoints.tokenizers import chat, files, tokenizer
 from llama_perf.checkpoints.tokenizers.chat import Message
 from llama_perf.cli import generate_run
 from scripts.doc_tables.smollm2 import smollm2_path
@@ -25,8 +25,7 @@ def write_answering_model(folder: Path, answer: str) -> Path:
     leads to the first of the answer, and each of those to the one after it.
     """
     folder.mkdir()
-    tokens = tokenizer.load_tokenizer(train_sentencepiece(folder))
-    assert isinstance(tokens, tokenizer.SentencePieceTokenizer)
+    tokens = files.load_tokenizer(train_sentencepiece(folder))
     weights = torch.load(write_tiny(folder, vocab_size=tokens.vocab_size) / "model.pth")
     embedding, output = weights["tok_embeddings.weight"], weights["output.weight"]
     (end,), chain = tokens.eos_ids, tokens.encode(answer, bos=False)
@@ -64,11 +63,9 @@ class Terminal:
             raise EOFError
         return self._lines.pop(0)
 
-    def _encode(
-        self, tokens: tokenizer.Tokenizer, messages: list[Message]
-    ) -> list[int]:
+    def _encode(self, words: tokenizer.Tokenizer, messages: list[Message]) -> list[int]:
         self.conversations.append([*messages])
-        return chat.encode_chat(tokens, messages)
+        return chat.encode_chat(words, messages)
 
     def talk(
         self, checkpoint: Path | str, *lines: str, options: str = ""

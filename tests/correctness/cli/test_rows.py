@@ -68,9 +68,7 @@ def test_globs_choose_among_the_43_rows_of_the_reference(cli: CommandLine) -> No
 
 
 def test_without_a_set_every_row_stands_once(cli: CommandLine) -> None:
-    every = [
-        row.id for name in selection.set_names() for row in selection.load_set(name)
-    ]
+    every = [row.id for one in selection.set_names() for row in selection.load_set(one)]
     ids = [row["id"] for row in listed(cli)]
     assert sorted(ids) == sorted(set(every))
     assert len(every) > len(ids), "no row stands in two sets, so nothing was checked"

@@ -41,9 +41,7 @@ def test_rows_are_run_shown_and_printed_as_the_last_line(project: Project) -> No
     assert not (project.path / "-").exists()
 
 
-def test_a_comparison_without_a_baseline_says_how_to_record_one(
-    project: Project,
-) -> None:
+def test_a_comparison_without_a_baseline_tells_what_to_do(project: Project) -> None:
     words = project.run_words("--compare")
     out, _ = project.cli(*words, code=1)
     assert "2 of 3 rows have no baseline for this device (" in out

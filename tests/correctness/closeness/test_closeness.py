@@ -19,11 +19,9 @@ from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
 from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables import caches, smollm2
 from scripts.doc_tables import closeness as table
-from scripts.doc_tables.closeness import LIMITS, ROWS, Key
-from scripts.doc_tables.document import text_between
-from scripts.doc_tables.figures import closeness, perplexity
-from scripts.doc_tables.redraws import Redraws, moved
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.closeness import LIMITS, ROWS, Redraws, moved
+from scripts.doc_tables.document import Key
+from scripts.doc_tables.figures import Closeness, closeness, exact_int_mm, perplexity
 from tests.correctness.support.schemes import schemes_on
 
 # int4wo's other groups do not divide SmolLM2's K of 576. Of uintx one of each kind: one
@@ -48,8 +46,8 @@ def marked(key: Key) -> ParameterSet:
 @pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, reference), limits = key, ROWS.get(key, table.DEFAULT)
-    figures = smollm2.scheme_figures(scheme, kernels, limits.length, reference)
-    assert limits.broken_by(figures.closeness) == []
+    figures, _ = smollm2.scheme_figures(scheme, kernels, limits.length, reference)
+    assert limits.broken_by(figures) == []
 
 
 @pytest.mark.parametrize("kind", caches.LIMITS)
@@ -86,15 +84,10 @@ def test_damaged_scales_of_a_cache_break_the_limits(
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
-    redraws = Redraws(
-        signal_to_noise_db=(20.0, 0.31),
-        kl_nats=(0.04, 0.001),
-        top1=(0.9, 0.01),
-        perplexity_change=(-0.02, 0.01),
-    )
-    assert table.Limits.over(redraws) == table.Limits(
-        min_db=18.1, max_kl_nats=0.046, min_top1=0.84, max_perplexity_change=0.08
-    )
+    means = Closeness(20.0, 0.04, 0.9, -0.02)
+    redraws = Redraws(means, Closeness(0.31, 0.001, 0.01, 0.01))
+    limits = table.Limits(Closeness(18.1, 0.046, 0.84, 0.08))
+    assert table.Limits.over(redraws) == limits
     # A scheme that rounds activations has no limit of another kind.
     rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
     assert rounded == table.REDRAWN.keys()
@@ -136,9 +129,17 @@ def test_the_product_of_integers_is_exact_and_torchs(
 
 def test_the_documented_limits_are_those_that_are_checked() -> None:
     assert LIMITS.keys() <= set(BUILT)
-    assert table.documented_limits() == table.limits_as_documented()
-    assert text_between(*table.REDRAWS_PLACE) == table.redraws_markdown({})
-    assert text_between(*caches.PLACE) == caches.markdown({})
+    rows = table.TABLE.documented()
+    assert {key: [row[0], *row[2::2]] for key, row in rows.items()} == {
+        key: [table.tokens_cell(limits), *limits.cells()]
+        for key, limits in ROWS.items()
+    }
+    drawn = {key: table.redraw_cells(draws) for key, draws in table.REDRAWN.items()}
+    assert table.REDRAWS.documented() == drawn
+    drawn = {
+        (kind,): caches.cells(kind, caches.REDRAWN[kind]) for kind in caches.LIMITS
+    }
+    assert caches.TABLE.documented() == drawn
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama_perf import generate
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.sampling import GREEDY
 from scripts.doc_tables.figures import perplexity
 from scripts.doc_tables.smollm2 import (

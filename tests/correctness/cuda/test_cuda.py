@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
@@ -25,10 +25,10 @@ from llama_perf.llama.sampling import Sampling
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.timing import MemoryMeter
-from llama_perf.quantize.model import quantize_model
+from llama_perf.quantize.apply import quantize_model
 from llama_perf.results.run import Status
 from llama_perf.run.session import Session
-from scripts.doc_tables.rounding import exact_int_mm
+from scripts.doc_tables.figures import exact_int_mm
 from tests.correctness.support.device_samples import (
     CLOSE,
     PROMPT,

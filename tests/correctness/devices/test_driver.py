@@ -30,12 +30,11 @@ TOO_OLD = (
 
 @pytest.fixture(autouse=True)
 def _torch_of_cuda_13_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[None] = []
+    first = iter([True])
 
     def no_gpu() -> bool:
-        if not asked:
-            # Once a process, as torch does.
-            asked.append(None)
+        # It warns once a process, as torch does.
+        if next(first, False):
             warnings.warn("CUDA initialization: driver too old", stacklevel=1)
         return False
 

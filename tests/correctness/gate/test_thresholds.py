@@ -1,87 +1,175 @@
+"""The deviation between processes, its shrinkage, and the limits that follow."""
+
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
-from statistics import NormalDist
+from itertools import pairwise
+from statistics import NormalDist, fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_perf.gate.noise import Spread
+from llama_perf.gate import thresholds
 from llama_perf.gate.thresholds import (
     THRESHOLDS,
+    Spread,
     as_share,
-    confirm_limit,
-    confirm_pairs_limit,
-    detection_chance,
-    faster_limit,
-    geometric_mean,
-    log_loss,
+    between_processes,
     minimum_detectable,
-    relative_change,
-    screen_limit,
+    shrunk,
+    t_multiplier,
 )
 from llama_perf.results.measurement import median_rate, median_seconds
 
-DURATIONS = st.lists(st.integers(1, 10**13), min_size=1, max_size=20)
+OWN = st.builds(
+    Spread, deviation=st.floats(1e-6, 1.0), degrees=st.integers(1, 30).map(float)
+)
 
 
-def test_a_rate_counts_in_seconds() -> None:
-    assert median_rate(200, [1_000_000_000, 2_000_000_000, 4_000_000_000]) == 100.0
+def test_shrunk_spreads_agree_with_those_before_scipy() -> None:
+    own = ((0.01, 4.0), (0.02, 4.0), (0.005, 2.0), (0.1, 9.0))
+    spreads = shrunk([Spread(deviation=one, degrees=degrees) for one, degrees in own])
+    assert [(spread.deviation, spread.degrees) for spread in spreads] == [
+        pytest.approx((0.010203126690373671, 4.998394121776004), rel=1e-9),
+        pytest.approx((0.01855211311898006, 4.998394121776004), rel=1e-9),
+        pytest.approx((0.007537528998279594, 2.9983941217760033), rel=1e-9),
+        pytest.approx((0.0949393629369655, 9.998394121776004), rel=1e-9),
+    ]
+    alike = [Spread(deviation=one, degrees=4.0) for one in (0.01, 0.011, 0.009)]
+    for spread in shrunk(alike):
+        assert spread.deviation == pytest.approx(0.011409158429670559, rel=1e-9)
+        assert spread.degrees == 12.0
+
+
+@given(st.floats(1e-3, 1e4))
+def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
+    assert thresholds.trigamma(thresholds.inverse_trigamma(value)) == pytest.approx(
+        value, rel=1e-9
+    )
+
+
+# Quantiles of Student's t from its tables, at normal quantiles of the same tail.
+@pytest.mark.parametrize(
+    ("normal", "degrees", "quantile"),
+    [
+        (1.959964, 4, 2.776445),
+        (1.959964, 9, 2.262157),
+        (1.959964, 30, 2.042272),
+        (3.290527, 4, 8.610302),
+        (3.290527, 9, 4.780913),
+        (3.290527, 30, 3.645959),
+        (3.090232, 10, 4.143700),
+    ],
+)
+def test_a_multiple_of_an_estimate_is_students(
+    normal: float, degrees: float, quantile: float
+) -> None:
+    assert quantile * 0.999 <= t_multiplier(normal, degrees) <= quantile * 1.05
+
+
+@given(st.floats(0.1, 5), st.floats(2, 200))
+def test_what_is_less_well_known_takes_a_larger_multiple(
+    normal: float, degrees: float
+) -> None:
+    assert t_multiplier(normal, math.inf) == normal
+    assert normal < t_multiplier(normal, degrees + 1) < t_multiplier(normal, degrees)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(-5, 5))
+def test_a_deviation_does_not_depend_on_the_speed(
+    logs: list[float], shift: float
+) -> None:
+    spread = between_processes(logs)
+    shifted = between_processes([log + shift for log in logs])
+    assert spread.degrees == len(logs) - 1
+    assert spread.deviation > 0
+    assert shifted.deviation == pytest.approx(spread.deviation, rel=1e-6, abs=1e-6)
+
+
+@given(st.lists(OWN, min_size=1, max_size=30))
+def test_shrinking_draws_towards_one_value_and_keeps_the_order(
+    spreads: list[Spread],
+) -> None:
+    squeezed = shrunk(spreads)
+    total = sum(spread.degrees for spread in spreads)
+    pairs = list(zip(spreads, squeezed, strict=True))
+    # One row keeps its own.
+    assert len(pairs) > 1 or squeezed == spreads
+    for own, result in pairs:
+        assert result.deviation > 0
+        assert min(own.degrees, total) <= result.degrees <= total
+    for (one, narrow), (other, wide) in pairwise(pairs):
+        if one.degrees == other.degrees and one.deviation < other.deviation:
+            assert narrow.deviation <= wide.deviation
+
+
+def drawn(deviations: list[float], processes: int) -> list[Spread]:
+    source = random.Random(0)
+    return [
+        between_processes([source.gauss(0, deviation) for _ in range(processes)])
+        for deviation in deviations
+    ]
+
+
+def test_rows_alike_share_a_deviation_and_rows_unlike_keep_their_own() -> None:
+    own = drawn([0.01] * 40, 5)
+    alike = shrunk(own)
+
+    def error(spreads: list[Spread]) -> float:
+        return fmean((spread.deviation / 0.01 - 1) ** 2 for spread in spreads)
+
+    assert error(alike) < error(own) / 2
+    assert alike[0].degrees > 2 * own[0].degrees
+    wide = drawn([0.001, 0.01, 0.1, 1.0] * 10, 5)
+    unlike = shrunk(wide)
+    assert unlike[0].degrees < 1.5 * wide[0].degrees
+    means = [fmean(one.deviation for one in unlike[start::4]) for start in range(4)]
+    for less, more in pairwise(means):
+        assert more > 4 * less
+
+
+RATES = st.floats(1e-3, 1e6)
+SPREAD = st.builds(Spread, deviation=st.floats(1e-5, 0.2), degrees=st.floats(2, 200))
+PROCESSES = st.integers(3, 40)
+# Each limit with a number of processes, and the deviations that it allows at 1 %.
+LIMITS = (
+    (thresholds.screen_limit, 10, 2.5 * math.sqrt(1.1)),
+    (thresholds.confirm_limit, 10, 4.0 * math.sqrt(0.3)),
+    (thresholds.faster_limit, 10, 4.0 * math.sqrt(1.1)),
+    (thresholds.confirm_pairs_limit, 5, 3.3 * math.sqrt(0.4)),
+)
+
+
+def test_a_rate_counts_in_seconds_and_takes_the_median() -> None:
+    assert median_rate(200, [1_000_000_000, 2_000_000_000, 10**15]) == 100.0
     assert median_seconds([1_000_000, 3_000_000]) == pytest.approx(0.002)
 
 
-@given(DURATIONS, st.integers(1, 10**6))
-def test_a_rate_is_between_that_of_the_slowest_and_the_fastest(
-    durations: list[int], count: int
-) -> None:
-    rate = median_rate(count, durations)
-    slowest, fastest = count * 1e9 / max(durations), count * 1e9 / min(durations)
-    assert slowest * (1 - 1e-12) <= rate <= fastest * (1 + 1e-12)
-
-
-@given(DURATIONS)
-def test_one_slow_sample_of_many_does_not_move_the_median_past_its_neighbours(
-    durations: list[int],
-) -> None:
-    with_slow_one = [*durations, 10**15]
-    assert median_seconds(with_slow_one) <= max(durations) / 1e9 or len(durations) == 1
-
-
-@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
-def test_a_change_leads_from_the_baseline_to_the_current_value(
+@given(RATES, RATES)
+def test_a_change_and_a_loss_lead_from_the_baseline_to_the_current_value(
     current: float, baseline: float
 ) -> None:
-    change = relative_change(current, baseline)
+    change = thresholds.relative_change(current, baseline)
     # A change near -1 cannot hold a current value that is tiny compared with 1.
     assert baseline * (1 + change) == pytest.approx(
         current, rel=1e-9, abs=1e-12 * baseline
     )
     assert (change > 0) == (current > baseline)
+    loss = thresholds.log_loss(current, baseline)
+    assert as_share(loss) == pytest.approx(-change, rel=1e-6, abs=1e-9)
+    assert loss == -thresholds.log_loss(baseline, current)
 
 
-SPREAD = st.builds(Spread, deviation=st.floats(1e-5, 0.2), degrees=st.floats(2, 200))
-PROCESSES = st.integers(3, 40)
-KNOWN = Spread(deviation=0.01, degrees=math.inf)
-
-
-def test_the_limits_of_a_known_deviation_are_the_stated_multiples() -> None:
-    assert screen_limit(KNOWN, 10) == pytest.approx(0.025 * math.sqrt(1.1))
-    assert confirm_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(0.3))
-    assert confirm_pairs_limit(KNOWN, 5) == pytest.approx(0.033 * math.sqrt(0.4))
-    assert faster_limit(KNOWN, 10) == pytest.approx(0.04 * math.sqrt(1.1))
-
-
-def test_no_loss_of_a_percent_counts_however_small_the_deviation() -> None:
-    still = Spread(deviation=1e-6, degrees=math.inf)
-    limits = [
-        screen_limit(still, 10),
-        confirm_limit(still, 10),
-        confirm_pairs_limit(still, 5),
-        faster_limit(still, 10),
-    ]
-    assert [as_share(limit) for limit in limits] == pytest.approx([0.01] * 4)
+def test_the_limits_are_multiples_of_a_known_deviation_and_never_below_a_percent() -> (
+    None
+):
+    known, still = (Spread(deviation=one, degrees=math.inf) for one in (0.01, 1e-6))
+    for limit, processes, deviations in LIMITS:
+        assert limit(known, processes) == pytest.approx(0.01 * deviations)
+        assert as_share(limit(still, processes)) == pytest.approx(0.01)
     assert minimum_detectable(still, 10) == pytest.approx(0.01, rel=1e-3)
 
 
@@ -90,10 +178,10 @@ def test_limits_widen_with_the_deviation_and_with_fewer_processes(
     spread: Spread, processes: int
 ) -> None:
     wider = replace(spread, deviation=spread.deviation * 2)
-    for limit in (screen_limit, confirm_limit, faster_limit):
+    better_known = replace(spread, degrees=spread.degrees * 2)
+    for limit, _, _ in LIMITS:
         assert limit(wider, processes) >= limit(spread, processes)
         assert limit(spread, processes) >= limit(spread, processes + 1)
-        better_known = replace(spread, degrees=spread.degrees * 2)
         assert limit(spread, processes) >= limit(better_known, processes)
 
 
@@ -102,42 +190,11 @@ def test_the_minimum_detectable_loss_is_detected_with_its_power(
     spread: Spread, processes: int
 ) -> None:
     share = minimum_detectable(spread, processes)
-    loss = -math.log1p(-share) if share < 1 - 1e-9 else None
-    assert as_share(screen_limit(spread, processes)) < share <= 1
-    if loss is not None:
-        chance = detection_chance(loss, spread, processes)
-        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-3)
-
-
-def test_the_root_agrees_with_the_bisection_before_it() -> None:
-    few, many = (0.01, 4.0, 5, 0.11963660498538028), (0.004, 36.0, 10, 0.01632207870)
-    for deviation, degrees, processes, before in (few, many):
-        share = minimum_detectable(
-            Spread(deviation=deviation, degrees=degrees), processes
-        )
-        # That bisection stopped at a millionth, at the upper end.
-        assert share <= before
-        assert share == pytest.approx(before, rel=1e-6)
-
-
-@given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
-def test_a_log_loss_is_the_share_that_was_lost(current: float, then: float) -> None:
-    loss = log_loss(current, then)
-    assert as_share(loss) == pytest.approx(
-        -relative_change(current, then), rel=1e-6, abs=1e-9
-    )
-    assert loss == -log_loss(then, current)
-
-
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20), st.floats(0.1, 10))
-def test_a_geometric_mean_scales_and_lies_within(
-    rates: list[float], factor: float
-) -> None:
-    mean = geometric_mean(rates)
-    assert min(rates) * (1 - 1e-9) <= mean <= max(rates) * (1 + 1e-9)
-    assert geometric_mean([rate * factor for rate in rates]) == pytest.approx(
-        mean * factor
-    )
+    assert as_share(thresholds.screen_limit(spread, processes)) < share <= 1
+    if share < 1 - 1e-9:
+        loss = -math.log1p(-share)
+        chance = thresholds.detection_chance(loss, spread, processes)
+        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-6)
 
 
 def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:

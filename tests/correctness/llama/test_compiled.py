@@ -13,10 +13,10 @@ from torch._inductor import config, lowering
 
 from llama_perf.devices import processor
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.quantize.apply import quantize_model
 from llama_perf.quantize.known_bugs import broken_upstream
-from llama_perf.quantize.model import quantize_model
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.rounding import equal_up_to_turned_codes
+from scripts.doc_tables.figures import equal_up_to_turned_codes
 from tests.correctness.support.tiny_engine import (
     engine,
     greedy,

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
-from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.open import SMOLLM2
-from llama_perf.checkpoints.synthetic import SyntheticWeights
-from llama_perf.checkpoints.tokenizers.tokenizer import load_tokenizer
+from llama_perf.checkpoints.load import SMOLLM2, build_model
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError

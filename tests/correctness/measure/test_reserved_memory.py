@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.checkpoints import load
-from llama_perf.checkpoints.saved import Saved
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.save import Saved
 from llama_perf.llama import memory_segments
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.kv_cache import caches

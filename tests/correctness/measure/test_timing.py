@@ -17,8 +17,7 @@ from llama_perf.measure import timing as measuring
 from llama_perf.measure.prepare import Prepared, predict_row, prepare
 from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
 from llama_perf.measure.timing import MeasureOptions, MemoryMeter, Sample, measure
-from llama_perf.report.markdown import as_markdown
-from llama_perf.report.text import as_text
+from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec

@@ -2,69 +2,66 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchao.core.config import AOBaseConfig
 from torchao.quantization import quantize_
 
-from llama_perf import quantize_model
 from llama_perf.errors import SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.llama.presets import preset
-from llama_perf.llama.transformer import Transformer, tensor_bytes
-from llama_perf.quantize.float8dq import Float8DynamicConfig
-from llama_perf.quantize.int8dq import Int8DynamicWeight
+from llama_perf.kernels.packing import from_lanes
+from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.quantize.packed_tensor import PackedTensor
-from llama_perf.quantize.registry import config_for
-from llama_perf.quantize.sparse_marlin import prune_2_4
-from llama_perf.quantize.uintx import UintxWeightConfig
+from llama_perf.quantize.sparse_marlin import SparseMarlinWeight, prune_2_4
 from llama_perf.rows.schemes import Scheme
-from scripts.doc_tables.rounding import QUANTIZE_TOKENS
-from tests.correctness.support.schemes import schemes_on
+from scripts.doc_tables.figures import QUANTIZE_TOKENS
+from tests.correctness.support.schemes import cpu_config, schemes_on
 
 GROUPED = ("int4wo-32", "int4wo-32-hqq", "uintx-4-64", "uintx-3-12", "uintx-2-8")
-CONFIGS: dict[str, AOBaseConfig] = {
-    name: config_for(
-        Scheme.parse(name),
-        kernels="native",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-    for name in schemes_on("native", grouped=(*GROUPED, "uintx-5-64-hqq"))
-}
+SCHEMES = schemes_on("native", grouped=(*GROUPED, "uintx-5-64-hqq"))
 ROWS, COLUMNS = 75, 192
+NAN, INF = float("nan"), float("inf")
+MATRIX = "allowed: a matrix (N, K) of float32, float16, bfloat16"
+NOT_FINITE = "(4, 64) has values that are not finite (NaN or infinite)"
+BAD_WEIGHTS = (
+    (torch.ones(2, 3, 64), f"is float32 (2, 3, 64); {MATRIX}"),
+    (torch.ones(64), f"is float32 (64,); {MATRIX}"),
+    (torch.ones(4, 64, dtype=torch.int8), f"is int8 (4, 64); {MATRIX}"),
+    (torch.ones(4, 64).double(), f"is float64 (4, 64); {MATRIX}"),
+    (torch.ones(4, 64).to(torch.float8_e4m3fn), f"is float8_e4m3fn (4, 64); {MATRIX}"),
+    (torch.ones(0, 64), "is (0, 64); N and K must be 1 or more"),
+    (torch.ones(4, 0), "is (4, 0); N and K must be 1 or more"),
+    (torch.full((4, 64), NAN), NOT_FINITE),
+    (torch.full((4, 64), -INF), NOT_FINITE),
+    (torch.full((4, 64), INF), NOT_FINITE),
+    (torch.full((4, 64), -3e38), "(4, 64) has values of up to 3e+38; allowed: 8.5e+37"),
+)
 
 
-def random_weight() -> Tensor:
-    return torch.randn((ROWS, COLUMNS), generator=torch.Generator().manual_seed(0))
+def random_weight(seed: int = 0, shape: tuple[int, ...] = (ROWS, COLUMNS)) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(linear: nn.Linear) -> PackedTensor:
+def quantized(scheme: str, weight: Tensor | None = None, **options: Any) -> Any:
+    """A linear, with a bias, of this weight or a random one."""
+    weight = random_weight() if weight is None else weight
+    linear = nn.Linear(*weight.shape[::-1], **options).requires_grad_(False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    quantize_(nn.ModuleDict({"linear": linear}), cpu_config(scheme))
     assert isinstance(linear.weight, PackedTensor)
-    return linear.weight
+    return linear
 
 
-def quantized(config: AOBaseConfig, weight: Tensor | None = None) -> nn.Linear:
-    linear = nn.Linear(COLUMNS, ROWS, bias=True)
-    linear.weight = nn.Parameter(random_weight() if weight is None else weight)
-    root = nn.ModuleDict({"linear": linear})
-    quantize_(root, config)
-    layer = root.get_submodule("linear").requires_grad_(False)
-    assert isinstance(layer, nn.Linear)
-    assert isinstance(layer.weight, PackedTensor)
-    return layer
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
-    linear = quantized(CONFIGS[name])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_linear_multiplies_and_changes_dtype(name: str) -> None:
+    linear = quantized(name)
     weight = linear.weight.dequantize()
     for shape in ((COLUMNS,), (1, COLUMNS), (2, 3, COLUMNS)):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        x = random_weight(1, shape)
         restored = linear(x)
         if name in QUANTIZE_TOKENS:
             values, scale = QUANTIZE_TOKENS[name](x.view(-1, COLUMNS))
@@ -74,13 +71,22 @@ def test_a_linear_is_the_product_with_its_dequantized_weight(name: str) -> None:
         expected = F.linear(*parts).float()
         torch.testing.assert_close(restored, expected, rtol=1e-5, atol=1e-5)
 
+    x = random_weight(2, (3, COLUMNS))
+    stored = tensor_bytes(linear.weight)
+    linear.to(torch.bfloat16)
+    assert linear.weight.dtype == linear.weight.dequantize().dtype == torch.bfloat16
+    assert tensor_bytes(linear.weight) == stored
+    assert linear(x.bfloat16()).dtype == torch.bfloat16
+    linear.to(torch.float32)
+    assert torch.equal(linear.weight.dequantize(), weight)
+
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_int8dq_is_laid_out_for_the_device_it_moves_to(
     vnni: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: vnni)
-    weight = Int8DynamicWeight.from_float(random_weight())
+    weight = quantized("int8dq").weight
     assert weight.codes.dtype == (torch.int8 if vnni else torch.int32)
     there = weight.laid_out_for(torch.device("cuda"))
     assert there.codes.dtype == torch.int32
@@ -90,48 +96,21 @@ def test_int8dq_is_laid_out_for_the_device_it_moves_to(
     assert weight.to("meta").codes.dtype == torch.int32
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_saving_and_loading_gives_the_same_tensor(name: str, tmp_path: Path) -> None:
-    linear = quantized(CONFIGS[name])
-    torch.save(linear.state_dict(), tmp_path / "linear.pth")
-    state = torch.load(tmp_path / "linear.pth", weights_only=True)
-    other = nn.Linear(COLUMNS, ROWS, device="meta")
-    other.load_state_dict(state, assign=True)
-    x = torch.randn((3, COLUMNS))
-    assert type(other.weight) is type(linear.weight)
-    assert torch.equal(other(x), linear(x))
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_another_dtype_changes_the_activations_and_nothing_stored(name: str) -> None:
-    linear = quantized(CONFIGS[name])
-    exact, stored = linear.weight.dequantize(), tensor_bytes(linear.weight)
-    linear.to(torch.bfloat16)
-    assert linear.weight.dtype == linear.weight.dequantize().dtype == torch.bfloat16
-    assert tensor_bytes(linear.weight) == stored
-    assert linear(torch.randn((2, COLUMNS)).bfloat16()).dtype == torch.bfloat16
-    linear.to(torch.float32)
-    assert torch.equal(linear.weight.dequantize(), exact)
-
-
 def test_the_hash_of_compiled_graphs_tells_formats_apart() -> None:
-    hashes = {
-        packed(quantized(config))._stable_hash_for_caching()
-        for config in CONFIGS.values()
-    }
+    hashes = {quantized(name).weight._stable_hash_for_caching() for name in SCHEMES}
     # The search for scales leaves no trace in a format.
-    assert len(hashes) == len(CONFIGS) - 1
-    again = quantized(CONFIGS["fp6"], random_weight() * 2)
-    assert packed(again)._stable_hash_for_caching() in hashes
+    assert len(hashes) == len(SCHEMES) - 1
+    again = quantized("fp6", random_weight() * 2)
+    assert again.weight._stable_hash_for_caching() in hashes
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("value", [0.0, 1.5, -1.5, 1e-42, 1e-30, 1e30])
 def test_a_weight_that_is_one_value_everywhere_stays_near_it(
     name: str, value: float
 ) -> None:
     same = torch.full((ROWS, COLUMNS), value)
-    restored = quantized(CONFIGS[name], same).weight.dequantize()
+    restored = quantized(name, same).weight.dequantize()
     expected = prune_2_4(same) if name.startswith("sparse") else same
     assert torch.isfinite(restored).all()
     assert ((restored - expected).abs() <= 0.01 * abs(value) + 1e-37).all()
@@ -139,115 +118,200 @@ def test_a_weight_that_is_one_value_everywhere_stays_near_it(
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_uintx_is_within_a_step_of_the_weight(bits: int) -> None:
-    weight = random_weight()
-    config = UintxWeightConfig(bits=bits, group_size=16)
-    restored = quantized(config, weight).weight.dequantize()
-    groups = weight.unflatten(1, (-1, 16))
+    groups = random_weight().unflatten(1, (-1, 16))
+    restored = quantized(f"uintx-{bits}-16").weight.dequantize().view_as(groups)
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
     step = ((high - low) / (2**bits - 1) * (1 + 2**-7)).unsqueeze(2)
-    error = (restored.unflatten(1, (-1, 16)) - groups).abs()
     # Half a step; at the ends half a step each for the rounded zero and scale.
-    assert (error <= step * 1.5).all()
+    assert ((restored - groups).abs() <= step * 1.5).all()
 
 
-@pytest.mark.parametrize(
-    ("scheme", "power"),
-    [
-        ("int4wo-64", 2.0),
-        ("int4wo-32", 2.0),
-        ("uintx-2-64", 2.0),
-        # What hqq lowers is the mean of |error| ** 0.7.
-        ("int4wo-64-hqq", 0.7),
-    ],
-)
-def test_scales_are_better_than_those_of_the_range(scheme: str, power: float) -> None:
-    parsed, weight = Scheme.parse(scheme), random_weight()
-    assert parsed.group_size is not None
-    config = config_for(
-        parsed, kernels="native", device=torch.device("cpu"), dtype=torch.float32
-    )
-    groups = weight.unflatten(1, (-1, parsed.group_size))
+def of_the_range(name: str, weight: Tensor) -> Tensor:
+    """The weight with the scales of each group's range."""
+    scheme = Scheme.parse(name)
+    groups = weight.unflatten(1, (-1, scheme.group_size or 1))
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-    step = (high - low) / (2 ** (parsed.bits or 4) - 1)
-    plain = (torch.round((groups - low) / step) * step + low).flatten(1)
-    errors = [
-        (restored - weight).abs().pow(power).mean().item()
-        for restored in (quantized(config).weight.dequantize(), plain)
-    ]
-    assert errors[0] < errors[1]
+    step = (high - low) / (2 ** (scheme.bits or 4) - 1)
+    restored: Tensor = torch.round((groups - low) / step) * step + low
+    return restored.flatten(1)
 
 
-def test_hqq_is_no_worse_by_its_own_measure_where_the_zero_is_whole() -> None:
-    weight = random_weight()
-    with_hqq, without = (
-        quantized(UintxWeightConfig(bits=4, group_size=64, hqq=hqq), weight)
-        for hqq in (True, False)
-    )
-    errors = [
-        (each.weight.dequantize() - weight).abs().pow(0.7).mean().item()
-        for each in (with_hqq, without)
-    ]
-    assert errors[0] < errors[1]
+def of_torchao(name: str, weight: Tensor) -> Tensor:
+    root = nn.ModuleDict({"linear": nn.Linear(COLUMNS, len(weight), bias=False)})
+    root["linear"].weight = nn.Parameter(weight)
+    quantize_(root, cpu_config(name, "torchao"))
+    with torch.no_grad():
+        # A layer's answer to the unit vectors is its weight, transposed.
+        restored: Tensor = root["linear"](torch.eye(COLUMNS)).T
+    return restored
+
+
+def without_hqq(name: str, weight: Tensor) -> Tensor:
+    found: Tensor = quantized(name.removesuffix("-hqq"), weight).weight.dequantize()
+    return found
 
 
 @pytest.mark.parametrize(
-    ("scheme", "power"),
+    ("name", "other"),
     [
-        ("int8wo", 2.0),
-        ("int8dq", 2.0),
-        ("int4wo-32", 2.0),
-        ("int4wo-64", 2.0),
-        ("int4wo-32-hqq", 0.7),
-        ("int4wo-64-hqq", 0.7),
-        ("float8wo", 2.0),
+        *((name, of_the_range) for name in ("int4wo-32", "int4wo-64", "uintx-2-64")),
+        ("int4wo-64-hqq", of_the_range),
+        ("uintx-4-64-hqq", without_hqq),
+        *((name, of_torchao) for name in ("int8wo", "int8dq", "float8wo")),
+        *((f"int4wo-{name}", of_torchao) for name in ("32", "64", "32-hqq", "64-hqq")),
     ],
 )
-def test_a_weight_is_no_further_than_in_torchaos_twin(
-    scheme: str, power: float
-) -> None:
+def test_scales_are_better_than_others(name: str, other: Any) -> None:
     # torchao's int4 takes rows in sixteens.
-    weight, cpu = random_weight()[:64] * 0.03, torch.device("cpu")
-    errors = []
-    for kernels in ("native", "torchao"):
-        linear = nn.Linear(COLUMNS, len(weight), bias=False)
-        linear.weight = nn.Parameter(weight)
-        root = nn.ModuleDict({"linear": linear})
-        parsed = Scheme.parse(scheme)
-        config = config_for(parsed, kernels=kernels, device=cpu, dtype=torch.float32)
-        quantize_(root, config)
-        with torch.no_grad():
-            # A layer's answer to the unit vectors is its weight, transposed.
-            restored = root["linear"](torch.eye(COLUMNS)).T
-        errors.append((restored - weight).abs().pow(power).mean().item())
-    # hqq's scales are rounded to 16 bits here, and kept in float32 there.
-    assert errors[0] <= errors[1] * (1.002 if power < 1 else 1.0)
+    weight = random_weight()[:64] * 0.03
+    ours, theirs = quantized(name, weight).weight.dequantize(), other(name, weight)
+    # What hqq lowers is the mean of |error| ** 0.7.
+    power = 0.7 if name.endswith("hqq") else 2.0
+    ours, theirs = ((x - weight).abs().pow(power).mean() for x in (ours, theirs))
+    # hqq's scales are rounded to 16 bits here, and kept in float32 by torchao.
+    assert ours <= theirs * (1.002 if name.endswith("hqq") else 1.0)
+    assert ours < theirs or other is of_torchao
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
-    model = Transformer(preset("stories15M")).requires_grad_(False)
-    model.get_parameter("layers.2.feed_forward.w2.weight")[3, 5] = value
-    for scheme in ("int8wo", "uintx-4-32"):
-        with pytest.raises(
-            SpecError, match=r"model\.layers\.2\.feed_forward\.w2 .* not"
-        ):
-            quantize_model(model, scheme, kernels="native")
+def sparse(weight: Tensor) -> SparseMarlinWeight:
+    return SparseMarlinWeight.from_float(weight, Scheme.parse("sparse-marlin"))
 
 
-def test_torchaos_quantize_refuses_what_does_not_fit() -> None:
-    broken = torch.full((ROWS, COLUMNS), float("nan"))
-    with pytest.raises(SpecError, match="values that are not finite"):
-        quantized(CONFIGS["fp6"], broken)
-    with pytest.raises(SpecError, match="the group size 7 must divide K = 192"):
-        quantized(UintxWeightConfig(bits=4, group_size=7))
-    with pytest.raises(SpecError, match="the bits of uintx are 1 to 8"):
-        UintxWeightConfig(bits=9)
-    with pytest.raises(SpecError, match=r"granularity: 'group' .* row, tensor"):
-        Float8DynamicConfig(granularity="group")
+def test_pruning_keeps_the_two_largest_magnitudes_of_every_four() -> None:
+    for order in permutations((1.0, -2.0, 3.0, -4.0)):
+        pruned = prune_2_4(torch.tensor([order]))
+        assert pruned.tolist() == [[x if abs(x) > 2 else 0.0 for x in order]]
+    weight = random_weight(0, (37, 576))
+    quads = prune_2_4(weight).unflatten(1, (-1, 4))
+    assert (quads.count_nonzero(2) == 2).all()
+    lost = weight.abs().unflatten(1, (-1, 4)).sort(2).values[:, :, :2].square().sum()
+    difference = (prune_2_4(weight) - weight).square().sum()
+    torch.testing.assert_close(difference, lost)
+    # Of equal magnitudes the first.
+    weight = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 2.0, -2.0, 2.0]])
+    assert prune_2_4(weight).tolist() == [[1.0, -1.0, 0.0, 0.0, 0.0, 2.0, -2.0, 0.0]]
 
 
-def test_uintx_2_8_takes_four_and_a_quarter_bits() -> None:
-    weight = nn.Linear(4096, 4096, bias=False, device="meta")
-    root = nn.ModuleDict({"linear": weight})
-    quantize_(root, UintxWeightConfig(bits=2, group_size=8))
-    assert tensor_bytes(root.get_parameter("linear.weight")) * 8 == 4.25 * 4096 * 4096
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_weight_that_is_2_4_already_loses_nothing(dtype: torch.dtype) -> None:
+    weight = random_weight(0, (37, 576)).to(dtype)
+    pruned = prune_2_4(weight)
+    assert pruned.dtype == dtype
+    assert torch.equal(prune_2_4(pruned), pruned)
+    assert torch.equal(sparse(weight).dequantized(), sparse(pruned).dequantized())
+    # Quads of one value and of none are 2:4 too.
+    pruned[::2, ::3] = 0
+    pruned[5] = 0
+    assert torch.equal(prune_2_4(pruned), pruned)
+
+
+def test_sparse_values_on_the_grid_come_back_exactly() -> None:
+    # Every code in a group, the one at the lower end with either sign.
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randint(-7, 8, (32, 128), generator=draw).float()
+    values[::2, 0], values[1::2, 0] = 8.0, -8.0
+    weight = prune_2_4(values) * 0.25
+    packed = sparse(weight)
+    assert torch.equal(packed.dequantized(), weight)
+    assert (packed.scale[:, :, ::2] < 0).all()
+    assert (packed.scale[:, :, 1::2] > 0).all()
+
+
+def test_pruned_weights_and_zeros_stay_and_kept_ones_are_within_a_step() -> None:
+    weight = random_weight(0, (37, 576))
+    weight[:, 128:256] = 0
+    weight[3] = 0
+    pruned, found = prune_2_4(weight), sparse(weight).dequantized()
+    assert not found[pruned == 0].any()
+    assert found[4].any()
+    for start in range(0, 576, 128):
+        part = pruned[:, start : start + 128]
+        error = (found[:, start : start + 128] - part).abs().amax(1)
+        # Clipping and a rounded scale may cost a step at the ends.
+        assert (error <= part.abs().amax(1) / 8 * 1.5).all()
+
+
+def test_sparse_scales_are_better_than_those_of_the_peak() -> None:
+    weight = prune_2_4(random_weight(0, (64, 512)))
+    groups = weight.unflatten(1, (-1, 128))
+    step = groups.abs().amax(2, keepdim=True) / 7
+    plain = (torch.round(groups / step) * step).flatten(1)
+    pair = (sparse(weight).dequantized(), plain)
+    ours, theirs = ((each - weight).square().mean() for each in pair)
+    assert ours < 0.9 * theirs
+
+
+@pytest.mark.parametrize("value", [1e-42, 1e-38, 1e-30, 6e-8, 1e4, 1e30, 3e38])
+def test_every_size_of_a_sparse_weight_is_kept_to_a_tenth(value: float) -> None:
+    weight = prune_2_4(random_weight(0, (37, 576)).clamp(-1, 1) * value)
+    packed = sparse(weight)
+    assert torch.isfinite(packed.scale).all()
+    assert (from_lanes(packed.scale, len(weight)) != 0).all()
+    found = packed.dequantized()
+    assert torch.isfinite(found).all()
+    error, size = (found - weight).double().norm(), weight.double().norm()
+    # The least normal number, below which a weight may become 0.
+    assert error <= 0.1 * size + 1.2e-38 * weight.numel() ** 0.5
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_largest_weights_allowed_stay_finite(name: str) -> None:
+    weight = random_weight().clamp(-1, 1) * 2.0**126
+    weight[:, ::2] = 2.0**126
+    weight[:, 1::4] = -(2.0**126)
+    assert torch.isfinite(quantized(name, weight).weight.dequantize()).all()
+
+
+def refusal(call: Any, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_torchaos_quantize_and_a_linear_are_told_what_fits(name: str) -> None:
+    config, start = cpu_config(name), f"quantization: {name!r} is not allowed; "
+    linear: Any = nn.Linear(64, 4, bias=False)
+    root = nn.ModuleDict({"linear": linear})
+    for weight, reason in BAD_WEIGHTS:
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        assert refusal(quantize_, root, config) == f"{start}the weight {reason}"
+        assert type(linear.weight) is nn.Parameter
+
+    linear = root["linear"] = quantized(name)
+    again = f"the weight is quantized already: {type(linear.weight).__name__}"
+    for other in SCHEMES:
+        assert refusal(quantize_, root, cpu_config(other)).endswith(again)
+
+    for x in (torch.ones(2, COLUMNS - 1), torch.tensor(1.0), torch.ones(COLUMNS, 1)):
+        message = f"x: {tuple(x.shape)} is not allowed; the last dimension must be K ="
+        assert refusal(linear, x) == f"{message} 192"
+    message = "x: 'torch.int64' is not allowed; allowed: floating point"
+    assert refusal(linear, torch.ones(2, COLUMNS, dtype=torch.int64)) == message
+
+    words = nn.ModuleDict({"words": nn.Embedding(10, COLUMNS)})
+    message = refusal(quantize_, words, config, lambda *pair: pair[1] == "words")
+    assert message == f"{start}Embedding (10, {COLUMNS}) is no linear layer"
+    assert words["words"](torch.tensor([3])).shape == (1, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "columns", "problem"),
+    [
+        ("int4wo-128", 192, "128 must divide K = 192{}; allowed: 32, 64"),
+        ("int4wo-32", 48, "32 must divide K = 48{}; none of 32, 64, 128, 256 does"),
+        ("uintx-4-36", 8, "36 must divide K = 8{}; allowed: 1, 2, 4, 8"),
+        ("sparse-marlin", 6, "K = 6{} must be a multiple of 4"),
+    ],
+)
+def test_torchaos_quantize_is_told_which_k_fits(
+    scheme: str, columns: int, problem: str
+) -> None:
+    weight = torch.ones(5, columns)
+    found = refusal(quantized, scheme, weight)
+    assert found.endswith(problem.format(f" of the weight (5, {columns})"))
+    if scheme == "sparse-marlin":
+        found = refusal(prune_2_4, weight)
+        assert found.endswith(problem.format(" of the weight"))

@@ -14,36 +14,29 @@ import pytest
 from llama_perf import report
 from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
-from llama_perf.report.markdown import as_markdown
-from llama_perf.report.text import as_text
+from llama_perf.gate import baselines
+from llama_perf.report.table import published_rows, published_table
+from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.rows import selection
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.command_line import refusal
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
-    ENVIRONMENT,
     FIXED_LIMIT,
     MEASUREMENT,
     baseline_of,
     chosen,
     compare,
     measured,
+    report_of,
     unmeasured,
 )
 
 OTHER = replace(CPU_ROW, compile=True)
 REFUSED = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
-
-
-def report_of(*results: RowResult, **changes: Any) -> Report:
-    return Report(
-        started="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        results=results,
-        **changes,
-    )
 
 
 def compared(*results: RowResult, **changes: Any) -> Report:
@@ -63,16 +56,11 @@ def cells(markdown: str) -> list[list[str]]:
 
 def test_every_figure_stands_in_its_column() -> None:
     check = ValueCheck(
-        signal_to_noise_db=43.2,
-        least_db=14.0,
-        against="operators",
-        tokens=9,
-        ties=0,
-        seconds=0.1,
+        signal_to_noise_db=43.2, least_db=14, against="b", tokens=9, ties=0, seconds=1
     )
     slower = measured(tok_s=60.0, peak_memory_bytes=1_250_000_000, check=check)
     header, _, row = cells(as_markdown(compared(slower)))
-    shown = list(zip(header, row, strict=True))
+    shown = iter(zip(header, row, strict=True))
     expected = [
         ("row", CPU_ROW.id),
         ("tok/s", "60.00"),
@@ -87,11 +75,7 @@ def test_every_figure_stands_in_its_column() -> None:
         ("check dB", "43"),
         ("verdict", "SLOWER"),
     ]
-    rest = iter(shown)
-    assert all(pair in rest for pair in expected), "in this order, others between"
-
-
-def test_a_row_without_figures_has_none() -> None:
+    assert all(pair in shown for pair in expected), "in this order, others between"
     header, _, row = cells(as_markdown(report_of(REFUSED)))
     assert row == [CUDA_ROW.id, *["-"] * (len(header) - 2), "NOT_RUN"]
 
@@ -122,7 +106,7 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
         "2 rows: 2 run, 0 NOT_RUN (1 SLOWER, 1 SAME)",
     ]
     marked = as_markdown(report)
-    assert marked.startswith("### llama-perf: 2 rows: 2 run, 0 NOT_RUN (1 SLOWER, 1 S")
+    assert marked.startswith(f"### llama-perf: {lines[-1]}\n")
     assert f"- **SLOWER** `{CPU_ROW.id}`: tok/s 100.00 -> 60.00 (" in marked
     for line in lines[7:-1]:
         assert f"- {line}\n" in marked
@@ -163,24 +147,22 @@ def test_a_bar_in_a_cell_ends_no_cell() -> None:
 
 
 def test_the_a100_stands_only_where_a_row_is_in_its_table() -> None:
-    without_table = report_of(measured(), measured(OTHER))
     then = replace(MEASUREMENT, tok_s=107.38, device_bandwidth_gb_s=2039.0)
-    with_table = replace(without_table, reference={OTHER.id: then})
+    broken_row = replace(CPU_ROW, max_new_tokens=9)
+    broken = unmeasured(Status.INVALID, "it broke", broken_row)
+    without_table = report_of(measured(), measured(OTHER), broken)
     for draw in (as_text, as_markdown):
         assert "A100" not in draw(without_table)
-    header, _, first, second = cells(as_markdown(with_table))
+    figures = {OTHER.id: then, broken_row.id: then}
+    with_table = replace(without_table, reference=figures)
+    header, _, *rows = cells(as_markdown(with_table))
     columns = ["verdict", "A100 tok/s", "speed-up", "A100 %", "A100 peak GB"]
     assert header[-5:] == columns
-    assert first[-4:] == ["-", "-", "-", "-"]
-    assert second[-4:] == ["107.38", "0.93x", "0.5", "1.00"]
-
-
-def test_only_measured_rows_have_a_speed_up_over_the_a100() -> None:
-    broken = unmeasured(Status.INVALID, "it broke", OTHER)
-    report = report_of(measured(tok_s=231.0), broken)
-    report = replace(report, reference={CPU_ROW.id: MEASUREMENT, OTHER.id: MEASUREMENT})
-    header, _, *shown = cells(as_markdown(report))
-    assert [row[header.index("speed-up")] for row in shown] == ["2.31x", "-"]
+    assert [row[-4:] for row in rows] == [
+        ["-", "-", "-", "-"],
+        ["107.38", "0.93x", "0.5", "1.00"],
+        ["107.38", "-", "0.5", "1.00"],
+    ]
 
 
 def test_figures_end_and_words_begin_where_their_column_does() -> None:
@@ -213,46 +195,32 @@ def test_what_autoquant_chose_is_a_table_below() -> None:
     assert cells(below)[2][-2:] == ["int8wo", "taken now"]
 
 
-def test_json_reads_back_as_the_same_report() -> None:
-    report = compared(
+def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drawn(*options: str) -> str:
+        assert main(["report", str(tmp_path / "run.json"), *options]) == 0
+        return capsys.readouterr().out
+
+    run = compared(
         measured(tok_s=60.0, autoquant=(chosen("int8wo"),)),
         REFUSED,
         reference={CPU_ROW.id: MEASUREMENT},
         selected=3,
         stale=("gone",),
     )
-    assert from_json(Report, to_json(report), source="report") == report
-
-
-def test_the_command_draws_a_file_in_every_format(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def drawn(*options: str) -> str:
-        assert main(["report", str(path), *options]) == 0
-        return capsys.readouterr().out
-
-    run = compared(measured(tok_s=60.0), REFUSED)
-    path = tmp_path / "run.json"
-    path.write_text(to_json(run), encoding="utf-8")
-    assert drawn() == as_text(run)
-    for name in ("csv", "markdown", "text"):
-        assert drawn("--format", name) == report.draw(run, name)
-    assert from_json(Report, drawn("--format", "json"), source="stdout") == run
-
-
-def test_a_file_is_written_in_the_format_of_its_suffix(tmp_path: Path) -> None:
-    run = compared(measured(tok_s=60.0), REFUSED)
-    assert {".csv", ".json", ".md", ".txt"} <= set(report.suffixes())
     for suffix in report.suffixes():
         report.write(run, tmp_path / f"run{suffix}")
-    written = {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()}
-    assert written.pop(".csv") == report.draw(run, "csv")
-    for suffix, text in {
-        ".txt": as_text(run),
-        ".md": as_markdown(run),
-        ".json": to_json(run),
-    }.items():
-        assert written[suffix] == text
+    expected = {"text": as_text(run), "markdown": as_markdown(run)}
+    expected |= {"json": to_json(run), "csv": report.draw(run, "csv")}
+    assert expected.keys() <= set(report.names())
+    suffixes = {"text": ".txt", "markdown": ".md", "json": ".json", "csv": ".csv"}
+    for name, text in expected.items():
+        assert report.draw(run, name) == text
+        assert (tmp_path / f"run{suffixes[name]}").read_text("utf-8") == text
+        assert name == "json" or drawn("--format", name) == text
+    assert drawn() == expected["text"]
+    assert from_json(Report, drawn("--format", "json"), source="stdout") == run
 
 
 @pytest.mark.parametrize(
@@ -283,15 +251,18 @@ def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
     run = compared(measured(tok_s=60.125), unmeasured(Status.INVALID, "a, b", OTHER))
     run = replace(run, results=(*run.results, REFUSED))
     slower, broken, refused = csv.DictReader(report.draw(run, "csv").splitlines())
-    assert (slower["id"], slower["verdict"]) == (CPU_ROW.id, "SLOWER")
-    assert (slower["failed"], slower["tok_s"]) == ("True", "60.125")
-    assert (slower["peak_memory_bytes"], slower["weights"]) == (
-        "1000000000",
-        "synthetic",
+
+    def values(line: dict[str, str], *names: str) -> str:
+        return " | ".join(line[name] for name in names)
+
+    assert values(slower, "id", "verdict", "failed", "tok_s", "weights") == (
+        f"{CPU_ROW.id} | SLOWER | True | 60.125 | synthetic"
     )
-    assert (broken["verdict"], broken["reason"]) == ("INVALID", "a, b")
-    assert (refused["status"], refused["verdict"]) == ("NOT_RUN", "")
-    assert (refused["reason"], refused["tok_s"]) == ("no card", "")
+    assert slower["peak_memory_bytes"] == "1000000000"
+    assert values(broken, "verdict", "reason") == "INVALID | a, b"
+    assert values(refused, "status", "verdict", "reason", "tok_s") == (
+        "NOT_RUN |  | no card | "
+    )
     assert "sample_ns" not in refused
 
 
@@ -307,6 +278,64 @@ def test_the_command_refuses_what_is_no_report(
     path.write_text(json.dumps(document), encoding="utf-8")
     message = refusal(capsys, "report", str(path))
     assert message.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
-    assert "invalid choice: 'poem'" in refusal(
-        capsys, "report", str(path), "--format", "poem"
+    message = refusal(capsys, "report", str(path), "--format", "poem")
+    assert "invalid choice: 'poem'" in message
+
+
+LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
+A100 = baselines.reference(baselines.default_folder())
+
+
+def with_a100(*results: RowResult) -> Report:
+    keys = {result.id: result.row.reference_key for result in results}
+    figures = {row_id: A100[key] for row_id, key in keys.items() if key in A100}
+    return report_of(*results, reference=figures)
+
+
+def lines_of(report: Report) -> list[list[str]]:
+    table = published_table(report, style="github")
+    assert table is not None
+    return [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
+
+
+def test_a_row_of_both_sets_is_compared_with_the_a100() -> None:
+    report = with_a100(
+        measured(ENGINE[0], tok_s=322.14),
+        measured(CPU_ROW),
+        measured(LITERAL[0], tok_s=214.76),
     )
+    header, _, line = lines_of(report)
+    assert ", ".join(header) == (
+        "row, A100 tok/s, published tok/s, speed-up, reference tok/s, speed-up,"
+        " reference / published"
+    )
+    name = "llama-2-7b-chat-hf.none.bf16.compile"
+    assert line == [name, "107.38", "214.76", "2.00x", "322.14", "3.00x", "1.50x"]
+    for drawn in (as_text(report), as_markdown(report)):
+        assert "the published rows: on the A100, with its settings here, on" in drawn
+        assert "3.00x" in drawn
+
+
+def test_a_row_that_was_not_measured_says_how_it_ended() -> None:
+    broken = unmeasured(Status.NOT_RUN, "pytorch/ao#2376", LITERAL[1])
+    *_, line = lines_of(with_a100(broken, measured(ENGINE[1])))
+    assert line[1:] == ["9.61", "NOT_RUN", "-", "100.00", "10.41x", "-"]
+
+
+def test_every_row_of_both_sets_finds_its_counterpart() -> None:
+    for listed in (LITERAL, ENGINE):
+        one_set = with_a100(*map(measured, listed))
+        assert published_table(one_set) is None
+        assert "the published rows" not in as_markdown(one_set)
+    report = with_a100(*map(measured, (*LITERAL, *ENGINE)))
+    rows = [(literal.row, engine.row) for literal, engine in published_rows(report)]
+    assert rows == list(zip(LITERAL, ENGINE, strict=True))
+    lines = lines_of(report)[2:]
+    assert len({line[0] for line in lines}) == 43
+    assert "-" not in [line[1] for line in lines]
+
+
+def test_the_default_set_of_a_gpu_has_some_rows_of_both_sets() -> None:
+    report = with_a100(*map(measured, selection.load_set("cuda")))
+    schemes = [engine.row.quantization for _, engine in published_rows(report)]
+    assert schemes == [None, "int8wo", "int4wo-64"]

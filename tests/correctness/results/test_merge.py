@@ -7,48 +7,41 @@ import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_perf.cli.main import main
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.results.environment import Environment
-from llama_perf.results.run import Report, RowResult, Status, read_merged
+from llama_perf.results.run import RowResult, Status, read_merged
 from llama_perf.rows.selection import shard
-from llama_perf.strict_json import from_json, to_json
+from llama_perf.strict_json import to_json
 from scripts.offline import cuda_table
 from scripts.offline.cuda_table import main as table
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
     measured,
+    report_of,
     unmeasured,
 )
 
 ROWS = [replace(CPU_ROW, max_new_tokens=count) for count in range(1, 8)]
 
 
-def write(
-    path: Path,
-    *results: RowResult,
-    selected: int | None = None,
-    environment: Environment = ENVIRONMENT,
-) -> Path:
-    report = Report(
-        started="2026-01-01T00:00:00+00:00",
-        environment=environment,
-        selected=len(results) if selected is None else selected,
-        results=results,
-    )
+def write(path: Path, *results: RowResult, **changes: Any) -> Path:
+    report = report_of(*results, **({"selected": len(results)} | changes))
     path.write_text(to_json(report), encoding="utf-8")
     return path
 
 
-def test_shards_are_every_row_once() -> None:
+def test_shards_are_every_row_once(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [shard(ROWS, f"{number}/3") for number in (1, 2, 3)]
     assert [len(part) for part in parts] == [3, 2, 2]
     assert sorted(chain(*parts), key=ROWS.index) == ROWS
     assert parts[1] == [ROWS[1], ROWS[4]]
+    assert main(["rows", "--set", "reference", "--shard", "2/43"]) == 0
+    assert "1 row" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1/8", "1", "a/b", "-1/2", "1/2/3"])
@@ -57,36 +50,22 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         shard(ROWS, text)
 
 
-def test_a_shard_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rows", "--set", "reference", "--shard", "2/43"]) == 0
-    assert "1 row" in capsys.readouterr().out
-
-
-def test_pieces_are_one_report(tmp_path: Path) -> None:
-    late = "time-budget: 3 of 9 s are left, and it needs 5"
+def test_pieces_of_one_commit_are_one_report(tmp_path: Path) -> None:
+    first, second, *_ = ROWS
+    late = unmeasured(Status.NOT_RUN, "time-budget: 3 of 9 s are left", second)
     paths = [
-        write(
-            tmp_path / "a", measured(ROWS[0]), unmeasured(Status.NOT_RUN, late, ROWS[1])
-        ),
-        write(tmp_path / "b", measured(ROWS[1]), selected=3),
+        write(tmp_path / "a", measured(first), late),
+        write(tmp_path / "b", measured(second), selected=3),
     ]
     report = read_merged(paths)
-    assert [result.row for result in report.results] == ROWS[:2]
+    assert [result.row for result in report.results] == [first, second]
     assert all(result.measurement for result in report.results)
     # The second run stopped before two of its rows.
     assert report.selected == 4
     assert read_merged(list(reversed(paths))).results[0].measurement is not None
-
-
-def test_pieces_of_two_commits_are_no_report(tmp_path: Path) -> None:
     other = replace(ENVIRONMENT, commit="b" * 40)
-    paths = [
-        write(tmp_path / "a.json", measured(ROWS[0])),
-        write(tmp_path / "b.json", measured(ROWS[1]), environment=other),
-    ]
-    with pytest.raises(
-        RecordError, match=r"b\.json: it does not belong to .*a\.json: "
-    ):
+    write(tmp_path / "b", measured(second), environment=other)
+    with pytest.raises(RecordError, match=r"b: it does not belong to .*a: commit: "):
         read_merged(paths)
 
 
@@ -94,15 +73,10 @@ def test_a_table_is_merged_and_its_baseline_recorded(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "reference-1-of-2.json", measured(ROWS[0]))
-    write(
-        tmp_path / "reference-2-of-2.json",
-        measured(ROWS[1]),
-        unmeasured(Status.INVALID, "it crashed", ROWS[2]),
-    )
+    crashed = unmeasured(Status.INVALID, "it crashed", ROWS[2])
+    write(tmp_path / "reference-2-of-2.json", measured(ROWS[1]), crashed)
     assert table(["--merge", "--out", str(tmp_path)]) == 0, capfd.readouterr()
-    merged = from_json(
-        Report, (tmp_path / "results.json").read_bytes(), source="results.json"
-    )
+    merged = read_merged([tmp_path / "results.json"])
     assert [result.row for result in merged.results] == ROWS[:3]
     assert ROWS[1].id.split(".")[-1] in (tmp_path / "results.md").read_text("utf-8")
     assert f"since INVALID: {ROWS[2].id}" in capfd.readouterr().out

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, RowFileError, SpecError
 from llama_perf.gate import baselines
@@ -14,6 +16,7 @@ from llama_perf.llama.presets import preset
 from llama_perf.measure import prepare
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
+from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import PUBLISHED
 
@@ -23,53 +26,46 @@ def published() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def schemes_of_the_table() -> set[str]:
+    return {line["quantization"] or "none" for line in published()}
+
+
 def test_the_reference_set_is_the_published_table_row_by_row() -> None:
-    listed = selection.load_set("reference")
+    listed = load_set("reference")
     table = published()
     assert len(listed) == len(table) == 43
     names = ["model", "quantization", "dtype", "compile", "compile_prefill"]
     names += ["kv_cache_quantization", "linear_causal_mask", "cache_size"]
     names += ["num_samples", "max_new_tokens", "top_k", "temperature"]
     for row, line in zip(listed, table, strict=True):
-        values = {name: getattr(row, name) for name in names}
-        assert {
-            name: "" if value is None else str(value) for name, value in values.items()
-        } == {name: line[name] for name in names}
-        assert row.device == "cuda"
-        assert row.kernels == "native"
+        for name in names:
+            value = getattr(row, name)
+            assert line[name] == ("" if value is None else str(value)), name
+        assert (row.device, row.kernels) == ("cuda", "native")
         assert (row.fill, row.batch_size, row.prompt_length) == (0, 1, 6)
 
 
 def test_the_published_set_asks_the_same_literally() -> None:
-    literal, reference = (
-        selection.load_set("published"),
-        selection.load_set("reference"),
-    )
-    assert [row.reference_key for row in literal] == [
-        row.reference_key for row in reference
-    ]
-    still_there = {"int8wo", "int8dq", "int4wo-64"}
-    for row in literal:
-        assert row.attention == "sdpa"
-        assert not row.fused
+    for row, asked in zip(load_set("published"), load_set("reference"), strict=True):
+        assert row.reference_key == asked.reference_key
+        is_torchaos = row.quantization in {"int8wo", "int8dq", "int4wo-64"}
+        assert row.kernels == ("torchao" if is_torchaos else "native")
+        assert (row.attention, row.fused) == ("sdpa", False)
         assert row.capture == row.compile
-        torchao = row.quantization in still_there
-        assert row.kernels == ("torchao" if torchao else "native")
 
 
 def test_the_default_set_of_a_card_is_short_and_fits_a_small_one() -> None:
     assert {"cuda", "cpu"} <= set(selection.DEFAULT_SETS.values())
     assert set(selection.DEFAULT_SETS.values()) <= set(selection.set_names())
-    listed = selection.load_set("cuda")
+    listed = load_set("cuda")
     assert 15 <= len(listed) <= 22
     fused = {row.quantization or "none" for row in listed if row.fused}
     assert fused >= schemes_of_the_table() - {"autoquant-int4"}
     literal = [row for row in listed if row.attention == "sdpa"]
+    compiled = {(scheme, True) for scheme in (None, "int8wo", "int4wo-64")}
     assert {(row.quantization, row.compile) for row in literal} == {
+        *compiled,
         (None, False),
-        (None, True),
-        ("int8wo", True),
-        ("int4wo-64", True),
     }
     # On an H200 the compiler searches for two minutes in each of these.
     searched = [row for row in listed if row.compile and not row.fused]
@@ -87,7 +83,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
     free = 23_600_000_000
     monkeypatch.setattr(CudaDevice, "free_memory_bytes", lambda _device: free)
     refused, card = [], torch.device("cuda")
-    for row in selection.load_set(name):
+    for row in load_set(name):
         meta = torch.device("meta")
         reader = SyntheticWeights(preset(row.model), dtype=torch.bfloat16, device=meta)
         needed = predict_row(row).peak_bytes
@@ -110,10 +106,11 @@ def test_the_reference_device_holds_the_published_figures() -> None:
         figures = row.measurement
         assert figures.tok_s == float(line["tok_s"])
         assert figures.bandwidth_gb_s == float(line["mem_gb_s"])
+        assert figures.device_bandwidth_gb_s == 2039.0
         assert figures.peak_memory_bytes == round(float(line["peak_mem_gb"]) * 1e9)
         assert figures.model_size_bytes == round(float(line["model_size_gb"]) * 1e9)
-    listed = {row.reference_key for row in selection.load_set("reference")}
-    assert {row.row.reference_key for row in stored} == listed
+    keys = {row.reference_key for row in load_set("reference")}
+    assert keys == baselines.reference(baselines.default_folder()).keys()
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
@@ -121,48 +118,48 @@ def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
     names = [
         name for name in selection.set_names() if name not in {"cuda", "cuda-check"}
     ]
-    every = [row for name in names for row in selection.load_set(name)]
+    every = [row for name in names for row in load_set(name)]
     selection.check_unique(every, source="all sets")
     assert {"reference", "cpu"} <= set(selection.set_names())
     work = {row.id: row.fingerprint for row in every}
     for name in ("cuda", "cuda-check"):
-        for row in selection.load_set(name):
+        for row in load_set(name):
             assert work.get(row.id, row.fingerprint) == row.fingerprint
 
 
 def test_every_row_of_torchao_has_a_native_twin() -> None:
-    both = selection.load_set("torchao")
-    native = {
-        (row.model, row.quantization, row.dtype, row.compile)
-        for row in (*both, *selection.load_set("reference"))
-        if row.kernels == "native"
-    }
-    twins = {
-        (row.model, row.quantization, row.dtype, row.compile)
-        for row in both
-        if row.kernels == "torchao"
-    }
+    def work(rows: list[RowSpec], kernels: str) -> set[tuple[Any, ...]]:
+        return {
+            (row.model, row.quantization, row.dtype, row.compile)
+            for row in rows
+            if row.kernels == kernels
+        }
+
+    both = load_set("torchao")
+    twins = work(both, "torchao")
     assert twins
-    assert twins <= native
+    assert twins <= work([*both, *load_set("reference")], "native")
 
 
-def test_the_cpu_set_has_what_a_machine_without_a_card_should_cover() -> None:
-    listed = selection.load_set("cpu")
-    assert all(row.device == "cpu" for row in listed)
-    unquantized = {row.compile for row in listed if row.quantization is None}
-    assert unquantized == {True, False}
+def test_the_cpu_sets_have_what_a_machine_without_a_card_should_cover() -> None:
+    listed = load_set("cpu")
+    assert {row.device for row in listed} == {"cpu"}
+    assert {row.compile for row in listed if row.quantization is None} == {True, False}
     schemes = {row.quantization for row in listed}
     assert {"int8wo", "int8dq", "int4wo-64", "float8wo"} <= schemes
     long = {row.kv_cache for row in listed if (row.cache_size or 0) > 1000}
     assert long == {None, "int8"}
-
-
-def schemes_of_the_table() -> set[str]:
-    return {line["quantization"] or "none" for line in published()}
+    listed = load_set("cpu-long")
+    assert {(row.device, row.dtype) for row in listed} == {("cpu", "float32")}
+    assert {row.kv_cache for row in listed if row.fill} == {None, "int8", "fp8"}
+    assert max(row.fill for row in listed) > 2000
+    assert max(row.prompt_length for row in listed) >= 2048
+    assert max(row.batch_size for row in listed) >= 32
+    assert any(row.ragged for row in listed)
 
 
 def test_the_filled_set_has_room_for_only_the_prompt_and_the_new_tokens() -> None:
-    listed = selection.load_set("filled")
+    listed = load_set("filled")
     assert {row.model for row in listed} == {"Meta-Llama-3.1-8B"}
     sizes = {int(line["cache_size"]) for line in published() if line["cache_size"]}
     assert {row.cache_size for row in listed} == sizes
@@ -183,7 +180,7 @@ def test_the_filled_set_has_room_for_only_the_prompt_and_the_new_tokens() -> Non
 def test_each_scheme_of_the_table_at_each_length_and_batch(
     name: str, field: str, values: set[int]
 ) -> None:
-    listed = selection.load_set(name)
+    listed = load_set(name)
     for scheme in schemes_of_the_table():
         of_scheme = [row for row in listed if (row.quantization or "none") == scheme]
         assert {getattr(row, field) for row in of_scheme if not row.ragged} == values
@@ -192,34 +189,15 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
     assert all(row.device == "cuda" for row in listed)
 
 
-def test_the_cpu_has_long_rows_of_each_kind() -> None:
-    listed = selection.load_set("cpu-long")
-    assert all((row.device, row.dtype) == ("cpu", "float32") for row in listed)
-    assert {row.kv_cache for row in listed if row.fill} == {None, "int8", "fp8"}
-    assert max(row.fill for row in listed) > 2000
-    assert max(row.prompt_length for row in listed) >= 2048
-    assert max(row.batch_size for row in listed) >= 32
-    assert any(row.ragged for row in listed)
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "mine.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
+    path = tmp_path / "mine.toml"
+    path.write_text(
         '[defaults]\nmodel = "stories15M"\ndevice = "cpu"\n'
-        '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n',
+        '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n'
     )
-    assert selection.load_file(path) == [
-        RowSpec(model="stories15M", device="cpu"),
-        RowSpec(
-            model="stories15M", device="cpu", quantization="int8wo", kernels="torchao"
-        ),
-    ]
+    row = RowSpec(model="stories15M", device="cpu")
+    int8 = replace(row, quantization="int8wo", kernels="torchao")
+    assert selection.load_file(path) == [row, int8]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +213,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
         ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
         ("", "it has no rows"),
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe\x00", "it is not UTF-8 text"),
         ("[[row]\n", "not TOML"),
         ('row = ["7B"]', "row 1"),
         ("defaults = 3\n", "defaults: it must be a table"),
@@ -242,8 +222,12 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('[[row]]\nmodel = "7B"\ndtype = 2024-01-01', "row 1: dtype"),
     ],
 )
-def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = write(tmp_path, text)
+def test_a_typo_in_a_file_is_named(
+    tmp_path: Path, text: str | bytes | None, message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RowFileError) as caught:
         selection.load_file(path)
     assert message in str(caught.value), str(caught.value)
@@ -251,19 +235,11 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
-    with pytest.raises(RowFileError, match="cannot be read: No such file"):
-        selection.load_file(tmp_path / "absent.toml")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RowFileError, match="it is not UTF-8 text"):
-        selection.load_file(tmp_path / "binary")
-
-
 def test_selection() -> None:
-    listed = selection.load_set("cpu")
+    listed = load_set("cpu")
     some = selection.select(listed, ["*int8wo*", "*int8dq*"])
     assert {row.quantization for row in some} == {"int8wo", "int8dq"}
     with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
         selection.select(listed, ["*int9*"])
     with pytest.raises(SpecError, match=r"set: 'gpu' .* allowed: .*cpu.*reference"):
-        selection.load_set("gpu")
+        load_set("gpu")

@@ -1,86 +1,87 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from llama_perf.errors import SpecError
+from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import DEVICES, RowSpec
 
-CONTRACT_ID = "llama-2-7b-chat-hf.int4wo-64.bf16.compile"
-
-
-def test_id_of_the_contract() -> None:
-    row = RowSpec(model="Llama-2-7b-chat-hf", quantization="int4wo-64", compile=True)
-    assert row.id == CONTRACT_ID
-
-
-CHANGES: list[tuple[str, object]] = [
-    ("model", "Meta-Llama-3-8B"),
-    ("quantization", "int8wo"),
-    ("kernels", "torchao"),
-    ("dtype", "float32"),
-    ("device", "cpu"),
-    ("compile", True),
-    ("capture", True),
-    ("fused", True),
-    ("compile_prefill", True),
-    ("attention", "sdpa"),
-    ("kv_cache_quantization", True),
-    ("kv_cache_quantization", "fp8"),
-    ("linear_causal_mask", True),
-    ("prefill_chunk", 64),
-    ("cache_size", 4096),
-    ("fill", 100),
-    ("batch_size", 8),
-    ("ragged", True),
-    ("prompt_length", 7),
-    ("max_new_tokens", 10),
-    ("num_samples", 3),
-    ("top_k", None),
-    ("temperature", 0.5),
-]
+CHANGES: dict[str, tuple[Any, ...]] = {
+    "model": ("Meta-Llama-3-8B",),
+    "quantization": ("int8wo",),
+    "kernels": ("torchao",),
+    "dtype": ("float32",),
+    "device": ("cpu",),
+    "compile": (True,),
+    "capture": (True,),
+    "fused": (True,),
+    "compile_prefill": (True,),
+    "attention": ("sdpa",),
+    "kv_cache_quantization": (True, "fp8"),
+    "linear_causal_mask": (True,),
+    "prefill_chunk": (64,),
+    "cache_size": (4096,),
+    "fill": (100,),
+    "batch_size": (8,),
+    "ragged": (True,),
+    "prompt_length": (7,),
+    "max_new_tokens": (10,),
+    "num_samples": (3,),
+    "top_k": (None,),
+    "temperature": (0.5,),
+}
 NEEDED: dict[str, dict[str, Any]] = {
     "compile_prefill": {"compile": True},
     "ragged": {"batch_size": 2},
 }
+# Neither changes the work.
+MARKS: dict[str, Any] = {"upstream_issue": "pytorch/ao#2376", "limits": Limits()}
 
 
-@pytest.mark.parametrize(("field", "value"), CHANGES)
-def test_every_field_that_changes_the_work_is_in_the_id(
-    field: str, value: object
-) -> None:
-    needed = NEEDED.get(field, {})
-    row = RowSpec(model="Llama-2-7b-chat-hf", quantization="int4wo-64", **needed)
-    changes: dict[str, Any] = {field: value}
-    other = replace(row, **changes)
-    assert other.id != row.id
-    assert other.fingerprint != row.fingerprint
+def test_all_fields_of_the_work_and_no_others_change_the_id() -> None:
+    assert {field.name for field in fields(RowSpec)} == CHANGES.keys() | MARKS.keys()
+    for name, values in CHANGES.items():
+        needed = NEEDED.get(name, {})
+        row = RowSpec(model="Llama-2-7b", quantization="int4wo-64", **needed)
+        others = [replace(row, **{name: value}) for value in values]
+        assert len({one.id for one in (row, *others)}) == 1 + len(values), name
+        assert row.fingerprint not in {one.fingerprint for one in others}, name
+    row = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
+    for name, value in MARKS.items():
+        marked = replace(row, **{name: value})
+        assert marked != row
+        for same in ("id", "fingerprint", "reference_key"):
+            assert getattr(marked, same) == getattr(row, same), name
 
 
-def test_all_fields_of_the_work_are_among_those_changes() -> None:
-    others = {"upstream_issue", "limits"}
-    assert asdict(RowSpec(model="7B")).keys() - others == {name for name, _ in CHANGES}
-
-
-def test_the_kinds_of_a_cache_and_their_tokens() -> None:
-    def row(kind: bool | str) -> RowSpec:
-        return RowSpec(model="7B", kv_cache_quantization=kind)
-
-    assert row("int8") == row(True)
-    assert row(True).id == "7b.none.bf16.eager.kv-int8"
-    assert row("fp8").id == "7b.none.bf16.eager.kv-fp8"
-    assert [row(kind).kv_cache for kind in (False, True, "fp8")] == [
-        None,
-        "int8",
-        "fp8",
-    ]
+CONTRACT = {"model": "Llama-2-7b-chat-hf", "quantization": "int4wo-64", "compile": True}
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("changes", "row_id", "kv_cache"),
+    [
+        (CONTRACT, "llama-2-7b-chat-hf.int4wo-64.bf16.compile", None),
+        ({}, "7b.none.bf16.eager", None),
+        ({"kv_cache_quantization": True}, "7b.none.bf16.eager.kv-int8", "int8"),
+        ({"kv_cache_quantization": "int8"}, "7b.none.bf16.eager.kv-int8", "int8"),
+        ({"kv_cache_quantization": "fp8"}, "7b.none.bf16.eager.kv-fp8", "fp8"),
+    ],
+)
+def test_an_id_and_the_kind_of_a_cache(
+    changes: dict[str, Any], row_id: str, kv_cache: str | None
+) -> None:
+    row = RowSpec(**({"model": "7B"} | changes))
+    assert (row.id, row.kv_cache) == (row_id, kv_cache)
+    if kv_cache == "int8":
+        assert row == RowSpec(model="7B", kv_cache_quantization=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
     [
         ({"quantization": "int4wo-63"}, ["quantization", "'int4wo-63'", "32, 64, 128"]),
         ({"quantization": "int5wo"}, ["quantization", "'int5wo'", "int8wo", "uintx"]),
@@ -114,38 +115,25 @@ def test_the_kinds_of_a_cache_and_their_tokens() -> None:
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
-    fields: dict[str, Any], words: list[str]
+    changes: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        RowSpec(**{"model": "7B", **fields})
+        RowSpec(**({"model": "7B"} | changes))
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
 
 
-def test_a_mark_of_an_upstream_issue_is_no_part_of_the_work() -> None:
-    unmarked = RowSpec(model="7B", quantization="int8dq", kernels="torchao")
-    marked = replace(unmarked, upstream_issue="pytorch/ao#2376")
-    assert marked.id == unmarked.id
-    assert marked.fingerprint == unmarked.fingerprint
-    assert marked.reference_key == unmarked.reference_key
-    assert marked != unmarked
-
-
 @pytest.mark.parametrize(
-    ("name", "family", "bits", "group", "hqq"),
+    ("name", "family", "parameters"),
     [
-        ("int8wo", "int8wo", None, None, False),
-        ("int4wo-32-hqq", "int4wo", None, 32, True),
-        ("uintx-2-8", "uintx", 2, 8, False),
-        ("uintx-7-64-hqq", "uintx", 7, 64, True),
-        ("float8dq-row", "float8dq-row", None, None, False),
-        ("autoquant-int4", "autoquant-int4", None, None, False),
+        ("int8wo", "int8wo", {}),
+        ("int4wo-32-hqq", "int4wo", {"group_size": 32, "hqq": True}),
+        ("uintx-2-8", "uintx", {"bits": 2, "group_size": 8}),
+        ("uintx-7-64-hqq", "uintx", {"bits": 7, "group_size": 64, "hqq": True}),
+        ("float8dq-row", "float8dq-row", {}),
+        ("autoquant-int4", "autoquant-int4", {}),
     ],
 )
-def test_scheme_names(
-    name: str, family: str, bits: int | None, group: int | None, hqq: bool
-) -> None:
-    assert Scheme.parse(name) == Scheme(
-        name=name, family=family, bits=bits, group_size=group, hqq=hqq
-    )
+def test_scheme_names(name: str, family: str, parameters: dict[str, Any]) -> None:
+    assert Scheme.parse(name) == Scheme(name=name, family=family, **parameters)

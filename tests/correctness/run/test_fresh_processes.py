@@ -106,24 +106,19 @@ CASES: dict[str, tuple[str, float, int, int, Verdict, str]] = {
 @pytest.mark.parametrize("front", ["pytest", "command"])
 @pytest.mark.parametrize("case", CASES)
 def test_what_fresh_processes_decide(
-    project: Project,
-    started: Started,
-    capsys: pytest.CaptureFixture[str],
-    case: str,
-    front: str,
+    project: Project, started: Started, case: str, front: str
 ) -> None:
     options, tok_s, breaks_at, count, verdict, reason = CASES[case]
     record_three_processes(project, PLAIN)
 
-    def process(number: int, row: RowSpec) -> tuple[RowResult, None]:
-        return (
-            broken(row) if number == breaks_at else measured(row, tok_s=tok_s)
-        ), None
+    def process(index: int, row: RowSpec) -> tuple[RowResult, None]:
+        return (broken(row) if index == breaks_at else measured(row, tok_s=tok_s)), None
 
     ids, fails = started(process), case not in ("refuted", "reported")
     if front == "pytest":
-        assert project.run("--benchmark-compare", *options.split()).ret == fails
-        output = capsys.readouterr().out
+        result = project.run("--benchmark-compare", *options.split())
+        assert result.ret == fails
+        output = result.stdout.str()
     else:
         words = project.run_words("--compare", *options.split())
         output, _ = project.cli(*words, code=fails)
@@ -196,9 +191,7 @@ def test_a_cuda_baseline_has_ten_processes_and_another_five() -> None:
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
-def test_an_ended_recording(
-    project: Project, started: Started, interrupt: bool
-) -> None:
+def test_an_early_ending(project: Project, started: Started, interrupt: bool) -> None:
     path = project.record()
     before = path.read_bytes()
     environment = baselines.read(path).environment
@@ -212,6 +205,7 @@ def test_an_ended_recording(
 
     ids = started(process)
     words = project.words("baseline", "record", "--processes", "3")
+    words += ["--fresh"] * interrupt
     _, err = project.cli(*words, code=130 if interrupt else 2)
     assert interrupt or f"error: baseline: {INT8} is INVALID in process 2 of 3" in err
     assert ids == [PLAIN, INT8, FP6, PLAIN, INT8]

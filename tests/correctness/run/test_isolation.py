@@ -14,7 +14,7 @@ import torch
 
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
-from llama_perf.run import worker
+from llama_perf.run import compared_run, worker
 from llama_perf.run.lock import locked
 from tests.correctness.support import processes
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
@@ -24,7 +24,11 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have every worker run `code` before a row; it has the row's `id` there."""
+    """Have rows run in worker processes, as users have it, and `code` before each.
+
+    It has the row's `id`.
+    """
+    monkeypatch.setattr(compared_run, "Worker", worker.Worker)
     original = worker.worker_command
 
     def sabotage(code: str) -> None:
@@ -52,9 +56,7 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return sabotage
 
 
-def test_killed_and_hanging_rows(
-    project: Project, sabotaged: Callable[[str], None]
-) -> None:
+def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) -> None:
     log, lost = project.path / "pids", project.path / "lost"
     project.patch.setattr(worker, "time", processes.clock_that_waits_for(lost.exists))
     sabotaged(
@@ -63,12 +65,10 @@ def test_killed_and_hanging_rows(
         f"if id == {FP6!r}:\n"
         f"    print('lost', flush=True); open({str(lost)!r}, 'w'); time.sleep(3600)"
     )
-    result = project.run_isolated("--row-timeout=20", passed=1, failed=2)
-    results = project.report().results
-    assert [result.id for result in results] == [PLAIN, INT8, FP6]
-    assert [result.status.name for result in results] == [
-        *("INVALID", "MEASURED", "INVALID")
-    ]
+    result = project.run("--row-timeout=20", passed=1, failed=2)
+    ended = {result.id: result.status for result in project.report().results}
+    invalid, measured = Status.INVALID, Status.MEASURED
+    assert ended == {PLAIN: invalid, INT8: measured, FP6: invalid}
     result.stdout.fnmatch_lines(
         [
             f"*INVALID {PLAIN}: its process was ended by signal 9*",
@@ -86,7 +86,7 @@ def test_killed_and_hanging_rows(
 def test_isolated_rows(project: Project, sabotaged: Callable[[str], None]) -> None:
     log = project.path / "pids"
     sabotaged(f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)")
-    project.run_isolated("--isolate=row", passed=2, skipped=1)
+    project.run("--isolate=row", passed=2, skipped=1)
     pids = log.read_text(encoding="utf-8").split()
     assert len(pids) == len({*pids, str(os.getpid())}) - 1 == 3
 
@@ -132,9 +132,10 @@ def test_pytest_resumes_and_keeps_rows_of_before(project: Project) -> None:
     first, second, _ = project.report().results
     assert first == before
     assert second.id == INT8
-    # The first row runs again and ends the run before the second is taken over.
+    # The first row has no baseline: it ends the run before the second is taken over.
     project.edit("[[row]]\n", "[[row]]\ntop_k = 3\n")
-    project.run("--resume", "--maxfail=1", "--row=*top*", "--row=*int8*")
+    options = ("--compare", "-x", "--row=*top*", "--row=*int8*")
+    project.run("--resume", *options, failed=1)
     assert second in project.report().results
 
 

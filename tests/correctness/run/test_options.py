@@ -12,13 +12,7 @@ import pytest
 from llama_perf.cli.main import COMMANDS
 from llama_perf.errors import SpecError
 from llama_perf.pytest_plugin.options import pytest_addoption
-from llama_perf.run.options import (
-    OPTIONS,
-    RunRequest,
-    add_arguments,
-    parse_slowdown,
-    request_of,
-)
+from llama_perf.run import options
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
@@ -37,30 +31,27 @@ def of_command_line(command: str) -> Described:
 
 
 def of_pytest() -> Described:
-    options: Described = {}
+    described: Described = {}
 
     def add(name: str, *, help: str, default: object, **rest: Any) -> None:
-        options[name] = (help, default, rest.get("choices"))
+        described[name] = (help, default, rest.get("choices"))
 
     group = SimpleNamespace(addoption=add)
     parser: Any = SimpleNamespace(getgroup=lambda *_names: group)
     pytest_addoption(parser)
-    return options
+    return described
 
 
 def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None:
     defined = of_pytest()
     assert of_command_line("run") == defined
-    assert list(defined) == list(OPTIONS)
-    shared = {
-        name: option
-        for name, option in of_command_line("compare").items()
-        if name in OPTIONS
-    }
+    assert list(defined) == list(options.OPTIONS)
+    of_compare = of_command_line("compare")
+    shared = [name for name in of_compare if name in defined]
     assert len(shared) > 10
-    assert shared == {name: defined[name] for name in shared}
+    assert all(of_compare[name] == defined[name] for name in shared)
     result = project.pytester.runpytest_inprocess("--help")
-    for name in OPTIONS:
+    for name in options.OPTIONS:
         result.stdout.fnmatch_lines([f"  {name}*"])
 
 
@@ -74,21 +65,20 @@ def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None
 )
 def test_former_names_still_work(former: str, now: str) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    asked = request_of(parser.parse_args(former.split()))
-    assert asked == request_of(parser.parse_args(now.split()))
-    assert asked != request_of(parser.parse_args([]))
+    options.add_arguments(parser)
+    asked = options.request_of(parser.parse_args(former.split()))
+    assert asked == options.request_of(parser.parse_args(now.split()))
+    assert asked != options.request_of(parser.parse_args([]))
 
 
 def test_a_slowdown_is_a_share_of_the_rows_that_match() -> None:
-    options = RunRequest(
-        inject_slowdown=tuple(map(parse_slowdown, ("*int8*=25%", "a*=50")))
-    )
-    shares = [options.slowdown(name) for name in ("a-int8", "int8", "b")]
+    slowdowns = tuple(map(options.parse_slowdown, ("*int8*=25%", "a*=50")))
+    request = options.RunRequest(inject_slowdown=slowdowns)
+    shares = [request.slowdown(name) for name in ("a-int8", "int8", "b")]
     assert shares == [0.75, 0.25, 0]
     for text in ("25", "=25", "*=", "*=fast", "*=0", "*=-5", "*=1001", "*=nan"):
         with pytest.raises(SpecError) as caught:
-            parse_slowdown(text)
+            options.parse_slowdown(text)
         assert str(caught.value) == (
             f"inject-slowdown: {text!r} is not allowed; write GLOB=PERCENT, percent"
             " from 0 to 1000"

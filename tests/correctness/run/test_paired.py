@@ -91,7 +91,7 @@ def test_a_larger_model_fails() -> None:
         (Status.MEASURED, Status.INVALID, Verdict.INVALID, True),
     ],
 )
-def test_a_row_not_run(
+def test_a_missing_row(
     base: Status, head: Status, expected: Verdict, failed: bool
 ) -> None:
     results = {
@@ -122,7 +122,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Started]:
     ) -> Started:
         started: Started = []
 
-        def stand_in(
+        def ran_by(
             row: RowSpec, *, options: RunRequest, **rest: object
         ) -> WorkerResult:
             name = "base" if rest.get("package") else "head"
@@ -130,7 +130,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Started]:
             started.append((name, row.id))
             return WorkerResult(result=result(name, row), environment=ENVIRONMENT)
 
-        monkeypatch.setattr(worker, "run_in_process", stand_in)
+        monkeypatch.setattr(worker, "run_in_process", ran_by)
         measure_pairs(
             rows,
             package=Path("base"),

@@ -35,7 +35,6 @@ def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return set_modes
 
 
-@pytest.mark.filterwarnings("error")
 def test_whatever_goes_wrong_the_next_test_may_wait(modes: list[str]) -> None:
     # The warning of a prototype stops nothing.
     with pytest.raises(KeyError, match="error"), refusing_to_wait(CARD):

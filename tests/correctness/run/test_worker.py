@@ -96,9 +96,7 @@ def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("print(task['devices'])", "ended with code 0", "['cpu', 'cuda']"),
     ],
 )
-def test_a_broken_process(
-    instead: Instead, code: str, ending: str, output: str
-) -> None:
+def test_broken_workers(instead: Instead, code: str, ending: str, output: str) -> None:
     instead(code)
     devices = ["cuda", "cpu"]
     with closing(worker.Worker(options=RunRequest(), devices=devices)) as one:
@@ -155,9 +153,7 @@ def test_a_row_that_hangs_is_ended_with_what_it_started(
     wait_until(lambda: not alive(int(child.read_text(encoding="utf-8"))))
 
 
-def test_a_silent_process_is_ended(
-    instead: Instead, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_process(instead: Instead, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_GRACE_S", 0.2)
     instead("os.close(int(sys.argv[1])); time.sleep(3600)")
     assert str(run().result.reason).startswith("its process was ended by signal 9")

@@ -43,29 +43,36 @@ def _no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`make setup` into a folder that is not there."""
     venv = f"VENV={folder / 'venv'}"
+    command = ["make", "--no-print-directory", venv, f"PYTHON={sys.executable}"]
     return subprocess.run(
-        ["make", "--no-print-directory", venv, f"PYTHON={sys.executable}", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, *words, "setup"], cwd=ROOT, capture_output=True, text=True
     )
 
 
 def installs(folder: Path, *words: str) -> str:
     """What `make setup` would run from the virtual environment on, with its name."""
-    done = make(folder, "-n", "setup", *words)
+    done = make(folder, "-n", *words)
     assert done.returncode == 0, done.stderr
     _, start, commands = done.stdout.partition(f"-m venv {folder / 'venv'}\n")
     assert start
     return commands.replace(str(folder / "venv"), "VENV")
 
 
-def card(monkeypatch: pytest.MonkeyPatch, folder: Path, cuda: str) -> None:
-    nvidia_smi.install(monkeypatch, folder / cuda, cuda=cuda)
+@pytest.fixture
+def old_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A card whose driver is too old for every build."""
+    nvidia_smi.install(monkeypatch, tmp_path / "bin", cuda="12.4")
 
 
 def test_without_a_card_nothing_is_chosen(tmp_path: Path) -> None:
+    assert installs(tmp_path) == PLAIN
+
+
+@pytest.mark.usefixtures("old_card")
+def test_a_card_that_is_hidden_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert installs(tmp_path) == PLAIN
 
 
@@ -76,7 +83,7 @@ def test_without_a_card_nothing_is_chosen(tmp_path: Path) -> None:
 def test_with_a_card_the_build_for_its_driver_comes_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, build: str
 ) -> None:
-    card(monkeypatch, tmp_path, cuda)
+    nvidia_smi.install(monkeypatch, tmp_path / "bin", cuda=cuda)
     first, pins, *rest = installs(tmp_path).splitlines()
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     newest = next(line for line in lines if line.startswith("torch==")).split("==")[1]
@@ -93,14 +100,13 @@ def test_with_a_card_the_build_for_its_driver_comes_first(
     assert last.startswith("touch ")
 
 
+@pytest.mark.usefixtures("old_card")
 def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    card(monkeypatch, tmp_path, "12.4")
-    done = make(tmp_path, "setup")
+    done = make(tmp_path)
     assert done.returncode == 2
-    first, *_ = done.stderr.splitlines()
-    assert first == (
+    assert done.stderr.splitlines()[0] == (
         "choose_torch: error: nvidia-smi lists NVIDIA H100 80GB HBM3 (driver 550.54.15,"
         " CUDA 12.4): update the driver to one for CUDA 12.6 or newer, or install"
         " without a build for it (make TORCH=)"
@@ -112,13 +118,11 @@ def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     says = "NVIDIA-SMI has failed"
-    asked = tmp_path / "asked"
     nvidia_smi.install(monkeypatch, tmp_path / "bin", says=says, code=9)
-    script = tmp_path / "bin" / "nvidia-smi"
-    first, *rest = script.read_text(encoding="utf-8").splitlines()
-    counted = "\n".join([first, f"echo asked >> {asked}", *rest])
-    script.write_text(counted, encoding="utf-8")
-    done = make(tmp_path, "-n", "setup")
+    script, asked = tmp_path / "bin" / "nvidia-smi", tmp_path / "asked"
+    shebang, rest = script.read_text(encoding="utf-8").split("\n", 1)
+    script.write_text(f"{shebang}\necho asked >> {asked}\n{rest}", encoding="utf-8")
+    done = make(tmp_path, "-n")
     assert done.returncode == 0
     assert done.stderr == (
         f"choose_torch: nvidia-smi says {says!r}, so torch is installed as on a machine"
@@ -127,10 +131,10 @@ def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
     assert asked.read_text() == "asked\n"
 
 
+@pytest.mark.usefixtures("old_card")
 def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    card(monkeypatch, tmp_path, "12.4")
     of_constraints = PLAIN.replace("touch VENV/.ready", "echo '' > VENV/.ready")
     assert installs(tmp_path, "TORCH=") == of_constraints
     assert " --no-deps torch==2.12.1\n" in installs(tmp_path, "TORCH=torch==2.12.1")
@@ -138,46 +142,35 @@ def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
     assert " --no-deps ./my.whl\n" in installs(tmp_path)
 
 
-def test_another_torch_than_the_one_in_place_is_set_up_anew(tmp_path: Path) -> None:
-    venv = tmp_path / "venv"
-    venv.mkdir()
-    done = "make: Nothing to be done"
-    ready = venv / ".ready"
-    for content, words, anew in (
+@pytest.mark.parametrize(
+    ("there", "words", "anew"),
+    [
         ("", (), False),
         ("", ("TORCH=torch==2.12.1",), True),
-        ("torch==2.12.1", ("TORCH=torch==2.12.1",), False),
-        ("torch==2.12.1", ("TORCH=./my.whl",), True),
-        ("torch==2.12.1", ("TORCH=",), True),
+        ("torch==2.12.1\n", ("TORCH=torch==2.12.1",), False),
+        ("torch==2.12.1\n", ("TORCH=./my.whl",), True),
+        ("torch==2.12.1\n", ("TORCH=",), True),
         # Without a word of it what is in place stays.
-        ("torch==2.12.1", (), False),
-    ):
-        ready.write_text(f"{content}\n" if content else "", encoding="utf-8")
-        output = make(tmp_path, "-n", "setup", *words).stdout
-        assert ("-m venv" in output) == anew, (content, words)
-        assert (done in output) != anew
-
-
-def test_a_card_that_is_hidden_is_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        ("torch==2.12.1\n", (), False),
+    ],
+)
+def test_another_torch_than_the_one_in_place_is_set_up_anew(
+    there: str, words: tuple[str, ...], anew: bool, tmp_path: Path
 ) -> None:
-    card(monkeypatch, tmp_path, "12.4")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert installs(tmp_path) == PLAIN
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / ".ready").write_text(there, encoding="utf-8")
+    output = make(tmp_path, "-n", *words).stdout
+    assert ("-m venv" in output) == anew
+    assert ("make: Nothing to be done" in output) != anew
 
 
 def test_the_constraints_do_not_fight_the_torch_that_is_installed() -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/choose_torch", "--pins"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "scripts/choose_torch", "--pins"]
+    pins = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
     listed = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     others = [line for line in listed if not line.startswith(("torch==", "triton=="))]
     assert len(others) == len(listed) - 2
-    assert done.stdout.splitlines() == [*others, f"torch=={version('torch')}"]
+    assert pins == [*others, f"torch=={version('torch')}"]
 
 
 def test_nothing_but_the_standard_library_is_imported(tmp_path: Path) -> None:
@@ -188,6 +181,5 @@ def test_nothing_but_the_standard_library_is_imported(tmp_path: Path) -> None:
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
-        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -17,49 +17,25 @@ import pytest
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
-from scripts.offline.cuda_check import REHEARSAL, without_invalid
-from scripts.offline.options import ROOT
+from scripts.offline.cuda_check import without_invalid
+from scripts.offline.machine import REHEARSAL
+from scripts.offline.steps import ROOT
 from tests.correctness.support.processes import HANG_S, alive, wait_until
 
 # The most telling steps come first; tests that run side by side end in any order.
-STEPS = (
-    *("wheels", "kernels", "machine", "rows", "products", "rows-rest", "baseline"),
-    "doctor",
-)
+STEPS = ["wheels", "kernels", "machine", "rows", "products", "rows-rest", "baseline"]
+STEPS += ["doctor"]
 
 
-def environment(**variables: str) -> dict[str, str]:
+def start(script: str, *words: str | Path, **variables: str) -> subprocess.Popen[str]:
     """Also on a machine with a card: one that is hidden."""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables}
-
-
-def command(script: str, *words: str) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / script), *words]
-
-
-def cuda_check(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("cuda_check", *words),
-        capture_output=True,
-        text=True,
-        env=environment(**variables),
-        timeout=HANG_S,
-    )
-
-
-def start_rehearsal(
-    script: str, folder: Path, **variables: str
-) -> subprocess.Popen[str]:
-    """Start a rehearsal with its results in `folder`/out and no wheels."""
-    (folder / "wheels").mkdir()
-    words = ["--wheels", str(folder / "wheels"), "--out", str(folder / "out")]
     return subprocess.Popen(
-        command(script, "--rehearse", *words),
-        stdout=subprocess.DEVNULL,
+        [sys.executable, str(ROOT / "scripts" / script), *map(str, words)],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=environment(**variables),
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables},
     )
 
 
@@ -85,75 +61,53 @@ def test_a_baseline_is_recorded_from_all_but_invalid_rows(tmp_path: Path) -> Non
     }
 
 
-def test_without_a_card_cuda_check_refuses_in_one_line(tmp_path: Path) -> None:
-    done = cuda_check("--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(r"cuda_check: error: no CUDA device: torch .*\n", done.stderr)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("words", [(), ("--rehearse",)])
-def test_a_python_without_torch_is_refused_in_one_line(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    missing = "No module named 'torch'"
-    (tmp_path / "torch.py").write_text(f"raise ModuleNotFoundError({missing!r})")
-    out = tmp_path / "out"
-    done = cuda_check("--out", str(out), *words, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"cuda_check: error: {missing}; use a Python that has torch: .venv/bin/python"
-        " after `make setup`\n"
-    )
-    assert not out.exists()
-
-
-def test_a_folder_of_wheels_that_is_none_is_refused(tmp_path: Path) -> None:
-    done = cuda_check("--wheels", str(tmp_path / "absent"), "--rehearse")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "is no folder" in done.stderr
-
-
-def test_a_check_that_is_killed_has_the_figures_of_the_steps_before(
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "out"
-    process = start_rehearsal("cuda_check", tmp_path)
-    try:
-        wait_until((out / "products.txt").exists)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert read_report(out).results[0].measurement is not None
-    assert "tok/s" in (out / "results.md").read_text()
-    assert "ceiling" in json.loads((out / "machine.json").read_text())
-    summary = (out / "summary.txt").read_text()
-    for name in ("machine", "tests-step-1-of-2", "tests-fused-2-of-2", "rows"):
-        assert re.search(rf"^{name} +ok", summary, re.MULTILINE), summary
+NO_TORCH = (
+    "No module named 'torch'; use a Python that has torch: .venv/bin/python"
+    " after `make setup`"
+)
 
 
 @pytest.mark.parametrize(
-    ("script", "step", "log"),
+    ("words", "torch", "error"),
     [
-        ("cuda_check", "machine", "machine.txt"),
-        ("cuda_table", "rehearsal", "rehearsal-1-of-1.txt"),
+        ("", True, r"no CUDA device: torch .*"),
+        ("", False, NO_TORCH),
+        ("--rehearse", False, NO_TORCH),
+        ("--rehearse --wheels absent", True, "wheels: 'absent' is no folder"),
     ],
 )
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    tmp_path: Path, words: str, torch: bool, error: str
+) -> None:
+    variables = {}
+    if not torch:
+        code = "raise ModuleNotFoundError(\"No module named 'torch'\")"
+        (tmp_path / "torch.py").write_text(code)
+        variables["PYTHONPATH"] = str(tmp_path)
+    out = tmp_path / "out"
+    process = start("cuda_check", "--out", out, *words.split(), **variables)
+    output, errors = process.communicate(timeout=HANG_S)
+    assert (process.returncode, output) == (2, "")
+    assert re.fullmatch(f"cuda_check: error: {error}\n", errors)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "step"), [("cuda_check", "machine"), ("cuda_table", "rehearsal-1-of-1")]
+)
 def test_a_check_that_is_asked_to_end_leaves_nothing(
-    tmp_path: Path, script: str, step: str, log: str
+    tmp_path: Path, script: str, step: str
 ) -> None:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     scratch.mkdir()
-    process = start_rehearsal(script, tmp_path, TMPDIR=str(scratch))
-    wait_until((out / log).exists)
+    words = ("--rehearse", "--wheels", tmp_path, "--out", out)
+    process = start(script, *words, TMPDIR=str(scratch))
+    wait_until((out / f"{step}.txt").exists)
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert errors.startswith(f"{script}: ended by SIGTERM; ")
-    assert errors.count("\n") == 1
+    assert re.fullmatch(f"{script}: ended by SIGTERM; .*\n", errors)
     wait_until(lambda: not any(alive(child.pid) for child in children))
     assert not list(scratch.glob("cuda-*"))
     assert f"{step:<16} interrupted" in (out / "summary.txt").read_text()
@@ -163,27 +117,35 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.md").write_text("of an earlier check")
-    done = cuda_check("--rehearse", "--wheels", str(tmp_path), "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = done.stdout[done.stdout.rindex("\n\n") :]
-    matches = [re.search(rf"^{name} +ok", summary, re.MULTILINE) for name in STEPS]
-    starts = [match.start() if match else -1 for match in matches]
-    assert starts == sorted(starts), summary
-    assert starts[0] >= 0, summary
+    process = start("cuda_check", "--rehearse", "--wheels", tmp_path, "--out", out)
+    wait_until(lambda: process.poll() is not None or (out / "products.txt").exists())
+    # A check that is stopped has the figures of the steps before.
+    summary = (out / "summary.txt").read_text()
+    assert summary.startswith(f"{REHEARSAL}\n\nwheels")
+    for name in ("machine", "tests-step-1-of-2", "tests-fused-2-of-2", "rows"):
+        assert re.search(rf"^{name} +ok", summary, re.MULTILINE), summary
+    report = read_report(out)
+    assert report.results[0].measurement is not None
+    assert "tok/s" in (out / "results.md").read_text()
+    machine = json.loads((out / "machine.json").read_text())
+    assert machine["ceiling"]["read_gb_s"] > 0
+
+    output, errors = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, output + errors
+    summary = output[output.rindex("\n\n") :]
+    steps = [line.split()[0] for line in summary.split("\n") if " ok" in line]
+    assert [step for step in steps if step in STEPS] == STEPS, summary
     for name in ("machine.txt", "products.txt", "rows.txt", "doctor.txt", "results.md"):
         assert (out / name).read_text().startswith(REHEARSAL), name
-    assert done.stdout.endswith(f"results: {out}\n{REHEARSAL}\n")
+    assert output.endswith(f"results: {out}\n{REHEARSAL}\n")
     for name in ("step-1-of-2", "fused-2-of-2", "others-1-of-4"):
         assert "no CUDA device" in (out / f"tests-{name}.txt").read_text()
         assert (out / f"tests-{name}.xml").is_file()
-    machine = json.loads((out / "machine.json").read_text())
-    assert machine["ceiling"]["read_gb_s"] > 0
     lines = (out / "products.jsonl").read_text().splitlines()
     products = [json.loads(line) for line in lines]
     names = {"qkv", "output", "gate", "down", "head"}
     assert {product["product"] for product in products} == names
     assert all(product["us"] > 0 for product in products)
-    assert (out / "summary.txt").read_text().startswith(f"{REHEARSAL}\n\nwheels")
     report = read_report(out)
     assert [row.measurement is not None for row in report.results] == [True, True]
     key = report.environment.device_key

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.doc_tables.document import replace_between, rows_between, text_between
+from scripts.doc_tables.__main__ import compute
+from scripts.doc_tables.document import (
+    RowTable,
+    replace_between,
+    rows_between,
+    text_between,
+)
 
 BEGIN, END = "<!-- one: begin -->", "<!-- one: end -->"
 OTHER = "<!-- two: begin -->\n| x |\n|---|\n| 9 |\n<!-- two: end -->\n"
@@ -35,3 +41,26 @@ def test_a_document_without_the_marks_has_nothing_between_them(document: Path) -
     with pytest.raises(ValueError, match="unpack"):
         replace_between(document, "<!-- no -->", END, "lost")
     assert "old" in document.read_text(encoding="utf-8")
+
+
+def test_rows_that_are_named_are_computed_and_the_others_stay(document: Path) -> None:
+    table = RowTable(
+        place=(document, BEGIN, END),
+        headers=("a", "b"),
+        keys=[("x",), ("y",)],
+        draw=lambda key: ([f"new {key}"], ["too low"]),
+    )
+    replace_between(*table.place, "| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |")
+    (drawn,) = table.tables(["y"])
+    replace_between(*drawn.place, drawn.text)
+    assert table.documented() == {("x",): ["1"], ("y",): ["new y"]}
+    assert drawn.problems == ["y: too low"]
+
+
+@pytest.mark.parametrize("name", ["limits", "performance", "sizes"])
+def test_the_document_has_what_is_computed(name: str) -> None:
+    for table in compute(name, []):
+        written = text_between(*table.place)
+        assert written == table.text, f"python -m scripts.doc_tables {name} --write"
+    with pytest.raises(SystemExit, match="no row of the table: absent"):
+        compute(name, ["absent"])

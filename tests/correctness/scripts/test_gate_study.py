@@ -12,60 +12,50 @@ from llama_perf.results.run import Report, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import to_json
+from scripts.doc_tables.document import text_between
 from scripts.studies import gate_study
-from scripts.studies.gate_study import PLACE, ROWS, SET_PLACE, SLOWDOWNS, Runs, table
+from scripts.studies.gate_study import PLACE, ROWS, SET_PLACE, SLOWDOWNS, cells, table
 from tests.correctness.support.record_samples import (
     CPU_ROW,
-    ENVIRONMENT,
     measured,
+    report_of,
     unmeasured,
 )
+
+SAME, SLOWER, LARGER = Verdict.SAME, Verdict.SLOWER, Verdict.LARGER
 
 
 def report(*verdicts: Verdict, slowed: float = 0.0) -> Report:
     """A run with a row for each verdict; `slowed` were all but the last."""
     results, comparisons = [], []
-    for number, verdict in enumerate(verdicts):
-        row = replace(CPU_ROW, max_new_tokens=number + 2)
-        last = number == len(verdicts) - 1
-        results.append(measured(row, injected_slowdown=0.0 if last else slowed))
+    for number, verdict in enumerate(verdicts, start=1):
+        row = replace(CPU_ROW, max_new_tokens=number)
+        share = 0.0 if number == len(verdicts) else slowed
+        results.append(measured(row, injected_slowdown=share))
         comparisons.append(
             Comparison(
                 id=row.id,
                 verdict=verdict,
                 reason="",
-                failed=verdict in (Verdict.SLOWER, Verdict.LARGER),
-                suspicious=verdict is Verdict.SLOWER,
+                failed=verdict in (SLOWER, LARGER),
+                suspicious=verdict is SLOWER,
                 minimum_detectable=0.04,
             )
         )
-    return Report(
-        started="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        selected=len(verdicts),
-        results=tuple(results),
-        comparisons=tuple(comparisons),
-    )
+    return report_of(*results, comparisons=tuple(comparisons), selected=len(results))
 
 
 def test_a_line_counts_rows_and_runs() -> None:
-    same, slower, larger = Verdict.SAME, Verdict.SLOWER, Verdict.LARGER
-    runs = (report(same, same), report(slower, same), report(same, larger))
-    cells = Runs(percent=0, reports=runs).cells()
-    assert cells == ["none", "3", "6", "1", "1 (17%)", "2", "4.0%"]
-
-
-def test_of_a_slowed_run_the_slowed_rows_are_counted() -> None:
-    same, slower = Verdict.SAME, Verdict.SLOWER
-    runs = (report(slower, same, slower, slowed=0.05),)
-    cells = Runs(percent=5, reports=runs).cells()
-    assert cells == ["5 %", "1", "2", "1", "1 (50%)", "1", "4.0%"]
-
-
-def test_rows_that_were_not_run_are_not_judged() -> None:
-    run = report(Verdict.NOT_RUN, Verdict.SAME)
+    runs = (report(SAME, SAME), report(SLOWER, SAME), report(SAME, LARGER))
+    assert cells(0, runs) == ["none", "3", "6", "1", "1 (17%)", "2", "4.0%"]
+    # Of a slowed run only the slowed rows.
+    slowed = report(SLOWER, SAME, SLOWER, slowed=0.05)
+    assert cells(5, [slowed]) == ["5 %", "1", "2", "1", "1 (50%)", "1", "4.0%"]
+    run = report(Verdict.NOT_RUN, SAME)
     run = replace(run, results=(unmeasured(Status.NOT_RUN, "why"), run.results[1]))
-    assert Runs(percent=0, reports=(run,)).cells()[:3] == ["none", "1", "1"]
+    assert cells(0, [run])[:3] == ["none", "1", "1"]
+    studied = {percent: [report(SAME)] for percent in SLOWDOWNS}
+    assert len(table(studied).splitlines()) == 2 + len(SLOWDOWNS)
 
 
 def test_a_study_goes_on_where_it_stopped(
@@ -73,15 +63,8 @@ def test_a_study_goes_on_where_it_stopped(
 ) -> None:
     rows_file = tmp_path / "rows.toml"
     rows_file.write_text(
-        """
-        [defaults]
-        model = "tiny"
-        device = "cpu"
-        [[row]]
-        [[row]]
-        quantization = "int8wo"
-        """,
-        encoding="utf-8",
+        '[defaults]\nmodel = "tiny"\ndevice = "cpu"\n'
+        '[[row]]\n[[row]]\nquantization = "int8wo"\n'
     )
     ran: list[list[str]] = []
 
@@ -93,7 +76,7 @@ def test_a_study_goes_on_where_it_stopped(
             path.touch()
             return
         path = Path(words[words.index("--results") + 1])
-        run = report(Verdict.SAME, Verdict.SAME)
+        run = report(SAME, SAME)
         if len(ran) == 3:
             run = replace(run, results=(), comparisons=())
         path.write_text(to_json(run), encoding="utf-8")
@@ -113,19 +96,9 @@ def test_a_study_goes_on_where_it_stopped(
     assert len(ran) == 1
 
 
-def test_the_table_has_a_line_for_each_share() -> None:
-    same = (report(Verdict.SAME),)
-    studied = [Runs(percent=percent, reports=same) for percent in SLOWDOWNS]
-    assert len(table(studied).splitlines()) == 2 + len(SLOWDOWNS)
-
-
 def test_its_rows_are_long_enough_for_one_step_in_a_hundred() -> None:
-    chosen = selection.load(set_name=None, file=ROWS, globs=())
+    chosen = selection.load_file(ROWS)
     assert min(row.max_new_tokens for row in chosen) > 100
     assert {row.device for row in chosen} == {"cpu"}
-
-
-def test_the_document_has_a_place_for_it() -> None:
-    for document, begin, end in (PLACE, SET_PLACE):
-        text = document.read_text(encoding="utf-8")
-        assert text.index(begin) < text.index(end)
+    for place in (PLACE, SET_PLACE):
+        assert "a baseline of 5 processes:" in text_between(*place)

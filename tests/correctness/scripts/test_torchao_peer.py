@@ -20,10 +20,10 @@ from scripts.studies.torchao_0_15.peer import (
     SIDES,
     Ran,
     Rates,
-    Row,
     command,
     make_checkpoint,
     read_samples,
+    row_of,
     run,
     text_of,
 )
@@ -42,30 +42,35 @@ Time for inference 1: 0.50 sec total, 40.00 tokens/sec, time to first token 100.
 """
 
 
-def ran(*tok_s: float, problem: str | None = None) -> Ran:
-    rates = tuple(
-        Rates(tok_s=rate, decode_tok_s=2 * rate, first_token_ms=10.0) for rate in tok_s
+def ran(*tok_s: float) -> Ran:
+    return Ran(
+        rates=tuple(
+            Rates(tok_s=rate, decode_tok_s=2 * rate, first_token_ms=10.0)
+            for rate in tok_s
+        )
     )
-    return Ran(rates=rates, problem=problem, output="")
 
 
 def test_both_sides_samples_are_read_alike() -> None:
-    theirs, ours = (
-        read_samples("torchao", TORCHAO, 20),
-        read_samples(SIDES[1], OURS, 20),
-    )
-    assert len(theirs) == 2
-    assert theirs[0] == ours[0]
-    assert theirs[0].tok_s == pytest.approx(40)
-    assert theirs[0].decode_tok_s == pytest.approx(19 / 0.4)
-    assert theirs[0].first_token_ms == pytest.approx(100)
+    first, _ = read_samples("torchao", TORCHAO, 20)
+    assert (first,) == read_samples("llama-perf", OURS, 20)
+    assert first.tok_s == pytest.approx(40)
+    assert first.decode_tok_s == pytest.approx(19 / 0.4)
+    assert first.first_token_ms == pytest.approx(100)
 
 
-def test_what_generate_prints_is_what_is_read(
+def test_a_checkpoint_is_the_same_each_time_and_both_can_read_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = Row(compile=False, max_new_tokens=3, num_samples=2)
-    weights = make_checkpoint(tmp_path)
+    weights, again = (make_checkpoint(tmp_path / name) for name in "ab")
+    assert weights.read_bytes() == again.read_bytes()
+    model = str(weights.parent / "tokenizer.model")
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=model)
+    assert len(tokenizer.encode(PROMPT, add_bos=True)) == 6
+    shape = json.loads((weights.parent / "params.json").read_text(encoding="utf-8"))
+    assert tokenizer.vocab_size() == shape["vocab_size"]
+
+    row = row_of(compile=False, max_new_tokens=3, num_samples=2)
     assert main(command("llama-perf", row, weights, Path("unused"))[3:]) == 0
     output = capsys.readouterr().out
     samples = read_samples("llama-perf", output, row.max_new_tokens)
@@ -74,45 +79,34 @@ def test_what_generate_prints_is_what_is_read(
     assert text_of(output).startswith(PROMPT)
 
 
-def test_the_checkpoint_is_the_same_each_time_and_its_prompt_has_six_tokens(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("print('ValueError: 1'); raise KeyError('second')", "KeyError: 'second'"),
+        (f"print({TORCHAO!r})", "2 samples instead of 3"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_a_process_that_fails_or_lacks_samples_leaves_its_error(
+    code: str, problem: str, tmp_path: Path
 ) -> None:
-    paths = [make_checkpoint(tmp_path / name) for name in "ab"]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    tokenizer = sentencepiece.SentencePieceProcessor(
-        model_file=str(paths[0].parent / "tokenizer.model")
-    )
-    assert len(tokenizer.encode(PROMPT, add_bos=True)) == 6
-    shape = json.loads((paths[0].parent / "params.json").read_text(encoding="utf-8"))
-    assert tokenizer.vocab_size() == shape["vocab_size"]
-
-
-def test_a_process_that_fails_leaves_its_error(tmp_path: Path) -> None:
-    code = "print('ValueError: first'); raise KeyError('second')"
-    failed = run("torchao", [sys.executable, "-c", code], Row(), tmp_path, HANG_S)
-    assert failed.problem == "KeyError: 'second'"
-    assert failed.rates == ()
-
-
-def test_a_process_without_all_its_samples_is_no_result(tmp_path: Path) -> None:
-    code = f"print({TORCHAO!r})"
-    row = Row(num_samples=3, max_new_tokens=20)
+    row = row_of(num_samples=3, max_new_tokens=20)
     failed = run("torchao", [sys.executable, "-c", code], row, tmp_path, HANG_S)
-    assert failed.problem == "2 samples instead of 3"
+    assert failed.problem == problem
     assert failed.rates == ()
 
 
 def test_the_table_has_medians_ratios_and_reasons() -> None:
-    row, broken = Row(quantization="fp6"), Row(quantization="sparse-marlin")
+    row, broken = row_of(quantization="fp6"), row_of(quantization="sparse-marlin")
     error = "NotImplementedError: no such kernel. It goes on for a page."
     processes = {
         (row, "torchao"): [ran(10, 20, 30), ran(20, 20, 20)],
         (row, "llama-perf"): [ran(30, 50, 70), ran(50, 50, 50)],
-        (broken, "torchao"): [ran(problem=error)],
+        (broken, "torchao"): [Ran(problem=error)],
         (broken, "llama-perf"): [ran(7)],
     }
-    assert ratio(processes, row) == pytest.approx(2.5)
-    assert ratio(processes, broken) is None
+    assert ratio(*(processes[row, side] for side in SIDES)) == pytest.approx(2.5)
+    assert ratio(*(processes[broken, side] for side in SIDES)) is None
     table = comparison_table(processes)
     assert "| fp6, compiled           | 20.00" in table
     assert "| 2.50, 2.50" in table

@@ -6,71 +6,60 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import yaml
 
-from scripts.offline.options import ROOT
+from scripts.offline.steps import ROOT
 
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-
-
-def workflow(path: Path) -> dict[Any, Any]:
-    parsed: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return parsed
+WORKFLOWS: dict[str, dict[Any, Any]] = {
+    path.name: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in (ROOT / ".github" / "workflows").glob("*.yml")
+}
+each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 
-def steps_of(path: Path) -> list[dict[str, Any]]:
-    return [step for job in workflow(path)["jobs"].values() for step in job["steps"]]
+def found(name: str, field: str) -> list[str]:
+    """The values of a field in the steps of a workflow."""
+    jobs = WORKFLOWS[name]["jobs"].values()
+    return [step[field] for job in jobs for step in job["steps"] if field in step]
 
 
 def test_there_are_two_workflows() -> None:
-    assert [path.name for path in WORKFLOWS] == ["gpu-perf.yml", "tests.yml"]
+    assert WORKFLOWS.keys() == {"gpu-perf.yml", "tests.yml"}
 
 
 @each_workflow
-def test_a_workflow_is_bounded_and_asks_for_little(path: Path) -> None:
-    parsed = workflow(path)
-    assert parsed["permissions"] == {"contents": "read"}
-    assert "group" in parsed["concurrency"]
-    for job in parsed["jobs"].values():
-        assert job["timeout-minutes"] <= 240
-    actions = [step["uses"] for step in steps_of(path) if "uses" in step]
-    assert actions
-    for action in actions:
+def test_a_workflow_is_bounded_and_asks_for_little(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "group" in workflow["concurrency"]
+    assert all(job["timeout-minutes"] <= 240 for job in workflow["jobs"].values())
+    assert found(name, "uses")
+    for action in found(name, "uses"):
         assert re.fullmatch(r"actions/[a-z-]+@v\d+", action)
 
 
 @each_workflow
-def test_everything_that_a_workflow_runs_exists(path: Path) -> None:
+def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     used = set()
-    for command in [step["run"] for step in steps_of(path) if "run" in step]:
+    for command in found(name, "run"):
         words = shlex.split(command.replace("\\\n", " "))
-        for before, word in zip(["", *words], words, strict=False):
-            if before == "make":
-                used.add(word)
-            if word.startswith(("scripts/", "tests/")):
-                assert (ROOT / word).exists(), word
+        used |= {after for word, after in pairwise(words) if word == "make"}
+        for word in words:
+            assert not word.startswith(("scripts/", "tests/")) or (ROOT / word).exists()
     assert used <= targets
     assert used & {"test", "bench"}
 
 
 def test_the_options_of_the_gpu_run_are_the_plugins() -> None:
-    (command,) = (
-        step["run"] for step in steps_of(WORKFLOWS[0]) if step.get("name") == "Rows"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-m", "pytest", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    (command,) = (run for run in found("gpu-perf.yml", "run") if "--row" in run)
+    command_line = [sys.executable, "-m", "pytest", "--help"]
+    shown = subprocess.check_output(command_line, cwd=ROOT, text=True)
     options = re.findall(r"--[a-z-]+", command)
     assert {"--row", "--report", "--results", "--benchmark-json"} == set(options)
     for option in options:

@@ -11,11 +11,10 @@ import json
 import torch
 
 from llama_perf.quantize.autoquant import timing
-from llama_perf.quantize.autoquant.products import Product
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.studies.kernel_resources.compile_only import compile_only
 
-GATE = Product(tokens=1, rows=11008, columns=4096)
+GATE = timing.Product(tokens=1, rows=11008, columns=4096)
 
 
 def main() -> None:

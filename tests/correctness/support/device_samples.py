@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions

@@ -57,20 +57,6 @@ INT8 = "tiny.int8wo.torchao.fp32.cpu.eager.new-4.samples-2"
 FP6 = "tiny.fp6.torchao.fp32.cpu.eager.new-4.samples-2"
 
 
-def import_all() -> None:
-    """Have a row import all that it imports on its way.
-
-    pytester forgets the modules that a run in this process imported, and torch's
-    cannot be imported twice.
-    """
-    row = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=1)
-    for variant in (row, replace(row, quantization="int8wo", kernels="torchao")):
-        result = session.Session(["cpu"], options=RunRequest()).run_row(variant)
-        assert result.measurement is not None, result.reason
-    # The compiler's modules too: they register themselves once in a process.
-    torch.compile(torch.sin)(torch.ones(4))
-
-
 def write_tiny(folder: Path, *, vocab_size: int = TINY.vocab_size) -> Path:
     """A checkpoint of random weights, made with its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,18 +135,10 @@ class Project:
             assert int(result.ret) == bool(outcomes.get("failed"))
         return result
 
-    def run_isolated(self, *options: str, **outcomes: int) -> pytest.RunResult:
-        """The same with rows in worker processes, as users have it."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compared_run, "Worker", worker.Worker)
-            return self.run(*options, **outcomes)
-
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
-        folders = ("checkpoints", "baselines")
-        rest = [
-            word for name in folders for word in (f"--{name}", str(self.path / name))
-        ]
+        names = ("checkpoints", "baselines")
+        rest = [word for name in names for word in (f"--{name}", str(self.path / name))]
         return [*words, "--rows", str(self.rows), *rest]
 
     def run_words(self, *options: str) -> list[str]:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import pytest
-import torch
 
 from llama_perf.gate import verdict
 from llama_perf.gate.baselines import baseline_row
-from llama_perf.gate.confirmation import Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baseline import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import compared_run
-from llama_perf.run.compared_run import ComparedRun
-from llama_perf.run.options import RunRequest
 
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
 CUDA_ROW = RowSpec(model="tiny")
@@ -58,6 +48,7 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
+RECORDED = "2026-01-02T03:04:05+00:00"
 # The end of a reason if the baseline has one process of the row.
 FIXED_LIMIT = (
     "; fixed limit: the baseline has 1 of the 3 processes from which noise is estimated"
@@ -81,22 +72,23 @@ def chosen(name: str, *, columns: int = 64, reused: bool = False) -> LinearChoic
 
 def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:
     """A row that ended MEASURED with MEASUREMENT, changed."""
-    return RowResult(
-        id=row.id,
-        row=row,
-        status=Status.MEASURED,
-        measurement=replace(MEASUREMENT, **changes),
-    )
+    figures = replace(MEASUREMENT, **changes)
+    return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=figures)
 
 
 def unmeasured(status: Status, reason: str, row: RowSpec = CPU_ROW) -> RowResult:
     return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
+def report_of(*results: RowResult, **changes: Any) -> Report:
+    changes = {"environment": ENVIRONMENT} | changes
+    return Report(started=RECORDED, results=results, **changes)
+
+
 def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     """A baseline that holds the measured ones among `results`."""
     return Baseline(
-        recorded="2026-01-02T03:04:05+00:00",
+        recorded=RECORDED,
         environment=replace(ENVIRONMENT, **changes),
         rows=tuple(
             baseline_row(result.row, result.measurement)
@@ -106,23 +98,26 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     )
 
 
-def _measurement(metric: str, figure: float) -> Measurement:
-    changes: dict[str, Any] = {metric: figure}
-    return replace(MEASUREMENT, **changes)
-
-
 def baseline_of_processes(
-    values: dict[RowSpec, Sequence[float]], metric: str = "tok_s"
+    values: Mapping[RowSpec, Sequence[float]],
+    metric: str = "tok_s",
+    *,
+    environment: Environment = ENVIRONMENT,
+    bandwidths: Sequence[float] = (20.0,) * 20,
 ) -> Baseline:
-    """A baseline of these tok/s, or another metric's, one for each process of a row."""
-    return Baseline(
-        recorded="2026-01-02T03:04:05+00:00",
-        environment=ENVIRONMENT,
-        rows=tuple(
-            baseline_row(row, *(_measurement(metric, figure) for figure in figures))
-            for row, figures in values.items()
-        ),
-    )
+    """A baseline of these tok/s, or another metric's, one for each process of a row.
+
+    `bandwidths` are those of the device in each process.
+    """
+    rows = []
+    for row, figures in values.items():
+        processes = []
+        for figure, bandwidth in zip(figures, bandwidths, strict=False):
+            changes: dict[str, Any] = {metric: figure}
+            changes["device_bandwidth_gb_s"] = bandwidth
+            processes.append(replace(MEASUREMENT, **changes))
+        rows.append(baseline_row(row, *processes))
+    return Baseline(recorded=RECORDED, environment=environment, rows=tuple(rows))
 
 
 def compare(
@@ -136,20 +131,3 @@ def compare(
     if baseline is None:
         return verdict.compare(result, None, **options)
     return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
-
-
-def confirming_run(
-    baseline: Baseline,
-    folder: Path,
-    confirm: Callable[[RowSpec, RowSpec | None], list[Trial]],
-) -> ComparedRun:
-    """A run of CPU_ROW and INT8_CPU that compares, and confirms by `confirm`."""
-    request = RunRequest(set="cpu", compare=True, baselines=folder)
-    rows, named = [CPU_ROW, INT8_CPU], ("made up", baseline)
-    machine = SimpleNamespace(device=torch.device("cpu"), environment=ENVIRONMENT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compared_run, "Session", lambda *_, **__: machine)
-        patch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
-        run = ComparedRun(rows, request, named=named, progress=print)
-    run._confirm = confirm  # type: ignore[assignment, method-assign] # it measures nothing
-    return run

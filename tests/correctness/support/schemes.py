@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torchao.core.config import AOBaseConfig
 
 from llama_perf.errors import NotRunnable
 from llama_perf.quantize.registry import config_for
@@ -29,14 +30,15 @@ def schemes_on(
     ]
 
 
+def cpu_config(name: str, kernels: str = "native") -> AOBaseConfig:
+    """The config of a scheme for torchao's `quantize_`, for float32 on a CPU."""
+    cpu = torch.device("cpu")
+    scheme = Scheme.parse(name)
+    return config_for(scheme, kernels=kernels, device=cpu, dtype=torch.float32)
+
+
 def _runs_on_cpu(name: str, kernels: str) -> bool:
     try:
-        config_for(
-            Scheme.parse(name),
-            kernels=kernels,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        )
+        return bool(cpu_config(name, kernels))
     except NotRunnable:
         return False
-    return True

@@ -11,31 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+import tiktoken
 from gguf import GGUFWriter, TokenType
 
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from scripts.doc_tables.smollm2 import smollm2_path
 
 MERGES = [
-    (b"t", b"h"),
-    (b"th", b"e"),
-    (b" ", b"the"),
-    (b"i", b"n"),
-    (b"in", b"g"),
-    (b"e", b"r"),
-    (b"u", b"s"),
-    (b"us", b"er"),
-    (b"1", b"2"),
-    (b"12", b"3"),
-    (b"\n", b"\n"),
-    (b" ", b" "),
-    (b"  ", b"  "),
-    (b"l", b"l"),
-    (b"H", b"e"),
-    (b"He", b"ll"),
-    (b"Hell", b"o"),
+    *((b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b"i", b"n"), (b"in", b"g")),
+    *((b"e", b"r"), (b"u", b"s"), (b"us", b"er"), (b"1", b"2"), (b"12", b"3")),
+    *((b"\n", b"\n"), (b" ", b" "), (b"  ", b"  "), (b"l", b"l"), (b"H", b"e")),
+    *((b"He", b"ll"), (b"Hell", b"o")),
 ]
 TOKENS = [bytes([byte]) for byte in range(256)] + [a + b for a, b in MERGES]
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>"]
+
+
+@cache
+def smollm2() -> Tokenizer:
+    """SmolLM2's tokenizer from its GGUF file."""
+    return load_tokenizer(smollm2_path())
 
 
 @cache
@@ -54,25 +50,36 @@ def smollm2_reference() -> Any:
         )
     # transformers leaves `tokenizer.ggml.pre` unread and splits as GPT-2 does; these
     # are the pre-tokenizers of SmolLM2's own tokenizer.json.
-    reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
     return reference
+
+
+@cache
+def llama3_encoding() -> tiktoken.Encoding:
+    """TOKENS with transformers' writing of Llama 3's pattern, and some special ones."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    first = len(TOKENS)
+    return tiktoken.Encoding(
+        "reference",
+        pat_str=TikTokenConverter().pattern,
+        mergeable_ranks={token: rank for rank, token in enumerate(TOKENS)},
+        special_tokens={
+            "<|begin_of_text|>": first,
+            "<|start_header_id|>": first + 6,
+            "<|end_header_id|>": first + 7,
+            "<|eot_id|>": first + 9,
+        },
+    )
 
 
 def gpt2_text(token: bytes) -> str:
     """GPT-2's writing of bytes, by transformers."""
-    return "".join(_gpt2_bytes()[byte] for byte in token)
-
-
-@cache
-def _gpt2_bytes() -> dict[int, str]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    return dict(bytes_to_unicode())
+    return "".join(bytes_to_unicode()[byte] for byte in token)
 
 
 def gguf_vocabulary() -> tuple[list[str], list[str]]:
@@ -97,18 +104,15 @@ def write_gguf(
         writer.add_chat_template(chat_template)
     tokens = plain + SPECIAL if tokens is None else tokens
     writer.add_token_list(tokens)
-    if types is None:
-        ordinary = len(tokens) - len(SPECIAL)
-        types = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
-    writer.add_token_types(types)
+    ordinary = len(tokens) - len(SPECIAL)
+    kinds = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
+    writer.add_token_types(kinds if types is None else types)
     writer.add_token_merges(plain_merges if merges is None else merges)
+    add: dict[type, Any] = {bool: writer.add_bool, int: writer.add_uint32}
+    add[str] = writer.add_string
     for name, value in {"model": "gpt2", "pre": "gpt-2", **fields}.items():
-        if isinstance(value, bool):
-            writer.add_bool(f"tokenizer.ggml.{name}", value)
-        elif isinstance(value, int):
-            writer.add_uint32(f"tokenizer.ggml.{name}", value)
-        elif value:
-            writer.add_string(f"tokenizer.ggml.{name}", value)
+        if value != "":
+            add[type(value)](f"tokenizer.ggml.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -116,11 +120,8 @@ def write_gguf(
 
 
 def write_tiktoken(path: Path, tokens: list[bytes] = TOKENS) -> Path:
-    lines = [
-        f"{base64.b64encode(token).decode()} {rank}\n"
-        for rank, token in enumerate(tokens)
-    ]
-    path.write_text("".join(lines))
+    lines = (f"{base64.b64encode(t).decode()} {rank}" for rank, t in enumerate(tokens))
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,16 +36,8 @@ def refusing_to_wait(device: torch.device) -> Iterator[None]:
             yield
         return
     try:
-        _set_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         # Whatever went wrong: every later test would be refused to wait as well.
-        _set_debug_mode("default")
-
-
-def _set_debug_mode(mode: str) -> None:
-    with warnings.catch_warnings():
-        # It says once that it is a prototype, when the mode is set already; a warning
-        # is an error in these tests.
-        warnings.filterwarnings("ignore", "Synchronization debug mode")
-        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.set_sync_debug_mode("default")

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.synthetic import SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 
@@ -50,8 +49,9 @@ def tiny_weights(config: ModelConfig = TINY) -> SyntheticWeights:
     return SyntheticWeights(config, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def all_weights(reader: WeightsReader) -> dict[str, Tensor]:
+def all_weights(reader: WeightsReader | None = None) -> dict[str, Tensor]:
     """Every tensor of a reader under Meta's names, `wqkv` fused."""
+    reader = reader or tiny_weights()
     weights = {"tok_embeddings.weight": reader.embedding(), **reader.final()}
     for index in range(reader.config.n_layers):
         for name, tensor in reader.layer(index).items():
@@ -88,4 +88,4 @@ def one_line_refusal(read: Callable[[Path], object], path: Path) -> str:
         read(path)
     message = str(caught.value)
     assert "\n" not in message
-    return message
+    return message.replace(f"{path}: ", "").replace(f"{path.parent}: ", "")

@@ -1,0 +1,274 @@
+"""The limits of a row; whether it became slower, and whether its peak memory grew.
+
+One process can make a row suspicious; fresh processes then decide. A baseline of too
+few processes has a fixed limit instead. Speed is judged by how much processes differ. A
+peak belongs to a process: earlier rows leave holes in its heap and cached blocks in its
+allocator, and the baseline's peaks come from fresh processes. Knows no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from statistics import geometric_mean, median
+
+from llama_perf.gate import thresholds
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed, speed_in
+from llama_perf.gate.thresholds import THRESHOLDS, as_share, log_loss, relative_change
+from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
+from llama_perf.results.baseline import BaselineRow
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import RowResult
+from llama_perf.results.verdict import MetricChange
+from llama_perf.rows.limit_overrides import Limits, ProjectLimits
+from llama_perf.rows.spec import RowSpec
+
+_BY_TITLE = {metric.title: metric for metric in METRICS}
+_SPEED_RATIO = Metric("any other", "tok_s", Rule.SPEED, more_is_better=True)
+
+
+def default_limits(device: str) -> Limits:
+    """The limits of a device, before a project or a row sets others."""
+    return Limits({name: limit.on(device) for name, limit in LIMIT_FIELDS.items()})
+
+
+def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
+    """A row's limits: its device's, then the project's, then its own."""
+    overrides = [limits for glob, limits in project if fnmatchcase(row.id, glob)]
+    return default_limits(row.device).changed((*overrides, row.limits))
+
+
+def metric_change(
+    title: str, before: float, now: float, limit: float | None = None
+) -> MetricChange:
+    """The change from `before` > 0 to `now`: worse by more than `limit`, a share.
+
+    A title that is no metric's is that of a ratio of speeds.
+    """
+    share = relative_change(now, before)
+    loss = -share if _BY_TITLE.get(title, _SPEED_RATIO).more_is_better else share
+    return MetricChange(
+        metric=title,
+        baseline=before,
+        current=now,
+        change=share,
+        limit=limit,
+        worse=limit is not None and loss > limit,
+    )
+
+
+def describe(moved: MetricChange) -> str:
+    """A change in words: the value before, the value now, the change, the limit."""
+    shown = _BY_TITLE.get(moved.metric, _SPEED_RATIO).shown
+    limit = "" if moved.limit is None else f", limit {moved.limit:.1%}"
+    return (
+        f"{moved.metric} {shown(moved.baseline)} -> {shown(moved.current)}"
+        f" ({moved.change:+.1%}{limit})"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A row in a fresh process, and the unquantized row in another if it is needed."""
+
+    row: RowResult
+    unquantized: RowResult | None = None
+
+    @property
+    def missed(self) -> RowResult | None:
+        """The first of the two results that is no measurement, or None."""
+        for result in (self.row, self.unquantized):
+            if result is not None and result.measurement is None:
+                return result
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """The judgement on a row's speed or on its peak; without a change there is none."""
+
+    changes: tuple[MetricChange, ...] = ()
+    reason: str = ""
+    faster: bool = False
+    suspicious: bool = False
+    undecided: bool = False
+    minimum_detectable: float | None = None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the row became slower, or its peak grew."""
+        return any(change.worse for change in self.changes)
+
+
+def decided(
+    doubt: Judgement,
+    looks: str,
+    fresh: Sequence[Trial] | None,
+    values: Sequence[float],
+    judge: Callable[[Sequence[float]], tuple[bool, str]],
+) -> Judgement:
+    """The judgement on a row that `looks` "slower" or "larger" after fresh processes.
+
+    `fresh` is None if confirmation was off. `judge` says of the `values` that they gave
+    whether they are worse, and describes them.
+    """
+    needed = THRESHOLDS.confirm_processes
+    worse, undecided = False, fresh is None or len(values) < needed
+    if fresh is None:
+        end = f"looks {looks}; confirmation was off"
+    elif undecided:
+        problems = (f": {trial.missed.summary}" for trial in fresh if trial.missed)
+        end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
+        end += next(problems, "")
+    else:
+        worse, words = judge(values)
+        end = f"confirmed by {len(values)} fresh processes: {words}"
+        end = end if worse else f"not {end}"
+    return replace(
+        doubt,
+        changes=tuple(replace(change, worse=worse) for change in doubt.changes),
+        reason=f"{doubt.reason}; {end}",
+        suspicious=True,
+        undecided=undecided,
+    )
+
+
+def stored_peak(stored: BaselineRow) -> float:
+    """The median peak of the row's processes, in bytes."""
+    return median(process.peak_memory_bytes for process in stored.samples)
+
+
+def compare_peak(
+    peak_bytes: float, stored: BaselineRow, limits: Limits | None
+) -> Judgement:
+    """Compare a peak with a stored row's. Without limits nothing is judged."""
+    then = stored_peak(stored)
+    if then <= 0:
+        return Judgement()
+    limit = None
+    if limits is not None:
+        limit = max(limits["peak_memory"], limits["peak_memory_bytes"] / then)
+    change = metric_change(PEAK_MEMORY.title, then, peak_bytes, limit)
+    return Judgement(changes=(change,), reason=describe(change))
+
+
+def judge_peak(
+    now: Measurement, stored: BaselineRow, limits: Limits, fresh: Sequence[Trial] | None
+) -> Judgement:
+    """Judge the peak of a measured row; the median of `fresh` decides on a growth."""
+    peak = compare_peak(now.peak_memory_bytes, stored, limits)
+    if not peak.worse or len(stored.samples) < THRESHOLDS.min_processes:
+        return peak
+
+    def judge(peaks: Sequence[float]) -> tuple[bool, str]:
+        (change,) = compare_peak(median(peaks), stored, limits).changes
+        shown = PEAK_MEMORY.shown(change.current)
+        return change.worse, f"{shown} ({change.change:+.1%})"
+
+    results = (trial.row.measurement for trial in fresh or ())
+    peaks = [one.peak_memory_bytes for one in results if one is not None]
+    return decided(peak, "larger", fresh, peaks, judge)
+
+
+def judge_speed(
+    result: RowResult,
+    baseline: SpeedBaseline,
+    *,
+    limits: Limits,
+    unquantized: RowResult | None,
+    fresh: Sequence[Trial] | None,
+) -> Judgement:
+    """Judge the speed of a measured row: a loss on any basis makes it slower.
+
+    `unquantized` is this run's result of `baseline.unquantized_row`. The changes start
+    with tok/s, which is reported on every basis.
+    """
+    own = Trial(row=result, unquantized=unquantized)
+    known = {}
+    for basis in Basis:
+        then, now = baseline.values(basis, result.id), _speed(basis, own)
+        if then is not None and now is not None:
+            known[basis] = (then, now)
+    notes: dict[Basis, str] = {}
+    for basis in baseline.bases(result.row):
+        note = ""
+        if basis is Basis.RATIO and basis not in known:
+            note = "; its unquantized row was not measured before it in this run"
+            if baseline.unquantized_row(result.id) is None:
+                note = "; no unquantized row was recorded with it"
+            basis = Basis.BANDWIDTH
+        if basis is Basis.BANDWIDTH and basis not in known:
+            basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
+        # A basis that replaces another one may be wanted itself as well.
+        notes.setdefault(basis, note)
+    speeds = [
+        _judged(basis, *known[basis], baseline.speed(basis, result.id), limits, fresh)
+        for basis in notes
+    ]
+    changes = [change for speed in speeds for change in speed.changes]
+    notes_on = zip(speeds, notes.values(), strict=True)
+    reasons = [f"{speed.reason}{note}" for speed, note in notes_on]
+    if Basis.TOK_S is not next(iter(notes)):
+        then, now = known[Basis.TOK_S]
+        changes.insert(0, metric_change(Basis.TOK_S.value, geometric_mean(then), now))
+        reasons.insert(0, describe(changes[0]))
+    detectable = [one.minimum_detectable for one in speeds if one.minimum_detectable]
+    return Judgement(
+        changes=tuple(changes),
+        reason="; ".join(reasons),
+        faster=all(speed.faster for speed in speeds),
+        suspicious=any(speed.suspicious for speed in speeds),
+        undecided=any(speed.undecided for speed in speeds),
+        minimum_detectable=min(detectable, default=None),
+    )
+
+
+def _speed(basis: Basis, trial: Trial) -> float | None:
+    if trial.row.measurement is None:
+        return None
+    other = None if trial.unquantized is None else trial.unquantized.measurement
+    return speed_in(basis, trial.row.measurement, other)
+
+
+def _judged(
+    basis: Basis,
+    values: Sequence[float],
+    now: float,
+    stored: StoredSpeed | None,
+    limits: Limits,
+    fresh: Sequence[Trial] | None,
+) -> Judgement:
+    """The judgement on one basis; `values` are the speeds of the stored processes."""
+    if stored is None:
+        limit = limits["tok_s"]
+        change = metric_change(basis.value, geometric_mean(values), now, limit)
+        return Judgement(
+            changes=(change,),
+            reason=f"{describe(change)}; fixed limit: the baseline has {len(values)} of"
+            f" the {THRESHOLDS.min_processes} processes from which noise is estimated",
+            faster=change.change > limit,
+        )
+    noise = (stored.spread, stored.processes, limits["least_loss"])
+    limit, loss = thresholds.screen_limit(*noise), log_loss(now, stored.mean)
+    change = metric_change(basis.value, stored.mean, now, as_share(limit))
+    speed = Judgement(
+        changes=(replace(change, worse=False),),
+        reason=describe(change),
+        faster=-loss > thresholds.faster_limit(*noise),
+        minimum_detectable=thresholds.minimum_detectable(*noise),
+    )
+    if loss <= limit:
+        return speed
+
+    def judge(speeds: Sequence[float]) -> tuple[bool, str]:
+        mean, limit = geometric_mean(speeds), thresholds.confirm_limit(*noise)
+        digits = 2 if basis is Basis.TOK_S else 3
+        return log_loss(mean, stored.mean) > limit, (
+            f"{mean:.{digits}f} ({relative_change(mean, stored.mean):+.1%},"
+            f" limit {as_share(limit):.1%})"
+        )
+
+    trials = (_speed(basis, trial) for trial in fresh or ())
+    speeds = [one for one in trials if one is not None]
+    return decided(speed, "slower", fresh, speeds, judge)
