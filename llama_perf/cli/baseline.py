@@ -10,10 +10,10 @@ from pathlib import Path
 from llama_perf.cli.run import show_progress
 from llama_perf.errors import RecordError, SpecError, check_count
 from llama_perf.files import check_folder
-from llama_perf.gate import baselines
 from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.report.text import as_text
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
@@ -101,7 +101,7 @@ def record(arguments: argparse.Namespace) -> int:
         environment, results = _run(arguments, request)
     else:
         environment, results = _earlier(arguments)
-    path, baseline = baselines.record(
+    path, baseline = baselines.record_rows(
         folder, environment=environment, results=results, fresh=arguments.fresh
     )
     measured = {result.id for result in results if result.measurement is not None}

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from llama_perf.errors import NotRunnable, TooLarge, UserError
-from llama_perf.gate import baselines
+from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import add_arguments as add_shared

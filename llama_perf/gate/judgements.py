@@ -17,7 +17,7 @@ from llama_perf.gate import thresholds
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed, speed_in
 from llama_perf.gate.thresholds import THRESHOLDS, as_share, log_loss, relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
-from llama_perf.results.baseline import BaselineRow
+from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult
 from llama_perf.results.verdict import MetricChange

@@ -18,7 +18,7 @@ from llama_perf.gate.thresholds import (
     relative_change,
     screen_limit,
 )
-from llama_perf.results.baseline import Baseline, BaselineRow
+from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
 
 # With a larger deviation between processes only a collapse of the speed is detected.

@@ -21,7 +21,7 @@ from llama_perf.gate.thresholds import (
     minimum_detectable,
     shrunk,
 )
-from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
+from llama_perf.results.baselines import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec

@@ -3,7 +3,7 @@
 A process gives one value, the median of its samples: its rounds depend on one another,
 processes do not. Speeds are compared as logarithms of their ratios; a loss is positive.
 A row has few processes, so its own variance is uncertain. All rows of a baseline
-together show how much such variances can be trusted. Pure functions: no records.
+together show how much such variances can be trusted.
 
 scipy is imported where it is used: listing rows does not wait for it.
 """
@@ -17,9 +17,7 @@ from functools import cache
 from statistics import NormalDist, fmean, variance
 
 from llama_perf.metrics import MIN_LOSS
-
-# Variances of log speeds: no timing repeats to a millionth.
-_MIN_VARIANCE = 1e-12
+from llama_perf.results.baselines import log_deviation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +30,7 @@ class Spread:
 
 def between_processes(log_rates: Sequence[float]) -> Spread:
     """The sample deviation of one value for each process, at least two."""
-    assert len(log_rates) > 1, "one process has no deviation"
-    sample_variance = max(variance(log_rates), _MIN_VARIANCE)
-    return Spread(deviation=math.sqrt(sample_variance), degrees=len(log_rates) - 1)
+    return Spread(deviation=log_deviation(log_rates), degrees=len(log_rates) - 1)
 
 
 def shrunk(spreads: Sequence[Spread]) -> list[Spread]:

@@ -26,7 +26,7 @@ from llama_perf.gate.judgements import (
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
-from llama_perf.results.baseline import BaselineRow
+from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, MetricChange, Verdict

@@ -10,8 +10,8 @@ import pytest
 
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_writable_anew
-from llama_perf.gate import baselines
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Report
 from llama_perf.run.options import OPTIONS, RunRequest, dest, read_request
 from llama_perf.strict_json import from_plain, to_json

@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.gate import baselines
 from llama_perf.gate.judgements import Trial, limits_of
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.environment import machine_notes
 from llama_perf.measure.timing import Progress
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, read_report

@@ -19,7 +19,7 @@ from typing import Any
 from llama_perf import report as reports
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
-from llama_perf.gate.baselines import baselines_folder
+from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits, project_limits

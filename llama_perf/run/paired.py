@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, geometric_mean
 
-from llama_perf.gate import baselines
 from llama_perf.gate.judgements import (
     Judgement,
     compare_peak,
@@ -32,6 +31,7 @@ from llama_perf.gate.thresholds import (
 )
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
+from llama_perf.results import baselines
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status

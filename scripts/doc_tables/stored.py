@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama_perf.gate import baselines
 from llama_perf.metrics import METRICS, LimitField
+from llama_perf.results import baselines
 from llama_perf.results.measurement import GB
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import DEVICES, RowSpec

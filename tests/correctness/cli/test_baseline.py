@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.gate import baselines
+from llama_perf.results import baselines
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine

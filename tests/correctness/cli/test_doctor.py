@@ -15,8 +15,8 @@ import torch
 from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
-from llama_perf.gate import baselines
 from llama_perf.measure.environment import collect
+from llama_perf.results import baselines
 from llama_perf.rows import selection
 from tests.correctness.support.command_line import CommandLine
 

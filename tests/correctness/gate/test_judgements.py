@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_perf.gate.judgements import Trial, default_limits, stored_peak
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed
 from llama_perf.gate.thresholds import as_share, confirm_limit, log_loss, screen_limit
-from llama_perf.results.baseline import Baseline
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llama_perf.cli.main import main
-from llama_perf.gate import baselines
 from llama_perf.gate.review import differences, problems
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.revision import file_at, resolve

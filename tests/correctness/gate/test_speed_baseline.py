@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.judgements import Trial
 from llama_perf.gate.review import describe_speeds
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
-from llama_perf.results.baseline import Baseline
+from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict

@@ -14,9 +14,9 @@ import pytest
 from llama_perf import report
 from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
-from llama_perf.gate import baselines
 from llama_perf.report.table import published_rows, published_table
 from llama_perf.report.text import as_markdown, as_text
+from llama_perf.results import baselines
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from llama_perf.errors import RecordError
-from llama_perf.gate import baselines
 from llama_perf.report.text import as_text
+from llama_perf.results import baselines
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Verdict

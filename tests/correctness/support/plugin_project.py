@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from llama_perf.files import write_atomically
-from llama_perf.gate import baselines
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report
 from llama_perf.results.verdict import Verdict

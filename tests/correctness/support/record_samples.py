@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from llama_perf.gate import verdict
-from llama_perf.gate.baselines import baseline_row
 from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.results.baseline import Baseline
+from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Report, RowResult, Status

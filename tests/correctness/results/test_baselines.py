@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_perf.errors import RecordError
-from llama_perf.gate import baselines
-from llama_perf.results.baseline import Baseline
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import RowResult, Status
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
@@ -34,7 +34,7 @@ def record(
     folder: Path, *results: RowResult, fresh: bool = False, **changes: Any
 ) -> Baseline:
     environment = replace(ENVIRONMENT, **changes)
-    path, baseline = baselines.record(
+    path, baseline = baselines.record_rows(
         folder, environment=environment, results=results, fresh=fresh
     )
     assert baselines.read(path) == baseline

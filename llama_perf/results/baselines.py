@@ -1,4 +1,4 @@
-"""The files `baselines/<device key>/baseline.json`: found, read and recorded.
+"""What one device measured before: records, and `baselines/<device key>/baseline.json`.
 
 Knows the files, and nothing of the meaning of their figures.
 """
@@ -11,19 +11,75 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from statistics import variance
+from typing import Literal
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, check_positive
 from llama_perf.files import write_atomically
-from llama_perf.gate.thresholds import between_processes
-from llama_perf.results.baseline import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import read_json, to_json
+from llama_perf.strict_json import read_json, record, to_json
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
+# Variances of log speeds: no timing repeats to a millionth.
+_MIN_VARIANCE = 1e-12
+
+
+@record
+class ProcessSamples:
+    """The figures of a row in one fresh process, of which a baseline has several."""
+
+    tok_s: float
+    peak_memory_bytes: int
+    sample_ns: tuple[int, ...]
+    device_bandwidth_gb_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("tok_s", self.tok_s)
+
+
+@record
+class BaselineRow:
+    """One row of a baseline; the fingerprint is that of the row as it was run.
+
+    `processes` has all that ran the row, in their order, if there were several.
+    `measurement` is then that of the process with the median speed, and
+    `between_process_deviation` the standard deviation of their logarithmic speeds.
+    `recorded` and `environment` are those of the baseline, unless the row is older than
+    the rest of it.
+    """
+
+    id: str
+    fingerprint: str
+    row: RowSpec
+    measurement: Measurement
+    between_process_deviation: float | None = None
+    processes: tuple[ProcessSamples, ...] | None = None
+    recorded: str | None = None
+    environment: Environment | None = None
+
+    @property
+    def samples(self) -> Sequence[ProcessSamples | Measurement]:
+        """The figures of each of its processes, at least one."""
+        return self.processes or (self.measurement,)
+
+
+@record
+class Baseline:
+    """The rows of one device, stored in `baselines/<device key>/baseline.json`.
+
+    In version 1 each row has one process.
+    """
+
+    kind: Literal["llama-perf baseline"] = "llama-perf baseline"
+    schema_version: Literal[1, 2] = 2
+    recorded: str
+    note: str | None = None
+    environment: Environment
+    rows: tuple[BaselineRow, ...]
 
 
 def baselines_folder() -> Path:
@@ -68,11 +124,17 @@ def _check_processes(row: BaselineRow, *, where: str) -> None:
         )
 
 
+def log_deviation(log_rates: Sequence[float]) -> float:
+    """The sample deviation of one log speed for each process, at least two."""
+    assert len(log_rates) > 1, "one process has no deviation"
+    return math.sqrt(max(variance(log_rates), _MIN_VARIANCE))
+
+
 def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | None:
     if len(processes) < 2:
         return None
     rates = [math.log(process.tok_s) for process in processes]
-    return between_processes(rates).deviation
+    return log_deviation(rates)
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
@@ -86,7 +148,7 @@ def keys(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
 
 
-def record(
+def record_rows(
     folder: Path,
     *,
     environment: Environment,
