@@ -26,7 +26,7 @@ FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
 
 
-def default_folder() -> Path:
+def baselines_folder() -> Path:
     """`baselines/` of this checkout, or else of the working directory."""
     root = Path(__file__).resolve().parents[2]
     return (root if (root / "pyproject.toml").is_file() else Path.cwd()) / "baselines"

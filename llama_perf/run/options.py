@@ -19,7 +19,7 @@ from typing import Any
 from llama_perf import report as reports
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
-from llama_perf.gate.baselines import default_folder
+from llama_perf.gate.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
@@ -95,7 +95,7 @@ class RunRequest:
         " again in fresh processes before it fails"
     )
     baselines: Path = field(
-        default_factory=default_folder,
+        default_factory=baselines_folder,
         metadata={
             "help": "the folder of baselines (default: baselines/ of the project)",
             "metavar": "DIR",
@@ -237,7 +237,7 @@ class RunRequest:
             "--rows": self.rows,
             "--checkpoints": self.checkpoints,
             "--baselines": None
-            if self.baselines == default_folder()
+            if self.baselines == baselines_folder()
             else self.baselines,
         }
         given = [(name, str(value)) for name, value in options.items() if value]
@@ -280,7 +280,7 @@ def request_of(arguments: argparse.Namespace) -> RunRequest:
     def value(name: str) -> Any:
         return getattr(arguments, dest(name), OPTIONS[name]["default"])
 
-    return read_request(value, folder=Path(), root=default_folder().parent)
+    return read_request(value, folder=Path(), root=baselines_folder().parent)
 
 
 def read_request(

@@ -283,7 +283,7 @@ def test_the_command_refuses_what_is_no_report(
 
 
 LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
-A100 = baselines.reference(baselines.default_folder())
+A100 = baselines.reference(baselines.baselines_folder())
 
 
 def with_a100(*results: RowResult) -> Report:

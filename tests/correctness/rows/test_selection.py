@@ -101,7 +101,7 @@ def test_a_row_beyond_a_card_of_24_gb_is_refused_with_both_numbers(
 
 
 def test_the_reference_device_holds_the_published_figures() -> None:
-    path = baselines.path_of(baselines.default_folder(), baselines.REFERENCE_KEY)
+    path = baselines.path_of(baselines.baselines_folder(), baselines.REFERENCE_KEY)
     stored = baselines.read(path).rows
     for row, line in zip(stored, published(), strict=True):
         figures = row.measurement
@@ -111,7 +111,7 @@ def test_the_reference_device_holds_the_published_figures() -> None:
         assert figures.peak_memory_bytes == round(float(line["peak_mem_gb"]) * 1e9)
         assert figures.model_size_bytes == round(float(line["model_size_gb"]) * 1e9)
     keys = {row.reference_key for row in load_set("reference")}
-    assert keys == baselines.reference(baselines.default_folder()).keys()
+    assert keys == baselines.reference(baselines.baselines_folder()).keys()
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
