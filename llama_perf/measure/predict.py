@@ -17,6 +17,7 @@ from llama_perf.kernels.packing import LANES, words
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure.working_bytes import working_bytes
 from llama_perf.quantize.apply import check_shapes
+from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
@@ -135,7 +136,11 @@ def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
     if scheme.family == "sparse-marlin":
         groups = -(-columns // _SPARSE_GROUP)
         return rows * (4 * words(_SPARSE_BITS, columns // 2) + 2 * groups)
-    assert scheme.group_size is not None, f"the size of {scheme.name} has no formula"
+    if scheme.group_size is None:
+        # Of a format without a formula here a weight is packed, without values.
+        product = Product(tokens=1, rows=rows, columns=columns)
+        cpu = torch.device("cpu")
+        return weight_bytes(scheme.name, product, dtype=torch.float32, device=cpu)
     groups = columns // scheme.group_size
     if scheme.bits is None:
         # int4wo: a scale and an offset of 16 bits each.

@@ -245,6 +245,14 @@ def test_a_size_is_that_of_the_model_itself(
     assert found == model.weight_bytes()
 
 
+def test_a_format_without_a_formula_is_packed_without_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = [model_bytes(SMALL, "int8wo", dtype=torch.float32)]
+    monkeypatch.setattr("llama_perf.measure.predict._ROW_SCALED", ())
+    assert sizes == [model_bytes(SMALL, "int8wo", dtype=torch.float32)]
+
+
 def test_torchaos_int4_for_cuda_takes_what_was_published() -> None:
     def of(model: str, device: str) -> float:
         fields: dict[str, Any] = {"kernels": "torchao", "device": device}
