@@ -16,6 +16,7 @@ from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.measure.environment import collect
+from llama_perf.quantize.registry import import_all
 from llama_perf.results import baselines
 from llama_perf.rows import selection
 from tests.correctness.support.command_line import CommandLine
@@ -75,8 +76,10 @@ def test_a_missing_package(findings: Findings, monkeypatch: pytest.MonkeyPatch) 
         "package_version",
         lambda package: None if package in missing else original(package),
     )
-    # As if it were not installed.
-    monkeypatch.setitem(sys.modules, "torchao", None)
+    # As if it were not installed, and had not been imported before.
+    for name in ("torchao", "torchao.quantization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    import_all.cache_clear()
     lines = findings()
     assert {name for name, line in lines.items() if line == "missing"} == missing
     unquantized = sum(row.quantization is None for row in CPU_SET)
