@@ -28,7 +28,7 @@ class Rule(Enum):
 class LimitField:
     """A limit that users may set, and its default, another one on some devices.
 
-    A share of a loss is below 1. `whole` limits are whole numbers: bytes, or counts.
+    A share of a loss is below 1. Limits with `integral` are bytes, or counts.
     """
 
     name: str
@@ -36,7 +36,7 @@ class LimitField:
     default: float
     by_device: Mapping[str, float] = field(default_factory=dict)
     is_loss: bool = False
-    whole: bool = False
+    integral: bool = False
 
     def on(self, device: str) -> float:
         """The default on a device."""
@@ -118,7 +118,7 @@ PEAK_MEMORY = Metric(
     in_gb=True,
     limits=(
         LimitField("peak_memory", _PEAK, 0.01, {"cpu": 0.10}),
-        LimitField("peak_memory_bytes", _BYTES, 0, {"cpu": 32_000_000}, whole=True),
+        LimitField("peak_memory_bytes", _BYTES, 0, {"cpu": 32_000_000}, integral=True),
     ),
 )
 
@@ -176,7 +176,7 @@ METRICS = (
             name,
             Rule.COUNT,
             digits=0,
-            limits=(LimitField(name, _MORE, 0, whole=True),),
+            limits=(LimitField(name, _MORE, 0, integral=True),),
         )
         for name in ("graph_breaks", "compilations")
     ),

@@ -101,8 +101,8 @@ def _report(
     judged = paired.compare_pairs(pairs, missing_fails=fails, limits=request.limits)
     head = environments.get("head", session.environment)
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
-    given = {name: str(value) for name, value in named.items() if value is not None}
-    words = ["--pairs", str(arguments.pairs), *chain.from_iterable(given.items())]
+    bases = {name: str(value) for name, value in named.items() if value is not None}
+    words = ["--pairs", str(arguments.pairs), *chain.from_iterable(bases.items())]
     return Report(
         started=started,
         environment=head,
@@ -110,7 +110,7 @@ def _report(
         again=tuple(request.command("compare", *words)),
         results=tuple(result for result, _ in judged),
         comparisons=tuple(comparison for _, comparison in judged),
-        baseline_source=f"{', '.join(given.values())}, in {arguments.pairs} pairs of"
+        baseline_source=f"{', '.join(bases.values())}, in {arguments.pairs} pairs of"
         " processes",
         environment_changes=environments.get("base", head).changes(head),
     )

@@ -26,8 +26,8 @@ def check_tokens(tokens: Tensor, vocab_size: int, batch_size: int | None) -> Non
             allowed = f"the vocabulary has ids 0 to {vocab_size - 1}"
             raise refused("tokens", f"id {token}", allowed)
     if batch_size not in (None, len(tokens)):
-        held = f"the caches hold {batch_size}"
-        raise refused("prompt", f"a batch of {len(tokens)}", held)
+        allowed = f"the caches hold {batch_size}"
+        raise refused("prompt", f"a batch of {len(tokens)}", allowed)
 
 
 def check_lengths(lengths: Tensor, batch_size: int, max_length: int) -> None:

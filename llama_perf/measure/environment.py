@@ -27,12 +27,12 @@ def collect(device: torch.device) -> Environment:
 
 def _commit() -> str | None:
     """The checkout's commit, short; None without git."""
-    asked = ["git", "rev-parse", "--short=12", "HEAD"]
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
     with suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.check_output(
-            asked, text=True, timeout=20, cwd=_CHECKOUT, stderr=subprocess.DEVNULL
+        commit = subprocess.check_output(
+            command, text=True, timeout=20, cwd=_CHECKOUT, stderr=subprocess.DEVNULL
         )
-        return found.strip() or None
+        return commit.strip() or None
     return None
 
 

@@ -79,8 +79,8 @@ class GpuWatch:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except nvml.NVMLError:
             self._slice = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
-            whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle
-            self._handle = whole(self._slice)
+            gpu_of = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle
+            self._handle = gpu_of(self._slice)
         self._nvml = nvml
         # Some versions of torch give the GPU's own UUID for a slice.
         mode = self._ask(nvml.nvmlDeviceGetMigMode)

@@ -49,7 +49,7 @@ class Limits(dict[str, float]):
         fields = {
             name: core_schema.typed_dict_field(
                 core_schema.int_schema(strict=True)
-                if limit.whole
+                if limit.integral
                 else core_schema.float_schema(strict=True, allow_inf_nan=False),
                 required=False,
             )

@@ -240,8 +240,8 @@ class RunRequest:
             if self.baselines == baselines_folder()
             else self.baselines,
         }
-        given = [(name, str(value)) for name, value in options.items() if value]
-        return [*command, *(word for option in given for word in option)]
+        pairs = [(name, str(value)) for name, value in options.items() if value]
+        return [*command, *(word for pair in pairs for word in pair)]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

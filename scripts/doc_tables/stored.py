@@ -30,7 +30,9 @@ def limits(names: Sequence[str]) -> list[Table]:
 
 def _values(limit: LimitField) -> list[str]:
     values = map(limit.on, DEVICES)
-    return [f"{value:,}" if limit.whole else f"{100 * value:g} %" for value in values]
+    return [
+        f"{value:,}" if limit.integral else f"{100 * value:g} %" for value in values
+    ]
 
 
 def performance(names: Sequence[str]) -> list[Table]:
