@@ -32,7 +32,7 @@ _SPARSE_BITS, _SPARSE_GROUP = 6, 128
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # torchao's schemes that only a GPU can build: whether they fit is not checked here.
-_CHECKED_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
+_BUILT_ONLY_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,7 @@ def model_bytes(
     }
     output: Shapes = {"output": (config.vocab_size, config.dim)}
     parsed = None if scheme is None else Scheme.parse(scheme)
-    unchecked = kernels == "torchao" and parsed and parsed.family in _CHECKED_ON_CUDA
+    unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
     if parsed is not None and not unchecked:
         from llama_perf.quantize.registry import config_for
 
