@@ -75,12 +75,12 @@ def test_nvidia_smi_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 )
 def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
     assert build_for(cuda) == build
-    found = Driver(gpus=("A",), version="1.2", cuda=cuda)
+    listed = Driver(gpus=("A",), version="1.2", cuda=cuda)
     pip = f"{sys.executable} -m pip install --force-reinstall torch --index-url"
     wanted = "update the driver to one for CUDA 12.6 or newer"
     if build:
         wanted = f"{pip} https://download.pytorch.org/whl/{build}"
-    assert why_unseen(found, torch="2.13.0+cpu", built_for=None) == (
+    assert why_unseen(listed, torch="2.13.0+cpu", built_for=None) == (
         f"nvidia-smi lists A (driver 1.2, CUDA {cuda}), and torch 2.13.0+cpu is a CPU"
         f" build: {wanted}"
     )
@@ -89,11 +89,11 @@ def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
 def test_a_device_that_is_not_there_is_told_by_its_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = Driver(gpus=("A", "A"), version="580.1", cuda="13.0")
-    assert "cannot use it" in why_unseen(found, torch="2.13.0", built_for="13.0")
+    listed = Driver(gpus=("A", "A"), version="580.1", cuda="13.0")
+    assert "cannot use it" in why_unseen(listed, torch="2.13.0", built_for="13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    told = why_unseen(found, torch="2.13.0", built_for="13.0")
-    assert "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0" in told
+    reason = why_unseen(listed, torch="2.13.0", built_for="13.0")
+    assert "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0" in reason
 
 
 @pytest.mark.usefixtures("smi")
@@ -102,14 +102,14 @@ def test_no_processor_takes_the_place_of_a_gpu(
 ) -> None:
     with pytest.raises(NotRunnable) as caught:
         check_device("cuda")
-    told = f"no CUDA device on this machine can be used: {TOO_OLD}"
-    assert str(caught.value) == told
+    refusal = f"no CUDA device on this machine can be used: {TOO_OLD}"
+    assert str(caught.value) == refusal
     with pytest.raises(UserError, match=re.escape(TOO_OLD)):
         unasked_device()
     assert main(["run", "--row", "*none*"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert f"{TOO_OLD}; --set cpu runs the processor's rows" in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"{TOO_OLD}; --set cpu runs the processor's rows" in message
     for chosen in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert unasked_device() == "cpu"
@@ -147,7 +147,7 @@ def test_a_machine_without_a_gpu_runs_what_it_can(
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "problem"),
     [
         ("exit 9", "nvidia-smi ended with exit code 9"),
         ("echo No devices were found", "nvidia-smi says 'No devices were found'"),
@@ -158,14 +158,14 @@ def test_a_machine_without_a_gpu_runs_what_it_can(
     ],
 )
 def test_an_nvidia_smi_that_lists_no_gpu_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, told: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, problem: str
 ) -> None:
     if script == "exec sleep 60":
         monkeypatch.setattr(driver, "_PATIENCE_S", 0.1)
     nvidia_smi.install(monkeypatch, tmp_path)
     text = "" if script is None else f"#!/bin/sh\n{script}\n"
     (tmp_path / "nvidia-smi").write_text(text, encoding="utf-8")
-    found = ask_driver()
-    assert found is not None
-    assert found.gpus == ()
-    assert str(found.problem).startswith(told)
+    answer = ask_driver()
+    assert answer is not None
+    assert answer.gpus == ()
+    assert str(answer.problem).startswith(problem)

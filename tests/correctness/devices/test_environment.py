@@ -31,24 +31,24 @@ FIELDS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def test_every_field_of_this_machine_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = collect(CPU)
+    environment = collect(CPU)
     for field in fields(Environment):
         if field.name not in ONLY_ON_CUDA | {"commit"}:
-            assert getattr(found, field.name), field.name
-    assert found.driver is None
-    assert found.torch == torch.__version__
-    assert found.cuda == torch.version.cuda
-    assert found.python == platform.python_version()
-    assert found.threads == torch.get_num_threads()
+            assert getattr(environment, field.name), field.name
+    assert environment.driver is None
+    assert environment.torch == torch.__version__
+    assert environment.cuda == torch.version.cuda
+    assert environment.python == platform.python_version()
+    assert environment.threads == torch.get_num_threads()
     # Between a tenth of a gigabyte and ten terabytes: bytes, not another unit.
-    assert 1e8 < found.device_memory_bytes < 1e13
+    assert 1e8 < environment.device_memory_bytes < 1e13
     git = ["git", "rev-parse", "HEAD"]
     asked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
-    assert found.commit == (asked.stdout[:12] or None)
+    assert environment.commit == (asked.stdout[:12] or None)
     monkeypatch.setenv("PATH", "")
     again = collect(CPU)
     assert again.commit is None, "git is not there"
-    assert again.device_key == found.device_key
+    assert again.device_key == environment.device_key
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_key_has_the_name_without_marks_and_the_cores(
 ) -> None:
     monkeypatch.setattr(processor, "name", lambda: name)
     monkeypatch.setattr(processor, "cores", lambda: cores)
-    found = collect(CPU)
-    assert (found.device_name, found.device_key) == (name, key)
+    environment = collect(CPU)
+    assert (environment.device_name, environment.device_key) == (name, key)
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ def test_a_gpu_is_named_by_its_parts(
     gpu: SimpleNamespace, change: dict[str, object], key: str
 ) -> None:
     vars(gpu).update(change)
-    found = collect(CUDA)
-    assert (found.device_key, found.driver) == (key, "570.1")
-    assert found.device_name == gpu.name
-    assert found.device_memory_bytes == gpu.total_memory
+    environment = collect(CUDA)
+    assert (environment.device_key, environment.driver) == (key, "570.1")
+    assert environment.device_name == gpu.name
+    assert environment.device_memory_bytes == gpu.total_memory
 
 
 def test_nvidia_smi_tells_the_driver_where_nvml_does_not(
@@ -144,7 +144,7 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "exact", "onednn", "told", "fast"),
+    ("capabilities", "exact", "onednn", "instructions", "fast"),
     [
         ({**VNNI, "amx_int8": True}, True, True, "VNNI, AMX int8", True),
         # ONEDNN_MAX_CPU_ISA=AVX2.
@@ -164,15 +164,15 @@ def test_features_are_those_that_code_is_chosen_by(
     capabilities: dict[str, object],
     exact: bool,
     onednn: bool,
-    told: str,
+    instructions: str,
     fast: bool,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
-    found = "are exact" if exact else "saturate"
-    assert processor.features() == f"torch uses AVX2; has {told}; int8 products {found}"
+    products = f"int8 products {'are exact' if exact else 'saturate'}"
+    assert processor.features() == f"torch uses AVX2; has {instructions}; {products}"
     # Fast are exact products with VNNI that oneDNN uses.
     assert processor.has_fast_int8_products() is fast
 
@@ -224,10 +224,10 @@ def test_what_torch_and_onednn_may_use_is_heeded(
         if value is not None:
             monkeypatch.setenv(name, value)
     code = f"import os, llama_perf.devices.processor as processor; print({shown})"
-    found = subprocess.check_output(
+    printed = subprocess.check_output(
         [sys.executable, "-c", code], cwd=ROOT, text=True, timeout=HANG_S
     )
-    assert found.startswith(begin)
+    assert printed.startswith(begin)
 
 
 def test_the_name_is_read_where_the_architecture_keeps_it(

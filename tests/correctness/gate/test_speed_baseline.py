@@ -118,17 +118,17 @@ def test_values_are_taken_process_by_process() -> None:
         (Basis.BANDWIDTH, (unquantized,), [5.0] * 5),
         (Basis.BANDWIDTH, (baseline_row(CPU_ROW, *[unknown] * 3),), None),
     ):
-        found = SpeedBaseline(replace(STORED, rows=rows)).values(basis, rows[-1].id)
-        assert found == (values and pytest.approx(values))
+        actual = SpeedBaseline(replace(STORED, rows=rows)).values(basis, rows[-1].id)
+        assert actual == (values and pytest.approx(values))
 
 
 def test_a_ratio_does_not_move_with_the_machine() -> None:
     speed = SpeedBaseline(STORED).speed
     assert speed(Basis.RATIO, CPU_ROW.id) is None
     deviation = {
-        basis: found.spread.deviation
+        basis: stored_speed.spread.deviation
         for basis in Basis
-        if (found := speed(basis, INT8_CPU.id)) is not None
+        if (stored_speed := speed(basis, INT8_CPU.id)) is not None
     }
     assert deviation[Basis.RATIO] < 0.02
     assert deviation[Basis.TOK_S] > 0.2

@@ -21,7 +21,7 @@ OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     """The names of a function's parameters, without `self` and `cls`."""
     of = function.args
-    names = [each.arg for each in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
+    names = [parameter.arg for parameter in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
     return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 

@@ -53,7 +53,7 @@ def test_the_best_round_counts_and_the_first_reading_does_not(
 @pytest.mark.usefixtures("short")
 def test_all_of_the_buffer_is_read_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(torch.Tensor, "sum", lambda each: sizes.append(each.nbytes))
+    monkeypatch.setattr(torch.Tensor, "sum", lambda tensor: sizes.append(tensor.nbytes))
     read_gb_s(device_of("cpu"))
     # One reading before, which also brings the pages in.
     assert sizes == [4_000_000] * 4
@@ -90,8 +90,8 @@ def test_the_better_of_reading_and_copying_is_the_bandwidth() -> None:
     assert Ceiling(read_gb_s=100.0, copy_gb_s=80.0).bandwidth_gb_s == 100.0
     assert both.summary == "100.0 GB/s read, 120.0 GB/s copied"
     launches = replace(both, launch_us=3.0, dependent_launch_us=0.5)
-    told = "3.00 us from kernel to kernel, 0.50 us by dependent launch"
-    assert launches.summary.endswith(told)
+    gaps = "3.00 us from kernel to kernel, 0.50 us by dependent launch"
+    assert launches.summary.endswith(gaps)
     with pytest.raises(SpecError, match="read_gb_s"):
         Ceiling(read_gb_s=0.0)
 
@@ -123,15 +123,15 @@ def test_a_gap_is_what_each_further_kernel_takes(
         """As if each kernel took 2 us behind 5 us of the whole; dependent ones 1."""
         launched.clear()
         replay()
-        each = 1e-6 if launched[-1]["DEPENDENT"] else 2e-6
+        kernel_s = 1e-6 if launched[-1]["DEPENDENT"] else 2e-6
         assert ("launch_pdl" in launched[-1]) == launched[-1]["DEPENDENT"]
-        return 5e-6 + each * len(launched), 1
+        return 5e-6 + kernel_s * len(launched), 1
 
     monkeypatch.setattr(device_ceiling, "best_seconds", timed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    plain, dependent = device_ceiling.launch_us(CPU)
-    assert plain == pytest.approx(2.0)
-    assert dependent == (pytest.approx(1.0) if capability >= (9, 0) else None)
+    launch_us, dependent_us = device_ceiling.launch_us(CPU)
+    assert launch_us == pytest.approx(2.0)
+    assert dependent_us == (pytest.approx(1.0) if capability >= (9, 0) else None)
 
 
 @pytest.mark.usefixtures("launched")
@@ -189,25 +189,25 @@ def test_what_is_missing_is_told(
     assert compiler_problem("cpu") is compiler_problem("cuda") is None
     monkeypatch.setenv("CXX", "icpx")
     monkeypatch.setenv("CC", "icx")
-    told = no_cpp.replace("g++ is not installed", "CXX=icpx is not there")
-    assert compiler_problem("cpu") == told
-    told = "Triton needs a C compiler, and CC=icx is not there (package gcc)"
-    assert compiler_problem("cuda") == told
+    problem = no_cpp.replace("g++ is not installed", "CXX=icpx is not there")
+    assert compiler_problem("cpu") == problem
+    problem = "Triton needs a C compiler, and CC=icx is not there (package gcc)"
+    assert compiler_problem("cuda") == problem
     installed |= {"icpx", "icx"}
     assert compiler_problem("cpu") is compiler_problem("cuda") is None
     header = tmp_path / "Python.h"
     header.unlink()
-    told = (
+    problem = (
         f"Triton needs {header}, which is not there (package python3-dev, on Fedora"
         " python3-devel)"
     )
-    assert compiler_problem("cuda") == told
+    assert compiler_problem("cuda") == problem
     monkeypatch.setattr("llama_perf.measure.prepare.check_device", torch.device)
-    with pytest.raises(NotRunnable, match=re.escape(told)):
+    with pytest.raises(NotRunnable, match=re.escape(problem)):
         check_runnable(replace(EAGER, attention="decode", fused=True))
     monkeypatch.setattr(toolchain, "package_version", lambda _: None)
-    told = "Triton is not installed (pip install triton)"
-    assert compiler_problem("cuda") == told
+    problem = "Triton is not installed (pip install triton)"
+    assert compiler_problem("cuda") == problem
     assert compiler_problem("cpu") is None
 
 
@@ -239,8 +239,8 @@ def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
         monkeypatch.setattr(device_ceiling, name, lambda _device: 100.0)
     monkeypatch.setattr(device_ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    found = device_ceiling.measure_ceiling(torch.device("cuda"))
-    assert found == Ceiling(read_gb_s=100.0, copy_gb_s=100.0)
+    ceiling = device_ceiling.measure_ceiling(torch.device("cuda"))
+    assert ceiling == Ceiling(read_gb_s=100.0, copy_gb_s=100.0)
     installed.add("gcc")
-    whole = device_ceiling.measure_ceiling(torch.device("cuda"))
-    assert (whole.launch_us, whole.dependent_launch_us) == (3.0, 0.5)
+    ceiling = device_ceiling.measure_ceiling(torch.device("cuda"))
+    assert (ceiling.launch_us, ceiling.dependent_launch_us) == (3.0, 0.5)

@@ -144,20 +144,20 @@ def test_a_gpu_at_full_speed_is_not_throttled(nvml: Any, changes: list[Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "name"),
     [(SLOW, "hardware slowdown"), ({"reliability": 1}, "reliability limit")],
 )
 def test_a_limit_of_gpus_at_full_speed_spoils_only_where_the_clock_fell(
-    nvml: Any, limit: dict[str, Any], told: str
+    nvml: Any, limit: dict[str, Any], name: str
 ) -> None:
     # 1882 of 1980 MHz is 4.9 % less.
     for sm_mhz, spoiled in ((1980, False), (1882, False), (None, False), (1880, True)):
         nvml.reliability = 0
         watch = watched(nvml, {}, FAST, {**limit, "sm_mhz": sm_mhz}, FAST)
-        wanted = f"throttled in sample 2 of 3: {told}, at {sm_mhz} MHz"
+        wanted = f"throttled in sample 2 of 3: {name}, at {sm_mhz} MHz"
         assert (wanted in str(watch.throttled())) == spoiled, sm_mhz
         assert spoiled or watch.throttled() is None
-        assert watch.states[2].limited_by == (told,)
+        assert watch.states[2].limited_by == (name,)
 
 
 def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Any) -> None:
@@ -183,10 +183,10 @@ def test_what_a_gpu_does_not_tell_is_none(nvml: Any) -> None:
     assert watch.other_processes() == ()
 
 
-@pytest.mark.parametrize("told", ["slice", "gpu"])
-def test_a_slice_is_read_off_its_gpu_and_says_so(nvml: Any, told: str) -> None:
+@pytest.mark.parametrize("uuid_of", ["slice", "gpu"])
+def test_a_slice_is_read_off_its_gpu_and_says_so(nvml: Any, uuid_of: str) -> None:
     """Torch's UUID is the slice's, or that of its GPU: with MIG on it is one."""
-    if told == "slice":
+    if uuid_of == "slice":
         nvml.handles = {"MIG-1234": "slice"}
     nvml.mig = pynvml.NVML_DEVICE_MIG_ENABLE
     watch = watched(nvml, {}, {})
@@ -194,7 +194,7 @@ def test_a_slice_is_read_off_its_gpu_and_says_so(nvml: Any, told: str) -> None:
     assert watch.states[0].clock_mhz == 1980
     assert watch.joules() is None, "the other slices take of it too"
     assert watch.other_processes() == ()
-    assert nvml.asked_of == ("slice" if told == "slice" else "handle")
+    assert nvml.asked_of == ("slice" if uuid_of == "slice" else "handle")
     result = measured(CUDA_ROW, card=tuple(watch.states), card_problem=watch.problem)
     report = Report(started="now", environment=ENVIRONMENT, results=(result,))
     assert f"the GPU's state: {SLICED}\n" in as_text(report)
@@ -230,8 +230,8 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_gpus_and_of_windows(
     assert (watch.states, watch.other_processes()) == ([], ())
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    (told,) = machine_notes(CUDA)
-    assert told.endswith("it is not installed (pip install nvidia-ml-py)")
+    (note,) = machine_notes(CUDA)
+    assert note.endswith("it is not installed (pip install nvidia-ml-py)")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(processor, "is_wsl", lambda: True)
     first, _, last = machine_notes(CUDA)
@@ -244,7 +244,7 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_gpus_and_of_windows(
 
 def test_other_processes_are_named_and_ours_are_not(nvml: Any) -> None:
     watch, ours, unknown = watched(nvml), [os.getpid(), os.getppid()], 1 << 22
-    for pids, taken, told in (
+    for pids, taken, others in (
         (ours, 3_200_000_000, ()),
         ([*ours, unknown], 3_200_000_000, (f"process {unknown} (unknown, 3.20 GB)",)),
         ([*ours, unknown], None, (f"process {unknown} (unknown)",)),
@@ -253,7 +253,7 @@ def test_other_processes_are_named_and_ours_are_not(nvml: Any) -> None:
         ([unknown] * 3, None, ("1 processes outside this container",)),
     ):
         nvml.running = [SimpleNamespace(pid=pid, usedGpuMemory=taken) for pid in pids]
-        assert watch.other_processes() == told
+        assert watch.other_processes() == others
 
 
 def test_a_cpu_has_no_gpu() -> None:

@@ -46,23 +46,23 @@ ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
     cached = []
     assert len(sizes.peaks()) == 43
-    for each in sizes.peaks():
-        assert each.predicted_gb <= each.ceiling_gb, each.row.id
-        assert 0 < each.predicted.working_bytes < 0.1e9, each.row.id
-        if each.row.cache_size is not None:
-            cached.append(each)
+    for peak in sizes.peaks():
+        assert peak.predicted_gb <= peak.ceiling_gb, peak.row.id
+        assert 0 < peak.predicted.working_bytes < 0.1e9, peak.row.id
+        if peak.row.cache_size is not None:
+            cached.append(peak)
     assert len(cached) == 15
-    for each in cached:
+    for peak in cached:
         # On the reference's path a row takes what was published: the mask of the whole
         # cache, and one layer's cache for every query head.
-        took = predict_row(replace(each.row, attention="sdpa", fused=False)).peak_bytes
-        assert took / 1e9 == pytest.approx(each.published_gb, rel=0.05), each.row.id
-        assert each.ceiling_gb < took / 1e9, each.row.id
+        took = predict_row(replace(peak.row, attention="sdpa", fused=False)).peak_bytes
+        assert took / 1e9 == pytest.approx(peak.published_gb, rel=0.05), peak.row.id
+        assert peak.ceiling_gb < took / 1e9, peak.row.id
 
 
 def test_a_cache_of_codes_that_is_filled_takes_no_more_than_its_ceiling() -> None:
-    filled = [each for each in selection.load_set("filled") if each.kv_cache]
-    assert {each.allocated_positions for each in filled} >= {131072}
+    filled = [row for row in selection.load_set("filled") if row.kv_cache]
+    assert {row.allocated_positions for row in filled} >= {131072}
     for row in filled:
         # The caches grew with the cache's positions alone.
         assert predict_row(row).working_bytes < 0.1e9, row.id
@@ -70,11 +70,11 @@ def test_a_cache_of_codes_that_is_filled_takes_no_more_than_its_ceiling() -> Non
 
 def test_a_cache_of_codes_takes_at_most_053_of_an_unquantized_one() -> None:
     row = RowSpec(model="Meta-Llama-3.1-8B", cache_size=8192)
-    plain, *coded = (
+    unquantized, *coded = (
         predict_row(replace(row, kv_cache_quantization=kind)).cache_bytes
         for kind in (False, True, "fp8")
     )
-    assert max(coded) <= 0.53 * plain
+    assert max(coded) <= 0.53 * unquantized
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -93,10 +93,10 @@ def test_a_cache_of_codes_takes_at_most_053_of_an_unquantized_one() -> None:
 def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) -> None:
     config, row = replace(MODEL, tied_embeddings=tied), replace(ROW, **change)
     model = build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
-    held = LiveBytes("cpu")
-    with held:
+    live = LiveBytes("cpu")
+    with live:
         engine = Engine(model, EngineOptions.of(row))
-        caches = held.now
+        caches = live.now
     known = [*model.parameters(), *(b for c in engine.caches for b in c.buffers())]
     if engine._mask is not None:
         known += [t for t in vars(engine._mask).values() if t is not None]
@@ -116,13 +116,13 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
         tokens = torch.zeros((row.batch_size, row.prompt_length), dtype=torch.int64)
         token = sample(engine.prefill(tokens), sampling)
         sample(engine.decode(token, torch.tensor([row.prompt_length])), sampling)
-    found = predict(row, config)
-    weights = sum(tensor_bytes(each) for each in model.parameters())
-    assert found.model_size_bytes + found.embedding_bytes == weights
-    assert found.model_size_bytes == model.weight_bytes()
-    assert found.cache_bytes == caches
+    prediction = predict(row, config)
+    weights = sum(tensor_bytes(parameter) for parameter in model.parameters())
+    assert prediction.model_size_bytes + prediction.embedding_bytes == weights
+    assert prediction.model_size_bytes == model.weight_bytes()
+    assert prediction.cache_bytes == caches
     # A few scalars and positions differ.
-    assert found.working_bytes == pytest.approx(working.peak, rel=0.05, abs=2000)
+    assert prediction.working_bytes == pytest.approx(working.peak, rel=0.05, abs=2000)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -150,9 +150,9 @@ def test_the_formulas_count_what_the_engine_makes_to_the_byte(
 ) -> None:
     config = replace(MODEL, n_layers=1, n_kv_heads=n_kv_heads)
     row = replace(ROW, **change, dtype=dtype, device=device)
-    found = predict(row, config)
-    working_bytes = found.working_bytes - device_of(device).library_bytes
-    assert (found.cache_bytes, working_bytes) == bytes_on_meta(config, row)
+    prediction = predict(row, config)
+    working_bytes = prediction.working_bytes - device_of(device).library_bytes
+    assert (prediction.cache_bytes, working_bytes) == bytes_on_meta(config, row)
 
 
 def test_a_filling_counts_where_it_is_longer_than_the_prompt() -> None:
@@ -165,8 +165,8 @@ def test_a_filling_counts_where_it_is_longer_than_the_prompt() -> None:
 def test_a_scheme_that_does_not_fit_is_named_as_the_build_names_it() -> None:
     odd = replace(preset("7B"), intermediate_size=11010)
     row = RowSpec(model="odd", quantization="int4wo-64", device="cpu")
-    told = r"the group size 64 must divide K = 11010 of layers\.0\.feed_"
-    with pytest.raises(SpecError, match=told):
+    refusal = r"the group size 64 must divide K = 11010 of layers\.0\.feed_"
+    with pytest.raises(SpecError, match=refusal):
         predict(row, odd)
 
 
@@ -186,13 +186,13 @@ def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     path.write_text(ROWS, encoding="utf-8")
     assert main(["rows", "--rows", str(path), "--predict", "--json"]) == 0
     printed = capsys.readouterr()
-    plain, unknown, chosen = json.loads(printed.out)
-    found = predict_row(RowSpec(model="stories15M"))
+    known, unknown, chosen = json.loads(printed.out)
+    prediction = predict_row(RowSpec(model="stories15M"))
     sizes = ("model_size_gb", "peak_mem_gb")
-    assert plain["model_size_gb"] == round(found.model_size_bytes / 1e9, 4) > 0
-    assert plain["peak_mem_gb"] == round(found.peak_bytes / 1e9, 4) > 0
+    assert known["model_size_gb"] == round(prediction.model_size_bytes / 1e9, 4) > 0
+    assert known["peak_mem_gb"] == round(prediction.peak_bytes / 1e9, 4) > 0
     assert unknown["model_size_gb"] is unknown["peak_mem_gb"] is None
-    assert 0 < chosen["model_size_gb"] < plain["model_size_gb"]
+    assert 0 < chosen["model_size_gb"] < known["model_size_gb"]
     reason, note = printed.err.splitlines()
     assert "nobody-knows-this" in reason
     assert "not predicted: model: " in reason
@@ -200,7 +200,7 @@ def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["rows", "--rows", str(path), "--predict"]) == 0
     header, _, first, second, _, count, *notes = capsys.readouterr().out.splitlines()
     assert header.split()[-2:] == list(sizes)
-    assert first.split()[-2:] == [f"{plain[name]:.2f}" for name in sizes]
+    assert first.split()[-2:] == [f"{known[name]:.2f}" for name in sizes]
     assert second.split()[-2:] == ["-", "-"]
     assert (count, notes) == ("3 rows", [reason, note])
     assert main(["rows", "--rows", str(path), "--json"]) == 0
@@ -241,8 +241,8 @@ def test_a_size_is_that_of_the_model_itself(
     model = small(config)
     if scheme is not None:
         quantize_model(model, scheme, kernels=kernels)
-    found = model_bytes(config, scheme, kernels=kernels, dtype=torch.float32)
-    assert found == model.weight_bytes()
+    size = model_bytes(config, scheme, kernels=kernels, dtype=torch.float32)
+    assert size == model.weight_bytes()
 
 
 def test_a_format_without_a_formula_is_packed_without_values(
@@ -256,8 +256,8 @@ def test_a_format_without_a_formula_is_packed_without_values(
 def test_torchaos_int4_for_cuda_takes_what_was_published() -> None:
     def of(model: str, device: str) -> float:
         fields: dict[str, Any] = {"kernels": "torchao", "device": device}
-        found = model_bytes(preset(model), "int4wo-64", dtype=torch.bfloat16, **fields)
-        return round(found / 1e9, 2)
+        size = model_bytes(preset(model), "int4wo-64", dtype=torch.bfloat16, **fields)
+        return round(size / 1e9, 2)
 
     # K = 11008 is padded to 11264 there; Llama-3's K are multiples of 1024.
     assert of("7B", "cuda") == 3.74 > of("7B", "cpu")
@@ -266,14 +266,14 @@ def test_torchaos_int4_for_cuda_takes_what_was_published() -> None:
 
 def test_autoquant_is_predicted_as_the_least_it_can_choose() -> None:
     for name, least in (("autoquant", "int8wo"), ("autoquant-int4", "int4wo-64")):
-        found = model_bytes(SMALL, name, dtype=torch.bfloat16, device="cuda")
-        assert found == model_bytes(SMALL, least, dtype=torch.bfloat16)
+        size = model_bytes(SMALL, name, dtype=torch.bfloat16, device="cuda")
+        assert size == model_bytes(SMALL, least, dtype=torch.bfloat16)
 
 
 def test_every_size_is_the_published_one_within_a_percent() -> None:
     for size in sizes.sizes():
-        found = size.comparable_bytes / 1e9
-        assert found == pytest.approx(size.published_gb, rel=0.01), size
+        comparable_gb = size.comparable_bytes / 1e9
+        assert comparable_gb == pytest.approx(size.published_gb, rel=0.01), size
         assert size.lean_bytes <= size.comparable_bytes, size
     with_layout = {size.scheme for size in sizes.sizes() if size.reference_bytes}
     assert with_layout == {"uintx-4-64", "uintx-2-8", "sparse-marlin"}

@@ -53,13 +53,13 @@ class WatchedReader(SyntheticWeights):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, dtype=torch.float32, device=CPU)
-        self._given: list[weakref.ref[torch.UntypedStorage]] = []
-        self.held: list[int] = []
+        self._storages: list[weakref.ref[torch.UntypedStorage]] = []
+        self.alive: list[int] = []
 
     def _give(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.held.append(sum(each() is not None for each in self._given))
-        storages = (each.untyped_storage() for each in weights.values())
-        self._given += map(weakref.ref, storages)
+        self.alive.append(sum(reference() is not None for reference in self._storages))
+        storages = (tensor.untyped_storage() for tensor in weights.values())
+        self._storages += map(weakref.ref, storages)
         return weights
 
     def embedding(self) -> Tensor:
@@ -80,7 +80,7 @@ def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
     reader = WatchedReader(replace(WIDE, n_layers=layers))
     with LiveBytes("cpu") as live:
         model = build_model(reader, **on, quantizer=quantizer)
-    assert reader.held == [0] * (layers + 2), "what was read is gone before the next"
+    assert reader.alive == [0] * (layers + 2), "what was read is gone before the next"
     assert live.now >= model.weight_bytes(), "the count misses tensors"
     return live.peak, live.now
 
@@ -101,7 +101,7 @@ def test_a_model_shares_no_memory_with_its_file(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", CONFIG_JSON)
     torch.save(all_weights(tiny_weights()), tmp_path / "model.pth")
     model = load_model(tmp_path)
-    before = {name: each.clone() for name, each in model.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with (tmp_path / "model.pth").open("r+b") as file:
         file.write(b"\xff" * (tmp_path / "model.pth").stat().st_size)
     for name, parameter in model.named_parameters():
@@ -116,9 +116,9 @@ def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> Non
     assert torch.equal(prompt, prompt[:1].expand(3, -1))
     assert torch.equal(prompt, prepare(row).prompt)
     assert prompt.unique().numel() > length // 2
-    given = torch.arange(length).repeat(3, 1)
-    prepared = prepare(row, prompt=given)
-    assert torch.equal(prepared.prompt, given)
+    tokens = torch.arange(length).repeat(3, 1)
+    prepared = prepare(row, prompt=tokens)
+    assert torch.equal(prepared.prompt, tokens)
     assert prepared.weights == "synthetic"
     assert prepared.engine.cache_size == length + row.max_new_tokens
 
@@ -175,19 +175,19 @@ def test_what_does_not_fit_is_not_run_before_anything_is_built(
 @pytest.mark.parametrize("attention", ["decode", "sdpa"])
 def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
     row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
-    told: list[str] = []
-    prepared = prepare(row, notify=told.append)
-    assert told == ["filling 9 positions"]
+    messages: list[str] = []
+    prepared = prepare(row, notify=messages.append)
+    assert messages == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9
-    held = prepared.engine.caches[-1].k_cache
-    assert held[:, :, :9].any(-1).all()
-    assert not held[:, :, 9:].any()
-    filling = held[:, :, :9].clone()
+    k_cache = prepared.engine.caches[-1].k_cache
+    assert k_cache[:, :, :9].any(-1).all()
+    assert not k_cache[:, :, 9:].any()
+    filling = k_cache[:, :, :9].clone()
     for _ in range(2):
         sample = time_generation(prepared, torch.Generator().manual_seed(0))
         assert sample.tokens.shape == (1, ROW.prompt_length + ROW.max_new_tokens)
-    assert torch.equal(held[:, :, :9], filling)
+    assert torch.equal(k_cache[:, :, :9], filling)
 
 
 def test_a_ragged_row_has_prompts_of_every_length() -> None:
@@ -201,10 +201,10 @@ def test_a_ragged_row_has_prompts_of_every_length() -> None:
 
 
 def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
-    told: list[str] = []
+    messages: list[str] = []
     for size in (256, 257):
-        prepare(replace(ROW, cache_size=size), notify=told.append)
-    assert told == [
+        prepare(replace(ROW, cache_size=size), notify=messages.append)
+    assert messages == [
         "warning: a cache of 257 positions is longer than the 256 that this model was"
         " trained for"
     ]
@@ -259,10 +259,10 @@ def test_float8_that_an_older_card_lacks_is_not_run(
     monkeypatch.setattr(CudaDevice, "free_memory_bytes", lambda _device: 10**12)
     row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
     row = replace(row, kernels="torchao", compile=compiled)
-    told = pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up")
-    for capability, outcome in (((8, 0), told), ((8, 9), nullcontext())):
-        found = Mock(return_value=capability)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", found)
+    refusal = pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up")
+    for capability, outcome in (((8, 0), refusal), ((8, 9), nullcontext())):
+        get_capability = Mock(return_value=capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", get_capability)
         with outcome if needs else nullcontext():
             check_runnable(row)
 
@@ -284,10 +284,10 @@ def test_float8_that_an_older_card_lacks_is_not_run(
 def test_an_unknown_model_dtype_or_device_is_told_what_is_allowed(
     field: str, value: Any, message: str
 ) -> None:
-    given = {"model": "stories15M", field: value}
+    arguments = {"model": "stories15M", field: value}
     error = WeightsError if message.startswith("checkpoint") else SpecError
     with pytest.raises(error, match=message) as caught:
-        load_model(given.pop("model"), **given)
+        load_model(arguments.pop("model"), **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -295,6 +295,6 @@ def test_an_unknown_model_dtype_or_device_is_told_what_is_allowed(
 def test_a_model_has_the_dtype_asked_for(dtype: str | torch.dtype) -> None:
     model = load_model("stories15M", dtype=dtype)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    assert {each.dtype for each in model.parameters()} == {wanted}
-    assert not any(each.requires_grad for each in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model.training

@@ -88,8 +88,8 @@ def built(
     def move_out(module: nn.Module, *, room_for: int = 1) -> None:
         if in_pool:
             # Two layers are built, and replayed as all of them.
-            whole = config.n_layers if room_for > 1 else room_for
-            memory_segments.move_to_own_memory(module, room_for=whole)
+            layers = config.n_layers if room_for > 1 else room_for
+            memory_segments.move_to_own_memory(module, room_for=layers)
 
     pool = SimpleNamespace(allocate=allocate, move_out=move_out)
     monkeypatch.setattr(load, "ScratchPool", lambda _device: pool)
@@ -102,9 +102,9 @@ def built(
         )
     reader = Marked(model, recorder, dtype=dtype)
     with torch.no_grad(), recorder:
-        kept = load.build_model(reader, dtype=dtype, device=META, quantizer=quantizer)
+        loaded = load.build_model(reader, dtype=dtype, device=META, quantizer=quantizer)
         events = list(recorder.events)
-    assert len(list(kept.parameters())) > 10
+    assert len(list(loaded.parameters())) > 10
     _, second, last = reader.marks
     return replayed(events[:second], events[second:last], events[last:], model)
 
@@ -196,7 +196,7 @@ def test_caches_leave_no_holes() -> None:
             events = list(recorder.events)
         for event in events:
             allocator.play(event, event.key)
-        assert allocator.live == sum(b.nbytes for each in made for b in each.buffers())
+        assert allocator.live == sum(b.nbytes for kv in made for b in kv.buffers())
         assert allocator.reserved - allocator.live <= PROMISED / 4
 
 
@@ -214,10 +214,10 @@ def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
     x, weight = torch.randn(3, 64), linear["linear"].weight
     before = linear["linear"](x)
     inner = memory_segments.inner_tensors
-    old = {each.data_ptr() for each in inner(weight)}
+    old = {tensor.data_ptr() for tensor in inner(weight)}
     memory_segments.move_to_own_memory(linear)
     moved = linear["linear"].weight
-    assert old.isdisjoint(each.data_ptr() for each in inner(moved))
+    assert old.isdisjoint(tensor.data_ptr() for tensor in inner(moved))
     assert not moved.requires_grad
     assert torch.equal(linear["linear"](x), before)
 

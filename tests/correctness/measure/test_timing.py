@@ -83,25 +83,25 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     row = replace(CPU_ROW, max_new_tokens=2)
     engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
     prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
-    told: list[str] = []
-    found = measure(
+    messages: list[str] = []
+    measurement = measure(
         Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
         meter=MemoryMeter(CPU),
         options=MeasureOptions(samples_budget_s=budget_s),
-        progress=told.append,
+        progress=messages.append,
     )
-    assert len(found.sample_ns) == len(found.first_token_ns) == count
-    assert found.samples_budget_s == budget_s
+    assert len(measurement.sample_ns) == len(measurement.first_token_ns) == count
+    assert measurement.samples_budget_s == budget_s
     numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
-    assert told == ["warming up", *numbers]
+    assert messages == ["warming up", *numbers]
 
 
 def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> None:
     watch: Any = SimpleNamespace(
         joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
     )
-    found = measuring._gpu_figures(watch, CUDA_ROW, samples=3)
-    assert found["joules_per_token"] == 1200.0 / (3 * 200)
+    figures = measuring._gpu_figures(watch, CUDA_ROW, samples=3)
+    assert figures["joules_per_token"] == 1200.0 / (3 * 200)
 
 
 def test_the_report_names_the_rows_that_took_fewer() -> None:
@@ -165,11 +165,11 @@ def test_a_larger_cache_adds_its_bytes_and_nothing_else() -> None:
 
 
 def test_two_percent_more_is_found_in_what_a_row_measures() -> None:
-    found = []
+    results = []
     for size in (64, 64, 4096):
         prepared, meter = prepare(replace(ROW, cache_size=size)), MemoryMeter(CPU)
         options = MeasureOptions(count_work=True)
-        found.append(measure(prepared, meter=meter, options=options))
-    first, second, larger = (each.peak_allocated_bytes or 0 for each in found)
+        results.append(measure(prepared, meter=meter, options=options))
+    first, second, larger = (result.peak_allocated_bytes or 0 for result in results)
     assert first == second > 0
     assert larger > 1.02 * first

@@ -70,8 +70,8 @@ def test_the_fastest_is_chosen_with_both_times_where_it_is_clearly_faster(
 
 
 def test_the_products_are_those_of_the_fused_rows() -> None:
-    found = products([ROW, replace(ROW, fused=False, model="Meta-Llama-3-8B")])
-    assert {(each.rows, each.columns, each.weights) for each in found} == {
+    fused = products([ROW, replace(ROW, fused=False, model="Meta-Llama-3-8B")])
+    assert {(product.rows, product.columns, product.weights) for product in fused} == {
         (12288, 4096, 1),
         (4096, 4096, 1),
         (11008, 4096, 2),
@@ -79,12 +79,12 @@ def test_the_products_are_those_of_the_fused_rows() -> None:
         (32000, 4096, 1),
     }
     # A step and the prompt of six tokens.
-    assert {each.tokens for each in found} == {1, 6}
-    assert len(found) == 10
+    assert {product.tokens for product in fused} == {1, 6}
+    assert len(fused) == 10
     assert not products([replace(ROW, fused=False)])
     chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
-    assert {each.scheme for each in chosen} == {None, "int8wo", "int8dq"}
-    assert {each.tokens for each in chosen} == {1}
+    assert {product.scheme for product in chosen} == {None, "int8wo", "int8dq"}
+    assert {product.tokens for product in chosen} == {1}
     every = products(selection.load_set("reference"))
     assert len(every) == len(set(every))
 
@@ -101,13 +101,13 @@ def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
     assert devices["card-b"]["x"].splits == 3
     # The package's own can be read.
     assert isinstance(launch_table.read(), LaunchTable)
-    for change, told in (
+    for change, refusal in (
         ({"block_u": 12}, r"devices\.card\.x\.block_u: 12; allowed"),
         ({"warps": 3}, r"devices\.card\.x\.warps: 3; allowed"),
         ({"splits": 0}, r"devices\.card\.x\.splits: .*greater than 0 \(got 0\)"),
     ):
         launch_table.keep("card", {"x": replace(CHOICE, **change)}, path)
-        with pytest.raises(RecordError, match=told):
+        with pytest.raises(RecordError, match=refusal):
             launch_table.read(path)
         path.unlink()
 
@@ -115,7 +115,7 @@ def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
 def test_keys_tell_products_apart() -> None:
     weight = of_floats(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
     changes: list[dict[str, Any]] = [{}, {"rows": 16}, {"bits": 32}, {"dynamic": True}]
-    keys = {launch_key(replace(weight, **each), 1, weights=1) for each in changes}
+    keys = {launch_key(replace(weight, **change), 1, weights=1) for change in changes}
     keys |= {launch_key(weight, 1, weights=2), launch_key(weight, 2, weights=1)}
     assert len(keys) == 6
     # Five tokens run as eight.

@@ -78,8 +78,8 @@ def test_the_codes_that_torchao_packs_for_cpus_are_read(rows: int) -> None:
     weight, x = torch.randn(rows, 96), torch.randn(3, 96)
     packed = Int4OpaqueTensor.from_hp(weight, [1, 32])
     wanted = torch.nn.functional.linear(x, packed)
-    found = x @ opaque_int4.dequantized(packed).T
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    actual = x @ opaque_int4.dequantized(packed).T
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int8dq"])
@@ -136,7 +136,7 @@ def test_a_position_one_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("above", "told"),
+    ("above", "refusal"),
     [
         # An error in a single row of the head leaves much signal, and another token.
         (0.02, "tokens 1 are others, 1 of them by more"),
@@ -144,7 +144,7 @@ def test_a_position_one_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_one_wrong_logit_is_no_tie(
-    monkeypatch: pytest.MonkeyPatch, above: float, told: str
+    monkeypatch: pytest.MonkeyPatch, above: float, refusal: str
 ) -> None:
     prepared = built(temperature=0.0)
     observe = prepared.engine.observe
@@ -156,7 +156,7 @@ def test_one_wrong_logit_is_no_tie(
 
     monkeypatch.setattr(prepared.engine, "observe", wrong)
     monkeypatch.setattr(value_check, "_DTYPE_DB", {"float32": 0.0})
-    with pytest.raises(ValuesError, match=told):
+    with pytest.raises(ValuesError, match=refusal):
         checked(prepared)
 
 
@@ -182,8 +182,8 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
     damaged = session.run_row(replace(row, quantization="int8wo"))
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
-    whole = session.run_row(row)
-    assert whole.status is Status.MEASURED
-    assert whole.measurement is not None
-    assert whole.measurement.check is not None
-    assert whole.measurement.check.signal_to_noise_db > 60
+    undamaged = session.run_row(row)
+    assert undamaged.status is Status.MEASURED
+    assert undamaged.measurement is not None
+    assert undamaged.measurement.check is not None
+    assert undamaged.measurement.check.signal_to_noise_db > 60

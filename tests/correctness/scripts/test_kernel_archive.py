@@ -80,12 +80,12 @@ def test_a_cache_of_the_users_own_takes_them(
         assert len(list(tmp_path.glob("own/*/*.cubin"))) >= 12
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5, None])
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
 def test_a_damaged_archive_is_told_and_the_check_goes_on(
-    kept: float | None, archive: Path, runner: StepRunner, tmp_path: Path
+    share: float | None, archive: Path, runner: StepRunner, tmp_path: Path
 ) -> None:
     intact = archive.read_bytes()
-    content = b"no archive" if kept is None else intact[: int(kept * len(intact))]
+    content = b"no archive" if share is None else intact[: int(share * len(intact))]
     (tmp_path / archive.name).write_bytes(content)
     with install_kernels(runner, tmp_path):
         first, last = runner.outcomes

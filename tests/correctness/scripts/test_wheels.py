@@ -103,8 +103,8 @@ def test_pip_says_what_is_lacking(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
     install_here(tmp_path, *installed)
-    found, reasons = lacking(folder, wanted.split())
-    names = [path.name.removesuffix("-py3-none-any.whl") for path in found]
+    wheels, reasons = lacking(folder, wanted.split())
+    names = [path.name.removesuffix("-py3-none-any.whl") for path in wheels]
     assert names == taken.split()
     for problem, reason in zip(problems, reasons, strict=True):
         assert re.match(problem, reason)

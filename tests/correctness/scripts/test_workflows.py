@@ -21,7 +21,7 @@ WORKFLOWS: dict[str, dict[Any, Any]] = {
 each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 
-def found(name: str, field: str) -> list[str]:
+def step_values(name: str, field: str) -> list[str]:
     """The values of a field in the steps of a workflow."""
     jobs = WORKFLOWS[name]["jobs"].values()
     return [step[field] for job in jobs for step in job["steps"] if field in step]
@@ -37,8 +37,8 @@ def test_a_workflow_is_bounded_and_asks_for_little(name: str) -> None:
     assert workflow["permissions"] == {"contents": "read"}
     assert "group" in workflow["concurrency"]
     assert all(job["timeout-minutes"] <= 240 for job in workflow["jobs"].values())
-    assert found(name, "uses")
-    for action in found(name, "uses"):
+    assert step_values(name, "uses")
+    for action in step_values(name, "uses"):
         assert re.fullmatch(r"actions/[a-z-]+@v\d+", action)
 
 
@@ -47,7 +47,7 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     used = set()
-    for command in found(name, "run"):
+    for command in step_values(name, "run"):
         words = shlex.split(command.replace("\\\n", " "))
         used |= {after for word, after in pairwise(words) if word == "make"}
         for word in words:
@@ -57,7 +57,7 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
 
 
 def test_the_options_of_the_gpu_run_are_the_plugins() -> None:
-    (command,) = (run for run in found("gpu-perf.yml", "run") if "--row" in run)
+    (command,) = (run for run in step_values("gpu-perf.yml", "run") if "--row" in run)
     command_line = [sys.executable, "-m", "pytest", "--help"]
     shown = subprocess.check_output(command_line, cwd=ROOT, text=True)
     options = re.findall(r"--[a-z-]+", command)

@@ -65,27 +65,27 @@ class Segment:
 class CachingAllocator:
     def __init__(self) -> None:
         self.segments: list[Segment] = []
-        self._held: dict[Hashable, tuple[Segment, Block, int]] = {}
+        self._allocated: dict[Hashable, tuple[Segment, Block, int]] = {}
         self.peak = 0
 
     @property
     def reserved(self) -> int:
-        return sum(block.size for each in self.segments for block in each.blocks)
+        return sum(block.size for segment in self.segments for block in segment.blocks)
 
     @property
     def live(self) -> int:
         """Bytes that were asked for, without any rounding."""
-        return sum(asked for _, _, asked in self._held.values())
+        return sum(asked for _, _, asked in self._allocated.values())
 
     def play(self, event: Event, key: Hashable) -> None:
         if event.size:
             self._allocate(key, event.size, event.pool)
-        elif key in self._held:
+        elif key in self._allocated:
             self._free(key)
 
     def empty_cache(self) -> None:
-        used = {id(segment) for segment, _, _ in self._held.values()}
-        self.segments = [each for each in self.segments if id(each) in used]
+        used = {id(segment) for segment, _, _ in self._allocated.values()}
+        self.segments = [segment for segment in self.segments if id(segment) in used]
 
     def _allocate(self, key: Hashable, asked: int, pool: int) -> None:
         size = max(512, -(-asked // 512) * 512)
@@ -111,15 +111,15 @@ class CachingAllocator:
             block.size = size
             segment.blocks.insert(segment.blocks.index(block) + 1, Block(rest))
         block.key = key
-        self._held[key] = segment, block, asked
+        self._allocated[key] = segment, block, asked
 
     def _free(self, key: Hashable) -> None:
-        segment, block, _ = self._held.pop(key)
-        block.key = None
+        segment, freed, _ = self._allocated.pop(key)
+        freed.key = None
         merged: list[Block] = []
-        for each in segment.blocks:
-            if merged and merged[-1].key is None and each.key is None:
-                merged[-1].size += each.size
+        for block in segment.blocks:
+            if merged and merged[-1].key is None and block.key is None:
+                merged[-1].size += block.size
             else:
-                merged.append(each)
+                merged.append(block)
         segment.blocks = merged

@@ -86,8 +86,8 @@ def measured(result: RowResult) -> Measurement:
     return result.measurement
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def relative_error(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual - wanted).norm() / wanted.norm())
 
 
 def greedy(model: Transformer, *, compile: bool, count: int) -> Tensor:

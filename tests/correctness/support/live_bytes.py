@@ -27,8 +27,8 @@ class Storages(TorchDispatchMode):
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
-        self._known = [tensor.untyped_storage() for tensor in known]
-        self._seen: dict[int, object] = {each._cdata: each for each in self._known}
+        storages = [tensor.untyped_storage() for tensor in known]
+        self._seen: dict[int, Any] = {storage._cdata: storage for storage in storages}
 
     def made(self, size: int) -> Callable[[], None]:
         raise NotImplementedError

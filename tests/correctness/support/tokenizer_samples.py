@@ -98,16 +98,16 @@ def write_gguf(
     **fields: str | int | bool,
 ) -> Path:
     """A GGUF of a vocabulary alone: TOKENS, then SPECIAL; `fields` are of its own."""
-    plain, plain_merges = gguf_vocabulary()
+    default_tokens, default_merges = gguf_vocabulary()
     writer = GGUFWriter(path, "llama")
     if chat_template:
         writer.add_chat_template(chat_template)
-    tokens = plain + SPECIAL if tokens is None else tokens
+    tokens = default_tokens + SPECIAL if tokens is None else tokens
     writer.add_token_list(tokens)
     ordinary = len(tokens) - len(SPECIAL)
     kinds = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
     writer.add_token_types(kinds if types is None else types)
-    writer.add_token_merges(plain_merges if merges is None else merges)
+    writer.add_token_merges(default_merges if merges is None else merges)
     add: dict[type, Any] = {bool: writer.add_bool, int: writer.add_uint32}
     add[str] = writer.add_string
     for name, value in {"model": "gpt2", "pre": "gpt-2", **fields}.items():

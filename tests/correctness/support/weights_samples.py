@@ -72,9 +72,9 @@ def split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_same(reader: WeightsReader, wanted: dict[str, Tensor]) -> None:
-    found = all_weights(reader)
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
+    actual = all_weights(reader)
+    assert actual.keys() == wanted.keys()
+    for name, tensor in actual.items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=0, msg=name)
 
 
