@@ -76,7 +76,7 @@ def quantize_model(
 
 def chosen_schemes(choices: Sequence[LinearChoice]) -> dict[tuple[int, int], str]:
     """The scheme that autoquant chose, by the shape (N, K) of a linear."""
-    return {(each.out_features, each.in_features): each.chosen for each in choices}
+    return {(pick.out_features, pick.in_features): pick.chosen for pick in choices}
 
 
 def quantized_already(scheme: str, origin: Origin | None) -> SpecError:

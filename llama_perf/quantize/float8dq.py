@@ -28,9 +28,9 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> Float8DynamicWeight:
         """See `PackedTensor.from_float`."""
-        plain = Float8Weight.from_float(weight, scheme)
+        packed = Float8Weight.from_float(weight, scheme)
         granularity = scheme.name.removeprefix("float8dq-")
-        return cls(plain.codes, plain.scale, granularity, *weight.shape, weight.dtype)
+        return cls(packed.codes, packed.scale, granularity, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """See `PackedTensor.matmul`."""

@@ -204,7 +204,7 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
         _choose_qparams_and_quantize_affine_hqq,
     )
 
-    _, *found, _ = _choose_qparams_and_quantize_affine_hqq(
+    _, *tensors, _ = _choose_qparams_and_quantize_affine_hqq(
         groups.flatten(1),
         nbits=bits,
         group_size=groups.shape[2],
@@ -213,6 +213,6 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
         raw_output=True,
     )
     # Clones, since the search leaves inference tensors.
-    scale, zero = (each.clone().view(*groups.shape[:2], 1) for each in found)
+    scale, zero = (tensor.clone().view(*groups.shape[:2], 1) for tensor in tensors)
     span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
     return scale, zero, scale <= span / (2**bits - 1) * 1.01

@@ -45,13 +45,13 @@ def dequantized(weight: Any) -> Tensor:
 def _places(rows: int, columns: int) -> Tensor:
     """For each weight (rows, columns), row by row, which of the packed codes it has."""
     position = torch.arange(rows * columns, dtype=torch.int32).view(rows, columns)
-    found = torch.zeros(rows * columns, dtype=torch.int64)
+    order = torch.zeros(rows * columns, dtype=torch.int64)
     for shift in range(0, 32, 4):
         digit = (position >> shift) & 15
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(digit, 1)
-        found |= _codes(packed).long() << shift
-    places = found.argsort()
-    if not torch.equal(found[places], position.flatten().long()):
+        order |= _codes(packed).long() << shift
+    places = order.argsort()
+    if not torch.equal(order[places], position.flatten().long()):
         raise NotImplementedError("an unknown layout of packed int4 weights")
     return places
 

@@ -71,14 +71,14 @@ def _chatml(
     tokenizer: Tokenizer, messages: Sequence[Message], start: int, end: int
 ) -> list[int]:
     """ChatML, as SmolLM2's template writes it (OpenAI's format)."""
-    plain = partial(tokenizer.encode, bos=False)
+    encode = partial(tokenizer.encode, bos=False)
     default = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
     if messages[0].role != "system" and default:
         messages = [Message(role="system", content=default[1]), *messages]
     ids: list[int] = []
     for role, content in messages:
-        ids += [start, *plain(f"{role}\n{content}"), end, *plain("\n")]
-    return [*ids, start, *plain("assistant\n")]
+        ids += [start, *encode(f"{role}\n{content}"), end, *encode("\n")]
+    return [*ids, start, *encode("assistant\n")]
 
 
 def _llama3(
@@ -86,14 +86,14 @@ def _llama3(
 ) -> list[int]:
     """Llama 3's headers, as Meta's ChatFormat writes them; no default system."""
     begin, start, end, end_of_turn = marks
-    plain = partial(tokenizer.encode, bos=False)
+    encode = partial(tokenizer.encode, bos=False)
 
     def header(role: str) -> list[int]:
-        return [start, *plain(role), end, *plain("\n\n")]
+        return [start, *encode(role), end, *encode("\n\n")]
 
     ids = [begin]
     for role, content in messages:
-        ids += [*header(role), *plain(content.strip()), end_of_turn]
+        ids += [*header(role), *encode(content.strip()), end_of_turn]
     return ids + header("assistant")
 
 
@@ -104,7 +104,7 @@ def _llama2(
 
     `[INST]` and `<<SYS>>` are plain text to Llama 2, also where a user types them.
     """
-    plain = partial(tokenizer.encode, bos=False)
+    encode = partial(tokenizer.encode, bos=False)
     turns = [message.content for message in messages]
     if messages[0].role == "system":
         system, user, *rest = turns
@@ -112,8 +112,8 @@ def _llama2(
     ids: list[int] = []
     for user, answer in zip(turns[0:-1:2], turns[1::2], strict=True):
         text = f"[INST] {user.strip()} [/INST] {answer.strip()} "
-        ids += [bos, *plain(text), eos]
-    return [*ids, bos, *plain(f"[INST] {turns[-1].strip()} [/INST]")]
+        ids += [bos, *encode(text), eos]
+    return [*ids, bos, *encode(f"[INST] {turns[-1].strip()} [/INST]")]
 
 
 _LLAMA3 = (

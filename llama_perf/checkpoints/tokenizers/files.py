@@ -65,13 +65,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     TokenizerError.
     """
     if path.is_dir():
-        found = find_tokenizer(path)
-        if found is None:
+        tokenizer_path = find_tokenizer(path)
+        if tokenizer_path is None:
             raise TokenizerError(
                 f"{path}: no tokenizer; allowed: a folder with {' or '.join(_NAMES)},"
                 " or with one .gguf that holds a tokenizer"
             )
-        path = found
+        path = tokenizer_path
     try:
         with path.open("rb") as file:
             start = file.read(4096)

@@ -48,10 +48,10 @@ def compiled(work: Callable[[], object], capability: int) -> list[Resources]:
     """Those of all that `work` launches, on the meta device, for sm_`capability`."""
     launched: list[Resources] = []
 
-    def compile_one(kernel: Any, *arguments: Any, **given: Any) -> None:
-        options = {name: given.pop(name) for name in list(given) if name.islower()}
+    def compile_one(kernel: Any, *arguments: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name.islower()}
         del options["grid"], options["warmup"]
-        launched.append(_compile(kernel, arguments, given, options, capability))
+        launched.append(_compile(kernel, arguments, kwargs, options, capability))
 
     with (
         mock.patch.object(JITFunction, "run", compile_one),

@@ -207,7 +207,7 @@ def cache_table(processes: Processes) -> list[str]:
     lines = []
     for row in LARGE_CACHES:
         shares = [
-            ratio(*(processes.get((each, side), []) for each in (SMALL_CACHE, row)))
+            ratio(*(processes.get((spec, side), []) for spec in (SMALL_CACHE, row)))
             for side in SIDES
         ]
         if None in shares:

@@ -108,13 +108,13 @@ def test_what_a_user_types_is_never_special(llama3: Tokenizer, tmp_path: Path) -
     for tokenizer in (smollm2(), llama3, llama2):
         special = {tokenizer.special[mark] for mark in marks & set(tokenizer.special)}
         assert special
-        typed, plain = (
+        typed, harmless = (
             encode_chat(tokenizer, [Message("user", text)]) for text in (INJECTION, "x")
         )
         assert [id for id in typed if id in special] == [
-            id for id in plain if id in special
+            id for id in harmless if id in special
         ]
-        assert len(typed) > len(plain)
+        assert len(typed) > len(harmless)
 
 
 def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:

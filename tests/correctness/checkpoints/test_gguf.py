@@ -155,7 +155,7 @@ def test_other_rope_factors_are_refused(tmp_path: Path) -> None:
         )
 
 
-WHOLE = "allowed: a whole number, 1 or more"
+COUNT = "allowed: a whole number, 1 or more"
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ WHOLE = "allowed: a whole number, 1 or more"
         ("llama.rope.scale_linear", 4, "allowed: 1.0"),
         ("llama.rope.dimension_count", 4, "allowed: 8"),
         ("llama.attention.value_length", 4, "allowed: 8"),
-        ("llama.attention.key_length", "8", WHOLE),
-        ("llama.attention.key_length", 8.0, WHOLE),
+        ("llama.attention.key_length", "8", COUNT),
+        ("llama.attention.key_length", 8.0, COUNT),
         ("llama.attention.head_count_kv", 3, "it must divide n_heads 4"),
         ("split.count", 2, "merge the parts with llama-gguf-split --merge"),
     ],

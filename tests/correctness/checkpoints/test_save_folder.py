@@ -55,11 +55,11 @@ def test_the_tokenizer_comes_along(how: str, tmp_path: Path) -> None:
     copied = find_tokenizer(folder)
     assert copied is not None
     assert copied.parent == folder
-    found, wanted = load_tokenizer(copied), load_tokenizer(path)
+    loaded, wanted = load_tokenizer(copied), load_tokenizer(path)
     text = f"Hello, the user 123 {samples.SPECIAL[0]}\n\nusing it"
-    assert found.encode(text) == wanted.encode(text)
+    assert loaded.encode(text) == wanted.encode(text)
     for field in ("vocab_size", "bos_id", "eos_ids", "special", "chat_template"):
-        assert getattr(found, field) == getattr(wanted, field), field
+        assert getattr(loaded, field) == getattr(wanted, field), field
     assert_same(load_model(folder), model)
     # The tokenizer's file itself will do as well.
     save_model(model, tmp_path / "again", tokenizer=path)

@@ -28,11 +28,11 @@ def make(
 
 def test_has_every_tensor_of_the_model() -> None:
     before = torch.get_rng_state()
-    found = {name: t.shape for name, t in all_weights(make()).items()}
+    shapes = {name: t.shape for name, t in all_weights(make()).items()}
     assert torch.equal(before, torch.get_rng_state()), "not from the global generator"
     with torch.device("meta"):
         model = Transformer(TINY)
-    assert found == {name: t.shape for name, t in model.state_dict().items()}
+    assert shapes == {name: t.shape for name, t in model.state_dict().items()}
     assert make().source == "synthetic"
     assert list(make().layer(0)) == [name for name, _ in layer_shapes(TINY)]
     assert list(make(TIED).final()) == ["norm.weight"]

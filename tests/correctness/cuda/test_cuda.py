@@ -70,8 +70,8 @@ def test_measured_bandwidth_is_plausible(device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
         clock_khz = getattr(properties, "memory_clock_rate", 0)
         bits = getattr(properties, "memory_bus_width", 0)
-        if told := 2 * clock_khz * 1e3 * bits / 8 / 1e9:
-            assert 0.3 < ceiling.bandwidth_gb_s / told < 1.05, f"of {told:.0f} GB/s"
+        if peak := 2 * clock_khz * 1e3 * bits / 8 / 1e9:
+            assert 0.3 < ceiling.bandwidth_gb_s / peak < 1.05, f"of {peak:.0f} GB/s"
 
 
 def test_compiled_greedy_tokens_are_the_eager_ones(device: torch.device) -> None:
@@ -92,14 +92,14 @@ def test_cached_decode_gives_the_logits_of_the_whole_text(device: torch.device) 
     model = small_model(device)
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(SMALL.vocab_size, (2, 20), generator=seeded).to(device)
-    whole = model.logits(tokens)
+    uncached = model.logits(tokens)
     engine = Engine(model, EngineOptions(batch_size=2, cache_size=32))
     steps = [engine.prefill(tokens[:, :5])]
     for index in range(5, 20):
         position = torch.tensor([index], device=device)
         steps.append(engine.decode(tokens[:, index : index + 1], position))
     cached = torch.stack(steps, dim=1).float()
-    assert relative_error(cached, whole[:, 4:]) < CLOSE[model.dtype]
+    assert relative_error(cached, uncached[:, 4:]) < CLOSE[model.dtype]
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
@@ -112,9 +112,9 @@ def test_quantized_logits_stay_close(
     seeded = torch.Generator().manual_seed(2)
     # Over 16 positions, below which torch's int8 product refuses on CUDA.
     tokens = torch.randint(SMALL.vocab_size, (1, 32), generator=seeded)
-    plain = model.logits(tokens)
+    unquantized = model.logits(tokens)
     quantized = quantize_model(model, scheme, kernels="torchao").logits(tokens)
-    error = relative_error(quantized, plain)
+    error = relative_error(quantized, unquantized)
     assert 0 < error < QUANTIZED[scheme], error
 
 
@@ -215,8 +215,8 @@ def test_a_peak_counts_what_was_given_back(device: torch.device) -> None:
     block = torch.ones(64 * 2**20, dtype=torch.uint8, device=device)
     assert int(block.max()) == 1
     del block
-    grown = meter.peak_bytes() - before
-    assert 60 * 2**20 < grown < 128 * 2**20
+    growth = meter.peak_bytes() - before
+    assert 60 * 2**20 < growth < 128 * 2**20
     meter.retained_bytes()  # gives it back
     meter.reset_peak()
     assert meter.peak_bytes() - before < 16 * 2**20
@@ -243,7 +243,7 @@ def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
 ) -> None:
     """The allocator refuses, though the device says that there is memory."""
     session.ceiling(device)  # which needs memory of its own
-    held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     with monkeypatch.context() as patch, ExitStack() as undo:
         if device.type == "cpu":
             message = "CUDA out of memory. Tried to allocate 96.00 MiB."
@@ -260,4 +260,4 @@ def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
     assert (result.reason or "").startswith("out of memory: CUDA out of memory")
     measured(session.run_row(small_row(device)))
     if device.type == "cuda":
-        assert torch.cuda.memory_allocated() - held < 16 * 2**20
+        assert torch.cuda.memory_allocated() - before < 16 * 2**20

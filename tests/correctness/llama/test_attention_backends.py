@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     seen: list[Call] = []
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **rest: Any) -> Tensor:
-        strides = [each.stride(1) for each in (q, k, v) if each.shape[1] > 1]
+        strides = [tensor.stride(1) for tensor in (q, k, v) if tensor.shape[1] > 1]
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         seen.append(Call((q.shape[1], k.shape[1]), strides, cudnn))
         if mask is LOWER_RIGHT:

@@ -193,12 +193,12 @@ on_card = pytest.param("cuda", marks=pytest.mark.cuda)
 
 @pytest.mark.parametrize("device", [on_card], indirect=True)
 def test_memory_is_given_back_with_the_engine(model: Transformer) -> None:
-    held = []
+    allocated = []
     for _ in range(2):
         generated(engine(model, capture=True))
         torch.cuda.synchronize()
-        held.append(torch.cuda.memory_allocated(model.device))
-    assert held[0] == held[1]
+        allocated.append(torch.cuda.memory_allocated(model.device))
+    assert allocated[0] == allocated[1]
 
 
 @pytest.mark.parametrize("capture", [False, True])

@@ -31,19 +31,19 @@ def test_one_compiled_token_is_the_product_without_the_library(
     compiled: Any, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     x, weight = torch.randn(shape).to(dtype), torch.randn((75, 96)).to(dtype)
-    found, code = run_and_get_code(compiled, x, weight)
+    actual, code = run_and_get_code(compiled, x, weight)
     expected = F.linear(x.double(), weight.double())
-    assert found.dtype == dtype
-    assert found.shape == expected.shape
-    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert actual.dtype == dtype
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
     assert error < ROUNDING[dtype]
     assert LIBRARY.search(code[0]) is None
 
 
 def test_several_tokens_are_the_librarys_product(compiled: Any) -> None:
     x, weight = torch.randn((2, 96)), torch.randn((75, 96))
-    found, code = run_and_get_code(compiled, x, weight)
-    torch.testing.assert_close(found, F.linear(x, weight))
+    actual, code = run_and_get_code(compiled, x, weight)
+    torch.testing.assert_close(actual, F.linear(x, weight))
     assert LIBRARY.search(code[0]) is not None
 
 

@@ -64,13 +64,13 @@ def test_every_linear_is_quantized_once_and_nothing_else(
         quantize_model(small(config), scheme, kernels=kernels),
         small(config),
     )
-    found = dict(linears(model))
-    assert len(found) == 5 * SMALL.n_layers + 1
-    assert not any(is_unquantized(linear.weight) for linear in found.values())
+    modules = dict(linears(model))
+    assert len(modules) == 5 * SMALL.n_layers + 1
+    assert not any(is_unquantized(linear.weight) for linear in modules.values())
     others = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.removesuffix(".weight") not in found
+        if name.removesuffix(".weight") not in modules
     }
     assert len(others) == 2 * SMALL.n_layers + 2, "the embedding and the norms"
     for name, parameter in others.items():
@@ -90,8 +90,8 @@ def test_torchaos_weights_are_as_near_as_their_format_allows(scheme: str) -> Non
         exact = before[name].weight.detach()
         # A layer's answer to the unit vectors is its weight, transposed.
         with patch("torch._int_mm", exact_int_mm):
-            found = linear(torch.eye(linear.in_features)).T
-        error = (found - exact).abs()
+            restored = linear(torch.eye(linear.in_features)).T
+        error = (restored - exact).abs()
         assert error.any(), f"{name} is not quantized"
         assert (error <= largest_error(scheme, exact)).all(), name
 

@@ -106,7 +106,7 @@ def test_the_choice_is_the_least_time_over_a_whole_generation(
 
     def chosen(row: RowSpec) -> dict[tuple[int, int], LinearChoice]:
         choices = choose(row, STORIES, path=tmp_path / "times.json")
-        return {(each.out_features, each.in_features): each for each in choices}
+        return {(choice.out_features, choice.in_features): choice for choice in choices}
 
     # Six layers: a prompt of 100 tokens and 4 steps, then of 3 tokens and 4 steps.
     long, short = chosen(replace(ROW, prompt_length=100)), chosen(ROW)
@@ -126,10 +126,10 @@ def test_a_scheme_that_does_not_fit_a_shape_is_no_candidate_for_it(
 ) -> None:
     asked = fake_times(monkeypatch, lambda name, _: 1.0 if "int4" in name else 2.0)
     row = replace(ROW, quantization="autoquant-int4")
-    for each in choose(row, STORIES, path=tmp_path / "times.json"):
-        fits = each.in_features % 64 == 0
-        assert each.chosen == ("int4wo-64-hqq" if fits else "none")
-        assert ("int4wo-64-hqq" in each.total_ms) == fits
+    for choice in choose(row, STORIES, path=tmp_path / "times.json"):
+        fits = choice.in_features % 64 == 0
+        assert choice.chosen == ("int4wo-64-hqq" if fits else "none")
+        assert ("int4wo-64-hqq" in choice.total_ms) == fits
     assert {product.columns for name, product, _ in asked if "int4" in name} == {768}
 
 
@@ -138,22 +138,22 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
     path = tmp_path / "deep" / "times.json"
-    told: list[str] = []
+    lines: list[str] = []
 
     def choices(**changes: Any) -> tuple[LinearChoice, ...]:
         asked.clear()
-        told.clear()
-        return choose(replace(ROW, **changes), TINY, notify=told.append, path=path)
+        lines.clear()
+        return choose(replace(ROW, **changes), TINY, notify=lines.append, path=path)
 
     first = choices()
     assert asked
-    assert not any(each.reused for each in first)
-    assert any("timing none, int8wo, int8dq at M = 3, N = " in line for line in told)
+    assert not any(choice.reused for choice in first)
+    assert any("timing none, int8wo, int8dq at M = 3, N = " in line for line in lines)
     again = choices()
     assert asked == []
-    assert all(each.reused for each in again)
-    assert [replace(each, reused=False) for each in again] == list(first)
-    assert told == ["autoquant: every time was taken before and is used again"]
+    assert all(choice.reused for choice in again)
+    assert [replace(choice, reused=False) for choice in again] == list(first)
+    assert lines == ["autoquant: every time was taken before and is used again"]
     choices(quantization="autoquant-int4")
     assert {name for name, *_ in asked} == {"int4wo-64-hqq"}
     choices(compile=True)
@@ -170,19 +170,19 @@ def test_a_file_that_cannot_be_used_is_told_and_kept_and_the_choice_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = fake_times(monkeypatch, by_tokens)
-    damaged, told = tmp_path / "times.json", list[str]()
+    damaged, lines = tmp_path / "times.json", list[str]()
     damaged.write_text('{"kind": "something else"}', encoding="utf-8")
     with pytest.raises(RecordError):
         times_file.read(damaged)
-    assert choose(ROW, TINY, notify=told.append, path=damaged)
+    assert choose(ROW, TINY, notify=lines.append, path=damaged)
     assert asked
-    assert told[0].startswith(f"autoquant: {damaged}: kind: ")
-    assert told[0].endswith("; timing anew without it")
+    assert lines[0].startswith(f"autoquant: {damaged}: kind: ")
+    assert lines[0].endswith("; timing anew without it")
     assert damaged.read_text(encoding="utf-8") == '{"kind": "something else"}'
     unwritable = damaged / "times.json"
-    assert choose(ROW, TINY, notify=told.append, path=unwritable)
+    assert choose(ROW, TINY, notify=lines.append, path=unwritable)
     start = f"autoquant: the times are not kept: {unwritable}: cannot be"
-    assert told[-1].startswith(start)
+    assert lines[-1].startswith(start)
 
 
 def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
@@ -199,22 +199,22 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
     # The reference's generation: a prompt of six tokens.
     assert {product.tokens for _, product, _ in asked} == {1, 6}
     prepared = prepare(ROW)
-    assert prepared.autoquant is not None
-    assert {each.chosen for each in prepared.autoquant} == {"none", "int8wo", "int8dq"}
+    schemes = {choice.chosen for choice in prepared.autoquant or ()}
+    assert schemes == {"none", "int8wo", "int8dq"}
     expected = load_model("stories15M")
     for linear in linears(expected):
         if scheme := best.get(linear.out_features):
             make_quantizer(scheme, kernels="native", **CPU)(linear, "linear")
     logits = expected.logits(prepared.prompt)
     saved = load_model(save_model(model, tmp_path / "saved"))
-    for found in (model, prepared.engine.model, saved):
+    for quantized in (model, prepared.engine.model, saved):
         kinds = {
-            (each.out_features, each.in_features): type(each.weight.data).__name__
-            for each in linears(found)
+            (linear.out_features, linear.in_features): type(linear.weight.data).__name__
+            for linear in linears(quantized)
         }
         chosen = {(864, 288): "Int8Weight", (768, 288): "Int8DynamicWeight"}
         assert kinds == dict.fromkeys(SHAPES, "Tensor") | chosen
-        assert torch.equal(found.logits(prepared.prompt), logits)
+        assert torch.equal(quantized.logits(prepared.prompt), logits)
     with pytest.raises(SpecError, match="this model is quantized already"):
         quantize_model(model, "int8wo")
 
@@ -233,8 +233,8 @@ def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> N
     def hows(tokens: int, config: Any = STORIES, **changes: Any) -> dict[Any, str]:
         """How the products of so many tokens are timed, by shape."""
         row = replace(ROW, device="cuda", dtype="bfloat16", **changes)
-        uses = [each for each in products(row, config) if each.product.tokens == tokens]
-        return {each.shape: each.how for each in uses}
+        uses = [use for use in products(row, config) if use.product.tokens == tokens]
+        return {use.shape: use.how for use in uses}
 
     fused = dict.fromkeys(SHAPES, "fused") | {(768, 288): "fused gate"}
     for length in (6, 8, 9, 100):

@@ -65,8 +65,8 @@ def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
     for name in (*names, "float32_matmul_precision", "cpu_features"):
         assert times_file.machine_key(fields | {name: "other"}) != key
     assert times_file.machine_key(fields | {"commit": "other"}) == key
-    told = times_file.time_key("fp6", product(2, 3), dtype="float32", how="compiled")
-    assert told == "fp6 1x2x3 float32 compiled"
+    key = times_file.time_key("fp6", product(2, 3), dtype="float32", how="compiled")
+    assert key == "fp6 1x2x3 float32 compiled"
 
 
 def test_the_default_file_lies_where_the_user_says(
@@ -98,7 +98,7 @@ def test_the_clock_tells_large_products_from_small_ones(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
 
-    def told() -> bool:
+    def small_is_faster() -> bool:
         small, large = (
             timed(product(size, size, tokens=2), "eager", device=torch.device(device))
             for size in sizes
@@ -107,7 +107,7 @@ def test_the_clock_tells_large_products_from_small_ones(
         return all(us * 5 < large[name] for name, us in small.items())
 
     # A neighbour can hold up the small ones of one try, and not of every one.
-    assert any(told() for _ in range(20))
+    assert any(small_is_faster() for _ in range(20))
 
 
 @pytest.mark.parametrize("scheme", CANDIDATES)
@@ -149,7 +149,7 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         def call(x: Tensor, *parts: Any, peaks: Any) -> Tensor:
             *weights, counter = parts
             assert len(counter) >= 3
-            assert len({each.layout for each in weights}) == 1
+            assert len({weight.layout for weight in weights}) == 1
             assert len(weights) == 1 + (name == "fused gate")
             # As in a step, where the kernel in front writes them.
             assert (peaks.read is not None) == weights[0].dynamic
@@ -184,10 +184,10 @@ def test_the_kernels_of_a_fused_row_take_every_candidate() -> None:
     words = [sys.executable, "-m", program]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    launched = json.loads(done.stdout.splitlines()[-1])
     for how, weights in (("fused", 1), ("fused gate", 2)):
-        assert found[how].keys() == set(CANDIDATES)
-        for launches in found[how].values():
+        assert launched[how].keys() == set(CANDIDATES)
+        for launches in launched[how].values():
             # One launch of 16 rows a program, of one weight or of both.
             ((kernel, (programs, *_)),) = launches
             assert (kernel, programs) == ("project", weights * 11008 // 16)
@@ -204,7 +204,7 @@ def test_of_a_kernel_of_two_products_each_has_half_the_time(
     assert {len(weights) for weights in pairs} == {2}
     assert 2 * len(pairs) >= len(singles) - 1
     # Each copy once: what a cache holds from the launch before is not read.
-    assert len({id(each.codes) for pair in pairs for each in pair}) == 2 * len(pairs)
+    assert len({id(copy.codes) for pair in pairs for copy in pair}) == 2 * len(pairs)
     # A clock on which each launch takes a microsecond.
     monkeypatch.setattr(timing, "_cpu_clock", lambda work: len(work.copies))
     passes = {

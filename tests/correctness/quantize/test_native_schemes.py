@@ -67,7 +67,7 @@ def test_a_linear_multiplies_and_changes_dtype(name: str) -> None:
             values, scale = QUANTIZE_TOKENS[name](x.view(-1, COLUMNS))
             x = (values * scale).view(shape)
         # In float64, so that one side alone is rounded.
-        parts = (each.double() for each in (x, weight, linear.bias))
+        parts = (tensor.double() for tensor in (x, weight, linear.bias))
         expected = F.linear(*parts).float()
         torch.testing.assert_close(restored, expected, rtol=1e-5, atol=1e-5)
 
@@ -147,8 +147,8 @@ def of_torchao(name: str, weight: Tensor) -> Tensor:
 
 
 def without_hqq(name: str, weight: Tensor) -> Tensor:
-    found: Tensor = quantized(name.removesuffix("-hqq"), weight).weight.dequantize()
-    return found
+    restored: Tensor = quantized(name.removesuffix("-hqq"), weight).weight.dequantize()
+    return restored
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_pruned_weights_and_zeros_stay_and_kept_ones_are_within_a_step() -> None
     weight = random_weight(0, (37, 576))
     weight[:, 128:256] = 0
     weight[3] = 0
-    pruned, found = prune_2_4(weight), sparse(weight).dequantized()
-    assert not found[pruned == 0].any()
-    assert found[4].any()
+    pruned, restored = prune_2_4(weight), sparse(weight).dequantized()
+    assert not restored[pruned == 0].any()
+    assert restored[4].any()
     for start in range(0, 576, 128):
         part = pruned[:, start : start + 128]
-        error = (found[:, start : start + 128] - part).abs().amax(1)
+        error = (restored[:, start : start + 128] - part).abs().amax(1)
         # Clipping and a rounded scale may cost a step at the ends.
         assert (error <= part.abs().amax(1) / 8 * 1.5).all()
 
@@ -235,9 +235,9 @@ def test_sparse_scales_are_better_than_those_of_the_peak() -> None:
     weight = prune_2_4(random_weight(0, (64, 512)))
     groups = weight.unflatten(1, (-1, 128))
     step = groups.abs().amax(2, keepdim=True) / 7
-    plain = (torch.round(groups / step) * step).flatten(1)
-    pair = (sparse(weight).dequantized(), plain)
-    ours, theirs = ((each - weight).square().mean() for each in pair)
+    rounded = (torch.round(groups / step) * step).flatten(1)
+    pair = (sparse(weight).dequantized(), rounded)
+    ours, theirs = ((restored - weight).square().mean() for restored in pair)
     assert ours < 0.9 * theirs
 
 
@@ -247,9 +247,9 @@ def test_every_size_of_a_sparse_weight_is_kept_to_a_tenth(value: float) -> None:
     packed = sparse(weight)
     assert torch.isfinite(packed.scale).all()
     assert (from_lanes(packed.scale, len(weight)) != 0).all()
-    found = packed.dequantized()
-    assert torch.isfinite(found).all()
-    error, size = (found - weight).double().norm(), weight.double().norm()
+    restored = packed.dequantized()
+    assert torch.isfinite(restored).all()
+    error, size = (restored - weight).double().norm(), weight.double().norm()
     # The least normal number, below which a weight may become 0.
     assert error <= 0.1 * size + 1.2e-38 * weight.numel() ** 0.5
 
@@ -310,8 +310,8 @@ def test_torchaos_quantize_is_told_which_k_fits(
     scheme: str, columns: int, problem: str
 ) -> None:
     weight = torch.ones(5, columns)
-    found = refusal(quantized, scheme, weight)
-    assert found.endswith(problem.format(f" of the weight (5, {columns})"))
+    message = refusal(quantized, scheme, weight)
+    assert message.endswith(problem.format(f" of the weight (5, {columns})"))
     if scheme == "sparse-marlin":
-        found = refusal(prune_2_4, weight)
-        assert found.endswith(problem.format(" of the weight"))
+        message = refusal(prune_2_4, weight)
+        assert message.endswith(problem.format(" of the weight"))
