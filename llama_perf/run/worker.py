@@ -104,8 +104,7 @@ class Worker:
         begin = os.fstat(self._output.fileno()).st_size
         try:
             self._process = process = self._process or self._start()
-            self._send(process, row)
-            ended = self._wait(process, row, progress)
+            ended = self._exchange(process, row, progress)
         except BaseException:
             self.kill()
             raise
@@ -143,17 +142,19 @@ class Worker:
             damages=self._options.inject_damage,
         )
         assert process.stdin is not None, "started with a pipe"
-        # If the process has ended, `_wait` reports how.
+        # If the process has ended, `_exchange` reports how.
         with suppress(BrokenPipeError):
             process.stdin.write(to_line(task).encode() + b"\n")
             process.stdin.flush()
 
-    def _wait(
+    def _exchange(
         self, process: subprocess.Popen[bytes], row: RowSpec, progress: Progress
     ) -> WorkerResult | str:
-        """The result, or how the process ended without one."""
+        """Send a row; its result, or how the process ended without one."""
         limit = self._options.row_timeout
+        # Before the row is sent, since a process that has run others starts at once.
         deadline = math.inf if limit is None else time.monotonic() + limit
+        self._send(process, row)
         while True:
             *lines, self._received = self._received.split(b"\n")
             for line in lines:
