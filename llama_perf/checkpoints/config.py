@@ -1,7 +1,7 @@
 """A model's shape in `config.json`, `params.json`, and under other fields' names.
 
-Knows which file beside a checkpoint is read first. An error is one line that names the
-source and the field.
+Knows which of the files next to a checkpoint is read first. An error is one line that
+names the source and the field.
 """
 
 from __future__ import annotations
@@ -35,12 +35,9 @@ _ROPE_SCALING = {
     "high_freq_factor": "high_freq_factor",
     "original_context": "original_max_position_embeddings",
 }
-_META = {
-    **{name: name for name in ("dim", "n_layers", "n_heads", "n_kv_heads")},
-    **{name: name for name in ("vocab_size", "norm_eps")},
-    **{name: name for name in ("multiple_of", "ffn_dim_multiplier")},
-    "rope_base": "rope_theta",
-}
+_META_NAMES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps")
+_META = {name: name for name in (*_META_NAMES, "multiple_of", "ffn_dim_multiplier")}
+_META |= {"rope_base": "rope_theta"}
 _REQUIRED = {
     *("dim", "n_layers", "n_heads", "intermediate_size", "vocab_size", "context"),
     *_ROPE_SCALING,

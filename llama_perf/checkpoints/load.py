@@ -1,6 +1,6 @@
 """A model's name or path -> its weights -> a model, layer by layer.
 
-Knows where checkpoints lie and tells the formats apart by the names of files; each
+Knows where checkpoints lie, and their formats by the names of files; each
 format's module reads what is inside. The modules start on the meta device, one layer's
 weights are read, moved, quantized, and only then the next are read. The peak is the
 quantized model plus one layer. A layer is read and quantized in a memory pool that is
@@ -108,7 +108,7 @@ def check_model(model: str) -> None:
 def open_weights(path: Path) -> WeightsReader:
     """Open a checkpoint, a file or a folder.
 
-    In a folder `model.pth` comes first: the reference's conversion writes it beside
+    In a folder `model.pth` comes first: the reference's conversion writes it next to
     the files it was made from. Raises WeightsError for a path that is missing, empty,
     ambiguous, damaged, or that does not fit its configuration.
     """

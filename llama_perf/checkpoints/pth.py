@@ -27,7 +27,7 @@ from llama_perf.llama.transformer import is_unquantized
 
 
 def open_pth(path: Path) -> StoredWeights:
-    """Open a `.pth` file; its configuration is looked for beside it.
+    """Open a `.pth` file; its configuration is looked for in the same folder.
 
     The file is mapped, so that only what is read comes into memory (one in the format
     of torch before 1.6 cannot be and is read completely). Raises WeightsError.
@@ -62,7 +62,7 @@ def _load(path: Path, saved: Saved | None) -> dict[str, Tensor]:
         import_tensors()
     loaded = _unpickle(path, saved)
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        # The stories checkpoints of llama2.c keep the weights beside other entries.
+        # The stories checkpoints of llama2.c keep the weights among other entries.
         loaded = loaded["model"]
     if not isinstance(loaded, dict) or not loaded:
         raise WeightsError(

@@ -108,7 +108,7 @@ class StoredWeights(WeightsReader):
     block without the `layers.N.` that is `<block>.N.` there; a name that is not in it
     is the same. `shapes` has every tensor of the checkpoint under its own name, in
     torch's order of dimensions, and `read(own_name)` gives one of them. `config_from`
-    tells a user where the configuration was found.
+    says in errors where the configuration was found.
 
     Every tensor's name and shape is checked here, before any data is read. Raises
     WeightsError if one is missing, has another shape than the configuration wants, or

@@ -2,7 +2,7 @@
 
 `model.pth` holds the state dict with its quantized tensors, `config.json` the shape of
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
-versions it was saved with; the tokenizer lies beside them where one is given. The
+versions it was saved with; the tokenizer lies in the same folder if one is given. The
 folder appears whole or not at all. Knows what a reader must find in it, but no scheme
 and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
 """
@@ -208,10 +208,10 @@ def save_model(
     saved = _describe(model, scheme)
     source = None if tokenizer is None else _tokenizer_file(Path(tokenizer), model)
     check_savable(model.parameters())
-    beside = target.absolute()
+    path = target.absolute()
     try:
         with tempfile.TemporaryDirectory(
-            prefix=f".{beside.name}.", dir=beside.parent
+            prefix=f".{path.name}.", dir=path.parent
         ) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()

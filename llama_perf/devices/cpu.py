@@ -1,8 +1,8 @@
 """The processor as a device.
 
 Its memory is the resident set of this process: Linux keeps a high-water mark of it and
-lets a process reset it; where that is not possible the size at the time of asking
-stands in.
+lets a process reset it; where that is not possible, it is the size at the time of
+asking.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ class CapturedDecodeStep(DecodeStep):
 
     def repeat(self) -> None:
         """Decode `state.token` again and discard the result, by one launch."""
-        self._captured_graph()  # Behind it all kernels are compiled and tuned.
+        # It compiles and tunes all kernels, which no capture allows.
+        self._captured_graph()
         if self._repeat_graph is None:
             self._repeat_graph = capture_graph(super().repeat)
         self._repeat_graph.replay()

@@ -1,4 +1,4 @@
-"""Tensors in memory segments of their own, so that CUDA can free what is beside them.
+"""Tensors in memory segments of their own, so that CUDA can free all others.
 
 CUDA's caching allocator returns memory only in whole segments. A packed weight that
 lies in a segment together with the float32 temporaries of its quantization keeps that

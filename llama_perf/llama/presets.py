@@ -64,7 +64,7 @@ PRESETS: dict[str, ModelConfig] = {
 def preset_name(model: str) -> str | None:
     """The preset that `model`'s name means, or None.
 
-    The longest preset that stands in the name as whole words, in any case:
+    The longest preset that the name contains as whole words, in any case:
     "Meta-Llama-3-8B-Instruct" is Llama-3-8B and "Llama-2-7b-chat-hf" is 7B, but
     "Foo-17B" is not 7B.
     """

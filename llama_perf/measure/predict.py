@@ -1,7 +1,7 @@
 """The memory that a row will take, from the shape of its model: nothing is run.
 
 Counts the weights as they are packed, caches and mask as the engine allocates them, and
-what is alive beside them (`working_bytes`). It does not know how an allocator rounds,
+what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 

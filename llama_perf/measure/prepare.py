@@ -114,9 +114,9 @@ def prepare(
     """Build what `row` asks for.
 
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
-    row's `fill` positions are filled here, so that no sample has to. `notify` is told
-    of steps that take long or use what an earlier run left, and of a cache longer than
-    the model was trained for.
+    row's `fill` positions are filled here, so that no sample has to. `notify` is called
+    with a line for steps that take long or use what an earlier run left, and for a
+    cache longer than the model was trained for.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -177,7 +177,7 @@ def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
 def predict_row(row: RowSpec) -> Prediction:
     """The memory that `row` will take, wherever it runs: see `predict`.
 
-    Reads no weights, and of a checkpoint, where `row` names its path, the shape alone.
+    Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
     Raises as `prepare` does for a model or a scheme that is not known.
     """
     if preset_name(row.model) is not None and not Path(row.model).exists():

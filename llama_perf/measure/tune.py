@@ -3,7 +3,7 @@
 Each distinct product of the rows asked for (format, N, K, tokens, one weight or the
 pair of gate and up) is run with every candidate as one captured graph over more copies
 of the weight than the second-level cache holds, as in a model. The rule's own launch is
-timed beside them and stays unless another is faster by more than the clock's noise.
+timed as well and stays unless another is faster by more than the clock's noise.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def candidates(unquantized: bool) -> Iterator[Choice]:
 def best(tried: Sequence[Choice], time: Time) -> Choice | None:
     """The fastest of `tried`, None where the rule is as fast within `MIN_GAIN`.
 
-    The rule is timed again beside the fastest, in turn with it, so that a clock that
-    moved on meanwhile decides nothing.
+    The rule and the fastest are timed again in turn, so that a clock that changed
+    meanwhile decides nothing.
     """
     first = time(None)
     seconds = {choice: time(choice) for choice in tried}

@@ -58,7 +58,7 @@ RunBlock = Callable[..., Tensor]
 class Observed:
     """Tokens (B, N) behind `prompt` (B, T), of the row's lengths, and their logits.
 
-    `logits` are (B, N, V); `seconds` is what observing took beside a generation.
+    `logits` are (B, N, V); `seconds` is what observing took longer than a generation.
     """
 
     prompt: Tensor
@@ -208,7 +208,7 @@ def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
     if lengths is None:
         last = torch.full((batch,), length - 1, device=prompt.device)
         return torch.cat((prompt, tokens), dim=1), last
-    # What stands behind a shorter text is seen by none of its positions.
+    # No position of a shorter text attends to the zeros that follow it.
     text = torch.cat((prompt, torch.zeros_like(tokens)), dim=1)
     places = lengths[:, None] + torch.arange(tokens.shape[1], device=prompt.device)
     return text.scatter(1, places, tokens), lengths - 1

@@ -1,4 +1,4 @@
-"""The most bytes alive beside weights and caches, of a filling, a prompt and a token.
+"""The most bytes alive besides weights and caches: filling, prefill and decoding.
 
 Follows the tensors that the engine's operators return, one layer and the head, each run
 eagerly: compiled code keeps less. Inside an operator only attention is counted.
@@ -22,12 +22,12 @@ _INT = 8
 
 
 def working_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """The most bytes alive at once beside the weights and the caches of `row`."""
+    """The most bytes alive at once besides the weights and the caches of `row`."""
     return max(_Moments(config, row).all())
 
 
 def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """Bytes that `prefill_attention` takes beside its result."""
+    """Bytes that `prefill_attention` takes besides its result."""
     size: int = getattr(torch, row.dtype).itemsize
     width = config.head_dim
     tokens = min(row.prefill_chunk or PREFILL_CHUNK, max(row.fill, row.prompt_length))
@@ -39,7 +39,7 @@ def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
     heads, positions = at_a_time(heads, width, tokens)
     behind = row.fill + row.prompt_length - tokens
     piece = heads * max(min(positions, behind), tokens) * width
-    # Keys and values, and some of the values in float32: beside them the bits that fp8
+    # Keys and values, and some of the values in float32; then the bits that fp8
     # is widened from, or what they are rounded to.
     rounded = size if size < 4 else 0
     if row.kv_cache == "fp8":
@@ -193,7 +193,7 @@ class _Moments:
         return (self._wide + steps) * values + 4 * values // self._width
 
     def _dequantizing(self, values: int) -> int:
-        # Scales and values in float32; beside them the bits of fp8, or the result.
+        # Scales and values in float32, and the bits of fp8 or the result.
         bits = 2 if self._row.kv_cache == "fp8" else 0
         result = self._size if self._wide else 0
         return 4 * values // self._width + (4 + max(bits, result)) * values

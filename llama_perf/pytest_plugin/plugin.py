@@ -222,7 +222,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def _extra_info(row_id: str, now: Measurement, verdict: Verdict) -> dict[str, object]:
-    names = [*("tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s")]
+    names = ["tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"]
     names += ["device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes"]
     figures = {name: getattr(now, name) for name in (*names, "weights")}
     known = {name: value for name, value in figures.items() if value is not None}

@@ -162,8 +162,8 @@ class ComparedRun:
         self._save(result, comparison)
         if comparison.doubtful and not self._request.no_confirm:
             # Memory is compared with no other row's, so only the row runs again.
-            beside = self._unquantized(result.row) if comparison.suspicious else None
-            trials = self._confirm(result.row, None if beside is None else beside.row)
+            other = self._unquantized(result.row) if comparison.suspicious else None
+            trials = self._confirm(result.row, None if other is None else other.row)
             comparison = self._judge(result, trials)
             self._save(result, comparison)
         return comparison

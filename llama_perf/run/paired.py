@@ -90,7 +90,7 @@ def measure_pairs(
     """Run one pair of each row, then another of each; also returns the environments.
 
     The base has the `llama_perf` in the folder `package` and is run by `python`; None
-    stands for those of this process, which the head has. The sides take turns at going
+    means those of this process, which the head has. The sides take turns at going
     first. Slowdowns are injected only into the head. A row that breaks, or that a side
     cannot run, does not run again.
     """

@@ -45,7 +45,7 @@ def find_tokenizer(path: Path) -> Path | None:
     """The tokenizer's file of a checkpoint, or None if it brings none.
 
     `path` is a folder, a `.gguf`, or another file of weights, whose tokenizer lies
-    beside it. Raises TokenizerError for a damaged `.gguf`.
+    in the same folder. Raises TokenizerError for a damaged `.gguf`.
     """
     if path.is_file():
         if path.suffix == ".gguf":

@@ -53,7 +53,7 @@ def _launch(
     multiplied = tl.float32 if rows == 1 or INTERPRETED else _TYPES[q.dtype]
     heads_of = {"HEADS": kv_heads, "GROUP": group, "D": width, "RAGGED": ragged}
     tile = {"ROWS": rows, "GROUP_ROWS": group_rows, "BLOCK": block, "BLOCK_D": block_d}
-    # exp2 stands for exp.
+    # The kernel uses exp2, so the scale has a factor of log2(e).
     scales = {"SCALE": unit * width**-0.5 * 1.4426950408889634, "V_SCALE": unit}
     # The interpreter of Triton 3.6 needs a bound that is known.
     steps = -(-blocks // splits) if INTERPRETED else 0

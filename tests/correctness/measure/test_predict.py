@@ -38,7 +38,6 @@ MODEL = replace(TINY, n_layers=3, head_dim=16)
 ROW = RowSpec(model="tiny", dtype="float32", device="cpu", cache_size=300)
 ROW = replace(ROW, batch_size=2, max_new_tokens=4)
 SDPA: dict[str, Any] = {"attention": "sdpa"}
-REWRITE = "python -m scripts.doc_tables sizes --write"
 # No N is a multiple of sixteen rows, no K one of a group of 128 or a word's codes.
 ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
