@@ -4,8 +4,6 @@ Each is shown as a single line without a traceback, which names the field, the v
 and what is allowed. Bugs of this project are `assert`s and are not here.
 """
 
-from __future__ import annotations
-
 
 class UserError(ValueError):
     """A mistake in the user's input; `str()` is the line that is shown."""

@@ -1,7 +1,5 @@
 """Files that are written: whether they can be, asked before a run, and at once."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -5,8 +5,6 @@ a user, and has a column in a report if it asks for one. Knows a measurement onl
 the names of its fields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum

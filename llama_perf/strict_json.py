@@ -4,8 +4,6 @@ An unknown or missing field, a wrong type, NaN or a truncated file is a RecordEr
 that names the file and the dotted field. Knows no record in particular.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field, fields, is_dataclass

@@ -4,8 +4,6 @@ Knows which of the files next to a checkpoint is read first. An error is one lin
 names the source and the field.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ RoPE scaling into a tensor of factors, from which the scaling is found again. Ev
 tensor comes dequantized, in float32. Knows nothing of the tokenizer in the file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

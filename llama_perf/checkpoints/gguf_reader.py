@@ -3,8 +3,6 @@
 Knows the container, not what any field or tensor means. Imports no torch.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, Literal

@@ -7,8 +7,6 @@ quantized model plus one layer. A layer is read and quantized in a memory pool t
 freed afterwards. Knows neither rows nor engines.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -7,8 +7,6 @@ for code to be run: nothing but tensors is ever unpickled here. Knows nothing of
 file was converted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 import re

@@ -8,8 +8,6 @@ for. Quantized tensors come only from what `save_model` wrote. Knows no file for
 each hands in its names, its shapes and how a tensor is read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

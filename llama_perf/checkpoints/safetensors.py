@@ -6,8 +6,6 @@ when it is asked for, from a file opened only for it. Knows nothing of other fil
 in the folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

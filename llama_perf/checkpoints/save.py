@@ -7,8 +7,6 @@ folder appears whole or not at all. Knows what a reader must find in it, but no 
 and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """`llama-perf baseline`: record this device's baseline; show, compare, check all."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`llama-perf compare`: another revision or environment compared with this one."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """`llama-perf doctor`: what this machine can run, one line each."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 from collections import Counter

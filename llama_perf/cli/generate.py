@@ -1,7 +1,5 @@
 """`llama-perf generate`: the reference's command, with its flags and their defaults."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from dataclasses import fields

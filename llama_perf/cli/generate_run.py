@@ -3,8 +3,6 @@
 Prints speeds as the reference did; writes its result line, traces, the saved model.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

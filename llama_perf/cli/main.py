@@ -4,8 +4,6 @@ A user's mistake is one line on stderr and exit code 2; a row that failed means 
 code 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """`llama-perf report`: print the results of earlier runs again."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`llama-perf rows`: list the rows of a set. Runs nothing; torch only for --predict."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`llama-perf run`: what the pytest plugin runs, without pytest."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from contextlib import closing

@@ -1,7 +1,5 @@
 """`llama-perf tune`: time the launches of the fused kernels on this card."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

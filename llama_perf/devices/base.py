@@ -3,8 +3,6 @@
 A kind of device is one subclass; `llama_perf.devices.device` lists them all.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 import time

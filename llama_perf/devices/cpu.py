@@ -5,8 +5,6 @@ lets a process reset it; where that is not possible, it is the size at the time 
 asking.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 from contextlib import suppress

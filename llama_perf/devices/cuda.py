@@ -1,7 +1,5 @@
 """An NVIDIA GPU as a device: torch's view of it, and its driver's."""
 
-from __future__ import annotations
-
 import warnings
 from contextlib import suppress
 from typing import Any

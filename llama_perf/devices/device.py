@@ -1,7 +1,5 @@
 """The kinds of devices, and which of them this machine has."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version

@@ -4,8 +4,6 @@ Knows no torch and imports nothing but the standard library: a machine asks befo
 has anything else.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ Knows no rows and no kernels. arm64 has other features than x86-64, and is asked
 none that it does not know.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -6,8 +6,6 @@ peak belongs to a process: earlier rows leave holes in its heap and cached block
 allocator, and the baseline's peaks come from fresh processes. Knows no verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase

@@ -3,8 +3,6 @@
 Pure functions on baselines; their answers are lines of text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from statistics import geometric_mean
 

@@ -5,8 +5,6 @@ ratios: a row's tok/s over those of the unquantized row, or over the bandwidth o
 device, both measured in the same run. Knows no verdict.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -8,8 +8,6 @@ together show how much such variances can be trusted.
 scipy is imported where it is used: listing rows does not wait for it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

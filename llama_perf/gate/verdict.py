@@ -7,8 +7,6 @@ missing, undecided or not comparable never passes: it fails unless the caller al
 that. A baseline of another kind of device judges nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter

@@ -11,8 +11,6 @@ Legend: B batch, T queries of a sequence, H heads of the cache, G query heads fo
 of them, N heads of all sequences, S positions allocated, L filled, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise

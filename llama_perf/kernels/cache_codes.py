@@ -10,8 +10,6 @@ cannot convert float8. A float16 with those bits moved up by 7 is the value / 25
 of a subnormal one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,17 +47,17 @@ class CachedTensors:
         v_scale = self.v if self.v_scale is None else self.v_scale
         return self.k, self.v, k_scale, v_scale
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> CachedTensors:
+    def map(self, change: Callable[[Tensor], Tensor]) -> "CachedTensors":
         """The same after a change to each tensor."""
         scales = (self.k_scale, self.v_scale)
         changed = (None if scale is None else change(scale) for scale in scales)
         return CachedTensors(change(self.k), change(self.v), *changed)
 
-    def of(self, rows: slice) -> CachedTensors:
+    def of(self, rows: slice) -> "CachedTensors":
         """Views of some sequences, or after `by_head` of some heads."""
         return self.map(lambda tensor: tensor[rows])
 
-    def by_head(self, length: int) -> CachedTensors:
+    def by_head(self, length: int) -> "CachedTensors":
         """Views (B * H, length, D) of the first `length` positions."""
         return self.map(lambda tensor: tensor.flatten(0, 1)[:, :length])
 

@@ -3,8 +3,6 @@
 All of it stays on the device, so that a whole step can be one CUDA graph.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +27,7 @@ class DecodeState:
     @classmethod
     def room(
         cls, batch: int, max_tokens: int, *, ragged: bool, device: torch.device
-    ) -> DecodeState:
+    ) -> "DecodeState":
         """For `max_tokens` of each sequence, with positions of its own if `ragged`."""
 
         def zeros(*shape: int) -> Tensor:

@@ -6,8 +6,6 @@ product: bfloat16 holds every value of e4m3 exactly, so that nothing but the sum
 rounded, in float32, on a card without float8 too.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ bits as the codes, or of 16 bits in units of the weight. Scales and zeros lie as
 codes do, 16 rows side by side: (B, G, 16). Sums are in float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ an INT8 weight of `row_scaled`. The sum is exact, in int32, for every M: below 2
 long as K < 2**17. A CPU with instructions for such sums takes `q` as int8 rows (N, K).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

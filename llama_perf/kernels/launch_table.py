@@ -4,8 +4,6 @@
 every other GPU and shape follows the rule of `fused_launch`. Knows no Triton.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import cache

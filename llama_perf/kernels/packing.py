@@ -10,8 +10,6 @@ b * K / 32 words but for the padding of K to units of 8. Knows no scales.
 Legend: N rows, K columns, B = ceil(N / 16) blocks, U = ceil(K / 8) units, W words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

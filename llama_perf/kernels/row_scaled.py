@@ -15,8 +15,6 @@ Sums are in float32. FP6 is the format of FP6-LLM, Xia et al. (2024); FLOAT8 is 
 of Micikevicius et al. (2022), torch.float8_e4m3fn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -12,8 +12,6 @@ float32. The pattern is that of NVIDIA's sparse tensor cores, the format's name 
 Sparse-Marlin by Frantar et al. (2024).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,8 +3,6 @@
 Knows neither torchao nor Triton: the numbers are those of the kernels' constants.
 """
 
-from __future__ import annotations
-
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, runtime_checkable
 
@@ -67,7 +65,7 @@ class Packable(Protocol):
     def packed(self) -> Packed | None:
         """The weight as the fused kernels take it; None where they do not."""
 
-    def laid_out_for(self, device: torch.device) -> Packable:
+    def laid_out_for(self, device: torch.device) -> "Packable":
         """The same weight, not moved, in the layout that `device` multiplies."""
 
 

@@ -7,8 +7,6 @@ quantized cache dequantized first. The mask is stored as a cache_size x cache_si
 triangle; with `linear_causal_mask` only the rows in use are computed.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The compiler's settings while rows run. Knows neither models nor rows."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

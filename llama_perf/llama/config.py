@@ -4,8 +4,6 @@ Knows neither tensors nor files: presets are in `presets`, and `config.json` and
 like are read in `llama_perf.checkpoints.config`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 
@@ -24,12 +22,13 @@ def check_number(field: str, value: object) -> None:
         raise SpecError(field, value, "allowed: a number, more than 0")
 
 
-def _check_fields(record: ModelConfig | RopeScaling) -> None:
-    # Annotations are text here, of the modules' future import.
-    checks = {"int": check_whole, "float": check_number}
+def _check_fields(record: "ModelConfig | RopeScaling") -> None:
     for field in fields(record):
-        if field.type in checks:
-            checks[str(field.type)](field.name, getattr(record, field.name))
+        value = getattr(record, field.name)
+        if field.type is int:
+            check_whole(field.name, value)
+        elif field.type is float:
+            check_number(field.name, value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,6 @@ tokens: a decode step or a short prompt. Activations are rounded only where they
 stored, so the logits agree with the modules' up to rounding. Imports Triton.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A generation in one call: `llama_perf.generate`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import Tensor

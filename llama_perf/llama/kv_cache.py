@@ -4,8 +4,6 @@ In the model's dtype, or in one byte a value with a scale for each token and hea
 (`kernels/cache_codes.py`). Knows no attention.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

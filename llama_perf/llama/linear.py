@@ -7,8 +7,6 @@ matrix-vector product reads it at about half that speed (docs/kernels.md). In al
 cases the library's product is used.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

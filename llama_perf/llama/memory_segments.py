@@ -6,8 +6,6 @@ whole segment: a quantized model of seven billion parameters would reserve one
 gigabyte that nobody uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain

@@ -1,7 +1,5 @@
 """What an engine is asked for: its sizes and how it runs a model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from llama_perf.errors import SpecError
@@ -47,7 +45,7 @@ class EngineOptions:
             raise SpecError("cache_size", size, "allowed: 1 or more positions")
 
     @classmethod
-    def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> EngineOptions:
+    def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> "EngineOptions":
         """The options that `row` asks for."""
         names = {field.name for field in fields(cls)} - {"cache_size", "slowdown"}
         same = {name: getattr(row, name) for name in names}

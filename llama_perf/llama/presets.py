@@ -1,7 +1,5 @@
 """The shapes of published Llama models, by name."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of a prompt: its ids, its lengths, and that it fits an engine's cache."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

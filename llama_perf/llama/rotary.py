@@ -5,8 +5,6 @@ as the context is needed. Su et al., "RoFormer" (2021); the scaling is Meta's,
 published with Llama 3.1.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ The exponential race: argmax of p / e with e drawn from Exp(1) is a draw from p,
 unlike `torch.multinomial` it needs no synchronisation. The method is gpt-fast's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Knows token ids and tensors; nothing of files, tokenizers, sampling or quantizat
 (a quantized model is this one with other tensors as its linear weights).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

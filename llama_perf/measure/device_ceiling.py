@@ -8,8 +8,6 @@ bandwidth plus the gaps between its kernels, which are measured as a chain of ke
 that do nothing, with and without programmatic dependent launch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The environment of a measurement, and what a reader of its figures should know."""
 
-from __future__ import annotations
-
 import subprocess
 from contextlib import suppress
 from pathlib import Path

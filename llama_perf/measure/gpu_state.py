@@ -4,8 +4,6 @@ It only reads; no setting of the GPU is changed. Where NVML or one of its figure
 missing the measurement goes on and the result says so.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable

@@ -5,8 +5,6 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

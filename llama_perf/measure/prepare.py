@@ -1,7 +1,5 @@
 """RowSpec -> Prepared: the one place that knows both quantization and the engine."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

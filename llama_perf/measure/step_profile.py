@@ -6,8 +6,6 @@ and so are the bytes of a CPU's tensors: it also sees what an operator allocates
 frees again.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import cache

@@ -7,8 +7,6 @@ megabytes between processes that do the same; the bytes that tensors ask for do 
 Knows no baseline.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Looks for them and runs none. Knows no card.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sysconfig

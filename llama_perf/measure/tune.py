@@ -6,8 +6,6 @@ of the weight than the second-level cache holds, as in a model. The rule's own l
 timed as well and stays unless another is faster by more than the clock's noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as combinations

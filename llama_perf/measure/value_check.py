@@ -7,8 +7,6 @@ run so anyway is compared with its weights dequantized to float32, one layer at 
 where they can be. Knows no baseline.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ eagerly: compiled code keeps less. Inside an operator only attention is counted.
 `tests/correctness/support/meta_run.py` counts the same on the meta device, to the byte.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

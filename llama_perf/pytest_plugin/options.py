@@ -1,7 +1,5 @@
 """The shared options as pytest takes them, what is refused, the baseline named."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@
 scale for the whole weight, one for all tokens of a call.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor
@@ -26,7 +24,7 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
     granularity: str
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> Float8DynamicWeight:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Float8DynamicWeight":
         """See `PackedTensor.from_float`."""
         packed = Float8Weight.from_float(weight, scheme)
         granularity = scheme.name.removeprefix("float8dq-")

@@ -9,8 +9,6 @@ offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
 (N, G, group size) or (N, G, 1) in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ w = (c - 8) * s + z with codes c of 0 to 15, s and z in 16 bits, as tinygemm has
 least squares from s = (max - min) / 15 of the group, or what hqq finds.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -30,7 +28,7 @@ class Int4Weight(GroupedWeight, families=("int4wo",)):
     zero_kind = OFFSET
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> Int4Weight:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Int4Weight":
         """See `PackedTensor.from_float`."""
         groups = in_groups(weight, scheme.group_size)
         dtype = scale_dtype(groups)

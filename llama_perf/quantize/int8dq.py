@@ -1,7 +1,5 @@
 """int8dq: weights as in int8wo, activations in int8 with one scale for each token."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -23,11 +21,11 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
     """
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> Int8DynamicWeight:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Int8DynamicWeight":
         """See `PackedTensor.from_float`."""
         return super().from_float(weight, scheme).laid_out_for(weight.device)
 
-    def laid_out_for(self, device: torch.device) -> Int8DynamicWeight:
+    def laid_out_for(self, device: torch.device) -> "Int8DynamicWeight":
         """See `PackedTensor.laid_out_for`."""
         codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
         if as_rows == is_int8_rows(codes):

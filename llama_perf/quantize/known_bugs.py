@@ -3,8 +3,6 @@
 Knows only versions: nothing is tried here.
 """
 
-from __future__ import annotations
-
 import torch
 from packaging.version import Version
 

@@ -5,8 +5,6 @@ a byte holds the codes of two rows of a block, in the same column. Where each co
 is found by packing its own position, digit by digit.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -6,8 +6,6 @@ torchao does the rest (saving, moving, detaching). `dtype` is that of the activa
 and of `dequantize()`; a change of it does not touch the stored tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +59,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
             register(family, kernels="native")(lambda it, *_: NativeConfig(it, cls))
 
     @staticmethod
-    def __new__(cls, *values: Any) -> PackedTensor:
+    def __new__(cls, *values: Any) -> "PackedTensor":
         """The tensors of `tensor_data_names`, then the attributes, in their order."""
         names = (*cls.tensor_data_names, *cls.tensor_attribute_names)
         assert len(names) == len(values), f"{cls.__name__} takes {names}"
@@ -78,7 +76,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         pass
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> PackedTensor:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "PackedTensor":
         """Quantize a checked weight (rows, columns)."""
         raise NotImplementedError
 
@@ -94,7 +92,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         """The weight in float32, (rows, columns)."""
         raise NotImplementedError
 
-    def laid_out_for(self, device: torch.device) -> PackedTensor:
+    def laid_out_for(self, device: torch.device) -> "PackedTensor":
         """The same weight, not moved, in the layout that `device` multiplies.
 
         Most schemes have one layout for all devices.

@@ -9,8 +9,6 @@ zeros stays zeros.
     float8wo  e4m3 floats of eight bits, up to 448, as torchao has them
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch
@@ -38,10 +36,10 @@ class RowScaledWeight(PackedTensor):
     """
 
     format: ClassVar[RowScaled]
-    encode: ClassVar[staticmethod[[Tensor], Tensor]]
+    encode: "ClassVar[staticmethod[[Tensor], Tensor]]"
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> RowScaledWeight:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
         """Quantize a weight (rows, columns); "-tensor" schemes have one scale."""
         wide = weight.detach().float()
         peak = wide.abs().amax(1)

@@ -7,8 +7,6 @@ multiple of 4, the last group may be shorter. A weight that is 2:4 already loses
 nothing to pruning. The pattern is that of Mishra et al. (2021).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +33,7 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
     column_multiple = QUAD
 
     @classmethod
-    def from_float(cls, weight: Tensor, _scheme: Scheme) -> SparseMarlinWeight:
+    def from_float(cls, weight: Tensor, _scheme: Scheme) -> "SparseMarlinWeight":
         """Prune and quantize a weight (rows, columns)."""
         quads = weight.detach().float().unflatten(1, (-1, QUAD))
         values, places = (part.flatten(1) for part in _keep_two(quads))

@@ -4,8 +4,6 @@
 and never restore them; the engine sets them for every row alike instead.
 """
 
-from __future__ import annotations
-
 import torch
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import (

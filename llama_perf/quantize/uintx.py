@@ -5,8 +5,6 @@ widened to hold 0, so that z has a place in it. z has as many bits as a code, th
 has 16.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch
@@ -34,7 +32,7 @@ class UintxWeight(GroupedWeight, families=("uintx",)):
     zero_kind = PACKED
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> UintxWeight:
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "UintxWeight":
         """See `PackedTensor.from_float`."""
         bits = scheme.bits
         assert bits is not None, f"{scheme.name} has no bits"

@@ -1,7 +1,5 @@
 """A report as CSV: a line for each row, with its figures as they were measured."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import fields
@@ -14,7 +12,7 @@ from llama_perf.results.run import Report
 _FIGURES = [
     field.name
     for field in fields(Measurement)
-    if str(field.type).removesuffix(" | None") in {"float", "int", "str"}
+    if field.type in {float, int, str, float | None, int | None, str | None}
 ]
 """The fields of a measurement that hold one number or one word."""
 

@@ -4,8 +4,6 @@ A module of this package that decorates a function with `report_format` adds a f
 no other file has to name it.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """The lines below the table of a report: reasons, notes and the summary."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from itertools import chain

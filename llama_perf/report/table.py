@@ -4,8 +4,6 @@ The sets `published` and `reference` hold the same rows: the first as the A100 t
 states them, the second on this project's engine, with the same `reference_key`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

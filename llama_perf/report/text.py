@@ -1,7 +1,5 @@
 """A report as text for a terminal, and as markdown for a CI summary."""
 
-from __future__ import annotations
-
 from llama_perf.report.formats import report_format
 from llama_perf.report.notes import notes, reasons, summary, why
 from llama_perf.report.table import TITLE, chosen_in, published_table, results_table

@@ -3,8 +3,6 @@
 Knows the files, and nothing of the meaning of their figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

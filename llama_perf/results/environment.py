@@ -1,7 +1,5 @@
 """The machine and the libraries that a measurement was taken on."""
 
-from __future__ import annotations
-
 from llama_perf.strict_json import record
 
 
@@ -26,7 +24,7 @@ class Environment:
     device_uuid: str | None = None
     cpu_features: str | None = None
 
-    def changes(self, new: Environment, *, commit: bool = False) -> tuple[str, ...]:
+    def changes(self, new: "Environment", *, commit: bool = False) -> tuple[str, ...]:
         """Fields in which `new` differs, each as "field: old -> new".
 
         The commit is compared only with `commit`.

@@ -4,8 +4,6 @@ Those are the device's ceiling, the GPU's state, the operators of a decoding ste
 autoquant's choices and the check of values. Imports no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 

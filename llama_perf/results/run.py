@@ -3,8 +3,6 @@
 Reads them from files, and merges those of several runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import field, replace
 from enum import Enum

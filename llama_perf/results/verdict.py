@@ -1,7 +1,5 @@
 """The verdict on one row, with its reason and the metrics that led to it."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 from llama_perf.strict_json import record

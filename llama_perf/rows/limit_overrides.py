@@ -6,8 +6,6 @@ They stand in a table `limits` of a row or of `[defaults]` in a file of rows, or
 row holds.
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -37,7 +35,7 @@ class Limits(dict[str, float]):
     def __hash__(self) -> int:  # type: ignore[override] # a row is a key of dicts
         return hash(frozenset(self.items()))
 
-    def changed(self, overrides: Iterable[Limits | None]) -> Limits:
+    def changed(self, overrides: Iterable["Limits | None"]) -> "Limits":
         """These limits, replaced by each of `overrides` in turn."""
         merged = dict(self)
         for limits in overrides:

@@ -4,8 +4,6 @@ Parses and checks names. Knows no torch and no weights: `llama_perf.quantize` bu
 what is named here.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -69,7 +67,7 @@ class Scheme:
         return FAMILIES[self.family]
 
     @classmethod
-    def parse(cls, name: str, *, field: str = "quantization") -> Scheme:
+    def parse(cls, name: str, *, field: str = "quantization") -> "Scheme":
         """Parse `name` strictly; raises SpecError naming `field`."""
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)

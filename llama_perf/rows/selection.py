@@ -5,8 +5,6 @@ A file is a list of `[[row]]` tables with the fields of `RowSpec`. An optional
 sets limits of the gate.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import re

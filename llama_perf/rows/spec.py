@@ -3,8 +3,6 @@
 Knows the work that a row asks for, not whether this machine can run it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -5,8 +5,6 @@ each row. A worker measures one row after another (`worker`, `session`). Knows n
 of either command line.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Sequence

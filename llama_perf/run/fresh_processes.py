@@ -5,8 +5,6 @@ crash names its row. The rows take turns, so that a slow minute of the machine f
 all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from llama_perf.errors import RecordError

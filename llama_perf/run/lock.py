@@ -4,8 +4,6 @@ The operating system holds the lock and releases it when the process ends. It on
 keeps other runs of llama-perf away; `measure/` looks for other programs on a GPU.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

@@ -4,8 +4,6 @@ Each is defined once, as a field of `RunRequest`: its name, its default, its hel
 how it is written. Imports no torch and runs nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import math

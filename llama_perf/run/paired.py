@@ -4,8 +4,6 @@ The processes of a pair run one right after the other, so a slow minute of the m
 slows both. Only the differences inside pairs are judged; no stored baseline is used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 Knows git, and nothing of the files in the revision.
 """
 
-from __future__ import annotations
-
 import subprocess
 import tempfile
 from collections.abc import Iterator

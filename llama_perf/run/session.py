@@ -4,8 +4,6 @@ A row that cannot run, or breaks, becomes a result with its reason. Knows nothin
 other processes, and no baseline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 

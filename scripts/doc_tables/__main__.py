@@ -4,8 +4,6 @@ With --write it replaces the one in the document. Rows that were not computed ke
 figures that stand there.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from importlib import import_module

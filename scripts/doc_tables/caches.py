@@ -6,8 +6,6 @@ chunks as a prompt does; each chunk sees what the cache holds of those before it
 Keys and values are rounded as activations are, so limits are those of `redraws`.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pydoc_data.topics import topics
 

@@ -18,8 +18,6 @@ embedding by up to a float32 rounding. The limits are the mean of these draws, m
 `DEVIATIONS` standard deviations.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -55,7 +53,7 @@ class Redraws(NamedTuple):
     deviations: Closeness
 
     @classmethod
-    def of(cls, draws: list[Closeness]) -> Redraws:
+    def of(cls, draws: list[Closeness]) -> "Redraws":
         """Of several draws."""
         figures = torch.tensor(draws, dtype=torch.float64)
         parts = figures.mean(0).tolist(), figures.std(0).tolist()
@@ -79,7 +77,7 @@ class Limits(NamedTuple):
     length: int | None = None
 
     @classmethod
-    def over(cls, redraws: Redraws) -> Limits:
+    def over(cls, redraws: Redraws) -> "Limits":
         """Limits that hold on every processor, rounded away from the mean."""
         means = np.array(_magnitudes(redraws.means))
         beyond = _SIGNS * means + DEVIATIONS * np.array(redraws.deviations)

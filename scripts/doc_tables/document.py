@@ -3,8 +3,6 @@
 Knows text and marks, not the meaning of a table.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

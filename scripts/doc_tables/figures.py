@@ -8,8 +8,6 @@ the border of two codes gets one of them in one order and the other in the other
 its code is turned over. How many do is chance, and another processor's chance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -6,8 +6,6 @@ weight is read off the layer's answers to the unit vectors, so any scheme of any
 will do.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any
 

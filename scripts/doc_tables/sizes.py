@@ -3,8 +3,6 @@
 Sizes are of every native scheme, peaks of every row of the set `reference`.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

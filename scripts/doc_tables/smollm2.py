@@ -1,7 +1,5 @@
 """SmolLM2 and the fixed text on which models are compared."""
 
-from __future__ import annotations
-
 import importlib.util
 from contextlib import nullcontext
 from functools import cache, lru_cache

@@ -1,7 +1,5 @@
 """Tables of figures that are stored: limits in docs/gate.md, a card's baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -11,8 +11,6 @@ compared by their weights, multiplied in float32:
   their weights do (`redraws`). `products_ratio` compares how both round the same ones.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

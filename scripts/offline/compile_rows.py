@@ -8,8 +8,6 @@ generates a few tokens under `compile_only`; what is compiled stays in
 Triton's cache. A process of its own compiles for one target. Reads no weights.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace

@@ -6,8 +6,6 @@ of the budget. It leaves what it had, and the next step runs all the same. Impor
 nothing that such a machine may lack.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -8,8 +8,6 @@ The same command run again continues where it stopped. Imports nothing that such
 machine may lack.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ The ceiling proves Triton's compiler, dependent launches, captures and the clock
 once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ from the same wheel, for the same Python. Standard library only, since nothing o
 project is installed yet.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Standard library only, since such a machine may lack everything else.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -3,8 +3,6 @@
 Knows commands and times, not what the steps check. Standard library only.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

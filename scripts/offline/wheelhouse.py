@@ -6,8 +6,6 @@ Python that runs it. So it is asked only for the packages themselves, and which 
 requirements hold on the machine is decided here.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -5,8 +5,6 @@ round. So a slow minute of the machine slows all of them alike. The other rows o
 group are compared with its first. Writes the table of docs/long-context.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ confirm. Each process is one draw of a log speed, and a slowdown moves its mean:
 deviations and limits are those of `llama_perf`, the draws and decisions are numpy's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ unquantized one, so a slowdown of both shows only in the unquantized row. Each r
 results stay in the work folder, where `--resume` continues. The table counts verdicts.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Five shapes of a layer and the head, timed as autoquant times them: over more
 copies of the weight than the caches hold.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

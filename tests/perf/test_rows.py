@@ -1,7 +1,5 @@
 """Every selected row: run, recorded, compared. `llama-perf rows` lists them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

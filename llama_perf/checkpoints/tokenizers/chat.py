@@ -4,8 +4,6 @@ Knows ChatML, Llama 3's headers and Llama 2's `[INST]`. Special tokens go in as 
 what people write as plain text. Knows no tensors and no Jinja.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Knows sentencepiece (Llama 2), tiktoken (Llama 3) and GPT-2 style vocabularies i
 files; no model's name. Reads no `tokenizer.json`.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shutil

@@ -4,8 +4,6 @@ Reads the vocabulary, its merges and the pre-tokenizer's name, and proves that
 `tiktoken` merges by the same order. Knows no sentencepiece vocabulary in a GGUF.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows tokens and their ids; nothing of files, of chat templates, of models or of torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 

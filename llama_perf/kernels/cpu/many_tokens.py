@@ -9,8 +9,6 @@ Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, b th
 a time, W words, S slots of a word, one for each column it holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -7,8 +7,6 @@ mean.
 Legend: K columns of the weight, U units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

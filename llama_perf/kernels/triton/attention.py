@@ -12,8 +12,6 @@ which programs have work, and how much, on the length read from the device, so t
 captured graph serves every position.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

@@ -10,8 +10,6 @@ their sums. So a code costs no integer-to-float conversion.
 Shapes: words and codes (..., units, rows) in two or three dimensions, as handed in.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

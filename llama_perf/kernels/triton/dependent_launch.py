@@ -1,7 +1,5 @@
 """Triton building blocks: dependent launch, memory, peaks, and an empty kernel."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -13,8 +13,6 @@ of it ends (programmatic dependent launch): it asks for its first weights and th
 for its input.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

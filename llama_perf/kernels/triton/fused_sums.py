@@ -4,8 +4,6 @@ A program of a fused kernel sums a block of rows over a stretch of columns, its 
 Of a group of rows the last program to arrive adds the splits' parts.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

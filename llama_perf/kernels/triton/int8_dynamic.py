@@ -5,8 +5,6 @@ written out, which the interpreter runs too. `many_tokens_int8` uses the int8 te
 cores, column 8 u + i of every unit u at a time. Sums stay below 2**31 for K < 2**17.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -4,8 +4,6 @@ They are imported only where Triton is: on a CUDA device, in its interpreter, or
 compile ahead of time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Launches of the attention kernel: grid, constants, and the operator's call."""
 
-from __future__ import annotations
-
 import torch
 import triton.language as tl
 from torch import Tensor

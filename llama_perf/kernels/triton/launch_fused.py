@@ -1,7 +1,5 @@
 """Launches of the fused kernels: grids, constants, and the calls of a layer's steps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 Knows no torchao.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

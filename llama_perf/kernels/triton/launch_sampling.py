@@ -1,7 +1,5 @@
 """Launches of the kernels before and after a step's layers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from triton import next_power_of_2

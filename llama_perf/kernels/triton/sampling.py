@@ -11,8 +11,6 @@ greater. So the joined ones need no order: the winner of the race is taken if it
 allowed. If not, no smaller one is allowed, and the race goes on among the greater ones.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait

@@ -7,8 +7,6 @@ unit's values over its sixteen columns and multiplies them on tensor cores, colu
 16 u + i of every unit u at a time, so that no value has to change its thread.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

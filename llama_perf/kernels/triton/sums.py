@@ -10,8 +10,6 @@ end. With DYNAMIC x * g is rounded to int8 first, four columns a word, and the s
 whole numbers, four columns an instruction where DYNAMIC is BY_DP4A.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -10,8 +10,6 @@ a tile and multiplies it on tensor cores, column 8 u + i of every unit u at a ti
 that no value has to change its thread.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

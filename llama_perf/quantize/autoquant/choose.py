@@ -5,8 +5,6 @@ generation, each counted as often as it occurs (torchao's autoquant, which did s
 0.16). Knows no weights.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

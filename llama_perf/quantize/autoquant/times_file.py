@@ -4,8 +4,6 @@ A time holds for one machine, one set of library versions and one state of the
 kernels' source; anything else is timed anew. Knows neither models nor how to time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ are one captured graph and the median of its replays counts; a CPU is shared and
 noise only ever adds, so there the least counts.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

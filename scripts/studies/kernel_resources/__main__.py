@@ -4,8 +4,6 @@ Compiles every Triton kernel for sm_80, sm_90 and sm_100 at the shapes of Llama-
 Llama-3-8B. It needs Triton and no GPU. It fails if a kernel spills registers.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

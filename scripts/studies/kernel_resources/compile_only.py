@@ -8,8 +8,6 @@ device, which makes a model of seven billion parameters cost nothing. Nothing is
 computed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -3,8 +3,6 @@
 Knows no kernel and no table, and nothing of speed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

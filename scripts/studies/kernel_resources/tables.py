@@ -5,8 +5,6 @@ activations but where a row names others, for each architecture; from sm_90 on w
 dependent launches. Says nothing of speed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial

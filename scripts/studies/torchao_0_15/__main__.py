@@ -5,8 +5,6 @@ each in a process of its own. The medians go to docs/torchao-0.15.md. The module
 starts a process and reads what it printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -5,8 +5,6 @@ command in a process of its own and reads its samples. Knows no tables and no me
 across processes.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Chats beside written-out prompts, and beside a file's own template."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """GGUF files: read beside what gguf itself writes, and refused with a reason."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

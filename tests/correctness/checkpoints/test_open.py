@@ -1,7 +1,5 @@
 """Which file is opened, its configuration, and files of all formats that do not fit."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`.pth` files of every kind that is read, and the refusals of all others."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Hugging Face folders that transformers wrote: read, and refused with a reason."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Saving a model and loading it again: the same model, told for what it is."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The folder that a model is saved in: whole, refused, or told what is wrong in it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Synthetic weights: every tensor, the same each time, sane through deep models."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Tokenizers beside transformers, sentencepiece, tiktoken and tokenizers."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tokenizers' files: where they are found, and how damaged ones are refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

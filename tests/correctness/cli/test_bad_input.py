@@ -1,7 +1,5 @@
 """Mistakes on the command line: one line that names them, exit code 2, nothing run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`llama-perf baseline record` and `show`."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

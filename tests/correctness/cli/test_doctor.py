@@ -1,7 +1,5 @@
 """`llama-perf doctor`: a line for each thing that a run needs."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`llama-perf generate`: the reference's flags, its texts and its result line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

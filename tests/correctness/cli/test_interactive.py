@@ -1,7 +1,5 @@
 """`generate --interactive`: prompts from a terminal, answers until the end of text."""
 
-from __future__ import annotations
-
 import builtins
 import re
 from pathlib import Path

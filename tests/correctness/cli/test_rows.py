@@ -1,7 +1,5 @@
 """`llama-perf rows`: which rows there are, without running or importing anything."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import subprocess

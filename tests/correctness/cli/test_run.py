@@ -1,7 +1,5 @@
 """`llama-perf run`: the table, the files it keeps, the comparison, the exit code."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -3,8 +3,6 @@
 Also with a quantized cache, on a long text.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

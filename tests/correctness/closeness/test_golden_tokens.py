@@ -5,8 +5,6 @@ next best by 6 % of the logits' standard deviation or more, so that another proc
 rounding cannot change them.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Real weights: SmolLM2 as this project and as transformers read the same GGUF."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import gguf

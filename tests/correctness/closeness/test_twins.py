@@ -1,7 +1,5 @@
 """Native schemes compared with torchao's, and every product with the exact one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

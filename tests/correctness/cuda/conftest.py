@@ -1,7 +1,5 @@
 """The device of a test, and the session that measures its rows."""
 
-from __future__ import annotations
-
 import pytest
 
 from llama_perf.run.options import RunRequest

@@ -4,8 +4,6 @@ On a card the activations are bfloat16; on the CPU, whose bfloat16 products are 
 float32.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

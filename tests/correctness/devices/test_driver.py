@@ -1,7 +1,5 @@
 """A GPU that torch cannot use is told with what to do, and no CPU takes its place."""
 
-from __future__ import annotations
-
 import re
 import sys
 import warnings

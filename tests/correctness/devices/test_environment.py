@@ -1,7 +1,5 @@
 """The machine's fingerprint, the key that names its baselines, and its processor."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

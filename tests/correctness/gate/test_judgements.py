@@ -1,7 +1,5 @@
 """Screen, confirm, decide: verdicts with a baseline of several processes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

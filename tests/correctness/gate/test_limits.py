@@ -1,7 +1,5 @@
 """Limits that a user sets: in pyproject.toml, in a file of rows, for one row."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

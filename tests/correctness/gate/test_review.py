@@ -1,7 +1,5 @@
 """`llama-perf baseline diff` and `check`, for a reviewer of a baseline."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The quantity by which a row's speed is compared: same GPU, another one, a CPU."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path

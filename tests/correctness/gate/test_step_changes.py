@@ -1,7 +1,5 @@
 """The work of a decoding step: counted for a real row, and compared in words."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The deviation between processes, its shrinkage, and the limits that follow."""
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import replace

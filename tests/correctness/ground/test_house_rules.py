@@ -1,7 +1,5 @@
 """The rules of the house that no linter checks."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The table of metrics: every entry can be read, and the documents follow it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from operator import attrgetter
 

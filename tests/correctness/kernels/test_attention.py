@@ -1,7 +1,5 @@
 """The operators over a cache, compared with dense float64 attention; their memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

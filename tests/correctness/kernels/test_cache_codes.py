@@ -1,7 +1,5 @@
 """Codes of the quantized caches: bounds of the error, bytes, and every fp8 code."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -4,8 +4,6 @@ A kernel that may start before the one in front of it ends must touch no memory 
 that one still writes. So every kernel waits, and before that only prefetches weights.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

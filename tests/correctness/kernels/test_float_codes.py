@@ -1,7 +1,5 @@
 """fp6 and float8 codes: their values, rounding to them, products of rounded tokens."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a fused step launches on a card, through Triton's real JIT, without one."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The operators on packed weights, on the CPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 As in `test_triton`, the interpreter runs in a process of its own.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What stands for CUDA's graphs on a CPU, which has none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 

@@ -4,8 +4,6 @@ Of grouped queries in every path of the engine, with the kernels of a CPU and, b
 tensors, as a card would be asked.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import pytest

@@ -3,8 +3,6 @@
 Interpreted on a CPU, as in `test_fused.py`; on a card it is captured for real.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

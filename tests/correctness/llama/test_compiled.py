@@ -1,7 +1,5 @@
 """Compiled blocks and heads against eager ones, and the compiler's settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -4,8 +4,6 @@ A CPU has no graphs: there what would be captured is kept and run at each replay
 that all but CUDA's own part is the same code. On a card it is captured for real.
 """
 
-from __future__ import annotations
-
 import gc
 import weakref
 from functools import partial

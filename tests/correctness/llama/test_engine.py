@@ -3,8 +3,6 @@
 Compared with one another, with a pass without a cache, and one by one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

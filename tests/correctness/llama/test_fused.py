@@ -4,8 +4,6 @@ Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a 
 of its own: `test_in_the_interpreter` runs this file there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The linear layer's own way for one token in compiled code on a CPU."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Logits against Hugging Face transformers' LlamaForCausalLM on the same weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bounds of a decode step on a device, and what has to be there to compile kernels."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

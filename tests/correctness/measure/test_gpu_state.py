@@ -1,7 +1,5 @@
 """A GPU's state around samples, with NVML made up: no GPU is needed to test it."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Predicted sizes and peaks, beside published ones, tensors and real runs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a row to a model, a prompt and an engine; and what is refused on the way."""
 
-from __future__ import annotations
-
 import re
 import weakref
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ The allocations of two layers, recorded on the meta device, are replayed for eac
 of the model by the rules of CUDA's caching allocator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a row measures: its memory, and as many samples as a budget leaves."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any

@@ -3,8 +3,6 @@
 The timing itself needs a card; here the clock is made up.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path

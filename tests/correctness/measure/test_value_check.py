@@ -1,7 +1,5 @@
 """A row that computes wrong values has no speed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

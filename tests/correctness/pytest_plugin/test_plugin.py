@@ -1,7 +1,5 @@
 """The verdicts of `pytest tests/perf --benchmark-compare`, and how they fail a run."""
 
-from __future__ import annotations
-
 import json
 from itertools import count
 from types import SimpleNamespace

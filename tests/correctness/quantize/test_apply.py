@@ -1,7 +1,5 @@
 """Each scheme on a small model: what it changes, what it stores, what it refuses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

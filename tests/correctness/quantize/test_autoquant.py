@@ -1,7 +1,5 @@
 """autoquant: what a generation multiplies, the times, the choice, and what it does."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

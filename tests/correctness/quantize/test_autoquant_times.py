@@ -1,7 +1,5 @@
 """The times that autoquant takes, and the file that keeps them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The native schemes' tensors: what they keep, store, refuse and weigh."""
 
-from __future__ import annotations
-
 from itertools import permutations
 from typing import Any
 

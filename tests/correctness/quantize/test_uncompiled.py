@@ -1,7 +1,5 @@
 """Where libraries were installed uncompiled, and what pytest's settings have to do."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A report as text, markdown and JSON, and the command that draws one again."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Shards of a set, and their results merged: `--shard`, `report`, `cuda_table`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace

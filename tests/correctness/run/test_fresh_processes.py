@@ -1,7 +1,5 @@
 """Rows in fresh processes: what a confirmation decides, and what ends a recording."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 

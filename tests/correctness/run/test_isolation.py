@@ -1,7 +1,5 @@
 """Nothing measured is lost: crashes, kills, interrupts, hangs, two runs at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

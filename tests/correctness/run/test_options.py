@@ -1,7 +1,5 @@
 """Every option that pytest and the command line share is one definition."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable
 from types import SimpleNamespace

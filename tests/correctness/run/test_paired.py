@@ -1,7 +1,5 @@
 """Two revisions in pairs: order, verdicts, how often they err, the command."""
 
-from __future__ import annotations
-
 import math
 import random
 import sys

@@ -1,7 +1,5 @@
 """The tests' own watch for waiting: on a card it must not outlast its test."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """A row in a process of its own: what comes back, and what a broken process costs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Rows timed in turn, and the table of what a cache costs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import chain
 

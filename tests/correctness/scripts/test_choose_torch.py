@@ -1,7 +1,5 @@
 """`make` installs a torch that runs on the driver of this machine, or says why not."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

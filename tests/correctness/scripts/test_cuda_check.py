@@ -1,7 +1,5 @@
 """`scripts/cuda_check` without a card: it refuses, or rehearses every step."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

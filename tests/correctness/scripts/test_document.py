@@ -1,7 +1,5 @@
 """Tables between marks of a document: replaced and read, the rest as it was."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The gate's error rates in small, and that the document has those of the study."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

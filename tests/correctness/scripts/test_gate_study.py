@@ -1,7 +1,5 @@
 """The study's table, from runs made up; the study itself takes an hour."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Triton kernels compiled without a card, and the tables of docs/kernels.md."""
 
-from __future__ import annotations
-
 import os
 from functools import partial
 from itertools import product

@@ -1,7 +1,5 @@
 """Steps in processes of their own: budgets, logs, and ends that leave no process."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The workflows of continuous integration run things that exist, within bounds."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -4,8 +4,6 @@ As a program, since Triton takes one target a process: for a layer of Llama-2-7B
 prints, as JSON, the kernel and grid of every candidate's launch, by how it is timed.
 """
 
-from __future__ import annotations
-
 import json
 
 import torch

@@ -8,8 +8,6 @@ given back whole. Each memory pool has segments of its own. After
 c10/cuda/CUDACachingAllocator.cpp of torch 2.11.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple

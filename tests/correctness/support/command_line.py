@@ -1,7 +1,5 @@
 """The command line in this process, and the line with which it refuses."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -4,8 +4,6 @@ On a card the activations are bfloat16. On the CPU, whose bfloat16 products are 
 they are float32.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """git in a repository that a test made, under a name of the test's own."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Triton reads TRITON_INTERPRET when it is imported. A file of such tests imports 
 `device` fixture from here, and the test that runs the file there.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Packed weights of every format with random codes, and what to compare them with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +68,7 @@ class Sample:
     x: Tensor
     weight: Packed
 
-    def with_weight(self, **changes: Any) -> Sample:
+    def with_weight(self, **changes: Any) -> "Sample":
         """The same with other codes, scales or zeros."""
         return replace(self, weight=replace(self.weight, **changes))
 

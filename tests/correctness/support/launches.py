@@ -9,8 +9,6 @@ prints those of the second of two generations of a model of two layers, as JSON.
 would be captured is stored and run at every replay.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

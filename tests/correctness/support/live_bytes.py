@@ -4,8 +4,6 @@ Also of those on the meta device. Knows storages, not what they are for; what an
 operator allocates inside and frees again is not seen, but told by the caller.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

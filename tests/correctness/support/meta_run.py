@@ -3,8 +3,6 @@
 The formulas of `llama_perf.measure` predict the same without running anything.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest.mock import patch

@@ -1,7 +1,5 @@
 """An `nvidia-smi` of one's own on PATH: what it lists and what it says."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path

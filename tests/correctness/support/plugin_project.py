@@ -1,7 +1,5 @@
 """A project of its own for the plugin's tests: tiny rows that take milliseconds."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace

@@ -4,8 +4,6 @@ No test's outcome hangs on how fast this machine is: what must happen is waited 
 and what must take too long does so by a clock that stands still until then.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Rows, measurements and baselines made up for the tests of the gate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

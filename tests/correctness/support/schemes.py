@@ -1,7 +1,5 @@
 """Every scheme that is built, by name: a new one is tested without being listed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Engines over one tiny model on the CPU, and what they compute."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

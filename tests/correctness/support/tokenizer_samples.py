@@ -1,7 +1,5 @@
 """Tokenizers' files for the tests, and transformers' reading of the real one."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from functools import cache

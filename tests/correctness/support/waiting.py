@@ -1,7 +1,5 @@
 """A check that the host does not wait for the device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """A tiny model for the tests of weights, and its files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
