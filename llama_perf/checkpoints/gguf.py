@@ -22,7 +22,7 @@ from llama_perf.checkpoints.gguf_reader import read_container
 from llama_perf.checkpoints.reader import Shape, StoredWeights
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.rotary import inverse_frequencies
+from llama_perf.llama.layers import inverse_frequencies
 
 _FIELDS = {
     "dim": "llama.embedding_length",
