@@ -11,7 +11,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from llama_perf.checkpoints.gguf import open_gguf
+from llama_perf.checkpoints.formats import open_gguf
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
 from scripts.doc_tables.smollm2 import smollm2_path
