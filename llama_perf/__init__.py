@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_perf.checkpoints.load import load_model
     from llama_perf.checkpoints.save import save_model
-    from llama_perf.llama.generate import generate
-    from llama_perf.llama.options import EngineOptions
-    from llama_perf.llama.sampling import Sampling
+    from llama_perf.llama.engine import generate
+    from llama_perf.llama.options import EngineOptions, Sampling
     from llama_perf.quantize.apply import quantize_model
 
 __all__ = [
@@ -36,9 +35,9 @@ _HOMES = {
     "load_model": "llama_perf.checkpoints.load",
     "quantize_model": "llama_perf.quantize.apply",
     "save_model": "llama_perf.checkpoints.save",
-    "generate": "llama_perf.llama.generate",
+    "generate": "llama_perf.llama.engine",
     "EngineOptions": "llama_perf.llama.options",
-    "Sampling": "llama_perf.llama.sampling",
+    "Sampling": "llama_perf.llama.options",
 }
 
 

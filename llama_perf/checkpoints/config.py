@@ -11,8 +11,14 @@ from typing import Any, TypeVar
 
 from llama_perf import strict_json
 from llama_perf.errors import RecordError, SpecError, WeightsError
-from llama_perf.llama.config import ModelConfig, RopeScaling, check_number, check_whole
-from llama_perf.llama.presets import PRESETS, preset_name
+from llama_perf.llama.config import (
+    PRESETS,
+    ModelConfig,
+    RopeScaling,
+    check_number,
+    check_whole,
+    preset_name,
+)
 
 # Our fields in a Hugging Face `config.json`, and in a GGUF file after `llama.`.
 _FIELDS = {

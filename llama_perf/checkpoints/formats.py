@@ -27,7 +27,7 @@ from llama_perf.checkpoints.reader import Shape, StoredWeights
 from llama_perf.checkpoints.save import Saved, check_tensors, import_tensors, read_saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.rotary import inverse_frequencies
+from llama_perf.llama.layers import inverse_frequencies
 from llama_perf.llama.transformer import is_unquantized
 
 SINGLE = "model.safetensors"

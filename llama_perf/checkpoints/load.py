@@ -18,8 +18,8 @@ from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.checkpoints.save import check_usable
 from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
+from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
-from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.rows.spec import DTYPE_TOKENS, check_choice

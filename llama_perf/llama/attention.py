@@ -1,23 +1,126 @@
-"""Attention of queries to cached keys and values, on one of two paths.
+"""The key-value cache of a block, and attention to it on one of two paths.
 
 `decode`, the default, attends only to the filled positions, without a mask
 (`llama_perf.kernels.attention`). `sdpa` is the reference's path: PyTorch's
 `scaled_dot_product_attention` over all positions of the cache under a mask, with a
 quantized cache dequantized first. The mask is stored as a cache_size x cache_size
 triangle; with `linear_causal_mask` only the rows in use are computed.
+
+Shape legend: B batch, H heads of the cache, S positions allocated, T positions of a
+call, D head width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_perf.errors import SpecError
+from llama_perf.kernels import cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.kv_cache import KVCache
-from llama_perf.llama.linear import Linear
-from llama_perf.llama.rotary import Rotary, apply_rotary
+from llama_perf.llama.layers import Linear, Rotary, apply_rotary
+from llama_perf.llama.memory_segments import reserve_segment
+
+KINDS = {"int8": cache_codes.INT8, "fp8": cache_codes.FP8}
+"""The kinds of a quantized cache, and the dtype of their codes."""
+
+
+class KVCache(nn.Module):
+    """Keys and values, each (B, H, S, D); scales (B, H, S), None where unquantized.
+
+    Allocated once and written in place: in the model's dtype, or in one byte a value
+    with a scale for each token and head (`kernels/cache_codes.py`). `split_counter`,
+    int32 (B * H,), is for the attention kernel: it counts the programs of a sequence
+    and head that have finished, and is 0 between launches.
+    """
+
+    k_cache: Tensor
+    v_cache: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    split_counter: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        batch_size: int,
+        cache_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__()
+        if kind is not None and kind not in KINDS:
+            raise SpecError("kv_cache", kind, f"allowed: {', '.join(KINDS)}")
+        self.dtype = dtype
+        positions = (batch_size, config.n_kv_heads, cache_size)
+        stored = dtype if kind is None else KINDS[kind]
+
+        def register(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+            zeros = torch.zeros(shape, dtype=dtype, device=device)
+            self.register_buffer(name, zeros, persistent=False)
+
+        for name in ("k", "v"):
+            register(f"{name}_cache", (*positions, config.head_dim), stored)
+            self.register_buffer(f"{name}_scale", None)
+            if kind is not None:
+                register(f"{name}_scale", positions, cache_codes.SCALE)
+        register("split_counter", (batch_size * config.n_kv_heads,), torch.int32)
+
+    def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write `k` and `v`, (B, H, T, D), at int64 `positions`, (T,) or (B, T)."""
+        if self.k_scale is not None and self.v_scale is not None:
+            # Stacked: uncompiled, two operations of a token cost twice as much as one.
+            both = torch.stack((k, v))
+            (k, v), scales = cache_codes.quantize(both, self.k_cache.dtype)
+            _put(self.k_scale, positions, scales[0])
+            _put(self.v_scale, positions, scales[1])
+        _put(self.k_cache, positions, k)
+        _put(self.v_cache, positions, v)
+
+    @property
+    def tensors(self) -> cache_codes.CachedTensors:
+        """The tensors as the kernels take them."""
+        parts = (self.k_cache, self.v_cache, self.k_scale, self.v_scale)
+        return cache_codes.CachedTensors(*parts)
+
+    def dequantized(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, S, D) in the model's dtype: of codes, a copy."""
+        if self.k_scale is None or self.v_scale is None:
+            return self.k_cache, self.v_cache
+        return (
+            cache_codes.dequantized(self.k_cache, self.k_scale, self.dtype),
+            cache_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
+        )
+
+    def round_trip(self, x: Tensor) -> Tensor:
+        """`x` (B, H, T, D) as it reads once written to the cache."""
+        if self.k_scale is None:
+            return x
+        codes, scale = cache_codes.quantize(x, self.k_cache.dtype)
+        return cache_codes.dequantized(codes, scale, self.dtype)
+
+
+def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:
+    """`x` (B, H, T, ...) into `cache` (B, H, S, ...) at (T,) or (B, T)."""
+    if positions.ndim == 1:
+        cache.index_copy_(2, positions, x)
+    else:
+        rows = torch.arange(len(cache), device=cache.device)[:, None]
+        cache[rows, :, positions] = x.transpose(1, 2)
+
+
+def caches(
+    config: ModelConfig, *, device: torch.device, **options: Any
+) -> list[KVCache]:
+    """One cache a layer, side by side in GPU memory; `options` are KVCache's."""
+    first = KVCache(config, device=device, **options)
+    others = config.n_layers - 1
+    reserve_segment([buffer.nbytes for buffer in first.buffers()] * others, device)
+    return [first, *(KVCache(config, device=device, **options) for _ in range(others))]
 
 
 class VisiblePositions(NamedTuple):
@@ -38,41 +141,25 @@ class VisiblePositions(NamedTuple):
 CAUSAL = VisiblePositions()
 
 
-class CausalMask:
+class CausalMask(nn.Module):
     """The cached positions that each query position attends to."""
 
+    columns: Tensor
+    triangle: Tensor | None
+
     def __init__(self, cache_size: int, *, linear: bool, device: torch.device) -> None:
-        self._columns = torch.arange(cache_size, device=device)
-        self._triangle = None if linear else self._rows(self._columns)
+        super().__init__()
+        self.register_buffer("columns", torch.arange(cache_size, device=device))
+        triangle = None if linear else self._rows(self.columns)
+        self.register_buffer("triangle", triangle)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        return positions[:, None] >= self._columns[None, :]
+        return positions[:, None] >= self.columns[None, :]
 
-    def memory_bytes(self) -> int:
-        """Bytes of its tensors."""
-        tensors = (self._columns, self._triangle)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-    def rows(self, positions: Tensor) -> Tensor:
-        """Bool (T, cache_size) of int64 positions (T,)."""
-        triangle = self._triangle
+    def forward(self, positions: Tensor) -> Tensor:
+        """Bool (T, S) of int64 positions (T,)."""
+        triangle = self.triangle
         return self._rows(positions) if triangle is None else triangle[positions]
-
-
-def visible_to_chunk(
-    mask: CausalMask | None, positions: Tensor, start: int, end: int
-) -> VisiblePositions:
-    """For a prompt's queries at `positions`, int64 (T,), from `start` to `end`."""
-    if mask is None:
-        return VisiblePositions(end=end)
-    return VisiblePositions(mask=mask.rows(positions)) if start else CAUSAL
-
-
-def visible_to_token(mask: CausalMask | None, position: Tensor) -> VisiblePositions:
-    """For the query of a decode step at `position`, int64 (1,) or (B, 1)."""
-    if mask is None:
-        return VisiblePositions(filled=position.flatten() + 1)
-    return VisiblePositions(mask=mask.rows(position))
 
 
 class Attention(nn.Module):

@@ -8,24 +8,52 @@ every token, and one for a short prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llama_perf.kernels.decode_state import DecodeState
-from llama_perf.llama.sampling import ChooseToken
+from llama_perf.llama.options import Sampling
 
 if TYPE_CHECKING:
     from llama_perf.llama.engine import Engine
 
-Work = Callable[[], None]
-ReadPrompt = Callable[[Tensor, Tensor | None], Tensor | None]
-"""Of a prompt and its lengths; returns the logits behind it."""
+ChooseToken = Callable[[Tensor, DecodeState], None]
+"""Chooses the next token from logits (B, vocabulary) and advances the state."""
 
 
-def warm_up(work: Work) -> None:
+def sample(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Draw int64 (B, 1) from `logits`, (B, vocabulary), without waiting for the host.
+
+    The exponential race: argmax of p / e with e drawn from Exp(1) is a draw from p, and
+    unlike `torch.multinomial` it needs no synchronisation. The method is gpt-fast's.
+    """
+    assert sampling.seed is None, "a seed becomes a generator first"
+    if sampling.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k is not None:
+        # Unsorted, CUDA selects by radix instead of sorting.
+        top_k = min(sampling.top_k, scaled.shape[-1])
+        best = scaled.topk(top_k, dim=-1, sorted=False).values
+        scaled = scaled.masked_fill(scaled < best.amin(-1, keepdim=True), -torch.inf)
+    race = torch.empty_like(scaled).exponential_(1.0, generator=sampling.generator)
+    return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
+
+
+def choose_by_sample(logits: Tensor, state: DecodeState, *, sampling: Sampling) -> None:
+    """Choose the next token operator by operator."""
+    token = sample(logits, sampling)
+    state.token.copy_(token)
+    state.history.index_copy_(1, state.count, token)
+    state.count.add_(1)
+    state.position.add_(1)
+
+
+def warm_up(work: Callable[[], None]) -> None:
     """Run `work` on the stream that it will be captured on."""
     stream = _capture_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
@@ -35,7 +63,7 @@ def warm_up(work: Work) -> None:
 
 
 def capture_graph(
-    work: Work, generator: torch.Generator | None = None
+    work: Callable[[], None], generator: torch.Generator | None = None
 ) -> torch.cuda.CUDAGraph:
     """Capture `work`, which is not run; a replay draws from `generator`."""
     graph = torch.cuda.CUDAGraph()
@@ -52,6 +80,7 @@ def _capture_stream(_device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
+@dataclass(kw_only=True, eq=False)
 class DecodeStep:
     """Prefill, then one token after the other.
 
@@ -60,12 +89,10 @@ class DecodeStep:
     step.
     """
 
+    engine: Engine
+    choose: ChooseToken
+    state: DecodeState
     logits: Tensor | None = None
-
-    def __init__(self, engine: Engine, choose: ChooseToken, state: DecodeState) -> None:
-        self._engine = engine
-        self._choose = choose
-        self.state = state
 
     def begin(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         """Read `prompt`, (B, T), from position `start` on; choose the first token."""
@@ -76,111 +103,96 @@ class DecodeStep:
         else:
             self.state.position.copy_(lengths[:, None] + (start - 1))
         self.state.count.zero_()
-        self._next(self._engine.prefill, prompt, lengths)
+        self._next(self.engine.prefill, prompt, lengths)
 
     def run(self) -> None:
         """Decode `state.token` and choose the next one."""
-        self._next(self._engine.decode, self.state.token, self.state.position)
+        self._next(self.engine.decode, self.state.token, self.state.position)
 
     def repeat(self) -> None:
         """Decode `state.token` again and discard the result: `state` stays."""
-        self._engine.decode(self.state.token, self.state.position)
+        self.engine.decode(self.state.token, self.state.position)
 
     def _next(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> None:
         # The last logits are freed first: they do not count into the step's peak.
         self.logits = None
         self.logits = work(*inputs)
-        self._choose(self.logits, self.state)
+        self.choose(self.logits, self.state)
 
 
+class _Captured(NamedTuple):
+    """A graph with the tensors that it reads and writes, so that none is freed.
+
+    It does not hold the step, which frees its graphs at once when it is dropped.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor | None
+    inputs: tuple[Tensor | None, ...] = ()
+    start: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
 class CapturedDecodeStep(DecodeStep):
     """A step whose `run` replays a CUDA graph, captured when it first runs.
 
     A prompt of at most `max_prompt_tokens` tokens is captured too, once for each
-    length. `generator` is what `choose` draws from, or None.
+    length in `prompts`. `generator` is what `choose` draws from, or None.
     """
 
-    _graph: torch.cuda.CUDAGraph | None = None
+    generator: torch.Generator | None
+    max_prompt_tokens: int
+    prompts: dict[int, _Captured] = field(default_factory=dict)
+    _step: _Captured | None = None
     _repeat_graph: torch.cuda.CUDAGraph | None = None
-    _graph_logits: Tensor | None = None
-
-    def __init__(
-        self,
-        engine: Engine,
-        choose: ChooseToken,
-        state: DecodeState,
-        *,
-        generator: torch.Generator | None,
-        max_prompt_tokens: int,
-    ) -> None:
-        super().__init__(engine, choose, state)
-        self._generator = generator
-        self._max_prompt_tokens = max_prompt_tokens
-        # By length: where the prompt starts, and what reads another one there.
-        self.prompts: dict[int, tuple[int, ReadPrompt]] = {}
 
     def begin(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         """Read `prompt`, by one launch where it is short, and choose the first token.
 
         The first prompt of its length is run once and captured.
         """
-        if prompt.numel() > self._max_prompt_tokens:
+        if prompt.numel() > self.max_prompt_tokens:
             super().begin(prompt, lengths, start)
             return
-        length = prompt.shape[1]
-        if length not in self.prompts or self.prompts[length][0] != start:
-            self.prompts[length] = start, self._captured_prompt(prompt, lengths, start)
-        self.logits = self.prompts[length][1](prompt, lengths)
-
-    def _captured_prompt(
-        self, first: Tensor, first_lengths: Tensor | None, start: int
-    ) -> ReadPrompt:
-        own, own_lengths = first.clone(), first_lengths
-        if own_lengths is not None:
-            own_lengths = own_lengths.clone()
-        work = partial(super().begin, own, own_lengths, start)
-        warm_up(work)
-        graph = capture_graph(work)
-        logits = self.logits
-
-        # It does not hold the step, which frees its graphs at once when it is dropped.
-        def read(prompt: Tensor, lengths: Tensor | None) -> Tensor | None:
-            own.copy_(prompt)
-            if own_lengths is not None and lengths is not None:
-                own_lengths.copy_(lengths)
-            graph.replay()
-            return logits
-
-        return read
+        captured = self.prompts.get(prompt.shape[1])
+        if captured is None or captured.start != start:
+            own = prompt.clone(), None if lengths is None else lengths.clone()
+            work = partial(super().begin, *own, start)
+            warm_up(work)
+            captured = _Captured(capture_graph(work), self.logits, own, start)
+            self.prompts[prompt.shape[1]] = captured
+        for own_input, value in zip(captured.inputs, (prompt, lengths), strict=True):
+            if own_input is not None and value is not None:
+                own_input.copy_(value)
+        captured.graph.replay()
+        self.logits = captured.logits
 
     def run(self) -> None:
         """Decode `state.token` and choose the next one, by one launch."""
-        self._captured_graph().replay()
-        self.logits = self._graph_logits
+        step = self._captured_step()
+        step.graph.replay()
+        self.logits = step.logits
 
     def repeat(self) -> None:
         """Decode `state.token` again and discard the result, by one launch."""
         # It compiles and tunes all kernels, which no capture allows.
-        self._captured_graph()
+        self._captured_step()
         if self._repeat_graph is None:
             self._repeat_graph = capture_graph(super().repeat)
         self._repeat_graph.replay()
 
-    def _captured_graph(self) -> torch.cuda.CUDAGraph:
-        if self._graph is None:
-            self._warm_up()
-            self._graph = capture_graph(super().run, self._generator)
-            # A reference keeps the graph from giving their memory to other tensors.
-            self._graph_logits = self.logits
-        return self._graph
-
-    def _warm_up(self) -> None:
-        """Compile and tune all kernels, which no capture allows; undo the step."""
-        draws = None if self._generator is None else self._generator.get_state()
-        tensors = (self.state.token, self.state.position, self.state.count)
-        before = [tensor.clone() for tensor in tensors]
-        warm_up(super().run)
-        for tensor, saved in zip(tensors, before, strict=True):
-            tensor.copy_(saved)
-        if self._generator is not None and draws is not None:
-            self._generator.set_state(draws)
+    def _captured_step(self) -> _Captured:
+        """Compile and tune all kernels, which no capture allows; undo that step."""
+        if self._step is None:
+            generator = self.generator
+            draws = None if generator is None else generator.get_state()
+            tensors = (self.state.token, self.state.position, self.state.count)
+            before = [tensor.clone() for tensor in tensors]
+            warm_up(super().run)
+            for tensor, saved in zip(tensors, before, strict=True):
+                tensor.copy_(saved)
+            if generator is not None and draws is not None:
+                generator.set_state(draws)
+            graph = capture_graph(super().run, generator)
+            self._step = _Captured(graph, self.logits)
+        return self._step

@@ -9,29 +9,24 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Required, TypedDict, Unpack
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.kernels.decode_state import DecodeState
-from llama_perf.llama import prompt_checks
-from llama_perf.llama.attention import (
-    CausalMask,
-    VisiblePositions,
-    visible_to_chunk,
-    visible_to_token,
-)
+from llama_perf.llama import attention, decode_step
+from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
-from llama_perf.llama.kv_cache import KVCache, caches
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import Sampling, token_chooser
+from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import (
     RunBlock,
     Transformer,
     TransformerBlock,
-    tensor_bytes,
+    check_tokens,
 )
 from llama_perf.rows.spec import FUSED_TOKENS
 
@@ -47,23 +42,43 @@ between the layers of an 8-billion-parameter model stay below 0.1 GB.
 """
 
 
-class Request(TypedDict, total=False):
-    """What is generated behind a prompt, int64 (B, T).
+def generate(
+    model: Transformer,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    lengths: Tensor | None = None,
+    sampling: Sampling = Sampling(),
+    options: EngineOptions = EngineOptions(),
+) -> Tensor:
+    """Generate from `prompt`, int64 (batch, length); (batch, length + new) int64.
 
-    With `lengths`, int64 (B,) on the model's device, the prompt of sequence i is its
-    first lengths[i] tokens; the rest is not read.
+    With `lengths`, int64 (batch,), the prompt of sequence i is its first lengths[i]
+    tokens. The new tokens start at column `length` in each sequence. `options` say how
+    the model runs; the batch is the prompt's. Raises PromptError for a prompt that does
+    not fit, SpecError for another argument that is not allowed.
     """
-
-    max_new_tokens: Required[int]
-    lengths: Tensor | None
-    sampling: Sampling
+    check_tokens(prompt, model.config.vocab_size)
+    batch, length = prompt.shape
+    cache_size = options.cache_size or max(length + max_new_tokens, 1)
+    options = replace(options, batch_size=batch, cache_size=cache_size)
+    engine = Engine(model, options)
+    engine.check_prompt(prompt, max_new_tokens=max_new_tokens, lengths=lengths)
+    return engine.generate(
+        prompt.to(model.device),
+        max_new_tokens=max_new_tokens,
+        lengths=None if lengths is None else lengths.to(model.device),
+        sampling=sampling,
+    )
 
 
 class Engine:
     """A model with its caches, ready to generate.
 
     The first `filled` positions are the same for every prompt, which starts behind
-    them; `fill` sets them.
+    them; `fill` sets them. Blocks and head run plain, compiled or fused. Compilation is
+    regional: each layer runs the same compiled block. A prompt's block is compiled with
+    a dynamic length.
     """
 
     def __init__(
@@ -73,7 +88,7 @@ class Engine:
         self.options = options
         self.cache_size = options.cache_size or model.config.context
         self.filled = 0
-        self.caches: Sequence[KVCache] = caches(
+        self.caches: Sequence[attention.KVCache] = attention.caches(
             model.config,
             batch_size=options.batch_size,
             cache_size=self.cache_size,
@@ -81,30 +96,17 @@ class Engine:
             device=model.device,
             kind=options.kv_cache,
         )
-        self._mask: CausalMask | None = None
+        self._mask: attention.CausalMask | None = None
         chunk = PREFILL_CHUNK
         if options.attention == "sdpa":
-            chunk = self.cache_size
-            linear = options.linear_causal_mask
-            self._mask = CausalMask(chunk, linear=linear, device=model.device)
+            chunk, linear = self.cache_size, options.linear_causal_mask
+            self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
         self._chunk = options.prefill_chunk or chunk
-        self._fused: FusedStep | None = None
-        self._choose_functions()
-        # A captured step reads its own tensors, so it is kept and serves each later
-        # generation that samples alike.
-        self.captured: dict[Hashable, CapturedDecodeStep] = {}
-
-    def _choose_functions(self) -> None:
-        """How the blocks and the head run: plain, compiled or fused.
-
-        Compilation is regional: each layer runs the same compiled block. A prompt's
-        block is compiled with a dynamic length.
-        """
-        options = self.options
         block: Callable[..., Tensor] = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
+        self._fused: FusedStep | None = None
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
@@ -112,13 +114,14 @@ class Engine:
 
             if self._mask is not None:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-            self._fused = FusedStep(self.model, batch_size=options.batch_size)
-            self._prefill_block = self._fused.block_or(self._prefill_block)
-            self._decode_block = self._fused.block
+            self._fused = FusedStep(model, batch_size=options.batch_size)
             self._prefill_head = self._decode_head = self._fused.head
         elif options.compile:
             self._decode_block = torch.compile(block, fullgraph=True, dynamic=False)
             self._decode_head = torch.compile(head, fullgraph=True, dynamic=False)
+        # A captured step reads its own tensors, so it is kept and serves each later
+        # generation that samples alike.
+        self.captured: dict[Hashable, CapturedDecodeStep] = {}
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
@@ -127,7 +130,7 @@ class Engine:
         Raises PromptError unless they fit and leave room for a prompt.
         """
         self.filled = 0
-        self._check_tokens(tokens)
+        check_tokens(tokens, self.model.config.vocab_size, self.options.batch_size)
         length = tokens.shape[1]
         if length >= self.cache_size:
             raise PromptError(
@@ -152,7 +155,10 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            visible = visible_to_chunk(self._mask, positions, start, end)
+            visible = VisiblePositions(end=end)
+            if self._mask is not None:
+                mask = self._mask(positions) if start else None
+                visible = VisiblePositions(mask=mask)
             x = self._hidden(chunk, positions, visible, self._prefill_block)
             last = (
                 x[:, -1] if lengths is None else _state_after(x, lengths - first, last)
@@ -179,13 +185,17 @@ class Engine:
         started = None
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
-            started = x, cos_sin
+            started, run_block = (x, cos_sin), self._fused.block
             visible = visible or VisiblePositions(filled=filled)
+        elif visible is None and self._mask is not None:
+            visible = VisiblePositions(mask=self._mask(positions))
+        elif visible is None:
+            visible = VisiblePositions(filled=positions.flatten() + 1)
         return self.model.hidden(
             tokens,
             positions,
             caches=self.caches,
-            visible=visible or visible_to_token(self._mask, positions),
+            visible=visible,
             run_block=run_block,
             started=started,
         )
@@ -198,36 +208,34 @@ class Engine:
         One kernel chooses the next token where it can, and a prompt of a few tokens is
         captured too.
         """
-        device = self.model.device
+        device, options, draws = self.model.device, self.options, sampling.generator
         if sampling.seed is not None:
-            generator = torch.Generator(device=device).manual_seed(sampling.seed)
-            sampling = replace(sampling, seed=None, generator=generator)
-        draws, choose = sampling.generator, token_chooser(sampling)
+            draws = torch.Generator(device=device).manual_seed(sampling.seed)
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
-        if kernel is not None:
-            # The kernel draws from a seed, so that one graph serves every generator.
-            sampling, choose = replace(sampling, generator=None), kernel
-        key, capture = (sampling, ragged), self.options.capture
+        # The kernel draws from a seed, so that one graph serves every generator.
+        generator = draws if kernel is None else None
+        sampling = replace(sampling, seed=None, generator=generator)
+        key = (sampling, ragged)
         step: DecodeStep | None = self.captured.get(key)
         if step is None:
+            room = self.cache_size if options.capture else max_new_tokens
             state = DecodeState.room(
-                self.options.batch_size,
-                self.cache_size if capture else max_new_tokens,
-                ragged=ragged,
-                device=device,
+                options.batch_size, room, ragged=ragged, device=device
             )
+            choose = kernel or partial(decode_step.choose_by_sample, sampling=sampling)
             # A weak reference: the steps belong to the engine, and a dropped engine
             # frees its caches at once.
             engine: Engine = weakref.proxy(self)
-            step = DecodeStep(engine, choose, state)
-            if capture:
+            if options.capture:
                 step = self.captured[key] = CapturedDecodeStep(
-                    engine,
-                    choose,
-                    state,
-                    generator=sampling.generator,
+                    engine=engine,
+                    choose=choose,
+                    state=state,
+                    generator=generator,
                     max_prompt_tokens=0 if kernel is None else FUSED_TOKENS,
                 )
+            else:
+                step = DecodeStep(engine=engine, choose=choose, state=state)
         if kernel is not None and sampling.temperature != 0:
             step.state.seed.random_(generator=draws)
         return step
@@ -301,27 +309,34 @@ class Engine:
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
     ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
-        self._check_tokens(prompt)
+        batch = self.options.batch_size
+        check_tokens(prompt, self.model.config.vocab_size, batch)
         length = prompt.shape[1]
         if lengths is not None:
             if self._mask is not None:
                 raise PromptError("lengths: not allowed with attention 'sdpa'")
-            prompt_checks.check_lengths(lengths, self.options.batch_size, length)
-        prompt_checks.check_room(
-            length, max_new_tokens, filled=self.filled, cache_size=self.cache_size
-        )
+            if lengths.dtype != torch.int64 or lengths.shape != (batch,):
+                kind = f"{lengths.dtype} {tuple(lengths.shape)} is not allowed"
+                raise PromptError(f"lengths: {kind}; allowed: int64 ({batch},)")
+            for own in lengths.tolist():
+                if not 1 <= own <= length:
+                    allowed = f"allowed: 1 to {length}, the prompt's length"
+                    raise PromptError(f"lengths: {own} is not allowed; {allowed}")
+        if max_new_tokens < 1:
+            new = f"{max_new_tokens} is not allowed"
+            raise PromptError(f"max_new_tokens: {new}; allowed: 1 or more")
+        if self.filled + length + max_new_tokens > self.cache_size:
+            before = f"{self.filled} filled positions + " if self.filled else ""
+            raise PromptError(
+                f"prompt: {before}{length} tokens + {max_new_tokens} new ones do not"
+                f" fit the cache of {self.cache_size} positions"
+            )
 
-    def _check_tokens(self, tokens: Tensor) -> None:
-        vocab_size = self.model.config.vocab_size
-        prompt_checks.check_tokens(tokens, vocab_size, self.options.batch_size)
-
-    def memory_bytes(self) -> int:
-        """Bytes of the weights, the embedding, all of the caches and the mask."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        for cache in self.caches:
-            tensors += cache.buffers()
-        mask = 0 if self._mask is None else self._mask.memory_bytes()
-        return sum(map(tensor_bytes, tensors)) + mask
+    def tensors(self) -> list[Tensor]:
+        """The weights, the embedding, and all tensors of the caches and the mask."""
+        modules = filter(None, (self.model, *self.caches, self._mask))
+        parts = (chain(part.parameters(), part.buffers()) for part in modules)
+        return list(chain.from_iterable(parts))
 
 
 def _state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:

@@ -30,17 +30,11 @@ from llama_perf.kernels.triton.launch_fused import (
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, of_floats
-from llama_perf.llama.attention import VisiblePositions, attend_filled
-from llama_perf.llama.kv_cache import KVCache
-from llama_perf.llama.rotary import Rotary
-from llama_perf.llama.sampling import ChooseToken, Sampling
-from llama_perf.llama.transformer import (
-    RMSNorm,
-    RunBlock,
-    Transformer,
-    TransformerBlock,
-    is_unquantized,
-)
+from llama_perf.llama.attention import KVCache, VisiblePositions, attend_filled
+from llama_perf.llama.decode_step import ChooseToken
+from llama_perf.llama.layers import RMSNorm, Rotary
+from llama_perf.llama.options import Sampling
+from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
 from llama_perf.rows.spec import FUSED_TOKENS
 
 _CUDA = torch.device("cuda")
@@ -219,15 +213,6 @@ class FusedStep:
         if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
             peaks = Peaks(read=self._peaks[_FOLLOWING])
         return project(x, self._output, self._split_counter, norm=norm, peaks=peaks)
-
-    def block_or(self, other: RunBlock) -> RunBlock:
-        """Runs a block of a prompt: by `other` where it has too many tokens."""
-
-        def run(block: TransformerBlock, x: Tensor, *others: Any) -> Tensor:
-            few = x.shape[0] * x.shape[1] <= FUSED_TOKENS
-            return (self.block if few else other)(block, x, *others)
-
-        return run
 
 
 def _norm(norm: RMSNorm) -> Norm:

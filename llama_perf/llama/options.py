@@ -1,9 +1,48 @@
-"""What an engine is asked for: its sizes and how it runs a model."""
+"""What a generation is asked for: how an engine runs, and how tokens are drawn."""
 
 from dataclasses import dataclass, fields
+from typing import Required, TypedDict
+
+import torch
+from torch import Tensor
 
 from llama_perf.errors import SpecError
-from llama_perf.rows.spec import RowSpec, check_attention
+from llama_perf.rows.spec import RowSpec, check_attention, check_sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits.
+
+    `temperature` 0 is greedy; `top_k` None draws from the whole vocabulary. With a
+    `seed` the draws are repeatable on one type of device. A `generator` of the model's
+    device does the same over several generations. Raises SpecError.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = 200
+    seed: int | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(temperature=self.temperature, top_k=self.top_k)
+        if self.seed is not None and self.generator is not None:
+            raise SpecError("seed", self.seed, "allowed: a seed or a generator")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Request(TypedDict, total=False):
+    """What is generated behind a prompt, int64 (B, T).
+
+    With `lengths`, int64 (B,) on the model's device, the prompt of sequence i is its
+    first lengths[i] tokens; the rest is not read.
+    """
+
+    max_new_tokens: Required[int]
+    lengths: Tensor | None
+    sampling: Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,18 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
-from llama_perf.llama.attention import CAUSAL, Attention, VisiblePositions
+from llama_perf.llama import layers
+from llama_perf.llama.attention import CAUSAL, Attention, KVCache, VisiblePositions
 from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.kv_cache import KVCache
-from llama_perf.llama.linear import Linear
+from llama_perf.llama.layers import Rotary
 from llama_perf.llama.memory_segments import inner_tensors
-from llama_perf.llama.prompt_checks import check_tokens
-from llama_perf.llama.rotary import Rotary, inverse_frequencies, rotary
 
 # Shape legend: B batch, T positions of this call, V vocabulary.
 
@@ -46,45 +43,15 @@ class Origin:
         return ", ".join([*parts, f"from {self.weights}"])
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, normalised in float32. Zhang and Sennrich (2019)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of `x`."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
-
-
-class FeedForward(nn.Module):
-    """The gated feed-forward layer (SwiGLU). Shazeer (2020)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.w1 = Linear(config.dim, config.intermediate_size)
-        self.w3 = Linear(config.dim, config.intermediate_size)
-        self.w2 = Linear(config.intermediate_size, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to (..., dim)."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return out
-
-
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each behind a norm and a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = layers.FeedForward(config)
+        self.attention_norm = layers.RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = layers.RMSNorm(config.dim, config.norm_eps)
 
     def forward(
         self,
@@ -115,8 +82,8 @@ class Transformer(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         blocks = (TransformerBlock(config) for _ in range(config.n_layers))
         self.layers = nn.ModuleList(blocks)
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = Linear(config.dim, config.vocab_size)
+        self.norm = layers.RMSNorm(config.dim, config.norm_eps)
+        self.output = layers.Linear(config.dim, config.vocab_size)
         self.register_buffer("inverse_frequencies", None, persistent=False)
 
     @property
@@ -147,7 +114,7 @@ class Transformer(nn.Module):
         """
         x, cos_sin = started or (
             self.tok_embeddings(tokens),
-            rotary(self.frequencies(), positions),
+            layers.rotary(self.frequencies(), positions),
         )
         # Outside the blocks, where it would break the compiled graph.
         with without_cudnn():
@@ -159,7 +126,7 @@ class Transformer(nn.Module):
     def frequencies(self) -> Tensor:
         """The angle a position adds to each pair of a head, made once."""
         if self.inverse_frequencies is None:
-            made = inverse_frequencies(self.config, device=self.device)
+            made = layers.inverse_frequencies(self.config, device=self.device)
             self.inverse_frequencies = made
         return self.inverse_frequencies
 
@@ -173,7 +140,7 @@ class Transformer(nn.Module):
 
         Raises PromptError for another shape or dtype, or ids outside the vocabulary.
         """
-        check_tokens(tokens, self.config.vocab_size, None)
+        check_tokens(tokens, self.config.vocab_size)
         tokens = tokens.to(self.device)
         positions = torch.arange(tokens.shape[1], device=self.device)
         with torch.no_grad():
@@ -191,6 +158,24 @@ class Transformer(nn.Module):
             for name, parameter in self.named_parameters(remove_duplicate=False)
             if name != "tok_embeddings.weight"
         )
+
+
+def check_tokens(tokens: Tensor, vocab_size: int, batch_size: int = 0) -> None:
+    """Raise PromptError unless int64 (batch, length) of known ids.
+
+    `batch_size` is how many sequences the caches hold; 0 where there are none.
+    """
+    if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.numel() == 0:
+        kind = f"{tokens.dtype} {tuple(tokens.shape)} is not allowed"
+        allowed = "allowed: int64 (batch, length), neither of them 0"
+        raise PromptError(f"tokens: {kind}; {allowed}")
+    for token in map(int, tokens.aminmax()):
+        if not 0 <= token < vocab_size:
+            allowed = f"the vocabulary has ids 0 to {vocab_size - 1}"
+            raise PromptError(f"tokens: id {token} is not allowed; {allowed}")
+    if batch_size not in (0, len(tokens)):
+        batch = f"a batch of {len(tokens)} is not allowed"
+        raise PromptError(f"prompt: {batch}; the caches hold {batch_size}")
 
 
 def check_transformer(model: object) -> None:

@@ -18,10 +18,9 @@ from llama_perf.checkpoints.tokenizers.files import (
 )
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
+from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.presets import preset, preset_name
-from llama_perf.llama.sampling import Sampling
+from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.measure.predict import Prediction, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import (

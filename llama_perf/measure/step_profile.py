@@ -17,6 +17,7 @@ from packaging.version import Version
 from torch.profiler import ProfilerActivity, profile
 
 from llama_perf.devices.device import device_of
+from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.prepare import Prepared
 from llama_perf.results.measurement import OperatorTime, StepWork
 
@@ -100,4 +101,4 @@ def allocated_peak_bytes(prepared: Prepared) -> int:
         if event.name() == "[memory]"
     )
     working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
-    return prepared.engine.memory_bytes() + working_bytes
+    return sum(map(tensor_bytes, prepared.engine.tensors())) + working_bytes

@@ -18,9 +18,9 @@ from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import FLOATS, Packed
+from llama_perf.llama.config import preset
 from llama_perf.llama.decode_step import capture_graph, warm_up
-from llama_perf.llama.linear import Linear
-from llama_perf.llama.presets import preset
+from llama_perf.llama.layers import Linear
 from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec

@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from llama_perf.errors import ValuesError
-from llama_perf.llama.attention import VisiblePositions
+from llama_perf.llama.attention import KVCache, VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.kv_cache import KVCache
-from llama_perf.llama.rotary import Rotary
+from llama_perf.llama.layers import Rotary
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prepare import Prepared
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
-from llama_perf.llama.attention import VisiblePositions
-from llama_perf.llama.kv_cache import KVCache
+from llama_perf.llama.attention import KVCache, VisiblePositions
 from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved
 from scripts.doc_tables.document import RowTable, place
 from scripts.doc_tables.figures import Closeness, closeness

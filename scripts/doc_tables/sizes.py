@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 
 from llama_perf.checkpoints.reader import layer_shapes
-from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.presets import preset
+from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.measure.predict import Prediction, model_bytes
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection

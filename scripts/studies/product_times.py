@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.presets import preset
+from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.quantize.autoquant.timing import (
     How,
     Product,

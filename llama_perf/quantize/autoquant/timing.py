@@ -19,7 +19,7 @@ from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.decode_step import capture_graph, warm_up
-from llama_perf.llama.linear import product as multiply
+from llama_perf.llama.layers import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import UNQUANTIZED

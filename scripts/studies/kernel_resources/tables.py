@@ -21,8 +21,7 @@ from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
 from llama_perf.kernels.weight import Packed
-from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.presets import preset
+from llama_perf.llama.config import ModelConfig, preset
 from scripts.doc_tables import document
 from scripts.studies.kernel_resources.resources import compiled
 

@@ -12,8 +12,7 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llama_perf.checkpoints.formats import open_gguf
-from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.tokenizer_samples import write_gguf
 from tests.correctness.support.weights_samples import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.formats import open_pth
-from llama_perf.llama.presets import PRESETS
+from llama_perf.llama.config import PRESETS
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     PARAMS_JSON,

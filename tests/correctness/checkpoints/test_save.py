@@ -18,9 +18,8 @@ from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model, open_weights
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import int8_dynamic
-from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.presets import PRESETS
-from llama_perf.llama.sampling import GREEDY
+from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.prepare import prepare
 from llama_perf.rows.spec import KERNELS, RowSpec

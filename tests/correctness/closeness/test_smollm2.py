@@ -9,7 +9,7 @@ import torch
 
 from llama_perf import generate
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
-from llama_perf.llama.sampling import GREEDY
+from llama_perf.llama.options import GREEDY
 from scripts.doc_tables.figures import perplexity
 from scripts.doc_tables.smollm2 import (
     TEXT,

@@ -18,8 +18,7 @@ from torch import Tensor
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import Sampling
+from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.timing import MemoryMeter

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.llama.presets import preset
+from llama_perf.llama.config import preset
 from tests.correctness.support.launches import Launches, generation
 
 pytest.importorskip("triton", reason="Triton is not installed")

@@ -15,8 +15,9 @@ import triton.language as tl
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, launch, start
 from llama_perf.kernels.triton.sampling import exponential
-from llama_perf.llama.rotary import rotary
-from llama_perf.llama.sampling import Sampling, sample
+from llama_perf.llama.decode_step import sample
+from llama_perf.llama.layers import rotary
+from llama_perf.llama.options import Sampling
 from tests.correctness.llama.test_sampling import LIMIT_2, LIMIT_5, LOGITS, chi_square
 from tests.correctness.support.interpreter import device, test_in_the_interpreter
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY, Sampling
+from llama_perf.llama.options import GREEDY, EngineOptions, Sampling
 from tests.correctness.llama.test_fused import small_model
 from tests.correctness.support.interpreter import device, test_in_the_interpreter
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llama_perf.errors import SpecError
-from llama_perf.llama.presets import PRESETS, preset, preset_name
+from llama_perf.llama.config import PRESETS, preset, preset_name
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY
 

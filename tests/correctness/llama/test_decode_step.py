@@ -16,9 +16,9 @@ from torch import Tensor
 
 from llama_perf import quantize_model
 from llama_perf.llama import decode_step
+from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY, Sampling, sample
+from llama_perf.llama.options import GREEDY, EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.device_samples import PROMPT, TIE, device, small_model
 from tests.correctness.support.waiting import refusing_to_wait

@@ -19,9 +19,8 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.linear import Linear
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY
+from llama_perf.llama.layers import Linear
+from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import Prepared
 from llama_perf.measure.value_check import OPERATORS, check_values, warm_up

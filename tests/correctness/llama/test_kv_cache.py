@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.llama.attention import CausalMask
-from llama_perf.llama.kv_cache import KVCache
+from llama_perf.llama.attention import CausalMask, KVCache
 from tests.correctness.support.weights_samples import TINY
 
 CPU = torch.device("cpu")
@@ -42,6 +41,6 @@ def test_an_update_writes_its_positions_in_place_and_no_other() -> None:
 
 @pytest.mark.parametrize("linear", [False, True], ids=["kept", "computed"])
 def test_a_mask_shows_a_position_itself_and_what_came_before(linear: bool) -> None:
-    rows = CausalMask(6, linear=linear, device=CPU).rows(torch.tensor([0, 3, 5]))
+    rows = CausalMask(6, linear=linear, device=CPU)(torch.tensor([0, 3, 5]))
     assert rows.dtype == torch.bool
     assert torch.equal(rows, torch.ones(6, 6).tril().bool()[[0, 3, 5]])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._inductor.utils import run_and_get_code
 
-from llama_perf.llama.linear import Linear, product
+from llama_perf.llama.layers import Linear, product
 
 # How compiled code calls a library's product.
 LIBRARY = re.compile(r"extern_kernels\.\w|torch\.ops\.(mkl|mkldnn)\.")

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.llama.sampling import GREEDY, Sampling, sample
+from llama_perf.llama.decode_step import sample
+from llama_perf.llama.options import GREEDY, Sampling
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0, 0.5, -1.0, 1.5]])
 # The 99.9 % point of chi-square with 5 degrees of freedom, and with 2.

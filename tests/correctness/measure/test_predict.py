@@ -13,10 +13,10 @@ from llama_perf.checkpoints.load import SMOLLM2, build_model
 from llama_perf.cli.main import main
 from llama_perf.devices.device import device_of
 from llama_perf.errors import SpecError
+from llama_perf.llama.config import preset
+from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.presets import preset
-from llama_perf.llama.sampling import Sampling, sample
+from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import predict_row, prepare
@@ -94,9 +94,6 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
     with live:
         engine = Engine(model, EngineOptions.of(row))
         caches = live.now
-    known = [*model.parameters(), *(b for c in engine.caches for b in c.buffers())]
-    if engine._mask is not None:
-        known += [t for t in vars(engine._mask).values() if t is not None]
     # Of the chunk: its queries and their result by heads of the cache.
     chunk = min(row.prompt_length, row.prefill_chunk or row.prompt_length)
     queries = row.batch_size * chunk * config.n_heads * config.head_dim
@@ -108,7 +105,10 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
         widened = values * (4 + (2 if row.kv_cache == "fp8" else 0))
         inside += values * 2 * 4 + max(widened, queries * 4) + queries * 4
     operator = torch.ops.llama_perf.prefill_attention.default
-    working, sampling = LiveBytes("cpu", known, {operator: inside}), Sampling()
+    working, sampling = (
+        LiveBytes("cpu", engine.tensors(), {operator: inside}),
+        Sampling(),
+    )
     with working, torch.no_grad():
         tokens = torch.zeros((row.batch_size, row.prompt_length), dtype=torch.int64)
         token = sample(engine.prefill(tokens), sampling)

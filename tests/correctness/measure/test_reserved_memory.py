@@ -19,9 +19,8 @@ from llama_perf.checkpoints import load
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.checkpoints.save import Saved
 from llama_perf.llama import memory_segments
-from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.kv_cache import caches
-from llama_perf.llama.presets import preset
+from llama_perf.llama.attention import caches
+from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.quantize.apply import Quantizer, make_quantizer
 from llama_perf.rows import selection
 from tests.correctness.support import caching_allocator

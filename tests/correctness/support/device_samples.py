@@ -16,8 +16,7 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY
+from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status

@@ -86,7 +86,7 @@ def main(
     model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
 ) -> None:
     """Two generations on the meta device; the second is printed."""
-    from llama_perf.llama.sampling import Sampling
+    from llama_perf.llama.options import Sampling
     from llama_perf.rows.spec import RowSpec
     from scripts.offline.compile_rows import (
         META,

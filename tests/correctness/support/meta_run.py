@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import PREFILL_CHUNK, Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import Sampling, sample
+from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.working_bytes import inside_prefill_bytes
 from llama_perf.rows.spec import RowSpec

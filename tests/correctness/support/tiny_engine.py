@@ -8,8 +8,7 @@ from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
-from llama_perf.llama.sampling import GREEDY
+from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 

@@ -1,0 +1,108 @@
+"""The layers of a block that hold no cache: linear, norm, feed-forward, rotary.
+
+A quantized weight has its own product. For one token on a CPU, code that is being
+compiled writes the product with an unquantized weight as products and sums. The
+compiler makes them one loop over the weight at the speed of memory; the library's
+matrix-vector product reads it at about half that speed (docs/kernels.md). In all other
+cases the library's product is used.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_perf.llama.config import ModelConfig
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` (..., K) times the transposed weight (N, K): (..., N) in x's dtype."""
+    one_token = x.numel() == x.shape[-1]
+    compiling_for_cpu = x.device.type == "cpu" and torch.compiler.is_compiling()
+    unquantized = type(weight) in (Tensor, nn.Parameter)
+    if not (unquantized and one_token and compiling_for_cpu):
+        return F.linear(x, weight)
+    sums = (weight.float() * x.reshape(1, -1).float()).sum(1)
+    return sums.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """A linear layer without a bias, by `product`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return product(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, normalised in float32. Zhang and Sennrich (2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward layer (SwiGLU). Shazeer (2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(config.dim, config.intermediate_size)
+        self.w3 = Linear(config.dim, config.intermediate_size)
+        self.w2 = Linear(config.intermediate_size, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+def inverse_frequencies(config: ModelConfig, *, device: torch.device) -> Tensor:
+    """The angle a position adds to each pair, float32 (head_dim / 2,), radians.
+
+    Rotary position embedding: Su et al., "RoFormer" (2021). The scaling is Meta's,
+    published with Llama 3.1.
+    """
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    frequencies = 1.0 / config.rope_base ** (pairs / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    # Long wavelengths are stretched by the factor, short ones unchanged, and those in
+    # between interpolated.
+    wavelengths = 2 * math.pi / frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (scaling.original_context / wavelengths - low) / (high - low)
+    smooth = smooth.clamp(0.0, 1.0)
+    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+
+
+def rotary(inverse: Tensor, positions: Tensor) -> Rotary:
+    """Cosines and sines, float32 (..., T, 1, head_dim / 2), of int64 (..., T).
+
+    Made in each call, so that no table as long as the context is needed.
+    """
+    angles = positions.float()[..., None, None] * inverse
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos_sin: Rotary) -> Tensor:
+    """Rotate the pairs (2i, 2i + 1) of `x`, (batch, T, heads, head_dim)."""
+    cos, sin = cos_sin
+    pairs = x.float().unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
