@@ -20,25 +20,25 @@ from llama_perf.llama.config import (
     preset_name,
 )
 
-_HUGGING_FACE = {
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "head_dim": "head_dim",
-    "norm_eps": "rms_norm_eps",
-    "rope_base": "rope_theta",
-    "context": "max_position_embeddings",
-    "tied_embeddings": "tie_word_embeddings",
+# Our fields in a Hugging Face `config.json`, and in a GGUF file after `llama.`.
+_FIELDS = {
+    "dim": ("hidden_size", "embedding_length"),
+    "n_layers": ("num_hidden_layers", "block_count"),
+    "n_heads": ("num_attention_heads", "attention.head_count"),
+    "n_kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "intermediate_size": ("intermediate_size", "feed_forward_length"),
+    "vocab_size": ("vocab_size", "vocab_size"),
+    "head_dim": ("head_dim", "attention.key_length"),
+    "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    "rope_base": ("rope_theta", "rope.freq_base"),
+    "context": ("max_position_embeddings", "context_length"),
 }
+_HUGGING_FACE = {ours: name for ours, (name, _) in _FIELDS.items()}
+_HUGGING_FACE["tied_embeddings"] = "tie_word_embeddings"
+GGUF_FIELDS = {ours: f"llama.{name}" for ours, (_, name) in _FIELDS.items()}
 _ROPE_SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_context": "original_max_position_embeddings",
-}
+    name: name for name in ("factor", "low_freq_factor", "high_freq_factor")
+} | {"original_context": "original_max_position_embeddings"}
 _META_NAMES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps")
 _META = {name: name for name in (*_META_NAMES, "multiple_of", "ffn_dim_multiplier")}
 _META |= {"rope_base": "rope_theta"}
@@ -96,36 +96,31 @@ def check_allowed(
 
 
 def read_config(
-    fields: Mapping[str, Any], names: Mapping[str, str], *, source: str, **defaults: Any
-) -> ModelConfig:
-    """The ModelConfig in `fields`, which have the names `names[own name]` there.
-
-    One that is missing or null has its default. Raises WeightsError.
-    """
-    return _read(_config, fields, names, source, defaults)
-
-
-def _read(
     make: Callable[..., T],
     fields: Mapping[str, Any],
     names: Mapping[str, str],
+    *,
     source: str,
-    values: dict[str, Any],
+    **defaults: Any,
 ) -> T:
+    """`make` of the values in `fields`, which have the names `names[own name]` there.
+
+    One that is missing or null has its default. Raises WeightsError.
+    """
     for ours, theirs in names.items():
         if (value := fields.get(theirs)) is not None:
-            values[ours] = value
-        elif ours in _REQUIRED and values.get(ours) is None:
+            defaults[ours] = value
+        elif ours in _REQUIRED and defaults.get(ours) is None:
             raise WeightsError(f"{source}: the field {theirs!r} is missing")
     try:
-        return make(**values)
+        return make(**defaults)
     except SpecError as error:
         field = names.get(error.field, error.field)
         problem = str(error).removeprefix(error.field)
         raise WeightsError(f"{source}: {field}{problem}") from None
 
 
-def _config(
+def model_config(
     *,
     dim: int,
     n_heads: int,
@@ -133,11 +128,15 @@ def _config(
     ffn_dim_multiplier: float = 1.0,
     **rest: Any,
 ) -> ModelConfig:
-    check_whole("dim", dim)
-    check_whole("n_heads", n_heads)
-    check_whole("multiple_of", multiple_of)
+    """A ModelConfig in which missing sizes are those of Meta's code."""
+    for name, size in (
+        ("dim", dim),
+        ("n_heads", n_heads),
+        ("multiple_of", multiple_of),
+    ):
+        check_whole(name, size)
     check_number("ffn_dim_multiplier", ffn_dim_multiplier)
-    # Meta's: two thirds of four times the width, rounded up after the multiplier.
+    # Two thirds of four times the width, rounded up after the multiplier.
     hidden = int(ffn_dim_multiplier * int(2 * 4 * dim / 3))
     derived = {
         "n_kv_heads": n_heads,
@@ -159,8 +158,9 @@ def from_hugging_face(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     check_allowed({"rope_type": kind}, _ALLOWED_ROPE, source=where)
     scaling = None
     if kind == "llama3":
-        scaling = _read(RopeScaling, rope, _ROPE_SCALING, where, {})
+        scaling = read_config(RopeScaling, rope, _ROPE_SCALING, source=where)
     return read_config(
+        model_config,
         fields,
         _HUGGING_FACE,
         source=source,
@@ -185,4 +185,4 @@ def from_meta(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read Meta's `params.json`; raises WeightsError naming `source`."""
     llama31 = {"rope_scaling": RopeScaling(factor=8.0), "context": 131072}
     defaults = llama31 if fields.get("use_scaled_rope") else {}
-    return read_config(fields, _META, source=source, **defaults)
+    return read_config(model_config, fields, _META, source=source, **defaults)

@@ -5,30 +5,41 @@ Knows the container, not what any field or tensor means. Imports no torch.
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
 from llama_perf.errors import UserError
 
-DAMAGED = "damaged, truncated, or no GGUF file of version 2 or 3"
+Fields = dict[str, tuple[Any, list[GGUFValueType]]]
+"""Names of fields, each with its value and its type (of an array its items' too)."""
 
 
 def read_container(
-    path: Path, *, error: type[UserError], mode: Literal["r", "c"] = "r"
-) -> GGUFReader:
-    """Map a GGUF file and read its fields; raises `error`."""
+    path: Path, *prefixes: str, error: type[UserError]
+) -> tuple[Fields, list[ReaderTensor]]:
+    """The fields of a GGUF file whose names start so, and its tensors; raises `error`.
+
+    The tensors' data is a copy-on-write map: torch refuses to wrap read-only arrays.
+    """
     try:
-        return BoundedReader(path, mode=mode)
+        reader = _BoundedReader(path, mode="c")
+        fields = {
+            name: (field.contents(), field.types)
+            for name, field in reader.fields.items()
+            if name.startswith(prefixes)
+        }
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from None
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        raise error(f"{path}: {DAMAGED}") from None
+        damaged = "damaged, truncated, or no GGUF file of version 2 or 3"
+        raise error(f"{path}: {damaged}") from None
+    return fields, reader.tensors
 
 
-class BoundedReader(GGUFReader):
+class _BoundedReader(GGUFReader):
     """GGUFReader that stops at the file's end and takes an array at a time.
 
     The base class slices a memmap several times for every word of a vocabulary,
@@ -55,26 +66,22 @@ class BoundedReader(GGUFReader):
         if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
         start = int(orig_offs)
-        head = [self._get(start, np.uint32), self._get(start + 4, np.uint64)]
-        kind, count = GGUFValueType(head[0][0]), int(head[1][0])
+        parts = [self._get(start, np.uint32), self._get(start + 4, np.uint64)]
+        kind, count, at = GGUFValueType(parts[0][0]), int(parts[1][0]), start + 12
+        indices = range(2, 2 + count)
         if kind == GGUFValueType.STRING:
-            items, end = self._strings(start + 12, count)
+            for _ in indices:
+                # Each string comes after its length.
+                text = at + 8
+                at = text + int.from_bytes(self.data.data[at:text], sys.byteorder)
+                if max(at, text) > len(self.data):
+                    raise EOFError(f"a string at byte {text}")
+                parts.append(self.data[text:at])
         elif (dtype := self.gguf_scalar_to_np.get(kind)) is not None:
-            values = self._get(start + 12, dtype, count)
-            items, end = list(values.reshape(-1, 1)), start + 12 + values.nbytes
+            values = self._get(at, dtype, count)
+            parts += list(values.reshape(-1, 1))
+            at += values.nbytes
         else:
             return super()._get_field_parts(orig_offs, raw_type)
-        indices = list(range(len(head), len(head) + count))
         types = [GGUFValueType.ARRAY, kind] if count else [GGUFValueType.ARRAY]
-        return end - start, head + items, indices, types
-
-    def _strings(self, at: int, count: int) -> tuple[list[npt.NDArray[Any]], int]:
-        """`count` strings from byte `at`, each after its length, and their end."""
-        raw, items = self.data.data, []
-        for _ in range(count):
-            text = at + 8
-            at = text + int.from_bytes(raw[at:text], sys.byteorder)
-            if max(at, text) > len(raw):
-                raise EOFError(f"a string at byte {text}")
-            items.append(self.data[text:at])
-        return items, at
+        return at - start, parts, list(indices), types

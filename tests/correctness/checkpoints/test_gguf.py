@@ -11,7 +11,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from llama_perf.checkpoints.gguf import open_gguf
+from llama_perf.checkpoints.formats import open_gguf
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.tokenizer_samples import write_gguf

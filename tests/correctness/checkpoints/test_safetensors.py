@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llama_perf.checkpoints.formats import interleave
 from llama_perf.checkpoints.load import open_weights
-from llama_perf.checkpoints.safetensors import interleave
 from llama_perf.errors import WeightsError
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,

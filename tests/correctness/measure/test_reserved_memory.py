@@ -66,7 +66,7 @@ class Marked(SyntheticWeights):
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         del name
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
 
 def built(

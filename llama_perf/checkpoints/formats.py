@@ -1,0 +1,303 @@
+"""Files of weights in three formats: `.pth`, Hugging Face's safetensors, and GGUF.
+
+Each format gives its names, its shapes and how a tensor is read. Knows nothing of how
+a file was converted, of the tokenizer in it, or of other files in the folder.
+"""
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llama_perf.checkpoints import config as configs
+from llama_perf.checkpoints.gguf_reader import Fields, read_container
+from llama_perf.checkpoints.reader import Shape, StoredWeights
+from llama_perf.checkpoints.save import Saved, check_tensors, import_tensors, read_saved
+from llama_perf.errors import WeightsError
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.layers import inverse_frequencies
+from llama_perf.llama.transformer import is_unquantized
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Meta's names, Hugging Face's, and those in a GGUF file.
+_NAMES = (
+    ("tok_embeddings", "model.embed_tokens", "token_embd"),
+    ("norm", "model.norm", "output_norm"),
+    ("output", "lm_head", "output"),
+    ("attention.wq", "self_attn.q_proj", "attn_q"),
+    ("attention.wk", "self_attn.k_proj", "attn_k"),
+    ("attention.wv", "self_attn.v_proj", "attn_v"),
+    ("attention.wo", "self_attn.o_proj", "attn_output"),
+    ("feed_forward.w1", "mlp.gate_proj", "ffn_gate"),
+    ("feed_forward.w2", "mlp.down_proj", "ffn_down"),
+    ("feed_forward.w3", "mlp.up_proj", "ffn_up"),
+    ("attention_norm", "input_layernorm", "attn_norm"),
+    ("ffn_norm", "post_attention_layernorm", "ffn_norm"),
+)
+
+
+def open_pth(path: Path) -> StoredWeights:
+    """Open a `.pth` file; its configuration is looked for in the same folder.
+
+    It holds a dict of tensors in Meta's names, as `consolidated.00.pth` does, or those
+    of gpt-fast and torchao's benchmark, with `wqkv` fused; `save_model`'s are quantized
+    too. A pickle can ask for code to be run: nothing but tensors is ever unpickled. The
+    file is mapped, so that only what is read comes into memory (one in the format of
+    torch before 1.6 cannot be and is read completely). Raises WeightsError.
+    """
+    config, config_from = configs.folder_config(path.parent)
+    saved = read_saved(path.parent)
+    if saved is not None and saved.scheme is not None:
+        import_tensors()
+    loaded = _unpickle(path, saved)
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        # The stories checkpoints of llama2.c keep the weights among other entries.
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not loaded:
+        raise WeightsError(
+            f"{path}: {type(loaded).__name__} is not allowed; allowed: a dict of"
+            " tensors, at least one"
+        )
+    tensors = {str(name): value for name, value in loaded.items()}
+    check_tensors(tensors, saved, path)
+    output = tensors.get("output.weight")
+    if output is not None and is_unquantized(output):
+        # What the file holds decides: a tied model's may have both names for one
+        # storage, and one with an output layer of its own must not lose it.
+        embedding = tensors.get("tok_embeddings.weight")
+        shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
+        config = replace(config, tied_embeddings=shared)
+    source = f"pth:{path.absolute().parent.name}"
+    return StoredWeights(
+        path=path,
+        source=source if saved is None else f"{source} ({saved.origin.summary})",
+        config=config,
+        config_from=config_from,
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        read=lambda name: tensors[name].detach(),
+        names={},
+        block="layers",
+        saved=saved,
+        own_output=output is not None and not is_unquantized(output),
+    )
+
+
+def _unpickle(path: Path, saved: Saved | None) -> Any:
+    problem = (
+        "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
+        " file that torch.save wrote"
+    )
+    try:
+        mmap = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (FileNotFoundError, PermissionError) as error:
+        problem = f"cannot be read: {error.strerror}"
+    except pickle.UnpicklingError as error:
+        if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            why = "which can run code; nothing was executed; allowed: a dict of tensors"
+            if match[1].startswith(("torchao.", "llama_perf.")):
+                why = (
+                    "a quantized tensor; allowed: unquantized tensors, or these with"
+                    " the config.json that save_model wrote"
+                    if saved is None or saved.scheme is None
+                    else "which these versions do not have; it was saved with torchao"
+                    f" {saved.torchao} and llama-perf {saved.llama_perf}"
+                )
+            problem = f"refused: it asks for {match[1]}, {why}"
+    except Exception:  # damaged bytes end in any of a dozen kinds of exception
+        pass
+    raise WeightsError(f"{path}: {problem}")
+
+
+def open_safetensors(folder: Path) -> StoredWeights:
+    """Open a folder with `config.json` and safetensors, in one file or in shards.
+
+    Hugging Face rotates the first half of a head against its second half, so query and
+    key rows are put back into the interleaved order of Meta's files. A tensor is read
+    when it is asked for, from a file opened only for it. Raises WeightsError.
+    """
+    path = folder / "config.json"
+    config = configs.from_hugging_face(configs.read_json(path), source=str(path))
+    files: dict[str, Path] = {}
+    shapes: dict[str, Shape] = {}
+    for path in _shards(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                files[name] = path
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def read(name: str) -> Tensor:
+        with _opened(files[name], name) as file:
+            tensor: Tensor = file.get_tensor(name)
+        if name.endswith((".q_proj.weight", ".k_proj.weight")):
+            return interleave(tensor, head_dim=config.head_dim)
+        return tensor
+
+    return StoredWeights(
+        path=folder,
+        source=f"safetensors:{folder.absolute().name}",
+        config=config,
+        config_from="config.json",
+        shapes=shapes,
+        read=read,
+        names={ours: theirs for ours, theirs, _ in _NAMES},
+        block="model.layers",
+    )
+
+
+@contextmanager
+def _opened(path: Path, *name: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        where = ": ".join([str(path), *name])
+        raise WeightsError(f"{where}: damaged or truncated: {error}") from None
+
+
+def interleave(weight: Tensor, *, head_dim: int) -> Tensor:
+    """Rows of (heads * head_dim, dim) from half-split to interleaved RoPE order.
+
+    In each head, rows i and i + head_dim / 2 become rows 2i and 2i + 1. The converter
+    in Hugging Face transformers does the opposite.
+    """
+    halves = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _shards(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    shards = configs.read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise WeightsError(f"{index}: the field weight_map is missing or empty")
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if name != Path(name).name:
+            raise WeightsError(
+                f"{index}: the shard {name!r} is not allowed; allowed: a file's name"
+            )
+        if not (folder / name).is_file():
+            raise WeightsError(
+                f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
+            )
+    return [folder / name for name in names]
+
+
+# Fields of a GGUF file that change the computation, and the values that do not.
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "general.architecture": ("llama",),
+    "llama.expert_count": (0,),
+    "llama.rope.scale_linear": (1.0,),
+    "llama.rope.scaling.type": ("none",),
+}
+_TOKENS = "tokenizer.ggml.tokens"
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+def open_gguf(path: Path) -> StoredWeights:
+    """Open a GGUF file of the `llama` architecture; raises WeightsError.
+
+    llama.cpp keeps query and key rows in interleaved order already and folds Llama
+    3.1's RoPE scaling into a tensor of factors, from which the scaling is found again.
+    Every tensor comes dequantized, in float32.
+    """
+    kinds = ("llama.", "general.architecture", "split.count", _TOKENS)
+    fields, stored = read_container(path, *kinds, error=WeightsError)
+    tensors = {tensor.name: tensor for tensor in stored}
+    for name, tensor in tensors.items():
+        _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
+        try:
+            dequantize(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
+        except NotImplementedError:
+            raise WeightsError(
+                f"{path}: {name}: type {tensor.tensor_type.name} is not allowed;"
+                " allowed: what the gguf package can dequantize (F32, F16, BF16, Q8_0,"
+                " Q4_0, Q4_K, ...)"
+            ) from None
+    shapes = {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+
+    config = _gguf_config(fields, shapes, path)
+    if _ROPE_FACTORS in tensors:
+        scaling = _rope_scaling(read(_ROPE_FACTORS), config, path)
+        config = replace(config, rope_scaling=scaling)
+    return StoredWeights(
+        path=path,
+        source=f"gguf:{path.name}",
+        config=config,
+        config_from="its metadata",
+        shapes=shapes,
+        read=read,
+        names={ours: theirs for ours, _, theirs in _NAMES},
+        block="blk",
+    )
+
+
+def _gguf_config(
+    stored: Fields, shapes: Mapping[str, Shape], path: Path
+) -> ModelConfig:
+    # Floats are stored as float32; this gives back the decimal number that was meant.
+    fields: dict[str, Any] = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for name, (value, _) in stored.items()
+    }
+    source = str(path)
+    configs.check_allowed(fields, _ALLOWED, source=source)
+    if (parts := fields.get("split.count", 0)) not in (0, 1):
+        raise WeightsError(
+            f"{path}: split.count: {parts} is not allowed; merge the parts with"
+            " llama-gguf-split --merge"
+        )
+    if _TOKENS in fields:
+        fields["llama.vocab_size"] = len(fields[_TOKENS])
+    config = configs.read_config(
+        configs.model_config,
+        fields,
+        configs.GGUF_FIELDS,
+        source=source,
+        vocab_size=shapes.get("token_embd.weight", (None,))[0],
+        # llama.cpp's rule: a file without an output layer shares the embedding.
+        tied_embeddings="output.weight" not in shapes,
+    )
+    head_fields = ("llama.attention.value_length", "llama.rope.dimension_count")
+    allowed = dict.fromkeys(head_fields, (config.head_dim,))
+    configs.check_allowed(fields, allowed, source=source)
+    return config
+
+
+def _rope_scaling(
+    factors: Tensor, config: ModelConfig, path: Path
+) -> RopeScaling | None:
+    """The scaling whose division of every frequency is `factors` (head_dim / 2,)."""
+    # The longest wavelength is stretched by the whole factor.
+    fits = factors.shape == (config.head_dim // 2,)
+    if fits and 1 <= (factor := float(factors.max())) < math.inf:
+        scaling = RopeScaling(factor=factor)
+        unscaled_freqs, scaled_freqs = (
+            inverse_frequencies(variant, device=torch.device("cpu"))
+            for variant in (config, replace(config, rope_scaling=scaling))
+        )
+        if torch.allclose(factors, unscaled_freqs / scaled_freqs, rtol=1e-3):
+            return None if factor == 1 else scaling
+    raise WeightsError(
+        f"{path}: {_ROPE_FACTORS}: these RoPE factors are not allowed; allowed: those"
+        " of Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
+    )
