@@ -1,26 +1,34 @@
-"""Quantized SmolLM2 compared with the unquantized, and the arithmetic of closeness.
+"""Logits of SmolLM2, and the arithmetic of closeness.
 
-Also with a quantized cache, on a long text.
+Compared: this project's reading of the GGUF with transformers', quantized models and
+caches with the unquantized, native schemes with torchao's, products with the exact one.
 """
 
 import math
+from functools import cache
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from _pytest.mark import ParameterSet
 from torch import Tensor
 
+from llama_perf import generate
+from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices import processor
-from llama_perf.kernels import cache_codes
+from llama_perf.kernels import cache_codes, int8_dynamic
+from llama_perf.kernels.row_scaled import RowScaled
+from llama_perf.llama.options import GREEDY
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
 from llama_perf.rows.spec import KERNELS
-from scripts.doc_tables import caches, smollm2
+from scripts.doc_tables import caches, figures, operators, smollm2, twins
 from scripts.doc_tables import closeness as table
-from scripts.doc_tables.closeness import LIMITS, ROWS, Redraws, moved
 from scripts.doc_tables.document import Key
-from scripts.doc_tables.figures import Closeness, closeness, exact_int_mm, perplexity
+from scripts.doc_tables.figures import Closeness, closeness
 from tests.correctness.support.schemes import schemes_on
+from tests.correctness.support.tokenizer_samples import smollm2_reference
 
 # int4wo's other groups do not divide SmolLM2's K of 576. Of uintx one of each kind: one
 # plane of codes, several, and the table's coarsest.
@@ -32,7 +40,7 @@ BUILT = [
     for kernels in KERNELS
     for scheme in schemes_on(kernels, grouped=GROUPED, autoquant=True)
 ]
-KEYS = {*ROWS, *((scheme, kernels, "unquantized") for scheme, kernels in BUILT)}
+KEYS = {*table.ROWS, *((*scheme, "unquantized") for scheme in BUILT)}
 
 
 def marked(key: Key) -> ParameterSet:
@@ -43,9 +51,9 @@ def marked(key: Key) -> ParameterSet:
 # By scheme: one that is compared with two models has its logits made once.
 @pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
-    (scheme, kernels, reference), limits = key, ROWS.get(key, table.DEFAULT)
-    figures, _ = smollm2.scheme_figures(scheme, kernels, limits.length, reference)
-    assert limits.broken_by(figures) == []
+    (scheme, kernels, reference), limits = key, table.ROWS.get(key, table.DEFAULT)
+    compared, _ = smollm2.scheme_figures(scheme, kernels, limits.length, reference)
+    assert limits.broken_by(compared) == []
 
 
 @pytest.mark.parametrize("kind", caches.LIMITS)
@@ -55,12 +63,11 @@ def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:
 
 def test_chunks_through_a_cache_are_the_text_at_once() -> None:
     assert caches.long_tokens().shape == (1, caches.LENGTH)
-    start = 600
-    ids = caches.long_tokens()[:, :start]
+    ids = caches.long_tokens()[:, :600]
     at_once = smollm2.unquantized().logits(ids)
-    figures = closeness(at_once, caches.logits_with_cache(None)[:, :start], ids)
-    assert figures.signal_to_noise_db > 80
-    assert figures.top1 == 1.0
+    compared = closeness(at_once, caches.logits_with_cache(None)[:, :600], ids)
+    assert compared.signal_to_noise_db > 80
+    assert compared.top1 == 1.0
 
 
 def test_damaged_scales_of_a_cache_break_the_limits(
@@ -74,20 +81,18 @@ def test_damaged_scales_of_a_cache_break_the_limits(
         return codes, scale
 
     monkeypatch.setattr(cache_codes, "quantize", damaged)
-    length = 512
-    ids = caches.long_tokens()[:, :length]
-    exact = caches.logits_with_cache(None)[:, :length]
-    wrong = caches.logits_with_cache.__wrapped__("int8", length)
+    ids, exact = caches.long_tokens()[:, :512], caches.logits_with_cache(None)[:, :512]
+    wrong = caches.logits_with_cache.__wrapped__("int8", 512)
     assert caches.LIMITS["int8"].broken_by(closeness(exact, wrong, ids))
 
 
 def test_a_limit_holds_for_every_draw_of_an_activations_rounding() -> None:
     means = Closeness(20.0, 0.04, 0.9, -0.02)
-    redraws = Redraws(means, Closeness(0.31, 0.001, 0.01, 0.01))
+    redraws = table.Redraws(means, Closeness(0.31, 0.001, 0.01, 0.01))
     limits = table.Limits(Closeness(18.1, 0.046, 0.84, 0.08))
     assert table.Limits.over(redraws) == limits
     # A scheme that rounds activations has no limit of another kind.
-    rounded = {key for key in LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
+    rounded = {key for key in table.LIMITS if "dq" in key[0] or key[0] in AUTOQUANT}
     assert rounded == table.REDRAWN.keys()
 
 
@@ -99,7 +104,7 @@ def test_a_redraw_moves_rounded_activations_and_no_weights() -> None:
         weight = model.tok_embeddings.weight
         before = weight.detach().clone()
         ids = smollm2.tokens()[:, :24]
-        first, second = (model.logits(ids) for _ in moved(weight, 2))
+        first, second = (model.logits(ids) for _ in table.moved(weight, 2))
         moves[scheme] = (second - first).square().mean() / first.square().mean()
         assert torch.equal(weight, before)
     assert moves["int8wo"] < 1e-9
@@ -117,7 +122,7 @@ def test_the_product_of_integers_is_exact_and_torchs(
     a = torch.randint(low, high + 1, (32, 1536), generator=draw).to(dtype)
     b = torch.randint(-128, 128, (1536, 24), generator=draw).to(torch.int8)
     a[0], a[1], b[:, 0] = low, high, -128
-    product = exact_int_mm(a, b)
+    product = figures.exact_int_mm(a, b)
     assert product.dtype == torch.int32
     assert torch.equal(product.long(), a.long() @ b.long())
     # Where ONEDNN_MAX_CPU_ISA takes VNNI away, torch's saturate.
@@ -125,19 +130,22 @@ def test_the_product_of_integers_is_exact_and_torchs(
     assert same == processor.int8_products_are_exact()
 
 
-def test_the_documented_limits_are_those_that_are_checked() -> None:
-    assert LIMITS.keys() <= set(BUILT)
+def test_what_is_documented_is_what_is_checked() -> None:
+    assert table.LIMITS.keys() <= set(BUILT)
     rows = table.TABLE.documented()
     assert {key: [row[0], *row[2::2]] for key, row in rows.items()} == {
         key: [table.tokens_cell(limits), *limits.cells()]
-        for key, limits in ROWS.items()
+        for key, limits in table.ROWS.items()
     }
     drawn = {key: table.redraw_cells(draws) for key, draws in table.REDRAWN.items()}
     assert table.REDRAWS.documented() == drawn
-    drawn = {
-        (kind,): caches.cells(kind, caches.REDRAWN[kind]) for kind in caches.LIMITS
-    }
+    redrawn = caches.REDRAWN
+    drawn = {(kind,): caches.cells(kind, redrawn[kind]) for kind in caches.LIMITS}
     assert caches.TABLE.documented() == drawn
+    assert list(operators.TABLE.documented()) == list(operators.SCHEMES)
+    pairs = twins.TABLE.documented()
+    assert tuple(scheme for (scheme,) in pairs) == twins.TWINS
+    assert max(float(row[3]) for row in pairs.values()) <= 2.0, "none is further"
 
 
 @pytest.mark.parametrize(
@@ -151,26 +159,25 @@ def test_damaged_scales_of_one_layer_break_a_limit(key: Key) -> None:
     weight: Any = model.get_submodule("layers.14.feed_forward.w2").weight
     with torch.no_grad():
         weight.scale[: len(weight.scale) // 8] *= 3
-    assert ROWS[key].broken_by(smollm2.compared(model, reference=reference))
+    assert table.ROWS[key].broken_by(smollm2.compared(model, reference=reference))
 
 
 def test_a_model_is_close_to_itself() -> None:
     ids, logits = smollm2.tokens(), smollm2.reference_logits()
-    figures = closeness(logits, smollm2.unquantized().logits(ids), ids)
-    assert figures.signal_to_noise_db > 100
-    assert figures.top1 == 1.0
-    assert figures.perplexity_change == pytest.approx(0, abs=1e-6)
-    assert figures.kl_nats == pytest.approx(0, abs=1e-9)
+    compared = closeness(logits, smollm2.unquantized().logits(ids), ids)
+    assert compared.signal_to_noise_db > 100
+    assert compared.top1 == 1.0
+    assert compared.perplexity_change == pytest.approx(0, abs=1e-6)
+    assert compared.kl_nats == pytest.approx(0, abs=1e-9)
 
 
 def test_the_arithmetic_on_logits_made_by_hand() -> None:
     ids = torch.tensor([[0, 1, 2, 3]])
-    even = torch.zeros((1, 4, 4))
-    assert perplexity(even, ids) == pytest.approx(4.0)
+    assert figures.perplexity(torch.zeros((1, 4, 4)), ids) == pytest.approx(4.0)
     sure = torch.full((1, 4, 4), -50.0)
     for position, following in enumerate((1, 2, 3)):
         sure[0, position, following] = 50.0
-    assert perplexity(sure, ids) == pytest.approx(1.0)
+    assert figures.perplexity(sure, ids) == pytest.approx(1.0)
     # Power 1 of the signal, power 0.01 of the noise: 20 dB.
     signal = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
     noisy = signal + 0.1 * torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
@@ -183,3 +190,94 @@ def test_the_arithmetic_on_logits_made_by_hand() -> None:
     assert flipped.top1 == 0.0
     p = 1 / (1 + math.exp(-2))
     assert flipped.kl_nats == pytest.approx((2 * p - 1) * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", twins.QUICK)
+def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
+    pair = twins.twins(scheme)
+    assert not pair.further, pair
+
+
+def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert twins.products_ratio("int8dq") <= twins.MAX_PRODUCTS_RATIO
+    original = int8_dynamic.quantize_tokens
+
+    def coarser(x: Tensor) -> tuple[Tensor, Tensor]:
+        _, scale = original(x)
+        scale = scale * 1.02
+        return torch.round(x / scale).to(torch.int8), scale
+
+    monkeypatch.setattr(int8_dynamic, "quantize_tokens", coarser)
+    assert twins.products_ratio("int8dq", blocks=(4, 14)) > twins.MAX_PRODUCTS_RATIO
+
+
+def test_a_difference_at_most_positions_is_distinguished_from_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hard = torch.rand(400, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, generator=generator, dtype=torch.float64) * 0.02
+    assert twins.compare_twins(hard * 1.1, hard + noise * 0.1).further
+    assert not twins.compare_twins(hard, hard * 1.1 + noise * 0.1).further
+    assert not twins.compare_twins(hard + noise - noise.mean(), hard).further
+    # Where both hold the same weights nothing but rounding differs.
+    assert twins.compare_twins(hard, hard).errors == 0
+    assert not twins.compare_twins(hard + 1e-7 + noise * 1e-7, hard).further
+
+
+@pytest.mark.parametrize("key", operators.SCHEMES, ids=".".join)
+def test_a_product_is_exact_up_to_rounding(key: Key) -> None:
+    db_by_tokens = operators.operator_db(*key)
+    assert db_by_tokens.keys() == set(operators.TOKENS)
+    assert min(db_by_tokens.values()) >= operators.MIN_DB
+
+
+def test_a_product_that_is_a_little_off_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = RowScaled.product
+
+    def off(format: RowScaled, x: Tensor, *parts: Any) -> Tensor:
+        product = exact(format, x, *parts)
+        # The unit vectors, from which the weight is read, keep their products.
+        return product if len(x) > 17 else product + 1e-5 * product.abs().max()
+
+    monkeypatch.setattr(RowScaled, "product", off)
+    assert max(operators.operator_db("int8wo", "native").values()) < operators.MIN_DB
+
+
+def test_tokens_logits_and_perplexity_equal_transformers() -> None:
+    """By their configuration, dequantization, layout of weights, and model."""
+    from transformers import AutoModelForCausalLM
+
+    path, ids, ours = (
+        smollm2.smollm2_path(),
+        smollm2.tokens(),
+        smollm2.reference_logits(),
+    )
+    assert ids.shape[1] > 400
+    assert smollm2_reference().encode(smollm2.TEXT) == ids[0].tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        # gguf takes three times as long to read a vocabulary from a memory map.
+        patch.setattr(np, "memmap", lambda path, **_: np.fromfile(path, np.uint8))
+        # Both are asked for anew many times, for the same.
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True, dtype=torch.float32
+        )
+    with torch.no_grad():
+        theirs = model(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    perplexity = figures.perplexity(ours, ids)
+    assert perplexity == pytest.approx(figures.perplexity(theirs, ids), rel=1e-5)
+    assert 5 < perplexity < 30, "a model that does not read English has hundreds"
+
+
+def test_the_capital_of_france_is_paris() -> None:
+    tokenizer = load_tokenizer(smollm2.smollm2_path())
+    text = "The capital of France is"
+    prompt, model = torch.tensor([tokenizer.encode(text)]), smollm2.unquantized()
+    out = generate(model, prompt, max_new_tokens=4, sampling=GREEDY)
+    assert tokenizer.decode(out[0].tolist()).startswith(f"{text} Paris")

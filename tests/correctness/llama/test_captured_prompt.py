@@ -3,50 +3,41 @@
 Interpreted on a CPU, as in `test_fused.py`; on a card it is captured for real.
 """
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import GREEDY, EngineOptions, Sampling
-from tests.correctness.llama.test_fused import small_model
+from llama_perf.llama.options import GREEDY, Sampling
+from tests.correctness.llama.test_fused import Pair, both, small_model
 from tests.correctness.support.interpreter import device, test_in_the_interpreter
 
 __all__ = ["device", "test_in_the_interpreter"]
-Pair = tuple[Engine, Engine]
-
-
-def engines(device: torch.device, batch: int = 1) -> Pair:
-    """One that captures, and an eager one."""
-    options = EngineOptions(batch_size=batch, cache_size=24, fused=True)
-    model = small_model(None, device)
-    return Engine(model, replace(options, capture=True)), Engine(model, options)
 
 
 @pytest.fixture
 def pair(device: torch.device, graphs: list[object]) -> Pair:
+    """An eager engine, and one that captures."""
     del graphs  # Captures work from here on.
-    return engines(device)
+    return both(small_model(None, device), changed="capture", fused=True)
 
 
-def generated(
-    engine: Engine,
-    prompt: list[list[int]],
-    *,
-    lengths: list[int] | None = None,
-    temperature: float = 0.8,
-    seed: int = 0,
+def drawn(
+    pair: Pair, prompt: list[list[int]], lengths: list[int] | None = None, seed: int = 0
 ) -> list[list[int]]:
-    """Each sequence's prompt and two tokens."""
-    device = engine.model.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    return engine.generate(
-        torch.tensor(prompt, device=device),
-        max_new_tokens=2,
-        lengths=None if lengths is None else torch.tensor(lengths, device=device),
-        sampling=Sampling(temperature=temperature, top_k=7, generator=generator),
-    ).tolist()
+    """The prompt and two tokens a sequence, which both engines draw."""
+    device = pair[0].model.device
+    how: Any = {"max_new_tokens": 2}
+    if lengths is not None:
+        how["lengths"] = torch.tensor(lengths, device=device)
+    results = []
+    for engine in pair:
+        generator = torch.Generator(device=device).manual_seed(seed)
+        how["sampling"] = Sampling(top_k=7, generator=generator)
+        results.append(engine.generate(torch.tensor(prompt, device=device), **how))
+    assert torch.equal(*results)
+    return results[0].tolist()
 
 
 def prompts(one: Engine) -> int:
@@ -57,30 +48,23 @@ def prompts(one: Engine) -> int:
 def test_one_graph_for_a_length_serves_every_prompt_and_seed(
     pair: Pair, device: torch.device, graphs: list[object]
 ) -> None:
-    one, eager = pair
-    drawn = []
-    for prompt, seed in (([1, 2, 3], 0), ([7, 8, 9], 1), ([1, 2, 3], 0), ([5, 6], 0)):
-        drawn.append(generated(one, [prompt], seed=seed))
-        assert drawn[-1] == generated(eager, [prompt], seed=seed)
-    assert drawn[0] == drawn[2]
+    cases = (([1, 2, 3], 0), ([7, 8, 9], 1), ([1, 2, 3], 0), ([5, 6], 0))
+    tokens = [drawn(pair, [prompt], seed=seed) for prompt, seed in cases]
+    assert tokens[0] == tokens[2]
     # Lengths of 3 and 2, and the step's own.
-    assert prompts(one) == 2
+    assert prompts(pair[1]) == 2
     assert device.type == "cuda" or len(graphs) == 3
     # A longer prompt is no graph.
-    long = [list(range(1, 10))]
-    assert generated(one, long) == generated(eager, long)
-    assert prompts(one) == 2
+    drawn(pair, [list(range(1, 10))])
+    assert prompts(pair[1]) == 2
 
 
 def test_a_generation_draws_other_numbers_than_the_one_before(pair: Pair) -> None:
-    one, _ = pair
-    generator = torch.Generator(device=one.model.device).manual_seed(0)
-    prompt = torch.tensor([[1, 2, 3]], device=one.model.device)
-    sampling = Sampling(temperature=2.0, generator=generator)
-    drawn = [
-        one.generate(prompt, max_new_tokens=2, sampling=sampling) for _ in range(3)
-    ]
-    assert len({tuple(tokens[0].tolist()) for tokens in drawn}) == 3
+    generator = torch.Generator(device=pair[1].model.device).manual_seed(0)
+    prompt = torch.tensor([[1, 2, 3]], device=generator.device)
+    how: Any = {"sampling": Sampling(temperature=2.0, generator=generator)}
+    tokens = [pair[1].generate(prompt, max_new_tokens=2, **how) for _ in range(3)]
+    assert len({tuple(row.flatten().tolist()) for row in tokens}) == 3
 
 
 def test_what_is_filled_stands_before_the_prompt(pair: Pair) -> None:
@@ -88,32 +72,28 @@ def test_what_is_filled_stands_before_the_prompt(pair: Pair) -> None:
     for length in (2, 5):
         for engine in pair:
             engine.fill(before[:, :length])
-        actual, expected = (
-            generated(engine, [[1, 2, 3]], temperature=0) for engine in pair
-        )
-        assert actual == expected
+        drawn(pair, [[1, 2, 3]])
     # Of what is filled differently the graph is of no use any more.
-    assert prompts(pair[0]) == 1
+    assert prompts(pair[1]) == 1
 
 
-def test_sequences_keep_lengths_of_their_own(pair: Pair, device: torch.device) -> None:
-    one, eager = engines(device, batch=2)
+def test_sequences_keep_lengths_of_their_own(
+    device: torch.device, graphs: list[object]
+) -> None:
+    del graphs
+    model = small_model(None, device)
+    two = both(model, changed="capture", fused=True, batch_size=2)
     prompt = [[1, 2, 3], [7, 8, 9]]
     for lengths in ([2, 3], [3, 1]):
-        actual = generated(one, prompt, lengths=lengths)
-        assert actual == generated(eager, prompt, lengths=lengths)
-    # A sequence is as it would be alone.
-    alone = generated(pair[1], [[7]], temperature=0)
-    both = generated(one, prompt, lengths=[3, 1], temperature=0)
-    assert both[1][3:] == alone[0][1:]
-    assert prompts(one) == 2
+        drawn(two, prompt, lengths)
+    assert prompts(two[1]) == 1
 
 
 def test_logits_of_a_captured_prompt_can_be_observed(pair: Pair) -> None:
     prompt = torch.tensor([[1, 2, 3]], device=pair[0].model.device)
-    actual, wanted = (
+    expected, actual = (
         engine.observe(prompt, max_new_tokens=1, observed=1, sampling=GREEDY)
         for engine in pair
     )
-    assert torch.equal(actual[0], wanted[0])
-    torch.testing.assert_close(actual[1], wanted[1])
+    assert torch.equal(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1])

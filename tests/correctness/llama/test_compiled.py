@@ -1,16 +1,23 @@
-"""Compiled blocks and heads against eager ones, and the compiler's settings."""
+"""Compiled blocks and heads against eager ones, and the compiler's settings.
 
+Also the linear layer's own way for one token in compiled code on a CPU.
+"""
+
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config, lowering
+from torch._inductor.utils import run_and_get_code
 
 from llama_perf.devices import processor
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.layers import Linear, product
 from llama_perf.quantize.apply import quantize_model
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
@@ -40,11 +47,8 @@ def compiler() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("scheme", "path"),
     [
-        (None, "decode"),
         (None, "sdpa"),
-        ("int8wo", "decode"),
-        ("int8dq", "decode"),
-        ("float8wo", "decode"),
+        *((name, "decode") for name in (None, "int8wo", "int8dq", "float8wo")),
     ],
 )
 def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
@@ -107,7 +111,7 @@ def test_one_block_is_compiled_however_many_layers() -> None:
 def test_a_compiled_int8_product_of_one_token_is_written() -> None:
     """torch 2.13 leaves the result of `_int_mm` as it finds it for other strides."""
 
-    def product(x: Tensor, weight: Tensor) -> Tensor:
+    def rounded(x: Tensor, weight: Tensor) -> Tensor:
         codes = (x * 2).round().clamp(-127, 127).to(torch.int8)
         return torch._int_mm(codes, weight.t()).float() * 0.5
 
@@ -116,34 +120,36 @@ def test_a_compiled_int8_product_of_one_token_is_written() -> None:
         # So small that no sum of two products leaves 16 bits, where there is no VNNI.
         x = torch.randn((count, 64))
         exact = (x * 2).round() @ weight.float().t() * 0.5
-        torch.testing.assert_close(torch.compile(product)(x, weight), exact)
+        torch.testing.assert_close(torch.compile(rounded)(x, weight), exact)
 
 
-def test_compiled_graphs_are_kept_apart_by_the_processors_features(
+def test_settings_tell_processors_apart_and_are_put_back_also_after_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    constraints = dict(lowering._maybe_layout_constraints)
-    tags = set()
+    shared: Any = torch.compiler.config
+
+    def settings() -> tuple[object, ...]:
+        constraints = dict(lowering._maybe_layout_constraints)
+        return config.get_config_copy(), constraints, shared.cache_key_tag
+
+    def enter_and_fail() -> None:
+        with compiler_settings():
+            assert config.coordinate_descent_tuning
+            tags.add(shared.cache_key_tag)
+            raise ZeroDivisionError
+
+    before, tags = settings(), {shared.cache_key_tag}
     for features in ("torch AVX2", "torch AVX512"):
         monkeypatch.setattr(processor, "features", lambda named=features: named)
-        with compiler_settings():
-            tags.add(torch.compiler.config.cache_key_tag)
-    assert len(tags) == 2
+        with pytest.raises(ZeroDivisionError):
+            enter_and_fail()
+        assert settings() == before
+    assert len(tags) == 3
     # g++ 12 crashes on them on arm64.
     monkeypatch.setattr(processor, "is_arm64", lambda: True)
     with compiler_settings():
         assert not config.cpp_cache_precompile_headers
-    assert torch.compiler.config.cache_key_tag not in tags
-    assert lowering._maybe_layout_constraints == constraints
-
-
-def test_compiler_settings_are_put_back_also_after_an_error() -> None:
-    before = config.get_config_copy()
-    with compiler_settings():
-        assert config.coordinate_descent_tuning
-    with pytest.raises(ZeroDivisionError), compiler_settings():
-        raise ZeroDivisionError
-    assert config.get_config_copy() == before
+    assert settings() == before
 
 
 @pytest.mark.parametrize(
@@ -155,3 +161,32 @@ def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
     quantize_model(new_model(), scheme, kernels="torchao")
     assert config.get_config_copy() == before
     assert torch.get_float32_matmul_precision() == precision
+
+
+# How compiled code calls a library's product.
+LIBRARY = re.compile(r"extern_kernels\.\w|torch\.ops\.(mkl|mkldnn)\.")
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,), (2, 96)], ids=str)
+def test_one_compiled_token_is_the_product_without_the_library(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(product, fullgraph=True, dynamic=False)
+    x, weight = torch.randn(shape).to(dtype), torch.randn((75, 96)).to(dtype)
+    actual, code = run_and_get_code(compiled, x, weight)
+    expected = F.linear(x.double(), weight.double())
+    assert (actual.dtype, actual.shape) == (dtype, expected.shape)
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
+    assert error < ROUNDING[dtype]
+    # Several tokens are the library's.
+    assert (LIBRARY.search(code[0]) is None) == (shape != (2, 96))
+
+
+def test_without_a_compiler_it_is_the_librarys_to_the_bit() -> None:
+    layer = Linear(96, 75).requires_grad_(False)
+    assert layer.bias is None
+    x = torch.randn((1, 1, 96))
+    assert torch.equal(layer(x), F.linear(x, layer.weight))

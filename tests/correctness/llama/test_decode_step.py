@@ -8,7 +8,7 @@ import gc
 import weakref
 from functools import partial
 from typing import Any
-from unittest.mock import MagicMock, call
+from unittest.mock import MagicMock, Mock, call, create_autospec
 
 import pytest
 import torch
@@ -20,68 +20,53 @@ from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer
-from tests.correctness.support.device_samples import PROMPT, TIE, device, small_model
+from tests.correctness.support import device_samples
+from tests.correctness.support.device_samples import PROMPT, device
 from tests.correctness.support.waiting import refusing_to_wait
 
 __all__ = ["device"]  # A fixture.
-SCHEMES = (
-    None,
-    "int8wo",
-    "int8dq",
-    "int4wo-64",
-    "uintx-4-64",
-    "uintx-2-8",
-    "fp6",
-    "sparse-marlin",
-)
+SCHEMES = (None, "int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "fp6")
 
 
 @pytest.fixture
 def model(device: torch.device, graphs: list[object]) -> Transformer:
     del graphs  # Captures work from here on.
-    return small_model(device)
+    return device_samples.small_model(device)
 
 
 def engine(model: Transformer, **options: Any) -> Engine:
     return Engine(model, EngineOptions(**{"cache_size": 256, **options}))
 
 
-def generated(
-    one: Engine,
-    *,
-    count: int = 40,
-    temperature: float = 0.0,
-    seed: int = 0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def drawing(one: Engine, temperature: float = 0.0, seed: int = 0) -> Sampling:
+    generator = torch.Generator(device=one.model.device).manual_seed(seed)
+    return Sampling(temperature=temperature, top_k=20, generator=generator)
+
+
+def generated(one: Engine, count: int, sampling: Sampling = GREEDY) -> Tensor:
     prompt = PROMPT.to(one.model.device)
-    generator = generator or torch.Generator(device=one.model.device)
-    generator.manual_seed(seed)
-    sampling = Sampling(temperature=temperature, top_k=20, generator=generator)
     return one.generate(prompt, max_new_tokens=count, sampling=sampling).cpu()
 
 
-def test_the_step_is_decoding_and_sampling_by_hand(
-    model: Transformer, device: torch.device
-) -> None:
-    by_hand = engine(model)
-    generator = torch.Generator(device=device).manual_seed(3)
-
-    def choose(logits: Tensor) -> Tensor:
-        return sample(logits, Sampling(temperature=0.8, top_k=20, generator=generator))
-
-    tokens = [choose(by_hand.prefill(PROMPT.to(device)))]
-    for index in range(30):
-        position = torch.tensor([PROMPT.shape[1] + index], device=device)
-        tokens.append(choose(by_hand.decode(tokens[-1], position)))
+def test_the_step_is_decoding_and_sampling_by_hand(model: Transformer) -> None:
+    by_hand, prompt = engine(model), PROMPT.to(model.device)
+    length, sampling = prompt.shape[1], drawing(by_hand, 0.8, seed=3)
+    tokens = [sample(by_hand.prefill(prompt), sampling)]
+    for place in range(length, length + 30):
+        position = torch.tensor([place], device=model.device)
+        tokens.append(sample(by_hand.decode(tokens[-1], position), sampling))
     for capture in (False, True):
         one = engine(model, capture=capture)
-        actual = generated(one, count=31, temperature=0.8, seed=3)
-        assert torch.equal(actual[:, PROMPT.shape[1] :], torch.cat(tokens, 1).cpu())
+        actual = generated(one, 31, drawing(one, 0.8, seed=3))
+        assert torch.equal(actual[:, length:], torch.cat(tokens, 1).cpu())
+        # Each token of a stream is there to keep.
+        sampling = drawing(one, 0.8, seed=3)
+        stream = list(one.stream(prompt, max_new_tokens=31, sampling=sampling))
+        assert torch.equal(torch.cat(stream, 1), torch.cat(tokens, 1))
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["modules", "fused"])
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "sparse-marlin"], ids=str)
 def test_captured_tokens_are_those_of_an_eager_step(
     model: Transformer, scheme: str | None, fused: bool
 ) -> None:
@@ -91,27 +76,24 @@ def test_captured_tokens_are_those_of_an_eager_step(
     if scheme is not None:
         model = quantize_model(model, scheme, kernels="native")
     count = 200 if on_card else 20
-    eager = generated(engine(model), count=count)
-    actual = generated(engine(model, capture=True, fused=fused), count=count)
-    differs = (eager != actual).nonzero()
-    if len(differs):
-        place = int(differs[0, 1])
-        logits = model.logits(eager[:, :place])[0, -1]
-        chosen = logits[torch.stack((eager[0, place], actual[0, place]))]
-        gap = (chosen[0] - chosen[1]).abs().item()
-        assert gap < TIE[model.dtype], f"token {place} differs, {gap} apart"
+    eager = generated(engine(model), count)
+    actual = generated(engine(model, capture=True, fused=fused), count)
+    device_samples.assert_equal_up_to_ties(model, eager, actual)
 
 
 def test_one_capture_serves_other_seeds_and_lengths(
     model: Transformer, graphs: list[object]
 ) -> None:
     one, eager = engine(model, capture=True), engine(model)
-    generators = {which: torch.Generator(device=model.device) for which in (0.8, 0)}
+    samplings = {temperature: drawing(one, temperature) for temperature in (0.8, 0)}
     alike = ((12, 0.8, 0), (60, 0.8, 1), (9, 0.8, 2), (4, 0, 0), (60, 0, 0), (5, 0, 0))
     for count, temperature, seed in alike:
-        draw = partial(generated, count=count, temperature=temperature, seed=seed)
-        actual = draw(one, generator=generators[temperature])
-        assert torch.equal(actual, draw(eager)), (count, temperature, seed)
+        sampling = samplings[temperature]
+        assert sampling.generator is not None
+        sampling.generator.manual_seed(seed)
+        expected = generated(eager, count, drawing(eager, temperature, seed))
+        actual = generated(one, count, sampling)
+        assert torch.equal(actual, expected), (count, temperature, seed)
     # One draws, one is greedy.
     assert len(one.captured) == 2
     assert model.device.type == "cuda" or len(graphs) == 2
@@ -140,39 +122,23 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
     extra: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def count(owner: Any, name: str) -> list[None]:
-        calls: list[None] = []
-        function = getattr(owner, name)
-
-        def counted(*arguments: Any) -> Any:
-            calls.append(None)
-            return function(*arguments)
-
-        monkeypatch.setattr(owner, name, counted)
-        return calls
-
     slowed = engine(model, capture=capture, slowdown=share)
     kind = decode_step.CapturedDecodeStep if capture else decode_step.DecodeStep
-    repeated, decoded = count(kind, "repeat"), count(slowed, "decode")
-    actual = generated(slowed, count=21, temperature=0.8)
-    assert torch.equal(actual, generated(engine(model), count=21, temperature=0.8))
-    assert len(repeated) == extra
+    repeated = create_autospec(kind.repeat, side_effect=kind.repeat)
+    monkeypatch.setattr(kind, "repeat", repeated)
+    decoded = Mock(side_effect=slowed.decode)
+    monkeypatch.setattr(slowed, "decode", decoded)
+    actual = generated(slowed, 21, drawing(slowed, 0.8))
+    assert torch.equal(actual, generated(engine(model), 21, drawing(slowed, 0.8)))
+    assert repeated.call_count == extra
     if model.device.type == "cpu":
         # A step is run once more before it is captured.
-        assert len(decoded) == 20 + extra + capture
-
-
-def test_a_stream_gives_each_token_to_keep(model: Transformer) -> None:
-    one = engine(model, capture=True)
-    prompt = PROMPT.to(model.device)
-    tokens = list(one.stream(prompt, max_new_tokens=15, sampling=GREEDY))
-    generation = generated(one, count=15)
-    assert torch.equal(torch.cat(tokens, 1).cpu(), generation[:, PROMPT.shape[1] :])
+        assert decoded.call_count == 20 + extra + capture
 
 
 def test_replays_neither_wait_nor_allocate(model: Transformer) -> None:
     device, one = model.device, engine(model, capture=True)
-    generated(one, count=8)
+    generated(one, 8)
     (captured,) = one.captured.values()
     with refusing_to_wait(device):
         for _ in range(4):
@@ -193,7 +159,9 @@ on_card = pytest.param("cuda", marks=pytest.mark.cuda)
 def test_memory_is_given_back_with_the_engine(model: Transformer) -> None:
     allocated = []
     for _ in range(2):
-        generated(engine(model, capture=True))
+        one = engine(model, capture=True)
+        generated(one, 40, drawing(one, 0.8))
+        del one
         torch.cuda.synchronize()
         allocated.append(torch.cuda.memory_allocated(model.device))
     assert allocated[0] == allocated[1]
@@ -205,7 +173,7 @@ def test_an_engine_that_is_dropped_gives_its_caches_back_at_once(
 ) -> None:
     """By counting references: no row waits for a collection of garbage."""
     one = engine(model, capture=capture)
-    generated(one, count=4)
+    generated(one, 4)
     cache = weakref.ref(one.caches[0].k_cache)
     gc.disable()
     try:

@@ -3,16 +3,21 @@
 Compared with one another, with a pass without a cache, and one by one.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import bias
 
 from llama_perf import generate
 from llama_perf.errors import UserError
-from llama_perf.llama.engine import PREFILL_CHUNK, Engine
+from llama_perf.kernels import attention as cached_attention
+from llama_perf.llama.attention import KVCache
+from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.llama.options import EngineOptions, Sampling
 from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.tiny_engine import (
@@ -25,8 +30,42 @@ from tests.correctness.support.tiny_engine import (
 )
 from tests.correctness.support.weights_samples import TINY
 
+SDPA: dict[str, Any] = {"attention": "sdpa"}
+PATHS: tuple[dict[str, Any], ...] = ({}, SDPA, {**SDPA, "linear_causal_mask": True})
+CALL = F.scaled_dot_product_attention
+# It stands for `causal_lower_right`, whose choice of a kernel asks a card.
+LOWER_RIGHT = object()
 each_cache = pytest.mark.parametrize("kind", [None, "int8", "fp8"])
-each_path = pytest.mark.parametrize("path", ["decode", "sdpa"])
+each_path = pytest.mark.parametrize("path", PATHS[:2], ids=["decode", "sdpa"])
+
+
+class Call(NamedTuple):
+    """One call of `scaled_dot_product_attention`: heads of queries and of keys."""
+
+    heads: tuple[int, int]
+    # Of the head dimension, where there is more than one head.
+    strides: list[int]
+    cudnn: bool
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
+    """No test's path asks for keys that serve heads by a stride of 0, or for cuDNN."""
+    seen: list[Call] = []
+
+    def call(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **rest: Any) -> Tensor:
+        strides = [tensor.stride(1) for tensor in (q, k, v) if tensor.shape[1] > 1]
+        cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+        seen.append(Call((q.shape[1], k.shape[1]), strides, cudnn))
+        if mask is LOWER_RIGHT:
+            return torch.empty_like(q)
+        return CALL(q, k, v, rest.pop("attn_mask", mask), **rest)
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", call)
+    yield seen
+    assert all(0 not in call.strides and not call.cudnn for call in seen)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def assert_equal(results: Tensor, expected: Tensor) -> None:
@@ -35,17 +74,21 @@ def assert_equal(results: Tensor, expected: Tensor) -> None:
 
 
 @each_cache
-@pytest.mark.parametrize("prompt", [1, 254, 256])
-def test_both_paths_give_the_same_logits(kind: str | None, prompt: int) -> None:
+@pytest.mark.parametrize("prompt", [1, 254, 255, 256])
+def test_every_path_and_chunk_gives_the_same_logits(
+    kind: str | None, prompt: int, calls: list[Call]
+) -> None:
     assert TINY.n_heads > TINY.n_kv_heads, "queries are grouped"
     ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
-    results, others = (
-        logits_after(
-            engine(batch_size=2, kv_cache=kind, attention=path), ids, prompt, steps
-        )
-        for path in ("decode", "sdpa")
-    )
-    assert_equal(results, others)
+    engines = [
+        engine(batch_size=2, kv_cache=kind, prefill_chunk=chunk, **path)
+        for path in PATHS
+        for chunk in (None, 1000, 128, 50, 254)
+    ]
+    results, *others = (logits_after(one, ids, prompt, steps) for one in engines)
+    assert calls
+    for other in others:
+        assert_equal(other, results)
     exact = model().logits(ids)[:, prompt - 1 : prompt + steps]
     if kind is None:
         assert_equal(results, exact)
@@ -55,60 +98,37 @@ def test_both_paths_give_the_same_logits(kind: str | None, prompt: int) -> None:
         assert 1e-8 < noise < (1e-3 if kind == "int8" else 1e-2)
 
 
-@each_cache
-def test_a_linear_mask_gives_the_tokens_of_the_whole_one(kind: str | None) -> None:
-    sdpa: dict[str, Any] = {"attention": "sdpa"}
-    engines = [
-        engine(cache_size=60, kv_cache=kind, **options)
-        for options in (sdpa, {**sdpa, "linear_causal_mask": True}, {})
-    ]
-    results = [greedy(one, tokens(length=20), 40) for one in engines]
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    sizes = [sum(tensor.nbytes for tensor in one.tensors()) for one in engines]
-    assert [size - sizes[2] for size in sizes[:2]] == [60 * 8 + 60 * 60, 60 * 8]
-
-
-@each_cache
-@each_path
-def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(
-    kind: str | None, path: str
+@pytest.mark.parametrize("path", PATHS[1:], ids=["kept", "computed"])
+def test_a_mask_shows_a_position_itself_and_what_came_before(
+    path: dict[str, Any],
 ) -> None:
-    options: Any = {"batch_size": 2, "kv_cache": kind, "attention": path}
-    results = [
-        logits_after(engine(**options, prefill_chunk=chunk), tokens(batch=2), 255, 2)
-        for chunk in (None, 1000, 128, 50, 254)
-    ]
-    for other in results[1:]:
-        assert_equal(other, results[0])
+    mask, linear = engine(cache_size=6, **path)._mask, "linear_causal_mask" in path
+    assert mask is not None
+    rows = mask(torch.tensor([0, 3, 5]))
+    assert rows.dtype == torch.bool
+    assert torch.equal(rows, torch.ones(6, 6).tril().bool()[[0, 3, 5]])
+    nbytes = sum(buffer.nbytes for buffer in mask.buffers())
+    assert nbytes == 6 * 8 + (0 if linear else 6 * 6)
 
 
 @each_cache
 @each_path
-def test_a_filled_cache_is_a_long_prompt(kind: str | None, path: str) -> None:
+def test_a_filled_cache_is_a_long_prompt(
+    kind: str | None, path: dict[str, Any]
+) -> None:
     ids = tokens(batch=2)
-    one, unfilled = (
-        engine(batch_size=2, kv_cache=kind, attention=path) for _ in range(2)
-    )
+    one, unfilled = (engine(batch_size=2, kv_cache=kind, **path) for _ in range(2))
     one.fill(ids[:, :200])
     assert one.filled == 200
+    prompt = ids[:, 200:220]
     expected = greedy(unfilled, ids[:, :220], 20)[:, 220:]
     for _ in range(2):
         # The second sample finds the filling as the first one found it.
-        assert torch.equal(greedy(one, ids[:, 200:220], 20)[:, 20:], expected)
-
-
-def test_a_filling_must_leave_room() -> None:
-    one = engine(cache_size=20)
-    with pytest.raises(UserError, match="fill: 20 positions leave no room for a"):
-        one.fill(tokens(length=20))
-    one.fill(tokens(length=10))
-    message = r"10 filled positions \+ 6 tokens \+ 5 new ones do not fit the cache"
+        assert torch.equal(greedy(one, prompt, 20)[:, 20:], expected)
+    one.check_prompt(prompt, max_new_tokens=SIZE - 220)
+    message = rf"200 filled positions \+ 20 tokens \+ {SIZE - 219} new ones do not fit"
     with pytest.raises(UserError, match=message):
-        one.check_prompt(tokens(length=6), max_new_tokens=5)
-    one.check_prompt(tokens(length=6), max_new_tokens=4)
-    with pytest.raises(UserError, match=r"a batch of 2 .* the caches hold 1"):
-        one.check_prompt(tokens(batch=2, length=6), max_new_tokens=1)
+        one.check_prompt(prompt, max_new_tokens=SIZE - 219)
 
 
 @each_cache
@@ -161,10 +181,9 @@ def new(
 
 def test_generate_takes_a_seed_a_kind_of_cache_and_a_path() -> None:
     def draw(seed: int, **options: Any) -> list[int]:
-        sampling = Sampling(seed=seed)
-        return new(tokens(length=12), 12, sampling=sampling, **options)[0].tolist()
+        return new(ONE, 12, sampling=Sampling(seed=seed), **options)[0].tolist()
 
-    assert draw(1) == draw(1) == draw(1, attention="sdpa")
+    assert draw(1) == draw(1) == draw(1, **SDPA)
     assert draw(1) != draw(2)
     for kind in ("int8", "fp8"):
         assert len(draw(1, kv_cache=kind)) == 24
@@ -198,6 +217,8 @@ def ragged(*lengths: float, **options: Any) -> Tensor:
         (lambda: new(ONE, cache_size=0), "cache_size: 0 is not allowed"),
         (lambda: new(ONE, cache_size=-1), "cache_size: -1 is not allowed"),
         (lambda: new(ONE, cache_size=10), "12 .* 4 new .* not fit the cache of 10"),
+        (lambda: engine(cache_size=12).fill(ONE), "fill: 12 positions leave no room"),
+        (lambda: engine().fill(ONE.expand(2, -1)), "batch of 2 .* the caches hold 1"),
         (lambda: new(ONE, kv_cache="int4"), "kv_cache: 'int4' is not allowed"),
         (lambda: new(ONE, attention="flash"), "attention: 'flash' is not allowed"),
         (lambda: Sampling(temperature=-0.5), "temperature: -0.5 is not allowed"),
@@ -219,28 +240,47 @@ def test_what_does_not_fit_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def standing(one: Engine) -> int:
-    """Bytes of the weights and caches, whose views count as well."""
-    return sum(tensor.nbytes for tensor in one.tensors())
-
-
-@each_cache
-def test_a_step_takes_no_mask_and_no_copy_of_the_cache(kind: str | None) -> None:
-    # The triangle would be 64 MB, a copy of a layer's keys 0.5 MB or more.
-    one = engine(cache_size=8192, kv_cache=kind)
-    with torch.no_grad():
-        one.prefill(tokens(length=20))
-        with LiveBytes("cpu") as live:
-            one.decode(tokens(length=1), torch.tensor([20]))
-    assert live.peak < standing(one) + one.caches[0].k_cache.numel() / 4
-
-
 def test_a_prompt_takes_no_square_of_its_length() -> None:
     taken = []
     for length in (2 * PREFILL_CHUNK, 4 * PREFILL_CHUNK):
         one = engine(cache_size=length + 1)
         with LiveBytes("cpu") as live, torch.no_grad():
             one.prefill(tokens(length=length))
-        taken.append(live.peak - standing(one))
+        taken.append(live.peak - sum(tensor.nbytes for tensor in one.tensors()))
     # Twice the prompt: the mask of a few queries doubles, all else is a chunk's.
     assert taken[1] < 2 * taken[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("behind", [0, 30])
+def test_a_card_is_asked_for_groups_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Call], dtype: torch.dtype, behind: int
+) -> None:
+    monkeypatch.setattr(bias, "causal_lower_right", lambda *_size: LOWER_RIGHT)
+    with FakeTensorMode():
+        q = torch.empty(2, 4, 20, 64, device="cuda", dtype=dtype)
+        cached = torch.empty(2, 20 + behind, 64, device="cuda", dtype=dtype)
+        cached_attention._causal(q, cached, cached)
+    assert [call.heads for call in calls] == [(4, 1)]
+
+
+def test_an_update_writes_its_positions_in_place_and_no_other() -> None:
+    options: Any = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    cache, shape = KVCache(TINY, batch_size=2, cache_size=10, **options), (2, 2, 10, 8)
+    # It is no part of a model's weights.
+    assert not list(cache.parameters())
+    assert not cache.state_dict()
+    before = cache.k_cache.data_ptr(), cache.v_cache.data_ptr()
+    early, one, again = (torch.randn(2, 2, 2, n, 8).bfloat16() for n in (4, 1, 2))
+    cache.update(torch.arange(4), *early)
+    cache.update(torch.tensor([6]), *one)
+    cache.update(torch.tensor([2, 7]), *again)
+    for index, tensor in enumerate((cache.k_cache, cache.v_cache)):
+        # Of the heads of keys alone, in the dtype asked for.
+        assert (tensor.shape, tensor.dtype) == (shape, torch.bfloat16)
+        assert torch.equal(tensor[:, :, [0, 1, 3]], early[index][:, :, [0, 1, 3]])
+        assert torch.equal(tensor[:, :, 6:7], one[index])
+        assert torch.equal(tensor[:, :, [2, 7]], again[index])
+        assert not tensor[:, :, [4, 5, 8, 9]].any()
+    # A compiled step or a captured graph has the address in it.
+    assert (cache.k_cache.data_ptr(), cache.v_cache.data_ptr()) == before

@@ -4,6 +4,7 @@ Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a 
 of its own: `test_in_the_interpreter` runs this file there.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels.triton import launch, launch_fused
+from llama_perf.llama import fused as fused_step
 from llama_perf.llama.engine import Engine
+from llama_perf.llama.fused import packed
 from llama_perf.llama.layers import Linear
 from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
@@ -34,15 +40,11 @@ __all__ = ["device", "test_in_the_interpreter"]
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_dim=48)
-# One of each way through the kernels; every format's sums are those of the kernels that
-# test_triton.py has. Dtypes take turns; that of int8dq is float32, since the
-# modules round to bfloat16, by up to a quarter of a step, what they round to int8 then,
-# and the kernel does not.
-SCHEMES = (None, "int4wo-32", "uintx-3-8", "int8dq", "fp6", "sparse-marlin")
 # Of rounding where it is stored, by dtype: a few times its unit.
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
+Pair = tuple[Engine, Engine]
 
 
 def small_model(
@@ -74,10 +76,13 @@ def linear(scheme: str | None, weight: Tensor, device: torch.device) -> nn.Seque
     return layer
 
 
-def both(model: Transformer, **fields: Any) -> tuple[Engine, Engine]:
-    """The modules' engine and the fused one over the same weights."""
-    options = EngineOptions(cache_size=24, **fields)
-    return Engine(model, options), Engine(model, replace(options, fused=True))
+def both(model: Transformer, *, changed: str = "fused", **fields: Any) -> Pair:
+    """The modules' engine and the fused one, or other two, over the same weights."""
+    options = {"cache_size": 24, **fields}
+    others = {**options, changed: True}
+    return Engine(model, EngineOptions(**options)), Engine(
+        model, EngineOptions(**others)
+    )
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -85,18 +90,21 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return float((actual.float() - expected).norm() / expected.norm())
 
 
-def check(modules: Engine, fused: Engine, prompt: Tensor, limit: float) -> None:
+def check(
+    pair: Pair, prompt: Tensor, limit: float, lengths: Tensor | None = None
+) -> None:
     """A prompt, then a step, by both; what the caches hold as well."""
-    length = prompt.shape[1]
+    (modules, fused), length = pair, prompt.shape[1]
     with torch.no_grad():
-        expected, actual = modules.prefill(prompt), fused.prefill(prompt)
+        expected, actual = (one.prefill(prompt, lengths) for one in pair)
         assert distance(actual, expected) < limit
         token = expected.argmax(-1, keepdim=True)
-        at = torch.tensor([length], device=prompt.device)
-        assert distance(fused.decode(token, at), modules.decode(token, at)) < limit
-    for one, other in zip(modules.caches, fused.caches, strict=True):
+        at = torch.tensor([length]) if lengths is None else lengths[:, None]
+        step = token, at.to(prompt.device)
+        assert distance(fused.decode(*step), modules.decode(*step)) < limit
+    for caches in zip(modules.caches, fused.caches, strict=True):
         for expected, actual in zip(
-            one.dequantized(), other.dequantized(), strict=True
+            *(one.dequantized() for one in caches), strict=True
         ):
             assert distance(actual, expected) < limit
             # Nothing beyond the positions that were written.
@@ -107,17 +115,37 @@ def limit_of(scheme: str | None, dtype: torch.dtype = torch.float32) -> float:
     return max(CLOSE[dtype], TURNED) if scheme == "int8dq" else CLOSE[dtype]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+# One of each way through the kernels; every format's sums are those of the kernels that
+# test_triton.py has. That of int8dq is float32, since the modules round to bfloat16, by
+# up to a quarter of a step, what they round to int8 then, and the kernel does not.
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "shape", "lengths"),
+    [
+        (None, torch.float32, (1, 3), None),
+        ("int4wo-32", torch.bfloat16, (2, 3), None),
+        ("uintx-3-8", torch.float16, (1, 3), None),
+        ("int8dq", torch.float32, (2, 3), None),
+        ("fp6", torch.bfloat16, (1, 3), None),
+        ("sparse-marlin", torch.float16, (2, 3), None),
+        ("fp6", torch.float32, (3, 2), [2, 1, 2]),
+        # Of many tokens it runs on the modules.
+        ("int8wo", torch.float32, (1, 11), None),
+    ],
+    ids=str,
+)
 def test_a_prompt_and_steps_are_those_of_the_modules(
-    scheme: str | None, device: torch.device
+    scheme: str | None,
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    lengths: list[int] | None,
+    device: torch.device,
 ) -> None:
-    dtype = tuple(CLOSE)[SCHEMES.index(scheme) % 3]
-    batch = 1 + SCHEMES.index(scheme) % 2
-    modules, fused = both(small_model(scheme, device, dtype), batch_size=batch)
-    prompt = torch.arange(3 * batch, device=device).view(batch, 3) + 5
-    check(modules, fused, prompt, limit_of(scheme, dtype))
-    assert fused._fused is not None
-    assert not fused._fused._split_counter.any()
+    pair = both(small_model(scheme, device, dtype), batch_size=shape[0])
+    prompt = torch.arange(math.prod(shape), device=device).view(shape) + 5
+    own = None if lengths is None else torch.tensor(lengths, device=device)
+    check(pair, prompt, limit_of(scheme, dtype), own)
+    assert pair[1]._fused is not None
+    assert not pair[1]._fused._split_counter.any()
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -126,13 +154,13 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     kind: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     model = small_model("int8wo", device, dtype)
-    modules, fused = both(model, batch_size=2, kv_cache=kind)
+    pair = both(model, batch_size=2, kv_cache=kind)
     prompt = torch.tensor([[7, 8], [1, 12]], device=device)
     # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
     # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
     turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
-    check(modules, fused, prompt, max(turned, CLOSE[dtype]))
-    (one,), (other,) = modules.caches, fused.caches
+    check(pair, prompt, max(turned, CLOSE[dtype]))
+    (one,), (other,) = (engine.caches for engine in pair)
     pairs = ((one.k_cache, other.k_cache), (one.v_cache, other.v_cache))
     same = [(left == right)[:, :, :2].float().mean() for left, right in pairs]
     # The modules round to float16 twice where the kernel does once: half a unit of a
@@ -140,31 +168,11 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     assert sum(same) / 2 > (0.99 if dtype == torch.float32 else 0.94)
 
 
-def test_sequences_of_their_own_lengths(device: torch.device) -> None:
-    modules, fused = both(small_model("fp6", device), batch_size=3)
-    prompt = torch.tensor([[7, 8], [1, 12], [9, 9]], device=device)
-    lengths = torch.tensor([2, 1, 2], device=device)
-    with torch.no_grad():
-        for engine in (modules, fused):
-            engine.prefill(prompt, lengths)
-        token, at = prompt[:, -1:], lengths[:, None]
-        expected, actual = modules.decode(token, at), fused.decode(token, at)
-    assert distance(actual, expected) < CLOSE[torch.float32]
-
-
-def test_a_prompt_of_many_tokens_runs_on_the_modules(device: torch.device) -> None:
-    prompt = torch.arange(11, device=device).view(1, -1)
-    check(*both(small_model("int8wo", device)), prompt, CLOSE[torch.float32])
-
-
 @pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
 def test_splits_of_the_columns_are_joined(
     scheme: str | None, device: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
-    from llama_perf.kernels.triton import launch_fused
-    from llama_perf.llama.fused import packed
-
     columns = 1304
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randn(2, 20, columns, generator=generator) / columns**0.5
@@ -238,9 +246,6 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     norm: bool, device: torch.device
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
-    from llama_perf.kernels.triton import launch_fused
-    from llama_perf.llama.fused import packed
-
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randn(4, 20, 32, generator=generator).to(device)
     layer = linear("int8dq", drawn[0].T, device)
@@ -272,8 +277,6 @@ def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own."""
-    from llama_perf.kernels.triton import launch, launch_fused
-
     peaked: list[bool] = []
     run = launch.run
 
@@ -283,7 +286,7 @@ def test_peaks_are_left_for_all_products_behind_another(
 
     monkeypatch.setattr(launch_fused, "run", spied)
     prompt = torch.tensor([[3, 1]], device=device)
-    check(*both(small_model("int8dq", device, n_layers=2)), prompt, TURNED)
+    check(both(small_model("int8dq", device, n_layers=2)), prompt, TURNED)
     of_prompt = [True, False, True, True] * 2 + [False]
     assert peaked == of_prompt + [True] * len(of_prompt)
 
@@ -292,8 +295,6 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, step after step: none sees what another one left."""
-    from llama_perf.llama import fused as fused_step
-
     model = small_model("int8dq", device, torch.float16, n_layers=2)
     prompt = torch.tensor([[3, 1], [7, 8]], device=device)
 
@@ -322,8 +323,6 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
 def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama_perf.llama.fused import packed
-
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
     weight: Any = linear("int8dq", torch.randn(20, 32), device)[0].weight
     if device.type == "cpu":

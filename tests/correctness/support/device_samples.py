@@ -91,3 +91,16 @@ def greedy(model: Transformer, *, compile: bool, count: int) -> Tensor:
     engine = Engine(model, EngineOptions(cache_size=64, compile=compile))
     prompt = PROMPT.to(model.device)
     return engine.generate(prompt, max_new_tokens=count, sampling=GREEDY).cpu()
+
+
+def assert_equal_up_to_ties(
+    model: Transformer, expected: Tensor, actual: Tensor
+) -> None:
+    """Greedy tokens (1, N); the first that differs had a logit as good as the best."""
+    differs = (expected != actual).nonzero()
+    if len(differs):
+        place = int(differs[0, 1])
+        logits = model.logits(expected[:, :place])[0, -1]
+        chosen = logits[torch.stack((expected[0, place], actual[0, place]))]
+        gap = (chosen[0] - chosen[1]).abs().item()
+        assert gap < TIE[model.dtype], f"token {place} differs, {gap} apart"
