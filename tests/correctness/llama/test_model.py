@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_perf import load_model
-from llama_perf.llama.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -43,46 +42,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+IDS = torch.randint(97, (2, 200), generator=torch.Generator().manual_seed(1))
+
+
 def reference(**changes: Any) -> LlamaForCausalLM:
     """A random model of transformers whose weights are large enough to tell apart."""
     torch.manual_seed(0)
     config = LlamaConfig(**{**SHAPE, "initializer_range": 0.2, **changes})
     model = LlamaForCausalLM(config)
-    model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.normal_(1.0, 0.2)
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.normal_(1.0, 0.2)
     return model
 
 
-def saved(model: LlamaForCausalLM, folder: Path, **options: Any) -> Path:
-    model.save_pretrained(folder, **options)
-    return folder
-
-
-IDS = torch.randint(97, (2, 200), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(model: LlamaForCausalLM) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits.float()
-    return logits
-
-
-def assert_equal(model: Transformer, theirs: LlamaForCausalLM) -> None:
-    expected = logits_of(theirs)
+def assert_equal(folder: Path, theirs: LlamaForCausalLM) -> None:
+    expected = theirs(IDS).logits
     assert expected.std() > 0.5, "logits near zero would prove nothing"
-    torch.testing.assert_close(model.logits(IDS), expected, rtol=1e-4, atol=1e-4)
+    actual = load_model(folder).logits(IDS)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_logits_equal_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     theirs = reference(**changes)
-    for name, size in (("one", "5GB"), ("shards", "100KB")):
-        folder = saved(theirs, tmp_path / name, max_shard_size=size)
-        assert (len(list(folder.glob("*.safetensors"))) > 2) == (name == "shards")
-        assert_equal(load_model(folder), theirs)
+    for folder, size in ((tmp_path / "one", "5GB"), (tmp_path / "shards", "100KB")):
+        theirs.save_pretrained(folder, max_shard_size=size)
+        assert (len(list(folder.glob("*.safetensors"))) > 2) == (size == "100KB")
+        assert_equal(folder, theirs)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +88,9 @@ def test_the_comparison_sees_a_wrong_configuration(
     right = reference(rope_parameters=LLAMA31_ROPE)
     wrong = reference(**{"rope_parameters": LLAMA31_ROPE, **without})
     wrong.load_state_dict(right.state_dict())
+    wrong.save_pretrained(tmp_path)
     with pytest.raises(AssertionError, match="not close"):
-        assert_equal(load_model(saved(wrong, tmp_path)), right)
+        assert_equal(tmp_path, right)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -109,9 +98,10 @@ def test_half_precision_is_as_close_to_fp32_as_transformers_is(
     tmp_path: Path, dtype: str
 ) -> None:
     theirs = reference(num_key_value_heads=2)
-    exact = logits_of(theirs)
-    ours = load_model(saved(theirs, tmp_path), dtype=dtype).logits(IDS)
-    half = logits_of(theirs.to(getattr(torch, dtype)))
+    exact = theirs(IDS).logits
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path, dtype=dtype).logits(IDS)
+    half = theirs.to(getattr(torch, dtype))(IDS).logits.float()
 
     def decibels(logits: Tensor) -> float:
         noise = (logits - exact).square().mean()
