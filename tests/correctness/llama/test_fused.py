@@ -282,7 +282,7 @@ def test_peaks_are_left_for_all_products_behind_another(
     """
     model = small_model("int8dq", device, torch.float16, n_layers=2)
     prompt = torch.tensor([[3, 1], [7, 8]], device=device)
-    check(both(model, batch_size=2), prompt, TURNED)
+    check(both(small_model("int8dq", device, n_layers=2), batch_size=2), prompt, TURNED)
     peaked: list[bool] = []
 
     def spied(*arguments: Any, **more: Any) -> None:
