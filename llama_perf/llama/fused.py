@@ -115,9 +115,8 @@ class FusedStep:
         """
         how: Any = {"temperature": sampling.temperature, "top_k": sampling.top_k}
         rows, dtype = self._output.rows, self._dtype
-        if sampling_launch(vocabulary=rows, dtype=dtype, **how) is None:
-            return None
-        return SamplingKernel(**how)
+        launch = sampling_launch(vocabulary=rows, dtype=dtype, **how)
+        return None if launch is None else SamplingKernel(**how)
 
     def block(
         self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place

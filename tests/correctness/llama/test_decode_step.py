@@ -157,36 +157,26 @@ def test_decoding_never_waits_and_replays_allocate_nothing(
         assert before == after
 
 
-# A CPU keeps no graphs: nothing is held beside the engine's tensors.
-on_card = pytest.param("cuda", marks=pytest.mark.cuda)
-
-
-@pytest.mark.parametrize("device", [on_card], indirect=True)
-def test_memory_is_given_back_with_the_engine(model: Transformer) -> None:
-    allocated = []
-    for _ in range(2):
-        one = engine(model, capture=True)
-        generated(one, 40, drawing(one, 0.8))
-        del one
-        torch.cuda.synchronize()
-        allocated.append(torch.cuda.memory_allocated(model.device))
-    assert allocated[0] == allocated[1]
-
-
 @pytest.mark.parametrize("capture", [False, True])
-def test_an_engine_that_is_dropped_gives_its_caches_back_at_once(
+def test_an_engine_that_is_dropped_gives_its_memory_back_at_once(
     model: Transformer, capture: bool
 ) -> None:
     """By counting references: no row waits for a collection of garbage."""
-    one = engine(model, capture=capture)
-    generated(one, 4)
-    cache = weakref.ref(one.caches[0].k_cache)
+    allocated = set()
     gc.disable()
     try:
-        del one
-        assert cache() is None
+        for _ in range(2):
+            one = engine(model, capture=capture)
+            generated(one, 40, drawing(one, 0.8))
+            cache = weakref.ref(one.caches[0].k_cache)
+            del one
+            assert cache() is None
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+                allocated.add(torch.cuda.memory_allocated(model.device))
     finally:
         gc.enable()
+    assert len(allocated) <= 1
 
 
 def test_everything_runs_and_is_captured_on_one_stream(

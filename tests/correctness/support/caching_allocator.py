@@ -8,14 +8,12 @@ given back whole. Each memory pool has segments of its own. After
 c10/cuda/CUDACachingAllocator.cpp of torch 2.11.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from llama_perf.llama.memory_segments import inner_tensors
 from tests.correctness.support.live_bytes import Storages
 
 MB = 1 << 20
@@ -36,9 +34,6 @@ class Recorder(Storages):
         super().__init__(device.type)
         self.events: list[Event] = []
         self.pool = 0
-
-    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
-        return inner_tensors(leaf)
 
     def changed(self, number: int, size: int) -> None:
         pool = self.pool if size > 0 else 0

@@ -6,13 +6,15 @@ operator allocates inside and frees again is not seen, but told by the caller.
 
 import weakref
 from collections.abc import Iterable, Mapping
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from llama_perf.llama.memory_segments import inner_tensors
 
 
 class Storages(TorchDispatchMode):
@@ -25,16 +27,13 @@ class Storages(TorchDispatchMode):
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device, self._numbers = device, count()
-        storages = [tensor.untyped_storage() for tensor in known]
+        parts = chain.from_iterable(map(inner_tensors, known))
+        storages = [tensor.untyped_storage() for tensor in parts]
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in storages}
 
     def changed(self, number: int, size: int) -> None:
         """Storage `number` was made, of so many bytes, or is gone: negative."""
         raise NotImplementedError
-
-    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
-        """The plain tensors of an output: a wrapper of others has no storage."""
-        return [leaf] if type(leaf) in (Tensor, torch.nn.Parameter) else []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -42,7 +41,7 @@ class Storages(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.device.type == self._device:
-                for tensor in self.tensors(leaf):
+                for tensor in inner_tensors(leaf):
                     self._note(tensor.untyped_storage())
         return out
 
