@@ -60,8 +60,8 @@ class _Moments:
         # The rotary frequencies are made once: float32, one for each pair of a head.
         self._frequencies = 2 * self._width
         # The hidden state of one token in each sequence, and its logits.
-        self._state = self._batch * config.dim * self._size
-        self._logits = self._batch * config.vocab_size * self._size
+        self._state: int = self._batch * config.dim * self._size
+        self._logits: int = self._batch * config.vocab_size * self._size
 
     def most(self) -> int:
         """Of the row's filling, its prompt and a decode step."""
