@@ -8,14 +8,12 @@ given back whole. Each memory pool has segments of its own. After
 c10/cuda/CUDACachingAllocator.cpp of torch 2.11.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from llama_perf.llama.memory_segments import inner_tensors
 from tests.correctness.support.live_bytes import Storages
 
 MB = 1 << 20
@@ -35,16 +33,11 @@ class Recorder(Storages):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device.type)
         self.events: list[Event] = []
-        self.pool = self._count = 0
+        self.pool = 0
 
-    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
-        return inner_tensors(leaf)
-
-    def made(self, size: int) -> Callable[[], None]:
-        self._count += 1
-        key = self._count
-        self.events.append(Event(key=key, size=size, pool=self.pool))
-        return lambda: self.events.append(Event(key=key, size=0, pool=0))
+    def changed(self, number: int, size: int) -> None:
+        pool = self.pool if size > 0 else 0
+        self.events.append(Event(key=number, size=max(size, 0), pool=pool))
 
 
 @dataclass(eq=False)
