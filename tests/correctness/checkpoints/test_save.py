@@ -22,7 +22,7 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
-from llama_perf.measure.prepare import prepare
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.rows.spec import KERNELS, RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from tests.correctness.support.live_bytes import LiveBytes
@@ -254,7 +254,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured_and_has_no_scheme_of_its_o
 ) -> None:
     folder = save_model(quantized("int8wo", kernels), tmp_path / "saved")
     row = RowSpec(model="saved", dtype="float32", device="cpu", max_new_tokens=4)
-    prepared = prepare(row, checkpoints=tmp_path)
+    prepared = prepare_row(row, checkpoints=tmp_path)
     assert prepared.quantization == "int8wo"
     made = f"int8wo, {kernels}, from synthetic"
     assert prepared.weights == f"pth:saved ({made})"
@@ -264,16 +264,16 @@ def test_a_row_of_a_saved_model_says_what_it_measured_and_has_no_scheme_of_its_o
     with pytest.raises(SpecError, match=message):
         quantize_model(load_model(folder), "fp6")
     with pytest.raises(SpecError, match=message):
-        prepare(replace(row, quantization="fp6"), checkpoints=tmp_path)
+        prepare_row(replace(row, quantization="fp6"), checkpoints=tmp_path)
     # What is needed is what int8wo needs, not what float32 would.
     half = sum(parameter.numel() * 2 for parameter in small().parameters())
     free = "llama_perf.devices.cpu.CpuDevice.free_memory_bytes"
     monkeypatch.setattr(free, lambda _: half)
-    prepare(row, checkpoints=tmp_path)
+    prepare_row(row, checkpoints=tmp_path)
     broken = "llama_perf.measure.prepare.broken_upstream"
     monkeypatch.setattr(broken, lambda row: row.quantization and f"no {row.kernels}")
     with pytest.raises(NotRunnable, match=f"^no {kernels}$"):
-        prepare(row, checkpoints=tmp_path)
+        prepare_row(row, checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

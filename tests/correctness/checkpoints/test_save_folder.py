@@ -183,7 +183,7 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = Mock(side_effect=AssertionError("it started before it refused"))
-    monkeypatch.setattr("llama_perf.cli.generate_run.prepare", started)
+    monkeypatch.setattr("llama_perf.cli.generate_run.prepare_row", started)
     message = refusal(capsys, *QUANTIZED, "--save", "--interactive")
     assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")
