@@ -8,14 +8,10 @@ from statistics import geometric_mean
 
 from tabulate import tabulate
 
+from llama_perf.gate import thresholds
 from llama_perf.gate.judgements import stored_peak
 from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.gate.thresholds import (
-    THRESHOLDS,
-    as_share,
-    relative_change,
-    screen_limit,
-)
+from llama_perf.gate.thresholds import THRESHOLDS, relative_change
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
 
@@ -85,11 +81,11 @@ def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
             )
         elif judged[1].spread.deviation > _MAX_DEVIATION:
             basis, speed = judged
-            limit = as_share(screen_limit(speed.spread, speed.processes))
+            limit = thresholds.screen_limit(speed.spread, speed.processes)
             yield (
                 f"{row.id}: processes differ by {speed.spread.deviation:.0%} in"
-                f" {basis.value}, so a loss below {limit:.0%} passes; record it on a"
-                " quieter machine"
+                f" {basis.value}, so a loss below {thresholds.as_share(limit):.0%}"
+                " passes; record it on a quieter machine"
             )
         other = row.environment
         if other is not None and (changes := other.changes(stored.environment)):

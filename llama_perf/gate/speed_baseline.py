@@ -12,13 +12,8 @@ from enum import Enum
 from itertools import repeat
 from statistics import geometric_mean
 
-from llama_perf.gate.thresholds import (
-    THRESHOLDS,
-    Spread,
-    between_processes,
-    minimum_detectable,
-    shrunk,
-)
+from llama_perf.gate import thresholds
+from llama_perf.gate.thresholds import THRESHOLDS, Spread
 from llama_perf.results.baselines import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
@@ -44,7 +39,7 @@ class StoredSpeed:
     @property
     def minimum_detectable(self) -> float:
         """The smallest loss, as a share, that a run detects nine times in ten."""
-        return minimum_detectable(self.spread, self.processes)
+        return thresholds.minimum_detectable(self.spread, self.processes)
 
 
 class SpeedBaseline:
@@ -127,9 +122,8 @@ class SpeedBaseline:
             speeds = self.values(basis, row_id) or ()
             if len(speeds) >= THRESHOLDS.min_processes:
                 values[row_id] = speeds
-        spreads = shrunk(
-            [between_processes([*map(math.log, speeds)]) for speeds in values.values()]
-        )
+        logs = ([*map(math.log, speeds)] for speeds in values.values())
+        spreads = thresholds.shrunk([*map(thresholds.between_processes, logs)])
         return {
             row_id: StoredSpeed(
                 mean=geometric_mean(speeds), processes=len(speeds), spread=spread

@@ -190,10 +190,8 @@ def detection_chance(
     It treats screen and confirmation as independent; they share the stored mean.
     """
     chance = 1.0
-    for fresh, limit in (
-        (1, screen_limit),
-        (THRESHOLDS.confirm_processes, confirm_limit),
-    ):
+    steps = ((1, screen_limit), (THRESHOLDS.confirm_processes, confirm_limit))
+    for fresh, limit in steps:
         deviation = spread.deviation * math.sqrt(1 / fresh + 1 / processes)
         beyond = loss - limit(spread, processes, min_loss)
         chance *= NormalDist().cdf(beyond / deviation)

@@ -131,8 +131,7 @@ def log_deviation(log_rates: Sequence[float]) -> float:
 def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | None:
     if len(processes) < 2:
         return None
-    rates = [math.log(process.tok_s) for process in processes]
-    return log_deviation(rates)
+    return log_deviation([math.log(process.tok_s) for process in processes])
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
@@ -211,13 +210,9 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
 def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
     by_speed = sorted(measurements, key=lambda measurement: measurement.tok_s)
+    names = ProcessSamples.__dataclass_fields__
     processes = tuple(
-        ProcessSamples(
-            tok_s=measurement.tok_s,
-            peak_memory_bytes=measurement.peak_memory_bytes,
-            sample_ns=measurement.sample_ns,
-            device_bandwidth_gb_s=measurement.device_bandwidth_gb_s,
-        )
+        ProcessSamples(**{name: getattr(measurement, name) for name in names})
         for measurement in measurements
     )
     return BaselineRow(

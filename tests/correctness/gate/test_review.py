@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,10 @@ STORED = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE})
 FIRST, SECOND = STORED.rows
 
 
+def with_first(**changes: Any) -> Baseline:
+    return replace(STORED, rows=(replace(FIRST, **changes), SECOND))
+
+
 def test_rows_that_were_added_removed_and_changed_are_listed() -> None:
     assert differences(STORED, STORED) == []
     third = replace(CPU_ROW, max_new_tokens=7)
@@ -39,47 +44,30 @@ def test_rows_that_were_added_removed_and_changed_are_listed() -> None:
     row = next(line for line in lines if line.startswith(CPU_ROW.id))
     assert row.split()[1:5] == ["100.00", "->", "110.00", "+10.0%"]
     assert lines[-1] == "environment: torch: 2.13.0 -> 3.0.0; commit: 0123456789ab -> f"
-    other = replace(FIRST, fingerprint="other")
-    lines = differences(STORED, replace(STORED, rows=(other, SECOND)))
+    lines = differences(STORED, with_first(fingerprint="other"))
     assert lines == [f"another row under its id: {CPU_ROW.id}"]
+
+
+UNEVEN = baseline_of_processes({CPU_ROW: (50, 100, 200), OTHER: (40, 90, 200)})
+SLOWED = baseline_of_processes({CPU_ROW: (0.5,) * 3}, "injected_slowdown")
+ELSEWHERE = with_first(environment=replace(ENVIRONMENT, torch="1.0"))
+BOTH = (CPU_ROW, OTHER)
 
 
 @pytest.mark.parametrize(
     ("changed", "known", "message"),
     [
-        (STORED, (CPU_ROW, OTHER), None),
+        (STORED, BOTH, None),
         (STORED, (OTHER,), "in no set, so nothing is compared with it"),
-        (
-            replace(STORED, rows=(replace(FIRST, fingerprint="old"),)),
-            (CPU_ROW,),
-            "the row changed since: record it again",
-        ),
+        (with_first(fingerprint="old"), BOTH, "the row changed since: record it again"),
         (
             baseline_of(measured()),
-            (CPU_ROW,),
+            BOTH,
             "1 of the 3 processes from which noise is estimated",
         ),
-        (
-            baseline_of_processes({CPU_ROW: (50, 100, 200), OTHER: (40, 90, 200)}),
-            (CPU_ROW, OTHER),
-            "record it on a quieter machine",
-        ),
-        (
-            baseline_of_processes({CPU_ROW: (0.5,) * 3}, "injected_slowdown"),
-            (CPU_ROW,),
-            "measured with an injected slowdown",
-        ),
-        (
-            replace(
-                STORED,
-                rows=(
-                    replace(FIRST, environment=replace(ENVIRONMENT, torch="1.0")),
-                    SECOND,
-                ),
-            ),
-            (CPU_ROW, OTHER),
-            "of another environment: torch: 1.0 -> 2.13.0",
-        ),
+        (UNEVEN, BOTH, "record it on a quieter machine"),
+        (SLOWED, BOTH, "measured with an injected slowdown"),
+        (ELSEWHERE, BOTH, "of another environment: torch: 1.0 -> 2.13.0"),
     ],
 )
 def test_each_problem_is_listed(

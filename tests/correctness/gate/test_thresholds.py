@@ -11,15 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.thresholds import (
-    THRESHOLDS,
-    Spread,
-    as_share,
-    between_processes,
-    minimum_detectable,
-    shrunk,
-    t_multiplier,
-)
+from llama_perf.gate.thresholds import THRESHOLDS, Spread, as_share, shrunk
 from llama_perf.results.measurement import median_rate, median_seconds
 
 OWN = st.builds(
@@ -65,23 +57,29 @@ def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
 def test_a_multiple_of_an_estimate_is_students(
     normal: float, degrees: float, quantile: float
 ) -> None:
-    assert quantile * 0.999 <= t_multiplier(normal, degrees) <= quantile * 1.05
+    assert (
+        quantile * 0.999 <= thresholds.t_multiplier(normal, degrees) <= quantile * 1.05
+    )
 
 
 @given(st.floats(0.1, 5), st.floats(2, 200))
 def test_what_is_less_well_known_takes_a_larger_multiple(
     normal: float, degrees: float
 ) -> None:
-    assert t_multiplier(normal, math.inf) == normal
-    assert normal < t_multiplier(normal, degrees + 1) < t_multiplier(normal, degrees)
+    assert thresholds.t_multiplier(normal, math.inf) == normal
+    assert (
+        normal
+        < thresholds.t_multiplier(normal, degrees + 1)
+        < thresholds.t_multiplier(normal, degrees)
+    )
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(-5, 5))
 def test_a_deviation_does_not_depend_on_the_speed(
     logs: list[float], shift: float
 ) -> None:
-    spread = between_processes(logs)
-    shifted = between_processes([log + shift for log in logs])
+    spread = thresholds.between_processes(logs)
+    shifted = thresholds.between_processes([log + shift for log in logs])
     assert spread.degrees == len(logs) - 1
     assert spread.deviation > 0
     assert shifted.deviation == pytest.approx(spread.deviation, rel=1e-6, abs=1e-6)
@@ -107,7 +105,9 @@ def test_shrinking_draws_towards_one_value_and_keeps_the_order(
 def drawn(deviations: list[float], processes: int) -> list[Spread]:
     source = random.Random(0)
     return [
-        between_processes([source.gauss(0, deviation) for _ in range(processes)])
+        thresholds.between_processes(
+            [source.gauss(0, deviation) for _ in range(processes)]
+        )
         for deviation in deviations
     ]
 
@@ -168,7 +168,7 @@ def test_the_limits_are_multiples_of_a_known_deviation_and_never_below_a_percent
     for limit, processes, deviations in LIMITS:
         assert limit(known, processes) == pytest.approx(0.01 * deviations)
         assert as_share(limit(still, processes)) == pytest.approx(0.01)
-    assert minimum_detectable(still, 10) == pytest.approx(0.01, rel=1e-3)
+    assert thresholds.minimum_detectable(still, 10) == pytest.approx(0.01, rel=1e-3)
 
 
 @given(SPREAD, PROCESSES)
@@ -187,7 +187,7 @@ def test_limits_widen_with_the_deviation_and_with_fewer_processes(
 def test_the_minimum_detectable_loss_is_detected_with_its_power(
     spread: Spread, processes: int
 ) -> None:
-    share = minimum_detectable(spread, processes)
+    share = thresholds.minimum_detectable(spread, processes)
     assert as_share(thresholds.screen_limit(spread, processes)) < share <= 1
     if share < 1 - 1e-9:
         loss = -math.log1p(-share)
