@@ -22,15 +22,9 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from llama_perf.errors import UserError
 from scripts import ROOT
+from scripts.offline import install
 from scripts.offline.cuda_table import TABLE_SETS
-from scripts.offline.install import (
-    KERNEL_FILES,
-    is_left_out,
-    kernel_keys,
-    root_requirements,
-    run_pip,
-    run_python,
-)
+from scripts.offline.install import is_left_out, root_requirements, run_pip
 
 MB = 1e6
 LIMIT_MB = 64
@@ -127,7 +121,7 @@ def compile_kernels(
             command = (*words, f"{part}/{count}", *sets)
             # This checkout's kernels, whatever that Python has installed.
             variables = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": name}
-            return run_python(python, *command, **variables)
+            return install.run_python(python, *command, **variables)
 
         try:
             # Each ends with the name of its compiler.
@@ -136,10 +130,10 @@ def compile_kernels(
             problem = f"{str(python)!r} compiles no kernels: {error}"
             raise UserError(f"kernels-python: {problem}") from None
         archive, cache = out / f"{printed.splitlines()[-1]}-{target}.tar.xz", Path(name)
-        keys = kernel_keys(cache)
+        keys = install.kernel_keys(cache)
         with tarfile.open(archive, "w:xz") as file:
             for path in sorted(cache.glob("*/*")):
-                if path.suffix in KERNEL_FILES and path.parent.name in keys:
+                if path.suffix in install.KERNEL_FILES and path.parent.name in keys:
                     file.add(path, arcname=path.relative_to(cache))
         return archive, len(keys)
 
