@@ -141,6 +141,17 @@ class VisiblePositions(NamedTuple):
 CAUSAL = VisiblePositions()
 
 
+class Place(NamedTuple):
+    """Where the tokens of a call stand, and what they attend to.
+
+    `positions` are int64 (T,), or (B, T) where each sequence has its own.
+    """
+
+    rotary: Rotary
+    positions: Tensor
+    visible: VisiblePositions
+
+
 class CausalMask(nn.Module):
     """The cached positions that each query position attends to."""
 
@@ -173,22 +184,13 @@ class Attention(nn.Module):
         self.wqkv = Linear(config.dim, config.qkv_size)
         self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos_sin: Rotary,
-        positions: Tensor,
-        cache: KVCache | None,
-        visible: VisiblePositions,
-    ) -> Tensor:
-        """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim).
-
-        `positions` are int64 (T,), or (B, T) where each sequence has its own.
-        """
+    def forward(self, x: Tensor, cache: KVCache | None, place: Place) -> Tensor:
+        """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim)."""
         batch, length, _ = x.shape
+        rotary, positions, visible = place
         qkv = self.wqkv(x).view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             cache.update(positions, k, v)

@@ -160,9 +160,14 @@ class Engine:
                 mask = self._mask(positions) if start else None
                 visible = VisiblePositions(mask=mask)
             x = self._hidden(chunk, positions, visible, self._prefill_block)
-            last = (
-                x[:, -1] if lengths is None else _state_after(x, lengths - first, last)
-            )
+            if lengths is None:
+                last = x[:, -1]
+                continue
+            rows, ends = torch.arange(len(x), device=x.device), lengths - first
+            state = x[rows, (ends - 1).clamp(0, x.shape[1] - 1)]
+            # A sequence that ended in an earlier chunk keeps its state.
+            ended = (ends <= 0)[:, None]
+            last = state if last is None else torch.where(ended, last, state)
         assert last is not None, "a prompt without tokens"
         return last
 
@@ -225,17 +230,12 @@ class Engine:
             choose = kernel or partial(decode_step.choose_by_sample, sampling=sampling)
             # A weak reference: the steps belong to the engine, and a dropped engine
             # frees its caches at once.
-            engine: Engine = weakref.proxy(self)
+            step = DecodeStep(engine=weakref.proxy(self), choose=choose, state=state)
             if options.capture:
+                few = 0 if kernel is None else FUSED_TOKENS
                 step = self.captured[key] = CapturedDecodeStep(
-                    engine=engine,
-                    choose=choose,
-                    state=state,
-                    generator=generator,
-                    max_prompt_tokens=0 if kernel is None else FUSED_TOKENS,
+                    **vars(step), generator=generator, max_prompt_tokens=few
                 )
-            else:
-                step = DecodeStep(engine=engine, choose=choose, state=state)
         if kernel is not None and sampling.temperature != 0:
             step.state.seed.random_(generator=draws)
         return step
@@ -337,14 +337,3 @@ class Engine:
         modules = filter(None, (self.model, *self.caches, self._mask))
         parts = (chain(part.parameters(), part.buffers()) for part in modules)
         return list(chain.from_iterable(parts))
-
-
-def _state_after(x: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
-    """The state of each sequence after its last token so far, (B, dim).
-
-    `x`, (B, T, dim), is a chunk, in which sequence i has `lengths[i]` tokens or fewer;
-    a sequence that ended earlier has its state in `before`.
-    """
-    rows = torch.arange(len(x), device=x.device)
-    last = x[rows, (lengths - 1).clamp(0, x.shape[1] - 1)]
-    return last if before is None else torch.where((lengths > 0)[:, None], last, before)

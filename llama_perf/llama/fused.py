@@ -30,7 +30,7 @@ from llama_perf.kernels.triton.launch_fused import (
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, of_floats
-from llama_perf.llama.attention import KVCache, VisiblePositions, attend_filled
+from llama_perf.llama.attention import KVCache, Place, attend_filled
 from llama_perf.llama.decode_step import ChooseToken
 from llama_perf.llama.layers import RMSNorm, Rotary
 from llama_perf.llama.options import Sampling
@@ -115,26 +115,20 @@ class FusedStep:
         """
         how: Any = {"temperature": sampling.temperature, "top_k": sampling.top_k}
         rows, dtype = self._output.rows, self._dtype
-        if sampling_launch(vocabulary=rows, dtype=dtype, **how) is None:
-            return None
-        return SamplingKernel(**how)
+        launch = sampling_launch(vocabulary=rows, dtype=dtype, **how)
+        return None if launch is None else SamplingKernel(**how)
 
     def block(
-        self,
-        block: TransformerBlock,
-        x: Tensor,
-        cos_sin: Rotary,
-        positions: Tensor,
-        cache: KVCache,
-        visible: VisiblePositions,
+        self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place
     ) -> Tensor:
         """As `TransformerBlock.forward`, but updates `x`, (B, T, dim), in place.
 
-        B * T is at most eight, and `visible` has `filled` or `end`.
+        B * T is at most eight, and `place.visible` has `filled` or `end`.
         """
         (wqkv, wo, gate, up, down), next_norm_weight = self._layers[block]
         batch, length, dim = x.shape
-        hidden, cos, sin = x.view(-1, dim), *cos_sin
+        (cos, sin), positions, visible = place
+        hidden = x.view(-1, dim)
         gated_peak = self._peaks[0] if gate.dynamic else None
         down_peak = self._peaks[1] if down.dynamic else None
         attended_peak = None

@@ -6,7 +6,7 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, check_positive
 from llama_perf.rows.spec import RowSpec, check_attention, check_sampling
 
 
@@ -79,9 +79,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
-        size = self.cache_size
-        if size is not None and size < 1:
-            raise SpecError("cache_size", size, "allowed: 1 or more positions")
+        if self.cache_size is not None:
+            check_positive("cache_size", self.cache_size)
 
     @classmethod
     def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> "EngineOptions":

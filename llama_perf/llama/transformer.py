@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
 from llama_perf.llama import layers
-from llama_perf.llama.attention import CAUSAL, Attention, KVCache, VisiblePositions
+from llama_perf.llama.attention import (
+    CAUSAL,
+    Attention,
+    KVCache,
+    Place,
+    VisiblePositions,
+)
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.layers import Rotary
 from llama_perf.llama.memory_segments import inner_tensors
@@ -53,18 +59,9 @@ class TransformerBlock(nn.Module):
         self.attention_norm = layers.RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = layers.RMSNorm(config.dim, config.norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos_sin: Rotary,
-        positions: Tensor,
-        cache: KVCache | None,
-        visible: VisiblePositions,
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, place: Place) -> Tensor:
         """(B, T, dim) to (B, T, dim); arguments as for `Attention.forward`."""
-        h = x + self.attention(
-            self.attention_norm(x), cos_sin, positions, cache, visible
-        )
+        h = x + self.attention(self.attention_norm(x), cache, place)
         out: Tensor = h + self.feed_forward(self.ffn_norm(h))
         return out
 
@@ -120,7 +117,7 @@ class Transformer(nn.Module):
         with without_cudnn():
             for index, block in enumerate(self.layers):
                 cache = None if caches is None else caches[index]
-                x = run_block(block, x, cos_sin, positions, cache, visible)
+                x = run_block(block, x, cache, Place(cos_sin, positions, visible))
         return x
 
     def frequencies(self) -> Tensor:

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from llama_perf.errors import ValuesError
-from llama_perf.llama.attention import KVCache, VisiblePositions
+from llama_perf.llama.attention import KVCache, Place, VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.layers import Rotary
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
@@ -214,22 +213,14 @@ def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
 def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> Any:
     """How a block runs in float32, over a copy of its cache as long as the text."""
 
-    def run(
-        block: TransformerBlock,
-        x: Tensor,
-        cos_sin: Rotary,
-        positions: Tensor,
-        *rest: Any,
-    ) -> Tensor:
-        cache, visible = rest
+    def run(block: TransformerBlock, x: Tensor, cache: KVCache, place: Place) -> Tensor:
         sizes = {"batch_size": len(x), "cache_size": end}
         wide = KVCache(config, **sizes, dtype=torch.float32, device=x.device, kind=kind)
         if start:
             for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
                 if (filled := getattr(cache, name)) is not None:
                     getattr(wide, name)[:, :, :start] = filled[:, :, :start]
-        arguments = (x.float(), cos_sin, positions, wide, visible)
-        out: Tensor = functional_call(block, _wide(block), arguments)
+        out: Tensor = functional_call(block, _wide(block), (x.float(), wide, place))
         return out
 
     return run

@@ -4,7 +4,7 @@ Compared with one another, with a pass without a cache, and one by one.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -39,24 +39,19 @@ each_cache = pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 each_path = pytest.mark.parametrize("path", PATHS[:2], ids=["decode", "sdpa"])
 
 
-class Call(NamedTuple):
-    """One call of `scaled_dot_product_attention`: heads of queries and of keys."""
-
-    heads: tuple[int, int]
-    # Of the head dimension, where there is more than one head.
-    strides: list[int]
-    cudnn: bool
+Calls = list[tuple[tuple[int, int], list[int], bool]]
+"""Of each: heads of queries and keys; strides of more heads than one; if by cuDNN."""
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """No test's path asks for keys that serve heads by a stride of 0, or for cuDNN."""
-    seen: list[Call] = []
+    seen: Calls = []
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, **rest: Any) -> Tensor:
         strides = [tensor.stride(1) for tensor in (q, k, v) if tensor.shape[1] > 1]
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-        seen.append(Call((q.shape[1], k.shape[1]), strides, cudnn))
+        seen.append(((q.shape[1], k.shape[1]), strides, cudnn))
         if mask is LOWER_RIGHT:
             return torch.empty_like(q)
         return CALL(q, k, v, rest.pop("attn_mask", mask), **rest)
@@ -64,7 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(F, "scaled_dot_product_attention", call)
     yield seen
-    assert all(0 not in call.strides and not call.cudnn for call in seen)
+    assert not any(0 in strides or cudnn for _, strides, cudnn in seen)
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
@@ -76,7 +71,7 @@ def assert_equal(results: Tensor, expected: Tensor) -> None:
 @each_cache
 @pytest.mark.parametrize("prompt", [1, 254, 255, 256])
 def test_every_path_and_chunk_gives_the_same_logits(
-    kind: str | None, prompt: int, calls: list[Call]
+    kind: str | None, prompt: int, calls: Calls
 ) -> None:
     assert TINY.n_heads > TINY.n_kv_heads, "queries are grouped"
     ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
@@ -254,14 +249,14 @@ def test_a_prompt_takes_no_square_of_its_length() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("behind", [0, 30])
 def test_a_card_is_asked_for_groups_in_16_bits(
-    monkeypatch: pytest.MonkeyPatch, calls: list[Call], dtype: torch.dtype, behind: int
+    monkeypatch: pytest.MonkeyPatch, calls: Calls, dtype: torch.dtype, behind: int
 ) -> None:
     monkeypatch.setattr(bias, "causal_lower_right", lambda *_size: LOWER_RIGHT)
     with FakeTensorMode():
         q = torch.empty(2, 4, 20, 64, device="cuda", dtype=dtype)
         cached = torch.empty(2, 20 + behind, 64, device="cuda", dtype=dtype)
         cached_attention._causal(q, cached, cached)
-    assert [call.heads for call in calls] == [(4, 1)]
+    assert [heads for heads, *_ in calls] == [(4, 1)]
 
 
 def test_an_update_writes_its_positions_in_place_and_no_other() -> None:

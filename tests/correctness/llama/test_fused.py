@@ -276,33 +276,22 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 def test_peaks_are_left_for_all_products_behind_another(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a step all; of a prompt those of attention, and the head, find their own."""
+    """In a step all; of a prompt those of attention, and the head, find their own.
+
+    To the last bit, step after step: none sees what another one left.
+    """
+    model = small_model("int8dq", device, torch.float16, n_layers=2)
+    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
+    check(both(small_model("int8dq", device, n_layers=2), batch_size=2), prompt, TURNED)
     peaked: list[bool] = []
-    run = launch.run
 
     def spied(*arguments: Any, **more: Any) -> None:
         peaked.append(more["READS_PEAKS"])
-        run(*arguments, **more)
-
-    monkeypatch.setattr(launch_fused, "run", spied)
-    prompt = torch.tensor([[3, 1]], device=device)
-    check(both(small_model("int8dq", device, n_layers=2)), prompt, TURNED)
-    of_prompt = [True, False, True, True] * 2 + [False]
-    assert peaked == of_prompt + [True] * len(of_prompt)
-
-
-def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the last bit, step after step: none sees what another one left."""
-    model = small_model("int8dq", device, torch.float16, n_layers=2)
-    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
+        launch.run(*arguments, **more)
 
     def logits() -> Tensor:
         _, fused = both(model, batch_size=2)
         return fused.observe(prompt, max_new_tokens=4, observed=4, sampling=GREEDY)[1]
-
-    actual = logits()
 
     def without_reading(
         run: Callable[..., Tensor], *arguments: Any, **more: Any
@@ -313,10 +302,15 @@ def test_steps_with_peaks_that_were_left_are_those_that_find_their_own(
             more["peaks_in"] = None
         return run(*arguments, **more)
 
+    monkeypatch.setattr(launch_fused, "run", spied)
+    actual = logits()
+    of_prompt = [True, False, True, True] * 2 + [False]
+    assert peaked == of_prompt + [True] * 3 * len(of_prompt)
     for name in ("project", "project_gated", "project_heads"):
         run = partial(without_reading, getattr(fused_step, name))
         monkeypatch.setattr(fused_step, name, run)
     assert torch.equal(actual, logits())
+    assert not any(peaked[4 * len(of_prompt) :])
 
 
 @pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])

@@ -1,5 +1,6 @@
-"""Logits against Hugging Face transformers' LlamaForCausalLM on the same weights."""
+"""Logits against Hugging Face transformers' on the same weights; shapes of models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_perf import load_model
+from llama_perf.errors import SpecError
+from llama_perf.llama.config import PRESETS, preset, preset_name
 from llama_perf.llama.transformer import Transformer
+from tests.correctness.support.weights_samples import TINY
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -43,46 +47,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+IDS = torch.randint(97, (2, 200), generator=torch.Generator().manual_seed(1))
+
+
 def reference(**changes: Any) -> LlamaForCausalLM:
     """A random model of transformers whose weights are large enough to tell apart."""
     torch.manual_seed(0)
     config = LlamaConfig(**{**SHAPE, "initializer_range": 0.2, **changes})
     model = LlamaForCausalLM(config)
-    model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.normal_(1.0, 0.2)
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.normal_(1.0, 0.2)
     return model
 
 
-def saved(model: LlamaForCausalLM, folder: Path, **options: Any) -> Path:
-    model.save_pretrained(folder, **options)
-    return folder
-
-
-IDS = torch.randint(97, (2, 200), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(model: LlamaForCausalLM) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits.float()
-    return logits
-
-
-def assert_equal(model: Transformer, theirs: LlamaForCausalLM) -> None:
-    expected = logits_of(theirs)
+def assert_equal(folder: Path, theirs: LlamaForCausalLM) -> None:
+    expected = theirs(IDS).logits
     assert expected.std() > 0.5, "logits near zero would prove nothing"
-    torch.testing.assert_close(model.logits(IDS), expected, rtol=1e-4, atol=1e-4)
+    actual = load_model(folder).logits(IDS)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_logits_equal_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     theirs = reference(**changes)
-    for name, size in (("one", "5GB"), ("shards", "100KB")):
-        folder = saved(theirs, tmp_path / name, max_shard_size=size)
-        assert (len(list(folder.glob("*.safetensors"))) > 2) == (name == "shards")
-        assert_equal(load_model(folder), theirs)
+    for folder, size in ((tmp_path / "one", "5GB"), (tmp_path / "shards", "100KB")):
+        theirs.save_pretrained(folder, max_shard_size=size)
+        assert (len(list(folder.glob("*.safetensors"))) > 2) == (size == "100KB")
+        assert_equal(folder, theirs)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +93,9 @@ def test_the_comparison_sees_a_wrong_configuration(
     right = reference(rope_parameters=LLAMA31_ROPE)
     wrong = reference(**{"rope_parameters": LLAMA31_ROPE, **without})
     wrong.load_state_dict(right.state_dict())
+    wrong.save_pretrained(tmp_path)
     with pytest.raises(AssertionError, match="not close"):
-        assert_equal(load_model(saved(wrong, tmp_path)), right)
+        assert_equal(tmp_path, right)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -109,9 +103,10 @@ def test_half_precision_is_as_close_to_fp32_as_transformers_is(
     tmp_path: Path, dtype: str
 ) -> None:
     theirs = reference(num_key_value_heads=2)
-    exact = logits_of(theirs)
-    ours = load_model(saved(theirs, tmp_path), dtype=dtype).logits(IDS)
-    half = logits_of(theirs.to(getattr(torch, dtype)))
+    exact = theirs(IDS).logits
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path, dtype=dtype).logits(IDS)
+    half = theirs.to(getattr(torch, dtype))(IDS).logits.float()
 
     def decibels(logits: Tensor) -> float:
         noise = (logits - exact).square().mean()
@@ -119,3 +114,78 @@ def test_half_precision_is_as_close_to_fp32_as_transformers_is(
 
     assert decibels(ours) > decibels(half) - 2.0
     assert decibels(half) > 20.0, "of two wrong models each is as close as the other"
+
+
+# Parameters as published with each model, embeddings counted once where tied.
+PUBLISHED = {
+    "7B": 6_738_415_616,
+    "13B": 13_015_864_320,
+    "30B": 32_528_943_616,
+    "70B": 68_976_648_192,
+    "Mistral-7B": 7_241_732_096,
+    "Llama-3-8B": 8_030_261_248,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.1-70B": 70_553_706_496,
+    "Llama-3.1-405B": 405_853_388_800,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.2-3B": 3_212_749_824,
+    "SmolLM2-135M": 134_515_008,
+    "stories15M": 24_407_712,
+}
+# The reference's table, in bfloat16.
+GB = {"7B": 13.21, "Llama-3-8B": 15.01, "Llama-3.1-8B": 15.01}
+MEANINGS = {
+    "7B": ["Llama-2-7b-chat-hf"],
+    "Llama-3-8B": ["Meta-Llama-3-8B", "Meta-Llama-3-8B-Instruct"],
+    "Llama-3.1-8B": ["Meta-Llama-3.1-8B"],
+    "Llama-3.2-1B": ["Llama-3.2-1B-Instruct"],
+    "Mistral-7B": ["Mistral-7B", "Mistral-7B-v0.3"],
+    "CodeLlama-7b-Python-hf": ["CodeLlama-7b-Python-hf"],
+    "stories110M": ["stories110M"],
+    "Llama-3.1-405B": ["llama-3.1-405b"],
+    None: ["Foo-17B", "Foo-7Bar", "Llama"],
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_parameters_and_size_are_as_published(name: str) -> None:
+    with torch.device("meta"):
+        model = Transformer(preset(name)).to(torch.bfloat16)
+    if model.config.tied_embeddings:
+        model.output.weight = model.tok_embeddings.weight
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PUBLISHED.get(name, count)
+    size = model.weight_bytes() / 1e9
+    assert 0 < size == pytest.approx(GB.get(name, size), abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "models"), MEANINGS.items())
+def test_a_models_name_means_its_preset(name: str | None, models: list[str]) -> None:
+    assert {preset_name(model) for model in models} == {name}
+
+
+def test_an_unknown_model_is_told_the_presets() -> None:
+    with pytest.raises(SpecError, match=r"model: 'Foo-17B' is not allowed; .*7B, 13B"):
+        preset("Foo-17B")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dim", 0, "dim: 0 is not allowed; allowed: a whole number, 1 or more"),
+        ("n_layers", -1, "n_layers: -1 is not allowed"),
+        ("n_heads", 4.0, "n_heads: 4.0 is not allowed; allowed: a whole number"),
+        ("vocab_size", True, "vocab_size: True is not allowed"),
+        ("intermediate_size", "64", "intermediate_size: '64' is not allowed"),
+        ("context", 0, "context: 0 is not allowed"),
+        ("head_dim", 7, "head_dim: 7 is not allowed; RoPE needs an even one"),
+        ("n_kv_heads", 3, "n_kv_heads: 3 is not allowed; it must divide n_heads 4"),
+        ("norm_eps", "small", "norm_eps: 'small' is not allowed"),
+        ("norm_eps", float("nan"), "norm_eps: nan is not allowed"),
+        ("rope_base", 0, "rope_base: 0 is not allowed"),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: Any, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        replace(TINY, **{field: value})
+    assert str(caught.value).startswith(message)

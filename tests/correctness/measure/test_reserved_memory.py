@@ -4,7 +4,7 @@ The allocations of two layers, recorded on the meta device, are replayed for eac
 of the model by the rules of CUDA's caching allocator.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -55,16 +55,10 @@ class Recorder(Storages):
     def __init__(self) -> None:
         super().__init__("meta")
         self.events: list[Event] = []
-        self.pool = self._count = 0
+        self.pool = 0
 
-    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
-        return memory_segments.inner_tensors(leaf)
-
-    def made(self, size: int) -> Callable[[], None]:
-        self._count += 1
-        key = self._count
-        self.events.append(Event(key, size, self.pool))
-        return lambda: self.events.append(Event(key, 0))
+    def changed(self, number: int, size: int) -> None:
+        self.events.append(Event(number, max(size, 0), self.pool if size > 0 else 0))
 
 
 @dataclass(eq=False)

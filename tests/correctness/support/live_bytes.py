@@ -5,7 +5,8 @@ operator allocates inside and frees again is not seen, but told by the caller.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -13,27 +14,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llama_perf.llama.memory_segments import inner_tensors
+
 
 class Storages(TorchDispatchMode):
-    """While active, calls `made` for each storage on devices of type `device`.
+    """While active, calls `changed` for each storage on devices of type `device`.
 
-    It gets the size in bytes and returns what to call when the storage is gone. Those
-    of `known` are left out; another one that existed before counts once an operator
-    hands it out again.
+    Those of `known` are left out; another one that existed before counts once an
+    operator hands it out again.
     """
 
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device = device
-        storages = [tensor.untyped_storage() for tensor in known]
+        self._device, self._numbers = device, count()
+        parts = chain.from_iterable(map(inner_tensors, known))
+        storages = [tensor.untyped_storage() for tensor in parts]
         self._seen: dict[int, Any] = {storage._cdata: storage for storage in storages}
 
-    def made(self, size: int) -> Callable[[], None]:
+    def changed(self, number: int, size: int) -> None:
+        """Storage `number` was made, of so many bytes, or is gone: negative."""
         raise NotImplementedError
-
-    def tensors(self, leaf: Tensor) -> Iterable[Tensor]:
-        """The plain tensors of an output: a wrapper of others has no storage."""
-        return [leaf] if type(leaf) in (Tensor, torch.nn.Parameter) else []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -41,7 +41,7 @@ class Storages(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.device.type == self._device:
-                for tensor in self.tensors(leaf):
+                for tensor in inner_tensors(leaf):
                     self._note(tensor.untyped_storage())
         return out
 
@@ -49,13 +49,14 @@ class Storages(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen or size == 0:
             return
-        ended = self.made(size)
+        number = next(self._numbers)
 
         def gone(_reference: object) -> None:
             del self._seen[key]
-            ended()
+            self.changed(number, -size)
 
         self._seen[key] = weakref.ref(storage, gone)
+        self.changed(number, size)
 
 
 class LiveBytes(Storages):
@@ -65,21 +66,14 @@ class LiveBytes(Storages):
     """
 
     def __init__(
-        self,
-        device: str,
-        known: Iterable[Tensor] = (),
-        inside: Mapping[Any, int] | None = None,
+        self, device: str, known: Iterable[Tensor] = (), inside: Mapping[Any, int] = {}
     ) -> None:
         super().__init__(device, known)
-        self.now = self.peak = 0
-        self._inside = dict(inside or {})
+        self.now, self.peak, self._inside = 0, 0, inside
 
-    def made(self, size: int) -> Callable[[], None]:
-        def ended() -> None:
-            self.now -= size
-
+    def changed(self, number: int, size: int) -> None:
+        del number
         self.now += size
-        return ended
 
     def __torch_dispatch__(self, func: Any, *arguments: Any) -> Any:
         out = super().__torch_dispatch__(func, *arguments)

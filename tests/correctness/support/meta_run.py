@@ -43,31 +43,26 @@ def bytes_on_meta(config: ModelConfig, row: RowSpec) -> tuple[int, int]:
 def _generate(engine: Engine, row: RowSpec) -> None:
     """Fill the cache, run the prompt and one decode step."""
     sampling = Sampling(temperature=row.temperature, top_k=row.top_k)
+
+    def tokens(length: int) -> Tensor:
+        return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
+
     if row.fill:
+        # The first chunk and the last two or three: those between are alike.
+        all_tokens = row.fill if row.attention == "sdpa" else PREFILL_CHUNK
+        chunk, filling = row.prefill_chunk or all_tokens, tokens(row.fill)
+        last = max(row.fill // chunk - 2, 0) * chunk
         with _attention(row, masked=False):
-            _fill(engine, row)
+            engine.prefill(filling[:, :chunk])
+            engine.filled = last
+            engine.prefill(filling[:, last:])
         engine.filled = row.fill
+        del filling
     with _attention(row, masked=row.fill > 0):
-        logits = engine.prefill(_tokens(row, row.prompt_length))
-    token = sample(logits, sampling)
-    del logits
+        token = sample(engine.prefill(tokens(row.prompt_length)), sampling)
     position = torch.zeros((1,), dtype=torch.int64, device="meta")
     with _attention(row, masked=True):
         sample(engine.decode(token, position), sampling)
-
-
-def _fill(engine: Engine, row: RowSpec) -> None:
-    """The first chunk and the last two or three: those between are alike."""
-    all_tokens = row.fill if row.attention == "sdpa" else PREFILL_CHUNK
-    chunk, tokens = row.prefill_chunk or all_tokens, _tokens(row, row.fill)
-    last = max(row.fill // chunk - 2, 0) * chunk
-    for start, part in ((0, tokens[:, :chunk]), (last, tokens[:, last:])):
-        engine.filled = start
-        engine.prefill(part)
-
-
-def _tokens(row: RowSpec, length: int) -> Tensor:
-    return torch.zeros((row.batch_size, length), dtype=torch.int64, device="meta")
 
 
 def _attention(row: RowSpec, *, masked: bool) -> AbstractContextManager[object]:

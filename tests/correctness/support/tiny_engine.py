@@ -46,5 +46,6 @@ def logits_after(one: Engine, ids: Tensor, prompt: int, steps: int) -> Tensor:
         logits = [one.prefill(ids[:, :prompt])]
         for position in range(prompt, prompt + steps):
             token = ids[:, position : position + 1]
-            logits.append(one.decode(token, torch.tensor([position])))
+            at = torch.tensor([position], device=ids.device)
+            logits.append(one.decode(token, at))
     return torch.stack(logits, dim=1)
