@@ -17,7 +17,6 @@ from llama_perf.results.run import Status
 from llama_perf.rows.spec import KERNELS, RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
-from tests.correctness.support.device_samples import measured
 from tests.correctness.support.schemes import schemes_on
 
 
@@ -179,6 +178,8 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
     damaged = session.run_row(replace(row, quantization="int8wo"))
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
-    check = measured(session.run_row(row)).check
+    undamaged = session.run_row(row).measurement
+    assert undamaged is not None
+    check = undamaged.check
     assert check is not None
     assert check.signal_to_noise_db > 60
