@@ -4,7 +4,7 @@
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
 versions it was saved with; the tokenizer lies in the same folder if one is given. The
 folder appears whole or not at all. Knows what a reader must find in it, but no scheme
-and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
+and none of its tensors; reading is `llama_perf.checkpoints.formats`'s.
 """
 
 import io
@@ -213,7 +213,20 @@ def save_model(
         ) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            _write(made, model, saved, source)
+            with (made / "model.pth").open("wb") as file:
+                torch.save(model.state_dict(), file)
+            fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
+            text = json.dumps(fields, indent=2) + "\n"
+            (made / "config.json").write_text(text, encoding="utf-8")
+            if source is not None:
+                files.copy_tokenizer(source, made)
+            # What a rename makes visible must be on the disk by then.
+            for written in (*made.iterdir(), made):
+                handle = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
             made.replace(target)
     except (OSError, RuntimeError) as error:
         # Where a write fails torch raises an error of its own after it.
@@ -221,23 +234,6 @@ def save_model(
         reason = _first_line(cause or error)
         raise SaveError(f"{target}: cannot be written: {reason}") from None
     return target
-
-
-def _write(made: Path, model: Transformer, saved: Saved, source: Path | None) -> None:
-    with (made / "model.pth").open("wb") as file:
-        torch.save(model.state_dict(), file)
-    fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
-    text = json.dumps(fields, indent=2) + "\n"
-    (made / "config.json").write_text(text, encoding="utf-8")
-    if source is not None:
-        files.copy_tokenizer(source, made)
-    # What a rename makes visible must be on the disk by then.
-    for path in (*made.iterdir(), made):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _describe(model: Transformer, scheme: str | None) -> Saved:
