@@ -46,12 +46,10 @@ ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
 
 @pytest.mark.parametrize(
     ("seconds", "most", "count"),
-    zip(
-        (0.1, 4.0, 4.5, 6.0, 60.0, 60.0, 60.0, 1.0),
-        (5, 5, 5, 5, 5, 2, 1, 30),
-        (5, 5, 4, 3, 3, 2, 1, 20),
-        strict=True,
-    ),
+    [
+        *((0.1, 5, 5), (4.0, 5, 5), (4.5, 5, 4), (6.0, 5, 3), (60.0, 5, 3)),
+        *((60.0, 2, 2), (60.0, 1, 1), (1.0, 30, 20)),
+    ],
 )
 def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
     seconds: float, most: int, count: int
