@@ -55,11 +55,10 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         if not row.fused:
             continue
         dtype: torch.dtype = getattr(torch, row.dtype)
-        name = row.quantization
+        name, config = row.quantization, preset(row.model)
         schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        config = preset(row.model)
         dim, hidden = config.dim, config.intermediate_size
         shapes = (
             (config.qkv_size, dim, 1),

@@ -19,7 +19,7 @@ from llama_perf.devices.cuda import CudaDevice
 from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.measure import device_ceiling, toolchain
-from llama_perf.measure.device_ceiling import measure_ceiling, read_gb_s
+from llama_perf.measure.device_ceiling import measure_ceiling, stream_gb_s
 from llama_perf.measure.prepare import check_runnable
 from llama_perf.measure.toolchain import build_problem, compiler_problem
 from llama_perf.results.measurement import Ceiling
@@ -47,7 +47,7 @@ def test_the_best_round_counts_and_the_first_reading_does_not(
     monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter_ns=clock.__next__))
     sizes: list[int] = []
     monkeypatch.setattr(torch.Tensor, "sum", lambda tensor: sizes.append(tensor.nbytes))
-    assert read_gb_s(device_of("cpu")) == pytest.approx(4e6 / 2.0 / 1e9)
+    assert stream_gb_s(device_of("cpu")) == pytest.approx(4e6 / 2.0 / 1e9)
     assert next(clock, None) is None, "a reading outside the rounds was timed"
     # All of the buffer is read, once before, which also brings the pages in.
     assert sizes == [4_000_000] * 4
@@ -215,8 +215,7 @@ def test_every_row_that_runs_on_triton_asks_and_no_other() -> None:
 def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read_gb_s", "_copy_gb_s"):
-        monkeypatch.setattr(device_ceiling, name, lambda _device: 100.0)
+    monkeypatch.setattr(device_ceiling, "stream_gb_s", lambda *_, **__: 100.0)
     monkeypatch.setattr(device_ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     ceiling = measure_ceiling(torch.device("cuda"))

@@ -223,10 +223,8 @@ def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "compiled", "needs"),
     [
-        ("float8wo", True, True),
-        ("float8wo", False, False),
-        ("float8dq-tensor", False, True),
-        ("int8wo", True, False),
+        *(("float8wo", True, True), ("float8wo", False, False)),
+        *(("float8dq-tensor", False, True), ("int8wo", True, False)),
     ],
 )
 def test_float8_that_an_older_card_lacks_is_not_run(
@@ -238,10 +236,10 @@ def test_float8_that_an_older_card_lacks_is_not_run(
     row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
     row = replace(row, kernels="torchao", compile=compiled)
     refusal = pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up")
-    for capability, outcome in (((8, 0), refusal), ((8, 9), nullcontext())):
-        get_capability = Mock(return_value=capability)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", get_capability)
-        with outcome if needs else nullcontext():
+    capability = Mock()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    for capability.return_value, refused in (((8, 0), needs), ((8, 9), False)):
+        with refusal if refused else nullcontext():
             check_runnable(row)
 
 
