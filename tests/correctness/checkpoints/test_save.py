@@ -87,14 +87,14 @@ def test_a_saved_model_is_the_same_model(
     assert torch.equal(one, other)
 
 
-FORMAT_1 = (
+OLD_FORMATS = (
     *("int8wo", "fp6", "float8wo", "int8dq", "int4wo-32", "uintx-3-4", "float8dq-row"),
     *("sparse-marlin", "torchao"),
 )
 
 
-@pytest.mark.parametrize("scheme", FORMAT_1)
-def test_a_model_of_format_1_names_the_classes_by_their_old_paths(
+@pytest.mark.parametrize("scheme", OLD_FORMATS)
+def test_a_model_of_an_old_format_names_the_classes_by_their_old_paths(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if scheme == "torchao":
@@ -109,12 +109,13 @@ def test_a_model_of_format_1_names_the_classes_by_their_old_paths(
         patch.setitem(sys.modules, old_module, stub)
         patch.setattr(tensor_class, "__module__", old_module)
         folder = save_model(model, tmp_path / "saved")
-    change_said(folder, format=1)
     with zipfile.ZipFile(folder / "model.pth") as file:
         (name,) = (name for name in file.namelist() if name.endswith("data.pkl"))
         pickled = file.read(name)
     assert f"c{old_module}\n{tensor_class.__name__}\n".encode() in pickled
-    assert_same(load_model(folder), model)
+    for number in (1, 2):
+        change_said(folder, format=number)
+        assert_same(load_model(folder), model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -180,7 +181,7 @@ def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
     logits = model.logits(PROMPT)
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: not saved_with)
     loaded = load_model(folder)
-    weights: list[Any] = [linear.weight for _, linear in linears(loaded)]
+    weights: list[Any] = [linear.weight for linear in linears(loaded).values()]
     layouts = {weight.codes.dtype for weight in weights}
     assert layouts == {torch.int32 if saved_with else torch.int8}
     torch.testing.assert_close(loaded.logits(PROMPT), logits)
@@ -213,13 +214,13 @@ def test_an_unquantized_model_is_saved_as_it_is(
 def test_a_scheme_for_each_linear_is_saved_as_it_is(tmp_path: Path) -> None:
     model = small(TIED)
     configs = [cpu_config("int8wo"), cpu_config("int4wo-32"), None]
-    for index, (name, linear) in enumerate(list(linears(model))):
+    for index, (name, linear) in enumerate(linears(model).items()):
         config = configs[index % 3]
         if config is not None and name != "output":
             quantize_(model, config, filter_fn=lambda layer, _, it=linear: layer is it)
     folder = save_model(model, tmp_path / "saved", scheme="autoquant")
     loaded = load_model(folder)
-    kinds = {type(linear.weight.data).__name__ for _, linear in linears(loaded)}
+    kinds = {type(linear.weight.data).__name__ for linear in linears(loaded).values()}
     assert kinds == {"Int8Weight", "Int4Weight", "Tensor"}
     assert loaded.output.weight is loaded.tok_embeddings.weight
     model.origin = Origin(weights="synthetic", scheme="autoquant", kernels="native")
