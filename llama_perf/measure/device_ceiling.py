@@ -27,10 +27,10 @@ _SHORT, _LONG = 64, 512
 def measure_ceiling(device: torch.device) -> Ceiling:
     """Read, copy and, where Triton can compile, launch: the best of several rounds."""
     used = device_of(device)
-    read = read_gb_s(used)
+    read = stream_gb_s(used)
     if not used.has_graphs:
         return Ceiling(read_gb_s=read)
-    copied = _copy_gb_s(used)
+    copied = stream_gb_s(used, copied=True)
     used.release_memory()
     ceiling = Ceiling(read_gb_s=read, copy_gb_s=copied)
     if triton_problem() is not None:
@@ -39,16 +39,12 @@ def measure_ceiling(device: torch.device) -> Ceiling:
     return replace(ceiling, launch_us=launch, dependent_launch_us=dependent)
 
 
-def read_gb_s(device: Device) -> float:
-    """GB/s (10^9 bytes) of reading, the best of several rounds."""
+def stream_gb_s(device: Device, *, copied: bool = False) -> float:
+    """GB/s (10^9 bytes) of reading or copying, the best of several rounds."""
     size = device.stream_bytes()
     source = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
-    return size / best_seconds(device, source.sum)[0] / 1e9
-
-
-def _copy_gb_s(device: Device) -> float:
-    size = device.stream_bytes()
-    source = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
+    if not copied:
+        return size / best_seconds(device, source.sum)[0] / 1e9
     target = torch.empty_like(source)
     return 2 * size / best_seconds(device, lambda: target.copy_(source))[0] / 1e9
 

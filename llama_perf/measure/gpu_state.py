@@ -7,6 +7,7 @@ missing the measurement goes on and the result says so.
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
@@ -51,10 +52,9 @@ class GpuWatch:
     def __init__(self, device: torch.device) -> None:
         self.states: list[CardState] = []
         self.problem: str | None = None
+        # Handles of the GPU, and of its slice where torch uses only that.
         self._nvml: Any = None
-        # Of the GPU, and of its slice where torch uses only that.
-        self._handle: Any = None
-        self._slice: Any = None
+        self._handle = self._slice = None
         self._limited: dict[str, int] = {}
         self._millijoules: list[int | None] = []
         uuid = device_of(device).uuid
@@ -89,22 +89,18 @@ class GpuWatch:
         """Add the GPU's state now, with what limited it since the last look."""
         if self._nvml is None:
             return
-        nvml = self._nvml
-        clock = nvml.nvmlDeviceGetClockInfo
-        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage)
-        self.states.append(
-            CardState(
-                clock_mhz=self._ask(clock, nvml.NVML_CLOCK_SM),
-                memory_clock_mhz=self._ask(clock, nvml.NVML_CLOCK_MEM),
-                temperature_c=self._ask(
-                    nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU
-                ),
-                power_w=None if milliwatts is None else milliwatts / 1000,
-                limited_by=tuple(self._limits()),
-            )
+        ask, nvml = self._ask, self._nvml
+        clock, temperature = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetTemperature
+        milliwatts = ask(nvml.nvmlDeviceGetPowerUsage)
+        state = CardState(
+            clock_mhz=ask(clock, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=ask(clock, nvml.NVML_CLOCK_MEM),
+            temperature_c=ask(temperature, nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            limited_by=tuple(self._limits()),
         )
-        energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption)
-        self._millijoules.append(energy)
+        self.states.append(state)
+        self._millijoules.append(ask(nvml.nvmlDeviceGetTotalEnergyConsumption))
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """NVML's answer; None where this GPU does not support the question."""
@@ -190,14 +186,11 @@ class GpuWatch:
         if others and len(others) == len(running):
             count = len(others) - 2
             return (f"{count} processes outside this container",) if count > 0 else ()
-        return tuple(map(_describe, others))
-
-
-def _describe(process: Any) -> str:
-    try:
-        name = psutil.Process(process.pid).name()
-    except psutil.Error:
-        name = "unknown"
-    taken = process.usedGpuMemory
-    size = "" if taken is None else f", {taken / 1e9:.2f} GB"
-    return f"process {process.pid} ({name}{size})"
+        described = []
+        for process in others:
+            name, taken = "unknown", process.usedGpuMemory
+            with suppress(psutil.Error):
+                name = psutil.Process(process.pid).name()
+            size = "" if taken is None else f", {taken / 1e9:.2f} GB"
+            described.append(f"process {process.pid} ({name}{size})")
+        return tuple(described)

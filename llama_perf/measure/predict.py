@@ -19,9 +19,6 @@ from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-Shapes = dict[str, tuple[int, ...]]
-"""(N, K) of weights, by name."""
-
 # Native schemes with codes of 8 bits and one float32 scale a row.
 _ROW_SCALED = ("int8wo", "int8dq", "float8wo", "float8dq-row", "float8dq-tensor")
 # sparse-marlin: two of four weights, 4 bits and a position of 2 bits each; groups of
@@ -63,15 +60,19 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
     is not built.
     """
     dtype: torch.dtype = getattr(torch, row.dtype)
-    tied = config.tied_embeddings and row.quantization is None
-    embedding = config.vocab_size * config.dim * dtype.itemsize
-    kernels, device, scheme = row.kernels, row.device, row.quantization
+    scheme, size = row.quantization, dtype.itemsize
+    on = {"kernels": row.kernels, "device": row.device}
+    tied = config.tied_embeddings and scheme is None
+    heads, positions = row.batch_size * config.n_kv_heads, row.allocated_positions
+    # Codes of one byte, and a scale of two for each token and head.
+    head = config.head_dim * size if row.kv_cache is None else config.head_dim + 2
+    # Four bytes for each head count the programs of the attention kernel.
+    caches = config.n_layers * heads * (2 * positions * head + 4)
+    mask = positions * (8 if row.linear_causal_mask else 8 + positions)
     return RowBytes(
-        model_size_bytes=model_bytes(
-            config, scheme, kernels=kernels, dtype=dtype, device=device
-        ),
-        embedding_bytes=0 if tied else embedding,
-        cache_bytes=_cache_bytes(config, row),
+        model_size_bytes=model_bytes(config, scheme, dtype=dtype, **on),
+        embedding_bytes=0 if tied else config.vocab_size * config.dim * size,
+        cache_bytes=caches + (mask if row.attention == "sdpa" else 0),
         working_bytes=working_bytes(config, row) + device_of(row.device).library_bytes,
     )
 
@@ -89,12 +90,12 @@ def model_bytes(
     Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
     `predict`.
     """
-    layer: Shapes = {
+    layer = {
         f"layers.0.{name.removesuffix('.weight')}": shape
         for name, shape in layer_shapes(config)
         if len(shape) == 2
     }
-    output: Shapes = {"output": (config.vocab_size, config.dim)}
+    output = {"output": (config.vocab_size, config.dim)}
     parsed = None if scheme is None else Scheme.parse(scheme)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
     if parsed is not None and not unchecked:
@@ -113,9 +114,11 @@ def model_bytes(
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if scheme.family not in AUTOQUANT:
             return _native_bytes(scheme, rows, columns)
+        names = AUTOQUANT[scheme.family]
+        tried = (None if name == UNQUANTIZED else Scheme.parse(name) for name in names)
         return min(
             linear_bytes(candidate, shape)
-            for candidate in map(_parsed, AUTOQUANT[scheme.family])
+            for candidate in tried
             if candidate is None or columns % (candidate.group_size or 1) == 0
         )
 
@@ -148,10 +151,6 @@ def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
     return rows * (4 * codes + 2 * groups)
 
 
-def _parsed(name: str) -> Scheme | None:
-    return None if name == UNQUANTIZED else Scheme.parse(name)
-
-
 def _torchao_bytes(
     scheme: Scheme, rows: int, columns: int, dtype: torch.dtype, device: str
 ) -> int:
@@ -169,16 +168,3 @@ def _torchao_bytes(
 
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
-
-
-def _cache_bytes(config: ModelConfig, row: RowSpec) -> int:
-    """Bytes of the caches of all layers and of the mask."""
-    heads, positions = row.batch_size * config.n_kv_heads, row.allocated_positions
-    size: int = getattr(torch, row.dtype).itemsize
-    # Codes of one byte, and a scale of two for each token and head.
-    head = config.head_dim * size if row.kv_cache is None else config.head_dim + 2
-    # Four bytes for each head count the programs of the attention kernel.
-    caches = config.n_layers * heads * (2 * positions * head + 4)
-    if row.attention != "sdpa":
-        return caches
-    return caches + positions * (8 if row.linear_causal_mask else 8 + positions)

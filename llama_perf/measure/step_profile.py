@@ -7,7 +7,6 @@ frees again.
 """
 
 import os
-from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -64,12 +63,10 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
             pass
         device.synchronize()
     name, averages = device.activity.name, profiler.key_averages()
-    events = [event for event in averages if event.device_type.name == name]
-    return _summary(events, steps) if events else None
-
-
-def _summary(events: Sequence[Any], steps: int) -> StepWork:
-    on_host = events[0].device_type.name == "CPU"
+    events: list[Any] = [event for event in averages if event.device_type.name == name]
+    if not events:
+        return None
+    on_host = name == "CPU"
     total_us = "self_cpu_time_total" if on_host else "self_device_time_total"
     times = [
         OperatorTime(

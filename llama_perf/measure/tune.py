@@ -55,11 +55,10 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         if not row.fused:
             continue
         dtype: torch.dtype = getattr(torch, row.dtype)
-        name = row.quantization
+        name, config = row.quantization, preset(row.model)
         schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        config = preset(row.model)
         dim, hidden = config.dim, config.intermediate_size
         shapes = (
             (config.qkv_size, dim, 1),
@@ -160,14 +159,17 @@ def _clock(product: Product, weight: Packed) -> Time:
     used = device_of(device)
     fitting = 2 * used.cache_bytes() // max(weight.codes.nbytes, 1)
     count = max(fitting + 1, 2) * product.weights
-    copies = [_copy(weight) for _ in range(count)]
+    parts = ("codes", "scale", "zero")
+    copies = [
+        replace(weight, **{part: getattr(weight, part).clone() for part in parts})
+        for _ in range(count)
+    ]
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
     counter = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
 
     # In a step every product gets the peaks from the kernel before it.
     peaks = any_peaks(device) if weight.dynamic else NO_PEAKS
     norm = Norm(weight=x[0], eps=0.0)
-
     run: Callable[..., Tensor] = project_gated if product.weights == 2 else project
 
     def seconds(choice: Choice | None) -> float:
@@ -187,8 +189,3 @@ def _clock(product: Product, weight: Packed) -> Time:
         return best_seconds(used, graph.replay)[0] / (count // product.weights)
 
     return seconds
-
-
-def _copy(weight: Packed) -> Packed:
-    codes, scale, zero = weight.codes, weight.scale, weight.zero
-    return replace(weight, codes=codes.clone(), scale=scale.clone(), zero=zero.clone())

@@ -75,7 +75,6 @@ def warm_up_row(
     """
     row, engine = prepared.row, prepared.engine
     few = min(DECODED + 1, row.max_new_tokens)
-
     prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
     if lengths is not None:
         lengths = lengths.clamp(max=prompt.shape[1])
@@ -111,7 +110,12 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized, kind=row.kv_cache)
     logits = observed.logits[:_SEQUENCES].float()
-    limits_db = _limits_db(row, prepared.quantization)
+    # What each rounding leaves of the signal.
+    limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
+    if "dq" in scheme or scheme.startswith("autoquant"):
+        limits_db.append(_DYNAMIC_DB)
+    if row.kv_cache is not None:
+        limits_db.append(_CACHE_DB)
     least_db = min(limits_db)
     if not bool(torch.isfinite(logits).all()):
         raise ValuesError(
@@ -160,16 +164,6 @@ def _can_be_dequantized(engine: Engine) -> bool:
     return True
 
 
-def _limits_db(row: RowSpec, scheme: str | None) -> list[float]:
-    """What each rounding leaves of the signal of a row with weights of `scheme`."""
-    limits = [_DTYPE_DB[row.dtype]]
-    if scheme is not None and ("dq" in scheme or scheme.startswith("autoquant")):
-        limits.append(_DYNAMIC_DB)
-    if row.kv_cache is not None:
-        limits.append(_CACHE_DB)
-    return limits
-
-
 def _reference(
     engine: Engine, observed: Observed, *, dequantized: bool, kind: str | None
 ) -> Tensor:
@@ -200,10 +194,8 @@ def _reference(
 def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
     """Texts (B, L), each a prompt with its tokens, and each prompt's last place."""
     prompt, tokens, lengths = observed.prompt, observed.tokens[:, :-1], observed.lengths
-    batch, length = prompt.shape
     if lengths is None:
-        last = torch.full((batch,), length - 1, device=prompt.device)
-        return torch.cat((prompt, tokens), dim=1), last
+        lengths = torch.full((len(prompt),), prompt.shape[1], device=prompt.device)
     # No position of a shorter text attends to the zeros that follow it.
     text = torch.cat((prompt, torch.zeros_like(tokens)), dim=1)
     places = lengths[:, None] + torch.arange(tokens.shape[1], device=prompt.device)
@@ -244,20 +236,16 @@ def _float(weight: Tensor) -> Tensor:
 def _damaged(engine: Engine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     block: Any = engine.model.layers[0]
-    scale = one_scale(block.attention.wo.weight)
+    weight = block.attention.wo.weight
+    if is_unquantized(weight):
+        # It has no scale: its first row takes the place of one.
+        scale: Tensor = weight.data[0]
+    else:
+        name = next(name for name in weight.tensor_data_names if "scale" in name)
+        scale = getattr(weight, name).view(-1)[:1]
     before = scale.clone()
     scale.mul_(1000)
     try:
         yield
     finally:
         scale.copy_(before)
-
-
-def one_scale(weight: Tensor) -> Tensor:
-    """A view of one scale of a quantized weight; of a plain one, of its first row."""
-    if is_unquantized(weight):
-        return weight.data[0]
-    quantized: Any = weight
-    names = [name for name in quantized.tensor_data_names if "scale" in name]
-    parts: Tensor = getattr(quantized, names[0])
-    return parts.view(-1)[:1]

@@ -15,12 +15,8 @@ from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer, quantize_model
 from llama_perf.quantize.sparse_marlin import prune_2_4
-from scripts.doc_tables.figures import (
-    Closeness,
-    closeness,
-    exact_int_mm,
-    token_divergences,
-)
+from scripts.doc_tables import figures
+from scripts.doc_tables.figures import Closeness, closeness, exact_int_mm
 
 # Written for this project: plain prose, a list, figures, code and a dialogue, since
 # quantization hurts each of them differently.
@@ -109,9 +105,9 @@ def scheme_figures(
     logits = _quantized_logits(scheme, kernels, length)
     # A causal model's logits at a position do not depend on what follows.
     expected, ids = reference_logits(reference)[:, :length], tokens()[:, :length]
-    divergences = token_divergences(expected, logits)
-    figures = closeness(expected, logits, ids, divergences=divergences)
-    return figures, divergences
+    divergences = figures.token_divergences(expected, logits)
+    compared = closeness(expected, logits, ids, divergences=divergences)
+    return compared, divergences
 
 
 def compared(model: Transformer, *, reference: str = "unquantized") -> Closeness:

@@ -20,16 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from scripts.doc_tables import smollm2
 from scripts.doc_tables.closeness import LIMITS
 from scripts.doc_tables.document import Table, place
 from scripts.doc_tables.figures import exact_int_mm, token_divergences
-from scripts.doc_tables.smollm2 import (
-    quantized,
-    reference_logits,
-    scheme_figures,
-    tokens,
-    unquantized,
-)
+from scripts.doc_tables.smollm2 import quantized, tokens, unquantized
 
 MAX_ERRORS = 2.0
 # Of int8dq: a native step between codes is a 127th of the largest magnitude, torchao's
@@ -74,14 +69,13 @@ def compare_twins(native: Tensor, torchao: Tensor) -> Twins:
 
 def twins(scheme: str) -> Twins:
     """Quantize SmolLM2 both ways and compare."""
-    return compare_twins(
-        _divergences(scheme, "native"), _divergences(scheme, "torchao")
-    )
+    pair = (_divergences(scheme, kernels) for kernels in ("native", "torchao"))
+    return compare_twins(*pair)
 
 
 def _divergences(scheme: str, kernels: str) -> Tensor:
     if scheme in QUICK and scheme != "int8dq":
-        return scheme_figures(scheme, kernels, None, "unquantized")[1]
+        return smollm2.scheme_figures(scheme, kernels, None, "unquantized")[1]
     model = quantized(scheme, kernels=kernels)
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -93,7 +87,7 @@ def _divergences(scheme: str, kernels: str) -> Tensor:
                 else:
                     weight = module(torch.eye(module.in_features)).T.contiguous()
             module.weight = nn.Parameter(weight, requires_grad=False)
-    return token_divergences(reference_logits(), model.logits(tokens()))
+    return token_divergences(smollm2.reference_logits(), model.logits(tokens()))
 
 
 def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
@@ -103,10 +97,8 @@ def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
     the mean square off the unquantized product. The geometric mean over the linears:
     on one processor and another it is the same to 1e-4.
     """
-    sides = [
-        dict(quantized(scheme, kernels=kernels).named_modules())
-        for kernels in ("native", "torchao")
-    ]
+    pair = [quantized(scheme, kernels=kernels) for kernels in ("native", "torchao")]
+    sides = [dict(model.named_modules()) for model in pair]
     prefixes = tuple(f"layers.{block}." for block in blocks)
     names = {
         module: name

@@ -36,20 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         " and a baseline.",
         budget_s=530,
     )
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        default="1/1",
-        help="the piece: every N-th row of each set from the I-th on (default: all)",
-    )
-    parser.add_argument(
-        "--set", action="append", choices=TABLE_SETS, help="only this set (repeatable)"
-    )
-    parser.add_argument(
-        "--merge",
-        action="store_true",
-        help="merge the pieces that --out holds instead of measuring",
-    )
+    add = parser.add_argument
+    text = "the piece: every N-th row of each set from the I-th on (default: all)"
+    add("--shard", metavar="I/N", default="1/1", help=text)
+    text = "only this set (repeatable)"
+    add("--set", action="append", choices=TABLE_SETS, help=text)
+    text = "merge the pieces that --out holds instead of measuring"
+    add("--merge", action="store_true", help=text)
     arguments = parser.parse_args(argv)
     shard, out = arguments.shard, arguments.out
     numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)

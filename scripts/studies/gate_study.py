@@ -24,15 +24,8 @@ PLACE = place("gate-why.md", "study")
 SET_PLACE = place("gate-why.md", "study of a set")
 ROWS = Path(__file__).with_name("gate_study.toml")
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
-_HEADERS = (
-    "repeated steps",
-    "runs",
-    "rows judged",
-    "suspicious",
-    "SLOWER",
-    "runs that failed a row",
-    "min. detectable (median)",
-)
+_HEADERS = ["repeated steps", "runs", "rows judged", "suspicious", "SLOWER"]
+_HEADERS += ["runs that failed a row", "min. detectable (median)"]
 
 
 def judged(percent: int, reports: Sequence[Report]) -> list[Comparison]:
@@ -74,8 +67,23 @@ def table(studied: Mapping[int, Sequence[Report]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and print it; returns 1 if an unchanged run failed a row."""
-    arguments = _parser().parse_args(argv)
-    work: Path = arguments.work.absolute()
+    text = "Run the gate without change and with injected slowdowns, and count what it"
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.studies.gate_study", description=f"{text} says."
+    )
+    add = parser.add_argument
+    add("--set", metavar="NAME", help="a set of the package")
+    add("--rows", metavar="FILE", type=Path, default=ROWS)
+    add("--runs", metavar="N", type=int, default=20)
+    add("--slowed-runs", metavar="N", type=int, default=2)
+    add("--processes", metavar="N", type=int, default=5)
+    work = ROOT / ".llama-perf" / "gate-study"
+    add("--work", type=Path, metavar="DIR", default=work)
+    text = "take over the runs in the work folder"
+    add("--resume", action="store_true", help=text)
+    add("--write", action="store_true", help="replace the table of docs/gate-why.md")
+    arguments = parser.parse_args(argv)
+    work = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     if arguments.set is None:
         rows, where = selection.load_file(arguments.rows), PLACE
@@ -106,11 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         if arguments.write and reports:
             machine = reports[min(reports)][0].environment
-            conditions = (
-                f"{machine.device_name}, {machine.threads} threads, torch"
-                f" {machine.torch}, llama-perf {machine.commit}; a baseline of"
-                f" {arguments.processes} processes:"
-            )
+            conditions = f"{machine.device_name}, {machine.threads} threads, torch"
+            conditions += f" {machine.torch}, llama-perf {machine.commit}; a baseline"
+            conditions += f" of {arguments.processes} processes:"
             replace_between(*where, f"{conditions}\n\n{text}")
     return int(failed(0, reports.get(0, ())))
 
@@ -127,25 +133,6 @@ def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode not in allowed:
         raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    text = "Run the gate without change and with injected slowdowns, and count what it"
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.gate_study", description=f"{text} says."
-    )
-    add = parser.add_argument
-    add("--set", metavar="NAME", help="a set of the package")
-    add("--rows", metavar="FILE", type=Path, default=ROWS)
-    add("--runs", metavar="N", type=int, default=20)
-    add("--slowed-runs", metavar="N", type=int, default=2)
-    add("--processes", metavar="N", type=int, default=5)
-    work = ROOT / ".llama-perf" / "gate-study"
-    add("--work", type=Path, metavar="DIR", default=work)
-    text = "take over the runs in the work folder"
-    add("--resume", action="store_true", help=text)
-    add("--write", action="store_true", help="replace the table of docs/gate-why.md")
-    return parser
 
 
 if __name__ == "__main__":

@@ -11,12 +11,7 @@ from pathlib import Path
 import torch
 
 from llama_perf.llama.config import ModelConfig, preset
-from llama_perf.quantize.autoquant.timing import (
-    How,
-    Product,
-    time_product,
-    weight_bytes,
-)
+from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 
 FORMATS = (UNQUANTIZED, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")
@@ -34,16 +29,18 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def main(model: str, device: str, how: How, file: str) -> None:
+def main(model: str, device: str, how: timing.How, file: str) -> None:
     """Time every product, and append each to `file` as a line of JSON at once."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     where = torch.device(device)
     for label, (rows, columns) in shapes(preset(model)).items():
-        product = Product(tokens=1, rows=rows, columns=columns)
+        product = timing.Product(tokens=1, rows=rows, columns=columns)
         formats = [name for name in FORMATS if name != "int4wo-64" or columns % 64 == 0]
-        times = time_product(product, formats, dtype=dtype, device=where, how=how)
+        times = timing.time_product(
+            product, formats, dtype=dtype, device=where, how=how
+        )
         for scheme, us in times.items():
-            size = weight_bytes(scheme, product, dtype=dtype, device=where)
+            size = timing.weight_bytes(scheme, product, dtype=dtype, device=where)
             gb_s = size / us / 1e3
             shape = {"product": label, "rows": rows, "columns": columns}
             line = json.dumps({**shape, "format": scheme, "us": us, "gb_s": gb_s})

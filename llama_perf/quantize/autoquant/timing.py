@@ -63,13 +63,11 @@ def time_product(
     x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
     with torch.no_grad(), compiler_settings():
         run = _product(how, product, device)
-        times = _us(
-            {
-                name: _Pass(x, _copies(name, product, dtype, device, how), run)
-                for name in candidates
-            },
-            device,
-        )
+        passes = {
+            name: _Pass(x, _copies(name, product, dtype, device, how), run)
+            for name in candidates
+        }
+        times = _us(passes, device)
     device_of(device).release_memory()
     return times
 

@@ -62,13 +62,8 @@ def test_nvidia_smi_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("cuda", "build"),
     [
-        ("13.1", "cu130"),
-        ("13.0", "cu130"),
-        ("12.9", "cu129"),
-        ("12.8", "cu128"),
-        ("12.6", "cu126"),
-        ("12.5", None),
-        ("11.8", None),
+        *(("13.1", "cu130"), ("13.0", "cu130"), ("12.9", "cu129"), ("12.8", "cu128")),
+        *(("12.6", "cu126"), ("12.5", None), ("11.8", None)),
     ],
 )
 def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
@@ -88,10 +83,10 @@ def test_a_device_that_is_not_there_is_told_by_its_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listed = Driver(gpus=("A", "A"), version="580.1", cuda="13.0")
-    assert "cannot use it" in why_unseen(listed, torch="2.13.0", built_for="13.0")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    reason = why_unseen(listed, torch="2.13.0", built_for="13.0")
-    assert "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0" in reason
+    chosen = "CUDA_VISIBLE_DEVICES='7' names none of them: give an index from 0 to 1"
+    for reason in ("cannot use it", chosen):
+        assert reason in why_unseen(listed, torch="2.13.0", built_for="13.0")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
 
 
 @pytest.mark.usefixtures("smi")
@@ -165,5 +160,4 @@ def test_an_nvidia_smi_that_lists_no_gpu_is_told(
     (tmp_path / "nvidia-smi").write_text(text, encoding="utf-8")
     answer = ask_driver()
     assert answer is not None
-    assert answer.gpus == ()
-    assert str(answer.problem).startswith(problem)
+    assert (answer.gpus, str(answer.problem)[: len(problem)]) == ((), problem)

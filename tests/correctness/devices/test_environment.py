@@ -1,11 +1,13 @@
 """The machine's fingerprint, the key that names its baselines, and its processor."""
 
+import os
 import platform
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from tests.correctness.support.processes import HANG_S
 ROOT = Path(__file__).resolve().parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ONLY_ON_CUDA = {"driver", "cuda", "triton", "device_uuid"}
+GB = 2**30
 XEON = "Intel(R) Xeon(R) CPU @ 2.80GHz"
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": True}
 ARM = {"architecture": "arm64", "neon": True, "sve": False, "sve_max_length": 0}
@@ -76,14 +79,11 @@ def test_a_key_has_the_name_without_marks_and_the_cores(
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A GPU of which a test changes the properties, and its NVML."""
     made = SimpleNamespace(
-        name="NVIDIA A100-SXM4-40GB", multi_processor_count=108, total_memory=40 * 2**30
+        name="NVIDIA A100-SXM4-40GB", multi_processor_count=108, total_memory=40 * GB
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
-    made.nvml = SimpleNamespace(
-        NVMLError=LookupError,
-        nvmlInit=lambda: None,
-        nvmlSystemGetDriverVersion=lambda: "570.1",
-    )
+    made.nvml = SimpleNamespace(nvmlInit=lambda: None, NVMLError=LookupError)
+    made.nvml.nvmlSystemGetDriverVersion = lambda: "570.1"
     monkeypatch.setitem(sys.modules, "pynvml", made.nvml)
     return made
 
@@ -95,9 +95,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ({"name": "NVIDIA H100"}, "nvidia-h100-108sm-40gib"),
         # A slice, and another size, of the same name.
         ({"multi_processor_count": 42}, "nvidia-a100-sxm4-40gb-42sm-40gib"),
-        ({"total_memory": 20 * 2**30}, "nvidia-a100-sxm4-40gb-108sm-20gib"),
+        ({"total_memory": 20 * GB}, "nvidia-a100-sxm4-40gb-108sm-20gib"),
         # The same with the memory that a driver takes.
-        ({"total_memory": 40 * 2**30 - 2**28}, "nvidia-a100-sxm4-40gb-108sm-40gib"),
+        ({"total_memory": 40 * GB - 2**28}, "nvidia-a100-sxm4-40gb-108sm-40gib"),
     ],
     ids=str,
 )
@@ -114,13 +114,10 @@ def test_a_gpu_is_named_by_its_parts(
 def test_nvidia_smi_tells_the_driver_where_nvml_does_not(
     gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(error: type[Exception]) -> None:
-        raise error("no answer")
-
-    monkeypatch.setattr(gpu.nvml, "nvmlInit", lambda: fail(ValueError))
+    gpu.nvml.nvmlInit = Mock(side_effect=ValueError("no answer"))
     with pytest.raises(ValueError, match="no answer"):
         collect(CUDA)
-    monkeypatch.setattr(gpu.nvml, "nvmlInit", lambda: fail(LookupError))
+    gpu.nvml.nvmlInit = Mock(side_effect=LookupError("no answer"))
     monkeypatch.setattr("llama_perf.devices.driver._WSL", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert collect(CUDA).driver is None
@@ -130,12 +127,9 @@ def test_nvidia_smi_tells_the_driver_where_nvml_does_not(
     assert collect(CUDA).driver == "550.54.15"
 
 
-def test_every_device_of_a_row_has_a_class() -> None:
+def test_devices_of_rows_have_classes_and_packages_versions_where_installed() -> None:
     assert set(device.KINDS) == set(DEVICES)
     assert all(name == kind.kind for name, kind in device.KINDS.items())
-
-
-def test_a_package_that_is_not_installed_has_no_version() -> None:
     assert device.package_version("no-such-package-here") is None
     # Of torch the wheels of PyPI leave out what +cpu or +cu130 says.
     assert device.package_version("pytest") == pytest.__version__
@@ -211,19 +205,14 @@ ISA = "os.environ.get('ONEDNN_MAX_CPU_ISA')"
     ],
 )
 def test_what_torch_and_onednn_may_use_is_heeded(
-    torch_uses: str | None,
-    onednn_uses: str | None,
-    shown: str,
-    begin: str,
-    monkeypatch: pytest.MonkeyPatch,
+    torch_uses: str | None, onednn_uses: str | None, shown: str, begin: str
 ) -> None:
-    for name, value in zip(FIELDS, (torch_uses, onednn_uses), strict=True):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
+    limits = dict(zip(FIELDS, (torch_uses, onednn_uses), strict=True))
+    others = {name: value for name, value in os.environ.items() if name not in FIELDS}
+    env = others | {name: value for name, value in limits.items() if value}
     code = f"import os, llama_perf.devices.processor as processor; print({shown})"
     printed = subprocess.check_output(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, timeout=HANG_S
+        [sys.executable, "-c", code], cwd=ROOT, text=True, timeout=HANG_S, env=env
     )
     assert printed.startswith(begin)
 
@@ -237,13 +226,10 @@ def test_the_name_is_read_where_the_architecture_keeps_it(
     # arm64 has numbers there, and lscpu the name.
     text = "processor\t: 0\nCPU implementer\t: 0x41\nmodel name\t: \n"
     shown = "Architecture:  aarch64\n  Model name:     Neoverse-N1\n    Stepping: r3\n"
-    done = SimpleNamespace(stdout=shown)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    done = Mock(return_value=SimpleNamespace(stdout=shown))
+    monkeypatch.setattr(subprocess, "run", done)
     assert processor.name() == "Neoverse-N1"
-
-    def absent(*_: object, **__: object) -> object:
-        raise FileNotFoundError
-
+    absent = Mock(side_effect=FileNotFoundError)
     monkeypatch.setattr(subprocess, "run", absent)
     monkeypatch.setattr(Path, "read_text", absent)
     monkeypatch.setattr("platform.processor", lambda: "")
@@ -254,7 +240,6 @@ def test_the_name_is_read_where_the_architecture_keeps_it(
 def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
     version = tmp_path / "version"
     assert not processor.is_wsl(version)
-    version.write_text("Linux version 5.15.1-microsoft-standard-WSL2", encoding="utf-8")
-    assert processor.is_wsl(version)
-    version.write_text("Linux version 6.1.0 (debian)", encoding="utf-8")
-    assert not processor.is_wsl(version)
+    for kind, inside in (("5.15.1-microsoft-standard-WSL2", True), ("6.1.0", False)):
+        version.write_text(f"Linux version {kind}", encoding="utf-8")
+        assert processor.is_wsl(version) is inside

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from llama_perf.devices.cuda import CudaDevice
 from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.measure import device_ceiling, toolchain
-from llama_perf.measure.device_ceiling import measure_ceiling, read_gb_s
+from llama_perf.measure.device_ceiling import measure_ceiling, stream_gb_s
 from llama_perf.measure.prepare import check_runnable
 from llama_perf.measure.toolchain import build_problem, compiler_problem
 from llama_perf.results.measurement import Ceiling
 from llama_perf.rows.spec import RowSpec
 
 CPU = torch.device("cpu")
+MIN = 16 << 20
 EAGER = RowSpec(model="stories15M", attention="sdpa")
 NO_C = "Triton needs a C compiler, and none is installed (package gcc)"
 
@@ -41,37 +43,25 @@ def test_the_best_round_counts_and_the_first_reading_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The clock is read before and after each round; between rounds it moves on too.
-    seconds = [0, 4, 9, 2, 9, 5]
-    clock = accumulate(second * 10**9 for second in seconds)
+    clock = accumulate(second * 10**9 for second in (0, 4, 9, 2, 9, 5))
     monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter_ns=clock.__next__))
-    assert read_gb_s(device_of("cpu")) == pytest.approx(4e6 / 2.0 / 1e9)
-    assert next(clock, None) is None, "a reading outside the rounds was timed"
-
-
-@pytest.mark.usefixtures("short")
-def test_all_of_the_buffer_is_read_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(torch.Tensor, "sum", lambda tensor: sizes.append(tensor.nbytes))
-    read_gb_s(device_of("cpu"))
-    # One reading before, which also brings the pages in.
+    assert stream_gb_s(device_of("cpu")) == pytest.approx(4e6 / 2.0 / 1e9)
+    assert next(clock, None) is None, "a reading outside the rounds was timed"
+    # All of the buffer is read, once before, which also brings the pages in.
     assert sizes == [4_000_000] * 4
 
 
-def test_the_buffer_is_larger_than_any_cache() -> None:
+def test_a_buffer_is_larger_than_any_cache_and_fits_a_small_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # The largest of server processors, 3D V-Cache, are 1.1 GB a socket; of machines
     # that rows run on for 2 cores, tens of MB.
     assert cpu.STREAM_BYTES >= 256 * 2**20
-
-
-@pytest.mark.parametrize(
-    ("free", "size"),
-    [(80 << 30, 4 << 30), (7 << 30, 7 << 28), (3, 16 << 20), (0, 16 << 20)],
-)
-def test_a_small_gpu_streams_what_it_has_room_for_and_never_nothing(
-    monkeypatch: pytest.MonkeyPatch, free: int, size: int
-) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
-    assert CudaDevice(torch.device("cuda")).stream_bytes() == size
+    for free, size in ((80 << 30, 4 << 30), (7 << 30, 7 << 28), (3, MIN), (0, MIN)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", Mock(return_value=(free,)))
+        assert CudaDevice(torch.device("cuda")).stream_bytes() == size
 
 
 @pytest.mark.usefixtures("short")
@@ -112,7 +102,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_a_gap_is_what_each_further_kernel_takes(
+def test_a_gap_is_what_each_further_kernel_takes_and_none_is_lost(
     launched: list[dict[str, bool]],
     monkeypatch: pytest.MonkeyPatch,
     capability: tuple[int, int],
@@ -130,13 +120,9 @@ def test_a_gap_is_what_each_further_kernel_takes(
     launch_us, dependent_us = device_ceiling.launch_us(CPU)
     assert launch_us == pytest.approx(2.0)
     assert dependent_us == (pytest.approx(1.0) if capability >= (9, 0) else None)
-
-
-@pytest.mark.usefixtures("launched")
-def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_ceiling, "best_seconds", lambda *_work: (1.0, 1))
     with pytest.raises(AssertionError, match="did not run"):
-        device_ceiling._gap_us(CPU, dependent=False)
+        device_ceiling.launch_us(CPU)
 
 
 @pytest.mark.skipif(
@@ -172,41 +158,37 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
 def test_what_is_missing_is_told(
     installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def problems(*more: str) -> tuple[str | None, ...]:
+        installed.update(more)
+        return tuple(map(compiler_problem, ("cpu", "cuda")))
+
     no_cpp = (
         "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
     )
-    assert compiler_problem("cpu") == no_cpp
-    # Inductor takes no other name.
-    installed.add("clang++")
-    assert compiler_problem("cpu") == no_cpp
-    # Triton takes no other name.
-    installed.add("cc")
-    assert compiler_problem("cuda") == NO_C
-    installed |= {"gcc", "g++"}
-    assert compiler_problem("cpu") is compiler_problem("cuda") is None
+    # Inductor takes no other name, nor does Triton.
+    assert problems()[0] == problems("clang++")[0] == no_cpp
+    assert problems("cc")[1] == NO_C
+    assert problems("gcc", "g++") == (None, None)
     monkeypatch.setenv("CXX", "icpx")
     monkeypatch.setenv("CC", "icx")
-    problem = no_cpp.replace("g++ is not installed", "CXX=icpx is not there")
-    assert compiler_problem("cpu") == problem
-    problem = "Triton needs a C compiler, and CC=icx is not there (package gcc)"
-    assert compiler_problem("cuda") == problem
-    installed |= {"icpx", "icx"}
-    assert compiler_problem("cpu") is compiler_problem("cuda") is None
+    assert problems() == (
+        no_cpp.replace("g++ is not installed", "CXX=icpx is not there"),
+        "Triton needs a C compiler, and CC=icx is not there (package gcc)",
+    )
+    assert problems("icpx", "icx") == (None, None)
     header = tmp_path / "Python.h"
     header.unlink()
     problem = (
         f"Triton needs {header}, which is not there (package python3-dev, on Fedora"
         " python3-devel)"
     )
-    assert compiler_problem("cuda") == problem
+    assert problems() == (None, problem)
     monkeypatch.setattr("llama_perf.measure.prepare.check_device", torch.device)
     with pytest.raises(NotRunnable, match=re.escape(problem)):
         check_runnable(replace(EAGER, attention="decode", fused=True))
     monkeypatch.setattr(toolchain, "package_version", lambda _: None)
-    problem = "Triton is not installed (pip install triton)"
-    assert compiler_problem("cuda") == problem
-    assert compiler_problem("cpu") is None
+    assert problems() == (None, "Triton is not installed (pip install triton)")
 
 
 def test_the_folder_is_the_one_that_triton_compiles_with() -> None:
@@ -233,12 +215,11 @@ def test_every_row_that_runs_on_triton_asks_and_no_other() -> None:
 def test_the_ceiling_leaves_launches_out_where_none_can_be_compiled(
     installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read_gb_s", "_copy_gb_s"):
-        monkeypatch.setattr(device_ceiling, name, lambda _device: 100.0)
+    monkeypatch.setattr(device_ceiling, "stream_gb_s", lambda *_, **__: 100.0)
     monkeypatch.setattr(device_ceiling, "launch_us", lambda _device: (3.0, 0.5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    ceiling = device_ceiling.measure_ceiling(torch.device("cuda"))
+    ceiling = measure_ceiling(torch.device("cuda"))
     assert ceiling == Ceiling(read_gb_s=100.0, copy_gb_s=100.0)
     installed.add("gcc")
-    ceiling = device_ceiling.measure_ceiling(torch.device("cuda"))
+    ceiling = measure_ceiling(torch.device("cuda"))
     assert (ceiling.launch_us, ceiling.dependent_launch_us) == (3.0, 0.5)

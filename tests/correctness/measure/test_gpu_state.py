@@ -25,6 +25,11 @@ HEAT, BRAKE, SOFT, SLOW = (
     {"reasons": getattr(pynvml, f"nvmlClocksEventReason{name}Slowdown")}
     for name in ("HwThermal", "HwPowerBrake", "SwThermal", "Hw")
 )
+CAPPED = {
+    "reasons": pynvml.nvmlClocksEventReasonSwPowerCap
+    | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
+    | pynvml.nvmlClocksEventReasonGpuIdle
+}
 HALF, MORE = {**SLOW, "sm_mhz": 990}, {**SLOW, "sm_mhz": 1484}
 FAST = {"reasons": 0, "sm_mhz": 1980}
 
@@ -46,8 +51,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.handles = {"GPU-1234": "handle", "GPU-5678": "other"}
 
     def clock(handle: str, kind: int) -> Any:
-        # A slice has none of its own.
-        assert handle in {"handle", "other"}
+        assert handle != "slice", "a slice has no clock of its own"
         return {pynvml.NVML_CLOCK_SM: made.sm_mhz, pynvml.NVML_CLOCK_MEM: 2619}[kind]
 
     def violations(_handle: str, policy: int) -> SimpleNamespace:
@@ -89,14 +93,20 @@ def watched(nvml: Any, *changes: dict[str, Any]) -> GpuWatch:
     return watch
 
 
-def test_states_and_energy_are_those_of_the_gpu(nvml: Any) -> None:
+def test_states_and_energy_are_those_of_the_gpu_or_none(nvml: Any) -> None:
     watch = watched(nvml, {}, {"millijoules": 1_002_500}, {"millijoules": 1_005_000})
     state = CardState(temperature_c=61, power_w=312.5)
     state = replace(state, clock_mhz=1980, memory_clock_mhz=2619)
     assert watch.states == [state] * 3
-    assert watch.joules() == 5.0
-    assert watch.throttled() is None
-    assert watch.problem is None
+    assert (watch.joules(), watch.throttled(), watch.problem) == (5.0, None, None)
+    for question in ("PowerUsage", "TotalEnergyConsumption", "ViolationStatus"):
+        setattr(nvml, f"nvmlDeviceGet{question}", refuse)
+    nvml.nvmlDeviceGetCurrentClocksEventReasons = refuse
+    nvml.nvmlDeviceGetComputeRunningProcesses = refuse
+    watch = watched(nvml, {}, {})
+    assert watch.states == [replace(state, power_w=None)] * 2
+    assert (watch.joules(), watch.throttled()) == (None, None)
+    assert watch.other_processes() == ()
 
 
 @pytest.mark.parametrize(
@@ -135,10 +145,14 @@ def test_a_throttled_sample_spoils_the_row(
         [{**HALF, "nvmlDeviceGetMaxClockInfo": refuse}, {}],
         # Idle before the first sample.
         [{**SLOW, "sm_mhz": 345}, FAST, {}],
+        # A power cap and set clocks.
+        [CAPPED, {}],
     ],
 )
 def test_a_gpu_at_full_speed_is_not_throttled(nvml: Any, changes: list[Any]) -> None:
-    assert watched(nvml, *changes).throttled() is None
+    watch = watched(nvml, *changes)
+    assert watch.throttled() is None
+    assert (watch.states[0].limited_by == ("power cap",)) == (CAPPED in changes)
 
 
 @pytest.mark.parametrize(
@@ -156,29 +170,6 @@ def test_a_limit_of_gpus_at_full_speed_spoils_only_where_the_clock_fell(
         assert (wanted in str(watch.throttled())) == spoiled, sm_mhz
         assert spoiled or watch.throttled() is None
         assert watch.states[2].limited_by == (name,)
-
-
-def test_a_power_cap_and_set_clocks_spoil_nothing(nvml: Any) -> None:
-    nvml.reasons = (
-        pynvml.nvmlClocksEventReasonSwPowerCap
-        | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
-        | pynvml.nvmlClocksEventReasonGpuIdle
-    )
-    watch = watched(nvml, {}, {})
-    assert watch.throttled() is None
-    assert watch.states[0].limited_by == ("power cap",)
-
-
-def test_what_a_gpu_does_not_tell_is_none(nvml: Any) -> None:
-    nvml.nvmlDeviceGetPowerUsage = nvml.nvmlDeviceGetTotalEnergyConsumption = refuse
-    nvml.nvmlDeviceGetCurrentClocksEventReasons = refuse
-    nvml.nvmlDeviceGetViolationStatus = refuse
-    nvml.nvmlDeviceGetComputeRunningProcesses = refuse
-    watch = watched(nvml, {}, {})
-    assert watch.states[0].power_w is None
-    assert watch.joules() is None
-    assert watch.throttled() is None
-    assert watch.other_processes() == ()
 
 
 @pytest.mark.parametrize("uuid_of", ["slice", "gpu"])
@@ -204,14 +195,14 @@ def test_a_slice_is_read_off_its_gpu_and_says_so(nvml: Any, uuid_of: str) -> Non
 def test_the_gpu_is_the_one_that_torch_uses_whatever_its_number(
     nvml: Any, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    visible = "CUDA_VISIBLE_DEVICES"
+    monkeypatch.setenv(visible, chosen)
     use_gpu(monkeypatch, "5678")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     GpuWatch(CUDA).other_processes()
     assert nvml.asked_of == "other"
     assert machine_notes(CUDA) == [
-        "rows run on NVIDIA A100, 5678, the first of 1 by CUDA_VISIBLE_DEVICES"
-        f" ({chosen!r})"
+        f"rows run on NVIDIA A100, 5678, the first of 1 by {visible} ({chosen!r})"
     ]
 
 
@@ -224,8 +215,11 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_gpus_and_of_windows(
     assert machine_notes(CUDA) == []
     nvml.nvmlInit = refuse
     assert machine_notes(CUDA) == ["state of the GPU: NVML: Not Supported"]
-    watch = watched(nvml, {}, {})
-    assert (watch.states, watch.other_processes()) == ([], ())
+    for device in (CUDA, torch.device("cpu")):
+        watch = GpuWatch(device)
+        watch.look()
+        assert (watch.states, watch.other_processes()) == ([], ())
+    assert watch.problem is None, "a CPU has no GPU"
     # As if it were not installed.
     monkeypatch.setitem(sys.modules, "pynvml", None)
     (note,) = machine_notes(CUDA)
@@ -254,18 +248,11 @@ def test_other_processes_are_named_and_ours_are_not(nvml: Any) -> None:
         assert watch.other_processes() == others
 
 
-def test_a_cpu_has_no_gpu() -> None:
-    watch = GpuWatch(torch.device("cpu"))
-    watch.look()
-    assert (watch.states, watch.problem, watch.other_processes()) == ([], None, ())
-
-
 def test_a_report_tells_of_neighbours_and_limits() -> None:
     state = CardState(clock_mhz=1980, limited_by=("power cap",))
     result = measured(CUDA_ROW, card=(state, state), neighbours=("process 7 (x)",))
     unknown = measured(replace(CUDA_ROW, compile=True), card_problem="NVML: no driver")
-    results = (result, unknown)
-    report = Report(started="now", environment=ENVIRONMENT, results=results)
+    report = Report(started="now", environment=ENVIRONMENT, results=(result, unknown))
     text = as_text(report)
     assert f"other processes on the GPU in {CUDA_ROW.id}: process 7 (x)\n" in text
     assert f"clock limited in {CUDA_ROW.id}: power cap\n" in text

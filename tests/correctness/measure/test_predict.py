@@ -57,21 +57,22 @@ def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
         assert peak.ceiling_gb < took / 1e9, peak.row.id
 
 
-def test_a_cache_of_codes_that_is_filled_takes_no_more_than_its_ceiling() -> None:
+def test_a_cache_of_codes_takes_no_more_than_its_ceiling_filled_or_not() -> None:
     filled = [row for row in selection.load_set("filled") if row.kv_cache]
     assert {row.allocated_positions for row in filled} >= {131072}
     for row in filled:
         # The caches grew with the cache's positions alone.
         assert predict_row(row).working_bytes < 0.1e9, row.id
-
-
-def test_a_cache_of_codes_takes_at_most_053_of_an_unquantized_one() -> None:
     row = RowSpec(model="Meta-Llama-3.1-8B", cache_size=8192)
     unquantized, *coded = (
         predict_row(replace(row, kv_cache_quantization=kind)).cache_bytes
         for kind in (False, True, "fp8")
     )
     assert max(coded) <= 0.53 * unquantized
+    # A filling counts where it is longer than the prompt.
+    fills = (replace(ROW, cache_size=3000, fill=fill) for fill in (0, 2000))
+    short, long = (predict(row, MODEL).working_bytes for row in fills)
+    assert long > 10 * short
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -152,13 +153,6 @@ def test_the_formulas_count_what_the_engine_makes_to_the_byte(
     assert (prediction.cache_bytes, working_bytes) == bytes_on_meta(config, row)
 
 
-def test_a_filling_counts_where_it_is_longer_than_the_prompt() -> None:
-    short = replace(ROW, cache_size=3000)
-    filled = replace(short, fill=2000)
-    most, least = (predict(row, MODEL).working_bytes for row in (filled, short))
-    assert most > 10 * least
-
-
 def test_a_scheme_that_does_not_fit_is_named_as_the_build_names_it() -> None:
     odd = replace(preset("7B"), intermediate_size=11010)
     row = RowSpec(model="odd", quantization="int4wo-64", device="cpu")
@@ -167,20 +161,11 @@ def test_a_scheme_that_does_not_fit_is_named_as_the_build_names_it() -> None:
         predict(row, odd)
 
 
-ROWS = """
-[[row]]
-model = "stories15M"
-[[row]]
-model = "nobody-knows-this"
-[[row]]
-model = "stories15M"
-quantization = "autoquant"
-"""
-
-
 def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(ROWS, encoding="utf-8")
+    rows = ("stories15M", "nobody-knows-this", "stories15M")
+    text = "".join(f'[[row]]\nmodel = "{model}"\n' for model in rows)
+    path.write_text(f'{text}quantization = "autoquant"\n', encoding="utf-8")
     assert main(["rows", "--rows", str(path), "--predict", "--json"]) == 0
     printed = capsys.readouterr()
     known, unknown, chosen = json.loads(printed.out)

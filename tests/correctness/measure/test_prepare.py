@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
-from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
 from llama_perf.measure import toolchain
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare_row
@@ -46,39 +46,30 @@ LAYER_BYTES = 4 * 256 * (512 + 256 + 3 * 512 + 2)
 ROW = RowSpec(model="stories15M", dtype="float32", device="cpu", max_new_tokens=4)
 
 
-class WatchedReader(SyntheticWeights):
-    """Notes which of the weights it gave are still in memory."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, dtype=torch.float32, device=CPU)
-        self._storages: list[weakref.ref[torch.UntypedStorage]] = []
-        self.alive: list[int] = []
-
-    def _give(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.alive.append(sum(reference() is not None for reference in self._storages))
-        storages = (tensor.untyped_storage() for tensor in weights.values())
-        self._storages += map(weakref.ref, storages)
-        return weights
-
-    def embedding(self) -> Tensor:
-        return self._give({"weight": super().embedding()})["weight"]
-
-    def layer(self, index: int) -> dict[str, Tensor]:
-        return self._give(super().layer(index))
-
-    def final(self) -> dict[str, Tensor]:
-        return self._give(super().final())
-
-
 def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
     """The most and the last of live tensor bytes while a model is built."""
     quantizer, on = None, dict[str, Any](device=CPU, dtype=torch.float32)
     if scheme is not None:
         quantizer = make_quantizer(scheme, kernels="torchao", **on)
-    reader = WatchedReader(replace(WIDE, n_layers=layers))
+    reader = SyntheticWeights(replace(WIDE, n_layers=layers), **on)
+    read: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def watched(weights: Callable[..., Any]) -> Callable[..., Any]:
+        def give(*index: int) -> Any:
+            given = weights(*index)
+            alive = [reference for reference in read if reference() is not None]
+            assert not alive, "what was read is gone before the next"
+            tensors = [given] if isinstance(given, Tensor) else given.values()
+            read.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
+            return given
+
+        return give
+
+    for part in ("embedding", "layer", "final"):
+        setattr(reader, part, watched(getattr(reader, part)))
     with LiveBytes("cpu") as live:
         model = build_model(reader, **on, quantizer=quantizer)
-    assert reader.alive == [0] * (layers + 2), "what was read is gone before the next"
+    assert len(read) > 5 * layers
     assert live.now >= model.weight_bytes(), "the count misses tensors"
     return live.peak, live.now
 
@@ -95,13 +86,20 @@ def test_the_peak_is_the_model_also_with_more_layers(scheme: str | None) -> None
         assert deep_peak < 12 * LAYER_BYTES, "less than the unquantized model alone"
 
 
-def test_a_model_shares_no_memory_with_its_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", CONFIG_JSON)
-    torch.save(all_weights(tiny_weights()), tmp_path / "model.pth")
-    model = load_model(tmp_path)
+def test_a_model_shares_no_memory_with_its_file_and_has_its_vocabulary(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    write_json(folder / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), folder / "model.pth")
+    train_sentencepiece(folder)
+    with pytest.raises(TokenizerError, match=r"360 tokens is not allowed for a .* 48"):
+        prepare_row(replace(ROW, model="tiny"), checkpoints=tmp_path)
+    model = load_model(folder)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with (tmp_path / "model.pth").open("r+b") as file:
-        file.write(b"\xff" * (tmp_path / "model.pth").stat().st_size)
+    with (folder / "model.pth").open("r+b") as file:
+        file.write(b"\xff" * (folder / "model.pth").stat().st_size)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -117,7 +115,7 @@ def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> Non
     tokens = torch.arange(length).repeat(3, 1)
     prepared = prepare_row(row, prompt=tokens)
     assert torch.equal(prepared.prompt, tokens)
-    assert prepared.weights == "synthetic"
+    assert (prepared.weights, prepared.lengths) == ("synthetic", None)
     assert prepared.engine.cache_size == length + row.max_new_tokens
 
 
@@ -130,16 +128,6 @@ def test_a_prompt_is_text_where_there_is_a_tokenizer() -> None:
     assert "Hello, my name is Ada" in text
     assert text.count("lighthouse") > 1, "repeated until it is long enough"
     assert prepared.weights.startswith("gguf:")
-
-
-def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    write_json(folder / "config.json", CONFIG_JSON)
-    torch.save(all_weights(tiny_weights()), folder / "model.pth")
-    train_sentencepiece(folder)
-    with pytest.raises(TokenizerError, match=r"360 tokens is not allowed for a .* 48"):
-        prepare_row(replace(ROW, model="tiny"), checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +157,25 @@ def test_what_does_not_fit_is_not_run_before_anything_is_built(
         prepare_row(row)
 
 
+def test_a_ragged_row_has_prompts_of_every_length() -> None:
+    prepared = prepare_row(replace(ROW, batch_size=4, ragged=True, prompt_length=7))
+    assert prepared.lengths is not None
+    assert prepared.lengths.tolist() == [1, 3, 5, 7]
+    sample = time_row(prepared, torch.Generator().manual_seed(0))
+    assert sample.tokens.shape == (4, 7 + ROW.max_new_tokens)
+
+
 @pytest.mark.parametrize("kind", [False, True, "fp8"])
 @pytest.mark.parametrize("attention", ["decode", "sdpa"])
 def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
     row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
     messages: list[str] = []
+    warned = "warning: a cache of 257 positions is longer than the 256 that this model"
+    for size in (256, 257):
+        prepare_row(replace(ROW, cache_size=size), notify=messages.append)
+    assert messages == [f"{warned} was trained for"]
     prepared = prepare_row(row, notify=messages.append)
-    assert messages == ["filling 9 positions"]
+    assert messages[1:] == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9
     k_cache = prepared.engine.caches[-1].k_cache
@@ -186,26 +186,6 @@ def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) ->
         sample = time_row(prepared, torch.Generator().manual_seed(0))
         assert sample.tokens.shape == (1, ROW.prompt_length + ROW.max_new_tokens)
     assert torch.equal(k_cache[:, :, :9], filling)
-
-
-def test_a_ragged_row_has_prompts_of_every_length() -> None:
-    prepared = prepare_row(replace(ROW, batch_size=4, ragged=True, prompt_length=7))
-    assert prepared.prompt.shape == (4, 7)
-    assert prepared.lengths is not None
-    assert prepared.lengths.tolist() == [1, 3, 5, 7]
-    sample = time_row(prepared, torch.Generator().manual_seed(0))
-    assert sample.tokens.shape == (4, 7 + ROW.max_new_tokens)
-    assert prepare_row(ROW).lengths is None
-
-
-def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
-    messages: list[str] = []
-    for size in (256, 257):
-        prepare_row(replace(ROW, cache_size=size), notify=messages.append)
-    assert messages == [
-        "warning: a cache of 257 positions is longer than the 256 that this model was"
-        " trained for"
-    ]
 
 
 def test_what_is_not_built_or_cannot_be_compiled_here_is_not_run(
@@ -243,10 +223,8 @@ def test_a_row_that_upstream_miscompiles_is_not_run(torch_version: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "compiled", "needs"),
     [
-        ("float8wo", True, True),
-        ("float8wo", False, False),
-        ("float8dq-tensor", False, True),
-        ("int8wo", True, False),
+        *(("float8wo", True, True), ("float8wo", False, False)),
+        *(("float8dq-tensor", False, True), ("int8wo", True, False)),
     ],
 )
 def test_float8_that_an_older_card_lacks_is_not_run(
@@ -258,10 +236,10 @@ def test_float8_that_an_older_card_lacks_is_not_run(
     row = replace(ROW, device="cuda", dtype="bfloat16", quantization=scheme)
     row = replace(row, kernels="torchao", compile=compiled)
     refusal = pytest.raises(NotRunnable, match=rf"{scheme} needs float8 \(sm_89 or up")
-    for capability, outcome in (((8, 0), refusal), ((8, 9), nullcontext())):
-        get_capability = Mock(return_value=capability)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", get_capability)
-        with outcome if needs else nullcontext():
+    capability = Mock()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    for capability.return_value, refused in (((8, 0), needs), ((8, 9), False)):
+        with refusal if refused else nullcontext():
             check_runnable(row)
 
 

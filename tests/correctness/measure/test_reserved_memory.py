@@ -4,11 +4,11 @@ The allocations of two layers, recorded on the meta device, are replayed for eac
 of the model by the rules of CUDA's caching allocator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import MagicMock, Mock, call
 
 import pytest
@@ -20,14 +20,13 @@ from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.checkpoints.save import Saved
 from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
-from llama_perf.llama.config import ModelConfig, preset
-from llama_perf.quantize.apply import Quantizer, make_quantizer
+from llama_perf.llama.config import preset
+from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows import selection
-from tests.correctness.support import caching_allocator
-from tests.correctness.support.caching_allocator import CachingAllocator, Recorder
+from tests.correctness.support.live_bytes import Storages
 from tests.correctness.support.weights_samples import tiny_weights
 
-META, CARD = torch.device("meta"), torch.device("cuda")
+CPU, META, CARD = map(torch.device, ("cpu", "meta", "cuda"))
 SETS = ("reference", "filled", "batch", "prefill")
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 FLOAT16 = ("fp6", "sparse-marlin")
@@ -39,13 +38,116 @@ MIXES = {
     "autoquant-int4": ("int8dq", "int4wo-64-hqq", "int8wo", "none", "int4wo-64-hqq"),
 }
 PROMISED = 100_000_000
-Events = list[caching_allocator.Event]
+MB = 1 << 20
+
+
+class Event(NamedTuple):
+    """An allocation of `size` bytes in `pool`, or, where that is 0, the end of one."""
+
+    key: Hashable
+    size: int
+    pool: int = 0
+
+
+class Recorder(Storages):
+    """While active, notes the storages on the meta device that are made and dropped."""
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+        self.events: list[Event] = []
+        self.pool = 0
+
+    def changed(self, number: int, size: int) -> None:
+        self.events.append(Event(number, max(size, 0), self.pool if size > 0 else 0))
+
+
+@dataclass(eq=False)
+class Block:
+    size: int
+    key: Hashable = None
+
+
+@dataclass(eq=False)
+class Segment:
+    small: bool
+    pool: int
+    blocks: list[Block]
+
+
+class CachingAllocator:
+    """The rules of CUDA's caching allocator: what stays reserved, without a card.
+
+    Blocks are rounded to 512 bytes. Those up to 1 MB come from segments of 2 MB, those
+    below 10 MB from segments of 20 MB, larger ones from segments of their own size,
+    rounded to 2 MB. A block is the smallest free one that fits; what it leaves is split
+    off where it is 512 bytes, of a large one more than 1 MB; free neighbours are
+    merged; a segment is given back whole. Each memory pool has segments of its own.
+    After c10/cuda/CUDACachingAllocator.cpp of torch 2.11.
+    """
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self._allocated: dict[Hashable, tuple[Segment, Block, int]] = {}
+        self.peak = 0
+
+    @property
+    def reserved(self) -> int:
+        return sum(block.size for segment in self.segments for block in segment.blocks)
+
+    @property
+    def live(self) -> int:
+        """Bytes that were asked for, without any rounding."""
+        return sum(asked for _, _, asked in self._allocated.values())
+
+    def play(self, event: Event) -> None:
+        if event.size:
+            self._allocate(event)
+        elif event.key in self._allocated:
+            segment, freed, _ = self._allocated.pop(event.key)
+            freed.key = None
+            merged: list[Block] = []
+            for block in segment.blocks:
+                if merged and merged[-1].key is None and block.key is None:
+                    merged[-1].size += block.size
+                else:
+                    merged.append(block)
+            segment.blocks = merged
+
+    def _allocate(self, event: Event) -> None:
+        size = max(512, -(-event.size // 512) * 512)
+        small = size <= MB
+        fitting = [
+            (segment, block)
+            for segment in self.segments
+            if (segment.small, segment.pool) == (small, event.pool)
+            for block in segment.blocks
+            if block.key is None and block.size >= size
+        ]
+        if fitting:
+            segment, block = min(fitting, key=lambda pair: pair[1].size)
+        else:
+            block = Block(2 * MB if small else 20 * MB)
+            if size >= 10 * MB:
+                block.size = -(-size // (2 * MB)) * 2 * MB
+            segment = Segment(small=small, pool=event.pool, blocks=[block])
+            self.segments.append(segment)
+            self.peak = max(self.peak, self.reserved)
+        rest = block.size - size
+        if rest >= 512 if small else rest > MB:
+            block.size = size
+            segment.blocks.insert(segment.blocks.index(block) + 1, Block(rest))
+        block.key = event.key
+        self._allocated[event.key] = segment, block, event.size
+
+    def empty_cache(self) -> None:
+        used = {id(segment) for segment, _, _ in self._allocated.values()}
+        self.segments = [segment for segment in self.segments if id(segment) in used]
 
 
 class Marked(SyntheticWeights):
     """Weights without values, which note where a layer and the rest begin."""
 
-    def __init__(self, model: str, recorder: Recorder, *, dtype: torch.dtype) -> None:
+    def __init__(self, model: str, recorder: Recorder, dtype: torch.dtype) -> None:
         config = replace(preset(model), n_layers=2)
         super().__init__(config, dtype=dtype, device=META)
         self._events = recorder.events
@@ -69,98 +171,90 @@ class Marked(SyntheticWeights):
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
 
-def built(
-    model: str, scheme: str | None, monkeypatch: pytest.MonkeyPatch, *, pooled: bool
-) -> CachingAllocator:
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
     """The allocator when the whole model is built; with the pool, or without."""
-    recorder, config = Recorder(META), preset(model)
-    in_pool = pooled and scheme is not None
 
-    @contextmanager
-    def allocate() -> Iterator[None]:
-        recorder.pool = int(in_pool)
-        yield
-        recorder.pool = 0
+    def built(
+        model: str, scheme: str | None, *, pooled: bool = True
+    ) -> CachingAllocator:
+        recorder, config = Recorder(), preset(model)
+        in_pool = pooled and scheme is not None
 
-    def move_out(module: nn.Module, *, room_for: int = 1) -> None:
-        if in_pool:
-            # Two layers are built, and replayed as all of them.
-            layers = config.n_layers if room_for > 1 else room_for
-            memory_segments.move_to_own_memory(module, room_for=layers)
+        @contextmanager
+        def allocate() -> Iterator[None]:
+            recorder.pool = int(in_pool)
+            yield
+            recorder.pool = 0
 
-    pool = SimpleNamespace(allocate=allocate, move_out=move_out)
-    monkeypatch.setattr(load, "ScratchPool", lambda _device: pool)
-    dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
-    quantizer: Quantizer | None = None
-    if scheme is not None:
-        mix = mixed(scheme, config) if scheme in MIXES else None
-        quantizer = make_quantizer(
-            scheme, kernels="native", device=CARD, dtype=dtype, schemes=mix
-        )
-    reader = Marked(model, recorder, dtype=dtype)
-    with torch.no_grad(), recorder:
-        loaded = load.build_model(reader, dtype=dtype, device=META, quantizer=quantizer)
-        events = list(recorder.events)
-    assert len(list(loaded.parameters())) > 10
-    _, second, last = reader.marks
-    return replayed(events[:second], events[second:last], events[last:], model)
+        def move_out(module: nn.Module, *, room_for: int = 1) -> None:
+            if in_pool:
+                # Two layers are built, and replayed as all of them.
+                layers = config.n_layers if room_for > 1 else room_for
+                memory_segments.move_to_own_memory(module, room_for=layers)
 
+        pool = SimpleNamespace(allocate=allocate, move_out=move_out)
+        monkeypatch.setattr(load, "ScratchPool", lambda _device: pool)
+        dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
+        quantizer, mix = None, None
+        if scheme in MIXES:
+            dim, hidden = config.dim, config.intermediate_size
+            rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
+            shapes = zip(rows, (dim, dim, dim, hidden, dim), strict=True)
+            mix = dict(zip(shapes, MIXES[scheme], strict=True))
+        if scheme is not None:
+            quantizer = make_quantizer(
+                scheme, kernels="native", device=CARD, dtype=dtype, schemes=mix
+            )
+        reader = Marked(model, recorder, dtype)
+        with torch.no_grad(), recorder:
+            options: dict[str, Any] = {"dtype": dtype, "device": META}
+            loaded = load.build_model(reader, quantizer=quantizer, **options)
+            events = list(recorder.events)
+        assert len(list(loaded.parameters())) > 10
+        # Every layer is replayed as the second is; only the first makes room.
+        _, second, last = reader.marks
+        allocator, layer = CachingAllocator(), events[second:last]
+        own = {event.key for event in layer if event.size}
+        for event in events[:second]:
+            allocator.play(event)
+        for number in range(1, config.n_layers):
+            after = events[last:] if number == config.n_layers - 1 else []
+            for event in layer + after:
+                key = (number, event.key) if event.key in own else event.key
+                allocator.play(event._replace(key=key))
+        allocator.empty_cache()
+        return allocator
 
-def mixed(scheme: str, config: ModelConfig) -> dict[tuple[int, int], str]:
-    dim, hidden = config.dim, config.intermediate_size
-    rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
-    shapes = zip(rows, (dim, dim, dim, hidden, dim), strict=True)
-    return dict(zip(shapes, MIXES[scheme], strict=True))
-
-
-def replayed(
-    before: Events, layer: Events, after: Events, model: str
-) -> CachingAllocator:
-    """`before` has the first layer, `layer` is the second; every later one is like it.
-
-    Only the first makes room.
-    """
-    allocator, last = CachingAllocator(), preset(model).n_layers - 1
-    own = {event.key for event in layer if event.size}
-    for event in before:
-        allocator.play(event, event.key)
-    for number in range(1, last + 1):
-        for event in layer + (after if number == last else []):
-            key = (number, event.key) if event.key in own else event.key
-            allocator.play(event, key)
-    allocator.empty_cache()
-    return allocator
+    return built
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("scheme", [*SCHEMES, *MIXES], ids=str)
 def test_little_more_is_reserved_than_lives(
-    scheme: str | None, model: str, monkeypatch: pytest.MonkeyPatch
+    scheme: str | None, model: str, build: Callable[..., CachingAllocator]
 ) -> None:
-    allocator = built(model, scheme, monkeypatch, pooled=True)
+    allocator = build(model, scheme)
     assert allocator.live > 2e9
     # The other half is for caches, a prompt and a captured graph.
     assert allocator.reserved - allocator.live <= PROMISED / 2
 
 
 def test_without_memory_of_its_own_quantizing_leaves_holes(
-    monkeypatch: pytest.MonkeyPatch,
+    build: Callable[..., CachingAllocator],
 ) -> None:
     """What the pool is for: the ruler finds it."""
-    allocator = built("Llama-2-7b-chat-hf", "int8wo", monkeypatch, pooled=False)
+    allocator = build("Llama-2-7b-chat-hf", "int8wo", pooled=False)
     assert allocator.reserved - allocator.live > 5 * PROMISED
     # Nor is less taken on the way.
-    tidy = built("Llama-2-7b-chat-hf", "int8wo", monkeypatch, pooled=True)
-    assert tidy.peak <= allocator.peak
+    assert build("Llama-2-7b-chat-hf", "int8wo").peak <= allocator.peak
 
 
-@pytest.mark.parametrize(
-    ("scheme", "where"), [(None, torch.device("cpu")), ("int8wo", META)], ids=str
-)
+@pytest.mark.parametrize(("scheme", "where"), [(None, CPU), ("int8wo", META)], ids=str)
 def test_packed_weights_of_a_file_are_moved_close_together_too(
     scheme: str | None, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = memory_segments.ScratchPool(torch.device("cpu"))
+    nowhere = memory_segments.ScratchPool(CPU)
     scratch_pool = Mock(return_value=nowhere)
     monkeypatch.setattr(load, "ScratchPool", scratch_pool)
     reader = tiny_weights()
@@ -180,7 +274,7 @@ def test_caches_leave_no_holes() -> None:
         rows[(*shape, row.dtype)] = row
     assert len(rows) > 30
     for row in rows.values():
-        recorder, allocator = Recorder(META), CachingAllocator()
+        recorder, allocator = Recorder(), CachingAllocator()
         with recorder:
             made = caches(
                 preset(row.model),
@@ -192,7 +286,7 @@ def test_caches_leave_no_holes() -> None:
             )
             events = list(recorder.events)
         for event in events:
-            allocator.play(event, event.key)
+            allocator.play(event)
         assert allocator.live == sum(b.nbytes for kv in made for b in kv.buffers())
         assert allocator.reserved - allocator.live <= PROMISED / 4
 
@@ -202,11 +296,10 @@ def test_caches_leave_no_holes() -> None:
 def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
     scheme: str | None, kernels: str
 ) -> None:
-    cpu = torch.device("cpu")
     linear = nn.ModuleDict({"linear": nn.Linear(64, 96, bias=False)})
     linear.requires_grad_(False)
     if scheme is not None:
-        options: dict[str, Any] = {"device": cpu, "dtype": torch.float32}
+        options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
         make_quantizer(scheme, kernels=kernels, **options)(linear, "model")
     x, weight = torch.randn(3, 64), linear["linear"].weight
     before = linear["linear"](x)
@@ -229,7 +322,7 @@ def test_on_a_card_work_is_in_a_pool_and_what_is_kept_is_not(
     entered = [call.use("pool"), call.use().__enter__()]
     on_card = [*entered, call.use().__exit__(None, None, None)]
     on_card.append(call.move(linear, room_for=3))
-    for device, calls in ((CARD, on_card), (torch.device("cpu"), [])):
+    for device, calls in ((CARD, on_card), (CPU, [])):
         seen.reset_mock()
         scratch = memory_segments.ScratchPool(device)
         with scratch.allocate():

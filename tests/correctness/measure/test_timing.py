@@ -44,39 +44,25 @@ ROW = RowSpec(model="stories15M", dtype="float32", device="cpu")
 ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
 
 
-def taken(seconds: float, *, most: int, budget_s: float | None) -> int:
-    """How many samples of so many seconds a row takes."""
-    ns = round(seconds * 1e9)
-    sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
-    counts = range(most + 1)
-    return next(
-        count
-        for count in counts
-        if not measuring.more_samples([sample] * count, limit=most, budget_s=budget_s)
-    )
-
-
 @pytest.mark.parametrize(
     ("seconds", "most", "count"),
     [
-        (0.1, 5, 5),
-        (4.0, 5, 5),
-        (4.5, 5, 4),
-        (6.0, 5, 3),
-        (60.0, 5, 3),
-        (60.0, 2, 2),
-        (60.0, 1, 1),
-        (1.0, 30, 20),
+        *((0.1, 5, 5), (4.0, 5, 5), (4.5, 5, 4), (6.0, 5, 3), (60.0, 5, 3)),
+        *((60.0, 2, 2), (60.0, 1, 1), (1.0, 30, 20)),
     ],
 )
 def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
     seconds: float, most: int, count: int
 ) -> None:
-    assert device_of("cuda").samples_budget_s == 20.0
-    assert taken(seconds, most=most, budget_s=20.0) == count
+    ns = round(seconds * 1e9)
+    sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
     # A CPU takes all that a row asks for.
-    assert device_of("cpu").samples_budget_s is None
-    assert taken(seconds, most=most, budget_s=None) == most
+    for device, budget_s, taken in (("cuda", 20.0, count), ("cpu", None, most)):
+        assert device_of(device).samples_budget_s == budget_s
+        samples: list[Sample] = []
+        while measuring.more_samples(samples, limit=most, budget_s=budget_s):
+            samples.append(sample)
+        assert len(samples) == taken
 
 
 @pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 3), (1e6, 5)])
@@ -95,16 +81,13 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     )
     assert len(measurement.sample_ns) == len(measurement.first_token_ns) == count
     assert measurement.samples_budget_s == budget_s
-    numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
-    assert messages == ["warming up", *numbers]
-
-
-def test_joules_are_shared_by_the_tokens_of_the_samples_that_were_taken() -> None:
     watch: Any = SimpleNamespace(
         joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
     )
-    figures = measuring._gpu_figures(watch, CUDA_ROW, samples=3)
-    assert figures["joules_per_token"] == 1200.0 / (3 * 200)
+    figures = measuring._gpu_figures(watch, CUDA_ROW, samples=count)
+    assert figures["joules_per_token"] == 1200.0 / (count * 200)
+    numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
+    assert messages == ["warming up", *numbers]
 
 
 def test_the_report_names_the_rows_that_took_fewer() -> None:
@@ -160,22 +143,14 @@ def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
     assert first == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=6e6)
 
 
-def test_a_larger_cache_adds_its_bytes_and_nothing_else() -> None:
-    rows = [replace(ROW, cache_size=size) for size in (64, 128)]
-    small, large = (allocated_peak_bytes(prepare_row(row)) for row in rows)
-    caches = [predict_row(row).cache_bytes for row in rows]
-    assert large - small == caches[1] - caches[0]
-
-
-def test_two_percent_more_is_found_in_what_a_row_measures() -> None:
-    results = []
-    for size in (64, 64, 4096):
-        prepared, meter = (
-            prepare_row(replace(ROW, cache_size=size)),
-            RowMemoryMeter(CPU),
-        )
-        options = MeasureOptions(count_work=True)
-        results.append(measure_row(prepared, meter=meter, options=options))
-    first, second, larger = (result.peak_allocated_bytes or 0 for result in results)
+def test_a_larger_cache_adds_its_bytes_and_is_found_in_what_a_row_measures() -> None:
+    results, rows = [], [replace(ROW, cache_size=size) for size in (64, 64, 4096)]
+    for row in rows:
+        meter, options = RowMemoryMeter(CPU), MeasureOptions(count_work=True)
+        measurement = measure_row(prepare_row(row), meter=meter, options=options)
+        results.append(measurement.peak_allocated_bytes or 0)
+    first, second, larger = results
     assert first == second > 0
+    caches = [predict_row(row).cache_bytes for row in rows]
+    assert larger - first == caches[-1] - caches[0]
     assert larger > 1.02 * first

@@ -10,12 +10,7 @@ from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure import value_check
 from llama_perf.measure.prepare import PreparedRow, prepare_row
-from llama_perf.measure.value_check import (
-    DEQUANTIZED,
-    OPERATORS,
-    check_row_values,
-    warm_up_row,
-)
+from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
@@ -35,7 +30,8 @@ def seeded() -> torch.Generator:
 
 
 def checked(prepared: PreparedRow, *, damaged: bool = False) -> ValueCheck:
-    return check_row_values(prepared, warm_up_row(prepared, seeded(), damaged=damaged))
+    observed = value_check.warm_up_row(prepared, seeded(), damaged=damaged)
+    return value_check.check_row_values(prepared, observed)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +85,7 @@ def test_the_codes_that_torchao_packs_for_cpus_are_read(rows: int) -> None:
 def test_a_compiled_row_is_compared_with_its_operators(scheme: str | None) -> None:
     with compiler_settings():
         prepared = built(quantization=scheme, compile=True)
-        check = checked(prepared)
-        assert check.against == OPERATORS
+        assert checked(prepared).against == OPERATORS
         with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
             checked(prepared, damaged=True)
 
@@ -128,12 +123,10 @@ def test_rows_of_every_kind_are_compared(
         checked(prepared, damaged=True)
 
 
-def test_a_position_one_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = built()
-    decode = prepared.engine.decode
-    monkeypatch.setattr(
-        prepared.engine, "decode", lambda token, position: decode(token, position + 1)
-    )
+def test_a_position_one_too_large_is_found() -> None:
+    engine: Any = (prepared := built()).engine
+    decode = engine.decode
+    engine.decode = lambda token, position: decode(token, position + 1)
     with pytest.raises(ValuesError):
         checked(prepared)
 
@@ -169,7 +162,7 @@ def test_one_wrong_logit_is_no_tie(
 def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> None:
     prepared = built(prompt_length=length, max_new_tokens=new)
     generator, alike = seeded(), seeded()
-    observed = warm_up_row(prepared, generator)
+    observed = value_check.warm_up_row(prepared, generator)
     tokens = prepared.generate(alike)
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)
@@ -185,8 +178,8 @@ def test_a_damaged_row_is_invalid_and_the_next_one_is_measured() -> None:
     damaged = session.run_row(replace(row, quantization="int8wo"))
     assert damaged.status is Status.INVALID
     assert (damaged.reason or "").startswith("check: its logits have ")
-    undamaged = session.run_row(row)
-    assert undamaged.status is Status.MEASURED
-    assert undamaged.measurement is not None
-    assert undamaged.measurement.check is not None
-    assert undamaged.measurement.check.signal_to_noise_db > 60
+    undamaged = session.run_row(row).measurement
+    assert undamaged is not None
+    check = undamaged.check
+    assert check is not None
+    assert check.signal_to_noise_db > 60

@@ -1,8 +1,6 @@
 """The times that autoquant takes, and the file that keeps them."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +15,9 @@ from llama_perf.quantize.autoquant import choose, timing
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import AUTOQUANT
+from tests.correctness.support import launches
 from tests.correctness.support.record_samples import ENVIRONMENT
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 CANDIDATES = AUTOQUANT["autoquant-int4"]
 HOWS = ("eager", "compiled", "fused", "fused gate")
@@ -115,9 +113,8 @@ def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
     if scheme == "none":
         assert type(copy) is Tensor
         return
-    make_quantizer(scheme, kernels="native", device=CPU, dtype=torch.float32)(
-        linear, ""
-    )
+    options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
+    make_quantizer(scheme, kernels="native", **options)(linear, "")
     weight = linear.weight
     assert isinstance(weight, PackedTensor)
     assert type(copy) is type(weight)
@@ -178,16 +175,12 @@ def test_a_product_is_timed_as_the_engine_runs_it(
 def test_the_kernels_of_a_fused_row_take_every_candidate() -> None:
     """Through Triton's own compiler for sm_90."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    program = "tests.correctness.support.autoquant_launches"
-    words = [sys.executable, "-m", program]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    launched = json.loads(done.stdout.splitlines()[-1])
+    launched = json.loads(launches.run("autoquant").splitlines()[-1])
     for how, weights in (("fused", 1), ("fused gate", 2)):
         assert launched[how].keys() == set(CANDIDATES)
-        for launches in launched[how].values():
+        for of_candidate in launched[how].values():
             # One launch of 16 rows a program, of one weight or of both.
-            ((kernel, (programs, *_)),) = launches
+            ((kernel, (programs, *_)),) = of_candidate
             assert (kernel, programs) == ("project", weights * 11008 // 16)
 
 

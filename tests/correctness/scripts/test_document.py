@@ -4,13 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.doc_tables import document as documents
 from scripts.doc_tables.__main__ import main, tables
-from scripts.doc_tables.document import (
-    Table,
-    replace_between,
-    rows_between,
-    text_between,
-)
+from scripts.doc_tables.document import Table, replace_between, text_between
 
 BEGIN, END = "<!-- one: begin -->", "<!-- one: end -->"
 OTHER = "<!-- two: begin -->\n| x |\n|---|\n| 9 |\n<!-- two: end -->\n"
@@ -30,12 +26,12 @@ def test_what_stands_outside_the_marks_stays(document: Path) -> None:
     assert text.startswith(f"before\n{BEGIN}\nWords first.")
     assert text.endswith(f"| 4, 5 |\n{END}\nafter\n{OTHER}")
     assert text_between(document, BEGIN, END) == f"Words first.\n\n{table}"
-    assert rows_between(document, BEGIN, END) == [["1", "2"], ["3", "4, 5"]]
+    assert documents.rows_between(document, BEGIN, END) == [["1", "2"], ["3", "4, 5"]]
 
 
 def test_a_document_without_the_marks_has_nothing_between_them(document: Path) -> None:
     assert text_between(document, "<!-- no -->", END) == ""
-    assert rows_between(document, "<!-- no -->", END) == []
+    assert documents.rows_between(document, "<!-- no -->", END) == []
     with pytest.raises(ValueError, match="unpack"):
         replace_between(document, "<!-- no -->", END, "lost")
     assert "old" in document.read_text(encoding="utf-8")

@@ -25,10 +25,6 @@ def step_values(name: str, field: str) -> list[str]:
     return [step[field] for job in jobs for step in job["steps"] if field in step]
 
 
-def test_there_are_two_workflows() -> None:
-    assert WORKFLOWS.keys() == {"gpu-perf.yml", "tests.yml"}
-
-
 @each_workflow
 def test_a_workflow_is_bounded_and_asks_for_little(name: str) -> None:
     workflow = WORKFLOWS[name]
@@ -54,7 +50,8 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     assert used & {"test", "bench"}
 
 
-def test_the_options_of_the_gpu_run_are_the_plugins() -> None:
+def test_there_are_two_and_the_options_of_the_gpu_run_are_the_plugins() -> None:
+    assert WORKFLOWS.keys() == {"gpu-perf.yml", "tests.yml"}
     (command,) = (run for run in step_values("gpu-perf.yml", "run") if "--row" in run)
     command_line = [sys.executable, "-m", "pytest", "--help"]
     shown = subprocess.check_output(command_line, cwd=ROOT, text=True)

@@ -6,7 +6,8 @@ As a program, since Triton takes one target a process:
         MODEL SCHEME CAPABILITY MULTIPROCESSORS TEMPERATURE
 
 prints those of the second of two generations of a model of two layers, as JSON. What
-would be captured is stored and run at every replay.
+would be captured is stored and run at every replay. With `autoquant` as its only word
+it prints those that autoquant times for a fused row.
 """
 
 import json
@@ -124,9 +125,30 @@ def main(
     print(json.dumps(asdict(Generation(first=first, step=then, outside=outside))))
 
 
+def timed_by_autoquant() -> None:
+    """By how a layer of Llama-2-7B is timed: each candidate's kernels and grids."""
+    from llama_perf.quantize.autoquant import timing
+    from llama_perf.rows.schemes import AUTOQUANT
+    from scripts.studies.compile_only import compile_only
+
+    launched = compile_only(90)
+    gate = timing.Product(tokens=1, rows=11008, columns=4096)
+    timed: dict[str, dict[str, list[object]]] = {"fused": {}, "fused gate": {}}
+    hows: tuple[timing.How, ...] = ("fused", "fused gate")
+    for how in hows:
+        for name in AUTOQUANT["autoquant-int4"]:
+            launched.clear()
+            timing.launch_once(gate, name, dtype=torch.bfloat16, how=how)
+            timed[how][name] = [(launch.kernel, launch.grid) for launch in launched]
+    print(json.dumps(timed))
+
+
 def _as_dict(launch: Any) -> dict[str, Any]:
     return {"kernel": launch} if isinstance(launch, str) else asdict(launch)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["autoquant"]:
+        timed_by_autoquant()
+    else:
+        main(*sys.argv[1:])
