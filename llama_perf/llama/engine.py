@@ -102,7 +102,7 @@ class Engine:
             chunk, linear = self.cache_size, options.linear_causal_mask
             self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
         self._chunk = options.prefill_chunk or chunk
-        block: Callable[..., Tensor] = TransformerBlock.forward
+        block: RunBlock = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
