@@ -22,12 +22,7 @@ from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
 from llama_perf.llama.options import EngineOptions, Request, Sampling
-from llama_perf.llama.transformer import (
-    RunBlock,
-    Transformer,
-    TransformerBlock,
-    check_tokens,
-)
+from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
 
 if TYPE_CHECKING:
@@ -102,7 +97,7 @@ class Engine:
             chunk, linear = self.cache_size, options.linear_causal_mask
             self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
         self._chunk = options.prefill_chunk or chunk
-        block: RunBlock = TransformerBlock.forward
+        block: Callable[..., Tensor] = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
@@ -181,7 +176,7 @@ class Engine:
         tokens: Tensor,
         positions: Tensor,
         visible: VisiblePositions | None,
-        run_block: RunBlock,
+        run_block: Callable[..., Tensor],
     ) -> Tensor:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 
