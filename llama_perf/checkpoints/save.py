@@ -271,8 +271,7 @@ def _tokenizer_file(tokenizer: Path, model: Transformer) -> Path:
     path = files.find_tokenizer(tokenizer) if weights else tokenizer
     if path is None:
         raise TokenizerError(f"{tokenizer}: no tokenizer in this checkpoint")
-    vocabulary = files.load_tokenizer(path)
-    files.check_vocabulary(vocabulary, model.config.vocab_size, source=str(path))
+    files.load_tokenizer(path, vocab_size=model.config.vocab_size)
     return path
 
 

@@ -22,11 +22,7 @@ from llama_perf.checkpoints.load import (
 )
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
-from llama_perf.checkpoints.tokenizers.files import (
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-)
+from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.cli.generate import repeating_command, row_of
 from llama_perf.devices.device import check_device
@@ -101,9 +97,7 @@ def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
     tokenizer_path = find_tokenizer(path)
     if tokenizer_path is None:
         return None, vocab_size
-    tokenizer = load_tokenizer(tokenizer_path)
-    check_vocabulary(tokenizer, vocab_size, source=str(tokenizer_path))
-    return tokenizer, vocab_size
+    return load_tokenizer(tokenizer_path, vocab_size=vocab_size), vocab_size
 
 
 def _prompt(

@@ -11,11 +11,7 @@ from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model, open_model, parse_dtype
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.files import (
-    check_vocabulary,
-    find_tokenizer,
-    load_tokenizer,
-)
+from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
@@ -241,8 +237,7 @@ def _text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
         seeded = torch.Generator().manual_seed(0)
         drawn = torch.randint(reader.config.vocab_size, (length,), generator=seeded)
         return drawn.tolist()
-    tokenizer = load_tokenizer(tokenizer_path)
-    check_vocabulary(tokenizer, reader.config.vocab_size, source=str(tokenizer_path))
+    tokenizer = load_tokenizer(tokenizer_path, vocab_size=reader.config.vocab_size)
     ids = tokenizer.encode(PROMPT)
     rest = tokenizer.encode(PROMPT, bos=False)
     return ids + rest * (length // len(rest))

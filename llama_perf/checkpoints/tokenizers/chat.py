@@ -6,7 +6,6 @@ what people write as plain text. Knows no tensors and no Jinja.
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -50,10 +49,18 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
             )
     if (len(messages) - first) % 2 == 0:
         raise PromptError("messages: the last one must be the user's")
-    for marks, encode in _TEMPLATES.values():
+    default = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
+    if not first and default:
+        messages = [Message("system", default[1]), *messages]
+    for marks, template in _TEMPLATES.values():
         if tokenizer.special.keys() >= set(marks):
-            ids = [tokenizer.special[mark] for mark in marks]
-            return encode(tokenizer, messages, *ids)
+            ids: list[int] = []
+            for part in template(messages, *(tokenizer.special[m] for m in marks)):
+                if isinstance(part, int):
+                    ids.append(part)
+                else:
+                    ids += tokenizer.encode(part, bos=False)
+            return ids
     known = [f"{name}: {' '.join(marks)}" for name, (marks, _) in _TEMPLATES.items()]
     raise TokenizerError(
         "chat: the tokenizer has no template's special tokens; allowed:"
@@ -61,69 +68,49 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     )
 
 
-# The text that a template writes where a conversation has no system message.
+# The text that ChatML writes where a conversation has no system message.
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]+)<\|im_end\|>")
+# Each template gives texts, and special tokens as their ids.
+Parts = list[int | str]
 
 
-def _chatml(
-    tokenizer: Tokenizer, messages: Sequence[Message], start: int, end: int
-) -> list[int]:
+def _chatml(messages: Sequence[Message], start: int, end: int) -> Parts:
     """ChatML, as SmolLM2's template writes it (OpenAI's format)."""
-    encode = partial(tokenizer.encode, bos=False)
-    default = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
-    if messages[0].role != "system" and default:
-        messages = [Message(role="system", content=default[1]), *messages]
-    ids: list[int] = []
+    parts: Parts = []
     for role, content in messages:
-        ids += [start, *encode(f"{role}\n{content}"), end, *encode("\n")]
-    return [*ids, start, *encode("assistant\n")]
+        parts += [start, f"{role}\n{content}", end, "\n"]
+    return [*parts, start, "assistant\n"]
 
 
-def _llama3(
-    tokenizer: Tokenizer, messages: Sequence[Message], *marks: int
-) -> list[int]:
+def _llama3(messages: Sequence[Message], *marks: int) -> Parts:
     """Llama 3's headers, as Meta's ChatFormat writes them; no default system."""
     begin, start, end, end_of_turn = marks
-    encode = partial(tokenizer.encode, bos=False)
-
-    def header(role: str) -> list[int]:
-        return [start, *encode(role), end, *encode("\n\n")]
-
-    ids = [begin]
+    parts: Parts = [begin]
     for role, content in messages:
-        ids += [*header(role), *encode(content.strip()), end_of_turn]
-    return ids + header("assistant")
+        parts += [start, role, end, "\n\n", content.strip(), end_of_turn]
+    return [*parts, start, "assistant", end, "\n\n"]
 
 
-def _llama2(
-    tokenizer: Tokenizer, messages: Sequence[Message], bos: int, eos: int
-) -> list[int]:
+def _llama2(messages: Sequence[Message], bos: int, eos: int) -> Parts:
     """Llama 2's `[INST]`, as Meta's code writes it; each answer ends a text.
 
     `[INST]` and `<<SYS>>` are plain text to Llama 2, also where a user types them.
     """
-    encode = partial(tokenizer.encode, bos=False)
     turns = [message.content for message in messages]
     if messages[0].role == "system":
         system, user, *rest = turns
         turns = [f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}", *rest]
-    ids: list[int] = []
+    parts: Parts = []
     for user, answer in zip(turns[0:-1:2], turns[1::2], strict=True):
-        text = f"[INST] {user.strip()} [/INST] {answer.strip()} "
-        ids += [bos, *encode(text), eos]
-    return [*ids, bos, *encode(f"[INST] {turns[-1].strip()} [/INST]")]
+        parts += [bos, f"[INST] {user.strip()} [/INST] {answer.strip()} ", eos]
+    return [*parts, bos, f"[INST] {turns[-1].strip()} [/INST]"]
 
 
-_LLAMA3 = (
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
+_HEADER = ("<|start_header_id|>", "<|end_header_id|>")
 # The special tokens of a template, and what writes it with their ids. `<s>` comes
 # last: tokenizers of other templates may have it too.
-_TEMPLATES: dict[str, tuple[tuple[str, ...], Callable[..., list[int]]]] = {
+_TEMPLATES: dict[str, tuple[tuple[str, ...], Callable[..., Parts]]] = {
     "ChatML": (("<|im_start|>", "<|im_end|>"), _chatml),
-    "Llama 3": (_LLAMA3, _llama3),
+    "Llama 3": (("<|begin_of_text|>", *_HEADER, "<|eot_id|>"), _llama3),
     "Llama 2": (("<s>", "</s>"), _llama2),
 }

@@ -9,8 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-import sentencepiece
-
 from llama_perf.checkpoints.tokenizers import gguf
 from llama_perf.checkpoints.tokenizers.tokenizer import (
     LLAMA3_PATTERN,
@@ -20,9 +18,8 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
 )
 from llama_perf.errors import TokenizerError
 
-MAX_PADDING = 1024
-"""Rows of a model's vocabulary without a token must be fewer than this."""
-
+# Rows of a model's vocabulary without a token must be fewer than this.
+_MAX_PADDING = 1024
 _N_SPECIAL = 256
 # Ids of Llama 3, counted from the first of _N_SPECIAL special ones; `eom_id` came with
 # 3.1, which left the others where they were.
@@ -56,11 +53,14 @@ def find_tokenizer(path: Path) -> Path | None:
     return ggufs[0] if len(ggufs) == 1 and gguf.has_tokenizer(ggufs[0]) else None
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer's file, or the one in a folder.
+def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer's file, or the one in a folder, for a model of `vocab_size`.
 
-    What the file holds decides: its first bytes tell the three formats apart. Raises
-    TokenizerError.
+    What the file holds decides: its first bytes tell the three formats apart. Models
+    pad their vocabulary to a multiple of up to 1024 (Megatron-LM's 128 rows for each of
+    eight devices) or gain a few tokens in fine-tuning, while vocabularies of different
+    tokenizers are thousands apart: so `vocab_size` may exceed the tokenizer's by less
+    than _MAX_PADDING, and never fall short of it. Raises TokenizerError.
     """
     if path.is_dir():
         tokenizer_path = find_tokenizer(path)
@@ -70,6 +70,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 " or with one .gguf that holds a tokenizer"
             )
         path = tokenizer_path
+    tokenizer = _read(path)
+    if vocab_size is not None:
+        min_size = max(0, vocab_size - _MAX_PADDING + 1)
+        if not min_size <= tokenizer.vocab_size <= vocab_size:
+            raise TokenizerError(
+                f"{path}: a tokenizer of {tokenizer.vocab_size} tokens is not allowed"
+                f" for a model of {vocab_size}; allowed: {min_size} to {vocab_size}"
+                " tokens"
+            )
+    return tokenizer
+
+
+def _read(path: Path) -> Tokenizer:
     try:
         with path.open("rb") as file:
             start = file.read(4096)
@@ -82,13 +95,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     # The first field of a sentencepiece model, its list of pieces.
     if start.startswith(b"\n"):
         try:
-            processor = sentencepiece.SentencePieceProcessor(
-                model_proto=path.read_bytes()
-            )
+            return sentencepiece_tokenizer(path.read_bytes())
         except RuntimeError:
             damage = "a damaged or truncated sentencepiece model"
             raise TokenizerError(f"{path}: {damage}") from None
-        return sentencepiece_tokenizer(processor)
     raise TokenizerError(
         f"{path}: no tokenizer; allowed: a sentencepiece model, lines of base64 and"
         " rank as Llama 3 has them, a GGUF file"
@@ -141,19 +151,3 @@ def _read_tiktoken(path: Path) -> Tokenizer:
         vocab_size=first + _N_SPECIAL,
         bos_id=first,
     )
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
-    """Raise TokenizerError naming `source` if it is not the model's tokenizer.
-
-    Models pad their vocabulary to a multiple of up to 1024 (Megatron-LM's 128 rows for
-    each of eight devices) or gain a few tokens in fine-tuning, while vocabularies of
-    different tokenizers are thousands apart: so `vocab_size`, the model's, may exceed
-    the tokenizer's by less than MAX_PADDING, and never fall short of it.
-    """
-    min_size = max(0, vocab_size - MAX_PADDING + 1)
-    if not min_size <= tokenizer.vocab_size <= vocab_size:
-        raise TokenizerError(
-            f"{source}: a tokenizer of {tokenizer.vocab_size} tokens is not allowed for"
-            f" a model of {vocab_size}; allowed: {min_size} to {vocab_size} tokens"
-        )

@@ -55,10 +55,12 @@ class Tokenizer:
         return self.decode_ids([id for id in ids if id in self.with_text])
 
 
-def sentencepiece_tokenizer(
-    processor: sentencepiece.SentencePieceProcessor,
-) -> Tokenizer:
-    """A tokenizer from a sentencepiece model, such as Llama 2's."""
+def sentencepiece_tokenizer(model: bytes) -> Tokenizer:
+    """A tokenizer from a sentencepiece model, such as Llama 2's.
+
+    Raises RuntimeError for damaged bytes.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = range(processor.get_piece_size())
     # sentencepiece says -1 for none.
     bos, eos = processor.bos_id(), processor.eos_id()

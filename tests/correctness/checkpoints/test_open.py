@@ -14,24 +14,19 @@ from llama_perf.checkpoints.config import from_hugging_face, from_meta
 from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
 from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors
-from tests.correctness.support.weights_samples import (
-    CONFIG_JSON,
-    PARAMS_JSON,
-    all_weights,
-    one_line_refusal,
-    write_json,
-)
+from tests.correctness.support import weights_samples as samples
+from tests.correctness.support.weights_samples import refusal
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_json(tmp_path / "config.json", CONFIG_JSON)
+    samples.write_json(tmp_path / "config.json", samples.CONFIG_JSON)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["model.pth", "consolidated.00.pth"])
 def test_a_file_or_its_folder(folder: Path, name: str) -> None:
-    torch.save(all_weights(), folder / name)
+    torch.save(samples.all_weights(), folder / name)
     for path in (folder / name, folder):
         assert open_weights(path).source == f"pth:{folder.name}"
 
@@ -71,10 +66,10 @@ def test_what_a_path_means(
 ) -> None:
     for name in names:
         (folder / name).write_bytes(b"")
-    refusal = one_line_refusal(open_weights, folder / path)
+    problem = refusal(folder / path)
     for start in (folder / "a.gguf", folder / "model.pth", folder):
-        refusal = refusal.removeprefix(f"{start}: ")
-    assert refusal.startswith(message.replace("{}", ", ".join(names)))
+        problem = problem.removeprefix(f"{start}: ")
+    assert problem.startswith(message.replace("{}", ", ".join(names)))
 
 
 def test_names_under_checkpoints(tmp_path: Path) -> None:
@@ -119,7 +114,8 @@ def test_smollm2_in_its_package(
     assert find_checkpoint(SMOLLM2, checkpoints=None) is None
 
 
-HUGGING_FACE, META = (from_hugging_face, CONFIG_JSON), (from_meta, PARAMS_JSON)
+HUGGING_FACE = (from_hugging_face, samples.CONFIG_JSON)
+META = (from_meta, samples.PARAMS_JSON)
 COUNT, NUMBER = "a whole number, 1 or more", "a number, more than 0"
 
 
@@ -163,29 +159,23 @@ def test_a_wrong_field(source: Any, name: str, value: object, allowed: str) -> N
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-@pytest.mark.parametrize(
-    ("scaling", "message"),
-    [
+def test_a_wrong_rope_scaling_or_a_missing_field() -> None:
+    original, kinds = "original_max_position_embeddings", "'default', 'llama3'"
+    scalings: list[tuple[dict[str, Any], str]] = [
         (LLAMA3, "the field 'factor' is missing"),
         (
-            {**LLAMA3, "factor": 8.0, "original_max_position_embeddings": 0.5},
-            f"original_max_position_embeddings: 0.5 is not allowed; allowed: {COUNT}",
+            {**LLAMA3, "factor": 8.0, original: 0.5},
+            f"{original}: 0.5 is not allowed; allowed: {COUNT}",
         ),
-        (
-            {"rope_type": "yarn"},
-            "rope_type: 'yarn' is not allowed; allowed: 'default', 'llama3'",
-        ),
-    ],
-)
-def test_a_wrong_rope_scaling(scaling: dict[str, Any], message: str) -> None:
-    for key in ("rope_scaling", "rope_parameters"):
-        assert config_refusal(HUGGING_FACE, {key: scaling}) == f"here: {key}: {message}"
-
-
-@pytest.mark.parametrize("name", ["num_attention_heads", "vocab_size"])
-def test_a_missing_field_is_named(name: str) -> None:
-    missing = f"here: the field {name!r} is missing"
-    assert config_refusal(HUGGING_FACE, {name: None}) == missing
+        ({"rope_type": "yarn"}, f"rope_type: 'yarn' is not allowed; allowed: {kinds}"),
+    ]
+    for scaling, message in scalings:
+        for key in ("rope_scaling", "rope_parameters"):
+            problem = config_refusal(HUGGING_FACE, {key: scaling})
+            assert problem == f"here: {key}: {message}"
+    for name in ("num_attention_heads", "vocab_size"):
+        missing = f"here: the field {name!r} is missing"
+        assert config_refusal(HUGGING_FACE, {name: None}) == missing
 
 
 # What gives the configuration, and how a file is refused without its last N bytes.
@@ -215,10 +205,6 @@ FAULTS: list[tuple[str, Tensor | None, str]] = [
     ("layers.0.attention.q_norm.weight", torch.ones(8), ODD),
     ("norm.weight", torch.ones(32, dtype=torch.int8), DTYPE),
 ]
-
-
-def refusal(path: Path) -> str:
-    return one_line_refusal(lambda path: all_weights(open_weights(path)), path)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda module: module.__name__[-11:])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,8 @@ import torch
 
 from llama_perf.checkpoints.formats import open_pth
 from llama_perf.llama.config import PRESETS
-from tests.correctness.support.weights_samples import (
-    CONFIG_JSON,
-    PARAMS_JSON,
-    TINY,
-    all_weights,
-    assert_same,
-    one_line_refusal,
-    split_qkv,
-    write_json,
-)
+from tests.correctness.support import weights_samples as samples
+from tests.correctness.support.weights_samples import TINY, all_weights, refusal
 
 CONFIG = "config.json"
 BUFFERS = (
@@ -28,16 +21,20 @@ BUFFERS = (
 )
 FORMS: dict[str, Any] = {
     "wqkv": lambda weights: weights,
-    "wq, wk, wv": split_qkv,
+    "wq, wk, wv": samples.split_qkv,
     "llama2.c": lambda weights: {"model": weights, "step": 3},
     "parameters": lambda weights: {k: torch.nn.Parameter(weights[k]) for k in weights},
     "buffers": lambda weights: {**weights, **dict.fromkeys(BUFFERS, torch.ones(2))},
 }
+DAMAGED = (
+    "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a file"
+    " that torch.save wrote"
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_json(tmp_path / CONFIG, CONFIG_JSON)
+    samples.write_json(tmp_path / CONFIG, samples.CONFIG_JSON)
     return tmp_path
 
 
@@ -52,15 +49,9 @@ def their_name(name: str) -> str:
 
 def write(folder: Path, change: dict[str, Any]) -> Path:
     """The tiny model's file, with other tensors or without those that are None."""
-    write_json(folder / CONFIG, CONFIG_JSON)
+    samples.write_json(folder / CONFIG, samples.CONFIG_JSON)
     weights = {**all_weights(), **change}
-    return save(
-        folder, {name: weights[name] for name in weights if weights[name] is not None}
-    )
-
-
-def refusal(path: Path) -> str:
-    return one_line_refusal(open_pth, path)
+    return save(folder, {name: w for name, w in weights.items() if w is not None})
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -71,54 +62,52 @@ def test_reads(folder: Path, form: str, dtype: torch.dtype, as_zip: bool) -> Non
     path = save(folder, FORMS[form](wanted), _use_new_zipfile_serialization=as_zip)
     reader = open_pth(path)
     assert reader.source == f"pth:{folder.name}"
-    assert_same(reader, wanted)
+    samples.assert_same(reader, wanted)
     assert not reader.embedding().requires_grad
     # Writing to a tensor leaves the file alone.
     reader.embedding().zero_()
-    assert_same(open_pth(path), wanted)
+    samples.assert_same(open_pth(path), wanted)
 
 
-def test_config_json_comes_before_params_json(folder: Path) -> None:
-    write_json(folder / "params.json", {**PARAMS_JSON, "norm_eps": 1e-6})
-    save(folder, all_weights())
-    assert open_pth(folder / "model.pth").config == TINY
-    (folder / CONFIG).unlink()
-    assert open_pth(folder / "model.pth").config.norm_eps == 1e-6
-    write_json(folder / "params.json", PARAMS_JSON)
-    assert open_pth(folder / "model.pth").config == TINY
-
-
-def test_config_from_the_folders_name(
+def test_where_the_configuration_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, "tiny-2L", TINY)
     folder = tmp_path / "Some-Tiny-2L-Instruct"
     folder.mkdir()
     weights = all_weights()
-    assert open_pth(save(folder, weights)).config == TINY
-    weights["norm.weight"] = torch.ones(3)
+    path = save(folder, weights)
+    assert open_pth(path).config == TINY
+    samples.write_json(folder / "params.json", samples.PARAMS_JSON | {"norm_eps": 2e-6})
+    samples.write_json(folder / CONFIG, {**samples.CONFIG_JSON, "rms_norm_eps": 1e-6})
+    assert open_pth(path).config.norm_eps == 1e-6
+    (folder / CONFIG).unlink()
+    assert open_pth(path).config == replace(TINY, norm_eps=2e-6)
+    (folder / "params.json").unlink()
+    save(folder, {**weights, "norm.weight": torch.ones(3)})
     preset = "the preset tiny-2L, from the folder's name,"
     message = f"norm.weight: shape (3,) is not allowed; {preset} wants (32,)"
-    assert refusal(save(folder, weights)) == message
+    assert refusal(path) == message
 
 
 def test_tied_by_what_the_file_holds(folder: Path) -> None:
-    write_json(folder / CONFIG, {**CONFIG_JSON, "tie_word_embeddings": True})
+    tied = {**samples.CONFIG_JSON, "tie_word_embeddings": True}
+    samples.write_json(folder / CONFIG, tied)
     weights = all_weights()
     assert not open_pth(save(folder, weights)).config.tied_embeddings
     del weights["output.weight"]
     assert open_pth(save(folder, weights)).config.tied_embeddings
     # Both names share a storage.
-    write_json(folder / CONFIG, CONFIG_JSON)
+    samples.write_json(folder / CONFIG, samples.CONFIG_JSON)
     weights["output.weight"] = weights["tok_embeddings.weight"]
     reader = open_pth(save(folder, weights))
     assert reader.config.tied_embeddings
     assert list(reader.final()) == ["norm.weight"]
 
 
+@dataclass
 class Evil:
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    target: Path
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, (f"touch {self.target}",)
@@ -126,52 +115,33 @@ class Evil:
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "plain pickle", "later protocol"])
 def test_a_pickle_that_would_run_code_is_refused(folder: Path, how: str) -> None:
-    path, target = folder / "model.pth", folder / "created"
-    weights = {**all_weights(), "evil": Evil(target)}
-    save(folder, weights, _use_new_zipfile_serialization=how == "zip")
+    evil = {"evil": Evil(folder / "created")}
+    is_zip = how == "zip"
+    path = save(folder, all_weights() | evil, _use_new_zipfile_serialization=is_zip)
+    if protocol := {"plain pickle": 2, "later protocol": 5}.get(how):
+        path.write_bytes(pickle.dumps(evil, protocol=protocol))
     message = (
         "refused: it asks for posix.system, which can run code; nothing was executed;"
         " allowed: a dict of tensors"
     )
-    if how == "plain pickle":
-        path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=2))
-    elif how == "later protocol":
-        path.write_bytes(pickle.dumps({"evil": Evil(target)}, protocol=5))
-        message = DAMAGED
-    assert refusal(path) == message
-    assert not target.exists()
+    assert refusal(path) == (DAMAGED if how == "later protocol" else message)
+    assert not (folder / "created").exists()
 
 
-DAMAGED = (
-    "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a file"
-    " that torch.save wrote"
-)
-
-
-def test_missing_file_and_garbage(folder: Path) -> None:
-    path = folder / "model.pth"
-    assert refusal(path) == "cannot be read: No such file or directory"
-    path.write_bytes(b"these are no weights" * 20)
-    assert refusal(path) == DAMAGED
-
-
-def test_tensors_that_do_not_fit(folder: Path) -> None:
-    name = "layers.0.attention.wqkv.weight"
-    shape = "shape (65, 32) is not allowed; config.json wants (64, 32)"
-    assert refusal(write(folder, {name: torch.ones(65, 32)})) == f"{name}: {shape}"
-    without = write(folder, {"layers.1.ffn_norm.weight": None, "norm.weight": None})
-    more = "the tensor layers.1.ffn_norm.weight (and 1 more) is missing"
-    assert refusal(without) == f"{more}; config.json wants it"
-    odd = "step: int is not allowed; allowed: unquantized tensors"
-    assert refusal(write(folder, {"step": 3})).startswith(odd)
-
-
-def test_no_dict_of_tensors(folder: Path) -> None:
-    values: list[object] = [[1, 2], {}]
-    for value in values:
-        kind = type(value).__name__
-        message = f"{kind} is not allowed; allowed: a dict of tensors, at least one"
-        assert refusal(save(folder, value)) == message
+def test_no_weights(folder: Path) -> None:
+    absent = "cannot be read: No such file or directory"
+    assert refusal(folder / "model.pth", open_pth) == absent
+    kind = "is not allowed; allowed: a dict of tensors, at least one"
+    step = "step: int is not allowed; allowed: unquantized tensors, or those of linear"
+    values: list[tuple[object, str]] = [
+        ([1, 2], f"list {kind}"),
+        ({}, f"dict {kind}"),
+        ({**all_weights(), "step": 3}, step),
+    ]
+    for value, message in values:
+        assert refusal(save(folder, value)).startswith(message)
+    (folder / "model.pth").write_bytes(b"these are no weights" * 20)
+    assert refusal(folder / "model.pth") == DAMAGED
 
 
 def test_no_or_a_bad_configuration(tmp_path: Path) -> None:

@@ -12,20 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llama_perf.checkpoints.formats import interleave
 from llama_perf.checkpoints.load import open_weights
 from llama_perf.errors import WeightsError
-from tests.correctness.support.weights_samples import (
-    CONFIG_JSON,
-    TINY,
-    all_weights,
-    one_line_refusal,
-    split_qkv,
-    write_json,
-)
+from tests.correctness.support import weights_samples as samples
 
-CONFIG, SINGLE, INDEX = (
-    *("config.json", "model.safetensors", "model.safetensors.index.json"),
-)
-
-
+CONFIG, SINGLE = "config.json", "model.safetensors"
 THEIRS = {
     "tok_embeddings": "embed_tokens",
     "output.": "lm_head.",
@@ -49,21 +38,21 @@ def their_name(name: str) -> str:
 
 def make_model(**changes: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    fields: dict[str, Any] = {**CONFIG_JSON, **changes}
+    fields: dict[str, Any] = {**samples.CONFIG_JSON, **changes}
     return LlamaForCausalLM(LlamaConfig(**fields))
 
 
 def write(folder: Path, change: dict[str, Tensor | None]) -> Path:
     """The tiny model's folder, with other tensors or without those that are None."""
     make_model().save_pretrained(folder)
-    edit(folder, **{their_name(name): tensor for name, tensor in change.items()})
-    return folder
+    return edit(folder, {their_name(name): change[name] for name in change})
 
 
-def edit(folder: Path, **changes: Tensor | None) -> None:
-    tensors = {**load_file(folder / SINGLE), **changes}
+def edit(folder: Path, change: dict[str, Tensor | None]) -> Path:
+    tensors = {**load_file(folder / SINGLE), **change}
     stored = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     save_file(stored, folder / SINGLE)
+    return folder
 
 
 def half_split(weight: Tensor, head_dim: int) -> Tensor:
@@ -73,8 +62,7 @@ def half_split(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def refusal(folder: Path) -> str:
-    message = one_line_refusal(lambda folder: all_weights(open_weights(folder)), folder)
-    return message.replace(f"{folder}/", "")
+    return samples.refusal(folder).replace(f"{folder}/", "")
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "12KB"])
@@ -87,11 +75,11 @@ def test_reads_every_tensor(
     model.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / SINGLE).exists() == (shard_size == "1GB")
     reader = open_weights(tmp_path)
-    assert reader.config == TINY
+    assert reader.config == samples.TINY
     assert reader.source == f"safetensors:{tmp_path.name}"
 
     theirs = model.state_dict()
-    ours = split_qkv(all_weights(reader))
+    ours = samples.split_qkv(samples.all_weights(reader))
     assert {their_name(name) for name in ours} == theirs.keys()
     for name, tensor in ours.items():
         rotated = name.endswith(("wq.weight", "wk.weight"))
@@ -114,21 +102,17 @@ def test_config_is_the_folders(tmp_path: Path) -> None:
     assert (config.head_dim, config.norm_eps, config.context) == (16, 1e-6, 64)
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_tied_embeddings(tmp_path: Path, stored: bool) -> None:
+ROTARY = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+@pytest.mark.parametrize("name", ["", "lm_head.weight", ROTARY])
+def test_tied_embeddings_and_what_is_ignored(tmp_path: Path, name: str) -> None:
     make_model(tie_word_embeddings=True).save_pretrained(tmp_path)
-    if stored:
-        edit(tmp_path, **{"lm_head.weight": torch.ones(48, 32)})
+    if name:
+        edit(tmp_path, {name: torch.ones(4 if name == ROTARY else (48, 32))})
     reader = open_weights(tmp_path)
     assert reader.config.tied_embeddings
     assert list(reader.final()) == ["norm.weight"]
-
-
-def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
-    make_model().save_pretrained(tmp_path)
-    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit(tmp_path, **{buffer: torch.ones(4)})
-    assert open_weights(tmp_path).config.n_layers == 2
 
 
 def test_a_missing_output_layer_and_a_vanished_file(tmp_path: Path) -> None:
@@ -145,22 +129,25 @@ def test_a_missing_output_layer_and_a_vanished_file(tmp_path: Path) -> None:
 
 def test_wrong_or_missing_configuration(tmp_path: Path) -> None:
     folder = write(tmp_path, {})
-    write_json(folder / CONFIG, {**CONFIG_JSON, "attention_bias": True})
+    samples.write_json(folder / CONFIG, {**samples.CONFIG_JSON, "attention_bias": True})
     bias = "attention_bias: True is not allowed; allowed: False"
     assert refusal(folder) == f"{CONFIG}: {bias}"
     (folder / CONFIG).unlink()
-    missing = "cannot be read: No such file or directory"
-    assert refusal(folder) == f"{CONFIG}: {missing}"
+    absent = "cannot be read: No such file or directory"
+    assert refusal(folder) == f"{CONFIG}: {absent}"
 
 
 def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path, max_shard_size="12KB")
     shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
     (tmp_path / shards[1]).unlink()
-    missing = f"the shard {shards[1]} is missing; {INDEX} names {len(shards)}"
+    index = "model.safetensors.index.json"
+    missing = f"the shard {shards[1]} is missing; {index} names {len(shards)}"
     assert refusal(tmp_path) == missing
-    write_json(tmp_path / INDEX, {})
-    assert refusal(tmp_path) == f"{INDEX}: the field weight_map is missing or empty"
-    write_json(tmp_path / INDEX, {"weight_map": {"lm_head.weight": "../a.safetensors"}})
     other = "the shard '../a.safetensors' is not allowed; allowed: a file's name"
-    assert refusal(tmp_path) == f"{INDEX}: {other}"
+    for fields, message in (
+        ({}, "the field weight_map is missing or empty"),
+        ({"weight_map": {"lm_head.weight": "../a.safetensors"}}, other),
+    ):
+        samples.write_json(tmp_path / index, fields)
+        assert refusal(tmp_path) == f"{index}: {message}"

@@ -29,8 +29,8 @@ from tests.correctness.checkpoints.test_save import (
 )
 from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support import tokenizer_samples as samples
+from tests.correctness.support import weights_samples
 from tests.correctness.support.command_line import refusal
-from tests.correctness.support.weights_samples import one_line_refusal, write_json
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "gguf": lambda folder: samples.write_gguf(
@@ -229,7 +229,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, start: str) -> None:
-    message = one_line_refusal(load_model, folder)
+    message = weights_samples.refusal(folder, load_model)
     assert message.replace(f"{folder}/", "").startswith(start)
 
 
@@ -240,10 +240,10 @@ def test_a_damaged_folder_is_one_line(folder: Path) -> None:
         weights.write_bytes(damaged)
         refused(folder, "model.pth: damaged, truncated, or no checkpoint; nothing in")
     weights.write_bytes(content)
-    write_json(config, fields | {"intermediate_size": 512})
+    weights_samples.write_json(config, fields | {"intermediate_size": 512})
     refused(folder, "model.pth: layers.0.feed_forward.w1.weight: shape (256, 1")
     del fields["llama_perf"]
-    write_json(config, fields)
+    weights_samples.write_json(config, fields)
     refused(folder, "model.pth: layers.0.attention.wqkv.weight: Int8Weight is")
     config.unlink()
     refused(folder, "the configuration is missing; allowed: config.json")

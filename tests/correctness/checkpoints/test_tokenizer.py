@@ -15,11 +15,7 @@ from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.errors import PromptError
 from tests.correctness.support import tokenizer_samples as samples
-from tests.correctness.support.tokenizer_samples import (
-    gpt2_text,
-    smollm2,
-    smollm2_reference,
-)
+from tests.correctness.support.tokenizer_samples import SIZE, gpt2_text, llama3, smollm2
 
 TEXTS = [
     "",
@@ -43,18 +39,12 @@ FRAGMENTS = [
     *("a", "The", "é", "漢", "\U0001f600", "_", "!?", "'s", "'LL", "<|im_end|>"),
     *(" ", "   ", "\n", "\r\n", "\t", "\u00a0", "7", "42", "½"),
 ]
-SIZE = len(samples.TOKENS)
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 
 
 def smollm2_ids(text: str) -> list[int]:
-    ids: list[int] = smollm2_reference().encode(text, split_special_tokens=True)
+    ids: list[int] = samples.smollm2_reference().encode(text, split_special_tokens=True)
     return ids
-
-
-@pytest.fixture
-def llama3(tmp_path: Path) -> Tokenizer:
-    return load_tokenizer(samples.write_tiktoken(tmp_path / "tokenizer.model"))
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -73,7 +63,7 @@ def test_smollm2_gives_transformers_ids_of_any_mixture(parts: list[str]) -> None
 @given(text=st.text())
 def test_smollm2_gives_any_text_back_or_refuses_it(text: str) -> None:
     # 21 bytes have no token: control characters and planes without characters.
-    token_id = smollm2_reference().backend_tokenizer.token_to_id
+    token_id = samples.smollm2_reference().backend_tokenizer.token_to_id
     if all(token_id(char) is not None for char in gpt2_text(text.encode())):
         assert smollm2().decode(smollm2().encode(text)) == text
     else:
@@ -91,7 +81,7 @@ def test_a_byte_without_a_token_is_named() -> None:
 
 
 def test_smollm2_special_tokens() -> None:
-    tokenizer, reference = smollm2(), smollm2_reference()
+    tokenizer, reference = smollm2(), samples.smollm2_reference()
     assert tokenizer.vocab_size == len(reference)
     assert tokenizer.bos_id is None
     assert reference.all_special_tokens
@@ -120,35 +110,34 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("broken \udcff")) == "broken ?"
 
 
-def test_tiktoken(
-    tmp_path: Path, llama3: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiktoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     # Without it tiktoken keeps a copy of what it read, under the file's path.
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    path = tmp_path / "tokenizer.model"
+    path = samples.write_tiktoken(tmp_path / "tokenizer.model")
     converted = TikTokenConverter(vocab_file=str(path)).converted()
+    tokenizer = load_tokenizer(path)
     for text in [*TEXTS, "<|eot_id|>", "Hello the user 12345"]:
-        ids = llama3.encode(text, bos=False)
+        ids = tokenizer.encode(text, bos=False)
         assert ids == samples.llama3_encoding().encode_ordinary(text)
         assert ids == converted.encode(text).ids
-        assert llama3.encode(text) == [SIZE, *ids]
-        assert llama3.decode(llama3.encode(text)) == text
+        assert tokenizer.encode(text) == [SIZE, *ids]
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tiktoken_special_tokens(llama3: Tokenizer) -> None:
-    assert llama3.vocab_size == SIZE + 256
-    # Llama 3's 128000, 128001, 128006, 128007 and 128009.
-    assert llama3.special["<|begin_of_text|>"] == llama3.bos_id == SIZE
-    assert llama3.special["<|end_of_text|>"] == SIZE + 1
-    assert llama3.special["<|start_header_id|>"] == SIZE + 6
-    assert llama3.special["<|end_header_id|>"] == SIZE + 7
-    assert llama3.special["<|eot_id|>"] == SIZE + 9
-    assert "<|im_start|>" not in llama3.special
-    assert llama3.eos_ids == {SIZE + 1, SIZE + 8, SIZE + 9}
-    assert llama3.decode([SIZE, *b"Hi", SIZE + 9, SIZE + 999]) == "Hi"
-    assert llama3.decode(b"\xe6\xbc") == "\N{REPLACEMENT CHARACTER}"
+def test_tiktoken_special_tokens() -> None:
+    tokenizer = llama3()
+    assert tokenizer.vocab_size == SIZE + 256
+    # Llama 3's 128000, 128001, 128006, 128007, 128008 and 128009.
+    names = ("begin_of_text", "end_of_text", "start_header_id", "end_header_id")
+    ids = [tokenizer.special[f"<|{name}|>"] for name in (*names, "eom_id", "eot_id")]
+    assert ids == [SIZE, SIZE + 1, SIZE + 6, SIZE + 7, SIZE + 8, SIZE + 9]
+    assert len(tokenizer.special) == len(ids)
+    assert tokenizer.bos_id == SIZE
+    assert tokenizer.eos_ids == {SIZE + 1, SIZE + 8, SIZE + 9}
+    assert tokenizer.decode([SIZE, *b"Hi", SIZE + 9, SIZE + 999]) == "Hi"
+    assert tokenizer.decode(b"\xe6\xbc") == "\N{REPLACEMENT CHARACTER}"
 
 
 def load_gguf(folder: Path, **fields: Any) -> Tokenizer:
@@ -181,15 +170,14 @@ def test_gguf_with_llama3_splitting(tmp_path: Path, pre: str) -> None:
     assert tokenizer.eos_ids == {SIZE + 2}
 
 
-@pytest.mark.parametrize("start", [[258], []])
+@pytest.mark.parametrize("add", [True, False])
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe"])
 def test_gguf_says_whether_a_text_has_a_start(
-    tmp_path: Path, pre: str, start: list[int]
+    tmp_path: Path, pre: str, add: bool
 ) -> None:
-    add = bool(start)
     tokenizer = load_gguf(tmp_path, pre=pre, add_bos_token=add, bos_token_id=258)
-    assert tokenizer.bos_id == (258 if start else None)
-    assert tokenizer.encode("a") == [*start, ord("a")]
+    assert tokenizer.bos_id == (258 if add else None)
+    assert tokenizer.encode("a") == ([258, ord("a")] if add else [ord("a")])
     assert tokenizer.encode("a", bos=False) == [ord("a")]
 
 

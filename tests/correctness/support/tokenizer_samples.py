@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ MERGES = [
     *((b"He", b"ll"), (b"Hell", b"o")),
 ]
 TOKENS = [bytes([byte]) for byte in range(256)] + [a + b for a, b in MERGES]
+SIZE = len(TOKENS)
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>"]
 
 
@@ -59,18 +61,20 @@ def llama3_encoding() -> tiktoken.Encoding:
     """TOKENS with transformers' writing of Llama 3's pattern, and some special ones."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    first = len(TOKENS)
+    marks = {"begin_of_text": 0, "start_header_id": 6, "end_header_id": 7, "eot_id": 9}
     return tiktoken.Encoding(
         "reference",
         pat_str=TikTokenConverter().pattern,
         mergeable_ranks={token: rank for rank, token in enumerate(TOKENS)},
-        special_tokens={
-            "<|begin_of_text|>": first,
-            "<|start_header_id|>": first + 6,
-            "<|end_header_id|>": first + 7,
-            "<|eot_id|>": first + 9,
-        },
+        special_tokens={f"<|{name}|>": SIZE + id for name, id in marks.items()},
     )
+
+
+@cache
+def llama3() -> Tokenizer:
+    """TOKENS as Llama 3's tokenizer."""
+    with TemporaryDirectory() as folder:
+        return load_tokenizer(write_tiktoken(Path(folder) / "tokenizer.model"))
 
 
 def gpt2_text(token: bytes) -> str:
@@ -117,8 +121,8 @@ def write_gguf(
     return path
 
 
-def write_tiktoken(path: Path, tokens: list[bytes] = TOKENS) -> Path:
-    lines = (f"{base64.b64encode(t).decode()} {rank}" for rank, t in enumerate(tokens))
+def write_tiktoken(path: Path) -> Path:
+    lines = (f"{base64.b64encode(t).decode()} {rank}" for rank, t in enumerate(TOKENS))
     path.write_text("\n".join(lines) + "\n")
     return path
 

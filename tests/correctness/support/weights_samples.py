@@ -3,24 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.load import open_weights
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 
-TINY = ModelConfig(
-    dim=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    intermediate_size=64,
-    vocab_size=48,
-    head_dim=8,
-)
+SIZES: Any = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 48}
+TINY = ModelConfig(**SIZES, intermediate_size=64, head_dim=8)
 CONFIG_JSON = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -32,19 +27,13 @@ CONFIG_JSON = {
     "rms_norm_eps": 1e-5,
 }
 # Two thirds of 4 * 32, times 0.75, rounded up to 64.
-PARAMS_JSON = {
-    "dim": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "vocab_size": 48,
-    "multiple_of": 64,
-    "ffn_dim_multiplier": 0.75,
-}
+PARAMS_JSON = {**SIZES, "multiple_of": 64, "ffn_dim_multiplier": 0.75}
 
 
-def tiny_weights(config: ModelConfig = TINY) -> SyntheticWeights:
-    return SyntheticWeights(config, dtype=torch.float32, device=torch.device("cpu"))
+def tiny_weights(
+    config: ModelConfig = TINY, dtype: torch.dtype = torch.float32
+) -> SyntheticWeights:
+    return SyntheticWeights(config, dtype=dtype, device=torch.device("cpu"))
 
 
 def all_weights(reader: WeightsReader | None = None) -> dict[str, Tensor]:
@@ -80,7 +69,11 @@ def write_json(path: Path, fields: object) -> None:
     path.write_text(json.dumps(fields), encoding="utf-8")
 
 
-def one_line_refusal(read: Callable[[Path], object], path: Path) -> str:
+def read_all(path: Path) -> dict[str, Tensor]:
+    return all_weights(open_weights(path))
+
+
+def refusal(path: Path, read: Callable[[Path], object] = read_all) -> str:
     """The message, of one line, with which `read` refuses what is at `path`."""
     with pytest.raises(WeightsError) as caught:
         read(path)
