@@ -29,8 +29,8 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.measure.prepare import Prepared, prepare
-from llama_perf.measure.timing import MemoryMeter, Sample, measure, time_generation
+from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
 from llama_perf.report.table import choice_table
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
@@ -54,12 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = check_device(row.device)
     with compiler_settings(), _memory_profile(arguments.memory_profile):
-        meter = MemoryMeter(device)
-        prepared = prepare(row, prompt=prompt, notify=print)
+        meter = RowMemoryMeter(device)
+        prepared = prepare_row(row, prompt=prompt, notify=print)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
         if prepared.autoquant is not None:
             print(choice_table(prepared.autoquant))
-        measurement = measure(prepared, meter=meter, after_sample=show)
+        measurement = measure_row(prepared, meter=meter, after_sample=show)
         if arguments.profile is not None:
             _profile(prepared, arguments.profile)
     print("==========")
@@ -119,7 +119,7 @@ def _prompt(
 
 
 def _print_sample(
-    prepared: Prepared, sample: Sample, tokenizer: Tokenizer | None, *, number: int
+    prepared: PreparedRow, sample: Sample, tokenizer: Tokenizer | None, *, number: int
 ) -> None:
     """Print a sample's text, or its ids without a tokenizer, and its speed."""
     ids = sample.tokens[0].tolist()
@@ -167,11 +167,11 @@ def result_line(
     )
 
 
-def _profile(prepared: Prepared, path: str) -> None:
+def _profile(prepared: PreparedRow, path: str) -> None:
     """Write a Chrome trace of one further generation, untimed."""
     device = prepared.engine.model.device
     with torch.profiler.profile() as trace:
-        time_generation(prepared, torch.Generator(device=device).manual_seed(0))
+        time_row(prepared, torch.Generator(device=device).manual_seed(0))
     trace.export_chrome_trace(path)
     print(f"wrote {path}")
 
@@ -229,7 +229,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     row = replace(row, cache_size=size, batch_size=1)
     with compiler_settings():
         prompt = torch.zeros((1, 1), dtype=torch.int64)
-        prepared = prepare(row, prompt=prompt, notify=print)
+        prepared = prepare_row(row, prompt=prompt, notify=print)
         history: list[Message] = []
         while True:
             try:
@@ -252,7 +252,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
             history.append(Message(role="assistant", content=answer))
 
 
-def _answer(prepared: Prepared, tokenizer: Tokenizer, ids: list[int]) -> str:
+def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     """Print the answer to a prompt of these ids as it comes; returns it."""
     row, engine = prepared.row, prepared.engine
     prompt = torch.tensor([ids], device=engine.model.device)

@@ -34,7 +34,7 @@ _BUILT_ONLY_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
+class RowBytes:
     """Bytes that a row takes.
 
     `cache_bytes` are those of all positions allocated, with the mask where the row's
@@ -55,7 +55,7 @@ class Prediction:
         return fixed + self.working_bytes
 
 
-def predict(row: RowSpec, config: ModelConfig) -> Prediction:
+def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
     """The bytes that `row` takes with a model of this shape.
 
     The choice of autoquant depends on the device: here it chooses the fewest bytes.
@@ -66,7 +66,7 @@ def predict(row: RowSpec, config: ModelConfig) -> Prediction:
     tied = config.tied_embeddings and row.quantization is None
     embedding = config.vocab_size * config.dim * dtype.itemsize
     kernels, device, scheme = row.kernels, row.device, row.quantization
-    return Prediction(
+    return RowBytes(
         model_size_bytes=model_bytes(
             config, scheme, kernels=kernels, dtype=dtype, device=device
         ),

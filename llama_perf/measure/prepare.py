@@ -1,4 +1,4 @@
-"""RowSpec -> Prepared: the one place that knows both quantization and the engine."""
+"""RowSpec -> PreparedRow: the one place that knows both quantization and the engine."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
-from llama_perf.measure.predict import Prediction, predict
+from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import (
     Quantizer,
@@ -44,7 +44,7 @@ PROMPT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedRow:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
@@ -96,14 +96,14 @@ class Prepared:
         )
 
 
-def prepare(
+def prepare_row(
     row: RowSpec,
     *,
     checkpoints: Path | None = None,
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
     notify: Notify = lambda _text: None,
-) -> Prepared:
+) -> PreparedRow:
     """Build what `row` asks for.
 
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
@@ -117,14 +117,14 @@ def prepare(
     start = time.perf_counter()
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     opened = partial(open_model, checkpoints=checkpoints)
-    quantizer, reader, path = _open(row, dtype, device, opened)
+    quantizer, reader, path = _open_row(row, dtype, device, opened)
     context = reader.config.context
     if row.allocated_positions > context:
         notify(
             f"warning: a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
-    text = _text(row, reader, path) if row.fill or prompt is None else []
+    text = _row_text(row, reader, path) if row.fill or prompt is None else []
 
     def own(length: int) -> Tensor:
         return torch.tensor([text[:length]]).repeat(row.batch_size, 1)
@@ -150,7 +150,7 @@ def prepare(
         notify(f"filling {row.fill} positions")
         engine.fill(own(row.fill))
     engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
-    return Prepared(
+    return PreparedRow(
         row=row,
         engine=engine,
         prompt=prompt.to(device),
@@ -164,10 +164,10 @@ def prepare(
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
     """Raise what `prepare` would raise; `open_model` may keep what it opens."""
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
-    _open(row, dtype, device, partial(open_model, checkpoints=None))
+    _open_row(row, dtype, device, partial(open_model, checkpoints=None))
 
 
-def predict_row(row: RowSpec) -> Prediction:
+def predict_row(row: RowSpec) -> RowBytes:
     """The memory that `row` will take, wherever it runs: see `predict`.
 
     Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
@@ -177,10 +177,10 @@ def predict_row(row: RowSpec) -> Prediction:
         return predict(row, preset(row.model))
     dtype, device = parse_dtype(row.dtype), torch.device(row.device)
     reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)
-    return predict(_as_run(row, reader), reader.config)
+    return predict(_row_as_run(row, reader), reader.config)
 
 
-def _open(
+def _open_row(
     row: RowSpec, dtype: torch.dtype, device: torch.device, open_model: OpenModel
 ) -> tuple[Quantizer | None, WeightsReader, Path | None]:
     _check_built(row)
@@ -190,7 +190,7 @@ def _open(
             row.quantization, kernels=row.kernels, device=device, dtype=dtype
         )
     reader, path = open_model(row.model, dtype=dtype, device=device)
-    as_run = _as_run(row, reader)
+    as_run = _row_as_run(row, reader)
     _check_built(as_run)
     if row.compile and as_run.kernels == "torchao":
         from llama_perf.quantize.torchao_schemes import check_compiled
@@ -200,7 +200,7 @@ def _open(
     return quantizer, reader, path
 
 
-def _as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
+def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
     """`row` with the scheme that its checkpoint was saved in, if it was."""
     if reader.saved is None or reader.saved.scheme is None:
         return row
@@ -229,7 +229,7 @@ def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> 
         )
 
 
-def _text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
+def _row_text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
     """Ids of a text as long as the row's prompt or its filling; drawn without one."""
     length = max(row.prompt_length, row.fill)
     tokenizer_path = None if path is None else find_tokenizer(path)

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from llama_perf.devices.device import device_of
 from llama_perf.llama.transformer import tensor_bytes
-from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 4
@@ -43,7 +43,7 @@ def load_profiler() -> None:
     profiler.key_averages()
 
 
-def step_work(prepared: Prepared) -> StepWork | None:
+def step_work(prepared: PreparedRow) -> StepWork | None:
     """A decoding step's operators; None without a step, or where no kernel is seen."""
     steps = min(_STEPS, prepared.row.max_new_tokens - 1)
     if steps < 1:
@@ -88,7 +88,7 @@ def _summary(events: Sequence[Any], steps: int) -> StepWork:
     )
 
 
-def allocated_peak_bytes(prepared: Prepared) -> int:
+def allocated_peak_bytes(prepared: PreparedRow) -> int:
     """Weights, caches and the most besides, of two tokens after a warm-up on a CPU."""
     generator = torch.Generator().manual_seed(0)
     count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]

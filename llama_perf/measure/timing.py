@@ -1,4 +1,4 @@
-"""Prepared -> Measurement: warm-up, timed generations, memory.
+"""PreparedRow -> Measurement: warm-up, timed generations, memory.
 
 Times are read on the device: by CUDA events there, by the host's clock on a CPU. On a
 CPU the resident set is counted over its size once the row is gone: libraries loaded and
@@ -18,9 +18,9 @@ from torch import Tensor
 from llama_perf.devices.device import device_of
 from llama_perf.errors import ThrottledError
 from llama_perf.measure.gpu_state import GpuWatch
-from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
-from llama_perf.measure.value_check import check_values, warm_up
+from llama_perf.measure.value_check import check_row_values, warm_up_row
 from llama_perf.results.measurement import (
     GB,
     Ceiling,
@@ -35,7 +35,7 @@ MIN_SAMPLES = 3
 """Samples that a row takes whatever its budget, where it asks for as many."""
 
 
-class MemoryMeter:
+class RowMemoryMeter:
     """Peaks of one row. Create it before the row takes any memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -71,7 +71,7 @@ class Sample:
     tokens: Tensor
 
 
-def time_generation(prepared: Prepared, generator: torch.Generator) -> Sample:
+def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
     device = device_of(prepared.row.device)
     device.synchronize()
@@ -106,10 +106,10 @@ class MeasureOptions:
 _DEFAULTS = MeasureOptions()
 
 
-def measure(
-    prepared: Prepared,
+def measure_row(
+    prepared: PreparedRow,
     *,
-    meter: MemoryMeter,
+    meter: RowMemoryMeter,
     ceiling: Ceiling | None = None,
     options: MeasureOptions = _DEFAULTS,
     progress: Progress = lambda _text: None,
@@ -132,10 +132,10 @@ def measure(
     generator = torch.Generator(device=torch_device).manual_seed(0)
     start = time.perf_counter()
     progress("compiling and warming up" if row.compile else "warming up")
-    observed = warm_up(prepared, generator, damaged=options.damaged)
+    observed = warm_up_row(prepared, generator, damaged=options.damaged)
     device.synchronize()
     warm_up_s = time.perf_counter() - start
-    check = check_values(prepared, observed)
+    check = check_row_values(prepared, observed)
     del observed
     step, allocated_bytes = None, None
     if count_work and not device.profiled_after_samples:
@@ -150,7 +150,7 @@ def measure(
     budget_s = options.samples_budget_s
     while more_samples(samples, limit=row.num_samples, budget_s=budget_s):
         progress(f"sample {len(samples) + 1} of {row.num_samples}")
-        samples.append(time_generation(prepared, generator))
+        samples.append(time_row(prepared, generator))
         watch.look()
         after_sample(samples[-1])
     if (reason := watch.throttled()) is not None:

@@ -24,7 +24,7 @@ from llama_perf.llama.attention import KVCache, Place, VisiblePositions
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
-from llama_perf.measure.prepare import Prepared
+from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
 from llama_perf.quantize.opaque_int4 import is_opaque
 from llama_perf.results.measurement import ValueCheck
@@ -64,8 +64,8 @@ class Observed:
     seconds: float
 
 
-def warm_up(
-    prepared: Prepared, generator: torch.Generator, *, damaged: bool = False
+def warm_up_row(
+    prepared: PreparedRow, generator: torch.Generator, *, damaged: bool = False
 ) -> Observed:
     """Run the row's generation once, and observe its first tokens.
 
@@ -103,7 +103,7 @@ def warm_up(
 
 
 @torch.no_grad()
-def check_values(prepared: Prepared, observed: Observed) -> ValueCheck:
+def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine

@@ -5,8 +5,6 @@ eagerly: compiled code keeps less. Inside an operator only attention is counted.
 `tests/correctness/support/meta_run.py` counts the same on the meta device, to the byte.
 """
 
-from collections.abc import Iterator
-
 import torch
 
 from llama_perf.kernels.attention import at_a_time
@@ -21,7 +19,7 @@ _INT = 8
 
 def working_bytes(config: ModelConfig, row: RowSpec) -> int:
     """The most bytes alive at once besides the weights and the caches of `row`."""
-    return max(_Moments(config, row).all())
+    return _Moments(config, row).most()
 
 
 def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
@@ -49,7 +47,7 @@ def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
 
 
 class _Moments:
-    """Bytes alive at the moments that can be the peak of a row."""
+    """Bytes alive at the moments that can be the peak of a row; others never are."""
 
     def __init__(self, config: ModelConfig, row: RowSpec) -> None:
         self._config, self._row = config, row
@@ -61,76 +59,78 @@ class _Moments:
         self._sdpa = row.attention == "sdpa"
         # The rotary frequencies are made once: float32, one for each pair of a head.
         self._frequencies = 2 * self._width
-        # The hidden state of one token in each sequence.
-        self._state = self._batch * config.dim * self._size
+        # The hidden state of one token in each sequence, and its logits.
+        self._state: int = self._batch * config.dim * self._size
+        self._logits: int = self._batch * config.vocab_size * self._size
 
-    def all(self) -> Iterator[int]:
-        """Every moment of the row's filling, its prompt and a decode step."""
-        row, token = self._row, self._batch * _INT
+    def most(self) -> int:
+        """Of the row's filling, its prompt and a decode step."""
+        row, token, on_cuda = self._row, self._batch * _INT, self._row.device == "cuda"
+        length, vocabulary = row.prompt_length, self._config.vocab_size
+        # Under a mask on CUDA no fused kernel takes grouped queries.
+        is_math = on_cuda and row.fill > 0
+        moments = [self._prompt(row.fill, length, length * token, is_math=is_math)]
         if row.fill:
             # Chunks in the middle are like the first and the last ones.
             chunk = row.prefill_chunk or (row.fill if self._sdpa else PREFILL_CHUNK)
             last = max(row.fill // chunk - 2, 0) * chunk
-            yield from self._prompt(0, min(chunk, row.fill), row.fill * token)
-            yield from self._prompt(last, row.fill - last, row.fill * token)
-        tokens = row.prompt_length * token
-        # Under a mask on CUDA no fused kernel takes grouped queries.
-        is_math = row.fill > 0 and row.device == "cuda"
-        yield from self._prompt(row.fill, row.prompt_length, tokens, is_math=is_math)
-        yield from self._step()
+            for start, end in ((0, min(chunk, row.fill)), (last, row.fill)):
+                moments.append(self._prompt(start, end - start, row.fill * token))
+        # A step has the token of each sequence, the position, and what the token sees:
+        # a row of the mask, or a count.
+        step = token + _INT
+        visible = self._positions if self._sdpa else _INT
+        if row.temperature == 0:
+            drawing = token
+        else:
+            # Scaled, the race, the probabilities and their quotient, in float32.
+            chosen = 0 if row.top_k is None else min(row.top_k, vocabulary)
+            drawing = self._batch * (16 * vocabulary + 4 * chosen)
+        return max(
+            *moments,
+            self._layer(1, step + visible, self._sdpa, on_cuda),
+            step + self._frequencies + self._logits + max(2 * self._state, drawing),
+        )
 
     def _prompt(
         self, start: int, length: int, tokens_bytes: int, *, is_math: bool = False
-    ) -> Iterator[int]:
+    ) -> int:
         default_chunk = self._positions if self._sdpa else PREFILL_CHUNK
         chunk = self._row.prefill_chunk or default_chunk
         inside = inside_prefill_bytes(self._config, self._row)
-        # A chunk's result is alive during the next one.
-        before = 0
+        # A chunk's result is alive during the next one, the last one's in the head.
+        before = most = 0
         for first in range(0, length, chunk):
             tokens = min(chunk, length - first)
             masked = self._sdpa and start + first > 0
-            mask = tokens * self._positions if masked else 0
-            live = tokens_bytes + before + tokens * _INT + mask
-            yield from self._layer(tokens, live, masked, is_math and masked, inside)
+            live = before + tokens * (_INT + (self._positions if masked else 0))
+            most = max(most, self._layer(tokens, live, masked, is_math, inside))
             before = tokens * self._state
-        yield from self._head(tokens_bytes + before)
-
-    def _step(self) -> Iterator[int]:
-        # The token of each sequence, and the position.
-        live = self._batch * _INT + _INT
-        # What the token sees: a row of the mask, or a count.
-        visible = self._positions if self._sdpa else _INT
-        is_math = self._sdpa and self._row.device == "cuda"
-        yield from self._layer(1, live + visible, self._sdpa, is_math)
-        yield from self._head(live + self._state)
-        yield live + self._frequencies + self._sampling()
+        head = before + self._frequencies + self._state + self._logits
+        return tokens_bytes + max(most, head)
 
     def _layer(
         self, tokens: int, live: int, masked: bool, is_math: bool, inside: int = 0
-    ) -> Iterator[int]:
+    ) -> int:
         """Some tokens of each sequence that run together, with `live` bytes around.
 
-        Attention has a mask over the cache where `masked` and no fused kernel where
-        `is_math`; its operator takes `inside` in addition to its result.
+        Attention has a mask over the cache where `masked` and then no fused kernel
+        where `is_math`; its operator takes `inside` in addition to its result.
         """
         config, size = self._config, self._size
         rows = self._batch * tokens
-        x = rows * config.dim * size
+        x, hidden = rows * config.dim * size, rows * config.intermediate_size * size
+        # A norm has, in a shorter dtype, x, its product with the scale and the result;
+        # in float32 the product and the result.
+        norm = (10 if self._wide else 8) * rows * config.dim + 4 * rows
         # Cosines and sines are float32, one of each for a pair.
         live += self._frequencies + 4 * tokens * self._width
-        yield live + x + self._norm(rows)
-        for moment in self._attention(tokens, masked, is_math, inside):
-            yield live + moment
+        attention = self._attention(tokens, masked, is_math, inside)
         # Behind attention: x, x + attention, what is normed, and gate and up.
-        yield live + 2 * x + self._norm(rows)
-        hidden = rows * config.intermediate_size * size
-        yield live + 3 * x + max(3 * hidden, hidden + x)
+        return live + max(attention, 2 * x + norm, 3 * x + max(3 * hidden, hidden + x))
 
-    def _attention(
-        self, tokens: int, masked: bool, is_math: bool, inside: int
-    ) -> Iterator[int]:
-        config, size = self._config, self._size
+    def _attention(self, tokens: int, masked: bool, is_math: bool, inside: int) -> int:
+        config, size, kind = self._config, self._size, self._row.kv_cache
         rows = self._batch * tokens
         x = rows * config.dim * size
         # Elements of queries and of keys.
@@ -138,33 +138,34 @@ class _Moments:
         k = rows * config.n_kv_heads * self._width
         live = 2 * x + rows * config.qkv_size * size
         # Rotating takes four products and sums of half the pairs, in float32.
-        yield live + (self._wide + 8) * q
-        yield live + q * size + (self._wide + 8) * k
+        rotating = self._wide + 8
+        moments = [live + rotating * q, live + q * size + rotating * k]
         live += (q + k) * size
-        if self._row.kv_cache is not None:
-            # Keys and values are stacked and quantized together.
-            yield live + 2 * k * size + self._quantizing(2 * k)
+        if kind is not None:
+            # Keys and values are stacked and quantized together, in float32. int8:
+            # divided, rounded and as codes; fp8: six steps on the bits.
+            steps = self._wide + (9 if kind == "int8" else 24)
+            moments.append(live + 2 * k * (size + steps) + 8 * k // self._width)
         if not self._sdpa:
-            yield live + q * size + inside
-        elif masked:
+            return max(*moments, live + q * size + max(inside, x))
+        if masked:
             cache = self._batch * config.n_kv_heads * self._positions * self._width
-            if self._row.kv_cache is not None:
-                # Each of keys and values is dequantized whole.
-                yield live + cache * size + self._dequantizing(cache)
+            if kind is not None:
+                # Each of keys and values is dequantized whole: scales and values in
+                # float32, and the bits of fp8 or the result.
+                more = max(2 if kind == "fp8" else 0, size if self._wide else 0)
+                scales = 4 * cache // self._width
+                moments.append(live + scales + cache * (size + 4 + more))
                 live += 2 * cache * size
             live -= k * size
             if is_math:
-                for moment in self._math_attention(tokens):
-                    yield live + moment
-        elif self._row.kv_cache is not None:
-            # Keys, then values, are rounded as the cache holds them.
-            yield live + k * size + self._quantizing(k)
-            scales = 2 * k // self._width
-            yield live + k * size + k + scales + self._dequantizing(k)
+                moments.append(live + self._math_attention(tokens))
+        elif kind is not None:
+            # Keys and values are rounded as the cache holds them.
             live += k * size
-        yield live + q * size + x
+        return max(*moments, live + q * size + x)
 
-    def _math_attention(self, tokens: int) -> Iterator[int]:
+    def _math_attention(self, tokens: int) -> int:
         """Attention without a fused kernel, in float32, over the whole cache."""
         config, batch = self._config, self._batch
         groups = config.n_heads // config.n_kv_heads
@@ -178,42 +179,7 @@ class _Moments:
             live += 8 * cache * groups
         # The product takes queries whose sequences and heads are one dimension.
         copied = tokens > 1 and batch > 1 and config.n_heads > 1
-        yield live + 4 * cache * groups + 4 * scores + (4 * q if copied else 0)
-        yield live + 8 * scores
+        product = 4 * cache * groups + 4 * scores + (4 * q if copied else 0)
         # The result, and in a shorter dtype it and the probabilities once more.
         shorter = 2 * scores + 2 * q if self._wide else 0
-        yield live + 4 * scores + 4 * q + shorter
-
-    def _quantizing(self, values: int) -> int:
-        """Float32 copies and codes while `values` of a cache are quantized."""
-        # int8: divided, rounded and as codes; fp8: six steps on the bits.
-        steps = 9 if self._row.kv_cache == "int8" else 24
-        return (self._wide + steps) * values + 4 * values // self._width
-
-    def _dequantizing(self, values: int) -> int:
-        # Scales and values in float32, and the bits of fp8 or the result.
-        bits = 2 if self._row.kv_cache == "fp8" else 0
-        result = self._size if self._wide else 0
-        return 4 * values // self._width + (4 + max(bits, result)) * values
-
-    def _norm(self, rows: int) -> int:
-        # In a shorter dtype x, its product with the scale and the result; in float32
-        # the product and the result.
-        return (10 if self._wide else 8) * rows * self._config.dim + 4 * rows
-
-    def _logits(self) -> int:
-        return self._batch * self._config.vocab_size * self._size
-
-    def _head(self, live: int) -> Iterator[int]:
-        live += self._frequencies
-        yield live + self._norm(self._batch)
-        yield live + self._state + self._logits()
-
-    def _sampling(self) -> int:
-        """Logits with what drawing a token takes, or choosing the likeliest."""
-        row, vocabulary = self._row, self._config.vocab_size
-        if row.temperature == 0:
-            return self._logits() + self._batch * _INT
-        chosen = 0 if row.top_k is None else min(row.top_k, vocabulary)
-        # Scaled, the race, the probabilities and their quotient, in float32.
-        return self._logits() + self._batch * (16 * vocabulary + 4 * chosen)
+        return live + max(product, 8 * scores, 4 * scores + 4 * q + shorter)

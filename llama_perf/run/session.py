@@ -14,13 +14,13 @@ from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
-from llama_perf.measure.prepare import prepare
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     MeasureOptions,
-    MemoryMeter,
     Progress,
-    measure,
+    RowMemoryMeter,
+    measure_row,
     without_retained,
 )
 from llama_perf.results.environment import Environment
@@ -84,15 +84,15 @@ class Session:
             if not used.profiled_after_samples:
                 # If a row loaded it, it would count as the row's memory.
                 load_profiler()
-            meter = MemoryMeter(device)
-            prepared = prepare(
+            meter = RowMemoryMeter(device)
+            prepared = prepare_row(
                 row,
                 checkpoints=self.options.checkpoints,
                 slowdown=options.slowdown,
                 notify=progress,
             )
             try:
-                measurement = measure(
+                measurement = measure_row(
                     prepared,
                     meter=meter,
                     ceiling=ceiling,

@@ -13,7 +13,7 @@ import torch
 
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig, preset
-from llama_perf.measure.predict import Prediction, model_bytes
+from llama_perf.measure.predict import RowBytes, model_bytes
 from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
@@ -139,7 +139,7 @@ class Peak(NamedTuple):
     row: RowSpec
     published_gb: float
     ceiling_gb: float
-    predicted: Prediction
+    predicted: RowBytes
 
     @property
     def predicted_gb(self) -> float:

@@ -15,8 +15,8 @@ from statistics import median, quantiles
 import torch
 
 from llama_perf.measure.environment import collect
-from llama_perf.measure.prepare import prepare
-from llama_perf.measure.timing import time_generation
+from llama_perf.measure.prepare import prepare_row
+from llama_perf.measure.timing import time_row
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import github_table, place, replace_between
 from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint
@@ -60,16 +60,16 @@ def timed(
     rows: Sequence[RowSpec], rounds: int, *, checkpoints: Path | None
 ) -> list[Timed]:
     """All rows once to warm up, then `rounds` times in turn."""
-    prepared = [prepare(row, checkpoints=checkpoints) for row in rows]
+    prepared = [prepare_row(row, checkpoints=checkpoints) for row in rows]
     generator = torch.Generator().manual_seed(0)
     for row in prepared:
-        time_generation(row, generator)
+        time_row(row, generator)
     times: list[list[int]] = [[] for _ in rows]
     for number in range(rounds):
         # Each is first in its turn, and last.
         order = list(range(len(rows)))
         for index in order[number % len(rows) :] + order[: number % len(rows)]:
-            sample = time_generation(prepared[index], generator)
+            sample = time_row(prepared[index], generator)
             times[index].append(sample.total_ns - sample.first_token_ns)
         print(f"round {number + 1} of {rounds}", flush=True)
     return [Timed(row, ns) for row, ns in zip(rows, times, strict=True)]

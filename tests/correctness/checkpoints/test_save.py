@@ -21,7 +21,7 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
-from llama_perf.measure.prepare import prepare
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.rows.spec import KERNELS, RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
 from tests.correctness.support.live_bytes import LiveBytes
@@ -268,7 +268,7 @@ def test_a_saved_model_is_not_quantized_again(kernels: str, tmp_path: Path) -> N
         quantize_model(load_model(folder), "fp6")
     row = RowSpec(model=str(folder), dtype="float32", device="cpu", quantization="fp6")
     with pytest.raises(SpecError, match=message):
-        prepare(row)
+        prepare_row(row)
 
 
 def test_a_row_of_a_saved_model_says_what_it_measured(
@@ -276,7 +276,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
 ) -> None:
     save_model(quantized("int8wo", "torchao"), tmp_path / "saved")
     row = RowSpec(model="saved", dtype="float32", device="cpu", max_new_tokens=4)
-    prepared = prepare(row, checkpoints=tmp_path)
+    prepared = prepare_row(row, checkpoints=tmp_path)
     assert prepared.quantization == "int8wo"
     assert prepared.weights == "pth:saved (int8wo, torchao, from synthetic)"
     # What is needed is what int8wo needs, not what float32 would.
@@ -284,7 +284,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
     monkeypatch.setattr(
         "llama_perf.devices.cpu.CpuDevice.free_memory_bytes", lambda _: full_size // 2
     )
-    prepare(row, checkpoints=tmp_path)
+    prepare_row(row, checkpoints=tmp_path)
 
     def broken(row: RowSpec) -> str:
         is_broken = (row.quantization, row.kernels) == ("int8wo", "torchao")
@@ -292,7 +292,7 @@ def test_a_row_of_a_saved_model_says_what_it_measured(
 
     monkeypatch.setattr("llama_perf.measure.prepare.broken_upstream", broken)
     with pytest.raises(NotRunnable, match="int8wo is broken"):
-        prepare(row, checkpoints=tmp_path)
+        prepare_row(row, checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

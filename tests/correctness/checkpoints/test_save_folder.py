@@ -195,7 +195,7 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")
 
-    monkeypatch.setattr("llama_perf.measure.prepare.prepare", started)
+    monkeypatch.setattr("llama_perf.measure.prepare.prepare_row", started)
     message = refusal(capsys, *QUANTIZED, "--save", "--interactive")
     assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")

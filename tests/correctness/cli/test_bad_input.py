@@ -21,8 +21,8 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")
 
-    monkeypatch.setattr("llama_perf.cli.generate_run.prepare", started)
-    monkeypatch.setattr("llama_perf.run.session.prepare", started)
+    monkeypatch.setattr("llama_perf.cli.generate_run.prepare_row", started)
+    monkeypatch.setattr("llama_perf.run.session.prepare_row", started)
     monkeypatch.setattr("llama_perf.run.session.measure_ceiling", started)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llama_perf.cli import generate, generate_run
-from llama_perf.measure.prepare import Prepared, prepare
+from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import Sample
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import CommandLine
@@ -190,13 +190,13 @@ def test_a_preset_prints_tokens_and_averages(tmp_path: Path, cli: CommandLine) -
 
 
 def test_prefill_and_batch(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    made_here: list[Prepared] = []
+    made_here: list[PreparedRow] = []
 
-    def prepared_here(*arguments: Any, **options: Any) -> Prepared:
-        made_here.append(prepare(*arguments, **options))
+    def prepared_here(*arguments: Any, **options: Any) -> PreparedRow:
+        made_here.append(prepare_row(*arguments, **options))
         return made_here[-1]
 
-    monkeypatch.setattr(generate_run, "prepare", prepared_here)
+    monkeypatch.setattr(generate_run, "prepare_row", prepared_here)
     output, _ = cli(*TINY, "--prefill_size", "11", "--batch_size", "3")
     (made,) = made_here
     assert made.prompt.shape == (3, 11)

@@ -57,11 +57,11 @@ def test_a_row_that_breaks_costs_no_other_row(project: Project) -> None:
     def second_breaks(*arguments: Any, **options: Any) -> Any:
         started.append(None)
         if len(started) != 2:
-            return timing.measure(*arguments, **options)
+            return timing.measure_row(*arguments, **options)
         assert [result.id for result in project.report().results] == [PLAIN]
         raise RuntimeError("it broke\nin several lines")
 
-    project.patch.setattr(session, "measure", second_breaks)
+    project.patch.setattr(session, "measure_row", second_breaks)
     shown, _ = project.cli(*project.run_words(), code=1)
     assert f"INVALID {INT8}: RuntimeError: it broke\n" in shown
     assert [result.status for result in project.report().results] == [

@@ -21,7 +21,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
-from llama_perf.measure.timing import MemoryMeter
+from llama_perf.measure.timing import RowMemoryMeter
 from llama_perf.quantize.apply import quantize_model
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
@@ -189,7 +189,7 @@ def test_what_waits_is_noticed(
 
 
 def test_a_peak_counts_what_was_given_back(device: torch.device) -> None:
-    meter = MemoryMeter(device)
+    meter = RowMemoryMeter(device)
     before = meter.peak_bytes()
     block = torch.ones(64 * 2**20, dtype=torch.uint8, device=device)
     assert int(block.max()) == 1
@@ -227,7 +227,7 @@ def test_after_a_row_that_ran_out_of_memory_the_next_one_runs(
         if device.type == "cpu":
             message = "CUDA out of memory. Tried to allocate 96.00 MiB."
             refuse = Mock(side_effect=torch.OutOfMemoryError(message))
-            patch.setattr("llama_perf.run.session.prepare", refuse)
+            patch.setattr("llama_perf.run.session.prepare_row", refuse)
         else:
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(64 * 2**20 / total)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.measure.prepare import prepare
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import OperatorTime, StepWork
@@ -33,7 +33,7 @@ def work(calls: float = 100.0, calls_each: float = 2.0, **times: float) -> StepW
 
 
 def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
-    prepared = prepare(ROW, checkpoints=None)
+    prepared = prepare_row(ROW, checkpoints=None)
     first, second = step_work(prepared), step_work(prepared)
     assert first is not None
     assert second is not None
@@ -50,7 +50,9 @@ def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
 
 
 def test_a_row_that_decodes_nothing_has_no_step() -> None:
-    assert step_work(prepare(replace(ROW, max_new_tokens=1), checkpoints=None)) is None
+    assert (
+        step_work(prepare_row(replace(ROW, max_new_tokens=1), checkpoints=None)) is None
+    )
 
 
 @pytest.mark.parametrize(

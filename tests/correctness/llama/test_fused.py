@@ -27,8 +27,8 @@ from llama_perf.llama.fused import packed
 from llama_perf.llama.layers import Linear
 from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
-from llama_perf.measure.prepare import Prepared
-from llama_perf.measure.value_check import OPERATORS, check_values, warm_up
+from llama_perf.measure.prepare import PreparedRow
+from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.int8dq import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
@@ -204,14 +204,14 @@ def test_values_of_a_fused_row_are_checked_and_tokens_are_the_modules(
     expected = modules.generate(prompt, **greedy)
     assert torch.equal(fused.generate(prompt, **greedy), expected)
     row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
-    prepared = Prepared(
+    prepared = PreparedRow(
         row=row, engine=fused, prompt=prompt[:, :2], weights="synthetic", build_s=0.0
     )
     generator = torch.Generator(device=device).manual_seed(0)
-    check = check_values(prepared, warm_up(prepared, generator))
+    check = check_row_values(prepared, warm_up_row(prepared, generator))
     assert (check.against, check.tokens) == (OPERATORS, 3)
     with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
-        check_values(prepared, warm_up(prepared, generator, damaged=True))
+        check_row_values(prepared, warm_up_row(prepared, generator, damaged=True))
 
 
 def test_what_cannot_be_fused_says_why() -> None:

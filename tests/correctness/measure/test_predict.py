@@ -19,8 +19,8 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.predict import model_bytes, predict
-from llama_perf.measure.prepare import predict_row, prepare
-from llama_perf.measure.timing import MemoryMeter, measure
+from llama_perf.measure.prepare import predict_row, prepare_row
+from llama_perf.measure.timing import RowMemoryMeter, measure_row
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables import sizes
@@ -212,8 +212,8 @@ def test_a_cpu_takes_what_is_predicted(change: dict[str, Any]) -> None:
     smollm2_path()  # Skips where it is not installed.
     row = RowSpec(model=SMOLLM2, dtype="float32", device="cpu", **change)
     row = replace(row, max_new_tokens=2, num_samples=1)
-    meter = MemoryMeter(CPU)
-    took = measure(prepare(row), meter=meter).peak_memory_bytes
+    meter = RowMemoryMeter(CPU)
+    took = measure_row(prepare_row(row), meter=meter).peak_memory_bytes
     # An allocator keeps some of what packing the weights took.
     assert took == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=45e6)
 

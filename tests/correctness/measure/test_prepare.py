@@ -22,8 +22,8 @@ from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsErr
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure import prepare as build
 from llama_perf.measure import toolchain
-from llama_perf.measure.prepare import check_runnable, predict_row, prepare
-from llama_perf.measure.timing import time_generation
+from llama_perf.measure.prepare import check_runnable, predict_row, prepare_row
+from llama_perf.measure.timing import time_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
@@ -109,13 +109,13 @@ def test_a_model_shares_no_memory_with_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [1, 6, 200])
 def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> None:
     row = replace(ROW, prompt_length=length, batch_size=3)
-    prompt = prepare(row).prompt
+    prompt = prepare_row(row).prompt
     assert (prompt.shape, prompt.dtype) == ((3, length), torch.int64)
     assert torch.equal(prompt, prompt[:1].expand(3, -1))
-    assert torch.equal(prompt, prepare(row).prompt)
+    assert torch.equal(prompt, prepare_row(row).prompt)
     assert prompt.unique().numel() > length // 2
     tokens = torch.arange(length).repeat(3, 1)
-    prepared = prepare(row, prompt=tokens)
+    prepared = prepare_row(row, prompt=tokens)
     assert torch.equal(prepared.prompt, tokens)
     assert prepared.weights == "synthetic"
     assert prepared.engine.cache_size == length + row.max_new_tokens
@@ -124,7 +124,7 @@ def test_a_prompt_has_its_length_and_is_the_same_in_all_rows(length: int) -> Non
 def test_a_prompt_is_text_where_there_is_a_tokenizer() -> None:
     tokenizer = load_tokenizer(smollm2_path())
     row = replace(ROW, model=SMOLLM2, prompt_length=150, batch_size=2)
-    prepared = prepare(row)
+    prepared = prepare_row(row)
     assert prepared.prompt.shape == (2, 150)
     text = tokenizer.decode(prepared.prompt[0].tolist())
     assert "Hello, my name is Ada" in text
@@ -139,7 +139,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     torch.save(all_weights(tiny_weights()), folder / "model.pth")
     train_sentencepiece(folder)
     with pytest.raises(TokenizerError, match=r"360 tokens is not allowed for a .* 48"):
-        prepare(replace(ROW, model="tiny"), checkpoints=tmp_path)
+        prepare_row(replace(ROW, model="tiny"), checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_what_does_not_fit_is_not_run_before_anything_is_built(
     needed = predict_row(row).peak_bytes
     monkeypatch.setattr(build, "build_model", None)
     monkeypatch.setattr(CpuDevice, "free_memory_bytes", lambda _: needed - 1)
-    for check in (check_runnable, prepare):
+    for check in (check_runnable, prepare_row):
         with pytest.raises(NotRunnable) as caught:
             check(row)
         assert str(caught.value) == f"{needs}; {(needed - 1) / 1e9:.1f} GB free"
     monkeypatch.setattr(CpuDevice, "free_memory_bytes", lambda _: needed)
     check_runnable(row)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-        prepare(row)
+        prepare_row(row)
 
 
 @pytest.mark.parametrize("kind", [False, True, "fp8"])
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_not_run_before_anything_is_built(
 def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
     row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
     messages: list[str] = []
-    prepared = prepare(row, notify=messages.append)
+    prepared = prepare_row(row, notify=messages.append)
     assert messages == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9
@@ -183,25 +183,25 @@ def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) ->
     assert not k_cache[:, :, 9:].any()
     filling = k_cache[:, :, :9].clone()
     for _ in range(2):
-        sample = time_generation(prepared, torch.Generator().manual_seed(0))
+        sample = time_row(prepared, torch.Generator().manual_seed(0))
         assert sample.tokens.shape == (1, ROW.prompt_length + ROW.max_new_tokens)
     assert torch.equal(k_cache[:, :, :9], filling)
 
 
 def test_a_ragged_row_has_prompts_of_every_length() -> None:
-    prepared = prepare(replace(ROW, batch_size=4, ragged=True, prompt_length=7))
+    prepared = prepare_row(replace(ROW, batch_size=4, ragged=True, prompt_length=7))
     assert prepared.prompt.shape == (4, 7)
     assert prepared.lengths is not None
     assert prepared.lengths.tolist() == [1, 3, 5, 7]
-    sample = time_generation(prepared, torch.Generator().manual_seed(0))
+    sample = time_row(prepared, torch.Generator().manual_seed(0))
     assert sample.tokens.shape == (4, 7 + ROW.max_new_tokens)
-    assert prepare(ROW).lengths is None
+    assert prepare_row(ROW).lengths is None
 
 
 def test_a_cache_longer_than_the_context_is_built_with_one_warning() -> None:
     messages: list[str] = []
     for size in (256, 257):
-        prepare(replace(ROW, cache_size=size), notify=messages.append)
+        prepare_row(replace(ROW, cache_size=size), notify=messages.append)
     assert messages == [
         "warning: a cache of 257 positions is longer than the 256 that this model was"
         " trained for"
@@ -218,7 +218,7 @@ def test_what_is_not_built_or_cannot_be_compiled_here_is_not_run(
         ({"compile": True}, "no compiler"),
         ({"device": "cuda"}, "no CUDA device on this machine"),
     ):
-        for check in (check_runnable, prepare):
+        for check in (check_runnable, prepare_row):
             with pytest.raises(NotRunnable, match=reason):
                 check(replace(ROW, **change))
     check_runnable(ROW)

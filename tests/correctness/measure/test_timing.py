@@ -12,9 +12,14 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
-from llama_perf.measure.prepare import Prepared, predict_row, prepare
+from llama_perf.measure.prepare import PreparedRow, predict_row, prepare_row
 from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
-from llama_perf.measure.timing import MeasureOptions, MemoryMeter, Sample, measure
+from llama_perf.measure.timing import (
+    MeasureOptions,
+    RowMemoryMeter,
+    Sample,
+    measure_row,
+)
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
@@ -82,9 +87,9 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
     prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
     messages: list[str] = []
-    measurement = measure(
-        Prepared(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
-        meter=MemoryMeter(CPU),
+    measurement = measure_row(
+        PreparedRow(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
+        meter=RowMemoryMeter(CPU),
         options=MeasureOptions(samples_budget_s=budget_s),
         progress=messages.append,
     )
@@ -123,7 +128,7 @@ def test_a_measurement_of_an_earlier_version_has_no_budget() -> None:
 
 
 def test_the_meter_sees_what_was_allocated_and_freed_until_a_new_peak() -> None:
-    meter = MemoryMeter(CPU)
+    meter = RowMemoryMeter(CPU)
     assert meter.peak_bytes() < OWN
     tensor = torch.ones(64 * MB // 4)
     assert 60 * MB <= meter.peak_bytes() < 80 * MB
@@ -144,12 +149,12 @@ def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
     change: dict[str, object],
 ) -> None:
     row = replace(ROW, **change)  # type: ignore[arg-type]
-    prepared = prepare(row)
+    prepared = prepare_row(row)
     load_profiler()
     # The first one keeps a few bytes for those after it, as a warm-up does.
     _, first, second = (allocated_peak_bytes(prepared) for _ in range(3))
     assert first == second
-    again = allocated_peak_bytes(prepare(row))
+    again = allocated_peak_bytes(prepare_row(row))
     assert again == pytest.approx(first, rel=1e-5)
     # What a product takes inside is not predicted.
     assert first == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=6e6)
@@ -157,7 +162,7 @@ def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
 
 def test_a_larger_cache_adds_its_bytes_and_nothing_else() -> None:
     rows = [replace(ROW, cache_size=size) for size in (64, 128)]
-    small, large = (allocated_peak_bytes(prepare(row)) for row in rows)
+    small, large = (allocated_peak_bytes(prepare_row(row)) for row in rows)
     caches = [predict_row(row).cache_bytes for row in rows]
     assert large - small == caches[1] - caches[0]
 
@@ -165,9 +170,12 @@ def test_a_larger_cache_adds_its_bytes_and_nothing_else() -> None:
 def test_two_percent_more_is_found_in_what_a_row_measures() -> None:
     results = []
     for size in (64, 64, 4096):
-        prepared, meter = prepare(replace(ROW, cache_size=size)), MemoryMeter(CPU)
+        prepared, meter = (
+            prepare_row(replace(ROW, cache_size=size)),
+            RowMemoryMeter(CPU),
+        )
         options = MeasureOptions(count_work=True)
-        results.append(measure(prepared, meter=meter, options=options))
+        results.append(measure_row(prepared, meter=meter, options=options))
     first, second, larger = (result.peak_allocated_bytes or 0 for result in results)
     assert first == second > 0
     assert larger > 1.02 * first

@@ -9,8 +9,13 @@ import torch
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure import value_check
-from llama_perf.measure.prepare import Prepared, prepare
-from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS, check_values, warm_up
+from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.value_check import (
+    DEQUANTIZED,
+    OPERATORS,
+    check_row_values,
+    warm_up_row,
+)
 from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
@@ -20,17 +25,17 @@ from llama_perf.run.session import Session
 from tests.correctness.support.schemes import schemes_on
 
 
-def built(**fields: Any) -> Prepared:
+def built(**fields: Any) -> PreparedRow:
     wanted = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12, **fields}
-    return prepare(RowSpec(model="stories15M", **wanted))
+    return prepare_row(RowSpec(model="stories15M", **wanted))
 
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def checked(prepared: Prepared, *, damaged: bool = False) -> ValueCheck:
-    return check_values(prepared, warm_up(prepared, seeded(), damaged=damaged))
+def checked(prepared: PreparedRow, *, damaged: bool = False) -> ValueCheck:
+    return check_row_values(prepared, warm_up_row(prepared, seeded(), damaged=damaged))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_one_wrong_logit_is_no_tie(
 def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> None:
     prepared = built(prompt_length=length, max_new_tokens=new)
     generator, alike = seeded(), seeded()
-    observed = warm_up(prepared, generator)
+    observed = warm_up_row(prepared, generator)
     tokens = prepared.generate(alike)
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)

@@ -15,7 +15,7 @@ from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
-from llama_perf.measure.prepare import prepare
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose as choosing
 from llama_perf.quantize.autoquant import times_file
@@ -196,7 +196,7 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
     model = quantize_model(load_model("stories15M"), "autoquant", compile=True)
     # The reference's generation: a prompt of six tokens.
     assert {product.tokens for _, product, _ in asked} == {1, 6}
-    prepared = prepare(ROW)
+    prepared = prepare_row(ROW)
     schemes = {choice.chosen for choice in prepared.autoquant or ()}
     assert schemes == {"none", "int8wo", "int8dq"}
     expected = load_model("stories15M")
