@@ -4,7 +4,7 @@
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
 versions it was saved with; the tokenizer lies in the same folder if one is given. The
 folder appears whole or not at all. Knows what a reader must find in it, but no scheme
-and none of its tensors; reading is `llama_perf.checkpoints.pth`'s.
+and none of its tensors; reading is `llama_perf.checkpoints.formats`'s.
 """
 
 import io
@@ -45,10 +45,19 @@ from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
 from llama_perf.strict_json import from_plain, record
 
 KEY = "llama_perf"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Counts up whenever the stored tensors change their layout or their classes."""
-# Where the pickles of format 1 name classes that are in `row_scaled` since.
-_MOVED_CLASSES = ("int8wo.Int8Weight", "fp6.Fp6Weight", "float8wo.Float8Weight")
+# By the module they are in now, where the pickles of formats 1 and 2 name classes.
+_MOVED_CLASSES = {
+    "row_scaled": (
+        "int8wo.Int8Weight",
+        "fp6.Fp6Weight",
+        "float8wo.Float8Weight",
+        "int8dq.Int8DynamicWeight",
+        "float8dq.Float8DynamicWeight",
+    ),
+    "grouped": ("int4wo.Int4Weight", "uintx.UintxWeight"),
+}
 _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 
 
@@ -56,12 +65,12 @@ _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 class Saved:
     """The field `llama_perf` of a saved `config.json`.
 
-    `format` is that of `FORMAT`; files of format 1 are read as well. `scheme` and
+    `format` is that of `FORMAT`; files of format 1 and 2 are read as well. `scheme` and
     `kernels` are None where the weights are not quantized; `dtype` is that of the
     activations, `device` the one the weights were packed on.
     """
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     weights: str
     scheme: str | None
     kernels: str | None
@@ -110,10 +119,14 @@ def import_tensors() -> None:
     from llama_perf.quantize import registry
 
     registry.import_all()
-    row_scaled = import_module("llama_perf.quantize.row_scaled")
-    for old in _MOVED_CLASSES:
-        moved = getattr(row_scaled, old.partition(".")[2])
-        torch.serialization.add_safe_globals([(moved, f"llama_perf.quantize.{old}")])
+    for name, paths in _MOVED_CLASSES.items():
+        module = import_module(f"llama_perf.quantize.{name}")
+        for old in paths:
+            moved = (
+                getattr(module, old.partition(".")[2]),
+                f"llama_perf.quantize.{old}",
+            )
+            torch.serialization.add_safe_globals([moved])
     # Not in every torchao; a file that needs it is then refused by its class.
     with suppress(ImportError):
         import_module("torchao.prototype.quantization.int4")
@@ -213,7 +226,20 @@ def save_model(
         ) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            _write(made, model, saved, source)
+            with (made / "model.pth").open("wb") as file:
+                torch.save(model.state_dict(), file)
+            fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
+            text = json.dumps(fields, indent=2) + "\n"
+            (made / "config.json").write_text(text, encoding="utf-8")
+            if source is not None:
+                files.copy_tokenizer(source, made)
+            # What a rename makes visible must be on the disk by then.
+            for written in (*made.iterdir(), made):
+                handle = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
             made.replace(target)
     except (OSError, RuntimeError) as error:
         # Where a write fails torch raises an error of its own after it.
@@ -221,23 +247,6 @@ def save_model(
         reason = _first_line(cause or error)
         raise SaveError(f"{target}: cannot be written: {reason}") from None
     return target
-
-
-def _write(made: Path, model: Transformer, saved: Saved, source: Path | None) -> None:
-    with (made / "model.pth").open("wb") as file:
-        torch.save(model.state_dict(), file)
-    fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
-    text = json.dumps(fields, indent=2) + "\n"
-    (made / "config.json").write_text(text, encoding="utf-8")
-    if source is not None:
-        files.copy_tokenizer(source, made)
-    # What a rename makes visible must be on the disk by then.
-    for path in (*made.iterdir(), made):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _describe(model: Transformer, scheme: str | None) -> Saved:

@@ -7,8 +7,9 @@ is an error, so that no row runs unquantized under a quantized name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,8 @@ def quantize_model(
     if not all(is_unquantized(parameter) for parameter in model.parameters()):
         raise quantized_already(scheme, model.origin)
     device, dtype = model.device, model.dtype
-    quantizer = make_quantizer(scheme, kernels=chosen, device=device, dtype=dtype)
+    make = partial(make_quantizer, scheme, kernels=chosen, device=device, dtype=dtype)
+    quantizer = make()
     if scheme in AUTOQUANT:
         row = RowSpec(
             model="model",
@@ -65,10 +67,7 @@ def quantize_model(
             device=device.type,
             compile=compile,
         )
-        schemes = chosen_schemes(choose(row, model.config))
-        quantizer = make_quantizer(
-            scheme, kernels=chosen, device=device, dtype=dtype, schemes=schemes
-        )
+        quantizer = make(schemes=chosen_schemes(choose(row, model.config)))
     quantizer(model, "model")
     record_scheme(model, scheme=scheme, kernels=chosen)
     return model
@@ -118,27 +117,21 @@ def make_quantizer(
         config = AutoquantConfig(schemes)
 
     def quantize(module: nn.Module, prefix: str) -> None:
-        linears = list(_linears(module, prefix))
-        shapes = {path: tuple(linear.weight.shape) for path, linear in linears}
+        modules = module.named_modules(prefix=prefix)
+        linears = {path: one for path, one in modules if isinstance(one, nn.Linear)}
+        shapes = {path: tuple(one.weight.shape) for path, one in linears.items()}
         check_shapes(scheme, config, shapes, device=device)
-        for path, linear in linears:
+        for path, linear in linears.items():
             check_weight(linear.weight, name=name, where=path)
         # A container, since quantize_ replaces children and not the root itself.
         quantize_(nn.ModuleDict({"root": module}), config)
-        for path, linear in _linears(module, prefix):
+        for path, linear in linears.items():
             # autoquant may have chosen to leave a linear as it is.
             if scheme.family not in AUTOQUANT and is_unquantized(linear.weight):
-                shape = tuple(linear.weight.shape)
-                problem = f"{kernels} left {path}, {shape}, unquantized"
+                problem = f"{kernels} left {path}, {shapes[path]}, unquantized"
                 raise SpecError("quantization", name, problem)
 
     return quantize
-
-
-def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:
-    for path, child in module.named_modules(prefix=prefix):
-        if isinstance(child, nn.Linear):
-            yield path, child
 
 
 def check_shapes(

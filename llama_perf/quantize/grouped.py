@@ -1,6 +1,10 @@
-"""Weights with a scale and a zero for each group along K, and the search for these.
+"""int4wo and uintx: a scale and a zero for each group along K, and their search.
 
-Scales and zeros are found by least squares, or by torchao's hqq.
+    int4wo  w = (c - 8) * s + z with codes c of 0 to 15, z in 16 bits, as tinygemm has
+    uintx   w = (c - z) * s with c and the integer z of 0 to 2**bits - 1; the range of
+            a group is widened to hold 0, so that z has a place in it
+
+Scales s have 16 bits and are found by least squares, or by torchao's hqq.
 
 The range of a group gives a first scale and zero; fitting both to the codes they lead
 to, and ranges somewhat narrower than the group's, may leave less squared error. The
@@ -16,9 +20,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.grouped import dequantized, grouped_weight, packed_weight
+from llama_perf.kernels.grouped import (
+    MIDDLE,
+    OFFSET,
+    PACKED,
+    dequantized,
+    grouped_weight,
+    packed_weight,
+)
+from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.packed_tensor import PackedTensor
+from llama_perf.rows.schemes import Scheme
 
 # Values of a weight at a time: as float32 what a core's second-level cache holds, and
 # on a card enough for its launches not to count.
@@ -214,3 +227,82 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
     scale, zero = (tensor.clone().view(*groups.shape[:2], 1) for tensor in tensors)
     span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
     return scale, zero, scale <= span / (2**bits - 1) * 1.01
+
+
+class Int4Weight(GroupedWeight, families=("int4wo",)):
+    """int4 words (B, W, 16), 16-bit scales and offsets (B, G, 16)."""
+
+    bits = 4
+    zero_kind = OFFSET
+
+    @classmethod
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Int4Weight":
+        """See `PackedTensor.from_float`."""
+        groups = in_groups(weight, scheme.group_size)
+        dtype = scale_dtype(groups)
+        scale, offset = scale_and_offset(groups, 15, MIDDLE, dtype)
+        if scheme.hqq and not weight.is_meta:
+            hqq_scale, zero, suits = hqq_scale_and_zero(groups, cls.bits)
+            hqq_scale = positive_scale(hqq_scale, dtype)
+            scale = torch.where(suits, hqq_scale, scale)
+            hqq_offset = stored((MIDDLE - zero) * hqq_scale, dtype)
+            offset = torch.where(suits, hqq_offset, offset)
+        codes = torch.round((groups - offset) / scale + MIDDLE).clamp(0, 15)
+        return cls(
+            pack(codes.flatten(1).to(torch.uint8), cls.bits),
+            to_lanes(scale.squeeze(2).to(dtype)),
+            to_lanes(offset.squeeze(2).to(dtype)),
+            *weight.shape,
+            weight.dtype,
+        )
+
+
+class UintxWeight(GroupedWeight, families=("uintx",)):
+    """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
+
+    tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
+    zero_kind = PACKED
+
+    @classmethod
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "UintxWeight":
+        """See `PackedTensor.from_float`."""
+        bits = scheme.bits
+        assert bits is not None, f"{scheme.name} has no bits"
+        groups = in_groups(weight, scheme.group_size)
+        dtype = scale_dtype(groups)
+        scale, zero = _scale_and_zero(groups, bits, dtype, hqq=scheme.hqq)
+        codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
+        return cls(
+            pack(codes.flatten(1).to(torch.uint8), bits),
+            to_lanes(scale.squeeze(2).to(dtype)),
+            pack(zero.squeeze(2).to(torch.int32), bits),
+            bits,
+            *weight.shape,
+            weight.dtype,
+        )
+
+
+@in_stretches
+def _scale_and_zero(
+    groups: Tensor, bits: int, dtype: torch.dtype, *, hqq: bool
+) -> tuple[Tensor, ...]:
+    """Scales that are values of `dtype` and zeros that are whole, float32 (N, G, 1)."""
+    max_code = 2**bits - 1
+    scale, zero = scale_and_zero(groups, max_code, dtype)
+    if not hqq or groups.is_meta:
+        return scale, zero
+    hqq_scale, hqq_zero, suits = hqq_scale_and_zero(groups, bits)
+    hqq_scale = positive_scale(hqq_scale, dtype)
+    hqq_zero = torch.round(hqq_zero)
+
+    def mean_power(scale: Tensor, zero: Tensor) -> Tensor:
+        """The mean of |error| ** 0.7 of each group, which hqq lowers: (N, G, 1)."""
+        codes = torch.round(groups / scale + zero).clamp(0, max_code)
+        error = (codes - zero) * scale - groups
+        return error.abs().pow(0.7).mean(2, keepdim=True)
+
+    # A group far from 0 would need a zero that has no place in the codes. And a whole
+    # zero may cost more than the search gained, by the measure it lowers.
+    fits = suits & (hqq_zero >= 0) & (hqq_zero <= max_code)
+    fits &= mean_power(hqq_scale, hqq_zero) <= mean_power(scale, zero)
+    return torch.where(fits, hqq_scale, scale), torch.where(fits, hqq_zero, zero)

@@ -6,53 +6,55 @@ figures that stand there.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from operator import attrgetter
+from itertools import chain
 
-from scripts.doc_tables.document import Table, replace_between
+from scripts.doc_tables.document import Table
 
 # Imported when asked for: most of them load a model's libraries, some only torch.
 TABLES = {
-    "closeness": "scripts.doc_tables.closeness:TABLE.tables",
-    "redraws": "scripts.doc_tables.closeness:REDRAWS.tables",
-    "caches": "scripts.doc_tables.caches:TABLE.tables",
-    "twins": "scripts.doc_tables.twins:TABLE.tables",
-    "operators": "scripts.doc_tables.operators:TABLE.tables",
-    "sizes": "scripts.doc_tables.sizes:tables",
-    "performance": "scripts.doc_tables.stored:performance",
-    "limits": "scripts.doc_tables.stored:limits",
-    "gate": "scripts.studies.gate_simulation:tables",
+    "closeness": ("doc_tables.closeness", "TABLE"),
+    "redraws": ("doc_tables.closeness", "REDRAWS"),
+    "caches": ("doc_tables.caches", "TABLE"),
+    "twins": ("doc_tables.twins", "TABLE"),
+    "operators": ("doc_tables.operators", "TABLE"),
+    "sizes": ("doc_tables.sizes", "SIZES", "PEAKS"),
+    "performance": ("doc_tables.stored", "PERFORMANCE"),
+    "limits": ("doc_tables.stored", "LIMITS"),
+    "gate": ("studies.gate_simulation", "TABLE"),
 }
-"""Functions that compute tables, with the rows that are named, or all of them, anew."""
 
 
-def compute(table: str, names: list[str]) -> list[Table]:
-    """The tables of that name; exits with a line if one of `names` is no row of it."""
-    module, _, function = TABLES[table].partition(":")
-    tables: list[Table] = attrgetter(function)(import_module(module))(names)
-    return tables
+def tables(name: str) -> list[Table]:
+    """The tables that `name` stands for."""
+    module, *variables = TABLES[name]
+    return [getattr(import_module(f"scripts.{module}"), one) for one in variables]
 
 
-def main() -> str | None:
-    """Compute and print one table; returns the limits that its figures break."""
+def main(argv: Sequence[str] | None = None) -> str | None:
+    """Compute and print what is asked for; returns the limits that its figures break.
+
+    Exits with a line if a row is named that there is not.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m scripts.doc_tables",
         description="Compute a table of docs/ and print it.",
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument(
-        "rows", nargs="*", metavar="NAME", help="only these schemes or kinds of cache"
+        "rows", nargs="*", metavar="NAME", help="only rows with this first cell"
     )
     parser.add_argument(
         "--write", action="store_true", help="replace the table in the document"
     )
-    arguments = parser.parse_args()
-    tables = compute(arguments.table, arguments.rows)
-    for table in tables:
-        print(table.text)
-        if arguments.write:
-            replace_between(*table.place, table.text)
-    return "\n".join(line for table in tables for line in table.problems) or None
+    arguments = parser.parse_args(argv)
+    chosen, rows = tables(arguments.table), arguments.rows
+    known = {key[0] for table in chosen for key in table.keys}
+    if missing := sorted({*rows} - known):
+        sys.exit(f"no row of the table: {', '.join(missing)}")
+    problems = [table.compute(rows, write=arguments.write) for table in chosen]
+    return "\n".join(chain(*problems)) or None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.attention import KVCache, VisiblePositions
 from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved
-from scripts.doc_tables.document import RowTable, place
+from scripts.doc_tables.document import Table, place
 from scripts.doc_tables.figures import Closeness, closeness
 from scripts.doc_tables.smollm2 import smollm2_path, unquantized
 
@@ -91,7 +91,7 @@ def _draw(kind: str) -> tuple[list[str], list[str]]:
     return cells(kind, Redraws.of(draws)), []
 
 
-TABLE = RowTable(
+TABLE = Table(
     place=place("correctness.md", "caches"),
     headers=("cache", *FIGURES),
     keys=[(kind,) for kind in REDRAWN],

@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from scripts.doc_tables.document import Key, RowTable, place
+from scripts.doc_tables.document import Key, Table, place
 from scripts.doc_tables.figures import Closeness, exact_int_mm
 from scripts.doc_tables.smollm2 import compared, quantized, scheme_figures
 
@@ -169,7 +169,7 @@ def _draw(scheme: str, kernels: str, reference: str) -> tuple[list[str], list[st
     return [tokens_cell(limits), *limits.beside(texts)], limits.broken_by(figures)
 
 
-TABLE = RowTable(
+TABLE = Table(
     place=place("correctness.md", "closeness"),
     headers=("scheme", "kernels", "compared with", "tokens", *FIGURES),
     keys=ROWS,
@@ -189,7 +189,7 @@ def _redraw(scheme: str, kernels: str) -> tuple[list[str], list[str]]:
     return redraw_cells(Redraws.of(draws)), []
 
 
-REDRAWS = RowTable(
+REDRAWS = Table(
     place=place("correctness.md", "redraws"),
     headers=("scheme", "kernels", *FIGURES[::2]),
     keys=REDRAWN,

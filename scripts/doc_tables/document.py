@@ -4,14 +4,16 @@ Knows text and marks, not the meaning of a table.
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from tabulate import tabulate
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from scripts import ROOT
+
+DOCS = ROOT / "docs"
 PUBLISHED = Path(__file__).with_name("a100_reference.csv")
 """The table of torchao's former benchmark."""
 Place: TypeAlias = tuple[Path, str, str]
@@ -22,15 +24,6 @@ Key: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table, its place, and the limits that its figures break, in words."""
-
-    place: Place
-    text: str
-    problems: Sequence[str] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowTable:
     """A table whose rows are computed one by one.
 
     `draw` gets a row's key, and returns its other cells and the limits that its figures
@@ -48,22 +41,30 @@ class RowTable:
         rows = rows_between(*self.place)
         return {tuple(row[:count]): row[count:] for row in rows}
 
-    def text(self, drawn: Mapping[Key, Sequence[str]]) -> str:
-        """The document's table, with the rows in `drawn` replaced."""
-        rows = {**self.documented(), **drawn}
-        return github_table(((*key, *rows[key]) for key in self.keys), self.headers)
+    def compute(self, names: Collection[str], *, write: bool = False) -> list[str]:
+        """Print the table with the rows of `names`, or all, anew; the broken limits.
 
-    def tables(self, names: Sequence[str]) -> list[Table]:
-        """The table with the rows of `names`, or with all of them, computed anew."""
-        chosen = select(names, dict.fromkeys(key[0] for key in self.keys))
-        drawn, problems = {}, []
+        The other rows keep the figures that stand in the document. `write` puts it
+        there.
+        """
+        text, problems = self.drawn(names)
+        print(text)
+        if write:
+            replace_between(*self.place, text)
+        return problems
+
+    def drawn(self, names: Collection[str] = ()) -> tuple[str, list[str]]:
+        """The text of that table, and the limits that its new figures break."""
+        rows: dict[Key, Sequence[str]] = {**self.documented()}
+        problems = []
         for key in self.keys:
-            if key[0] in chosen:
+            if key[0] in names or not names:
                 # It takes seconds to minutes.
                 print(*key, file=sys.stderr, flush=True)
-                drawn[key], broken = self.draw(*key)
+                rows[key], broken = self.draw(*key)
                 problems += [f"{'.'.join(key)}: {problem}" for problem in broken]
-        return [Table(place=self.place, text=self.text(drawn), problems=problems)]
+        cells = ((*key, *rows[key]) for key in self.keys)
+        return github_table(cells, self.headers), problems
 
 
 def place(document: str, name: str) -> Place:
@@ -99,10 +100,3 @@ def github_table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
     """A markdown table of texts, as they are."""
     cells = list(map(list, rows))
     return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def select(names: Sequence[str], known: Collection[str]) -> list[str]:
-    """The `names` in the order of `known`, or all; exits with a line for an unknown."""
-    if missing := set(names) - set(known):
-        sys.exit(f"no row of the table: {', '.join(sorted(missing))}")
-    return [name for name in known if name in names or not names]

@@ -5,7 +5,6 @@ Sizes are of every native scheme, peaks of every row of the set `reference`.
 
 import csv
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from llama_perf.measure.prepare import predict_row
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import PUBLISHED, Table, github_table, place, select
+from scripts.doc_tables.document import PUBLISHED, Table, place
 
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # What a row of these models may take at most, GB: weights, embedding and caches as they
@@ -46,24 +45,6 @@ CACHE_CEILINGS_GB = {
 }
 
 
-def tables(names: Sequence[str]) -> list[Table]:
-    """The tables of sizes and of peaks; they have no rows to choose from."""
-    select(names, ())
-    layouts = ("reference layout GB", "of published", "lean layout GB", "of published")
-    text = github_table(
-        map(_size_cells, sizes()), ("model", "scheme", "published GB", *layouts)
-    )
-    headers = ["row", "published GB", "predicted GB", "weights", "embedding"]
-    headers += ["caches and mask", "beside them", "at most"]
-    return [
-        Table(place=place("sizes.md", "sizes"), text=text),
-        Table(
-            place=place("sizes.md", "peaks"),
-            text=github_table(map(_peak_cells, peaks()), headers),
-        ),
-    ]
-
-
 def _published() -> list[dict[str, str]]:
     with PUBLISHED.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -78,6 +59,11 @@ class Size(NamedTuple):
     published_gb: float
     reference_bytes: int | None
     lean_bytes: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The model and the scheme, as the table names them."""
+        return self.model, self.scheme or f"none, {self.dtype}"
 
     @property
     def comparable_bytes(self) -> int:
@@ -124,13 +110,22 @@ def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
     return weights // group_size * bits // 8
 
 
-def _size_cells(size: Size) -> list[str]:
-    scheme = size.scheme or f"none, {size.dtype}"
-    cells = [size.model, scheme, f"{size.published_gb:.2f}"]
+def _draw_size(*key: str) -> tuple[list[str], list[str]]:
+    (size,) = (size for size in sizes() if size.key == key)
+    cells = [f"{size.published_gb:.2f}"]
     for stored in (size.reference_bytes, size.lean_bytes):
-        gb = 0.0 if stored is None else stored / 1e9
+        gb = (stored or 0) / 1e9
         cells += [f"{gb:.2f}", f"{gb / size.published_gb:.3f}"] if gb else ["", ""]
-    return cells
+    return cells, []
+
+
+_LAYOUTS = ("reference layout GB", "of published", "lean layout GB", "of published")
+SIZES = Table(
+    place=place("sizes.md", "sizes"),
+    headers=("model", "scheme", "published GB", *_LAYOUTS),
+    keys=[size.key for size in sizes()],
+    draw=_draw_size,
+)
 
 
 class Peak(NamedTuple):
@@ -163,10 +158,19 @@ def _ceiling_gb(row: RowSpec) -> float:
     return CEILINGS_GB[row.quantization or row.dtype][MODELS.index(row.model)]
 
 
-def _peak_cells(peak: Peak) -> list[str]:
+def _draw_peak(name: str) -> tuple[list[str], list[str]]:
+    (peak,) = (peak for peak in peaks() if f"`{peak.row.id}`" == name)
     predicted = peak.predicted
     parts = [predicted.model_size_bytes, predicted.embedding_bytes]
     parts += [predicted.cache_bytes, predicted.working_bytes]
     figures = (peak.published_gb, peak.predicted_gb, *(size / 1e9 for size in parts))
-    texts = (f"{figure:.2f}" for figure in (*figures, peak.ceiling_gb))
-    return [f"`{peak.row.id}`", *texts]
+    return [f"{figure:.2f}" for figure in (*figures, peak.ceiling_gb)], []
+
+
+_HEADERS = ["row", "published GB", "predicted GB", "weights", "embedding"]
+PEAKS = Table(
+    place=place("sizes.md", "peaks"),
+    headers=[*_HEADERS, "caches and mask", "beside them", "at most"],
+    keys=[(f"`{row.id}`",) for row in selection.load_set("reference")],
+    draw=_draw_peak,
+)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import RowTable, place
+from scripts.doc_tables.document import Table, place
 from scripts.doc_tables.figures import exact_int_mm, token_divergences
 from scripts.doc_tables.smollm2 import (
     quantized,
@@ -139,7 +139,7 @@ def _draw(scheme: str) -> tuple[list[str], list[str]]:
     return [*cells, f"{errors:+.1f}"], problems
 
 
-TABLE = RowTable(
+TABLE = Table(
     place=place("correctness.md", "twins"),
     headers=("scheme", "KL native", "KL torchao", "native less torchao", "errors"),
     keys=[(scheme,) for scheme in TWINS],

@@ -33,10 +33,7 @@ from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.selection import load_file, load_set
 from llama_perf.rows.spec import RowSpec
 from scripts.offline.install import compiler
-from scripts.studies.kernel_resources.compile_only import (
-    LaunchingOperators,
-    compile_only,
-)
+from scripts.studies.compile_only import LaunchingOperators, compile_only
 
 META = torch.device("meta")
 

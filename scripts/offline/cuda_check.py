@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from scripts import ROOT
 from scripts.offline.machine import machine_parser, run_script
-from scripts.offline.steps import ROOT, Step, StepRunner
+from scripts.offline.steps import Step, StepRunner
 
 _REHEARSAL_ROWS = """\
 [defaults]

@@ -22,7 +22,8 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from llama_perf.errors import UserError
-from scripts.offline.steps import ROOT, Status, Step, StepRunner
+from scripts import ROOT
+from scripts.offline.steps import Status, Step, StepRunner
 
 # A CUDA machine has these of its own, in the builds that fit its driver.
 LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-(?!ml-py$).*")

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from scripts import ROOT
 from scripts.offline.install import install_kernels, install_wheels
-from scripts.offline.steps import ROOT, Interrupted, StepRunner
+from scripts.offline.steps import Interrupted, StepRunner
 
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
 _PROBE = """

@@ -16,7 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts import ROOT
+
 # Seconds for an interrupted process to write what it has; then it is killed.
 GRACE_S = 8.0
 

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from llama_perf.errors import UserError
+from scripts import ROOT
 from scripts.offline.cuda_table import TABLE_SETS
 from scripts.offline.install import (
     KERNEL_FILES,
@@ -30,7 +31,6 @@ from scripts.offline.install import (
     run_pip,
     run_python,
 )
-from scripts.offline.steps import ROOT
 
 MB = 1e6
 LIMIT_MB = 64

@@ -6,11 +6,12 @@ group are compared with its first. Writes the table of docs/long-context.md.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import NamedTuple
 
 import torch
 
@@ -18,8 +19,9 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.timing import time_row
 from llama_perf.rows.spec import RowSpec
+from scripts import ROOT
 from scripts.doc_tables.document import github_table, place, replace_between
-from scripts.studies.torchao_0_15.peer import MODEL, ROOT, make_checkpoint
+from scripts.studies.small_llama import MODEL, make_checkpoint
 
 PLACE = place("long-context.md", "cache cost")
 _SMALL = RowSpec(
@@ -28,23 +30,16 @@ _SMALL = RowSpec(
 _FILLED = replace(
     _SMALL, model="SmolLM2-135M-Instruct", fill=200, cache_size=8192, max_new_tokens=40
 )
+_int8 = partial(replace, kv_cache_quantization=True)
 GROUPS: Sequence[Sequence[RowSpec]] = (
-    (
-        _SMALL,
-        replace(_SMALL, cache_size=2048),
-        replace(_SMALL, cache_size=2048, kv_cache_quantization=True),
-    ),
+    (_SMALL, replace(_SMALL, cache_size=2048), _int8(_SMALL, cache_size=2048)),
     (_FILLED, replace(_FILLED, cache_size=131072)),
-    tuple(
-        replace(_FILLED, cache_size=size, kv_cache_quantization=True)
-        for size in (8192, 131072)
-    ),
+    (_int8(_FILLED), _int8(_FILLED, cache_size=131072)),
 )
 _HEADERS = ("row", "decode tok/s", "of the first row's", "middle half of the rounds")
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
+class Timed(NamedTuple):
     """Decoding times of one row in ns, one for each round."""
 
     row: RowSpec
@@ -89,7 +84,7 @@ def table(groups: Sequence[Sequence[Timed]]) -> str:
     return github_table(lines, _HEADERS)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Time all groups and print the table; with `--write` into the document."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.studies.cache_cost",
@@ -100,22 +95,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     checkpoints = ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf"
     make_checkpoint(checkpoints / MODEL)
-    groups = []
-    for rows in GROUPS:
-        # Only the small model lies in a folder; the other one is found by its name.
-        folder = checkpoints if rows[0].model == MODEL else None
-        groups.append(timed(rows, arguments.rounds, checkpoints=folder))
+    # Only the small model lies in a folder; the other one is found by its name.
+    folders = [checkpoints if rows[0].model == MODEL else None for rows in GROUPS]
+    groups = [
+        timed(rows, arguments.rounds, checkpoints=folder)
+        for rows, folder in zip(GROUPS, folders, strict=True)
+    ]
     text = table(groups)
     print(text)
     if arguments.write:
         where = collect(torch.device("cpu"))
         conditions = (
-            f"{where.device_name}, {where.threads} threads, torch {where.torch},"
-            f" llama-perf {where.commit}, {arguments.rounds} rounds:"
+            f"{where.device_name}, {where.threads} threads, torch {where.torch}"
         )
+        conditions += f", llama-perf {where.commit}, {arguments.rounds} rounds:"
         replace_between(*PLACE, f"{conditions}\n\n{text}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

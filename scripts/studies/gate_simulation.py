@@ -6,8 +6,9 @@ deviations and limits are those of `llama_perf`, the draws and decisions are num
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeAlias
 
 import numpy as np
@@ -21,10 +22,9 @@ from llama_perf.gate.thresholds import (
     screen_limit,
     shrunk,
 )
-from scripts.doc_tables.document import Table, github_table, place, select
+from scripts.doc_tables.document import Table, place
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-PLACE = place("gate-why.md", "simulation")
 ROWS = 20
 RUNS = 10_000
 DEVIATIONS = (0.004, 0.006, 0.01, 0.02)
@@ -113,40 +113,33 @@ def _limits(own: Floats, processes: Sequence[int]) -> tuple[Floats, Floats]:
     return np.array(screen), np.array(confirm)
 
 
-def cases() -> list[tuple[str, Sequence[float], int | None]]:
-    """(name, true deviation of each row, tails) of every line of the table."""
-    equal = [
-        (f"{deviation:.1%}", (deviation,) * ROWS, None) for deviation in DEVIATIONS
-    ]
-    return [
-        *equal,
-        ("all four mixed", DEVIATIONS * (ROWS // len(DEVIATIONS)), None),
-        ("1.0%, heavy tails", (0.01,) * ROWS, 5),
-    ]
+# By name: the true deviation of each row, and the tails of the draws.
+CASES: Mapping[str, tuple[Sequence[float], int | None]] = {
+    **{f"{deviation:.1%}": ((deviation,) * ROWS, None) for deviation in DEVIATIONS},
+    "all four mixed": (DEVIATIONS * (ROWS // len(DEVIATIONS)), None),
+    "1.0%, heavy tails": ((0.01,) * ROWS, 5),
+}
 
 
-def tables(names: Sequence[str]) -> list[Table]:
-    """The table; it has no rows to choose from."""
-    select(names, ())
-    lines, problems = [], []
-    for size, processes in SIZES.items():
-        for name, deviations, tails in cases():
-            simulated = simulate(deviations, processes, runs=RUNS, tails=tails)
-            alarms = simulated.false_alarms()
-            if alarms > MAX_FALSE_ALARMS:
-                problems = ["more false alarms than one run in a thousand"]
-            detected = [f"{simulated.detected(loss):.1%}" for loss in SLOWDOWNS]
-            detectable = _min_detectable(deviations, processes)
-            lines.append((size, name, f"{alarms:.2%}", *detected, detectable))
-    losses = (f"-{slowdown:.0%}" for slowdown in SLOWDOWNS)
-    headers = ("processes", "deviation", "runs with a false alarm", *losses)
-    text = github_table(lines, (*headers, "min. detectable"))
-    return [Table(place=PLACE, text=text, problems=problems)]
+def _draw(size: str, case: str) -> tuple[list[str], list[str]]:
+    (deviations, tails), processes = CASES[case], SIZES[size]
+    simulated = simulate(deviations, processes, runs=RUNS, tails=tails)
+    alarms, detectable = simulated.false_alarms(), "-"
+    if len({*deviations}) == len({*processes}) == 1:
+        # Where the deviation is one and is known.
+        known = Spread(deviation=deviations[0], degrees=math.inf)
+        detectable = f"{minimum_detectable(known, processes[0]):.1%}"
+    detected = [f"{simulated.detected(loss):.1%}" for loss in SLOWDOWNS]
+    problem = "more false alarms than one run in a thousand"
+    problems = [problem] if alarms > MAX_FALSE_ALARMS else []
+    return [f"{alarms:.2%}", *detected, detectable], problems
 
 
-def _min_detectable(deviations: Sequence[float], processes: Sequence[int]) -> str:
-    """The minimum detectable effect where the deviation is one and is known."""
-    if len(set(deviations)) > 1 or len(set(processes)) > 1:
-        return "-"
-    known = Spread(deviation=deviations[0], degrees=math.inf)
-    return f"{minimum_detectable(known, processes[0]):.1%}"
+_LOSSES = (f"-{slowdown:.0%}" for slowdown in SLOWDOWNS)
+_HEADERS = ("processes", "deviation", "runs with a false alarm", *_LOSSES)
+TABLE = Table(
+    place=place("gate-why.md", "simulation"),
+    headers=(*_HEADERS, "min. detectable"),
+    keys=list(product(SIZES, CASES)),
+    draw=_draw,
+)

@@ -16,9 +16,9 @@ from pathlib import Path
 from llama_perf.results.run import Report, read_report
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
+from scripts import ROOT
 from scripts.doc_tables.document import github_table, place, replace_between
 
-ROOT = Path(__file__).resolve().parents[2]
 # Of the quick rows with their slowdowns, and of a set of the package.
 PLACE = place("gate-why.md", "study")
 SET_PLACE = place("gate-why.md", "study of a set")

@@ -18,9 +18,7 @@ LLAMA3_PATTERN = (
 """Where Llama 3 splits text before it merges bytes."""
 
 # Special tokens with which a model ends its text, its turn or its message.
-_END_MARKS = (
-    *("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>"),
-)
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +115,7 @@ def byte_pair_tokenizer(
     return Tokenizer(
         vocab_size=vocab_size,
         bos_id=bos_id,
-        eos_ids=frozenset(special[mark] for mark in _END_MARKS if mark in special),
+        eos_ids=frozenset(special[mark] for mark in _ENDS if mark in special),
         special=special,
         with_text={*ranks.values(), *parsed.values()},
         encode_text=encode,

@@ -3,24 +3,34 @@
 The time of a candidate is that of all products with the shape's linears in one
 generation, each counted as often as it occurs (torchao's autoquant, which did so until
 0.16). Knows no weights.
+
+Times are kept in a file between runs. A time holds for one machine, one set of library
+versions and one state of the kernels' source; anything else is timed anew.
 """
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
+from llama_perf.files import write_atomically
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK
-from llama_perf.quantize.autoquant import times_file
 from llama_perf.quantize.autoquant.timing import How, Product, time_product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
+from llama_perf.strict_json import read_json, record, to_json
+
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +61,12 @@ def choose(
     taken on the row's device, in its dtype, and added to it. `notify` gets a
     line that names them, and one for a file that cannot be used.
     """
-    device, path = torch.device(row.device), path or times_file.default_path()
-    machine = times_file.machine_key(fingerprint(device))
+    device, path = torch.device(row.device), path or times_path()
+    machine = machine_key(fingerprint(device))
     known: dict[str, float] = {}
     problem = ""
     try:
-        known |= times_file.read(path).machines.get(machine, {})
+        known |= read_times(path).machines.get(machine, {})
     except RecordError as error:
         problem = str(error)
         notify(f"autoquant: {problem}; timing anew without it")
@@ -78,7 +88,7 @@ def choose(
         new = {_key(row, use, name): us[name] for name in missing}
         known |= new
         try:
-            times_file.keep(path, machine, new)
+            keep_times(path, machine, new)
         except RecordError as error:
             problem = str(error)
     if not timed:
@@ -104,7 +114,7 @@ def choose(
 
 
 def _key(row: RowSpec, use: Use, candidate: str) -> str:
-    return times_file.time_key(candidate, use.product, dtype=row.dtype, how=use.how)
+    return time_key(candidate, use.product, dtype=row.dtype, how=use.how)
 
 
 def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
@@ -160,3 +170,66 @@ def _how(row: RowSpec, product: Product, *, is_gate: bool) -> How:
     # A prompt's products are the same operators compiled or not; a step's are not.
     compiled = row.compile and product.tokens == row.batch_size
     return "compiled" if compiled else "eager"
+
+
+@record
+class TimesFile:
+    """Microseconds by what holds them apart: the machine, then candidate and product.
+
+    The keys are meant to be read: see `machine_key` and `time_key`.
+    """
+
+    kind: Literal["llama-perf autoquant times"] = "llama-perf autoquant times"
+    schema_version: Literal[1] = 1
+    machines: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def times_path() -> Path:
+    """`autoquant.json` in $LLAMA_PERF_CACHE, else in the user's cache folder."""
+    if own := os.environ.get("LLAMA_PERF_CACHE"):
+        return Path(own) / "autoquant.json"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "llama-perf" / "autoquant.json"
+
+
+def machine_key(fingerprint: Mapping[str, object]) -> str:
+    """Device, features, threads, versions, and a hash of the kernels' source.
+
+    `fingerprint` has the fields of `llama_perf.devices.device.fingerprint`.
+    """
+    return (
+        "{device_key}, features {cpu_features}, {threads} threads, torch {torch},"
+        " torchao {torchao}, triton {triton}, driver {driver},"
+        " float32 {float32_matmul_precision}, kernels {source}"
+    ).format(**fingerprint, source=_source_hash())
+
+
+def time_key(candidate: str, product: Product, *, dtype: str, how: str) -> str:
+    """Such as "int8wo 1x4096x11008 float32 compiled": M x N x K, and how it is run."""
+    shape = f"{product.tokens}x{product.rows}x{product.columns}"
+    return f"{candidate} {shape} {dtype} {how}"
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in ("kernels", "quantize"):
+        for path in sorted((_PACKAGE / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def read_times(path: Path) -> TimesFile:
+    """The file, empty where there is none; raises RecordError for a damaged one."""
+    return read_json(TimesFile, path) if path.exists() else TimesFile()
+
+
+def keep_times(path: Path, machine: str, times: dict[str, float]) -> None:
+    """Add `times` of `machine` to the file; raises RecordError where it cannot be."""
+    # Read again: another run may have written since.
+    machines = read_times(path).machines
+    machines[machine] = {**machines.get(machine, {}), **times}
+    try:
+        write_atomically(path, to_json(TimesFile(machines=machines)))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from None

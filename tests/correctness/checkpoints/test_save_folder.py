@@ -5,11 +5,11 @@ import json
 import os
 import pickle
 import resource
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,23 +21,16 @@ from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.rows.spec import KERNELS
 from tests.correctness.checkpoints.test_pth import Evil
-from tests.correctness.checkpoints.test_save import (
-    CPU,
-    assert_same,
-    change_said,
-    quantized,
-)
-from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.checkpoints.test_save import assert_same, change_said, quantized
+from tests.correctness.quantize.test_apply import CPU, SMALL, small
 from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support import weights_samples
 from tests.correctness.support.command_line import refusal
 
+BOS: Any = {"add_bos_token": True, "bos_token_id": 273}
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "gguf": lambda folder: samples.write_gguf(
-        folder / "m.gguf",
-        chat_template="{{ messages }}",
-        add_bos_token=True,
-        bos_token_id=273,
+        folder / "m.gguf", chat_template="{{ messages }}", **BOS
     ),
     "tiktoken": lambda folder: samples.write_tiktoken(folder / "tokenizer.model"),
     "sentencepiece": samples.train_sentencepiece,
@@ -95,15 +88,12 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
     assert (folder / "model.pth").stat() == before
 
 
-def interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def test_what_fails_halfway_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = quantized("int8wo")
     with monkeypatch.context() as patch:
+        interrupted = Mock(side_effect=KeyboardInterrupt)
         patch.setattr("llama_perf.checkpoints.save.to_hugging_face", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save_model(model, tmp_path / "saved")
@@ -192,10 +182,8 @@ def test_a_saved_model_speaks(
 def test_what_cannot_be_saved_is_told_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def started(*_: object, **__: object) -> None:
-        pytest.fail("it started before it refused")
-
-    monkeypatch.setattr("llama_perf.measure.prepare.prepare_row", started)
+    started = Mock(side_effect=AssertionError("it started before it refused"))
+    monkeypatch.setattr("llama_perf.cli.generate_run.prepare_row", started)
     message = refusal(capsys, *QUANTIZED, "--save", "--interactive")
     assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")
@@ -204,11 +192,9 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     assert message.startswith(start)
     monkeypatch.chdir(tmp_path)
 
-    def unpicklable(*_: object) -> None:
-        raise TypeError("cannot pickle it")
-
     model = quantized("int8wo", "torchao")
     kind = type(model.output.weight.data)
+    unpicklable = Mock(side_effect=TypeError("cannot pickle it"))
     monkeypatch.setattr(kind, "__reduce_ex__", unpicklable)
     reason = "Int8Tensor tensors cannot be saved: cannot pickle it"
     message = refusal(capsys, *QUANTIZED, "--kernels", "torchao", "--save")
@@ -218,14 +204,9 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(quantized("int8wo"), tmp_path_factory.mktemp("models") / "saved")
-
-
 @pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "saved"))
+def folder(tmp_path: Path) -> Path:
+    return save_model(quantized("int8wo"), tmp_path / "saved")
 
 
 def refused(folder: Path, start: str) -> None:
@@ -288,9 +269,7 @@ def test_tensors_that_are_not_what_the_folder_says(folder: Path) -> None:
     change_said(folder, kernels="native")
     state = torch.load(path, weights_only=True)
     torch.save({**state, "tok_embeddings.weight": state["output.weight"]}, path)
-    refused(
-        folder, "model.pth: tok_embeddings.weight: Int8Weight is not allowed; allow"
-    )
+    refused(folder, "model.pth: tok_embeddings.weight: Int8Weight is not allowed; ")
     torch.save({**state, "norm.weight": Evil(folder / "ran")}, path)
     refused(folder, "model.pth: refused: it asks for posix.system, which can run code")
     assert not (folder / "ran").exists()
@@ -316,10 +295,8 @@ def test_zeros_in_the_layout_that_format_1_had_for_uintx_are_refused(
 def test_a_tensor_of_other_versions_is_told_with_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: object, **__: object) -> None:
-        asked = "Unsupported global: GLOBAL torchao.quantization.Old was not an allowed"
-        raise pickle.UnpicklingError(asked)
-
+    asked = "Unsupported global: GLOBAL torchao.quantization.Old was not an allowed"
+    load = Mock(side_effect=pickle.UnpicklingError(asked))
     monkeypatch.setattr(torch, "load", load)
     start = "model.pth: refused: it asks for torchao.quantization.Old,"
     versions = "which these versions do not have; it was saved with torchao 0."

@@ -30,7 +30,7 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_row
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.int8dq import Int8DynamicWeight
+from llama_perf.quantize.row_scaled import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.interpreter import device, test_in_the_interpreter
 from tests.correctness.support.weights_samples import TINY, tiny_weights

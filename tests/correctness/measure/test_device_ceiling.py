@@ -146,7 +146,7 @@ def test_a_chain_that_lost_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 def test_the_kernel_compiles_with_its_dependence_if_any(capability: int) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from llama_perf.kernels.triton.dependent_launch import launch_count
-    from scripts.studies.kernel_resources.resources import compiled
+    from scripts.studies.compile_only import compiled
 
     x = torch.empty(1, dtype=torch.int32, device="meta")
     for dependent in (False, True) if capability >= 90 else (False,):

@@ -1,7 +1,9 @@
 """Each scheme on a small model: what it changes, what it stores, what it refuses."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +24,7 @@ from tests.correctness.quantize.test_native_schemes import MATRIX, refusal
 from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import tiny_weights
 
+ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 # Every K is a multiple of 64; 192 is none of 128 or 256, like SmolLM2's 576.
 SMALL = ModelConfig(
@@ -46,10 +49,9 @@ def small(config: ModelConfig = SMALL) -> Transformer:
     return build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
 
 
-def linears(model: Transformer) -> Iterator[tuple[str, nn.Linear]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name, module
+def linears(model: Transformer) -> dict[str, nn.Linear]:
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
@@ -58,22 +60,16 @@ def test_every_linear_is_quantized_once_and_nothing_else(
     scheme: str, kernels: str, tied: bool
 ) -> None:
     config = replace(SMALL, tied_embeddings=tied)
-    model, before = (
-        quantize_model(small(config), scheme, kernels=kernels),
-        small(config),
-    )
-    modules = dict(linears(model))
+    before, model = small(config), small(config)
+    modules = linears(quantize_model(model, scheme, kernels=kernels))
     assert len(modules) == 5 * SMALL.n_layers + 1
     assert not any(is_unquantized(linear.weight) for linear in modules.values())
-    others = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.removesuffix(".weight") not in modules
-    }
+    parameters = dict(model.named_parameters())
+    others = parameters.keys() - {f"{name}.weight" for name in modules}
     assert len(others) == 2 * SMALL.n_layers + 2, "the embedding and the norms"
-    for name, parameter in others.items():
-        assert is_unquantized(parameter), name
-        assert torch.equal(parameter, before.get_parameter(name)), name
+    for name in others:
+        assert is_unquantized(parameters[name]), name
+        assert torch.equal(parameters[name], before.get_parameter(name)), name
     size = model.weight_bytes()
     for again in ("int8wo", scheme):
         with pytest.raises(SpecError, match="this model is quantized already"):
@@ -83,8 +79,9 @@ def test_every_linear_is_quantized_once_and_nothing_else(
 
 @pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "float8wo", *INT4])
 def test_torchaos_weights_are_as_near_as_their_format_allows(scheme: str) -> None:
-    before = dict(linears(small()))
-    for name, linear in linears(quantize_model(small(), scheme, kernels="torchao")):
+    before, model = linears(small()), small()
+    quantize_model(model, scheme, kernels="torchao")
+    for name, linear in linears(model).items():
         exact = before[name].weight.detach()
         # A layer's answer to the unit vectors is its weight, transposed.
         with patch("torch._int_mm", exact_int_mm):
@@ -216,3 +213,33 @@ def test_a_layer_that_the_kernels_would_skip_is_an_error(
     monkeypatch.setattr("torchao.quantization.quantize_", lambda *_: None)
     with pytest.raises(SpecError, match=r"left model\.layers\.0\..* unquantized"):
         quantize_model(small(), "int8wo", kernels="torchao")
+
+
+IMPORT = """\
+import sys, warnings
+import torch
+sys.pycache_prefix = sys.argv[1]
+warnings.filterwarnings("error", message=".*invalid escape sequence")
+from llama_perf.quantize.registry import import_torchao
+import_torchao()
+"""
+
+
+def succeeds(folder: Path, *words: object) -> None:
+    argv = [sys.executable, *map(str, words)]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-1500:]
+
+
+def test_torchaos_source_warns_of_nothing_while_it_is_compiled(tmp_path: Path) -> None:
+    """Its escape sequences: of a row under pytest they made a SyntaxError."""
+    succeeds(ROOT, "-c", IMPORT, tmp_path)
+
+
+def test_a_test_may_record_what_it_saw_in_a_file_of_results(tmp_path: Path) -> None:
+    test = 'def test_it(record_property):\n    record_property("seen", 1)\n'
+    (tmp_path / "test_it.py").write_text(test)
+    words = ["-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
+    words += ["-p", "no:cacheprovider", f"--junit-xml={tmp_path / 'results.xml'}"]
+    succeeds(tmp_path, *words, tmp_path)
+    assert 'name="seen"' in (tmp_path / "results.xml").read_text()

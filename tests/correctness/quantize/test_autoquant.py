@@ -18,7 +18,6 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose as choosing
-from llama_perf.quantize.autoquant import times_file
 from llama_perf.quantize.autoquant.choose import choose, counted_products, products
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.results.measurement import LinearChoice
@@ -159,7 +158,7 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
     assert {(product.tokens, how) for _, product, how in asked} == {(1, "compiled")}
     choices(dtype="bfloat16")
     assert {product.tokens for _, product, _ in asked} == {1, 3}
-    monkeypatch.setattr(times_file, "machine_key", lambda _environment: "another")
+    monkeypatch.setattr(choosing, "machine_key", lambda _environment: "another")
     assert choices()
     assert {product.tokens for _, product, _ in asked} == {1, 3}
 
@@ -171,7 +170,7 @@ def test_a_file_that_cannot_be_used_is_told_and_kept_and_the_choice_stands(
     damaged, lines = tmp_path / "times.json", list[str]()
     damaged.write_text('{"kind": "something else"}', encoding="utf-8")
     with pytest.raises(RecordError):
-        times_file.read(damaged)
+        choosing.read_times(damaged)
     assert choose(ROW, TINY, notify=lines.append, path=damaged)
     assert asked
     assert lines[0].startswith(f"autoquant: {damaged}: kind: ")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.autoquant import times_file, timing
+from llama_perf.quantize.autoquant import choose, timing
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import AUTOQUANT
@@ -58,12 +58,12 @@ def one_thread() -> Iterator[None]:
 
 def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
     fields = asdict(ENVIRONMENT)
-    key = times_file.machine_key(fields)
+    key = choose.machine_key(fields)
     names = ("device_key", "threads", "torch", "torchao", "triton", "driver")
     for name in (*names, "float32_matmul_precision", "cpu_features"):
-        assert times_file.machine_key(fields | {name: "other"}) != key
-    assert times_file.machine_key(fields | {"commit": "other"}) == key
-    key = times_file.time_key("fp6", product(2, 3), dtype="float32", how="compiled")
+        assert choose.machine_key(fields | {name: "other"}) != key
+    assert choose.machine_key(fields | {"commit": "other"}) == key
+    key = choose.time_key("fp6", product(2, 3), dtype="float32", how="compiled")
     assert key == "fp6 1x2x3 float32 compiled"
 
 
@@ -76,7 +76,7 @@ def test_the_default_file_lies_where_the_user_says(
         ("HOME", ".cache/llama-perf"),
     ):
         monkeypatch.setenv(variable, str(tmp_path))
-        assert times_file.default_path() == tmp_path / folder / "autoquant.json"
+        assert choose.times_path() == tmp_path / folder / "autoquant.json"
         monkeypatch.delenv(variable)
 
 

@@ -15,9 +15,9 @@ import pytest
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.strict_json import from_json
+from scripts import ROOT
 from scripts.offline.cuda_check import without_invalid
 from scripts.offline.machine import REHEARSAL
-from scripts.offline.steps import ROOT
 from tests.correctness.support.processes import HANG_S, alive, wait_until
 
 # The most telling steps come first; tests that run side by side end in any order.

@@ -1,8 +1,10 @@
 """The Triton kernels compiled without a card, and the tables of docs/kernels.md."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,69 +15,69 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel
-from scripts.doc_tables.document import rows_between
-from scripts.studies.kernel_resources import resources, tables
+from scripts.doc_tables.document import Table
+from scripts.studies import compile_only
+from scripts.studies import kernel_resources as kernels
 
 
 def choose(top_k: int) -> None:
     """From the largest vocabulary."""
     meta = torch.device("meta")
     fed = DecodeState.room(1, 300, ragged=False, device=meta)
-    SamplingKernel(temperature=0.8, top_k=top_k)(tables.empty(1, 128256), fed)
+    SamplingKernel(temperature=0.8, top_k=top_k)(kernels.empty(1, 128256), fed)
 
 
-NAMES, FUSED = tables.PRODUCTS, tables.FUSED[::2]
-ATTENTION = list(tables.TABLES["attention"].rows.values())[::4]
-# What launches a kernel, and the architecture.
+ATTENTION = list(product(kernels.MODELS, kernels.DTYPES, kernels.CACHES))
+# What launches a kernel: a function and its arguments; and the architectures.
 CASES = [
-    *((partial(tables.launch_product, it, 1, 4096, 4096), 90) for it in NAMES),
-    *((partial(tables.launch_product, it, 64, 4096, 4096), 90) for it in NAMES),
-    *(
-        (partial(tables.launch_fused, *row), 90)
-        for row in product(FUSED, tables.KERNELS)
-    ),
-    *((work, 80) for work in ATTENTION),
+    (kernels.launch_product, product(kernels.PRODUCTS, (1, 64), [4096], [4096]), [90]),
+    (kernels.launch_fused, product(kernels.FUSED[::2], kernels.KERNELS), [90]),
+    (kernels.launch_attention, ATTENTION[::4], [80]),
     # The most that are joined are 512.
-    *((partial(choose, 200), capability) for capability in tables.CAPABILITIES),
-    *((partial(choose, 512), capability) for capability in tables.CAPABILITIES),
+    (choose, [(200,), (512,)], kernels.CAPABILITIES),
 ]
 
 
 @pytest.mark.parametrize(
-    ("work", "capability"), CASES, ids=lambda it: str(getattr(it, "args", it))
+    ("work", "words", "capability"),
+    [(work, *case) for work, words, on in CASES for case in product(words, on)],
 )
-def test_a_kernel_compiles_without_spills(work: tables.Work, capability: int) -> None:
-    (taken,) = resources.compiled(work, capability)
+def test_a_kernel_compiles_without_spills(
+    work: Callable[..., object], words: tuple[Any, ...], capability: int
+) -> None:
+    (taken,) = compile_only.compiled(partial(work, *words), capability)
     assert 0 < taken.registers <= 255
     assert taken.spilled_bytes == 0
 
 
 def test_the_shapes_are_those_of_the_two_models() -> None:
-    assert {(4096, 11008), (12288, 4096), (32000, 4096)} <= set(tables.shapes())
-    assert {(6144, 4096), (4096, 14336), (128256, 4096)} <= set(tables.shapes())
+    assert {(4096, 11008), (12288, 4096), (32000, 4096)} <= set(kernels.shapes())
+    assert {(6144, 4096), (4096, 14336), (128256, 4096)} <= set(kernels.shapes())
 
 
-@pytest.mark.parametrize("table", tables.TABLES.values(), ids=tables.TABLES)
-def test_the_document_has_every_kernel_and_no_spill(table: tables.Table) -> None:
-    rows, first = rows_between(*table.place), len(table.headers)
-    assert [tuple(row[:first]) for row in rows] == list(table.rows)
-    assert {cell.split(", ")[1] for row in rows for cell in row[first:]} == {"0"}
+@pytest.mark.parametrize("table", kernels.TABLES.values(), ids=kernels.TABLES)
+def test_the_document_has_every_kernel_and_no_spill(table: Table) -> None:
+    rows = table.documented()
+    assert list(rows) == list(table.keys)
+    assert {cell.split(", ")[1] for row in rows.values() for cell in row} == {"0"}
 
 
 def test_a_dependent_kernel_asks_for_its_weights_before_it_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    assemble = resources.assemble
+    assemble = compile_only.assemble
 
     def keep(ptx: str, capability: int) -> tuple[int, int]:
         seen.append(ptx)
         return assemble(ptx, capability)
 
-    monkeypatch.setattr(resources, "assemble", keep)
+    monkeypatch.setattr(compile_only, "assemble", keep)
     for name in ("bfloat16", "int8wo"):
         for capability in (80, 90):
-            resources.compiled(partial(tables.launch_fused, name, "gate"), capability)
+            compile_only.compiled(
+                partial(kernels.launch_fused, name, "gate"), capability
+            )
     for before_sm_90, dependent in (seen[:2], seen[2:]):
         assert "griddepcontrol" not in before_sm_90
         first = dependent.index("prefetch.global.L2")

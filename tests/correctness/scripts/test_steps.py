@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts import ROOT
 from scripts.offline import steps
-from scripts.offline.steps import ROOT, Status, Step, StepRunner
+from scripts.offline.steps import Status, Step, StepRunner
 from tests.correctness.support.processes import (
     HANG_S,
     alive,

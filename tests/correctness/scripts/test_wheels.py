@@ -11,9 +11,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from llama_perf.errors import UserError
+from scripts import ROOT
 from scripts.offline import install, wheelhouse
 from scripts.offline.install import is_left_out, lacking, root_requirements
-from scripts.offline.steps import ROOT, Status, StepRunner
+from scripts.offline.steps import Status, StepRunner
 
 
 def write_wheel(

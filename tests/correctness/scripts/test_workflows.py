@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.offline.steps import ROOT
+from scripts import ROOT
 
 WORKFLOWS: dict[str, dict[Any, Any]] = {
     path.name: yaml.safe_load(path.read_text(encoding="utf-8"))

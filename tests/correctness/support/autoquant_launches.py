@@ -10,7 +10,7 @@ import torch
 
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import AUTOQUANT
-from scripts.studies.kernel_resources.compile_only import compile_only
+from scripts.studies.compile_only import compile_only
 
 GATE = timing.Product(tokens=1, rows=11008, columns=4096)
 

@@ -94,7 +94,7 @@ def main(
         meta_engine,
         without_graphs,
     )
-    from scripts.studies.kernel_resources.compile_only import compile_only
+    from scripts.studies.compile_only import compile_only
 
     card = {"multiprocessors": int(multiprocessors)}
     launched: list[Any] = compile_only(int(capability), **card)

@@ -1,6 +1,11 @@
-"""Compile what is launched without a GPU: registers, shared memory and spills.
+"""Triton kernels compiled for a card, without one: launches, registers and spills.
 
-Knows no kernel and no table, and nothing of speed.
+Launches go through Triton's real JIT on a machine without a card: what a kernel is
+given is specialised, bound and compiled as on the card. Wrong arguments fail here,
+launches can be counted, and `TRITON_CACHE_DIR` is filled with what that card would
+load, where the Triton wheel and the Python are the same. Tensors may be on the meta
+device, which makes a model of seven billion parameters cost nothing. Nothing is
+computed.
 """
 
 import os
@@ -10,19 +15,22 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction, driver
 
-from scripts.studies.kernel_resources.compile_only import compiling_driver
+# Of the largest card of each architecture; launches that ask for more are refused.
+_SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 
-POINTERS = {
+_POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -31,6 +39,80 @@ POINTERS = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A launch that was compiled; `dependent`: by programmatic dependent launch."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    dependent: bool
+
+
+def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launched]:
+    """Make Triton compile for sm_`capability`, such as 90; the list that launches fill.
+
+    From now on, for all of this process: a kernel is compiled once a process, so no
+    two targets can be used in one.
+    """
+    launches: list[Launched] = []
+    driver.set_active(compiling_driver(capability, multiprocessors, launches))
+    return launches
+
+
+class LaunchingOperators(TorchDispatchMode):
+    """Within it this project's operators launch for meta tensors as for a card's."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func.namespace == "llama_perf":
+            # torch has no public way to ask an operator for a device's function.
+            operator = torch._library.custom_ops.OPDEFS[
+                func._overloadpacket._qualified_op_name
+            ]
+            launch = operator._backend_fns.get("cuda")
+            if launch is not None:
+                return launch(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def compiling_driver(
+    capability: int, multiprocessors: int, launches: list[Launched]
+) -> SimpleNamespace:
+    """What Triton asks of a driver, as `triton.backends.driver.GPUDriver` has it."""
+    properties = {
+        "max_shared_mem": _SHARED_BYTES[capability],
+        "multiprocessor_count": multiprocessors,
+        "max_num_regs": 65536,
+        "warpSize": 32,
+    }
+
+    def launcher(src: Any, metadata: Any) -> Callable[..., None]:
+        def note(*arguments: Any, **_options: Any) -> None:
+            kernel = getattr(src.fn, "__name__", src.name)
+            grid, dependent = tuple(arguments[:3]), bool(metadata.launch_pdl)
+            launches.append(Launched(kernel, grid, dependent))
+
+        return note
+
+    return SimpleNamespace(
+        launcher_cls=launcher,
+        utils=SimpleNamespace(
+            # Module, function, registers, spills, maximum of threads.
+            load_binary=lambda *_binary: (1, 1, 0, 0, 1024),
+            get_device_properties=lambda _device: properties,
+        ),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda _device: 0,
+        get_device_capability=lambda _device=0: divmod(capability, 10),
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        get_active_torch_device=lambda: torch.device("meta"),
+        set_current_device=lambda _device: None,
+        map_python_to_cpp_type=str,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +151,7 @@ def _compile(
     names, types, attributes = kernel.arg_names, {}, {}
     for index, (name, value) in enumerate(zip(names, arguments, strict=False)):
         if isinstance(value, Tensor):
-            types[name] = POINTERS[value.dtype]
+            types[name] = _POINTERS[value.dtype]
             divided = True  # Torch's allocations start at multiples of 16 bytes.
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32"

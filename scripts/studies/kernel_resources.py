@@ -1,12 +1,14 @@
-"""The Triton kernels that Llama-2-7B and Llama-3-8B launch: docs/kernels.md's tables.
+"""`python -m scripts.studies.kernel_resources`: docs/kernels.md's tables of resources.
 
-Every kernel of the products, of a fused layer and of attention, with bfloat16
-activations but where a row names others, for each architecture; from sm_90 on with
-dependent launches. Says nothing of speed.
+Compiles every Triton kernel that Llama-2-7B and Llama-3-8B launch: those of the
+products, of a fused layer and of attention, with bfloat16 activations but where a row
+names others, for each architecture; from sm_90 on with dependent launches. Needs Triton
+and no GPU, and says nothing of speed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product as pairs
 from typing import Any
@@ -22,8 +24,8 @@ from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.config import ModelConfig, preset
-from scripts.doc_tables import document
-from scripts.studies.kernel_resources.resources import compiled
+from scripts.doc_tables.document import Table, place
+from scripts.studies.compile_only import compiled
 
 CAPABILITIES = (80, 90, 100)
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
@@ -33,8 +35,6 @@ POSITIONS = 131072
 KERNELS = ("heads", "add", "gate")
 DTYPES = ("bfloat16", "float16", "float32")
 CACHES = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
-Work = Callable[[], object]
-
 
 FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {"format": weight.FLOATS, "bits": 16},
@@ -166,24 +166,34 @@ def _cache(
     return CachedTensors(values, values, scale, scale)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table's place, the headers of its first cells, and what a row launches."""
-
-    place: document.Place
-    headers: tuple[str, ...]
-    rows: Mapping[tuple[str, ...], Work]
-
-
 def _table(
     name: str,
     headers: tuple[str, ...],
     work: Callable[..., object],
     *cells: Iterable[Any],
 ) -> Table:
-    """With a row for every combination of the cells, with which it calls `work`."""
-    rows = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
-    return Table(document.place("kernels.md", name), headers, rows)
+    """With a row for every combination of the cells, with which it calls `work`.
+
+    Registers, spilled bytes and the KB of shared memory of attention.
+    """
+    works = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
+
+    def draw(*key: str) -> tuple[list[str], list[str]]:
+        figures, problems = [], []
+        for capability in CAPABILITIES:
+            launched = compiled(works[key], capability)
+            spilled_bytes = max(one.spilled_bytes for one in launched)
+            cell = f"{max(one.registers for one in launched)}, {spilled_bytes}"
+            if name == "attention":
+                cell += f", {launched[0].shared_bytes / 1024:.0f}"
+            figures.append(cell)
+            if spilled_bytes:
+                problems.append(f"sm_{capability} spills {spilled_bytes} bytes")
+        return figures, problems
+
+    columns = (*headers, *(f"sm_{capability}" for capability in CAPABILITIES))
+    where = place("kernels.md", name)
+    return Table(place=where, headers=columns, keys=works, draw=draw)
 
 
 _FORMAT = ("format", "tokens")
@@ -195,29 +205,32 @@ TABLES = {
 }
 
 
-def write(table: Table, names: Collection[str]) -> int:
-    """Compile the rows of `names`, or all, keep the others; how many cells spill."""
-    count, spills = len(table.headers), 0
-    known = document.rows_between(*table.place)
-    cells = {tuple(row[:count]): row[count:] for row in known}
-    for row, work in table.rows.items():
-        if names and row[0] not in names:
-            continue
-        cells[row] = []
-        for capability in CAPABILITIES:
-            print(*row, f"sm_{capability}", flush=True)
-            launched = compiled(work, capability)
-            spilled_bytes = max(one.spilled_bytes for one in launched)
-            cell = f"{max(one.registers for one in launched)}, {spilled_bytes}"
-            if "cache" in table.headers:
-                cell += f", {launched[0].shared_bytes / 1024:.0f}"
-            cells[row].append(cell)
-            if spilled_bytes:
-                print(f"spilled: {spilled_bytes} bytes")
-                spills += 1
-    columns = [*table.headers, *(f"sm_{capability}" for capability in CAPABILITIES)]
-    rows = [(*row, *cells[row]) for row in table.rows if row in cells]
-    text = document.github_table(rows, columns)
-    document.replace_between(*table.place, text)
-    print(text)
-    return spills
+def main() -> str | None:
+    """Compile what was named, or everything; returns which kernels spill."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.studies.kernel_resources",
+        description="Compile every Triton kernel and write the tables of"
+        " docs/kernels.md. Rows that were not compiled stay as they are.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        choices=["attention", "fused", *FORMATS],
+        help=f"attention, fused, or a format: {', '.join(FORMATS)}; a format after"
+        " fused is that of the fused kernels (default: everything)",
+    )
+    names = parser.parse_args().names
+    formats = [name for name in names if name in FORMATS]
+    wanted = [name for name in TABLES if name in names or not names]
+    if formats and "fused" not in names:
+        wanted.append("products")
+    spills = []
+    for name in wanted:
+        table = TABLES[name]
+        spills += table.compute(() if name == "attention" else formats, write=True)
+    return "\n".join(spills) or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Registers, shared memory and spills of the Triton kernels, without a GPU."""

@@ -1,0 +1,60 @@
+"""A small Llama with its tokenizer in a folder, the same each time it is made."""
+
+import io
+import json
+import sysconfig
+from pathlib import Path
+
+import sentencepiece
+import torch
+
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.llama.config import ModelConfig
+
+MODEL = "Small-Llama-2-4x1024"
+CONFIG = ModelConfig(
+    dim=1024,
+    n_layers=4,
+    n_heads=16,
+    n_kv_heads=16,
+    intermediate_size=2816,
+    vocab_size=2048,
+    head_dim=64,
+)
+PROMPT = "Hello, my name is"
+"""The default of both commands; six tokens, as Llama 2's tokenizer makes of it."""
+_STDLIB = ("argparse", "inspect", "pathlib", "subprocess", "tarfile", "typing")
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """A seeded Llama in float32 and its tokenizer in `folder`; the path of its weights.
+
+    The vocabulary is learnt from modules of Python's library and from the prompt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    library = Path(sysconfig.get_path("stdlib"))
+    texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in _STDLIB]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    tokenizer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # Often enough to become words of the vocabulary.
+        sentence_iterator=iter([PROMPT] * 400 + [line for line in lines if line]),
+        model_writer=tokenizer,
+        vocab_size=CONFIG.vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(tokenizer.getvalue())
+    names = ("dim", "n_layers", "n_heads", "vocab_size")
+    shape = {name: getattr(CONFIG, name) for name in names}
+    params = json.dumps(shape | {"multiple_of": 256})
+    (folder / "params.json").write_text(params, encoding="utf-8")
+    drawn = SyntheticWeights(CONFIG, dtype=torch.float32, device=torch.device("cpu"))
+    weights = {"tok_embeddings.weight": drawn.embedding(), **drawn.final()}
+    for index in range(CONFIG.n_layers):
+        layer = drawn.layer(index).items()
+        weights |= {f"layers.{index}.{name}": value for name, value in layer}
+    path = folder / "model.pth"
+    torch.save(weights, path)
+    return path

@@ -1,0 +1,350 @@
+"""`python -m scripts.studies.torchao_0_15`: our generation compared with torchao's.
+
+The peer is the `generate.py` of torchao 0.15, the last one that had all schemes. Both
+run every row of one small checkpoint in turn, round after round, each in a process of
+its own. The medians of what they print go to docs/torchao-0.15.md.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from llama_perf.measure.environment import collect
+from llama_perf.rows.spec import RowSpec
+from scripts import ROOT
+from scripts.doc_tables.document import github_table, place, replace_between
+from scripts.studies.small_llama import CONFIG, MODEL, PROMPT, make_checkpoint
+
+PLACE = place("torchao-0.15.md", "comparison")
+TORCHAO = "0.15.0"
+_ROW = RowSpec(model=MODEL, dtype="float32", device="cpu", compile=True, num_samples=3)
+row_of = partial(replace, _ROW, max_new_tokens=100)
+"""A row that both sides run, with these defaults."""
+# A cache as small as 200 tokens need, and a larger one: eager, as the table's rows are.
+SMALL_CACHE = row_of(compile=False, max_new_tokens=200)
+LARGE_CACHES = (
+    replace(SMALL_CACHE, cache_size=2048),
+    replace(SMALL_CACHE, cache_size=2048, kv_cache_quantization=True),
+)
+ROWS = (
+    *(
+        row_of(quantization=scheme, compile=compiled)
+        for scheme in (None, "int8wo", "int8dq")
+        for compiled in (True, False)
+    ),
+    row_of(quantization="int4wo-64"),
+    # Fewer tokens where torchao takes a quarter of a second or more for each.
+    row_of(quantization="uintx-4-64", max_new_tokens=40, num_samples=2),
+    row_of(quantization="uintx-2-8", max_new_tokens=20, num_samples=1),
+    row_of(quantization="fp6", max_new_tokens=20, num_samples=1),
+    row_of(quantization="sparse-marlin"),
+    row_of(quantization="autoquant"),
+    SMALL_CACHE,
+    *LARGE_CACHES,
+)
+
+# torchao finds a model's shape by its name in a table of its own, so the name is
+# entered there; the rest is its file, run as `python generate.py` would.
+_LAUNCH = f"""\
+import runpy, sys
+from torchao._models.llama import model
+model.transformer_configs[{MODEL!r}] = dict(
+    n_layer={CONFIG.n_layers}, n_head={CONFIG.n_heads}, dim={CONFIG.dim},
+    vocab_size={CONFIG.vocab_size},
+)
+sys.argv[0] = "generate.py"
+runpy.run_module("torchao._models.llama.generate", run_name="__main__", alter_sys=True)
+"""
+_LIMIT_S = 600.0
+_ERROR = re.compile(r"^(?:llama-perf: error|[\w.]*(?:Error|Exception)): .*", re.M)
+# torchao prints seconds, of all of it and of the prefill; we tokens/s and milliseconds.
+_SAMPLES = {
+    "torchao": r"Sample \d+ \| overall time ([\d.]+) s .*\| prefill time ([\d.]+) s",
+    "llama-perf": r"Time for inference \d+: .* sec total, ([\d.]+) tokens/sec,"
+    r" time to first token ([\d.]+) ms",
+}
+SIDES = tuple(_SAMPLES)
+
+
+class Rates(NamedTuple):
+    """One generation: tokens/s of all of it and of its decoding, first token in ms."""
+
+    tok_s: float
+    decode_tok_s: float
+    first_token_ms: float
+
+
+class Ran(NamedTuple):
+    """One side's process: its samples, or why there are none; its text."""
+
+    rates: Sequence[Rates] = ()
+    problem: str | None = None
+    output: str = ""
+
+
+Processes = dict[tuple[RowSpec, str], list[Ran]]
+"""The processes of each row and side, in the order in which they ran."""
+
+
+def make_environment(folder: Path) -> Path:
+    """The Python of an environment in `folder` with torchao 0.15 and torch as here."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    packages = [f"torchao=={TORCHAO}", f"torch=={torch.__version__.split('+')[0]}"]
+    # torchao 0.15 names none of what its generate.py imports.
+    packages += ["numpy", "sentencepiece", "setuptools", "tiktoken"]
+    quietly = ("--quiet", "--disable-pip-version-check")
+    subprocess.run([python, "-m", "pip", "install", *quietly, *packages], check=True)
+    return python
+
+
+def name_of(row: RowSpec) -> str:
+    """The row's name in the table."""
+    more = {
+        f"{row.max_new_tokens} tokens": row.max_new_tokens > 100,
+        f"cache {row.cache_size}": row.cache_size is not None,
+        "int8 KV": row.kv_cache_quantization,
+    }
+    words = [row.quantization or "none", "compiled" if row.compile else "eager"]
+    return ", ".join(words + [word for word, said in more.items() if said])
+
+
+def _flags(row: RowSpec, weights: Path) -> list[str]:
+    """The flags that both sides take."""
+    flags = ["--checkpoint_path", str(weights)]
+    flags += ["--device", row.device, "--precision", row.dtype]
+    for name in ("num_samples", "max_new_tokens", "quantization", "cache_size"):
+        if (value := getattr(row, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    switches = ("compile", "kv_cache_quantization")
+    return flags + [f"--{name}" for name in switches if getattr(row, name)]
+
+
+def command(side: str, row: RowSpec, weights: Path, python: Path) -> list[str]:
+    """The command of a side; `python` is that of torchao 0.15's environment."""
+    flags = _flags(row, weights)
+    if side == "llama-perf":
+        start = [sys.executable, "-m", "llama_perf", "generate"]
+        return [*start, *flags, "--kernels", "native"]
+    if row.quantization == "sparse-marlin":
+        flags += ["--sparsity", "semi-structured"]
+    return [str(python), "-c", _LAUNCH, *flags]
+
+
+def run(side: str, argv: Sequence[str], row: RowSpec, cache: Path) -> Ran:
+    """Run a side's command; `cache` keeps what its compiler made."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT) if side == "llama-perf" else "",
+        # Threads that spin while they wait starve others on a shared machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / side),
+    }
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=cache,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Ran(problem=f"stopped after {_LIMIT_S:.0f} s")
+    rates, problem = read_samples(side, done.stdout, row.max_new_tokens), None
+    if done.returncode:
+        *_, problem = f"exit code {done.returncode}", *_ERROR.findall(done.stdout)
+    elif len(rates) != row.num_samples:
+        problem = f"{len(rates)} samples instead of {row.num_samples}"
+    return Ran(() if problem else rates, problem, done.stdout)
+
+
+def read_samples(side: str, output: str, max_new_tokens: int) -> list[Rates]:
+    """The samples a side printed.
+
+    A decoding rate counts the tokens after the first and the time after it, on both
+    sides alike: torchao prints one that counts the first token too.
+    """
+    rates = []
+    for sample in re.findall(f"^{_SAMPLES[side]}", output, re.M):
+        total_s, first_s = map(float, sample)
+        if side == "llama-perf":
+            total_s, first_s = max_new_tokens / total_s, first_s / 1e3
+        decode_tok_s = (max_new_tokens - 1) / (total_s - first_s)
+        rates.append(Rates(max_new_tokens / total_s, decode_tok_s, first_s * 1e3))
+    return rates
+
+
+def text_of(output: str) -> str:
+    """The first text that a side generated from the prompt, but for a line break."""
+    lines = output.splitlines()
+    return next((line for line in lines if line.startswith(PROMPT)), "")
+
+
+def wrong(side: str, row: RowSpec, run_side: Callable[..., Ran]) -> list[Ran]:
+    """A short greedy run of the row that failed, or wrote another text if compiled.
+
+    Nothing if all is well. A row that computes wrong values has no speed to compare.
+    """
+    texts = set()
+    for compiled in {row.compile, False}:
+        short = replace(row, compile=compiled, max_new_tokens=8, num_samples=1)
+        ran = run_side(side, short, "--temperature", "0")
+        if ran.problem is not None:
+            return [ran]
+        texts.add(text_of(ran.output))
+    problem = "wrong values: compiled, its greedy text is not that of its own eager run"
+    return [] if len(texts) == 1 else [Ran(problem=problem)]
+
+
+def _median(runs: Sequence[Ran], field: str) -> float | None:
+    """The median of a field of all samples, None without any."""
+    values = [getattr(rates, field) for ran in runs for rates in ran.rates]
+    return median(values) if values else None
+
+
+def ratio(theirs: Sequence[Ran], ours: Sequence[Ran]) -> float | None:
+    """The tok/s of `ours` over `theirs`, medians of all samples; None without both."""
+    their_tok_s, our_tok_s = _median(theirs, "tok_s"), _median(ours, "tok_s")
+    return our_tok_s / their_tok_s if our_tok_s and their_tok_s else None
+
+
+def _cell(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def comparison_table(processes: Processes) -> str:
+    """Markdown: a line for each row, then why a side has no figures."""
+    headers = ["row", "torchao tok/s", "llama-perf tok/s", "ratio", "ratio by round"]
+    headers += ["decode tok/s", "first token ms"]
+    lines, problems = [], []
+    for row in dict.fromkeys(row for row, _ in processes):
+        pair = [processes[row, side] for side in SIDES]
+        tok_s, decode_tok_s, first_token_ms = (
+            [_cell(_median(runs, field), digits) for runs in pair]
+            for field, digits in zip(Rates._fields, (2, 2, 1), strict=True)
+        )
+        # Unequal where a side failed in a later round.
+        rounds = [ratio([theirs], [ours]) for theirs, ours in zip(*pair, strict=False)]
+        by_round = [_cell(value) for value in rounds if value is not None]
+        cells = [name_of(row), *tok_s, _cell(ratio(*pair)), ", ".join(by_round) or "-"]
+        lines.append([*cells, " / ".join(decode_tok_s), " / ".join(first_token_ms)])
+        for side, runs in zip(SIDES, pair, strict=True):
+            # Up to the first sentence: torch goes on for a page about dispatch keys.
+            reasons = [ran.problem.split(". ")[0] for ran in runs if ran.problem]
+            problems += [f"- {name_of(row)}, {side}: `{why:.150}`" for why in reasons]
+    return "\n\n".join(
+        filter(None, [github_table(lines, headers), "\n".join(problems)])
+    )
+
+
+def cache_table(processes: Processes) -> str:
+    """The speed with a larger cache as a share of the small one's, markdown.
+
+    Nothing if one of the rows was not run.
+    """
+    lines = []
+    for row in LARGE_CACHES:
+        shares = [
+            ratio(*(processes.get((spec, side), []) for spec in (SMALL_CACHE, row)))
+            for side in SIDES
+        ]
+        if None in shares:
+            return ""
+        lines.append([name_of(row), *map(_cell, shares)])
+    return github_table(lines, ["share of the small cache's tok/s", *SIDES])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare and write the table; returns 1 if a row of ours is the slower one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.studies.torchao_0_15",
+        description=f"Run torchao {TORCHAO}'s generate.py and this project's on the"
+        " same small model on the CPU, in turn, and compare their speed.",
+    )
+    add = parser.add_argument
+    help = "folder for the checkpoint, the environment and compiled code"
+    default = ROOT / ".llama-perf" / "torchao-0.15"
+    add("--work", type=Path, metavar="DIR", default=default, help=help)
+    help = f"the Python of an environment with torchao {TORCHAO} (default: one is made)"
+    add("--python", type=Path, metavar="FILE", help=help)
+    add("--rounds", type=int, metavar="N", default=3)
+    help = "rows whose name holds this text; the document is left as it is"
+    add("--only", metavar="TEXT", default="", help=help)
+    arguments = parser.parse_args(argv)
+    work: Path = arguments.work.absolute()
+    weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
+    python = (arguments.python or make_environment(work / "environment")).absolute()
+
+    def run_side(side: str, row: RowSpec, *flags: str) -> Ran:
+        return run(side, [*command(side, row, weights, python), *flags], row, work)
+
+    start, texts, processes = time.monotonic(), set(), Processes()
+    for side in SIDES:
+        row = row_of(compile=False, max_new_tokens=20, num_samples=1)
+        ran = run_side(side, row, "--temperature", "0")
+        if ran.problem is not None:
+            raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
+        texts.add(text_of(ran.output))
+    for row in ROWS:
+        for side in SIDES if arguments.only in name_of(row) else ():
+            processes[row, side] = runs = wrong(side, row, run_side)
+            outcome = runs[0].problem if runs else "runs"
+            print(f"{name_of(row)}, {side}: {outcome}", flush=True)
+    for number in range(1, arguments.rounds + 1):
+        for (row, side), runs in processes.items():
+            if any(ran.problem for ran in runs):
+                # It is not asked again.
+                continue
+            runs.append(ran := run_side(side, row))
+            rates = ", ".join(f"{sample.tok_s:.2f}" for sample in ran.rates)
+            outcome = ran.problem or f"tok/s {rates}"
+            print(f"round {number}, {name_of(row)}, {side}: {outcome}", flush=True)
+        minutes = (time.monotonic() - start) / 60
+        text = _conditions(number, minutes, same=len(texts) == 1)
+        tables = (text, comparison_table(processes), cache_table(processes))
+        text = "\n\n".join(filter(None, tables))
+        # After each round, so that a run that is stopped leaves the rounds before it.
+        if not arguments.only:
+            replace_between(*PLACE, text)
+    print(text)
+    slower = [
+        name_of(row)
+        for row in dict.fromkeys(row for row, _ in processes)
+        if (ratio(*(processes[row, side] for side in SIDES)) or 1.0) < 1.0
+    ]
+    print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
+    return 1 if slower else 0
+
+
+def _conditions(rounds: int, minutes: float, *, same: bool) -> str:
+    here = collect(torch.device("cpu"))
+    flags = shlex.join(_flags(ROWS[0], Path(MODEL) / "model.pth"))
+    return (
+        f"{here.device_name}, {here.threads} threads, {here.platform};"
+        f" Python {here.python}, torch {here.torch} on both sides,"
+        f" torchao {TORCHAO} and llama-perf {here.commit}; {rounds} rounds,"
+        f" {minutes:.0f} minutes."
+        f" Greedy text of both sides: {'the same' if same else 'different'}."
+        f"\n\n```\npython generate.py {flags}\n"
+        f"llama-perf generate --kernels native {flags}\n```"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

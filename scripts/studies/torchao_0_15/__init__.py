@@ -1,1 +1,0 @@
-"""The native schemes compared with those of the last torchao that had them all."""
