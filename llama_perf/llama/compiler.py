@@ -10,13 +10,6 @@ import torch
 
 from llama_perf.devices import processor
 
-FLAGS = (
-    "coordinate_descent_tuning",
-    "coordinate_descent_check_all_directions",
-    "force_fuse_int_mm_with_mul",
-    "fx_graph_cache",
-)
-
 
 @contextmanager
 def compiler_settings() -> Iterator[None]:
@@ -28,10 +21,12 @@ def compiler_settings() -> Iterator[None]:
     from torch._inductor import config, lowering
 
     _forget_compiled()
+    tuning = ("coordinate_descent_tuning", "coordinate_descent_check_all_directions")
+    flags = (*tuning, "force_fuse_int_mm_with_mul", "fx_graph_cache")
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (
         warnings.catch_warnings(),
-        config.patch(dict.fromkeys(FLAGS, True)),
+        config.patch(dict.fromkeys(flags, True)),
         compiling_for_this_processor(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):

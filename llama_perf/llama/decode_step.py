@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -143,8 +143,6 @@ class CapturedDecodeStep(DecodeStep):
     generator: torch.Generator | None
     max_prompt_tokens: int
     prompts: dict[int, _Captured] = field(default_factory=dict)
-    _step: _Captured | None = None
-    _repeat_graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, prompt: Tensor, lengths: Tensor | None, start: int) -> None:
         """Read `prompt`, by one launch where it is short, and choose the first token.
@@ -169,30 +167,28 @@ class CapturedDecodeStep(DecodeStep):
 
     def run(self) -> None:
         """Decode `state.token` and choose the next one, by one launch."""
-        step = self._captured_step()
-        step.graph.replay()
-        self.logits = step.logits
+        self._step.graph.replay()
+        self.logits = self._step.logits
 
     def repeat(self) -> None:
         """Decode `state.token` again and discard the result, by one launch."""
-        # It compiles and tunes all kernels, which no capture allows.
-        self._captured_step()
-        if self._repeat_graph is None:
-            self._repeat_graph = capture_graph(super().repeat)
         self._repeat_graph.replay()
 
-    def _captured_step(self) -> _Captured:
-        """Compile and tune all kernels, which no capture allows; undo that step."""
-        if self._step is None:
-            generator = self.generator
-            draws = None if generator is None else generator.get_state()
-            tensors = (self.state.token, self.state.position, self.state.count)
-            before = [tensor.clone() for tensor in tensors]
-            warm_up(super().run)
-            for tensor, saved in zip(tensors, before, strict=True):
-                tensor.copy_(saved)
-            if generator is not None and draws is not None:
-                generator.set_state(draws)
-            graph = capture_graph(super().run, generator)
-            self._step = _Captured(graph, self.logits)
-        return self._step
+    @cached_property
+    def _step(self) -> _Captured:
+        """Compiles and tunes all kernels, which no capture allows; undoes that step."""
+        generator = self.generator
+        draws = None if generator is None else generator.get_state()
+        tensors = (self.state.token, self.state.position, self.state.count)
+        before = [tensor.clone() for tensor in tensors]
+        warm_up(super().run)
+        for tensor, saved in zip(tensors, before, strict=True):
+            tensor.copy_(saved)
+        if generator is not None and draws is not None:
+            generator.set_state(draws)
+        return _Captured(capture_graph(super().run, generator), self.logits)
+
+    @cached_property
+    def _repeat_graph(self) -> torch.cuda.CUDAGraph:
+        assert self._step, "it has compiled and tuned all kernels"
+        return capture_graph(super().repeat)

@@ -22,12 +22,7 @@ from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
 from llama_perf.llama.options import EngineOptions, Request, Sampling
-from llama_perf.llama.transformer import (
-    RunBlock,
-    Transformer,
-    TransformerBlock,
-    check_tokens,
-)
+from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
 
 if TYPE_CHECKING:
@@ -181,7 +176,7 @@ class Engine:
         tokens: Tensor,
         positions: Tensor,
         visible: VisiblePositions | None,
-        run_block: RunBlock,
+        run_block: Callable[..., Tensor],
     ) -> Tensor:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 

@@ -16,17 +16,9 @@ from torch import Tensor, nn
 
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.triton import launch_fused
 from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
-from llama_perf.kernels.triton.launch_fused import (
-    NO_PEAKS,
-    Norm,
-    Peaks,
-    Placing,
-    project,
-    project_gated,
-    project_heads,
-)
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, of_floats
@@ -132,12 +124,14 @@ class FusedStep:
         gated_peak = self._peaks[0] if gate.dynamic else None
         down_peak = self._peaks[1] if down.dynamic else None
         attended_peak = None
-        q = project_heads(
+        q = launch_fused.project_heads(
             hidden,
             wqkv,
             self._split_counter,
             norm=_norm(block.attention_norm),
-            placing=Placing(positions=positions, cos=cos, sin=sin, length=length),
+            placing=launch_fused.Placing(
+                positions=positions, cos=cos, sin=sin, length=length
+            ),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,
@@ -154,12 +148,12 @@ class FusedStep:
                 prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
-        project(
+        launch_fused.project(
             y.reshape(batch * length, -1),
             wo,
             self._split_counter,
             residual=hidden,
-            peaks=Peaks(
+            peaks=launch_fused.Peaks(
                 read=attended_peak,
                 written=gated_peak,
                 cleared=down_peak,
@@ -169,25 +163,25 @@ class FusedStep:
         # The peaks that nothing reads any more.
         left = _FOLLOWING if next_norm_weight is not None else _ATTENDED
         cleared = self._peaks[left : _ATTENDED + wo.dynamic]
-        gated = project_gated(
+        gated = launch_fused.project_gated(
             hidden,
             gate,
             up,
             self._split_counter,
             norm=_norm(block.ffn_norm),
-            peaks=Peaks(
+            peaks=launch_fused.Peaks(
                 read=gated_peak,
                 written=down_peak,
                 cleared=cleared if len(cleared) else None,
             ),
         )
         following = None if next_norm_weight is None else self._peaks[_FOLLOWING]
-        project(
+        launch_fused.project(
             gated,
             down,
             self._split_counter,
             residual=hidden,
-            peaks=Peaks(
+            peaks=launch_fused.Peaks(
                 read=down_peak,
                 written=following,
                 cleared=gated_peak,
@@ -200,17 +194,19 @@ class FusedStep:
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
         peaked, self._peaked = self._peaked, None
-        norm, peaks = _norm(model.norm), NO_PEAKS
+        norm, peaks = _norm(model.norm), launch_fused.NO_PEAKS
         # The peaks are those of `x` only after one token. The last tokens of a longer
         # text are other rows.
         one_token = peaked is not None and peaked.shape[1] == 1
         if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
-            peaks = Peaks(read=self._peaks[_FOLLOWING])
-        return project(x, self._output, self._split_counter, norm=norm, peaks=peaks)
+            peaks = launch_fused.Peaks(read=self._peaks[_FOLLOWING])
+        return launch_fused.project(
+            x, self._output, self._split_counter, norm=norm, peaks=peaks
+        )
 
 
-def _norm(norm: RMSNorm) -> Norm:
-    return Norm(weight=norm.weight, eps=norm.eps)
+def _norm(norm: RMSNorm) -> launch_fused.Norm:
+    return launch_fused.Norm(weight=norm.weight, eps=norm.eps)
 
 
 def packed(weight: Tensor, name: str) -> Packed:

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
-from llama_perf.llama import layers
-from llama_perf.llama.attention import (
-    CAUSAL,
-    Attention,
-    KVCache,
-    Place,
-    VisiblePositions,
-)
+from llama_perf.llama import attention, layers
+from llama_perf.llama.attention import Attention, KVCache, Place
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.layers import Rotary
 from llama_perf.llama.memory_segments import inner_tensors
@@ -99,7 +93,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         *,
         caches: Sequence[KVCache] | None = None,
-        visible: VisiblePositions = CAUSAL,
+        visible: attention.VisiblePositions = attention.CAUSAL,
         run_block: RunBlock = TransformerBlock.forward,
         started: tuple[Tensor, Rotary] | None = None,
     ) -> Tensor:

@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from llama_perf import generate
@@ -43,13 +42,15 @@ BUILT = [
 KEYS = {*table.ROWS, *((*scheme, "unquantized") for scheme in BUILT)}
 
 
-def marked(key: Key) -> ParameterSet:
-    marks = [pytest.mark.slow] if key[:2] in table.SLOW else []
-    return pytest.param(key, id=".".join(key), marks=marks)
-
-
 # By scheme: one that is compared with two models has its logits made once.
-@pytest.mark.parametrize("key", [marked(key) for key in sorted(KEYS)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(key, marks=[pytest.mark.slow] * (key[:2] in table.SLOW))
+        for key in sorted(KEYS)
+    ],
+    ids=".".join,
+)
 def test_a_scheme_keeps_the_logits_within_its_limits(key: Key) -> None:
     (scheme, kernels, reference), limits = key, table.ROWS.get(key, table.DEFAULT)
     compared, _ = smollm2.scheme_figures(scheme, kernels, limits.length, reference)

@@ -29,13 +29,8 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from scripts.doc_tables.figures import exact_int_mm
-from tests.correctness.support.device_samples import (
-    MODELS,
-    SMALL,
-    device,
-    dtype_on,
-    small_model,
-)
+from tests.correctness.support import device_samples as samples
+from tests.correctness.support.device_samples import SMALL, device, small_model
 from tests.correctness.support.tiny_engine import logits_after
 from tests.correctness.support.waiting import refusing_to_wait
 from tests.correctness.support.weights_samples import all_weights
@@ -51,13 +46,13 @@ QUANTIZED = {"int8wo": 0.04, "int8dq": 0.06, "float8wo": 0.15, "int4wo-64": 0.45
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """One for all rows, so that the bandwidth is measured once."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name in MODELS:
+    for name in samples.MODELS:
         save_model(small_model(torch.device("cpu"), name), folder / name)
     return Session([], options=RunRequest(checkpoints=folder))
 
 
 def small_row(device: torch.device, **fields: Any) -> RowSpec:
-    dtype = str(dtype_on(device)).removeprefix("torch.")
+    dtype = str(samples.dtype_on(device)).removeprefix("torch.")
     wanted = {"model": "small", "max_new_tokens": 8, "num_samples": 2, **fields}
     return RowSpec(device=device.type, dtype=dtype, **wanted)
 
@@ -175,14 +170,10 @@ def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
 
 
 def test_two_builds_have_the_same_synthetic_weights(device: torch.device) -> None:
-    first, second = (
-        all_weights(SyntheticWeights(SMALL, dtype=dtype_on(device), device=device))
-        for _ in range(2)
-    )
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert tensor.device.type == device.type
-        assert torch.equal(tensor, second[name]), name
+    how: Any = {"dtype": samples.dtype_on(device), "device": device}
+    first, second = (all_weights(SyntheticWeights(SMALL, **how)) for _ in range(2))
+    assert {tensor.device.type for tensor in first.values()} == {device.type}
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wait", [torch.Tensor.item, torch.Tensor.nonzero])

@@ -183,10 +183,8 @@ def test_everything_runs_and_is_captured_on_one_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """cuBLAS keeps 32 MB for each stream that it has seen, and none is given back."""
-    names = ("Stream", "CUDAGraph", "current_device", "current_stream", "stream")
-    cuda = {name: MagicMock() for name in (*names, "graph")}
-    for name, fake in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    cuda = MagicMock()
+    monkeypatch.setattr(torch, "cuda", cuda)
     decode_step._capture_stream.cache_clear()
     ran: list[int] = []
     for number in range(3):
@@ -194,7 +192,7 @@ def test_everything_runs_and_is_captured_on_one_stream(
         decode_step.capture_graph(partial(ran.append, number))
     decode_step._capture_stream.cache_clear()
     assert ran == [0, 0, 1, 1, 2, 2]
-    cuda["Stream"].assert_called_once_with()
-    made, graph = cuda["Stream"].return_value, cuda["CUDAGraph"].return_value
-    assert cuda["stream"].call_args_list == [call(made)] * 3
-    assert cuda["graph"].call_args_list == [call(graph, stream=made)] * 3
+    cuda.Stream.assert_called_once_with()
+    made, graph = cuda.Stream.return_value, cuda.CUDAGraph.return_value
+    assert cuda.stream.call_args_list == [call(made)] * 3
+    assert cuda.graph.call_args_list == [call(graph, stream=made)] * 3

@@ -19,15 +19,9 @@ from llama_perf.kernels import attention as cached_attention
 from llama_perf.llama.attention import KVCache
 from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.llama.options import EngineOptions, Sampling
+from tests.correctness.support import tiny_engine
 from tests.correctness.support.live_bytes import LiveBytes
-from tests.correctness.support.tiny_engine import (
-    SIZE,
-    engine,
-    greedy,
-    logits_after,
-    model,
-    tokens,
-)
+from tests.correctness.support.tiny_engine import SIZE, engine, greedy, model, tokens
 from tests.correctness.support.weights_samples import TINY
 
 SDPA: dict[str, Any] = {"attention": "sdpa"}
@@ -36,11 +30,8 @@ CALL = F.scaled_dot_product_attention
 # It stands for `causal_lower_right`, whose choice of a kernel asks a card.
 LOWER_RIGHT = object()
 each_cache = pytest.mark.parametrize("kind", [None, "int8", "fp8"])
-each_path = pytest.mark.parametrize("path", PATHS[:2], ids=["decode", "sdpa"])
-
-
 Calls = list[tuple[tuple[int, int], list[int], bool]]
-"""Of each: heads of queries and keys; strides of more heads than one; if by cuDNN."""
+"""Of each: heads of queries and of keys, their strides, and whether cuDNN may run."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +71,8 @@ def test_every_path_and_chunk_gives_the_same_logits(
         for path in PATHS
         for chunk in (None, 1000, 128, 50, 254)
     ]
-    results, *others = (logits_after(one, ids, prompt, steps) for one in engines)
+    after = tiny_engine.logits_after
+    results, *others = (after(one, ids, prompt, steps) for one in engines)
     assert calls
     for other in others:
         assert_equal(other, results)
@@ -107,7 +99,7 @@ def test_a_mask_shows_a_position_itself_and_what_came_before(
 
 
 @each_cache
-@each_path
+@pytest.mark.parametrize("path", PATHS[:2], ids=["decode", "sdpa"])
 def test_a_filled_cache_is_a_long_prompt(
     kind: str | None, path: dict[str, Any]
 ) -> None:

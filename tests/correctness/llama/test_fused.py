@@ -22,7 +22,6 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
 from llama_perf.kernels import int8_dynamic
 from llama_perf.kernels.triton import launch, launch_fused
-from llama_perf.llama import fused as fused_step
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.fused import packed
 from llama_perf.llama.layers import Linear
@@ -307,8 +306,8 @@ def test_peaks_are_left_for_all_products_behind_another(
     of_prompt = [True, False, True, True] * 2 + [False]
     assert peaked == of_prompt + [True] * 3 * len(of_prompt)
     for name in ("project", "project_gated", "project_heads"):
-        run = partial(without_reading, getattr(fused_step, name))
-        monkeypatch.setattr(fused_step, name, run)
+        run = partial(without_reading, getattr(launch_fused, name))
+        monkeypatch.setattr(launch_fused, name, run)
     assert torch.equal(actual, logits())
     assert not any(peaked[4 * len(of_prompt) :])
 
