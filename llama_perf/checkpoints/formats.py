@@ -142,9 +142,12 @@ def open_safetensors(folder: Path) -> StoredWeights:
     def read(name: str) -> Tensor:
         with _opened(files[name], name) as file:
             tensor: Tensor = file.get_tensor(name)
-        if name.endswith((".q_proj.weight", ".k_proj.weight")):
-            return interleave(tensor, head_dim=config.head_dim)
-        return tensor
+        if not name.endswith((".q_proj.weight", ".k_proj.weight")):
+            return tensor
+        # In each head, rows i and i + head_dim / 2 become rows 2i and 2i + 1. The
+        # converter in Hugging Face transformers does the opposite.
+        halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
+        return halves.transpose(1, 2).reshape(tensor.shape)
 
     return StoredWeights(
         path=folder,
@@ -166,16 +169,6 @@ def _opened(path: Path, *name: str) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         where = ": ".join([str(path), *name])
         raise WeightsError(f"{where}: damaged or truncated: {error}") from None
-
-
-def interleave(weight: Tensor, *, head_dim: int) -> Tensor:
-    """Rows of (heads * head_dim, dim) from half-split to interleaved RoPE order.
-
-    In each head, rows i and i + head_dim / 2 become rows 2i and 2i + 1. The converter
-    in Hugging Face transformers does the opposite.
-    """
-    halves = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
-    return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def _shards(folder: Path) -> list[Path]:

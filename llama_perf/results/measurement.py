@@ -123,7 +123,7 @@ class Measurement:
     token. `bandwidth_gb_s` is model size x tok/s of one sequence, also as in the
     reference. On CUDA the peaks are the allocator's reserved and allocated bytes. On a
     CPU they are the growth of the process's resident set while the row exists, and the
-    bytes that its tensors ask for (`measure/allocated.py`).
+    bytes that its tensors ask for (`measure/step_profile.py`).
 
     There are fewer samples than the row's `num_samples` if those would have taken
     longer than `samples_budget_s`. `card` has the GPU's states before the first sample

@@ -102,17 +102,9 @@ def test_without_tokens_or_an_output_layer(tmp_path: Path) -> None:
 
 def llama31_factors(factor: float) -> Tensor:
     """What llama.cpp's converter writes, from the formula Meta published."""
-    frequencies = LLAMA31.rope_base ** -(np.arange(0, 8, 2) / 8)
-    factors = []
-    for wavelength in 2 * np.pi / frequencies:
-        if wavelength < 8192 / 4:
-            factors.append(1.0)
-        elif wavelength > 8192:
-            factors.append(factor)
-        else:
-            smooth = (8192 / wavelength - 1) / (4 - 1)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return torch.tensor(factors, dtype=torch.float32)
+    wavelengths = 2 * np.pi * LLAMA31.rope_base ** (np.arange(0, 8, 2) / 8)
+    smooth = np.clip((8192 / wavelengths - 1) / (4 - 1), 0, 1)
+    return torch.from_numpy(1 / ((1 - smooth) / factor + smooth)).float()
 
 
 @pytest.mark.parametrize("factor", [1.0, 8.0, 32.0])
