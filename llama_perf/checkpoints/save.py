@@ -65,9 +65,9 @@ _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 class Saved:
     """The field `llama_perf` of a saved `config.json`.
 
-    `format` is that of `FORMAT`; files of format 1 and 2 are read as well. `scheme` and
-    `kernels` are None where the weights are not quantized; `dtype` is that of the
-    activations, `device` the one the weights were packed on.
+    `format` is that of `FORMAT`; files of all formats before it are read as well.
+    `scheme` and `kernels` are None where the weights are not quantized; `dtype` is that
+    of the activations, `device` the one the weights were packed on.
     """
 
     format: Literal[1, 2, 3] = FORMAT

@@ -242,10 +242,10 @@ def test_a_damaged_folder_is_one_line(folder: Path) -> None:
         ({"scheme": None}, "kernels: 'native' is not allowed; allowed: None"),
         ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
         ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: cuda, cpu"),
-        ({"format": 0}, "format: Input should be 1 or 2 (got 0)"),
+        ({"format": 0}, "format: Input should be 1, 2 or 3 (got 0)"),
         (
-            {"format": 3, "llama_perf": "9.1", "bits": 4},
-            "format 3 is newer than this llama-perf reads (up to 2): install llama-perf"
+            {"format": 4, "llama_perf": "9.1", "bits": 4},
+            "format 4 is newer than this llama-perf reads (up to 3): install llama-perf"
             " 9.1, which saved it, or save the model again with this version",
         ),
         ({"bits": 4}, "bits: unknown field"),
