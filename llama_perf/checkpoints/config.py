@@ -37,8 +37,11 @@ _HUGGING_FACE = {ours: name for ours, (name, _) in _FIELDS.items()}
 _HUGGING_FACE["tied_embeddings"] = "tie_word_embeddings"
 GGUF_FIELDS = {ours: f"llama.{name}" for ours, (_, name) in _FIELDS.items()}
 _ROPE_SCALING = {
-    name: name for name in ("factor", "low_freq_factor", "high_freq_factor")
-} | {"original_context": "original_max_position_embeddings"}
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
 _META_NAMES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps")
 _META = {name: name for name in (*_META_NAMES, "multiple_of", "ffn_dim_multiplier")}
 _META |= {"rope_base": "rope_theta"}

@@ -27,7 +27,7 @@ TABLES = {
 
 
 def tables(name: str) -> list[Table]:
-    """The tables that `name` stands for."""
+    """The tables of that name in TABLES, imported now."""
     module, *variables = TABLES[name]
     return [getattr(import_module(f"scripts.{module}"), one) for one in variables]
 

@@ -170,7 +170,7 @@ def _draw_peak(name: str) -> tuple[list[str], list[str]]:
 _HEADERS = ["row", "published GB", "predicted GB", "weights", "embedding"]
 PEAKS = Table(
     place=place("sizes.md", "peaks"),
-    headers=[*_HEADERS, "caches and mask", "beside them", "at most"],
+    headers=[*_HEADERS, "caches and mask", "working memory", "at most"],
     keys=[(f"`{row.id}`",) for row in selection.load_set("reference")],
     draw=_draw_peak,
 )

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 from llama_perf.metrics import METRICS, LimitField
 from llama_perf.results import baselines
-from llama_perf.results.measurement import GB
+from llama_perf.results.measurement import GB, Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import DEVICES
 from scripts.doc_tables.document import DOCS, Key, Table, place
 
 _FOLDER = DOCS.parent / "baselines"
 _CARD = "nvidia-h200-132sm-140gib"
-_STORED = baselines.read(baselines.path_of(_FOLDER, _CARD))
-_PUBLISHED = baselines.reference(_FOLDER)
 _ROWS = {
     f"`{replace(row, capture=False, fused=False).id}`": row
     for row in load_set("reference")
@@ -41,11 +40,20 @@ LIMITS = Table(
 )
 
 
+@cache
+def _stored() -> dict[str, Measurement]:
+    """What the card measured of each row, by its id."""
+    stored = baselines.read(baselines.path_of(_FOLDER, _CARD))
+    return {row.id: row.measurement for row in stored.rows}
+
+
+_published = cache(baselines.reference)
+
+
 def _draw_row(name: str) -> tuple[list[str], list[str]]:
     """A row of this card's baseline compared with the published figures."""
     row = _ROWS[name]
-    ours = next(one.measurement for one in _STORED.rows if one.id == row.id)
-    published = _PUBLISHED[row.reference_key]
+    ours, published = _stored()[row.id], _published(_FOLDER)[row.reference_key]
     assert ours.device_bandwidth_gb_s is not None, f"{row.id} has no bandwidth"
     assert ours.check is not None, f"{row.id} is not checked"
     return [

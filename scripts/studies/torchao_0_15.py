@@ -168,7 +168,8 @@ def run(side: str, argv: Sequence[str], row: RowSpec, cache: Path) -> Ran:
         return Ran(problem=f"stopped after {_LIMIT_S:.0f} s")
     rates, problem = read_samples(side, done.stdout, row.max_new_tokens), None
     if done.returncode:
-        *_, problem = f"exit code {done.returncode}", *_ERROR.findall(done.stdout)
+        errors = _ERROR.findall(done.stdout)
+        problem = errors[-1] if errors else f"exit code {done.returncode}"
     elif len(rates) != row.num_samples:
         problem = f"{len(rates)} samples instead of {row.num_samples}"
     return Ran(() if problem else rates, problem, done.stdout)
@@ -192,8 +193,7 @@ def read_samples(side: str, output: str, max_new_tokens: int) -> list[Rates]:
 
 def text_of(output: str) -> str:
     """The first text that a side generated from the prompt, but for a line break."""
-    lines = output.splitlines()
-    return next((line for line in lines if line.startswith(PROMPT)), "")
+    return next((line for line in output.splitlines() if line.startswith(PROMPT)), "")
 
 
 def wrong(side: str, row: RowSpec, run_side: Callable[..., Ran]) -> list[Ran]:

@@ -81,8 +81,8 @@ def test_a_saved_model_is_the_same_model(
     loaded = load_model(folder)
     assert_same(loaded, model)
     one, other = (
-        generate(each, PROMPT, max_new_tokens=5, sampling=GREEDY)
-        for each in (loaded, model)
+        generate(llama, PROMPT, max_new_tokens=5, sampling=GREEDY)
+        for llama in (loaded, model)
     )
     assert torch.equal(one, other)
 

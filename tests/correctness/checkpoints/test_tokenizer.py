@@ -1,4 +1,4 @@
-"""Tokenizers beside those of other packages; their files, found or refused."""
+"""Tokenizers compared with those of other packages; their files found or refused."""
 
 import subprocess
 import sys

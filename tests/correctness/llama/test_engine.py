@@ -27,7 +27,7 @@ from tests.correctness.support.weights_samples import TINY
 SDPA: dict[str, Any] = {"attention": "sdpa"}
 PATHS: tuple[dict[str, Any], ...] = ({}, SDPA, {**SDPA, "linear_causal_mask": True})
 CALL = F.scaled_dot_product_attention
-# It stands for `causal_lower_right`, whose choice of a kernel asks a card.
+# The tests replace `causal_lower_right` by it: to choose a kernel that asks a GPU.
 LOWER_RIGHT = object()
 each_cache = pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 Calls = list[tuple[tuple[int, int], list[int], bool]]
@@ -263,7 +263,7 @@ def test_an_update_writes_its_positions_in_place_and_no_other() -> None:
     cache.update(torch.tensor([6]), *one)
     cache.update(torch.tensor([2, 7]), *again)
     for index, tensor in enumerate((cache.k_cache, cache.v_cache)):
-        # Of the heads of keys alone, in the dtype asked for.
+        # The cache has only the heads of keys, not those of queries.
         assert (tensor.shape, tensor.dtype) == (shape, torch.bfloat16)
         assert torch.equal(tensor[:, :, [0, 1, 3]], early[index][:, :, [0, 1, 3]])
         assert torch.equal(tensor[:, :, 6:7], one[index])
