@@ -47,17 +47,6 @@ from llama_perf.strict_json import from_plain, record
 KEY = "llama_perf"
 FORMAT: Final = 3
 """Counts up whenever the stored tensors change their layout or their classes."""
-# By the module they are in now, where the pickles of formats 1 and 2 name classes.
-_MOVED_CLASSES = {
-    "row_scaled": (
-        "int8wo.Int8Weight",
-        "fp6.Fp6Weight",
-        "float8wo.Float8Weight",
-        "int8dq.Int8DynamicWeight",
-        "float8dq.Float8DynamicWeight",
-    ),
-    "grouped": ("int4wo.Int4Weight", "uintx.UintxWeight"),
-}
 _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 
 
@@ -65,12 +54,12 @@ _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 class Saved:
     """The field `llama_perf` of a saved `config.json`.
 
-    `format` is that of `FORMAT`; files of all formats before it are read as well.
+    Only files of the format `FORMAT` are read, since pickles name classes by module.
     `scheme` and `kernels` are None where the weights are not quantized; `dtype` is that
     of the activations, `device` the one the weights were packed on.
     """
 
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[3] = FORMAT
     weights: str
     scheme: str | None
     kernels: str | None
@@ -101,12 +90,11 @@ def read_saved(folder: Path) -> Saved | None:
         return None
     source = f"{path}: {KEY}"
     number = fields.get("format") if isinstance(fields, dict) else None
-    # First, since a newer record may have fields that are unknown here.
-    if isinstance(number, int) and number > FORMAT:
+    # First, since the record of another format may have other fields.
+    if isinstance(number, int) and number != FORMAT:
         raise WeightsError(
-            f"{source}: format {number} is newer than this llama-perf reads (up to"
-            f" {FORMAT}): install llama-perf {fields.get('llama_perf')}, which saved"
-            " it, or save the model again with this version"
+            f"{source}: format {number} is not allowed; allowed: {FORMAT}; quantize"
+            " and save the model again with this llama-perf"
         )
     try:
         return from_plain(Saved, fields, source=source)
@@ -115,18 +103,10 @@ def read_saved(folder: Path) -> Saved | None:
 
 
 def import_tensors() -> None:
-    """Register every scheme's tensor classes, old paths too, with `torch.load`."""
+    """Register every scheme's tensor classes with `torch.load`."""
     from llama_perf.quantize import registry
 
     registry.import_all()
-    for name, paths in _MOVED_CLASSES.items():
-        module = import_module(f"llama_perf.quantize.{name}")
-        for old in paths:
-            moved = (
-                getattr(module, old.partition(".")[2]),
-                f"llama_perf.quantize.{old}",
-            )
-            torch.serialization.add_safe_globals([moved])
     # Not in every torchao; a file that needs it is then refused by its class.
     with suppress(ImportError):
         import_module("torchao.prototype.quantization.int4")
@@ -157,12 +137,6 @@ def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -
             problem = (
                 f"{type(value).__name__} is not allowed; allowed: unquantized tensors,"
                 " or those of linear layers with the config.json that save_model wrote"
-            )
-        elif getattr(value, "zero_layout", "lean") != "lean":
-            # Of format 1, which had a second layout of uintx.
-            problem = (
-                "zero points of 32 bits are not allowed; quantize the model anew from"
-                " its own weights"
             )
         elif kernels != said:
             problem = (

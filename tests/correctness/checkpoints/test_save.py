@@ -4,10 +4,8 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,37 +83,6 @@ def test_a_saved_model_is_the_same_model(
         for llama in (loaded, model)
     )
     assert torch.equal(one, other)
-
-
-OLD_FORMATS = (
-    *("int8wo", "fp6", "float8wo", "int8dq", "int4wo-32", "uintx-3-4", "float8dq-row"),
-    *("sparse-marlin", "torchao"),
-)
-
-
-@pytest.mark.parametrize("scheme", OLD_FORMATS)
-def test_a_model_of_an_old_format_names_the_classes_by_their_old_paths(
-    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if scheme == "torchao":
-        model, old_module = quantized("int8wo", "torchao"), "torchao.quantization"
-    else:
-        word = "sparse_marlin" if "sparse" in scheme else scheme.partition("-")[0]
-        model, old_module = quantized(scheme), f"llama_perf.quantize.{word}"
-    tensor_class = type(model.output.weight.data)
-    with monkeypatch.context() as patch:
-        stub = ModuleType(old_module)
-        vars(stub)[tensor_class.__name__] = tensor_class
-        patch.setitem(sys.modules, old_module, stub)
-        patch.setattr(tensor_class, "__module__", old_module)
-        folder = save_model(model, tmp_path / "saved")
-    with zipfile.ZipFile(folder / "model.pth") as file:
-        (name,) = (name for name in file.namelist() if name.endswith("data.pkl"))
-        pickled = file.read(name)
-    assert f"c{old_module}\n{tensor_class.__name__}\n".encode() in pickled
-    for number in (1, 2):
-        change_said(folder, format=number)
-        assert_same(load_model(folder), model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
