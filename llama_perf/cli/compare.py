@@ -10,7 +10,7 @@ from pathlib import Path
 from llama_perf.cli.run import show_progress
 from llama_perf.errors import SpecError, UserError, check_count
 from llama_perf.files import write_atomically
-from llama_perf.gate.thresholds import THRESHOLDS
+from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run import paired
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         metavar="N",
         type=int,
-        default=THRESHOLDS.confirm_processes,
+        default=CONFIRM_PROCESSES,
         help="run each row in N processes of each side (default: %(default)s)",
     )
 

@@ -47,9 +47,10 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     device = torch.device(devices.default_device())
     environment = collect(device)
     for kind in map(devices.device_of, devices.KINDS):
-        if kind.label is not None:
-            absent = None if kind.is_present() else kind.why_absent()
-            yield kind.label, "ok" if absent is None else f"missing: {absent}"
+        # Every machine has a processor.
+        if kind.kind != "cpu":
+            absent = kind.why_absent()
+            yield kind.kind.upper(), "ok" if absent is None else f"missing: {absent}"
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key

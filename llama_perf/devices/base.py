@@ -14,12 +14,10 @@ from torch.profiler import ProfilerActivity
 
 
 class Device(ABC):
-    """A device of one kind, here or not; all but the first two methods need it here."""
+    """A device of one kind, here or not; all but `why_absent` need it here."""
 
     kind: ClassVar[str]
     """Its name in a row's `device`, and torch's name of its type."""
-    label: ClassVar[str | None] = None
-    """Its name in a list of what a machine has or lacks; None: every machine has it."""
     needs_triton: ClassVar[bool] = False
     """Whether inductor compiles for it through Triton; otherwise through C++."""
     has_graphs: ClassVar[bool] = False
@@ -37,12 +35,8 @@ class Device(ABC):
         self.torch_device = torch_device
 
     @abstractmethod
-    def is_present(self) -> bool:
-        """Whether torch can use it on this machine."""
-
-    @abstractmethod
-    def why_absent(self) -> str:
-        """Why rows of this device cannot run here, where `is_present` is False."""
+    def why_absent(self) -> str | None:
+        """Why torch cannot use it on this machine; None where it can."""
 
     def why_unusable(self) -> str | None:
         """What keeps torch from a device that is in this machine; None without one."""

@@ -18,7 +18,6 @@ class CudaDevice(Device):
     """A GPU that torch reaches through CUDA."""
 
     kind = "cuda"
-    label = "CUDA"
     needs_triton = True
     has_graphs = True
     # A profiler may leave its hooks in the driver.
@@ -32,13 +31,12 @@ class CudaDevice(Device):
     def _properties(self) -> Any:
         return torch.cuda.get_device_properties(self.torch_device)
 
-    def is_present(self) -> bool:
+    def why_absent(self) -> str | None:
         with warnings.catch_warnings():
             # It warns of a driver that is too old; each row's reason says what to do.
             warnings.simplefilter("ignore")
-            return torch.cuda.is_available()
-
-    def why_absent(self) -> str:
+            if torch.cuda.is_available():
+                return None
         listed = driver.ask_driver()
         if driver.hidden():
             reason = f" can be used: CUDA_VISIBLE_DEVICES={driver.visible()!r} hides it"

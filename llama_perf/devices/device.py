@@ -27,14 +27,14 @@ def device_of(device: str | torch.device) -> Device:
 def check_device(device: str) -> torch.device:
     """The torch device of a row's `device`; raises NotRunnable where there is none."""
     asked = device_of(device)
-    if not asked.is_present():
-        raise NotRunnable(asked.why_absent())
+    if (reason := asked.why_absent()) is not None:
+        raise NotRunnable(reason)
     return asked.torch_device
 
 
 def default_device() -> str:
     """The device of this machine."""
-    return next(kind for kind in KINDS if device_of(kind).is_present())
+    return next(kind for kind in KINDS if device_of(kind).why_absent() is None)
 
 
 def unasked_device() -> str:
@@ -57,7 +57,7 @@ def run_device(devices: Collection[str]) -> torch.device:
     environment is then that of the machine it is on.
     """
     wanted = (kind for kind in KINDS if kind in devices)
-    present = (kind for kind in wanted if device_of(kind).is_present())
+    present = (kind for kind in wanted if device_of(kind).why_absent() is None)
     return torch.device(next(present, "cpu"))
 
 

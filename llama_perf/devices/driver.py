@@ -34,14 +34,6 @@ class Driver:
     cuda: str | None = None
     problem: str | None = None
 
-    @property
-    def description(self) -> str:
-        """GPUs and versions in words."""
-        return (
-            f"{', '.join(self.gpus)} (driver {self.version or 'unknown'},"
-            f" CUDA {self.cuda or 'unknown'})"
-        )
-
 
 def ask_driver() -> Driver | None:
     """What `nvidia-smi` says, asked once a process; None where there is none."""
@@ -124,7 +116,10 @@ def hidden() -> bool:
 
 def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
     """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed GPU."""
-    listed = f"nvidia-smi lists {driver.description}"
+    listed = (
+        f"nvidia-smi lists {', '.join(driver.gpus)} (driver"
+        f" {driver.version or 'unknown'}, CUDA {driver.cuda or 'unknown'})"
+    )
     if built_for is None:
         return f"{listed}, and torch {torch} is a CPU build: {remedy(driver.cuda)}"
     # Within one major version a newer CUDA runs on an older driver.

@@ -25,16 +25,16 @@ _FEATURES = {
 }
 
 
-def system_text(path: str | Path) -> str:
+def system_text(path: str) -> str:
     """What the system says in a file; "" where it has none."""
     with suppress(OSError):
         return Path(path).read_text(encoding="utf-8")
     return ""
 
 
-def is_wsl(version: str | Path = "/proc/version") -> bool:
+def is_wsl() -> bool:
     """Whether this Linux runs inside Windows."""
-    return "microsoft" in system_text(version).lower()
+    return "microsoft" in system_text("/proc/version").lower()
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ peak belongs to a process: earlier rows leave holes in its heap and cached block
 allocator, and the baseline's peaks come from fresh processes. Knows no verdict.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,7 +14,13 @@ from statistics import geometric_mean, median
 
 from llama_perf.gate import thresholds
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed, speed_in
-from llama_perf.gate.thresholds import THRESHOLDS, as_share, log_loss, relative_change
+from llama_perf.gate.thresholds import (
+    CONFIRM_PROCESSES,
+    MIN_PROCESSES,
+    as_share,
+    log_loss,
+    relative_change,
+)
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
@@ -26,15 +33,11 @@ _BY_TITLE = {metric.title: metric for metric in METRICS}
 _SPEED_RATIO = Metric("any other", "tok_s", Rule.SPEED, more_is_better=True)
 
 
-def default_limits(device: str) -> Limits:
-    """The limits of a device, before a project or a row sets others."""
-    return Limits({name: limit.on(device) for name, limit in LIMIT_FIELDS.items()})
-
-
 def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
     """A row's limits: its device's, then the project's, then its own."""
+    defaults = {name: limit.on(row.device) for name, limit in LIMIT_FIELDS.items()}
     overrides = [limits for glob, limits in project if fnmatchcase(row.id, glob)]
-    return default_limits(row.device).changed((*overrides, row.limits))
+    return Limits(ChainMap(row.limits or {}, *reversed(overrides), defaults))
 
 
 def metric_change(
@@ -81,6 +84,13 @@ class Trial:
                 return result
         return None
 
+    def speed(self, basis: Basis) -> float | None:
+        """The row's speed on a basis; None if it or its divisor was not measured."""
+        if self.row.measurement is None:
+            return None
+        other = None if self.unquantized is None else self.unquantized.measurement
+        return speed_in(basis, self.row.measurement, other)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
@@ -111,14 +121,13 @@ def decided(
     `fresh` is None if confirmation was off. `judge` says of the `values` that they gave
     whether they are worse, and describes them.
     """
-    needed = THRESHOLDS.confirm_processes
-    worse, undecided = False, fresh is None or len(values) < needed
+    worse, undecided = False, fresh is None or len(values) < CONFIRM_PROCESSES
     if fresh is None:
         end = f"looks {looks}; confirmation was off"
     elif undecided:
         problems = (f": {trial.missed.summary}" for trial in fresh if trial.missed)
-        end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
-        end += next(problems, "")
+        finished = f"{len(values)} of {CONFIRM_PROCESSES} fresh processes finished"
+        end = f"looks {looks}; {finished}{next(problems, '')}"
     else:
         worse, words = judge(values)
         end = f"confirmed by {len(values)} fresh processes: {words}"
@@ -156,7 +165,7 @@ def judge_peak(
 ) -> Judgement:
     """Judge the peak of a measured row; the median of `fresh` decides on a growth."""
     peak = compare_peak(now.peak_memory_bytes, stored, limits)
-    if not peak.worse or len(stored.samples) < THRESHOLDS.min_processes:
+    if not peak.worse or len(stored.samples) < MIN_PROCESSES:
         return peak
 
     def judge(peaks: Sequence[float]) -> tuple[bool, str]:
@@ -179,37 +188,34 @@ def judge_speed(
 ) -> Judgement:
     """Judge the speed of a measured row: a loss on any basis makes it slower.
 
-    `unquantized` is this run's result of `baseline.unquantized_row`. The changes start
-    with tok/s, which is reported on every basis.
+    `unquantized` is this run's result of the row in `baseline.unquantized`. The changes
+    start with tok/s, which is reported on every basis.
     """
     own = Trial(row=result, unquantized=unquantized)
     known = {}
     for basis in Basis:
-        then, now = baseline.values(basis, result.id), _speed(basis, own)
-        if then is not None and now is not None:
-            known[basis] = (then, now)
+        stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)
+        if stored is not None and now is not None:
+            known[basis] = (stored, now)
     notes: dict[Basis, str] = {}
     for basis in baseline.bases(result.row):
         note = ""
         if basis is Basis.RATIO and basis not in known:
             note = "; its unquantized row was not measured before it in this run"
-            if baseline.unquantized_row(result.id) is None:
+            if baseline.unquantized[result.id] is None:
                 note = "; no unquantized row was recorded with it"
             basis = Basis.BANDWIDTH
         if basis is Basis.BANDWIDTH and basis not in known:
             basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
         # A basis that replaces another one may be wanted itself as well.
         notes.setdefault(basis, note)
-    speeds = [
-        _judged(basis, *known[basis], baseline.speed(basis, result.id), limits, fresh)
-        for basis in notes
-    ]
+    speeds = [_judged(basis, *known[basis], limits, fresh) for basis in notes]
     changes = [change for speed in speeds for change in speed.changes]
     notes_on = zip(speeds, notes.values(), strict=True)
     reasons = [f"{speed.reason}{note}" for speed, note in notes_on]
     if Basis.TOK_S is not next(iter(notes)):
-        then, now = known[Basis.TOK_S]
-        changes.insert(0, metric_change(Basis.TOK_S.value, geometric_mean(then), now))
+        stored, now = known[Basis.TOK_S]
+        changes.insert(0, metric_change(Basis.TOK_S.value, stored.mean, now))
         reasons.insert(0, describe(changes[0]))
     detectable = [one.minimum_detectable for one in speeds if one.minimum_detectable]
     return Judgement(
@@ -222,51 +228,43 @@ def judge_speed(
     )
 
 
-def _speed(basis: Basis, trial: Trial) -> float | None:
-    if trial.row.measurement is None:
-        return None
-    other = None if trial.unquantized is None else trial.unquantized.measurement
-    return speed_in(basis, trial.row.measurement, other)
-
-
 def _judged(
     basis: Basis,
-    values: Sequence[float],
+    stored: StoredSpeed,
     now: float,
-    stored: StoredSpeed | None,
     limits: Limits,
     fresh: Sequence[Trial] | None,
 ) -> Judgement:
-    """The judgement on one basis; `values` are the speeds of the stored processes."""
-    if stored is None:
+    then, spread = stored.mean, stored.spread
+    if spread is None:
         limit = limits["tok_s"]
-        change = metric_change(basis.value, geometric_mean(values), now, limit)
+        change = metric_change(basis.value, then, now, limit)
         return Judgement(
             changes=(change,),
-            reason=f"{describe(change)}; fixed limit: the baseline has {len(values)} of"
-            f" the {THRESHOLDS.min_processes} processes from which noise is estimated",
+            reason=f"{describe(change)}; fixed limit: the baseline has"
+            f" {len(stored.values)} of the {MIN_PROCESSES} processes from which noise"
+            " is estimated",
             faster=change.change > limit,
         )
-    noise = (stored.spread, stored.processes, limits["least_loss"])
-    limit, loss = thresholds.screen_limit(*noise), log_loss(now, stored.mean)
-    change = metric_change(basis.value, stored.mean, now, as_share(limit))
+    least, loss = limits["least_loss"], log_loss(now, then)
+    limit = thresholds.screen_limit(spread, least)
+    change = metric_change(basis.value, then, now, as_share(limit))
     speed = Judgement(
         changes=(replace(change, worse=False),),
         reason=describe(change),
-        faster=-loss > thresholds.faster_limit(*noise),
-        minimum_detectable=thresholds.minimum_detectable(*noise),
+        faster=-loss > thresholds.faster_limit(spread, least),
+        minimum_detectable=thresholds.minimum_detectable(spread, least),
     )
     if loss <= limit:
         return speed
 
     def judge(speeds: Sequence[float]) -> tuple[bool, str]:
-        mean, limit = geometric_mean(speeds), thresholds.confirm_limit(*noise)
+        mean, limit = geometric_mean(speeds), thresholds.confirm_limit(spread, least)
         digits = 2 if basis is Basis.TOK_S else 3
-        return log_loss(mean, stored.mean) > limit, (
-            f"{mean:.{digits}f} ({relative_change(mean, stored.mean):+.1%},"
+        return log_loss(mean, then) > limit, (
+            f"{mean:.{digits}f} ({relative_change(mean, then):+.1%},"
             f" limit {as_share(limit):.1%})"
         )
 
-    trials = (_speed(basis, trial) for trial in fresh or ())
-    speeds = [one for one in trials if one is not None]
-    return decided(speed, "slower", fresh, speeds, judge)
+    speeds = [trial.speed(basis) for trial in fresh or ()]
+    return decided(speed, "slower", fresh, [one for one in speeds if one], judge)

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from llama_perf.gate import thresholds
 from llama_perf.gate.judgements import stored_peak
 from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.gate.thresholds import THRESHOLDS, relative_change
+from llama_perf.gate.thresholds import MIN_PROCESSES, relative_change
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
 
@@ -73,41 +73,37 @@ def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:
             yield f"{row.id}: measured with an injected slowdown"
-        judged = baseline.judged_speed(row.id)
+        judged = baseline.judged_spread(row.id)
         if judged is None:
             yield (
-                f"{row.id}: {len(row.samples)} of the {THRESHOLDS.min_processes}"
-                " processes from which noise is estimated"
+                f"{row.id}: {len(row.samples)} of the {MIN_PROCESSES} processes from"
+                " which noise is estimated"
             )
-        elif judged[1].spread.deviation > _MAX_DEVIATION:
-            basis, speed = judged
-            limit = thresholds.screen_limit(speed.spread, speed.processes)
+        elif judged[1].deviation > _MAX_DEVIATION:
+            basis, spread = judged
+            limit = thresholds.as_share(thresholds.screen_limit(spread))
             yield (
-                f"{row.id}: processes differ by {speed.spread.deviation:.0%} in"
-                f" {basis.value}, so a loss below {thresholds.as_share(limit):.0%}"
-                " passes; record it on a quieter machine"
+                f"{row.id}: processes differ by {spread.deviation:.0%} in"
+                f" {basis.value}, so a loss below {limit:.0%} passes; record it on a"
+                " quieter machine"
             )
         other = row.environment
         if other is not None and (changes := other.changes(stored.environment)):
             yield f"{row.id}: of another environment: {'; '.join(changes)}"
 
 
-def describe_speeds(stored: Baseline) -> list[str]:
+def describe_speeds(stored: Baseline) -> Iterator[str]:
     """A line for each row that several processes measured: its noise in each."""
     baseline = SpeedBaseline(stored)
-    lines = []
     for row in stored.rows:
-        if row.between_process_deviation is None:
+        if (deviation := row.between_process_deviation) is None:
             continue
-        spread = f"processes differ by {row.between_process_deviation:.2%}"
-        line = f"{row.id}: {len(row.samples)} {spread}"
-        if (judged := baseline.judged_speed(row.id)) is not None:
-            basis, speed = judged
-            line += (
-                f" ({speed.spread.deviation:.2%} in {basis.value}, estimated with the"
-                f" other rows); a loss of {speed.minimum_detectable:.1%} is detected"
+        noise = f"; noise is estimated from {MIN_PROCESSES}"
+        if (judged := baseline.judged_spread(row.id)) is not None:
+            basis, spread = judged
+            noise = (
+                f" ({spread.deviation:.2%} in {basis.value}, estimated with the other"
+                f" rows); a loss of {thresholds.minimum_detectable(spread):.1%} is"
+                " detected"
             )
-        else:
-            line += f"; noise is estimated from {THRESHOLDS.min_processes}"
-        lines.append(line)
-    return lines
+        yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"

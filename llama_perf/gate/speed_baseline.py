@@ -6,14 +6,14 @@ device, both measured in the same run. Knows no verdict.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import repeat
 from statistics import geometric_mean
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.thresholds import THRESHOLDS, Spread
+from llama_perf.gate.thresholds import Spread
 from llama_perf.results.baselines import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
@@ -30,22 +30,26 @@ class Basis(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSpeed:
-    """The mean speed of a row's processes on one basis, and how much they differ."""
+    """A row's speed on one basis in each of its processes, and how much they differ.
 
-    mean: float
-    processes: int
-    spread: Spread
+    `spread` is None if too few processes measured the row.
+    """
+
+    values: Sequence[float]
+    spread: Spread | None
 
     @property
-    def minimum_detectable(self) -> float:
-        """The smallest loss, as a share, that a run detects nine times in ten."""
-        return thresholds.minimum_detectable(self.spread, self.processes)
+    def mean(self) -> float:
+        """The mean of the processes."""
+        return geometric_mean(self.values)
 
 
 class SpeedBaseline:
     """A baseline, prepared once for a run that measures in `environment`.
 
-    The deviations of all rows are estimated together.
+    By id it has the stored `rows` and, for each, the most similar `unquantized` row of
+    the same recording or None. `speeds` has those that are known, by basis and id. The
+    deviations of all rows are estimated together.
     """
 
     def __init__(
@@ -54,17 +58,9 @@ class SpeedBaseline:
         self.stored = stored
         self.environment = stored.environment if environment is None else environment
         # Reversed, so that the first of two rows with one id is taken.
-        self._rows = {row.id: row for row in reversed(stored.rows)}
-        self._unquantized = {row.id: self._most_similar(row) for row in stored.rows}
-        self._speeds = {basis: self._estimate(basis) for basis in Basis}
-
-    def row(self, row_id: str) -> BaselineRow | None:
-        """The stored row of that id, or None."""
-        return self._rows.get(row_id)
-
-    def unquantized_row(self, row_id: str) -> BaselineRow | None:
-        """The most similar unquantized row of the same recording, or None."""
-        return self._unquantized.get(row_id)
+        self.rows = {row.id: row for row in reversed(stored.rows)}
+        self.unquantized = {row.id: self._most_similar(row) for row in stored.rows}
+        self.speeds = {basis: self._estimate(basis) for basis in Basis}
 
     def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
         fields = asdict(row.row).items()
@@ -95,48 +91,40 @@ class SpeedBaseline:
         # The speed of packed products on a CPU does not follow its bandwidth.
         return [Basis.RATIO, Basis.BANDWIDTH] if gpu else [Basis.RATIO]
 
-    def values(self, basis: Basis, row_id: str) -> list[float] | None:
-        """A stored row's speed in each of its processes, or None if it is not known."""
-        # The n-th process of a row ran together with the n-th of the unquantized row.
-        unquantized = self.unquantized_row(row_id)
+    def _values(self, basis: Basis, row_id: str) -> list[float] | None:
+        """A row's speed in each of its processes, or None if it is not known."""
         others: Iterable[ProcessSamples | Measurement | None] = repeat(None)
+        unquantized = self.unquantized[row_id]
         if basis is Basis.RATIO and unquantized is not None:
+            # The ratio of a row to itself is 1 in every process.
+            if unquantized.id == row_id:
+                return None
+            # The n-th process of a row ran together with the n-th of the other.
             others = unquantized.samples
-        pairs = zip(self._rows[row_id].samples, others, strict=False)
+        pairs = zip(self.rows[row_id].samples, others, strict=False)
         speeds = [speed_in(basis, process, other) for process, other in pairs]
         known = [speed for speed in speeds if speed is not None]
         return known if len(known) == len(speeds) else None
 
-    def speed(self, basis: Basis, row_id: str) -> StoredSpeed | None:
-        """A stored row's speed, or None if too few processes measured it."""
-        return self._speeds[basis].get(row_id)
-
     def _estimate(self, basis: Basis) -> dict[str, StoredSpeed]:
         """The speeds of all rows on one basis: their deviations are shrunk together."""
-        values = {}
-        for row_id in self._rows:
-            unquantized = self.unquantized_row(row_id)
-            # The ratio of a row to itself is 1 in every process.
-            if basis is Basis.RATIO and unquantized and unquantized.id == row_id:
-                continue
-            speeds = self.values(basis, row_id) or ()
-            if len(speeds) >= THRESHOLDS.min_processes:
-                values[row_id] = speeds
-        logs = ([*map(math.log, speeds)] for speeds in values.values())
-        spreads = thresholds.shrunk([*map(thresholds.between_processes, logs)])
+        by_row = {row_id: self._values(basis, row_id) for row_id in self.rows}
+        known = {row_id: speeds for row_id, speeds in by_row.items() if speeds}
+        enough = [one for one in known if len(known[one]) >= thresholds.MIN_PROCESSES]
+        logs = ([*map(math.log, known[row_id])] for row_id in enough)
+        shrunk = thresholds.shrunk([*map(thresholds.between_processes, logs)])
+        spreads = dict(zip(enough, shrunk, strict=True))
         return {
-            row_id: StoredSpeed(
-                mean=geometric_mean(speeds), processes=len(speeds), spread=spread
-            )
-            for (row_id, speeds), spread in zip(values.items(), spreads, strict=True)
+            row_id: StoredSpeed(values=speeds, spread=spreads.get(row_id))
+            for row_id, speeds in known.items()
         }
 
-    def judged_speed(self, row_id: str) -> tuple[Basis, StoredSpeed] | None:
+    def judged_spread(self, row_id: str) -> tuple[Basis, Spread] | None:
         """The first quantity by which a row is judged; None: too few processes."""
-        bases = self.bases(self._rows[row_id].row)
-        for basis in (*bases, Basis.BANDWIDTH, Basis.TOK_S):
-            if (speed := self.speed(basis, row_id)) is not None:
-                return basis, speed
+        for basis in (*self.bases(self.rows[row_id].row), Basis.BANDWIDTH, Basis.TOK_S):
+            speed = self.speeds[basis].get(row_id)
+            if speed is not None and speed.spread is not None:
+                return basis, speed.spread
         return None
 
 

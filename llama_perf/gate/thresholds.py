@@ -10,7 +10,7 @@ scipy is imported where it is used: listing rows does not wait for it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist, fmean, variance
 
@@ -24,11 +24,14 @@ class Spread:
 
     deviation: float
     degrees: float
+    processes: int
 
 
 def between_processes(log_rates: Sequence[float]) -> Spread:
     """The sample deviation of one value for each process, at least two."""
-    return Spread(deviation=log_deviation(log_rates), degrees=len(log_rates) - 1)
+    count = len(log_rates)
+    deviation = log_deviation(log_rates)
+    return Spread(deviation=deviation, degrees=count - 1, processes=count)
 
 
 def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
@@ -50,7 +53,7 @@ def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
         own = spread.degrees / (weight + spread.degrees)
         squares = (1 - own) * common_variance + own * spread.deviation**2
         degrees = min(weight + spread.degrees, max_degrees)
-        squeezed.append(Spread(deviation=math.sqrt(squares), degrees=degrees))
+        squeezed.append(replace(spread, deviation=math.sqrt(squares), degrees=degrees))
     return squeezed
 
 
@@ -111,31 +114,21 @@ def t_multiplier(normal: float, degrees: float) -> float:
     return math.sqrt(degrees * math.expm1(scaled**2 / degrees))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Thresholds:
-    """When a row counts as slower. The multiples are those of a known deviation.
-
-    A row is suspicious if it lost more than its `least_loss` (`min_loss` below) and
-    more than `screen` deviations of the difference. It is slower if `confirm_processes`
-    fresh processes confirm that by `confirm` deviations, or as many interleaved pairs
-    by `confirm_pairs`. A baseline of fewer than `min_processes` gives no deviation.
-    `power` is the probability of detecting a minimum detectable loss.
-
-    `confirm` is larger than `confirm_pairs` because the stored mean is part of the
-    screen and of the confirmation: an unlucky one makes both fail together. From 5
-    stored processes on, 4.0 makes that no likelier than two independent steps at 2.5
-    and 3.3.
-    """
-
-    screen: float = 2.5
-    confirm: float = 4.0
-    confirm_pairs: float = 3.3
-    confirm_processes: int = 5
-    min_processes: int = 3
-    power: float = 0.90
-
-
-THRESHOLDS = Thresholds()
+# A row is suspicious if it lost more than its `least_loss` (`min_loss` below) and more
+# than SCREEN deviations of the difference. It is slower if CONFIRM_PROCESSES fresh
+# processes confirm that by CONFIRM deviations, or as many interleaved pairs by
+# CONFIRM_PAIRS. A baseline of fewer than MIN_PROCESSES gives no deviation. POWER is the
+# probability of detecting a minimum detectable loss.
+#
+# CONFIRM is larger than CONFIRM_PAIRS because the stored mean is part of the screen and
+# of the confirmation: an unlucky one makes both fail together. From 5 stored processes
+# on, 4.0 makes that no likelier than two independent steps at 2.5 and 3.3.
+SCREEN = 2.5
+CONFIRM = 4.0
+CONFIRM_PAIRS = 3.3
+CONFIRM_PROCESSES = 5
+MIN_PROCESSES = 3
+POWER = 0.90
 
 
 def relative_change(current: float, baseline: float) -> float:
@@ -153,28 +146,26 @@ def as_share(loss: float) -> float:
     return -math.expm1(-loss)
 
 
-def screen_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
-    """The log loss above which a row is suspicious; the mean of `processes` varies."""
-    return _limit(spread, THRESHOLDS.screen, 1 + 1 / processes, min_loss)
+def screen_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
+    """The log loss above which a row is suspicious; the stored mean varies too."""
+    return _limit(spread, SCREEN, 1 + 1 / spread.processes, min_loss)
 
 
-def confirm_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
+def confirm_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """The log loss above which the mean of fresh processes confirms a loss."""
     # The mean of n fresh processes minus that of R stored ones has this variance.
-    variance = 1 / THRESHOLDS.confirm_processes + 1 / processes
-    return _limit(spread, THRESHOLDS.confirm, variance, min_loss)
+    variance = 1 / CONFIRM_PROCESSES + 1 / spread.processes
+    return _limit(spread, CONFIRM, variance, min_loss)
 
 
-def confirm_pairs_limit(
-    spread: Spread, pairs: int, min_loss: float = MIN_LOSS
-) -> float:
+def confirm_pairs_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """The same for the mean of pairs, each of a base and a head process in turn."""
-    return _limit(spread, THRESHOLDS.confirm_pairs, 2 / pairs, min_loss)
+    return _limit(spread, CONFIRM_PAIRS, 2 / spread.processes, min_loss)
 
 
-def faster_limit(spread: Spread, processes: int, min_loss: float = MIN_LOSS) -> float:
+def faster_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """The log gain above which a row is faster: nothing confirms it, so it is large."""
-    return _limit(spread, THRESHOLDS.confirm, 1 + 1 / processes, min_loss)
+    return _limit(spread, CONFIRM, 1 + 1 / spread.processes, min_loss)
 
 
 def _limit(spread: Spread, multiple: float, variance: float, min_loss: float) -> float:
@@ -182,32 +173,26 @@ def _limit(spread: Spread, multiple: float, variance: float, min_loss: float) ->
     return max(-math.log1p(-min_loss), deviations * spread.deviation)
 
 
-def detection_chance(
-    loss: float, spread: Spread, processes: int, min_loss: float = MIN_LOSS
-) -> float:
+def detection_chance(loss: float, spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """A lower bound of the probability that a run finds a log loss of `loss`.
 
     It treats screen and confirmation as independent; they share the stored mean.
     """
     chance = 1.0
-    steps = ((1, screen_limit), (THRESHOLDS.confirm_processes, confirm_limit))
-    for fresh, limit in steps:
-        deviation = spread.deviation * math.sqrt(1 / fresh + 1 / processes)
-        beyond = loss - limit(spread, processes, min_loss)
-        chance *= NormalDist().cdf(beyond / deviation)
+    for fresh, limit in ((1, screen_limit), (CONFIRM_PROCESSES, confirm_limit)):
+        deviation = spread.deviation * math.sqrt(1 / fresh + 1 / spread.processes)
+        chance *= NormalDist().cdf((loss - limit(spread, min_loss)) / deviation)
     return chance
 
 
-def minimum_detectable(
-    spread: Spread, processes: int, min_loss: float = MIN_LOSS
-) -> float:
-    """The smallest loss of speed, as a share, that a run detects with `power`."""
+def minimum_detectable(spread: Spread, min_loss: float = MIN_LOSS) -> float:
+    """The smallest loss of speed, as a share, that a run detects with POWER."""
     from scipy.optimize import brentq
 
     def excess_chance(loss: float) -> float:
-        return detection_chance(loss, spread, processes, min_loss) - THRESHOLDS.power
+        return detection_chance(loss, spread, min_loss) - POWER
 
-    low = screen_limit(spread, processes, min_loss)
+    low = screen_limit(spread, min_loss)
     high = 2 * low
     while excess_chance(high) < 0:
         high *= 2

@@ -9,6 +9,7 @@ that. A baseline of another kind of device judges nothing.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 
 from llama_perf.gate.judgements import (
@@ -48,63 +49,64 @@ def compare(
     """The verdict on one row, compared with the stored row of its id.
 
     `baseline` is None if the device has none. `unquantized` is this run's result of
-    `baseline.unquantized_row`. `fresh` are the row's fresh processes, None if
+    the row in `baseline.unquantized`. `fresh` are the row's fresh processes, None if
     confirmation was off: a suspicious row is then UNDECIDED.
     """
-    stored = None if baseline is None else baseline.row(result.id)
+    comparison = partial(Comparison, id=result.id)
+    stored = None if baseline is None else baseline.rows.get(result.id)
     now, reason = result.measurement, str(result.reason)
     if result.status is Status.NOT_RUN:
-        if stored is None:
-            return _comparison(result, Verdict.NOT_RUN, reason, failed=False)
-        reason += "; the baseline has this row, so it ran before"
-        return _comparison(result, Verdict.NOT_RUN, reason, failed=True)
+        if stored is not None:
+            reason += "; the baseline has this row, so it ran before"
+        failed = stored is not None
+        return comparison(verdict=Verdict.NOT_RUN, reason=reason, failed=failed)
     if now is None:
-        return _comparison(result, Verdict.INVALID, reason, failed=True)
+        return comparison(verdict=Verdict.INVALID, reason=reason, failed=True)
     if baseline is None or stored is None:
         reason = "the baseline of this device does not have this row"
         if baseline is None:
             reason = "no baseline for this device"
-        return _comparison(result, Verdict.NO_BASELINE, reason, failed=missing_fails)
+        verdict = Verdict.NO_BASELINE
+        return comparison(verdict=verdict, reason=reason, failed=missing_fails)
     then = stored.measurement
+    incomparable = partial(comparison, verdict=Verdict.INCOMPARABLE)
     if result.row.fingerprint != stored.fingerprint:
         reason = "the row changed under its id since the baseline was recorded"
-        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+        return incomparable(reason=reason, failed=True)
     if now.weights != then.weights:
         reason = f"other weights: {then.weights} in the baseline, {now.weights} now"
-        return _comparison(result, Verdict.INCOMPARABLE, reason, failed=True)
+        return incomparable(reason=reason, failed=True)
     key = baseline.stored.environment.device_key
     if key != baseline.environment.device_key:
         rate = metric_change(TOK_S.title, then.tok_s, now.tok_s)
         peak = compare_peak(now.peak_memory_bytes, stored, None)
         reason = f"the baseline is of another device, {key}, so nothing is judged:"
-        comparison = _comparison(
-            result, Verdict.INCOMPARABLE, f"{reason} {describe(rate)}", failed=False
+        return incomparable(
+            reason=f"{reason} {describe(rate)}",
+            failed=False,
+            changes=(rate, *peak.changes, *_other_changes(now, then, None)),
         )
-        changes = (rate, *peak.changes, *_other_changes(now, then, None))
-        return replace(comparison, changes=changes)
     limits = limits_of(result.row) if limits is None else limits
     speed = judge_speed(
         result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
     )
     peak = judge_peak(now, stored, limits, fresh)
-    comparison = judge(result, stored, speed, peak, limits)
-    if comparison.verdict is Verdict.UNDECIDED and not undecided_fails:
-        comparison = replace(comparison, failed=False)
-    return comparison
+    judged = judge(result, stored, speed, peak, limits)
+    if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
+        return replace(judged, failed=False)
+    return judged
 
 
 def not_compared(result: RowResult) -> Comparison:
     """The verdict if no comparison was asked for: an INVALID row still fails."""
     if result.status is not Status.MEASURED:
         return compare(result, None)
-    reason = "no comparison asked for"
-    return _comparison(result, Verdict.NOT_COMPARED, reason, failed=False)
-
-
-def _comparison(
-    result: RowResult, verdict: Verdict, reason: str, *, failed: bool
-) -> Comparison:
-    return Comparison(id=result.id, verdict=verdict, reason=reason, failed=failed)
+    return Comparison(
+        id=result.id,
+        verdict=Verdict.NOT_COMPARED,
+        reason="no comparison asked for",
+        failed=False,
+    )
 
 
 def judge(

@@ -10,6 +10,7 @@ Knows no baseline.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,13 +22,7 @@ from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
 from llama_perf.measure.value_check import check_row_values, warm_up_row
-from llama_perf.results.measurement import (
-    GB,
-    Ceiling,
-    Measurement,
-    median_rate,
-    median_seconds,
-)
+from llama_perf.results.measurement import GB, Ceiling, Measurement
 from llama_perf.rows.spec import RowSpec
 
 Progress = Callable[[str], None]
@@ -162,13 +157,13 @@ def measure_row(
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
-    tok_s = median_rate(row.batch_size * row.max_new_tokens, totals)
+    tok_s = row.batch_size * row.max_new_tokens * 1e9 / median(totals)
     decoded = row.batch_size * (row.max_new_tokens - 1)
     graph_breaks, compilations = _compiler_counts() if row.compile else (None, None)
     return Measurement(
         tok_s=tok_s,
-        decode_tok_s=median_rate(decoded, decodes) if decoded else None,
-        time_to_first_token_s=median_seconds(firsts),
+        decode_tok_s=decoded * 1e9 / median(decodes) if decoded else None,
+        time_to_first_token_s=median(firsts) / 1e9,
         bandwidth_gb_s=prepared.model_size_bytes * tok_s / row.batch_size / GB,
         device_bandwidth_gb_s=None if ceiling is None else ceiling.bandwidth_gb_s,
         ceiling=ceiling,

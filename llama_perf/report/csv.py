@@ -5,7 +5,6 @@ import io
 from dataclasses import fields
 
 from llama_perf.report.formats import report_format
-from llama_perf.report.table import comparison_of
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 
@@ -23,12 +22,10 @@ def as_csv(report: Report) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["id", "status", "verdict", "failed", "reason", *_FIGURES])
-    for result in report.results:
-        judged: tuple[object, object] = (None, None)
-        reason = result.reason
-        if (comparison := comparison_of(report, result.id)) is not None:
-            judged = (comparison.verdict.value, comparison.failed)
-            reason = comparison.reason
+    for result, comparison in report.judged:
+        judged: tuple[object, ...] = (None, None, result.reason)
+        if comparison is not None:
+            judged = (comparison.verdict.value, comparison.failed, comparison.reason)
         figures = [getattr(result.measurement, name, None) for name in _FIGURES]
-        lines.writerow([result.id, result.status.value, *judged, reason, *figures])
+        lines.writerow([result.id, result.status.value, *judged, *figures])
     return text.getvalue()

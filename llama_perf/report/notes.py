@@ -2,9 +2,10 @@
 
 import shlex
 from collections import Counter
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, starmap
 
-from llama_perf.report.table import comparison_of, outcome
+from llama_perf.report.table import outcome
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Verdict
@@ -13,35 +14,28 @@ _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
 _QUIET = {"SAME", "NOT_COMPARED", "NO_BASELINE"}
 
 
-def reasons(report: Report) -> list[tuple[str, str, str]]:
-    """(id, verdict, reason) of every row whose figures do not say everything."""
-    lines = []
-    for result in report.results:
-        comparison = comparison_of(report, result.id)
+def reasons(report: Report) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(id, verdict, reason, why) of every row whose figures do not say everything.
+
+    `why` has a failed row's operators that grew and the command that runs it again.
+    """
+    for result, comparison in report.judged:
         verdict = outcome(result, comparison)
         reason = comparison.reason if comparison else result.reason
         quiet = verdict in _QUIET and not (comparison and comparison.doubtful)
+        why: list[str] = []
+        if comparison and comparison.verdict in _LOST:
+            why += comparison.why
+            if report.again:
+                again = shlex.join([*report.again, "--row", result.id])
+                why.append(f"again: {again}")
         if reason and not quiet:
-            lines.append((result.id, verdict, reason))
-    return lines
-
-
-def why(report: Report, row_id: str) -> tuple[str, ...]:
-    """Of a failed row: the operators that grew and the command that runs it again."""
-    comparison = comparison_of(report, row_id)
-    if comparison is None or comparison.verdict not in _LOST:
-        return ()
-    if not report.again:
-        return comparison.why
-    again = shlex.join([*report.again, "--row", row_id])
-    return (*comparison.why, f"again: {again}")
+            yield result.id, verdict, reason, why
 
 
 def summary(report: Report) -> str:
     """One line that counts the rows by verdict, and those that were not run."""
-    verdicts = Counter(
-        outcome(result, comparison_of(report, result.id)) for result in report.results
-    )
+    verdicts = Counter(starmap(outcome, report.judged))
     count = len(report.results)
     not_run = sum(result.status is Status.NOT_RUN for result in report.results)
     del verdicts[Status.NOT_RUN.value]
@@ -55,75 +49,64 @@ def summary(report: Report) -> str:
     return text
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: Report) -> Iterator[str]:
     """The facts a reader needs to judge the verdicts, one a line."""
     environment = report.environment
-    figures = {
-        result.id: result.measurement for result in report.results if result.measurement
-    }
+    measured = [
+        (result, result.measurement) for result in report.results if result.measurement
+    ]
+    figures = [measurement for _, measurement in measured]
     device = f"device: {environment.device_name} ({environment.device_key})"
     if report.device_bandwidth_gb_s is not None:
         device += f", {report.device_bandwidth_gb_s:.1f} GB/s measured in this run"
-    lines = [device]
-    ceilings = (measurement.ceiling for measurement in figures.values())
+    yield device
+    ceilings = (measurement.ceiling for measurement in figures)
     if ceiling := next((one for one in ceilings if one and one.launch_us), None):
-        lines.append(f"ceiling of this run: {ceiling.summary}")
-    lines.append(
+        yield f"ceiling of this run: {ceiling.summary}"
+    yield (
         f"torch {environment.torch}, torchao {environment.torchao},"
         f" python {environment.python}"
     )
-    if weights := sorted({measurement.weights for measurement in figures.values()}):
-        lines.append(f"weights: {', '.join(weights)}")
-    for result in report.results:
-        if result.measurement is not None:
-            lines += _notes_on_row(result, result.measurement)
-    for row_id, measurement in figures.items():
-        lines += _notes_on_gpu(row_id, measurement)
-    lines += sorted(set(map(_gpu_problem, figures.values())) - {""})
+    if weights := sorted({measurement.weights for measurement in figures}):
+        yield f"weights: {', '.join(weights)}"
+    yield from chain(*starmap(_notes_on_row, measured))
+    yield from chain(*starmap(_notes_on_gpu, measured))
+    yield from sorted(set(map(_gpu_problem, figures)) - {""})
     if report.baseline_source:
-        lines.append(f"baseline: {report.baseline_source}")
+        yield f"baseline: {report.baseline_source}"
     if report.environment_changes:
-        changes = "; ".join(report.environment_changes)
-        lines.append(f"changed since the baseline: {changes}")
+        yield f"changed since the baseline: {'; '.join(report.environment_changes)}"
     if report.stale:
-        lines.append(f"in the baseline but in no set: {', '.join(report.stale)}")
-    return lines
+        yield f"in the baseline but in no set: {', '.join(report.stale)}"
 
 
-def _notes_on_row(result: RowResult, measurement: Measurement) -> list[str]:
-    lines = []
+def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
     check = measurement.check
     if check is not None and check.ties:
-        lines.append(
+        yield (
             f"ties in {result.id}: {check.ties} of {check.tokens} greedy tokens"
             f" differ from the {check.against}, each by less than the error"
         )
     taken, wanted = len(measurement.sample_ns), result.row.num_samples
     budget = measurement.samples_budget_s
     if budget is not None and taken < wanted:
-        lines.append(
+        yield (
             f"{taken} of {wanted} samples in {result.id}: more would have taken"
             f" over {budget:g} s"
         )
     if share := measurement.injected_slowdown:
-        lines.append(f"injected slowdown of {share:.0%} in {result.id}")
+        yield f"injected slowdown of {share:.0%} in {result.id}"
     if issue := result.row.upstream_issue:
-        lines.append(
-            f"works again: {result.id} is marked as broken by {issue}, and ran"
-        )
-    return lines
+        yield f"works again: {result.id} is marked as broken by {issue}, and ran"
 
 
-def _notes_on_gpu(row_id: str, measurement: Measurement) -> list[str]:
+def _notes_on_gpu(result: RowResult, measurement: Measurement) -> Iterator[str]:
     """Other processes on the GPU, and the limits that lowered its clock."""
-    lines = []
-    if measurement.neighbours:
-        others = ", ".join(measurement.neighbours)
-        lines.append(f"other processes on the GPU in {row_id}: {others}")
+    if others := measurement.neighbours:
+        yield f"other processes on the GPU in {result.id}: {', '.join(others)}"
     states = measurement.card or ()
     if limits := dict.fromkeys(chain(*(state.limited_by for state in states))):
-        lines.append(f"clock limited in {row_id}: {', '.join(limits)}")
-    return lines
+        yield f"clock limited in {result.id}: {', '.join(limits)}"
 
 
 def _gpu_problem(measurement: Measurement) -> str:

@@ -7,6 +7,7 @@ states them, the second on this project's engine, with the same `reference_key`.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import starmap
 
 from tabulate import tabulate
 
@@ -36,22 +37,21 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
     smallest loss that a run detects if any baseline row has processes enough.
     """
     names, common = short_names([result.id for result in report.results])
-    verdicts = [comparison_of(report, result.id) for result in report.results]
+    verdicts = [comparison for _, comparison in report.judged]
     columns = [("row", names)]
     for metric in METRICS:
         if (column := metric.column) is None:
             continue
         values = [metric.read(result.measurement) for result in report.results]
-        cells = _cells(values, f".{column.digits}f", column.scale)
+        cells = _cells(values, f"{{:.{column.digits}f}}", column.scale)
         columns.append((column.header, cells))
         if column.change:
             cells = [_change(comparison, metric.title) for comparison in verdicts]
             columns.append(("change", cells))
         detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
-            columns.append(("min. detectable", _cells(detectable, ".1%")))
-    outcomes = [outcome(*pair) for pair in zip(report.results, verdicts, strict=True)]
-    columns.append(("verdict", outcomes))
+            columns.append(("min. detectable", _cells(detectable, "{:.1%}")))
+    columns.append(("verdict", list(starmap(outcome, report.judged))))
     if report.reference:
         columns += _reference_columns(report)
     headers = [header for header, _ in columns]
@@ -65,12 +65,6 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
     )
 
 
-def comparison_of(report: Report, row_id: str) -> Comparison | None:
-    """The verdict on a row, None where there is none yet."""
-    comparisons = (one for one in report.comparisons if one.id == row_id)
-    return next(comparisons, None)
-
-
 def outcome(result: RowResult, comparison: Comparison | None) -> str:
     """The verdict on a row in one word, or how it ended where there is none."""
     return result.status.value if comparison is None else comparison.verdict.value
@@ -80,9 +74,8 @@ def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
     """Row ids without the tokens that all of them share, and those tokens."""
     # A dot inside a number, such as a model's "3.1", does not separate two tokens.
     split = [re.split(r"(?<!\d)\.|\.(?!\d)", row_id) for row_id in ids]
-    if len(split) < 2:
-        return list(ids), ""
-    common = [token for token in split[0] if all(token in tokens for tokens in split)]
+    first = split[0] if split else []
+    common = [token for token in first if all(token in tokens for tokens in split)]
     names = [
         ".".join(token for token in tokens if token not in common) for tokens in split
     ]
@@ -97,10 +90,10 @@ def _reference_columns(report: Report) -> list[tuple[str, list[str]]]:
     then = [report.reference.get(result.id) for result in report.results]
     shares = [one.device_bandwidth_share if one else None for one in then]
     return [
-        ("A100 tok/s", _cells(map(TOK_S.read, then), ".2f")),
+        ("A100 tok/s", _cells(map(TOK_S.read, then), "{:.2f}")),
         ("speed-up", list(map(speed_up, now, then))),
-        ("A100 %", _cells(shares, ".1f", 100)),
-        ("A100 peak GB", _cells(map(PEAK_MEMORY.read, then), ".2f", 1e-9)),
+        ("A100 %", _cells(shares, "{:.1f}", 100)),
+        ("A100 peak GB", _cells(map(PEAK_MEMORY.read, then), "{:.2f}", 1e-9)),
     ]
 
 
@@ -113,7 +106,7 @@ def speed_up(now: Measurement | None, then: Measurement | None) -> str:
 
 def _cells(values: Iterable[float | None], form: str, scale: float = 1) -> list[str]:
     return [
-        NOTHING if value is None else format(value * scale, form) for value in values
+        NOTHING if value is None else form.format(value * scale) for value in values
     ]
 
 
@@ -152,7 +145,7 @@ def published_table(report: Report, *, style: str = "simple") -> str | None:
         lines.append(
             (
                 both.id,
-                NOTHING if a100 is None else f"{a100.tok_s:.2f}",
+                *_cells([TOK_S.read(a100)], "{:.2f}"),
                 _speed(literal),
                 speed_up(literal.measurement, a100),
                 _speed(engine),
@@ -184,17 +177,13 @@ def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> s
             str(choice.out_features),
             str(choice.in_features),
             ", ".join(f"{tokens} x {count}" for tokens, count in choice.products),
-            *(_milliseconds(choice.total_ms.get(name)) for name in names),
+            *_cells(map(choice.total_ms.get, names), "{:.2f} ms"),
             choice.chosen,
             "reused" if choice.reused else "taken now",
         )
         for choice in choices
     ]
     return tabulate(cells, headers=headers, tablefmt=style, disable_numparse=True)
-
-
-def _milliseconds(total: float | None) -> str:
-    return "-" if total is None else f"{total:.2f} ms"
 
 
 def chosen_in(report: Report, *, style: str = "simple") -> list[tuple[str, str]]:

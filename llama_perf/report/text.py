@@ -1,7 +1,7 @@
 """A report as text for a terminal, and as markdown for a CI summary."""
 
 from llama_perf.report.formats import report_format
-from llama_perf.report.notes import notes, reasons, summary, why
+from llama_perf.report.notes import notes, reasons, summary
 from llama_perf.report.table import TITLE, chosen_in, published_table, results_table
 from llama_perf.results.run import Report
 
@@ -14,9 +14,9 @@ def as_text(report: Report) -> str:
     lines += [table, ""]
     if (published := published_table(report)) is not None:
         lines += [f"{TITLE}:", published, ""]
-    for row_id, verdict, reason in reasons(report):
+    for row_id, verdict, reason, why in reasons(report):
         lines.append(f"{verdict} {row_id}: {reason}")
-        lines += [f"  {line}" for line in why(report, row_id)]
+        lines += [f"  {line}" for line in why]
     for row_id, choices in chosen_in(report):
         lines += [f"autoquant chose for {row_id}:", choices, ""]
     return "\n".join([*lines, *notes(report), summary(report)]) + "\n"
@@ -32,9 +32,9 @@ def as_markdown(report: Report) -> str:
     lines += [table, ""]
     if (published := published_table(report, style="github")) is not None:
         lines += [f"{TITLE}:", "", published, ""]
-    for row_id, verdict, reason in reasons(report):
+    for row_id, verdict, reason, why in reasons(report):
         lines.append(f"- **{verdict}** `{row_id}`: {reason}")
-        lines += [f"  - {line}" for line in why(report, row_id)]
+        lines += [f"  - {line}" for line in why]
     for row_id, choices in chosen_in(report, style="github"):
         lines += ["", f"autoquant chose for `{row_id}`:", "", choices, ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes(report))]) + "\n"

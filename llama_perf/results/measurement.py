@@ -4,13 +4,9 @@ Those are the device's ceiling, the GPU's state, the operators of a decoding ste
 autoquant's choices and the check of values. Imports no torch.
 """
 
-from collections.abc import Sequence
-from statistics import median
-
 from llama_perf.errors import SpecError, check_positive
 from llama_perf.strict_json import record
 
-NS = 1e9
 GB = 1e9
 
 
@@ -169,13 +165,3 @@ class Measurement:
         if self.device_bandwidth_gb_s is None:
             return None
         return self.bandwidth_gb_s / self.device_bandwidth_gb_s
-
-
-def median_rate(counts: int, durations_ns: Sequence[int]) -> float:
-    """The median of `counts` per second over the durations."""
-    return counts * NS / median(durations_ns)
-
-
-def median_seconds(durations_ns: Sequence[int]) -> float:
-    """The median of the durations in seconds."""
-    return median(durations_ns) / NS

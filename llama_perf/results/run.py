@@ -71,10 +71,11 @@ class Report:
         """Whether any row failed."""
         return any(comparison.failed for comparison in self.comparisons)
 
-
-def read_report(path: Path) -> Report:
-    """Read a run's results; raises RecordError."""
-    return read_json(Report, path)
+    @property
+    def judged(self) -> list[tuple[RowResult, Comparison | None]]:
+        """Each result with its verdict, None where there is none yet."""
+        verdicts = {comparison.id: comparison for comparison in self.comparisons}
+        return [(result, verdicts.get(result.id)) for result in self.results]
 
 
 def read_merged(paths: Sequence[Path]) -> Report:
@@ -84,7 +85,7 @@ def read_merged(paths: Sequence[Path]) -> Report:
     taken from the first in which it was measured, else from the last. Rows that the
     runs had selected and did not reach stay counted as missing.
     """
-    reports = [read_report(path) for path in paths]
+    reports = [read_json(Report, path) for path in paths]
     first = reports[0]
     if len(reports) == 1:
         return first

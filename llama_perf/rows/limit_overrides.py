@@ -35,13 +35,6 @@ class Limits(dict[str, float]):
     def __hash__(self) -> int:  # type: ignore[override] # a row is a key of dicts
         return hash(frozenset(self.items()))
 
-    def changed(self, overrides: Iterable["Limits | None"]) -> "Limits":
-        """These limits, replaced by each of `overrides` in turn."""
-        merged = dict(self)
-        for limits in overrides:
-            merged |= limits or {}
-        return Limits(merged)
-
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
         fields = {

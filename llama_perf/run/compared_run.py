@@ -23,7 +23,7 @@ from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import Report, RowResult, Status, read_report
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
@@ -32,7 +32,7 @@ from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from llama_perf.run.worker import Worker
-from llama_perf.strict_json import to_json
+from llama_perf.strict_json import read_json, to_json
 
 
 class ComparedRun:
@@ -144,7 +144,7 @@ class ComparedRun:
             return None
         left_s = budget_s - (time.monotonic() - self._started_s)
         needed_s, source = self._longest_s, "the longest row so far"
-        stored = None if self._baseline is None else self._baseline.row(row.id)
+        stored = None if self._baseline is None else self._baseline.rows.get(row.id)
         if stored is not None:
             needed_s, source = _seconds(stored.measurement), "the baseline"
         if left_s > needed_s:
@@ -218,7 +218,7 @@ class ComparedRun:
         """The run's result of the unquantized row that `row` is compared with."""
         stored = None
         if self._baseline is not None and Basis.RATIO in self._baseline.bases(row):
-            stored = self._baseline.unquantized_row(row.id)
+            stored = self._baseline.unquantized.get(row.id)
         result = None if stored is None else self._results.get(stored.id)
         if stored is None or result is None or result.measurement is None:
             return None
@@ -263,7 +263,7 @@ def _finished_rows(
     path = request.results
     if path is None or not request.resume:
         return {}
-    report = read_report(path)
+    report = read_json(Report, path)
     if changed := report.environment.changes(environment, commit=True):
         raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
     wanted = {row.id: row for row in rows}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from llama_perf.errors import RecordError
 from llama_perf.gate.judgements import Trial
-from llama_perf.gate.thresholds import THRESHOLDS
+from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -79,8 +79,8 @@ def confirmation(
     """
     trials: list[Trial] = []
     pair = [row] if unquantized is None else [row, unquantized]
-    for number in range(1, THRESHOLDS.confirm_processes + 1):
-        progress(f"fresh process {number} of {THRESHOLDS.confirm_processes}, ")
+    for number in range(1, CONFIRM_PROCESSES + 1):
+        progress(f"fresh process {number} of {CONFIRM_PROCESSES}, ")
         results = {
             one: worker.run_in_process(
                 one, options=options, devices=[row.device]

@@ -150,7 +150,7 @@ def _judged(
     )
     losses = pairs.losses
     loss = fmean(losses)
-    limit = confirm_pairs_limit(spread, len(losses), limits["least_loss"])
+    limit = confirm_pairs_limit(spread, limits["least_loss"])
     change = metric_change(
         TOK_S.title,
         geometric_mean(pairs.rates("base")),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.thresholds import THRESHOLDS, Spread, minimum_detectable
+from llama_perf.gate.thresholds import CONFIRM_PROCESSES, Spread, minimum_detectable
 from scripts.doc_tables.document import Table, place
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -90,7 +90,7 @@ def simulate(
     return Runs(
         stored=mean,
         screened=draws(1)[..., 0],
-        confirmed=draws(THRESHOLDS.confirm_processes).mean(axis=2),
+        confirmed=draws(CONFIRM_PROCESSES).mean(axis=2),
         screen_limits=screen,
         confirm_limits=confirm,
     )
@@ -102,10 +102,10 @@ def _limits(own: Floats, processes: Sequence[int]) -> tuple[Floats, Floats]:
     for deviations in own.tolist():
         pairs = zip(deviations, processes, strict=True)
         spreads = thresholds.shrunk(
-            [Spread(deviation=one, degrees=n - 1) for one, n in pairs]
+            [Spread(deviation=one, degrees=n - 1, processes=n) for one, n in pairs]
         )
-        screen.append(list(map(thresholds.screen_limit, spreads, processes)))
-        confirm.append(list(map(thresholds.confirm_limit, spreads, processes)))
+        screen.append(list(map(thresholds.screen_limit, spreads)))
+        confirm.append(list(map(thresholds.confirm_limit, spreads)))
     return np.array(screen), np.array(confirm)
 
 
@@ -123,8 +123,10 @@ def _draw(size: str, case: str) -> tuple[list[str], list[str]]:
     alarms, detectable = simulated.false_alarms(), "-"
     if len({*deviations}) == len({*processes}) == 1:
         # Where the deviation is one and is known.
-        known = Spread(deviation=deviations[0], degrees=math.inf)
-        detectable = f"{minimum_detectable(known, processes[0]):.1%}"
+        known = Spread(
+            deviation=deviations[0], degrees=math.inf, processes=processes[0]
+        )
+        detectable = f"{minimum_detectable(known):.1%}"
     detected = [f"{simulated.detected(loss):.1%}" for loss in SLOWDOWNS]
     problem = "more false alarms than one run in a thousand"
     problems = [problem] if alarms > MAX_FALSE_ALARMS else []

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llama_perf.results.run import Report, read_report
+from llama_perf.results.run import Report
 from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows import selection
+from llama_perf.strict_json import read_json
 from scripts import ROOT
 from scripts.doc_tables.document import github_table, place, replace_between
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         words += ["--inject-slowdown", f"{row.id}={percent}"]
                 if not (arguments.resume and _is_complete(path)):
                     _command(words, allowed=(0, 1))
-                reports.setdefault(percent, []).append(read_report(path))
+                reports.setdefault(percent, []).append(read_json(Report, path))
     finally:
         # A study that is stopped has the runs before it; the table says how many.
         text = table(reports)
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_complete(path: Path) -> bool:
     if not path.exists():
         return False
-    report = read_report(path)
+    report = read_json(Report, path)
     return len(report.results) == report.selected
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.cli.main import main
 from llama_perf.devices import driver
 from llama_perf.devices.device import check_device, device_of, unasked_device
 from llama_perf.devices.driver import Driver, ask_driver, build_for, why_unseen
@@ -16,6 +15,7 @@ from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure.environment import machine_notes
 from llama_perf.rows import selection
 from tests.correctness.support import nvidia_smi
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
@@ -91,7 +91,7 @@ def test_a_device_that_is_not_there_is_told_by_its_number(
 
 @pytest.mark.usefixtures("smi")
 def test_no_processor_takes_the_place_of_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     with pytest.raises(NotRunnable) as caught:
         check_device("cuda")
@@ -99,10 +99,8 @@ def test_no_processor_takes_the_place_of_a_gpu(
     assert str(caught.value) == refusal
     with pytest.raises(UserError, match=re.escape(TOO_OLD)):
         unasked_device()
-    assert main(["run", "--row", "*none*"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert f"{TOO_OLD}; --set cpu runs the processor's rows" in message
+    message = cli.refusal("run", "--row", "*none*")
+    assert message.endswith(f"{TOO_OLD}; --set cpu runs the processor's rows")
     for chosen in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert unasked_device() == "cpu"
@@ -131,7 +129,7 @@ def test_a_machine_without_a_gpu_runs_what_it_can(
     says = "NVIDIA-SMI has failed because it couldn't communicate with the driver."
     nvidia_smi.install(monkeypatch, tmp_path / "alone", says=says, code=9)
     assert unasked_device() == "cpu"
-    assert says in device_of("cuda").why_absent()
+    assert says in str(device_of("cuda").why_absent())
     cpu = torch.device("cpu")
     assert machine_notes(cpu) == [f"no GPU is used: nvidia-smi says {says!r}"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -237,9 +237,8 @@ def test_the_name_is_read_where_the_architecture_keeps_it(
     assert processor.name() == "aarch64"
 
 
-def test_a_linux_inside_windows_is_known(tmp_path: Path) -> None:
-    version = tmp_path / "version"
-    assert not processor.is_wsl(version)
+def test_a_linux_inside_windows_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, inside in (("5.15.1-microsoft-standard-WSL2", True), ("6.1.0", False)):
-        version.write_text(f"Linux version {kind}", encoding="utf-8")
-        assert processor.is_wsl(version) is inside
+        said = {"/proc/version": f"Linux version {kind}"}
+        monkeypatch.setattr(processor, "system_text", said.__getitem__)
+        assert processor.is_wsl() is inside

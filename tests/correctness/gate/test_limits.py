@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.errors import UserError
-from llama_perf.gate.judgements import default_limits, limits_of
+from llama_perf.gate.judgements import limits_of
 from llama_perf.results.measurement import StepWork
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows import selection
@@ -43,12 +43,12 @@ def read(folder: Path, text: str) -> ProjectLimits:
 def test_what_is_set_nearest_to_a_row_holds(tmp_path: Path) -> None:
     nothing = project_limits(tmp_path / "pyproject.toml")
     for row in (CPU_ROW, CUDA_ROW):
-        assert limits_of(row, nothing) == limits_of(row) == default_limits(row.device)
+        assert limits_of(row, nothing) == limits_of(row)
     project = read(tmp_path, PROJECT)
     cuda, cpu = limits_of(CUDA_ROW, project), limits_of(CPU_ROW, project)
     changed = {"peak_memory": 0.5, "least_loss": 0.02}
-    assert cuda == default_limits("cuda") | changed
-    assert cpu == default_limits("cpu") | changed | {"least_loss": 0.03, "calls": 0}
+    assert cuda == limits_of(CUDA_ROW) | changed
+    assert cpu == limits_of(CPU_ROW) | changed | {"least_loss": 0.03, "calls": 0}
     own = replace(CPU_ROW, limits=Limits({"least_loss": 0.2}))
     assert limits_of(own, project) == cpu | {"least_loss": 0.2}
     assert own.fingerprint == CPU_ROW.fingerprint
@@ -117,14 +117,14 @@ def test_each_metric_follows_its_limit() -> None:
         graph_breaks=2,
         compilations=3,
     )
-    usual = default_limits("cpu")
+    usual = limits_of(CPU_ROW)
     shares = "peak_memory", "allocated_memory", "model_size", "calls"
     allowed = dict.fromkeys(shares, 0.3)
     allowed |= {"tok_s": 0.4, "graph_breaks": 2, "compilations": 2}
-    limits = usual.changed([Limits(allowed)])
+    limits = Limits(usual | allowed)
     assert compare(worse, then, limits=limits).verdict is Verdict.SAME
     for name in allowed:
-        strict = limits.changed([Limits({name: usual[name]})])
+        strict = Limits(limits | {name: usual[name]})
         assert compare(worse, then, limits=strict).failed, name
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from llama_perf.cli.main import main
 from llama_perf.gate.review import differences, problems
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
@@ -14,17 +13,18 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import to_json
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.git_commands import git
 from tests.correctness.support.record_samples import (
+    ALIKE,
     CPU_ROW,
     ENVIRONMENT,
+    OTHER,
     baseline_of,
     baseline_of_processes,
     measured,
 )
 
-OTHER = replace(CPU_ROW, compile=True)
-ALIKE = (99.0, 100.0, 101.0, 99.5, 100.5)
 STORED = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE})
 FIRST, SECOND = STORED.rows
 
@@ -89,15 +89,14 @@ def write(folder: Path, baseline: Baseline) -> Path:
 
 
 def test_diff_with_a_file_and_with_an_unknown_revision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: CommandLine
 ) -> None:
-    (tmp_path / "old.json").write_text(to_json(STORED), encoding="utf-8")
+    old = write(tmp_path / "old", STORED)
     write(tmp_path / "new", STORED)
     diff = ["baseline", "diff", "--baselines", str(tmp_path / "new")]
-    assert main([*diff, str(tmp_path / "old.json")]) == 0
-    assert capsys.readouterr().out == "cpu-some-2c:\n  the same\n"
-    assert main([*diff, "no-such-branch"]) == 2
-    assert "diff: 'no-such-branch' names no commit of " in capsys.readouterr().err
+    assert cli(*diff, str(old))[0] == "cpu-some-2c:\n  the same\n"
+    message = cli.refusal(*diff, "no-such-branch")
+    assert message.startswith("diff: 'no-such-branch' names no commit of ")
 
 
 def test_diff_reads_the_revision_of_a_checkout(tmp_path: Path) -> None:
@@ -111,20 +110,18 @@ def test_diff_reads_the_revision_of_a_checkout(tmp_path: Path) -> None:
 
 
 def test_check_fails_for_what_is_damaged_and_what_is_stale(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: CommandLine
 ) -> None:
     check = ["baseline", "check", "--baselines", str(tmp_path)]
     write(tmp_path, STORED)
     damaged = baselines.path_of(tmp_path, "damaged")
     damaged.parent.mkdir()
     damaged.write_text("{", encoding="utf-8")
-    assert main(check) == 1
-    out = capsys.readouterr().out
+    out, _ = cli(*check, code=1)
     assert f"cpu-some-2c: 2 problems\n  {CPU_ROW.id}: in no set" in out
     assert f"damaged: 1 problems\n  {damaged}: Invalid JSON" in out
     # A sound one, and the one that comes along.
     damaged.unlink()
     write(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))
-    assert main(check) == 0
-    assert capsys.readouterr().out == "cpu-some-2c: sound\n"
-    assert main(["baseline", "check", "--device", baselines.REFERENCE_KEY]) == 0
+    assert cli(*check)[0] == "cpu-some-2c: sound\n"
+    cli("baseline", "check", "--device", baselines.REFERENCE_KEY)

@@ -86,7 +86,7 @@ def test_the_unquantized_row_is_the_one_most_like_it() -> None:
 
     def most_like(*rows: RowSpec) -> RowSpec | None:
         stored = SpeedBaseline(baseline_of(*map(measured, rows)))
-        similar = stored.unquantized_row(wanted.id)
+        similar = stored.unquantized[wanted.id]
         return None if similar is None else similar.row
 
     others = (CPU_ROW, other_model, batch, compiled, wanted)
@@ -98,7 +98,7 @@ def test_the_unquantized_row_is_the_one_most_like_it() -> None:
 def test_rows_that_were_recorded_apart_do_not_make_a_ratio() -> None:
     older = replace(STORED.rows[0], recorded="earlier")
     apart = replace(STORED, rows=(older, STORED.rows[1]))
-    assert SpeedBaseline(apart).unquantized_row(INT8_CPU.id) is None
+    assert SpeedBaseline(apart).unquantized[INT8_CPU.id] is None
     comparison = compare(measured(INT8_CPU, tok_s=200.0), apart, unquantized=measured())
     assert "no unquantized row was recorded with it" in comparison.reason
 
@@ -116,20 +116,20 @@ def test_values_are_taken_process_by_process() -> None:
         (Basis.BANDWIDTH, (unquantized,), [5.0] * 5),
         (Basis.BANDWIDTH, (baseline_row(CPU_ROW, *[unknown] * 3),), None),
     ):
-        actual = SpeedBaseline(replace(STORED, rows=rows)).values(basis, rows[-1].id)
-        assert actual == (values and pytest.approx(values))
+        speeds = SpeedBaseline(replace(STORED, rows=rows)).speeds[basis]
+        actual = speeds.get(rows[-1].id)
+        assert (actual and actual.values) == (values and pytest.approx(values))
 
 
 def test_a_ratio_does_not_move_with_the_machine() -> None:
-    speed = SpeedBaseline(STORED).speed
-    assert speed(Basis.RATIO, CPU_ROW.id) is None
-    deviation = {
-        basis: stored_speed.spread.deviation
-        for basis in Basis
-        if (stored_speed := speed(basis, INT8_CPU.id)) is not None
-    }
-    assert deviation[Basis.RATIO] < 0.02
-    assert deviation[Basis.TOK_S] > 0.2
+    speeds = SpeedBaseline(STORED).speeds
+    assert CPU_ROW.id not in speeds[Basis.RATIO]
+    still, moving = (
+        speeds[basis][INT8_CPU.id].spread for basis in (Basis.RATIO, Basis.TOK_S)
+    )
+    assert still is not None
+    assert moving is not None
+    assert still.deviation < 0.02 < 0.2 < moving.deviation
     slow_day = measured(tok_s=50.0, device_bandwidth_gb_s=10.0)
     for tok_s, verdict in ((100.0, Verdict.SAME), (80.0, Verdict.UNDECIDED)):
         now = measured(INT8_CPU, tok_s=tok_s)

@@ -11,25 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.thresholds import THRESHOLDS, Spread, as_share, shrunk
-from llama_perf.results.measurement import median_rate, median_seconds
+from llama_perf.gate.thresholds import Spread, as_share, shrunk
 
-OWN = st.builds(
-    Spread, deviation=st.floats(1e-6, 1.0), degrees=st.integers(1, 30).map(float)
+
+def spread_of(
+    deviation: float, degrees: float = math.inf, processes: int = 10
+) -> Spread:
+    return Spread(deviation=deviation, degrees=degrees, processes=processes)
+
+
+OWN = st.builds(spread_of, st.floats(1e-6, 1.0), st.integers(1, 30).map(float))
+SPREAD = st.builds(
+    spread_of, st.floats(1e-5, 0.2), st.floats(2, 200), st.integers(3, 40)
 )
 
 
 def test_shrunk_spreads_agree_with_those_before_scipy() -> None:
     own = ((0.01, 4.0), (0.02, 4.0), (0.005, 2.0), (0.1, 9.0))
-    spreads = shrunk([Spread(deviation=one, degrees=degrees) for one, degrees in own])
+    spreads = shrunk([spread_of(*one) for one in own])
     assert [(spread.deviation, spread.degrees) for spread in spreads] == [
         pytest.approx((0.010203126690373671, 4.998394121776004), rel=1e-9),
         pytest.approx((0.01855211311898006, 4.998394121776004), rel=1e-9),
         pytest.approx((0.007537528998279594, 2.9983941217760033), rel=1e-9),
         pytest.approx((0.0949393629369655, 9.998394121776004), rel=1e-9),
     ]
-    alike = [Spread(deviation=one, degrees=4.0) for one in (0.01, 0.011, 0.009)]
-    for spread in shrunk(alike):
+    for spread in shrunk([spread_of(one, 4.0) for one in (0.01, 0.011, 0.009)]):
         assert spread.deviation == pytest.approx(0.011409158429670559, rel=1e-9)
         assert spread.degrees == 12.0
 
@@ -57,9 +63,8 @@ def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
 def test_a_multiple_of_an_estimate_is_students(
     normal: float, degrees: float, quantile: float
 ) -> None:
-    assert (
-        quantile * 0.999 <= thresholds.t_multiplier(normal, degrees) <= quantile * 1.05
-    )
+    multiple = thresholds.t_multiplier(normal, degrees)
+    assert quantile * 0.999 <= multiple <= quantile * 1.05
 
 
 @given(st.floats(0.1, 5), st.floats(2, 200))
@@ -67,11 +72,8 @@ def test_what_is_less_well_known_takes_a_larger_multiple(
     normal: float, degrees: float
 ) -> None:
     assert thresholds.t_multiplier(normal, math.inf) == normal
-    assert (
-        normal
-        < thresholds.t_multiplier(normal, degrees + 1)
-        < thresholds.t_multiplier(normal, degrees)
-    )
+    better = thresholds.t_multiplier(normal, degrees + 1)
+    assert normal < better < thresholds.t_multiplier(normal, degrees)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(-5, 5))
@@ -130,20 +132,13 @@ def test_rows_alike_share_a_deviation_and_rows_unlike_keep_their_own() -> None:
 
 
 RATES = st.floats(1e-3, 1e6)
-SPREAD = st.builds(Spread, deviation=st.floats(1e-5, 0.2), degrees=st.floats(2, 200))
-PROCESSES = st.integers(3, 40)
-# Each limit with a number of processes, and the deviations that it allows at 1 %.
-LIMITS = (
-    (thresholds.screen_limit, 10, 2.5 * math.sqrt(1.1)),
-    (thresholds.confirm_limit, 10, 4.0 * math.sqrt(0.3)),
-    (thresholds.faster_limit, 10, 4.0 * math.sqrt(1.1)),
-    (thresholds.confirm_pairs_limit, 5, 3.3 * math.sqrt(0.4)),
-)
-
-
-def test_a_rate_counts_in_seconds_and_takes_the_median() -> None:
-    assert median_rate(200, [1_000_000_000, 2_000_000_000, 10**15]) == 100.0
-    assert median_seconds([1_000_000, 3_000_000]) == pytest.approx(0.002)
+# Each limit with the deviations of 10 processes that it allows.
+LIMITS = {
+    thresholds.screen_limit: 2.5 * math.sqrt(1.1),
+    thresholds.confirm_limit: 4.0 * math.sqrt(0.3),
+    thresholds.faster_limit: 4.0 * math.sqrt(1.1),
+    thresholds.confirm_pairs_limit: 3.3 * math.sqrt(0.2),
+}
 
 
 @given(RATES, RATES)
@@ -164,49 +159,48 @@ def test_a_change_and_a_loss_lead_from_the_baseline_to_the_current_value(
 def test_the_limits_are_multiples_of_a_known_deviation_and_never_below_a_percent() -> (
     None
 ):
-    known, still = (Spread(deviation=one, degrees=math.inf) for one in (0.01, 1e-6))
-    for limit, processes, deviations in LIMITS:
-        assert limit(known, processes) == pytest.approx(0.01 * deviations)
-        assert as_share(limit(still, processes)) == pytest.approx(0.01)
-    assert thresholds.minimum_detectable(still, 10) == pytest.approx(0.01, rel=1e-3)
+    for limit, deviations in LIMITS.items():
+        assert limit(spread_of(0.01)) == pytest.approx(0.01 * deviations)
+        assert as_share(limit(spread_of(1e-6))) == pytest.approx(0.01)
+    assert thresholds.minimum_detectable(spread_of(1e-6)) == pytest.approx(
+        0.01, rel=1e-3
+    )
 
 
-@given(SPREAD, PROCESSES)
-def test_limits_widen_with_the_deviation_and_with_fewer_processes(
-    spread: Spread, processes: int
+@given(SPREAD)
+def test_limits_narrow_with_the_deviation_and_with_more_processes(
+    spread: Spread,
 ) -> None:
-    wider = replace(spread, deviation=spread.deviation * 2)
-    better_known = replace(spread, degrees=spread.degrees * 2)
-    for limit, _, _ in LIMITS:
-        assert limit(wider, processes) >= limit(spread, processes)
-        assert limit(spread, processes) >= limit(spread, processes + 1)
-        assert limit(spread, processes) >= limit(better_known, processes)
+    narrower = (
+        replace(spread, deviation=spread.deviation / 2),
+        replace(spread, degrees=spread.degrees * 2),
+        replace(spread, processes=spread.processes + 1),
+    )
+    for limit in LIMITS:
+        assert limit(spread) >= max(map(limit, narrower))
 
 
-@given(SPREAD, PROCESSES)
-def test_the_minimum_detectable_loss_is_detected_with_its_power(
-    spread: Spread, processes: int
-) -> None:
-    share = thresholds.minimum_detectable(spread, processes)
-    assert as_share(thresholds.screen_limit(spread, processes)) < share <= 1
+@given(SPREAD)
+def test_the_minimum_detectable_loss_is_detected_with_its_power(spread: Spread) -> None:
+    share = thresholds.minimum_detectable(spread)
+    assert as_share(thresholds.screen_limit(spread)) < share <= 1
     if share < 1 - 1e-9:
-        loss = -math.log1p(-share)
-        chance = thresholds.detection_chance(loss, spread, processes)
-        assert chance == pytest.approx(THRESHOLDS.power, abs=1e-6)
+        chance = thresholds.detection_chance(-math.log1p(-share), spread)
+        assert chance == pytest.approx(thresholds.POWER, abs=1e-6)
 
 
 def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:
     # One standard normal for the stored mean, the other steps independent given it.
     normal = NormalDist()
-    by_pairs = normal.cdf(-THRESHOLDS.screen) * normal.cdf(-THRESHOLDS.confirm_pairs)
-    fresh = 1 / THRESHOLDS.confirm_processes
+    by_pairs = normal.cdf(-thresholds.SCREEN) * normal.cdf(-thresholds.CONFIRM_PAIRS)
+    fresh = 1 / thresholds.CONFIRM_PROCESSES
     for processes in (5, 10, 20):
         stored = 1 / processes
         both = 0.0
         steps = 4000
         for step in range(steps):
             lucky = normal.inv_cdf((step + 0.5) / steps) * math.sqrt(stored)
-            screen = THRESHOLDS.screen * math.sqrt(1 + stored) - lucky
-            confirm = THRESHOLDS.confirm * math.sqrt(fresh + stored) - lucky
+            screen = thresholds.SCREEN * math.sqrt(1 + stored) - lucky
+            confirm = thresholds.CONFIRM * math.sqrt(fresh + stored) - lucky
             both += normal.cdf(-screen) * normal.cdf(-confirm / math.sqrt(fresh))
         assert both / steps < by_pairs, processes

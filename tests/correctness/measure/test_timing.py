@@ -1,6 +1,7 @@
 """What a row measures: its memory, and as many samples as a budget leaves."""
 
 from dataclasses import replace
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +82,12 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     )
     assert len(measurement.sample_ns) == len(measurement.first_token_ns) == count
     assert measurement.samples_budget_s == budget_s
+    first_s, total_s = measurement.time_to_first_token_s, 2 / measurement.tok_s
+    for seconds, ns in (
+        (first_s, measurement.first_token_ns),
+        (total_s, measurement.sample_ns),
+    ):
+        assert seconds == pytest.approx(median(ns) / 1e9)
     watch: Any = SimpleNamespace(
         joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
     )

@@ -1,7 +1,6 @@
 """A report as text, markdown and JSON, and the command that draws one again."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from llama_perf import report
-from llama_perf.cli.main import main
 from llama_perf.errors import SpecError
 from llama_perf.report.table import published_rows, published_table
 from llama_perf.report.text import as_markdown, as_text
@@ -19,12 +17,13 @@ from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows import selection
 from llama_perf.strict_json import from_json, to_json
-from tests.correctness.support.command_line import refusal
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
     FIXED_LIMIT,
     MEASUREMENT,
+    OTHER,
     baseline_of,
     chosen,
     compare,
@@ -33,7 +32,6 @@ from tests.correctness.support.record_samples import (
     unmeasured,
 )
 
-OTHER = replace(CPU_ROW, compile=True)
 REFUSED = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
 
 
@@ -194,11 +192,10 @@ def test_what_autoquant_chose_is_a_table_below() -> None:
 
 
 def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: CommandLine
 ) -> None:
     def drawn(*options: str) -> str:
-        assert main(["report", str(tmp_path / "run.json"), *options]) == 0
-        return capsys.readouterr().out
+        return cli("report", str(tmp_path / "run.json"), *options)[0]
 
     run = compared(
         measured(tok_s=60.0, autoquant=(chosen("int8wo"),)),
@@ -207,17 +204,18 @@ def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
         selected=3,
         stale=("gone",),
     )
-    for suffix in report.suffixes():
-        report.write(run, tmp_path / f"run{suffix}")
-    expected = {"text": as_text(run), "markdown": as_markdown(run)}
-    expected |= {"json": to_json(run), "csv": report.draw(run, "csv")}
-    assert expected.keys() <= set(report.names())
-    suffixes = {"text": ".txt", "markdown": ".md", "json": ".json", "csv": ".csv"}
-    for name, text in expected.items():
-        assert report.draw(run, name) == text
-        assert (tmp_path / f"run{suffixes[name]}").read_text("utf-8") == text
+    formats = (
+        ("json", ".json", to_json(run)),
+        ("text", ".txt", as_text(run)),
+        ("markdown", ".md", as_markdown(run)),
+        ("csv", ".csv", report.draw(run, "csv")),
+    )
+    for name, suffix, text in formats:
+        path = tmp_path / f"run{suffix}"
+        report.write(run, path)
+        assert path.read_text("utf-8") == report.draw(run, name) == text
         assert name == "json" or drawn("--format", name) == text
-    assert drawn() == expected["text"]
+    assert drawn() == as_text(run)
     assert from_json(Report, drawn("--format", "json"), source="stdout") == run
 
 
@@ -265,19 +263,18 @@ def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
 
 
 def test_the_command_refuses_what_is_no_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: CommandLine
 ) -> None:
     path = tmp_path / "run.json"
-    assert "cannot be read: No such file" in refusal(capsys, "report", str(path))
+    words = ("report", str(path))
+    assert "cannot be read: No such file" in cli.refusal(*words)
     path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
-    assert refusal(capsys, "report", str(path)).startswith(f"{path}: ")
-    document = json.loads(to_json(report_of(measured())))
-    document["results"][0]["row"]["dtype"] = "bf16"
-    path.write_text(json.dumps(document), encoding="utf-8")
-    message = refusal(capsys, "report", str(path))
+    assert cli.refusal(*words).startswith(f"{path}: ")
+    text = to_json(report_of(measured()))
+    path.write_text(text.replace('"float32"', '"bf16"'), encoding="utf-8")
+    message = cli.refusal(*words)
     assert message.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
-    message = refusal(capsys, "report", str(path), "--format", "poem")
-    assert "invalid choice: 'poem'" in message
+    assert "invalid choice: 'poem'" in cli.refusal(*words, "--format", "poem")
 
 
 LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")
@@ -291,9 +288,7 @@ def with_a100(*results: RowResult) -> Report:
 
 
 def lines_of(report: Report) -> list[list[str]]:
-    table = published_table(report, style="github")
-    assert table is not None
-    return [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
+    return cells(published_table(report, style="github") or "")
 
 
 def test_a_row_of_both_sets_is_compared_with_the_a100() -> None:
@@ -301,23 +296,21 @@ def test_a_row_of_both_sets_is_compared_with_the_a100() -> None:
         measured(ENGINE[0], tok_s=322.14),
         measured(CPU_ROW),
         measured(LITERAL[0], tok_s=214.76),
+        unmeasured(Status.NOT_RUN, "pytorch/ao#2376", LITERAL[1]),
+        measured(ENGINE[1]),
     )
-    header, _, line = lines_of(report)
+    header, _, line, broken = lines_of(report)
     assert ", ".join(header) == (
         "row, A100 tok/s, published tok/s, speed-up, reference tok/s, speed-up,"
         " reference / published"
     )
     name = "llama-2-7b-chat-hf.none.bf16.compile"
     assert line == [name, "107.38", "214.76", "2.00x", "322.14", "3.00x", "1.50x"]
+    # A row that was not measured says how it ended.
+    assert broken[1:] == ["9.61", "NOT_RUN", "-", "100.00", "10.41x", "-"]
     for drawn in (as_text(report), as_markdown(report)):
         assert "the published rows: on the A100, with its settings here, on" in drawn
         assert "3.00x" in drawn
-
-
-def test_a_row_that_was_not_measured_says_how_it_ended() -> None:
-    broken = unmeasured(Status.NOT_RUN, "pytorch/ao#2376", LITERAL[1])
-    *_, line = lines_of(with_a100(broken, measured(ENGINE[1])))
-    assert line[1:] == ["9.61", "NOT_RUN", "-", "100.00", "10.41x", "-"]
 
 
 def test_every_row_of_both_sets_finds_its_counterpart() -> None:
@@ -331,9 +324,7 @@ def test_every_row_of_both_sets_finds_its_counterpart() -> None:
     lines = lines_of(report)[2:]
     assert len({line[0] for line in lines}) == 43
     assert "-" not in [line[1] for line in lines]
-
-
-def test_the_default_set_of_a_gpu_has_some_rows_of_both_sets() -> None:
+    # The default set of a GPU has some of them.
     report = with_a100(*map(measured, selection.load_set("cuda")))
     schemes = [engine.row.quantization for _, engine in published_rows(report)]
     assert schemes == [None, "int8wo", "int4wo-64"]

@@ -20,12 +20,11 @@ from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
+    OTHER,
     baseline_of,
     measured,
     unmeasured,
 )
-
-OTHER = replace(CPU_ROW, compile=True)
 
 
 def record(

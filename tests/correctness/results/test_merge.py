@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from llama_perf.cli.main import main
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.results.run import RowResult, Status, read_merged
 from llama_perf.rows.selection import shard
 from llama_perf.strict_json import to_json
 from scripts.offline import cuda_table
 from scripts.offline.cuda_table import main as table
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
@@ -33,13 +33,12 @@ def write(path: Path, *results: RowResult, **changes: Any) -> Path:
     return path
 
 
-def test_shards_are_every_row_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_are_every_row_once(cli: CommandLine) -> None:
     parts = [shard(ROWS, f"{number}/3") for number in (1, 2, 3)]
     assert [len(part) for part in parts] == [3, 2, 2]
     assert sorted(chain(*parts), key=ROWS.index) == ROWS
     assert parts[1] == [ROWS[1], ROWS[4]]
-    assert main(["rows", "--set", "reference", "--shard", "2/43"]) == 0
-    assert "1 row" in capsys.readouterr().out
+    assert "1 row" in cli("rows", "--set", "reference", "--shard", "2/43")[0]
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1/8", "1", "a/b", "-1/2", "1/2/3"])

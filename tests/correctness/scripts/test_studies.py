@@ -80,13 +80,13 @@ def test_a_screen_alone_would_alarm_in_every_tenth_run() -> None:
 
 @pytest.mark.parametrize("deviation", gate.DEVIATIONS)
 def test_what_is_said_to_be_found_is_found(deviation: float) -> None:
-    known = Spread(deviation=deviation, degrees=math.inf)
+    known = Spread(deviation=deviation, degrees=math.inf, processes=10)
     deviations = (deviation,) * gate.ROWS
     runs = gate.simulate(deviations, gate.SIZES["10"], runs=300, seed=2)
-    smallest = minimum_detectable(known, 10)
+    smallest = minimum_detectable(known)
     # The simulated runs estimate the deviation, which widens their limits a little.
     assert 0.80 < runs.detected(smallest) < 0.95
-    chance = detection_chance(-math.log1p(-smallest), known, 10)
+    chance = detection_chance(-math.log1p(-smallest), known)
     assert runs.detected(smallest) <= chance + 0.03
     shares = [runs.detected(slowdown) for slowdown in gate.SLOWDOWNS]
     assert shares == sorted(shares)

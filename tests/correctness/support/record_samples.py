@@ -13,7 +13,9 @@ from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
 
+GB = 10**9
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
+OTHER = replace(CPU_ROW, compile=True)
 CUDA_ROW = RowSpec(model="tiny")
 INT8_CPU = replace(CPU_ROW, quantization="int8wo")
 ENVIRONMENT = Environment(
@@ -45,6 +47,8 @@ MEASUREMENT = Measurement(
     first_token_ns=(50_000_000, 51_000_000),
 )
 
+# The tok/s of processes that hardly differ.
+ALIKE = (99.0, 100.0, 101.0, 99.5, 100.5)
 RECORDED = "2026-01-02T03:04:05+00:00"
 # The end of a reason if the baseline has one process of the row.
 FIXED_LIMIT = (
