@@ -44,7 +44,6 @@ class CpuDevice(Device):
         return processor.features()
 
     def notes(self) -> list[str]:
-        """See `Device.notes`: whether there is a GPU that does not answer."""
         answer = None if driver.hidden() else driver.ask_driver()
         silent = answer is not None and answer.problem
         return [f"no GPU is used: {silent}"] if silent else []

@@ -86,11 +86,9 @@ class CudaDevice(Device):
 
     @property
     def lock_name(self) -> str:
-        """See `Device.lock_name`: each GPU has its own."""
         return f"cuda-{self.uuid}"
 
     def notes(self) -> list[str]:
-        """See `Device.notes`: which of several GPUs it is."""
         count, chosen = torch.cuda.device_count(), driver.visible()
         if count < 2 and chosen is None:
             return []
@@ -110,7 +108,6 @@ class CudaDevice(Device):
         return int(self._properties.L2_cache_size)
 
     def stream_bytes(self) -> int:
-        """See `Device.stream_bytes`: a quarter of what is free, never nothing."""
         free = self.free_memory_bytes()
         return max(min(_STREAM_BYTES, free // 4), MIN_STREAM_BYTES) // 4 * 4
 
@@ -138,7 +135,6 @@ class CudaDevice(Device):
         return int(torch.cuda.max_memory_reserved(self.torch_device))
 
     def peak_allocated_bytes(self) -> int:
-        """See `Device.peak_allocated_bytes`: `max_memory_allocated()`."""
         return int(torch.cuda.max_memory_allocated(self.torch_device))
 
 

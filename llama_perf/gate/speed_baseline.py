@@ -92,7 +92,6 @@ class SpeedBaseline:
         return [Basis.RATIO, Basis.BANDWIDTH] if gpu else [Basis.RATIO]
 
     def _values(self, basis: Basis, row_id: str) -> list[float] | None:
-        """A row's speed in each of its processes, or None if it is not known."""
         others: Iterable[ProcessSamples | Measurement | None] = repeat(None)
         unquantized = self.unquantized[row_id]
         if basis is Basis.RATIO and unquantized is not None:

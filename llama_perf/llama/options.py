@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError, check_positive
-from llama_perf.rows.spec import RowSpec, check_attention, check_sampling
+from llama_perf.rows.spec import ATTENTIONS, RowSpec, check_choice, check_sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class EngineOptions:
     slowdown: float = 0.0
 
     def __post_init__(self) -> None:
-        check_attention(self.attention)
+        check_choice("attention", self.attention, ATTENTIONS)
         if self.cache_size is not None:
             check_positive("cache_size", self.cache_size)
 

@@ -1,8 +1,79 @@
 """A run's results as text, markdown, JSON and CSV.
 
-Knows results and verdicts as they are stored; measures and judges nothing.
+A module of this package that decorates a function with `report_format` adds a format,
+by its name and by the suffix of the file it is written to: no other file has to name
+it. Knows results and verdicts as they are stored; measures and judges nothing.
 """
 
-from llama_perf.report.formats import check_path, draw, names, suffixes, write
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 
-__all__ = ["check_path", "draw", "names", "suffixes", "write"]
+from llama_perf.errors import SpecError
+from llama_perf.files import check_writable, write_atomically
+from llama_perf.results.run import Report
+from llama_perf.strict_json import to_json
+
+Draw = Callable[[Report], str]
+_BY_NAME: dict[str, Draw] = {}
+_BY_SUFFIX: dict[str, Draw] = {}
+
+
+def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
+    """Register a function that draws a report as the format `name`.
+
+    A file that ends in `suffix`, such as ".md", is written by it.
+    """
+
+    def register(draw: Draw) -> Draw:
+        assert name not in _BY_NAME, f"two formats are named {name!r}"
+        assert suffix not in _BY_SUFFIX, f"two formats have the suffix {suffix!r}"
+        _BY_NAME[name] = _BY_SUFFIX[suffix] = draw
+        return draw
+
+    return register
+
+
+# The document that a run writes, to be read again.
+report_format("json", ".json")(to_json)
+
+
+@cache
+def _load_formats() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+def names() -> list[str]:
+    """The names of all formats."""
+    _load_formats()
+    return sorted(_BY_NAME)
+
+
+def suffixes() -> list[str]:
+    """The suffixes of files that a report can be written to."""
+    _load_formats()
+    return sorted(_BY_SUFFIX)
+
+
+def draw(report: Report, name: str) -> str:
+    """The report in the format `name`; raises SpecError where there is none."""
+    if name not in names():
+        raise SpecError("format", name, f"allowed: {', '.join(names())}")
+    return _BY_NAME[name](report)
+
+
+def check_path(path: Path) -> None:
+    """Raise SpecError unless a report can be written to `path`."""
+    if path.suffix not in suffixes():
+        allowed = f"allowed: a file that ends in {', '.join(suffixes())}"
+        raise SpecError("report", str(path), allowed)
+    check_writable("report", path)
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report to `path`, in the format of its suffix; raises SpecError."""
+    check_path(path)
+    write_atomically(path, _BY_SUFFIX[path.suffix](report))

@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import fields
 
-from llama_perf.report.formats import report_format
+from llama_perf.report import report_format
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 

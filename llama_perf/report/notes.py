@@ -101,7 +101,6 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
 
 
 def _notes_on_gpu(result: RowResult, measurement: Measurement) -> Iterator[str]:
-    """Other processes on the GPU, and the limits that lowered its clock."""
     if others := measurement.neighbours:
         yield f"other processes on the GPU in {result.id}: {', '.join(others)}"
     states = measurement.card or ()

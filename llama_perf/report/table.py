@@ -85,7 +85,6 @@ def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _reference_columns(report: Report) -> list[tuple[str, list[str]]]:
-    """The published A100 figures, for the rows that have them."""
     now = [result.measurement for result in report.results]
     then = [report.reference.get(result.id) for result in report.results]
     shares = [one.device_bandwidth_share if one else None for one in then]

@@ -1,6 +1,6 @@
 """A report as text for a terminal, and as markdown for a CI summary."""
 
-from llama_perf.report.formats import report_format
+from llama_perf.report import report_format
 from llama_perf.report.notes import notes, reasons, summary
 from llama_perf.report.table import TITLE, chosen_in, published_table, results_table
 from llama_perf.results.run import Report

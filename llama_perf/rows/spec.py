@@ -88,7 +88,7 @@ class RowSpec:
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
-        check_attention(self.attention)
+        check_choice("attention", self.attention, ATTENTIONS)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
@@ -188,11 +188,6 @@ def check_sampling(*, temperature: float, top_k: int | None) -> None:
         raise SpecError("top_k", top_k, "allowed: 1 or more, or none at all")
     if not math.isfinite(temperature) or temperature < 0:
         raise SpecError("temperature", temperature, "allowed: 0 (greedy) or more")
-
-
-def check_attention(attention: str) -> None:
-    """Raise SpecError unless there is such an attention path."""
-    check_choice("attention", attention, ATTENTIONS)
 
 
 def cache_kind(quantization: bool | str) -> str | None:

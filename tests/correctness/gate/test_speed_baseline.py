@@ -11,26 +11,25 @@ import torch
 from llama_perf.gate.judgements import Trial
 from llama_perf.gate.review import describe_speeds
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
-from llama_perf.results.baselines import Baseline, baseline_row
+from llama_perf.results.baselines import baseline_row
 from llama_perf.results.environment import Environment
-from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import compared_run, worker
+from llama_perf.run import compared_run
 from llama_perf.run.compared_run import ComparedRun
-from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.options import RunRequest
 from tests.correctness.support.record_samples import (
+    ALIKE,
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
     INT8_CPU,
     MEASUREMENT,
+    OTHER,
     baseline_of,
     baseline_of_processes,
     compare,
     measured,
-    unmeasured,
 )
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
@@ -42,16 +41,17 @@ DAYS = (1.0, 0.7, 1.3, 0.9, 1.2)
 INT8_DAYS = (1.0, 0.7 * 1.01, 1.3 * 0.99, 0.9, 1.2)
 
 
-def on_days(row: RowSpec, quantized: RowSpec, environment: Environment) -> Baseline:
-    return baseline_of_processes(
+STORED, ON_CARD = (
+    baseline_of_processes(
         {row: [100 * day for day in DAYS], quantized: [200 * day for day in INT8_DAYS]},
         environment=environment,
         bandwidths=[20 * day for day in DAYS],
     )
-
-
-STORED = on_days(CPU_ROW, INT8_CPU, ENVIRONMENT)
-ON_CARD = on_days(CUDA_ROW, INT8_CUDA, CARD)
+    for row, quantized, environment in (
+        (CPU_ROW, INT8_CPU, ENVIRONMENT),
+        (CUDA_ROW, INT8_CUDA, CARD),
+    )
+)
 
 
 @pytest.mark.parametrize(
@@ -78,20 +78,18 @@ def test_the_same_gpu_compares_tok_s_and_everything_else_ratios(
 
 
 def test_the_unquantized_row_is_the_one_most_like_it() -> None:
-    compiled = replace(CPU_ROW, compile=True)
-    long = replace(CPU_ROW, compile=True, cache_size=4096)
-    other_model = replace(compiled, model="other")
-    batch = replace(compiled, batch_size=8)
-    wanted = replace(long, quantization="fp6", kernels="native")
+    long = replace(OTHER, cache_size=4096)
+    other_model, batch = replace(OTHER, model="other"), replace(OTHER, batch_size=8)
+    wanted = replace(long, quantization="fp6")
 
     def most_like(*rows: RowSpec) -> RowSpec | None:
         stored = SpeedBaseline(baseline_of(*map(measured, rows)))
         similar = stored.unquantized[wanted.id]
         return None if similar is None else similar.row
 
-    others = (CPU_ROW, other_model, batch, compiled, wanted)
+    others = (CPU_ROW, other_model, batch, OTHER, wanted)
     assert most_like(*others, long) == long
-    assert most_like(*others) == compiled
+    assert most_like(*others) == OTHER
     assert most_like(wanted, batch, other_model) is None
 
 
@@ -179,10 +177,8 @@ def test_on_another_card_of_the_model_either_ratio_fails_the_row(
 
 
 def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
-    speeds = {CUDA_ROW: (100, 101, 99, 100, 100)}
-    stored = baseline_of_processes(speeds, environment=CARD)
-    now = measured(CUDA_ROW, tok_s=100.0, device_bandwidth_gb_s=99.0)
-    comparison = compare(now, stored, environment=CARD)
+    stored = baseline_of_processes({CUDA_ROW: ALIKE}, environment=CARD)
+    comparison = compare(measured(CUDA_ROW, device_bandwidth_gb_s=99.0), stored)
     assert comparison.verdict is Verdict.SAME
     first, second, *_ = comparison.changes
     assert (first.metric, second.metric) == ("tok/s", "peak memory")
@@ -201,8 +197,7 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     monkeypatch.setattr(compared_run, "Session", lambda *_, **__: machine)
     monkeypatch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
     request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
-    named = ("made up", STORED)
-    run = ComparedRun([CPU_ROW, INT8_CPU], request, named=named, progress=print)
+    run = ComparedRun([], request, named=("made up", STORED), progress=print)
     monkeypatch.setattr(run, "_confirm", confirm)
     assert run.add(measured()).verdict is Verdict.SAME
     slower = run.add(measured(INT8_CPU, tok_s=100.0))
@@ -214,29 +209,6 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     assert comparison.verdict is Verdict.SAME
     assert comparison.doubtful
     assert asked == [(INT8_CPU, CPU_ROW), (INT8_CPU, None)]
-
-
-@pytest.mark.parametrize("breaks", [None, CPU_ROW.id, INT8_CPU.id])
-def test_a_confirmation_runs_both_in_turn_and_ends_where_one_breaks(
-    monkeypatch: pytest.MonkeyPatch, breaks: str | None
-) -> None:
-    ran = []
-
-    def run(row: RowSpec, **_arguments: object) -> worker.WorkerResult:
-        ran.append(row)
-        broken = unmeasured(Status.INVALID, "it broke", row)
-        result = broken if row.id == breaks else measured(row)
-        return worker.WorkerResult(result=result, environment=None)
-
-    monkeypatch.setattr(worker, "run_in_process", run)
-    trials = confirmation(INT8_CPU, CPU_ROW, options=RunRequest())
-    pair, missed = [INT8_CPU, CPU_ROW], [trial.missed for trial in trials]
-    if breaks is None:
-        assert ran == [*pair, *pair[::-1]] * 2 + pair
-        assert missed == [None] * 5
-    else:
-        assert ran == pair
-        assert [result and result.id for result in missed] == [breaks]
 
 
 def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:

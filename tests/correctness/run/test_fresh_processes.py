@@ -13,7 +13,11 @@ from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
-from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
+from llama_perf.run.fresh_processes import (
+    confirmation,
+    default_processes,
+    in_fresh_processes,
+)
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_json
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
@@ -161,6 +165,18 @@ def test_rows_take_turns_and_one_that_cannot_run_does_not(started: Started) -> N
     assert ids == [CUDA_ROW.id, *[CPU_ROW.id, OTHER.id] * 3]
     speeds = [result.measurement.tok_s for result in results if result.measurement]
     assert speeds == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("breaks", [CPU_ROW, OTHER])
+def test_a_confirmation_ends_where_either_row_breaks(
+    started: Started, breaks: RowSpec
+) -> None:
+    results = {row: measured(row) for row in (CPU_ROW, OTHER)}
+    results[breaks] = broken(breaks)
+    ids = started(lambda _, row: (results[row], None))
+    (trial,) = confirmation(OTHER, CPU_ROW, options=RunRequest())
+    assert ids == [OTHER.id, CPU_ROW.id]
+    assert trial.missed == results[breaks]
 
 
 def test_a_broken_process_or_another_machine_ends_it(started: Started) -> None:
