@@ -10,6 +10,7 @@ Shape legend: B batch, H heads of the cache, S positions allocated, T positions 
 call, D head width.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -56,19 +57,15 @@ class KVCache(nn.Module):
         if kind is not None and kind not in KINDS:
             raise SpecError("kv_cache", kind, f"allowed: {', '.join(KINDS)}")
         self.dtype = dtype
-        positions = (batch_size, config.n_kv_heads, cache_size)
+        shape = (batch_size, config.n_kv_heads, cache_size)
         stored = dtype if kind is None else KINDS[kind]
-
-        def register(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-            zeros = torch.zeros(shape, dtype=dtype, device=device)
-            self.register_buffer(name, zeros, persistent=False)
-
+        zeros = partial(torch.zeros, device=device)
+        register = partial(self.register_buffer, persistent=False)
         for name in ("k", "v"):
-            register(f"{name}_cache", (*positions, config.head_dim), stored)
-            self.register_buffer(f"{name}_scale", None)
-            if kind is not None:
-                register(f"{name}_scale", positions, cache_codes.SCALE)
-        register("split_counter", (batch_size * config.n_kv_heads,), torch.int32)
+            register(f"{name}_cache", zeros(*shape, config.head_dim, dtype=stored))
+            scale = None if kind is None else zeros(shape, dtype=cache_codes.SCALE)
+            register(f"{name}_scale", scale)
+        register("split_counter", zeros(shape[0] * shape[1], dtype=torch.int32))
 
     def update(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Write `k` and `v`, (B, H, T, D), at int64 `positions`, (T,) or (B, T)."""

@@ -150,11 +150,7 @@ class Engine:
             start = self.filled + first
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
-            visible = VisiblePositions(end=end)
-            if self._mask is not None:
-                mask = self._mask(positions) if start else None
-                visible = VisiblePositions(mask=mask)
-            x = self._hidden(chunk, positions, visible, self._prefill_block)
+            x = self._hidden(chunk, positions, self._prefill_block, end)
             if lengths is None:
                 last = x[:, -1]
                 continue
@@ -168,29 +164,34 @@ class Engine:
 
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """Logits (B, V) after int64 `token` (B, 1), at `position`, (1,) or (B, 1)."""
-        x = self._hidden(token, position, None, self._decode_block)
+        x = self._hidden(token, position, self._decode_block)
         return self._decode_head(self.model, x[:, -1])
 
     def _hidden(
         self,
         tokens: Tensor,
         positions: Tensor,
-        visible: VisiblePositions | None,
         run_block: Callable[..., Tensor],
+        end: int | None = None,
     ) -> Tensor:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 
-        Where `visible` is None, a token sees the filled positions and itself.
+        `end` is how many positions are filled then. Of one token a sequence it may be
+        None: then the device alone knows.
         """
-        started = None
+        started = filled = None
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
             started, run_block = (x, cos_sin), self._fused.block
-            visible = visible or VisiblePositions(filled=filled)
-        elif visible is None and self._mask is not None:
-            visible = VisiblePositions(mask=self._mask(positions))
-        elif visible is None:
-            visible = VisiblePositions(filled=positions.flatten() + 1)
+        if self._mask is not None:
+            # The first tokens attend to one another.
+            mask = None if end == tokens.shape[1] else self._mask(positions)
+            visible = VisiblePositions(mask=mask)
+        elif end is not None:
+            visible = VisiblePositions(end=end)
+        else:
+            filled = positions.flatten() + 1 if filled is None else filled
+            visible = VisiblePositions(filled=filled)
         return self.model.hidden(
             tokens,
             positions,
