@@ -14,7 +14,6 @@ from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES, words
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure.working_bytes import working_bytes
-from llama_perf.quantize.apply import check_shapes
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
@@ -103,6 +102,9 @@ def model_bytes(
 
         cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
+        # It imports torchao, which `config_for` does quietly.
+        from llama_perf.quantize.packed_tensor import check_shapes
+
         for shapes in (layer, output):
             check_shapes(parsed, built, shapes, device=cpu)
 
@@ -140,8 +142,7 @@ def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
     if scheme.group_size is None:
         # Of a format without a formula here a weight is packed, without values.
         product = Product(tokens=1, rows=rows, columns=columns)
-        cpu = torch.device("cpu")
-        return weight_bytes(scheme.name, product, dtype=torch.float32, device=cpu)
+        return weight_bytes(scheme.name, product, torch.device("cpu"))
     groups = columns // scheme.group_size
     if scheme.bits is None:
         # int4wo: a scale and an offset of 16 bits each.

@@ -6,11 +6,9 @@ is an error, so that no row runs unquantized under a quantized name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,9 +24,6 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec
-
-if TYPE_CHECKING:
-    from torchao.core.config import AOBaseConfig
 
 Quantizer = Callable[[nn.Module, str], None]
 
@@ -111,7 +106,11 @@ def make_quantizer(
     config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
     from torchao.quantization import quantize_
 
-    from llama_perf.quantize.packed_tensor import AutoquantConfig, check_weight
+    from llama_perf.quantize.packed_tensor import (
+        AutoquantConfig,
+        check_shapes,
+        check_weight,
+    )
 
     if schemes is not None:
         config = AutoquantConfig(schemes)
@@ -132,28 +131,3 @@ def make_quantizer(
                 raise SpecError("quantization", name, problem)
 
     return quantize
-
-
-def check_shapes(
-    scheme: Scheme,
-    config: AOBaseConfig,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    device: torch.device,
-) -> None:
-    """Raise SpecError unless every weight (N, K) of `shapes`, by name, fits."""
-    from llama_perf.quantize import packed_tensor
-
-    native = isinstance(config, packed_tensor.NativeConfig)
-    kind = config.weight_class if native else packed_tensor.PackedTensor
-    in_sixteens = not native and scheme.family == "int4wo" and device.type == "cpu"
-    common = math.gcd(*(columns for _, columns in shapes.values()))
-    for path, (rows, columns) in shapes.items():
-        packed_tensor.check_columns(scheme, columns, kind, where=path, common=common)
-        if in_sixteens and rows % 16:
-            raise SpecError(
-                "quantization",
-                scheme.name,
-                f"torchao's packing on CPU takes rows in sixteens: N = {rows} of"
-                f" {path} must be a multiple of 16",
-            )

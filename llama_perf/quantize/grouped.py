@@ -13,7 +13,7 @@ offset are values of a 16-bit `dtype`, an integer zero is whole. Everything is
 (N, G, group size) or (N, G, 1) in float32.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -38,6 +38,9 @@ from llama_perf.rows.schemes import Scheme
 _CPU, _CUDA = 1 << 18, 1 << 26
 _SHRINKS = (1.0, 0.9, 0.8)
 
+Fit = tuple[Tensor, ...]
+"""A scale, an offset and a zero for each group: w = (c - zero) * scale + offset."""
+
 
 class GroupedWeight(PackedTensor):
     """Words of codes (B, W, 16), 16-bit scales (B, G, 16), and zeros.
@@ -51,26 +54,43 @@ class GroupedWeight(PackedTensor):
     bits: int
     zero_kind: ClassVar[int]
 
+    @classmethod
+    def from_float(cls, weight: Tensor, scheme: Scheme) -> "GroupedWeight":
+        assert scheme.group_size is not None, f"{scheme.name} has no group size"
+        groups = weight.detach().float().unflatten(1, (-1, scheme.group_size))
+        dtype, bits = scale_dtype(groups), scheme.bits or cls.bits
+        found = _quantized(groups, dtype, bits, cls.zero_kind, hqq=scheme.hqq)
+        codes, scale, zero = (tensor.flatten(1) for tensor in found)
+        words, scales = pack(codes, bits), to_lanes(scale.to(dtype))
+        shape = (*weight.shape, weight.dtype)
+        if cls.zero_kind == PACKED:
+            return cls(words, scales, pack(zero.to(torch.int32), bits), bits, *shape)
+        return cls(words, scales, to_lanes(zero.to(dtype)), *shape)
+
     def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
         parts = (self.codes, self.scale, self.zero)
         return grouped_weight(x, *parts, self.rows, self.bits, self.zero_kind)
 
     def packed(self) -> Packed:
-        """See `PackedTensor.packed`."""
         parts = (self.rows, self.columns, self.codes, self.scale, self.zero)
         return packed_weight(*parts, bits=self.bits, kind=self.zero_kind)
 
     def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
         return dequantized(self.packed())
 
 
-def in_groups(weight: Tensor, group_size: int | None) -> Tensor:
-    """float32 (N, G, group size) of a weight (N, K)."""
-    assert group_size is not None, "a scheme without a group size"
-    groups: Tensor = weight.detach().float().unflatten(1, (-1, group_size))
-    return groups
+class Int4Weight(GroupedWeight, families=("int4wo",)):
+    """int4 words (B, W, 16), 16-bit scales and offsets (B, G, 16)."""
+
+    bits = 4
+    zero_kind = OFFSET
+
+
+class UintxWeight(GroupedWeight, families=("uintx",)):
+    """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
+
+    tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
+    zero_kind = PACKED
 
 
 Search = Callable[..., tuple[Tensor, ...]]
@@ -103,52 +123,71 @@ def scale_dtype(groups: Tensor) -> torch.dtype:
     return torch.float16 if fits else torch.bfloat16
 
 
-def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest values of `dtype`, as float32."""
     return values.to(dtype).to(torch.float32)
 
 
-def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest values of `dtype`, at least its smallest one above 0."""
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
-    return stored(scale, dtype).clamp(min=smallest)
+    return _stored(scale, dtype).clamp(min=smallest)
 
 
 @in_stretches
-def scale_and_offset(
-    groups: Tensor, max_code: int, middle: float, dtype: torch.dtype
+def _quantized(
+    groups: Tensor, dtype: torch.dtype, bits: int, kind: int, *, hqq: bool
 ) -> tuple[Tensor, ...]:
-    """For w = (c - middle) * scale + offset with c of 0 to `max_code`."""
+    """Codes, uint8 (N, G, size), scales and zeros (N, G, 1), which are `kind`'s."""
+    offsets, codes_range = kind == OFFSET, (0, 2**bits - 1)
+    starts = _with_offsets(groups, dtype) if offsets else _whole(groups, bits, dtype)
+    fit = _best(groups, starts, codes_range, dtype, fit_offset=offsets)
+    if hqq and not groups.is_meta:
+        scale, zero, suits = _hqq_scale_and_zero(groups, bits)
+        scale = _positive_scale(scale, dtype)
+        if offsets:
+            offset = _stored((MIDDLE - zero) * scale, dtype)
+            found: Fit = (scale, offset, fit[2])
+        else:
+            found = (scale, fit[1], torch.round(zero))
+            # A group far from 0 would need a zero that has no place in the codes. And
+            # a whole zero may cost more than the search gained, by what hqq lowers:
+            # the mean of |error| ** 0.7 of each group.
+            suits &= found[2] == found[2].clamp(*codes_range)
+            costs = (_rounded(groups, one, codes_range)[1] for one in (found, fit))
+            ours, before = (x.abs().pow(0.7).mean(2, keepdim=True) for x in costs)
+            suits &= ours <= before
+        fit = tuple(torch.where(suits, *pair) for pair in zip(found, fit, strict=True))
+    scale, offset, zero = fit
+    codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range)
+    return codes.to(torch.uint8), scale, offset if offsets else zero
+
+
+def _with_offsets(groups: Tensor, dtype: torch.dtype) -> Iterator[Fit]:
+    """For int4, whose zero is the middle of the codes."""
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-
-    def start(shrink: float) -> tuple[Tensor, ...]:
-        scale = positive_scale((high - low) * (shrink / max_code), dtype)
-        offset = stored((high + low) / 2 + (middle - max_code / 2) * scale, dtype)
-        return scale, offset, torch.full_like(scale, middle)
-
-    starts = map(start, _SHRINKS)
-    return _best(groups, starts, (0, max_code), dtype, fit_offset=True)[:2]
+    for shrink in _SHRINKS:
+        scale = _positive_scale((high - low) * (shrink / 15), dtype)
+        offset = _stored((high + low) / 2 + (MIDDLE - 7.5) * scale, dtype)
+        yield scale, offset, torch.full_like(scale, MIDDLE)
 
 
-@in_stretches
-def scale_and_zero(
-    groups: Tensor, max_code: int, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """For w = (c - zero) * scale with c and a whole zero of 0 to `max_code`."""
+def _whole(groups: Tensor, bits: int, dtype: torch.dtype) -> Iterator[Fit]:
+    """With whole zeros that are codes, and no offset."""
+    max_code = 2**bits - 1
     low = groups.amin(2, keepdim=True).clamp(max=0)
     high = groups.amax(2, keepdim=True).clamp(min=0)
-    scale = positive_scale((high - low) / max_code, dtype)
+    scale = _positive_scale((high - low) / max_code, dtype)
     none, middle = torch.zeros_like(scale), torch.round(-low / scale)
-    zeros = ((middle + step).clamp(0, max_code) for step in (0, -1, 1))
-    starts = ((scale, none, zero) for zero in zeros)
-    return _best(groups, starts, (0, max_code), dtype)[::2]
+    for step in (0, -1, 1):
+        yield scale, none, (middle + step).clamp(0, max_code)
 
 
 @in_stretches
 def symmetric_scale(
-    groups: Tensor, min_code: int, max_code: int, dtype: torch.dtype
+    groups: Tensor, min_code: int, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """For w = c * scale with c of `min_code` to `max_code`, -min_code = max_code + 1.
+    """For w = c * scale with codes c of `min_code` to -min_code - 1.
 
     A scale may be negative: the value farthest from 0 then gets the code `min_code`.
     """
@@ -156,34 +195,42 @@ def symmetric_scale(
     sign = torch.where(high > -low, -1.0, 1.0)
     peak = torch.maximum(high, -low)
     none = torch.zeros_like(peak)
-    scales = (positive_scale(peak * (x / -min_code), dtype) for x in _SHRINKS)
+    scales = (_positive_scale(peak * (x / -min_code), dtype) for x in _SHRINKS)
     starts = ((scale, none, none) for scale in scales)
-    scale, *_ = _best(groups * sign, starts, (min_code, max_code), dtype)
+    scale, *_ = _best(groups * sign, starts, (min_code, -min_code - 1), dtype)
     return (scale * sign,)
+
+
+def _rounded(
+    groups: Tensor, fit: Fit, codes_range: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The nearest codes less their zero, and the error they leave."""
+    scale, offset, zero = fit
+    codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range) - zero
+    return codes, codes * scale + offset - groups
 
 
 def _best(
     groups: Tensor,
-    starts: Iterable[tuple[Tensor, ...]],
+    starts: Iterable[Fit],
     codes_range: tuple[int, int],
     dtype: torch.dtype,
     *,
     fit_offset: bool = False,
-) -> tuple[Tensor, ...]:
-    """The scale, offset and zero with the smallest squared error, group by group.
+) -> Fit:
+    """The fit with the smallest squared error, group by group.
 
     The candidates are `starts` and what fits the codes of each best. A group whose
     codes are all one has no slope and keeps its scale.
     """
     best: tuple[Tensor, ...] = ()
 
-    def consider(scale: Tensor, offset: Tensor, zero: Tensor) -> Tensor:
+    def consider(*fit: Tensor) -> Tensor:
         nonlocal best
-        codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range) - zero
-        error = (codes * scale + offset - groups).square_().sum(2, keepdim=True)
-        candidate = (error, scale, offset, zero)
+        codes, error = _rounded(groups, fit, codes_range)
+        candidate = (error.square_().sum(2, keepdim=True), *fit)
         if best:
-            better, pairs = error < best[0], zip(candidate, best, strict=True)
+            better, pairs = candidate[0] < best[0], zip(candidate, best, strict=True)
             best = tuple(torch.where(better, *pair) for pair in pairs)
         else:
             best = candidate
@@ -196,15 +243,14 @@ def _best(
             away, target = away - mean, groups - centre
         slope = (away * target).sum(2, keepdim=True)
         slope = slope / away.square().sum(2, keepdim=True)
-        scale = torch.where(slope > 0, positive_scale(slope, dtype), scale)
+        scale = torch.where(slope > 0, _positive_scale(slope, dtype), scale)
         if fit_offset:
-            offset = stored(centre - mean * scale, dtype)
+            offset = _stored(centre - mean * scale, dtype)
         consider(scale, offset, zero)
     return best[1:]
 
 
-@in_stretches
-def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
+def _hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and zero of half-quadratic quantization, w = (c - zero) * scale.
 
     torchao's own search; Badri and Shaji (2023). Both float32 (N, G, 1). The third
@@ -227,82 +273,3 @@ def hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, ...]:
     scale, zero = (tensor.clone().view(*groups.shape[:2], 1) for tensor in tensors)
     span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
     return scale, zero, scale <= span / (2**bits - 1) * 1.01
-
-
-class Int4Weight(GroupedWeight, families=("int4wo",)):
-    """int4 words (B, W, 16), 16-bit scales and offsets (B, G, 16)."""
-
-    bits = 4
-    zero_kind = OFFSET
-
-    @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Int4Weight":
-        """See `PackedTensor.from_float`."""
-        groups = in_groups(weight, scheme.group_size)
-        dtype = scale_dtype(groups)
-        scale, offset = scale_and_offset(groups, 15, MIDDLE, dtype)
-        if scheme.hqq and not weight.is_meta:
-            hqq_scale, zero, suits = hqq_scale_and_zero(groups, cls.bits)
-            hqq_scale = positive_scale(hqq_scale, dtype)
-            scale = torch.where(suits, hqq_scale, scale)
-            hqq_offset = stored((MIDDLE - zero) * hqq_scale, dtype)
-            offset = torch.where(suits, hqq_offset, offset)
-        codes = torch.round((groups - offset) / scale + MIDDLE).clamp(0, 15)
-        return cls(
-            pack(codes.flatten(1).to(torch.uint8), cls.bits),
-            to_lanes(scale.squeeze(2).to(dtype)),
-            to_lanes(offset.squeeze(2).to(dtype)),
-            *weight.shape,
-            weight.dtype,
-        )
-
-
-class UintxWeight(GroupedWeight, families=("uintx",)):
-    """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
-
-    tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
-    zero_kind = PACKED
-
-    @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "UintxWeight":
-        """See `PackedTensor.from_float`."""
-        bits = scheme.bits
-        assert bits is not None, f"{scheme.name} has no bits"
-        groups = in_groups(weight, scheme.group_size)
-        dtype = scale_dtype(groups)
-        scale, zero = _scale_and_zero(groups, bits, dtype, hqq=scheme.hqq)
-        codes = torch.round(groups / scale + zero).clamp(0, 2**bits - 1)
-        return cls(
-            pack(codes.flatten(1).to(torch.uint8), bits),
-            to_lanes(scale.squeeze(2).to(dtype)),
-            pack(zero.squeeze(2).to(torch.int32), bits),
-            bits,
-            *weight.shape,
-            weight.dtype,
-        )
-
-
-@in_stretches
-def _scale_and_zero(
-    groups: Tensor, bits: int, dtype: torch.dtype, *, hqq: bool
-) -> tuple[Tensor, ...]:
-    """Scales that are values of `dtype` and zeros that are whole, float32 (N, G, 1)."""
-    max_code = 2**bits - 1
-    scale, zero = scale_and_zero(groups, max_code, dtype)
-    if not hqq or groups.is_meta:
-        return scale, zero
-    hqq_scale, hqq_zero, suits = hqq_scale_and_zero(groups, bits)
-    hqq_scale = positive_scale(hqq_scale, dtype)
-    hqq_zero = torch.round(hqq_zero)
-
-    def mean_power(scale: Tensor, zero: Tensor) -> Tensor:
-        """The mean of |error| ** 0.7 of each group, which hqq lowers: (N, G, 1)."""
-        codes = torch.round(groups / scale + zero).clamp(0, max_code)
-        error = (codes - zero) * scale - groups
-        return error.abs().pow(0.7).mean(2, keepdim=True)
-
-    # A group far from 0 would need a zero that has no place in the codes. And a whole
-    # zero may cost more than the search gained, by the measure it lowers.
-    fits = suits & (hqq_zero >= 0) & (hqq_zero <= max_code)
-    fits &= mean_power(hqq_scale, hqq_zero) <= mean_power(scale, zero)
-    return torch.where(fits, hqq_scale, scale), torch.where(fits, hqq_zero, zero)

@@ -55,8 +55,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         cls.implements(aten.linear.default)(_linear)
         cls.implements_torch_function(F.linear)(_linear)
         torch.serialization.add_safe_globals([cls])
-        for family in families:
-            register(family, kernels="native")(lambda it, *_: NativeConfig(it, cls))
+        register(*families, kernels="native")(lambda it, *_: NativeConfig(it, cls))
 
     @staticmethod
     def __new__(cls, *values: Any) -> "PackedTensor":
@@ -151,14 +150,15 @@ def quantize_module(
 ) -> nn.Module:
     """Quantize one parameter of `module` in place; raises SpecError."""
     scheme, weight = config.scheme, getattr(module, parameter_name)
-    where = f"the weight {tuple(weight.shape)}"
+    shape = tuple(weight.shape)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         # It looks rows up and multiplies nothing.
-        kind = f"{type(module).__name__} {tuple(weight.shape)}"
+        kind = f"{type(module).__name__} {shape}"
         raise SpecError("quantization", scheme.name, f"{kind} is no linear layer")
     check_weight(weight, name=scheme.name)
-    check_columns(scheme, weight.shape[1], config.weight_class, where=where)
-    packed = config.weight_class.from_float(weight, scheme)
+    named = {f"the weight {shape}": shape}
+    check_shapes(scheme, config, named, device=weight.device)
+    packed = config.weight_class.from_float(weight, scheme).laid_out_for(weight.device)
     setattr(module, parameter_name, nn.Parameter(packed, requires_grad=False))
     return module
 
@@ -188,35 +188,40 @@ def _quantize_by_shape(module: nn.Linear, config: AutoquantConfig) -> nn.Module:
     return module
 
 
-for family in AUTOQUANT:
-    # Nothing is chosen yet.
-    register(family, kernels="native")(lambda *_: AutoquantConfig())
+# Nothing is chosen yet.
+register(*AUTOQUANT, kernels="native")(lambda *_: AutoquantConfig())
 
 
-def check_columns(
+def check_shapes(
     scheme: Scheme,
-    columns: int,
-    weight_class: type[PackedTensor] = PackedTensor,
+    config: AOBaseConfig,
+    shapes: Mapping[str, Sequence[int]],
     *,
-    where: str,
-    common: int = 0,
+    device: torch.device,
 ) -> None:
-    """Raise SpecError unless K of the weight called `where` fits its scheme and class.
+    """Raise SpecError unless every weight (N, K) of `shapes`, by name, fits.
 
-    The error names the group sizes that divide K, and `common`, a divisor of every K.
+    Where the group size does not, the error names those that divide every K.
     """
-    size, multiple = scheme.group_size or 1, weight_class.column_multiple
-    problem = ""
-    if columns % size:
-        is_int4 = scheme.family == "int4wo"
-        sizes = INT4_GROUP_SIZES if is_int4 else range(1, columns + 1)
-        fitting = [size for size in sizes if math.gcd(common, columns) % size == 0]
-        problem = f"the group size {size} must divide K = {columns} of {where}; "
-        words = ", ".join(map(str, fitting or sizes))
-        problem += f"allowed: {words}" if fitting else f"none of {words} does"
-    elif columns % multiple:
-        problem = f"K = {columns} of {where} must be a multiple of {multiple}"
-    if problem:
+    native = isinstance(config, NativeConfig)
+    multiple = config.weight_class.column_multiple if native else 1
+    in_sixteens = not native and scheme.family == "int4wo" and device.type == "cpu"
+    size, common = scheme.group_size or 1, math.gcd(*(k for _, k in shapes.values()))
+    for where, (rows, columns) in shapes.items():
+        if columns % size:
+            is_int4 = scheme.family == "int4wo"
+            sizes = INT4_GROUP_SIZES if is_int4 else range(1, columns + 1)
+            fitting = [size for size in sizes if common % size == 0]
+            problem = f"the group size {size} must divide K = {columns} of {where}; "
+            words = ", ".join(map(str, fitting or sizes))
+            problem += f"allowed: {words}" if fitting else f"none of {words} does"
+        elif columns % multiple:
+            problem = f"K = {columns} of {where} must be a multiple of {multiple}"
+        elif in_sixteens and rows % 16:
+            problem = f"torchao's packing on CPU takes rows in sixteens: N = {rows} of"
+            problem += f" {where} must be a multiple of 16"
+        else:
+            continue
         raise SpecError("quantization", scheme.name, problem)
 
 
@@ -226,26 +231,21 @@ def check_weight(weight: Tensor, *, name: str, where: str = "the weight") -> Non
     The largest magnitude allowed is a quarter of float32's, so that the range of a
     group and what is computed from it stay within float32.
     """
-    if problem := _problem(weight):
-        raise SpecError("quantization", name, f"{where} {problem}")
-
-
-def _problem(weight: Tensor) -> str | None:
-    shape = tuple(weight.shape)
-    dtype = str(weight.dtype).removeprefix("torch.")
+    shape, dtype = tuple(weight.shape), str(weight.dtype).removeprefix("torch.")
+    problem = ""
     if not is_unquantized(weight):
-        return f"is quantized already: {type(weight).__name__}"
-    if weight.ndim != 2 or dtype not in DTYPE_TOKENS:
+        problem = f"is quantized already: {type(weight).__name__}"
+    elif weight.ndim != 2 or dtype not in DTYPE_TOKENS:
         allowed = f"a matrix (N, K) of {', '.join(DTYPE_TOKENS)}"
-        return f"is {dtype} {shape}; allowed: {allowed}"
-    if weight.numel() == 0:
-        return f"is {shape}; N and K must be 1 or more"
-    if weight.is_meta:
-        return None
-    # aminmax copies nothing; a NaN is both its minimum and its maximum.
-    low, high = (value.item() for value in torch.aminmax(weight.detach()))
-    if not math.isfinite(high - low):
-        return f"{shape} has values that are not finite (NaN or infinite)"
-    if (peak := max(-low, high)) > _LARGEST:
-        return f"{shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}"
-    return None
+        problem = f"is {dtype} {shape}; allowed: {allowed}"
+    elif weight.numel() == 0:
+        problem = f"is {shape}; N and K must be 1 or more"
+    elif not weight.is_meta:
+        # aminmax copies nothing; a NaN is both its minimum and its maximum.
+        low, high = (value.item() for value in torch.aminmax(weight.detach()))
+        if not math.isfinite(high - low):
+            problem = f"{shape} has values that are not finite (NaN or infinite)"
+        elif (peak := max(-low, high)) > _LARGEST:
+            problem = f"{shape} has values of up to {peak:.2g}; allowed: {_LARGEST:.2g}"
+    if problem:
+        raise SpecError("quantization", name, f"{where} {problem}")

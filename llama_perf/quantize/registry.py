@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 _BUILDERS: dict[tuple[str, str], Builder] = {}
 
 
-def register(family: str, *, kernels: str) -> Callable[[Builder], Builder]:
-    """Register a builder for a family of schemes on one kind of kernels."""
+def register(*families: str, kernels: str) -> Callable[[Builder], Builder]:
+    """Register a builder for families of schemes on one kind of kernels."""
 
     def add(builder: Builder) -> Builder:
-        key = (family, kernels)
-        assert key not in _BUILDERS, f"{key} is registered twice"
-        assert kernels in FAMILIES.get(family, ()), f"{key} is not in FAMILIES"
-        _BUILDERS[key] = builder
+        for family in families:
+            key = (family, kernels)
+            assert key not in _BUILDERS, f"{key} is registered twice"
+            assert kernels in FAMILIES.get(family, ()), f"{key} is not in FAMILIES"
+            _BUILDERS[key] = builder
         return builder
 
     return add

@@ -46,10 +46,10 @@ class RowScaledWeight(PackedTensor):
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
-        """Quantize a weight (rows, columns); "-tensor" schemes have one scale."""
         wide = weight.detach().float()
         peak = wide.abs().amax(1)
         if scheme.name.endswith("-tensor"):
+            # One scale.
             peak = peak.amax().expand_as(peak)
         # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
         # subnormal values rounds to zero.
@@ -58,15 +58,12 @@ class RowScaledWeight(PackedTensor):
         return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
         return self.format.product(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
-        """See `PackedTensor.packed`."""
         return self.format.packed(self.rows, self.columns, self.codes, self.scale)
 
     def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
         return self.format.dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
@@ -98,13 +95,7 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
     them as they are; moving the tensor to another device lays them out anew.
     """
 
-    @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Int8DynamicWeight":
-        """See `PackedTensor.from_float`."""
-        return super().from_float(weight, scheme).laid_out_for(weight.device)
-
     def laid_out_for(self, device: torch.device) -> "Int8DynamicWeight":
-        """See `PackedTensor.laid_out_for`."""
         codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
         if as_rows == is_int8_rows(codes):
             return self
@@ -118,18 +109,15 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
         return Int8DynamicWeight(codes, self.scale, *attributes)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
         return int8_dynamic(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
-        """See `PackedTensor.packed`."""
         if is_int8_rows(self.codes):
             return None
         packed = INT8.packed(self.rows, self.columns, self.codes, self.scale)
         return replace(packed, dynamic=True)
 
     def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
         if is_int8_rows(self.codes):
             return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
         return super().dequantized()
@@ -146,13 +134,11 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "Float8DynamicWeight":
-        """See `PackedTensor.from_float`."""
         packed = Float8Weight.from_float(weight, scheme)
         granularity = scheme.name.removeprefix("float8dq-")
         return cls(packed.codes, packed.scale, granularity, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
         per_tensor = self.granularity == "tensor"
         return float8_dynamic(
             x, self.codes, self.scale, self.rows, per_tensor=per_tensor

@@ -23,7 +23,7 @@ from llama_perf.kernels.sparse import (
 )
 from llama_perf.kernels.weight import Packed
 from llama_perf.quantize.grouped import in_stretches, scale_dtype, symmetric_scale
-from llama_perf.quantize.packed_tensor import PackedTensor, check_columns
+from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor, check_shapes
 from llama_perf.rows.schemes import Scheme
 
 
@@ -34,13 +34,12 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
 
     @classmethod
     def from_float(cls, weight: Tensor, _scheme: Scheme) -> "SparseMarlinWeight":
-        """Prune and quantize a weight (rows, columns)."""
         quads = weight.detach().float().unflatten(1, (-1, QUAD))
         values, places = (part.flatten(1) for part in _keep_two(quads))
         count, size = values.shape[1], GROUP // 2
         groups = F.pad(values, (0, -count % size)).unflatten(1, (-1, size))
         dtype = scale_dtype(groups)
-        (scale,) = symmetric_scale(groups, -MIDDLE, MIDDLE - 1, dtype)
+        (scale,) = symmetric_scale(groups, -MIDDLE, dtype)
         codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
         codes = codes.flatten(1)[:, :count].to(torch.uint8)
         words = pack(codes | (places.to(torch.uint8) << 4), BITS)
@@ -48,15 +47,12 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
         return cls(words, scales, *weight.shape, weight.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """See `PackedTensor.matmul`."""
         return sparse_weight(x, self.codes, self.scale, self.rows)
 
     def packed(self) -> Packed | None:
-        """See `PackedTensor.packed`."""
         return packed_weight(self.rows, self.columns, self.codes, self.scale)
 
     def dequantized(self) -> Tensor:
-        """See `PackedTensor.dequantized`."""
         return dequantized(self.codes, self.scale, self.rows, self.columns)
 
 
@@ -67,7 +63,8 @@ def prune_2_4(weight: Tensor) -> Tensor:
     of 4.
     """
     scheme = Scheme.parse("sparse-marlin")
-    check_columns(scheme, weight.shape[1], SparseMarlinWeight, where="the weight")
+    config = NativeConfig(scheme, SparseMarlinWeight)
+    check_shapes(scheme, config, {"the weight": weight.shape}, device=weight.device)
     quads = weight.unflatten(1, (-1, QUAD))
     values, places = _keep_two(quads)
     return torch.zeros_like(quads).scatter(2, places, values).flatten(1)

@@ -4,6 +4,8 @@
 and never restore them; the engine sets them for every row alike instead.
 """
 
+from functools import partial
+
 import torch
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import (
@@ -24,16 +26,20 @@ from llama_perf.rows.schemes import Scheme
 INT4_CPU_GROUPS = (32, 64, 128)
 
 
-@register("int8wo", kernels="torchao")
-def int8wo(*_: object) -> AOBaseConfig:
-    """Weights in int8, symmetric, one scale for each output channel."""
-    return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
+_EIGHT_BITS = {
+    "int8wo": partial(Int8WeightOnlyConfig, granularity=PerRow()),
+    "int8dq": Int8DynamicActivationInt8WeightConfig,
+    "float8wo": Float8WeightOnlyConfig,
+}
 
 
-@register("int8dq", kernels="torchao")
-def int8dq(*_: object) -> AOBaseConfig:
-    """Weights as in int8wo, activations in int8 with one scale for each token."""
-    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+@register(*_EIGHT_BITS, kernels="torchao")
+def eight_bits(scheme: Scheme, *_: object) -> AOBaseConfig:
+    """Weights with one scale for each output channel, int8 symmetric or float8 e4m3.
+
+    int8dq has activations in int8 with one scale for each token.
+    """
+    return _EIGHT_BITS[scheme.family](set_inductor_config=False)
 
 
 @register("int4wo", kernels="torchao")
@@ -62,14 +68,7 @@ def int4wo(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseCo
     return Int4WeightOnlyConfig(int4_packing_format="tile_packed_to_4d", **options)
 
 
-@register("float8wo", kernels="torchao")
-def float8wo(*_: object) -> AOBaseConfig:
-    """Weights in float8 e4m3, one scale for each output channel."""
-    return Float8WeightOnlyConfig(set_inductor_config=False)
-
-
-@register("float8dq-tensor", kernels="torchao")
-@register("float8dq-row", kernels="torchao")
+@register("float8dq-tensor", "float8dq-row", kernels="torchao")
 def float8dq(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBaseConfig:
     """Weights and activations in e4m3, a scale for each row and token, or tensor."""
     if device.type != "cuda":

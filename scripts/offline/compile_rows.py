@@ -27,7 +27,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.autoquant.choose import products
+from llama_perf.quantize.autoquant.choose import candidates, products
 from llama_perf.quantize.autoquant.timing import launch_once
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.selection import load_file, load_set
@@ -98,10 +98,9 @@ def compile_row(row: RowSpec) -> None:
     """Generate as a row does and check its values, with no values there."""
     if row.quantization in AUTOQUANT:
         # It times its candidates, and may be any one of them.
-        dtype = parse_dtype(row.dtype)
-        for use in products(row, preset(row.model)):
-            for name in use.candidates:
-                launch_once(use.product, name, dtype=dtype, how=use.how)
+        for product in products(row, preset(row.model)):
+            for name in candidates(row, product.columns):
+                launch_once(product, name)
         for scheme in AUTOQUANT[row.quantization]:
             chosen = None if scheme == UNQUANTIZED else scheme
             compile_row(replace(row, quantization=chosen))

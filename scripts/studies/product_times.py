@@ -34,13 +34,12 @@ def main(model: str, device: str, how: timing.How, file: str) -> None:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     where = torch.device(device)
     for label, (rows, columns) in shapes(preset(model)).items():
-        product = timing.Product(tokens=1, rows=rows, columns=columns)
-        formats = [name for name in FORMATS if name != "int4wo-64" or columns % 64 == 0]
-        times = timing.time_product(
-            product, formats, dtype=dtype, device=where, how=how
+        product = timing.Product(
+            tokens=1, rows=rows, columns=columns, dtype=dtype, how=how
         )
-        for scheme, us in times.items():
-            size = timing.weight_bytes(scheme, product, dtype=dtype, device=where)
+        formats = [name for name in FORMATS if name != "int4wo-64" or columns % 64 == 0]
+        for scheme, us in timing.time_product(product, formats, where).items():
+            size = timing.weight_bytes(scheme, product, where)
             gb_s = size / us / 1e3
             shape = {"product": label, "rows": rows, "columns": columns}
             line = json.dumps({**shape, "format": scheme, "us": us, "gb_s": gb_s})

@@ -11,8 +11,8 @@ versions and one state of the kernels' source; anything else is timed anew.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -33,35 +33,19 @@ from llama_perf.strict_json import read_json, record, to_json
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Use:
-    """A product, how often a generation multiplies it, and how its row runs it."""
-
-    product: Product
-    count: int
-    candidates: tuple[str, ...]
-    how: How
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K) of the weight."""
-        return self.product.rows, self.product.columns
-
-
 def choose(
     row: RowSpec,
     config: ModelConfig,
     *,
     notify: Callable[[str], None] = lambda _text: None,
-    path: Path | None = None,
 ) -> tuple[LinearChoice, ...]:
     """The scheme of each shape of linear in an autoquant row, most expensive first.
 
-    Times that the file at `path` has for this machine are used again; the others are
-    taken on the row's device, in its dtype, and added to it. `notify` gets a
-    line that names them, and one for a file that cannot be used.
+    Times that the file at `times_path` has for this machine are used again; the others
+    are taken on the row's device, in its dtype, and added to it. `notify` gets a line
+    that names them, and one for a file that cannot be used.
     """
-    device, path = torch.device(row.device), path or times_path()
+    device, path = torch.device(row.device), times_path()
     machine = machine_key(fingerprint(device))
     known: dict[str, float] = {}
     problem = ""
@@ -70,75 +54,57 @@ def choose(
     except RecordError as error:
         problem = str(error)
         notify(f"autoquant: {problem}; timing anew without it")
-    uses: dict[tuple[int, int], list[Use]] = {}
+    uses: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    totals_ms: dict[tuple[int, int], dict[str, float]] = {}
     timed: set[tuple[int, int]] = set()
-    for use in products(row, config):
-        uses.setdefault(use.shape, []).append(use)
-        missing = [name for name in use.candidates if _key(row, use, name) not in known]
-        if not missing:
-            continue
-        timed.add(use.shape)
-        rows, columns = use.shape
-        notify(
-            f"autoquant: timing {', '.join(missing)} at M = {use.product.tokens},"
-            f" N = {rows}, K = {columns}"
-        )
-        dtype = getattr(torch, row.dtype)
-        us = time_product(use.product, missing, dtype=dtype, device=device, how=use.how)
-        new = {_key(row, use, name): us[name] for name in missing}
-        known |= new
-        try:
-            keep_times(path, machine, new)
-        except RecordError as error:
-            problem = str(error)
+    for product, count in products(row, config).items():
+        shape, names = (product.rows, product.columns), candidates(row, product.columns)
+        keys = {name: time_key(name, product) for name in names}
+        if missing := [name for name in names if keys[name] not in known]:
+            timed.add(shape)
+            notify(
+                f"autoquant: timing {', '.join(missing)} at M = {product.tokens},"
+                f" N = {product.rows}, K = {product.columns}"
+            )
+            us = time_product(product, missing, device)
+            new = {keys[name]: us[name] for name in missing}
+            known |= new
+            try:
+                keep_times(path, machine, new)
+            except RecordError as error:
+                problem = str(error)
+        uses.setdefault(shape, []).append((product.tokens, count))
+        total_ms = totals_ms.setdefault(shape, dict.fromkeys(names, 0.0))
+        for name in names:
+            total_ms[name] += known[keys[name]] * count / 1e3
     if not timed:
         notify("autoquant: every time was taken before and is used again")
     elif problem:
         notify(f"autoquant: the times are not kept: {problem}")
-    choices = []
-    for (rows, columns), alike in uses.items():
-        total_ms = {
-            name: sum(known[_key(row, use, name)] * use.count / 1e3 for use in alike)
-            for name in alike[0].candidates
-        }
-        choice = LinearChoice(
-            out_features=rows,
-            in_features=columns,
-            products=tuple((use.product.tokens, use.count) for use in alike),
+    choices = (
+        LinearChoice(
+            out_features=shape[0],
+            in_features=shape[1],
+            products=tuple(uses[shape]),
             chosen=min(total_ms, key=total_ms.__getitem__),
             total_ms=total_ms,
-            reused=(rows, columns) not in timed,
+            reused=shape not in timed,
         )
-        choices.append(choice)
+        for shape, total_ms in totals_ms.items()
+    )
     return tuple(sorted(choices, key=lambda choice: -choice.total_ms[UNQUANTIZED]))
 
 
-def _key(row: RowSpec, use: Use, candidate: str) -> str:
-    return time_key(candidate, use.product, dtype=row.dtype, how=use.how)
+def candidates(row: RowSpec, columns: int) -> list[str]:
+    """What an autoquant row may choose for a weight of so many columns."""
+    return [
+        name
+        for name in AUTOQUANT[str(row.quantization)]
+        if name == UNQUANTIZED or columns % (Scheme.parse(name).group_size or 1) == 0
+    ]
 
 
-def products(row: RowSpec, config: ModelConfig) -> Iterator[Use]:
-    """Every product of a generation of an autoquant row, with what is to be timed."""
-    # (N, K) of gate and up, unless another linear has it too.
-    hidden, dim = config.intermediate_size, config.dim
-    is_shared = hidden in {config.qkv_size, config.vocab_size, dim}
-    gate = None if is_shared else (hidden, dim)
-    for product, count in counted_products(row, config).items():
-        shape = (product.rows, product.columns)
-        yield Use(
-            product=product,
-            count=count,
-            candidates=tuple(
-                name
-                for name in AUTOQUANT[str(row.quantization)]
-                if name == UNQUANTIZED
-                or product.columns % (Scheme.parse(name).group_size or 1) == 0
-            ),
-            how=_how(row, product, is_gate=shape == gate),
-        )
-
-
-def counted_products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
+def products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
     """How often one generation of `row` multiplies each product.
 
     A prompt is cut into the engine's chunks. The head multiplies the last token of
@@ -147,6 +113,21 @@ def counted_products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
     dim, hidden = config.dim, config.intermediate_size
     linears = [(config.qkv_size, dim), (dim, config.n_heads * config.head_dim)]
     linears += [(hidden, dim), (hidden, dim), (dim, hidden)]
+    # Gate and up, unless another linear has their shape too.
+    is_shared = hidden in {config.qkv_size, config.vocab_size, dim}
+    gate = None if is_shared else (hidden, dim)
+
+    def product(length: int, rows: int, columns: int) -> Product:
+        tokens = row.batch_size * length
+        how: How = "eager"
+        if row.fused and tokens <= FUSED_TOKENS:
+            how = "fused gate" if (rows, columns) == gate else "fused"
+        elif row.compile and length == 1:
+            # A prompt's products are the same operators compiled or not.
+            how = "compiled"
+        dtype = getattr(torch, row.dtype)
+        return Product(tokens=tokens, rows=rows, columns=columns, dtype=dtype, how=how)
+
     default = row.prompt_length if row.attention == "sdpa" else PREFILL_CHUNK
     chunk = row.prefill_chunk or default
     chunks, rest = divmod(row.prompt_length, chunk)
@@ -154,22 +135,10 @@ def counted_products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
     passes[1] += row.max_new_tokens - 1
     counts = Counter[Product]()
     for length, times in passes.items():
-        for rows, columns in linears:
-            tokens = row.batch_size * length
-            product = Product(tokens=tokens, rows=rows, columns=columns)
-            counts[product] += times * config.n_layers
-    head = Product(tokens=row.batch_size, rows=config.vocab_size, columns=dim)
-    counts[head] += row.max_new_tokens
+        for shape in linears:
+            counts[product(length, *shape)] += times * config.n_layers
+    counts[product(1, config.vocab_size, dim)] += row.max_new_tokens
     return +counts
-
-
-def _how(row: RowSpec, product: Product, *, is_gate: bool) -> How:
-    """How the row runs a product: what it never calls is not to be timed."""
-    if row.fused and product.tokens <= FUSED_TOKENS:
-        return "fused gate" if is_gate else "fused"
-    # A prompt's products are the same operators compiled or not; a step's are not.
-    compiled = row.compile and product.tokens == row.batch_size
-    return "compiled" if compiled else "eager"
 
 
 @record
@@ -204,10 +173,11 @@ def machine_key(fingerprint: Mapping[str, object]) -> str:
     ).format(**fingerprint, source=_source_hash())
 
 
-def time_key(candidate: str, product: Product, *, dtype: str, how: str) -> str:
+def time_key(candidate: str, product: Product) -> str:
     """Such as "int8wo 1x4096x11008 float32 compiled": M x N x K, and how it is run."""
     shape = f"{product.tokens}x{product.rows}x{product.columns}"
-    return f"{candidate} {shape} {dtype} {how}"
+    dtype = str(product.dtype).removeprefix("torch.")
+    return f"{candidate} {shape} {dtype} {product.how}"
 
 
 @cache

@@ -40,59 +40,54 @@ _MAX_COPIES = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """`tokens` (M) rows of activations times a weight (rows, columns): (N, K)."""
+    """`tokens` (M) rows of activations times a weight (rows, columns): (N, K).
+
+    `dtype` is that of the activations, and `how` says how a row runs it.
+    """
 
     tokens: int
     rows: int
     columns: int
+    dtype: torch.dtype = torch.float32
+    how: How = "eager"
 
 
 def time_product(
-    product: Product,
-    candidates: Sequence[str],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    how: How,
+    product: Product, candidates: Sequence[str], device: torch.device
 ) -> dict[str, float]:
     """Microseconds of one product with each of `candidates`.
 
-    `how` is how the row runs this product. A candidate that does not
-    fit the shape must not be asked for: its error is raised.
+    A candidate that does not fit the shape must not be asked for: its error is raised.
     """
-    x = torch.randn((product.tokens, product.columns), device=device).to(dtype)
+    x = torch.randn((product.tokens, product.columns), device=device).to(product.dtype)
     with torch.no_grad(), compiler_settings():
-        run = _product(how, product, device)
+        run = _product(product, device)
         passes = {
-            name: _Pass(x, _copies(name, product, dtype, device, how), run)
-            for name in candidates
+            name: _Pass(x, _copies(name, product, device), run) for name in candidates
         }
         times = _us(passes, device)
     device_of(device).release_memory()
     return times
 
 
-def launch_once(
-    product: Product, candidate: str, *, dtype: torch.dtype, how: How
-) -> None:
+def launch_once(product: Product, candidate: str) -> None:
     """Launch what is timed, once, with tensors of the meta device: to compile it."""
-    device = torch.device("meta")
-    x = torch.empty((product.tokens, product.columns), dtype=dtype, device=device)
-    weights = _copies(candidate, product, dtype, device, how)[0]
+    meta, shape = torch.device("meta"), (product.tokens, product.columns)
+    x = torch.empty(shape, dtype=product.dtype, device=meta)
     with torch.no_grad():
-        _product(how, product, device)(x, *weights)
+        _product(product, meta)(x, *_copies(candidate, product, meta)[0])
 
 
-def _product(how: How, product: Product, device: torch.device) -> Callable[..., Any]:
+def _product(product: Product, device: torch.device) -> Callable[..., Any]:
     """The product as the row runs it, of activations and a weight, or of two."""
-    if how == "eager":
+    if product.how == "eager":
         return multiply
-    if how == "compiled":
+    if product.how == "compiled":
         return torch.compile(multiply, fullgraph=True, dynamic=False)
     from llama_perf.kernels.triton import launch_fused
 
     launch: Callable[..., Any] = launch_fused.project
-    if how == "fused gate":
+    if product.how == "fused gate":
         launch = launch_fused.project_gated
     blocks = -(-product.rows // LANES)
     counter = torch.zeros(blocks, dtype=torch.int32, device=device)
@@ -132,37 +127,31 @@ class _Pass:
                 del self.copies[number:]
 
 
-def _copies(
-    name: str, product: Product, dtype: torch.dtype, device: torch.device, how: How
-) -> list[tuple[Any, ...]]:
-    """Copies of a weight, or pairs of them, as `how` takes them."""
-    weight = _weight(name, product, dtype=dtype, device=device)
+def _copies(name: str, product: Product, device: torch.device) -> list[tuple[Any, ...]]:
+    """Copies of a weight, or pairs of them, as the product takes them."""
+    weight = _weight(name, product, device)
     # Two at least: what a launch reads is not what the last one left in a cache.
     count = max(2, 1 + -(-2 * _cache_bytes(device) // tensor_bytes(weight)))
     copies = [_random_like(weight, device) for _ in range(min(count, _MAX_COPIES))]
-    if how in ("eager", "compiled"):
+    if product.how in ("eager", "compiled"):
         return [(copy,) for copy in copies]
     from llama_perf.llama.fused import packed
 
     singles = [packed(copy, name) for copy in copies]
-    if how == "fused":
+    if product.how == "fused":
         return [(single,) for single in singles]
     # None is in two pairs, or a cache would have it the second time.
     return list(zip(singles[::2], singles[1::2], strict=False))
 
 
-def weight_bytes(
-    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
-) -> int:
+def weight_bytes(name: str, product: Product, device: torch.device) -> int:
     """The bytes that one product with a weight in a candidate's format reads."""
-    return tensor_bytes(_weight(name, product, dtype=dtype, device=device))
+    return tensor_bytes(_weight(name, product, device))
 
 
-def _weight(
-    name: str, product: Product, *, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _weight(name: str, product: Product, device: torch.device) -> Tensor:
     """A weight of a candidate's format on the meta device."""
-    shape = (product.columns, product.rows)
+    shape, dtype = (product.columns, product.rows), product.dtype
     linear = nn.Linear(*shape, bias=False, device="meta", dtype=dtype)
     linear.requires_grad_(False)
     if name != UNQUANTIZED:

@@ -1,6 +1,7 @@
 """autoquant: what a generation multiplies, the times, the choice, and what it does."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from torch import nn
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.save import check_scheme_savable
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import SpecError
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose as choosing
-from llama_perf.quantize.autoquant.choose import choose, counted_products, products
+from llama_perf.quantize.autoquant.choose import choose, products
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.spec import RowSpec
@@ -38,6 +39,7 @@ STORIES = load_model("stories15M").config
 # K of 288 and 768 in stories15M: only the latter is a multiple of 64.
 SHAPES = {(864, 288), (288, 288), (768, 288), (288, 768), (32000, 288)}
 LAYER = SHAPES - {(32000, 288)}
+Timed = Callable[[Callable[[str, Product], float]], list[tuple[str, Product]]]
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
@@ -76,19 +78,24 @@ def test_the_counted_products_are_those_of_a_real_generation(
     prompt = torch.ones((row.batch_size, row.prompt_length), dtype=torch.int64)
     options = EngineOptions.of(row)
     generate(model, prompt, max_new_tokens=row.max_new_tokens, options=options)
-    assert counted_products(row, model.config) == multiplied
+    assert products(row, model.config) == multiplied
 
 
-def fake_times(monkeypatch: pytest.MonkeyPatch, times: Any) -> list[Any]:
-    """Times by a rule; returns what was asked for."""
-    asked: list[Any] = []
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Timed:
+    """Times by a rule, kept in a folder that is not there yet: what was asked for."""
+    asked: list[tuple[str, Product]] = []
+    monkeypatch.setenv("LLAMA_PERF_CACHE", str(tmp_path / "cache"))
 
-    def time(product: Product, candidates: list[str], *, how: str, **_: Any) -> Any:
-        asked.extend((name, product, how) for name in candidates)
-        return {name: times(name, product) for name in candidates}
+    def by(rule: Callable[[str, Product], float]) -> list[tuple[str, Product]]:
+        def time(product: Product, names: list[str], _device: Any) -> dict[str, float]:
+            asked.extend((name, product) for name in names)
+            return {name: rule(name, product) for name in names}
 
-    monkeypatch.setattr(choosing, "time_product", time)
-    return asked
+        monkeypatch.setattr(choosing, "time_product", time)
+        return asked
+
+    return by
 
 
 def by_tokens(name: str, product: Product) -> float:
@@ -96,13 +103,11 @@ def by_tokens(name: str, product: Product) -> float:
     return {"none": 2.5, "int8wo": 1.0 * product.tokens}.get(name, 9.0)
 
 
-def test_the_choice_is_the_least_time_over_a_whole_generation(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake_times(monkeypatch, by_tokens)
+def test_the_choice_is_the_least_time_of_a_whole_generation(timed: Timed) -> None:
+    timed(by_tokens)
 
     def chosen(row: RowSpec) -> dict[tuple[int, int], LinearChoice]:
-        choices = choose(row, STORIES, path=tmp_path / "times.json")
+        choices = choose(row, STORIES)
         return {(choice.out_features, choice.in_features): choice for choice in choices}
 
     # Six layers: a prompt of 100 tokens and 4 steps, then of 3 tokens and 4 steps.
@@ -118,29 +123,26 @@ def test_the_choice_is_the_least_time_over_a_whole_generation(
     assert long[32000, 288].chosen == "int8wo"
 
 
-def test_a_scheme_that_does_not_fit_a_shape_is_no_candidate_for_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked = fake_times(monkeypatch, lambda name, _: 1.0 if "int4" in name else 2.0)
+def test_a_scheme_that_does_not_fit_a_shape_is_no_candidate(timed: Timed) -> None:
+    asked = timed(lambda name, _: 1.0 if "int4" in name else 2.0)
     row = replace(ROW, quantization="autoquant-int4")
-    for choice in choose(row, STORIES, path=tmp_path / "times.json"):
+    for choice in choose(row, STORIES):
         fits = choice.in_features % 64 == 0
         assert choice.chosen == ("int4wo-64-hqq" if fits else "none")
         assert ("int4wo-64-hqq" in choice.total_ms) == fits
-    assert {product.columns for name, product, _ in asked if "int4" in name} == {768}
+    assert {product.columns for name, product in asked if "int4" in name} == {768}
 
 
 def test_times_are_kept_and_used_again_on_the_same_machine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    timed: Timed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = fake_times(monkeypatch, by_tokens)
-    path = tmp_path / "deep" / "times.json"
+    asked = timed(by_tokens)
     lines: list[str] = []
 
     def choices(**changes: Any) -> tuple[LinearChoice, ...]:
         asked.clear()
         lines.clear()
-        return choose(replace(ROW, **changes), TINY, notify=lines.append, path=path)
+        return choose(replace(ROW, **changes), TINY, notify=lines.append)
 
     first = choices()
     assert asked
@@ -152,49 +154,44 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
     assert [replace(choice, reused=False) for choice in again] == list(first)
     assert lines == ["autoquant: every time was taken before and is used again"]
     choices(quantization="autoquant-int4")
-    assert {name for name, *_ in asked} == {"int4wo-64-hqq"}
+    assert {name for name, _ in asked} == {"int4wo-64-hqq"}
     choices(compile=True)
     # A step of decoding is compiled then, the prompt is not.
-    assert {(product.tokens, how) for _, product, how in asked} == {(1, "compiled")}
+    assert {(product.tokens, product.how) for _, product in asked} == {(1, "compiled")}
     choices(dtype="bfloat16")
-    assert {product.tokens for _, product, _ in asked} == {1, 3}
+    assert {product.tokens for _, product in asked} == {1, 3}
     monkeypatch.setattr(choosing, "machine_key", lambda _environment: "another")
     assert choices()
-    assert {product.tokens for _, product, _ in asked} == {1, 3}
+    assert {product.tokens for _, product in asked} == {1, 3}
 
 
 def test_a_file_that_cannot_be_used_is_told_and_kept_and_the_choice_stands(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    timed: Timed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = fake_times(monkeypatch, by_tokens)
-    damaged, lines = tmp_path / "times.json", list[str]()
-    damaged.write_text('{"kind": "something else"}', encoding="utf-8")
-    with pytest.raises(RecordError):
-        choosing.read_times(damaged)
-    assert choose(ROW, TINY, notify=lines.append, path=damaged)
+    asked, times_file, lines = timed(by_tokens), choosing.times_path(), list[str]()
+    times_file.parent.mkdir()
+    times_file.write_text('{"kind": "something else"}', encoding="utf-8")
+    assert choose(ROW, TINY, notify=lines.append)
     assert asked
-    assert lines[0].startswith(f"autoquant: {damaged}: kind: ")
+    assert lines[0].startswith(f"autoquant: {times_file}: kind: ")
     assert lines[0].endswith("; timing anew without it")
-    assert damaged.read_text(encoding="utf-8") == '{"kind": "something else"}'
-    unwritable = damaged / "times.json"
-    assert choose(ROW, TINY, notify=lines.append, path=unwritable)
-    start = f"autoquant: the times are not kept: {unwritable}: cannot be"
+    assert times_file.read_text(encoding="utf-8") == '{"kind": "something else"}'
+    monkeypatch.setenv("LLAMA_PERF_CACHE", str(times_file))
+    assert choose(ROW, TINY, notify=lines.append)
+    start = f"autoquant: the times are not kept: {times_file}/autoquant.json: cannot be"
     assert lines[-1].startswith(start)
 
 
 def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    timed: Timed, tmp_path: Path
 ) -> None:
     best = {864: "int8wo", 768: "int8dq"}
 
-    def times(name: str, product: Product) -> float:
-        return 1.0 if name == best.get(product.rows, "none") else 2.0
-
-    asked = fake_times(monkeypatch, times)
+    asked = timed(lambda name, it: 1.0 if name == best.get(it.rows, "none") else 2.0)
     check_scheme_savable("autoquant-int4", kernels="native", **CPU)
     model = quantize_model(load_model("stories15M"), "autoquant", compile=True)
     # The reference's generation: a prompt of six tokens.
-    assert {product.tokens for _, product, _ in asked} == {1, 6}
+    assert {product.tokens for _, product in asked} == {1, 6}
     prepared = prepare_row(ROW)
     schemes = {choice.chosen for choice in prepared.autoquant or ()}
     assert schemes == {"none", "int8wo", "int8dq"}
@@ -230,8 +227,11 @@ def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> N
     def hows(tokens: int, config: Any = STORIES, **changes: Any) -> dict[Any, str]:
         """How the products of so many tokens are timed, by shape."""
         row = replace(ROW, device="cuda", dtype="bfloat16", **changes)
-        uses = [use for use in products(row, config) if use.product.tokens == tokens]
-        return {use.shape: use.how for use in uses}
+        return {
+            (product.rows, product.columns): product.how
+            for product in products(row, config)
+            if product.tokens == tokens
+        }
 
     fused = dict.fromkeys(SHAPES, "fused") | {(768, 288): "fused gate"}
     for length in (6, 8, 9, 100):

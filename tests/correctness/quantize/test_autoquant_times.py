@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,23 @@ CANDIDATES = AUTOQUANT["autoquant-int4"]
 HOWS = ("eager", "compiled", "fused", "fused gate")
 
 
-def product(rows: int, columns: int, tokens: int = 1) -> Product:
-    return Product(tokens=tokens, rows=rows, columns=columns)
+def product(rows: int, columns: int, tokens: int = 1, how: Any = "eager") -> Product:
+    return Product(tokens=tokens, rows=rows, columns=columns, how=how)
 
 
 def timed(
-    timed: Product,
-    how: Any,
-    *,
-    candidates: Sequence[str] = CANDIDATES,
-    device: torch.device = CPU,
+    timed: Product, candidates: Sequence[str] = CANDIDATES, device: torch.device = CPU
 ) -> dict[str, float]:
-    dtype = torch.float32
-    times = timing.time_product(timed, candidates, dtype=dtype, device=device, how=how)
+    times = timing.time_product(timed, candidates, device)
     assert times.keys() == set(candidates)
     assert all(us > 0 for us in times.values())
     return times
 
 
-def copies(name: str, of: Product, how: Any = "eager") -> list[tuple[Any, ...]]:
-    return timing._copies(name, of, torch.float32, CPU, how)
+def copies(
+    name: str, rows: int, columns: int, how: str = "eager"
+) -> list[tuple[Any, ...]]:
+    return timing._copies(name, product(rows, columns, how=how), CPU)
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
     for name in (*names, "float32_matmul_precision", "cpu_features"):
         assert choose.machine_key(fields | {name: "other"}) != key
     assert choose.machine_key(fields | {"commit": "other"}) == key
-    key = choose.time_key("fp6", product(2, 3), dtype="float32", how="compiled")
+    key = choose.time_key("fp6", product(2, 3, how="compiled"))
     assert key == "fp6 1x2x3 float32 compiled"
 
 
@@ -96,7 +94,7 @@ def test_the_clock_tells_large_products_from_small_ones(
 
     def small_is_faster() -> bool:
         small, large = (
-            timed(product(size, size, tokens=2), "eager", device=torch.device(device))
+            timed(product(size, size, tokens=2), device=torch.device(device))
             for size in sizes
         )
         # 256 times the work.
@@ -108,7 +106,7 @@ def test_the_clock_tells_large_products_from_small_ones(
 
 @pytest.mark.parametrize("scheme", CANDIDATES)
 def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
-    ((copy,), *_) = copies(scheme, product(48, 128))
+    ((copy,), *_) = copies(scheme, 48, 128)
     linear = nn.Linear(128, 48, bias=False).requires_grad_(False)
     if scheme == "none":
         assert type(copy) is Tensor
@@ -127,7 +125,7 @@ def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
 def test_a_product_is_timed_as_the_engine_runs_it(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
+    calls: set[str] = set()
     original = torch.compile
 
     def compile(function: Any, **options: Any) -> Any:
@@ -135,24 +133,21 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         inner: Any = original(function, **options)
 
         def call(*parts: Any) -> Any:
-            calls.append("compiled")
+            calls.add("compiled")
             return inner(*parts)
 
         return call
 
-    def launch(name: str) -> Any:
-        def call(x: Tensor, *parts: Any, peaks: Any) -> Tensor:
-            *weights, counter = parts
-            assert len(counter) >= 3
-            assert len({weight.layout for weight in weights}) == 1
-            assert len(weights) == 1 + (name == "fused gate")
-            # As in a step, where the kernel in front writes them.
-            assert (peaks.read is not None) == weights[0].dynamic
-            assert (weights[0].rows, weights[0].columns) == (48, 128)
-            calls.append(name)
-            return x.new_zeros(len(x), 48)
-
-        return call
+    def launch(name: str, x: Tensor, *parts: Any, peaks: Any) -> Tensor:
+        *weights, counter = parts
+        assert len(counter) >= 3
+        assert len({weight.layout for weight in weights}) == 1
+        assert len(weights) == 1 + (name == "fused gate")
+        # As in a step, where the kernel in front writes them.
+        assert (peaks.read is not None) == weights[0].dynamic
+        assert (weights[0].rows, weights[0].columns) == (48, 128)
+        calls.add(name)
+        return x.new_zeros(len(x), 48)
 
     monkeypatch.setattr(torch, "compile", compile)
     candidates: Sequence[str] = CANDIDATES
@@ -160,14 +155,16 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         pytest.importorskip("triton", reason="Triton is not installed")
         from llama_perf.kernels.triton import launch_fused
 
-        monkeypatch.setattr(launch_fused, "project", launch("fused"))
-        monkeypatch.setattr(launch_fused, "project_gated", launch("fused gate"))
+        monkeypatch.setattr(launch_fused, "project", partial(launch, "fused"))
+        monkeypatch.setattr(
+            launch_fused, "project_gated", partial(launch, "fused gate")
+        )
         monkeypatch.setattr(timing, "multiply", None)
     elif how == "compiled":
         candidates = ("none", "int4wo-64")
-    timed(product(48, 128), how, candidates=candidates)
+    timed(product(48, 128, how=how), candidates)
     # What it is compiled to is test_products.py's.
-    assert set(calls) == {how} - {"eager"}
+    assert calls == {how} - {"eager"}
     # Nothing of it is counted as the row's own compilations.
     assert not torch._dynamo.utils.counters
 
@@ -189,8 +186,8 @@ def test_of_a_kernel_of_two_products_each_has_half_the_time(
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(timing, "_cache_bytes", lambda _device: 1_000_000)
-    singles = copies("int8wo", product(128, 128), "fused")
-    pairs = copies("int8wo", product(128, 128), "fused gate")
+    singles = copies("int8wo", 128, 128, how="fused")
+    pairs = copies("int8wo", 128, 128, how="fused gate")
     assert {len(weights) for weights in singles} == {1}
     assert {len(weights) for weights in pairs} == {2}
     assert 2 * len(pairs) >= len(singles) - 1
@@ -211,5 +208,5 @@ def test_small_weights_are_copied_a_few_hundred_times(
     """Each copy is a node of a graph: a cache of 50 MB would take thousands."""
     monkeypatch.setattr(timing, "_cache_bytes", lambda _device: 50 * 2**20)
     # 64 KB and 16 MB: of the large ones as many as two caches cannot hold.
-    assert len(copies("none", product(128, 128))) == 256
-    assert len(copies("none", product(2048, 2048))) == 8
+    assert len(copies("none", 128, 128)) == 256
+    assert len(copies("none", 2048, 2048)) == 8

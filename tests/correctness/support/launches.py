@@ -132,13 +132,14 @@ def timed_by_autoquant() -> None:
     from scripts.studies.compile_only import compile_only
 
     launched = compile_only(90)
-    gate = timing.Product(tokens=1, rows=11008, columns=4096)
+    layer: Any = {"rows": 11008, "columns": 4096, "dtype": torch.bfloat16}
     timed: dict[str, dict[str, list[object]]] = {"fused": {}, "fused gate": {}}
     hows: tuple[timing.How, ...] = ("fused", "fused gate")
     for how in hows:
+        gate = timing.Product(tokens=1, how=how, **layer)
         for name in AUTOQUANT["autoquant-int4"]:
             launched.clear()
-            timing.launch_once(gate, name, dtype=torch.bfloat16, how=how)
+            timing.launch_once(gate, name)
             timed[how][name] = [(launch.kernel, launch.grid) for launch in launched]
     print(json.dumps(timed))
 
