@@ -30,10 +30,6 @@ def check_count(field: str, count: int, minimum: int) -> None:
         raise SpecError(field, count, f"allowed: {minimum} to 1000")
 
 
-class RowFileError(UserError):
-    """A file of rows cannot be read, or one of its rows is wrong."""
-
-
 class WeightsError(UserError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
@@ -51,7 +47,7 @@ class PromptError(UserError):
 
 
 class RecordError(UserError):
-    """A stored record (baseline, results) is damaged or of another version."""
+    """A file of records (rows, baseline, results) is wrong or of another version."""
 
 
 class BusyError(UserError):

@@ -87,21 +87,15 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def build_for(cuda: str) -> str | None:
-    """The newest build of torch that runs on a driver for `cuda`, such as "12.4"."""
-    fitting = (name for oldest, name in BUILDS.items() if numbers(cuda) >= oldest)
-    return next(fitting, None)
-
-
 def remedy(cuda: str | None, *, otherwise: str = OLDEST) -> str:
     """What to do on a driver for `cuda`, where a newer one would be for `otherwise`."""
-    update = f"update the driver to one for CUDA {otherwise} or newer"
-    build = None if cuda is None else build_for(cuda)
-    if build is None:
-        return update
-    # Of this interpreter: `make` activates no environment.
-    pip = f"{shlex.quote(sys.executable)} -m pip"
-    return f"{pip} install --force-reinstall torch --index-url {INDEX}{build}"
+    known = () if cuda is None else numbers(cuda)
+    for oldest, build in BUILDS.items():
+        if known >= oldest:
+            # Of this interpreter: `make` activates no environment.
+            pip = f"{shlex.quote(sys.executable)} -m pip"
+            return f"{pip} install --force-reinstall torch --index-url {INDEX}{build}"
+    return f"update the driver to one for CUDA {otherwise} or newer"
 
 
 def visible() -> str | None:

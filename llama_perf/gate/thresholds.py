@@ -11,7 +11,6 @@ scipy is imported where it is used: listing rows does not wait for it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from statistics import NormalDist, fmean, variance
 
 from llama_perf.metrics import MIN_LOSS
@@ -59,12 +58,15 @@ def shrunk(spreads: Sequence[Spread]) -> list[Spread]:
 
 def _prior(spreads: Sequence[Spread]) -> tuple[float, float]:
     """(s0^2, d0) by Smyth's moments of log variances, without their bias and noise."""
-    from scipy.special import digamma
+    from scipy.special import digamma, zeta
 
+    halves = [spread.degrees / 2 for spread in spreads]
     logs = [
-        2 * math.log(spread.deviation) + _log_bias(spread.degrees) for spread in spreads
+        2 * math.log(spread.deviation) + (math.log(spread.degrees / 2) - bias)
+        for spread, bias in zip(spreads, digamma(halves).tolist(), strict=True)
     ]
-    excess = variance(logs) - fmean(trigamma(spread.degrees / 2) for spread in spreads)
+    # The noise of each is the trigamma function, Hurwitz's zeta function at 2.
+    excess = variance(logs) - fmean(zeta(2.0, halves))
     if excess <= 0:
         return math.exp(fmean(logs)), math.inf
     half = inverse_trigamma(excess)
@@ -72,33 +74,16 @@ def _prior(spreads: Sequence[Spread]) -> tuple[float, float]:
     return math.exp(fmean(logs) + bias), 2 * half
 
 
-@cache
-def _log_bias(degrees: float) -> float:
-    """How far the log of a sample variance is below the true one, on average."""
-    from scipy.special import digamma
-
-    return math.log(degrees / 2) - float(digamma(degrees / 2))
-
-
-@cache
-def trigamma(x: float) -> float:
-    """The second derivative of log gamma: the Hurwitz zeta function at 2."""
-    from scipy.special import zeta
-
-    return float(zeta(2.0, x))
-
-
 def inverse_trigamma(value: float) -> float:
-    """The x > 0 whose trigamma is `value` > 0.
+    """The x > 0 whose trigamma, the second derivative of log gamma, is `value` > 0.
 
     1/x < trigamma(x) < 1/x + 1/x^2 gives the two bounds of the search.
     """
     from scipy.optimize import brentq
+    from scipy.special import zeta
 
     low, high = 1 / value, 1 / value + 1 / math.sqrt(value)
-    return float(
-        brentq(lambda x: trigamma.__wrapped__(x) - value, low, high, xtol=1e-12 * low)
-    )
+    return float(brentq(lambda x: zeta(2.0, x) - value, low, high, xtol=1e-12 * low))
 
 
 def t_multiplier(normal: float, degrees: float) -> float:

@@ -111,11 +111,8 @@ def _check_processes(row: BaselineRow, *, where: str) -> None:
             " none for a row that one process measured"
         )
     stored, deviation = row.between_process_deviation, _deviation(row.samples)
-    if stored is None or deviation is None:
-        agrees = stored is deviation
-    else:
-        agrees = math.isclose(stored, deviation, rel_tol=1e-6)
-    if not agrees:
+    close = stored and deviation and math.isclose(stored, deviation, rel_tol=1e-6)
+    if stored != deviation and not close:
         raise RecordError(
             f"{where}.between_process_deviation: {stored} is not allowed; its"
             f" {len(row.samples)} processes have {deviation}"

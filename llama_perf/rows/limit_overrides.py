@@ -8,13 +8,13 @@ row holds.
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic_core import CoreSchema, core_schema
 
-from llama_perf.errors import SpecError, UserError
+from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.strict_json import from_plain
 
@@ -76,13 +76,14 @@ def project_limits(pyproject: Path) -> ProjectLimits:
 
 
 def _read(table: Mapping[str, Any], source: str) -> Limits:
-    check_names(table, source)
+    check_names(table, LIMIT_FIELDS, "limit", source)
     return from_plain(Limits, table, source=source)
 
 
-def check_names(table: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for a name that no limit has."""
-    if unknown := sorted(set(table) - set(LIMIT_FIELDS)):
-        raise UserError(
-            f"{source}: {unknown[0]}: unknown limit; allowed: {', '.join(LIMIT_FIELDS)}"
-        )
+def check_names(
+    table: Mapping[str, Any], allowed: Collection[str], kind: str, source: str
+) -> None:
+    """Raise RecordError for a name in `table` that no `kind` of those allowed has."""
+    if unknown := sorted(set(table) - set(allowed)):
+        words = f"unknown {kind}; allowed: {', '.join(allowed)}"
+        raise RecordError(f"{source}: {unknown[0]}: {words}")

@@ -9,12 +9,13 @@ import dataclasses
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llama_perf.errors import RecordError, RowFileError, SpecError
+from llama_perf.errors import RecordError, SpecError
+from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.rows.limit_overrides import check_names
 from llama_perf.rows.spec import DEVICES, RowSpec
 from llama_perf.strict_json import from_plain
@@ -43,12 +44,12 @@ def every_row() -> list[RowSpec]:
 
 
 def load_file(path: Path) -> list[RowSpec]:
-    """The rows of a user's file; raises RowFileError naming file, row and field."""
+    """The rows of a user's file; raises RecordError naming file, row and field."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RowFileError(f"rows: {str(path)!r} cannot be read: {reason}") from None
+        raise RecordError(f"rows: {str(path)!r} cannot be read: {reason}") from None
     return _parse(text, source=str(path))
 
 
@@ -56,50 +57,39 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RowFileError(f"{source}: not TOML: {error}") from None
+        raise RecordError(f"{source}: not TOML: {error}") from None
     if unknown := sorted(data.keys() - {"defaults", "row"}):
-        raise RowFileError(
+        raise RecordError(
             f"{source}: {unknown[0]}: unknown table; allowed: [defaults], [[row]]"
         )
     defaults, tables = data.get("defaults", {}), data.get("row", [])
     if not isinstance(defaults, dict):
-        raise RowFileError(f"{source}: defaults: it must be a table, [defaults]")
+        raise RecordError(f"{source}: defaults: it must be a table, [defaults]")
     if not isinstance(tables, list) or not tables:
-        raise RowFileError(f"{source}: it has no rows; write them as [[row]] tables")
+        raise RecordError(f"{source}: it has no rows; write them as [[row]] tables")
     numbered = enumerate(tables, start=1)
     rows = [_row(defaults, one, f"{source}: row {number}") for number, one in numbered]
-    check_unique(rows, source=source)
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if (first := numbers.setdefault(row.id, number)) != number:
+            raise RecordError(
+                f"{source}: rows {first} and {number} have one id, {row.id!r}"
+            )
     return rows
 
 
 def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
     if not isinstance(table, dict):
-        raise RowFileError(f"{source}: {table!r} is not a table; write it as [[row]]")
+        raise RecordError(f"{source}: {table!r} is not a table; write it as [[row]]")
     fields = {**defaults, **table}
     common, own = defaults.get("limits"), table.get("limits")
     if isinstance(common, dict) and isinstance(own, dict):
         fields["limits"] = {**common, **own}
     known = [field.name for field in dataclasses.fields(RowSpec)]
-    if unknown := sorted(fields.keys() - set(known)):
-        raise RowFileError(
-            f"{source}: {unknown[0]}: unknown field; allowed: {', '.join(known)}"
-        )
+    check_names(fields, known, "field", source)
     if isinstance(fields.get("limits"), dict):
-        check_names(fields["limits"], f"{source}: limits")
-    try:
-        return from_plain(RowSpec, fields, source=source)
-    except RecordError as error:
-        raise RowFileError(str(error)) from None
-
-
-def check_unique(rows: Iterable[RowSpec], *, source: str) -> None:
-    """Raise RowFileError if two rows have the same id."""
-    numbers: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
-        if (first := numbers.setdefault(row.id, number)) != number:
-            raise RowFileError(
-                f"{source}: rows {first} and {number} have one id, {row.id!r}"
-            )
+        check_names(fields["limits"], LIMIT_FIELDS, "limit", f"{source}: limits")
+    return from_plain(RowSpec, fields, source=source)
 
 
 def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:

@@ -1,23 +1,30 @@
-"""The quantity by which a row's speed is compared: same GPU, another one, a CPU."""
+"""The speeds by which a baseline is compared, on which device, and its review."""
 
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from llama_perf.gate.judgements import Trial
-from llama_perf.gate.review import describe_speeds
+from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
-from llama_perf.results.baselines import baseline_row
+from llama_perf.results import baselines
+from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.environment import Environment
 from llama_perf.results.verdict import Verdict
+from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import compared_run
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.options import RunRequest
+from llama_perf.run.revision import file_at, resolve
+from llama_perf.strict_json import to_json
+from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.git_commands import git
 from tests.correctness.support.record_samples import (
     ALIKE,
     CPU_ROW,
@@ -216,3 +223,105 @@ def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:
     assert "in tok/s per GB/s of the device" in first
     assert "in tok/s over the unquantized row's" in second
     assert all("% in tok/s, " in line for line in describe_speeds(ON_CARD))
+
+
+REVIEWED = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE})
+FIRST, SECOND = REVIEWED.rows
+
+
+def with_first(**changes: Any) -> Baseline:
+    return replace(REVIEWED, rows=(replace(FIRST, **changes), SECOND))
+
+
+def test_rows_that_were_added_removed_and_changed_are_listed() -> None:
+    assert differences(REVIEWED, REVIEWED) == []
+    third = replace(CPU_ROW, max_new_tokens=7)
+    faster = [rate * 1.1 for rate in ALIKE]
+    new = baseline_of_processes({CPU_ROW: faster, third: ALIKE})
+    new = replace(new, environment=replace(ENVIRONMENT, torch="3.0.0", commit="f"))
+    lines = differences(REVIEWED, new)
+    assert lines[:2] == [f"added: {third.id}", f"removed: {OTHER.id}"]
+    row = next(line for line in lines if line.startswith(CPU_ROW.id))
+    assert row.split()[1:5] == ["100.00", "->", "110.00", "+10.0%"]
+    assert lines[-1] == "environment: torch: 2.13.0 -> 3.0.0; commit: 0123456789ab -> f"
+    lines = differences(REVIEWED, with_first(fingerprint="other"))
+    assert lines == [f"another row under its id: {CPU_ROW.id}"]
+
+
+UNEVEN = baseline_of_processes({CPU_ROW: (50, 100, 200), OTHER: (40, 90, 200)})
+SLOWED = baseline_of_processes({CPU_ROW: (0.5,) * 3}, "injected_slowdown")
+ELSEWHERE = with_first(environment=replace(ENVIRONMENT, torch="1.0"))
+BOTH = (CPU_ROW, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("changed", "known", "message"),
+    [
+        (REVIEWED, BOTH, None),
+        (REVIEWED, (OTHER,), "in no set, so nothing is compared with it"),
+        (with_first(fingerprint="old"), BOTH, "the row changed since: record it again"),
+        (
+            baseline_of(measured()),
+            BOTH,
+            "1 of the 3 processes from which noise is estimated",
+        ),
+        (UNEVEN, BOTH, "record it on a quieter machine"),
+        (SLOWED, BOTH, "measured with an injected slowdown"),
+        (ELSEWHERE, BOTH, "of another environment: torch: 1.0 -> 2.13.0"),
+    ],
+)
+def test_each_problem_is_listed(
+    changed: Baseline, known: tuple[RowSpec, ...], message: str | None
+) -> None:
+    lines = list(problems(changed, {row.id: row for row in known}))
+    if message is None:
+        assert lines == []
+    else:
+        assert lines[0].startswith(f"{CPU_ROW.id}: ")
+        assert lines[0].endswith(message)
+
+
+def write(folder: Path, baseline: Baseline) -> Path:
+    path = baselines.path_of(folder, "cpu-some-2c")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_json(baseline), encoding="utf-8")
+    return path
+
+
+def test_diff_with_a_file_and_with_an_unknown_revision(
+    tmp_path: Path, cli: CommandLine
+) -> None:
+    old = write(tmp_path / "old", REVIEWED)
+    write(tmp_path / "new", REVIEWED)
+    diff = ["baseline", "diff", "--baselines", str(tmp_path / "new")]
+    assert cli(*diff, str(old))[0] == "cpu-some-2c:\n  the same\n"
+    message = cli.refusal(*diff, "no-such-branch")
+    assert message.startswith("diff: 'no-such-branch' names no commit of ")
+
+
+def test_diff_reads_the_revision_of_a_checkout(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    path = write(tmp_path / "baselines", REVIEWED)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    commit = resolve("HEAD", root=tmp_path)
+    assert file_at(commit, path) == to_json(REVIEWED)
+    assert file_at(commit, path.parent / "none.json") is None
+
+
+def test_check_fails_for_what_is_damaged_and_what_is_stale(
+    tmp_path: Path, cli: CommandLine
+) -> None:
+    check = ["baseline", "check", "--baselines", str(tmp_path)]
+    write(tmp_path, REVIEWED)
+    damaged = baselines.path_of(tmp_path, "damaged")
+    damaged.parent.mkdir()
+    damaged.write_text("{", encoding="utf-8")
+    out, _ = cli(*check, code=1)
+    assert f"cpu-some-2c: 2 problems\n  {CPU_ROW.id}: in no set" in out
+    assert f"damaged: 1 problems\n  {damaged}: Invalid JSON" in out
+    # A sound one, and the one that comes along.
+    damaged.unlink()
+    write(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))
+    assert cli(*check)[0] == "cpu-some-2c: sound\n"
+    cli("baseline", "check", "--device", baselines.REFERENCE_KEY)

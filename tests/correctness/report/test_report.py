@@ -255,6 +255,7 @@ def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
         f"{CPU_ROW.id} | SLOWER | True | 60.125 | synthetic"
     )
     assert slower["peak_memory_bytes"] == "1000000000"
+    assert slower["reason"].startswith("tok/s 100.00 -> 60.12 (-39.9%); ")
     assert values(broken, "verdict", "reason") == "INVALID | a, b"
     assert values(refused, "status", "verdict", "reason", "tok_s") == (
         "NOT_RUN |  | no card | "

@@ -112,11 +112,11 @@ def baseline_of_processes(
     """
     rows = []
     for row, figures in values.items():
-        processes = []
-        for figure, bandwidth in zip(figures, bandwidths, strict=False):
-            changes: dict[str, Any] = {metric: figure}
-            changes["device_bandwidth_gb_s"] = bandwidth
-            processes.append(replace(MEASUREMENT, **changes))
+        changes: list[dict[str, Any]] = [
+            {metric: figure, "device_bandwidth_gb_s": bandwidth}
+            for figure, bandwidth in zip(figures, bandwidths, strict=False)
+        ]
+        processes = (replace(MEASUREMENT, **changed) for changed in changes)
         rows.append(baseline_row(row, *processes))
     return Baseline(recorded=RECORDED, environment=environment, rows=tuple(rows))
 
@@ -129,6 +129,5 @@ def compare(
     **options: Any,
 ) -> Comparison:
     """`verdict.compare` with a baseline that is prepared for this row only."""
-    if baseline is None:
-        return verdict.compare(result, None, **options)
-    return verdict.compare(result, SpeedBaseline(baseline, environment), **options)
+    prepared = None if baseline is None else SpeedBaseline(baseline, environment)
+    return verdict.compare(result, prepared, **options)
