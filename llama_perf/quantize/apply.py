@@ -23,7 +23,7 @@ from llama_perf.llama.transformer import (
 from llama_perf.quantize.registry import config_for
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
-from llama_perf.rows.spec import KERNELS, RowSpec
+from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
 
 Quantizer = Callable[[nn.Module, str], None]
 
@@ -47,8 +47,7 @@ def quantize_model(
 
     check_transformer(model)
     chosen = Scheme.parse(scheme).kernels[0] if kernels is None else kernels
-    if chosen not in KERNELS:
-        raise SpecError("kernels", chosen, f"allowed: {', '.join(KERNELS)}")
+    check_choice("kernels", chosen, KERNELS)
     if not all(is_unquantized(parameter) for parameter in model.parameters()):
         raise quantized_already(scheme, model.origin)
     device, dtype = model.device, model.dtype

@@ -188,7 +188,7 @@ def _cache_bytes(device: torch.device) -> int:
 
 def _us(passes: Mapping[str, _Pass], device: torch.device) -> dict[str, float]:
     """Microseconds of a product of each pass; the passes take turns."""
-    on_cuda = device.type == "cuda"
+    used, on_cuda = device_of(device), device.type == "cuda"
     works: dict[str, Callable[[], None]] = {}
     for name, timed in passes.items():
         if on_cuda:
@@ -198,30 +198,17 @@ def _us(passes: Mapping[str, _Pass], device: torch.device) -> dict[str, float]:
         else:
             timed.shorten()
             works[name] = timed
-    clock, typical = (_cuda_clock, median) if on_cuda else (_cpu_clock, min)
-    times: dict[str, list[float]] = {name: [] for name in passes}
+    times_ns: dict[str, list[int]] = {name: [] for name in passes}
     end = time.perf_counter_ns() + _ROUNDS_NS
     for number in range(_MAX_ROUNDS):
         if number >= _MIN_ROUNDS and time.perf_counter_ns() > end:
             break
         for name, work in works.items():
-            times[name].append(clock(work))
+            start = used.mark()
+            work()
+            times_ns[name].append(used.times_ns([start, used.mark()])[1])
+    typical: Callable[[list[int]], float] = median if on_cuda else min
     return {
-        name: typical(times[name]) / sum(map(len, timed.copies))
+        name: typical(times_ns[name]) / 1e3 / sum(map(len, timed.copies))
         for name, timed in passes.items()
     }
-
-
-def _cpu_clock(work: Callable[[], None]) -> float:
-    start = time.perf_counter_ns()
-    work()
-    return (time.perf_counter_ns() - start) / 1e3
-
-
-def _cuda_clock(work: Callable[[], None]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3

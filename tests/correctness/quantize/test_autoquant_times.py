@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.base import Device
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose, timing
 from llama_perf.quantize.autoquant.timing import Product
@@ -194,9 +195,10 @@ def test_of_a_kernel_of_two_products_each_has_half_the_time(
     # Each copy once: what a cache holds from the launch before is not read.
     assert len({id(copy.codes) for pair in pairs for copy in pair}) == 2 * len(pairs)
     # A clock on which each launch takes a microsecond.
-    monkeypatch.setattr(timing, "_cpu_clock", lambda work: len(work.copies))
+    launched: list[Any] = []
+    monkeypatch.setattr(Device, "mark", lambda _self: 1000 * len(launched))
     passes = {
-        name: timing._Pass(torch.zeros(1), weights, lambda *_: None)
+        name: timing._Pass(torch.zeros(1), weights, lambda *it: launched.append(it))
         for name, weights in (("fused", singles), ("fused gate", pairs))
     }
     assert timing._us(passes, CPU) == {"fused": 1.0, "fused gate": 0.5}
