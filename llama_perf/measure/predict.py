@@ -6,23 +6,19 @@ nor what the operators of a library take inside: torchao's may unpack whole weig
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.devices.device import device_of
-from llama_perf.kernels.packing import LANES, words
+from llama_perf.kernels.packing import LANES
 from llama_perf.llama.config import ModelConfig
-from llama_perf.measure.working_bytes import working_bytes
+from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-# Native schemes with codes of 8 bits and one float32 scale a row.
-_ROW_SCALED = ("int8wo", "int8dq", "float8wo", "float8dq-row", "float8dq-tensor")
-# sparse-marlin: two of four weights, 4 bits and a position of 2 bits each; groups of
-# 128 weights.
-_SPARSE_BITS, _SPARSE_GROUP = 6, 128
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # torchao's schemes that only a GPU can build: whether they fit is not checked here.
@@ -59,20 +55,15 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
     is not built.
     """
     dtype: torch.dtype = getattr(torch, row.dtype)
-    scheme, size = row.quantization, dtype.itemsize
-    on = {"kernels": row.kernels, "device": row.device}
+    scheme, on = row.quantization, {"kernels": row.kernels, "device": row.device}
     tied = config.tied_embeddings and scheme is None
-    heads, positions = row.batch_size * config.n_kv_heads, row.allocated_positions
-    # Codes of one byte, and a scale of two for each token and head.
-    head = config.head_dim * size if row.kv_cache is None else config.head_dim + 2
-    # Four bytes for each head count the programs of the attention kernel.
-    caches = config.n_layers * heads * (2 * positions * head + 4)
-    mask = positions * (8 if row.linear_causal_mask else 8 + positions)
+    model_size_bytes = model_bytes(config, scheme, dtype=dtype, **on)
+    cache_bytes, working_bytes = cache_and_working_bytes(config, row)
     return RowBytes(
-        model_size_bytes=model_bytes(config, scheme, dtype=dtype, **on),
-        embedding_bytes=0 if tied else config.vocab_size * config.dim * size,
-        cache_bytes=caches + (mask if row.attention == "sdpa" else 0),
-        working_bytes=working_bytes(config, row) + device_of(row.device).library_bytes,
+        model_size_bytes=model_size_bytes,
+        embedding_bytes=0 if tied else config.vocab_size * config.dim * dtype.itemsize,
+        cache_bytes=cache_bytes,
+        working_bytes=working_bytes + device_of(row.device).library_bytes,
     )
 
 
@@ -115,7 +106,7 @@ def model_bytes(
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if scheme.family not in AUTOQUANT:
-            return _native_bytes(scheme, rows, columns)
+            return _strip_bytes(scheme.name, columns) * -(-rows // LANES)
         names = AUTOQUANT[scheme.family]
         tried = (None if name == UNQUANTIZED else Scheme.parse(name) for name in names)
         return min(
@@ -130,26 +121,11 @@ def model_bytes(
     return config.n_layers * (linears + 2 * norm) + norm + head
 
 
-def _native_bytes(scheme: Scheme, rows: int, columns: int) -> int:
-    """Bytes of a weight (rows, columns): codes, scales and zero points."""
-    # Rows are packed sixteen together; a word has 4 bytes.
-    rows = _padded(rows, LANES)
-    if scheme.family == "fp6" or scheme.family in _ROW_SCALED:
-        return rows * 4 * (words(6 if scheme.family == "fp6" else 8, columns) + 1)
-    if scheme.family == "sparse-marlin":
-        groups = -(-columns // _SPARSE_GROUP)
-        return rows * (4 * words(_SPARSE_BITS, columns // 2) + 2 * groups)
-    if scheme.group_size is None:
-        # Of a format without a formula here a weight is packed, without values.
-        product = Product(tokens=1, rows=rows, columns=columns)
-        return weight_bytes(scheme.name, product, torch.device("cpu"))
-    groups = columns // scheme.group_size
-    if scheme.bits is None:
-        # int4wo: a scale and an offset of 16 bits each.
-        return rows * (4 * words(4, columns) + 4 * groups)
-    # uintx: a scale of 16 bits, and zero points packed as the codes are.
-    codes = words(scheme.bits, columns) + words(scheme.bits, groups)
-    return rows * (4 * codes + 2 * groups)
+@cache
+def _strip_bytes(scheme: str, columns: int) -> int:
+    """Bytes of LANES rows of a native weight, which are packed together."""
+    product = Product(tokens=1, rows=LANES, columns=columns)
+    return weight_bytes(scheme, product, torch.device("cpu"))
 
 
 def _torchao_bytes(

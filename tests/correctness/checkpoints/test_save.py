@@ -20,10 +20,10 @@ from llama_perf.kernels import int8_dynamic
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
+from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.rows.spec import KERNELS, RowSpec
 from tests.correctness.quantize.test_apply import BOTH, SMALL, linears, small
-from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.processes import HANG_S
 from tests.correctness.support.schemes import cpu_config
 

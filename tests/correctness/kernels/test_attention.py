@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_perf.kernels import attention, cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
-from tests.correctness.support.live_bytes import LiveBytes
+from llama_perf.measure.live_bytes import LiveBytes
 
 KINDS = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 LENGTHS = (1, 2, 255, 256, 257, 300)

@@ -19,8 +19,8 @@ from llama_perf.kernels import attention as cached_attention
 from llama_perf.llama.attention import KVCache
 from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.llama.options import EngineOptions, Sampling
+from llama_perf.measure.live_bytes import LiveBytes
 from tests.correctness.support import tiny_engine
-from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.tiny_engine import SIZE, engine, greedy, model, tokens
 from tests.correctness.support.weights_samples import TINY
 

@@ -17,7 +17,7 @@ from llama_perf.report.text import as_text
 from llama_perf.results.measurement import CardState
 from llama_perf.results.run import Report
 from llama_perf.strict_json import from_json, to_json
-from tests.correctness.support.record_samples import CUDA_ROW, ENVIRONMENT, measured
+from tests.correctness.support.record_samples import CUDA_ROW, measured, report_of
 
 pynvml = pytest.importorskip("pynvml")
 CUDA = torch.device("cuda")
@@ -32,14 +32,11 @@ CAPPED = {
 }
 HALF, MORE = {**SLOW, "sm_mhz": 990}, {**SLOW, "sm_mhz": 1484}
 FAST = {"reasons": 0, "sm_mhz": 1980}
-
+SOFTWARE, HARDWARE = "software thermal slowdown", "hardware slowdown"
+STATE = CardState(temperature_c=61, power_w=312.5)
+STATE = replace(STATE, clock_mhz=1980, memory_clock_mhz=2619)
 
 refuse = Mock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
-
-
-def use_gpu(monkeypatch: pytest.MonkeyPatch, uuid: str) -> None:
-    gpu = SimpleNamespace(uuid=uuid, name="NVIDIA A100")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: gpu)
 
 
 @pytest.fixture
@@ -49,6 +46,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.reasons, made.sm_mhz, made.thermal, made.reliability = 0, 1980, 5, 0
     made.millijoules, made.running, made.mig = 1_000_000, [], None
     made.handles = {"GPU-1234": "handle", "GPU-5678": "other"}
+    made.gpu = SimpleNamespace(uuid="1234", name="NVIDIA A100")
 
     def clock(handle: str, kind: int) -> Any:
         assert handle != "slice", "a slice has no clock of its own"
@@ -80,7 +78,9 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, answer in answers.items():
         setattr(made, f"nvmlDeviceGet{name}", answer)
     monkeypatch.setitem(sys.modules, "pynvml", made)
-    use_gpu(monkeypatch, "1234")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made.gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return made
 
 
@@ -95,81 +95,71 @@ def watched(nvml: Any, *changes: dict[str, Any]) -> GpuWatch:
 
 def test_states_and_energy_are_those_of_the_gpu_or_none(nvml: Any) -> None:
     watch = watched(nvml, {}, {"millijoules": 1_002_500}, {"millijoules": 1_005_000})
-    state = CardState(temperature_c=61, power_w=312.5)
-    state = replace(state, clock_mhz=1980, memory_clock_mhz=2619)
-    assert watch.states == [state] * 3
+    assert watch.states == [STATE] * 3
     assert (watch.joules(), watch.throttled(), watch.problem) == (5.0, None, None)
-    for question in ("PowerUsage", "TotalEnergyConsumption", "ViolationStatus"):
+    for question in (
+        *("PowerUsage", "TotalEnergyConsumption", "ViolationStatus"),
+        *("CurrentClocksEventReasons", "ComputeRunningProcesses"),
+    ):
         setattr(nvml, f"nvmlDeviceGet{question}", refuse)
-    nvml.nvmlDeviceGetCurrentClocksEventReasons = refuse
-    nvml.nvmlDeviceGetComputeRunningProcesses = refuse
     watch = watched(nvml, {}, {})
-    assert watch.states == [replace(state, power_w=None)] * 2
+    assert watch.states == [replace(STATE, power_w=None)] * 2
     assert (watch.joules(), watch.throttled()) == (None, None)
     assert watch.other_processes() == ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "where", "limit", "mhz"),
+    ("changes", "limit", "throttled"),
     [
-        ([{}, {}, HEAT], "in sample 2 of 2", "hardware thermal slowdown", 1980),
-        ([{}, {}, BRAKE], "in sample 2 of 2", "power brake", 1980),
-        ([{}, {}, SOFT], "in sample 2 of 2", "software thermal slowdown", 1980),
+        ([{}, {}, HEAT], "hardware thermal slowdown", ("in sample 2 of 2", 1980)),
+        ([{}, {}, BRAKE], "power brake", ("in sample 2 of 2", 1980)),
+        ([{}, {}, SOFT], SOFTWARE, ("in sample 2 of 2", 1980)),
         # Hot before the first sample.
-        ([SOFT, {}], "before sample 1 of 1", "software thermal slowdown", 1980),
+        ([SOFT, {}], SOFTWARE, ("before sample 1 of 1", 1980)),
         # Between two looks, though neither shows it.
-        ([{}, {"thermal": 6}], "in sample 1 of 1", "thermal limit", 1980),
+        ([{}, {"thermal": 6}], "thermal limit", ("in sample 1 of 1", 1980)),
         # Slowed in every sample: compared with its highest clock, of which a hardware
         # slowdown takes half, and a power cap, which is told, less.
-        ([HALF, {}, {}], "in sample 1 of 2", "hardware slowdown", 990),
-        ([MORE, {}, {}], "in sample 1 of 2", "hardware slowdown", 1484),
+        ([HALF, {}, {}], HARDWARE, ("in sample 1 of 2", 990)),
+        ([MORE, {}, {}], HARDWARE, ("in sample 1 of 2", 1484)),
         # Slowed in most samples.
-        ([{}, {}, HALF, {}, {}], "in sample 2 of 4", "hardware slowdown", 990),
+        ([{}, {}, HALF, {}, {}], HARDWARE, ("in sample 2 of 4", 990)),
+        # Too little for a slowdown in every sample, or it is not known.
+        ([{**SLOW, "sm_mhz": 1486}, {}, {}], HARDWARE, None),
+        ([{**SLOW, "sm_mhz": 1905}, {}, {}], HARDWARE, None),
+        ([{**HALF, "nvmlDeviceGetMaxClockInfo": refuse}, {}], HARDWARE, None),
+        # Idle before the first sample.
+        ([{**SLOW, "sm_mhz": 345}, FAST, {}], HARDWARE, None),
+        # A power cap and set clocks.
+        ([CAPPED, {}], "power cap", None),
+        # What GPUs at full speed have too counts where the clock of one sample fell;
+        # 1882 of 1980 MHz is 4.9 % less.
+        *(
+            ([{}, FAST, {**sign, "sm_mhz": mhz}, FAST], limit, throttled)
+            for sign, limit in (
+                (SLOW, HARDWARE),
+                ({"reliability": 1}, "reliability limit"),
+            )
+            for mhz, throttled in (
+                *((1980, None), (1882, None), (None, None)),
+                (1880, ("in sample 2 of 3", 1880)),
+            )
+        ),
     ],
 )
 def test_a_throttled_sample_spoils_the_row(
-    nvml: Any, changes: list[dict[str, Any]], where: str, limit: str, mhz: int
+    nvml: Any,
+    changes: list[dict[str, Any]],
+    limit: str,
+    throttled: tuple[str, int] | None,
 ) -> None:
-    assert watched(nvml, *changes).throttled() == (
-        f"the GPU was throttled {where}: {limit}, at {mhz} MHz and 61 degrees"
-    )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        [{}, {}],
-        # Too little for a slowdown in every sample, or it is not known.
-        [{**SLOW, "sm_mhz": 1486}, {}, {}],
-        [{**SLOW, "sm_mhz": 1905}, {}, {}],
-        [{**HALF, "nvmlDeviceGetMaxClockInfo": refuse}, {}],
-        # Idle before the first sample.
-        [{**SLOW, "sm_mhz": 345}, FAST, {}],
-        # A power cap and set clocks.
-        [CAPPED, {}],
-    ],
-)
-def test_a_gpu_at_full_speed_is_not_throttled(nvml: Any, changes: list[Any]) -> None:
     watch = watched(nvml, *changes)
-    assert watch.throttled() is None
-    assert (watch.states[0].limited_by == ("power cap",)) == (CAPPED in changes)
-
-
-@pytest.mark.parametrize(
-    ("limit", "name"),
-    [(SLOW, "hardware slowdown"), ({"reliability": 1}, "reliability limit")],
-)
-def test_a_limit_of_gpus_at_full_speed_spoils_only_where_the_clock_fell(
-    nvml: Any, limit: dict[str, Any], name: str
-) -> None:
-    # 1882 of 1980 MHz is 4.9 % less.
-    for sm_mhz, spoiled in ((1980, False), (1882, False), (None, False), (1880, True)):
-        nvml.reliability = 0
-        watch = watched(nvml, {}, FAST, {**limit, "sm_mhz": sm_mhz}, FAST)
-        wanted = f"throttled in sample 2 of 3: {name}, at {sm_mhz} MHz"
-        assert (wanted in str(watch.throttled())) == spoiled, sm_mhz
-        assert spoiled or watch.throttled() is None
-        assert watch.states[2].limited_by == (name,)
+    assert {name for state in watch.states for name in state.limited_by} == {limit}
+    told = None
+    if throttled is not None:
+        where, mhz = throttled
+        told = f"the GPU was throttled {where}: {limit}, at {mhz} MHz and 61 degrees"
+    assert watch.throttled() == told
 
 
 @pytest.mark.parametrize("uuid_of", ["slice", "gpu"])
@@ -185,8 +175,7 @@ def test_a_slice_is_read_off_its_gpu_and_says_so(nvml: Any, uuid_of: str) -> Non
     assert watch.other_processes() == ()
     assert nvml.asked_of == ("slice" if uuid_of == "slice" else "handle")
     result = measured(CUDA_ROW, card=tuple(watch.states), card_problem=watch.problem)
-    report = Report(started="now", environment=ENVIRONMENT, results=(result,))
-    assert f"the GPU's state: {SLICED}\n" in as_text(report)
+    assert f"the GPU's state: {SLICED}\n" in as_text(report_of(result))
     nvml.handles, nvml.mig = {"GPU-1234": "handle"}, pynvml.NVML_DEVICE_MIG_DISABLE
     assert watched(nvml).problem is None
 
@@ -197,8 +186,7 @@ def test_the_gpu_is_the_one_that_torch_uses_whatever_its_number(
 ) -> None:
     visible = "CUDA_VISIBLE_DEVICES"
     monkeypatch.setenv(visible, chosen)
-    use_gpu(monkeypatch, "5678")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    nvml.gpu.uuid = "5678"
     GpuWatch(CUDA).other_processes()
     assert nvml.asked_of == "other"
     assert machine_notes(CUDA) == [
@@ -210,8 +198,6 @@ def test_notes_tell_of_a_driver_without_nvml_of_several_gpus_and_of_windows(
     nvml: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "is_wsl", lambda: False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert machine_notes(CUDA) == []
     nvml.nvmlInit = refuse
     assert machine_notes(CUDA) == ["state of the GPU: NVML: Not Supported"]
@@ -252,7 +238,7 @@ def test_a_report_tells_of_neighbours_and_limits() -> None:
     state = CardState(clock_mhz=1980, limited_by=("power cap",))
     result = measured(CUDA_ROW, card=(state, state), neighbours=("process 7 (x)",))
     unknown = measured(replace(CUDA_ROW, compile=True), card_problem="NVML: no driver")
-    report = Report(started="now", environment=ENVIRONMENT, results=(result, unknown))
+    report = report_of(result, unknown)
     text = as_text(report)
     assert f"other processes on the GPU in {CUDA_ROW.id}: process 7 (x)\n" in text
     assert f"clock limited in {CUDA_ROW.id}: power cap\n" in text

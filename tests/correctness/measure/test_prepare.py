@@ -22,13 +22,13 @@ from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
 from llama_perf.measure import prepare as build
 from llama_perf.measure import toolchain
+from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare_row
 from llama_perf.measure.timing import time_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.smollm2 import smollm2_path
-from tests.correctness.support.live_bytes import LiveBytes
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,

@@ -21,9 +21,9 @@ from llama_perf.checkpoints.save import Saved
 from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
 from llama_perf.llama.config import preset
+from llama_perf.measure.live_bytes import Storages
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows import selection
-from tests.correctness.support.live_bytes import Storages
 from tests.correctness.support.weights_samples import tiny_weights
 
 CPU, META, CARD = map(torch.device, ("cpu", "meta", "cuda"))
@@ -144,33 +144,6 @@ class CachingAllocator:
         self.segments = [segment for segment in self.segments if id(segment) in used]
 
 
-class Marked(SyntheticWeights):
-    """Weights without values, which note where a layer and the rest begin."""
-
-    def __init__(self, model: str, recorder: Recorder, dtype: torch.dtype) -> None:
-        config = replace(preset(model), n_layers=2)
-        super().__init__(config, dtype=dtype, device=META)
-        self._events = recorder.events
-        self.marks: list[int] = []
-
-    def embedding(self) -> Tensor:
-        # Before it modules are made on the meta device, which takes nothing.
-        self._events.clear()
-        return super().embedding()
-
-    def layer(self, index: int) -> dict[str, Tensor]:
-        self.marks.append(len(self._events))
-        return super().layer(index)
-
-    def final(self) -> dict[str, Tensor]:
-        self.marks.append(len(self._events))
-        return super().final()
-
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        del name
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
     """The allocator when the whole model is built; with the pool, or without."""
@@ -180,9 +153,20 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
     ) -> CachingAllocator:
         recorder, config = Recorder(), preset(model)
         in_pool = pooled and scheme is not None
+        marks: list[int] = []
+
+        def empty(
+            reader: SyntheticWeights, name: str, shape: tuple[int, ...]
+        ) -> Tensor:
+            if name == "tok_embeddings.weight":
+                # Before it modules are made on the meta device, which takes nothing.
+                recorder.events.clear()
+            return torch.empty(shape, dtype=reader.dtype, device=META)
 
         @contextmanager
         def allocate() -> Iterator[None]:
+            """As a layer or the rest begins."""
+            marks.append(len(recorder.events))
             recorder.pool = int(in_pool)
             yield
             recorder.pool = 0
@@ -195,6 +179,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
 
         pool = SimpleNamespace(allocate=allocate, move_out=move_out)
         monkeypatch.setattr(load, "ScratchPool", lambda _device: pool)
+        monkeypatch.setattr(SyntheticWeights, "_tensor", empty)
         dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
         quantizer, mix = None, None
         if scheme in MIXES:
@@ -206,14 +191,14 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
             quantizer = make_quantizer(
                 scheme, kernels="native", device=CARD, dtype=dtype, schemes=mix
             )
-        reader = Marked(model, recorder, dtype)
+        on: dict[str, Any] = {"dtype": dtype, "device": META}
+        reader = SyntheticWeights(replace(config, n_layers=2), **on)
         with torch.no_grad(), recorder:
-            options: dict[str, Any] = {"dtype": dtype, "device": META}
-            loaded = load.build_model(reader, quantizer=quantizer, **options)
+            loaded = load.build_model(reader, quantizer=quantizer, **on)
             events = list(recorder.events)
         assert len(list(loaded.parameters())) > 10
         # Every layer is replayed as the second is; only the first makes room.
-        _, second, last = reader.marks
+        _, second, last = marks
         allocator, layer = CachingAllocator(), events[second:last]
         own = {event.key for event in layer if event.size}
         for event in events[:second]:

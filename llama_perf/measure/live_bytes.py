@@ -72,6 +72,7 @@ class LiveBytes(Storages):
         self.now, self.peak, self._inside = 0, 0, inside
 
     def changed(self, number: int, size: int) -> None:
+        """See `Storages.changed`."""
         del number
         self.now += size
 
