@@ -9,7 +9,7 @@ Knows no baseline.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -22,8 +22,7 @@ from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
 from llama_perf.measure.value_check import check_row_values, warm_up_row
-from llama_perf.results.measurement import GB, Ceiling, Measurement
-from llama_perf.rows.spec import RowSpec
+from llama_perf.results.measurement import GB, Measurement
 
 Progress = Callable[[str], None]
 MIN_SAMPLES = 3
@@ -37,10 +36,6 @@ class RowMemoryMeter:
         self._device = device_of(device)
         self._device.release_memory()
         self._base_bytes = self._device.retained_bytes()
-        self.reset_peak()
-
-    def reset_peak(self) -> None:
-        """Start a new peak from what is in use now."""
         self._device.reset_peak()
 
     def peak_bytes(self) -> int:
@@ -51,10 +46,6 @@ class RowMemoryMeter:
         """What a CPU's process keeps of the peak once the row is gone; 0 on CUDA."""
         self._device.release_memory()
         return self._device.retained_bytes() - self._base_bytes
-
-    def peak_allocated_bytes(self) -> int | None:
-        """CUDA: `max_memory_allocated()`; None on CPU."""
-        return self._device.peak_allocated_bytes()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,31 +73,13 @@ def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
     return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasureOptions:
-    """How a row is measured.
-
-    `slowdown` is the share of decode steps that the engine repeats, and with `damaged`
-    one scale of the weights is wrong in the warm-up: both test the suite itself.
-    `count_work` also counts what a step calls, outside the samples. `samples_budget_s`
-    are the seconds that samples may take.
-    """
-
-    slowdown: float = 0.0
-    damaged: bool = False
-    count_work: bool = False
-    samples_budget_s: float | None = None
-
-
-_DEFAULTS = MeasureOptions()
-
-
 def measure_row(
     prepared: PreparedRow,
     *,
     meter: RowMemoryMeter,
-    ceiling: Ceiling | None = None,
-    options: MeasureOptions = _DEFAULTS,
+    damaged: bool = False,
+    count_work: bool = False,
+    samples_budget_s: float | None = None,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
 ) -> Measurement:
@@ -114,20 +87,23 @@ def measure_row(
 
     `meter` was created before the row was built. The peak that is reported is that of
     the samples, after the warm-up, as in the reference; the build's is reported apart.
+    With `damaged` one scale of the weights is wrong in the warm-up, to test the suite
+    itself. `count_work` also counts what a step calls, outside the samples.
     Raises ThrottledError where the GPU was throttled, ValuesError where the values that
     the warm-up computed are wrong.
     """
     row = prepared.row
     device = device_of(row.device)
+    slowdown = prepared.engine.options.slowdown
     # Steps that a slowdown repeats are no work of the row's.
-    count_work = options.count_work and options.slowdown == 0
+    count_work = count_work and slowdown == 0
     build_peak_bytes = meter.peak_bytes()
     device.release_memory()
     torch_device = prepared.engine.model.device
     generator = torch.Generator(device=torch_device).manual_seed(0)
     start = time.perf_counter()
     progress("compiling and warming up" if row.compile else "warming up")
-    observed = warm_up_row(prepared, generator, damaged=options.damaged)
+    observed = warm_up_row(prepared, generator, damaged=damaged)
     device.synchronize()
     warm_up_s = time.perf_counter() - start
     check = check_row_values(prepared, observed)
@@ -138,12 +114,11 @@ def measure_row(
         step = step_work(prepared)
         allocated_bytes = allocated_peak_bytes(prepared)
     device.release_memory()
-    meter.reset_peak()
+    device.reset_peak()
     samples: list[Sample] = []
     watch = GpuWatch(torch_device)
     watch.look()
-    budget_s = options.samples_budget_s
-    while more_samples(samples, limit=row.num_samples, budget_s=budget_s):
+    while more_samples(samples, limit=row.num_samples, budget_s=samples_budget_s):
         progress(f"sample {len(samples) + 1} of {row.num_samples}")
         samples.append(time_row(prepared, generator))
         watch.look()
@@ -151,22 +126,27 @@ def measure_row(
     if (reason := watch.throttled()) is not None:
         raise ThrottledError(reason)
     peak_bytes = meter.peak_bytes()
-    peak_allocated = allocated_bytes or meter.peak_allocated_bytes()
+    peak_allocated = allocated_bytes or device.peak_allocated_bytes()
     if count_work and device.profiled_after_samples:
         step = step_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
-    tok_s = row.batch_size * row.max_new_tokens * 1e9 / median(totals)
+    joules, generated = watch.joules(), row.batch_size * row.max_new_tokens
+    tok_s = generated * 1e9 / median(totals)
     decoded = row.batch_size * (row.max_new_tokens - 1)
-    graph_breaks, compilations = _compiler_counts() if row.compile else (None, None)
+    graph_breaks = compilations = None
+    if row.compile:
+        from torch._dynamo.utils import counters
+
+        # Since the compiler was last reset.
+        graph_breaks = sum(counters["graph_break"].values())
+        compilations = counters["stats"]["unique_graphs"]
     return Measurement(
         tok_s=tok_s,
         decode_tok_s=decoded * 1e9 / median(decodes) if decoded else None,
         time_to_first_token_s=median(firsts) / 1e9,
         bandwidth_gb_s=prepared.model_size_bytes * tok_s / row.batch_size / GB,
-        device_bandwidth_gb_s=None if ceiling is None else ceiling.bandwidth_gb_s,
-        ceiling=ceiling,
         peak_memory_bytes=peak_bytes,
         peak_allocated_bytes=peak_allocated,
         build_peak_bytes=build_peak_bytes,
@@ -176,12 +156,15 @@ def measure_row(
         warm_up_s=warm_up_s,
         graph_breaks=graph_breaks,
         compilations=compilations,
-        injected_slowdown=options.slowdown,
+        injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
         step=step,
         check=check,
-        **_gpu_figures(watch, row, samples=len(samples)),
-        samples_budget_s=budget_s,
+        joules_per_token=None if joules is None else joules / generated / len(samples),
+        card=tuple(watch.states) or None,
+        card_problem=watch.problem,
+        neighbours=watch.other_processes() or None,
+        samples_budget_s=samples_budget_s,
         sample_ns=totals,
         first_token_ns=firsts,
     )
@@ -197,30 +180,3 @@ def more_samples(
         return True
     spent_s = sum(sample.total_ns for sample in samples) / 1e9
     return spent_s + spent_s / len(samples) <= budget_s
-
-
-def _gpu_figures(watch: GpuWatch, row: RowSpec, *, samples: int) -> dict[str, Any]:
-    joules = watch.joules()
-    tokens = row.batch_size * row.max_new_tokens * samples
-    return {
-        "joules_per_token": None if joules is None else joules / tokens,
-        "card": tuple(watch.states) or None,
-        "card_problem": watch.problem,
-        "neighbours": watch.other_processes() or None,
-    }
-
-
-def without_retained(measurement: Measurement, retained_bytes: int) -> Measurement:
-    """Its peaks without what the process retained of them when the row was gone."""
-    samples = measurement.peak_memory_bytes - retained_bytes
-    build = (measurement.build_peak_bytes or 0) - retained_bytes
-    return replace(
-        measurement, peak_memory_bytes=max(samples, 0), build_peak_bytes=max(build, 0)
-    )
-
-
-def _compiler_counts() -> tuple[int, int]:
-    """Graph breaks and compiled graphs since the compiler was last reset."""
-    from torch._dynamo.utils import counters
-
-    return sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]

@@ -5,6 +5,7 @@ other processes, and no baseline.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -16,13 +17,7 @@ from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler
-from llama_perf.measure.timing import (
-    MeasureOptions,
-    Progress,
-    RowMemoryMeter,
-    measure_row,
-    without_retained,
-)
+from llama_perf.measure.timing import Progress, RowMemoryMeter, measure_row
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
@@ -73,12 +68,6 @@ class Session:
         device = check_device(row.device)
         used = device_of(device)
         ceiling = self.ceiling(device)
-        options = MeasureOptions(
-            slowdown=self.options.slowdown(row.id),
-            damaged=self.options.damaged(row.id),
-            count_work=True,
-            samples_budget_s=used.samples_budget_s,
-        )
         with compiler_settings():
             progress("building")
             if not used.profiled_after_samples:
@@ -88,21 +77,31 @@ class Session:
             prepared = prepare_row(
                 row,
                 checkpoints=self.options.checkpoints,
-                slowdown=options.slowdown,
+                slowdown=self.options.slowdown(row.id),
                 notify=progress,
             )
             try:
                 measurement = measure_row(
                     prepared,
                     meter=meter,
-                    ceiling=ceiling,
-                    options=options,
+                    damaged=self.options.damaged(row.id),
+                    count_work=True,
+                    samples_budget_s=used.samples_budget_s,
                     progress=progress,
                 )
             finally:
                 del prepared
                 used.release_memory()
-        return without_retained(measurement, meter.retained_bytes())
+        # What the process kept of the peaks when the row was gone is not the row's.
+        kept_bytes = meter.retained_bytes()
+        build_peak_bytes = (measurement.build_peak_bytes or 0) - kept_bytes
+        return replace(
+            measurement,
+            ceiling=ceiling,
+            device_bandwidth_gb_s=ceiling.bandwidth_gb_s,
+            peak_memory_bytes=max(measurement.peak_memory_bytes - kept_bytes, 0),
+            build_peak_bytes=max(build_peak_bytes, 0),
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 from statistics import median
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,23 +14,16 @@ from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
 from llama_perf.measure.prepare import PreparedRow, predict_row, prepare_row
 from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
-from llama_perf.measure.timing import (
-    MeasureOptions,
-    RowMemoryMeter,
-    Sample,
-    measure_row,
-)
+from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
-    CUDA_ROW,
-    ENVIRONMENT,
     MEASUREMENT,
     measured,
+    report_of,
 )
 from tests.correctness.support.weights_samples import TINY
 
@@ -68,8 +60,11 @@ def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
 
 @pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 3), (1e6, 5)])
 def test_a_measurement_has_its_budget_and_what_it_took(
-    budget_s: float | None, count: int
+    budget_s: float | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    watch = Mock(states=[], problem=None, other_processes=tuple)
+    watch.throttled.return_value, watch.joules.return_value = None, 1200.0
+    monkeypatch.setattr(measuring, "GpuWatch", lambda _device: watch)
     row = replace(CPU_ROW, max_new_tokens=2)
     engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
     prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
@@ -77,7 +72,7 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     measurement = measure_row(
         PreparedRow(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
         meter=RowMemoryMeter(CPU),
-        options=MeasureOptions(samples_budget_s=budget_s),
+        samples_budget_s=budget_s,
         progress=messages.append,
     )
     assert len(measurement.sample_ns) == len(measurement.first_token_ns) == count
@@ -88,11 +83,8 @@ def test_a_measurement_has_its_budget_and_what_it_took(
         (total_s, measurement.sample_ns),
     ):
         assert seconds == pytest.approx(median(ns) / 1e9)
-    watch: Any = SimpleNamespace(
-        joules=lambda: 1200.0, states=[], problem=None, other_processes=tuple
-    )
-    figures = measuring._gpu_figures(watch, CUDA_ROW, samples=count)
-    assert figures["joules_per_token"] == 1200.0 / (count * 200)
+    assert measurement.joules_per_token == 1200.0 / (count * 2)
+    assert watch.look.call_count == count + 1
     numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
     assert messages == ["warming up", *numbers]
 
@@ -103,7 +95,7 @@ def test_the_report_names_the_rows_that_took_fewer() -> None:
         measured(replace(CPU_ROW, compile=True)),
         measured(replace(CPU_ROW, num_samples=2), samples_budget_s=20.0),
     )
-    report = Report(started="now", environment=ENVIRONMENT, results=results)
+    report = report_of(*results)
     line = f"2 of 5 samples in {CPU_ROW.id}: more would have taken over 20 s"
     for text in (as_text(report), as_markdown(report)):
         assert line in text
@@ -125,9 +117,9 @@ def test_the_meter_sees_what_was_allocated_and_freed_until_a_new_peak() -> None:
     del tensor
     assert meter.peak_bytes() >= 60 * MB
     assert meter.retained_bytes() < OWN
-    meter.reset_peak()
+    device_of(CPU).reset_peak()
     assert meter.peak_bytes() < OWN
-    assert meter.peak_allocated_bytes() is None, "a CPU has no allocator's peak"
+    assert device_of(CPU).peak_allocated_bytes() is None, "no allocator has a peak"
 
 
 @pytest.mark.parametrize(
@@ -153,8 +145,8 @@ def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
 def test_a_larger_cache_adds_its_bytes_and_is_found_in_what_a_row_measures() -> None:
     results, rows = [], [replace(ROW, cache_size=size) for size in (64, 64, 4096)]
     for row in rows:
-        meter, options = RowMemoryMeter(CPU), MeasureOptions(count_work=True)
-        measurement = measure_row(prepare_row(row), meter=meter, options=options)
+        meter = RowMemoryMeter(CPU)
+        measurement = measure_row(prepare_row(row), meter=meter, count_work=True)
         results.append(measurement.peak_allocated_bytes or 0)
     first, second, larger = results
     assert first == second > 0
