@@ -259,9 +259,7 @@ def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     free = row.allocated_positions - engine.filled - len(ids)
     max_new_tokens = min(row.max_new_tokens, free)
     engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
-    stream = engine.stream(
-        prompt, max_new_tokens=max_new_tokens, sampling=prepared.sampling()
-    )
+    stream = engine.stream(prompt, **prepared.request(count=max_new_tokens))
     new: list[int] = []
     shown = ""
     for token in stream:

@@ -62,12 +62,11 @@ class GpuWatch:
             return
         try:
             import pynvml
-        except ImportError:
-            self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
-            return
-        try:
+
             pynvml.nvmlInit()
             self._find(pynvml, uuid)
+        except ImportError:
+            self.problem = "NVML: it is not installed (pip install nvidia-ml-py)"
         except pynvml.NVMLError as error:
             self.problem = f"NVML: {error}"
 
@@ -102,10 +101,12 @@ class GpuWatch:
         self.states.append(state)
         self._millijoules.append(ask(nvml.nvmlDeviceGetTotalEnergyConsumption))
 
-    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """NVML's answer; None where this GPU does not support the question."""
+    def _ask(
+        self, question: Callable[..., Any], *arguments: Any, of: Any = None
+    ) -> Any:
+        """NVML's answer, of the GPU; None where it does not support the question."""
         try:
-            return question(self._handle, *arguments)
+            return question(of or self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
 
@@ -176,11 +177,8 @@ class GpuWatch:
         """
         if self._nvml is None:
             return ()
-        ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
-        try:
-            running = ask(self._slice or self._handle)
-        except self._nvml.NVMLError:
-            return ()
+        question = self._nvml.nvmlDeviceGetComputeRunningProcesses
+        running = self._ask(question, of=self._slice) or []
         ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
         others = [process for process in running if process.pid not in ours]
         if others and len(others) == len(running):

@@ -1,4 +1,4 @@
-"""The memory that a row will take, from the shape of its model: nothing is run.
+"""The memory that a row will take, from the shape of its model alone.
 
 Counts the weights as they are packed, caches and mask as the engine allocates them, and
 what else is alive (`working_bytes`). It does not know how an allocator rounds,
@@ -80,45 +80,43 @@ def model_bytes(
     Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
     `predict`.
     """
-    layer = {
+    linears = {
         f"layers.0.{name.removesuffix('.weight')}": shape
         for name, shape in layer_shapes(config)
         if len(shape) == 2
     }
-    output = {"output": (config.vocab_size, config.dim)}
+    output = (config.vocab_size, config.dim)
     parsed = None if scheme is None else Scheme.parse(scheme)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
     if parsed is not None and not unchecked:
         from llama_perf.quantize.registry import config_for
 
-        cpu = torch.device("cpu")
+        cpu, shapes = torch.device("cpu"), {**linears, "output": output}
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
         # It imports torchao, which `config_for` does quietly.
         from llama_perf.quantize.packed_tensor import check_shapes
 
-        for shapes in (layer, output):
-            check_shapes(parsed, built, shapes, device=cpu)
+        check_shapes(parsed, built, shapes, device=cpu)
 
-    def linear_bytes(scheme: Scheme | None, shape: tuple[int, ...]) -> int:
+    def linear_bytes(name: str | None, shape: tuple[int, ...]) -> int:
         rows, columns = shape
-        if scheme is None:
+        if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
+        scheme = Scheme.parse(name)
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
-        if scheme.family not in AUTOQUANT:
-            return _strip_bytes(scheme.name, columns) * -(-rows // LANES)
-        names = AUTOQUANT[scheme.family]
-        tried = (None if name == UNQUANTIZED else Scheme.parse(name) for name in names)
+        if name not in AUTOQUANT:
+            return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(
-            linear_bytes(candidate, shape)
-            for candidate in tried
-            if candidate is None or columns % (candidate.group_size or 1) == 0
+            linear_bytes(tried, shape)
+            for tried in AUTOQUANT[name]
+            if tried == UNQUANTIZED
+            or columns % (Scheme.parse(tried).group_size or 1) == 0
         )
 
     norm = config.dim * dtype.itemsize
-    linears = sum(linear_bytes(parsed, shape) for shape in layer.values())
-    head = linear_bytes(parsed, output["output"])
-    return config.n_layers * (linears + 2 * norm) + norm + head
+    layer = sum(linear_bytes(scheme, shape) for shape in linears.values())
+    return config.n_layers * (layer + 2 * norm) + norm + linear_bytes(scheme, output)
 
 
 @cache
@@ -134,14 +132,11 @@ def _torchao_bytes(
     if scheme.family == "int4wo":
         assert scheme.group_size is not None, f"{scheme.name} has no group size"
         if device == "cuda":
-            rows, columns = _padded(rows, _TILE_ROWS), _padded(columns, _TILE_COLUMNS)
+            rows = -(-rows // _TILE_ROWS) * _TILE_ROWS
+            columns = -(-columns // _TILE_COLUMNS) * _TILE_COLUMNS
         # A scale and a zero for every group.
         groups = rows * (columns // scheme.group_size)
         return rows * columns // 2 + 2 * groups * dtype.itemsize
     # float8 has a float32 scale for each row or for the weight, int8 an int8 zero too.
     scales = 1 if scheme.family == "float8dq-tensor" else rows
     return rows * columns + scales * (5 if scheme.family.startswith("int8") else 4)
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -16,7 +16,7 @@ from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions, Sampling
+from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import (
@@ -70,29 +70,20 @@ class PreparedRow:
         origin = self.engine.model.origin
         return None if origin is None else origin.scheme
 
-    def sampling(self, generator: torch.Generator | None = None) -> Sampling:
-        """How the row draws its tokens, from `generator`."""
-        temperature, top_k = self.row.temperature, self.row.top_k
-        return Sampling(temperature=temperature, top_k=top_k, generator=generator)
+    def request(
+        self, generator: torch.Generator | None = None, count: int | None = None
+    ) -> Request:
+        """What its engine is asked for: `count` tokens, the row's number where None.
 
-    def generate(
-        self,
-        generator: torch.Generator | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        after_prefill: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """Run the row's generation once; int64 (batch, prompt_length + new).
-
-        `max_new_tokens` are the row's where None; `after_prefill` is called when the
-        first token has been chosen.
+        They are drawn from `generator`.
         """
-        return self.engine.generate(
-            self.prompt,
-            max_new_tokens=max_new_tokens or self.row.max_new_tokens,
+        temperature, top_k = self.row.temperature, self.row.top_k
+        return Request(
+            max_new_tokens=self.row.max_new_tokens if count is None else count,
             lengths=self.lengths,
-            sampling=self.sampling(generator),
-            after_prefill=after_prefill,
+            sampling=Sampling(
+                temperature=temperature, top_k=top_k, generator=generator
+            ),
         )
 
 

@@ -50,12 +50,8 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
     load_profiler()
     device = device_of(prepared.row.device)
     generator = torch.Generator(device=prepared.prompt.device).manual_seed(0)
-    tokens = prepared.engine.stream(
-        prepared.prompt,
-        max_new_tokens=steps + 1,
-        lengths=prepared.lengths,
-        sampling=prepared.sampling(generator),
-    )
+    request = prepared.request(generator, steps + 1)
+    tokens = prepared.engine.stream(prepared.prompt, **request)
     # The first is the prefill's.
     next(tokens)
     with profile(activities=[device.activity], acc_events=True) as profiler:
@@ -87,10 +83,10 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
 
 def allocated_peak_bytes(prepared: PreparedRow) -> int:
     """Weights, caches and the most besides, of two tokens after a warm-up on a CPU."""
-    generator = torch.Generator().manual_seed(0)
     count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
+    request = prepared.request(torch.Generator().manual_seed(0), count)
     with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:
-        prepared.generate(generator, max_new_tokens=count)
+        prepared.engine.generate(prepared.prompt, **request)
     recorded: Any = profiler.profiler
     changes = sorted(
         (event.start_ns(), event.nbytes())

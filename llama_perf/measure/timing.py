@@ -67,7 +67,9 @@ def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
         marks.append(device.mark())
 
     mark()
-    tokens = prepared.generate(generator, after_prefill=mark)
+    tokens = prepared.engine.generate(
+        prepared.prompt, **prepared.request(generator), after_prefill=mark
+    )
     mark()
     _, first_ns, total_ns = device.times_ns(marks)
     return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,8 +25,6 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prepare import PreparedRow
-from llama_perf.quantize.opaque_int4 import dequantized as dequantized_int4
-from llama_perf.quantize.opaque_int4 import is_opaque
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.rows.spec import RowSpec
 
@@ -44,10 +42,11 @@ OPERATORS, DEQUANTIZED = "operators", "dequantized weights"
 _DTYPE_DB = {"float32": 60.0, "float16": 30.0, "bfloat16": 14.0}
 _DYNAMIC_DB = 8.0
 _CACHE_DB = 12.0
+# Rows of int4 that are unpacked at a time: a multiple of every processor's block, and
+# few enough that what lies between stays in the processor's cache.
+_STRETCH = 64
 # Standard deviations of the error that two logits may be apart to count as a tie.
 _TIE = 6.0
-
-RunBlock = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,22 +77,21 @@ def warm_up_row(
     prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
     if lengths is not None:
         lengths = lengths.clamp(max=prompt.shape[1])
-    observe = partial(
-        engine.observe,
-        prompt,
-        observed=few,
-        lengths=lengths,
-        sampling=prepared.sampling(generator),
-    )
+
+    def observe(count: int) -> tuple[Tensor, Tensor]:
+        request = prepared.request(generator, count)
+        request["lengths"] = lengths
+        return engine.observe(prompt, observed=few, **request)
+
     # A generation that is run anyway takes nothing of the check's.
     seconds = 0.0
     with _damaged(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
-            tokens, logits = observe(max_new_tokens=row.max_new_tokens)
+            tokens, logits = observe(row.max_new_tokens)
         else:
-            prepared.generate(generator)
+            engine.generate(prepared.prompt, **prepared.request(generator))
             state, start = generator.get_state(), time.perf_counter()
-            tokens, logits = observe(max_new_tokens=few)
+            tokens, logits = observe(few)
             seconds = time.perf_counter() - start
             generator.set_state(state)
     return Observed(
@@ -171,7 +169,7 @@ def _reference(
     model, start, tokens = engine.model, engine.filled, observed.tokens
     text, first = _joined(observed)
     end = start + text.shape[1]
-    run_block: RunBlock = TransformerBlock.forward
+    run_block: Callable[..., Tensor] = TransformerBlock.forward
     if dequantized:
         run_block = _wide_block(model.config, start, end, kind)
     x = model.hidden(
@@ -225,11 +223,54 @@ def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
 def _float(weight: Tensor) -> Tensor:
     if is_unquantized(weight):
         return weight.float()
-    if is_opaque(weight):
+    # By name: torchao's prototypes need not be imported.
+    if type(weight).__name__ == "Int4OpaqueTensor":
         return dequantized_int4(weight)
     quantized: Any = weight
     out: Tensor = quantized.dequantize().float()
     return out
+
+
+def dequantized_int4(weight: Any) -> Tensor:
+    """The float32 weight (N, K) of an `Int4OpaqueTensor`, which torchao packs for CPUs.
+
+    torchao has no function for it. A byte holds the codes of two rows of a block, in
+    the same column. Raises NotImplementedError for a layout that is not known.
+    """
+    if weight.act_mapping_type is not None or weight.act_pre_scale is not None:
+        raise NotImplementedError("int4 weights with quantized or scaled activations")
+    out = torch.empty(weight.shape)
+    scales, zeros = weight.scale_and_zero.float().transpose(0, 1).unsqueeze(2).unbind(3)
+    for first in range(0, len(out), _STRETCH):
+        part = slice(first, first + _STRETCH)
+        codes = _codes(weight.qdata[part])[_places(*out[part].shape)]
+        groups = out[part].unflatten(1, (-1, weight.block_size[1]))
+        groups.copy_(codes.view_as(groups)).sub_(8)
+        groups.mul_(scales[part]).add_(zeros[part])
+    return out
+
+
+@cache
+def _places(rows: int, columns: int) -> Tensor:
+    """For each weight (rows, columns), row by row, which of the packed codes it has.
+
+    Found by packing each code's own position, digit by digit.
+    """
+    position = torch.arange(rows * columns, dtype=torch.int32).view(rows, columns)
+    order = torch.zeros(rows * columns, dtype=torch.int64)
+    for shift in range(0, 32, 4):
+        digit = (position >> shift) & 15
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(digit, 1)
+        order |= _codes(packed).long() << shift
+    places = order.argsort()
+    if not torch.equal(order[places], position.flatten().long()):
+        raise NotImplementedError("an unknown layout of packed int4 weights")
+    return places
+
+
+def _codes(packed: Tensor) -> Tensor:
+    """The two codes of each byte."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure import value_check
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS
-from llama_perf.quantize import opaque_int4
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
 from llama_perf.rows.spec import KERNELS, RowSpec
@@ -61,8 +60,8 @@ def test_weights_whose_codes_cannot_be_read_are_compared_with_their_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Of a layout that is not known no code says where it lies.
-    monkeypatch.setattr(opaque_int4, "_codes", lambda x: torch.zeros(2 * x.numel()))
-    opaque_int4._places.cache_clear()
+    monkeypatch.setattr(value_check, "_codes", lambda x: torch.zeros(2 * x.numel()))
+    value_check._places.cache_clear()
     prepared = built(quantization="int4wo-32", kernels="torchao")
     assert checked(prepared).against == OPERATORS
     with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
@@ -77,7 +76,7 @@ def test_the_codes_that_torchao_packs_for_cpus_are_read(rows: int) -> None:
     weight, x = torch.randn(rows, 96), torch.randn(3, 96)
     packed = Int4OpaqueTensor.from_hp(weight, [1, 32])
     wanted = torch.nn.functional.linear(x, packed)
-    actual = x @ opaque_int4.dequantized(packed).T
+    actual = x @ value_check.dequantized_int4(packed).T
     torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -163,7 +162,7 @@ def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> No
     prepared = built(prompt_length=length, max_new_tokens=new)
     generator, alike = seeded(), seeded()
     observed = value_check.warm_up_row(prepared, generator)
-    tokens = prepared.generate(alike)
+    tokens = prepared.engine.generate(prepared.prompt, **prepared.request(alike))
     assert torch.equal(generator.get_state(), alike.get_state())
     assert observed.tokens.shape == (1, 9)
     assert (observed.seconds == 0.0) == (length == 6)
