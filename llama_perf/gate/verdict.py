@@ -29,7 +29,7 @@ from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Comparison, MetricChange, Verdict
-from llama_perf.rows.limit_overrides import Limits
+from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 
 # An operator that grew by less than this share of the step explains nothing.
 _MIN_SHARE = 0.02
@@ -40,7 +40,7 @@ def compare(
     result: RowResult,
     baseline: SpeedBaseline | None,
     *,
-    limits: Limits | None = None,
+    project: ProjectLimits = (),
     unquantized: RowResult | None = None,
     missing_fails: bool = True,
     undecided_fails: bool = True,
@@ -48,9 +48,10 @@ def compare(
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
-    `baseline` is None if the device has none. `unquantized` is this run's result of
-    the row in `baseline.unquantized`. `fresh` are the row's fresh processes, None if
-    confirmation was off: a suspicious row is then UNDECIDED.
+    `baseline` is None if the device has none. `project` has a user's limits.
+    `unquantized` is this run's result of the row in `baseline.unquantized`. `fresh` are
+    the row's fresh processes, None if confirmation was off: a suspicious row is then
+    UNDECIDED.
     """
     comparison = partial(Comparison, id=result.id)
     stored = None if baseline is None else baseline.rows.get(result.id)
@@ -86,7 +87,7 @@ def compare(
             failed=False,
             changes=(rate, *peak.changes, *_other_changes(now, then, None)),
         )
-    limits = limits_of(result.row) if limits is None else limits
+    limits = limits_of(result.row, project)
     speed = judge_speed(
         result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
     )

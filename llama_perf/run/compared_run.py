@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
-from llama_perf.gate.judgements import Trial, limits_of
+from llama_perf.gate.judgements import Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.environment import machine_notes
@@ -207,7 +207,7 @@ class ComparedRun:
         return compare(
             result,
             self._baseline,
-            limits=limits_of(result.row, options.limits),
+            project=options.limits,
             unquantized=self._unquantized(result.row),
             missing_fails=options.on_missing_baseline == "fail",
             undecided_fails=options.on_undecided == "fail",

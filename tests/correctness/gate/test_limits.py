@@ -121,11 +121,10 @@ def test_each_metric_follows_its_limit() -> None:
     shares = "peak_memory", "allocated_memory", "model_size", "calls"
     allowed = dict.fromkeys(shares, 0.3)
     allowed |= {"tok_s": 0.4, "graph_breaks": 2, "compilations": 2}
-    limits = Limits(usual | allowed)
-    assert compare(worse, then, limits=limits).verdict is Verdict.SAME
+    assert compare(worse, then, project=[("*", allowed)]).verdict is Verdict.SAME
     for name in allowed:
-        strict = Limits(limits | {name: usual[name]})
-        assert compare(worse, then, limits=strict).failed, name
+        strict = allowed | {name: usual[name]}
+        assert compare(worse, then, project=[("*", strict)]).failed, name
 
 
 def test_pytest_reads_the_projects_and_the_files(project: Project) -> None:
