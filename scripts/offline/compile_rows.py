@@ -80,7 +80,7 @@ def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
     return list(chosen.values())
 
 
-def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
+def meta_engine(row: RowSpec) -> Engine:
     """The engine of a row whose model has two layers and no values."""
     dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
     quantizer = None
@@ -90,8 +90,8 @@ def meta_engine(row: RowSpec, *, cache_size: int | None = None) -> Engine:
     config = replace(preset(row.model), n_layers=2)
     weights = Shapes(config, dtype=dtype, device=META)
     model = build_model(weights, dtype=dtype, device=META, quantizer=quantizer)
-    options = EngineOptions.of(replace(row, compile=False, compile_prefill=False))
-    return Engine(model, replace(options, cache_size=cache_size or options.cache_size))
+    uncompiled = replace(row, compile=False, compile_prefill=False)
+    return Engine(model, EngineOptions.of(uncompiled))
 
 
 def compile_row(row: RowSpec) -> None:

@@ -18,6 +18,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.kernel_samples import INTERPRETED
 from tests.correctness.support.plugin_project import Project
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
@@ -93,6 +94,23 @@ def _an_interrupt_is_one() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+def _device(request: pytest.FixtureRequest) -> torch.device:
+    """A card, or the CPU; in the process of Triton's interpreter for `interpreter`."""
+    if request.param == "cuda" and (INTERPRETED or not torch.cuda.is_available()):
+        pytest.skip("no CUDA device on this machine")
+    if request.param == "interpreter" and not INTERPRETED:
+        pytest.skip("kernels/test_interpreter.py runs it")
+    return torch.device("cuda" if request.param == "cuda" else "cpu")
+
+
+device = pytest.fixture(params=["cpu", CUDA])(_device)
+card = pytest.fixture(params=["interpreter", CUDA])(_device)
+any_device = pytest.fixture(params=["cpu", "interpreter", CUDA])(_device)
 
 
 @pytest.fixture(scope="session")

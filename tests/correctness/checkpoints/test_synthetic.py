@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama_perf.checkpoints.reader import SyntheticWeights, layer_shapes
+from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY, all_weights, tiny_weights
 
@@ -71,12 +71,3 @@ def test_logits_stay_sane_through_126_layers(tied: bool) -> None:
     logits = model.logits(torch.arange(12).reshape(1, 12))
     assert logits.isfinite().all()
     assert 0.5 < logits.std().item() < 2.0
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_made_on_the_device() -> None:
-    reader = SyntheticWeights(TINY, dtype=torch.bfloat16, device=torch.device("cuda"))
-    first, second = reader.embedding(), reader.embedding()
-    assert first.device.type == "cuda"
-    assert torch.equal(first, second)

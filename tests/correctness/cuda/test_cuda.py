@@ -18,8 +18,6 @@ from torch import Tensor
 from llama_perf import save_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.devices.device import device_of
-from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.timing import RowMemoryMeter
@@ -30,13 +28,11 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from scripts.doc_tables.figures import exact_int_mm
-from tests.correctness.support import device_samples as samples
-from tests.correctness.support.device_samples import SMALL, device, small_model
-from tests.correctness.support.tiny_engine import logits_after
+from tests.correctness.support import engines
+from tests.correctness.support.engines import SMALL, dtype_on, small_model
 from tests.correctness.support.waiting import refusing_to_wait
 from tests.correctness.support.weights_samples import all_weights
 
-__all__ = ["device"]  # A fixture.
 CLOSE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 # Relative error of the logits of SMALL, in which the errors of all layers add up:
 # about one and a half times what each scheme shows on the CPU.
@@ -47,13 +43,13 @@ QUANTIZED = {"int8wo": 0.04, "int8dq": 0.06, "float8wo": 0.15, "int4wo-64": 0.45
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """One for all rows, so that the bandwidth is measured once."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name in samples.MODELS:
+    for name in engines.MODELS:
         save_model(small_model(torch.device("cpu"), name), folder / name)
     return Session([], options=RunRequest(checkpoints=folder))
 
 
 def small_row(device: torch.device, **fields: Any) -> RowSpec:
-    dtype = str(samples.dtype_on(device)).removeprefix("torch.")
+    dtype = str(dtype_on(device)).removeprefix("torch.")
     wanted = {"model": "small", "max_new_tokens": 8, "num_samples": 2, **fields}
     return RowSpec(device=device.type, dtype=dtype, **wanted)
 
@@ -101,8 +97,8 @@ def test_cached_decode_gives_the_logits_of_the_whole_text(device: torch.device) 
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(SMALL.vocab_size, (2, 20), generator=seeded).to(device)
     uncached = model.logits(tokens)
-    engine = Engine(model, EngineOptions(batch_size=2, cache_size=32))
-    cached = logits_after(engine, tokens, 5, 15).float()
+    one = engines.engine(model, batch_size=2, cache_size=32)
+    cached = engines.logits_after(one, tokens, 5, 15).float()
     assert relative_error(cached, uncached[:, 4:]) < CLOSE[model.dtype]
 
 
@@ -171,7 +167,7 @@ def test_a_compiled_int8dq_row_is_measured_or_says_why_not(
 
 
 def test_two_builds_have_the_same_synthetic_weights(device: torch.device) -> None:
-    how: Any = {"dtype": samples.dtype_on(device), "device": device}
+    how: Any = {"dtype": dtype_on(device), "device": device}
     first, second = (all_weights(SyntheticWeights(SMALL, **how)) for _ in range(2))
     assert {tensor.device.type for tensor in first.values()} == {device.type}
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -1,5 +1,9 @@
-"""The operators over a cache, compared with dense float64 attention; their memory."""
+"""The operators over a cache, compared with dense float64 attention; their memory.
 
+The kernel that decodes is interpreted on a CPU and runs for real on a card.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,19 +14,25 @@ from torch import Tensor
 from llama_perf.kernels import attention, cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.measure.live_bytes import LiveBytes
+from tests.correctness.support.kernel_samples import call
 
 KINDS = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
+CPU = torch.device("cpu")
 LENGTHS = (1, 2, 255, 256, 257, 300)
 SIZE = 300
 # Rounding of the sums, and of the result in the dtype.
 LIMITS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 Cache = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+FLOAT = torch.float32
+Case = tuple[int, int, int, torch.dtype]
+# (group, length, width, dtype): every filled length, group, width and dtype.
+CASES: list[Case] = [
+    *((1, length, 64, FLOAT) for length in LENGTHS),
+    *((3, length, 64, torch.float16) for length in LENGTHS),
+    *((group, 130, width, FLOAT) for group in (1, 3, 4, 8) for width in (64, 128, 24)),
+    *((group, 200, 128, dtype) for group in (1, 4) for dtype in LIMITS),
+]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def drawn(*shape: int, seed: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def sample_cache(
@@ -30,12 +40,34 @@ def sample_cache(
 ) -> tuple[Cache, Tensor]:
     """A cache (batch, heads, width) of SIZE written positions; its split counter."""
     batch, heads, width = shape
-    k, v = (drawn(batch, heads, SIZE, width, seed=seed, dtype=dtype) for seed in (0, 1))
+    k, v = torch.randn((2, batch, heads, SIZE, width), dtype=dtype)
     counter, codes = torch.zeros(batch * heads, dtype=torch.int32), KINDS[kind]
     if codes is None:
         return (k, v, None, None), counter
     (k, k_scale), (v, v_scale) = (cache_codes.quantize(x, codes) for x in (k, v))
     return (k, v, k_scale, v_scale), counter
+
+
+def assert_decodes(
+    kind: str,
+    ends: Sequence[int],
+    *,
+    device: torch.device = CPU,
+    group: int,
+    width: int = 64,
+    dtype: torch.dtype = FLOAT,
+) -> None:
+    """A token of each sequence attends to its first positions, so many as `ends`.
+
+    One end is that of two sequences.
+    """
+    batch = max(len(ends), 2)
+    cache, counter = sample_cache(kind, batch, 2, width, dtype=dtype)
+    q, counter = torch.randn((batch, 1, 2 * group, width)).to(dtype), counter.to(device)
+    filled = torch.tensor(ends)
+    attended = call(device, decode_attention, q, *cache, counter, filled)
+    assert_attends(attended, q, cache, *ends)
+    assert not counter.any(), "the next call would wait for nobody"
 
 
 def assert_attends(attended: Tensor, q: Tensor, cache: Cache, *ends: int) -> None:
@@ -71,7 +103,7 @@ def test_a_prefill_never_reaches_cudnn(
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     assert torch.backends.cuda.cudnn_sdp_enabled()
     cache, _ = sample_cache("unquantized", 1, 2, 16)
-    prefill_attention(drawn(1, tokens, 8, 16), *cache, SIZE)
+    prefill_attention(torch.randn((1, tokens, 8, 16)), *cache, SIZE)
     assert allowed
     assert not any(allowed)
     assert torch.backends.cuda.cudnn_sdp_enabled()
@@ -83,11 +115,31 @@ def test_a_prefill_never_reaches_cudnn(
 def test_decoding_is_dense_attention_to_the_filled_positions(
     kind: str, dtype: torch.dtype, group: int, width: int
 ) -> None:
-    cache, counter = sample_cache(kind, 2, 2, width, dtype=dtype)
-    q = drawn(2, 1, 2 * group, width, dtype=dtype)
     for ends in (*((length,) for length in LENGTHS), (257, 3)):
-        attended = decode_attention(q, *cache, counter, torch.tensor(ends))
-        assert_attends(attended, q, cache, *ends)
+        assert_decodes(kind, ends, group=group, width=width, dtype=dtype)
+
+
+@each_kind
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_kernel_attends_to_the_same(
+    kind: str, case: Case, card: torch.device
+) -> None:
+    group, length, width, dtype = case
+    how: Any = {"group": group, "width": width, "dtype": dtype}
+    assert_decodes(kind, [length], device=card, **how)
+
+
+@each_kind
+@pytest.mark.parametrize("programs", [1, 8, 264])
+def test_a_ragged_batch_in_few_and_many_splits(
+    kind: str, programs: int, card: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_perf.kernels.triton import launch_attention
+
+    monkeypatch.setattr(launch_attention, "_PROGRAMS", programs)
+    monkeypatch.setattr(launch_attention, "multiprocessors", lambda: 1)
+    for group in (1, 3):
+        assert_decodes(kind, [SIZE, 1, 65], device=card, group=group)
 
 
 @each_kind
@@ -100,7 +152,7 @@ def test_a_chunk_is_causal_behind_what_is_filled(
     monkeypatch.setattr(attention, "_MASK", 20 * SIZE)
     cache, _ = sample_cache(kind, 2, 3, 16, dtype=dtype)
     for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (44, SIZE), (SIZE, SIZE)):
-        q = drawn(2, tokens, 3 * group, 16, seed=3, dtype=dtype)
+        q = torch.randn((2, tokens, 3 * group, 16), dtype=dtype)
         assert_attends(prefill_attention(q, *cache, end), q, cache, end)
 
 
@@ -108,21 +160,20 @@ def test_a_chunk_is_causal_behind_what_is_filled(
 def test_codes_in_several_stretches_are_those_in_one(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, counter = sample_cache(kind, 1, 2, 64)
-    q = drawn(1, 1, 6, 64)
     monkeypatch.setattr(attention, "_STRETCH", 2 * 64 * 31)
-    attended = decode_attention(q, *cache, counter, torch.tensor([257]))
-    assert_attends(attended, q, cache, 257)
+    assert_decodes(kind, [257], group=3)
 
 
 @each_kind
 def test_the_operators_are_sound(kind: str) -> None:
     cache, counter = sample_cache(kind, 2, 2, 16)
-    decoding = (drawn(2, 1, 4, 16), *cache, counter)
+    decoding = (torch.randn((2, 1, 4, 16)), *cache, counter)
     for filled in ([9, 300], [7]):
         torch.library.opcheck(decode_attention, (*decoding, torch.tensor(filled)))
     for end in (5, 40):
-        torch.library.opcheck(prefill_attention, (drawn(2, 5, 4, 16), *cache, end))
+        torch.library.opcheck(
+            prefill_attention, (torch.randn((2, 5, 4, 16)), *cache, end)
+        )
     assert not counter.any()
 
 
@@ -137,7 +188,7 @@ def test_no_copy_of_the_cache_is_made(
     one_copy = 4 * cache[0].numel()
     # The cache itself counts too: its views are handed out.
     own = sum(tensor.nbytes for tensor in cache if tensor is not None)
-    q = drawn(1, 1, 16, 64)
+    q = torch.randn((1, 1, 16, 64))
     with LiveBytes("cpu") as live:
         decode_attention._init_fn(q, *cache, counter, torch.tensor([SIZE]))
     assert 0 < live.peak - own < one_copy / 4

@@ -1,7 +1,15 @@
-"""What a fused step launches on a card, through Triton's real JIT, without one."""
+"""What a fused step launches on a card, through Triton's real JIT, without one.
+
+Also what its machine code (SASS) does before the dependent wait. A kernel that may
+start before the one in front of it ends must touch no memory that that one still
+writes. So every kernel waits, and before that only prefetches weights.
+"""
 
 import os
+import re
+import subprocess
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,21 +20,47 @@ from llama_perf.llama.config import preset
 from tests.correctness.support.launches import Launches, generation
 
 pytest.importorskip("triton", reason="Triton is not installed")
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
-)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from llama_perf.kernels.triton import launch_fused
+from scripts.studies.compile_only import assemble
+
 LAYERS = 2
+# How often a step launches each.
+KERNELS = {
+    "start": 1,
+    "project_heads": LAYERS,
+    "attend_in_splits": LAYERS,
+    "project": 3 * LAYERS + 1,
+    "choose": 1,
+}
 LLAMA_2, LLAMA_3 = "Llama-2-7b-chat-hf", "Meta-Llama-3-8B"
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# The wait in machine code, and letting the next kernel start.
+WAIT, LET_START = "ACQBULK", "PREEXIT"
+# Global memory, or any that might be; constants (LDC) and prefetches (CCTL) are none.
+MEMORY = r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLK\w+|UTMA\w+)\b"
+BRANCH = r"(BRA|BRX|BRXU|JMP|JMX|CALL|RET|EXIT|BSSY|BSYNC|BREAK)\b"
+disassembled = pytest.mark.skipif(
+    not CUOBJDUMP.exists(), reason="no cuobjdump in Triton's package"
+)
 each_model = pytest.mark.parametrize("model", [LLAMA_2, LLAMA_3])
 each_temperature = pytest.mark.parametrize("temperature", [0.8, 0.0])
 
 
 def kernels(launches: Launches) -> list[str]:
-    return [launch["kernel"] for launch in launches]
+    return [launch.kernel for launch in launches]
 
 
-def first(step: Launches, kernel: str) -> dict[str, Any]:
-    return next(launch for launch in step if launch["kernel"] == kernel)
+def first(step: Launches, kernel: str) -> Any:
+    return next(launch for launch in step if launch.kernel == kernel)
 
 
 @each_temperature
@@ -36,15 +70,9 @@ def test_a_step_is_five_launches_a_layer_and_three(
 ) -> None:
     """Torch's operators counted too; at most five a layer and four are promised."""
     step = generation(model, temperature=temperature).step
-    assert Counter(kernels(step)) == {
-        "start": 1,
-        "project_heads": LAYERS,
-        "attend_in_splits": LAYERS,
-        "project": 3 * LAYERS + 1,
-        "choose": 1,
-    }
+    assert Counter(kernels(step)) == KERNELS
     assert len(step) <= 5 * LAYERS + 4
-    assert all(launch["dependent"] for launch in step)
+    assert all(launch.dependent for launch in step)
 
 
 @each_temperature
@@ -54,15 +82,16 @@ def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
     outside = ["random_"] * (temperature > 0) + ["copy_", "clone", "clone"]
     assert kernels(generated.outside) == outside
     counts = Counter(kernels(generated.first))
-    assert counts["project_heads"] == LAYERS
-    assert counts["project"] == 3 * LAYERS + 1
-    assert counts["start"] == counts["choose"] == 1
+    assert KERNELS.items() - counts.items() == {("attend_in_splits", LAYERS)}
 
 
 @each_model
 @pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-64"])
 def test_no_scheme_takes_more(model: str, scheme: str) -> None:
-    step, unquantized = generation(model, scheme).step, generation(model).step
+    step, unquantized = (
+        generation(model, quantization=scheme).step,
+        generation(model).step,
+    )
     assert kernels(step) == kernels(unquantized)
 
 
@@ -77,25 +106,110 @@ def test_as_many_programs_run_as_the_card_has_processors_for() -> None:
         step = generation(LLAMA_2, **card).step
         attention, output = first(step, "attend_in_splits"), first(step, "project")
         # One program a head more than attend: it prefetches what the next kernel reads.
-        assert attention["grid"][:2] == [heads, 2 * processors // heads + 1]
+        assert attention.grid[:2] == (heads, 2 * processors // heads + 1)
         blocks = dim // 16
-        assert output["grid"][:2] == [blocks, 4 * processors // blocks]
-        assert {launch["dependent"] for launch in step} == {capability >= 90}
+        assert output.grid[:2] == (blocks, 4 * processors // blocks)
+        assert {launch.dependent for launch in step} == {capability >= 90}
 
 
 def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
     """On an H200 a step of Llama-3-8B is 1.16 times as fast as with 32 programs."""
     attention = first(generation(LLAMA_3).step, "attend_in_splits")
     # 256 positions are four stretches for every one of 8 heads.
-    assert attention["grid"][:2] == [8, 2 * 132 // 8]
+    assert attention.grid[:2] == (8, 2 * 132 // 8)
 
 
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llama_perf.kernels.triton import launch_fused
-
     gpus = iter([SimpleNamespace(key="card")])
     monkeypatch.setattr(launch_fused, "device_of", lambda _device: next(gpus))
     launch_fused._card_key.cache_clear()
     for _ in range(3):
         assert launch_fused._card_key(torch.device("cuda")) == "card"
     launch_fused._card_key.cache_clear()
+
+
+def instructions(cubin: Path) -> list[str]:
+    """The instructions of its kernel in their order, with their predicates."""
+    done = subprocess.run(
+        [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
+    )
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", done.stdout)
+
+
+def wrong_before_the_wait(code: list[str]) -> list[str]:
+    """Instructions that must not stand before the dependent wait, or that none waits.
+
+    Every program must reach the wait: before it nothing branches and nothing ends.
+    """
+    if WAIT not in code:
+        return ["it does not wait"]
+    before = [re.sub(r"^@!?U?P\w+\s+", "", line) for line in code[: code.index(WAIT)]]
+    return [line for line in before if re.match(f"{MEMORY}|{BRANCH}", line)]
+
+
+@disassembled
+@pytest.mark.parametrize(
+    ("model", "scheme", "capability"),
+    [
+        *((LLAMA_2, scheme, 90) for scheme in (None, "int8dq")),
+        *((LLAMA_3, scheme, 90) for scheme in ("int4wo-64", "int8dq")),
+        (LLAMA_2, "int8dq", 80),
+    ],
+)
+def test_every_kernel_of_a_fused_row_waits_before_it_touches_memory(
+    model: str,
+    scheme: str | None,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From sm_90 on; before it none is launched so. None spills."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    generation.__wrapped__(model, quantization=scheme, capability=capability)
+    cubins = list(tmp_path.glob("*/*.cubin"))
+    assert {cubin.stem for cubin in cubins} == KERNELS.keys()
+    early = capability >= 90
+    for cubin in cubins:
+        code = instructions(cubin)
+        wanted = [] if early else ["it does not wait"]
+        assert wrong_before_the_wait(code) == wanted, cubin.stem
+        assert (LET_START in code) == early, cubin.stem
+        _, spilled_bytes = assemble(cubin.with_suffix(".ptx").read_text(), capability)
+        assert spilled_bytes == 0, cubin.stem
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
+def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Loads, stores or ends before its wait, or does not wait at all."""
+    gdc_launch_dependents()
+    if WHEN == "loads":
+        tl.store(out, tl.load(x))
+    elif WHEN == "stores":
+        tl.store(out, 1)
+    elif WHEN == "counts":
+        tl.atomic_add(out, 1)
+    elif WHEN == "sometimes" and tl.program_id(0) == 0:
+        return
+    if WHEN != "never":
+        gdc_wait()
+    tl.store(out, tl.load(x))
+
+
+FOUND = {"loads": "LDG", "stores": "STG", "counts": "ATOM", "sometimes": "EXIT"}
+
+
+@disassembled
+@pytest.mark.parametrize(
+    ("when", "wrong"), [*FOUND.items(), ("never", "it does not wait"), ("right", None)]
+)
+def test_a_kernel_that_does_not_wait_is_found(
+    when: str, wrong: str | None, tmp_path: Path
+) -> None:
+    signature = {"x": "*i32", "out": "*i32", "WHEN": "constexpr"}
+    source = ASTSource(fn=hasty, signature=signature, constexprs={"WHEN": when})
+    options = {"launch_pdl": True}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    cubin = tmp_path / "hasty.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    reported = wrong_before_the_wait(instructions(cubin))
+    assert wrong in " ".join(reported) if wrong else not reported, reported

@@ -3,24 +3,19 @@
 Interpreted on a CPU, as in `test_fused.py`; on a card it is captured for real.
 """
 
-from typing import Any
-
 import pytest
 import torch
 
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, Sampling
 from tests.correctness.llama.test_fused import Pair, both, small_model
-from tests.correctness.support.interpreter import device, test_in_the_interpreter
-
-__all__ = ["device", "test_in_the_interpreter"]
 
 
 @pytest.fixture
-def pair(device: torch.device, graphs: list[object]) -> Pair:
+def pair(card: torch.device, graphs: list[object]) -> Pair:
     """An eager engine, and one that captures."""
     del graphs  # Captures work from here on.
-    return both(small_model(None, device), changed="capture", fused=True)
+    return both(small_model(None, card), changed="capture", fused=True)
 
 
 def drawn(
@@ -28,16 +23,18 @@ def drawn(
 ) -> list[list[int]]:
     """The prompt and two tokens a sequence, which both engines draw."""
     device = pair[0].model.device
-    how: Any = {"max_new_tokens": 2}
-    if lengths is not None:
-        how["lengths"] = torch.tensor(lengths, device=device)
-    results = []
-    for engine in pair:
-        generator = torch.Generator(device=device).manual_seed(seed)
-        how["sampling"] = Sampling(top_k=7, generator=generator)
-        results.append(engine.generate(torch.tensor(prompt, device=device), **how))
-    assert torch.equal(*results)
-    return results[0].tolist()
+    eager, captured = (
+        engine.generate(
+            torch.tensor(prompt, device=device),
+            max_new_tokens=2,
+            lengths=None if lengths is None else torch.tensor(lengths, device=device),
+            sampling=Sampling(top_k=7, seed=seed),
+        )
+        for engine in pair
+    )
+    assert torch.equal(eager, captured)
+    tokens: list[list[int]] = captured.tolist()
+    return tokens
 
 
 def prompts(one: Engine) -> int:
@@ -46,14 +43,14 @@ def prompts(one: Engine) -> int:
 
 
 def test_one_graph_for_a_length_serves_every_prompt_and_seed(
-    pair: Pair, device: torch.device, graphs: list[object]
+    pair: Pair, card: torch.device, graphs: list[object]
 ) -> None:
     cases = (([1, 2, 3], 0), ([7, 8, 9], 1), ([1, 2, 3], 0), ([5, 6], 0))
     tokens = [drawn(pair, [prompt], seed=seed) for prompt, seed in cases]
     assert tokens[0] == tokens[2]
     # Lengths of 3 and 2, and the step's own.
     assert prompts(pair[1]) == 2
-    assert device.type == "cuda" or len(graphs) == 3
+    assert card.type == "cuda" or len(graphs) == 3
     # A longer prompt is no graph.
     drawn(pair, [list(range(1, 10))])
     assert prompts(pair[1]) == 2
@@ -62,9 +59,12 @@ def test_one_graph_for_a_length_serves_every_prompt_and_seed(
 def test_a_generation_draws_other_numbers_than_the_one_before(pair: Pair) -> None:
     generator = torch.Generator(device=pair[1].model.device).manual_seed(0)
     prompt = torch.tensor([[1, 2, 3]], device=generator.device)
-    how: Any = {"sampling": Sampling(temperature=2.0, generator=generator)}
-    tokens = [pair[1].generate(prompt, max_new_tokens=2, **how) for _ in range(3)]
-    assert len({tuple(row.flatten().tolist()) for row in tokens}) == 3
+    sampling = Sampling(temperature=2.0, generator=generator)
+    draws = {
+        tuple(pair[1].generate(prompt, max_new_tokens=2, sampling=sampling)[0].tolist())
+        for _ in range(3)
+    }
+    assert len(draws) == 3
 
 
 def test_what_is_filled_stands_before_the_prompt(pair: Pair) -> None:
@@ -78,10 +78,10 @@ def test_what_is_filled_stands_before_the_prompt(pair: Pair) -> None:
 
 
 def test_sequences_keep_lengths_of_their_own(
-    device: torch.device, graphs: list[object]
+    card: torch.device, graphs: list[object]
 ) -> None:
     del graphs
-    model = small_model(None, device)
+    model = small_model(None, card)
     two = both(model, changed="capture", fused=True, batch_size=2)
     prompt = [[1, 2, 3], [7, 8, 9]]
     for lengths in ([2, 3], [3, 1]):

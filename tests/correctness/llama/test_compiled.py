@@ -23,8 +23,8 @@ from llama_perf.quantize.apply import quantize_model
 from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.figures import equal_up_to_turned_codes
-from tests.correctness.support import tiny_engine as tiny
-from tests.correctness.support.tiny_engine import engine, tokens
+from tests.correctness.support import engines
+from tests.correctness.support.engines import engine, tokens
 
 ROW = RowSpec(model="tiny", device="cpu", compile=True)
 BOTH: dict[str, Any] = {"compile": True, "compile_prefill": True}
@@ -45,18 +45,18 @@ def compiler() -> Iterator[None]:
     ],
 )
 def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
-    quantized, ids = tiny.new_model(), tokens(length=12)
+    quantized, ids = engines.new_model(), tokens(length=12)
     if scheme is not None:
         quantize_model(quantized, scheme, kernels="torchao")
     eager, compiled = (
         engine(quantized, cache_size=32, attention=path, **options)
         for options in ({}, BOTH)
     )
-    ours, theirs = (tiny.logits_after(one, ids, 5, 7) for one in (compiled, eager))
+    ours, theirs = (engines.logits_after(one, ids, 5, 7) for one in (compiled, eager))
     assert not counters["graph_break"]
     if scheme == "int8dq":
         same = equal_up_to_turned_codes(
-            ours, theirs, tiny.logits_after(engine(), ids, 5, 7)
+            ours, theirs, engines.logits_after(engine(), ids, 5, 7)
         )
         # With torch 2.11 it is right on some processors, and the row refused on all.
         row = replace(ROW, quantization=scheme, kernels="torchao")
@@ -65,7 +65,9 @@ def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     if scheme is None:
         # Quantized logits of a tiny random model have ties within rounding.
-        assert torch.equal(tiny.greedy(eager, ids, 16), tiny.greedy(compiled, ids, 16))
+        assert torch.equal(
+            engines.greedy(eager, ids, 16), engines.greedy(compiled, ids, 16)
+        )
 
 
 @pytest.mark.usefixtures("compiler")
@@ -77,7 +79,7 @@ def test_compiled_code_serves_every_position(kind: str | None) -> None:
 
     def check(prompt: int, steps: int) -> None:
         results, expected, exact = (
-            tiny.logits_after(one, ids, prompt, steps)
+            engines.logits_after(one, ids, prompt, steps)
             for one in (compiled, eager, unquantized)
         )
         if kind is None:
@@ -97,8 +99,8 @@ def test_compiled_code_serves_every_position(kind: str | None) -> None:
 def test_one_block_is_compiled_however_many_layers() -> None:
     one = engine(cache_size=32, compile=True)
     for seed, count in ((0, 6), (3, 9)):
-        tiny.greedy(one, tokens(length=12, seed=seed), count)
-    assert len(tiny.model().layers) > 1
+        engines.greedy(one, tokens(length=12, seed=seed), count)
+    assert len(engines.model().layers) > 1
     assert counters["stats"]["unique_graphs"] == 2, "one block and the head"
     assert not counters["graph_break"]
 
@@ -154,7 +156,7 @@ def test_settings_tell_processors_apart_and_are_put_back_also_after_an_error(
 def test_quantizing_leaves_the_compilers_settings_alone(scheme: str) -> None:
     before = config.get_config_copy()
     precision = torch.get_float32_matmul_precision()
-    quantize_model(tiny.new_model(), scheme, kernels="torchao")
+    quantize_model(engines.new_model(), scheme, kernels="torchao")
     assert config.get_config_copy() == before
     assert torch.get_float32_matmul_precision() == precision
 

@@ -8,7 +8,6 @@ import gc
 import itertools
 import weakref
 from functools import partial
-from typing import Any
 from unittest.mock import MagicMock, Mock, call, create_autospec
 
 import pytest
@@ -20,25 +19,23 @@ from llama_perf.llama import decode_step
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import GREEDY, EngineOptions, Sampling
+from llama_perf.llama.options import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
-from tests.correctness.support import device_samples
-from tests.correctness.support.device_samples import PROMPT, device
+from tests.correctness.support.engines import engine, small_model
 from tests.correctness.support.waiting import refusing_to_wait
 
-__all__ = ["device"]  # A fixture.
 SCHEMES = (None, "int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "fp6")
+PROMPT = torch.tensor([[11, 7, 400, 3, 92]])
+# What bfloat16 leaves of logits near 4: half a unit in the last place is 2^-7, and
+# two sums of them in another order differ by a few.
+TIE = {torch.bfloat16: 0.08, torch.float32: 1e-4}
 CAPTURED = itertools.product((*SCHEMES, "sparse-marlin"), ("capture", "fused"))
 
 
 @pytest.fixture
 def model(device: torch.device, graphs: list[object]) -> Transformer:
     del graphs  # Captures work from here on.
-    return device_samples.small_model(device)
-
-
-def engine(model: Transformer, **options: Any) -> Engine:
-    return Engine(model, EngineOptions(**{"cache_size": 256, **options}))
+    return small_model(device)
 
 
 def drawing(one: Engine, temperature: float = 0.0, seed: int = 0) -> Sampling:
@@ -82,7 +79,13 @@ def test_tokens_of_each_mode_are_those_of_an_eager_step(
     with compiler_settings():
         actual = generated(engine(model, **options), count)
     eager = generated(engine(model), count)
-    device_samples.assert_equal_up_to_ties(model, eager, actual)
+    if len(differs := (eager != actual).nonzero()):
+        # The first that differs had a logit as good as the best.
+        place = int(differs[0, 1])
+        logits = model.logits(eager[:, :place])[0, -1]
+        best, chosen = logits[[eager[0, place], actual[0, place]]]
+        gap = (best - chosen).abs().item()
+        assert gap < TIE[model.dtype], f"token {place} differs, {gap} apart"
 
 
 def test_one_capture_serves_other_seeds_and_lengths(

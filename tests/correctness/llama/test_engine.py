@@ -20,8 +20,8 @@ from llama_perf.llama.attention import KVCache
 from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.measure.live_bytes import LiveBytes
-from tests.correctness.support import tiny_engine
-from tests.correctness.support.tiny_engine import SIZE, engine, greedy, model, tokens
+from tests.correctness.support import engines
+from tests.correctness.support.engines import SIZE, engine, greedy, model, tokens
 from tests.correctness.support.weights_samples import TINY
 
 SDPA: dict[str, Any] = {"attention": "sdpa"}
@@ -66,13 +66,13 @@ def test_every_path_and_chunk_gives_the_same_logits(
 ) -> None:
     assert TINY.n_heads > TINY.n_kv_heads, "queries are grouped"
     ids, steps = tokens(batch=2), min(SIZE - prompt, 3)
-    engines = [
+    compared = [
         engine(batch_size=2, kv_cache=kind, prefill_chunk=chunk, **path)
         for path in PATHS
         for chunk in (None, 1000, 128, 50, 254)
     ]
-    after = tiny_engine.logits_after
-    results, *others = (after(one, ids, prompt, steps) for one in engines)
+    after = engines.logits_after
+    results, *others = (after(one, ids, prompt, steps) for one in compared)
     assert calls
     for other in others:
         assert_equal(other, results)

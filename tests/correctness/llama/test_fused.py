@@ -25,17 +25,16 @@ from llama_perf.kernels.triton import launch, launch_fused
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.fused import packed
 from llama_perf.llama.layers import Linear
-from llama_perf.llama.options import GREEDY, EngineOptions
+from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.row_scaled import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.interpreter import device, test_in_the_interpreter
+from tests.correctness.support.engines import engine, greedy, new_model
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
-__all__ = ["device", "test_in_the_interpreter"]
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
 # have all of a layer's parts, since the interpreter takes 50 ms for each.
 SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_dim=48)
@@ -78,10 +77,7 @@ def linear(scheme: str | None, weight: Tensor, device: torch.device) -> nn.Seque
 def both(model: Transformer, *, changed: str = "fused", **fields: Any) -> Pair:
     """The modules' engine and the fused one, or other two, over the same weights."""
     options = {"cache_size": 24, **fields}
-    others = {**options, changed: True}
-    return Engine(model, EngineOptions(**options)), Engine(
-        model, EngineOptions(**others)
-    )
+    return engine(model, **options), engine(model, **options, **{changed: True})
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -101,10 +97,9 @@ def check(
         at = torch.tensor([length]) if lengths is None else lengths[:, None]
         step = token, at.to(prompt.device)
         assert distance(fused.decode(*step), modules.decode(*step)) < limit
-    for caches in zip(modules.caches, fused.caches, strict=True):
-        for expected, actual in zip(
-            *(one.dequantized() for one in caches), strict=True
-        ):
+    for own, other in zip(modules.caches, fused.caches, strict=True):
+        both_caches = zip(own.dequantized(), other.dequantized(), strict=True)
+        for expected, actual in both_caches:
             assert distance(actual, expected) < limit
             # Nothing beyond the positions that were written.
             assert not actual[:, :, length + 1 :].any()
@@ -115,8 +110,8 @@ def limit_of(scheme: str | None, dtype: torch.dtype = torch.float32) -> float:
 
 
 # One of each way through the kernels; every format's sums are those of the kernels that
-# test_triton.py has. That of int8dq is float32, since the modules round to bfloat16, by
-# up to a quarter of a step, what they round to int8 then, and the kernel does not.
+# test_products.py has. That of int8dq is float32: the modules round to bfloat16, by up
+# to a quarter of a step, what they round to int8 then, and the kernel does not.
 @pytest.mark.parametrize(
     ("scheme", "dtype", "shape", "lengths"),
     [
@@ -137,11 +132,11 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     dtype: torch.dtype,
     shape: tuple[int, int],
     lengths: list[int] | None,
-    device: torch.device,
+    card: torch.device,
 ) -> None:
-    pair = both(small_model(scheme, device, dtype), batch_size=shape[0])
-    prompt = torch.arange(math.prod(shape), device=device).view(shape) + 5
-    own = None if lengths is None else torch.tensor(lengths, device=device)
+    pair = both(small_model(scheme, card, dtype), batch_size=shape[0])
+    prompt = torch.arange(math.prod(shape), device=card).view(shape) + 5
+    own = None if lengths is None else torch.tensor(lengths, device=card)
     check(pair, prompt, limit_of(scheme, dtype), own)
     assert pair[1]._fused is not None
     assert not pair[1]._fused._split_counter.any()
@@ -150,16 +145,16 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_codes_of_a_quantized_cache_are_those_of_the_modules(
-    kind: str, dtype: torch.dtype, device: torch.device
+    kind: str, dtype: torch.dtype, card: torch.device
 ) -> None:
-    model = small_model("int8wo", device, dtype)
+    model = small_model("int8wo", card, dtype)
     pair = both(model, batch_size=2, kv_cache=kind)
-    prompt = torch.tensor([[7, 8], [1, 12]], device=device)
+    prompt = torch.tensor([[7, 8], [1, 12]], device=card)
     # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
     # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
     turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
     check(pair, prompt, max(turned, CLOSE[dtype]))
-    (one,), (other,) = (engine.caches for engine in pair)
+    (one,), (other,) = (each.caches for each in pair)
     pairs = ((one.k_cache, other.k_cache), (one.v_cache, other.v_cache))
     same = [(left == right)[:, :, :2].float().mean() for left, right in pairs]
     # The modules round to float16 twice where the kernel does once: half a unit of a
@@ -169,25 +164,25 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
 
 @pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
 def test_splits_of_the_columns_are_joined(
-    scheme: str | None, device: torch.device
+    scheme: str | None, card: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
     columns = 1304
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randn(2, 20, columns, generator=generator) / columns**0.5
-    layers = [linear(scheme, weight, device) for weight in drawn]
-    x = torch.randn(2, columns, generator=generator).to(device)
-    norm_weight = torch.rand(columns, generator=generator).to(device) + 0.5
+    layers = [linear(scheme, weight, card) for weight in drawn]
+    x = torch.randn(2, columns, generator=generator).to(card)
+    norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
     first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
     assert launch_fused.fused_launch(first, 2, weights=2).splits > 1
-    counter = torch.zeros(2, dtype=torch.int32, device=device)
+    counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
     gate, up = (layer(normed) for layer in layers)
     norm = launch_fused.Norm(weight=norm_weight, eps=1e-5)
     for _ in range(2):
         actual = launch_fused.project_gated(x, first, second, counter, norm=norm)
         assert distance(actual, F.silu(gate) * up) < limit_of(scheme)
-    before = torch.randn(2, 20, generator=generator).to(device)
+    before = torch.randn(2, 20, generator=generator).to(card)
     residual = before.clone()
     assert launch_fused.project(x, first, counter, residual=residual) is residual
     assert distance(residual, before + layers[0](x)) < limit_of(scheme)
@@ -196,18 +191,16 @@ def test_splits_of_the_columns_are_joined(
 
 @pytest.mark.parametrize("scheme", [None, "int8wo", "int4wo-32"])
 def test_values_of_a_fused_row_are_checked_and_tokens_are_the_modules(
-    scheme: str | None, device: torch.device
+    scheme: str | None, card: torch.device
 ) -> None:
-    modules, fused = both(small_model(scheme, device))
-    prompt = torch.tensor([[3, 1, 4]], device=device)
-    greedy: Any = {"max_new_tokens": 4, "sampling": GREEDY}
-    expected = modules.generate(prompt, **greedy)
-    assert torch.equal(fused.generate(prompt, **greedy), expected)
+    modules, fused = both(small_model(scheme, card))
+    prompt = torch.tensor([[3, 1, 4]], device=card)
+    assert torch.equal(greedy(fused, prompt, 4), greedy(modules, prompt, 4))
     row = RowSpec(model="small", dtype="float32", fused=True, max_new_tokens=3)
     prepared = PreparedRow(
         row=row, engine=fused, prompt=prompt[:, :2], weights="synthetic", build_s=0.0
     )
-    generator = torch.Generator(device=device).manual_seed(0)
+    generator = torch.Generator(device=card).manual_seed(0)
     check = check_row_values(prepared, warm_up_row(prepared, generator))
     assert (check.against, check.tokens) == (OPERATORS, 3)
     with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
@@ -229,10 +222,10 @@ def test_what_cannot_be_fused_says_why() -> None:
         both(small_model(None, torch.device("cpu")))
 
 
-def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> None:
-    narrow = build_model(tiny_weights(), dtype=torch.float32, device=device)
+def test_weights_and_shapes_without_a_kernel_are_named(card: torch.device) -> None:
+    narrow = new_model(device=card)
     for model, batch, reason in (
-        (small_model("float8dq-row", device), 1, r"fused: output\.weight, Float8"),
+        (small_model("float8dq-row", card), 1, r"fused: output\.weight, Float8"),
         (narrow, 1, "heads are 8 wide; allowed: multiples of 16"),
         (narrow, 9, "a batch of 9 is not allowed"),
     ):
@@ -242,18 +235,17 @@ def test_weights_and_shapes_without_a_kernel_are_named(device: torch.device) -> 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["normed", "plain"])
 def test_a_peak_that_was_left_is_the_one_that_would_be_found(
-    norm: bool, device: torch.device
+    norm: bool, card: torch.device
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
-    generator = torch.Generator().manual_seed(3)
-    drawn = torch.randn(4, 20, 32, generator=generator).to(device)
-    layer = linear("int8dq", drawn[0].T, device)
+    drawn = torch.randn(4, 20, 32).to(card)
+    layer = linear("int8dq", drawn[0].T, card)
     weight = packed(layer.get_parameter("0.weight"), "weight")
     x, residual, norms = drawn[1, :3, :20], drawn[2, :3], drawn[3].abs()
     next_norm_weight, own = norms[0], norms[1, :20]
-    counter = torch.zeros(2, dtype=torch.int32, device=device)
+    counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = launch_fused.Norm(weight=own, eps=1e-5) if norm else None
-    peak = torch.zeros(8, dtype=torch.int32, device=device)
+    peak = torch.zeros(8, dtype=torch.int32, device=card)
     peak[:3] = (x * own if norm else x).abs().amax(1).view(torch.int32)
     written, cleared = torch.zeros_like(peak), torch.full_like(peak, 7)
     peaks = launch_fused.Peaks(
@@ -273,15 +265,15 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 
 
 def test_peaks_are_left_for_all_products_behind_another(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    card: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own.
 
     To the last bit, step after step: none sees what another one left.
     """
-    model = small_model("int8dq", device, torch.float16, n_layers=2)
-    prompt = torch.tensor([[3, 1], [7, 8]], device=device)
-    check(both(small_model("int8dq", device, n_layers=2), batch_size=2), prompt, TURNED)
+    model = small_model("int8dq", card, torch.float16, n_layers=2)
+    prompt = torch.tensor([[3, 1], [7, 8]], device=card)
+    check(both(small_model("int8dq", card, n_layers=2), batch_size=2), prompt, TURNED)
     peaked: list[bool] = []
 
     def spied(*arguments: Any, **more: Any) -> None:
@@ -314,11 +306,11 @@ def test_peaks_are_left_for_all_products_behind_another(
 
 @pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
 def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
-    preferred: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    preferred: bool, card: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
-    weight: Any = linear("int8dq", torch.randn(20, 32), device)[0].weight
-    if device.type == "cpu":
+    weight: Any = linear("int8dq", torch.randn(20, 32), card)[0].weight
+    if card.type == "cpu":
         assert (weight.codes.dtype == torch.int8) == preferred
     actual = packed(weight, "weight")
     assert actual.codes.dtype == torch.int32

@@ -1,6 +1,5 @@
 """The times that autoquant takes, and the file that keeps them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -77,26 +76,15 @@ def test_the_default_file_lies_where_the_user_says(
         monkeypatch.delenv(variable)
 
 
-@pytest.mark.parametrize(
-    ("device", "sizes"),
-    [
-        pytest.param("cpu", (128, 2048), id="cpu"),
-        # On a card a product is a launch where its weight is small; the large one must
-        # take five launches' time in four bits as well.
-        pytest.param("cuda", (1024, 16384), id="cuda", marks=pytest.mark.cuda),
-    ],
-)
 @pytest.mark.usefixtures("one_thread")
-def test_the_clock_tells_large_products_from_small_ones(
-    device: str, sizes: tuple[int, ...]
-) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
+def test_the_clock_tells_large_products_from_small_ones(device: torch.device) -> None:
+    # On a card a product is a launch where its weight is small; the large one must
+    # take five launches' time in four bits as well.
+    sizes = (128, 2048) if device.type == "cpu" else (1024, 16384)
 
     def small_is_faster() -> bool:
         small, large = (
-            timed(product(size, size, tokens=2), device=torch.device(device))
-            for size in sizes
+            timed(product(size, size, tokens=2), device=device) for size in sizes
         )
         # 256 times the work.
         return all(us * 5 < large[name] for name, us in small.items())
@@ -173,13 +161,14 @@ def test_a_product_is_timed_as_the_engine_runs_it(
 def test_the_kernels_of_a_fused_row_take_every_candidate() -> None:
     """Through Triton's own compiler for sm_90."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    launched = json.loads(launches.run("autoquant").splitlines()[-1])
+    launched = launches.in_a_process(launches.timed_by_autoquant)
     for how, weights in (("fused", 1), ("fused gate", 2)):
         assert launched[how].keys() == set(CANDIDATES)
         for of_candidate in launched[how].values():
             # One launch of 16 rows a program, of one weight or of both.
-            ((kernel, (programs, *_)),) = of_candidate
-            assert (kernel, programs) == ("project", weights * 11008 // 16)
+            (launch,) = of_candidate
+            assert launch.kernel == "project"
+            assert launch.grid[0] == weights * 11008 // 16
 
 
 def test_of_a_kernel_of_two_products_each_has_half_the_time(

@@ -1,30 +1,25 @@
-r"""The launches of fused generations, compiled for a card and not run: `compile_only`.
+"""The launches of fused generations, compiled for a card and not run: `compile_only`.
 
-As a program, since Triton takes one target a process:
-
-    python -m tests.correctness.support.launches \
-        MODEL SCHEME CAPABILITY MULTIPROCESSORS TEMPERATURE
-
-prints those of the second of two generations of a model of two layers, as JSON. What
-would be captured is stored and run at every replay. With `autoquant` as its only word
-it prints those that autoquant times for a fused row.
+Triton takes one target a process, so each is compiled in a process of its own.
 """
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).resolve().parents[3]
-Launches = list[dict[str, Any]]
-PROMPT = 5
+from llama_perf.llama.options import Sampling
+from llama_perf.quantize.autoquant import timing
+from llama_perf.rows.schemes import AUTOQUANT
+from llama_perf.rows.spec import RowSpec
+
+Launches = list[Any]
+"""Of `compile_only.Launched`, whose module needs Triton."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,120 +31,81 @@ class Generation:
     outside: Launches
 
 
-def run(*words: object, **environment: str) -> str:
-    """What this program prints for those words, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, *map(str, words)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 @cache
 def generation(
-    model: str,
-    scheme: str = "none",
-    *,
-    capability: int = 90,
-    multiprocessors: int = 132,
-    temperature: float = 0.8,
+    model: str, *, capability: int = 90, multiprocessors: int = 132, **fields: Any
 ) -> Generation:
-    """The second of two of a captured row."""
-    printed = run(model, scheme, capability, multiprocessors, temperature)
-    return Generation(**json.loads(printed.splitlines()[-1]))
+    """The second of two generations of a captured row, whose model has two layers."""
+    row = RowSpec(model=model, fused=True, capture=True, cache_size=256, **fields)
+    made: Generation = in_a_process(_generate, row, capability, multiprocessors)
+    return made
 
 
-class _Operators(TorchDispatchMode):
-    """Notes torch's operators that launch something: no views, no allocations."""
+def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation:
+    from scripts.offline import compile_rows
+    from scripts.studies.compile_only import Launched, compile_only
 
-    def __init__(self, noted: list[Any]) -> None:
-        # torch's own has no types.
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._noted = noted
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        name = func.overloadpacket.__name__
-        returned = [value.alias_info for value in func._schema.returns]
-        view = any(alias is not None and not alias.is_write for alias in returned)
-        if not view and "empty" not in name and name != "detach":
-            self._noted.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def main(
-    model: str, scheme: str, capability: str, multiprocessors: str, temperature: str
-) -> None:
-    """Two generations on the meta device; the second is printed."""
-    from llama_perf.llama.options import Sampling
-    from llama_perf.rows.spec import RowSpec
-    from scripts.offline.compile_rows import (
-        META,
-        Uncaptured,
-        meta_engine,
-        without_graphs,
-    )
-    from scripts.studies.compile_only import compile_only
-
-    card = {"multiprocessors": int(multiprocessors)}
-    launched: list[Any] = compile_only(int(capability), **card)
+    launched = compile_only(capability, multiprocessors=multiprocessors)
     graphs: list[Launches] = []
 
-    class Replayed(Uncaptured):
+    class Operators(TorchDispatchMode):
+        """Notes torch's that launch something: no views, no allocations."""
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            del types
+            name = func.overloadpacket.__name__
+            returned = [value.alias_info for value in func._schema.returns]
+            view = any(alias is not None and not alias.is_write for alias in returned)
+            if not view and "empty" not in name and name != "detach":
+                launched.append(Launched(name, (), dependent=False))
+            return func(*args, **(kwargs or {}))
+
+    class Replayed(compile_rows.Uncaptured):
+        """What would be captured is stored and run at every replay."""
+
         def replay(self) -> None:
             before = len(launched)
             super().replay()
-            graphs.append([_as_dict(launch) for launch in launched[before:]])
+            graphs.append(launched[before:])
             del launched[before:]
 
-    without_graphs(Replayed)
-    quantization = None if scheme == "none" else scheme
-    row = RowSpec(model=model, quantization=quantization, fused=True, capture=True)
-    engine = meta_engine(row, cache_size=256)
-    sampling = Sampling(temperature=float(temperature))
-    prompt = torch.zeros((1, PROMPT), dtype=torch.int64, device=META)
-    with _Operators(launched):
+    compile_rows.without_graphs(Replayed)
+    engine = compile_rows.meta_engine(row)
+    prompt = torch.zeros((1, 5), dtype=torch.int64, device=compile_rows.META)
+    sampling = Sampling(temperature=row.temperature)
+    with Operators():  # type: ignore[no-untyped-call]  # torch's has no types
         for _ in range(2):
             launched.clear()
             graphs.clear()
             # The last operator, which joins the result, comes when all is done.
             list(engine.stream(prompt, max_new_tokens=2, sampling=sampling))
-    first, then = graphs
-    outside = [_as_dict(launch) for launch in launched]
-    print(json.dumps(asdict(Generation(first=first, step=then, outside=outside))))
+    first, step = graphs
+    return Generation(first=first, step=step, outside=launched)
 
 
-def timed_by_autoquant() -> None:
-    """By how a layer of Llama-2-7B is timed: each candidate's kernels and grids."""
-    from llama_perf.quantize.autoquant import timing
-    from llama_perf.rows.schemes import AUTOQUANT
+def timed_by_autoquant() -> dict[str, dict[str, Launches]]:
+    """By how a layer of Llama-2-7B is timed: what each candidate launches.
+
+    Compiles for sm_90 from then on: for `in_a_process`.
+    """
     from scripts.studies.compile_only import compile_only
 
     launched = compile_only(90)
     layer: Any = {"rows": 11008, "columns": 4096, "dtype": torch.bfloat16}
-    timed: dict[str, dict[str, list[object]]] = {"fused": {}, "fused gate": {}}
+    timed: dict[str, dict[str, Launches]] = {"fused": {}, "fused gate": {}}
     hows: tuple[timing.How, ...] = ("fused", "fused gate")
     for how in hows:
         gate = timing.Product(tokens=1, how=how, **layer)
         for name in AUTOQUANT["autoquant-int4"]:
             launched.clear()
             timing.launch_once(gate, name)
-            timed[how][name] = [(launch.kernel, launch.grid) for launch in launched]
-    print(json.dumps(timed))
-
-
-def _as_dict(launch: Any) -> dict[str, Any]:
-    return {"kernel": launch} if isinstance(launch, str) else asdict(launch)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["autoquant"]:
-        timed_by_autoquant()
-    else:
-        main(*sys.argv[1:])
+            timed[how][name] = launched.copy()
+    return timed

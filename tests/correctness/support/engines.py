@@ -1,5 +1,10 @@
-"""Engines over one tiny model on the CPU, and what they compute."""
+"""Small models on the CPU or on a card, engines over them, and what they compute.
 
+On a card the activations are bfloat16. On the CPU, whose bfloat16 products are slow,
+they are float32.
+"""
+
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -7,23 +12,44 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, EngineOptions
 from llama_perf.llama.transformer import Transformer
-from tests.correctness.support.weights_samples import TINY, tiny_weights
+from tests.correctness.support.weights_samples import TINY
 
+CPU = torch.device("cpu")
 SIZE = 258
 """Positions up to the cache's last one: lengths 1, 2, 255, 256, 257 and 258."""
+# Widths that every scheme's kernels take.
+SMALL = replace(TINY, dim=256, intermediate_size=512, vocab_size=512, head_dim=64)
+# torchao's int4 for CUDA pads a weight's columns to a multiple of 1024.
+WIDE = replace(SMALL, dim=1024, n_heads=16, intermediate_size=1024)
+MODELS = {"small": SMALL, "wide": WIDE}
 
 
-def new_model() -> Transformer:
-    """One to be quantized."""
-    return build_model(tiny_weights(), dtype=torch.float32, device=torch.device("cpu"))
+def dtype_on(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def new_model(
+    config: ModelConfig = TINY,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> Transformer:
+    """One that a test may change."""
+    reader = SyntheticWeights(config, dtype=dtype, device=device)
+    return build_model(reader, dtype=dtype, device=device)
+
+
+def small_model(device: torch.device, model: str = "small") -> Transformer:
+    return new_model(MODELS[model], dtype_on(device), device)
 
 
 @cache
 def model() -> Transformer:
-    """One for all tests, which leave it as it is."""
+    """A tiny one for all tests, which leave it as it is."""
     return new_model()
 
 
