@@ -7,7 +7,6 @@ it. Knows results and verdicts as they are stored; measures and judges nothing.
 
 import pkgutil
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -40,21 +39,13 @@ def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
 report_format("json", ".json")(to_json)
 
 
-@cache
-def _load_formats() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
-
-
 def names() -> list[str]:
     """The names of all formats."""
-    _load_formats()
     return sorted(_BY_NAME)
 
 
 def suffixes() -> list[str]:
     """The suffixes of files that a report can be written to."""
-    _load_formats()
     return sorted(_BY_SUFFIX)
 
 
@@ -77,3 +68,8 @@ def write(report: Report, path: Path) -> None:
     """Write the report to `path`, in the format of its suffix; raises SpecError."""
     check_path(path)
     write_atomically(path, _BY_SUFFIX[path.suffix](report))
+
+
+# Each module registers its formats.
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -156,8 +156,9 @@ class RowSpec:
         for name, form in _TOKENS.items():
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
-                kind = self.kv_cache if name == "kv_cache_quantization" else value
-                tokens.append(form.format(_token(kind)))
+                if name == "kv_cache_quantization":
+                    value = self.kv_cache
+                tokens.append(form.format("all" if value is None else value))
         return ".".join(tokens)
 
     @property
@@ -209,12 +210,6 @@ def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> 
         raise SpecError(field, value, f"allowed: {', '.join(map(str, allowed))}")
 
 
-def _token(value: float | str | None) -> str:
-    if value is None:
-        return "all"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _TOKENS = {
     "capture": "capture",
@@ -232,5 +227,5 @@ _TOKENS = {
     "max_new_tokens": "new-{}",
     "num_samples": "samples-{}",
     "top_k": "topk-{}",
-    "temperature": "temp-{}",
+    "temperature": "temp-{:g}",
 }

@@ -70,20 +70,15 @@ def test_a_baseline_reads_well_in_a_diff(stored: Path) -> None:
     assert max(map(len, lines)) < 100
 
 
-MISSING = object()
 SEVERAL = [measured(tok_s=rate) for rate in (100.0, 104.0, 102.0)]
 
 
 def change(path: Path, dotted: str, value: object) -> None:
-    """Set a field of a stored baseline, or delete it where the value is MISSING."""
     document: Any = json.loads(path.read_text(encoding="utf-8"))
     *parents, last = (
         int(part) if part.isdigit() else part for part in dotted.split(".")
     )
-    record = reduce(getitem, parents, document)
-    record[last] = value
-    if value is MISSING:
-        del record[last]
+    reduce(getitem, parents, document)[last] = value
     # Beyond any float, which Python does not write.
     text = json.dumps(document).replace('"1e999"', "1e999")
     path.write_text(text, encoding="utf-8")
@@ -93,8 +88,6 @@ def change(path: Path, dotted: str, value: object) -> None:
     ("field", "value", "message"),
     [
         ("surprise", 1, "surprise: unknown field"),
-        ("rows.0.measurement.tok/s", 1.0, "rows.0.measurement.tok/s: unknown field"),
-        ("rows.0.measurement.tok_s", MISSING, "measurement.tok_s: the field is missi"),
         ("rows.0.measurement.tok_s", "fast", "rows.0.measurement.tok_s: "),
         *(
             ("rows.0.measurement.tok_s", number, "rows.0.measurement.tok_s: ")
@@ -104,7 +97,6 @@ def change(path: Path, dotted: str, value: object) -> None:
         ("rows.0.measurement.tok_s", 0.0, "tok_s: 0.0 is not allowed"),
         ("rows.0.measurement.peak_memory_bytes", 1.5, "peak_memory_bytes: "),
         ("rows.0.measurement.peak_memory_bytes", -1, "peak_memory_bytes: -1 is not"),
-        ("rows.0.measurement.sample_ns", [1, "2"], "sample_ns.1: "),
         ("rows.0.row.quantization", "int5wo", "quantization: 'int5wo' is not allowed"),
         ("environment.torch", 2.13, "environment.torch: "),
         ("schema_version", 3, "schema_version: "),
@@ -150,12 +142,6 @@ def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
     merged = record(stored.parents[1], measured(OTHER))
     assert merged.schema_version == 2
     assert merged.rows[1].measurement == old.rows[0].measurement
-
-
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path / "none.json")
-    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    refusal(tmp_path / "bytes.json")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

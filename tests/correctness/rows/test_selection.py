@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError
 from llama_perf.measure.prepare import predict_row
 from llama_perf.results import baselines
 from llama_perf.rows import selection
@@ -186,7 +186,6 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
         ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
         ("", "it has no rows"),
-        (None, "cannot be read: No such file"),
         (b"\xff\xfe\x00", "it is not UTF-8 text"),
         ("[[row]\n", "not TOML"),
         ('row = ["7B"]', "row 1"),
@@ -196,11 +195,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_typo_in_a_file_is_named(
-    tmp_path: Path, text: str | bytes | None, message: str
+    tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = tmp_path / "mine.toml"
-    if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RecordError) as caught:
         selection.load_file(path)
     assert message in str(caught.value), str(caught.value)
@@ -208,11 +206,6 @@ def test_a_typo_in_a_file_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_selection() -> None:
-    listed = load_set("cpu")
-    some = selection.select(listed, ["*int8wo*", "*int8dq*"])
+def test_rows_that_any_glob_matches_are_selected() -> None:
+    some = selection.select(load_set("cpu"), ["*int8wo*", "*int8dq*"])
     assert {row.quantization for row in some} == {"int8wo", "int8dq"}
-    with pytest.raises(SpecError, match=r"row: '\*int9\*' .* no id matches"):
-        selection.select(listed, ["*int9*"])
-    with pytest.raises(SpecError, match=r"set: 'gpu' .* allowed: .*cpu.*reference"):
-        load_set("gpu")
