@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama_perf.checkpoints.reader import layer_shapes
+from llama_perf.checkpoints.reader import SyntheticWeights, layer_shapes
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY, all_weights, tiny_weights
 
@@ -28,13 +28,16 @@ def test_every_tensor_of_the_model_and_each_another() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_same_values_in_any_order(dtype: torch.dtype) -> None:
-    first, second = tiny_weights(dtype=dtype), tiny_weights(dtype=dtype)
-    backwards = {index: second.layer(index) for index in (1, 0)}
-    for index in range(2):
-        for name, tensor in first.layer(index).items():
-            assert tensor.dtype == dtype
-            assert torch.equal(tensor, backwards[index][name])
+def test_same_values_in_any_order(dtype: torch.dtype, device: torch.device) -> None:
+    readers = (SyntheticWeights(TINY, dtype=dtype, device=device) for _ in range(2))
+    first, second = readers
+    backwards = [second.final(), second.layer(1), second.layer(0)]
+    for forwards in (first.layer(0), first.layer(1), first.final()):
+        again = backwards.pop()
+        for name, tensor in forwards.items():
+            assert (tensor.dtype, tensor.device.type) == (dtype, device.type)
+            assert torch.equal(tensor, again[name])
+    assert torch.equal(first.embedding(), second.embedding())
 
 
 def test_standard_deviations() -> None:

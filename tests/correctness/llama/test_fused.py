@@ -32,7 +32,7 @@ from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.row_scaled import Int8DynamicWeight
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.engines import engine, greedy, new_model
+from tests.correctness.support.engines import distance, engine, greedy, new_model
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
 # Rows that fill no block of sixteen, columns that fill no step; as few programs as
@@ -78,11 +78,6 @@ def both(model: Transformer, *, changed: str = "fused", **fields: Any) -> Pair:
     """The modules' engine and the fused one, or other two, over the same weights."""
     options = {"cache_size": 24, **fields}
     return engine(model, **options), engine(model, **options, **{changed: True})
-
-
-def distance(actual: Tensor, expected: Tensor) -> float:
-    expected = expected.float()
-    return float((actual.float() - expected).norm() / expected.norm())
 
 
 def check(

@@ -75,3 +75,9 @@ def logits_after(one: Engine, ids: Tensor, prompt: int, steps: int) -> Tensor:
             at = torch.tensor([position], device=ids.device)
             logits.append(one.decode(token, at))
     return torch.stack(logits, dim=1)
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Relative: of the norm of what differs to that of `expected`."""
+    expected = expected.float()
+    return float((actual.float() - expected).norm() / expected.norm())
