@@ -37,14 +37,10 @@ _BUFFERS = re.compile(
 
 def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     """The names and shapes of one block's weights, in the model's order."""
-    dim, hidden = config.dim, config.intermediate_size
-    yield "attention.wqkv.weight", (config.qkv_size, dim)
-    yield "attention.wo.weight", (dim, config.n_heads * config.head_dim)
-    yield "feed_forward.w1.weight", (hidden, dim)
-    yield "feed_forward.w3.weight", (hidden, dim)
-    yield "feed_forward.w2.weight", (dim, hidden)
-    yield "attention_norm.weight", (dim,)
-    yield "ffn_norm.weight", (dim,)
+    for name, shape in config.linears.items():
+        yield f"{name}.weight", shape
+    yield "attention_norm.weight", (config.dim,)
+    yield "ffn_norm.weight", (config.dim,)
 
 
 class WeightsReader:

@@ -79,6 +79,18 @@ class ModelConfig:
         """Rows of the fused query, key and value projection."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(N, K) of each linear of a block, by its name, in the model's order."""
+        dim, hidden = self.dim, self.intermediate_size
+        return {
+            "attention.wqkv": (self.qkv_size, dim),
+            "attention.wo": (dim, self.n_heads * self.head_dim),
+            "feed_forward.w1": (hidden, dim),
+            "feed_forward.w3": (hidden, dim),
+            "feed_forward.w2": (dim, hidden),
+        }
+
 
 def _config(*sizes: int, **rest: Any) -> ModelConfig:
     names = ("dim", "n_layers", "n_heads", "n_kv_heads", "intermediate_size")

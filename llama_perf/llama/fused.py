@@ -32,13 +32,6 @@ from llama_perf.rows.spec import FUSED_TOKENS
 _CUDA = torch.device("cuda")
 # Rows of the peaks that gate and up clear; see `FusedStep`.
 _FOLLOWING, _ATTENDED = 2, 3
-_LINEARS = (
-    "attention.wqkv",
-    "attention.wo",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-)
 
 
 class FusedStep:
@@ -49,14 +42,15 @@ class FusedStep:
     """
 
     def __init__(self, model: Transformer, *, batch_size: int = 1) -> None:
+        config = model.config
         # On the meta device `compile_only` compiles the launches and runs none.
         if model.device.type == "cpu" and not INTERPRETED:
             raise NotRunnable(f"fused: it needs a CUDA device, not {model.device.type}")
         if batch_size > FUSED_TOKENS:
             batch = f"a batch of {batch_size} is not allowed"
             raise NotRunnable(f"fused: {batch}; allowed: at most {FUSED_TOKENS}")
-        if model.config.head_dim % LANES:
-            heads = f"heads are {model.config.head_dim} wide"
+        if config.head_dim % LANES:
+            heads = f"heads are {config.head_dim} wide"
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight")
@@ -67,7 +61,7 @@ class FusedStep:
         for index in reversed(range(len(model.layers))):
             block = model.layers[index]
             assert isinstance(block, TransformerBlock)
-            names = [f"layers.{index}.{linear}.weight" for linear in _LINEARS]
+            names = [f"layers.{index}.{linear}.weight" for linear in config.linears]
             weights = [packed(model.get_parameter(name), name) for name in names]
             wqkv, _, gate, up, _ = weights
             if gate.layout != up.layout:
@@ -76,8 +70,7 @@ class FusedStep:
             self._layers[block] = weights, norm_weight
             norm_weight = block.attention_norm.weight if wqkv.dynamic else None
         self._first_norm_weight = norm_weight
-        rows = max(self._output.rows, model.config.intermediate_size)
-        rows = max(rows, model.config.qkv_size, model.config.dim)
+        rows = max(self._output.rows, *(rows for rows, _ in config.linears.values()))
         # The largest activation of each token, as `project` writes it: the inputs of
         # gate and up, of down, of the product after a block or the embedding, and of
         # the attention's output.

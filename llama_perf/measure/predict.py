@@ -10,11 +10,11 @@ from functools import cache
 
 import torch
 
-from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.llama.config import ModelConfig
 from llama_perf.measure.working_bytes import cache_and_working_bytes
+from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
@@ -80,11 +80,7 @@ def model_bytes(
     Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
     `predict`.
     """
-    linears = {
-        f"layers.0.{name.removesuffix('.weight')}": shape
-        for name, shape in layer_shapes(config)
-        if len(shape) == 2
-    }
+    linears = {f"layers.0.{name}": shape for name, shape in config.linears.items()}
     output = (config.vocab_size, config.dim)
     parsed = None if scheme is None else Scheme.parse(scheme)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
@@ -107,12 +103,7 @@ def model_bytes(
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if name not in AUTOQUANT:
             return _strip_bytes(name, columns) * -(-rows // LANES)
-        return min(
-            linear_bytes(tried, shape)
-            for tried in AUTOQUANT[name]
-            if tried == UNQUANTIZED
-            or columns % (Scheme.parse(tried).group_size or 1) == 0
-        )
+        return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
     norm = config.dim * dtype.itemsize
     layer = sum(linear_bytes(scheme, shape) for shape in linears.values())

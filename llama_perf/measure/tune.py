@@ -59,14 +59,9 @@ def products(rows: Sequence[RowSpec]) -> list[Product]:
         schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        dim, hidden = config.dim, config.intermediate_size
-        shapes = (
-            (config.qkv_size, dim, 1),
-            (dim, config.n_heads * config.head_dim, 1),
-            (hidden, dim, 2),
-            (dim, hidden, 1),
-            (config.vocab_size, dim, 1),
-        )
+        qkv, output, gate, _, down = config.linears.values()
+        head = (config.vocab_size, config.dim)
+        shapes = ((*qkv, 1), (*output, 1), (*gate, 2), (*down, 1), (*head, 1))
         fused += (
             Product(None if scheme == UNQUANTIZED else scheme, dtype, tokens, *shape)
             for scheme, tokens in combinations(schemes, sorted(counts))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from llama_perf.checkpoints.reader import layer_shapes
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.measure.predict import RowBytes, model_bytes
 from llama_perf.measure.prepare import predict_row
@@ -105,8 +104,8 @@ def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
         assert scheme.bits is not None, f"{name} has no bits"
         assert scheme.group_size is not None, f"{name} has no groups"
         bits, group_size = 32 - scheme.bits, scheme.group_size
-    layer = (math.prod(shape) for _, shape in layer_shapes(config) if len(shape) == 2)
-    weights = config.n_layers * sum(layer) + config.vocab_size * config.dim
+    layer = sum(map(math.prod, config.linears.values()))
+    weights = config.n_layers * layer + config.vocab_size * config.dim
     return weights // group_size * bits // 8
 
 

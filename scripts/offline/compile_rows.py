@@ -99,7 +99,7 @@ def compile_row(row: RowSpec) -> None:
     if row.quantization in AUTOQUANT:
         # It times its candidates, and may be any one of them.
         for product in products(row, preset(row.model)):
-            for name in candidates(row, product.columns):
+            for name in candidates(row.quantization, product.columns):
                 launch_once(product, name)
         for scheme in AUTOQUANT[row.quantization]:
             chosen = None if scheme == UNQUANTIZED else scheme

@@ -58,7 +58,8 @@ def choose(
     totals_ms: dict[tuple[int, int], dict[str, float]] = {}
     timed: set[tuple[int, int]] = set()
     for product, count in products(row, config).items():
-        shape, names = (product.rows, product.columns), candidates(row, product.columns)
+        shape = (product.rows, product.columns)
+        names = candidates(str(row.quantization), product.columns)
         keys = {name: time_key(name, product) for name in names}
         if missing := [name for name in names if keys[name] not in known]:
             timed.add(shape)
@@ -95,11 +96,11 @@ def choose(
     return tuple(sorted(choices, key=lambda choice: -choice.total_ms[UNQUANTIZED]))
 
 
-def candidates(row: RowSpec, columns: int) -> list[str]:
-    """What an autoquant row may choose for a weight of so many columns."""
+def candidates(autoquant: str, columns: int) -> list[str]:
+    """What a scheme of AUTOQUANT may choose for a weight of so many columns."""
     return [
         name
-        for name in AUTOQUANT[str(row.quantization)]
+        for name in AUTOQUANT[autoquant]
         if name == UNQUANTIZED or columns % (Scheme.parse(name).group_size or 1) == 0
     ]
 
@@ -111,8 +112,6 @@ def products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
     each sequence only.
     """
     dim, hidden = config.dim, config.intermediate_size
-    linears = [(config.qkv_size, dim), (dim, config.n_heads * config.head_dim)]
-    linears += [(hidden, dim), (hidden, dim), (dim, hidden)]
     # Gate and up, unless another linear has their shape too.
     is_shared = hidden in {config.qkv_size, config.vocab_size, dim}
     gate = None if is_shared else (hidden, dim)
@@ -135,7 +134,7 @@ def products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
     passes[1] += row.max_new_tokens - 1
     counts = Counter[Product]()
     for length, times in passes.items():
-        for shape in linears:
+        for shape in config.linears.values():
             counts[product(length, *shape)] += times * config.n_layers
     counts[product(1, config.vocab_size, dim)] += row.max_new_tokens
     return +counts
