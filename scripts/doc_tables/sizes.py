@@ -44,7 +44,8 @@ CACHE_CEILINGS_GB = {
 }
 
 
-def _published() -> list[dict[str, str]]:
+def published() -> list[dict[str, str]]:
+    """The lines of the published table."""
     with PUBLISHED.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -74,7 +75,7 @@ class Size(NamedTuple):
 def sizes() -> list[Size]:
     """Every size of the published table whose scheme is built natively."""
     published_gb = {}
-    for line in _published():
+    for line in published():
         model, scheme = line["model"], line["quantization"] or None
         native = scheme is None or "native" in Scheme.parse(scheme).kernels
         if model in MODELS and scheme not in AUTOQUANT and native:
@@ -147,7 +148,7 @@ def peaks() -> list[Peak]:
     rows = selection.load_set("reference")
     return [
         Peak(row, float(line["peak_mem_gb"]), _ceiling_gb(row), predict_row(row))
-        for row, line in zip(rows, _published(), strict=True)
+        for row, line in zip(rows, published(), strict=True)
     ]
 
 

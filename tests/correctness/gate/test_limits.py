@@ -70,10 +70,11 @@ def test_a_file_of_rows_sets_them_for_all_and_for_one(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     first, second = selection.load_file(path)
-    assert first.limits == {"tok_s": 0.5, "calls": 0.2}
-    assert second.limits == {"tok_s": 0.5, "calls": 0.1}
+    both = RowSpec(model="tiny", limits=Limits({"tok_s": 0.5, "calls": 0.2}))
+    own = Limits({"tok_s": 0.5, "calls": 0.1})
+    assert (first, second) == (both, replace(both, quantization="fp6", limits=own))
     assert from_json(RowSpec, to_json(second), source="row") == second
-    assert {second: 1}[replace(second, limits=Limits(second.limits))] == 1
+    assert {second: 1}[replace(second, limits=Limits(own))] == 1
 
 
 LIMITS = "[tool.llama-perf.limits]\n"

@@ -37,6 +37,7 @@ from tests.correctness.support.record_samples import (
     baseline_of_processes,
     compare,
     measured,
+    stored_in,
 )
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
@@ -281,18 +282,11 @@ def test_each_problem_is_listed(
         assert lines[0].endswith(message)
 
 
-def write(folder: Path, baseline: Baseline) -> Path:
-    path = baselines.path_of(folder, "cpu-some-2c")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json(baseline), encoding="utf-8")
-    return path
-
-
 def test_diff_with_a_file_and_with_an_unknown_revision(
     tmp_path: Path, cli: CommandLine
 ) -> None:
-    old = write(tmp_path / "old", REVIEWED)
-    write(tmp_path / "new", REVIEWED)
+    old = stored_in(tmp_path / "old", REVIEWED)
+    stored_in(tmp_path / "new", REVIEWED)
     diff = ["baseline", "diff", "--baselines", str(tmp_path / "new")]
     assert cli(*diff, str(old))[0] == "cpu-some-2c:\n  the same\n"
     message = cli.refusal(*diff, "no-such-branch")
@@ -301,7 +295,7 @@ def test_diff_with_a_file_and_with_an_unknown_revision(
 
 def test_diff_reads_the_revision_of_a_checkout(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
-    path = write(tmp_path / "baselines", REVIEWED)
+    path = stored_in(tmp_path / "baselines", REVIEWED)
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "one")
     commit = resolve("HEAD", root=tmp_path)
@@ -313,7 +307,7 @@ def test_check_fails_for_what_is_damaged_and_what_is_stale(
     tmp_path: Path, cli: CommandLine
 ) -> None:
     check = ["baseline", "check", "--baselines", str(tmp_path)]
-    write(tmp_path, REVIEWED)
+    stored_in(tmp_path, REVIEWED)
     damaged = baselines.path_of(tmp_path, "damaged")
     damaged.parent.mkdir()
     damaged.write_text("{", encoding="utf-8")
@@ -322,6 +316,6 @@ def test_check_fails_for_what_is_damaged_and_what_is_stale(
     assert f"damaged: 1 problems\n  {damaged}: Invalid JSON" in out
     # A sound one, and the one that comes along.
     damaged.unlink()
-    write(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))
+    stored_in(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))
     assert cli(*check)[0] == "cpu-some-2c: sound\n"
     cli("baseline", "check", "--device", baselines.REFERENCE_KEY)

@@ -23,6 +23,7 @@ from tests.correctness.support.record_samples import (
     OTHER,
     baseline_of,
     measured,
+    stored_in,
     unmeasured,
 )
 
@@ -40,10 +41,7 @@ def record(
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    path = baselines.path_of(tmp_path, ENVIRONMENT.device_key)
-    path.parent.mkdir()
-    path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
-    return path
+    return stored_in(tmp_path, baseline_of(measured()))
 
 
 def refusal(path: Path) -> str:

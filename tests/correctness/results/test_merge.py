@@ -28,8 +28,7 @@ ROWS = [replace(CPU_ROW, max_new_tokens=count) for count in range(1, 8)]
 
 
 def write(path: Path, *results: RowResult, **changes: Any) -> Path:
-    report = report_of(*results, **({"selected": len(results)} | changes))
-    path.write_text(to_json(report), encoding="utf-8")
+    path.write_text(to_json(report_of(*results, **changes)), encoding="utf-8")
     return path
 
 

@@ -1,5 +1,3 @@
-import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import PUBLISHED
-
-
-def published() -> list[dict[str, str]]:
-    with PUBLISHED.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+from scripts.doc_tables.sizes import published
 
 
 def peak_gb(row: RowSpec) -> float:
@@ -160,17 +153,6 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
         assert any(row.ragged for row in of_scheme) == (name == "batch")
     assert {row.quantization or "none" for row in listed} == schemes_of_the_table()
     assert all(row.device == "cuda" for row in listed)
-
-
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text(
-        '[defaults]\nmodel = "stories15M"\ndevice = "cpu"\n'
-        '[[row]]\n[[row]]\nquantization = "int8wo"\nkernels = "torchao"\n'
-    )
-    row = RowSpec(model="stories15M", device="cpu")
-    int8 = replace(row, quantization="int8wo", kernels="torchao")
-    assert selection.load_file(path) == [row, int8]
 
 
 @pytest.mark.parametrize(

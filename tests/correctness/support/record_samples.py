@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llama_perf.gate import verdict
 from llama_perf.gate.speed_baseline import SpeedBaseline
+from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import to_json
 
 GB = 10**9
 CPU_ROW = RowSpec(model="tiny", dtype="float32", device="cpu")
@@ -82,8 +85,8 @@ def unmeasured(status: Status, reason: str, row: RowSpec = CPU_ROW) -> RowResult
 
 
 def report_of(*results: RowResult, **changes: Any) -> Report:
-    changes = {"environment": ENVIRONMENT} | changes
-    return Report(started=RECORDED, results=results, **changes)
+    usual: dict[str, Any] = {"environment": ENVIRONMENT, "selected": len(results)}
+    return Report(started=RECORDED, results=results, **(usual | changes))
 
 
 def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
@@ -119,6 +122,14 @@ def baseline_of_processes(
         processes = (replace(MEASUREMENT, **changed) for changed in changes)
         rows.append(baseline_row(row, *processes))
     return Baseline(recorded=RECORDED, environment=environment, rows=tuple(rows))
+
+
+def stored_in(folder: Path, baseline: Baseline) -> Path:
+    """The file of the baseline in a folder of baselines."""
+    path = baselines.path_of(folder, baseline.environment.device_key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_json(baseline), encoding="utf-8")
+    return path
 
 
 def compare(
