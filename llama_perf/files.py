@@ -53,14 +53,12 @@ def _try_to_write(field: str, path: Path, folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` at once: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+    prefix = f".{path.name}."
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+        made = Path(folder) / path.name
+        with made.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        made.chmod(0o644)
+        made.replace(path)

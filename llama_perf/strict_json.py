@@ -6,7 +6,7 @@ that names the file and the dotted field. Knows no record in particular.
 
 import json
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -35,30 +35,27 @@ def to_json(document: Any) -> str:
     A field that is None by default is left out if it is None; a list of numbers is on
     one line. A number that is not finite is a bug of ours: ValueError.
     """
-    text = json.dumps(_sparse(document), indent=2, allow_nan=False)
+    text = json.dumps(document, default=_sparse, indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n"
 
 
 def to_line(document: Any) -> str:
     """The same document on one line."""
-    return json.dumps(_sparse(document), allow_nan=False)
+    return json.dumps(document, default=_sparse, allow_nan=False)
 
 
 _NUMBERS = re.compile(r"\[\s+(?:-?[\d.eE+-]+,?\s+)+\]")
 
 
 def _sparse(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            one.name: _sparse(getattr(value, one.name))
-            for one in fields(value)
-            if one.default is not None or getattr(value, one.name) is not None
-        }
-    if isinstance(value, list | tuple):
-        return [_sparse(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _sparse(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
+    """What JSON has no form for, as what it has one for."""
+    if isinstance(value, Enum):
+        return value.value
+    return {
+        one.name: getattr(value, one.name)
+        for one in fields(value)
+        if one.default is not None or getattr(value, one.name) is not None
+    }
 
 
 @cache
