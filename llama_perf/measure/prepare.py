@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model, open_model, parse_dtype
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
@@ -223,12 +223,12 @@ def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> 
 def _row_text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
     """Ids of a text as long as the row's prompt or its filling; drawn without one."""
     length = max(row.prompt_length, row.fill)
-    tokenizer_path = None if path is None else find_tokenizer(path)
-    if tokenizer_path is None:
+    vocab_size = reader.config.vocab_size
+    tokenizer = None if path is None else tokenizer_of(path, vocab_size)
+    if tokenizer is None:
         seeded = torch.Generator().manual_seed(0)
-        drawn = torch.randint(reader.config.vocab_size, (length,), generator=seeded)
+        drawn = torch.randint(vocab_size, (length,), generator=seeded)
         return drawn.tolist()
-    tokenizer = load_tokenizer(tokenizer_path, vocab_size=reader.config.vocab_size)
     ids = tokenizer.encode(PROMPT)
     rest = tokenizer.encode(PROMPT, bos=False)
     return ids + rest * (length // len(rest))

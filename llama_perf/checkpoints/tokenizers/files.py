@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gguf import GGUFValueType, GGUFWriter, TokenType
+from gguf.vocab import bytes_to_unicode
 
 from llama_perf.checkpoints.gguf_reader import read_container
 from llama_perf.checkpoints.tokenizers.tokenizer import (
@@ -60,8 +61,14 @@ def find_tokenizer(path: Path) -> Path | None:
     return ggufs[0] if len(ggufs) == 1 and _has_tokenizer(ggufs[0]) else None
 
 
+def tokenizer_of(checkpoint: Path, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, None if it brings none; raises TokenizerError."""
+    path = find_tokenizer(checkpoint)
+    return None if path is None else load_tokenizer(path, vocab_size=vocab_size)
+
+
 def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer's file, or the one in a folder, for a model of `vocab_size`.
+    """Read a tokenizer's file for a model of `vocab_size`.
 
     What the file holds decides: its first bytes tell the three formats apart. Models
     pad their vocabulary to a multiple of up to 1024 (Megatron-LM's 128 rows for each of
@@ -69,14 +76,6 @@ def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
     tokenizers are thousands apart: so `vocab_size` may exceed the tokenizer's by less
     than _MAX_PADDING, and never fall short of it. Raises TokenizerError.
     """
-    if path.is_dir():
-        tokenizer_path = find_tokenizer(path)
-        if tokenizer_path is None:
-            raise TokenizerError(
-                f"{path}: no tokenizer; allowed: a folder with {' or '.join(_NAMES)},"
-                " or with one .gguf that holds a tokenizer"
-            )
-        path = tokenizer_path
     tokenizer = _read(path)
     if vocab_size is not None:
         min_size = max(0, vocab_size - _MAX_PADDING + 1)
@@ -120,10 +119,19 @@ def copy_tokenizer(path: Path, folder: Path) -> None:
     """
     with path.open("rb") as file:
         is_gguf = file.read(4) == b"GGUF"
-    if is_gguf:
-        _copy_fields(path, folder / "tokenizer.gguf")
-    else:
+    if not is_gguf:
         shutil.copyfile(path, folder / _NAMES[0])
+        return
+    stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
+    writer = GGUFWriter(folder / "tokenizer.gguf", "llama")
+    for name, (value, types) in stored.items():
+        # An empty list has no form there, and says as little as none.
+        if value != []:
+            inner = types[-1] if types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, types[0], sub_type=inner)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
 
 
 def _read_tiktoken(path: Path) -> Tokenizer:
@@ -175,12 +183,8 @@ _PATTERNS = {
     "smollm": _SMOLLM_PATTERN,
     **dict.fromkeys(_LLAMA3, LLAMA3_PATTERN),
 }
-# GPT-2's writing of bytes: printable Latin-1 as itself, the rest from U+0100.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
-    chr(0x100 + index): byte for index, byte in enumerate(_OTHERS)
-}
+# GPT-2's writing of bytes.
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 _FIELD = "tokenizer.ggml."
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -303,20 +307,3 @@ def _check_merges(
     for token, id in ranks.items():
         if reach_all and len(token) > 1 and id not in made:
             raise SpecError("tokens", token, "allowed: tokens that a merge makes")
-
-
-def _copy_fields(path: Path, target: Path) -> None:
-    """Write a GGUF file with only the fields `tokenizer.*`, without weights.
-
-    Raises TokenizerError for a damaged `path`, OSError where `target` fails.
-    """
-    stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
-    writer = GGUFWriter(target, "llama")
-    for name, (value, types) in stored.items():
-        # An empty list has no form there, and says as little as none.
-        if value != []:
-            inner = types[-1] if types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, types[0], sub_type=inner)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()

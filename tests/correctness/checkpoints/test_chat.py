@@ -108,7 +108,9 @@ def test_what_a_user_types_is_never_special(tmp_path: Path) -> None:
 
 def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
     types = [TokenType.NORMAL] * SIZE + [TokenType.CONTROL] * 2
-    tokenizer = load_tokenizer(samples.write_gguf(tmp_path / "a.gguf", types=types))
+    tokenizer = load_tokenizer(
+        samples.write_gguf(tmp_path / "a.gguf", token_type=types)
+    )
     with pytest.raises(TokenizerError) as caught:
         encode_chat(tokenizer, [USER])
     assert str(caught.value) == (

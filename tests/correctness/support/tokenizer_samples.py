@@ -1,7 +1,6 @@
 """Tokenizers' files for the tests, and transformers' reading of the real one."""
 
 import base64
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,29 +89,19 @@ def gguf_vocabulary() -> tuple[list[str], list[str]]:
     return tokens, [f"{gpt2_text(a)} {gpt2_text(b)}" for a, b in MERGES]
 
 
-def write_gguf(
-    path: Path,
-    *,
-    tokens: list[str] | None = None,
-    merges: list[str] | None = None,
-    types: Sequence[int] | None = None,
-    chat_template: str = "",
-    **fields: str | int | bool,
-) -> Path:
-    """A GGUF of a vocabulary alone: TOKENS, then SPECIAL; `fields` are of its own."""
-    default_tokens, default_merges = gguf_vocabulary()
+def write_gguf(path: Path, *, chat_template: str = "", **fields: Any) -> Path:
+    """A GGUF of a vocabulary alone: TOKENS, then SPECIAL, and `fields`; "" is none."""
+    tokens, merges = gguf_vocabulary()
+    defaults = {"tokens": tokens + SPECIAL, "merges": merges}
+    fields = {"model": "gpt2", "pre": "gpt-2", **defaults, **fields}
+    ordinary = len(fields["tokens"]) - len(SPECIAL)
+    kinds = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
     writer = GGUFWriter(path, "llama")
     if chat_template:
         writer.add_chat_template(chat_template)
-    tokens = default_tokens + SPECIAL if tokens is None else tokens
-    writer.add_token_list(tokens)
-    ordinary = len(tokens) - len(SPECIAL)
-    kinds = [TokenType.NORMAL] * ordinary + [TokenType.CONTROL] * len(SPECIAL)
-    writer.add_token_types(kinds if types is None else types)
-    writer.add_token_merges(default_merges if merges is None else merges)
     add: dict[type, Any] = {bool: writer.add_bool, int: writer.add_uint32}
-    add[str] = writer.add_string
-    for name, value in {"model": "gpt2", "pre": "gpt-2", **fields}.items():
+    add |= {str: writer.add_string, list: writer.add_array}
+    for name, value in ({"token_type": kinds} | fields).items():
         if value != "":
             add[type(value)](f"tokenizer.ggml.{name}", value)
     writer.write_header_to_file()
