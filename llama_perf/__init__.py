@@ -7,20 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_perf.checkpoints.load import load_model
-    from llama_perf.checkpoints.save import save_model
-    from llama_perf.llama.engine import generate
-    from llama_perf.llama.options import EngineOptions, Sampling
-    from llama_perf.quantize.apply import quantize_model
-
-__all__ = [
-    "EngineOptions",
-    "Sampling",
-    "generate",
-    "load_model",
-    "quantize_model",
-    "save_model",
-]
+    from llama_perf.checkpoints.load import load_model as load_model
+    from llama_perf.checkpoints.save import save_model as save_model
+    from llama_perf.llama.engine import generate as generate
+    from llama_perf.llama.options import EngineOptions as EngineOptions
+    from llama_perf.llama.options import Sampling as Sampling
+    from llama_perf.quantize.apply import quantize_model as quantize_model
 
 # torch's wheels for arm64 bring mimalloc, which reads this when torch is loaded. By
 # itself it keeps what a row freed, and the next row's peak would be too small.
@@ -39,6 +31,7 @@ _HOMES = {
     "EngineOptions": "llama_perf.llama.options",
     "Sampling": "llama_perf.llama.options",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

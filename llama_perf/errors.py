@@ -15,7 +15,6 @@ class SpecError(UserError):
     def __init__(self, field: str, value: object, allowed: str) -> None:
         super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
         self.field = field
-        self.value = value
 
 
 def check_positive(field: str, value: float) -> None:

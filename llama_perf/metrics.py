@@ -56,7 +56,7 @@ class Metric:
     """One metric: `title` names it in results and reasons.
 
     `source` is the field of a measurement, dotted for a field of one of its records.
-    `digits` and `in_gb` are for reasons. The first of `limits` is that of its change.
+    `digits` are for reasons. The first of `limits` is that of its change.
     """
 
     title: str
@@ -65,7 +65,6 @@ class Metric:
     column: Column | None = None
     _: KW_ONLY
     more_is_better: bool = False
-    in_gb: bool = False
     digits: int = 3
     limits: tuple[LimitField, ...] = ()
 
@@ -78,9 +77,10 @@ class Metric:
         return value
 
     def shown(self, value: float) -> str:
-        """A value as reasons write it."""
-        gigabytes = f"{value / 1e9:.{self.digits}f} GB"
-        return gigabytes if self.in_gb else f"{value:.{self.digits}f}"
+        """A value as reasons write it, bytes in GB."""
+        if self.source.endswith("_bytes"):
+            return f"{value / 1e9:.{self.digits}f} GB"
+        return f"{value:.{self.digits}f}"
 
 
 MIN_LOSS = 0.01
@@ -113,7 +113,6 @@ PEAK_MEMORY = Metric(
     "peak_memory_bytes",
     Rule.PEAK,
     Column("peak GB", 2, scale=1e-9, change=True),
-    in_gb=True,
     limits=(
         LimitField("peak_memory", _PEAK, 0.01, {"cpu": 0.10}),
         LimitField("peak_memory_bytes", _BYTES, 0, {"cpu": 32_000_000}, integral=True),
@@ -150,7 +149,6 @@ METRICS = (
         "allocated memory",
         "peak_allocated_bytes",
         Rule.GROWTH,
-        in_gb=True,
         limits=(LimitField("allocated_memory", "growth of tensors", 0.01),),
     ),
     Metric(
@@ -158,7 +156,6 @@ METRICS = (
         "model_size_bytes",
         Rule.GROWTH,
         Column("model GB", 2, scale=1e-9),
-        in_gb=True,
         limits=(LimitField("model_size", "growth", 0.001),),
     ),
     Metric(
