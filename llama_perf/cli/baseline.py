@@ -16,8 +16,7 @@ from llama_perf.results.environment import Environment
 from llama_perf.results.run import Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
-from llama_perf.run.options import RunRequest, request_of
-from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import from_json
 
@@ -38,10 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_shared(action, "--baselines")
         if act is record:
             _add_record_options(action)
-            continue
-        action.add_argument(
-            "--device", metavar="KEY", help="only this device's baseline (default: all)"
-        )
+        else:
+            text = "only this device's baseline (default: all)"
+            action.add_argument("--device", metavar="KEY", help=text)
         if act is diff:
             action.add_argument(
                 "old",
@@ -107,9 +105,7 @@ def record(arguments: argparse.Namespace) -> int:
     recorded = replace(
         baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
     )
-    print(as_text(_as_report(recorded, *not_run)))
-    for line in describe_speeds(recorded):
-        print(line)
+    _print(recorded, *not_run)
     print(f"recorded {len(measured)} rows in {path}")
     if not_run:
         print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
@@ -167,8 +163,8 @@ def show(arguments: argparse.Namespace) -> int:
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
-        print(as_text(_as_report(baseline)))
-        print("".join(f"{line}\n" for line in describe_speeds(baseline)))
+        _print(baseline)
+        print()
     return 0
 
 
@@ -184,11 +180,10 @@ def diff(arguments: argparse.Namespace) -> int:
             text = file_at(commit, path)
             source = f"{arguments.old}:{path.name}"
             old = None if text is None else from_json(Baseline, text, source=source)
-        print(f"{key}:")
         lines = [f"new: {len(new.rows)} rows, recorded {new.recorded}"]
         if old is not None:
             lines = differences(old, new) or ["the same"]
-        print("".join(f"  {line}\n" for line in lines), end="")
+        print(f"{key}:", *lines, sep="\n  ")
     return 0
 
 
@@ -207,8 +202,8 @@ def check(arguments: argparse.Namespace) -> int:
         else:
             published = key == baselines.REFERENCE_KEY
             lines = [] if published else list(problems(baseline, known))
-        print(f"{key}: {'sound' if not lines else f'{len(lines)} problems'}")
-        print("".join(f"  {line}\n" for line in lines), end="")
+        found = f"{len(lines)} problems" if lines else "sound"
+        print(f"{key}: {found}", *lines, sep="\n  ")
         count += len(lines)
     return 1 if count else 0
 
@@ -226,16 +221,19 @@ def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         yield key, baselines.path_of(folder, key)
 
 
-def _as_report(baseline: Baseline, *others: RowResult) -> Report:
-    """A baseline as if it had been measured now, followed by `others`."""
-    results = [
+def _print(baseline: Baseline, *others: RowResult) -> None:
+    """Print a baseline as if measured now, `others`, and its noise."""
+    measured = [
         RowResult(
             id=row.id, row=row.row, status=Status.MEASURED, measurement=row.measurement
         )
         for row in baseline.rows
     ]
-    return Report(
+    report = Report(
         started=baseline.recorded,
         environment=baseline.environment,
-        results=(*results, *others),
+        results=(*measured, *others),
     )
+    print(as_text(report))
+    for line in describe_speeds(baseline):
+        print(line)

@@ -14,8 +14,7 @@ from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run import paired
-from llama_perf.run.options import RunRequest, request_of
-from llama_perf.run.options import add_arguments as add_shared
+from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.strict_json import to_json, to_line
 
@@ -61,23 +60,6 @@ def main(arguments: argparse.Namespace) -> int:
         # Links stay, since they decide its packages.
         python = python.absolute()
     commit = None if arguments.base is None else resolve(arguments.base)
-    with nullcontext() if commit is None else checked_out(commit) as folder:
-        report = _report(arguments, request, folder, python)
-    print(as_text(report), end="")
-    if request.results is not None:
-        write_atomically(request.results, to_json(report))
-    request.write_reports(report)
-    if request.print_results:
-        print(to_line(report))
-    return 1 if report.failed else 0
-
-
-def _report(
-    arguments: argparse.Namespace,
-    request: RunRequest,
-    package: Path | None,
-    python: Path | None,
-) -> Report:
     rows = request.selected()
     request.check_injections(rows)
     # They import torch, and a mistake above is reported sooner without.
@@ -86,7 +68,8 @@ def _report(
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     session = Session({row.device for row in rows}, options=request)
-    with locked(session.device, wait=request.wait, progress=show_progress):
+    lock = locked(session.device, wait=request.wait, progress=show_progress)
+    with nullcontext() if commit is None else checked_out(commit) as package, lock:
         pairs, environments = paired.measure_pairs(
             rows,
             package=package,
@@ -101,7 +84,7 @@ def _report(
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
     bases = {name: str(value) for name, value in named.items() if value is not None}
     words = ["--pairs", str(arguments.pairs), *chain.from_iterable(bases.items())]
-    return Report(
+    report = Report(
         started=started,
         environment=head,
         selected=len(rows),
@@ -112,3 +95,10 @@ def _report(
         " processes",
         environment_changes=environments.get("base", head).changes(head),
     )
+    print(as_text(report), end="")
+    if request.results is not None:
+        write_atomically(request.results, to_json(report))
+    request.write_reports(report)
+    if request.print_results:
+        print(to_line(report))
+    return 1 if report.failed else 0

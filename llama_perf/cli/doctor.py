@@ -11,8 +11,7 @@ from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import add_arguments as add_shared
-from llama_perf.run.options import request_of
+from llama_perf.run.options import add_shared, request_of
 
 HELP = "what this machine can run, which versions, what is missing"
 

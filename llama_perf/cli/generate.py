@@ -9,7 +9,7 @@ from typing import Any
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable
 from llama_perf.rows.schemes import Scheme
-from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, KERNELS, RowSpec
+from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, RowSpec, check_choice
 
 HELP = "generate text with one model and print its speed, as the reference did"
 CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
@@ -100,10 +100,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a mistake before anything is loaded, which takes minutes."""
     arguments.precision = arguments.precision.removeprefix("torch.")
-    for name, allowed in (("precision", DTYPE_TOKENS), ("kernels", KERNELS)):
-        value = getattr(arguments, name)
-        if value is not None and value not in allowed:
-            raise SpecError(name, value, f"allowed: {', '.join(allowed)}")
+    check_choice("precision", arguments.precision, tuple(DTYPE_TOKENS))
     if arguments.memory_profile is not None and arguments.device != "cuda":
         raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
     for name in ("write_result", "profile", "memory_profile"):

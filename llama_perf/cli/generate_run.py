@@ -22,7 +22,7 @@ from llama_perf.checkpoints.load import (
 )
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
-from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
+from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.cli.generate import repeating_command, row_of
 from llama_perf.devices.device import check_device
@@ -40,17 +40,33 @@ _REFERENCE_VOCABULARY = 1024
 
 def run(arguments: argparse.Namespace) -> None:
     """Build the row and measure it; prints what a user follows."""
-    tokenizer, vocab_size = _vocabulary(arguments.checkpoint_path)
+    checkpoint, vocab_size = find_checkpoint(arguments.checkpoint_path), None
+    tokenizer: Tokenizer | None = None
+    if checkpoint is None:
+        check_model(arguments.checkpoint_path)
+    else:
+        vocab_size = open_weights(checkpoint).config.vocab_size
+        tokenizer = tokenizer_of(checkpoint, vocab_size)
     if arguments.interactive:
         _talk(row_of(arguments, prompt_length=1), tokenizer)
         return
-    prompt = _prompt(arguments, tokenizer, vocab_size)
+    prompt = _prompt(arguments, tokenizer, vocab_size or _REFERENCE_VOCABULARY)
     row = row_of(arguments, prompt_length=prompt.shape[1])
     samples: list[Sample] = []
 
     def show(sample: Sample) -> None:
+        """Print its text, or its ids without a tokenizer, and its speed."""
         samples.append(sample)
-        _print_sample(prepared, sample, tokenizer, number=len(samples))
+        ids = sample.tokens[0].tolist()
+        print(ids if tokenizer is None else tokenizer.decode(ids))
+        tok_s = _mean_tok_s(row, [sample])
+        read_gb_s = tok_s / row.batch_size * prepared.model_size_bytes / 1e9
+        print(
+            f"Time for inference {len(samples)}: {sample.total_ns / 1e9:.2f} sec total,"
+            f" {tok_s:.2f} tokens/sec, time to first token"
+            f" {sample.first_token_ns / 1e6:.1f} ms"
+        )
+        print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
 
     device = check_device(row.device)
     with compiler_settings(), _memory_profile(arguments.memory_profile):
@@ -61,7 +77,12 @@ def run(arguments: argparse.Namespace) -> None:
             print(choice_table(prepared.autoquant))
         measurement = measure_row(prepared, meter=meter, after_sample=show)
         if arguments.profile is not None:
-            _profile(prepared, arguments.profile)
+            # A trace of one further generation, untimed.
+            generator = torch.Generator(prepared.engine.model.device).manual_seed(0)
+            with torch.profiler.profile() as trace:
+                time_row(prepared, generator)
+            trace.export_chrome_trace(arguments.profile)
+            print(f"wrote {arguments.profile}")
     print("==========")
     tok_s = _mean_tok_s(row, samples)
     size_gb = measurement.model_size_bytes / 1e9
@@ -81,23 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
         with Path(arguments.write_result).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     if arguments.save:
-        checkpoint, model = find_checkpoint(row.model), prepared.engine.model
-        path = None if checkpoint is None else find_tokenizer(checkpoint)
-        folder = save_model(model, _saved_folder(row), tokenizer=path)
+        model, source = prepared.engine.model, None if tokenizer is None else checkpoint
+        folder = save_model(model, _saved_folder(row), tokenizer=source)
         print(f"saved: {folder.absolute()}")
-
-
-def _vocabulary(checkpoint: str) -> tuple[Tokenizer | None, int]:
-    """A checkpoint's tokenizer and its number of ids; for a preset None and 1024."""
-    path = find_checkpoint(checkpoint)
-    if path is None:
-        check_model(checkpoint)
-        return None, _REFERENCE_VOCABULARY
-    vocab_size = open_weights(path).config.vocab_size
-    tokenizer_path = find_tokenizer(path)
-    if tokenizer_path is None:
-        return None, vocab_size
-    return load_tokenizer(tokenizer_path, vocab_size=vocab_size), vocab_size
 
 
 def _prompt(
@@ -116,22 +123,6 @@ def _prompt(
         if tokens.numel() == 0:
             raise PromptError(f"prompt: {arguments.prompt!r} has no tokens")
     return tokens.repeat(arguments.batch_size, 1)
-
-
-def _print_sample(
-    prepared: PreparedRow, sample: Sample, tokenizer: Tokenizer | None, *, number: int
-) -> None:
-    """Print a sample's text, or its ids without a tokenizer, and its speed."""
-    ids = sample.tokens[0].tolist()
-    print(ids if tokenizer is None else tokenizer.decode(ids))
-    tok_s = _mean_tok_s(prepared.row, [sample])
-    read_gb_s = tok_s / prepared.row.batch_size * prepared.model_size_bytes / 1e9
-    print(
-        f"Time for inference {number}: {sample.total_ns / 1e9:.2f} sec total,"
-        f" {tok_s:.2f} tokens/sec, time to first token"
-        f" {sample.first_token_ns / 1e6:.1f} ms"
-    )
-    print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
 
 
 def _mean_tok_s(row: RowSpec, samples: Sequence[Sample]) -> float:
@@ -165,15 +156,6 @@ def result_line(
         f" compile_prefill: {row.compile_prefill}, dtype: torch.{row.dtype},"
         f" device: {row.device} repro: {command}"
     )
-
-
-def _profile(prepared: PreparedRow, path: str) -> None:
-    """Write a Chrome trace of one further generation, untimed."""
-    device = prepared.engine.model.device
-    with torch.profiler.profile() as trace:
-        time_row(prepared, torch.Generator(device=device).manual_seed(0))
-    trace.export_chrome_trace(path)
-    print(f"wrote {path}")
 
 
 @contextmanager
@@ -262,11 +244,10 @@ def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     stream = engine.stream(prompt, **prepared.request(count=max_new_tokens))
     new: list[int] = []
     shown = ""
-    for token in stream:
-        new.append(int(token))
-        if new[-1] in tokenizer.eos_ids:
-            new.pop()
+    for token in map(int, stream):
+        if token in tokenizer.eos_ids:
             break
+        new.append(token)
         text = tokenizer.decode(new)
         # An unfinished character decodes to the replacement mark: wait for the rest.
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):

@@ -11,8 +11,7 @@ from llama_perf.errors import UserError
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import add_arguments as add_shared
-from llama_perf.run.options import request_of
+from llama_perf.run.options import add_shared, request_of
 
 HELP = "list the rows of a set (default: of every set)"
 
@@ -40,10 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """List the rows."""
     asked = request_of(arguments)
-    if asked.set is not None or asked.rows is not None:
-        rows = asked.selected()
-    else:
-        rows = asked.selected(selection.every_row())
+    named = asked.set is not None or asked.rows is not None
+    rows = asked.selected(None if named else selection.every_row())
     notes: list[str] = []
     sizes = [_predicted(row, notes) if arguments.predict else {} for row in rows]
     if arguments.predict and any(row.quantization in AUTOQUANT for row in rows):
@@ -75,12 +72,10 @@ def _predicted(row: RowSpec, notes: list[str]) -> dict[str, float | None]:
     """The row's sizes in GB, None where there is no prediction; `notes` get why."""
     from llama_perf.measure.prepare import predict_row
 
-    prediction = None
     try:
         prediction = predict_row(row)
     except UserError as error:
         notes.append(f"{row.id}: not predicted: {error}")
-    if prediction is None:
         return {"model_size_gb": None, "peak_mem_gb": None}
     return {
         "model_size_gb": round(prediction.model_size_bytes / 1e9, 4),

@@ -5,7 +5,8 @@ import sys
 from contextlib import closing
 
 from llama_perf.report.text import as_text
-from llama_perf.run.options import add_arguments, request_of
+from llama_perf.run.options import add_shared as add_arguments
+from llama_perf.run.options import request_of
 from llama_perf.strict_json import to_line
 
 __all__ = ["HELP", "add_arguments", "main"]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.files import check_writable
-from llama_perf.run.options import add_arguments as add_shared
-from llama_perf.run.options import request_of
+from llama_perf.run.options import add_shared, request_of
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
 

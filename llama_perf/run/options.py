@@ -256,7 +256,7 @@ def dest(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
 
 
-def add_arguments(
+def add_shared(
     parser: argparse.ArgumentParser, *names: str, **changed_help: str
 ) -> None:
     """Add the shared options `names`, or all of them, to a command's parser.

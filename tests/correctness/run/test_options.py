@@ -63,7 +63,7 @@ def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None
 )
 def test_former_names_still_work(former: str, now: str) -> None:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
+    options.add_shared(parser)
     asked = options.request_of(parser.parse_args(former.split()))
     assert asked == options.request_of(parser.parse_args(now.split()))
     assert asked != options.request_of(parser.parse_args([]))
