@@ -6,14 +6,67 @@ import pytest
 import torch
 
 from scripts.doc_tables.smollm2 import smollm2_path
-from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import ROOT, write_tiny
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 
-TINY = (
-    *("--checkpoint_path", "stories15M", "--device", "cpu", "--precision", "float32"),
-    *("--num_samples", "1", "--max_new_tokens", "3"),
-)
+TOML = ROOT / "pyproject.toml"
+SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published, reference"
+OF_ROWS = {
+    "--rows none.toml": "rows: 'none.toml' cannot be read: No such file or directory",
+    "--rows /": "rows: '/' cannot be read: Is a directory",
+    f"--rows {TOML}": f"{TOML}: build-system: unknown table; allowed: [defaults], [[ro",
+    "--set all": f"set: 'all' is not allowed; allowed: {SETS}, torchao, unfused",
+    "--set cpu --row *int3*": "row: '*int3*' is not allowed; no id matches",
+    "--set cpu --rows x": "rows: 'x' is not allowed; give --rows or --set, not both",
+}
+# The start of each command's answer to each mistake.
+REFUSED = {
+    "": {
+        "": "the following arguments are required: COMMAND",
+        "baseline": "the following arguments are required: ACTION",
+        "teach": "argument COMMAND: invalid choice: 'teach'",
+        "baseline forget": "argument ACTION: invalid choice: 'forget'",
+    },
+    " ".join(TINY): {
+        "--precision fp32": "precision: 'fp32' is not allowed; allowed: float32, fl",
+        "--device gpu": "device: 'gpu' is not allowed; allowed: cuda, cpu",
+        "--kernels mine": "kernels: 'mine' is not allowed; allowed: native, torchao",
+        "-q int5wo": "quantization: 'int5wo' is not allowed; allowed: int8wo, int8dq, ",
+        "--cache_size 0": "cache_size: 0 is not allowed; the row needs 4 positions",
+        "--prefill_size 20 --cache_size 10": "cache_size: 10 is not allowed; the row ",
+        "--fill 9 --cache_size 12": "cache_size: 12 is not allowed; the row needs 13 ",
+        "--prefill_size 0": "prefill_size: 0 is not allowed; allowed: 1 or more",
+        "--num_samples 0": "num_samples: 0 is not allowed; allowed: 1 or more",
+        "--memory_profile here": "memory_profile: 'here' is not allowed; it needs CUDA",
+        "--num_samples many": "argument --num_samples: invalid int value: 'many'",
+        "--colour red": "unrecognized arguments: --colour red",
+        "--save": "save: True is not allowed; it saves a quantized model: give --quant",
+    },
+    "run": {
+        **OF_ROWS,
+        "--resume": "resume: None is not allowed; name the results of that run: --resu",
+        "--inject-slowdown no=5": "inject-slowdown: 'no' is not allowed; no selected ",
+        "--inject-damage no": "inject-damage: 'no' is not allowed; no selected row mat",
+    },
+    "rows": OF_ROWS,
+    "baseline record": {
+        **OF_ROWS,
+        "--processes 0": "processes: 0 is not allowed; allowed: 1 to 1000",
+        "--processes -1": "processes: -1 is not allowed; allowed: 1 to 1000",
+        "--processes 1001": "processes: 1001 is not allowed; allowed: 1 to 1000",
+        "--fresh --row *int8*": "fresh: '*int8*' is not allowed; the selected rows wou",
+        "--inject-slowdown *=50": "unrecognized arguments: --inject-slowdown *=50",
+        "--from x --processes 2": "processes: 2 is not allowed; an earlier run has one",
+    },
+    "compare": {
+        "": "compare: name a base: --base REV, --base-python PATH or both",
+        "--base no-such": "base: 'no-such' names no commit of ",
+        "--base HEAD --pairs 2": "pairs: 2 is not allowed; allowed: 3 to 1000",
+        "--base-python /none": "base-python: '/none' is not allowed; name an interpret",
+        "--base HEAD --json /no/x": "results: '/no/x' is not allowed; its folder does ",
+    },
+}
 
 
 @pytest.fixture
@@ -28,25 +81,12 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--precision fp32", "precision: 'fp32' is not allowed; allowed: float32, fl"),
-        ("--device gpu", "device: 'gpu' is not allowed; allowed: cuda, cpu"),
-        ("--kernels mine", "kernels: 'mine' is not allowed; allowed: native, torchao"),
-        ("-q int5wo", "quantization: 'int5wo' is not allowed; allowed: int8wo, int8dq"),
-        ("--cache_size 0", "cache_size: 0 is not allowed; the row needs 4 positions"),
-        ("--prefill_size 20 --cache_size 10", "cache_size: 10 is not allowed; the row"),
-        ("--fill 9 --cache_size 12", "cache_size: 12 is not allowed; the row needs 13"),
-        ("--prefill_size 0", "prefill_size: 0 is not allowed; allowed: 1 or more"),
-        ("--num_samples 0", "num_samples: 0 is not allowed; allowed: 1 or more"),
-        ("--memory_profile here", "memory_profile: 'here' is not allowed; it needs CU"),
-        ("--num_samples many", "argument --num_samples: invalid int value: 'many'"),
-        ("--colour red", "unrecognized arguments: --colour red"),
-        ("--save", "save: True is not allowed; it saves a quantized model: give --q"),
-    ],
+    ("command", "words"),
+    [(command, words) for command, mistakes in REFUSED.items() for words in mistakes],
 )
-def test_a_wrong_option_of_generate(cli: CommandLine, words: str, message: str) -> None:
-    assert cli.refusal("generate", *TINY, *words.split()).startswith(message)
+def test_refusals(cli: CommandLine, command: str, words: str) -> None:
+    message = cli.refusal(*command.split(), *words.split())
+    assert message.startswith(REFUSED[command][words])
 
 
 @pytest.mark.parametrize(
@@ -57,10 +97,11 @@ def test_a_wrong_option_of_generate(cli: CommandLine, words: str, message: str) 
         ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
         ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
         ("--cache_size 1000000000000", "needs 13824000.1 GB (KV cache 13824000.0 GB"),
+        ("--interactive", "interactive: 'stories15M' has no tokenizer"),
     ],
 )
 def test_what_cannot_be_built(cli: CommandLine, words: str, message: str) -> None:
-    assert cli.refusal("generate", *TINY, *words.split()).startswith(message)
+    assert cli.refusal(*TINY, *words.split()).startswith(message)
 
 
 def test_a_checkpoint_or_a_card_that_is_not_there(
@@ -69,7 +110,7 @@ def test_a_checkpoint_or_a_card_that_is_not_there(
     message = cli.refusal("generate", "--device", "cpu")
     assert "Llama-2-7b-chat-hf/model.pth' is not allowed; no such file" in message
     assert "a preset's name" in message
-    message = cli.refusal("generate", *TINY, "--checkpoint_path", str(tmp_path))
+    message = cli.refusal(*TINY, "--checkpoint_path", str(tmp_path))
     assert message.startswith(f"{tmp_path}: no weights in this folder; allowed: a .pth")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = cli.refusal("generate", "--checkpoint_path", "7B")
@@ -79,7 +120,7 @@ def test_a_checkpoint_or_a_card_that_is_not_there(
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path, cli: CommandLine) -> None:
     # The model knows every id of a text, so that only the sizes differ.
     tokenizer = train_sentencepiece(write_tiny(tmp_path, vocab_size=2000))
-    message = cli.refusal("generate", *TINY, "--checkpoint_path", str(tmp_path))
+    message = cli.refusal(*TINY, "--checkpoint_path", str(tmp_path))
     assert message.startswith(f"{tokenizer}: a tokenizer of 360 tokens is not allowed")
     assert message.endswith("allowed: 977 to 2000 tokens")
 
@@ -87,53 +128,17 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path, cli: CommandLine) -> 
 @pytest.mark.usefixtures("nothing_runs")
 def test_a_text_longer_than_the_cache(cli: CommandLine) -> None:
     words = ("--checkpoint_path", str(smollm2_path()), "--cache_size", "20")
-    message = cli.refusal("generate", *TINY, *words, "--prompt", "one " * 40)
+    message = cli.refusal(*TINY, *words, "--prompt", "one " * 40)
     assert message.startswith("cache_size: 20 is not allowed; the row needs ")
     assert "+ 3 new tokens" in message
-
-
-ROWS, TOML = ("run", "rows", "baseline record"), ROOT / "pyproject.toml"
-SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published, reference"
-REFUSED: list[tuple[tuple[str, ...], str, str]] = [
-    (ROWS, "--rows none.toml", "rows: 'none.toml' cannot be read: No such file or di"),
-    (ROWS, "--rows /", "rows: '/' cannot be read: Is a directory"),
-    (ROWS, f"--rows {TOML}", f"{TOML}: build-system: unknown table; allowed: [defau"),
-    (ROWS, "--set all", f"set: 'all' is not allowed; allowed: {SETS}, torchao, unfus"),
-    (ROWS, "--set cpu --row *int3*", "row: '*int3*' is not allowed; no id matches"),
-    (ROWS, "--set cpu --rows x", "rows: 'x' is not allowed; give --rows or --set, n"),
-    (("run",), "--resume", "resume: None is not allowed; name the results of that ru"),
-    (("run",), "--inject-slowdown no=5", "inject-slowdown: 'no' is not allowed; no s"),
-    (("run",), "--inject-damage no", "inject-damage: 'no' is not allowed; no selecte"),
-    (ROWS[2:], "--processes 0", "processes: 0 is not allowed; allowed: 1 to 1000"),
-    (ROWS[2:], "--processes -1", "processes: -1 is not allowed; allowed: 1 to 1000"),
-    (ROWS[2:], "--processes 1001", "processes: 1001 is not allowed; allowed: 1 to 10"),
-    (ROWS[2:], "--fresh --row *int8*", "fresh: '*int8*' is not allowed; the selected"),
-    (ROWS[2:], "--inject-slowdown *=50", "unrecognized arguments: --inject-slowdown"),
-    (ROWS[2:], "--from x --processes 2", "processes: 2 is not allowed; an earlier ru"),
-    (("compare",), "", "compare: name a base: --base REV, --base-python PATH or both"),
-    (("compare",), "--base no-such", "base: 'no-such' names no commit of "),
-    (("compare",), "--base HEAD --pairs 2", "pairs: 2 is not allowed; allowed: 3 to"),
-    (("compare",), "--base-python /none", "base-python: '/none' is not allowed; name"),
-    (("compare",), "--base HEAD --json /no/x", "results: '/no/x' is not allowed"),
-]
-
-
-@pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize(
-    ("command", "words", "message"),
-    [(command, *case) for commands, *case in REFUSED for command in commands],
-)
-def test_refusals(cli: CommandLine, command: str, words: str, message: str) -> None:
-    refused = cli.refusal(*command.split(), *words.split())
-    assert refused.startswith(message)
 
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
     ("words", "field"),
     [
-        (("generate", *TINY, "--write_result"), "write_result"),
-        (("generate", *TINY, "--profile"), "profile"),
+        ((*TINY, "--write_result"), "write_result"),
+        ((*TINY, "--profile"), "profile"),
         (("run", "--set", "cpu", "--results"), "results"),
         (("run", "--set", "cpu", "--json"), "results"),
         (("run", "--set", "cpu", "--markdown"), "markdown"),
@@ -161,9 +166,3 @@ def test_baselines_that_cannot_be_written(tmp_path: Path, cli: CommandLine) -> N
         message = cli.refusal("baseline", "record", *words)
         assert message.startswith(f"baselines: {str(folder)!r} is not allowed; /")
         assert " cannot be written: " in message
-
-
-@pytest.mark.parametrize("words", ["", "baseline", "teach", "baseline forget"])
-def test_a_command_that_is_none(cli: CommandLine, words: str) -> None:
-    message = cli.refusal(*words.split())
-    assert "are required" in message or "invalid choice" in message

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_perf.results import baselines
-from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.results.run import RowResult, Status
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
@@ -16,6 +16,7 @@ from tests.correctness.support.record_samples import (
     CUDA_ROW,
     ENVIRONMENT,
     measured,
+    report_of,
     unmeasured,
 )
 
@@ -33,12 +34,8 @@ def record(
     folder: Path, *results: RowResult, key: str = KEY, rows: int = 0
 ) -> list[str]:
     """The words that store a run's results, as `run --json` keeps them."""
-    report = Report(
-        started="2026-01-02T03:04:05+00:00",
-        environment=replace(ENVIRONMENT, device_key=key),
-        selected=rows,
-        results=results,
-    )
+    environment = replace(ENVIRONMENT, device_key=key)
+    report = report_of(*results, environment=environment, selected=rows)
     path = folder.parent / "run.json"
     path.write_text(to_json(report), encoding="utf-8")
     return ["baseline", "record", "--from", str(path), "--baselines", str(folder)]

@@ -4,7 +4,6 @@ import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from llama_perf.rows import selection
 from tests.correctness.support.command_line import CommandLine
 
 CPU_SET = selection.load_set("cpu")
-Findings = Callable[..., dict[str, str]]
 NAMES = [
     *("python", "torch", "torchao", "triton", "pytest", "pytest-benchmark"),
     *("transformers", "CUDA", "device", "device key", "processor", "compiler", SMOLLM2),
@@ -35,18 +33,14 @@ def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-@pytest.fixture
-def findings(cli: CommandLine) -> Findings:
-    def find(folder: object = "none") -> dict[str, str]:
-        output, error = cli("doctor", "--baselines", str(folder))
-        assert error == ""
-        return {line[:22].rstrip(): line[22:] for line in output.splitlines()}
-
-    return find
+def findings(cli: CommandLine, folder: object = "none") -> dict[str, str]:
+    output, error = cli("doctor", "--baselines", str(folder))
+    assert error == ""
+    return {line[:22].rstrip(): line[22:] for line in output.splitlines()}
 
 
-def test_each_thing_has_a_line_with_the_versions_here(findings: Findings) -> None:
-    lines = findings()
+def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:
+    lines = findings(cli)
     assert list(lines) == NAMES
     assert all(lines.values())
     assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -66,7 +60,7 @@ def test_each_thing_has_a_line_with_the_versions_here(findings: Findings) -> Non
     assert re.match(rf"\d+ of {len(CPU_SET)} rows can run", lines["set cpu"])
 
 
-def test_a_missing_package(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"torchao", "transformers"}
     original = environment.package_version
     monkeypatch.setattr(
@@ -78,7 +72,7 @@ def test_a_missing_package(findings: Findings, monkeypatch: pytest.MonkeyPatch) 
     for name in ("torchao", "torchao.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
     import_all.cache_clear()
-    lines = findings()
+    lines = findings(cli)
     assert {name for name, line in lines.items() if line == "missing"} == missing
     unquantized = sum(row.quantization is None for row in CPU_SET)
     assert lines["set cpu"].startswith(f"{unquantized} of {len(CPU_SET)} rows can run")
@@ -86,7 +80,7 @@ def test_a_missing_package(findings: Findings, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     original = importlib.util.find_spec
@@ -99,7 +93,7 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
     path = baselines.path_of(tmp_path, collect(torch.device("cpu")).device_key)
     path.parent.mkdir()
     path.touch()
-    lines = findings(tmp_path)
+    lines = findings(cli, tmp_path)
     assert lines["compiler"] == (
         "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"
         " Fedora gcc-c++)"
@@ -112,9 +106,9 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
     assert lines["baseline"] == str(path)
 
 
-def test_too_large_rows(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_rows(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = "llama_perf.devices.cpu.CpuDevice.free_memory_bytes"
     monkeypatch.setattr(memory, lambda _device: 10**7)
     count, reason = len(CPU_SET), r"needs 0\.\d to \d+\.\d GB; 0\.0 GB free"
     pattern = rf"0 of {count} rows can run \(.*{count}: {reason}\)"
-    assert re.fullmatch(pattern, findings()["set cpu"])
+    assert re.fullmatch(pattern, findings(cli)["set cpu"])

@@ -1,11 +1,8 @@
 """`llama-perf run`: the table, the files it keeps, the comparison, the exit code."""
 
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from typing import Any
 
 from llama_perf.measure import timing
@@ -14,7 +11,7 @@ from llama_perf.results.verdict import Verdict
 from llama_perf.run import session
 from llama_perf.strict_json import from_json
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
-from tests.correctness.support.processes import HANG_S
+from tests.correctness.support.processes import HANG_S, wait_until
 
 pytest_plugins = ["pytester"]
 
@@ -84,28 +81,11 @@ def test_a_row_that_breaks_costs_no_other_row(project: Project) -> None:
 def test_ctrl_c_ends_the_process_and_keeps_what_was_measured(project: Project) -> None:
     kernels = 'kernels = "torchao"'
     project.edit(kernels, f"{kernels}\nnum_samples = 1000000")
-    # A shell's background job ignores Ctrl-C, and so would what it starts.
-    code = (
-        "import signal, sys; from llama_perf.cli.main import main;"
-        "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *project.run_words()],
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        output = ""
-        while "sample 2 of 1000000" not in output:
-            read = process.stderr.read(1)
-            assert read, f"it ended by itself: {output}"
-            output += read
+    with project.start() as process:
+        wait_until(project.results.exists)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=HANG_S)
-    assert process.returncode == 130, output + err
+    assert process.returncode == 130, err
     assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
     assert "1 row: 1 run, 0 NOT_RUN" in out
     assert "Traceback" not in err

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,22 +87,12 @@ def test_isolated_rows(project: Project, sabotaged: Callable[[str], None]) -> No
     assert len(pids) == len({*pids, str(os.getpid())}) - 1 == 3
 
 
-def start(project: Project, *options: str) -> subprocess.Popen[str]:
-    """`llama-perf run` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "llama_perf", *project.run_words(*options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_killed_run_is_resumed_with_its_finished_rows(project: Project) -> None:
     kernels = 'kernels = "torchao"'
     # The second row takes until the signal comes.
     endless = f"{kernels}\nnum_samples = 200000"
     project.edit(kernels, endless)
-    with start(project) as process:
+    with project.start() as process:
         try:
             processes.wait_until(project.results.exists)
         finally:
@@ -113,7 +101,7 @@ def test_a_killed_run_is_resumed_with_its_finished_rows(project: Project) -> Non
     project.edit(endless, kernels)
     (before,) = project.report().results
     assert (before.id, before.status) == (PLAIN, Status.MEASURED)
-    with start(project, "--resume") as process:
+    with project.start("--resume") as process:
         _, err = process.communicate(timeout=processes.HANG_S)
     assert process.returncode == 0, err
     assert f"{PLAIN}: taken over, " in err
@@ -160,7 +148,7 @@ def test_one_of_two_runs_on_a_device_waits_or_is_refused(project: Project) -> No
         owner = f"*cpu: in use by another run, process {os.getpid()}: "
         message = "*; two at once would slow each other down: wait for it (--wait)*"
         result.stderr.fnmatch_lines([owner + message])
-        process = start(project, "--wait")
+        process = project.start("--wait")
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "in use by another run" in line

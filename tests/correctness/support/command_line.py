@@ -6,6 +6,12 @@ import pytest
 
 from llama_perf.cli.main import main
 
+TINY = (
+    *("generate", "--checkpoint_path", "stories15M", "--device", "cpu"),
+    *("--precision", "float32", "--num_samples", "1", "--max_new_tokens", "3"),
+)
+"""Words that generate with a small model, once."""
+
 
 class CommandLine:
     """`llama-perf` in this process; what was printed before is dropped."""

@@ -1,6 +1,8 @@
 """A project of its own for the plugin's tests: tiny rows that take milliseconds."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +145,15 @@ class Project:
         """`llama-perf run`, with its results where pytest keeps them."""
         self.results.parent.mkdir(exist_ok=True)
         return [*self.words("run"), "--results", str(self.results), *options]
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """`llama-perf run` in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "llama_perf", *self.run_words(*options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def edit(self, before: str, after: str, path: Path | None = None) -> None:
         """Replace the first `before` in a file, by default that of the rows."""
