@@ -1,7 +1,7 @@
 """Records, which are read from JSON strictly.
 
-An unknown or missing field, a wrong type, NaN or a truncated file is a RecordError
-that names the file and the dotted field. Knows no record in particular.
+An unknown or missing field, a wrong type, NaN or a truncated file is an error that
+names the file and the dotted field. Knows no record in particular.
 """
 
 import json
@@ -14,9 +14,10 @@ from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, UserError
 
 T = TypeVar("T")
+ErrorKind = type[UserError]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -63,26 +64,31 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def from_json(kind: type[T], text: str | bytes, *, source: str) -> T:
-    """Read a record strictly; raises RecordError that names `source` and the field."""
+def from_json(
+    kind: type[T], text: str | bytes, *, source: str, error: ErrorKind = RecordError
+) -> T:
+    """Read a record strictly; raises `error` that names `source` and the field."""
     try:
         return cast(T, _adapter(cast(Any, kind)).validate_json(text))
-    except ValidationError as error:
-        raise RecordError(f"{source}: {_first_problem(error)}") from None
+    except ValidationError as problem:
+        raise error(f"{source}: {_first_problem(problem)}") from None
 
 
-def read_json(kind: type[T], path: Path) -> T:
-    """Read a record from a file; raises RecordError that names it and the field."""
+def read_json(kind: type[T], path: Path, *, error: ErrorKind = RecordError) -> T:
+    """Read a record from a file; raises `error` that names it and the field."""
     try:
         text = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_json(kind, text, source=str(path))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    return from_json(kind, text, source=str(path), error=error)
 
 
-def from_plain(kind: type[T], data: object, *, source: str) -> T:
+def from_plain(
+    kind: type[T], data: object, *, source: str, error: ErrorKind = RecordError
+) -> T:
     """The same for values that a TOML or JSON parser gave."""
-    return from_json(kind, json.dumps(data, default=str), source=source)
+    text = json.dumps(data, default=str)
+    return from_json(kind, text, source=source, error=error)
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_perf import strict_json
-from llama_perf.errors import RecordError, SpecError, WeightsError
+from llama_perf.errors import SpecError, WeightsError
 from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
@@ -80,10 +80,7 @@ def folder_config(folder: Path) -> tuple[ModelConfig, str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises WeightsError."""
-    try:
-        return strict_json.read_json(dict[str, Any], path)
-    except RecordError as error:
-        raise WeightsError(str(error)) from None
+    return strict_json.read_json(dict[str, Any], path, error=WeightsError)
 
 
 def check_allowed(

@@ -25,13 +25,7 @@ from torch import Tensor, nn
 from llama_perf.checkpoints.config import read_json, to_hugging_face
 from llama_perf.checkpoints.tokenizers import files
 from llama_perf.devices.device import package_version
-from llama_perf.errors import (
-    RecordError,
-    SaveError,
-    SpecError,
-    TokenizerError,
-    WeightsError,
-)
+from llama_perf.errors import SaveError, SpecError, TokenizerError, WeightsError
 from llama_perf.files import check_new_folder
 from llama_perf.llama.transformer import (
     Origin,
@@ -96,10 +90,7 @@ def read_saved(folder: Path) -> Saved | None:
             f"{source}: format {number} is not allowed; allowed: {FORMAT}; quantize"
             " and save the model again with this llama-perf"
         )
-    try:
-        return from_plain(Saved, fields, source=source)
-    except RecordError as error:
-        raise WeightsError(str(error)) from None
+    return from_plain(Saved, fields, source=source, error=WeightsError)
 
 
 def import_tensors() -> None:

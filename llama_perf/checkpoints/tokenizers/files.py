@@ -23,7 +23,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     byte_pair_tokenizer,
     sentencepiece_tokenizer,
 )
-from llama_perf.errors import RecordError, SpecError, TokenizerError, UserError
+from llama_perf.errors import SpecError, TokenizerError, UserError
 from llama_perf.strict_json import from_plain, record
 
 # Rows of a model's vocabulary without a token must be fewer than this.
@@ -235,11 +235,9 @@ def _read_gguf(path: Path) -> Tokenizer:
     names = {field.name: _FIELD + field.name for field in fields(_Fields)}
     values = {name: stored[full][0] for name, full in names.items() if full in stored}
     source = f"{path}: tokenizer.ggml"
+    file = from_plain(_Fields, values, source=source, error=TokenizerError)
     try:
-        file = from_plain(_Fields, values, source=source)
         tokenizer = _tokenizer(file)
-    except RecordError as error:
-        raise TokenizerError(str(error)) from None
     except UserError as error:
         raise TokenizerError(f"{source}: {error}") from None
     template, _ = stored.get("tokenizer.chat_template", (None, []))

@@ -118,14 +118,13 @@ def write_tiktoken(path: Path) -> Path:
 
 def train_sentencepiece(folder: Path) -> Path:
     """A tiny model with Llama 2's settings: byte fallback, digits apart."""
-    corpus = folder / "corpus.txt"
-    corpus.write_text(
-        "the quick brown fox jumps over the lazy dog, 12 times in 345 days\n"
-        "Hello world! What's the capital of France?\n"
-        "[INST] Write def f(x): return x [/INST] <<SYS>> <</SYS>>\n" * 20
-    )
+    lines = [
+        "the quick brown fox jumps over the lazy dog, 12 times in 345 days",
+        "Hello world! What's the capital of France?",
+        "[INST] Write def f(x): return x [/INST] <<SYS>> <</SYS>>",
+    ]
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
+        sentence_iterator=iter(20 * lines),
         model_prefix=str(folder / "tokenizer"),
         model_type="bpe",
         vocab_size=360,
