@@ -49,14 +49,6 @@ class RecordError(UserError):
     """A file of records (rows, baseline, results) is wrong or of another version."""
 
 
-class BusyError(UserError):
-    """A file or device is in use by another run."""
-
-
-class ThrottledError(UserError):
-    """The GPU was throttled, so a row's figures mean nothing: it ends INVALID."""
-
-
 class ValuesError(UserError):
     """A row computes wrong values, so its speed means nothing: it ends INVALID."""
 

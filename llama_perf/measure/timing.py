@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.devices.device import device_of
-from llama_perf.errors import ThrottledError
+from llama_perf.errors import UserError
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
@@ -91,8 +91,8 @@ def measure_row(
     the samples, after the warm-up, as in the reference; the build's is reported apart.
     With `damaged` one scale of the weights is wrong in the warm-up, to test the suite
     itself. `count_work` also counts what a step calls, outside the samples.
-    Raises ThrottledError where the GPU was throttled, ValuesError where the values that
-    the warm-up computed are wrong.
+    Raises UserError where the GPU was throttled, ValuesError where the values that the
+    warm-up computed are wrong.
     """
     row = prepared.row
     device = device_of(row.device)
@@ -126,7 +126,7 @@ def measure_row(
         watch.look()
         after_sample(samples[-1])
     if (reason := watch.throttled()) is not None:
-        raise ThrottledError(reason)
+        raise UserError(reason)
     peak_bytes = meter.peak_bytes()
     peak_allocated = allocated_bytes or device.peak_allocated_bytes()
     if count_work and device.profiled_after_samples:

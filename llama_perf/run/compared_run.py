@@ -44,8 +44,8 @@ class ComparedRun:
     has the rows of a continued run that are still to be taken over, so that a run which
     stops again loses none of them.
 
-    Raises UserError where nothing can be measured: BusyError where another run has the
-    device, RecordError for a damaged baseline or where there is nothing to continue.
+    Raises UserError where another run has the device, RecordError for a damaged
+    baseline or where there is nothing to continue.
     """
 
     def __init__(

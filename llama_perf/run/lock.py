@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from llama_perf.devices.device import device_of
-from llama_perf.errors import BusyError
+from llama_perf.errors import UserError
 from llama_perf.measure.timing import Progress
 
 
@@ -23,7 +23,7 @@ from llama_perf.measure.timing import Progress
 def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[None]:
     """Lock the device for as long as the block runs.
 
-    Where another run has it, waits for that with `wait`, else raises BusyError. The
+    Where another run has it, waits for that with `wait`, else raises UserError. The
     variable `LLAMA_PERF_LOCKS` names another folder for the locks.
     """
     temporary = Path(tempfile.gettempdir()) / "llama-perf-locks"
@@ -42,7 +42,7 @@ def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[
             process = owner.read_text("utf-8")
         holder = f"{name}: in use by another run, {process}"
         if not wait:
-            raise BusyError(
+            raise UserError(
                 f"{holder}; two at once would slow each other down: wait for it"
                 " (--wait) or end it"
             ) from None
