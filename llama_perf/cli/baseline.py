@@ -87,12 +87,8 @@ def record(arguments: argparse.Namespace) -> int:
     folder = request.baselines
     check_folder("baselines", folder)
     if arguments.fresh and request.row:
-        raise SpecError(
-            "fresh",
-            " ".join(request.row),
-            "the selected rows would replace the whole baseline; leave out --row or"
-            " --fresh",
-        )
+        reason = "the selected rows would replace the whole baseline; leave out --row"
+        raise SpecError("fresh", " ".join(request.row), f"{reason} or --fresh")
     if arguments.source is None:
         environment, results = _run(arguments, request)
     else:
@@ -141,11 +137,8 @@ def _run(
 def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
     """Read the results of a run that ended; raises RecordError for one that did not."""
     if arguments.processes is not None:
-        raise SpecError(
-            "processes",
-            arguments.processes,
-            "an earlier run has one process a row; leave it out",
-        )
+        reason = "an earlier run has one process a row; leave it out"
+        raise SpecError("processes", arguments.processes, reason)
     report = read_merged(arguments.source)
     if (missed := report.selected - len(report.results)) > 0:
         files = ", ".join(map(str, arguments.source))

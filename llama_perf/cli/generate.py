@@ -119,12 +119,8 @@ def _check(arguments: argparse.Namespace) -> None:
         check_save(row)
     path = arguments.checkpoint_path
     if path == CHECKPOINT and not Path(path).exists():
-        raise SpecError(
-            "checkpoint_path",
-            path,
-            "no such file; give a checkpoint, or a preset's name, such as 7B, for"
-            " synthetic weights",
-        )
+        reason = "no such file; give a checkpoint, or a preset's name, such as 7B, for"
+        raise SpecError("checkpoint_path", path, f"{reason} synthetic weights")
 
 
 def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:

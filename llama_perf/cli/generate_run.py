@@ -221,17 +221,16 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
                 return
             if not text.strip():
                 continue
-            history = [*history, Message(role="user", content=text)]
+            history.append(Message(role="user", content=text))
             try:
                 ids = (
                     encode_chat(tokenizer, history) if chat else tokenizer.encode(text)
                 )
                 answer = _answer(prepared, tokenizer, ids)
+                history.append(Message(role="assistant", content=answer))
             except PromptError as error:
                 print(f"{error}; starting over", file=sys.stderr)
-                history = []
-                continue
-            history.append(Message(role="assistant", content=answer))
+                history.clear()
 
 
 def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
