@@ -17,7 +17,6 @@ import torch
 from llama_perf import load_model, save_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
-from llama_perf.cli.main import main
 from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.rows.spec import KERNELS
 from tests.correctness.checkpoints.test_pth import Evil
@@ -25,7 +24,7 @@ from tests.correctness.checkpoints.test_save import assert_same, change_said, qu
 from tests.correctness.quantize.test_apply import CPU, SMALL, small
 from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support import weights_samples
-from tests.correctness.support.command_line import refusal
+from tests.correctness.support.command_line import TINY, CommandLine
 
 BOS: Any = {"add_bos_token": True, "bos_token_id": 273}
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -116,11 +115,7 @@ def test_torchaos_tensors_can_be_saved(scheme: str) -> None:
     check_scheme_savable(scheme, kernels="torchao", device=CPU, dtype=torch.bfloat16)
 
 
-UNQUANTIZED = (
-    *("generate", "--checkpoint_path", "stories15M", "--device", "cpu"),
-    *("--precision", "float32", "--num_samples", "1", "--max_new_tokens", "3"),
-    *("--temperature", "0"),
-)
+UNQUANTIZED = (*TINY, "--temperature", "0")
 QUANTIZED = (*UNQUANTIZED, "-q", "int8wo")
 
 
@@ -130,22 +125,17 @@ def tokens(output: str) -> list[str]:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_generate_saves_what_it_measured_and_goes_on_from_it(
-    kernels: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # What is compiled for measuring is saved as it was before.
     compiled = ["--compile"] if kernels == "native" else []
-    assert main([*QUANTIZED, "--kernels", kernels, "--save", *compiled]) == 0
+    first, _ = cli(*QUANTIZED, "--kernels", kernels, "--save", *compiled)
     name = f"stories15M-int8wo-{kernels}"
-    first = capsys.readouterr().out
     assert first.endswith(f"saved: {tmp_path / name}\n")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     words = ("--checkpoint_path", name, "--write_result", "results.txt")
-    assert main([*UNQUANTIZED, *words]) == 0
-    second = capsys.readouterr().out
+    second, _ = cli(*UNQUANTIZED, *words)
     assert f"weights: pth:{name} (int8wo, {kernels}, from synthetic); " in second
     assert tokens(second) == tokens(first)
     line = (tmp_path / "results.txt").read_text(encoding="utf-8")
@@ -153,17 +143,17 @@ def test_generate_saves_what_it_measured_and_goes_on_from_it(
     # The scheme came with the checkpoint.
     assert "quantization" not in line.partition(" repro: ")[2]
 
-    message = refusal(capsys, *QUANTIZED, "--kernels", kernels, "--save")
+    message = cli.refusal(*QUANTIZED, "--kernels", kernels, "--save")
     assert message.startswith(f"save: '{name}' is not allowed; it is there already and")
-    message = refusal(capsys, *QUANTIZED, "--checkpoint_path", name)
+    message = cli.refusal(*QUANTIZED, "--checkpoint_path", name)
     already = "quantization: 'int8wo' is not allowed; this model is quantized already"
     assert message.startswith(already)
-    message = refusal(capsys, *UNQUANTIZED, "--checkpoint_path", name, "--save")
+    message = cli.refusal(*UNQUANTIZED, "--checkpoint_path", name, "--save")
     assert message.endswith("it saves a quantized model: give --quantization")
 
 
 def test_a_saved_model_speaks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = small(replace(SMALL, vocab_size=300))
@@ -173,21 +163,21 @@ def test_a_saved_model_speaks(
         (*QUANTIZED, "--save", "--checkpoint_path", "mine/model.pth"),
         (*UNQUANTIZED, "--checkpoint_path", "mine-int8wo-native"),
     ):
-        assert main([*words, "--prompt", "Hello the user"]) == 0
-        text = capsys.readouterr().out.partition("\nHello the user")[2]
+        output, _ = cli(*words, "--prompt", "Hello the user")
+        text = output.partition("\nHello the user")[2]
         texts.append(text.partition("\nTime for inference")[0])
     assert texts[0] == texts[1] != ""
 
 
 def test_what_cannot_be_saved_is_told_before_anything_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     started = Mock(side_effect=AssertionError("it started before it refused"))
     monkeypatch.setattr("llama_perf.cli.generate_run.prepare_row", started)
-    message = refusal(capsys, *QUANTIZED, "--save", "--interactive")
+    message = cli.refusal(*QUANTIZED, "--save", "--interactive")
     assert message == "save: True is not allowed; not with --interactive"
     monkeypatch.chdir("/proc")
-    message = refusal(capsys, *QUANTIZED, "--save")
+    message = cli.refusal(*QUANTIZED, "--save")
     start = "save: 'stories15M-int8wo-native' is not allowed; /proc cannot be written"
     assert message.startswith(start)
     monkeypatch.chdir(tmp_path)
@@ -197,7 +187,7 @@ def test_what_cannot_be_saved_is_told_before_anything_is_built(
     unpicklable = Mock(side_effect=TypeError("cannot pickle it"))
     monkeypatch.setattr(kind, "__reduce_ex__", unpicklable)
     reason = "Int8Tensor tensors cannot be saved: cannot pickle it"
-    message = refusal(capsys, *QUANTIZED, "--kernels", "torchao", "--save")
+    message = cli.refusal(*QUANTIZED, "--kernels", "torchao", "--save")
     assert message == f"scheme int8wo on torchao kernels: {reason}"
     with pytest.raises(SaveError, match=reason):
         save_model(model, tmp_path / "saved")

@@ -32,7 +32,3 @@ class CommandLine:
         line = re.fullmatch(r"llama-perf: error: (.+)\n", error)
         assert line is not None, f"not one line: {error!r}"
         return line[1]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    return CommandLine(capsys).refusal(*words)
