@@ -6,13 +6,13 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from llama_perf.cli import generate, generate_run
-from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.timing import Sample
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import TINY, CommandLine
@@ -171,21 +171,15 @@ def test_a_preset_prints_tokens_and_averages(tmp_path: Path, cli: CommandLine) -
 
 
 def test_prefill_and_batch(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    made_here: list[PreparedRow] = []
-
-    def prepared_here(*arguments: Any, **options: Any) -> PreparedRow:
-        made_here.append(prepare_row(*arguments, **options))
-        return made_here[-1]
-
-    monkeypatch.setattr(generate_run, "prepare_row", prepared_here)
+    prepare = Mock(wraps=prepare_row)
+    monkeypatch.setattr(generate_run, "prepare_row", prepare)
     output, _ = cli(*TINY, "--prefill_size", "11", "--batch_size", "3")
-    (made,) = made_here
-    assert made.prompt.shape == (3, 11)
-    assert torch.equal(made.prompt, made.prompt[:1].expand(3, -1))
+    row, prompt = prepare.call_args.args[0], prepare.call_args.kwargs["prompt"]
+    assert (row.batch_size, row.prompt_length) == prompt.shape == (3, 11)
+    assert torch.equal(prompt, prompt[:1].expand(3, -1))
     # As in the reference, whose random prompts held ids below 1024.
-    assert made.prompt.max() < 1024
-    assert made.engine.options.batch_size == made.row.batch_size == 3
-    assert token_lists(output)[0][:11] == made.prompt[0].tolist()
+    assert prompt.max() < 1024
+    assert token_lists(output)[0][:11] == prompt[0].tolist()
     assert "no tokenizer" not in output
 
 
