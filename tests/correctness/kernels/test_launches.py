@@ -81,6 +81,7 @@ def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
     generated = generation(LLAMA_2, temperature=temperature)
     outside = ["random_"] * (temperature > 0) + ["copy_", "clone", "clone"]
     assert kernels(generated.outside) == outside
+    # A prompt's attention is the library's.
     counts = Counter(kernels(generated.first))
     assert KERNELS.items() - counts.items() == {("attend_in_splits", LAYERS)}
 

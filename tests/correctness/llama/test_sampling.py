@@ -20,7 +20,7 @@ def draws(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) ->
 
 
 def follows(counts: Tensor, logits: Tensor) -> bool:
-    """Whether draws by the softmax are as far from it once in a thousand times."""
+    """Whether they may be draws from the softmax, by chi-square: 0.1 % would not."""
     expected = logits.double().softmax(-1) * counts.sum()
     return bool(chisquare(counts, expected).pvalue > 0.001)
 
