@@ -28,8 +28,7 @@ class Storages(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._device, self._numbers = device, count()
         parts = chain.from_iterable(map(inner_tensors, known))
-        storages = [tensor.untyped_storage() for tensor in parts]
-        self._seen: dict[int, Any] = {storage._cdata: storage for storage in storages}
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in parts)
 
     def changed(self, number: int, size: int) -> None:
         """Storage `number` was made, of so many bytes, or is gone: negative."""
@@ -46,17 +45,12 @@ class Storages(TorchDispatchMode):
         return out
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen or size == 0:
-            return
-        number = next(self._numbers)
-
-        def gone(_reference: object) -> None:
-            del self._seen[key]
-            self.changed(number, -size)
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.changed(number, size)
+        size = storage.nbytes()
+        if size and storage not in self._seen:
+            number = next(self._numbers)
+            self._seen.add(storage)
+            self.changed(number, size)
+            weakref.finalize(storage, self.changed, number, -size)
 
 
 class LiveBytes(Storages):

@@ -115,13 +115,10 @@ def prepare_row(
             f"warning: a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
-    text = _row_text(row, reader, path) if row.fill or prompt is None else []
-
-    def own(length: int) -> Tensor:
-        return torch.tensor([text[:length]]).repeat(row.batch_size, 1)
-
+    if row.fill or prompt is None:
+        text = _row_text(row, reader, path)
     if prompt is None:
-        prompt = own(row.prompt_length)
+        prompt = text[:, : row.prompt_length].contiguous()
     choices = None
     if row.quantization in AUTOQUANT:
         choices = choose(row, reader.config, notify=notify)
@@ -136,16 +133,20 @@ def prepare_row(
     if row.quantization is not None:
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
-    lengths = ragged_lengths(row)
     if row.fill:
         notify(f"filling {row.fill} positions")
-        engine.fill(own(row.fill))
+        engine.fill(text[:, : row.fill])
+    lengths = None
+    if row.ragged:
+        # From one token to the prompt's length, evenly.
+        steps = torch.arange(row.batch_size, device=device) * (row.prompt_length - 1)
+        lengths = 1 + steps // (row.batch_size - 1)
     engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
     return PreparedRow(
         row=row,
         engine=engine,
         prompt=prompt.to(device),
-        lengths=None if lengths is None else lengths.to(device),
+        lengths=lengths,
         weights=reader.source,
         autoquant=choices,
         build_s=time.perf_counter() - start,
@@ -220,23 +221,19 @@ def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> 
         )
 
 
-def _row_text(row: RowSpec, reader: WeightsReader, path: Path | None) -> list[int]:
-    """Ids of a text as long as the row's prompt or its filling; drawn without one."""
+def _row_text(row: RowSpec, reader: WeightsReader, path: Path | None) -> Tensor:
+    """Ids (batch, length) of a text as long as the row's prompt or its filling.
+
+    Without a tokenizer they are drawn.
+    """
     length = max(row.prompt_length, row.fill)
     vocab_size = reader.config.vocab_size
     tokenizer = None if path is None else tokenizer_of(path, vocab_size)
     if tokenizer is None:
         seeded = torch.Generator().manual_seed(0)
         drawn = torch.randint(vocab_size, (length,), generator=seeded)
-        return drawn.tolist()
+        return drawn.repeat(row.batch_size, 1)
     ids = tokenizer.encode(PROMPT)
     rest = tokenizer.encode(PROMPT, bos=False)
-    return ids + rest * (length // len(rest))
-
-
-def ragged_lengths(row: RowSpec) -> Tensor | None:
-    """int64 (batch,), from 1 to the prompt's length, evenly; None unless ragged."""
-    if not row.ragged:
-        return None
-    last = row.batch_size - 1
-    return 1 + torch.arange(row.batch_size) * (row.prompt_length - 1) // last
+    ids += rest * (length // len(rest))
+    return torch.tensor(ids).repeat(row.batch_size, 1)

@@ -22,6 +22,7 @@ from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.predict import model_bytes, predict
 from llama_perf.measure.prepare import predict_row, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, measure_row
+from llama_perf.measure.working_bytes import inside_prefill_bytes
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables import sizes
@@ -94,21 +95,10 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
     with live:
         engine = Engine(model, EngineOptions.of(row))
         caches = live.now
-    # Of the chunk: its queries and their result by heads of the cache.
-    chunk = min(row.prompt_length, row.prefill_chunk or row.prompt_length)
-    queries = row.batch_size * chunk * config.n_heads * config.head_dim
-    inside = 2 * 4 * queries
-    if row.kv_cache is not None:
-        # Keys, values, and either once more as float32, of fp8 beside the bits it is
-        # widened from, or a part of the result; and the result.
-        values = row.batch_size * config.n_kv_heads * chunk * config.head_dim
-        widened = values * (4 + (2 if row.kv_cache == "fp8" else 0))
-        inside += values * 2 * 4 + max(widened, queries * 4) + queries * 4
+    # What the operator takes inside is not seen.
     operator = torch.ops.llama_perf.prefill_attention.default
-    working, sampling = (
-        LiveBytes("cpu", engine.tensors(), {operator: inside}),
-        Sampling(),
-    )
+    inside = {operator: inside_prefill_bytes(config, row)}
+    working, sampling = LiveBytes("cpu", engine.tensors(), inside), Sampling()
     with working, torch.no_grad():
         tokens = torch.zeros((row.batch_size, row.prompt_length), dtype=torch.int64)
         token = sample(engine.prefill(tokens), sampling)

@@ -57,8 +57,8 @@ def peak_bytes(layers: int, scheme: str | None) -> tuple[int, int]:
     def watched(weights: Callable[..., Any]) -> Callable[..., Any]:
         def give(*index: int) -> Any:
             given = weights(*index)
-            alive = [reference for reference in read if reference() is not None]
-            assert not alive, "what was read is gone before the next"
+            gone = all(reference() is None for reference in read)
+            assert gone, "what was read is gone before the next"
             tensors = [given] if isinstance(given, Tensor) else given.values()
             read.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
             return given
