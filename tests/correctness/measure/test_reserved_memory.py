@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import MagicMock, Mock, call
 
 import pytest
@@ -41,24 +41,19 @@ PROMISED = 100_000_000
 MB = 1 << 20
 
 
-class Event(NamedTuple):
-    """An allocation of `size` bytes in `pool`, or, where that is 0, the end of one."""
-
-    key: Hashable
-    size: int
-    pool: int = 0
-
-
 class Recorder(Storages):
-    """While active, notes the storages on the meta device that are made and dropped."""
+    """While active, notes the storages on the meta device that are made and dropped.
+
+    Of each its number, its bytes, negative where it was dropped, and the memory pool.
+    """
 
     def __init__(self) -> None:
         super().__init__("meta")
-        self.events: list[Event] = []
+        self.events: list[tuple[int, int, int]] = []
         self.pool = 0
 
     def changed(self, number: int, size: int) -> None:
-        self.events.append(Event(number, max(size, 0), self.pool if size > 0 else 0))
+        self.events.append((number, size, self.pool))
 
 
 @dataclass(eq=False)
@@ -99,11 +94,11 @@ class CachingAllocator:
         """Bytes that were asked for, without any rounding."""
         return sum(asked for _, _, asked in self._allocated.values())
 
-    def play(self, event: Event) -> None:
-        if event.size:
-            self._allocate(event)
-        elif event.key in self._allocated:
-            segment, freed, _ = self._allocated.pop(event.key)
+    def play(self, key: Hashable, asked: int, pool: int) -> None:
+        if asked > 0:
+            self._allocate(key, asked, pool)
+        elif key in self._allocated:
+            segment, freed, _ = self._allocated.pop(key)
             freed.key = None
             merged: list[Block] = []
             for block in segment.blocks:
@@ -113,13 +108,13 @@ class CachingAllocator:
                     merged.append(block)
             segment.blocks = merged
 
-    def _allocate(self, event: Event) -> None:
-        size = max(512, -(-event.size // 512) * 512)
+    def _allocate(self, key: Hashable, asked: int, pool: int) -> None:
+        size = -(-asked // 512) * 512
         small = size <= MB
         fitting = [
             (segment, block)
             for segment in self.segments
-            if (segment.small, segment.pool) == (small, event.pool)
+            if (segment.small, segment.pool) == (small, pool)
             for block in segment.blocks
             if block.key is None and block.size >= size
         ]
@@ -129,19 +124,19 @@ class CachingAllocator:
             block = Block(2 * MB if small else 20 * MB)
             if size >= 10 * MB:
                 block.size = -(-size // (2 * MB)) * 2 * MB
-            segment = Segment(small=small, pool=event.pool, blocks=[block])
+            segment = Segment(small=small, pool=pool, blocks=[block])
             self.segments.append(segment)
             self.peak = max(self.peak, self.reserved)
         rest = block.size - size
         if rest >= 512 if small else rest > MB:
             block.size = size
             segment.blocks.insert(segment.blocks.index(block) + 1, Block(rest))
-        block.key = event.key
-        self._allocated[event.key] = segment, block, event.size
+        block.key = key
+        self._allocated[key] = segment, block, asked
 
     def empty_cache(self) -> None:
-        used = {id(segment) for segment, _, _ in self._allocated.values()}
-        self.segments = [segment for segment in self.segments if id(segment) in used]
+        used = [segment for segment, _, _ in self._allocated.values()]
+        self.segments = [segment for segment in self.segments if segment in used]
 
 
 @pytest.fixture
@@ -177,8 +172,8 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
                 layers = config.n_layers if room_for > 1 else room_for
                 memory_segments.move_to_own_memory(module, room_for=layers)
 
-        pool = SimpleNamespace(allocate=allocate, move_out=move_out)
-        monkeypatch.setattr(load, "ScratchPool", lambda _device: pool)
+        scratch = SimpleNamespace(allocate=allocate, move_out=move_out)
+        monkeypatch.setattr(load, "ScratchPool", lambda _device: scratch)
         monkeypatch.setattr(SyntheticWeights, "_tensor", empty)
         dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
         quantizer, mix = None, None
@@ -200,14 +195,14 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
         # Every layer is replayed as the second is; only the first makes room.
         _, second, last = marks
         allocator, layer = CachingAllocator(), events[second:last]
-        own = {event.key for event in layer if event.size}
+        own = {number for number, size, _ in layer if size > 0}
         for event in events[:second]:
-            allocator.play(event)
+            allocator.play(*event)
         for number in range(1, config.n_layers):
             after = events[last:] if number == config.n_layers - 1 else []
-            for event in layer + after:
-                key = (number, event.key) if event.key in own else event.key
-                allocator.play(event._replace(key=key))
+            for storage, size, pool in layer + after:
+                key = (number, storage) if storage in own else storage
+                allocator.play(key, size, pool)
         allocator.empty_cache()
         return allocator
 
@@ -271,7 +266,7 @@ def test_caches_leave_no_holes() -> None:
             )
             events = list(recorder.events)
         for event in events:
-            allocator.play(event)
+            allocator.play(*event)
         assert allocator.live == sum(b.nbytes for kv in made for b in kv.buffers())
         assert allocator.reserved - allocator.live <= PROMISED / 4
 
