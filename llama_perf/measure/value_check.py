@@ -10,7 +10,7 @@ where they can be. Knows no baseline.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -104,7 +104,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    dequantized = _runs_modules(row) and _can_be_dequantized(engine)
+    dequantized = _runs_modules(row, engine)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized, kind=row.kv_cache)
     logits = observed.logits[:_SEQUENCES].float()
@@ -147,19 +147,15 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     )
 
 
-def _runs_modules(row: RowSpec) -> bool:
-    """Whether a row's engine runs the modules as the reference would."""
-    return not (row.compile or row.capture or row.fused)
-
-
-def _can_be_dequantized(engine: Engine) -> bool:
-    """Whether the weights can: a packing may hide its codes."""
-    block: Any = engine.model.layers[0]
-    try:
-        _float(block.attention.wo.weight)
-    except NotImplementedError:
+def _runs_modules(row: RowSpec, engine: Engine) -> bool:
+    """Whether it does as the reference would, of weights that show their codes."""
+    if row.compile or row.capture or row.fused:
         return False
-    return True
+    block: Any = engine.model.layers[0]
+    with suppress(NotImplementedError):
+        _float(block.attention.wo.weight)
+        return True
+    return False
 
 
 def _reference(

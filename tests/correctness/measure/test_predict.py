@@ -36,6 +36,9 @@ MODEL = replace(TINY, n_layers=3, head_dim=16)
 ROW = RowSpec(model="tiny", dtype="float32", device="cpu", cache_size=300)
 ROW = replace(ROW, batch_size=2, max_new_tokens=4)
 SDPA: dict[str, Any] = {"attention": "sdpa"}
+LINEAR = {**SDPA, "linear_causal_mask": True}
+INT8, FP8 = ({"kv_cache_quantization": kind} for kind in (True, "fp8"))
+CHUNKED = {"prompt_length": 100, "prefill_chunk": 30}
 # No N is a multiple of sixteen rows, no K one of a group of 128 or a word's codes.
 ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
@@ -77,16 +80,7 @@ def test_a_cache_of_codes_takes_no_more_than_its_ceiling_filled_or_not() -> None
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"prompt_length": 100, "prefill_chunk": 30},
-        {"kv_cache_quantization": True, "prompt_length": 100},
-        {"kv_cache_quantization": "fp8"},
-        {**SDPA},
-        {**SDPA, "linear_causal_mask": True},
-    ],
-    ids=str,
+    "change", [{}, CHUNKED, {**INT8, "prompt_length": 100}, FP8, SDPA, LINEAR], ids=str
 )
 def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) -> None:
     config, row = replace(MODEL, tied_embeddings=tied), replace(ROW, **change)
@@ -117,36 +111,18 @@ def test_the_tensors_take_what_is_predicted(change: dict[str, Any], tied: bool) 
     [
         ({}, 23600, 14384, 17456),
         ({"batch_size": 1, "temperature": 0.0, "top_k": None}, 12032, 7424, 8960),
-        (
-            {"prompt_length": 100, "prefill_chunk": 30, "batch_size": 3},
-            *(188912, 114032, 137072),
-        ),
-        (
-            {"kv_cache_quantization": True, "prompt_length": 600, "cache_size": 700},
-            *(2799008, 1635744, 2831776),
-        ),
-        (
-            {"kv_cache_quantization": "fp8", "fill": 1500, "cache_size": 2000},
-            *(3310816, 2698720, 4877792),
-        ),
+        ({**CHUNKED, "batch_size": 3}, 188912, 114032, 137072),
+        ({**INT8, "prompt_length": 600, "cache_size": 700}, 2799008, 1635744, 2831776),
+        ({**FP8, "fill": 1500, "cache_size": 2000}, 3310816, 2698720, 4877792),
         ({"fill": 130, "prefill_chunk": 40, "top_k": 7}, 168832, 102272, 122752),
         (SDPA, 18992, 627068, 473724),
         (
             {**SDPA, "fill": 70, "prefill_chunk": 20, "prompt_length": 30},
             *(70032, 905712, 757232),
         ),
-        (
-            {**SDPA, "fill": 70, "batch_size": 1, "kv_cache_quantization": True},
-            *(145632, 386456, 348824),
-        ),
-        (
-            {**SDPA, "kv_cache_quantization": "fp8", "prompt_length": 50},
-            *(300432, 703868, 627324),
-        ),
-        (
-            {**SDPA, "linear_causal_mask": True, "prompt_length": 200},
-            *(632032, 627068, 580832),
-        ),
+        ({**SDPA, **INT8, "fill": 70, "batch_size": 1}, 145632, 386456, 348824),
+        ({**SDPA, **FP8, "prompt_length": 50}, 300432, 703868, 627324),
+        ({**LINEAR, "prompt_length": 200}, 632032, 627068, 580832),
     ],
     ids=str,
 )
@@ -201,10 +177,9 @@ def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "peak_mem_gb" not in json.loads(capsys.readouterr().out)[0]
 
 
-PROMPT_OF_CODES = {"prompt_length": 1000, "kv_cache_quantization": True}
-
-
-@pytest.mark.parametrize("change", [PROMPT_OF_CODES, {"quantization": "int4wo-64"}])
+@pytest.mark.parametrize(
+    "change", [{**INT8, "prompt_length": 1000}, {"quantization": "int4wo-64"}]
+)
 def test_a_cpu_takes_what_is_predicted(change: dict[str, Any]) -> None:
     smollm2_path()  # Skips where it is not installed.
     row = RowSpec(model=SMOLLM2, dtype="float32", device="cpu", **change)
