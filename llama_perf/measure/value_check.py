@@ -163,7 +163,15 @@ def _reference(
 ) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
     model, start, tokens = engine.model, engine.filled, observed.tokens
-    text, first = _joined(observed)
+    prompt, lengths = observed.prompt, observed.lengths
+    if lengths is None:
+        lengths = torch.full((len(prompt),), prompt.shape[1], device=model.device)
+    # A token is chosen where the prompt ends, each further one behind the last.
+    count = torch.arange(tokens.shape[1], device=model.device)
+    places = lengths[:, None] - 1 + count
+    # No position of a shorter text attends to the zeros that follow it.
+    text = torch.cat((prompt, torch.zeros_like(tokens[:, 1:])), dim=1)
+    text = text.scatter(1, places[:, 1:], tokens[:, :-1])
     end = start + text.shape[1]
     run_block: Callable[..., Tensor] = TransformerBlock.forward
     if dequantized:
@@ -175,25 +183,12 @@ def _reference(
         visible=VisiblePositions(end=end),
         run_block=run_block,
     )
-    x = x[:_SEQUENCES]
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    places = first[: len(x), None] + torch.arange(tokens.shape[1], device=x.device)
-    x = x[rows, places]
+    rows = torch.arange(min(len(x), _SEQUENCES), device=x.device)[:, None]
+    x = x[rows, places[:_SEQUENCES]]
     if dequantized:
         normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
         return normed @ _float(model.output.weight).T
     return model.head(x).float()
-
-
-def _joined(observed: Observed) -> tuple[Tensor, Tensor]:
-    """Texts (B, L), each a prompt with its tokens, and each prompt's last place."""
-    prompt, tokens, lengths = observed.prompt, observed.tokens[:, :-1], observed.lengths
-    if lengths is None:
-        lengths = torch.full((len(prompt),), prompt.shape[1], device=prompt.device)
-    # No position of a shorter text attends to the zeros that follow it.
-    text = torch.cat((prompt, torch.zeros_like(tokens)), dim=1)
-    places = lengths[:, None] + torch.arange(tokens.shape[1], device=prompt.device)
-    return text.scatter(1, places, tokens), lengths - 1
 
 
 def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> Any:
