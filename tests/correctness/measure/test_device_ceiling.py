@@ -84,29 +84,17 @@ def test_the_better_of_reading_and_copying_is_the_bandwidth() -> None:
         Ceiling(read_gb_s=0.0)
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bool]]:
-    """The options of each launch of a kernel that does nothing but count."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    seen: list[dict[str, bool]] = []
-
-    def launch(x: torch.Tensor, **options: bool) -> None:
-        seen.append(options)
-        x.add_(1)
-
-    graph = "llama_perf.kernels.triton.dependent_launch.count"
-    monkeypatch.setattr(graph, {(1,): launch})
-    for name in ("capture_graph", "warm_up"):
-        monkeypatch.setattr(device_ceiling, name, lambda x: SimpleNamespace(replay=x))
-    return seen
-
-
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
 def test_a_gap_is_what_each_further_kernel_takes_and_none_is_lost(
-    launched: list[dict[str, bool]],
-    monkeypatch: pytest.MonkeyPatch,
-    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    launched: list[dict[str, bool]] = []
+
+    def launch(x: torch.Tensor, **options: bool) -> None:
+        launched.append(options)
+        x.add_(1)
+
     def timed(_device: object, replay: Any) -> tuple[float, int]:
         """As if each kernel took 2 us behind 5 us of the whole; dependent ones 1."""
         launched.clear()
@@ -115,6 +103,10 @@ def test_a_gap_is_what_each_further_kernel_takes_and_none_is_lost(
         assert ("launch_pdl" in launched[-1]) == launched[-1]["DEPENDENT"]
         return 5e-6 + kernel_s * len(launched), 1
 
+    graph = "llama_perf.kernels.triton.dependent_launch.count"
+    monkeypatch.setattr(graph, {(1,): launch})
+    for name in ("capture_graph", "warm_up"):
+        monkeypatch.setattr(device_ceiling, name, lambda x: SimpleNamespace(replay=x))
     monkeypatch.setattr(device_ceiling, "best_seconds", timed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     launch_us, dependent_us = device_ceiling.launch_us(CPU)
