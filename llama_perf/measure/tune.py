@@ -7,21 +7,19 @@ timed as well and stays unless another is faster by more than the clock's noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product as combinations
 
 import torch
-from torch import Tensor, nn
 
 from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
-from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.weight import FLOATS, Packed
 from llama_perf.llama.config import preset
 from llama_perf.llama.decode_step import capture_graph, warm_up
-from llama_perf.llama.layers import Linear
 from llama_perf.measure.device_ceiling import best_seconds
+from llama_perf.quantize.autoquant.timing import How, Product, operator, weight_copies
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 
@@ -36,37 +34,30 @@ _STAGES = 2
 _ROUNDS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """What is multiplied: `tokens` by `weights` alike of (rows, columns)."""
+def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
+    """A scheme and a product of each step or short prompt of fused `rows`.
 
-    scheme: str | None
-    dtype: torch.dtype
-    tokens: int
-    rows: int
-    columns: int
-    weights: int = 1
-
-
-def products(rows: Sequence[RowSpec]) -> list[Product]:
-    """Products of a step or short prompt of fused `rows`; all that autoquant tries."""
-    fused: list[Product] = []
+    Of a row of autoquant they are all that it tries.
+    """
+    fused: list[tuple[str, Product]] = []
     for row in rows:
         if not row.fused:
             continue
-        dtype: torch.dtype = getattr(torch, row.dtype)
-        name, config = row.quantization, preset(row.model)
-        schemes = (name,) if name is None else AUTOQUANT.get(name, (name,))
+        name, config = row.quantization or UNQUANTIZED, preset(row.model)
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
         qkv, output, gate, _, down = config.linears.values()
         head = (config.vocab_size, config.dim)
-        shapes = ((*qkv, 1), (*output, 1), (*gate, 2), (*down, 1), (*head, 1))
-        fused += (
-            Product(None if scheme == UNQUANTIZED else scheme, dtype, tokens, *shape)
-            for scheme, tokens in combinations(schemes, sorted(counts))
-            for shape in shapes
-        )
+        shapes: list[tuple[How, tuple[int, int]]] = [
+            ("fused gate" if shape is gate else "fused", shape)
+            for shape in (qkv, output, gate, down, head)
+        ]
+        for scheme, tokens, (how, (n, k)) in combinations(
+            AUTOQUANT.get(name, (name,)), sorted(counts), shapes
+        ):
+            dtype: torch.dtype = getattr(torch, row.dtype)
+            wanted = Product(tokens=tokens, rows=n, columns=k, dtype=dtype, how=how)
+            fused.append((scheme, wanted))
     return list(dict.fromkeys(fused))
 
 
@@ -97,7 +88,7 @@ def best(tried: Sequence[Choice], time: Time) -> Choice | None:
 
 
 def tune(
-    wanted: Sequence[Product],
+    wanted: Sequence[tuple[str, Product]],
     device: torch.device,
     *,
     keep: Callable[[str, Choice], None],
@@ -107,11 +98,11 @@ def tune(
     if device.type != "cuda":
         raise NotRunnable(f"tune: it needs a CUDA device, not {device.type}")
     count = 0
-    for number, product in enumerate(wanted, start=1):
-        packed = _packed(product, device)
-        key = launch_key(packed, product.tokens, weights=product.weights)
-        tried = list(candidates(packed.format == FLOATS))
-        faster = best(tried, _clock(product, packed))
+    for number, (scheme, product) in enumerate(wanted, start=1):
+        copies = weight_copies(scheme, product, device)
+        first = copies[0][0]
+        key = launch_key(first, product.tokens, weights=len(copies[0]))
+        faster = best(list(candidates(first.format == FLOATS)), _clock(product, copies))
         chosen = "the rule"
         if faster is not None:
             keep(key, faster)
@@ -121,59 +112,23 @@ def tune(
     return count
 
 
-def _packed(product: Product, device: torch.device) -> Packed:
-    from llama_perf.llama.fused import packed
-    from llama_perf.quantize.apply import make_quantizer
-
-    with device:
-        linear = Linear(product.columns, product.rows).to(product.dtype)
-    linear.requires_grad_(False)
-    holder = nn.ModuleDict({"linear": linear})
-    if product.scheme is not None:
-        quantize = make_quantizer(
-            product.scheme, kernels="native", device=device, dtype=product.dtype
-        )
-        quantize(holder, "tuned")
-    return packed(holder.get_parameter("linear.weight"), "tuned")
-
-
-def _clock(product: Product, weight: Packed) -> Time:
-    """Of products with copies of `weight` one behind the other, in one graph."""
+def _clock(product: Product, copies: Sequence[tuple[Packed, ...]]) -> Time:
+    """Of products with the copies one behind the other, in one graph."""
     from triton.runtime.errors import OutOfResources
 
-    from llama_perf.kernels.triton.launch_fused import (
-        NO_PEAKS,
-        Norm,
-        any_peaks,
-        fused_launch,
-        project,
-        project_gated,
-    )
+    from llama_perf.kernels.triton.launch_fused import Norm, fused_launch
 
-    device, tokens = weight.codes.device, product.tokens
-    used = device_of(device)
-    fitting = 2 * used.cache_bytes() // max(weight.codes.nbytes, 1)
-    count = max(fitting + 1, 2) * product.weights
-    parts = ("codes", "scale", "zero")
-    copies = [
-        replace(weight, **{part: getattr(weight, part).clone() for part in parts})
-        for _ in range(count)
-    ]
+    first, tokens = copies[0], product.tokens
+    device = first[0].codes.device
     x = torch.randn(tokens, product.columns, dtype=product.dtype, device=device)
-    counter = torch.zeros(-(-product.rows // LANES), dtype=torch.int32, device=device)
-
-    # In a step every product gets the peaks from the kernel before it.
-    peaks = any_peaks(device) if weight.dynamic else NO_PEAKS
-    norm = Norm(weight=x[0], eps=0.0)
-    run: Callable[..., Tensor] = project_gated if product.weights == 2 else project
+    norm, run = Norm(weight=x[0], eps=0.0), operator(product, device)
 
     def seconds(choice: Choice | None) -> float:
-        launch = fused_launch(weight, tokens, weights=product.weights, tuned=choice)
+        launch = fused_launch(first[0], tokens, weights=len(first), tuned=choice)
 
         def work() -> None:
-            for first in range(0, count, product.weights):
-                weights = (*copies[first : first + product.weights], counter)
-                run(x, *weights, norm=norm, peaks=peaks, launch=launch)
+            for weights in copies:
+                run(x, *weights, norm=norm, launch=launch)
 
         try:
             warm_up(work)
@@ -181,6 +136,6 @@ def _clock(product: Product, weight: Packed) -> Time:
         except (RuntimeError, OutOfResources):
             # Too many registers or too much shared memory for this card.
             return float("inf")
-        return best_seconds(used, graph.replay)[0] / (count // product.weights)
+        return best_seconds(device_of(device), graph.replay)[0] / len(copies)
 
     return seconds

@@ -61,9 +61,10 @@ def time_product(
     """
     x = torch.randn((product.tokens, product.columns), device=device).to(product.dtype)
     with torch.no_grad(), compiler_settings():
-        run = _product(product, device)
+        run = operator(product, device)
         passes = {
-            name: _Pass(x, _copies(name, product, device), run) for name in candidates
+            name: _Pass(x, weight_copies(name, product, device), run)
+            for name in candidates
         }
         times = _us(passes, device)
     device_of(device).release_memory()
@@ -75,11 +76,14 @@ def launch_once(product: Product, candidate: str) -> None:
     meta, shape = torch.device("meta"), (product.tokens, product.columns)
     x = torch.empty(shape, dtype=product.dtype, device=meta)
     with torch.no_grad():
-        _product(product, meta)(x, *_copies(candidate, product, meta)[0])
+        operator(product, meta)(x, *weight_copies(candidate, product, meta)[0])
 
 
-def _product(product: Product, device: torch.device) -> Callable[..., Any]:
-    """The product as the row runs it, of activations and a weight, or of two."""
+def operator(product: Product, device: torch.device) -> Callable[..., Any]:
+    """The product as the row runs it, of activations and a weight, or of two.
+
+    One of a fused step takes more options of its launch.
+    """
     if product.how == "eager":
         return multiply
     if product.how == "compiled":
@@ -94,9 +98,9 @@ def _product(product: Product, device: torch.device) -> Callable[..., Any]:
     # In a step every product gets the peaks from the kernel before it.
     known = launch_fused.any_peaks(device)
 
-    def project(x: Tensor, *weights: Any) -> Any:
+    def project(x: Tensor, *weights: Any, **more: Any) -> Any:
         peaks = known if weights[0].dynamic else launch_fused.NO_PEAKS
-        return launch(x, *weights, counter, peaks=peaks)
+        return launch(x, *weights, counter, peaks=peaks, **more)
 
     return project
 
@@ -127,7 +131,9 @@ class _Pass:
                 del self.copies[number:]
 
 
-def _copies(name: str, product: Product, device: torch.device) -> list[tuple[Any, ...]]:
+def weight_copies(
+    name: str, product: Product, device: torch.device
+) -> list[tuple[Any, ...]]:
     """Copies of a weight, or pairs of them, as the product takes them."""
     weight = _weight(name, product, device)
     # Two at least: what a launch reads is not what the last one left in a cache.

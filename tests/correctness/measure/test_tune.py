@@ -20,6 +20,7 @@ from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
 from llama_perf.kernels.weight import of_floats
 from llama_perf.measure import tune as tuning
 from llama_perf.measure.tune import best, candidates, products, tune
+from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 
@@ -37,8 +38,8 @@ def test_a_launch_that_the_card_has_no_room_for_is_left_out(
     card = SimpleNamespace(L2_cache_size=1, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     monkeypatch.setattr(tuning, "warm_up", refused)
-    product = tuning.Product(None, torch.float32, 1, 32, 64)
-    time = tuning._clock(product, of_floats(torch.ones(32, 64)))
+    product = Product(tokens=1, rows=32, columns=64, how="fused")
+    time = tuning._clock(product, [(of_floats(torch.ones(32, 64)),)])
     assert time(CHOICE) == float("inf")
 
 
@@ -69,20 +70,20 @@ def test_the_fastest_is_chosen_with_both_times_where_it_is_clearly_faster(
 
 def test_the_products_are_those_of_the_fused_rows() -> None:
     fused = products([ROW, replace(ROW, fused=False, model="Meta-Llama-3-8B")])
-    assert {(product.rows, product.columns, product.weights) for product in fused} == {
-        (12288, 4096, 1),
-        (4096, 4096, 1),
-        (11008, 4096, 2),
-        (4096, 11008, 1),
-        (32000, 4096, 1),
+    assert {(product.rows, product.columns, product.how) for _, product in fused} == {
+        (12288, 4096, "fused"),
+        (4096, 4096, "fused"),
+        (11008, 4096, "fused gate"),
+        (4096, 11008, "fused"),
+        (32000, 4096, "fused"),
     }
     # A step and the prompt of six tokens.
-    assert {product.tokens for product in fused} == {1, 6}
+    assert {product.tokens for _, product in fused} == {1, 6}
     assert len(fused) == 10
     assert not products([replace(ROW, fused=False)])
     chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
-    assert {product.scheme for product in chosen} == {None, "int8wo", "int8dq"}
-    assert {product.tokens for product in chosen} == {1}
+    assert {scheme for scheme, _ in chosen} == {"none", "int8wo", "int8dq"}
+    assert {product.tokens for _, product in chosen} == {1}
     every = products(selection.load_set("reference"))
     assert len(every) == len(set(every))
 

@@ -40,7 +40,7 @@ def timed(
 def copies(
     name: str, rows: int, columns: int, how: str = "eager"
 ) -> list[tuple[Any, ...]]:
-    return timing._copies(name, product(rows, columns, how=how), CPU)
+    return timing.weight_copies(name, product(rows, columns, how=how), CPU)
 
 
 @pytest.fixture
