@@ -27,12 +27,11 @@ _SHORT, _LONG = 64, 512
 def measure_ceiling(device: torch.device) -> Ceiling:
     """Read, copy and, where Triton can compile, launch: the best of several rounds."""
     used = device_of(device)
-    read = stream_gb_s(used)
+    ceiling = Ceiling(read_gb_s=stream_gb_s(used))
     if not used.has_graphs:
-        return Ceiling(read_gb_s=read)
-    copied = stream_gb_s(used, copied=True)
+        return ceiling
+    ceiling = replace(ceiling, copy_gb_s=stream_gb_s(used, copied=True))
     used.release_memory()
-    ceiling = Ceiling(read_gb_s=read, copy_gb_s=copied)
     if triton_problem() is not None:
         return ceiling
     launch, dependent = launch_us(device)

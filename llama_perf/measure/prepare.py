@@ -32,7 +32,6 @@ from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
 
-Notify = Callable[[str], None]
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
 
 # The reference's default prompt, and what follows it where a row wants more tokens.
@@ -93,7 +92,7 @@ def prepare_row(
     checkpoints: Path | None = None,
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
-    notify: Notify = lambda _text: None,
+    notify: Callable[[str], None] = lambda _text: None,
 ) -> PreparedRow:
     """Build what `row` asks for.
 

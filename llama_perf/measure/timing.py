@@ -133,7 +133,7 @@ def measure_row(
         step = step_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
-    decodes = [total - first for total, first in zip(totals, firsts, strict=True)]
+    decodes = [sample.total_ns - sample.first_token_ns for sample in samples]
     joules, generated = watch.joules(), row.batch_size * row.max_new_tokens
     tok_s = generated * 1e9 / median(totals)
     decoded = row.batch_size * (row.max_new_tokens - 1)

@@ -6,7 +6,6 @@ The timing itself needs a card; here the clock is made up.
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -35,8 +34,6 @@ def test_a_launch_that_the_card_has_no_room_for_is_left_out(
     """Triton's refusal is none of torch's errors."""
     errors = pytest.importorskip("triton.runtime.errors")
     refused = Mock(side_effect=errors.OutOfResources(300_000, 232_448, "shared memory"))
-    card = SimpleNamespace(L2_cache_size=1, multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     monkeypatch.setattr(tuning, "warm_up", refused)
     product = Product(tokens=1, rows=32, columns=64, how="fused")
     time = tuning._clock(product, [(of_floats(torch.ones(32, 64)),)])
