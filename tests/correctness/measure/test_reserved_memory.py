@@ -4,7 +4,7 @@ The allocations of two layers, recorded on the meta device, are replayed for eac
 of the model by the rules of CUDA's caching allocator.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -139,95 +139,89 @@ class CachingAllocator:
         self.segments = [segment for segment in self.segments if segment in used]
 
 
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CachingAllocator]:
+def build(
+    patch: pytest.MonkeyPatch, model: str, scheme: str | None, *, pooled: bool = True
+) -> CachingAllocator:
     """The allocator when the whole model is built; with the pool, or without."""
+    recorder, config = Recorder(), preset(model)
+    in_pool = pooled and scheme is not None
+    marks: list[int] = []
 
-    def built(
-        model: str, scheme: str | None, *, pooled: bool = True
-    ) -> CachingAllocator:
-        recorder, config = Recorder(), preset(model)
-        in_pool = pooled and scheme is not None
-        marks: list[int] = []
+    def empty(reader: SyntheticWeights, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name == "tok_embeddings.weight":
+            # Before it modules are made on the meta device, which takes nothing.
+            recorder.events.clear()
+        return torch.empty(shape, dtype=reader.dtype, device=META)
 
-        def empty(
-            reader: SyntheticWeights, name: str, shape: tuple[int, ...]
-        ) -> Tensor:
-            if name == "tok_embeddings.weight":
-                # Before it modules are made on the meta device, which takes nothing.
-                recorder.events.clear()
-            return torch.empty(shape, dtype=reader.dtype, device=META)
+    @contextmanager
+    def allocate() -> Iterator[None]:
+        """As a layer or the rest begins."""
+        marks.append(len(recorder.events))
+        recorder.pool = int(in_pool)
+        yield
+        recorder.pool = 0
 
-        @contextmanager
-        def allocate() -> Iterator[None]:
-            """As a layer or the rest begins."""
-            marks.append(len(recorder.events))
-            recorder.pool = int(in_pool)
-            yield
-            recorder.pool = 0
+    def move_out(module: nn.Module, *, room_for: int = 1) -> None:
+        if in_pool:
+            # Two layers are built, and replayed as all of them.
+            layers = config.n_layers if room_for > 1 else room_for
+            memory_segments.move_to_own_memory(module, room_for=layers)
 
-        def move_out(module: nn.Module, *, room_for: int = 1) -> None:
-            if in_pool:
-                # Two layers are built, and replayed as all of them.
-                layers = config.n_layers if room_for > 1 else room_for
-                memory_segments.move_to_own_memory(module, room_for=layers)
-
-        scratch = SimpleNamespace(allocate=allocate, move_out=move_out)
-        monkeypatch.setattr(load, "ScratchPool", lambda _device: scratch)
-        monkeypatch.setattr(SyntheticWeights, "_tensor", empty)
-        dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
-        quantizer, mix = None, None
-        if scheme in MIXES:
-            dim, hidden = config.dim, config.intermediate_size
-            rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
-            shapes = zip(rows, (dim, dim, dim, hidden, dim), strict=True)
-            mix = dict(zip(shapes, MIXES[scheme], strict=True))
-        if scheme is not None:
-            quantizer = make_quantizer(
-                scheme, kernels="native", device=CARD, dtype=dtype, schemes=mix
-            )
-        on: dict[str, Any] = {"dtype": dtype, "device": META}
-        reader = SyntheticWeights(replace(config, n_layers=2), **on)
-        with torch.no_grad(), recorder:
-            loaded = load.build_model(reader, quantizer=quantizer, **on)
-            events = list(recorder.events)
-        assert len(list(loaded.parameters())) > 10
-        # Every layer is replayed as the second is; only the first makes room.
-        _, second, last = marks
-        allocator, layer = CachingAllocator(), events[second:last]
-        own = {number for number, size, _ in layer if size > 0}
-        for event in events[:second]:
-            allocator.play(*event)
-        for number in range(1, config.n_layers):
-            after = events[last:] if number == config.n_layers - 1 else []
-            for storage, size, pool in layer + after:
-                key = (number, storage) if storage in own else storage
-                allocator.play(key, size, pool)
-        allocator.empty_cache()
-        return allocator
-
-    return built
+    scratch = SimpleNamespace(allocate=allocate, move_out=move_out)
+    patch.setattr(load, "ScratchPool", lambda _device: scratch)
+    patch.setattr(SyntheticWeights, "_tensor", empty)
+    dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
+    quantizer, mix = None, None
+    if scheme in MIXES:
+        dim, hidden = config.dim, config.intermediate_size
+        rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
+        shapes = zip(rows, (dim, dim, dim, hidden, dim), strict=True)
+        mix = dict(zip(shapes, MIXES[scheme], strict=True))
+    if scheme is not None:
+        quantizer = make_quantizer(
+            scheme, kernels="native", device=CARD, dtype=dtype, schemes=mix
+        )
+    on: dict[str, Any] = {"dtype": dtype, "device": META}
+    reader = SyntheticWeights(replace(config, n_layers=2), **on)
+    with torch.no_grad(), recorder:
+        loaded = load.build_model(reader, quantizer=quantizer, **on)
+        events = list(recorder.events)
+    assert len(list(loaded.parameters())) > 10
+    # Every layer is replayed as the second is; only the first makes room.
+    _, second, last = marks
+    allocator, layer = CachingAllocator(), events[second:last]
+    own = {number for number, size, _ in layer if size > 0}
+    for event in events[:second]:
+        allocator.play(*event)
+    for number in range(1, config.n_layers):
+        after = events[last:] if number == config.n_layers - 1 else []
+        for storage, size, pool in layer + after:
+            key = (number, storage) if storage in own else storage
+            allocator.play(key, size, pool)
+    allocator.empty_cache()
+    return allocator
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("scheme", [*SCHEMES, *MIXES], ids=str)
 def test_little_more_is_reserved_than_lives(
-    scheme: str | None, model: str, build: Callable[..., CachingAllocator]
+    scheme: str | None, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocator = build(model, scheme)
+    allocator = build(monkeypatch, model, scheme)
     assert allocator.live > 2e9
     # The other half is for caches, a prompt and a captured graph.
     assert allocator.reserved - allocator.live <= PROMISED / 2
 
 
 def test_without_memory_of_its_own_quantizing_leaves_holes(
-    build: Callable[..., CachingAllocator],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the pool is for: the ruler finds it."""
-    allocator = build("Llama-2-7b-chat-hf", "int8wo", pooled=False)
+    seven_b = (monkeypatch, "Llama-2-7b-chat-hf", "int8wo")
+    allocator = build(*seven_b, pooled=False)
     assert allocator.reserved - allocator.live > 5 * PROMISED
     # Nor is less taken on the way.
-    assert build("Llama-2-7b-chat-hf", "int8wo").peak <= allocator.peak
+    assert build(*seven_b).peak <= allocator.peak
 
 
 @pytest.mark.parametrize(("scheme", "where"), [(None, CPU), ("int8wo", META)], ids=str)
