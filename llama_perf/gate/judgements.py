@@ -13,14 +13,8 @@ from fnmatch import fnmatchcase
 from statistics import geometric_mean, median
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, StoredSpeed, speed_in
-from llama_perf.gate.thresholds import (
-    CONFIRM_PROCESSES,
-    MIN_PROCESSES,
-    as_share,
-    log_loss,
-    relative_change,
-)
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, speed_in
+from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
@@ -121,13 +115,14 @@ def decided(
     `fresh` is None if confirmation was off. `judge` says of the `values` that they gave
     whether they are worse, and describes them.
     """
-    worse, undecided = False, fresh is None or len(values) < CONFIRM_PROCESSES
+    needed = thresholds.CONFIRM_PROCESSES
+    worse, undecided = False, fresh is None or len(values) < needed
     if fresh is None:
         end = f"looks {looks}; confirmation was off"
     elif undecided:
         problems = (f": {trial.missed.summary}" for trial in fresh if trial.missed)
-        finished = f"{len(values)} of {CONFIRM_PROCESSES} fresh processes finished"
-        end = f"looks {looks}; {finished}{next(problems, '')}"
+        end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
+        end += next(problems, "")
     else:
         worse, words = judge(values)
         end = f"confirmed by {len(values)} fresh processes: {words}"
@@ -165,7 +160,7 @@ def judge_peak(
 ) -> Judgement:
     """Judge the peak of a measured row; the median of `fresh` decides on a growth."""
     peak = compare_peak(now.peak_memory_bytes, stored, limits)
-    if not peak.worse or len(stored.samples) < MIN_PROCESSES:
+    if not peak.worse or len(stored.samples) < thresholds.MIN_PROCESSES:
         return peak
 
     def judge(peaks: Sequence[float]) -> tuple[bool, str]:
@@ -196,7 +191,7 @@ def judge_speed(
     for basis in Basis:
         stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)
         if stored is not None and now is not None:
-            known[basis] = (stored, now)
+            known[basis] = (stored, now, baseline.spreads[basis].get(result.id))
     notes: dict[Basis, str] = {}
     for basis in baseline.bases(result.row):
         note = ""
@@ -214,8 +209,8 @@ def judge_speed(
     notes_on = zip(speeds, notes.values(), strict=True)
     reasons = [f"{speed.reason}{note}" for speed, note in notes_on]
     if Basis.TOK_S is not next(iter(notes)):
-        stored, now = known[Basis.TOK_S]
-        changes.insert(0, metric_change(Basis.TOK_S.value, stored.mean, now))
+        stored, now, _ = known[Basis.TOK_S]
+        changes.insert(0, metric_change(Basis.TOK_S.value, geometric_mean(stored), now))
         reasons.insert(0, describe(changes[0]))
     detectable = [one.minimum_detectable for one in speeds if one.minimum_detectable]
     return Judgement(
@@ -230,20 +225,21 @@ def judge_speed(
 
 def _judged(
     basis: Basis,
-    stored: StoredSpeed,
+    stored: Sequence[float],
     now: float,
+    spread: Spread | None,
     limits: Limits,
     fresh: Sequence[Trial] | None,
 ) -> Judgement:
-    then, spread = stored.mean, stored.spread
+    then = geometric_mean(stored)
     if spread is None:
         limit = limits["tok_s"]
         change = metric_change(basis.value, then, now, limit)
         return Judgement(
             changes=(change,),
             reason=f"{describe(change)}; fixed limit: the baseline has"
-            f" {len(stored.values)} of the {MIN_PROCESSES} processes from which noise"
-            " is estimated",
+            f" {len(stored)} of the {thresholds.MIN_PROCESSES} processes from"
+            " which noise is estimated",
             faster=change.change > limit,
         )
     least, loss = limits["least_loss"], log_loss(now, then)

@@ -6,11 +6,10 @@ device, both measured in the same run. Knows no verdict.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from enum import Enum
 from itertools import repeat
-from statistics import geometric_mean
 
 from llama_perf.gate import thresholds
 from llama_perf.gate.thresholds import Spread
@@ -28,27 +27,12 @@ class Basis(Enum):
     BANDWIDTH = "tok/s per GB/s of the device"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredSpeed:
-    """A row's speed on one basis in each of its processes, and how much they differ.
-
-    `spread` is None if too few processes measured the row.
-    """
-
-    values: Sequence[float]
-    spread: Spread | None
-
-    @property
-    def mean(self) -> float:
-        """The mean of the processes."""
-        return geometric_mean(self.values)
-
-
 class SpeedBaseline:
     """A baseline, prepared once for a run that measures in `environment`.
 
     By id it has the stored `rows` and, for each, the most similar `unquantized` row of
-    the same recording or None. `speeds` has those that are known, by basis and id. The
+    the same recording or None. By basis and id it has the `speeds` of a row's
+    processes, if they are known, and their `spreads`, if there are enough of them. The
     deviations of all rows are estimated together.
     """
 
@@ -60,7 +44,15 @@ class SpeedBaseline:
         # Reversed, so that the first of two rows with one id is taken.
         self.rows = {row.id: row for row in reversed(stored.rows)}
         self.unquantized = {row.id: self._most_similar(row) for row in stored.rows}
-        self.speeds = {basis: self._estimate(basis) for basis in Basis}
+        self.speeds = {
+            basis: {
+                row_id: speeds
+                for row_id in self.rows
+                if (speeds := self._values(basis, row_id))
+            }
+            for basis in Basis
+        }
+        self.spreads = {basis: _spreads(self.speeds[basis]) for basis in Basis}
 
     def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
         fields = asdict(row.row).items()
@@ -105,26 +97,20 @@ class SpeedBaseline:
         known = [speed for speed in speeds if speed is not None]
         return known if len(known) == len(speeds) else None
 
-    def _estimate(self, basis: Basis) -> dict[str, StoredSpeed]:
-        """The speeds of all rows on one basis: their deviations are shrunk together."""
-        by_row = {row_id: self._values(basis, row_id) for row_id in self.rows}
-        known = {row_id: speeds for row_id, speeds in by_row.items() if speeds}
-        enough = [one for one in known if len(known[one]) >= thresholds.MIN_PROCESSES]
-        logs = ([*map(math.log, known[row_id])] for row_id in enough)
-        shrunk = thresholds.shrunk([*map(thresholds.between_processes, logs)])
-        spreads = dict(zip(enough, shrunk, strict=True))
-        return {
-            row_id: StoredSpeed(values=speeds, spread=spreads.get(row_id))
-            for row_id, speeds in known.items()
-        }
-
     def judged_spread(self, row_id: str) -> tuple[Basis, Spread] | None:
         """The first quantity by which a row is judged; None: too few processes."""
         for basis in (*self.bases(self.rows[row_id].row), Basis.BANDWIDTH, Basis.TOK_S):
-            speed = self.speeds[basis].get(row_id)
-            if speed is not None and speed.spread is not None:
-                return basis, speed.spread
+            if (spread := self.spreads[basis].get(row_id)) is not None:
+                return basis, spread
         return None
+
+
+def _spreads(speeds: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    least = thresholds.MIN_PROCESSES
+    enough = {row_id: some for row_id, some in speeds.items() if len(some) >= least}
+    logs = ([*map(math.log, some)] for some in enough.values())
+    shrunk = thresholds.shrunk([*map(thresholds.between_processes, logs)])
+    return dict(zip(enough, shrunk, strict=True))
 
 
 def speed_in(

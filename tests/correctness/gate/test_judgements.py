@@ -9,17 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llama_perf.gate import thresholds
 from llama_perf.gate.judgements import Trial, limits_of, stored_peak
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
-from llama_perf.gate.thresholds import (
-    Spread,
-    as_share,
-    confirm_limit,
-    log_loss,
-    minimum_detectable,
-    relative_change,
-    screen_limit,
-)
+from llama_perf.gate.thresholds import Spread, as_share, confirm_limit, screen_limit
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
@@ -45,16 +38,16 @@ TOK, PEAK = "tok_s", "peak_memory_bytes"
 
 def stored_speed(baseline: Baseline) -> tuple[float, Spread | None]:
     """The first row's, by the bandwidth of the run: it is not quantized."""
-    first, *_ = baseline.rows
-    speed = SpeedBaseline(baseline).speeds[Basis.BANDWIDTH][first.id]
-    return speed.mean, speed.spread
+    prepared, row_id = SpeedBaseline(baseline), baseline.rows[0].id
+    mean = geometric_mean(prepared.speeds[Basis.BANDWIDTH][row_id])
+    return mean, prepared.spreads[Basis.BANDWIDTH].get(row_id)
 
 
 MEAN, SPREAD = stored_speed(BASELINE)
 assert SPREAD is not None
 TOK_S = MEAN * BANDWIDTH
 SCREEN, CONFIRM = as_share(screen_limit(SPREAD)), as_share(confirm_limit(SPREAD))
-DETECTED = minimum_detectable(SPREAD)
+DETECTED = thresholds.minimum_detectable(SPREAD)
 # tok/s that only just are, and only just are not, what their names say.
 SUSPICIOUS, UNSUSPICIOUS = (TOK_S * (1 - SCREEN * by) for by in (1.01, 0.99))
 CONFIRMED, REFUTED = (TOK_S * (1 - CONFIRM * by) for by in (1.01, 0.99))
@@ -208,7 +201,7 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
     (mean, spread), speed = stored_speed(baseline), now / BANDWIDTH
     if len(ours) < 3:
         # Too few processes have a fixed limit, and nothing else decides.
-        moved, limit = relative_change(speed, mean), limits_of(row)["tok_s"]
+        moved, limit = thresholds.relative_change(speed, mean), limits_of(row)["tok_s"]
         assert (comparison.verdict is SLOWER) == (moved < -limit)
         assert (comparison.verdict is FASTER) == (moved > limit)
         assert comparison.failed == (moved < -limit)
@@ -216,7 +209,7 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
         assert comparison.minimum_detectable is None
         return
     assert spread is not None
-    loss = log_loss(speed, mean)
+    loss = thresholds.log_loss(speed, mean)
     assert comparison.suspicious == (loss > screen_limit(spread))
     assert loss > -math.log1p(-0.01) or not comparison.suspicious
     if not comparison.suspicious:
@@ -225,7 +218,7 @@ def test_a_verdict_on_speed_is_never_a_silent_pass(
         assert comparison.verdict is UNDECIDED
     else:
         fresh_mean = geometric_mean([tok_s / BANDWIDTH for tok_s in again])
-        slower = log_loss(fresh_mean, mean) > confirm_limit(spread)
+        slower = thresholds.log_loss(fresh_mean, mean) > confirm_limit(spread)
         assert comparison.verdict is (SLOWER if slower else SAME)
 
 
