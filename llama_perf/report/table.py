@@ -37,6 +37,9 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
     smallest loss that a run detects if any baseline row has processes enough.
     """
     names, common = short_names([result.id for result in report.results])
+    if style == "github":
+        # GitHub ends a cell at a bar, and the path of a model may hold one.
+        names = [name.replace("|", r"\|") for name in names]
     verdicts = [comparison for _, comparison in report.judged]
     columns = [("row", names)]
     for metric in METRICS:
@@ -55,10 +58,7 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
     if report.reference:
         columns += _reference_columns(report)
     headers = [header for header, _ in columns]
-    rows: Iterable[Sequence[str]] = zip(*(cells for _, cells in columns), strict=True)
-    if style == "github":
-        # GitHub ends a cell at a bar, and the path of a model may hold one.
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    rows = zip(*(cells for _, cells in columns), strict=True)
     aligned = ["left" if name in {"row", "verdict"} else "right" for name in headers]
     return common, tabulate(
         rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=aligned

@@ -59,6 +59,7 @@ CONTRACT = {"model": "Llama-2-7b-chat-hf", "quantization": "int4wo-64", "compile
     [
         (CONTRACT, "llama-2-7b-chat-hf.int4wo-64.bf16.compile", None),
         ({}, "7b.none.bf16.eager", None),
+        ({"top_k": None}, "7b.none.bf16.eager.topk-all", None),
         ({"kv_cache_quantization": True}, "7b.none.bf16.eager.kv-int8", "int8"),
         ({"kv_cache_quantization": "int8"}, "7b.none.bf16.eager.kv-int8", "int8"),
         ({"kv_cache_quantization": "fp8"}, "7b.none.bf16.eager.kv-fp8", "fp8"),
