@@ -13,7 +13,7 @@ from llama_perf.files import write_atomically
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
-from llama_perf.run import paired
+from llama_perf.run.fresh_processes import MIN_PAIRS, compare_pairs, measure_pairs
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.strict_json import to_json, to_line
@@ -50,10 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure the pairs and print the table; 1 where a row failed."""
     request, python = request_of(arguments), arguments.base_python
-    request.check_outputs()
     if arguments.base is None and python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
-    check_count("pairs", arguments.pairs, paired.MIN_PAIRS)
+    check_count("pairs", arguments.pairs, MIN_PAIRS)
     if python is not None:
         if not (python.is_file() and os.access(python, os.X_OK)):
             raise SpecError("base-python", str(python), "name an interpreter's file")
@@ -61,7 +60,6 @@ def main(arguments: argparse.Namespace) -> int:
         python = python.absolute()
     commit = None if arguments.base is None else resolve(arguments.base)
     rows = request.selected()
-    request.check_injections(rows)
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
     from llama_perf.run.session import Session
@@ -70,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     session = Session({row.device for row in rows}, options=request)
     lock = locked(session.device, wait=request.wait, progress=show_progress)
     with nullcontext() if commit is None else checked_out(commit) as package, lock:
-        pairs, environments = paired.measure_pairs(
+        pairs, environments = measure_pairs(
             rows,
             package=package,
             python=python,
@@ -79,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
             progress=show_progress,
         )
     fails = request.on_missing_baseline == "fail"
-    judged = paired.compare_pairs(pairs, missing_fails=fails, limits=request.limits)
+    judged = compare_pairs(pairs, missing_fails=fails, limits=request.limits)
     head = environments.get("head", session.environment)
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
     bases = {name: str(value) for name, value in named.items() if value is not None}

@@ -16,9 +16,7 @@ HELP = "run rows and print the table"
 def main(arguments: argparse.Namespace) -> int:
     """Run the selected rows; 1 where one failed, 130 after an interrupt."""
     request = request_of(arguments)
-    request.check_outputs()
     rows = request.selected()
-    request.check_injections(rows)
     # It imports torch, and a mistake in the options is reported sooner without.
     from llama_perf.run.compared_run import ComparedRun
 

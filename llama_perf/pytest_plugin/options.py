@@ -7,25 +7,22 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import RecordError, SpecError, UserError
-from llama_perf.files import check_writable_anew
+from llama_perf.files import check_writable
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Report
-from llama_perf.run.options import OPTIONS, RunRequest, dest, read_request
+from llama_perf.run.options import OPTIONS, RunRequest, read_request
 from llama_perf.strict_json import from_plain, to_json
 
 SECTION = "llama_perf"
+_PREFIX = "llama_perf_"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register every shared option under its own name, in a group of their own."""
     group = parser.getgroup("llama-perf", "llama-perf: rows, baselines, reports")
     for name, option in OPTIONS.items():
-        group.addoption(name, dest=_dest(name), **option)
-
-
-def _dest(name: str) -> str:
-    return f"llama_perf_{dest(name)}"
+        group.addoption(name, **{**option, "dest": _PREFIX + option["dest"]})
 
 
 def read_options(config: pytest.Config) -> RunRequest:
@@ -35,32 +32,23 @@ def read_options(config: pytest.Config) -> RunRequest:
     does. Results are kept in the rootdir unless they are sent elsewhere. A UserError is
     also raised for what would pass in silence or lose results.
     """
-
-    def value(name: str) -> Any:
-        value = config.getoption(_dest(name))
-        if name == "--compare":
-            return value or bool(config.getoption("benchmark_compare", None))
-        return value
-
+    names = [option["dest"] for option in OPTIONS.values()]
+    values = {name: config.getoption(_PREFIX + name) for name in names}
+    values["compare"] |= bool(config.getoption("benchmark_compare", None))
     request = read_request(
-        value,
+        values,
         folder=config.invocation_params.dir,
         root=config.rootpath,
         default_results=config.rootpath / ".llama-perf" / "last.json",
     )
     if request.compare:
         _check_compare(config)
-    if request.results is None:
+    if request.print_results:
         raise SpecError("results", "-", "under pytest, give a file")
     json_path = config.getoption("benchmark_json", None)
-    if json_path and not Path(json_path).absolute().parent.is_dir():
-        raise SpecError(
-            "benchmark-json",
-            str(json_path),
-            "its folder does not exist, and pytest-benchmark would fail only after the"
-            " run",
-        )
-    request.check_outputs(check_writable_anew)
+    if json_path:
+        # pytest-benchmark would fail only after the run.
+        check_writable("benchmark-json", Path(json_path))
     # pytest-benchmark would look for its storage in the current directory, find
     # nothing there and pass.
     storage, prefix = config.getoption("benchmark_storage", None), "file://"
@@ -100,56 +88,22 @@ def _check_compare(config: pytest.Config) -> None:
         )
 
 
-class NamedBaseline:
-    """The saved run or baseline file that `--benchmark-compare=VALUE` names.
+def named_baseline(config: pytest.Config) -> tuple[str, Baseline] | None:
+    """The baseline file that `--benchmark-compare=VALUE` names, and its path.
 
-    Without a value the option means this device's baseline, which the run itself finds.
-    pytest-benchmark loads its own saves; a baseline file is read here.
-    `source_and_baseline` is None until it was read, or where none was named. Make it
-    before pytest-benchmark loads what is to be compared; raises RecordError.
+    None where pytest-benchmark is to load a save of its own, which `loaded_baseline`
+    reads. Without a value the option means this device's baseline, which the run itself
+    finds. Call it before pytest-benchmark loads anything; raises RecordError.
     """
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._value: str | bool | None = config.getoption("benchmark_compare", None)
-        self._source: str | None = None
-        self.source_and_baseline: tuple[str, Baseline] | None = None
-        option = config.option
-        if self._value is True:
-            # pytest-benchmark would take the last run in its own storage, whatever
-            # rows that had.
-            option.benchmark_compare = None
-        if not isinstance(self._value, str):
-            return
-        path = config.invocation_params.dir / self._value
-        if not path.is_file():
-            return
-        self._source = str(path)
-        if _is_saved_run(path):
-            option.benchmark_compare = str(path)
-        else:
-            option.benchmark_compare = None
-            self.source_and_baseline = str(path), baselines.read(path)
-
-    def load(self, document: dict[str, Any]) -> None:
-        """Take the baseline from a file of pytest-benchmark; raises RecordError."""
-        section = document.get(SECTION)
-        source = self._source or f"a saved run of {document.get('datetime')}"
-        if section is None:
-            raise RecordError(
-                f"{source}: it holds no llama-perf records; save one with"
-                " pytest tests/perf --benchmark-save=NAME"
-            )
-        baseline = from_plain(Baseline, section, source=source)
-        self.source_and_baseline = source, baseline
-
-    def check_loaded(self) -> None:
-        """Refuse a value that named nothing: pytest-benchmark only warns about it."""
-        if isinstance(self._value, str) and self.source_and_baseline is None:
-            raise UserError(
-                f"--benchmark-compare: {self._value!r} names no saved run that can be"
-                f" read in {self._config.option.benchmark_storage}"
-            )
+    named = config.getoption("benchmark_compare", None)
+    path = config.invocation_params.dir / named if isinstance(named, str) else None
+    if path is not None and (not path.is_file() or _is_saved_run(path)):
+        config.option.benchmark_compare = str(path) if path.is_file() else named
+        return None
+    # Else pytest-benchmark would take the last run in its own storage, whatever rows
+    # that had.
+    config.option.benchmark_compare = None
+    return None if path is None else (str(path), baselines.read(path))
 
 
 def _is_saved_run(path: Path) -> bool:
@@ -158,6 +112,22 @@ def _is_saved_run(path: Path) -> bool:
     except ValueError:
         return False
     return isinstance(document, dict) and "benchmarks" in document
+
+
+def loaded_baseline(
+    config: pytest.Config, document: dict[str, Any]
+) -> tuple[str, Baseline]:
+    """The baseline in a file that pytest-benchmark loaded; raises RecordError."""
+    source = str(config.option.benchmark_compare)
+    if not Path(source).is_file():
+        source = f"a saved run of {document.get('datetime')}"
+    section = document.get(SECTION)
+    if section is None:
+        raise RecordError(
+            f"{source}: it holds no llama-perf records; save one with"
+            " pytest tests/perf --benchmark-save=NAME"
+        )
+    return source, from_plain(Baseline, section, source=source)
 
 
 def saved_section(report: Report) -> dict[str, Any]:

@@ -18,8 +18,6 @@ import pytest
 
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
-from llama_perf.results.measurement import Measurement
-from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 
@@ -29,6 +27,11 @@ if TYPE_CHECKING:
 pytest_addoption = options.pytest_addoption
 NAME = "llama-perf"
 ROW_FIXTURE = "llama_row"
+# What a save of pytest-benchmark shows of a measurement.
+_FIGURES = (
+    *("tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"),
+    *("device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes", "weights"),
+)
 
 
 class SampleClock:
@@ -45,10 +48,6 @@ class SampleClock:
         """Read the clock."""
         return self.now_s
 
-    def advance(self, duration_ns: int) -> None:
-        """Let `duration_ns` pass."""
-        self.now_s += duration_ns / 1e9
-
 
 sample_clock = SampleClock()
 
@@ -59,7 +58,7 @@ class LlamaPerfPlugin:
     def __init__(self, config: pytest.Config, request: RunRequest) -> None:
         self._config = config
         self._request = request
-        self.named_baseline = options.NamedBaseline(config)
+        self._named = options.named_baseline(config)
         self._run: ComparedRun | None = None
 
     @cached_property
@@ -77,13 +76,6 @@ class LlamaPerfPlugin:
             # As text: pytest-benchmark cannot store a row in its JSON.
             metafunc.parametrize(ROW_FIXTURE, list(self.rows), ids=list(self.rows))
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Refuse rows whose named baseline was not found."""
-        if any(map(_runs_row, items)):
-            with usage_errors():
-                self.named_baseline.check_loaded()
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """Refuse rows under xdist, whose workers wait for this process before a run."""
@@ -100,22 +92,33 @@ class LlamaPerfPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Start the run of the collected rows; a mistake ends pytest in one line."""
-        items = [item for item in session.items if isinstance(item, pytest.Function)]
-        params = [item.callspec.params for item in items if _runs_row(item)]
-        rows = [self.rows[str(of_item[ROW_FIXTURE])] for of_item in params]
+        rows = [
+            self.rows[str(item.callspec.params[ROW_FIXTURE])]
+            for item in session.items
+            if isinstance(item, pytest.Function) and ROW_FIXTURE in item.fixturenames
+        ]
         option = session.config.option
         broken = session.testsfailed and not option.continue_on_collection_errors
         if not rows or option.collectonly or broken:
             return
+        value = getattr(option, "benchmark_compare", None)
+        if value and self._named is None:
+            # pytest-benchmark only warns about it.
+            raise pytest.UsageError(
+                f"--benchmark-compare: {value!r} names no saved run that can be read in"
+                f" {option.benchmark_storage}"
+            )
         from llama_perf.run.compared_run import ComparedRun
 
         with usage_errors():
             self._run = ComparedRun(
-                rows,
-                self._request,
-                named=self.named_baseline.source_and_baseline,
-                progress=self._write,
+                rows, self._request, named=self._named, progress=self._write
             )
+
+    @pytest.fixture
+    def row_runner(self) -> LlamaPerfPlugin:
+        """The plugin, for the test of a row."""
+        return self
 
     def run(self, row_id: str, benchmark: Any) -> None:
         """Run a row, hand its samples to pytest-benchmark, fail where it must."""
@@ -125,12 +128,16 @@ class LlamaPerfPlugin:
         now = result.measurement
         if now is not None:
             samples = iter(now.sample_ns)
-            info = _extra_info(row_id, now, comparison.verdict)
+
+            def sample() -> None:
+                sample_clock.now_s += next(samples) / 1e9
+
+            known = {name: getattr(now, name) for name in _FIGURES}
+            known = {name: value for name, value in known.items() if value is not None}
+            info = {"row": row_id, "verdict": comparison.verdict.value, **known}
             benchmark.extra_info.update(info)
             benchmark.group = NAME
-            benchmark.pedantic(
-                lambda: sample_clock.advance(next(samples)), rounds=len(now.sample_ns)
-            )
+            benchmark.pedantic(sample, rounds=len(now.sample_ns))
         ended = result.status if now is None else comparison.verdict
         message = f"{ended.value} {row_id}: {comparison.reason}"
         if comparison.failed:
@@ -143,10 +150,7 @@ class LlamaPerfPlugin:
         capture = self._config.pluginmanager.get_plugin("capturemanager")
         if reporter is None:
             return
-        shown = (
-            nullcontext() if capture is None else capture.global_and_fixture_disabled()
-        )
-        with shown:
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.write(text, flush=True)
 
     @pytest.hookimpl(tryfirst=True)
@@ -178,7 +182,7 @@ class LlamaPerfPlugin:
     ) -> None:
         """Take the baseline from the file that pytest-benchmark loaded."""
         with usage_errors():
-            self.named_baseline.load(compared_benchmark)
+            self._named = options.loaded_baseline(self._config, compared_benchmark)
         # The report says in words how the environments differ. pytest-benchmark's own
         # warning prints both in full, and breaks where the storage lies elsewhere.
         compared_benchmark["machine_info"] = machine_info
@@ -208,10 +212,6 @@ class LlamaPerfPlugin:
             terminalreporter.write(line + "\n")
 
 
-def _runs_row(item: pytest.Item) -> bool:
-    return ROW_FIXTURE in getattr(item, "fixturenames", ())
-
-
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn a user's mistake into pytest's own, which is shown as one line."""
@@ -221,29 +221,14 @@ def usage_errors() -> Iterator[None]:
         raise pytest.UsageError(str(error)) from None
 
 
-def _extra_info(row_id: str, now: Measurement, verdict: Verdict) -> dict[str, object]:
-    names = ["tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"]
-    names += ["device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes"]
-    figures = {name: getattr(now, name) for name in (*names, "weights")}
-    known = {name: value for name, value in figures.items() if value is not None}
-    return {"row": row_id, "verdict": verdict.value} | known
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before pytest-benchmark acts on its own."""
     with usage_errors():
         request = options.read_options(config)
         plugin = LlamaPerfPlugin(config, request)
-        if request.names_rows or request.inject_slowdown or request.inject_damage:
+        asked = (request.set, request.rows, request.row, request.shard)
+        if any((*asked, request.inject_slowdown, request.inject_damage)):
             # Here a mistake is a usage error; during collection, a traceback.
-            request.check_injections(list(plugin.rows.values()))
+            _ = plugin.rows
     config.pluginmanager.register(plugin, NAME)
-
-
-@pytest.fixture
-def row_runner(request: pytest.FixtureRequest) -> LlamaPerfPlugin:
-    """The plugin of this run."""
-    plugin = request.config.pluginmanager.get_plugin(NAME)
-    assert isinstance(plugin, LlamaPerfPlugin), "registered by pytest_configure"
-    return plugin

@@ -22,16 +22,15 @@ from llama_perf.measure.timing import Progress
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.environment import Environment
-from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.results.verdict import Comparison, Verdict
-from llama_perf.rows import selection
+from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run import worker
 from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
-from llama_perf.run.worker import Worker
 from llama_perf.strict_json import read_json, to_json
 
 
@@ -63,9 +62,8 @@ class ComparedRun:
         session = Session(self._devices, options=request)
         environment = session.environment
         self._to_take_over = _finished_rows(rows, request, environment)
-        self._worker: Worker | None = None
-        self._results: dict[str, RowResult] = {}
-        self._comparisons: dict[str, Comparison] = {}
+        self._worker: worker.Worker | None = None
+        self._ended: dict[str, tuple[RowResult, Comparison]] = {}
         with ExitStack() as stack:
             lock = locked(session.device, wait=request.wait, progress=progress)
             stack.enter_context(lock)
@@ -87,11 +85,12 @@ class ComparedRun:
             if named is not None:
                 source, baseline = named
                 self._baseline = SpeedBaseline(baseline, environment)
+                known = {row.id for row in (*request.all_rows(), *every_row())}
                 self.report = replace(
                     self.report,
                     baseline_source=f"{source}, recorded {baseline.recorded}",
                     environment_changes=baseline.environment.changes(environment),
-                    stale=_stale(baseline, request.all_rows()),
+                    stale=tuple(row.id for row in baseline.rows if row.id not in known),
                 )
             self._stack = stack.pop_all()
 
@@ -123,8 +122,8 @@ class ComparedRun:
     def _measured(self, row: RowSpec) -> RowResult:
         options = self._request
         if self._worker is None:
-            self._worker = Worker(options=options, devices=self._devices)
-        result = self._worker.run(row, progress=self._show_step).result
+            self._worker = worker.Worker(options=options, devices=self._devices)
+        result = self._worker.run(row, self._show_step).result
         # A row that raised may have broken CUDA for the next one. An error that a
         # library is known to raise ends as NOT_RUN.
         known = result.status is Status.NOT_RUN and row.upstream_issue is not None
@@ -146,7 +145,9 @@ class ComparedRun:
         needed_s, source = self._longest_s, "the longest row so far"
         stored = None if self._baseline is None else self._baseline.rows.get(row.id)
         if stored is not None:
-            needed_s, source = _seconds(stored.measurement), "the baseline"
+            then, source = stored.measurement, "the baseline"
+            needed_s = (then.build_s or 0) + (then.warm_up_s or 0)
+            needed_s += sum(then.sample_ns) / 1e9
         if left_s > needed_s:
             return None
         return (
@@ -154,40 +155,50 @@ class ComparedRun:
             f" needs about {needed_s:.0f} s by {source}"
         )
 
-    def add(self, result: RowResult) -> Comparison:
+    def add(
+        self, result: RowResult, trials: Sequence[Trial] | None = None
+    ) -> Comparison:
         """Judge a result and save it; judge it again by fresh processes if in doubt."""
-        comparison = self._judge(result)
+        options, comparison = self._request, not_compared(result)
+        if options.compare:
+            comparison = compare(
+                result,
+                self._baseline,
+                project=options.limits,
+                unquantized=self._unquantized(result.row),
+                missing_fails=options.on_missing_baseline == "fail",
+                undecided_fails=options.on_undecided == "fail",
+                fresh=trials,
+            )
         self._save(result, comparison)
-        if comparison.doubtful and not self._request.no_confirm:
-            # Memory is compared with no other row's, so only the row runs again.
-            other = self._unquantized(result.row) if comparison.suspicious else None
-            trials = self._confirm(result.row, None if other is None else other.row)
-            comparison = self._judge(result, trials)
-            self._save(result, comparison)
-        return comparison
-
-    def _confirm(self, row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+        if trials is not None or not comparison.doubtful or options.no_confirm:
+            return comparison
+        # Memory is compared with no other row's, so only the row runs again.
+        other = self._unquantized(result.row) if comparison.suspicious else None
+        unquantized = None if other is None else other.row
         self._end_worker()
-        options = self._request
-        return confirmation(row, unquantized, options=options, progress=self._show_step)
+        trials = confirmation(
+            result.row, unquantized, options=options, progress=self._show_step
+        )
+        return self.add(result, trials)
 
     def _save(self, result: RowResult, comparison: Comparison) -> None:
         """Put a result into the report, in place of the same row's, and write it."""
-        self._results[result.id] = result
-        self._comparisons[result.id] = comparison
-        reference = dict(self.report.reference)
-        published = self._published.get(result.row.reference_key)
-        if published is not None:
-            reference[result.id] = published
+        self._ended[result.id] = result, comparison
+        results, comparisons = zip(*self._ended.values(), strict=True)
         bandwidth = self.report.device_bandwidth_gb_s
         if result.measurement is not None:
             bandwidth = result.measurement.device_bandwidth_gb_s
         self.report = replace(
             self.report,
             device_bandwidth_gb_s=bandwidth,
-            results=tuple(self._results.values()),
-            comparisons=tuple(self._comparisons.values()),
-            reference=reference,
+            results=results,
+            comparisons=comparisons,
+            reference={
+                one.id: self._published[one.row.reference_key]
+                for one in results
+                if one.row.reference_key in self._published
+            },
         )
         if self._request.results is not None:
             later = tuple(self._to_take_over.values())
@@ -198,31 +209,16 @@ class ComparedRun:
             )
             write_atomically(self._request.results, to_json(with_later))
 
-    def _judge(
-        self, result: RowResult, trials: Sequence[Trial] | None = None
-    ) -> Comparison:
-        options = self._request
-        if not options.compare:
-            return not_compared(result)
-        return compare(
-            result,
-            self._baseline,
-            project=options.limits,
-            unquantized=self._unquantized(result.row),
-            missing_fails=options.on_missing_baseline == "fail",
-            undecided_fails=options.on_undecided == "fail",
-            fresh=trials,
-        )
-
     def _unquantized(self, row: RowSpec) -> RowResult | None:
         """The run's result of the unquantized row that `row` is compared with."""
-        stored = None
-        if self._baseline is not None and Basis.RATIO in self._baseline.bases(row):
-            stored = self._baseline.unquantized.get(row.id)
-        result = None if stored is None else self._results.get(stored.id)
-        if stored is None or result is None or result.measurement is None:
+        if self._baseline is None or Basis.RATIO not in self._baseline.bases(row):
             return None
-        return result if result.row.fingerprint == stored.fingerprint else None
+        stored = self._baseline.unquantized.get(row.id)
+        if stored is None or stored.id not in self._ended:
+            return None
+        result, _ = self._ended[stored.id]
+        same = result.row.fingerprint == stored.fingerprint
+        return result if same and result.measurement is not None else None
 
     def write_report(self) -> list[str]:
         """Write the report's files; returns lines of advice on missing baselines."""
@@ -238,17 +234,6 @@ class ComparedRun:
             f" ({path}); record one with:",
             f"  {shlex.join(self._request.command('baseline', 'record'))}",
         ]
-
-
-def _stale(baseline: Baseline, known: Sequence[RowSpec]) -> tuple[str, ...]:
-    """The ids in `baseline` of rows that are in no set and not among `known`."""
-    ids = {row.id for row in (*known, *selection.every_row())}
-    return tuple(row.id for row in baseline.rows if row.id not in ids)
-
-
-def _seconds(measurement: Measurement) -> float:
-    build_s = (measurement.build_s or 0.0) + (measurement.warm_up_s or 0.0)
-    return build_s + sum(measurement.sample_ns) / 1e9
 
 
 def _finished_rows(

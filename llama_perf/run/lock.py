@@ -35,7 +35,7 @@ def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[
     owner = folder / f"{name}.owner"
     lock = FileLock(folder / f"{name}.lock", mode=0o666)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         process = "whose process is unknown"
         with suppress(OSError):
@@ -47,14 +47,12 @@ def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[
                 " (--wait) or end it"
             ) from None
         progress(f"{holder}; waiting\n")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         words = " ".join(sys.argv)[:200]
         owner.write_text(f"process {os.getpid()}: {words}", encoding="utf-8")
         _open_to_all(owner, 0o666)
         yield
-    finally:
-        lock.release()
 
 
 def _open_to_all(path: Path, mode: int) -> None:

@@ -9,14 +9,16 @@ import fnmatch
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llama_perf import report as reports
 from llama_perf.errors import SpecError
-from llama_perf.files import check_writable, write_atomically
+from llama_perf.files import check_writable, check_writable_anew, write_atomically
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
@@ -59,7 +61,7 @@ class RunRequest:
     rows: Path | None = _option(
         "run the rows of your own TOML file instead of a set", "FILE"
     )
-    row: tuple[str, ...] = _repeatable(
+    row: Sequence[str] = _repeatable(
         "run only the rows whose id matches the pattern (repeatable)", "GLOB"
     )
     shard: str | None = _option(
@@ -136,7 +138,7 @@ class RunRequest:
         " (repeatable)",
         "GLOB=PERCENT",
     )
-    inject_damage: tuple[str, ...] = _repeatable(
+    inject_damage: Sequence[str] = _repeatable(
         "for testing the value check: damage one scale of matching rows (repeatable)",
         "GLOB",
     )
@@ -152,11 +154,6 @@ class RunRequest:
             raise SpecError("checkpoints", str(self.checkpoints), "no such folder")
 
     @property
-    def names_rows(self) -> bool:
-        """Whether the user named the rows, instead of taking this machine's set."""
-        return bool(self.set or self.rows or self.row or self.shard)
-
-    @property
     def named_set(self) -> str | None:
         """The set the user named, or this machine's; None with a file of rows."""
         if self.set is not None or self.rows is not None:
@@ -168,20 +165,25 @@ class RunRequest:
 
     def all_rows(self) -> list[RowSpec]:
         """Every row of the set or file; raises UserError."""
-        file = self.rows
-        if file is None:
+        if self.rows is None:
             return selection.load_set(str(self.named_set))
         if self.set is not None:
-            raise SpecError("rows", str(file), "give --rows or --set, not both")
-        return selection.load_file(file)
+            raise SpecError("rows", str(self.rows), "give --rows or --set, not both")
+        return selection.load_file(self.rows)
 
     def selected(self, rows: Sequence[RowSpec] | None = None) -> list[RowSpec]:
         """The rows, or those among `rows`, that globs and shard select.
 
-        Raises UserError, as where a glob matches none.
+        Raises UserError where a glob, a slowdown or a damage matches none of them.
         """
         rows = selection.select(self.all_rows() if rows is None else rows, self.row)
-        return rows if self.shard is None else selection.shard(rows, self.shard)
+        rows = rows if self.shard is None else selection.shard(rows, self.shard)
+        globs = [("inject-slowdown", glob) for glob, _ in self.inject_slowdown]
+        globs += [("inject-damage", glob) for glob in self.inject_damage]
+        for name, glob in globs:
+            if not fnmatch.filter([row.id for row in rows], glob):
+                raise SpecError(name, glob, "no selected row matches")
+        return rows
 
     def slowdown(self, row_id: str) -> float:
         """The share of decoding steps that the row repeats; 0 for almost every row."""
@@ -191,25 +193,6 @@ class RunRequest:
     def damaged(self, row_id: str) -> bool:
         """Whether one of the row's scales is damaged; False for almost every row."""
         return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.inject_damage)
-
-    def check_injections(self, rows: Sequence[RowSpec]) -> None:
-        """Raise SpecError for a slowdown or a damage that matches none of `rows`."""
-        globs = [("inject-slowdown", glob) for glob, _ in self.inject_slowdown]
-        globs += [("inject-damage", glob) for glob in self.inject_damage]
-        for name, glob in globs:
-            if not fnmatch.filter([row.id for row in rows], glob):
-                raise SpecError(name, glob, "no selected row matches")
-
-    def check_outputs(
-        self, check_results: Callable[[str, Path], None] = check_writable
-    ) -> None:
-        """Raise SpecError where the results or the report cannot be written."""
-        if self.results is not None:
-            check_results("results", self.results)
-        for path in self.report:
-            reports.check_path(path)
-        if self.markdown is not None:
-            check_writable("markdown", self.markdown)
 
     def write_reports(self, results: Report) -> None:
         """Write the report of `results` to each of its files."""
@@ -224,36 +207,30 @@ class RunRequest:
         In an environment that is not activated, `llama-perf` is not on the path: its
         Python runs it then.
         """
-        command = ["llama-perf", *words]
+        command = ["llama-perf"]
         if shutil.which("llama-perf") is None:
             python = Path(sys.executable)
             if python.is_relative_to(Path.cwd()):
                 python = python.relative_to(Path.cwd())
-            command = [str(python), "-m", "llama_perf", *words]
+            command = [str(python), "-m", "llama_perf"]
+        baselines = None if self.baselines == baselines_folder() else self.baselines
         options = {
-            "--set": None if self.rows is not None else self.named_set,
+            "--set": self.named_set,
             "--rows": self.rows,
             "--checkpoints": self.checkpoints,
-            "--baselines": None
-            if self.baselines == baselines_folder()
-            else self.baselines,
+            "--baselines": baselines,
         }
         pairs = [(name, str(value)) for name, value in options.items() if value]
-        return [*command, *(word for pair in pairs for word in pair)]
+        return [*command, *words, *chain.from_iterable(pairs)]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    f"--{option.name.replace('_', '-')}": dict(option.metadata)
+    f"--{option.name.replace('_', '-')}": {**option.metadata, "dest": option.name}
     for option in fields(RunRequest)
     if option.metadata
 }
 _FORMER_NAMES = {"--compare": "--benchmark-compare", "--results": "--json"}
 """The command line still takes them, without listing them."""
-
-
-def dest(name: str) -> str:
-    """The attribute for an option's value: "--row-timeout" -> "row_timeout"."""
-    return name.removeprefix("--").replace("-", "_")
 
 
 def add_shared(
@@ -264,8 +241,8 @@ def add_shared(
     A command where an option means something else gives its help: `set="..."`.
     """
     for name in names or OPTIONS:
-        keywords = {**OPTIONS[name], "dest": dest(name)}
-        keywords["help"] = changed_help.get(dest(name), keywords["help"])
+        keywords = dict(OPTIONS[name])
+        keywords["help"] = changed_help.get(keywords["dest"], keywords["help"])
         parser.add_argument(name, **keywords)
         if name in _FORMER_NAMES:
             hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
@@ -274,15 +251,15 @@ def add_shared(
 
 def request_of(arguments: argparse.Namespace) -> RunRequest:
     """Read a command's arguments; an option that it lacks has its default."""
-
-    def value(name: str) -> Any:
-        return getattr(arguments, dest(name), OPTIONS[name]["default"])
-
-    return read_request(value, folder=Path(), root=baselines_folder().parent)
+    values = {
+        option["dest"]: getattr(arguments, option["dest"], option["default"])
+        for option in OPTIONS.values()
+    }
+    return read_request(values, folder=Path(), root=baselines_folder().parent)
 
 
 def read_request(
-    value: Callable[[str], Any],
+    values: dict[str, Any],
     *,
     folder: Path,
     root: Path,
@@ -291,10 +268,10 @@ def read_request(
     """Turn the value of each option into a request; raises UserError.
 
     Paths are relative to `folder`. `root` is the project, with `baselines/` and the
-    `pyproject.toml` that may set limits.
+    `pyproject.toml` that may set limits. It is also an error where the results or the
+    report cannot be written; with `default_results` the results' folder is made.
     """
-    values = {dest(name): value(name) for name in OPTIONS}
-    print_results = values["results"] == "-"
+    results, print_results = values["results"], values["results"] == "-"
     for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
         if values[name] is not None:
             values[name] = folder / values[name]
@@ -302,25 +279,29 @@ def read_request(
     values["results"] = None if print_results else values["results"] or default_results
     if values["resume"] and values["results"] is None:
         raise SpecError(
-            "resume", value("--results"), "name the results of that run: --results FILE"
+            "resume", results, "name the results of that run: --results FILE"
         )
     values["report"] = tuple(folder / text for text in values["report"])
     values["inject_slowdown"] = tuple(map(parse_slowdown, values["inject_slowdown"]))
-    for name in ("row", "inject_damage"):
-        values[name] = tuple(values[name])
     limits = project_limits(root / "pyproject.toml")
-    return RunRequest(**values, print_results=print_results, limits=limits)
+    request = RunRequest(**values, print_results=print_results, limits=limits)
+    if request.results is not None:
+        made = default_results is not None
+        (check_writable_anew if made else check_writable)("results", request.results)
+    for path in request.report:
+        reports.check_path(path)
+    if request.markdown is not None:
+        check_writable("markdown", request.markdown)
+    return request
 
 
 def parse_slowdown(text: str) -> tuple[str, float]:
     """Parse "GLOB=PERCENT", such as "*int8wo*=25", to a share; raises SpecError."""
     glob, _, percent = text.rpartition("=")
-    try:
+    with suppress(ValueError):
         share = float(percent.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not glob or not 0 < share <= 10:
-        raise SpecError(
-            "inject-slowdown", text, "write GLOB=PERCENT, percent from 0 to 1000"
-        )
-    return glob, share
+        if glob and 0 < share <= 10:
+            return glob, share
+    raise SpecError(
+        "inject-slowdown", text, "write GLOB=PERCENT, percent from 0 to 1000"
+    )

@@ -6,8 +6,6 @@ workers of older revisions, so this protocol has to stay. A worker does not outl
 process that started it. Knows no baseline.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import queue
@@ -18,19 +16,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from llama_perf.results.environment import Environment
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import from_json, record, to_line
-
-if TYPE_CHECKING:
-    from llama_perf.measure.timing import Progress
 
 _TAIL_LINES = 5
 # Time between two checks whether the process is alive.
@@ -70,7 +65,7 @@ class WorkerReply:
 
 
 class Worker:
-    """One process, started for its first row.
+    """One process that runs rows.
 
     `package` is the folder of the `llama_perf` it runs, `python` its interpreter; by
     default those of this process.
@@ -86,16 +81,25 @@ class Worker:
     ) -> None:
         self._options = options
         self._devices = tuple(sorted(set(devices)))
-        self._package = package or Path(__file__).resolve().parents[2]
-        self._python = python or Path(sys.executable)
-        self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
-        self._replies = -1
-        self._received = b""
+        self._replies, replies_end = os.pipe()
+        package = package or Path(__file__).resolve().parents[2]
+        try:
+            self._process = subprocess.Popen(
+                worker_command(python or Path(sys.executable), package, replies_end),
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[replies_end],
+                # Ctrl-C in the terminal reaches only this process.
+                start_new_session=True,
+            )
+        finally:
+            os.close(replies_end)
+        assert self._process.stdin is not None, "started with a pipe"
+        self._tasks = self._process.stdin
 
-    def run(
-        self, row: RowSpec, *, progress: Progress = lambda _text: None
-    ) -> WorkerResult:
+    def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
 
         Where the process breaks, or takes longer than the options' `row_timeout`, the
@@ -103,10 +107,9 @@ class Worker:
         """
         begin = os.fstat(self._output.fileno()).st_size
         try:
-            self._process = process = self._process or self._start()
-            ended = self._exchange(process, row, progress)
+            ended = self._exchange(row, progress)
         except BaseException:
-            self.kill()
+            self._kill()
             raise
         if isinstance(ended, WorkerResult):
             return ended
@@ -117,46 +120,28 @@ class Worker:
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
         return WorkerResult(result=result, environment=None)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._replies, replies_end = os.pipe()
-        try:
-            return subprocess.Popen(
-                worker_command(self._python, self._package, replies_end),
-                stdin=subprocess.PIPE,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[replies_end],
-                # Ctrl-C in the terminal reaches only this process.
-                start_new_session=True,
-            )
-        finally:
-            os.close(replies_end)
-
-    def _send(self, process: subprocess.Popen[bytes], row: RowSpec) -> None:
+    def _exchange(
+        self, row: RowSpec, progress: Callable[[str], None]
+    ) -> WorkerResult | str:
+        """Send a row; its result, or how the process ended without one."""
         checkpoints = self._options.checkpoints
         task = WorkerTask(
             row=row,
             devices=self._devices,
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
             slowdowns=self._options.inject_slowdown,
-            damages=self._options.inject_damage,
+            damages=tuple(self._options.inject_damage),
         )
-        assert process.stdin is not None, "started with a pipe"
-        # If the process has ended, `_exchange` reports how.
-        with suppress(BrokenPipeError):
-            process.stdin.write(to_line(task).encode() + b"\n")
-            process.stdin.flush()
-
-    def _exchange(
-        self, process: subprocess.Popen[bytes], row: RowSpec, progress: Progress
-    ) -> WorkerResult | str:
-        """Send a row; its result, or how the process ended without one."""
         limit = self._options.row_timeout
         # Before the row is sent, since a process that has run others starts at once.
         deadline = math.inf if limit is None else time.monotonic() + limit
-        self._send(process, row)
+        # If the process has ended, it is reported below how.
+        with suppress(BrokenPipeError):
+            self._tasks.write(to_line(task).encode() + b"\n")
+            self._tasks.flush()
+        received = b""
         while True:
-            *lines, self._received = self._received.split(b"\n")
+            *lines, received = received.split(b"\n")
             for line in lines:
                 reply = from_json(WorkerReply, line, source=f"the process of {row.id}")
                 if reply.done is not None:
@@ -164,45 +149,42 @@ class Worker:
                 progress(str(reply.progress))
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                self.kill()
+                self._kill()
                 return f"was ended after {limit:g} s (row-timeout)"
-            alive = process.poll() is None
+            alive = self._process.poll() is None
             # A process that ended may have replied before.
             seconds = min(left_s, _POLL_S) if alive else 0
             ready = select.select([self._replies], [], [], seconds)[0]
             part = os.read(self._replies, 1 << 16) if ready else b""
-            self._received += part
+            received += part
             # It ended or closed its pipe: no reply can come any more.
             if not part and (ready or not alive):
                 break
-        try:
-            code = process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = process.wait()
+        code = self._wait(_GRACE_S)
         if code == -signal.SIGKILL:
             return "was ended by signal 9, as a system out of memory does"
         return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
-    def kill(self) -> None:
+    def _wait(self, seconds: float) -> int:
+        """The process's exit code; it is killed where it does not end by itself."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return self._kill()
+
+    def _kill(self) -> int:
         """Kill the process and those it started."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        return self._process.wait()
 
     def close(self) -> None:
         """End the process and drop its output."""
-        if self._process is not None:
-            assert self._process.stdin is not None, "started with a pipe"
-            # A task that the process did not live to read is still in the pipe.
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-            try:
-                self._process.wait(2 * _GRACE_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            os.close(self._replies)
-            self._process = None
+        # A task that the process did not live to read is still in the pipe.
+        with suppress(BrokenPipeError):
+            self._tasks.close()
+        self._wait(2 * _GRACE_S)
+        os.close(self._replies)
         self._output.close()
 
 
@@ -217,7 +199,7 @@ def run_in_process(
     """Run one row in a fresh process; see `Worker`."""
     worker = Worker(options=options, devices=devices, package=package, python=python)
     with closing(worker):
-        return worker.run(row)
+        return worker.run(row, lambda _text: None)
 
 
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:
@@ -255,10 +237,9 @@ def main(arguments: list[str]) -> None:
     while (line := tasks.get()) is not None:
         task = from_json(WorkerTask, line, source="the task")
         if session is None:
+            folder = task.checkpoints
             options = RunRequest(
-                checkpoints=None
-                if task.checkpoints is None
-                else Path(task.checkpoints),
+                checkpoints=None if folder is None else Path(folder),
                 inject_slowdown=task.slowdowns,
                 inject_damage=task.damages,
             )

@@ -17,7 +17,7 @@ from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Status
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.paired import Pairs, compare_pairs
+from llama_perf.run.fresh_processes import Pairs, compare_pairs
 from tests.correctness.support.record_samples import (
     ALIKE,
     CPU_ROW,

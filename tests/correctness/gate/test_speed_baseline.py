@@ -192,7 +192,9 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
 ) -> None:
     asked: list[tuple[RowSpec, RowSpec | None]] = []
 
-    def confirm(row: RowSpec, unquantized: RowSpec | None) -> list[Trial]:
+    def confirm(
+        row: RowSpec, unquantized: RowSpec | None, **_options: object
+    ) -> list[Trial]:
         asked.append((row, unquantized))
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
@@ -201,7 +203,7 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     monkeypatch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
     request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
     run = ComparedRun([], request, named=("made up", STORED), progress=print)
-    monkeypatch.setattr(run, "_confirm", confirm)
+    monkeypatch.setattr(compared_run, "confirmation", confirm)
     assert run.add(measured()).verdict is Verdict.SAME
     slower = run.add(measured(INT8_CPU, tok_s=100.0))
     assert slower.verdict is Verdict.SLOWER

@@ -1,202 +1,100 @@
-"""Rows in fresh processes: what a confirmation decides, and what ends a recording."""
+"""Rows in fresh processes: confirmed, recorded, compared in pairs."""
 
-from collections.abc import Callable, Iterable
+import math
+import random
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import UserError
 from llama_perf.report.text import as_text
 from llama_perf.results import baselines
-from llama_perf.results.environment import Environment
-from llama_perf.results.run import RowResult, Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Status
+from llama_perf.results.verdict import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import (
-    confirmation,
+    Pairs,
+    compare_pairs,
     default_processes,
-    in_fresh_processes,
+    measure_pairs,
 )
 from llama_perf.run.options import RunRequest
-from llama_perf.strict_json import to_json
+from llama_perf.run.revision import checked_out, resolve
+from llama_perf.run.worker import Worker, WorkerResult
+from tests.correctness.support.git_commands import git
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
+    OTHER,
     measured,
     unmeasured,
 )
 
 pytest_plugins = ["pytester"]
-OTHER = replace(CPU_ROW, compile=True)
-Process = Callable[[int, RowSpec], tuple[RowResult, Environment | None]]
-Started = Callable[[Process], list[str]]
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """Have `process(number, row)` stand for every process; returns those started."""
-
-    def stand_in(process: Process) -> list[str]:
-        ids: list[str] = []
-
-        def run(
-            row: RowSpec, *, options: RunRequest, devices: Iterable[str]
-        ) -> worker.WorkerResult:
-            assert set(devices) <= {"cpu", "cuda"}
-            assert not options.inject_slowdown
-            ids.append(row.id)
-            result, environment = process(ids.count(row.id), row)
-            return worker.WorkerResult(result=result, environment=environment)
-
-        monkeypatch.setattr(worker, "run_in_process", run)
-        return ids
-
-    return stand_in
+def broken(row: RowSpec) -> WorkerResult:
+    result = unmeasured(Status.INVALID, "its process was ended by signal 9: Oh", row)
+    return WorkerResult(result=result, environment=None)
 
 
-def broken(row: RowSpec) -> RowResult:
-    return unmeasured(Status.INVALID, "its process was ended by signal 9: Oh", row)
-
-
-def record_three_processes(project: Project, slow: str) -> None:
-    """A baseline in which row `slow` was far faster and the others far slower."""
-    project.run()
-    path = project.record()
-    baseline = baselines.read(path)
-    rows = []
-    for row in baseline.rows:
-        tok_s = 1e12 if row.id == slow else 1e-6
-        processes = [
-            replace(row.measurement, tok_s=tok_s * by) for by in (0.999, 1.0, 1.001)
-        ]
-        rows.append(baselines.baseline_row(row.row, *processes))
-    path.write_text(to_json(replace(baseline, rows=tuple(rows))), encoding="utf-8")
-
-
-def test_a_suspicious_row_is_confirmed(project: Project, started: Started) -> None:
-    record_three_processes(project, INT8)
-    ids = started(lambda _, row: (measured(row), None))
-    result = project.run("--benchmark-compare", passed=1, failed=1, skipped=1)
-    # Together with the unquantized row, which goes first every other time.
-    assert ids == [INT8, PLAIN, PLAIN, INT8] * 2 + [INT8, PLAIN]
-    assert project.verdicts()[INT8] is Verdict.SLOWER
-    result.stdout.fnmatch_lines(
-        [
-            "*fresh process 1 of 5, *fresh process 5 of 5, *",
-            "row * min. detectable *",
-            f"SLOWER {INT8}: tok/s *; confirmed by 5 fresh processes: 1.000 *",
-        ]
-    )
-
-
-CASES: dict[str, tuple[str, float, int, int, Verdict, str]] = {
-    # Options, the processes' tok/s, which one breaks, how many start, what is decided.
-    "slower": ("", 100.0, 0, 5, Verdict.SLOWER, "; confirmed by 5 fresh"),
-    "refuted": ("", 1e12, 0, 5, Verdict.SAME, "; not confirmed by 5"),
-    "broken": ("", 100.0, 3, 3, Verdict.UNDECIDED, "signal 9"),
-    "off": ("--no-confirm", 1.0, 0, 0, Verdict.UNDECIDED, "confirmation was off"),
-    "reported": (
-        *("--no-confirm --on-undecided=report", 1.0, 0, 0, Verdict.UNDECIDED),
-        "confirmation was off",
-    ),
+# The row and the unquantized one take turns at going first.
+TURNS = [*[INT8, PLAIN, PLAIN, INT8] * 2, INT8, PLAIN]
+SLOWER, UNDECIDED = Verdict.SLOWER, Verdict.UNDECIDED
+OFF = (1.0, (0, ""), list[str](), UNDECIDED, "confirmation was off")
+CASES: dict[str, tuple[str, float, tuple[int, str], list[str], Verdict, str]] = {
+    # Options, the processes' tok/s, which one breaks, those started, what is decided.
+    "slower": ("", 100.0, (0, ""), [PLAIN] * 5, SLOWER, "; confirmed by 5 fresh"),
+    "quantized": ("", 100.0, (0, ""), TURNS, SLOWER, "by 5 fresh processes: 1.000 ("),
+    "refuted": ("", 1e12, (0, ""), [PLAIN] * 5, Verdict.SAME, "; not confirmed by 5"),
+    "broken": ("", 100.0, (3, PLAIN), [PLAIN] * 3, UNDECIDED, "signal 9"),
+    "first broken": ("", 100.0, (1, INT8), [INT8, PLAIN], UNDECIDED, "signal 9"),
+    "second broken": ("", 100.0, (1, PLAIN), [INT8, PLAIN], UNDECIDED, "signal 9"),
+    "off": ("--no-confirm", *OFF),
+    "reported": ("--no-confirm --on-undecided=report", *OFF),
 }
 
 
 @pytest.mark.parametrize("front", ["pytest", "command"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_fresh_processes_decide(
-    project: Project, started: Started, case: str, front: str
-) -> None:
-    options, tok_s, breaks_at, count, verdict, reason = CASES[case]
-    record_three_processes(project, PLAIN)
+def test_what_fresh_processes_decide(project: Project, case: str, front: str) -> None:
+    options, tok_s, breaks, started, verdict, reason = CASES[case]
+    slow = started[0] if started else PLAIN
+    # Sizes with which the row is not SMALLER.
+    project.record(slow=slow, model_size_bytes=80_512, peak_memory_bytes=10**7)
 
-    def process(index: int, row: RowSpec) -> tuple[RowResult, None]:
-        return (broken(row) if index == breaks_at else measured(row, tok_s=tok_s)), None
+    def process(number: int, row: RowSpec) -> WorkerResult:
+        # A row is saved before it is confirmed.
+        assert project.verdicts()[slow] is Verdict.UNDECIDED
+        assert project.report().selected == 3
+        if (number, row.id) == breaks:
+            return broken(row)
+        return WorkerResult(result=measured(row, tok_s=tok_s), environment=None)
 
-    ids, fails = started(process), case not in ("refuted", "reported")
+    ids, fails = project.stand_in(process), case not in ("refuted", "reported")
     if front == "pytest":
         result = project.run("--benchmark-compare", *options.split())
         assert result.ret == fails
-        output = result.stdout.str()
+        output = progress = result.stdout.str()
     else:
         words = project.run_words("--compare", *options.split())
-        output, _ = project.cli(*words, code=fails)
-    assert ids == [PLAIN] * count
-    assert project.verdicts()[PLAIN] is verdict
+        output, progress = project.cli(*words, code=fails)
+    assert ids == started
+    assert ("fresh process 1 of 5, " in progress) == bool(started)
+    assert ("fresh process 5 of 5, " in progress) == (len(started) >= 5)
+    assert project.verdicts()[slow] is verdict
     assert project.verdicts()[FP6] is Verdict.NOT_RUN
     assert as_text(project.report()) in output
+    assert "min. detectable" in output
+    assert f"{verdict.value} {slow}: " in output or not fails
     assert reason in output
     assert "record one with" not in output
-
-
-def test_a_row_is_saved_before_confirmation(project: Project, started: Started) -> None:
-    record_three_processes(project, PLAIN)
-
-    def interrupted(_number: int, _row: RowSpec) -> tuple[RowResult, None]:
-        assert project.verdicts() == {PLAIN: Verdict.UNDECIDED}
-        raise KeyboardInterrupt
-
-    started(interrupted)
-    out, err = project.cli(*project.run_words("--compare"), code=130)
-    assert project.verdicts() == {PLAIN: Verdict.UNDECIDED}
-    assert project.report().selected == 3
-    assert "1 row: 1 run, 0 NOT_RUN" in out
-    assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
-
-
-def record(*rows: RowSpec) -> list[RowResult]:
-    options = RunRequest()
-    _, results = in_fresh_processes(rows, processes=3, options=options, progress=print)
-    return results
-
-
-def test_rows_take_turns_and_one_that_cannot_run_does_not(started: Started) -> None:
-    refused = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
-    ids = started(
-        lambda number, row: (
-            refused if row == CUDA_ROW else measured(row, tok_s=number),
-            ENVIRONMENT,
-        )
-    )
-    results = record(CUDA_ROW, CPU_ROW, OTHER)
-    assert ids == [CUDA_ROW.id, *[CPU_ROW.id, OTHER.id] * 3]
-    speeds = [result.measurement.tok_s for result in results if result.measurement]
-    assert speeds == [1, 1, 2, 2, 3, 3]
-
-
-@pytest.mark.parametrize("breaks", [CPU_ROW, OTHER])
-def test_a_confirmation_ends_where_either_row_breaks(
-    started: Started, breaks: RowSpec
-) -> None:
-    results = {row: measured(row) for row in (CPU_ROW, OTHER)}
-    results[breaks] = broken(breaks)
-    ids = started(lambda _, row: (results[row], None))
-    (trial,) = confirmation(OTHER, CPU_ROW, options=RunRequest())
-    assert ids == [OTHER.id, CPU_ROW.id]
-    assert trial.missed == results[breaks]
-
-
-def test_a_broken_process_or_another_machine_ends_it(started: Started) -> None:
-    def breaks(number: int, row: RowSpec) -> tuple[RowResult, Environment | None]:
-        if row == OTHER and number == 2:
-            return broken(row), None
-        return measured(row), ENVIRONMENT
-
-    ids = started(breaks)
-    with pytest.raises(RecordError) as caught:
-        record(CPU_ROW, OTHER)
-    assert str(caught.value) == (
-        f"baseline: {OTHER.id} is INVALID in process 2 of 3: its process was ended by"
-        " signal 9: Oh"
-    )
-    assert len(ids) == 4
-    newer = replace(ENVIRONMENT, torch="2.14.0")
-    started(lambda number, row: (measured(row), newer if number == 2 else ENVIRONMENT))
-    with pytest.raises(RecordError, match=r"torch: 2\.13\.0 -> 2\.14\.0"):
-        record(CPU_ROW)
 
 
 def test_a_cuda_baseline_has_ten_processes_and_another_five() -> None:
@@ -204,32 +102,216 @@ def test_a_cuda_baseline_has_ten_processes_and_another_five() -> None:
     assert default_processes([CPU_ROW, CUDA_ROW]) == 10
 
 
-@pytest.mark.parametrize("interrupt", [False, True])
-def test_an_early_ending(project: Project, started: Started, interrupt: bool) -> None:
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("interrupted", "llama-perf: interrupted"),
+        (
+            "broken",
+            f"error: baseline: {INT8} is INVALID in process 3 of 3: its process",
+        ),
+        (
+            "changed",
+            "error: baseline: the environment changed between processes: torch",
+        ),
+    ],
+)
+def test_a_recording_that_ends_early(
+    project: Project, ending: str, message: str
+) -> None:
     path = project.record()
     before = path.read_bytes()
     environment = baselines.read(path).environment
 
-    def process(number: int, row: RowSpec) -> tuple[RowResult, Environment | None]:
-        if (number, row.id) != (2, INT8):
-            return measured(row), environment
-        if interrupt:
-            raise KeyboardInterrupt
-        return broken(row), None
+    def process(number: int, row: RowSpec) -> WorkerResult:
+        refused = unmeasured(Status.NOT_RUN, "not built", row)
+        result = refused if row.id == FP6 else measured(row)
+        now = environment
+        if (number, row.id) == (3, INT8):
+            if ending == "interrupted":
+                raise KeyboardInterrupt
+            if ending == "broken":
+                return broken(row)
+            now = replace(environment, torch="1.0")
+        return WorkerResult(result=result, environment=now)
 
-    ids = started(process)
+    ids, interrupted = project.stand_in(process), ending == "interrupted"
     words = project.words("baseline", "record", "--processes", "3")
-    words += ["--fresh"] * interrupt
-    _, err = project.cli(*words, code=130 if interrupt else 2)
-    assert interrupt or f"error: baseline: {INT8} is INVALID in process 2 of 3" in err
-    assert ids == [PLAIN, INT8, FP6, PLAIN, INT8]
+    words += ["--fresh"] * interrupted
+    _, err = project.cli(*words, code=130 if interrupted else 2)
+    assert message in err
+    # They take turns, and one that cannot run is tried once.
+    assert ids == [PLAIN, INT8, FP6, *[PLAIN, INT8] * 2]
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_damaged_baseline_is_reported_before_anything_runs(project: Project) -> None:
-    path = project.record()
-    path.write_text("{", encoding="utf-8")
-    _, err = project.cli(*project.words("baseline", "record"), code=2)
-    assert f"llama-perf: error: {path}: Invalid JSON" in err
-    assert "[process " not in err
+def pairs_of(
+    base: Sequence[float], head: Sequence[float], row: RowSpec = CPU_ROW
+) -> Pairs:
+    sides = {"base": base, "head": head}
+    results = {
+        side: [measured(row, tok_s=tok_s) for tok_s in rates]
+        for side, rates in sides.items()
+    }
+    return Pairs(row=row, results=results)
+
+
+def verdict(pairs: Pairs) -> Comparison:
+    return compare_pairs([pairs])[0][1]
+
+
+FAST, SLOW = [100.0, 101.0, 99.0, 100.5, 99.5], [95.0, 96.1, 94.2, 95.3, 94.4]
+MINUTES = [100.0, 60.0, 80.0, 130.0, 90.0]
+# Scattered by a tenth of a percent around what the base had in the same minute.
+SAME = [100.1, 59.94, 80.0, 130.26, 89.82]
+STEADY = [100.0, 100.001, 99.999, 100.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected"),
+    [
+        (FAST, SLOW, Verdict.SLOWER),
+        (SLOW, FAST, Verdict.FASTER),
+        (MINUTES, SAME, Verdict.SAME),
+        (MINUTES, [tok_s * 0.97 for tok_s in SAME], Verdict.SLOWER),
+        # A loss of less than one percent is none.
+        (STEADY, [tok_s * 0.995 for tok_s in STEADY], Verdict.SAME),
+    ],
+)
+def test_losses_decide(base: list[float], head: list[float], expected: Verdict) -> None:
+    comparison = verdict(pairs_of(base, head))
+    assert comparison.verdict is expected
+    assert comparison.failed is (expected is Verdict.SLOWER)
+    if head is SLOW:
+        assert "tok/s 100.00 -> 95.00 (-5.0%, limit 1.0%)" in comparison.reason
+        assert comparison.reason.endswith("; 5 pairs, head slower in 5")
+
+
+def test_a_larger_model_fails() -> None:
+    pairs = pairs_of([100.0] * 3, [100.0] * 3)
+    pairs.results["head"] = [measured(model_size_bytes=10**9)] * 3
+    assert verdict(pairs).verdict is Verdict.LARGER
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected", "failed"),
+    [
+        (Status.NOT_RUN, Status.MEASURED, Verdict.NO_BASELINE, True),
+        (Status.MEASURED, Status.NOT_RUN, Verdict.NOT_RUN, True),
+        (Status.NOT_RUN, Status.NOT_RUN, Verdict.NOT_RUN, False),
+        (Status.INVALID, Status.MEASURED, Verdict.INVALID, True),
+        (Status.MEASURED, Status.INVALID, Verdict.INVALID, True),
+    ],
+)
+def test_a_missing_row(
+    base: Status, head: Status, expected: Verdict, failed: bool
+) -> None:
+    results = {
+        side: [measured() if status is Status.MEASURED else unmeasured(status, "why")]
+        for side, status in (("base", base), ("head", head))
+    }
+    pairs = Pairs(row=CPU_ROW, results=results)
+    shown, comparison = compare_pairs([pairs])[0]
+    assert (comparison.verdict, comparison.failed) == (expected, failed)
+    side = "base" if base is not Status.MEASURED else "head"
+    assert comparison.reason == f"{side}: why"
+    assert shown.measurement is None
+    if expected is Verdict.NO_BASELINE:
+        assert not compare_pairs([pairs], missing_fails=False)[0][1].failed
+
+
+def test_rows_and_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot run is tried once; a slowdown is injected only into the head."""
+    started, slowed, refused = [], (("*", 0.5),), replace(CPU_ROW, top_k=3)
+
+    def process(
+        row: RowSpec, *, options: RunRequest, package: Path | None = None, **_: object
+    ) -> WorkerResult:
+        side = "head" if package is None else "base"
+        assert options.inject_slowdown == (slowed if side == "head" else ())
+        started.append((side, row))
+        result = measured(row)
+        if (side, row) == ("base", refused):
+            result = unmeasured(Status.NOT_RUN, "why", row)
+        return WorkerResult(result=result, environment=ENVIRONMENT)
+
+    monkeypatch.setattr(worker, "run_in_process", process)
+    measure_pairs(
+        [CPU_ROW, refused, OTHER],
+        package=Path("base"),
+        python=None,
+        pairs=3,
+        options=RunRequest(inject_slowdown=slowed),
+        progress=print,
+    )
+    first, second = ("base", "head"), ("head", "base")
+    order = [(side, row) for row in (CPU_ROW, refused, OTHER) for side in first]
+    for sides in (second, first):
+        order += [(side, row) for row in (CPU_ROW, OTHER) for side in sides]
+    assert started == order
+
+
+def simulated(loss: float, deviation: float, draw: random.Random) -> list[bool]:
+    """Which of twenty rows fail, whose heads lose so much."""
+
+    def rates(factor: float) -> list[float]:
+        return [100 * factor * math.exp(draw.gauss(0, deviation)) for _ in range(5)]
+
+    rows = [replace(CPU_ROW, max_new_tokens=number) for number in range(1, 21)]
+    pairs = [pairs_of(rates(1.0), rates(1 - loss), row) for row in rows]
+    return [comparison.failed for _, comparison in compare_pairs(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("deviation", "loss"), [(0.004, 0.025), (0.01, 0.05), (0.02, 0.10)]
+)
+def test_simulated_pairs_have_few_errors(deviation: float, loss: float) -> None:
+    draw = random.Random(0)
+    assert not any(any(simulated(0.0, deviation, draw)) for _ in range(100))
+    failed = [fails for _ in range(5) for fails in simulated(loss, deviation, draw)]
+    assert sum(failed) >= 0.9 * len(failed)
+
+
+def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    for number in (1, 2):
+        (tmp_path / "file").write_text(str(number), encoding="utf-8")
+        git(tmp_path, "add", "file")
+        git(tmp_path, "commit", "-q", "-m", str(number))
+    commit = resolve("HEAD~1", root=tmp_path)
+    with checked_out(commit, root=tmp_path) as folder:
+        assert (folder / "file").read_text(encoding="utf-8") == "1"
+    assert not folder.exists()
+    assert git(tmp_path, "worktree", "list").count("\n") == 1
+    for wrong in ("no-such-branch", "--all", ""):
+        with pytest.raises(UserError, match=f"base: '{wrong}' names no commit of"):
+            resolve(wrong, root=tmp_path)
+
+
+def test_this_environment_compared_with_itself(project: Project) -> None:
+    # The shortest that decides anything; what it decides on one core is not asked.
+    project.patch.setattr("llama_perf.cli.compare.MIN_PAIRS", 2)
+    project.patch.setattr(worker, "Worker", Worker)
+    project.patch.delenv("PYTHONPATH")
+    # The working directory's modules are not in the processes' way.
+    (project.path / "torch.py").write_text("raise ImportError", encoding="utf-8")
+    project.results.parent.mkdir()
+    words = ["compare", "--base-python", sys.executable, "--pairs", "2"]
+    words += ["--rows", str(project.rows), "--row", "*none*", "--row", "*fp6*"]
+    words += ["--checkpoints", "checkpoints", "--inject-slowdown", "*none*=50"]
+    words += ["--results", str(project.results)]
+    out, err = project.cli(*words, code=None)
+    assert f"[pair 2/2] {PLAIN}, base: " in err
+    assert INT8 not in err
+    assert f"baseline: {sys.executable}, in 2 pairs of processes" in out
+    report = project.report()
+    same, not_run = report.comparisons
+    assert (same.id, not_run.id) == (PLAIN, FP6)
+    assert same.reason.endswith(("slower in 0", "slower in 1", "in 2"))
+    assert not_run.verdict is Verdict.NOT_RUN
+    measurement = report.results[0].measurement
+    assert measurement is not None
+    assert len(measurement.sample_ns) == 2
+    assert measurement.injected_slowdown == 0.5
+    assert report.environment.device_key.startswith("cpu-")

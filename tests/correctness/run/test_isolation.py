@@ -2,69 +2,198 @@
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
+import psutil
 import pytest
 import torch
 
-from llama_perf.results.run import Status
+from llama_perf.errors import RecordError
+from llama_perf.results.run import RowResult, Status
 from llama_perf.results.verdict import Verdict
-from llama_perf.run import compared_run, worker
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run import worker
+from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.lock import locked
-from tests.correctness.support import processes
+from llama_perf.run.options import RunRequest
+from llama_perf.run.worker import Worker, WorkerResult, worker_command
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
+from tests.correctness.support.processes import (
+    HANG_S,
+    alive,
+    clock_that_waits_for,
+    wait_until,
+)
+from tests.correctness.support.record_samples import measured, unmeasured
 
 pytest_plugins = ["pytester"]
+ROW = RowSpec(
+    model="stories15M", dtype="float32", device="cpu", max_new_tokens=2, num_samples=2
+)
+KNOWN = replace(ROW, upstream_issue="pytorch/ao#2376")
 
 
-@pytest.fixture
-def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have rows run in worker processes, as users have it, and `code` before each.
-
-    It has the row's `id`.
-    """
-    monkeypatch.setattr(compared_run, "Worker", worker.Worker)
-    original = worker.worker_command
-
-    def sabotage(code: str) -> None:
-        body = "".join(f"    {line}\n" for line in code.splitlines())
-        patch = (
-            "import os, time\n"
-            "from llama_perf.results.measurement import Ceiling\n"
-            "from llama_perf.run import session\n"
-            "session.measure_ceiling = lambda _: Ceiling(read_gb_s=20.0)\n"
-            "measured = session.Session.run_row\n"
-            "def sabotaged(self, row, **rest):\n"
-            "    id = row.id\n"
-            f"{body}"
-            "    return measured(self, row, **rest)\n"
-            "session.Session.run_row = sabotaged\n"
-            "main(sys.argv[1:])"
-        )
-
-        def command(python: Path, package: Path, replies: int) -> list[str]:
-            *head, start, number = original(python, package, replies)
-            return [*head, start.replace("main(sys.argv[1:])", patch), number]
-
-        monkeypatch.setattr(worker, "worker_command", command)
-
-    return sabotage
+def run(**options: Any) -> WorkerResult:
+    return worker.run_in_process(ROW, options=RunRequest(**options), devices=["cpu"])
 
 
-def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) -> None:
-    log, lost = project.path / "pids", project.path / "lost"
-    project.patch.setattr(worker, "time", processes.clock_that_waits_for(lost.exists))
-    sabotaged(
-        f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)\n"
-        f"if id == {PLAIN!r}: os.kill(os.getpid(), 9)\n"
-        f"if id == {FP6!r}:\n"
-        f"    print('lost', flush=True); open({str(lost)!r}, 'w'); time.sleep(3600)"
+def run_instead(patch: pytest.MonkeyPatch, code: str) -> None:
+    """Have workers run other Python code, which has its `task` and can `reply`."""
+    head = (
+        "import json, os, sys, time\n"
+        "task = json.loads(sys.stdin.readline())\n"
+        "def reply(text): os.write(int(sys.argv[1]), (text + '\\n').encode())\n"
     )
+    start = [sys.executable, "-c", head + code]
+    command = Mock(side_effect=lambda *arguments: [*start, str(arguments[-1])])
+    patch.setattr(worker, "worker_command", command)
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "output"),
+    [
+        (
+            "print('one', flush=True); print('two', file=sys.stderr); sys.exit(7)",
+            "ended with code 7",
+            "one | two",
+        ),
+        (
+            "os.kill(os.getpid(), 9)",
+            "was ended by signal 9, as a system out of memory does",
+            "no output",
+        ),
+        (
+            "[print(n, flush=True) for n in range(9)]; os.abort()",
+            "was ended by signal 6",
+            "4 | 5 | 6 | 7 | 8",
+        ),
+        # The devices of the whole run.
+        ("print(task['devices'])", "ended with code 0", "['cpu', 'cuda']"),
+    ],
+)
+def test_broken_workers(
+    monkeypatch: pytest.MonkeyPatch, code: str, ending: str, output: str
+) -> None:
+    run_instead(monkeypatch, code)
+    devices = ["cuda", "cpu"]
+    with closing(Worker(options=RunRequest(), devices=devices)) as one:
+        for shown in (output, "no output"):
+            ended = one.run(ROW, print)
+            assert ended.environment is None
+            assert ended.result.status is Status.INVALID
+            assert ended.result.id == ROW.id
+            assert ended.result.reason == f"its process {ending}: {shown}"
+
+
+def test_a_damaged_result_names_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_instead(monkeypatch, "reply('{')")
+    with pytest.raises(RecordError, match=f"the process of {ROW.id}: Invalid JSON"):
+        run()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_row_that_hangs_is_ended_with_what_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interrupted: bool
+) -> None:
+    pids, stuck = tmp_path / "pids", tmp_path / "stuck"
+    run_instead(
+        monkeypatch,
+        "import signal, subprocess; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "code = 'import time; time.sleep(3600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"print('stuck', flush=True); open({str(stuck)!r}, 'w'); time.sleep(3600)",
+    )
+    if interrupted:
+
+        def interrupt() -> None:
+            wait_until(stuck.exists)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        thread.join()
+    else:
+        monkeypatch.setattr(worker, "time", clock_that_waits_for(stuck.exists))
+        result = run(row_timeout=2.0).result
+        assert result.status is Status.INVALID
+        assert result.reason == "its process was ended after 2 s (row-timeout): stuck"
+    process, child = map(int, pids.read_text(encoding="utf-8").split())
+    assert not alive(process)
+    wait_until(lambda: not alive(child))
+
+
+def test_a_silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_GRACE_S", 0.2)
+    run_instead(monkeypatch, "os.close(int(sys.argv[1])); time.sleep(3600)")
+    assert str(run().result.reason).startswith("its process was ended by signal 9")
+
+
+@pytest.mark.parametrize(
+    ("result", "isolate", "processes"),
+    [
+        (unmeasured(Status.INVALID, "so", ROW), "session", 2),
+        (unmeasured(Status.NOT_RUN, "so", KNOWN), "session", 2),
+        # It cannot run here, and nothing of it did.
+        (unmeasured(Status.NOT_RUN, "so", ROW), "session", 1),
+        (measured(KNOWN), "session", 1),
+        (measured(ROW), "row", 2),
+    ],
+)
+def test_a_row_that_raised_or_is_isolated_leaves_no_process_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, result: RowResult, isolate: str, processes: int
+) -> None:
+    started = Mock()
+    ended = WorkerResult(result=result, environment=None)
+    started.return_value.run.return_value = ended
+    monkeypatch.setattr(worker, "Worker", started)
+    request = RunRequest(isolate=isolate)
+    with closing(ComparedRun([result.row], request, progress=print)) as one:
+        for _ in range(2):
+            one.run_row(result.row)
+    assert started.call_count == started.return_value.close.call_count == processes
+
+
+def test_broken_processes(project: Project) -> None:
+    log, lost = project.path / "pids", project.path / "lost"
+    project.patch.setattr(worker, "Worker", Worker)
+    project.patch.setattr(worker, "time", clock_that_waits_for(lost.exists))
+    sabotage = f"""
+import os, time
+from llama_perf.results.measurement import Ceiling
+from llama_perf.run import session
+
+def run_row(self, row, measured=session.Session.run_row, **rest):
+    print(os.getpid(), file=open({str(log)!r}, "a"), flush=True)
+    if row.id == {PLAIN!r}:
+        os.kill(os.getpid(), 9)
+    if row.id == {FP6!r}:
+        print("lost", flush=True)
+        open({str(lost)!r}, "w")
+        time.sleep(3600)
+    return measured(self, row, **rest)
+
+session.measure_ceiling = lambda _: Ceiling(read_gb_s=20.0)
+session.Session.run_row = run_row
+"""
+
+    def sabotaged(*arguments: Any) -> list[str]:
+        *head, start, number = worker_command(*arguments)
+        return [*head, f"{sabotage}{start}", number]
+
+    project.patch.setattr(worker, "worker_command", sabotaged)
     result = project.run("--row-timeout=20", passed=1, failed=2)
     ended = {result.id: result.status for result in project.report().results}
-    invalid, measured = Status.INVALID, Status.MEASURED
-    assert ended == {PLAIN: invalid, INT8: measured, FP6: invalid}
+    assert ended.pop(INT8) is Status.MEASURED
+    assert ended == dict.fromkeys((PLAIN, FP6), Status.INVALID)
     result.stdout.fnmatch_lines(
         [
             f"*INVALID {PLAIN}: its process was ended by signal 9*",
@@ -76,48 +205,35 @@ def test_broken_processes(project: Project, sabotaged: Callable[[str], None]) ->
     assert len(shared) == 2
     assert killed not in shared
     assert len({*shared}) == 1
-    assert not any(map(processes.alive, [killed, *shared]))
+    assert not any(map(alive, [killed, *shared]))
 
 
-def test_isolated_rows(project: Project, sabotaged: Callable[[str], None]) -> None:
-    log = project.path / "pids"
-    sabotaged(f"print(os.getpid(), file=open({str(log)!r}, 'a'), flush=True)")
-    project.run("--isolate=row", passed=2, skipped=1)
-    pids = log.read_text(encoding="utf-8").split()
-    assert len(pids) == len({*pids, str(os.getpid())}) - 1 == 3
-
-
-def test_a_killed_run_is_resumed_with_its_finished_rows(project: Project) -> None:
+def test_a_killed_run_is_resumed_and_keeps_its_rows(project: Project) -> None:
     kernels = 'kernels = "torchao"'
     # The second row takes until the signal comes.
     endless = f"{kernels}\nnum_samples = 200000"
     project.edit(kernels, endless)
     with project.start() as process:
         try:
-            processes.wait_until(project.results.exists)
+            wait_until(project.results.exists)
+            pids = [child.pid for child in psutil.Process(process.pid).children()]
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
+    # A worker does not outlive the process that started it.
+    assert pids
+    wait_until(lambda: not any(map(alive, pids)))
     project.edit(endless, kernels)
     (before,) = project.report().results
     assert (before.id, before.status) == (PLAIN, Status.MEASURED)
-    with project.start("--resume") as process:
-        _, err = process.communicate(timeout=processes.HANG_S)
-    assert process.returncode == 0, err
+    _, err = project.cli(*project.run_words("--resume"))
     assert f"{PLAIN}: taken over, " in err
     first, second, _ = project.report().results
     assert first == before
     assert (second.id, second.status) == (INT8, Status.MEASURED)
-
-
-def test_pytest_resumes_and_keeps_rows_of_before(project: Project) -> None:
-    project.run("--row=*none*", passed=1)
-    before = project.report().results[0]
     result = project.run("--resume", passed=2, skipped=1)
-    result.stdout.fnmatch_lines([f"*{PLAIN}: taken over, *"])
-    first, second, _ = project.report().results
-    assert first == before
-    assert second.id == INT8
+    result.stdout.fnmatch_lines([f"*{PLAIN}: taken over, *", f"*{INT8}: taken over, *"])
+    assert project.report().results[:2] == (first, second)
     # The first row has no baseline: it ends the run before the second is taken over.
     project.edit("[[row]]\n", "[[row]]\ntop_k = 3\n")
     options = ("--compare", "-x", "--row=*top*", "--row=*int8*")
@@ -129,31 +245,27 @@ def test_a_run_slowed_or_of_another_machine_is_not_resumed(project: Project) -> 
     project.run("--row=*none*", "--inject-slowdown=*=50", passed=1)
     threads = project.report().environment.threads
     for there, message in (
-        (threads, f"*last.json measured {PLAIN} with an inject-slowdown of 50%*"),
-        (77, f"*resume: *last.json is of another run: threads: 77 -> {threads}*"),
+        (threads, f"last.json measured {PLAIN} with an inject-slowdown of 50%"),
+        (77, f"last.json is of another run: threads: 77 -> {threads}"),
     ):
         before, after = f'"threads": {threads}', f'"threads": {there}'
         project.edit(before, after, project.results)
         text = project.results.read_bytes()
-        result = project.run("--resume", "--row=*none*")
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines([message])
+        assert message in project.refusal("--resume", "--row=*none*")
         assert project.results.read_bytes() == text, "the file stays as it was"
 
 
 def test_one_of_two_runs_on_a_device_waits_or_is_refused(project: Project) -> None:
     with locked(torch.device("cpu"), wait=False, progress=print):
-        result = project.run()
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
-        owner = f"*cpu: in use by another run, process {os.getpid()}: "
-        message = "*; two at once would slow each other down: wait for it (--wait)*"
-        result.stderr.fnmatch_lines([owner + message])
+        refusal = project.refusal()
+        assert f"cpu: in use by another run, process {os.getpid()}: " in refusal
+        assert "; two at once would slow each other down: wait for it (" in refusal
         process = project.start("--wait")
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "in use by another run" in line
         assert line.endswith("; waiting\n")
-    _, err = process.communicate(timeout=processes.HANG_S)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, err
 
 

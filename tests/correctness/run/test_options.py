@@ -1,9 +1,7 @@
 """Every option that pytest and the command line share is one definition."""
 
 import argparse
-from collections.abc import Iterable
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,34 +12,26 @@ from llama_perf.run import options
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
-Described = dict[str, tuple[str | None, object, Iterable[object] | None]]
 
 
-def of_command_line(command: str) -> Described:
+def of_command_line(command: str) -> dict[str, list[object]]:
     """Each option that `llama-perf COMMAND --help` lists: help, default, choices."""
     parser = argparse.ArgumentParser(add_help=False)
     COMMANDS[command].add_arguments(parser)
     return {
-        action.option_strings[0]: (action.help, action.default, action.choices)
+        action.option_strings[0]: [action.help, action.default, action.choices]
         for action in parser._actions
         if action.help != argparse.SUPPRESS
     }
 
 
-def of_pytest() -> Described:
-    described: Described = {}
-
-    def add(name: str, *, help: str, default: object, **rest: Any) -> None:
-        described[name] = (help, default, rest.get("choices"))
-
-    group = SimpleNamespace(addoption=add)
-    parser: Any = SimpleNamespace(getgroup=lambda *_names: group)
-    pytest_addoption(parser)
-    return described
-
-
 def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None:
-    defined = of_pytest()
+    parser = Mock()
+    pytest_addoption(parser)
+    defined = {
+        added.args[0]: list(map(added.kwargs.get, ("help", "default", "choices")))
+        for added in parser.getgroup.return_value.addoption.call_args_list
+    }
     assert of_command_line("run") == defined
     assert list(defined) == list(options.OPTIONS)
     of_compare = of_command_line("compare")

@@ -19,8 +19,9 @@ from llama_perf.results.run import Report
 from llama_perf.results.verdict import Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import compared_run, session, worker
+from llama_perf.run import session, worker
 from llama_perf.run.options import RunRequest
+from llama_perf.run.worker import Worker, WorkerResult
 from llama_perf.strict_json import read_json, to_json
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import MEASUREMENT
@@ -66,17 +67,17 @@ def write_tiny(folder: Path, *, vocab_size: int = TINY.vocab_size) -> Path:
     return folder
 
 
-class InProcessWorker:
+class InProcessWorker(Worker):
     """A worker without a process, so that a test can replace what a row calls."""
 
-    def __init__(self, *, options: RunRequest, devices: Iterable[str]) -> None:
+    def __init__(
+        self, *, options: RunRequest, devices: Iterable[str], **_python: object
+    ) -> None:
         self._session = session.Session(devices, options=options)
 
-    def run(
-        self, row: RowSpec, *, progress: Callable[[str], None] = lambda _text: None
-    ) -> worker.WorkerResult:
+    def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         result = self._session.run_row(row, progress=progress)
-        return worker.WorkerResult(result=result, environment=self._session.environment)
+        return WorkerResult(result=result, environment=self._session.environment)
 
     def close(self) -> None:
         pass
@@ -94,15 +95,7 @@ class Project:
     ) -> None:
         self.pytester, self.patch, self.cli = pytester, patch, cli
         patch.setattr(session, "measure_ceiling", lambda _: Ceiling(read_gb_s=20.0))
-        self.real_process = worker.run_in_process
-        patch.setattr(
-            worker,
-            "run_in_process",
-            lambda row, *, options, devices: InProcessWorker(
-                options=options, devices=devices
-            ).run(row),
-        )
-        patch.setattr(compared_run, "Worker", InProcessWorker)
+        patch.setattr(worker, "Worker", InProcessWorker)
         # For the processes that a test starts.
         patch.setenv("PYTHONPATH", str(ROOT))
         # pytest-benchmark would take a run inside a test for one under xdist.
@@ -110,9 +103,7 @@ class Project:
         self.path = pytester.path
         self.results = self.path / ".llama-perf" / "last.json"
         self.rows = self.path / "rows.toml"
-        for tests in ("perf", "correctness"):
-            (self.path / "tests" / tests).mkdir(parents=True)
-        (self.path / "tests" / "correctness" / "test_nothing.py").touch()
+        (self.path / "tests" / "perf").mkdir(parents=True)
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
         self.rows.write_text(ROWS, encoding="utf-8")
@@ -134,6 +125,15 @@ class Project:
             result.assert_outcomes(**outcomes)
             assert int(result.ret) == bool(outcomes.get("failed"))
         return result
+
+    def refusal(self, *options: str) -> str:
+        """The text of a usage error of `run`, which is one without a traceback."""
+        result = self.run(*options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        text = result.stderr.str()
+        assert sum(line.startswith("ERROR: ") for line in result.stderr.lines) == 1
+        assert "Traceback" not in result.stdout.str() + text
+        return text
 
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
@@ -171,31 +171,39 @@ class Project:
         comparisons = self.report().comparisons
         return {comparison.id: comparison.verdict for comparison in comparisons}
 
-    def record(self, **changes: Any) -> Path:
-        """Make the last run this device's baseline, with changes to every row.
+    def record(self, *, slow: str | None = None, **changes: Any) -> Path:
+        """Make up this device's baseline: MEASUREMENT, with changes to every row.
 
-        Before the first run its measurements are made up. A `tok_s` is squared for a
-        quantized row, so that its ratio to the unquantized row is changed as much.
+        A `tok_s` is squared for the quantized row, so that its ratio to the unquantized
+        one is changed as much. With `slow` there are three processes a row: that row
+        was far faster than any machine is, and the other one far slower.
         """
-        if self.results.exists():
-            report = self.report()
-            environment = report.environment
-            measurements = {
-                result.row: result.measurement
-                for result in report.results
-                if result.measurement is not None
-            }
-        else:
-            environment = session.Session(["cpu"], options=RunRequest()).environment
-            made_up = replace(MEASUREMENT, weights="pth:tiny", peak_memory_bytes=10**12)
-            measurements = dict.fromkeys(selection.load_file(self.rows)[:2], made_up)
+        environment = session.Session(["cpu"], options=RunRequest()).environment
+        made_up = {"weights": "pth:tiny", "peak_memory_bytes": 10**12, **changes}
         rows = []
-        for row, measurement in measurements.items():
-            of_row = dict(changes)
+        for row in selection.load_file(self.rows)[:2]:
+            measurement = replace(MEASUREMENT, **made_up)
             if "tok_s" in changes and row.quantization is not None:
-                of_row["tok_s"] = changes["tok_s"] ** 2
-            rows.append(baselines.baseline_row(row, replace(measurement, **of_row)))
+                measurement = replace(measurement, tok_s=changes["tok_s"] ** 2)
+            processes = [measurement]
+            if slow is not None:
+                tok_s = 1e12 if row.id == slow else 1e-6
+                speeds = (tok_s * by for by in (0.999, 1.0, 1.001))
+                processes = [replace(measurement, tok_s=speed) for speed in speeds]
+            rows.append(baselines.baseline_row(row, *processes))
         baseline = Baseline(recorded="then", environment=environment, rows=tuple(rows))
         path = baselines.path_of(self.path / "baselines", environment.device_key)
         write_atomically(path, to_json(baseline))
         return path
+
+    def stand_in(self, process: Callable[[int, RowSpec], WorkerResult]) -> list[str]:
+        """Have `process(number, row)` stand for every process; the rows of each."""
+        ids: list[str] = []
+
+        def run(row: RowSpec, *, options: RunRequest, **_rest: object) -> WorkerResult:
+            assert not options.inject_slowdown
+            ids.append(row.id)
+            return process(ids.count(row.id), row)
+
+        self.patch.setattr(worker, "run_in_process", run)
+        return ids
