@@ -61,11 +61,6 @@ def decode_attention(
     return out
 
 
-@decode_attention.register_fake
-def _(q: Tensor, *_rest: Tensor | None) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
-
-
 @decode_attention.register_kernel("cuda")
 def _(q: Tensor, *rest: Any) -> Tensor:
     from llama_perf.kernels.triton.launch_attention import split_attention
@@ -148,6 +143,7 @@ def prefill_attention(
     return out.reshape(q.shape).contiguous()
 
 
+@decode_attention.register_fake
 @prefill_attention.register_fake
 def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -172,12 +168,10 @@ def _causal_behind_codes(q: Tensor, cache: CachedTensors, step: int) -> Tensor:
     """
     length = cache.k.shape[1]
     behind = length - q.shape[2]
-    starts = (*range(0, behind, step), behind)
     out: Tensor | None = None
     sums: Tensor | None = None
-    for start, end in pairwise((*starts, length)):
-        piece = slice(start, end)
-        key, value = cache.dequantized(piece, q.dtype)
+    for start, end in pairwise((*range(0, behind, step), behind, length)):
+        key, value = cache.dequantized(slice(start, end), q.dtype)
         part, part_sums = _with_sums(q, key, value, causal=start == behind)
         # Otherwise the next piece's would be made while these still take memory.
         del key, value

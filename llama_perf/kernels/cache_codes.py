@@ -11,7 +11,7 @@ of a subnormal one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ _LARGEST = {INT8: 127.0, FP8: 448.0}
 UNIT = {INT8: 1.0, FP8: 256.0}
 
 
-@dataclass(frozen=True, slots=True)
-class CachedTensors:
+class CachedTensors(NamedTuple):
     """Keys and values (B, H, S, D), or their codes with scales (B, H, S)."""
 
     k: Tensor
@@ -49,9 +48,8 @@ class CachedTensors:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "CachedTensors":
         """The same after a change to each tensor."""
-        scales = (self.k_scale, self.v_scale)
-        changed = (None if scale is None else change(scale) for scale in scales)
-        return CachedTensors(change(self.k), change(self.v), *changed)
+        scales = (None if scale is None else change(scale) for scale in self[2:])
+        return CachedTensors(change(self.k), change(self.v), *scales)
 
     def of(self, rows: slice) -> "CachedTensors":
         """Views of some sequences, or after `by_head` of some heads."""

@@ -1,7 +1,7 @@
 """Launches of fused products that were timed on a GPU, by GPU and shape.
 
 `llama-perf tune` writes `launch_table.json`, in this folder. A launch in it is used;
-every other GPU and shape follows the rule of `fused_launch`. Knows no Triton.
+every other GPU and shape follows the rule of `few_launch`. Knows no Triton.
 """
 
 from collections.abc import Mapping

@@ -32,11 +32,6 @@ def units(columns: int) -> int:
     return -(-columns // UNIT)
 
 
-def sparse_values(columns: int) -> int:
-    """Values that a row of a 2:4 sparse weight of `columns` stores: half of them."""
-    return columns // 2
-
-
 def plane_words(plane: int, columns: int) -> int:
     """Words that a row takes in one plane."""
     return -(-units(columns) * UNIT * plane // 32)

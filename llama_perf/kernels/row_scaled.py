@@ -17,25 +17,32 @@ of Micikevicius et al. (2022), torch.float8_e4m3fn.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 
-from llama_perf.kernels import weight
-from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.cpu.many_tokens import int8_sums
-from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
-from llama_perf.kernels.packing import from_lanes, parts, unpack
+from llama_perf.kernels import weight as packed
+from llama_perf.kernels.cpu.many_tokens import (
+    float8_values,
+    float_sums,
+    fp6_values,
+    int8_sums,
+)
+from llama_perf.kernels.cpu.one_token import unit_sums
+from llama_perf.kernels.packing import unpack
 from llama_perf.kernels.weight import Packed
 
 _SIGN_AND_REST = 0x87F00000 - (1 << 32)
 
 
+def signed(code: Tensor) -> Tensor:
+    """The value, int32, of a byte of a word, int32 of 0 to 255."""
+    return (code << 24) >> 24
+
+
 def decode_int8(code: Tensor) -> Tensor:
-    """The value, float32, of a byte of a word, int32 of 0 to 255."""
-    return ((code << 24) >> 24).to(torch.float32)
+    """The same in float32."""
+    return signed(code).float()
 
 
 def decode_fp6(code: Tensor) -> Tensor:
@@ -46,6 +53,11 @@ def decode_fp6(code: Tensor) -> Tensor:
     subnormal = exponent_mantissa.to(torch.float32) * 2.0**-4
     value = torch.where(exponent_mantissa < 4, subnormal, normal)
     return torch.where((code & 32) != 0, -value, value)
+
+
+def encode_int8(values: Tensor) -> Tensor:
+    """The nearest codes, int32, of float32 values of at most 127 in magnitude."""
+    return torch.round(values).clamp(-127, 127).int()
 
 
 def encode_fp6(values: Tensor) -> Tensor:
@@ -88,103 +100,46 @@ def round_to_float8(values: Tensor) -> Tensor:
 class RowScaled:
     """A format of codes with one scale for each row.
 
-    `largest` is the largest value of a code, `kind` names `decode` to the kernels;
-    `operator` is the product itself: any M, any device, in a dtype or in x's.
+    `decode` is known to the kernels as `kind`; `encode` takes values of at most
+    `largest`. `values` gives those of some words of each plane, for many tokens on a
+    CPU: float32, over `unit`.
     """
 
+    kind: int
     bits: int
     largest: float
+    encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    kind: int
-    operator: CustomOpDef
-
-    def product(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-        """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
-        if fused_here(x):
-            return self.one_token(x, codes, scale, rows).to(x.dtype)
-        out: Tensor = self.operator(x, codes, scale, rows)
-        return out
-
-    def one_token(self, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-        """The expression that a compiler turns into one loop, (1, K) to (1, rows)."""
-        sums = unit_sums(x.float(), codes, self.bits, self.decode, (1,))
-        return (sums * scale).view(1, -1)[:, :rows]
-
-    def dequantized(
-        self, codes: Tensor, scale: Tensor, rows: int, columns: int
-    ) -> Tensor:
-        """The weight, float32 (rows, columns), of words (B, W, 16), scales (B, 16)."""
-        values = self.decode(unpack(codes, self.bits, columns))
-        return from_lanes(values * scale.unsqueeze(1), rows)
-
-    def packed(self, rows: int, columns: int, codes: Tensor, scale: Tensor) -> Packed:
-        """The weight as the kernels on CUDA take it."""
-        bits, kind = self.bits, self.kind
-        return Packed(rows, columns, codes, scale, scale, bits=bits, decode=kind)
+    values: Callable[..., Tensor] | None = None
+    unit: float = 1.0
 
 
-def _operator(
-    name: str, sums: Callable[[Tensor, Tensor], Tensor], unit: float = 1.0
-) -> CustomOpDef:
-    """The operator of a format, by its `sums` on a CPU, in float32 (M, 16 * B).
-
-    These are sums of values over `unit`, and are overwritten.
-    """
-
-    @torch.library.custom_op(f"llama_perf::{name}_weight", mutates_args=())
-    def operator(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        rows: int,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        scaled = sums(x, codes).mul_((scale * unit).flatten())
-        return scaled[:, :rows].to(dtype or x.dtype).contiguous()
-
-    @operator.register_fake
-    def _(x: Tensor, _c: Tensor, _s: Tensor, rows: int, dtype: Any = None) -> Tensor:
-        return x.new_empty((len(x), rows), dtype=dtype or x.dtype)
-
-    @operator.register_kernel("cuda")
-    def _(x: Tensor, c: Tensor, scale: Tensor, rows: int, dtype: Any = None) -> Tensor:
-        from llama_perf.kernels.triton.launch_products import product
-
-        packed = FORMATS[name].packed(rows, x.shape[1], c, scale)
-        return product(x, packed, dtype=dtype)
-
-    return operator
-
-
-def _fp6_sums(x: Tensor, codes: Tensor) -> Tensor:
-    tokens, columns = x.shape
-    (_, _, low), (_, _, high) = parts(codes, FP6.bits, columns)
-    arranged = many_tokens.in_slots(x.float(), low.shape[1], 8)
-    room = many_tokens.room(low, 8, columns)
-
-    def multiply(blocks: slice) -> Tensor:
-        values = many_tokens.fp6_values(low[blocks], high[blocks], room)
-        return many_tokens.product(arranged, values)
-
-    return many_tokens.by_blocks(tokens, codes, columns, multiply)
-
-
-def _float8_sums(x: Tensor, codes: Tensor) -> Tensor:
-    tokens, columns = x.shape
-    arranged = many_tokens.in_slots(x.float(), codes.shape[1], 4)
-    room = many_tokens.room(codes, 4, columns)
-
-    def multiply(blocks: slice) -> Tensor:
-        values = many_tokens.float8_values(codes[blocks], room)
-        return many_tokens.product(arranged, values)
-
-    return many_tokens.by_blocks(tokens, codes, columns, multiply)
-
-
-INT8 = RowScaled(8, 127.0, decode_int8, weight.INT8, _operator("int8", int8_sums))
 # float16 has a bias of 15, fp6 one of 3, e4m3 one of 7.
-_FP6 = _operator("fp6", _fp6_sums, 2.0**12)
-FP6 = RowScaled(6, 28.0, decode_fp6, weight.FP6, _FP6)
-_FLOAT8 = _operator("float8", _float8_sums, 2.0**8)
-FLOAT8 = RowScaled(8, 448.0, decode_float8, weight.FLOAT8, _FLOAT8)
+INT8 = RowScaled(packed.INT8, 8, 127.0, encode_int8, decode_int8)
+FP6 = RowScaled(packed.FP6, 6, 28.0, encode_fp6, decode_fp6, fp6_values, 2.0**12)
+_FLOAT8 = (encode_float8, decode_float8, float8_values, 2.0**8)
+FLOAT8 = RowScaled(packed.FLOAT8, 8, 448.0, *_FLOAT8)
 FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}
+_BY_KIND = {format.kind: format for format in FORMATS.values()}
+
+
+def one_token(x: Tensor, weight: Packed) -> Tensor:
+    """See `products`."""
+    decode = _BY_KIND[weight.decode].decode
+    return unit_sums(x, weight.codes, weight.bits, decode) * weight.scale
+
+
+def many_tokens(x: Tensor, weight: Packed) -> Tensor:
+    """See `products`."""
+    format = _BY_KIND[weight.decode]
+    if format.values is None:
+        sums = int8_sums(x, weight.codes)
+    else:
+        sums = float_sums(x, weight.codes, weight.bits, format.values)
+    return sums.mul_((weight.scale * format.unit).flatten())
+
+
+def blocks(weight: Packed) -> Tensor:
+    """See `products`."""
+    codes = unpack(weight.codes, weight.bits, weight.columns)
+    return _BY_KIND[weight.decode].decode(codes) * weight.scale.unsqueeze(1)

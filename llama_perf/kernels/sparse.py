@@ -18,43 +18,20 @@ from torch import Tensor
 
 from llama_perf.kernels import packing
 from llama_perf.kernels.cpu.many_tokens import by_unpacked_blocks
-from llama_perf.kernels.cpu.one_token import fused_here
-from llama_perf.kernels.weight import SPARSE, Packed
+from llama_perf.kernels.weight import SPARSE_GROUP, Packed
 
 BITS = 6
 MIDDLE = 8
 QUAD = 4
-GROUP = 128
 
 
-def dequantized(codes: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
-    """The weight, float32 (rows, columns), from words (B, W, 16), scales (B, G, 16)."""
-    return packing.from_lanes(_blocks(codes, scale, columns), rows)
-
-
-def packed_weight(rows: int, columns: int, codes: Tensor, scale: Tensor) -> Packed:
-    """The weight as the kernels on CUDA take it."""
-    return Packed(rows, columns, codes, scale, scale, format=SPARSE, bits=BITS)
-
-
-def sparse_weight(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype."""
-    if fused_here(x):
-        sums = _one_token(x.float(), codes, scale)
-        return sums.view(1, -1)[:, :rows].to(x.dtype)
-    out: Tensor = sparse_weight_op(x, codes, scale, rows)
-    return out
-
-
-def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """Sums (B, 16): x is picked by position, so that no zero is multiplied."""
-    columns = x.shape[1]
-    stored = packing.sparse_values(columns)
-    count = packing.units(stored)
+def one_token(x: Tensor, weight: Packed) -> Tensor:
+    """See `products`: x is picked by position, so that no zero is multiplied."""
+    codes, stored, count = weight.codes, weight.layout.STORED, weight.layout.UNITS
     values = packing.slots(codes[:, :count], 4, stored)
     places = packing.slots(codes[:, count:], 2, stored)
     width = count * 2 * packing.UNIT
-    quads = F.pad(x, (0, width - columns)).view(count, -1, QUAD)
+    quads = F.pad(x, (0, width - weight.columns)).view(count, -1, QUAD)
     terms: Tensor | None = None
     for quad in range(packing.UNIT // 2):
         x0, x1, x2, x3 = quads[:, quad].unsqueeze(2).unbind(1)
@@ -65,43 +42,27 @@ def _one_token(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         term = term + _value(values[2 * quad + 1]) * upper
         terms = term if terms is None else terms + term
     assert terms is not None, "a unit without quads"
-    wide = scale.float().repeat_interleave(GROUP // (2 * packing.UNIT), dim=1)
+    wide = weight.scale.float().repeat_interleave(
+        SPARSE_GROUP // (2 * packing.UNIT), dim=1
+    )
     return (terms * wide[:, :count]).sum(1)
 
 
-@torch.library.custom_op("llama_perf::sparse_weight", mutates_args=())
-def sparse_weight_op(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """The operator itself: any M, any device."""
-    columns = x.shape[1]
-
-    def dequantize(blocks: slice) -> Tensor:
-        return _blocks(codes[blocks], scale[blocks], columns)
-
-    return by_unpacked_blocks(x, codes, rows, dequantize)
+def many_tokens(x: Tensor, weight: Packed) -> Tensor:
+    """See `products`."""
+    return by_unpacked_blocks(x, weight, blocks)
 
 
-@sparse_weight_op.register_fake
-def _(x: Tensor, _codes: Tensor, _scale: Tensor, rows: int) -> Tensor:
-    return x.new_empty((len(x), rows))
-
-
-@sparse_weight_op.register_kernel("cuda")
-def _(x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-    from llama_perf.kernels.triton.launch_products import product
-
-    return product(x, packed_weight(rows, x.shape[1], codes, scale))
-
-
-def _blocks(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
-    """The weight of some blocks, float32 (B, K, 16)."""
-    stored = packing.unpack(codes, BITS, packing.sparse_values(columns))
+def blocks(weight: Packed) -> Tensor:
+    """See `products`."""
+    stored = packing.unpack(weight.codes, BITS, weight.layout.STORED)
     stored = stored.unflatten(1, (-1, 2))
-    wide = scale.float().repeat_interleave(GROUP // QUAD, dim=1)
-    values = _value(stored & 15) * wide[:, : columns // QUAD].unsqueeze(2)
-    blocks, quads, _, lanes = values.shape
-    weight = values.new_zeros((blocks, quads, QUAD, lanes))
-    return weight.scatter_(2, (stored >> 4).long(), values).flatten(1, 2)
+    wide = weight.scale.float().repeat_interleave(SPARSE_GROUP // QUAD, dim=1)
+    values = _value(stored & 15) * wide[:, : weight.columns // QUAD].unsqueeze(2)
+    count, quads, _, lanes = values.shape
+    unpacked = values.new_zeros((count, quads, QUAD, lanes))
+    return unpacked.scatter_(2, (stored >> 4).long(), values).flatten(1, 2)
 
 
 def _value(code: Tensor) -> Tensor:
-    return (code - MIDDLE).to(torch.float32)
+    return (code - MIDDLE).float()

@@ -1,18 +1,66 @@
-"""A weight as the kernels on CUDA take it: its tensors and how they are decoded.
+"""A packed weight: its tensors, how they are decoded, and what is rounded before.
 
 Knows neither torchao nor Triton: the numbers are those of the kernels' constants.
 """
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from llama_perf.kernels import packing
 
 FLOATS, CODES, SPARSE = 0, 1, 2
 """A weight's format: floats (N, K); codes of `packing`; the codes of `sparse`."""
 UNSIGNED, INT8, FP6, FLOAT8 = 0, 1, 2, 3
 """How a code is decoded."""
+SPARSE_GROUP = 128
+"""Columns of a sparse weight that share a scale."""
+PACKED, OFFSET = 2, 3
+"""How a zero of `grouped` is kept."""
+Activations = Literal["kept", "int8", "float8-row", "float8-tensor"]
+"""Whether activations are rounded, and to what; each token, or all, with a scale."""
+
+
+class Layout(NamedTuple):
+    """What a kernel for every weight of a layout knows when it is compiled.
+
+    Some fields of `Packed`, in the same order; with DYNAMIC x is rounded to int8.
+    """
+
+    K: int
+    FORMAT: int = CODES
+    BITS: int = 8
+    DECODE: int = UNSIGNED
+    GROUP: int = 0
+    ZERO: int = 0
+    DYNAMIC: bool = False
+
+    @property
+    def STORED(self) -> int:
+        """Values that a row stores, half of them where it is sparse."""
+        return self.K // 2 if self.FORMAT == SPARSE else self.K
+
+    @property
+    def UNITS(self) -> int:
+        """Units of eight of them."""
+        return packing.units(self.STORED)
+
+    @property
+    def WORDS(self) -> int:
+        """Words of a row's codes."""
+        return packing.words(self.BITS, self.STORED)
+
+    @property
+    def GROUPS(self) -> int:
+        """Groups of a row, where a group has a scale."""
+        return -(-self.K // (SPARSE_GROUP if self.FORMAT == SPARSE else self.GROUP))
+
+    @property
+    def ZEROS(self) -> "Layout":
+        """That of packed zeros."""
+        return Layout(self.GROUPS, BITS=self.BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +68,21 @@ class Packed:
     """A weight (rows, columns); `codes` of the format FLOATS are the floats themselves.
 
     `group` is how many columns share a scale, 0 for all of a row. `zero_kind` is a kind
-    of zero of `grouped`, 0 for none. With `dynamic` the activations are rounded to
-    int8, each token with its own scale.
+    of zero of `grouped`, 0 for none: `zero` is then any tensor.
     """
 
-    rows: int
-    columns: int
     codes: Tensor
     scale: Tensor
     zero: Tensor
-    _: KW_ONLY
+    rows: int
+    columns: int
     format: int = CODES
     bits: int = 8
     decode: int = UNSIGNED
     group: int = 0
     zero_kind: int = 0
-    dynamic: bool = False
+    _: KW_ONLY
+    activations: Activations = "kept"
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,27 +90,39 @@ class Packed:
         return self.codes, self.scale, self.zero
 
     @property
-    def constants(self) -> dict[str, int]:
-        """What a kernel for every weight of this layout knows when it is compiled."""
-        words = 0 if self.format == FLOATS else self.codes.shape[1]
-        groups = {"GROUP": self.group, "ZERO": self.zero_kind}
-        codes = {"WORDS": words, "BITS": self.bits, "DECODE": self.decode}
-        return {"K": self.columns, **codes, **groups}
+    def numbers(self) -> list[int]:
+        """The fields behind the tensors, but for what is done to activations."""
+        return [self.rows, *self.layout[:-1]]
 
     @property
-    def layout(self) -> tuple[object, ...]:
+    def dynamic(self) -> bool:
+        """Whether the activations are rounded to int8."""
+        return self.activations == "int8"
+
+    @property
+    def layout(self) -> Layout:
+        """What kernels know of it."""
+        codes = (self.format, self.bits, self.decode)
+        return Layout(self.columns, *codes, self.group, self.zero_kind, self.dynamic)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
         """All that two weights which one kernel multiplies must have in common."""
         types = [tensor.dtype for tensor in self.tensors]
-        shape = (self.rows, self.codes.shape, self.format, self.dynamic)
-        return (*types, *shape, *self.constants.values())
+        return (*types, self.codes.shape, *self.numbers, self.activations)
+
+    def of(self, blocks: slice) -> "Packed":
+        """Some blocks of sixteen rows."""
+        codes, scale, zero = (tensor[blocks] for tensor in self.tensors)
+        return replace(self, codes=codes, scale=scale, zero=zero)
 
 
 @runtime_checkable
 class Packable(Protocol):
-    """A quantized weight that may have a form for the fused kernels."""
+    """A quantized weight."""
 
-    def packed(self) -> Packed | None:
-        """The weight as the fused kernels take it; None where they do not."""
+    def packed(self) -> Packed:
+        """The weight as the kernels take it."""
 
     def laid_out_for(self, device: torch.device) -> "Packable":
         """The same weight, not moved, in the layout that `device` multiplies."""
@@ -71,7 +130,7 @@ class Packable(Protocol):
 
 def of_floats(weight: Tensor) -> Packed:
     """A weight of floats, (N, K)."""
-    rows, columns = weight.shape
     weight = weight.detach().contiguous()
+    rows, columns = weight.shape
     bits = weight.element_size() * 8
-    return Packed(rows, columns, weight, weight, weight, format=FLOATS, bits=bits)
+    return Packed(weight, weight, weight, rows, columns, format=FLOATS, bits=bits)

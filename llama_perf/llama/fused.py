@@ -9,18 +9,15 @@ tokens: a decode step or a short prompt. Activations are rounded only where they
 stored, so the logits agree with the modules' up to rounding. Imports Triton.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused
-from llama_perf.kernels.triton.launch import INTERPRETED
+from llama_perf.kernels.triton.dependent_launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
-from llama_perf.kernels.triton.launch_sampling import launch as sampling_launch
 from llama_perf.kernels.weight import Packable, Packed, of_floats
 from llama_perf.llama.attention import KVCache, Place, attend_filled
 from llama_perf.llama.decode_step import ChooseToken
@@ -64,7 +61,7 @@ class FusedStep:
             names = [f"layers.{index}.{linear}.weight" for linear in config.linears]
             weights = [packed(model.get_parameter(name), name) for name in names]
             wqkv, _, gate, up, _ = weights
-            if gate.layout != up.layout:
+            if gate.kind != up.kind:
                 name = f"layers.{index}.feed_forward.w1"
                 raise NotRunnable(f"fused: {name} and w3 are quantized in two ways")
             self._layers[block] = weights, norm_weight
@@ -98,10 +95,8 @@ class FusedStep:
 
         None for a large `top_k`, which has no kernel.
         """
-        how: Any = {"temperature": sampling.temperature, "top_k": sampling.top_k}
-        rows, dtype = self._output.rows, self._dtype
-        launch = sampling_launch(vocabulary=rows, dtype=dtype, **how)
-        return None if launch is None else SamplingKernel(**how)
+        kernel = SamplingKernel(temperature=sampling.temperature, top_k=sampling.top_k)
+        return kernel if kernel.launch(self._output.rows, self._dtype) else None
 
     def block(
         self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place
@@ -111,24 +106,20 @@ class FusedStep:
         B * T is at most eight, and `place.visible` has `filled` or `end`.
         """
         (wqkv, wo, gate, up, down), next_norm_weight = self._layers[block]
-        batch, length, dim = x.shape
-        (cos, sin), positions, visible = place
-        hidden = x.view(-1, dim)
+        hidden, visible = x.view(-1, x.shape[2]), place.visible
         gated_peak = self._peaks[0] if gate.dynamic else None
         down_peak = self._peaks[1] if down.dynamic else None
         attended_peak = None
         q = launch_fused.project_heads(
-            hidden,
+            x,
             wqkv,
             self._split_counter,
             norm=_norm(block.attention_norm),
-            placing=launch_fused.Placing(
-                positions=positions, cos=cos, sin=sin, length=length
-            ),
+            place=(place.rotary, place.positions),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,
-        ).view(batch, length, -1, cache.k_cache.shape[-1])
+        )
         if visible.filled is None:
             y = attend_filled(q, cache, visible)
         else:
@@ -142,8 +133,8 @@ class FusedStep:
                 peaks_out=attended_peak,
             )
         launch_fused.project(
-            y.reshape(batch * length, -1),
-            wo,
+            y.reshape(len(hidden), -1),
+            [wo],
             self._split_counter,
             residual=hidden,
             peaks=launch_fused.Peaks(
@@ -156,10 +147,9 @@ class FusedStep:
         # The peaks that nothing reads any more.
         left = _FOLLOWING if next_norm_weight is not None else _ATTENDED
         cleared = self._peaks[left : _ATTENDED + wo.dynamic]
-        gated = launch_fused.project_gated(
+        gated = launch_fused.project(
             hidden,
-            gate,
-            up,
+            [gate, up],
             self._split_counter,
             norm=_norm(block.ffn_norm),
             peaks=launch_fused.Peaks(
@@ -171,7 +161,7 @@ class FusedStep:
         following = None if next_norm_weight is None else self._peaks[_FOLLOWING]
         launch_fused.project(
             gated,
-            down,
+            [down],
             self._split_counter,
             residual=hidden,
             peaks=launch_fused.Peaks(
@@ -194,7 +184,7 @@ class FusedStep:
         if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
             peaks = launch_fused.Peaks(read=self._peaks[_FOLLOWING])
         return launch_fused.project(
-            x, self._output, self._split_counter, norm=norm, peaks=peaks
+            x, [self._output], self._split_counter, norm=norm, peaks=peaks
         )
 
 
@@ -204,12 +194,12 @@ def _norm(norm: RMSNorm) -> launch_fused.Norm:
 
 def packed(weight: Tensor, name: str) -> Packed:
     """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
-    packed_weight: Packed | None = None
+    if is_unquantized(weight):
+        return of_floats(weight)
     if isinstance(weight, Packable):
         # In Triton's interpreter weights are on the CPU, in the layout it prefers.
         packed_weight = weight.laid_out_for(_CUDA).packed()
-    elif is_unquantized(weight):
-        packed_weight = of_floats(weight)
-    if packed_weight is None:
-        raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")
-    return packed_weight
+        # Fused kernels do not round activations to float8.
+        if packed_weight.activations in ("kept", "int8"):
+            return packed_weight
+    raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")

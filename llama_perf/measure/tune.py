@@ -116,7 +116,8 @@ def _clock(product: Product, copies: Sequence[tuple[Packed, ...]]) -> Time:
     """Of products with the copies one behind the other, in one graph."""
     from triton.runtime.errors import OutOfResources
 
-    from llama_perf.kernels.triton.launch_fused import Norm, fused_launch
+    from llama_perf.kernels.triton.launch_fused import Norm
+    from llama_perf.kernels.triton.launch_products import few_launch
 
     first, tokens = copies[0], product.tokens
     device = first[0].codes.device
@@ -124,7 +125,9 @@ def _clock(product: Product, copies: Sequence[tuple[Packed, ...]]) -> Time:
     norm, run = Norm(weight=x[0], eps=0.0), operator(product, device)
 
     def seconds(choice: Choice | None) -> float:
-        launch = fused_launch(first[0], tokens, weights=len(first), tuned=choice)
+        launch = few_launch(
+            first[0], tokens, weights=len(first), fused=True, tuned=choice
+        )
 
         def work() -> None:
             for weights in copies:

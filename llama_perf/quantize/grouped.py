@@ -20,16 +20,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.grouped import (
-    MIDDLE,
-    OFFSET,
-    PACKED,
-    dequantized,
-    grouped_weight,
-    packed_weight,
-)
+from llama_perf.kernels.grouped import MIDDLE
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.weight import Packed
+from llama_perf.kernels.weight import OFFSET, PACKED, Packed
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
 
@@ -67,16 +60,10 @@ class GroupedWeight(PackedTensor):
             return cls(words, scales, pack(zero.to(torch.int32), bits), bits, *shape)
         return cls(words, scales, to_lanes(zero.to(dtype)), *shape)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        parts = (self.codes, self.scale, self.zero)
-        return grouped_weight(x, *parts, self.rows, self.bits, self.zero_kind)
-
     def packed(self) -> Packed:
-        parts = (self.rows, self.columns, self.codes, self.scale, self.zero)
-        return packed_weight(*parts, bits=self.bits, kind=self.zero_kind)
-
-    def dequantized(self) -> Tensor:
-        return dequantized(self.packed())
+        parts = (self.codes, self.scale, self.zero, self.rows, self.columns)
+        group = self.columns // self.scale.shape[1]
+        return Packed(*parts, bits=self.bits, group=group, zero_kind=self.zero_kind)
 
 
 class Int4Weight(GroupedWeight, families=("int4wo",)):

@@ -19,6 +19,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
+from llama_perf.kernels import products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.registry import config_for, register
@@ -34,8 +35,8 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     """Base of the packed weights, (rows, columns), of nn.Linear.
 
     A subclass names its `families`, which registers it for them, and its tensors in
-    `tensor_data_names`, and gives `from_float`, `matmul` and `dequantized`. Where it
-    has attributes of its own, they come first in its `tensor_attribute_names`.
+    `tensor_data_names`, and gives `from_float` and `packed`. Where it has attributes
+    of its own, they come first in its `tensor_attribute_names`.
     `column_multiple` is what K must be a multiple of.
     """
 
@@ -79,16 +80,8 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         """Quantize a checked weight (rows, columns)."""
         raise NotImplementedError
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """`x` (M, columns) times the transposed weight, (M, rows), in x's dtype."""
-        raise NotImplementedError
-
-    def packed(self) -> Packed | None:
-        """The weight as the fused kernels take it; None where they do not."""
-        return None
-
-    def dequantized(self) -> Tensor:
-        """The weight in float32, (rows, columns)."""
+    def packed(self) -> Packed:
+        """The weight as the kernels take it."""
         raise NotImplementedError
 
     def laid_out_for(self, device: torch.device) -> "PackedTensor":
@@ -101,7 +94,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
 
     def dequantize(self) -> Tensor:
         """The weight as an ordinary tensor of this one's dtype, (rows, columns)."""
-        return self.dequantized().to(self.activation_dtype)
+        return products.dequantized(self.packed()).to(self.activation_dtype)
 
     def _stable_hash_for_caching(self) -> str:
         names, attributes = self.__tensor_flatten__()
@@ -118,7 +111,7 @@ def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
         raise SpecError("x", tuple(x.shape), allowed)
     if not x.is_floating_point():
         raise SpecError("x", str(x.dtype), "allowed: floating point")
-    out: Tensor = weight.matmul(x.reshape(-1, weight.columns))
+    out = products.product(x.reshape(-1, weight.columns), weight.packed())
     out = out.view(*x.shape[:-1], weight.rows)
     return out if bias is None else out.add(bias)
 

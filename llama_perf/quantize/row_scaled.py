@@ -12,24 +12,15 @@ zeros stays zeros.
     float8dq-tensor  one scale for the whole weight, one for all tokens of a call
 """
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.float8_dynamic import float8_dynamic
-from llama_perf.kernels.int8_dynamic import int8_dynamic, is_int8_rows, takes_int8_rows
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes, unpack
-from llama_perf.kernels.row_scaled import (
-    FLOAT8,
-    FP6,
-    INT8,
-    RowScaled,
-    encode_float8,
-    encode_fp6,
-)
-from llama_perf.kernels.weight import Packed
+from llama_perf.kernels.products import is_int8_rows, takes_int8_rows
+from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
+from llama_perf.kernels.weight import Activations, Packed
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
 
@@ -37,12 +28,12 @@ from llama_perf.rows.schemes import Scheme
 class RowScaledWeight(PackedTensor):
     """Words (B, W, 16) of codes and float32 scales (B, 16).
 
-    A subclass says in `format` what a code is, and how to `encode` values of at most
-    `format.largest` as int32 codes.
+    A subclass says in `format` what a code is, and in `activations` whether they are
+    rounded.
     """
 
     format: ClassVar[RowScaled]
-    encode: "ClassVar[staticmethod[[Tensor], Tensor]]"
+    activations: Activations = "kept"
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
@@ -54,38 +45,35 @@ class RowScaledWeight(PackedTensor):
         # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
         # subnormal values rounds to zero.
         scale = (peak / cls.format.largest).clamp(min=torch.finfo(torch.float32).tiny)
-        codes = pack(cls.encode(wide / scale.unsqueeze(1)), cls.format.bits)
+        codes = pack(cls.format.encode(wide / scale.unsqueeze(1)), cls.format.bits)
         return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        return self.format.product(x, self.codes, self.scale, self.rows)
-
-    def packed(self) -> Packed | None:
-        return self.format.packed(self.rows, self.columns, self.codes, self.scale)
-
-    def dequantized(self) -> Tensor:
-        return self.format.dequantized(self.codes, self.scale, self.rows, self.columns)
+    def packed(self) -> Packed:
+        parts = (self.codes, self.scale, self.scale, self.rows, self.columns)
+        return Packed(
+            *parts,
+            bits=self.format.bits,
+            decode=self.format.kind,
+            activations=self.activations,
+        )
 
 
 class Int8Weight(RowScaledWeight, families=("int8wo",)):
     """int8 codes, as unsigned bytes of the words."""
 
     format = INT8
-    encode = staticmethod(lambda scaled: torch.round(scaled).clamp(-127, 127).int())
 
 
 class Fp6Weight(RowScaledWeight, families=("fp6",)):
     """fp6 codes, in planes of 4 and 2 bits."""
 
     format = FP6
-    encode = staticmethod(encode_fp6)
 
 
 class Float8Weight(RowScaledWeight, families=("float8wo",)):
     """float8 codes, as bytes of the words."""
 
     format = FLOAT8
-    encode = staticmethod(encode_float8)
 
 
 class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
@@ -94,6 +82,8 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
     The codes are words (B, W, 16), but int8 (rows, columns) on a CPU that multiplies
     them as they are; moving the tensor to another device lays them out anew.
     """
+
+    activations = "int8"
 
     def laid_out_for(self, device: torch.device) -> "Int8DynamicWeight":
         codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
@@ -107,20 +97,6 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
             codes = pack(codes, INT8.bits)
         attributes = (self.rows, self.columns, self.activation_dtype)
         return Int8DynamicWeight(codes, self.scale, *attributes)
-
-    def matmul(self, x: Tensor) -> Tensor:
-        return int8_dynamic(x, self.codes, self.scale, self.rows)
-
-    def packed(self) -> Packed | None:
-        if is_int8_rows(self.codes):
-            return None
-        packed = INT8.packed(self.rows, self.columns, self.codes, self.scale)
-        return replace(packed, dynamic=True)
-
-    def dequantized(self) -> Tensor:
-        if is_int8_rows(self.codes):
-            return self.codes.float() * self.scale.flatten()[: self.rows].unsqueeze(1)
-        return super().dequantized()
 
 
 class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tensor")):
@@ -138,11 +114,7 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
         granularity = scheme.name.removeprefix("float8dq-")
         return cls(packed.codes, packed.scale, granularity, *weight.shape, weight.dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        per_tensor = self.granularity == "tensor"
-        return float8_dynamic(
-            x, self.codes, self.scale, self.rows, per_tensor=per_tensor
-        )
-
-    # The fused kernels do not round activations to float8.
-    packed = PackedTensor.packed
+    @property
+    def activations(self) -> Activations:  # type: ignore[override]
+        """Rounded to float8."""
+        return "float8-tensor" if self.granularity == "tensor" else "float8-row"

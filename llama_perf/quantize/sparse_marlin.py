@@ -12,16 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels.packing import pack, to_lanes
-from llama_perf.kernels.sparse import (
-    BITS,
-    GROUP,
-    MIDDLE,
-    QUAD,
-    dequantized,
-    packed_weight,
-    sparse_weight,
-)
-from llama_perf.kernels.weight import Packed
+from llama_perf.kernels.sparse import BITS, MIDDLE, QUAD
+from llama_perf.kernels.weight import SPARSE, SPARSE_GROUP, Packed
 from llama_perf.quantize.grouped import in_stretches, scale_dtype, symmetric_scale
 from llama_perf.quantize.packed_tensor import NativeConfig, PackedTensor, check_shapes
 from llama_perf.rows.schemes import Scheme
@@ -36,7 +28,7 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
     def from_float(cls, weight: Tensor, _scheme: Scheme) -> "SparseMarlinWeight":
         quads = weight.detach().float().unflatten(1, (-1, QUAD))
         values, places = (part.flatten(1) for part in _keep_two(quads))
-        count, size = values.shape[1], GROUP // 2
+        count, size = values.shape[1], SPARSE_GROUP // 2
         groups = F.pad(values, (0, -count % size)).unflatten(1, (-1, size))
         dtype = scale_dtype(groups)
         (scale,) = symmetric_scale(groups, -MIDDLE, dtype)
@@ -46,14 +38,9 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
         scales = to_lanes(scale.squeeze(2).to(dtype))
         return cls(words, scales, *weight.shape, weight.dtype)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        return sparse_weight(x, self.codes, self.scale, self.rows)
-
-    def packed(self) -> Packed | None:
-        return packed_weight(self.rows, self.columns, self.codes, self.scale)
-
-    def dequantized(self) -> Tensor:
-        return dequantized(self.codes, self.scale, self.rows, self.columns)
+    def packed(self) -> Packed:
+        parts = (self.codes, self.scale, self.scale, self.rows, self.columns)
+        return Packed(*parts, format=SPARSE, bits=BITS)
 
 
 def prune_2_4(weight: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import float8_dynamic, int8_dynamic
+from llama_perf.kernels.products import quantize_tokens
 
 # The schemes that round activations, and how.
 QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "int8dq": int8_dynamic.quantize_tokens,
-    "float8dq-row": float8_dynamic.quantize_tokens,
-    "float8dq-tensor": partial(float8_dynamic.quantize_tokens, per_tensor=True),
+    "int8dq": partial(quantize_tokens, activations="int8"),
+    "float8dq-row": partial(quantize_tokens, activations="float8-row"),
+    "float8dq-tensor": partial(quantize_tokens, activations="float8-tensor"),
 }
 
 

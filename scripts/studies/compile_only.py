@@ -150,6 +150,9 @@ def _compile(
 ) -> Resources:
     names, types, attributes = kernel.arg_names, {}, {}
     for index, (name, value) in enumerate(zip(names, arguments, strict=False)):
+        if value is None:
+            constants = {**constants, name: None}
+            continue
         if isinstance(value, Tensor):
             types[name] = _POINTERS[value.dtype]
             divided = True  # Torch's allocations start at multiples of 16 bytes.

@@ -9,6 +9,7 @@ and no GPU, and says nothing of speed.
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import product as pairs
 from typing import Any
@@ -16,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import cache_codes, grouped, weight
+from llama_perf.kernels import cache_codes, weight
 from llama_perf.kernels.cache_codes import CachedTensors
-from llama_perf.kernels.packing import LANES, sparse_values, words
+from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton.launch_attention import split_attention
-from llama_perf.kernels.triton.launch_products import int8_dynamic_product, product
+from llama_perf.kernels.triton.launch_products import product
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.config import ModelConfig, preset
 from scripts.doc_tables.document import Table, place
@@ -39,12 +40,11 @@ CACHES = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
 FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {"format": weight.FLOATS, "bits": 16},
     "int8wo": {"decode": weight.INT8},
-    "int8dq": {"decode": weight.INT8, "dynamic": True},
-    "int4wo-64": {"bits": 4, "group": 64, "zero_kind": grouped.OFFSET},
-    "uintx-4-64": {"bits": 4, "group": 64, "zero_kind": grouped.PACKED},
-    "uintx-4-64 reference": {"bits": 4, "group": 64, "zero_kind": grouped.INTEGER},
-    "uintx-2-8": {"bits": 2, "group": 8, "zero_kind": grouped.PACKED},
-    "uintx-3-64": {"bits": 3, "group": 64, "zero_kind": grouped.PACKED},
+    "int8dq": {"decode": weight.INT8, "activations": "int8"},
+    "int4wo-64": {"bits": 4, "group": 64, "zero_kind": weight.OFFSET},
+    "uintx-4-64": {"bits": 4, "group": 64, "zero_kind": weight.PACKED},
+    "uintx-2-8": {"bits": 2, "group": 8, "zero_kind": weight.PACKED},
+    "uintx-3-64": {"bits": 3, "group": 64, "zero_kind": weight.PACKED},
     "fp6": {"bits": 6, "decode": weight.FP6},
     "float8wo": {"decode": weight.FLOAT8},
     "float8dq": {"decode": weight.FLOAT8},
@@ -67,13 +67,12 @@ def packed(name: str, rows: int, columns: int) -> Packed:
         return weight.of_floats(empty(rows, columns))
     format, blocks = FORMATS[name], -(-rows // LANES)
     sparse, kind = "sparse" in name, format.get("zero_kind", 0)
-    width = words(format.get("bits", 8), sparse_values(columns) if sparse else columns)
     dtype = torch.float16 if kind or sparse else torch.float32
-    integers = kind in (grouped.INTEGER, grouped.PACKED)
-    codes = empty(blocks, width, LANES, dtype=torch.int32)
     scale = empty(blocks, LANES, dtype=dtype)
-    zero = empty(0, dtype=torch.int32 if integers else dtype)
-    return Packed(rows, columns, codes, scale, zero, **format)
+    zero = empty(0, dtype=torch.int32 if kind == weight.PACKED else dtype)
+    linear = Packed(scale, scale, zero, rows, columns, **format)
+    codes = empty(blocks, linear.layout.WORDS, LANES, dtype=torch.int32)
+    return replace(linear, codes=codes)
 
 
 def shapes() -> list[tuple[int, int]]:
@@ -89,12 +88,10 @@ def shapes() -> list[tuple[int, int]]:
 def launch_product(name: str, tokens: int, rows: int, columns: int) -> None:
     """The product of a linear with a weight of FORMATS."""
     linear = packed(name, rows, columns)
-    if linear.dynamic:
-        x, scale = empty(tokens, columns, dtype=torch.int8), empty(tokens, 1)
-        int8_dynamic_product(x, scale, linear.codes, linear.scale, rows, asm=True)
-    else:
-        dtype = torch.float32 if name == "float8dq" else None
-        product(empty(tokens, columns), linear, dtype=dtype)
+    dynamic = linear.dynamic
+    x = empty(tokens, columns, dtype=torch.int8 if dynamic else torch.bfloat16)
+    dtype = torch.float32 if name in ("int8dq", "float8dq") else torch.bfloat16
+    product(x, linear, dtype, empty(tokens, 1) if dynamic else None)
 
 
 def _every_product(name: str, tokens: int) -> None:
@@ -125,18 +122,16 @@ def launch_fused(
     if kernel == "heads":
         angles = empty(tokens, width // 2, dtype=torch.float32)
         positions = empty(tokens, dtype=torch.int64)
-        angled = {"positions": positions, "cos": angles, "sin": angles}
-        placing = fused.Placing(**angled, length=tokens)
-        cache = _cache(config, 300, kind)
-        heads = partial(fused.project_heads, norm=norm, placing=placing, cache=cache)
-        heads(x, linear, counter, peaks_in=peaks)
+        place, cache = ((angles, angles), positions), _cache(config, 300, kind)
+        heads = partial(fused.project_heads, norm=norm, place=place, cache=cache)
+        heads(x.unsqueeze(0), linear, counter, peaks_in=peaks)
     elif kernel == "add":
         left = fused.Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
-        fused.project(x, linear, counter, residual=empty(tokens, dim), peaks=left)
+        fused.project(x, [linear], counter, residual=empty(tokens, dim), peaks=left)
     else:
         # Cleared are those of the next product, and of attention behind that.
         left = fused.Peaks(read=peaks, written=peaks, cleared=peaks)
-        fused.project_gated(x, linear, linear, counter, norm=norm, peaks=left)
+        fused.project(x, [linear, linear], counter, norm=norm, peaks=left)
 
 
 def _every_fused_kernel(name: str, tokens: int) -> None:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels.packing import LANES
+from llama_perf.kernels.packing import LANES, parts
+from llama_perf.kernels.weight import Packed
 
 # Weights at a time: as float32 they fit the cache that the cores share. Of those that
 # are unpacked, about what a core's second-level cache holds.
@@ -57,24 +58,23 @@ def by_blocks(
 
 
 def by_unpacked_blocks(
-    x: Tensor, packed: Tensor, rows: int, dequantize: Callable[[slice], Tensor]
+    x: Tensor, weight: Packed, unpack: Callable[[Packed], Tensor]
 ) -> Tensor:
-    """`x` (M, K) times the transposed weight, (M, rows), in x's dtype.
+    """`x`, float32 (M, K), times the transposed weight, (M, 16 * B).
 
-    `dequantize(blocks)` gives the weight of those blocks, a new float32 (b, K, 16).
+    `unpack` gives the weight of some blocks, a new float32 (b, K, 16).
     """
-    (tokens, columns), wide = x.shape, x.float()
+    tokens, columns = x.shape
 
     def multiply(blocks: slice) -> Tensor:
-        weight = dequantize(blocks)
+        values = unpack(weight.of(blocks))
         if tokens == 1:
-            return weight.mul_(wide.view(1, columns, 1)).sum(1, keepdim=True)
-        flat = wide @ weight.permute(1, 0, 2).reshape(columns, -1)
-        return flat.view(tokens, len(weight), LANES).transpose(0, 1)
+            return values.mul_(x.view(1, columns, 1)).sum(1, keepdim=True)
+        flat = x @ values.permute(1, 0, 2).reshape(columns, -1)
+        return flat.view(tokens, len(values), LANES).transpose(0, 1)
 
     step = max(_UNPACKED // (columns * LANES), 1)
-    out = by_blocks(tokens, packed, columns, multiply, step=step)
-    return out[:, :rows].to(x.dtype).contiguous()
+    return by_blocks(tokens, weight.codes, columns, multiply, step=step)
 
 
 def product(x: Tensor, values: Tensor, *, exact: bool = False) -> Tensor:
@@ -105,26 +105,43 @@ def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
     (tokens, columns), words = x.shape, codes.shape[1]
     arranged = in_slots(x.float(), words, 4)
     space = room(codes, 4, columns)
-    if tokens <= _FEW_TOKENS:
+    few = tokens <= _FEW_TOKENS
+    if few:
         space = space.view(-1, words, LANES * 4)
-        by_slot = arranged.view(tokens * 4, words)
+        arranged = arranged.view(tokens * 4, words)
 
-        def multiply(blocks: slice) -> Tensor:
-            values = space[: len(codes[blocks])]
-            values.copy_(codes[blocks].view(torch.int8))
-            sums = product(by_slot, values, exact=exact)
+    def multiply(blocks: slice) -> Tensor:
+        some = codes[blocks]
+        values = space[: len(some)]
+        values.copy_(some.view(torch.int8) if few else _pieces(some, torch.int8))
+        sums = product(arranged, values, exact=exact)
+        if few:
             sums = sums.view(len(values), tokens, 4, LANES, 4)
-            return sums.diagonal(dim1=2, dim2=4).sum(-1, dtype=sums.dtype)
-
-    else:
-
-        def multiply(blocks: slice) -> Tensor:
-            values = space[: len(codes[blocks])]
-            values.copy_(_pieces(codes[blocks], torch.int8))
-            return product(arranged, values, exact=exact)
+            sums = sums.diagonal(dim1=2, dim2=4).sum(-1, dtype=sums.dtype)
+        return sums
 
     dtype = torch.int32 if exact else torch.float32
     return by_blocks(tokens, codes, columns, multiply, dtype=dtype)
+
+
+def float_sums(
+    x: Tensor, codes: Tensor, bits: int, values: Callable[..., Tensor]
+) -> Tensor:
+    """`x` (M, K) times codes of `bits`, as `values` has them: float32 (M, 16 * B).
+
+    `values(*planes, room)` takes the words of some blocks, plane by plane.
+    """
+    tokens, columns = x.shape
+    _, plane_bits, planes = zip(*parts(codes, bits, columns), strict=True)
+    slots = 32 // plane_bits[0]
+    arranged = in_slots(x, planes[0].shape[1], slots)
+    space = room(planes[0], slots, columns)
+
+    def multiply(blocks: slice) -> Tensor:
+        some = (words[blocks] for words in planes)
+        return product(arranged, values(*some, space))
+
+    return by_blocks(tokens, codes, columns, multiply)
 
 
 def room(words: Tensor, slots: int, columns: int) -> Tensor:

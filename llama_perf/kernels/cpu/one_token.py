@@ -26,14 +26,11 @@ def unit_sums(
     packed: Tensor,
     bits: int,
     decode: Callable[[Tensor], Tensor],
-    dims: tuple[int, ...],
-    *,
     split: tuple[int, ...] = (-1,),
 ) -> Tensor:
-    """Sum of decoded codes times `x`, (1, K), over dimensions `dims`.
+    """Decoded codes times `x`, (1, K), summed over units: (B, 16).
 
-    `split` is what the units are unflattened into: dimension 0 is the blocks, then
-    those of `split`, the last one the lanes.
+    `split` is what the units are unflattened into; the sums are over its last.
     """
     codes, columns = slots(packed, bits, x.shape[1]), x.shape[1]
     width = len(codes) * codes[0].shape[1]
@@ -49,5 +46,5 @@ def unit_sums(
         )
         terms = (a + b + c + d).unflatten(1, split)
         # The dtype is named: a sum of int32 would be int64.
-        sums.append(terms.sum(dims, dtype=terms.dtype))
+        sums.append(terms.sum(len(split), dtype=terms.dtype))
     return sums[0] if len(sums) == 1 else sums[0] + sums[1]

@@ -48,12 +48,11 @@ def attend_in_splits(
     q,
     k_cache, v_cache, k_scale, v_scale, split_counter, filled,
     parts, sums, out, peaks_out, next_weight, S,
-    HEADS: tl.constexpr, LINES: tl.constexpr, WRITES_PEAKS: tl.constexpr,
-    DEPENDENT: tl.constexpr, RAGGED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    KIND: tl.constexpr, DTYPE: tl.constexpr, SCALE: tl.constexpr, V_SCALE: tl.constexpr,
-    ROWS: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    HEADS: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr,
+    RAGGED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr,
+    DTYPE: tl.constexpr, SCALE: tl.constexpr, V_SCALE: tl.constexpr, ROWS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr, STEPS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
 
@@ -61,8 +60,8 @@ def attend_in_splits(
     GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
     asks for, else that many, masked. `next_weight` has LINES lines of 128 bytes that
     the next kernel reads: programs without a stretch, of which the grid has some beyond
-    SPLITS, bring them into the second-level cache. With WRITES_PEAKS the largest |out|
-    of each sequence goes to `peaks_out`, bits of float32, int32 (B,), which held zeros.
+    SPLITS, bring them into the second-level cache. The largest |out| of each sequence
+    goes to `peaks_out`, unless that is None: bits of float32, int32 (B,) of zeros.
     With DEPENDENT the kernel may start before the one in front of it ends.
     """
     if DEPENDENT:
@@ -127,7 +126,7 @@ def attend_in_splits(
             value = acc / total[:, None]
             value = value.to(out.dtype.element_ty)
             tl.store(out + head * GROUP * D + row * D + d, value, mask=in_group)
-            if WRITES_PEAKS:
+            if peaks_out is not None:
                 write_head_peak(value, peaks_out + head // HEADS, in_group)
         else:
             part = head.to(tl.int64) * SPLITS + split
@@ -140,8 +139,8 @@ def attend_in_splits(
             if last_to_arrive(split_counter + head, active):
                 join_parts(
                     parts, sums,
-                    out, peaks_out + head // HEADS, head, active,
-                    GROUP, D, GROUP_ROWS, BLOCK_D, SPLITS, TOGETHER, WRITES_PEAKS,
+                    out, peaks_out, head, active,
+                    HEADS, GROUP, D, GROUP_ROWS, BLOCK_D, SPLITS, TOGETHER,
                 )  # fmt: skip
 
 
@@ -155,11 +154,11 @@ def write_head_peak(values, place, mask):
 @triton.jit
 def join_parts(
     parts, sums, out, peaks_out, head, active,
-    GROUP, D, ROWS, BLOCK_D, SPLITS, TOGETHER, WRITES_PEAKS,
+    HEADS, GROUP, D, ROWS, BLOCK_D, SPLITS, TOGETHER,
 ):  # fmt: skip
     """The first `active` parts of a head into its rows of `out`.
 
-    With WRITES_PEAKS their peak goes to `peaks_out`.
+    Their peak goes to `peaks_out`, unless that is None.
     """
     row = tl.arange(0, ROWS)[None, :]
     d = tl.arange(0, BLOCK_D)[None, None, :]
@@ -190,5 +189,5 @@ def join_parts(
     place = out + head * GROUP * D + r * D + column
     stored, inside = value.to(out.dtype.element_ty), (r < GROUP) & (column < D)
     tl.store(place, stored, mask=inside)
-    if WRITES_PEAKS:
-        write_head_peak(stored, peaks_out, inside)
+    if peaks_out is not None:
+        write_head_peak(stored, peaks_out + head // HEADS, inside)

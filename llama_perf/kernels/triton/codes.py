@@ -7,6 +7,9 @@ float16's sign, exponent and first mantissa bits, are the value times 2**-12, su
 ones included; those of e4m3 are 2**-8 of the value, which the kernels make up for in
 their sums. So a code costs no integer-to-float conversion.
 
+A unit of a 2:4 sparse weight is eight stored values, two for each of four quads of
+columns. Their formula is that of `kernels/sparse.py`.
+
 Shapes: words and codes (..., units, rows) in two or three dimensions, as handed in.
 """
 
@@ -16,37 +19,39 @@ import triton.language as tl
 from llama_perf.kernels import weight
 from llama_perf.kernels.triton.dependent_launch import load_once
 
-UNSIGNED = tl.constexpr(weight.UNSIGNED)
+FLOATS, SPARSE = tl.constexpr(weight.FLOATS), tl.constexpr(weight.SPARSE)
 INT8 = tl.constexpr(weight.INT8)
 FP6 = tl.constexpr(weight.FP6)
 FLOAT8 = tl.constexpr(weight.FLOAT8)
+PACKED, OFFSET = tl.constexpr(weight.PACKED), tl.constexpr(weight.OFFSET)
 
 
 @triton.jit
-def load_unit(codes, base, unit, mask, K, BITS):
-    """The words of a unit, (a, b), as `code_pair` takes them.
+def load_unit(codes, row, unit, mask, WEIGHT):
+    """The words of unit `unit` of `row`, (a, b), as `code_pair` takes them.
 
-    `base` is the place of a row's first word, `unit` the unit's index. 8 bits: the
-    words of its first and last four columns. Else a holds the 4-bit plane, b the
-    2-bit plane's 16 bits, the second eight of them moved to bit 16, and the 1-bit
+    8 bits: the words of its first and last four columns. Else a holds the 4-bit plane,
+    b the 2-bit plane's 16 bits, the second eight of them moved to bit 16, and the 1-bit
     plane's 8 bits at bits 8 to 11 and 24 to 27.
     """
-    UNITS: tl.constexpr = (K + 7) // 8
-    if BITS == 8:
+    base = (row // 16) * (WEIGHT.WORDS * 16) + row % 16
+    if WEIGHT.BITS == 8:
         first = base + unit * 32
         a, b = load_once(codes + first, mask), load_once(codes + first + 16, mask)
     else:
-        START2: tl.constexpr = UNITS if BITS & 4 else 0
-        START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
+        START2: tl.constexpr = WEIGHT.UNITS if WEIGHT.BITS & 4 else 0
+        START1: tl.constexpr = START2 + (
+            (WEIGHT.UNITS + 1) // 2 if WEIGHT.BITS & 2 else 0
+        )
         a = tl.zeros_like(base + unit).to(tl.int32)
         b = a
-        if BITS & 4:
+        if WEIGHT.BITS & 4:
             a = load_once(codes + base + unit * 16, mask)
-        if BITS & 2:
+        if WEIGHT.BITS & 2:
             word = tl.load(codes + base + (START2 + unit // 2) * 16, mask=mask, other=0)
             half = word >> (16 * (unit % 2))
             b = (half & 0xFF) | ((half & 0xFF00) << 8)
-        if BITS & 1:
+        if WEIGHT.BITS & 1:
             word = tl.load(codes + base + (START1 + unit // 4) * 16, mask=mask, other=0)
             byte = word >> (8 * (unit % 4))
             b = b | ((byte & 0xF) << 8) | ((byte & 0xF0) << 20)
@@ -55,7 +60,7 @@ def load_unit(codes, base, unit, mask, K, BITS):
 
 @triton.jit
 def code_pair(a, b, PAIR, BITS):
-    """Two codes in one int32, in its halves: columns `first_slot` and `second_slot`."""
+    """Two codes in one int32, in its halves: those of the columns `slots`."""
     if BITS == 8:
         word = a if PAIR < 2 else b
         pair = (word >> (8 * (PAIR % 2))) & 0x00FF00FF
@@ -102,34 +107,96 @@ def values(pair, DECODE):
 
 
 @triton.jit
-def first_slot(PAIR, BITS):
-    """The column of a pair's lower code, from its unit's first."""
-    return (PAIR // 2) * 4 + PAIR % 2 if BITS == 8 else PAIR
-
-
-@triton.jit
-def second_slot(PAIR, BITS):
-    """The column of a pair's upper code, from its unit's first."""
-    return (PAIR // 2) * 4 + PAIR % 2 + 2 if BITS == 8 else PAIR + 4
-
-
-@triton.jit
-def packed_code(codes, base, index, mask, COUNT, BITS):
-    """Code `index` of rows of COUNT packed codes, int32: the zero point of a group."""
-    UNITS: tl.constexpr = (COUNT + 7) // 8
-    START2: tl.constexpr = UNITS if BITS & 4 else 0
-    START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
-    code = tl.zeros_like(base + index).to(tl.int32)
+def slots(PAIR, BITS):
+    """The columns of a pair's codes, from its unit's first."""
     if BITS == 8:
+        return (PAIR // 2) * 4 + PAIR % 2, (PAIR // 2) * 4 + PAIR % 2 + 2
+    return PAIR, PAIR + 4
+
+
+@triton.jit
+def packed_code(codes, row, index, mask, LAYOUT):
+    """Code `index` of `row`, int32: the zero point of a group."""
+    base = (row // 16) * (LAYOUT.WORDS * 16) + row % 16
+    START2: tl.constexpr = LAYOUT.UNITS if LAYOUT.BITS & 4 else 0
+    START1: tl.constexpr = START2 + ((LAYOUT.UNITS + 1) // 2 if LAYOUT.BITS & 2 else 0)
+    code = tl.zeros_like(base + index).to(tl.int32)
+    if LAYOUT.BITS == 8:
         word = tl.load(codes + base + (index // 4) * 16, mask=mask, other=0)
         code = (word >> (8 * (index % 4))) & 255
-    if BITS & 4:
+    if LAYOUT.BITS & 4:
         word = tl.load(codes + base + (index // 8) * 16, mask=mask, other=0)
         code = (word >> (4 * (index % 8))) & 15
-    if BITS & 2:
+    if LAYOUT.BITS & 2:
         word = tl.load(codes + base + (START2 + index // 16) * 16, mask=mask, other=0)
-        code = code | (((word >> (2 * (index % 16))) & 3) << (BITS & 4))
-    if BITS & 1:
+        code = code | (((word >> (2 * (index % 16))) & 3) << (LAYOUT.BITS & 4))
+    if LAYOUT.BITS & 1:
         word = tl.load(codes + base + (START1 + index // 32) * 16, mask=mask, other=0)
-        code = code | (((word >> (index % 32)) & 1) << (BITS & 6))
+        code = code | (((word >> (index % 32)) & 1) << (LAYOUT.BITS & 6))
     return code
+
+
+@triton.jit
+def load_scale(scale, row, group, mask, WEIGHT):
+    """A number of a group of `row`, float32."""
+    place = (row // 16) * (WEIGHT.GROUPS * 16) + group * 16 + row % 16
+    return tl.load(scale + place, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def scale_and_zero(scale, zero, row, group, mask, WEIGHT):
+    """Those of `group`, float32; the zero in units of codes unless it is an OFFSET."""
+    s = load_scale(scale, row, group, mask, WEIGHT)
+    if WEIGHT.ZERO == PACKED:
+        z = packed_code(zero, row, group, mask, WEIGHT.ZEROS).to(tl.float32)
+    else:
+        z = load_scale(zero, row, group, mask, WEIGHT)
+    return s, z
+
+
+@triton.jit
+def scaled(code, s, z, WEIGHT):
+    """A code as a weight, by its group's scale and zero."""
+    if WEIGHT.ZERO == OFFSET:
+        return (code - 8.0) * s + z
+    return (code - z) * s
+
+
+@triton.jit
+def scaled_pair(low, high, scale, zero, row, k0, k1, mask, WEIGHT):
+    """Codes of columns `k0` and `k1` as weights: a unit lies in several groups."""
+    in0, in1 = mask & (k0 < WEIGHT.K), mask & (k1 < WEIGHT.K)
+    s0, z0 = scale_and_zero(scale, zero, row, k0 // WEIGHT.GROUP, in0, WEIGHT)
+    s1, z1 = scale_and_zero(scale, zero, row, k1 // WEIGHT.GROUP, in1, WEIGHT)
+    return scaled(low, s0, z0, WEIGHT), scaled(high, s1, z1, WEIGHT)
+
+
+@triton.jit
+def stored_value(a, SLOT):
+    """Stored value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
+    word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) | 0x64006400
+    return half_to_float(word, SLOT >= 4) - 1032.0
+
+
+@triton.jit
+def picked(b, x0, x1, x2, x3, QUAD):
+    """The two of a quad's four x that its stored values multiply."""
+    BIT: tl.constexpr = 1 << (4 * (QUAD % 2) + 16 * (QUAD // 2))
+    first = tl.where((b & BIT) != 0, x1, x0)
+    first = tl.where((b & (2 * BIT)) != 0, x2, first)
+    second = tl.where((b & (4 * BIT)) != 0, x3, x2)
+    second = tl.where((b & (8 * BIT)) != 0, second, x1)
+    return first, second
+
+
+@triton.jit
+def spread(b, first, second, QUAD):
+    """The four weights of a quad, two of them 0."""
+    SHIFT: tl.constexpr = 4 * (QUAD % 2) + 16 * (QUAD // 2)
+    low = (b >> SHIFT) & 3
+    high = (b >> (SHIFT + 2)) & 3
+    w0 = tl.where(low == 0, first, 0.0)
+    w1 = tl.where(low == 1, first, tl.where(high == 1, second, 0.0))
+    w2 = tl.where(low == 2, first, tl.where(high == 2, second, 0.0))
+    w3 = tl.where(high == 3, second, 0.0)
+    return w0, w1, w2, w3

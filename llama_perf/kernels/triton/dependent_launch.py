@@ -8,6 +8,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # The first architecture where a kernel may start before the one in front of it ends.
 EARLY_SINCE = (9, 0)
 

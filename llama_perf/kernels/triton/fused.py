@@ -22,8 +22,7 @@ from llama_perf.kernels.triton.dependent_launch import (
     load_part,
     raise_peak,
 )
-from llama_perf.kernels.triton.fused_sums import block_sums, normalized
-from llama_perf.kernels.triton.sums import rounded
+from llama_perf.kernels.triton.sums import block_sums, normalized, rounded
 
 # WHAT is done with a product.
 KEEP = tl.constexpr(0)
@@ -33,15 +32,12 @@ GATE = tl.constexpr(2)
 
 @triton.jit
 def project(
-    x, norm_weight, codes, scale, zero, codes2, scale2, zero2,
-    out, peaks_in, peaks_out, cleared_peaks, next_norm_weight,
-    parts, squares, split_counter, EPS, M, N, K: tl.constexpr,
-    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
-    GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr, NORM: tl.constexpr,
-    WHAT: tl.constexpr, READS_PEAKS: tl.constexpr, WRITES_PEAKS: tl.constexpr,
-    CLEARED_PEAKS: tl.constexpr, DEPENDENT: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr, SPLITS: tl.constexpr,
+    x, norm, codes, scale, zero, codes2, scale2, zero2,
+    out, peaks_in, peaks_out, cleared_peaks, next_norm,
+    parts, squares, split_counter, EPS, M, N,
+    WEIGHT: tl.constexpr, WHAT: tl.constexpr, CLEARED_PEAKS: tl.constexpr,
+    DEPENDENT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_U: tl.constexpr,
+    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """`x` (M, K) by a weight of N rows, or by two with GATE, into `out` (M, N).
 
@@ -50,8 +46,8 @@ def project(
     The grid is (blocks of both weights, SPLITS).
 
     Peaks are as `launch_fused.Peaks` has them: of x at `peaks_in`, of `out`, times
-    `next_norm_weight` with ADD, at `peaks_out`. The first CLEARED_PEAKS numbers at
-    `cleared_peaks` become 0.
+    `next_norm` with ADD, at `peaks_out`. The first CLEARED_PEAKS numbers at
+    `cleared_peaks` become 0. What is None is left out; so is the norm of x.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N
@@ -60,9 +56,8 @@ def project(
     if part == 1:
         codes, scale, zero = codes2, scale2, zero2
     total, square = block_sums(
-        x, norm_weight, peaks_in, codes, scale, zero, block_n, split, M, N,
-        K, FORMAT, WORDS, BITS, DECODE, GROUP, ZERO, DYNAMIC, NORM, READS_PEAKS,
-        DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
     if CLEARED_PEAKS and tl.program_id(0) + split == 0:
         tl.store(cleared_peaks + tl.arange(0, CLEARED_PEAKS), 0)
@@ -70,14 +65,14 @@ def project(
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     mask = (m < M) & (n < N)
     if PARTS * SPLITS == 1:
-        total = normalized(total, square, EPS, K, NORM)
+        total = normalized(total, square, EPS, WEIGHT.K, norm)
         total = finish(total, total, out + m * N + n, mask, WHAT)
-        if WRITES_PEAKS:
-            write_peak(total, peaks_out, next_norm_weight, m, n, M, N, WHAT)
+        if peaks_out is not None:
+            write_peak(total, peaks_out, next_norm, m, n, M, N, WHAT)
     else:
         stored = (split * PARTS + part) * M + m
         tl.store(parts + stored * N + n, total, mask=mask)
-        if NORM:
+        if norm is not None:
             tl.store(squares + stored * blocks + block_n, square, mask=m < M)
         if last_to_arrive(split_counter + block_n, PARTS * SPLITS):
             first = tl.zeros((TOKENS, BLOCK_N), tl.float32)
@@ -88,13 +83,13 @@ def project(
                 first += load_part(parts + row * N + n, mask)
                 if WHAT == GATE:
                     second += load_part(parts + (row + M) * N + n, mask)
-                if NORM:
+                if norm is not None:
                     square += load_part(squares + row * blocks + block_n, m < M)
-            first = normalized(first, square, EPS, K, NORM)
-            second = normalized(second, square, EPS, K, NORM)
+            first = normalized(first, square, EPS, WEIGHT.K, norm)
+            second = normalized(second, square, EPS, WEIGHT.K, norm)
             first = finish(first, second, out + m * N + n, mask, WHAT)
-            if WRITES_PEAKS:
-                write_peak(first, peaks_out, next_norm_weight, m, n, M, N, WHAT)
+            if peaks_out is not None:
+                write_peak(first, peaks_out, next_norm, m, n, M, N, WHAT)
 
 
 @triton.jit
@@ -110,12 +105,12 @@ def finish(first, second, place, mask, WHAT):
 
 
 @triton.jit
-def write_peak(values, peaks_out, norm_weight, m, n, M, N, WHAT):
+def write_peak(values, peaks_out, norm, m, n, M, N, WHAT):
     """The largest of |values|, (TOKENS, BLOCK_N), at `peaks_out` where it is larger."""
     size = values.to(tl.float32)
     if WHAT == ADD:
         # The next product normalizes this result.
-        size *= tl.load(norm_weight + n, mask=n < N, other=0.0).to(tl.float32)
+        size *= tl.load(norm + n, mask=n < N, other=0.0).to(tl.float32)
     size = tl.where((m < M) & (n < N), tl.abs(size), 0.0)
     raise_peak(peaks_out + m, tl.max(size, axis=1, keep_dims=True), m < M)
 
@@ -153,16 +148,13 @@ def quantized_head(values, KIND):
 
 @triton.jit
 def project_heads(
-    x, norm_weight, codes, scale, zero, cos, sin, positions, q,
+    x, norm, codes, scale, zero, cos, sin, positions, q,
     k_cache, v_cache, k_scale, v_scale, peaks_in,
-    parts, squares, split_counter, EPS, M, N, S, LENGTH, K: tl.constexpr,
-    FORMAT: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, DECODE: tl.constexpr,
-    GROUP: tl.constexpr, ZERO: tl.constexpr, DYNAMIC: tl.constexpr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, RAGGED: tl.constexpr,
-    READS_PEAKS: tl.constexpr, DEPENDENT: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr, SPLITS: tl.constexpr,
+    parts, squares, split_counter, EPS, M, N, S, LENGTH,
+    WEIGHT: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, KIND: tl.constexpr, RAGGED: tl.constexpr,
+    DEPENDENT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_U: tl.constexpr,
+    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """`x` (M, K), LENGTH tokens a sequence, to `q` (M, HEADS, D) and to the cache.
 
@@ -175,9 +167,8 @@ def project_heads(
     BLOCKS_PER_HEAD: tl.constexpr = D // BLOCK_N
     block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
-        x, norm_weight, peaks_in, codes, scale, zero, block_n, split, M, N,
-        K, FORMAT, WORDS, BITS, DECODE, GROUP, ZERO, DYNAMIC, True, READS_PEAKS,
-        DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
     )  # fmt: skip
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -195,7 +186,7 @@ def project_heads(
             row = index * M + m
             values += load_part(parts + row * N + head * D + d, mask)
             square += load_part(squares + row * blocks + head * BLOCKS_PER_HEAD, m < M)
-        values = normalized(values, square, EPS, K, True)
+        values = normalized(values, square, EPS, WEIGHT.K, norm)
         at = m if RAGGED else m % LENGTH
         if head < HEADS + KV_HEADS:
             half = tl.arange(0, BLOCK_D // 2)[None, :]

@@ -7,11 +7,7 @@ compile ahead of time.
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-
 from llama_perf.kernels.triton.dependent_launch import may_start_early
-
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ from triton import next_power_of_2
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.triton.attention import FP8, INT8, UNQUANTIZED, attend_in_splits
-from llama_perf.kernels.triton.dependent_launch import multiprocessors
-from llama_perf.kernels.triton.launch import INTERPRETED, Launch, run
+from llama_perf.kernels.triton.dependent_launch import INTERPRETED, multiprocessors
+from llama_perf.kernels.triton.launch import Launch, run
 
 KINDS = {None: UNQUANTIZED.value, torch.int8: INT8.value, torch.uint8: FP8.value}
 """The kernels' KIND, by the dtype of a cache's codes; None has none."""
@@ -24,47 +24,6 @@ _LINE = 128
 _PROGRAMS = 2
 # Values of the parts that are joined at a time.
 _JOINED = 4096
-
-
-def _launch(
-    q: Tensor, cache: CachedTensors, *, lines: int, ragged: bool, writes_peaks: bool
-) -> Launch:
-    """The launch for these tensors, with `lines` of the next weight to prefetch.
-
-    The grid has as many programs as keep the card busy, or as there are stretches of
-    positions. With lines to bring, some programs are left for them at any length.
-    """
-    batch, kv_heads, positions, width = cache.k.shape
-    group, heads, kind = q.shape[2] // kv_heads, batch * kv_heads, cache.kind
-    wide = q.dtype == torch.float32
-    # A block of float32, or of one row, that is 64 positions long takes all registers.
-    block = 32 if group == 1 or wide else 64
-    blocks = -(-positions // block)
-    max_splits = max(_PROGRAMS * multiprocessors() // heads, 1)
-    splits = min(max_splits, blocks)
-    spare = max(max_splits - splits, 1) if lines else 0
-    block_d, group_rows = next_power_of_2(width), next_power_of_2(group)
-    # Tensor cores take 16 rows; one row is multiplied as it is.
-    rows = 1 if group == 1 else max(group_rows, 16)
-    unit = 1.0 if kind is None else cache_codes.UNIT[kind]
-    # The interpreter has no products of bfloat16.
-    multiplied = tl.float32 if rows == 1 or INTERPRETED else _TYPES[q.dtype]
-    heads_of = {"HEADS": kv_heads, "GROUP": group, "D": width, "RAGGED": ragged}
-    tile = {"ROWS": rows, "GROUP_ROWS": group_rows, "BLOCK": block, "BLOCK_D": block_d}
-    # The kernel uses exp2, so the scale has a factor of log2(e).
-    scales = {"SCALE": unit * width**-0.5 * 1.4426950408889634, "V_SCALE": unit}
-    # The interpreter of Triton 3.6 needs a bound that is known.
-    steps = -(-blocks // splits) if INTERPRETED else 0
-    together = max(_JOINED // (group_rows * block_d), 1)
-    parts = {"SPLITS": splits, "STEPS": steps, "TOGETHER": together}
-    how = {"LINES": lines, "WRITES_PEAKS": writes_peaks, "KIND": KINDS[kind]}
-    return Launch(
-        grid=(heads, splits + spare),
-        constants={**heads_of, **tile, **scales, **parts, **how, "DTYPE": multiplied},
-        warps=8 if group > 1 and wide else 4,
-        # Two blocks of codes on their way to float32 would spill.
-        stages=1 if wide and kind is not None else 2,
-    )
 
 
 def split_attention(
@@ -82,22 +41,47 @@ def split_attention(
     to attend to bring it into the second-level cache. `peaks_out`, int32 (8,) of zeros,
     gets the peak of each sequence, as `launch_fused.Peaks` has them.
     """
-    # The interpreter has no such instruction.
+    batch, kv_heads, positions, width = cache.k.shape
+    group, heads, kind = q.shape[2] // kv_heads, batch * kv_heads, cache.kind
+    wide = q.dtype == torch.float32
+    # A block of float32, or of one row, that is 64 positions long takes all registers.
+    block = 32 if group == 1 or wide else 64
+    blocks = -(-positions // block)
+    # As many programs as keep the card busy, or as there are stretches of positions.
+    # With lines of the next weight to bring, some are left for them at any length. The
+    # interpreter has no such instruction.
     lines = 0 if prefetch is None or INTERPRETED else prefetch.nbytes // _LINE
-    how = _launch(
-        q,
-        cache,
-        lines=lines,
-        ragged=len(filled) > 1,
-        writes_peaks=peaks_out is not None,
+    max_splits = max(_PROGRAMS * multiprocessors() // heads, 1)
+    splits = min(max_splits, blocks)
+    spare = max(max_splits - splits, 1) if lines else 0
+    block_d, group_rows = next_power_of_2(width), next_power_of_2(group)
+    # Tensor cores take 16 rows; one row is multiplied as it is.
+    rows = 1 if group == 1 else max(group_rows, 16)
+    unit = 1.0 if kind is None else cache_codes.UNIT[kind]
+    # The interpreter has no products of bfloat16.
+    multiplied = tl.float32 if rows == 1 or INTERPRETED else _TYPES[q.dtype]
+    cached = {"HEADS": kv_heads, "GROUP": group, "D": width, "KIND": KINDS[kind]}
+    tile = {"ROWS": rows, "GROUP_ROWS": group_rows, "BLOCK": block, "BLOCK_D": block_d}
+    # The kernel uses exp2, so the scale has a factor of log2(e).
+    scales = {"SCALE": unit * width**-0.5 * 1.4426950408889634, "V_SCALE": unit}
+    # The interpreter of Triton 3.6 needs a bound that is known.
+    steps = -(-blocks // splits) if INTERPRETED else 0
+    together = max(_JOINED // (group_rows * block_d), 1)
+    joined = {"SPLITS": splits, "STEPS": steps, "TOGETHER": together}
+    how = {"LINES": lines, "RAGGED": len(filled) > 1, "DTYPE": multiplied}
+    launch = Launch(
+        grid=(heads, splits + spare),
+        constants=cached | tile | scales | joined | how,
+        warps=8 if group > 1 and wide else 4,
+        # Two blocks of codes on their way to float32 would spill.
+        stages=1 if wide and kind is not None else 2,
     )
-    q, heads, group = q.contiguous(), how.grid[0], how.constants["GROUP"]
-    out, splits = torch.empty_like(q), how.constants["SPLITS"]
-    parts = q.new_empty((heads, splits, group, q.shape[3]), dtype=torch.float32)
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    parts = q.new_empty((heads, splits, group, width), dtype=torch.float32)
     sums = q.new_empty((2, heads, splits, group), dtype=torch.float32)
-    peaks = split_counter if peaks_out is None else peaks_out
-    next_weight = split_counter if prefetch is None else prefetch.view(torch.int32)
+    next_weight = None if prefetch is None else prefetch.view(torch.int32)
     inputs = (q, *cache.pointers, split_counter, filled)
-    outputs = (parts, sums, out, peaks, next_weight, cache.k.shape[2])
-    run(attend_in_splits, how, inputs + outputs)
+    outputs = (parts, sums, out, peaks_out, next_weight, positions)
+    run(attend_in_splits, launch, inputs + outputs)
     return out

@@ -18,33 +18,6 @@ _START = 1024
 _STAGES = 3
 
 
-def launch(
-    *,
-    vocabulary: int,
-    temperature: float,
-    top_k: int | None,
-    dtype: torch.dtype,
-    batch: int = 1,
-) -> Launch | None:
-    """For logits of `dtype`; None where the `top_k` best do not fit a program."""
-    # As many programs as share the reading, and no more than one can join.
-    block = 2048 if vocabulary <= 2**16 else 4096
-    parts = -(-vocabulary // block)
-    select = temperature != 0 and top_k is not None and top_k < vocabulary
-    slots = min(top_k, block) if select and top_k is not None else 1
-    if parts * slots > _JOINED:
-        return None
-    joined = next_power_of_2(parts * slots)
-    how = {"GREEDY": temperature == 0, "SELECT": select, "SHIFT": _SHIFTS[dtype]}
-    sizes = {"SLOTS": slots, "BLOCK": block, "PARTS": parts, "JOINED": joined}
-    return Launch(
-        grid=(parts, batch),
-        constants=how | sizes,
-        warps=8 if joined <= 8192 else 16,
-        stages=_STAGES,
-    )
-
-
 class SamplingKernel:
     """One kernel that chooses the next token and writes it into the `DecodeState`.
 
@@ -56,16 +29,32 @@ class SamplingKernel:
         self._top_k = top_k
         self._split_counter: Tensor | None = None
 
+    def launch(
+        self, vocabulary: int, dtype: torch.dtype, batch: int = 1
+    ) -> Launch | None:
+        """For logits of `dtype`; None where the `top_k` best do not fit a program."""
+        # As many programs as share the reading, and no more than one can join.
+        block = 2048 if vocabulary <= 2**16 else 4096
+        parts, greedy = -(-vocabulary // block), self._temperature == 0
+        best = vocabulary if greedy or self._top_k is None else self._top_k
+        select = best < vocabulary
+        slots = min(best, block) if select else 1
+        if parts * slots > _JOINED:
+            return None
+        joined = next_power_of_2(parts * slots)
+        how = {"GREEDY": greedy, "SELECT": select, "SHIFT": _SHIFTS[dtype]}
+        sizes = {"SLOTS": slots, "BLOCK": block, "PARTS": parts, "JOINED": joined}
+        return Launch(
+            grid=(parts, batch),
+            constants=how | sizes,
+            warps=8 if joined <= 8192 else 16,
+            stages=_STAGES,
+        )
+
     def __call__(self, logits: Tensor, fed: DecodeState) -> None:
         """Choose from `logits` (B, V); `fed` then has the token and its position."""
         batch, vocabulary = logits.shape
-        how = launch(
-            vocabulary=vocabulary,
-            temperature=self._temperature,
-            top_k=self._top_k,
-            dtype=logits.dtype,
-            batch=batch,
-        )
+        how = self.launch(vocabulary, logits.dtype, batch)
         assert how is not None, f"the {self._top_k} best"
         if self._split_counter is None:
             # The kernel leaves them 0.
@@ -108,10 +97,7 @@ def start(
         block = min(block, _START)
     sizes = {"D": width, "HALF": half, "BLOCK": block, "BLOCK_H": next_power_of_2(half)}
     grid = (tokens.numel(), -(-width // block))
-    constants = sizes | {"WRITES_PEAKS": peaks_out is not None}
-    how = Launch(grid=grid, constants=constants, stages=_STAGES)
-    norms = embedding if norm_weight is None else norm_weight
-    peaks = filled if peaks_out is None else peaks_out
-    inputs = (tokens, positions, embedding, frequencies, norms)
-    run(start_kernel, how, (*inputs, x, cos, sin, filled, peaks, rows))
+    how = Launch(grid=grid, constants=sizes, stages=_STAGES)
+    inputs = (tokens, positions, embedding, frequencies, norm_weight)
+    run(start_kernel, how, (*inputs, x, cos, sin, filled, peaks_out, rows))
     return x, (cos, sin), filled

@@ -22,15 +22,15 @@ from llama_perf.kernels.triton.dependent_launch import last_to_arrive, load_part
 def start(
     tokens, positions, embedding, frequencies, norm_weight, x, cos, sin, filled,
     peaks_out, ROWS,
-    D: tl.constexpr, HALF: tl.constexpr, WRITES_PEAKS: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_H: tl.constexpr, DEPENDENT: tl.constexpr,
+    D: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_H: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Rows of `embedding` (V, D) of int64 `tokens` (M,) to `x` (M, D).
 
     Of int64 `positions` (ROWS,), at most as many, `cos` and `sin`, float32 (ROWS,
     HALF), and in `filled` how many positions each sees. The grid is (M, blocks of D).
-    With WRITES_PEAKS, of one block, the largest |x * norm_weight| of each token goes to
-    `peaks_out`, bits of float32, int32 (8,).
+    The largest |x * norm_weight| of each token goes to `peaks_out`, unless that is
+    None: bits of float32, int32 (8,). Then there is one block.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -40,7 +40,7 @@ def start(
     place = tl.load(tokens + m) * D + column
     row = tl.load(embedding + place, mask=column < D, other=0.0)
     tl.store(x + m * D + column, row, mask=column < D)
-    if WRITES_PEAKS:
+    if peaks_out is not None:
         size = row.to(tl.float32)
         size *= tl.load(norm_weight + column, mask=column < D, other=0.0).to(tl.float32)
         # Not raised: an earlier token's may be there.

@@ -90,9 +90,6 @@ def operator(product: Product, device: torch.device) -> Callable[..., Any]:
         return torch.compile(multiply, fullgraph=True, dynamic=False)
     from llama_perf.kernels.triton import launch_fused
 
-    launch: Callable[..., Any] = launch_fused.project
-    if product.how == "fused gate":
-        launch = launch_fused.project_gated
     blocks = -(-product.rows // LANES)
     counter = torch.zeros(blocks, dtype=torch.int32, device=device)
     # In a step every product gets the peaks from the kernel before it.
@@ -100,7 +97,7 @@ def operator(product: Product, device: torch.device) -> Callable[..., Any]:
 
     def project(x: Tensor, *weights: Any, **more: Any) -> Any:
         peaks = known if weights[0].dynamic else launch_fused.NO_PEAKS
-        return launch(x, *weights, counter, peaks=peaks, **more)
+        return launch_fused.project(x, weights, counter, peaks=peaks, **more)
 
     return project
 

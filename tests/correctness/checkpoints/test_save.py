@@ -16,7 +16,7 @@ from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model, open_weights
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels import products
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
@@ -142,18 +142,18 @@ def test_a_process_that_quantized_nothing_loads_it(
 def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
     saved_with: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: saved_with)
+    monkeypatch.setattr(products, "has_fast_int8_products", lambda: saved_with)
     model = quantized("int8dq", "native")
     folder = save_model(model, tmp_path / "saved")
     logits = model.logits(PROMPT)
-    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: not saved_with)
+    monkeypatch.setattr(products, "has_fast_int8_products", lambda: not saved_with)
     loaded = load_model(folder)
     weights: list[Any] = [linear.weight for linear in linears(loaded).values()]
     layouts = {weight.codes.dtype for weight in weights}
     assert layouts == {torch.int32 if saved_with else torch.int8}
     torch.testing.assert_close(loaded.logits(PROMPT), logits)
     # A file of plain rows that torch itself loads is multiplied exactly as well.
-    monkeypatch.setattr(int8_dynamic, "int8_products_are_exact", lambda: False)
+    monkeypatch.setattr(products, "int8_products_are_exact", lambda: False)
     torch.testing.assert_close(model.logits(PROMPT), logits)
 
 

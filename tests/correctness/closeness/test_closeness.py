@@ -17,8 +17,8 @@ from torch import Tensor
 from llama_perf import generate
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices import processor
-from llama_perf.kernels import cache_codes, int8_dynamic
-from llama_perf.kernels.row_scaled import RowScaled
+from llama_perf.kernels import cache_codes, products
+from llama_perf.kernels.weight import Packed
 from llama_perf.llama.options import GREEDY
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
 from llama_perf.rows.spec import KERNELS
@@ -202,14 +202,14 @@ def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert twins.products_ratio("int8dq") <= twins.MAX_PRODUCTS_RATIO
-    original = int8_dynamic.quantize_tokens
+    original = products.quantize_tokens
 
-    def coarser(x: Tensor) -> tuple[Tensor, Tensor]:
-        _, scale = original(x)
+    def coarser(x: Tensor, activations: Any) -> tuple[Tensor, Tensor]:
+        _, scale = original(x, activations)
         scale = scale * 1.02
         return torch.round(x / scale).to(torch.int8), scale
 
-    monkeypatch.setattr(int8_dynamic, "quantize_tokens", coarser)
+    monkeypatch.setattr(products, "quantize_tokens", coarser)
     assert twins.products_ratio("int8dq", blocks=(4, 14)) > twins.MAX_PRODUCTS_RATIO
 
 
@@ -234,14 +234,14 @@ def test_a_product_is_exact_up_to_rounding(key: Key) -> None:
 def test_a_product_that_is_a_little_off_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = RowScaled.product
+    exact = products.product
 
-    def off(format: RowScaled, x: Tensor, *parts: Any) -> Tensor:
-        product = exact(format, x, *parts)
+    def off(x: Tensor, weight: Packed) -> Tensor:
+        product = exact(x, weight)
         # The unit vectors, from which the weight is read, keep their products.
         return product if len(x) > 17 else product + 1e-5 * product.abs().max()
 
-    monkeypatch.setattr(RowScaled, "product", off)
+    monkeypatch.setattr(products, "product", off)
     assert max(operators.operator_db("int8wo", "native").values()) < operators.MIN_DB
 
 

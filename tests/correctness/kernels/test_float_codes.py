@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import float8_dynamic
-from llama_perf.kernels.float8_dynamic import quantize_tokens
+from llama_perf.kernels import products
+from llama_perf.kernels.products import quantize_tokens
 from llama_perf.kernels.row_scaled import (
     FLOAT8,
     FP6,
@@ -18,6 +18,7 @@ from llama_perf.kernels.row_scaled import (
     encode_fp6,
     round_to_float8,
 )
+from llama_perf.kernels.weight import Activations
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -28,6 +29,7 @@ from tests.correctness.support.kernel_samples import (
 
 CODES = torch.arange(256, dtype=torch.int32)
 NOT_NAN = CODES[CODES & 127 != 127]
+ROUNDINGS: tuple[Activations, ...] = ("float8-row", "float8-tensor")
 
 
 @pytest.mark.parametrize(
@@ -92,42 +94,44 @@ def test_float8_is_rounded_to_the_even_one_of_two_and_to_the_largest() -> None:
 
 def test_a_token_is_rounded_to_float8_by_its_own_peak_or_that_of_all() -> None:
     x = torch.tensor([[0.0, 0.0], [4.48, -1.01], [-0.0448, 0.0201]])
-    values, scale = quantize_tokens(x)
+    values, scale = quantize_tokens(x, "float8-row")
     assert values.tolist() == [[0, 0], [448, -104], [-448, 208]]
     torch.testing.assert_close(scale[1:, 0], torch.tensor([0.01, 1e-4]))
-    values, scale = quantize_tokens(x, per_tensor=True)
+    values, scale = quantize_tokens(x, "float8-tensor")
     assert values.tolist() == [[0, 0], [448, -104], [-4.5, 2]]
     torch.testing.assert_close(scale, torch.tensor([[0.01]]))
-    for per_tensor in (False, True):
-        values, scale = quantize_tokens(x[:0], per_tensor=per_tensor)
+    for activations in ROUNDINGS:
+        values, scale = quantize_tokens(x[:0], activations)
         assert (values.shape, len(scale)) == ((0, 2), 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("activations", ROUNDINGS)
 def test_a_float8_product_is_that_of_the_rounded_tokens(
-    per_tensor: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    activations: Activations, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tokens in (1, 2, 17):
         packed = sample(FORMATS[2], (tokens, 33, 100), dtype)
         # Far apart, and their values' sums past float16 but for the tokens' scales.
         x = packed.x * 2.0 ** -torch.arange(tokens).view(-1, 1).to(dtype)
-        weight = (packed.weight.codes, packed.weight.scale * 100, packed.weight.rows)
-        values, x_scale = quantize_tokens(x, per_tensor=per_tensor)
-        expected = dynamic_reference(FLOAT8, values, x_scale, *weight)
-        terms = replace(packed.with_weight(scale=weight[1]), x=values * x_scale)
+        scale = packed.weight.scale * 100
+        weight = replace(packed.weight, scale=scale, activations=activations)
+        values, x_scale = quantize_tokens(x, activations)
+        expected = dynamic_reference(values, x_scale, weight)
+        terms = replace(packed, weight=weight, x=values * x_scale)
         allowed = ROUNDING[dtype] * terms.magnitude()
         for fused in (False, True)[: 1 + (tokens == 1)]:
-            monkeypatch.setattr(float8_dynamic, "fused_here", lambda _x, now=fused: now)
-            product = float8_dynamic.float8_dynamic(x, *weight, per_tensor=per_tensor)
+            monkeypatch.setattr(products, "fused_here", lambda _x, now=fused: now)
+            product = products.product(x, weight)
             assert product.dtype == dtype
             assert ((product.float() - expected).abs() <= allowed).all()
 
 
 def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
-    arguments = sample(FORMATS[2], (1, 75, 160), torch.float32).arguments
-    expected = float8_dynamic.float8_dynamic(*arguments)
-    compiled = torch.compile(float8_dynamic.float8_dynamic, fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), expected)
+    drawn = sample(FORMATS[2], (1, 75, 160), torch.float32)
+    weight = replace(drawn.weight, activations="float8-row")
+    expected = products.product(drawn.x, weight)
+    compiled = torch.compile(products.product, fullgraph=True)
+    torch.testing.assert_close(compiled(drawn.x, weight), expected)
     torch._dynamo.reset()

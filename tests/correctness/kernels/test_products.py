@@ -3,16 +3,19 @@
 The kernels are interpreted on a CPU and run for real on a card.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import grouped, int8_dynamic, row_scaled, sparse
+from llama_perf.kernels import products, row_scaled, sparse
 from llama_perf.kernels.cpu import many_tokens
-from llama_perf.kernels.int8_dynamic import int8_dynamic_op
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
-from llama_perf.kernels.row_scaled import INT8
+from llama_perf.kernels.products import dequantized, packed_product
+from llama_perf.kernels.weight import INT8, SPARSE, Packed
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -63,8 +66,7 @@ each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
 
 def fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what is compiled elsewhere as it stands."""
-    for module in (row_scaled, grouped, sparse, int8_dynamic):
-        monkeypatch.setattr(module, "fused_here", lambda _x: True)
+    monkeypatch.setattr(products, "fused_here", lambda _x: True)
 
 
 @each_format
@@ -123,9 +125,8 @@ def test_the_expression_for_one_token_is_the_product_too(
 def test_one_token_compiles_to_one_graph(format: Format) -> None:
     torch._dynamo.reset()
     packed = sample(format, (1, 75, 160), torch.float32)
-    x, *weight = packed.arguments
-    product = torch.compile(lambda x: format.by.product(x, *weight), fullgraph=True)
-    assert_close(product(x), packed)
+    product = torch.compile(products.product, fullgraph=True)
+    assert_close(product(packed.x, packed.weight), packed)
     torch._dynamo.reset()
 
 
@@ -133,25 +134,33 @@ def test_one_token_compiles_to_one_graph(format: Format) -> None:
 @each_format
 def test_opcheck(format: Format, tokens: int) -> None:
     dtype = DTYPES[FORMATS.index(format) % 3]
-    arguments = sample(format, (tokens, 20, 64), dtype).arguments
-    torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
-    if format.name in row_scaled.FORMATS:
-        arguments = (*arguments, torch.float32)
-        torch.library.opcheck(format.by.operator, arguments, test_utils=CHECKS)
+    *arguments, _ = sample(format, (tokens, 20, 64), dtype).arguments
+    for result in {dtype, torch.float32}:
+        checked = (*arguments, result)
+        torch.library.opcheck(packed_product, checked, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_opcheck_of_the_int8_dynamic_product(tokens: int) -> None:
     x = sample(FORMATS[-1], (tokens, 20, 64), torch.float16).x
-    words, scale = dynamic_weight(20, 64)
-    for codes in (words, torch.zeros((20, 64), dtype=torch.int8)):
-        arguments = (*int8_dynamic.quantize_tokens(x), codes, scale, 20)
-        torch.library.opcheck(int8_dynamic_op, arguments, test_utils=CHECKS)
+    words = dynamic_weight(20, 64)
+    rows = replace(words, codes=torch.zeros((20, 64), dtype=torch.int8))
+    tokens_and_scales = products.quantize_tokens(x, "int8")
+    for weight in (words, rows):
+        arguments = int8_arguments(*tokens_and_scales, weight)
+        torch.library.opcheck(packed_product, arguments, test_utils=CHECKS)
 
 
-def dynamic_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def dynamic_weight(rows: int, columns: int) -> Packed:
     codes = torch.randint(0, 256, (rows, columns))
-    return pack(codes, 8), to_lanes(torch.rand(rows))
+    scale = to_lanes(torch.rand(rows))
+    parts = (pack(codes, 8), scale, scale, rows, columns)
+    return Packed(*parts, decode=INT8, activations="int8")
+
+
+def int8_arguments(x: Tensor, x_scale: Tensor, weight: Packed) -> tuple[Any, ...]:
+    """Those of the operator for int8 tokens."""
+    return x, *weight.tensors, weight.numbers, FLOAT, x_scale
 
 
 @pytest.mark.parametrize("columns", [2, 3, 20, 64, 1024, 1100, 4096])
@@ -160,21 +169,24 @@ def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
     tokens: int, columns: int
 ) -> None:
     # Every value at its largest: float32 would round these sums.
-    words, scale = dynamic_weight(33, columns)
+    words = dynamic_weight(33, columns)
+    unscaled = replace(words, scale=torch.ones_like(words.scale))
     one, scales = torch.ones((tokens, 1)), torch.rand((tokens, 1))
-    weight = INT8.dequantized(words, torch.ones_like(scale), 33, columns)
-    rows = weight.to(torch.int8)
+    weight = dequantized(unscaled)
+    rows = replace(words, codes=weight.to(torch.int8))
+    assert torch.equal(dequantized(rows), dequantized(words))
     for other in (126, -127):
         x = torch.full((tokens, columns), 127, dtype=torch.int8)
         x[:, ::7] = other
-        sums = int8_dynamic_op(x, one, words, torch.ones_like(scale), 33)
+        sums = packed_product(*int8_arguments(x, one, unscaled))
         assert torch.equal(sums.long(), x.long() @ weight.long().T)
-        exact = dynamic_reference(INT8, x, scales, words, scale, 33)
-        product = int8_dynamic_op(x, scales, words, scale, 33)
+        exact = dynamic_reference(x, scales, words)
+        product = packed_product(*int8_arguments(x, scales, words))
         torch.testing.assert_close(product, exact, rtol=1e-6, atol=0)
         strided = x.as_strided(x.shape, (0, 1)) if tokens == 1 else x
         for tokens_of_rows in (x, strided):
-            by_rows = int8_dynamic_op(tokens_of_rows, scales, rows, scale, 33)
+            arguments = int8_arguments(tokens_of_rows, scales, rows)
+            by_rows = packed_product(*arguments)
             assert torch.equal(by_rows, product)
 
 
@@ -182,35 +194,31 @@ def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
 def test_int8_sums_of_a_kernel_are_exact(
     shape: tuple[int, int, int], card: torch.device
 ) -> None:
-    from llama_perf.kernels.triton.launch_products import int8_dynamic_product
-
     tokens, rows, columns = shape
     x = torch.randint(-127, 128, (tokens, columns), dtype=torch.int8)
-    codes, scale = dynamic_weight(rows, columns)
-    arguments = (x, torch.ones((tokens, 1)), codes, torch.ones_like(scale))
-    exact = dynamic_reference(INT8, *arguments, rows)
-    x, one, codes, scale = (it.to(card) for it in arguments)
-    for asm in (False,) if INTERPRETED else (False, True):
-        sums = int8_dynamic_product(x, one, codes, scale, rows, asm=asm)
-        assert torch.equal(sums.cpu(), exact)
+    weight = dynamic_weight(rows, columns)
+    unscaled = replace(weight, scale=torch.ones_like(weight.scale))
+    parts = (x, torch.ones((tokens, 1)), unscaled)
+    sums = call(card, packed_product, *int8_arguments(*parts))
+    assert torch.equal(sums, dynamic_reference(*parts))
 
 
 @pytest.mark.parametrize("columns", [64, 100, 4096])
 def test_the_int8_expression_for_one_token_gives_the_same_bits(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (torch.randn((1, columns)), *dynamic_weight(33, columns), 33)
-    expected = int8_dynamic.int8_dynamic(*arguments)
+    arguments = (torch.randn((1, columns)), dynamic_weight(33, columns))
+    expected = products.product(*arguments)
     fuse(monkeypatch)
-    assert torch.equal(int8_dynamic.int8_dynamic(*arguments), expected)
-    compiled = torch.compile(int8_dynamic.int8_dynamic, fullgraph=True)
+    assert torch.equal(products.product(*arguments), expected)
+    compiled = torch.compile(products.product, fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
 
 
 def test_a_token_is_quantized_by_its_own_peak() -> None:
     x = torch.tensor([[0.0, 0.0], [2.54, -1.27], [-1e-3, 5e-4]])
-    values, scale = int8_dynamic.quantize_tokens(x)
+    values, scale = products.quantize_tokens(x, "int8")
     assert values.tolist() == [[0, 0], [127, -64], [-127, 64]]
     torch.testing.assert_close(scale[1:, 0], torch.tensor([0.02, 1e-3 / 127]))
     assert torch.isfinite(values / scale).all()
@@ -229,13 +237,15 @@ def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
     for row, pattern in enumerate(PATTERNS):
         weight[row, :, pattern] = (values.view(256, 2) - 8) / 2
     weight = weight.flatten(1)
-    assert torch.equal(sparse.dequantized(codes, scale, 6, 1024), weight)
+    packed = Packed(codes, scale, scale, 6, 1024, format=SPARSE, bits=sparse.BITS)
+    assert torch.equal(dequantized(packed), weight)
     # Token by token another place of a quad is asked for.
     for quad in (0, 1, 17, 200, 255):
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
-        product = call(any_device, sparse.sparse_weight_op, x, codes, scale, 6)
+        arguments = (x, *packed.tensors, packed.numbers, FLOAT)
+        product = call(any_device, packed_product, *arguments)
         assert torch.equal(product, x @ weight.T)
 
 
@@ -251,17 +261,20 @@ def test_every_code_of_a_float_format_is_multiplied_as_its_value(
         # Not NaN, which no quantized weight has.
         codes -= (codes & 127 == 127).int()
     diagonal = torch.zeros((count, count), dtype=torch.int32).fill_diagonal_(1) * codes
-    weight = pack(diagonal, format.bits), to_lanes(torch.ones(count)), count
+    words, scale = pack(diagonal, format.bits), to_lanes(torch.ones(count))
+    parts = (words, scale, scale, count, count)
+    weight = Packed(*parts, bits=format.bits, decode=format.kind)
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
         x = torch.ones((tokens, count), dtype=dtype)
-        product = call(any_device, format.operator, x, *weight, FLOAT)
+        arguments = (x, *weight.tensors, weight.numbers, FLOAT)
+        product = call(any_device, packed_product, *arguments)
         assert torch.equal(product, expected)
     if any_device.type == "cpu" and not INTERPRETED:
         # A compiler that takes subnormal numbers for zeros would show here.
         torch._dynamo.reset()
-        compiled = torch.compile(format.product, fullgraph=True)
-        assert torch.equal(compiled(x.float(), *weight), expected)
+        compiled = torch.compile(products.product, fullgraph=True)
+        assert torch.equal(compiled(x.float(), weight), expected)
         torch._dynamo.reset()
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.decode_state import DecodeState
-from llama_perf.kernels.triton.launch_sampling import SamplingKernel, launch, start
+from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.sampling import exponential
 from llama_perf.llama.decode_step import sample
 from llama_perf.llama.layers import rotary
@@ -161,8 +161,8 @@ def test_logits_that_are_no_numbers_end_too(value: float, card: torch.device) ->
 def test_more_of_the_best_than_a_program_joins_is_no_launch_of_its() -> None:
     for vocabulary, max_top_k in ((32000, 1024), (128256, 512)):
         for top_k in (max_top_k, max_top_k + 1):
-            sizes = {"vocabulary": vocabulary, "top_k": top_k}
-            how = launch(**sizes, temperature=1.0, dtype=torch.bfloat16)
+            kernel = SamplingKernel(temperature=1.0, top_k=top_k)
+            how = kernel.launch(vocabulary, torch.bfloat16)
             assert (how is None) == (top_k > max_top_k)
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError, ValuesError
-from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels import products
 from llama_perf.kernels.triton import launch, launch_fused
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.fused import packed
@@ -169,17 +169,17 @@ def test_splits_of_the_columns_are_joined(
     x = torch.randn(2, columns, generator=generator).to(card)
     norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
     first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
-    assert launch_fused.fused_launch(first, 2, weights=2).splits > 1
+    assert launch_fused.launch_here(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
     gate, up = (layer(normed) for layer in layers)
     norm = launch_fused.Norm(weight=norm_weight, eps=1e-5)
     for _ in range(2):
-        actual = launch_fused.project_gated(x, first, second, counter, norm=norm)
+        actual = launch_fused.project(x, [first, second], counter, norm=norm)
         assert distance(actual, F.silu(gate) * up) < limit_of(scheme)
     before = torch.randn(2, 20, generator=generator).to(card)
     residual = before.clone()
-    assert launch_fused.project(x, first, counter, residual=residual) is residual
+    assert launch_fused.project(x, [first], counter, residual=residual) is residual
     assert distance(residual, before + layers[0](x)) < limit_of(scheme)
     assert not counter.any()
 
@@ -246,7 +246,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     peaks = launch_fused.Peaks(
         read=peak, written=written, cleared=cleared, next_norm_weight=next_norm_weight
     )
-    run = partial(launch_fused.project, x, weight, counter, norm=normed)
+    run = partial(launch_fused.project, x, [weight], counter, norm=normed)
     expected = run(residual=residual.clone())
     assert torch.equal(run(residual=residual.clone(), peaks=peaks), expected)
     left = written.view(torch.float32)
@@ -255,7 +255,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     assert not cleared.any()
     written.zero_()
     more: Any = {"norm": normed, "peaks": launch_fused.Peaks(written=written)}
-    gated = launch_fused.project_gated(x, weight, weight, counter, **more)
+    gated = launch_fused.project(x, [weight, weight], counter, **more)
     assert torch.equal(left[:3], gated.abs().amax(1))
 
 
@@ -271,9 +271,10 @@ def test_peaks_are_left_for_all_products_behind_another(
     check(both(small_model("int8dq", card, n_layers=2), batch_size=2), prompt, TURNED)
     peaked: list[bool] = []
 
-    def spied(*arguments: Any, **more: Any) -> None:
-        peaked.append(more["READS_PEAKS"])
-        launch.run(*arguments, **more)
+    def spied(kernel: Any, how: Any, arguments: Any, **more: Any) -> None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        peaked.append(named["peaks_in"] is not None)
+        launch.run(kernel, how, arguments, **more)
 
     def logits() -> Tensor:
         _, fused = both(model, batch_size=2)
@@ -292,7 +293,7 @@ def test_peaks_are_left_for_all_products_behind_another(
     actual = logits()
     of_prompt = [True, False, True, True] * 2 + [False]
     assert peaked == of_prompt + [True] * 3 * len(of_prompt)
-    for name in ("project", "project_gated", "project_heads"):
+    for name in ("project", "project_heads"):
         run = partial(without_reading, getattr(launch_fused, name))
         monkeypatch.setattr(launch_fused, name, run)
     assert torch.equal(actual, logits())
@@ -303,7 +304,7 @@ def test_peaks_are_left_for_all_products_behind_another(
 def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
     preferred: bool, card: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: preferred)
+    monkeypatch.setattr(products, "has_fast_int8_products", lambda: preferred)
     weight: Any = linear("int8dq", torch.randn(20, 32), card)[0].weight
     if card.type == "cpu":
         assert (weight.codes.dtype == torch.int8) == preferred

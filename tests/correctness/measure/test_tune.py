@@ -110,7 +110,12 @@ def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
 
 def test_keys_tell_products_apart() -> None:
     weight = of_floats(torch.empty(32, 64, dtype=torch.bfloat16, device="meta"))
-    changes: list[dict[str, Any]] = [{}, {"rows": 16}, {"bits": 32}, {"dynamic": True}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"rows": 16},
+        {"bits": 32},
+        {"activations": "int8"},
+    ]
     keys = {launch_key(replace(weight, **change), 1, weights=1) for change in changes}
     keys |= {launch_key(weight, 1, weights=2), launch_key(weight, 2, weights=1)}
     assert len(keys) == 6
@@ -120,15 +125,16 @@ def test_keys_tell_products_apart() -> None:
 
 def test_a_launch_follows_its_choice() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton.launch_fused import fused_launch
+    from llama_perf.kernels.triton.launch_products import few_launch
 
     weight = of_floats(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
-    rule = fused_launch(weight, 1)
-    tuned = fused_launch(weight, 1, tuned=replace(CHOICE, splits=5, warps=8, stages=3))
+    rule = few_launch(weight, 1, fused=True)
+    choice = replace(CHOICE, splits=5, warps=8, stages=3)
+    tuned = few_launch(weight, 1, fused=True, tuned=choice)
     # 64 units of eight columns: eight steps, of which five programs take two at most.
     assert (tuned.grid, tuned.constants["STEPS"]) == ((256, 4), 2)
     assert (tuned.warps, tuned.stages, tuned.constants["BLOCK_U"]) == (8, 3, 64)
-    assert tuned.constants["SPLITS"] == 4
+    assert tuned.splits == 4
     assert rule.constants.keys() == tuned.constants.keys()
     assert rule.grid[1] * rule.constants["STEPS"] * rule.constants["BLOCK_U"] >= 512
 

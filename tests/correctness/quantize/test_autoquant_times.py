@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +126,14 @@ def test_a_product_is_timed_as_the_engine_runs_it(
 
         return call
 
-    def launch(name: str, x: Tensor, *parts: Any, peaks: Any) -> Tensor:
-        *weights, counter = parts
+    def launch(x: Tensor, weights: Any, counter: Tensor, *, peaks: Any) -> Tensor:
         assert len(counter) >= 3
-        assert len({weight.layout for weight in weights}) == 1
-        assert len(weights) == 1 + (name == "fused gate")
+        assert len({weight.kind for weight in weights}) == 1
+        assert len(weights) == 1 + (how == "fused gate")
         # As in a step, where the kernel in front writes them.
         assert (peaks.read is not None) == weights[0].dynamic
         assert (weights[0].rows, weights[0].columns) == (48, 128)
-        calls.add(name)
+        calls.add(how)
         return x.new_zeros(len(x), 48)
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -144,10 +142,7 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         pytest.importorskip("triton", reason="Triton is not installed")
         from llama_perf.kernels.triton import launch_fused
 
-        monkeypatch.setattr(launch_fused, "project", partial(launch, "fused"))
-        monkeypatch.setattr(
-            launch_fused, "project_gated", partial(launch, "fused gate")
-        )
+        monkeypatch.setattr(launch_fused, "project", launch)
         monkeypatch.setattr(timing, "multiply", None)
     elif how == "compiled":
         candidates = ("none", "int4wo-64")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchao.quantization import quantize_
 
 from llama_perf.errors import SpecError
-from llama_perf.kernels import int8_dynamic
+from llama_perf.kernels import products
 from llama_perf.kernels.packing import from_lanes
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.quantize.packed_tensor import PackedTensor
@@ -92,7 +92,7 @@ def test_a_linear_multiplies_and_changes_dtype(name: str) -> None:
 def test_int8dq_is_laid_out_for_the_device_it_moves_to(
     vnni: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_dynamic, "has_fast_int8_products", lambda: vnni)
+    monkeypatch.setattr(products, "has_fast_int8_products", lambda: vnni)
     weight = quantized("int8dq").weight
     assert weight.codes.dtype == (torch.int8 if vnni else torch.int32)
     there = weight.laid_out_for(torch.device("cuda"))
@@ -223,7 +223,8 @@ def test_a_weight_that_is_2_4_already_loses_nothing(dtype: torch.dtype) -> None:
     pruned = prune_2_4(weight)
     assert pruned.dtype == dtype
     assert torch.equal(prune_2_4(pruned), pruned)
-    assert torch.equal(sparse(weight).dequantized(), sparse(pruned).dequantized())
+    stored = [sparse(one).packed() for one in (weight, pruned)]
+    assert torch.equal(*map(products.dequantized, stored))
     # Quads of one value and of none are 2:4 too.
     pruned[::2, ::3] = 0
     pruned[5] = 0
@@ -237,7 +238,7 @@ def test_sparse_values_on_the_grid_come_back_exactly() -> None:
     values[::2, 0], values[1::2, 0] = 8.0, -8.0
     weight = prune_2_4(values) * 0.25
     packed = sparse(weight)
-    assert torch.equal(packed.dequantized(), weight)
+    assert torch.equal(packed.dequantize(), weight)
     assert (packed.scale[:, :, ::2] < 0).all()
     assert (packed.scale[:, :, 1::2] > 0).all()
 
@@ -246,7 +247,7 @@ def test_pruned_weights_and_zeros_stay_and_kept_ones_are_within_a_step() -> None
     weight = random_weight(0, (37, 576))
     weight[:, 128:256] = 0
     weight[3] = 0
-    pruned, ours = prune_2_4(weight), sparse(weight).dequantized()
+    pruned, ours = prune_2_4(weight), sparse(weight).dequantize()
     assert not ours[pruned == 0].any()
     assert ours[4].any()
     for group, exact in zip(ours.split(128, 1), pruned.split(128, 1), strict=True):
@@ -260,7 +261,7 @@ def test_sparse_scales_are_better_than_those_of_the_peak() -> None:
     groups = weight.unflatten(1, (-1, 128))
     step = groups.abs().amax(2, keepdim=True) / 7
     rounded = (torch.round(groups / step) * step).flatten(1)
-    ours = (sparse(weight).dequantized() - weight).square().mean()
+    ours = (sparse(weight).dequantize() - weight).square().mean()
     assert ours < 0.9 * (rounded - weight).square().mean()
 
 
@@ -270,7 +271,7 @@ def test_every_size_of_a_sparse_weight_is_kept_to_a_tenth(value: float) -> None:
     packed = sparse(weight)
     assert torch.isfinite(packed.scale).all()
     assert (from_lanes(packed.scale, len(weight)) != 0).all()
-    error = (packed.dequantized() - weight).double().norm()
+    error = (packed.dequantize() - weight).double().norm()
     size = weight.double().norm()
     # The least normal number, below which a weight may become 0.
     assert error <= 0.1 * size + 1.2e-38 * weight.numel() ** 0.5

@@ -3,17 +3,15 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import grouped, sparse
+from llama_perf.kernels import products
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
-from llama_perf.kernels.row_scaled import RowScaled
-from llama_perf.kernels.weight import Packed
+from llama_perf.kernels.weight import OFFSET, PACKED, SPARSE, Packed
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU = torch.device("cpu")
@@ -28,25 +26,16 @@ class Format:
     group_size: int = 1
     kind: int = 0
 
-    @property
-    def by(self) -> Any:
-        """Has its `operator` and `product`, which calls it or may replace it."""
-        return ROW_SCALED.get(self.name) or (GROUPED if self.kind else SPARSE)
 
-
-GROUPED, SPARSE = SimpleNamespace(), SimpleNamespace()
-GROUPED.operator, GROUPED.product = grouped.grouped_weight_op, grouped.grouped_weight
-SPARSE.operator, SPARSE.product = sparse.sparse_weight_op, sparse.sparse_weight
 FORMATS = (
     Format("int8", 8),
     Format("fp6", 6),
     Format("float8", 8),
-    Format("int4-32", 4, 32, grouped.OFFSET),
-    *(Format(f"uintx-{bits}-8", bits, 8, grouped.PACKED) for bits in range(1, 9)),
-    Format("uintx-3-4", 3, 4, grouped.PACKED),
-    Format("uintx-4-20", 4, 20, grouped.PACKED),
-    Format("uintx-8-4", 8, 4, grouped.PACKED),
-    Format("uintx-4-16-int32", 4, 16, grouped.INTEGER),
+    Format("int4-32", 4, 32, OFFSET),
+    *(Format(f"uintx-{bits}-8", bits, 8, PACKED) for bits in range(1, 9)),
+    Format("uintx-3-4", 3, 4, PACKED),
+    Format("uintx-4-20", 4, 20, PACKED),
+    Format("uintx-8-4", 8, 4, PACKED),
     Format("sparse", 6, 4),
 )
 ONE_OF_EACH = (*FORMATS[:4], FORMATS[-1])
@@ -89,29 +78,19 @@ class Sample:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Those of the operator."""
-        weight = self.weight
-        if self.format.kind:
-            how = (weight.rows, weight.bits, weight.zero_kind)
-            return self.x, *weight.tensors, *how
-        return self.x, weight.codes, weight.scale, weight.rows
+        return self.x, *self.weight.tensors, self.weight.numbers, self.x.dtype
 
     def product(self, device: torch.device = CPU) -> Tensor:
         """By the operator, on `device`."""
-        return call(device, self.format.by.operator, *self.arguments)
+        return call(device, products.packed_product, *self.arguments)
 
     def by_function(self) -> Tensor:
         """By the function that may be an expression of one token."""
-        product: Tensor = self.format.by.product(*self.arguments)
-        return product
+        return products.product(self.x, self.weight)
 
     def dequantized(self) -> Tensor:
         """The weight, float32 (rows, columns)."""
-        if self.format.kind:
-            return grouped.dequantized(self.weight)
-        parts = (*self.arguments[1:], self.weight.columns)
-        if self.format.name == "sparse":
-            return sparse.dequantized(*parts)
-        return ROW_SCALED[self.format.name].dequantized(*parts)
+        return products.dequantized(self.weight)
 
     def magnitude(self) -> Tensor:
         """The sum of the terms' magnitudes, which rounding is relative to."""
@@ -142,35 +121,34 @@ def sample(format: Format, shape: tuple[int, int, int], dtype: torch.dtype) -> S
         codes -= (codes & 127 == 127).long()
     x = torch.randn(tokens, columns).to(dtype)
     scale = to_lanes(torch.rand((rows, groups)) * 0.01)
-    words, size = pack(codes, format.bits), (rows, columns)
+    words = pack(codes, format.bits)
     zeros = torch.randint(0, 2**format.bits, (rows, groups))
+    how: dict[str, Any] = {"bits": format.bits}
     if format.name in ROW_SCALED:
-        weight = ROW_SCALED[format.name].packed(*size, words, scale[:, 0])
+        scale = zero = scale[:, 0]
+        how["decode"] = ROW_SCALED[format.name].kind
     elif format.name == "sparse":
-        weight = sparse.packed_weight(*size, words, scale.to(torch.float16))
+        scale = zero = scale.to(torch.float16)
+        how["format"] = SPARSE
     else:
         zero = {
-            grouped.PACKED: pack(zeros, format.bits),
-            grouped.INTEGER: to_lanes(zeros.to(torch.int32)),
-            grouped.OFFSET: to_lanes((zeros - 8) * 0.001).to(torch.bfloat16),
+            PACKED: pack(zeros, format.bits),
+            OFFSET: to_lanes((zeros - 8) * 0.001).to(torch.bfloat16),
         }[format.kind]
-        packed = format.kind == grouped.PACKED
+        packed = format.kind == PACKED
         scale = scale.to(torch.float16 if packed else torch.bfloat16)
-        how = {"bits": format.bits, "kind": format.kind}
-        weight = grouped.packed_weight(*size, words, scale, zero, **how)
-    return Sample(format, x, weight)
+        how |= {"group": format.group_size, "zero_kind": format.kind}
+    return Sample(format, x, Packed(words, scale, zero, rows, columns, **how))
 
 
-def dynamic_reference(
-    format: RowScaled, x: Tensor, x_scale: Tensor, *weight: Any
-) -> Tensor:
+def dynamic_reference(x: Tensor, x_scale: Tensor, weight: Packed) -> Tensor:
     """The product of quantized tokens by the formula, with the sums in float64.
 
-    Sums of int8 values are exact in float64. A weight is codes, scale and rows.
+    Sums of int8 values are exact in float64.
     """
-    codes, scale, rows = weight
-    values = format.dequantized(codes, torch.ones_like(scale), rows, x.shape[1])
-    row_scales: Tensor = scale.flatten()[:rows]
+    ones = replace(weight, scale=torch.ones_like(weight.scale))
+    values = products.dequantized(ones)
+    row_scales: Tensor = weight.scale.flatten()[: weight.rows]
     return (x.double() @ values.double().T).float() * x_scale * row_scales
 
 
