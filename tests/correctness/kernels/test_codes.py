@@ -1,4 +1,7 @@
-"""fp6 and float8 codes: their values, rounding to them, products of rounded tokens."""
+"""Codes: their values, rounding to them, products of rounded tokens.
+
+Those of weights in fp6 and float8, and those of the quantized caches, with their bytes.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import products
+from llama_perf.kernels import cache_codes, products
 from llama_perf.kernels.products import quantize_tokens
 from llama_perf.kernels.row_scaled import (
     FLOAT8,
@@ -30,6 +33,10 @@ from tests.correctness.support.kernel_samples import (
 CODES = torch.arange(256, dtype=torch.int32)
 NOT_NAN = CODES[CODES & 127 != 127]
 ROUNDINGS: tuple[Activations, ...] = ("float8-row", "float8-tensor")
+# Half a step of int8, or of 3 mantissa bits; a scale rounded up makes steps larger.
+STEP = {cache_codes.INT8: 0.5 / 127, cache_codes.FP8: 2.0**-4}
+ROUNDED_UP = 1 + 2.0**-7
+each_kind = pytest.mark.parametrize("kind", STEP, ids=str)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +142,59 @@ def test_a_float8_product_of_one_token_compiles_to_one_graph() -> None:
     compiled = torch.compile(products.product, fullgraph=True)
     torch.testing.assert_close(compiled(drawn.x, weight), expected)
     torch._dynamo.reset()
+
+
+def cached_values() -> Tensor:
+    """Of another magnitude in each row."""
+    return torch.randn((64, 128)) * torch.logspace(-30, 30, 64)[:, None]
+
+
+@each_kind
+def test_a_round_trip_through_a_cache_is_within_half_a_step(kind: torch.dtype) -> None:
+    x = cached_values()
+    x[0] = 0
+    codes, scale = cache_codes.quantize(x, kind)
+    assert (codes.dtype, scale.dtype) == (kind, torch.bfloat16)
+    back = cache_codes.dequantized(codes, scale, torch.float32)
+    error, largest = (back - x).abs(), x.abs().amax(-1, keepdim=True)
+    if kind == cache_codes.INT8:
+        bound = STEP[kind] * largest * ROUNDED_UP
+    else:
+        # Codes below 2**-6 are multiples of 2**-9.
+        bound = torch.maximum(STEP[kind] * x.abs(), 2.0**-10 * largest / 448)
+        bound *= ROUNDED_UP
+    assert (error <= bound * (1 + 1e-6)).all()
+    assert (error > 0.8 * bound).any()
+    largest_back = back.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(largest_back, largest, rtol=2.0**-7, atol=0)
+
+
+def test_every_fp8_code_of_a_cache_is_torchs_and_comes_back() -> None:
+    exact = FLOAT8.decode(NOT_NAN)
+    codes, unit = NOT_NAN.to(torch.uint8), cache_codes.UNIT[cache_codes.FP8]
+    assert torch.equal(codes.view(torch.float8_e4m3fn).float(), exact)
+    assert torch.equal(cache_codes.decoded(codes) * unit, exact)
+    # Beside the largest code the scale is 1, so that a code is its own value.
+    around = values_around(FLOAT8, NOT_NAN)
+    pairs = torch.stack((around, torch.full_like(around, 448.0)), -1)
+    for x in (pairs, cached_values()):
+        encoded, scale = cache_codes.quantize(x, cache_codes.FP8)
+        assert x is not pairs or (scale == 1).all()
+        cast = (x / scale.float()[:, None]).to(torch.float8_e4m3fn)
+        assert torch.equal(encoded, cast.view(torch.uint8))
+
+
+def test_compiled_codes_of_a_cache_are_those_of_eager_code() -> None:
+    x = cached_values()
+    compiled = torch.compile(cache_codes.quantize, fullgraph=True)
+    for kind in STEP:
+        expected = cache_codes.quantize(x, kind)
+        assert all(map(torch.equal, compiled(x, kind), expected))
+
+
+@each_kind
+def test_the_bytes_of_a_cache_are_at_most_0_53_of_bfloat16s(kind: torch.dtype) -> None:
+    for width in (64, 128):
+        x = torch.ones((10, width), dtype=torch.bfloat16)
+        taken = sum(tensor.nbytes for tensor in cache_codes.quantize(x, kind))
+        assert taken <= 0.53 * x.nbytes
