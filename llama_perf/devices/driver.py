@@ -34,6 +34,14 @@ class Driver:
     cuda: str | None = None
     problem: str | None = None
 
+    @property
+    def description(self) -> str:
+        """GPUs and versions in words."""
+        return (
+            f"{', '.join(self.gpus)} (driver {self.version or 'unknown'},"
+            f" CUDA {self.cuda or 'unknown'})"
+        )
+
 
 def ask_driver() -> Driver | None:
     """What `nvidia-smi` says, asked once a process; None where there is none."""
@@ -87,15 +95,21 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def build_for(cuda: str) -> str | None:
+    """The newest build of torch that runs on a driver for `cuda`, such as "12.4"."""
+    fitting = (name for oldest, name in BUILDS.items() if numbers(cuda) >= oldest)
+    return next(fitting, None)
+
+
 def remedy(cuda: str | None, *, otherwise: str = OLDEST) -> str:
     """What to do on a driver for `cuda`, where a newer one would be for `otherwise`."""
-    known = () if cuda is None else numbers(cuda)
-    for oldest, build in BUILDS.items():
-        if known >= oldest:
-            # Of this interpreter: `make` activates no environment.
-            pip = f"{shlex.quote(sys.executable)} -m pip"
-            return f"{pip} install --force-reinstall torch --index-url {INDEX}{build}"
-    return f"update the driver to one for CUDA {otherwise} or newer"
+    update = f"update the driver to one for CUDA {otherwise} or newer"
+    build = None if cuda is None else build_for(cuda)
+    if build is None:
+        return update
+    # Of this interpreter: `make` activates no environment.
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    return f"{pip} install --force-reinstall torch --index-url {INDEX}{build}"
 
 
 def visible() -> str | None:
@@ -110,10 +124,7 @@ def hidden() -> bool:
 
 def why_unseen(driver: Driver, *, torch: str, built_for: str | None) -> str:
     """Why a torch for CUDA `built_for` (None: for the CPU) sees no listed GPU."""
-    listed = (
-        f"nvidia-smi lists {', '.join(driver.gpus)} (driver"
-        f" {driver.version or 'unknown'}, CUDA {driver.cuda or 'unknown'})"
-    )
+    listed = f"nvidia-smi lists {driver.description}"
     if built_for is None:
         return f"{listed}, and torch {torch} is a CPU build: {remedy(driver.cuda)}"
     # Within one major version a newer CUDA runs on an older driver.

@@ -7,29 +7,28 @@ figures that stand there.
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from itertools import chain
+from pkgutil import resolve_name
 
 from scripts.doc_tables.document import Table
 
 # Imported when asked for: most of them load a model's libraries, some only torch.
 TABLES = {
-    "closeness": ("doc_tables.closeness", "TABLE"),
-    "redraws": ("doc_tables.closeness", "REDRAWS"),
-    "caches": ("doc_tables.caches", "TABLE"),
-    "twins": ("doc_tables.twins", "TABLE"),
-    "operators": ("doc_tables.operators", "TABLE"),
-    "sizes": ("doc_tables.sizes", "SIZES", "PEAKS"),
-    "performance": ("doc_tables.stored", "PERFORMANCE"),
-    "limits": ("doc_tables.stored", "LIMITS"),
-    "gate": ("studies.gate_simulation", "TABLE"),
+    "closeness": ["doc_tables.closeness:TABLE"],
+    "redraws": ["doc_tables.closeness:REDRAWS"],
+    "caches": ["doc_tables.caches:TABLE"],
+    "twins": ["doc_tables.twins:TABLE"],
+    "operators": ["doc_tables.operators:TABLE"],
+    "sizes": ["doc_tables.sizes:SIZES", "doc_tables.sizes:PEAKS"],
+    "performance": ["doc_tables.stored:PERFORMANCE"],
+    "limits": ["doc_tables.stored:LIMITS"],
+    "gate": ["studies.gate_simulation:TABLE"],
 }
 
 
 def tables(name: str) -> list[Table]:
     """The tables of that name in TABLES, imported now."""
-    module, *variables = TABLES[name]
-    return [getattr(import_module(f"scripts.{module}"), one) for one in variables]
+    return [resolve_name(f"scripts.{place}") for place in TABLES[name]]
 
 
 def main(argv: Sequence[str] | None = None) -> str | None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
-from llama_perf.llama.attention import KVCache, VisiblePositions
+from llama_perf.llama.attention import VisiblePositions
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions
 from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved
 from scripts.doc_tables.document import Table, place
 from scripts.doc_tables.figures import Closeness, closeness
@@ -45,28 +47,14 @@ def long_tokens() -> Tensor:
 def logits_with_cache(kind: str | None, length: int = LENGTH) -> Tensor:
     """At each of the text's first positions, float32 (1, length, vocabulary)."""
     model, ids = unquantized(), long_tokens()
-    caches = [
-        KVCache(
-            model.config,
-            batch_size=1,
-            cache_size=length,
-            dtype=model.dtype,
-            device=model.device,
-            kind=kind,
-        )
-        for _ in model.layers
-    ]
+    caches = Engine(model, EngineOptions(cache_size=length, kv_cache=kind)).caches
     parts = []
     with torch.no_grad():
         for start in range(0, length, CHUNK):
             end = start + CHUNK
-            positions = torch.arange(start, end)
-            x = model.hidden(
-                ids[:, start:end],
-                positions,
-                caches=caches,
-                visible=VisiblePositions(end=end),
-            )
+            visible = VisiblePositions(end=end)
+            part = (ids[:, start:end], torch.arange(start, end))
+            x = model.hidden(*part, caches=caches, visible=visible)
             parts.append(model.head(x))
     return torch.cat(parts, 1)
 
@@ -82,7 +70,6 @@ def cells(kind: str, redraws: Redraws) -> list[str]:
 
 
 def _draw(kind: str) -> tuple[list[str], list[str]]:
-    """Draw the errors of a cache of that kind many times."""
     exact, ids = logits_with_cache(None), long_tokens()
     draws = [
         closeness(exact, logits_with_cache.__wrapped__(kind), ids)

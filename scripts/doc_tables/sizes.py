@@ -3,7 +3,6 @@
 Sizes are of every native scheme, peaks of every row of the set `reference`.
 """
 
-import csv
 import math
 from functools import cache
 from typing import NamedTuple
@@ -13,10 +12,12 @@ import torch
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.measure.predict import RowBytes, model_bytes
 from llama_perf.measure.prepare import predict_row
-from llama_perf.rows import selection
+from llama_perf.results.measurement import GB
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import PUBLISHED, Table, place
+from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.stored import published
 
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # What a row of these models may take at most, GB: weights, embedding and caches as they
@@ -44,12 +45,6 @@ CACHE_CEILINGS_GB = {
 }
 
 
-def published() -> list[dict[str, str]]:
-    """The lines of the published table."""
-    with PUBLISHED.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 class Size(NamedTuple):
     """One line; `reference_bytes` is None where a scheme has only one layout."""
 
@@ -74,21 +69,21 @@ class Size(NamedTuple):
 @cache
 def sizes() -> list[Size]:
     """Every size of the published table whose scheme is built natively."""
-    published_gb = {}
-    for line in published():
-        model, scheme = line["model"], line["quantization"] or None
-        native = scheme is None or "native" in Scheme.parse(scheme).kernels
-        if model in MODELS and scheme not in AUTOQUANT and native:
-            # The activations' dtype changes no packed weight.
-            dtype = line["dtype"] if scheme is None else "bfloat16"
-            published_gb[model, scheme, dtype] = float(line["model_size_gb"])
-    lines = []
-    for (model, scheme, dtype), gb in published_gb.items():
-        config = preset(model)
-        lean = model_bytes(config, scheme, dtype=getattr(torch, dtype))
-        more = more_bytes_of_zeros(config, scheme)
-        lines.append(Size(model, scheme, dtype, gb, more and lean + more, lean))
-    return sorted(lines, key=lambda size: (size.model, -size.published_gb, str(size)))
+    lines = {}
+    for row in load_set("reference"):
+        model, scheme = row.model, row.quantization
+        if model not in MODELS or scheme in AUTOQUANT:
+            continue
+        # The activations' dtype changes no packed weight.
+        dtype = row.dtype if scheme is None else "bfloat16"
+        lean = model_bytes(preset(model), scheme, dtype=getattr(torch, dtype))
+        more = more_bytes_of_zeros(preset(model), scheme)
+        gb = published(row).model_size_bytes / GB
+        size = Size(model, scheme, dtype, gb, more and lean + more, lean)
+        lines[size.key] = size
+    return sorted(
+        lines.values(), key=lambda size: (size.model, -size.published_gb, str(size))
+    )
 
 
 def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
@@ -100,11 +95,8 @@ def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
     scheme = None if name is None else Scheme.parse(name)
     if scheme is None or scheme.family not in {"uintx", "sparse-marlin"}:
         return None
-    bits, group_size = 16, 128
-    if scheme.family == "uintx":
-        assert scheme.bits is not None, f"{name} has no bits"
-        assert scheme.group_size is not None, f"{name} has no groups"
-        bits, group_size = 32 - scheme.bits, scheme.group_size
+    # Only the names of uintx have them.
+    bits, group_size = 32 - (scheme.bits or 16), scheme.group_size or 128
     layer = sum(map(math.prod, config.linears.values()))
     weights = config.n_layers * layer + config.vocab_size * config.dim
     return weights // group_size * bits // 8
@@ -145,10 +137,14 @@ class Peak(NamedTuple):
 @cache
 def peaks() -> list[Peak]:
     """Of every row of the published table, in its order."""
-    rows = selection.load_set("reference")
     return [
-        Peak(row, float(line["peak_mem_gb"]), _ceiling_gb(row), predict_row(row))
-        for row, line in zip(rows, published(), strict=True)
+        Peak(
+            row,
+            published(row).peak_memory_bytes / GB,
+            _ceiling_gb(row),
+            predict_row(row),
+        )
+        for row in load_set("reference")
     ]
 
 
@@ -171,6 +167,6 @@ _HEADERS = ["row", "published GB", "predicted GB", "weights", "embedding"]
 PEAKS = Table(
     place=place("sizes.md", "peaks"),
     headers=[*_HEADERS, "caches and mask", "working memory", "at most"],
-    keys=[(f"`{row.id}`",) for row in selection.load_set("reference")],
+    keys=[(f"`{row.id}`",) for row in load_set("reference")],
     draw=_draw_peak,
 )

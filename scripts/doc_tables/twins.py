@@ -13,12 +13,13 @@ compared by their weights, multiplied in float32:
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from scripts.doc_tables import smollm2
 from scripts.doc_tables.closeness import LIMITS
@@ -79,13 +80,11 @@ def _divergences(scheme: str, kernels: str) -> Tensor:
     model = quantized(scheme, kernels=kernels)
     for module in model.modules():
         if isinstance(module, nn.Linear):
+            weight: Any = module.weight
             with torch.no_grad():
-                weight: Any = module.weight
-                if scheme == "int8dq":
-                    # It would round unit vectors, so the tensor itself says.
-                    weight = weight.dequantize()
-                else:
-                    weight = module(torch.eye(module.in_features)).T.contiguous()
+                # int8dq would round unit vectors, so the tensor itself says.
+                rounds, ones = scheme == "int8dq", torch.eye(module.in_features)
+                weight = weight.dequantize() if rounds else module(ones).T.contiguous()
             module.weight = nn.Parameter(weight, requires_grad=False)
     return token_divergences(smollm2.reference_logits(), model.logits(tokens()))
 
@@ -98,27 +97,20 @@ def products_ratio(scheme: str, blocks: Sequence[int] = range(30)) -> float:
     on one processor and another it is the same to 1e-4.
     """
     pair = [quantized(scheme, kernels=kernels) for kernels in ("native", "torchao")]
-    sides = [dict(model.named_modules()) for model in pair]
     prefixes = tuple(f"layers.{block}." for block in blocks)
-    names = {
-        module: name
-        for name, module in unquantized().named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(prefixes)
-    }
     logs: list[float] = []
 
-    def compare(module: nn.Module, inputs: tuple[Tensor], exact: Tensor) -> None:
-        if module in names:
-            products = (side[names[module]](*inputs) for side in sides)
-            native, torchao = ((x - exact).square().mean() for x in products)
-            logs.append(float((native / torchao).log()))
+    def compare(name: str, _module: nn.Module, inputs: Any, exact: Tensor) -> None:
+        products = (model.get_submodule(name)(*inputs) for model in pair)
+        native, torchao = ((x - exact).square().mean() for x in products)
+        logs.append(float((native / torchao).log()))
 
-    handle = register_module_forward_hook(compare)
-    try:
-        with patch("torch._int_mm", exact_int_mm):
-            unquantized().logits(tokens())
-    finally:
-        handle.remove()
+    with patch("torch._int_mm", exact_int_mm), ExitStack() as hooks:
+        for name, module in unquantized().named_modules():
+            if isinstance(module, nn.Linear) and name.startswith(prefixes):
+                hook = module.register_forward_hook(partial(compare, name))
+                hooks.enter_context(hook)
+        unquantized().logits(tokens())
     assert len(logs) == 5 * len(blocks), f"{len(logs)} products"
     return math.exp(sum(logs) / len(logs))
 

@@ -8,23 +8,25 @@ generates a few tokens under `compile_only`; what is compiled stays in
 Triton's cache. A process of its own compiles for one target. Reads no weights.
 """
 
+import operator
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model, parse_dtype
-from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.load import parse_dtype
 from llama_perf.kernels.triton.dependent_launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.config import preset
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
+from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant.choose import candidates, products
@@ -38,58 +40,34 @@ from scripts.studies.compile_only import LaunchingOperators, compile_only
 META = torch.device("meta")
 
 
-class Shapes(SyntheticWeights):
-    """Weights without values, on the meta device."""
-
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        del name
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-
-class Uncaptured:
-    """Stands for a CUDA graph: runs the work at each replay."""
-
-    def __init__(self, work: Callable[[], None], *_generator: object) -> None:
-        self._work = work
-
-    def replay(self) -> None:
-        """Run it."""
-        self._work()
-
-    @staticmethod
-    def replay_once(work: Callable[[], None]) -> None:
-        """Run `work`, as before a capture."""
-        work()
-
-
 def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
     """Rows of `sets`, names or files, that launch kernels of this project.
 
     Rows that launch the same kernels are there once.
     """
-    chosen: dict[str, RowSpec] = {}
-    for name in sets:
-        rows = load_file(Path(name)) if name.endswith(".toml") else load_set(name)
-        for row in rows:
-            if (row.device, row.kernels) == ("cuda", "native"):
-                # An operator is launched alike in compiled code.
-                alike = replace(
-                    row, compile=False, compile_prefill=False, num_samples=1
-                )
-                chosen.setdefault(alike.id, alike)
-    return list(chosen.values())
+    files = (
+        load_file(Path(name)) if name.endswith(".toml") else load_set(name)
+        for name in sets
+    )
+    native = (
+        # An operator is launched alike in compiled code.
+        replace(row, compile=False, compile_prefill=False, num_samples=1)
+        for row in chain.from_iterable(files)
+        if (row.device, row.kernels) == ("cuda", "native")
+    )
+    return list({row.id: row for row in native}.values())
 
 
 def meta_engine(row: RowSpec) -> Engine:
     """The engine of a row whose model has two layers and no values."""
     dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
-    quantizer = None
-    if scheme is not None:
-        quantizer = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
     # Alike layers launch alike; the first one's input is the embedding.
-    config = replace(preset(row.model), n_layers=2)
-    weights = Shapes(config, dtype=dtype, device=META)
-    model = build_model(weights, dtype=dtype, device=META, quantizer=quantizer)
+    with META:
+        model = Transformer(replace(preset(row.model), n_layers=2))
+    model.to(dtype).requires_grad_(False).eval()
+    if scheme is not None:
+        quantize = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
+        quantize(model, "model")
     uncompiled = replace(row, compile=False, compile_prefill=False)
     return Engine(model, EngineOptions.of(uncompiled))
 
@@ -129,10 +107,15 @@ def compile_row(row: RowSpec) -> None:
         engine.model.head(x[:, -1 - DECODED :])
 
 
-def without_graphs(captured: Callable[..., Any] = Uncaptured) -> None:
-    """Run steps instead of capturing them; `captured` then stands for the graph."""
+def uncaptured(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
+    """What stands for a CUDA graph: it runs `work` at each replay."""
+    return SimpleNamespace(replay=work)
+
+
+def without_graphs(captured: Callable[..., SimpleNamespace] = uncaptured) -> None:
+    """Run steps instead of capturing them; `captured` then makes the graph."""
     replaced: Any = decode_step
-    replaced.warm_up, replaced.capture_graph = Uncaptured.replay_once, captured
+    replaced.warm_up, replaced.capture_graph = operator.call, captured
 
 
 def main(capability: str, part: str, *sets: str) -> None:

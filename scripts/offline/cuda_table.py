@@ -66,7 +66,6 @@ def _pieces(out: Path) -> list[Path]:
 
 
 def _measure(arguments: argparse.Namespace, runner: StepRunner, scratch: Path) -> None:
-    """Measure every set's part of this piece."""
     piece = arguments.shard.replace("/", "-of-")
     complete = True
     for name in ["rehearsal"] if arguments.rehearse else arguments.set or TABLE_SETS:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts import ROOT
 from scripts.offline.install import install_kernels, install_wheels
-from scripts.offline.steps import Interrupted, StepRunner
+from scripts.offline.steps import Status, StepRunner
 
 REHEARSAL = "A rehearsal on the CPU with a tiny model: no figure here is a card's."
 _PROBE = """
@@ -86,14 +86,14 @@ def run_script(
             install_wheels(runner, wheels, Path(scratch) / "site")
             with install_kernels(runner, wheels) if measures else nullcontext():
                 work(runner, Path(scratch))
-    except Interrupted:
+    except KeyboardInterrupt:
         assert runner.signal is not None, "it is raised after a signal"
         print(f"{name}: ended by {runner.signal.name}; {then}", file=sys.stderr)
         return 128 + runner.signal
     print(f"\n{runner.summary}\nresults: {out}")
     if runner.heading:
         print(runner.heading)
-    return 0 if runner.all_ok else 1
+    return int(any(outcome.status is not Status.OK for outcome in runner.outcomes))
 
 
 def refuse(script: str, reason: str) -> int:

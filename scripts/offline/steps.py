@@ -8,7 +8,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,15 +32,12 @@ class Status(Enum):
     INTERRUPTED = "interrupted"
 
 
-class Interrupted(BaseException):
-    """A signal asked this process to end."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One command: it takes at most `limit_s` and leaves `keep_back_s` of the budget.
 
-    The last `shown` lines of its output are printed.
+    Its output goes into the file `name`, or into `name`.txt where that has no suffix.
+    The last `shown` lines of it are printed.
     """
 
     name: str
@@ -47,11 +45,6 @@ class Step:
     limit_s: float
     keep_back_s: float = 0.0
     shown: int = 40
-
-    @property
-    def log(self) -> str:
-        """The file of its output; a step that is named after a file writes this one."""
-        return self.name if "." in self.name else f"{self.name}.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +84,13 @@ class StepRunner:
         return self._deadline - time.monotonic()
 
     @property
-    def all_ok(self) -> bool:
-        """Whether every step went well."""
-        return all(outcome.status is Status.OK for outcome in self.outcomes)
-
-    @property
     def summary(self) -> str:
         """A line for each step."""
         return "\n".join(map(str, self.outcomes))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM stop the running steps and raise Interrupted.
+        """Let the first SIGINT or SIGTERM stop the steps and raise KeyboardInterrupt.
 
         Later ones are ignored: they would leave steps running that are being stopped.
         """
@@ -138,13 +126,13 @@ class StepRunner:
             return self.note(step.name, Status.OUT_OF_TIME, "not started")
         print(f"\n== {step.name} (up to {allowed:.0f} s)", flush=True)
         start = time.monotonic()
-        path = self.out / step.log
+        path = self.out / (step.name if "." in step.name else f"{step.name}.txt")
         with path.open("w", encoding="utf-8") as log:
             if self.heading and path.suffix != ".json":
                 print(f"{self.heading}\n", file=log, flush=True)
             code = self._execute(step.command, allowed, log)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines[max(len(lines) - step.shown, 0) :]:
+        for line in deque(lines, step.shown):
             print(f"  {line}")
         status, reason = Status.OK, ""
         if self.signal is not None:
@@ -176,45 +164,44 @@ class StepRunner:
 
     def _raise_if_interrupted(self) -> None:
         if self.signal is not None:
-            raise Interrupted
+            raise KeyboardInterrupt
 
     def _execute(
         self, command: Sequence[str], limit_s: float, output: IO[str]
     ) -> int | None:
         """The exit code, None if the process had to be stopped."""
-        inherited = os.environ.get("PYTHONPATH")
-        path = [*self.path, inherited] if inherited else self.path
+        path = filter(None, [*self.path, os.environ.get("PYTHONPATH")])
+        more = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={
-                **os.environ,
-                **self.variables,
-                "PYTHONPATH": os.pathsep.join(path),
-                "PYTHONUNBUFFERED": "1",
-            },
+            env=os.environ | self.variables | more,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        deadline = time.monotonic() + limit_s
-        while self.signal is None and time.monotonic() < deadline:
-            if _has_ended(process):
-                return process.wait()
-            time.sleep(0.05)
+        if _ends_within(limit_s, process, lambda: self.signal is None):
+            return process.wait()
         # Interrupted, it writes what it has.
         os.killpg(process.pid, signal.SIGINT)
-        deadline = time.monotonic() + GRACE_S
-        while not _has_ended(process) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        _ends_within(GRACE_S, process)
         # The compiler's workers outlive an interrupt.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return None
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has; it is not waited for, so its group's number stays its own."""
+def _ends_within(
+    seconds: float,
+    process: subprocess.Popen[bytes],
+    waiting: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Whether it does; it is not waited for, so its group's number stays its own."""
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    return os.waitid(os.P_PID, process.pid, flags) is not None
+    deadline = time.monotonic() + seconds
+    while waiting() and time.monotonic() < deadline:
+        if os.waitid(os.P_PID, process.pid, flags) is not None:
+            return True
+        time.sleep(0.05)
+    return False

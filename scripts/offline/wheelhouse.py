@@ -44,17 +44,10 @@ def needed(
 
     For CPython `python` on Linux; without markers.
     """
-    variables = {
-        "implementation_name": "cpython",
-        "os_name": "posix",
-        "platform_machine": machine,
-        "platform_python_implementation": "CPython",
-        "platform_system": "Linux",
-        "python_full_version": f"{python}.0",
-        "python_version": python,
-        "sys_platform": "linux",
-        "extra": "",
-    }
+    # The other variables of a marker are those of any CPython.
+    versions = {"python_version": python, "python_full_version": f"{python}.0"}
+    linux = {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix"}
+    variables = {"platform_machine": machine, **versions, **linux}
     return [
         str(wanted).partition(";")[0]
         for wanted in map(Requirement, lines)

@@ -95,13 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     checkpoints = ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf"
     make_checkpoint(checkpoints / MODEL)
-    # Only the small model lies in a folder; the other one is found by its name.
-    folders = [checkpoints if rows[0].model == MODEL else None for rows in GROUPS]
-    groups = [
-        timed(rows, arguments.rounds, checkpoints=folder)
-        for rows, folder in zip(GROUPS, folders, strict=True)
-    ]
-    text = table(groups)
+    text = table(
+        [timed(rows, arguments.rounds, checkpoints=checkpoints) for rows in GROUPS]
+    )
     print(text)
     if arguments.write:
         where = collect(torch.device("cpu"))

@@ -7,9 +7,8 @@ deviations and limits are those of `llama_perf`, the draws and decisions are num
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,22 +29,15 @@ SIZES = {"10": (10,) * ROWS, "5": (5,) * ROWS, "3 to 10": (3, 5, 7, 10) * (ROWS 
 """The processes that each row's baseline has."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Runs:
-    """Simulated runs: each array is (runs, rows), speeds are logarithms."""
+class Runs(NamedTuple):
+    """Simulated runs: what each row lost in log speed, less the limit, (runs, rows)."""
 
-    stored: Floats
     screened: Floats
     confirmed: Floats
-    screen_limits: Floats
-    confirm_limits: Floats
 
     def slower(self, slowdown: float = 0.0) -> npt.NDArray[np.bool_]:
         """Which rows fail where each has lost that share of its speed."""
-        moved = -math.log1p(-slowdown)
-        suspicious = self.stored - self.screened + moved > self.screen_limits
-        confirmed = self.stored - self.confirmed + moved > self.confirm_limits
-        failed: npt.NDArray[np.bool_] = suspicious & confirmed
+        failed: npt.NDArray[np.bool_] = np.minimum(*self) > math.log1p(-slowdown)
         return failed
 
     def false_alarms(self) -> float:
@@ -88,11 +80,8 @@ def simulate(
     squares = ((stored - mean[..., None]) ** 2 * there).sum(axis=2)
     screen, confirm = _limits(np.sqrt(squares / (count - 1)), processes)
     return Runs(
-        stored=mean,
-        screened=draws(1)[..., 0],
-        confirmed=draws(CONFIRM_PROCESSES).mean(axis=2),
-        screen_limits=screen,
-        confirm_limits=confirm,
+        screened=mean - draws(1)[..., 0] - screen,
+        confirmed=mean - draws(CONFIRM_PROCESSES).mean(axis=2) - confirm,
     )
 
 

@@ -34,8 +34,9 @@ def judged(percent: int, reports: Sequence[Report]) -> list[Comparison]:
     return [
         verdict
         for report in reports
-        for result, verdict in zip(report.results, report.comparisons, strict=True)
-        if result.measurement is not None
+        for result, verdict in report.judged
+        if verdict is not None
+        and result.measurement is not None
         and (percent == 0 or result.measurement.injected_slowdown > 0)
     ]
 
@@ -106,9 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in rows:
                     if percent and row.is_quantized == (number % 2 == 0):
                         words += ["--inject-slowdown", f"{row.id}={percent}"]
-                if not (arguments.resume and _is_complete(path)):
+                there = arguments.resume and path.exists()
+                report = read_json(Report, path) if there else None
+                if report is None or len(report.results) < report.selected:
                     _command(words, allowed=(0, 1))
-                reports.setdefault(percent, []).append(read_json(Report, path))
+                    report = read_json(Report, path)
+                reports.setdefault(percent, []).append(report)
     finally:
         # A study that is stopped has the runs before it; the table says how many.
         text = table(reports)
@@ -120,13 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             conditions += f" of {arguments.processes} processes:"
             replace_between(*where, f"{conditions}\n\n{text}")
     return int(failed(0, reports.get(0, ())))
-
-
-def _is_complete(path: Path) -> bool:
-    if not path.exists():
-        return False
-    report = read_json(Report, path)
-    return len(report.results) == report.selected
 
 
 def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:

@@ -4,10 +4,12 @@ import io
 import json
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
 
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama.config import ModelConfig
 
@@ -50,11 +52,8 @@ def make_checkpoint(folder: Path) -> Path:
     shape = {name: getattr(CONFIG, name) for name in names}
     params = json.dumps(shape | {"multiple_of": 256})
     (folder / "params.json").write_text(params, encoding="utf-8")
-    drawn = SyntheticWeights(CONFIG, dtype=torch.float32, device=torch.device("cpu"))
-    weights = {"tok_embeddings.weight": drawn.embedding(), **drawn.final()}
-    for index in range(CONFIG.n_layers):
-        layer = drawn.layer(index).items()
-        weights |= {f"layers.{index}.{name}": value for name, value in layer}
+    how: Any = {"dtype": torch.float32, "device": torch.device("cpu")}
+    model = build_model(SyntheticWeights(CONFIG, **how), **how)
     path = folder / "model.pth"
-    torch.save(weights, path)
+    torch.save(dict(model.state_dict()), path)
     return path

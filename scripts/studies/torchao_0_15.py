@@ -6,6 +6,7 @@ its own. The medians of what they print go to docs/torchao-0.15.md.
 """
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -94,8 +95,8 @@ class Ran(NamedTuple):
     output: str = ""
 
 
-Processes = dict[tuple[RowSpec, str], list[Ran]]
-"""The processes of each row and side, in the order in which they ran."""
+Processes = dict[RowSpec, tuple[list[Ran], list[Ran]]]
+"""Those of each row, torchao's and ours, in the order in which they ran."""
 
 
 def make_environment(folder: Path) -> Path:
@@ -212,20 +213,19 @@ def wrong(side: str, row: RowSpec, run_side: Callable[..., Ran]) -> list[Ran]:
     return [] if len(texts) == 1 else [Ran(problem=problem)]
 
 
-def _median(runs: Sequence[Ran], field: str) -> float | None:
-    """The median of a field of all samples, None without any."""
+def _median(runs: Sequence[Ran], field: str) -> float:
+    """The median of a field of all samples; not a number without any."""
     values = [getattr(rates, field) for ran in runs for rates in ran.rates]
-    return median(values) if values else None
+    return float(median(values or [math.nan]))
 
 
-def ratio(theirs: Sequence[Ran], ours: Sequence[Ran]) -> float | None:
-    """The tok/s of `ours` over `theirs`, medians of all samples; None without both."""
-    their_tok_s, our_tok_s = _median(theirs, "tok_s"), _median(ours, "tok_s")
-    return our_tok_s / their_tok_s if our_tok_s and their_tok_s else None
+def ratio(theirs: Sequence[Ran], ours: Sequence[Ran]) -> float:
+    """The tok/s of `ours` over `theirs`, medians of all samples."""
+    return _median(ours, "tok_s") / _median(theirs, "tok_s")
 
 
-def _cell(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _cell(value: float, digits: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def comparison_table(processes: Processes) -> str:
@@ -233,15 +233,14 @@ def comparison_table(processes: Processes) -> str:
     headers = ["row", "torchao tok/s", "llama-perf tok/s", "ratio", "ratio by round"]
     headers += ["decode tok/s", "first token ms"]
     lines, problems = [], []
-    for row in dict.fromkeys(row for row, _ in processes):
-        pair = [processes[row, side] for side in SIDES]
+    for row, pair in processes.items():
         tok_s, decode_tok_s, first_token_ms = (
             [_cell(_median(runs, field), digits) for runs in pair]
             for field, digits in zip(Rates._fields, (2, 2, 1), strict=True)
         )
         # Unequal where a side failed in a later round.
         rounds = [ratio([theirs], [ours]) for theirs, ours in zip(*pair, strict=False)]
-        by_round = [_cell(value) for value in rounds if value is not None]
+        by_round = [_cell(value) for value in rounds if not math.isnan(value)]
         cells = [name_of(row), *tok_s, _cell(ratio(*pair)), ", ".join(by_round) or "-"]
         lines.append([*cells, " / ".join(decode_tok_s), " / ".join(first_token_ms)])
         for side, runs in zip(SIDES, pair, strict=True):
@@ -260,11 +259,9 @@ def cache_table(processes: Processes) -> str:
     """
     lines = []
     for row in LARGE_CACHES:
-        shares = [
-            ratio(*(processes.get((spec, side), []) for spec in (SMALL_CACHE, row)))
-            for side in SIDES
-        ]
-        if None in shares:
+        pairs = (processes.get(one, ([], [])) for one in (SMALL_CACHE, row))
+        shares = [ratio(*runs) for runs in zip(*pairs, strict=True)]
+        if any(map(math.isnan, shares)):
             return ""
         lines.append([name_of(row), *map(_cell, shares)])
     return github_table(lines, ["share of the small cache's tok/s", *SIDES])
@@ -294,20 +291,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run_side(side: str, row: RowSpec, *flags: str) -> Ran:
         return run(side, [*command(side, row, weights, python), *flags], row, work)
 
-    start, texts, processes = time.monotonic(), set(), Processes()
+    start, texts = time.monotonic(), set()
     for side in SIDES:
         row = row_of(compile=False, max_new_tokens=20, num_samples=1)
         ran = run_side(side, row, "--temperature", "0")
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
         texts.add(text_of(ran.output))
-    for row in ROWS:
-        for side in SIDES if arguments.only in name_of(row) else ():
-            processes[row, side] = runs = wrong(side, row, run_side)
-            outcome = runs[0].problem if runs else "runs"
-            print(f"{name_of(row)}, {side}: {outcome}", flush=True)
+    rows = (row for row in ROWS if arguments.only in name_of(row))
+    processes: Processes = {row: ([], []) for row in rows}
+    turns = [
+        (side, row, runs)
+        for row, pair in processes.items()
+        for side, runs in zip(SIDES, pair, strict=True)
+    ]
+    for side, row, runs in turns:
+        runs += wrong(side, row, run_side)
+        outcome = runs[0].problem if runs else "runs"
+        print(f"{name_of(row)}, {side}: {outcome}", flush=True)
     for number in range(1, arguments.rounds + 1):
-        for (row, side), runs in processes.items():
+        for side, row, runs in turns:
             if any(ran.problem for ran in runs):
                 # It is not asked again.
                 continue
@@ -323,11 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.only:
             replace_between(*PLACE, text)
     print(text)
-    slower = [
-        name_of(row)
-        for row in dict.fromkeys(row for row, _ in processes)
-        if (ratio(*(processes[row, side] for side in SIDES)) or 1.0) < 1.0
-    ]
+    slower = [name_of(row) for row, pair in processes.items() if ratio(*pair) < 1.0]
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
 

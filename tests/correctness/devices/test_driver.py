@@ -10,7 +10,7 @@ import torch
 
 from llama_perf.devices import driver
 from llama_perf.devices.device import check_device, device_of, unasked_device
-from llama_perf.devices.driver import Driver, ask_driver, why_unseen
+from llama_perf.devices.driver import Driver, ask_driver, build_for, why_unseen
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure.environment import machine_notes
 from llama_perf.rows import selection
@@ -67,6 +67,7 @@ def test_nvidia_smi_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ],
 )
 def test_a_cpu_build_is_told_what_fits(cuda: str, build: str | None) -> None:
+    assert build_for(cuda) == build
     listed = Driver(gpus=("A",), version="1.2", cuda=cuda)
     pip = f"{sys.executable} -m pip install --force-reinstall torch --index-url"
     wanted = "update the driver to one for CUDA 12.6 or newer"

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ from llama_perf.rows import selection
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.sizes import published
+from scripts.doc_tables.document import PUBLISHED
 
 
 def peak_gb(row: RowSpec) -> float:
     return predict_row(row).peak_bytes / 1e9
+
+
+def published() -> list[dict[str, str]]:
+    with PUBLISHED.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def schemes_of_the_table() -> set[str]:

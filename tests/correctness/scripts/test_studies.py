@@ -74,8 +74,7 @@ def test_unchanged_rows_hardly_ever_fail(processes: tuple[int, ...]) -> None:
 
 def test_a_screen_alone_would_alarm_in_every_tenth_run() -> None:
     runs = gate.simulate(gate.CASES["1.0%"][0], gate.SIZES["10"], runs=600, seed=1)
-    suspicious = runs.stored - runs.screened > runs.screen_limits
-    assert suspicious.any(axis=1).mean() > 0.05
+    assert (runs.screened > 0).any(axis=1).mean() > 0.05
 
 
 @pytest.mark.parametrize("deviation", gate.DEVIATIONS)
@@ -253,17 +252,12 @@ def test_a_process_that_fails_or_lacks_samples_leaves_its_error(
 def test_the_table_has_medians_ratios_and_reasons() -> None:
     row, broken = (peer.row_of(quantization=name) for name in ("fp6", "sparse-marlin"))
     error = "NotImplementedError: no such kernel. It goes on for a page."
-    processes = {
-        (row, "torchao"): [ran(10, 20, 30), ran(20, 20, 20)],
-        (row, "llama-perf"): [ran(30, 50, 70), ran(50, 50, 50)],
-        (broken, "torchao"): [peer.Ran(problem=error)],
-        (broken, "llama-perf"): [ran(7)],
+    processes: peer.Processes = {
+        row: ([ran(10, 20, 30), ran(20, 20, 20)], [ran(30, 50, 70), ran(50, 50, 50)]),
+        broken: ([peer.Ran(problem=error)], [ran(7)]),
     }
-    ratios = [
-        peer.ratio(*(processes[one, side] for side in peer.SIDES))
-        for one in (row, broken)
-    ]
-    assert ratios == [pytest.approx(2.5), None]
+    ratios = [peer.ratio(*pair) for pair in processes.values()]
+    assert ratios == pytest.approx([2.5, math.nan], nan_ok=True)
     table = peer.comparison_table(processes)
     assert "| fp6, compiled           | 20.00" in table
     assert "| 2.50, 2.50" in table
@@ -272,17 +266,15 @@ def test_the_table_has_medians_ratios_and_reasons() -> None:
 
 
 def test_larger_caches_stand_beside_the_small_one_of_their_own_side() -> None:
-    rates = {"torchao": (50, 36, 19), "llama-perf": (80, 80, 76)}
-    rows = (peer.SMALL_CACHE, *peer.LARGE_CACHES)
-    processes = {
-        (row, side): [ran(rate)]
-        for side in peer.SIDES
-        for row, rate in zip(rows, rates[side], strict=True)
+    rows, rates = (peer.SMALL_CACHE, *peer.LARGE_CACHES), ((50, 80), (36, 80), (19, 76))
+    processes: peer.Processes = {
+        row: ([ran(theirs)], [ran(ours)])
+        for row, (theirs, ours) in zip(rows, rates, strict=True)
     }
     table = peer.cache_table(processes)
     assert "| none, eager, 200 tokens, cache 2048          | 0.72      | 1.00" in table
     assert "| none, eager, 200 tokens, cache 2048, int8 KV | 0.38      | 0.95" in table
-    del processes[peer.SMALL_CACHE, "torchao"]
+    processes[peer.SMALL_CACHE][0].clear()
     assert peer.cache_table(processes) == ""
     for side in peer.SIDES:
         words = peer.command(side, rows[2], Path("model.pth"), Path("python"))

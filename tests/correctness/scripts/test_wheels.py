@@ -23,15 +23,14 @@ def write_wheel(
     stem = f"{name.replace('-', '_')}-{number}"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}"]
     lines += ["Provides-Extra: more", *(f"Requires-Dist: {line}" for line in requires)]
-    files = {
-        "METADATA": "\n".join([*lines, "", "About it."]),
-        "WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
-        "RECORD": "",
-    }
-    with ZipFile(folder / f"{stem}-{tag}.whl", "w") as archive:
-        for file, text in files.items():
-            archive.writestr(f"{stem}.dist-info/{file}", text)
-    return folder / f"{stem}-{tag}.whl"
+    wheel = f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"
+    path = folder / f"{stem}-{tag}.whl"
+    with ZipFile(path, "w") as archive:
+        about = f"{stem}.dist-info"
+        archive.writestr(f"{about}/METADATA", "\n".join([*lines, "", "About it."]))
+        archive.writestr(f"{about}/WHEEL", wheel)
+        archive.writestr(f"{about}/RECORD", "")
+    return path
 
 
 @pytest.fixture

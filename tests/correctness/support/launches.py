@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -68,16 +69,18 @@ def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation
                 launched.append(Launched(name, (), dependent=False))
             return func(*args, **(kwargs or {}))
 
-    class Replayed(compile_rows.Uncaptured):
+    def captured(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
         """What would be captured is stored and run at every replay."""
 
-        def replay(self) -> None:
+        def replay() -> None:
             before = len(launched)
-            super().replay()
+            work()
             graphs.append(launched[before:])
             del launched[before:]
 
-    compile_rows.without_graphs(Replayed)
+        return SimpleNamespace(replay=replay)
+
+    compile_rows.without_graphs(captured)
     engine = compile_rows.meta_engine(row)
     prompt = torch.zeros((1, 5), dtype=torch.int64, device=compile_rows.META)
     sampling = Sampling(temperature=row.temperature)
