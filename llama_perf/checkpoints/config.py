@@ -129,11 +129,8 @@ def model_config(
     **rest: Any,
 ) -> ModelConfig:
     """A ModelConfig in which missing sizes are those of Meta's code."""
-    for name, size in (
-        ("dim", dim),
-        ("n_heads", n_heads),
-        ("multiple_of", multiple_of),
-    ):
+    sizes = {"dim": dim, "n_heads": n_heads, "multiple_of": multiple_of}
+    for name, size in sizes.items():
         check_whole(name, size)
     check_number("ffn_dim_multiplier", ffn_dim_multiplier)
     # Two thirds of four times the width, rounded up after the multiplier.

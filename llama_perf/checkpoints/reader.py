@@ -43,6 +43,7 @@ def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "ffn_norm.weight", (config.dim,)
 
 
+@dataclass(kw_only=True)
 class WeightsReader:
     """A checkpoint, or a generator of synthetic weights.
 
@@ -106,15 +107,11 @@ class StoredWeights(WeightsReader):
     """
 
     path: Path
-    source: str
-    config: ModelConfig
     config_from: str
     shapes: Mapping[str, Shape]
     read: Callable[[str], Tensor]
     names: Mapping[str, str]
     block: str
-    saved: Saved | None = None
-    own_output: bool = False
 
     def __post_init__(self) -> None:
         config = self.config
@@ -193,7 +190,7 @@ class SyntheticWeights(WeightsReader):
     _: KW_ONLY
     dtype: torch.dtype
     device: torch.device
-    source = "synthetic"
+    source: str = "synthetic"
 
     def _tensor(self, name: str, shape: Shape) -> Tensor:
         # The 0 is part of the name so that the values stay those of earlier versions.

@@ -226,13 +226,12 @@ def test_damaged_sentencepiece_and_gguf(tmp_path: Path) -> None:
         damage = "a damaged or truncated sentencepiece model"
         assert refusal(path, content[:size]) == damage
     path = samples.write_gguf(tmp_path / "model.gguf")
-    content = path.read_bytes()
-    end, name = len(content), b"tokenizer.ggml.tokens"
+    content, name = path.read_bytes(), b"tokenizer.ggml.tokens"
     at = content.index(name) + len(name) + 8
     absurd_length = content[:at] + b"\xff" * 8 + content[at + 8 :]
-    sizes = [*range(4, end, 61), *range(end - 6, end)]
-    for damaged in (absurd_length, *(content[:size] for size in sizes)):
-        damage = "damaged, truncated, or no GGUF file of version 2 or 3"
+    damage = "damaged, truncated, or no GGUF file of version 2 or 3"
+    sizes = range(1, len(content) - 3, 61)
+    for damaged in (absurd_length, *(content[:-size] for size in sizes)):
         assert refusal(path, damaged) == damage
 
 
