@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llama_perf.checkpoints.load import open_weights
 from llama_perf.errors import WeightsError
 from tests.correctness.support import weights_samples as samples
+from tests.correctness.support.weights_samples import refusal
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
 THEIRS = {
@@ -59,10 +60,6 @@ def half_split(weight: Tensor, head_dim: int) -> Tensor:
     """Interleaved RoPE order to Hugging Face's, written row by row."""
     heads = weight.split(head_dim)
     return torch.cat([torch.cat([head[0::2], head[1::2]]) for head in heads])
-
-
-def refusal(folder: Path) -> str:
-    return samples.refusal(folder).replace(f"{folder}/", "")
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "12KB"])

@@ -8,6 +8,7 @@ import torch
 
 from llama_perf.checkpoints.reader import SyntheticWeights, layer_shapes
 from llama_perf.llama.transformer import Transformer
+from tests.correctness.quantize.test_apply import small
 from tests.correctness.support.weights_samples import TINY, all_weights, tiny_weights
 
 
@@ -65,12 +66,7 @@ def test_standard_deviations() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_stay_sane_through_126_layers(tied: bool) -> None:
     deep = replace(TINY, n_layers=126, dim=64, head_dim=16, vocab_size=500)
-    config = replace(deep, tied_embeddings=tied)
-    weights = all_weights(tiny_weights(config))
-    weights.setdefault("output.weight", weights["tok_embeddings.weight"])
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.load_state_dict(weights, assign=True)
+    model = small(replace(deep, tied_embeddings=tied))
     logits = model.logits(torch.arange(12).reshape(1, 12))
     assert logits.isfinite().all()
     assert 0.5 < logits.std().item() < 2.0

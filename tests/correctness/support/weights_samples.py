@@ -79,4 +79,6 @@ def refusal(path: Path, read: Callable[[Path], object] = read_all) -> str:
         read(path)
     message = str(caught.value)
     assert "\n" not in message
-    return message.replace(f"{path}: ", "").replace(f"{path.parent}: ", "")
+    for start in (f"{path}: ", f"{path}/", f"{path.parent}: "):
+        message = message.replace(start, "")
+    return message
