@@ -12,16 +12,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 
-from llama_perf.gate.judgements import (
-    Judgement,
-    Trial,
-    compare_peak,
-    describe,
-    judge_peak,
-    judge_speed,
-    limits_of,
-    metric_change,
-)
+from llama_perf.gate import judgements
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
@@ -44,7 +35,7 @@ def compare(
     unquantized: RowResult | None = None,
     missing_fails: bool = True,
     undecided_fails: bool = True,
-    fresh: Sequence[Trial] | None = None,
+    fresh: Sequence[judgements.Trial] | None = None,
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
@@ -79,19 +70,19 @@ def compare(
         return incomparable(reason=reason, failed=True)
     key = baseline.stored.environment.device_key
     if key != baseline.environment.device_key:
-        rate = metric_change(TOK_S.title, then.tok_s, now.tok_s)
-        peak = compare_peak(now.peak_memory_bytes, stored, None)
+        rate = judgements.metric_change(TOK_S.title, then.tok_s, now.tok_s)
+        peak = judgements.compare_peak(now.peak_memory_bytes, stored, None)
         reason = f"the baseline is of another device, {key}, so nothing is judged:"
         return incomparable(
-            reason=f"{reason} {describe(rate)}",
+            reason=f"{reason} {judgements.describe(rate)}",
             failed=False,
             changes=(rate, *peak.changes, *_other_changes(now, then, None)),
         )
-    limits = limits_of(result.row, project)
-    speed = judge_speed(
+    limits = judgements.limits_of(result.row, project)
+    speed = judgements.judge_speed(
         result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
     )
-    peak = judge_peak(now, stored, limits, fresh)
+    peak = judgements.judge_peak(now, stored, limits, fresh)
     judged = judge(result, stored, speed, peak, limits)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)
@@ -113,8 +104,8 @@ def not_compared(result: RowResult) -> Comparison:
 def judge(
     result: RowResult,
     stored: BaselineRow,
-    speed: Judgement,
-    peak: Judgement,
+    speed: judgements.Judgement,
+    peak: judgements.Judgement,
     limits: Limits,
 ) -> Comparison:
     """The verdict on a measured row whose speed and peak have been judged."""
@@ -123,10 +114,10 @@ def judge(
     others = _other_changes(now, then, limits)
     choices = other_choices(now, then)
     larger = [peak.reason] if peak.worse else []
-    larger += [describe(change) for change in others if change.worse]
+    larger += [judgements.describe(change) for change in others if change.worse]
     larger += more_work(now, then, limits)
     smaller = [
-        describe(change)
+        judgements.describe(change)
         for change in (*peak.changes, *others)
         if change.limit is not None and -change.change > change.limit
     ]
@@ -172,7 +163,7 @@ def _other_changes(
             limit = None
             if limits is not None and metric.limits:
                 limit = limits[metric.limits[0].name]
-            changes.append(metric_change(metric.title, before, after, limit))
+            changes.append(judgements.metric_change(metric.title, before, after, limit))
     return changes
 
 
