@@ -215,9 +215,8 @@ class Attention(nn.Module):
 
 def attend_filled(q: Tensor, cache: KVCache, visible: VisiblePositions) -> Tensor:
     """Attend from (B, T, heads, D) to the filled positions; the same shape."""
-    tensors = (cache.k_cache, cache.v_cache, cache.k_scale, cache.v_scale)
-    if visible.filled is not None:
-        y: Tensor = decode_attention(q, *tensors, cache.split_counter, visible.filled)
+    if visible.filled is None:
+        y: Tensor = prefill_attention(q, *cache.tensors, visible.end)
     else:
-        y = prefill_attention(q, *tensors, visible.end)
+        y = decode_attention(q, *cache.tensors, cache.split_counter, visible.filled)
     return y

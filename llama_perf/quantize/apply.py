@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,8 +23,11 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.registry import config_for
 from llama_perf.results.measurement import LinearChoice
-from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
 Quantizer = Callable[[nn.Module, str], None]
 
@@ -102,17 +106,21 @@ def make_quantizer(
     raises SpecError for a weight that does not fit.
     """
     scheme = Scheme.parse(name)
-    config = config_for(scheme, kernels=kernels, device=device, dtype=dtype)
+    config_of = partial(config_for, kernels=kernels, device=device, dtype=dtype)
+    config = config_of(scheme)
     from torchao.quantization import quantize_
 
-    from llama_perf.quantize.packed_tensor import (
-        AutoquantConfig,
-        check_shapes,
-        check_weight,
-    )
+    from llama_perf.quantize.packed_tensor import check_shapes, check_weight
 
-    if schemes is not None:
-        config = AutoquantConfig(schemes)
+    def config_for_shape(rows: int, columns: int) -> AOBaseConfig | None:
+        if scheme.family not in AUTOQUANT:
+            return config
+        shape, chosen = (rows, columns), {} if schemes is None else schemes
+        if shape not in chosen:
+            known = ", ".join(map(str, chosen)) or "no shape at all"
+            raise SpecError("shape", shape, f"autoquant chose for {known}")
+        own = chosen[shape]
+        return None if own == UNQUANTIZED else config_of(Scheme.parse(own))
 
     def quantize(module: nn.Module, prefix: str) -> None:
         modules = module.named_modules(prefix=prefix)
@@ -121,11 +129,12 @@ def make_quantizer(
         check_shapes(scheme, config, shapes, device=device)
         for path, linear in linears.items():
             check_weight(linear.weight, name=name, where=path)
-        # A container, since quantize_ replaces children and not the root itself.
-        quantize_(nn.ModuleDict({"root": module}), config)
         for path, linear in linears.items():
-            # autoquant may have chosen to leave a linear as it is.
-            if scheme.family not in AUTOQUANT and is_unquantized(linear.weight):
+            if (own := config_for_shape(*linear.weight.shape)) is None:
+                continue
+            # A container, since quantize_ replaces children and not the root itself.
+            quantize_(nn.ModuleDict({"root": linear}), own)
+            if is_unquantized(linear.weight):
                 problem = f"{kernels} left {path}, {shapes[path]}, unquantized"
                 raise SpecError("quantization", name, problem)
 

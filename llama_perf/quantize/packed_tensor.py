@@ -8,7 +8,7 @@ and of `dequantize()`; a change of it does not touch the stored tensors.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,8 +22,8 @@ from llama_perf.errors import SpecError
 from llama_perf.kernels import products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import config_for, register
-from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, UNQUANTIZED, Scheme
+from llama_perf.quantize.registry import register
+from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 aten = torch.ops.aten
@@ -156,33 +156,8 @@ def quantize_module(
     return module
 
 
-@dataclass(frozen=True)
-class AutoquantConfig(AOBaseConfig):  # type: ignore[misc]
-    """Config of the native autoquant for torchao's `quantize_`.
-
-    `schemes`: for each shape (N, K) the chosen native scheme's name, or "none".
-    """
-
-    schemes: Mapping[tuple[int, int], str] = field(default_factory=dict)
-
-
-@register_quantize_module_handler(AutoquantConfig)
-def _quantize_by_shape(module: nn.Linear, config: AutoquantConfig) -> nn.Module:
-    shape = (module.out_features, module.in_features)
-    if shape not in config.schemes:
-        known = ", ".join(map(str, config.schemes)) or "no shape at all"
-        raise SpecError("shape", shape, f"autoquant chose for {known}")
-    if (name := config.schemes[shape]) != UNQUANTIZED:
-        scheme, weight = Scheme.parse(name), module.weight
-        chosen = config_for(
-            scheme, kernels="native", device=weight.device, dtype=weight.dtype
-        )
-        quantize_module(module, chosen)
-    return module
-
-
-# Nothing is chosen yet.
-register(*AUTOQUANT, kernels="native")(lambda *_: AutoquantConfig())
+# Each linear gets the config of the scheme chosen for it: see `make_quantizer`.
+register(*AUTOQUANT, kernels="native")(lambda *_: AOBaseConfig())
 
 
 def check_shapes(

@@ -21,10 +21,11 @@ from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.rows.spec import KERNELS
 from tests.correctness.checkpoints.test_pth import Evil
 from tests.correctness.checkpoints.test_save import assert_same, change_said, quantized
-from tests.correctness.quantize.test_apply import CPU, SMALL, small
+from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support import weights_samples
 from tests.correctness.support.command_line import TINY, CommandLine
+from tests.correctness.support.engines import CPU
 
 BOS: Any = {"add_bos_token": True, "bos_token_id": 273}
 WRITERS: dict[str, Callable[[Path], Path]] = {

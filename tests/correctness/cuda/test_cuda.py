@@ -29,7 +29,6 @@ from llama_perf.run.session import Session
 from scripts.doc_tables.figures import exact_int_mm
 from tests.correctness.support import engines
 from tests.correctness.support.engines import SMALL, dtype_on, small_model
-from tests.correctness.support.waiting import refusing_to_wait
 
 CLOSE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 # Relative error of the logits of SMALL, in which the errors of all layers add up:
@@ -166,7 +165,7 @@ def test_what_waits_is_noticed(
 ) -> None:
     number = torch.ones(1, device=device)
     with (
-        refusing_to_wait(device),
+        engines.refusing_to_wait(device),
         pytest.raises((AssertionError, RuntimeError), match=r"wait|synchroniz"),
     ):
         wait(number)

@@ -18,7 +18,7 @@ from llama_perf.kernels.triton.sampling import exponential
 from llama_perf.llama.decode_step import sample
 from llama_perf.llama.layers import rotary
 from llama_perf.llama.options import Sampling
-from tests.correctness.llama.test_sampling import LOGITS, follows
+from tests.correctness.llama.test_decode_step import LOGITS, follows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # More than fits 32 bits.

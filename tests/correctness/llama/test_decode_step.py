@@ -1,4 +1,4 @@
-"""The step that feeds itself, and the same step captured.
+"""The draws; the step that feeds itself, and the same step captured.
 
 A CPU has no graphs: there what would be captured is kept and run at each replay, so
 that all but CUDA's own part is the same code. On a card it is captured for real.
@@ -12,6 +12,7 @@ from unittest.mock import MagicMock, Mock, call, create_autospec
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 
 from llama_perf import quantize_model
@@ -21,10 +22,10 @@ from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
-from tests.correctness.support.engines import engine, small_model
-from tests.correctness.support.waiting import refusing_to_wait
+from tests.correctness.support.engines import engine, refusing_to_wait, small_model
 
 SCHEMES = (None, "int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "fp6")
+LOGITS = torch.tensor([[0.0, 1.0, 2.0, 0.5, -1.0, 1.5]])
 PROMPT = torch.tensor([[11, 7, 400, 3, 92]])
 # What bfloat16 leaves of logits near 4: half a unit in the last place is 2^-7, and
 # two sums of them in another order differ by a few.
@@ -199,3 +200,47 @@ def test_everything_runs_and_is_captured_on_one_stream(
     made, graph = cuda.Stream.return_value, cuda.CUDAGraph.return_value
     assert cuda.stream.call_args_list == [call(made)] * 3
     assert cuda.graph.call_args_list == [call(graph, stream=made)] * 3
+
+
+def draws(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    """How often each token is drawn, of 20000."""
+    generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(temperature=temperature, top_k=top_k, generator=generator)
+    drawn = sample(logits.expand(20000, -1), sampling)
+    assert drawn.shape == (20000, 1)
+    assert drawn.dtype == torch.int64
+    return torch.bincount(drawn[:, 0], minlength=logits.shape[-1])
+
+
+def follows(counts: Tensor, logits: Tensor) -> bool:
+    """Whether they may be draws from the softmax, by chi-square: 0.1 % would not."""
+    expected = logits.double().softmax(-1) * counts.sum()
+    return bool(chisquare(counts, expected).pvalue > 0.001)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax_at_its_temperature(temperature: float) -> None:
+    counts = draws(LOGITS, temperature)
+    assert follows(counts, LOGITS[0] / temperature)
+    assert not follows(counts, LOGITS[0] / (temperature * 1.1))
+    # Half precision is drawn in single.
+    assert torch.equal(draws(LOGITS.bfloat16(), temperature), counts)
+
+
+def test_top_k_never_leaves_the_k_best_and_keeps_their_proportions() -> None:
+    counts = draws(LOGITS, top_k=3)
+    best = LOGITS[0].topk(3).indices
+    assert counts[best].sum() == 20000
+    assert follows(counts[best], LOGITS[0][best])
+    # Beyond the vocabulary it is all of it.
+    assert torch.equal(draws(LOGITS, top_k=200), draws(LOGITS))
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    logits = torch.randn((7, 50))
+    assert torch.equal(sample(logits, GREEDY)[:, 0], logits.argmax(-1))
+
+
+def test_rows_of_a_batch_are_drawn_for_themselves() -> None:
+    drawn = sample(torch.zeros((64, 1000)), Sampling(temperature=1.0, top_k=None))
+    assert len(drawn.unique()) > 50

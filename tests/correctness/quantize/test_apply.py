@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from llama_perf import quantize_model, save_model
-from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, is_unquantized
@@ -19,20 +18,14 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import ALLOWED, Scheme
 from llama_perf.rows.spec import KERNELS
 from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN, refusal
+from tests.correctness.support.engines import new_model
 from tests.correctness.support.schemes import schemes_on
-from tests.correctness.support.weights_samples import tiny_weights
+from tests.correctness.support.weights_samples import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
-CPU = torch.device("cpu")
 # Every K is a multiple of 64; 192 is none of 128 or 256, like SmolLM2's 576.
-SMALL = ModelConfig(
-    dim=192,
-    n_layers=2,
-    n_heads=6,
-    n_kv_heads=2,
-    intermediate_size=256,
-    vocab_size=320,
-    head_dim=32,
+SMALL = replace(
+    TINY, dim=192, n_heads=6, intermediate_size=256, vocab_size=320, head_dim=32
 )
 GROUPED = (*INT4, "uintx-4-64", "uintx-3-4", "uintx-2-8-hqq")
 BOTH = [
@@ -43,7 +36,7 @@ BOTH = [
 
 
 def small(config: ModelConfig = SMALL) -> Transformer:
-    return build_model(tiny_weights(config), dtype=torch.float32, device=CPU)
+    return new_model(config)
 
 
 def linears(model: Transformer) -> dict[str, nn.Linear]:
@@ -186,9 +179,7 @@ import_torchao()
 
 
 def succeeds(folder: Path, *words: object) -> None:
-    argv = [sys.executable, *map(str, words)]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-1500:]
+    subprocess.run([sys.executable, *map(str, words)], cwd=folder, check=True)
 
 
 def test_torchaos_source_warns_of_nothing_while_it_is_compiled(tmp_path: Path) -> None:

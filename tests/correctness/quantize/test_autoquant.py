@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from llama_perf import generate, load_model, quantize_model, save_model
-from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import SpecError
 from llama_perf.llama.options import EngineOptions
@@ -23,7 +22,8 @@ from llama_perf.quantize.autoquant.choose import choose, products
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.weights_samples import TINY, tiny_weights
+from tests.correctness.support.engines import new_model
+from tests.correctness.support.weights_samples import TINY
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 ROW = RowSpec(
@@ -65,7 +65,7 @@ def test_the_counted_products_are_those_of_a_real_generation(
     changes: dict[str, Any],
 ) -> None:
     row = replace(ROW, **changes)
-    model = build_model(tiny_weights(), **CPU)
+    model = new_model()
     multiplied: Counter[Product] = Counter()
 
     def log(linear: Any, arguments: tuple[Any, ...]) -> None:

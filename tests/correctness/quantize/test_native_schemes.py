@@ -47,13 +47,15 @@ def random_weight(seed: int = 0, shape: tuple[int, ...] = (ROWS, COLUMNS)) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantized(scheme: str, weight: Tensor | None = None, **options: Any) -> Any:
+def quantized(
+    scheme: str, weight: Tensor | None = None, *, kernels: str = "native"
+) -> Any:
     """A linear, with a bias, of this weight or a random one."""
     weight = random_weight() if weight is None else weight
-    linear = nn.Linear(*weight.shape[::-1], **options).requires_grad_(False)
+    linear = nn.Linear(*weight.shape[::-1]).requires_grad_(False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(nn.ModuleDict({"linear": linear}), cpu_config(scheme))
-    assert isinstance(linear.weight, PackedTensor)
+    quantize_(nn.ModuleDict({"linear": linear}), cpu_config(scheme, kernels))
+    assert isinstance(linear.weight, PackedTensor) == (kernels == "native")
     return linear
 
 
@@ -145,12 +147,11 @@ def of_the_range(name: str, weight: Tensor) -> Tensor:
 
 
 def of_torchao(name: str, weight: Tensor) -> Tensor:
-    root = nn.ModuleDict({"linear": nn.Linear(COLUMNS, len(weight), bias=False)})
-    root["linear"].weight = nn.Parameter(weight)
-    quantize_(root, cpu_config(name, "torchao"))
+    linear = quantized(name, weight, kernels="torchao")
+    linear.bias = None
     with torch.no_grad(), patch("torch._int_mm", exact_int_mm):
         # A layer's answer to the unit vectors is its weight, transposed.
-        answer: Tensor = root["linear"](torch.eye(COLUMNS)).T
+        answer: Tensor = linear(torch.eye(COLUMNS)).T
     return answer
 
 

@@ -8,8 +8,7 @@ import torch
 
 from llama_perf.measure.predict import predict
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.engines import SMALL
-from tests.correctness.support.waiting import refusing_to_wait
+from tests.correctness.support.engines import SMALL, refusing_to_wait
 
 CARD = torch.device("cuda")
 

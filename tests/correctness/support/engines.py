@@ -1,15 +1,20 @@
 """Small models on the CPU or on a card, engines over them, and what they compute.
 
+Also a check that the host does not wait for the device.
+
 On a card the activations are bfloat16. On the CPU, whose bfloat16 products are slow,
 they are float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
@@ -81,3 +86,36 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     """Relative: of the norm of what differs to that of `expected`."""
     expected = expected.float()
     return float((actual.float() - expected).norm() / expected.norm())
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses, on the CPU, the operators that on a card make the host wait.
+
+    Reading a value, or an output as long as the values say, waits for what leads to
+    it; a tensor made of a Python list is copied to the card, and the copy waits.
+    """
+
+    WAITING = frozenset(
+        {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "lift_fresh"}
+    )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if (name := func.overloadpacket.__name__) in self.WAITING:
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def refusing_to_wait(device: torch.device) -> Iterator[None]:
+    if device.type == "cpu":
+        with _NoWaiting():  # type: ignore[no-untyped-call]
+            yield
+        return
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        # Whatever went wrong: every later test would be refused to wait as well.
+        torch.cuda.set_sync_debug_mode("default")
