@@ -18,17 +18,11 @@ from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.weights_samples import refusal
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    samples.write_json(tmp_path / "config.json", samples.CONFIG_JSON)
-    return tmp_path
-
-
 @pytest.mark.parametrize("name", ["model.pth", "consolidated.00.pth"])
-def test_a_file_or_its_folder(folder: Path, name: str) -> None:
-    torch.save(samples.all_weights(), folder / name)
-    for path in (folder / name, folder):
-        assert open_weights(path).source == f"pth:{folder.name}"
+def test_a_file_or_its_folder(tmp_path: Path, name: str) -> None:
+    file = test_pth.write(tmp_path, {}).rename(tmp_path / name)
+    for path in (file, tmp_path):
+        assert open_weights(path).source == f"pth:{tmp_path.name}"
 
 
 SHARDS = ["consolidated.00.pth", "consolidated.01.pth"]
@@ -61,12 +55,13 @@ NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and 
     ],
 )
 def test_what_a_path_means(
-    folder: Path, names: list[str], path: str, message: str
+    tmp_path: Path, names: list[str], path: str, message: str
 ) -> None:
+    samples.write_json(tmp_path / "config.json", samples.CONFIG_JSON)
     for name in names:
-        (folder / name).write_bytes(b"")
+        (tmp_path / name).touch()
     wanted = message.replace("{}", ", ".join(names))
-    assert refusal(folder / path).startswith(wanted)
+    assert refusal(tmp_path / path).startswith(wanted)
 
 
 def test_names_under_checkpoints(tmp_path: Path) -> None:
