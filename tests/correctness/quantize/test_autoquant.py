@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.save import check_scheme_savable
@@ -22,6 +21,7 @@ from llama_perf.quantize.autoquant.choose import choose, products
 from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.spec import RowSpec
+from tests.correctness.quantize.test_apply import linears
 from tests.correctness.support.engines import new_model
 from tests.correctness.support.weights_samples import TINY
 
@@ -40,10 +40,6 @@ STORIES = load_model("stories15M").config
 SHAPES = {(864, 288), (288, 288), (768, 288), (288, 768), (32000, 288)}
 LAYER = SHAPES - {(32000, 288)}
 Timed = Callable[[Callable[[str, Product], float]], list[tuple[str, Product]]]
-
-
-def linears(model: nn.Module) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,7 @@ def test_the_counted_products_are_those_of_a_real_generation(
         tokens = arguments[0].numel() // columns
         multiplied[Product(tokens=tokens, rows=rows, columns=columns)] += 1
 
-    for linear in linears(model):
+    for linear in linears(model).values():
         linear.register_forward_pre_hook(log)
     prompt = torch.ones((row.batch_size, row.prompt_length), dtype=torch.int64)
     options = EngineOptions.of(row)
@@ -196,7 +192,7 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
     schemes = {choice.chosen for choice in prepared.autoquant or ()}
     assert schemes == {"none", "int8wo", "int8dq"}
     expected = load_model("stories15M")
-    for linear in linears(expected):
+    for linear in linears(expected).values():
         if scheme := best.get(linear.out_features):
             make_quantizer(scheme, kernels="native", **CPU)(linear, "linear")
     logits = expected.logits(prepared.prompt)
@@ -204,7 +200,7 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
     for quantized in (model, prepared.engine.model, saved):
         kinds = {
             (linear.out_features, linear.in_features): type(linear.weight.data).__name__
-            for linear in linears(quantized)
+            for linear in linears(quantized).values()
         }
         chosen = {(864, 288): "Int8Weight", (768, 288): "Int8DynamicWeight"}
         assert kinds == dict.fromkeys(SHAPES, "Tensor") | chosen
