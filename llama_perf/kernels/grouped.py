@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import packing
-from llama_perf.kernels.cpu import many_tokens as by_slots
-from llama_perf.kernels.cpu.one_token import unit_sums
+from llama_perf.kernels import cpu, packing
 from llama_perf.kernels.weight import OFFSET, PACKED, Packed
 
 MIDDLE = 8.0
@@ -31,7 +29,7 @@ def one_token(x: Tensor, weight: Packed) -> Tensor:
         return (blocks(weight) * x.view(1, -1, 1)).sum(1)
     groups = weight.columns // size
     split = (groups, size // unit)
-    sums = unit_sums(x, weight.codes, weight.bits, Tensor.float, split)
+    sums = cpu.unit_sums(x, weight.codes, weight.bits, Tensor.float, split)
     x_sums = x.view(groups, size).sum(1).unsqueeze(1)
     wide, zeros = weight.scale.float(), _stored(weight).float()
     if weight.zero_kind == OFFSET:
@@ -45,7 +43,7 @@ def many_tokens(x: Tensor, weight: Packed) -> Tensor:
     few = len(x) <= _FEW or len(packing.planes(weight.bits)) == 1
     if few and _in_words(weight):
         return _slotwise(x, weight)
-    return by_slots.by_unpacked_blocks(x, weight, blocks)
+    return cpu.by_unpacked_blocks(x, weight, blocks)
 
 
 def blocks(weight: Packed) -> Tensor:
@@ -76,8 +74,8 @@ def _slotwise(x: Tensor, weight: Packed) -> Tensor:
     size, bits = weight.group, weight.bits
     by_plane = []
     for low, plane, words in packing.parts(weight.codes, bits, columns):
-        arranged = by_slots.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
-        room = by_slots.room(words, 32 // plane, columns)
+        arranged = cpu.in_slots(x * 2.0**low, words.shape[1], 32 // plane)
+        room = cpu.room(words, 32 // plane, columns)
         by_plane.append((low, plane, words, arranged, room))
     x_sums = x.view(tokens, columns // size, size).sum(2)
 
@@ -90,7 +88,7 @@ def _slotwise(x: Tensor, weight: Packed) -> Tensor:
         else:
             total = wide.new_zeros((len(wide), tokens, packing.LANES))
         for low, plane, words, arranged, room in by_plane:
-            values = by_slots.plane_values(words[blocks], plane, room)
+            values = cpu.plane_values(words[blocks], plane, room)
             # Zeros are subtracted before the sums, as in the formula, and plane by
             # plane: terms that are large in both would cost the sum its last digits.
             piece = zeros >> low
@@ -99,10 +97,10 @@ def _slotwise(x: Tensor, weight: Packed) -> Tensor:
             by_group = _by_group(values, size)
             by_group -= _of_groups(piece.float(), values, size)
             by_group *= _of_groups(wide, values, size)
-            total += by_slots.product(arranged, values)
+            total += cpu.product(arranged, values)
         return total
 
-    return by_slots.by_blocks(tokens, weight.codes, columns, multiply)
+    return cpu.by_blocks(tokens, weight.codes, cpu.at_a_time(columns), multiply)
 
 
 def _by_group(values: Tensor, size: int) -> Tensor:

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from llama_perf.devices.processor import has_fast_int8_products, int8_products_are_exact
 from llama_perf.kernels import grouped, row_scaled, sparse
-from llama_perf.kernels.cpu.many_tokens import int8_sums
-from llama_perf.kernels.cpu.one_token import fused_here, unit_sums
+from llama_perf.kernels.cpu import fused_here, int8_sums, unit_sums
 from llama_perf.kernels.packing import from_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, INT8, round_to_float8, signed
 from llama_perf.kernels.weight import SPARSE, Activations, Packed

@@ -21,14 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama_perf.kernels import cpu
 from llama_perf.kernels import weight as packed
-from llama_perf.kernels.cpu.many_tokens import (
-    float8_values,
-    float_sums,
-    fp6_values,
-    int8_sums,
-)
-from llama_perf.kernels.cpu.one_token import unit_sums
 from llama_perf.kernels.packing import unpack
 from llama_perf.kernels.weight import Packed
 
@@ -116,8 +110,8 @@ class RowScaled:
 
 # float16 has a bias of 15, fp6 one of 3, e4m3 one of 7.
 INT8 = RowScaled(packed.INT8, 8, 127.0, encode_int8, decode_int8)
-FP6 = RowScaled(packed.FP6, 6, 28.0, encode_fp6, decode_fp6, fp6_values, 2.0**12)
-_FLOAT8 = (encode_float8, decode_float8, float8_values, 2.0**8)
+FP6 = RowScaled(packed.FP6, 6, 28.0, encode_fp6, decode_fp6, cpu.fp6_values, 2.0**12)
+_FLOAT8 = (encode_float8, decode_float8, cpu.float8_values, 2.0**8)
 FLOAT8 = RowScaled(packed.FLOAT8, 8, 448.0, *_FLOAT8)
 FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}
 _BY_KIND = {format.kind: format for format in FORMATS.values()}
@@ -126,16 +120,16 @@ _BY_KIND = {format.kind: format for format in FORMATS.values()}
 def one_token(x: Tensor, weight: Packed) -> Tensor:
     """See `products`."""
     decode = _BY_KIND[weight.decode].decode
-    return unit_sums(x, weight.codes, weight.bits, decode) * weight.scale
+    return cpu.unit_sums(x, weight.codes, weight.bits, decode) * weight.scale
 
 
 def many_tokens(x: Tensor, weight: Packed) -> Tensor:
     """See `products`."""
     format = _BY_KIND[weight.decode]
     if format.values is None:
-        sums = int8_sums(x, weight.codes)
+        sums = cpu.int8_sums(x, weight.codes)
     else:
-        sums = float_sums(x, weight.codes, weight.bits, format.values)
+        sums = cpu.float_sums(x, weight.codes, weight.bits, format.values)
     return sums.mul_((weight.scale * format.unit).flatten())
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels import packing
-from llama_perf.kernels.cpu.many_tokens import by_unpacked_blocks
+from llama_perf.kernels.cpu import by_unpacked_blocks
 from llama_perf.kernels.weight import SPARSE_GROUP, Packed
 
 BITS = 6

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import products, row_scaled, sparse
-from llama_perf.kernels.cpu import many_tokens
+from llama_perf.kernels import cpu, products, row_scaled, sparse
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 from llama_perf.kernels.products import dequantized, packed_product
 from llama_perf.kernels.weight import INT8, SPARSE, Packed
@@ -84,7 +83,7 @@ def test_many_tokens_and_blocks_beyond_one_stretch(
     format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_STRETCH", "_UNPACKED"):
-        monkeypatch.setattr(many_tokens, name, 2 * 16 * 160)
+        monkeypatch.setattr(cpu, name, 2 * 16 * 160)
     for tokens in (5, 40):
         packed = sample(format, (tokens, 75, 160), torch.float32)
         assert_close(packed.product(), packed)

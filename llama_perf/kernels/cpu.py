@@ -1,12 +1,15 @@
-"""Products with packed weights in plain torch, without a compiler.
+"""Products with packed weights on a CPU, in plain torch. Knows codes, not scales.
 
-The codes are multiplied in the order in which the words of `packing` have them, slot
-by slot: a word is taken apart by shifts and masks of entire tensors, and the tokens'
-columns are put into the same order, which costs little since they are few. Where that
-does not apply, some rows at a time are unpacked. Knows codes, not scales.
+One token, compiled: an expression over whole words that `torch.compile` turns into one
+loop which reads each word once and unpacks it in registers.
 
-Legend: M tokens, N rows of the weight, K its columns, B blocks of 16 rows, b those at
-a time, W words, S slots of a word, one for each column it holds.
+Many tokens, or no compiler: the codes are multiplied in the order in which the words of
+`packing` have them, slot by slot: a word is taken apart by shifts and masks of entire
+tensors, and the tokens' columns are put into the same order, which costs little since
+they are few. Where that does not apply, some rows at a time are unpacked.
+
+Legend: M tokens, N rows of the weight, K its columns, U units, B blocks of 16 rows, b
+those at a time, W words, S slots of a word, one for each column it holds.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama_perf.kernels import packing
 from llama_perf.kernels.packing import LANES, parts
 from llama_perf.kernels.weight import Packed
 
@@ -33,6 +37,41 @@ _NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
 _TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
 
 
+def fused_here(x: Tensor) -> bool:
+    """Whether `x`, (M, K), is one token on a CPU in code that is being compiled."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and len(x) == 1
+
+
+def unit_sums(
+    x: Tensor,
+    packed: Tensor,
+    bits: int,
+    decode: Callable[[Tensor], Tensor],
+    split: tuple[int, ...] = (-1,),
+) -> Tensor:
+    """Decoded codes times `x`, (1, K), summed over units: (B, 16).
+
+    `split` is what the units are unflattened into; the sums are over its last.
+    """
+    columns = x.shape[1]
+    codes = packing.slots(packed, bits, columns)
+    width = len(codes) * codes[0].shape[1]
+    if width != columns:
+        x = F.pad(x, (0, width - columns))
+    by_slot = x.view(-1, len(codes))
+    sums: list[Tensor] = []
+    # Four partial sums fit registers: of more a compiler writes some to memory.
+    for first in range(0, len(codes), 4):
+        a, b, c, d = (
+            decode(codes[slot]) * by_slot[:, slot].unsqueeze(1)
+            for slot in range(first, first + 4)
+        )
+        terms = (a + b + c + d).unflatten(1, split)
+        # The dtype is named: a sum of int32 would be int64.
+        sums.append(terms.sum(len(split), dtype=terms.dtype))
+    return sums[0] if len(sums) == 1 else sums[0] + sums[1]
+
+
 def in_slots(x: Tensor, words: int, slots: int) -> Tensor:
     """Tokens (M, K) as (M, S * W); columns that pad the words are zeros."""
     x = F.pad(x, (0, words * slots - x.shape[1]))
@@ -42,15 +81,13 @@ def in_slots(x: Tensor, words: int, slots: int) -> Tensor:
 def by_blocks(
     tokens: int,
     packed: Tensor,
-    columns: int,
+    step: int,
     multiply: Callable[[slice], Tensor],
     *,
     dtype: torch.dtype = torch.float32,
-    step: int | None = None,
 ) -> Tensor:
     """(M, 16 * B), in `dtype`, from `multiply(blocks)`, which returns (b, M, 16)."""
     out = packed.new_empty((tokens, len(packed), LANES), dtype=dtype)
-    step = step or _at_a_time(columns)
     for start in range(0, len(packed), step):
         blocks = slice(start, start + step)
         out[:, blocks] = multiply(blocks).transpose(0, 1)
@@ -74,7 +111,7 @@ def by_unpacked_blocks(
         return flat.view(tokens, len(values), LANES).transpose(0, 1)
 
     step = max(_UNPACKED // (columns * LANES), 1)
-    return by_blocks(tokens, weight.codes, columns, multiply, step=step)
+    return by_blocks(tokens, weight.codes, step, multiply)
 
 
 def product(x: Tensor, values: Tensor, *, exact: bool = False) -> Tensor:
@@ -121,7 +158,7 @@ def int8_sums(x: Tensor, codes: Tensor, *, exact: bool = False) -> Tensor:
         return sums
 
     dtype = torch.int32 if exact else torch.float32
-    return by_blocks(tokens, codes, columns, multiply, dtype=dtype)
+    return by_blocks(tokens, codes, at_a_time(columns), multiply, dtype=dtype)
 
 
 def float_sums(
@@ -141,7 +178,7 @@ def float_sums(
         some = (words[blocks] for words in planes)
         return product(arranged, values(*some, space))
 
-    return by_blocks(tokens, codes, columns, multiply)
+    return by_blocks(tokens, codes, at_a_time(columns), multiply)
 
 
 def room(words: Tensor, slots: int, columns: int) -> Tensor:
@@ -149,11 +186,12 @@ def room(words: Tensor, slots: int, columns: int) -> Tensor:
 
     Allocated once for all blocks: the system would zero memory of this size each time.
     """
-    shape = (min(_at_a_time(columns), len(words)), slots, words.shape[1], LANES)
+    shape = (min(at_a_time(columns), len(words)), slots, words.shape[1], LANES)
     return words.new_empty(shape, dtype=torch.float32)
 
 
-def _at_a_time(columns: int) -> int:
+def at_a_time(columns: int) -> int:
+    """Blocks that fill a stretch."""
     return max(_STRETCH // (columns * LANES), 1)
 
 

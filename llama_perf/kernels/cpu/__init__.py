@@ -1,1 +1,0 @@
-"""The operators on a CPU: compiled for one token, plain PyTorch for many."""
