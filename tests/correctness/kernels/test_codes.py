@@ -4,7 +4,6 @@ Those of weights in fp6 and float8, and those of the quantized caches, with thei
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,14 +12,7 @@ from torch import Tensor
 
 from llama_perf.kernels import cache_codes, products
 from llama_perf.kernels.products import quantize_tokens
-from llama_perf.kernels.row_scaled import (
-    FLOAT8,
-    FP6,
-    RowScaled,
-    encode_float8,
-    encode_fp6,
-    round_to_float8,
-)
+from llama_perf.kernels.row_scaled import FLOAT8, FP6, RowScaled, round_to_float8
 from llama_perf.kernels.weight import Activations
 from tests.correctness.support.kernel_samples import (
     DTYPES,
@@ -36,17 +28,17 @@ ROUNDINGS: tuple[Activations, ...] = ("float8-row", "float8-tensor")
 # Half a step of int8, or of 3 mantissa bits; a scale rounded up makes steps larger.
 STEP = {cache_codes.INT8: 0.5 / 127, cache_codes.FP8: 2.0**-4}
 ROUNDED_UP = 1 + 2.0**-7
+each_format = pytest.mark.parametrize(
+    ("format", "codes"), [(FP6, CODES[:64]), (FLOAT8, NOT_NAN)], ids=["fp6", "float8"]
+)
 each_kind = pytest.mark.parametrize("kind", STEP, ids=str)
 
 
-@pytest.mark.parametrize(
-    ("format", "codes", "mantissa_bits", "bias"),
-    [(FP6, CODES[:64], 2, 3), (FLOAT8, NOT_NAN, 3, 7)],
-    ids=["fp6", "float8"],
-)
+@each_format
 def test_every_code_has_the_value_of_its_definition(
-    format: RowScaled, codes: Tensor, mantissa_bits: int, bias: int
+    format: RowScaled, codes: Tensor
 ) -> None:
+    mantissa_bits, bias = (2, 3) if format is FP6 else (3, 7)
     values = format.decode(codes).tolist()
     for code, value in zip(codes.tolist(), values, strict=True):
         sign = code >> format.bits - 1
@@ -70,14 +62,9 @@ def values_around(format: RowScaled, codes: Tensor) -> Tensor:
     return torch.cat([ends, *beside, drawn, tiny]).clamp(-largest, largest)
 
 
-@pytest.mark.parametrize(
-    ("format", "encode", "codes"),
-    [(FP6, encode_fp6, CODES[:64]), (FLOAT8, encode_float8, NOT_NAN)],
-    ids=["fp6", "float8"],
-)
-def test_encoding_finds_the_nearest(
-    format: RowScaled, encode: Callable[[Tensor], Tensor], codes: Tensor
-) -> None:
+@each_format
+def test_encoding_finds_the_nearest(format: RowScaled, codes: Tensor) -> None:
+    encode = format.encode
     exact, values = format.decode(codes), values_around(format, codes)
     assert torch.equal(format.decode(encode(exact)), exact)
     error = (format.decode(encode(values)).double() - values.double()).abs()
@@ -88,12 +75,12 @@ def test_encoding_finds_the_nearest(
 def test_float8_is_rounded_to_the_even_one_of_two_and_to_the_largest() -> None:
     exact = FLOAT8.decode(NOT_NAN)
     positive = exact[exact >= 0]
-    assert (encode_float8((positive[1:] + positive[:-1]) / 2) % 2 == 0).all()
+    assert (FLOAT8.encode((positive[1:] + positive[:-1]) / 2) % 2 == 0).all()
     too_large = torch.tensor([449.0, -1e30])
-    assert FLOAT8.decode(encode_float8(too_large)).tolist() == [448, -448]
+    assert FLOAT8.decode(FLOAT8.encode(too_large)).tolist() == [448, -448]
     # By arithmetic, what the codes have.
     values = values_around(FLOAT8, NOT_NAN)
-    expected = FLOAT8.decode(encode_float8(values))
+    expected = FLOAT8.decode(FLOAT8.encode(values))
     for rounding in (round_to_float8, torch.compile(round_to_float8, fullgraph=True)):
         assert torch.equal(rounding(values), expected)
     torch._dynamo.reset()
