@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused
-from llama_perf.kernels.triton.dependent_launch import INTERPRETED
+from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.weight import Packable, Packed, of_floats

@@ -65,7 +65,7 @@ def launch_us(device: torch.device) -> tuple[float, float | None]:
 
     The second is None on a GPU that has no programmatic dependent launch.
     """
-    from llama_perf.kernels.triton.dependent_launch import EARLY_SINCE
+    from llama_perf.kernels.triton.launch import EARLY_SINCE
 
     independent = _gap_us(device, dependent=False)
     if torch.cuda.get_device_capability(device) < EARLY_SINCE:
@@ -74,7 +74,7 @@ def launch_us(device: torch.device) -> tuple[float, float | None]:
 
 
 def _gap_us(device: torch.device, *, dependent: bool) -> float:
-    from llama_perf.kernels.triton.dependent_launch import launch_count
+    from llama_perf.kernels.triton.launch import launch_count
 
     count = torch.zeros(1, dtype=torch.int32, device=device)
 

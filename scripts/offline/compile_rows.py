@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llama_perf.checkpoints.load import parse_dtype
-from llama_perf.kernels.triton.dependent_launch import launch_count
+from llama_perf.kernels.triton.launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.config import preset

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.dependent_launch import (
+from llama_perf.kernels.triton.launch import (
     last_to_arrive,
     load_part,
     prefetch,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels import weight
-from llama_perf.kernels.triton.dependent_launch import load_once
+from llama_perf.kernels.triton.launch import load_once
 
 FLOATS, SPARSE = tl.constexpr(weight.FLOATS), tl.constexpr(weight.SPARSE)
 INT8 = tl.constexpr(weight.INT8)

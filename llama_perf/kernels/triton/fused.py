@@ -17,11 +17,7 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
-from llama_perf.kernels.triton.dependent_launch import (
-    last_to_arrive,
-    load_part,
-    raise_peak,
-)
+from llama_perf.kernels.triton.launch import last_to_arrive, load_part, raise_peak
 from llama_perf.kernels.triton.sums import block_sums, normalized, rounded
 
 # WHAT is done with a product.

@@ -1,13 +1,38 @@
-"""How a Triton kernel is started: shared by the `launch_` modules.
-
-They are imported only where Triton is: on a CUDA device, in its interpreter, or to
-compile ahead of time.
-"""
+"""How a Triton kernel is started, what several need, and an empty one."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from llama_perf.kernels.triton.dependent_launch import may_start_early
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+# The first architecture where a kernel may start before the one in front of it ends.
+EARLY_SINCE = (9, 0)
+
+
+def may_start_early(device: torch.device) -> bool:
+    """Whether a kernel on `device` may start before the one in front of it ends."""
+    if device.type == "cpu":
+        return False
+    capability: tuple[int, int] = driver.active.get_device_capability()
+    return capability >= EARLY_SINCE
+
+
+@cache
+def multiprocessors() -> int:
+    """Multiprocessors of the GPU in use; of the largest Hopper where there is none."""
+    try:
+        active = driver.active
+    except RuntimeError:
+        # In the interpreter, or to compile ahead of time.
+        return 132
+    properties = active.utils.get_device_properties(active.get_current_device())
+    return int(properties["multiprocessor_count"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,3 +70,68 @@ def run(
         num_stages=launch.stages,
         **options,
     )
+
+
+@triton.jit
+def count(x, DEPENDENT: tl.constexpr):
+    """x[0] <- x[0] + 1, as little as a kernel can do: shows what a launch costs.
+
+    With DEPENDENT the next kernel may start before this one ends, and waits itself, by
+    programmatic dependent launch, from sm_90 on.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    tl.store(x, tl.load(x) + 1)
+
+
+def launch_count(x: torch.Tensor, *, dependent: bool) -> None:
+    """Launch `count` once, where `dependent` by programmatic dependent launch."""
+    options = {"launch_pdl": True} if dependent else {}
+    count[(1,)](x, DEPENDENT=dependent, num_warps=1, **options)
+
+
+@triton.jit
+def prefetch(place):
+    """Ask for the line of `place` to be brought into the second-level cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [place],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def load_once(place, mask):
+    """What no other program reads: it need not stay in the caches."""
+    return tl.load(place, mask=mask, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_part(place, mask, other=0.0):
+    """A part that another program stored, read past the first-level cache."""
+    return tl.load(place, mask=mask, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def last_to_arrive(counter, count):
+    """Whether all `count` programs of a group have stored their parts.
+
+    The program that gets True resets the counter for the next launch.
+    """
+    # All threads store before one of them counts.
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1) == count - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
+def raise_peak(place, size, mask=None):
+    """Bits of `size`, float32 and not negative, at int32 `place` where it is larger."""
+    # Such floats are in the order of their bits.
+    tl.atomic_max(place, size.to(tl.int32, bitcast=True), mask=mask)

@@ -8,8 +8,7 @@ from triton import next_power_of_2
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.cache_codes import CachedTensors
 from llama_perf.kernels.triton.attention import FP8, INT8, UNQUANTIZED, attend_in_splits
-from llama_perf.kernels.triton.dependent_launch import INTERPRETED, multiprocessors
-from llama_perf.kernels.triton.launch import Launch, run
+from llama_perf.kernels.triton.launch import INTERPRETED, Launch, multiprocessors, run
 
 KINDS = {None: UNQUANTIZED.value, torch.int8: INT8.value, torch.uint8: FP8.value}
 """The kernels' KIND, by the dtype of a cache's codes; None has none."""

@@ -12,8 +12,7 @@ from triton import next_power_of_2
 
 from llama_perf.kernels.launch_table import Choice
 from llama_perf.kernels.packing import LANES, UNIT
-from llama_perf.kernels.triton.dependent_launch import multiprocessors
-from llama_perf.kernels.triton.launch import Launch, run
+from llama_perf.kernels.triton.launch import Launch, multiprocessors, run
 from llama_perf.kernels.triton.products import (
     few_tokens,
     few_tokens_int8,

@@ -29,7 +29,7 @@ from llama_perf.kernels.triton.codes import (
     stored_value,
     values,
 )
-from llama_perf.kernels.triton.dependent_launch import INTERPRETED
+from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.sums import block_sums, dot4
 
 

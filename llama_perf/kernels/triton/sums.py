@@ -33,7 +33,7 @@ from llama_perf.kernels.triton.codes import (
     stored_value,
     values,
 )
-from llama_perf.kernels.triton.dependent_launch import INTERPRETED, load_once, prefetch
+from llama_perf.kernels.triton.launch import INTERPRETED, load_once, prefetch
 
 
 @triton.jit

@@ -103,7 +103,7 @@ def test_a_gap_is_what_each_further_kernel_takes_and_none_is_lost(
         assert ("launch_pdl" in launched[-1]) == launched[-1]["DEPENDENT"]
         return 5e-6 + kernel_s * len(launched), 1
 
-    graph = "llama_perf.kernels.triton.dependent_launch.count"
+    graph = "llama_perf.kernels.triton.launch.count"
     monkeypatch.setattr(graph, {(1,): launch})
     for name in ("capture_graph", "warm_up"):
         monkeypatch.setattr(device_ceiling, name, lambda x: SimpleNamespace(replay=x))
@@ -123,7 +123,7 @@ def test_a_gap_is_what_each_further_kernel_takes_and_none_is_lost(
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernel_compiles_with_its_dependence_if_any(capability: int) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from llama_perf.kernels.triton.dependent_launch import launch_count
+    from llama_perf.kernels.triton.launch import launch_count
     from scripts.studies.compile_only import compiled
 
     x = torch.empty(1, dtype=torch.int32, device="meta")
