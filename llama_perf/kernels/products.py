@@ -33,17 +33,17 @@ from llama_perf.kernels.weight import SPARSE, Activations, Packed
 def product(x: Tensor, weight: Packed) -> Tensor:
     """`x` (M, K), rounded as `weight` says, times its transpose: (M, rows) as x."""
     if weight.activations == "kept":
-        return _weight_only(x, weight, x.dtype)
+        return _product(x, weight, x.dtype)
     values, x_scale = quantize_tokens(x, weight.activations)
     if weight.dynamic:
-        return _int8_product(values, x_scale, weight).to(x.dtype)
+        return _product(values, weight, torch.float32, x_scale).to(x.dtype)
     if fused_here(x):
         # With strides of their own a compiler stores the values; otherwise it would
         # round them anew for every row.
         values = values.as_strided(x.shape, (x.shape[1], 1))
     else:
         values = values.to(torch.bfloat16)
-    return (_weight_only(values, weight, torch.float32) * x_scale).to(x.dtype)
+    return (_product(values, weight, torch.float32) * x_scale).to(x.dtype)
 
 
 def dequantized(weight: Packed) -> Tensor:
@@ -90,23 +90,19 @@ def _format(weight: Packed) -> Any:
     return grouped if weight.group else row_scaled
 
 
-def _weight_only(x: Tensor, weight: Packed, dtype: torch.dtype) -> Tensor:
-    if fused_here(x):
-        sums: Tensor = _format(weight).one_token(x.float(), weight)
-        return sums.view(1, -1)[:, : weight.rows].to(dtype)
-    out: Tensor = packed_product(x, *weight.tensors, weight.numbers, dtype)
-    return out
-
-
-def _int8_product(x: Tensor, x_scale: Tensor, weight: Packed) -> Tensor:
-    if fused_here(x) and not is_int8_rows(weight.codes):
-        tokens = x.to(torch.int32)
-        sums = unit_sums(tokens, weight.codes, weight.bits, signed)
-        scaled = sums.to(torch.float32) * x_scale * weight.scale
-        return scaled.view(1, -1)[:, : weight.rows]
-    how = (weight.numbers, torch.float32, x_scale)
-    out: Tensor = packed_product(x, *weight.tensors, *how)
-    return out
+def _product(
+    x: Tensor, weight: Packed, dtype: torch.dtype, x_scale: Tensor | None = None
+) -> Tensor:
+    if not fused_here(x) or is_int8_rows(weight.codes):
+        how = (weight.numbers, dtype, x_scale)
+        out: Tensor = packed_product(x, *weight.tensors, *how)
+        return out
+    if x_scale is None:
+        sums = _format(weight).one_token(x.float(), weight)
+    else:
+        exact = unit_sums(x.to(torch.int32), weight.codes, weight.bits, signed)
+        sums = exact.to(torch.float32) * x_scale * weight.scale
+    return sums.view(1, -1)[:, : weight.rows].to(dtype)
 
 
 @torch.library.custom_op("llama_perf::packed_product", mutates_args=())

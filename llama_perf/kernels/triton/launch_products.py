@@ -54,10 +54,8 @@ def few_launch(
     ):
         most = 64
     blocks, warps, stages = weights * -(-weight.rows // LANES), 4, 2
-    block_u, splits = (
-        max(most // padded, least),
-        _PROGRAMS * multiprocessors() // blocks,
-    )
+    block_u = max(most // padded, least)
+    splits = _PROGRAMS * multiprocessors() // blocks
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
         warps, stages = tuned.warps, tuned.stages
