@@ -94,7 +94,8 @@ def _slotwise(x: Tensor, weight: Packed) -> Tensor:
             piece = zeros >> low
             if low + plane < bits:
                 piece = piece & (2**plane - 1)
-            by_group = _by_group(values, size)
+            # (b, groups of a word, their slots, W, 16)
+            by_group = values.unflatten(1, (-1, min(size, 32 // plane)))
             by_group -= _of_groups(piece.float(), values, size)
             by_group *= _of_groups(wide, values, size)
             total += cpu.product(arranged, values)
@@ -103,14 +104,8 @@ def _slotwise(x: Tensor, weight: Packed) -> Tensor:
     return cpu.by_blocks(tokens, weight.codes, cpu.at_a_time(columns), multiply)
 
 
-def _by_group(values: Tensor, size: int) -> Tensor:
-    """Values (b, S, W, 16) as (b, groups of a word, their slots, W, 16)."""
-    blocks, slots, words, lanes = values.shape
-    return values.view(blocks, -1, min(size, slots), words, lanes)
-
-
 def _of_groups(groups: Tensor, values: Tensor, size: int) -> Tensor:
-    """A number of each group, (b, G, 16), to be broadcast over `_by_group(values)`."""
+    """A number of each group, (b, G, 16), to be broadcast over `values` by group."""
     slots, words = values.shape[1:3]
     if size > slots:
         return groups.repeat_interleave(size // slots, 1)[:, None, None]

@@ -98,7 +98,7 @@ def _product(
         out: Tensor = packed_product(x, *weight.tensors, *how)
         return out
     if x_scale is None:
-        sums = _format(weight).one_token(x.float(), weight)
+        sums: Tensor = _format(weight).one_token(x.float(), weight)
     else:
         exact = unit_sums(x.to(torch.int32), weight.codes, weight.bits, signed)
         sums = exact.to(torch.float32) * x_scale * weight.scale
