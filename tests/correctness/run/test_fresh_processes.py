@@ -102,23 +102,15 @@ def test_a_cuda_baseline_has_ten_processes_and_another_five() -> None:
     assert default_processes([CPU_ROW, CUDA_ROW]) == 10
 
 
-@pytest.mark.parametrize(
-    ("ending", "message"),
-    [
-        ("interrupted", "llama-perf: interrupted"),
-        (
-            "broken",
-            f"error: baseline: {INT8} is INVALID in process 3 of 3: its process",
-        ),
-        (
-            "changed",
-            "error: baseline: the environment changed between processes: torch",
-        ),
-    ],
-)
-def test_a_recording_that_ends_early(
-    project: Project, ending: str, message: str
-) -> None:
+ENDINGS = {
+    "interrupted": "llama-perf: interrupted",
+    "broken": f"error: baseline: {INT8} is INVALID in process 3 of 3: its process",
+    "changed": "error: baseline: the environment changed between processes: torch",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_recording_that_ends_early(project: Project, ending: str) -> None:
     path = project.record()
     before = path.read_bytes()
     environment = baselines.read(path).environment
@@ -139,7 +131,7 @@ def test_a_recording_that_ends_early(
     words = project.words("baseline", "record", "--processes", "3")
     words += ["--fresh"] * interrupted
     _, err = project.cli(*words, code=130 if interrupted else 2)
-    assert message in err
+    assert ENDINGS[ending] in err
     # They take turns, and one that cannot run is tried once.
     assert ids == [PLAIN, INT8, FP6, *[PLAIN, INT8] * 2]
     assert path.read_bytes() == before
