@@ -12,8 +12,7 @@ from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.report.text import as_text
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
-from llama_perf.results.environment import Environment
-from llama_perf.results.run import Report, RowResult, Status, read_merged
+from llama_perf.results.run import Environment, Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.options import RunRequest, add_shared, request_of

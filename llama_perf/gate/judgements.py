@@ -18,8 +18,7 @@ from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_chan
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult
-from llama_perf.results.verdict import MetricChange
+from llama_perf.results.run import MetricChange, RowResult
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
 

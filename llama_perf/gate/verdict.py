@@ -18,8 +18,7 @@ from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult, Status
-from llama_perf.results.verdict import Comparison, MetricChange, Verdict
+from llama_perf.results.run import Comparison, MetricChange, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 
 # An operator that grew by less than this share of the step explains nothing.

@@ -9,7 +9,7 @@ import torch
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
 from llama_perf.measure.gpu_state import GpuWatch
-from llama_perf.results.environment import Environment
+from llama_perf.results.run import Environment
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 

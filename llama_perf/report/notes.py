@@ -7,8 +7,7 @@ from itertools import chain, starmap
 
 from llama_perf.report.table import outcome
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import Report, RowResult, Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Report, RowResult, Status, Verdict
 
 _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
 _QUIET = {"SAME", "NOT_COMPARED", "NO_BASELINE"}

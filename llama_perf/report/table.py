@@ -13,8 +13,7 @@ from tabulate import tabulate
 
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.measurement import LinearChoice, Measurement
-from llama_perf.results.run import Report, RowResult
-from llama_perf.results.verdict import Comparison
+from llama_perf.results.run import Comparison, Report, RowResult
 from llama_perf.rows.selection import load_set
 
 NOTHING = "-"

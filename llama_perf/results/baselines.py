@@ -14,9 +14,8 @@ from typing import Literal
 
 from llama_perf.errors import RecordError, check_positive
 from llama_perf.files import write_atomically
-from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record, to_json
 

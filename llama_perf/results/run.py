@@ -1,4 +1,4 @@
-"""The results of a run: how its rows ended, and the verdicts.
+"""The results of a run: where it ran, how its rows ended, and the verdicts.
 
 Reads them from files, and merges those of several runs.
 """
@@ -10,11 +10,43 @@ from pathlib import Path
 from typing import Literal
 
 from llama_perf.errors import RecordError
-from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.verdict import Comparison
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record
+
+
+@record
+class Environment:
+    """The machine and the libraries a measurement was taken on; None: not known."""
+
+    device_key: str
+    device_name: str
+    device_memory_bytes: int
+    threads: int | None
+    driver: str | None
+    cuda: str | None
+    platform: str | None
+    python: str | None
+    torch: str | None
+    torchao: str | None
+    triton: str | None
+    llama_perf: str | None
+    commit: str | None
+    float32_matmul_precision: str | None
+    device_uuid: str | None = None
+    cpu_features: str | None = None
+
+    def changes(self, new: "Environment", *, commit: bool = False) -> tuple[str, ...]:
+        """Fields in which `new` differs, each as "field: old -> new".
+
+        The commit is compared only with `commit`.
+        """
+        return tuple(
+            f"{name}: {getattr(self, name)} -> {getattr(new, name)}"
+            for name in Environment.__dataclass_fields__
+            if (commit or name != "commit")
+            and getattr(self, name) != getattr(new, name)
+        )
 
 
 class Status(Enum):
@@ -41,6 +73,65 @@ class RowResult:
         if self.measurement is None:
             return f"{self.status.value}: {self.reason}"
         return f"{self.measurement.tok_s:.2f} tok/s"
+
+
+class Verdict(Enum):
+    """The result of comparing a row with its baseline."""
+
+    SAME = "SAME"
+    FASTER = "FASTER"
+    SMALLER = "SMALLER"
+    SLOWER = "SLOWER"
+    LARGER = "LARGER"
+    UNDECIDED = "UNDECIDED"
+    NO_BASELINE = "NO_BASELINE"
+    INCOMPARABLE = "INCOMPARABLE"
+    INVALID = "INVALID"
+    NOT_RUN = "NOT_RUN"
+    NOT_COMPARED = "NOT_COMPARED"
+
+
+@record
+class MetricChange:
+    """The change of one metric since the baseline.
+
+    `change` is current / baseline - 1. Beyond `limit`, a share, the metric is worse;
+    without one it is only reported.
+    """
+
+    metric: str
+    baseline: float
+    current: float
+    change: float
+    limit: float | None
+    worse: bool
+
+
+@record
+class Comparison:
+    """The verdict on one row, with its reason in words.
+
+    `why` has the operators of a decoding step that grew, for a row that failed.
+    `suspicious` and `suspicious_peak` say that the run's own process became slower, or
+    larger, by more than the limit, whatever fresh processes showed afterwards.
+    `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
+    in ten; None if the baseline has too few processes to know.
+    """
+
+    id: str
+    verdict: Verdict
+    reason: str
+    failed: bool
+    changes: tuple[MetricChange, ...] = ()
+    why: tuple[str, ...] = ()
+    suspicious: bool = False
+    suspicious_peak: bool = False
+    minimum_detectable: float | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether fresh processes have to decide on the row."""
+        return self.suspicious or self.suspicious_peak
 
 
 @record

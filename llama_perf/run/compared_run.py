@@ -21,9 +21,14 @@ from llama_perf.measure.environment import machine_notes
 from llama_perf.measure.timing import Progress
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
-from llama_perf.results.environment import Environment
-from llama_perf.results.run import Report, RowResult, Status
-from llama_perf.results.verdict import Comparison, Verdict
+from llama_perf.results.run import (
+    Comparison,
+    Environment,
+    Report,
+    RowResult,
+    Status,
+    Verdict,
+)
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker

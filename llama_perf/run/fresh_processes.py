@@ -35,10 +35,8 @@ from llama_perf.gate.thresholds import (
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results import baselines
-from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult, Status
-from llama_perf.results.verdict import Comparison, Verdict
+from llama_perf.results.run import Comparison, Environment, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker

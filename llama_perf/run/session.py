@@ -18,9 +18,8 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import Progress, RowMemoryMeter, measure_row
-from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 

@@ -21,8 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
 
-from llama_perf.results.environment import Environment
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import from_json, record, to_line

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llama_perf.results.run import Report
-from llama_perf.results.verdict import Comparison, Verdict
+from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import read_json
 from scripts import ROOT

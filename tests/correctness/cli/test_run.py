@@ -6,8 +6,7 @@ import signal
 from typing import Any
 
 from llama_perf.measure import timing
-from llama_perf.results.run import Report, Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Report, Status, Verdict
 from llama_perf.run import session
 from llama_perf.strict_json import from_json
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project

@@ -14,7 +14,7 @@ import torch
 
 from llama_perf.devices import device, processor
 from llama_perf.measure.environment import collect
-from llama_perf.results.environment import Environment
+from llama_perf.results.run import Environment
 from llama_perf.rows.spec import DEVICES
 from tests.correctness.support import nvidia_smi
 from tests.correctness.support.processes import HANG_S

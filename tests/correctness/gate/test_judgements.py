@@ -14,8 +14,7 @@ from llama_perf.gate.judgements import Trial, limits_of, stored_peak
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import Spread, as_share, confirm_limit, screen_limit
 from llama_perf.results.baselines import Baseline
-from llama_perf.results.run import Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import Pairs, compare_pairs
 from tests.correctness.support.record_samples import (

@@ -8,7 +8,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.gate.judgements import limits_of
 from llama_perf.results.measurement import StepWork
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits, project_limits
 from llama_perf.rows.spec import RowSpec

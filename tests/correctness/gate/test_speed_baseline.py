@@ -14,8 +14,7 @@ from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
-from llama_perf.results.environment import Environment
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Environment, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import compared_run

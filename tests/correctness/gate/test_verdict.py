@@ -12,8 +12,7 @@ from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler, step_work
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import OperatorTime, StepWork
-from llama_perf.results.run import RowResult, Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import (
     CPU_ROW,

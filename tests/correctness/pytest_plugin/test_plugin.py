@@ -9,8 +9,7 @@ from torch import Tensor
 
 from llama_perf.devices import base
 from llama_perf.llama.engine import Engine
-from llama_perf.results.run import Report
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Report, Verdict
 from llama_perf.strict_json import read_json
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import FIXED_LIMIT

@@ -12,8 +12,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.report.text import as_text
 from llama_perf.results import baselines
-from llama_perf.results.run import Status
-from llama_perf.results.verdict import Comparison, Verdict
+from llama_perf.results.run import Comparison, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.fresh_processes import (

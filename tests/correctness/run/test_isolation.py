@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from llama_perf.errors import RecordError
-from llama_perf.results.run import RowResult, Status
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import RowResult, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.compared_run import ComparedRun

@@ -14,8 +14,7 @@ import sentencepiece
 
 from llama_perf.cli.main import main
 from llama_perf.gate.thresholds import Spread, detection_chance, minimum_detectable
-from llama_perf.results.run import Report, Status
-from llama_perf.results.verdict import Comparison, Verdict
+from llama_perf.results.run import Comparison, Report, Status, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json

@@ -15,8 +15,7 @@ from llama_perf.files import write_atomically
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.measurement import Ceiling
-from llama_perf.results.run import Report
-from llama_perf.results.verdict import Verdict
+from llama_perf.results.run import Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session, worker

@@ -9,10 +9,8 @@ from llama_perf.gate import verdict
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
-from llama_perf.results.environment import Environment
 from llama_perf.results.measurement import LinearChoice, Measurement
-from llama_perf.results.run import Report, RowResult, Status
-from llama_perf.results.verdict import Comparison
+from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json
 
