@@ -43,7 +43,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield "torch", f"{torch.__version__} ({built})"
     for package in ("torchao", "triton", "pytest", "pytest-benchmark", "transformers"):
         yield package, devices.package_version(package) or "missing"
-    device = torch.device(devices.default_device())
+    device = devices.run_device(devices.KINDS)
     environment = collect(device)
     for kind in map(devices.device_of, devices.KINDS):
         # Every machine has a processor.

@@ -40,7 +40,7 @@ class CudaDevice(Device):
         listed = driver.ask_driver()
         if driver.hidden():
             reason = f" can be used: CUDA_VISIBLE_DEVICES={driver.visible()!r} hides it"
-        elif (unseen := _why_unseen()) is not None:
+        elif (unseen := self.why_unusable()) is not None:
             reason = f" can be used: {unseen}"
         elif listed is not None and listed.problem is not None:
             reason = f": {listed.problem}"
@@ -52,7 +52,11 @@ class CudaDevice(Device):
 
     def why_unusable(self) -> str | None:
         """See `Device.why_unusable`; a GPU that the user hid is none."""
-        return None if driver.hidden() else _why_unseen()
+        listed = driver.ask_driver()
+        if driver.hidden() or listed is None or not listed.gpus:
+            return None
+        version, built_for = torch.__version__, torch.version.cuda
+        return driver.why_unseen(listed, torch=version, built_for=built_for)
 
     @property
     def name(self) -> str:
@@ -136,12 +140,3 @@ class CudaDevice(Device):
 
     def peak_allocated_bytes(self) -> int:
         return int(torch.cuda.max_memory_allocated(self.torch_device))
-
-
-def _why_unseen() -> str | None:
-    """Why torch sees none of the GPUs that `nvidia-smi` lists; None without one."""
-    listed = driver.ask_driver()
-    if listed is None or not listed.gpus:
-        return None
-    version, built_for = torch.__version__, torch.version.cuda
-    return driver.why_unseen(listed, torch=version, built_for=built_for)

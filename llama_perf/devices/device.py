@@ -32,18 +32,13 @@ def check_device(device: str) -> torch.device:
     return asked.torch_device
 
 
-def default_device() -> str:
-    """The device of this machine."""
-    return next(kind for kind in KINDS if device_of(kind).why_absent() is None)
-
-
 def unasked_device() -> str:
     """The device whose rows run where none were asked for.
 
     Raises UserError where a better one is here that torch cannot use: nobody means to
     measure the processor of such a machine.
     """
-    chosen = default_device()
+    chosen = run_device(KINDS).type
     for kind in takewhile(chosen.__ne__, KINDS):
         if (reason := device_of(kind).why_unusable()) is not None:
             raise UserError(f"{reason}; --set {chosen} runs the processor's rows")
@@ -51,7 +46,7 @@ def unasked_device() -> str:
 
 
 def run_device(devices: Collection[str]) -> torch.device:
-    """The device that a run with rows of `devices` is about.
+    """The device that a run with rows of `devices` is about; of KINDS: the machine's.
 
     Each row of a device that is not here is refused with its own reason; the run's
     environment is then that of the machine it is on.

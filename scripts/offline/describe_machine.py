@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from llama_perf.devices.device import default_device
+from llama_perf.devices.device import KINDS, run_device
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect
 from llama_perf.measure.toolchain import triton_problem
 
 
 def _parts() -> Iterator[tuple[str, object]]:
-    device = torch.device(default_device())
+    device = run_device(KINDS)
     yield "environment", asdict(collect(device))
     yield "cores", os.cpu_count()
     yield "cuda_kernels", triton_problem() or "ok"
