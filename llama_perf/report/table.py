@@ -117,19 +117,14 @@ def _change(comparison: Comparison | None, metric: str) -> str:
 
 def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:
     """(result as published, result on this engine) of the rows that it has of both."""
-    published, reference = (
-        {row.id for row in load_set(name)} for name in ("published", "reference")
-    )
-    literal = {
-        result.row.reference_key: result
-        for result in report.results
-        if result.id in published
-    }
-    return [
-        (literal[key], result)
-        for result in report.results
-        if result.id in reference and (key := result.row.reference_key) in literal
-    ]
+
+    def of_set(name: str) -> dict[tuple[object, ...], RowResult]:
+        ids = {row.id for row in load_set(name)}
+        found = [result for result in report.results if result.id in ids]
+        return {result.row.reference_key: result for result in found}
+
+    literal, engine = of_set("published"), of_set("reference")
+    return [(literal[key], engine[key]) for key in engine if key in literal]
 
 
 def published_table(report: Report, *, style: str = "simple") -> str | None:

@@ -143,9 +143,7 @@ def test_a_change_and_a_loss_lead_from_the_baseline_to_the_current_value(
     assert loss == -thresholds.log_loss(baseline, current)
 
 
-def test_the_limits_are_multiples_of_a_known_deviation_and_never_below_a_percent() -> (
-    None
-):
+def test_limits_are_multiples_of_a_deviation_and_never_below_a_percent() -> None:
     for limit, deviations in LIMITS.items():
         assert limit(spread_of(0.01)) == pytest.approx(0.01 * deviations)
         assert as_share(limit(spread_of(1e-6))) == pytest.approx(0.01)

@@ -101,7 +101,7 @@ def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
 
 
 def baseline_of_processes(
-    values: Mapping[RowSpec, Sequence[float]],
+    values: Mapping[RowSpec, Sequence[Any]],
     metric: str = "tok_s",
     *,
     environment: Environment = ENVIRONMENT,
@@ -113,11 +113,10 @@ def baseline_of_processes(
     """
     rows = []
     for row, figures in values.items():
-        changes: list[dict[str, Any]] = [
-            {metric: figure, "device_bandwidth_gb_s": bandwidth}
+        processes = (
+            replace(MEASUREMENT, device_bandwidth_gb_s=bandwidth, **{metric: figure})
             for figure, bandwidth in zip(figures, bandwidths, strict=False)
-        ]
-        processes = (replace(MEASUREMENT, **changed) for changed in changes)
+        )
         rows.append(baseline_row(row, *processes))
     return Baseline(recorded=RECORDED, environment=environment, rows=tuple(rows))
 
