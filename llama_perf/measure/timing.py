@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,17 +60,13 @@ def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
     device = device_of(prepared.row.device)
     device.synchronize()
-    marks: list[Any] = []
-
-    def mark() -> None:
-        marks.append(device.mark())
-
-    mark()
+    marks = [device.mark()]
     tokens = prepared.engine.generate(
-        prepared.prompt, **prepared.request(generator), after_prefill=mark
+        prepared.prompt,
+        **prepared.request(generator),
+        after_prefill=lambda: marks.append(device.mark()),
     )
-    mark()
-    _, first_ns, total_ns = device.times_ns(marks)
+    _, first_ns, total_ns = device.times_ns([*marks, device.mark()])
     return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
 

@@ -18,7 +18,14 @@ def compiler_problem(device: str) -> str | None:
     Inductor builds C++ kernels on CPU. On CUDA it writes Triton's, and Triton builds a
     launcher in C for each, with Python's headers.
     """
-    return triton_problem() if device_of(device).needs_triton else _cpp_problem()
+    if device_of(device).needs_triton:
+        return triton_problem()
+    # Inductor looks for g++ only.
+    reason = _no_compiler("CXX", "g++", otherwise="g++ is not installed")
+    return reason and (
+        f"torch.compile needs a C++ compiler, and {reason} (package g++, on Fedora"
+        " gcc-c++)"
+    )
 
 
 def triton_problem() -> str | None:
@@ -48,15 +55,6 @@ def build_problem(row: RowSpec) -> str | None:
     if row.compile or (ours and device_of(row.device).needs_triton):
         return compiler_problem(row.device)
     return None
-
-
-def _cpp_problem() -> str | None:
-    # Inductor looks for g++ only.
-    reason = _no_compiler("CXX", "g++", otherwise="g++ is not installed")
-    return reason and (
-        f"torch.compile needs a C++ compiler, and {reason} (package g++, on Fedora"
-        " gcc-c++)"
-    )
 
 
 def _no_compiler(variable: str, *commands: str, otherwise: str) -> str | None:

@@ -192,7 +192,7 @@ def test_what_is_not_built_or_cannot_be_compiled_here_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(toolchain, "_cpp_problem", lambda: "no compiler")
+    monkeypatch.setattr(toolchain, "compiler_problem", lambda _device: "no compiler")
     for change, reason in (
         ({"quantization": "fp6", "kernels": "torchao"}, "scheme fp6 is not built on "),
         ({"compile": True}, "no compiler"),

@@ -33,6 +33,15 @@ def checked(prepared: PreparedRow, *, damaged: bool = False) -> ValueCheck:
     return value_check.check_row_values(prepared, observed)
 
 
+def passes_unless_damaged(prepared: PreparedRow, *, against: str) -> ValueCheck:
+    check = checked(prepared)
+    assert check.against == against
+    told = rf"(against the {against}|NaN or infinity), and at least {check.least_db} dB"
+    with pytest.raises(ValuesError, match=told):
+        checked(prepared, damaged=True)
+    return check
+
+
 @pytest.mark.parametrize(
     ("scheme", "kernels"),
     [
@@ -44,13 +53,9 @@ def test_a_right_row_passes_and_a_damaged_scale_does_not(
     scheme: str | None, kernels: str
 ) -> None:
     prepared = built(quantization=scheme, kernels=kernels)
-    check = checked(prepared)
-    assert check.against == DEQUANTIZED
+    check = passes_unless_damaged(prepared, against=DEQUANTIZED)
     assert check.tokens == 9
     assert check.signal_to_noise_db > check.least_db
-    with pytest.raises(ValuesError) as caught:
-        checked(prepared, damaged=True)
-    assert f"at least {check.least_db:.1f} dB are needed" in str(caught.value)
     # The damage is undone.
     again = checked(prepared)
     assert again.signal_to_noise_db == check.signal_to_noise_db
@@ -63,9 +68,7 @@ def test_weights_whose_codes_cannot_be_read_are_compared_with_their_operators(
     monkeypatch.setattr(value_check, "_codes", lambda x: torch.zeros(2 * x.numel()))
     value_check._places.cache_clear()
     prepared = built(quantization="int4wo-32", kernels="torchao")
-    assert checked(prepared).against == OPERATORS
-    with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
-        checked(prepared, damaged=True)
+    passes_unless_damaged(prepared, against=OPERATORS)
 
 
 # Whole blocks, rows behind them that fill none, and more than are unpacked at once.
@@ -84,9 +87,7 @@ def test_the_codes_that_torchao_packs_for_cpus_are_read(rows: int) -> None:
 def test_a_compiled_row_is_compared_with_its_operators(scheme: str | None) -> None:
     with compiler_settings():
         prepared = built(quantization=scheme, compile=True)
-        assert checked(prepared).against == OPERATORS
-        with pytest.raises(ValuesError, match=f"against the {OPERATORS}"):
-            checked(prepared, damaged=True)
+        passes_unless_damaged(prepared, against=OPERATORS)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +114,9 @@ def test_rows_of_every_kind_are_compared(
     if against == OPERATORS:
         # What is compared is the same, and compiling each takes long.
         monkeypatch.setattr(value_check, "_runs_modules", lambda *_: False)
-    check = checked(prepared)
-    assert check.against == against
+    check = passes_unless_damaged(prepared, against=against)
     # Rounding to the codes of a cache may turn; everything else is float32's.
-    wanted = 30 if prepared.row.kv_cache else 90
-    assert check.signal_to_noise_db > wanted
-    with pytest.raises(ValuesError):
-        checked(prepared, damaged=True)
+    assert check.signal_to_noise_db > (30 if prepared.row.kv_cache else 90)
 
 
 def test_a_position_one_too_large_is_found() -> None:
