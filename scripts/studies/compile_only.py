@@ -11,34 +11,23 @@ computed.
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import triton
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime import JITFunction, driver
 
 # Of the largest card of each architecture; launches that ask for more are refused.
 _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
-
-_POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-}
+# Parameters of kernels, of which Triton would compile 1 and multiples of 16 apart.
+_TOKENS = ("M", "LENGTH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +94,8 @@ def compiling_driver(
             load_binary=lambda *_binary: (1, 1, 0, 0, 1024),
             get_device_properties=lambda _device: properties,
         ),
-        get_current_device=lambda: 0,
+        # Triton compiles a kernel once for each device: one for each architecture.
+        get_current_device=lambda: capability,
         get_current_stream=lambda _device: 0,
         get_device_capability=lambda _device=0: divmod(capability, 10),
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
@@ -115,8 +105,7 @@ def compiling_driver(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What one thread of a kernel takes; the shared memory of a program."""
 
     registers: int
@@ -125,57 +114,27 @@ class Resources:
 
 
 def compiled(work: Callable[[], object], capability: int) -> list[Resources]:
-    """Those of all that `work` launches, on the meta device, for sm_`capability`."""
-    launched: list[Resources] = []
+    """Those of all that `work` launches, on the meta device, for sm_`capability`.
 
-    def compile_one(kernel: Any, *arguments: Any, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in list(kwargs) if name.islower()}
-        del options["grid"], options["warmup"]
-        launched.append(_compile(kernel, arguments, kwargs, options, capability))
+    Each kernel is the one for any number of tokens.
+    """
+    launched: list[Any] = []
+    run = JITFunction.run
+
+    def run_and_keep(kernel: Any, *arguments: Any, **options: Any) -> None:
+        for parameter in kernel.params:
+            parameter.do_not_specialize |= parameter.name in _TOKENS
+        launched.append(run(kernel, *arguments, **options))
 
     with (
-        mock.patch.object(JITFunction, "run", compile_one),
+        mock.patch.object(JITFunction, "run", run_and_keep),
         mock.patch.object(driver, "_active", compiling_driver(capability, 132, [])),
     ):
         work()
-    return launched
-
-
-def _compile(
-    kernel: Any,
-    arguments: tuple[Any, ...],
-    constants: dict[str, Any],
-    options: dict[str, Any],
-    capability: int,
-) -> Resources:
-    names, types, attributes = kernel.arg_names, {}, {}
-    for index, (name, value) in enumerate(zip(names, arguments, strict=False)):
-        if value is None:
-            constants = {**constants, name: None}
-            continue
-        if isinstance(value, Tensor):
-            types[name] = _POINTERS[value.dtype]
-            divided = True  # Torch's allocations start at multiples of 16 bytes.
-        else:
-            types[name] = "fp32" if isinstance(value, float) else "i32"
-            # A prompt may have any number of tokens, M.
-            divided = name != "M" and value % 16 == 0 and isinstance(value, int)
-        if divided:
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(
-        fn=kernel,
-        signature=types | dict.fromkeys(constants, "constexpr"),
-        constexprs=constants,
-        attrs=attributes,
-    )
-    target = GPUTarget("cuda", capability, 32)
-    made = triton.compile(source, target=target, options=options)
-    registers, spilled_bytes = assemble(made.asm["ptx"], capability)
-    return Resources(
-        registers=registers,
-        spilled_bytes=spilled_bytes,
-        shared_bytes=int(made.metadata.shared),
-    )
+    return [
+        Resources(*assemble(made.asm["ptx"], capability), made.metadata.shared)
+        for made in launched
+    ]
 
 
 def assemble(ptx: str, capability: int) -> tuple[int, int]:
@@ -184,11 +143,10 @@ def assemble(ptx: str, capability: int) -> tuple[int, int]:
     tool = folder / ("ptxas-blackwell" if capability >= 100 else "ptxas")
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None, "PTX without a target"
-    with tempfile.NamedTemporaryFile(suffix=".ptx", mode="w") as file:
-        file.write(ptx)
-        file.flush()
-        command = [tool, "-v", "--gpu-name", target[1], file.name, "-o", os.devnull]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [tool, "-v", "--gpu-name", target[1], "/dev/stdin", "-o", os.devnull]
+    done = subprocess.run(
+        command, input=ptx, capture_output=True, text=True, check=True
+    )
     registers = re.search(r"Used (\d+) registers", done.stderr)
     spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
     assert registers is not None, f"ptxas wrote {done.stderr!r}"

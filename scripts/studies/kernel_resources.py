@@ -9,49 +9,36 @@ and no GPU, and says nothing of speed.
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from itertools import product as pairs
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llama_perf.kernels import cache_codes, weight
-from llama_perf.kernels.cache_codes import CachedTensors
-from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton.launch_attention import split_attention
-from llama_perf.kernels.triton.launch_products import product
-from llama_perf.kernels.weight import Packed
+from llama_perf.llama.attention import KINDS, KVCache
 from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.fused import packed
+from llama_perf.llama.layers import product
+from llama_perf.quantize.apply import make_quantizer
 from scripts.doc_tables.document import Table, place
-from scripts.studies.compile_only import compiled
+from scripts.studies.compile_only import LaunchingOperators, compiled
+from scripts.studies.product_times import shapes
 
 CAPABILITIES = (80, 90, 100)
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.
 TOKENS = (1, 6, 64)
 POSITIONS = 131072
-KERNELS = ("heads", "add", "gate")
+KERNELS = {"heads": "qkv", "add": "down", "gate": "gate"}
+"""The fused kernels of a layer, each with the product that it is compiled for."""
 DTYPES = ("bfloat16", "float16", "float32")
-CACHES = {"unquantized": None, "int8": cache_codes.INT8, "fp8": cache_codes.FP8}
-
-FORMATS: dict[str, dict[str, Any]] = {
-    "bfloat16": {"format": weight.FLOATS, "bits": 16},
-    "int8wo": {"decode": weight.INT8},
-    "int8dq": {"decode": weight.INT8, "activations": "int8"},
-    "int4wo-64": {"bits": 4, "group": 64, "zero_kind": weight.OFFSET},
-    "uintx-4-64": {"bits": 4, "group": 64, "zero_kind": weight.PACKED},
-    "uintx-2-8": {"bits": 2, "group": 8, "zero_kind": weight.PACKED},
-    "uintx-3-64": {"bits": 3, "group": 64, "zero_kind": weight.PACKED},
-    "fp6": {"bits": 6, "decode": weight.FP6},
-    "float8wo": {"decode": weight.FLOAT8},
-    "float8dq": {"decode": weight.FLOAT8},
-    "sparse-marlin": {"bits": 6, "format": weight.SPARSE},
-}
-"""What `Packed` says of a weight of each format."""
-PRODUCTS = [name for name in FORMATS if name != "bfloat16"]
+CACHES = ("unquantized", *KINDS)
+PRODUCTS = ["int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "uintx-3-64"]
+PRODUCTS += ["fp6", "float8wo", "float8dq", "sparse-marlin"]
+FORMATS = ["bfloat16", *PRODUCTS]
 FUSED = [name for name in FORMATS if name != "float8dq"]
 """All but float8dq, which has no fused kernel."""
 
@@ -61,42 +48,28 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def packed(name: str, rows: int, columns: int) -> Packed:
+def weight(name: str, rows: int, columns: int) -> Tensor:
     """A weight of FORMATS on the meta device."""
-    if name == "bfloat16":
-        return weight.of_floats(empty(rows, columns))
-    format, blocks = FORMATS[name], -(-rows // LANES)
-    sparse, kind = "sparse" in name, format.get("zero_kind", 0)
-    dtype = torch.float16 if kind or sparse else torch.float32
-    scale = empty(blocks, LANES, dtype=dtype)
-    zero = empty(0, dtype=torch.int32 if kind == weight.PACKED else dtype)
-    linear = Packed(scale, scale, zero, rows, columns, **format)
-    codes = empty(blocks, linear.layout.WORDS, LANES, dtype=torch.int32)
-    return replace(linear, codes=codes)
-
-
-def shapes() -> list[tuple[int, int]]:
-    """(N, K) of every linear of the two models, once each."""
-    sizes = set()
-    for config in map(preset, MODELS):
-        dim, hidden = config.dim, config.intermediate_size
-        sizes |= {(config.qkv_size, dim), (dim, dim), (hidden, dim), (dim, hidden)}
-        sizes.add((config.vocab_size, dim))
-    return sorted(sizes)
+    linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.bfloat16)
+    linear.requires_grad_(False)
+    if name != "bfloat16":
+        # float8dq's two schemes are multiplied alike.
+        scheme = "float8dq-row" if name == "float8dq" else name
+        card, dtype = torch.device("cuda"), torch.bfloat16
+        make_quantizer(scheme, kernels="native", device=card, dtype=dtype)(linear, name)
+    return linear.weight
 
 
 def launch_product(name: str, tokens: int, rows: int, columns: int) -> None:
     """The product of a linear with a weight of FORMATS."""
-    linear = packed(name, rows, columns)
-    dynamic = linear.dynamic
-    x = empty(tokens, columns, dtype=torch.int8 if dynamic else torch.bfloat16)
-    dtype = torch.float32 if name in ("int8dq", "float8dq") else torch.bfloat16
-    product(x, linear, dtype, empty(tokens, 1) if dynamic else None)
+    with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
+        product(empty(tokens, columns), weight(name, rows, columns))
 
 
 def _every_product(name: str, tokens: int) -> None:
-    for shape in shapes():
-        launch_product(name, tokens, *shape)
+    for model in MODELS:
+        for shape in shapes(preset(model)).values():
+            launch_product(name, tokens, *shape)
 
 
 def launch_fused(
@@ -109,22 +82,24 @@ def launch_fused(
 ) -> None:
     """One of KERNELS in a layer; `kind` is one of CACHES."""
     config = preset(model)
-    dim, hidden, width = config.dim, config.intermediate_size, config.head_dim
-    rows, columns = {
-        "heads": (config.qkv_size, dim),
-        "add": (dim, hidden),
-        "gate": (hidden, dim),
-    }[kernel]
-    x, linear = empty(tokens, columns), packed(name, rows, columns)
+    dim, width = config.dim, config.head_dim
+    rows, columns = shapes(config)[KERNELS[kernel]]
+    x, linear = empty(tokens, columns), packed(weight(name, rows, columns), name)
     counter = empty(rows, dtype=torch.int32)
     peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
     norm = fused.Norm(weight=empty(dim), eps=1e-5)
     if kernel == "heads":
         angles = empty(tokens, width // 2, dtype=torch.float32)
         positions = empty(tokens, dtype=torch.int64)
-        place, cache = ((angles, angles), positions), _cache(config, 300, kind)
-        heads = partial(fused.project_heads, norm=norm, place=place, cache=cache)
-        heads(x.unsqueeze(0), linear, counter, peaks_in=peaks)
+        fused.project_heads(
+            x.unsqueeze(0),
+            linear,
+            counter,
+            norm=norm,
+            place=((angles, angles), positions),
+            cache=_cache(config, 300, kind).tensors,
+            peaks_in=peaks,
+        )
     elif kernel == "add":
         left = fused.Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
         fused.project(x, [linear], counter, residual=empty(tokens, dim), peaks=left)
@@ -143,10 +118,11 @@ def _every_fused_kernel(name: str, tokens: int) -> None:
 def launch_attention(model: str, dtype: str, kind: str) -> None:
     """For one sequence, with the output projection in bfloat16 to prefetch."""
     config, activations = preset(model), getattr(torch, dtype)
+    cache = _cache(config, POSITIONS, kind, activations)
     split_attention(
         empty(1, 1, config.n_heads, config.head_dim, dtype=activations),
-        _cache(config, POSITIONS, kind, activations),
-        empty(config.n_heads, dtype=torch.int32),
+        cache.tensors,
+        cache.split_counter,
         empty(1, dtype=torch.int64),
         prefetch=empty(config.dim, config.dim),
     )
@@ -154,11 +130,15 @@ def launch_attention(model: str, dtype: str, kind: str) -> None:
 
 def _cache(
     config: ModelConfig, size: int, kind: str, dtype: torch.dtype = torch.bfloat16
-) -> CachedTensors:
-    shape, codes = (1, config.n_kv_heads, size), CACHES[kind]
-    scale = None if codes is None else empty(*shape, dtype=cache_codes.SCALE)
-    values = empty(*shape, config.head_dim, dtype=codes or dtype)
-    return CachedTensors(values, values, scale, scale)
+) -> KVCache:
+    return KVCache(
+        config,
+        batch_size=1,
+        cache_size=size,
+        dtype=dtype,
+        device=torch.device("meta"),
+        kind=None if kind == "unquantized" else kind,
+    )
 
 
 def _table(
@@ -217,13 +197,12 @@ def main() -> str | None:
     )
     names = parser.parse_args().names
     formats = [name for name in names if name in FORMATS]
-    wanted = [name for name in TABLES if name in names or not names]
-    if formats and "fused" not in names:
-        wanted.append("products")
     spills = []
-    for name in wanted:
-        table = TABLES[name]
-        spills += table.compute(() if name == "attention" else formats, write=True)
+    for name, table in TABLES.items():
+        of_formats = name == "products" and formats and "fused" not in names
+        if name in names or not names or of_formats:
+            chosen = () if name == "attention" else formats
+            spills += table.compute(chosen, write=True)
     return "\n".join(spills) or None
 
 
