@@ -1,14 +1,18 @@
 """The compiler's settings while rows run. Knows neither models nor rows."""
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from llama_perf.devices import processor
+from llama_perf.devices.device import package_version
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def compiler_settings() -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         config.patch(dict.fromkeys(flags, True)),
-        compiling_for_this_processor(),
+        own_cache_entries(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
@@ -41,21 +45,34 @@ def compiler_settings() -> Iterator[None]:
 
 
 @contextmanager
-def compiling_for_this_processor() -> Iterator[None]:
-    """Compile for this processor: its features go into the key of inductor's cache.
+def own_cache_entries() -> Iterator[None]:
+    """Compile for this processor, these kernels and this torchao: no other's code.
 
-    ATEN_CPU_CAPABILITY changes them. Without that, inductor would take code for AVX-512
-    from the cache and compile it without AVX-512.
+    They go into the key of inductor's cache. ATEN_CPU_CAPABILITY changes the processor:
+    inductor would take code for AVX-512 from the cache and compile it without AVX-512.
+    Of a quantized tensor torch's key has the attributes, not the code that multiplies:
+    another revision's compiled code would run, and be measured, in place of this one's.
     """
     from torch._inductor import config
 
     # Every compiler's settings; they carry no types.
     shared: Any = torch.compiler.config
-    tag = f"{shared.cache_key_tag} {processor.features()}"
+    code = f"kernels {source_hash()}, torchao {package_version('torchao')}"
+    tag = f"{shared.cache_key_tag} {processor.features()}, {code}"
     # g++ 12 crashes on precompiled headers where an arm64 processor has SVE.
     flags = {"cpp_cache_precompile_headers": False} if processor.is_arm64() else {}
     with shared.patch({"cache_key_tag": tag}), config.patch(flags):
         yield
+
+
+@cache
+def source_hash() -> str:
+    """A hash of the code that multiplies with quantized weights."""
+    digest, package = hashlib.sha256(), Path(__file__).resolve().parents[1]
+    for folder in ("kernels", "quantize"):
+        for path in sorted((package / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:

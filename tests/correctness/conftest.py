@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from llama_perf.llama.compiler import compiling_for_this_processor
+from llama_perf.llama.compiler import own_cache_entries
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
@@ -82,9 +82,9 @@ def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_for_this_processor() -> Iterator[None]:
-    """A test that compiles finds no code that a run as another processor left."""
-    with compiling_for_this_processor():
+def _own_compiled_code() -> Iterator[None]:
+    """A test that compiles finds no code of another processor or revision."""
+    with own_cache_entries():
         yield
 
 

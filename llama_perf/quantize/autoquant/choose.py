@@ -8,12 +8,10 @@ Times are kept in a file between runs. A time holds for one machine, one set of 
 versions and one state of the kernels' source; anything else is timed anew.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +20,7 @@ import torch
 from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
+from llama_perf.llama.compiler import source_hash
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK
 from llama_perf.quantize.autoquant.timing import How, Product, time_product
@@ -29,8 +28,6 @@ from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 from llama_perf.strict_json import read_json, record, to_json
-
-_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def choose(
@@ -169,7 +166,7 @@ def machine_key(fingerprint: Mapping[str, object]) -> str:
         "{device_key}, features {cpu_features}, {threads} threads, torch {torch},"
         " torchao {torchao}, triton {triton}, driver {driver},"
         " float32 {float32_matmul_precision}, kernels {source}"
-    ).format(**fingerprint, source=_source_hash())
+    ).format(**fingerprint, source=source_hash())
 
 
 def time_key(candidate: str, product: Product) -> str:
@@ -177,15 +174,6 @@ def time_key(candidate: str, product: Product) -> str:
     shape = f"{product.tokens}x{product.rows}x{product.columns}"
     dtype = str(product.dtype).removeprefix("torch.")
     return f"{candidate} {shape} {dtype} {product.how}"
-
-
-@cache
-def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for folder in ("kernels", "quantize"):
-        for path in sorted((_PACKAGE / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def read_times(path: Path) -> TimesFile:

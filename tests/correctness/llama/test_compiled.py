@@ -6,6 +6,7 @@ Also the linear layer's own way for one token in compiled code on a CPU.
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch._inductor import config, lowering
 from torch._inductor.utils import run_and_get_code
 
 from llama_perf.devices import processor
+from llama_perf.llama import compiler
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.layers import Linear, product
 from llama_perf.quantize.apply import quantize_model
@@ -31,12 +33,12 @@ BOTH: dict[str, Any] = {"compile": True, "compile_prefill": True}
 
 
 @pytest.fixture
-def compiler() -> Iterator[None]:
+def compiling() -> Iterator[None]:
     with compiler_settings():
         yield
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize(
     ("scheme", "path"),
     [
@@ -70,7 +72,7 @@ def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
         )
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 def test_compiled_code_serves_every_position(kind: str | None) -> None:
     ids = tokens(batch=2, length=40)
@@ -95,7 +97,7 @@ def test_compiled_code_serves_every_position(kind: str | None) -> None:
     assert not counters["graph_break"]
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("compiling")
 def test_one_block_is_compiled_however_many_layers() -> None:
     one = engine(cache_size=32, compile=True)
     for seed, count in ((0, 6), (3, 9)):
@@ -105,7 +107,7 @@ def test_one_block_is_compiled_however_many_layers() -> None:
     assert not counters["graph_break"]
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("compiling")
 def test_a_compiled_int8_product_of_one_token_is_written() -> None:
     """torch 2.13 leaves the result of `_int_mm` as it finds it for other strides."""
 
@@ -121,7 +123,7 @@ def test_a_compiled_int8_product_of_one_token_is_written() -> None:
         torch.testing.assert_close(torch.compile(rounded)(x, weight), exact)
 
 
-def test_settings_tell_processors_apart_and_are_put_back_also_after_an_error(
+def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared: Any = torch.compiler.config
@@ -137,17 +139,32 @@ def test_settings_tell_processors_apart_and_are_put_back_also_after_an_error(
             raise ZeroDivisionError
 
     before, tags = settings(), {shared.cache_key_tag}
-    for features in ("torch AVX2", "torch AVX512"):
-        monkeypatch.setattr(processor, "features", lambda named=features: named)
-        with pytest.raises(ZeroDivisionError):
-            enter_and_fail()
-        assert settings() == before
-    assert len(tags) == 3
+    parts = [(processor, "features"), (compiler, "source_hash")]
+    for module, function in (*parts, (compiler, "package_version")):
+        for value in "12":
+            monkeypatch.setattr(module, function, lambda *_, said=value: said)
+            with pytest.raises(ZeroDivisionError):
+                enter_and_fail()
+            assert settings() == before
+    assert len(tags) == 7
     # g++ 12 crashes on them on arm64.
     monkeypatch.setattr(processor, "is_arm64", lambda: True)
     with compiler_settings():
         assert not config.cpp_cache_precompile_headers
     assert settings() == before
+
+
+def test_the_hash_of_the_source_is_that_of_kernels_and_schemes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "llama" / "compiler.py"))
+    hashes = set()
+    for file in ("kernels/a.py", "kernels/triton/b.py", "quantize/autoquant/c.py"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        for text in ("one", "two"):
+            (tmp_path / file).write_text(text)
+            hashes.add(compiler.source_hash.__wrapped__())
+    assert len(hashes) == 6
 
 
 @pytest.mark.parametrize(
