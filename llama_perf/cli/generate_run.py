@@ -14,12 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import (
-    check_model,
-    find_checkpoint,
-    open_weights,
-    parse_dtype,
-)
+from llama_perf.checkpoints import load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
@@ -40,12 +35,12 @@ _REFERENCE_VOCABULARY = 1024
 
 def run(arguments: argparse.Namespace) -> None:
     """Build the row and measure it; prints what a user follows."""
-    checkpoint, vocab_size = find_checkpoint(arguments.checkpoint_path), None
+    checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
     tokenizer: Tokenizer | None = None
     if checkpoint is None:
-        check_model(arguments.checkpoint_path)
+        load.check_model(arguments.checkpoint_path)
     else:
-        vocab_size = open_weights(checkpoint).config.vocab_size
+        vocab_size = load.open_weights(checkpoint).config.vocab_size
         tokenizer = tokenizer_of(checkpoint, vocab_size)
     if arguments.interactive:
         _talk(row_of(arguments, prompt_length=1), tokenizer)
@@ -184,7 +179,7 @@ def check_save(row: RowSpec) -> None:
             row.quantization,
             kernels=row.kernels,
             device=check_device(row.device),
-            dtype=parse_dtype(row.dtype),
+            dtype=load.parse_dtype(row.dtype),
         )
 
 

@@ -14,24 +14,7 @@ from pathlib import Path
 from statistics import fmean, geometric_mean
 
 from llama_perf.errors import RecordError
-from llama_perf.gate.judgements import (
-    Judgement,
-    Trial,
-    compare_peak,
-    describe,
-    limits_of,
-    metric_change,
-    stored_peak,
-)
-from llama_perf.gate.thresholds import (
-    CONFIRM_PROCESSES,
-    Spread,
-    as_share,
-    between_processes,
-    confirm_pairs_limit,
-    log_loss,
-    shrunk,
-)
+from llama_perf.gate import judgements, thresholds
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results import baselines
@@ -97,22 +80,22 @@ def confirmation(
     *,
     options: RunRequest,
     progress: Callable[[str], None] = lambda _text: None,
-) -> list[Trial]:
+) -> list[judgements.Trial]:
     """Run the row in the fresh processes of a confirmation.
 
     Where the row is compared with the unquantized one, that runs as often, and they
     take turns at going first. The first process without a measurement ends it: fewer
     processes decide nothing.
     """
-    trials: list[Trial] = []
+    trials: list[judgements.Trial] = []
     pair = [row] if unquantized is None else [row, unquantized]
-    for number in range(1, CONFIRM_PROCESSES + 1):
-        progress(f"fresh process {number} of {CONFIRM_PROCESSES}, ")
+    for number in range(1, thresholds.CONFIRM_PROCESSES + 1):
+        progress(f"fresh process {number} of {thresholds.CONFIRM_PROCESSES}, ")
         results: dict[RowSpec | None, RowResult] = {}
         for one in pair if number % 2 else reversed(pair):
             ended = worker.run_in_process(one, options=options, devices=[row.device])
             results[one] = ended.result
-        trial = Trial(row=results[row], unquantized=results.get(unquantized))
+        trial = judgements.Trial(row=results[row], unquantized=results.get(unquantized))
         trials.append(trial)
         if trial.missed is not None:
             break
@@ -144,7 +127,7 @@ class Pairs:
     @property
     def losses(self) -> list[float]:
         """The log of base over head of each pair: above 0 where the head is slower."""
-        return list(map(log_loss, self.rates("head"), self.rates("base")))
+        return list(map(thresholds.log_loss, self.rates("head"), self.rates("base")))
 
 
 def measure_pairs(
@@ -198,12 +181,12 @@ def compare_pairs(
     rows are shrunk together.
     """
     complete = [pairs for pairs in measured if pairs.missed is None]
-    own = [between_processes(pairs.losses) for pairs in complete]
+    own = [thresholds.between_processes(pairs.losses) for pairs in complete]
     # A difference of two processes has twice the variance of one process.
     halved = [replace(one, deviation=one.deviation / math.sqrt(2)) for one in own]
-    spreads = iter(shrunk(halved))
+    spreads = iter(thresholds.shrunk(halved))
     return [
-        _judged(pairs, next(spreads), limits_of(pairs.row, limits))
+        _judged(pairs, next(spreads), judgements.limits_of(pairs.row, limits))
         if pairs.missed is None
         else _not_measured(pairs, *pairs.missed, missing_fails=missing_fails)
         for pairs in measured
@@ -211,28 +194,29 @@ def compare_pairs(
 
 
 def _judged(
-    pairs: Pairs, spread: Spread, limits: Limits
+    pairs: Pairs, spread: thresholds.Spread, limits: Limits
 ) -> tuple[RowResult, Comparison]:
     base, head = (
         baselines.baseline_row(pairs.row, *pairs.measurements(side)) for side in SIDES
     )
     losses = pairs.losses
     loss = fmean(losses)
-    limit = confirm_pairs_limit(spread, limits["least_loss"])
-    change = metric_change(
+    limit = thresholds.confirm_pairs_limit(spread, limits["least_loss"])
+    change = judgements.metric_change(
         TOK_S.title,
         geometric_mean(pairs.rates("base")),
         geometric_mean(pairs.rates("head")),
-        as_share(limit),
+        thresholds.as_share(limit),
     )
     slower = sum(loss > 0 for loss in losses)
-    speed = Judgement(
+    speed = judgements.Judgement(
         changes=(replace(change, worse=loss > limit),),
-        reason=f"{describe(change)}; {len(losses)} pairs, head slower in {slower}",
+        reason=f"{judgements.describe(change)}; {len(losses)} pairs, head slower in"
+        f" {slower}",
         faster=-loss > limit,
     )
     result = replace(pairs.results["head"][0], measurement=head.measurement)
-    peak = compare_peak(stored_peak(head), base, limits)
+    peak = judgements.compare_peak(judgements.stored_peak(head), base, limits)
     return result, judge(result, base, speed, peak, limits)
 
 
