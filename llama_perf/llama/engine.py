@@ -177,7 +177,7 @@ class Engine:
         """Hidden states (B, T, dim) of `tokens`, (B, T), behind all blocks.
 
         `end` is how many positions are filled then. Of one token a sequence it may be
-        None: then the device alone knows.
+        None: only the device knows then.
         """
         started = filled = None
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:

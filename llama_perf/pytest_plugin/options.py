@@ -100,8 +100,8 @@ def named_baseline(config: pytest.Config) -> tuple[str, Baseline] | None:
     if path is not None and (not path.is_file() or _is_saved_run(path)):
         config.option.benchmark_compare = str(path) if path.is_file() else named
         return None
-    # Else pytest-benchmark would take the last run in its own storage, whatever rows
-    # that had.
+    # Otherwise pytest-benchmark would take the last run in its own storage, which may
+    # have had other rows.
     config.option.benchmark_compare = None
     return None if path is None else (str(path), baselines.read(path))
 

@@ -113,7 +113,7 @@ class Comparison:
 
     `why` has the operators of a decoding step that grew, for a row that failed.
     `suspicious` and `suspicious_peak` say that the run's own process became slower, or
-    larger, by more than the limit, whatever fresh processes showed afterwards.
+    larger, by more than the limit, even where fresh processes did not.
     `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
     in ten; None if the baseline has too few processes to know.
     """

@@ -108,7 +108,7 @@ def compile_row(row: RowSpec) -> None:
 
 
 def uncaptured(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
-    """What stands for a CUDA graph: it runs `work` at each replay."""
+    """A stand-in for a CUDA graph: each replay runs `work`."""
     return SimpleNamespace(replay=work)
 
 

@@ -15,18 +15,19 @@ from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 
 FORMATS = (UNQUANTIZED, "int8wo", "int4wo-64", "fp6", "sparse-marlin", "uintx-2-8")
+# Up has the shape of gate.
+_LINEARS = {
+    "qkv": "attention.wqkv",
+    "output": "attention.wo",
+    "gate": "feed_forward.w1",
+    "down": "feed_forward.w2",
+}
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(N, K) of each product of a step."""
-    dim, hidden = config.dim, config.intermediate_size
-    return {
-        "qkv": (config.qkv_size, dim),
-        "output": (dim, config.n_heads * config.head_dim),
-        "gate": (hidden, dim),
-        "down": (dim, hidden),
-        "head": (config.vocab_size, dim),
-    }
+    linears = {label: config.linears[name] for label, name in _LINEARS.items()}
+    return {**linears, "head": (config.vocab_size, config.dim)}
 
 
 def main(model: str, device: str, how: timing.How, file: str) -> None:

@@ -52,7 +52,7 @@ def test_every_code_has_the_value_of_its_definition(
 
 
 def values_around(format: RowScaled, codes: Tensor) -> Tensor:
-    """Codes, the middles between them, what lies beside both, and random values."""
+    """Codes, the middles between them, the floats next to both, and random values."""
     exact = format.decode(codes).sort().values
     ends = torch.cat([exact, (exact[1:] + exact[:-1]) / 2])
     beside = [torch.nextafter(ends, ends + side) for side in (-1.0, 1.0)]

@@ -148,7 +148,7 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
     turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
     check(pair, prompt, max(turned, CLOSE[dtype]))
-    (one,), (other,) = (each.caches for each in pair)
+    (one,), (other,) = (engine.caches for engine in pair)
     pairs = ((one.k_cache, other.k_cache), (one.v_cache, other.v_cache))
     same = [(left == right)[:, :, :2].float().mean() for left, right in pairs]
     # The modules round to float16 twice where the kernel does once: half a unit of a

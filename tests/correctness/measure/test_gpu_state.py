@@ -155,11 +155,12 @@ def test_a_throttled_sample_spoils_the_row(
 ) -> None:
     watch = watched(nvml, *changes)
     assert {name for state in watch.states for name in state.limited_by} == {limit}
-    told = None
+    message = None
     if throttled is not None:
         where, mhz = throttled
-        told = f"the GPU was throttled {where}: {limit}, at {mhz} MHz and 61 degrees"
-    assert watch.throttled() == told
+        gpu = f"{mhz} MHz and 61 degrees"
+        message = f"the GPU was throttled {where}: {limit}, at {gpu}"
+    assert watch.throttled() == message
 
 
 @pytest.mark.parametrize("uuid_of", ["slice", "gpu"])

@@ -36,8 +36,10 @@ def checked(prepared: PreparedRow, *, damaged: bool = False) -> ValueCheck:
 def passes_unless_damaged(prepared: PreparedRow, *, against: str) -> ValueCheck:
     check = checked(prepared)
     assert check.against == against
-    told = rf"(against the {against}|NaN or infinity), and at least {check.least_db} dB"
-    with pytest.raises(ValuesError, match=told):
+    reason = (
+        rf"(against the {against}|NaN or infinity), and at least {check.least_db} dB"
+    )
+    with pytest.raises(ValuesError, match=reason):
         checked(prepared, damaged=True)
     return check
 
