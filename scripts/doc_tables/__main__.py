@@ -23,6 +23,9 @@ TABLES = {
     "performance": ["doc_tables.stored:PERFORMANCE"],
     "limits": ["doc_tables.stored:LIMITS"],
     "gate": ["studies.gate_simulation:TABLE"],
+    "kernels": ["studies.kernel_resources:OF_PRODUCTS"],
+    "fused": ["studies.kernel_resources:OF_FUSED"],
+    "attention": ["studies.kernel_resources:OF_ATTENTION"],
 }
 
 

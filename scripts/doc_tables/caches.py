@@ -17,7 +17,7 @@ from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from scripts.doc_tables.closeness import DRAWS, FIGURES, Limits, Redraws, moved
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 from scripts.doc_tables.figures import Closeness, closeness
 from scripts.doc_tables.smollm2 import smollm2_path, unquantized
 
@@ -79,7 +79,7 @@ def _draw(kind: str) -> tuple[list[str], list[str]]:
 
 
 TABLE = Table(
-    place=place("correctness.md", "caches"),
+    place=Place("correctness.md", "caches"),
     headers=("cache", *FIGURES),
     keys=[(kind,) for kind in REDRAWN],
     draw=_draw,

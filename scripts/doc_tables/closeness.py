@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from scripts.doc_tables.document import Key, Table, place
+from scripts.doc_tables.document import Key, Place, Table
 from scripts.doc_tables.figures import Closeness, exact_int_mm
 from scripts.doc_tables.smollm2 import compared, quantized, scheme_figures
 
@@ -170,7 +170,7 @@ def _draw(scheme: str, kernels: str, reference: str) -> tuple[list[str], list[st
 
 
 TABLE = Table(
-    place=place("correctness.md", "closeness"),
+    place=Place("correctness.md", "closeness"),
     headers=("scheme", "kernels", "compared with", "tokens", *FIGURES),
     keys=ROWS,
     draw=_draw,
@@ -190,7 +190,7 @@ def _redraw(scheme: str, kernels: str) -> tuple[list[str], list[str]]:
 
 
 REDRAWS = Table(
-    place=place("correctness.md", "redraws"),
+    place=Place("correctness.md", "redraws"),
     headers=("scheme", "kernels", *FIGURES[::2]),
     keys=REDRAWN,
     draw=_redraw,

@@ -6,20 +6,43 @@ Knows text and marks, not the meaning of a table.
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from tabulate import tabulate
 
 from scripts import ROOT
 
 DOCS = ROOT / "docs"
-PUBLISHED = Path(__file__).with_name("a100_reference.csv")
-"""The table of torchao's former benchmark."""
-Place: TypeAlias = tuple[Path, str, str]
-"""A document and the two marks in it, each of which it has once."""
 Key: TypeAlias = tuple[str, ...]
 """The first cells of a row, by which it is known."""
+
+
+class Place(NamedTuple):
+    """What stands in a document of `docs/` between two marks, `name` begin and end.
+
+    Reading and writing raise ValueError unless each mark is there once.
+    """
+
+    document: str
+    name: str
+
+    def read(self) -> str:
+        """The text between the marks."""
+        _, text, _ = self._parts()
+        return text.strip()
+
+    def write(self, text: str) -> None:
+        """Put `text` between the marks."""
+        head, _, tail = self._parts()
+        parts = f"{head}\n{text}\n{tail}"
+        (DOCS / self.document).write_text(parts, encoding="utf-8")
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The document up to the first mark, between both, and from the second on."""
+        begin, end = (f"<!-- {self.name}: {which} -->" for which in ("begin", "end"))
+        head, rest = (DOCS / self.document).read_text(encoding="utf-8").split(begin)
+        text, tail = rest.split(end)
+        return head + begin, text, end + tail
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +61,8 @@ class Table:
     def documented(self) -> dict[Key, list[str]]:
         """The document's rows: each one's other cells by its key."""
         count = len(next(iter(self.keys)))
-        rows = rows_between(*self.place)
+        lines = [line for line in self.place.read().splitlines() if line[:1] == "|"]
+        rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
         return {tuple(row[:count]): row[count:] for row in rows}
 
     def compute(self, names: Collection[str], *, write: bool = False) -> list[str]:
@@ -50,7 +74,7 @@ class Table:
         text, problems = self.drawn(names)
         print(text)
         if write:
-            replace_between(*self.place, text)
+            self.place.write(text)
         return problems
 
     def drawn(self, names: Collection[str] = ()) -> tuple[str, list[str]]:
@@ -65,35 +89,6 @@ class Table:
                 problems += [f"{'.'.join(key)}: {problem}" for problem in broken]
         cells = ((*key, *rows[key]) for key in self.keys)
         return github_table(cells, self.headers), problems
-
-
-def place(document: str, name: str) -> Place:
-    """The place of the table `name` in `docs/`."""
-    return DOCS / document, f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-
-
-def replace_between(document: Path, begin: str, end: str, text: str) -> None:
-    """Put `text` between the two marks; raises ValueError unless each is there once."""
-    head, rest = document.read_text(encoding="utf-8").split(begin)
-    _, tail = rest.split(end)
-    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
-
-
-def text_between(document: Path, begin: str, end: str) -> str:
-    """The text between the two marks."""
-    text = document.read_text(encoding="utf-8")
-    return text.partition(begin)[2].partition(end)[0].strip()
-
-
-def rows_between(document: Path, begin: str, end: str) -> list[list[str]]:
-    """The cells of the table between the two marks, row by row, without its head."""
-    lines = text_between(document, begin, end).splitlines()
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in lines
-        if line.startswith("|")
-    ]
-    return rows[2:]
 
 
 def github_table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> str:

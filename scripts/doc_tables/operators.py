@@ -15,7 +15,7 @@ from torch import nn
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 from scripts.doc_tables.figures import QUANTIZE_TOKENS
 from scripts.doc_tables.smollm2 import unquantized
 
@@ -62,7 +62,7 @@ def _draw(scheme: str, kernels: str) -> tuple[list[str], list[str]]:
 
 
 TABLE = Table(
-    place=place("correctness.md", "operators"),
+    place=Place("correctness.md", "operators"),
     headers=("scheme", "kernels", *(f"M = {tokens}, dB" for tokens in TOKENS)),
     keys=SCHEMES,
     draw=_draw,

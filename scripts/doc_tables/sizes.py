@@ -16,7 +16,7 @@ from llama_perf.results.measurement import GB
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 from scripts.doc_tables.stored import published
 
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
@@ -113,7 +113,7 @@ def _draw_size(*key: str) -> tuple[list[str], list[str]]:
 
 _LAYOUTS = ("reference layout GB", "of published", "lean layout GB", "of published")
 SIZES = Table(
-    place=place("sizes.md", "sizes"),
+    place=Place("sizes.md", "sizes"),
     headers=("model", "scheme", "published GB", *_LAYOUTS),
     keys=[size.key for size in sizes()],
     draw=_draw_size,
@@ -165,7 +165,7 @@ def _draw_peak(name: str) -> tuple[list[str], list[str]]:
 
 _HEADERS = ["row", "published GB", "predicted GB", "weights", "embedding"]
 PEAKS = Table(
-    place=place("sizes.md", "peaks"),
+    place=Place("sizes.md", "peaks"),
     headers=[*_HEADERS, "caches and mask", "working memory", "at most"],
     keys=[(f"`{row.id}`",) for row in load_set("reference")],
     draw=_draw_peak,

@@ -9,7 +9,7 @@ from llama_perf.results import baselines
 from llama_perf.results.measurement import GB, Measurement
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import DEVICES, RowSpec
-from scripts.doc_tables.document import DOCS, Key, Table, place
+from scripts.doc_tables.document import DOCS, Key, Place, Table
 
 _FOLDER = DOCS.parent / "baselines"
 _CARD = "nvidia-h200-132sm-140gib"
@@ -33,7 +33,7 @@ def _draw_limit(*key: str) -> tuple[list[str], list[str]]:
 
 
 LIMITS = Table(
-    place=place("gate.md", "limits"),
+    place=Place("gate.md", "limits"),
     headers=("limit", "metric", "meaning", *DEVICES),
     keys=_LIMITS,
     draw=_draw_limit,
@@ -73,7 +73,7 @@ def _draw_row(name: str) -> tuple[list[str], list[str]]:
 _HEADERS = ["row", "A100 tok/s", "H200 tok/s", "speed-up", "% of bandwidth"]
 _HEADERS += ["first token ms", "A100 peak GB", "H200 peak GB", "check dB"]
 PERFORMANCE = Table(
-    place=place("performance.md", "card"),
+    place=Place("performance.md", "card"),
     headers=_HEADERS,
     keys=[(name,) for name in _ROWS],
     draw=_draw_row,

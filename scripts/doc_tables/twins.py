@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scripts.doc_tables import smollm2
 from scripts.doc_tables.closeness import LIMITS
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 from scripts.doc_tables.figures import exact_int_mm, token_divergences
 from scripts.doc_tables.smollm2 import quantized, tokens, unquantized
 
@@ -124,7 +124,7 @@ def _draw(scheme: str) -> tuple[list[str], list[str]]:
 
 
 TABLE = Table(
-    place=place("correctness.md", "twins"),
+    place=Place("correctness.md", "twins"),
     headers=("scheme", "KL native", "KL torchao", "native less torchao", "errors"),
     keys=[(scheme,) for scheme in TWINS],
     draw=_draw,

@@ -20,10 +20,10 @@ from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.timing import time_row
 from llama_perf.rows.spec import RowSpec
 from scripts import ROOT
-from scripts.doc_tables.document import github_table, place, replace_between
+from scripts.doc_tables.document import Place, github_table
 from scripts.studies.small_llama import MODEL, make_checkpoint
 
-PLACE = place("long-context.md", "cache cost")
+PLACE = Place("long-context.md", "cache cost")
 _SMALL = RowSpec(
     model=MODEL, dtype="float32", device="cpu", max_new_tokens=200, num_samples=1
 )
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Time rows with small, large and quantized caches in turn.",
     )
     parser.add_argument("--rounds", type=int, metavar="N", default=15)
-    parser.add_argument("--write", action="store_true", help=f"into {PLACE[0].name}")
+    parser.add_argument("--write", action="store_true", help=f"into {PLACE.document}")
     arguments = parser.parse_args(argv)
     checkpoints = ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf"
     make_checkpoint(checkpoints / MODEL)
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{where.device_name}, {where.threads} threads, torch {where.torch}"
         )
         conditions += f", llama-perf {where.commit}, {arguments.rounds} rounds:"
-        replace_between(*PLACE, f"{conditions}\n\n{text}")
+        PLACE.write(f"{conditions}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from llama_perf.gate import thresholds
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES, Spread, minimum_detectable
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 ROWS = 20
@@ -125,7 +125,7 @@ def _draw(size: str, case: str) -> tuple[list[str], list[str]]:
 _LOSSES = (f"-{slowdown:.0%}" for slowdown in SLOWDOWNS)
 _HEADERS = ("processes", "deviation", "runs with a false alarm", *_LOSSES)
 TABLE = Table(
-    place=place("gate-why.md", "simulation"),
+    place=Place("gate-why.md", "simulation"),
     headers=(*_HEADERS, "min. detectable"),
     keys=list(product(SIZES, CASES)),
     draw=_draw,

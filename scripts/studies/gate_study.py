@@ -17,11 +17,11 @@ from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.strict_json import read_json
 from scripts import ROOT
-from scripts.doc_tables.document import github_table, place, replace_between
+from scripts.doc_tables.document import Place, github_table
 
 # Of the quick rows with their slowdowns, and of a set of the package.
-PLACE = place("gate-why.md", "study")
-SET_PLACE = place("gate-why.md", "study of a set")
+PLACE = Place("gate-why.md", "study")
+SET_PLACE = Place("gate-why.md", "study of a set")
 ROWS = Path(__file__).with_name("gate_study.toml")
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
 _HEADERS = ["repeated steps", "runs", "rows judged", "suspicious", "SLOWER"]
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             conditions = f"{machine.device_name}, {machine.threads} threads, torch"
             conditions += f" {machine.torch}, llama-perf {machine.commit}; a baseline"
             conditions += f" of {arguments.processes} processes:"
-            replace_between(*where, f"{conditions}\n\n{text}")
+            where.write(f"{conditions}\n\n{text}")
     return int(failed(0, reports.get(0, ())))
 
 

@@ -1,4 +1,4 @@
-"""`python -m scripts.studies.kernel_resources`: docs/kernels.md's tables of resources.
+"""The registers that each Triton kernel takes: the tables of docs/kernels.md.
 
 Compiles every Triton kernel that Llama-2-7B and Llama-3-8B launch: those of the
 products, of a fused layer and of attention, with bfloat16 activations but where a row
@@ -6,8 +6,6 @@ names others, for each architecture; from sm_90 on with dependent launches. Need
 and no GPU, and says nothing of speed.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product as pairs
@@ -23,7 +21,7 @@ from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.llama.fused import packed
 from llama_perf.llama.layers import product
 from llama_perf.quantize.apply import make_quantizer
-from scripts.doc_tables.document import Table, place
+from scripts.doc_tables.document import Place, Table
 from scripts.studies.compile_only import LaunchingOperators, compiled
 from scripts.studies.product_times import shapes
 
@@ -38,9 +36,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 CACHES = ("unquantized", *KINDS)
 PRODUCTS = ["int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "uintx-3-64"]
 PRODUCTS += ["fp6", "float8wo", "float8dq", "sparse-marlin"]
-FORMATS = ["bfloat16", *PRODUCTS]
-FUSED = [name for name in FORMATS if name != "float8dq"]
-"""All but float8dq, which has no fused kernel."""
+FUSED = ["bfloat16", *(name for name in PRODUCTS if name != "float8dq")]
+"""float8dq has no fused kernel."""
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -49,7 +46,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def weight(name: str, rows: int, columns: int) -> Tensor:
-    """A weight of FORMATS on the meta device."""
+    """A weight of PRODUCTS or in bfloat16, on the meta device."""
     linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.bfloat16)
     linear.requires_grad_(False)
     if name != "bfloat16":
@@ -61,7 +58,7 @@ def weight(name: str, rows: int, columns: int) -> Tensor:
 
 
 def launch_product(name: str, tokens: int, rows: int, columns: int) -> None:
-    """The product of a linear with a weight of FORMATS."""
+    """The product of a linear with such a weight."""
     with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
         product(empty(tokens, columns), weight(name, rows, columns))
 
@@ -167,44 +164,12 @@ def _table(
         return figures, problems
 
     columns = (*headers, *(f"sm_{capability}" for capability in CAPABILITIES))
-    where = place("kernels.md", name)
-    return Table(place=where, headers=columns, keys=works, draw=draw)
+    place = Place("kernels.md", name)
+    return Table(place=place, headers=columns, keys=works, draw=draw)
 
 
 _FORMAT = ("format", "tokens")
 _HEADS = ("heads of", "dtype", "cache")
-TABLES = {
-    "attention": _table("attention", _HEADS, launch_attention, MODELS, DTYPES, CACHES),
-    "fused": _table("fused", _FORMAT, _every_fused_kernel, FUSED, TOKENS[:2]),
-    "products": _table("kernels", _FORMAT, _every_product, PRODUCTS, TOKENS),
-}
-
-
-def main() -> str | None:
-    """Compile what was named, or everything; returns which kernels spill."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.kernel_resources",
-        description="Compile every Triton kernel and write the tables of"
-        " docs/kernels.md. Rows that were not compiled stay as they are.",
-    )
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        choices=["attention", "fused", *FORMATS],
-        help=f"attention, fused, or a format: {', '.join(FORMATS)}; a format after"
-        " fused is that of the fused kernels (default: everything)",
-    )
-    names = parser.parse_args().names
-    formats = [name for name in names if name in FORMATS]
-    spills = []
-    for name, table in TABLES.items():
-        of_formats = name == "products" and formats and "fused" not in names
-        if name in names or not names or of_formats:
-            chosen = () if name == "attention" else formats
-            spills += table.compute(chosen, write=True)
-    return "\n".join(spills) or None
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+OF_PRODUCTS = _table("kernels", _FORMAT, _every_product, PRODUCTS, TOKENS)
+OF_FUSED = _table("fused", _FORMAT, _every_fused_kernel, FUSED, TOKENS[:2])
+OF_ATTENTION = _table("attention", _HEADS, launch_attention, MODELS, DTYPES, CACHES)

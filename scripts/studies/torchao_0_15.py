@@ -25,10 +25,10 @@ import torch
 from llama_perf.measure.environment import collect
 from llama_perf.rows.spec import RowSpec
 from scripts import ROOT
-from scripts.doc_tables.document import github_table, place, replace_between
+from scripts.doc_tables.document import Place, github_table
 from scripts.studies.small_llama import CONFIG, MODEL, PROMPT, make_checkpoint
 
-PLACE = place("torchao-0.15.md", "comparison")
+PLACE = Place("torchao-0.15.md", "comparison")
 TORCHAO = "0.15.0"
 _ROW = RowSpec(model=MODEL, dtype="float32", device="cpu", compile=True, num_samples=3)
 row_of = partial(replace, _ROW, max_new_tokens=100)
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "\n\n".join(filter(None, tables))
         # After each round, so that a run that is stopped leaves the rounds before it.
         if not arguments.only:
-            replace_between(*PLACE, text)
+            PLACE.write(text)
     print(text)
     slower = [name_of(row) for row, pair in processes.items() if ratio(*pair) < 1.0]
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))

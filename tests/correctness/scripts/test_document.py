@@ -4,59 +4,67 @@ from pathlib import Path
 
 import pytest
 
-from scripts.doc_tables import document as documents
 from scripts.doc_tables.__main__ import main, tables
-from scripts.doc_tables.document import Table, replace_between, text_between
+from scripts.doc_tables.document import Place, Table
 
-BEGIN, END = "<!-- one: begin -->", "<!-- one: end -->"
-OTHER = "<!-- two: begin -->\n| x |\n|---|\n| 9 |\n<!-- two: end -->\n"
+BEFORE, AFTER = "before\n<!-- one: begin -->\n", "\n<!-- one: end -->\nafter\n"
+AFTER += "<!-- two: begin -->\n| x |\n|---|\n| 9 |\n<!-- two: end -->\n"
+CELLS = "| a   | b    |\n|-----|------|\n| x   | 1, 5 |\n| y   | 2    |"
 
 
 @pytest.fixture
 def document(tmp_path: Path) -> Path:
     path = tmp_path / "docs.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n{OTHER}", encoding="utf-8")
+    path.write_text(f"{BEFORE}old{AFTER}", encoding="utf-8")
     return path
 
 
-def test_what_stands_outside_the_marks_stays(document: Path) -> None:
-    table = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4, 5 |"
-    replace_between(document, BEGIN, END, f"Words first.\n\n{table}")
-    text = document.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\nWords first.")
-    assert text.endswith(f"| 4, 5 |\n{END}\nafter\n{OTHER}")
-    assert text_between(document, BEGIN, END) == f"Words first.\n\n{table}"
-    assert documents.rows_between(document, BEGIN, END) == [["1", "2"], ["3", "4, 5"]]
-    # Without the marks there is nothing between them.
-    assert text_between(document, "<!-- no -->", END) == ""
-    assert documents.rows_between(document, "<!-- no -->", END) == []
-    with pytest.raises(ValueError, match="unpack"):
-        replace_between(document, "<!-- no -->", END, "lost")
-    assert document.read_text(encoding="utf-8") == text
-
-
-def test_rows_that_are_named_are_computed_and_the_others_stay(
-    document: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = Table(
-        place=(document, BEGIN, END),
+@pytest.fixture
+def table(document: Path) -> Table:
+    return Table(
+        place=Place(str(document), "one"),
         headers=("a", "b"),
         keys=[("x",), ("y",)],
         draw=lambda key: ([f"new {key}"], ["too low"]),
     )
-    before = "| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |"
-    replace_between(*table.place, before)
+
+
+def test_what_stands_outside_the_marks_stays(document: Path, table: Table) -> None:
+    words = f"Words first.\n\n{CELLS}"
+    table.place.write(words)
+    assert document.read_text(encoding="utf-8") == f"{BEFORE}{words}{AFTER}"
+    assert table.place.read() == words
+    assert table.documented() == {("x",): ["1, 5"], ("y",): ["2"]}
+
+
+@pytest.mark.parametrize(
+    "text", ["", BEFORE, AFTER, AFTER + BEFORE, 2 * (BEFORE + AFTER)]
+)
+def test_a_document_without_each_mark_once_is_left_as_it_is(
+    text: str, document: Path, table: Table
+) -> None:
+    document.write_text(text, encoding="utf-8")
+    for use in (table.place.read, lambda: table.place.write("lost")):
+        with pytest.raises(ValueError, match="unpack"):
+            use()
+    assert document.read_text(encoding="utf-8") == text
+
+
+def test_rows_that_are_named_are_computed_and_the_others_stay(
+    table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.place.write(CELLS)
     assert table.compute(["y"]) == ["y: too low"]
-    assert text_between(*table.place) == before
+    assert table.place.read() == CELLS
     assert "| y   | new y |" in capsys.readouterr().out
     table.compute(["y"], write=True)
-    assert table.documented() == {("x",): ["1"], ("y",): ["new y"]}
+    assert table.documented() == {("x",): ["1, 5"], ("y",): ["new y"]}
 
 
 @pytest.mark.parametrize("name", ["limits", "performance", "sizes"])
 def test_the_document_has_what_is_computed(name: str) -> None:
     for table in tables(name):
-        written = text_between(*table.place)
+        written = table.place.read()
         command = f"python -m scripts.doc_tables {name} --write"
         assert table.drawn() == (written, []), command
     with pytest.raises(SystemExit, match="no row of the table: absent"):

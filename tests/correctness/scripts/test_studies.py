@@ -18,7 +18,6 @@ from llama_perf.results.run import Comparison, Report, Status, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json
-from scripts.doc_tables.document import text_between
 from scripts.studies import cache_cost, gate_study
 from scripts.studies import gate_simulation as gate
 from scripts.studies import torchao_0_15 as peer
@@ -56,7 +55,7 @@ def test_the_rows_are_what_the_document_claims() -> None:
     for group in GROUPS[1:]:
         assert [row.allocated_positions for row in group] == [8192, 131072]
         assert {row.fill for row in group} == {200}
-    written = text_between(*cache_cost.PLACE)
+    written = cache_cost.PLACE.read()
     assert all(f"| {row.id} " in written for row in chain(*GROUPS))
 
 
@@ -186,7 +185,7 @@ def test_its_rows_are_long_enough_for_one_step_in_a_hundred() -> None:
     assert min(row.max_new_tokens for row in chosen) > 100
     assert {row.device for row in chosen} == {"cpu"}
     for place in (gate_study.PLACE, gate_study.SET_PLACE):
-        assert "a baseline of 5 processes:" in text_between(*place)
+        assert "a baseline of 5 processes:" in place.read()
 
 
 TORCHAO = """\
