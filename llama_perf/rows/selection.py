@@ -17,11 +17,8 @@ from typing import Any
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.rows.limit_overrides import check_names
-from llama_perf.rows.spec import DEVICES, RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_plain
-
-DEFAULT_SETS = {device: device for device in DEVICES}
-"""The set that runs where none was asked for, by the machine's device."""
 
 
 def set_names() -> list[str]:

@@ -13,7 +13,7 @@ from llama_perf.devices.device import check_device, device_of, unasked_device
 from llama_perf.devices.driver import Driver, ask_driver, build_for, why_unseen
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.measure.environment import machine_notes
-from llama_perf.rows import selection
+from llama_perf.run.options import RunRequest
 from tests.correctness.support import nvidia_smi
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import Project
@@ -134,7 +134,7 @@ def test_a_machine_without_a_gpu_runs_what_it_can(
     assert machine_notes(cpu) == [f"no GPU is used: nvidia-smi says {says!r}"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine_notes(cpu) == []
-    assert selection.DEFAULT_SETS[unasked_device()] == "cpu"
+    assert RunRequest().named_set == "cpu"
 
 
 @pytest.mark.parametrize(

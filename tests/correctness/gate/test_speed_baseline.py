@@ -247,7 +247,7 @@ def test_rows_that_were_added_removed_and_changed_are_listed() -> None:
 
 UNEVEN = baseline_of_processes({CPU_ROW: (50, 100, 200), OTHER: (40, 90, 200)})
 SLOWED = baseline_of_processes({CPU_ROW: (0.5,) * 3}, "injected_slowdown")
-ELSEWHERE = with_first(environment=replace(ENVIRONMENT, torch="1.0"))
+ELSEWHERE = with_first(environment=replace(ENVIRONMENT, torch="1.0", commit="other"))
 BOTH = (CPU_ROW, OTHER)
 
 
