@@ -4,19 +4,20 @@ Sizes are of every native scheme, peaks of every row of the set `reference`.
 """
 
 import math
+from dataclasses import astuple
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from llama_perf.llama.config import ModelConfig, preset
-from llama_perf.measure.predict import RowBytes, model_bytes
+from llama_perf.measure.predict import model_bytes
 from llama_perf.measure.prepare import predict_row
 from llama_perf.results.measurement import GB
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables.document import Place, Table
+from scripts.doc_tables.document import Key, Place, Table
 from scripts.doc_tables.stored import published
 
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
@@ -48,27 +49,17 @@ CACHE_CEILINGS_GB = {
 class Size(NamedTuple):
     """One line; `reference_bytes` is None where a scheme has only one layout."""
 
-    model: str
-    scheme: str | None
-    dtype: str
     published_gb: float
     reference_bytes: int | None
     lean_bytes: int
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """The model and the scheme, as the table names them."""
-        return self.model, self.scheme or f"none, {self.dtype}"
-
-    @property
-    def comparable_bytes(self) -> int:
-        """In the layout whose size is to be the published one."""
-        return self.reference_bytes or self.lean_bytes
-
 
 @cache
-def sizes() -> list[Size]:
-    """Every size of the published table whose scheme is built natively."""
+def sizes() -> dict[Key, Size]:
+    """Every size of the published table whose scheme is built natively.
+
+    By the model and the scheme, as the table names them.
+    """
     lines = {}
     for row in load_set("reference"):
         model, scheme = row.model, row.quantization
@@ -79,11 +70,10 @@ def sizes() -> list[Size]:
         lean = model_bytes(preset(model), scheme, dtype=getattr(torch, dtype))
         more = more_bytes_of_zeros(preset(model), scheme)
         gb = published(row).model_size_bytes / GB
-        size = Size(model, scheme, dtype, gb, more and lean + more, lean)
-        lines[size.key] = size
-    return sorted(
-        lines.values(), key=lambda size: (size.model, -size.published_gb, str(size))
-    )
+        name = scheme or f"none, {dtype}"
+        lines[model, name] = Size(gb, more and lean + more, lean)
+    order = sorted(lines, key=lambda key: (key[0], -lines[key].published_gb, key))
+    return {key: lines[key] for key in order}
 
 
 def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
@@ -103,10 +93,10 @@ def more_bytes_of_zeros(config: ModelConfig, name: str | None) -> int | None:
 
 
 def _draw_size(*key: str) -> tuple[list[str], list[str]]:
-    (size,) = (size for size in sizes() if size.key == key)
+    size = sizes()[key]
     cells = [f"{size.published_gb:.2f}"]
     for stored in (size.reference_bytes, size.lean_bytes):
-        gb = (stored or 0) / 1e9
+        gb = (stored or 0) / GB
         cells += [f"{gb:.2f}", f"{gb / size.published_gb:.3f}"] if gb else ["", ""]
     return cells, []
 
@@ -115,58 +105,33 @@ _LAYOUTS = ("reference layout GB", "of published", "lean layout GB", "of publish
 SIZES = Table(
     place=Place("sizes.md", "sizes"),
     headers=("model", "scheme", "published GB", *_LAYOUTS),
-    keys=[size.key for size in sizes()],
+    keys=sizes(),
     draw=_draw_size,
 )
 
 
-class Peak(NamedTuple):
-    """The most memory that a row takes; its model may take `ceiling_gb`."""
-
-    row: RowSpec
-    published_gb: float
-    ceiling_gb: float
-    predicted: RowBytes
-
-    @property
-    def predicted_gb(self) -> float:
-        """The predicted peak, GB."""
-        return self.predicted.peak_bytes / 1e9
-
-
-@cache
-def peaks() -> list[Peak]:
-    """Of every row of the published table, in its order."""
-    return [
-        Peak(
-            row,
-            published(row).peak_memory_bytes / GB,
-            _ceiling_gb(row),
-            predict_row(row),
-        )
-        for row in load_set("reference")
-    ]
-
-
-def _ceiling_gb(row: RowSpec) -> float:
+def ceiling_gb(row: RowSpec) -> float:
+    """What a row of the published table may take at most."""
     if row.cache_size is not None:
         return CACHE_CEILINGS_GB[row.cache_size][row.kv_cache is not None]
     return CEILINGS_GB[row.quantization or row.dtype][MODELS.index(row.model)]
 
 
+_ROWS = {f"`{row.id}`": row for row in load_set("reference")}
+
+
 def _draw_peak(name: str) -> tuple[list[str], list[str]]:
-    (peak,) = (peak for peak in peaks() if f"`{peak.row.id}`" == name)
-    predicted = peak.predicted
-    parts = [predicted.model_size_bytes, predicted.embedding_bytes]
-    parts += [predicted.cache_bytes, predicted.working_bytes]
-    figures = (peak.published_gb, peak.predicted_gb, *(size / 1e9 for size in parts))
-    return [f"{figure:.2f}" for figure in (*figures, peak.ceiling_gb)], []
+    row = _ROWS[name]
+    predicted, took = predict_row(row), published(row).peak_memory_bytes
+    sizes = (took, predicted.peak_bytes, *astuple(predicted))
+    figures = (*(size / GB for size in sizes), ceiling_gb(row))
+    return [f"{figure:.2f}" for figure in figures], []
 
 
 _HEADERS = ["row", "published GB", "predicted GB", "weights", "embedding"]
 PEAKS = Table(
     place=Place("sizes.md", "peaks"),
     headers=[*_HEADERS, "caches and mask", "working memory", "at most"],
-    keys=[(f"`{row.id}`",) for row in load_set("reference")],
+    keys=[(name,) for name in _ROWS],
     draw=_draw_peak,
 )

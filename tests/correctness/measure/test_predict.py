@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from llama_perf.measure.timing import RowMemoryMeter, measure_row
 from llama_perf.measure.working_bytes import inside_prefill_bytes
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from scripts.doc_tables import sizes
+from scripts.doc_tables import sizes, stored
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support.schemes import schemes_on
@@ -44,20 +45,21 @@ ODD = {"dim": 40, "intermediate_size": 200, "vocab_size": 328, "head_dim": 20}
 
 
 def test_no_row_of_the_reference_is_predicted_above_its_ceiling() -> None:
-    cached = []
-    assert len(sizes.peaks()) == 43
-    for peak in sizes.peaks():
-        assert peak.predicted_gb <= peak.ceiling_gb, peak.row.id
-        assert 0 < peak.predicted.working_bytes < 0.1e9, peak.row.id
-        if peak.row.cache_size is not None:
-            cached.append(peak)
+    rows = selection.load_set("reference")
+    assert len(rows) == 43
+    for row in rows:
+        predicted = predict_row(row)
+        assert predicted.peak_bytes / 1e9 <= sizes.ceiling_gb(row), row.id
+        assert 0 < predicted.working_bytes < 0.1e9, row.id
+    cached = [row for row in rows if row.cache_size is not None]
     assert len(cached) == 15
-    for peak in cached:
+    for row in cached:
         # On the reference's path a row takes what was published: the mask of the whole
         # cache, and one layer's cache for every query head.
-        took = predict_row(replace(peak.row, attention="sdpa", fused=False)).peak_bytes
-        assert took / 1e9 == pytest.approx(peak.published_gb, rel=0.05), peak.row.id
-        assert peak.ceiling_gb < took / 1e9, peak.row.id
+        took = predict_row(replace(row, attention="sdpa", fused=False)).peak_bytes
+        listed = stored.published(row).peak_memory_bytes
+        assert took == pytest.approx(listed, rel=0.05), row.id
+        assert sizes.ceiling_gb(row) < took / 1e9, row.id
 
 
 def test_a_cache_of_codes_takes_no_more_than_its_ceiling_filled_or_not() -> None:
@@ -232,12 +234,14 @@ def test_autoquant_is_predicted_as_the_least_it_can_choose() -> None:
 
 
 def test_every_size_is_the_published_one_within_a_percent() -> None:
-    for size in sizes.sizes():
-        comparable_gb = size.comparable_bytes / 1e9
-        assert comparable_gb == pytest.approx(size.published_gb, rel=0.01), size
-        assert size.lean_bytes <= size.comparable_bytes, size
-    with_layout = {size.scheme for size in sizes.sizes() if size.reference_bytes}
-    assert with_layout == {"uintx-4-64", "uintx-2-8", "sparse-marlin"}
-    wanted = {*with_layout, None, "int8wo", "int8dq", "int4wo-64", "fp6"}
-    for model in sizes.MODELS:
-        assert wanted == {size.scheme for size in sizes.sizes() if size.model == model}
+    with_layout = {"uintx-4-64", "uintx-2-8", "sparse-marlin"}
+    for (_, scheme), size in sizes.sizes().items():
+        # In the layout whose size is to be the published one.
+        comparable_bytes = size.reference_bytes or size.lean_bytes
+        published_bytes = size.published_gb * 1e9
+        assert comparable_bytes == pytest.approx(published_bytes, rel=0.01), size
+        assert size.lean_bytes <= comparable_bytes, size
+        assert (size.reference_bytes is not None) == (scheme in with_layout)
+    wanted = {*with_layout, "int8wo", "int8dq", "int4wo-64", "fp6"}
+    wanted |= {f"none, {dtype}" for dtype in ("bfloat16", "float32")}
+    assert sizes.sizes().keys() == set(product(sizes.MODELS, wanted))
