@@ -24,11 +24,12 @@ from torch import Tensor
 from llama_perf.checkpoints import config as configs
 from llama_perf.checkpoints.gguf_reader import Fields, read_container
 from llama_perf.checkpoints.reader import Shape, StoredWeights
-from llama_perf.checkpoints.save import Saved, check_tensors, import_tensors, read_saved
+from llama_perf.checkpoints.save import Saved, check_tensors, read_saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.layers import inverse_frequencies
 from llama_perf.llama.transformer import is_unquantized
+from llama_perf.quantize.registry import import_all
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -61,7 +62,7 @@ def open_pth(path: Path) -> StoredWeights:
     config, config_from = configs.folder_config(path.parent)
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
-        import_tensors()
+        import_all()
     loaded = _unpickle(path, saved)
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         # The stories checkpoints of llama2.c keep the weights among other entries.

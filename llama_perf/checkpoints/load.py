@@ -20,7 +20,7 @@ from llama_perf.devices.device import KINDS, check_device
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
 from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
-from llama_perf.llama.transformer import Origin, Transformer, is_unquantized
+from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
 
@@ -187,17 +187,16 @@ def build_model(
     quantizer: Quantizer | None = None,
 ) -> Transformer:
     """Read, move and quantize one layer after the other."""
-    config, saved = reader.config, reader.saved
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(reader.config)
+    model.origin = reader.origin
 
     def assign(module: nn.Module, weights: dict[str, Tensor]) -> None:
         moved = {name: _moved(w, dtype, device) for name, w in weights.items()}
         module.load_state_dict(moved, assign=True)
 
-    model.origin = Origin(weights=reader.source) if saved is None else saved.origin
     assign(model.tok_embeddings, {"weight": reader.embedding()})
-    packed = quantizer is not None or (saved is not None and saved.scheme is not None)
+    packed = quantizer is not None or model.origin.scheme is not None
     scratch = ScratchPool(device if packed else torch.device("cpu"))
     for index, layer in enumerate(model.layers):
         with scratch.allocate():

@@ -21,6 +21,7 @@ from torch import Tensor
 from llama_perf.checkpoints.save import Saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.transformer import Origin
 from llama_perf.rows.spec import DTYPE_TOKENS
 
 Shape = tuple[int, ...]
@@ -63,6 +64,11 @@ class WeightsReader:
     """The record that `save_model` wrote with the weights; None for all others."""
     own_output: bool = False
     """Whether a tied model has an output layer: its own was quantized and saved."""
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of a model with these weights."""
+        return Origin(weights=self.source) if self.saved is None else self.saved.origin
 
     def embedding(self) -> Tensor:
         """`tok_embeddings.weight`, (vocab_size, dim)."""

@@ -13,9 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,6 +32,7 @@ from llama_perf.llama.transformer import (
     is_unquantized,
 )
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.registry import config_for, import_all
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
 from llama_perf.strict_json import from_plain, record
@@ -93,16 +92,6 @@ def read_saved(folder: Path) -> Saved | None:
     return from_plain(Saved, fields, source=source, error=WeightsError)
 
 
-def import_tensors() -> None:
-    """Register every scheme's tensor classes with `torch.load`."""
-    from llama_perf.quantize import registry
-
-    registry.import_all()
-    # Not in every torchao; a file that needs it is then refused by its class.
-    with suppress(ImportError):
-        import_module("torchao.prototype.quantization.int4")
-
-
 def kernels_of(weight: object) -> str | None:
     """The kernels of a quantized tensor: native or torchao; None if it is not one."""
     from torchao.utils import TorchAOBaseTensor
@@ -151,8 +140,6 @@ def check_usable(
     """
     if saved.scheme is None or saved.kernels != "torchao":
         return
-    from llama_perf.quantize.registry import config_for
-
     if (name := str(dtype).removeprefix("torch.")) != saved.dtype:
         reason = f"{path} was saved for {saved.dtype}, which torchao's tensors keep"
         raise SpecError("dtype", name, reason)
@@ -258,7 +245,7 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     packed.sort(key=Tensor.numel, reverse=True)
     smallest = {type(tensor): tensor for tensor in packed}
     if smallest:
-        import_tensors()
+        import_all()
     for kind, tensor in smallest.items():
         buffer = io.BytesIO()
         try:

@@ -34,9 +34,8 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
-    from llama_perf.measure.environment import collect, machine_notes
+    from llama_perf.measure.environment import collect, compiler_problem, machine_notes
     from llama_perf.measure.prepare import check_runnable
-    from llama_perf.measure.toolchain import compiler_problem
 
     yield "python", platform.python_version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"

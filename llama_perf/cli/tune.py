@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Tune the products of the selected rows; each choice is stored when it is made."""
     from llama_perf.devices.device import check_device, device_of
     from llama_perf.kernels import launch_table
-    from llama_perf.measure.toolchain import triton_problem
+    from llama_perf.measure.environment import triton_problem
     from llama_perf.measure.tune import products, tune
 
     path = arguments.table or launch_table.FILE

@@ -16,6 +16,7 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
+from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
@@ -85,8 +86,6 @@ def model_bytes(
     parsed = None if scheme is None else Scheme.parse(scheme)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
     if parsed is not None and not unchecked:
-        from llama_perf.quantize.registry import config_for
-
         cpu, shapes = torch.device("cpu"), {**linears, "output": output}
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
         # It imports torchao, which `config_for` does quietly.

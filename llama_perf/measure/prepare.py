@@ -17,8 +17,8 @@ from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
-from llama_perf.measure.toolchain import build_problem
 from llama_perf.quantize.apply import (
     Quantizer,
     chosen_schemes,
@@ -27,7 +27,6 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
-from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
@@ -193,12 +192,12 @@ def _open_row(
 
 def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
     """`row` with the scheme that its checkpoint was saved in, if it was."""
-    if reader.saved is None or reader.saved.scheme is None:
+    origin = reader.origin
+    if origin.scheme is None:
         return row
     if row.quantization is not None:
-        raise quantized_already(row.quantization, reader.saved.origin)
-    scheme, kernels = reader.saved.scheme, str(reader.saved.kernels)
-    return replace(row, quantization=scheme, kernels=kernels)
+        raise quantized_already(row.quantization, origin)
+    return replace(row, quantization=origin.scheme, kernels=str(origin.kernels))
 
 
 def _check_built(row: RowSpec) -> None:

@@ -9,7 +9,7 @@ where they can be. Knows no baseline.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,6 @@ from torch.func import functional_call
 
 from llama_perf.errors import ValuesError
 from llama_perf.llama.attention import KVCache, Place, VisiblePositions
-from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prepare import PreparedRow
@@ -106,7 +105,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     row, engine = prepared.row, prepared.engine
     dequantized = _runs_modules(row, engine)
     against = DEQUANTIZED if dequantized else OPERATORS
-    wanted = _reference(engine, observed, dequantized=dequantized, kind=row.kv_cache)
+    wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:_SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
@@ -158,9 +157,7 @@ def _runs_modules(row: RowSpec, engine: Engine) -> bool:
     return False
 
 
-def _reference(
-    engine: Engine, observed: Observed, *, dequantized: bool, kind: str | None
-) -> Tensor:
+def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
     model, start, tokens = engine.model, engine.filled, observed.tokens
     prompt, lengths = observed.prompt, observed.lengths
@@ -173,15 +170,23 @@ def _reference(
     text = torch.cat((prompt, torch.zeros_like(tokens[:, 1:])), dim=1)
     text = text.scatter(1, places[:, 1:], tokens[:, :-1])
     end = start + text.shape[1]
-    run_block: Callable[..., Tensor] = TransformerBlock.forward
-    if dequantized:
-        run_block = _wide_block(model.config, start, end, kind)
+
+    def run_wide(block: Any, x: Tensor, cache: KVCache, place: Place) -> Any:
+        """In float32, over a copy of the block's cache as long as the text."""
+        options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+        options |= {"batch_size": len(x), "cache_size": end}
+        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
+            if copied is not None and filled is not None:
+                copied[:, :, :start] = filled[:, :, :start]
+        return functional_call(block, _wide(block), (x.float(), wide, place))
+
     x = model.hidden(
         text,
         torch.arange(start, end, device=model.device),
         caches=engine.caches,
         visible=VisiblePositions(end=end),
-        run_block=run_block,
+        run_block=run_wide if dequantized else TransformerBlock.forward,
     )
     rows = torch.arange(min(len(x), _SEQUENCES), device=x.device)[:, None]
     x = x[rows, places[:_SEQUENCES]]
@@ -189,22 +194,6 @@ def _reference(
         normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
         return normed @ _float(model.output.weight).T
     return model.head(x).float()
-
-
-def _wide_block(config: ModelConfig, start: int, end: int, kind: str | None) -> Any:
-    """How a block runs in float32, over a copy of its cache as long as the text."""
-
-    def run(block: TransformerBlock, x: Tensor, cache: KVCache, place: Place) -> Tensor:
-        sizes = {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(config, **sizes, dtype=torch.float32, device=x.device, kind=kind)
-        if start:
-            for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
-                if (filled := getattr(cache, name)) is not None:
-                    getattr(wide, name)[:, :, :start] = filled[:, :, :start]
-        out: Tensor = functional_call(block, _wide(block), (x.float(), wide, place))
-        return out
-
-    return run
 
 
 def _wide(module: torch.nn.Module) -> dict[str, Tensor]:

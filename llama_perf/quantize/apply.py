@@ -96,7 +96,7 @@ def make_quantizer(
     kernels: str,
     device: torch.device,
     dtype: torch.dtype,
-    schemes: Mapping[tuple[int, int], str] | None = None,
+    schemes: Mapping[tuple[int, int], str] = {},
 ) -> Quantizer:
     """A function that quantizes every linear of a module in place.
 
@@ -115,11 +115,9 @@ def make_quantizer(
     def config_for_shape(rows: int, columns: int) -> AOBaseConfig | None:
         if scheme.family not in AUTOQUANT:
             return config
-        shape, chosen = (rows, columns), {} if schemes is None else schemes
-        if shape not in chosen:
-            known = ", ".join(map(str, chosen)) or "no shape at all"
-            raise SpecError("shape", shape, f"autoquant chose for {known}")
-        own = chosen[shape]
+        if (own := schemes.get((rows, columns))) is None:
+            known = ", ".join(map(str, schemes)) or "no shape at all"
+            raise SpecError("shape", (rows, columns), f"autoquant chose for {known}")
         return None if own == UNQUANTIZED else config_of(Scheme.parse(own))
 
     def quantize(module: nn.Module, prefix: str) -> None:

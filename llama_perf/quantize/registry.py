@@ -11,6 +11,7 @@ import logging
 import pkgutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
@@ -62,9 +63,13 @@ def config_for(
 def import_all() -> None:
     """Import every module of this package, so that each scheme is registered.
 
-    Their tensors can be loaded from then on. Raises NotRunnable without torchao.
+    `torch.load` knows the tensors of each from then on. Raises NotRunnable without
+    torchao.
     """
     import_torchao()
+    # Not in every torchao; a file that needs it is then refused by its class.
+    with suppress(ImportError):
+        import_module("torchao.prototype.quantization.int4")
     package = import_module("llama_perf.quantize")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         import_module(module.name)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from llama_perf.devices.device import KINDS, run_device
 from llama_perf.measure.device_ceiling import measure_ceiling
-from llama_perf.measure.environment import collect
-from llama_perf.measure.toolchain import triton_problem
+from llama_perf.measure.environment import collect, triton_problem
 
 
 def _parts() -> Iterator[tuple[str, object]]:

@@ -21,8 +21,8 @@ from llama_perf.devices import processor
 from llama_perf.llama import compiler
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.layers import Linear, product
+from llama_perf.measure.environment import broken_upstream
 from llama_perf.quantize.apply import quantize_model
-from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.figures import equal_up_to_turned_codes
 from tests.correctness.support import engines

@@ -18,10 +18,10 @@ from llama_perf.devices import base, cpu
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.measure import device_ceiling, toolchain
+from llama_perf.measure import device_ceiling, environment
 from llama_perf.measure.device_ceiling import measure_ceiling, stream_gb_s
+from llama_perf.measure.environment import build_problem, compiler_problem
 from llama_perf.measure.prepare import check_runnable
-from llama_perf.measure.toolchain import build_problem, compiler_problem
 from llama_perf.results.measurement import Ceiling
 from llama_perf.rows.spec import RowSpec
 
@@ -139,8 +139,8 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
     """The commands of a machine that has Triton and Python's headers, and no other."""
     commands: set[str] = set()
     monkeypatch.setattr(shutil, "which", lambda name: name in commands or None)
-    monkeypatch.setattr(toolchain, "package_version", lambda _: "1.0")
-    monkeypatch.setattr(toolchain, "_include_folder", lambda: tmp_path)
+    monkeypatch.setattr(environment, "package_version", lambda _: "1.0")
+    monkeypatch.setattr(environment, "_include_folder", lambda: tmp_path)
     (tmp_path / "Python.h").touch()
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
@@ -179,12 +179,12 @@ def test_what_is_missing_is_told(
     monkeypatch.setattr("llama_perf.measure.prepare.check_device", torch.device)
     with pytest.raises(NotRunnable, match=re.escape(problem)):
         check_runnable(replace(EAGER, attention="decode", fused=True))
-    monkeypatch.setattr(toolchain, "package_version", lambda _: None)
+    monkeypatch.setattr(environment, "package_version", lambda _: None)
     assert problems() == (None, "Triton is not installed (pip install triton)")
 
 
 def test_the_folder_is_the_one_that_triton_compiles_with() -> None:
-    assert (toolchain._include_folder() / "Python.h").is_file()
+    assert (environment._include_folder() / "Python.h").is_file()
 
 
 @pytest.mark.usefixtures("installed")

@@ -20,13 +20,13 @@ from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.cuda import CudaDevice
 from llama_perf.errors import NotRunnable, SpecError, TokenizerError, WeightsError
+from llama_perf.measure import environment
 from llama_perf.measure import prepare as build
-from llama_perf.measure import toolchain
+from llama_perf.measure.environment import broken_upstream
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import check_runnable, predict_row, prepare_row
 from llama_perf.measure.timing import time_row
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.known_bugs import broken_upstream
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
@@ -192,7 +192,7 @@ def test_what_is_not_built_or_cannot_be_compiled_here_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(toolchain, "compiler_problem", lambda _device: "no compiler")
+    monkeypatch.setattr(environment, "compiler_problem", lambda _device: "no compiler")
     for change, reason in (
         ({"quantization": "fp6", "kernels": "torchao"}, "scheme fp6 is not built on "),
         ({"compile": True}, "no compiler"),

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from llama_perf.checkpoints import load
 from llama_perf.checkpoints.reader import SyntheticWeights
-from llama_perf.checkpoints.save import Saved
 from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
 from llama_perf.llama.config import preset
+from llama_perf.llama.transformer import Origin
 from llama_perf.measure.live_bytes import Storages
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows import selection
@@ -171,7 +171,7 @@ def build(
     patch.setattr(load, "ScratchPool", lambda _device: scratch)
     patch.setattr(SyntheticWeights, "_tensor", empty)
     dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
-    quantizer, mix = None, None
+    quantizer, mix = None, {}
     if scheme in MIXES:
         dim, hidden = config.dim, config.intermediate_size
         rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
@@ -232,10 +232,7 @@ def test_packed_weights_of_a_file_are_moved_close_together_too(
     scratch_pool = Mock(return_value=nowhere)
     monkeypatch.setattr(load, "ScratchPool", scratch_pool)
     reader = tiny_weights()
-    saved: dict[str, Any] = dict.fromkeys(("torch", "torchao", "llama_perf"))
-    saved |= {"weights": "synthetic", "dtype": "float32", "device": "cpu"}
-    kernels = None if scheme is None else "native"
-    reader.saved = Saved(scheme=scheme, kernels=kernels, **saved)
+    reader.saved = Mock(origin=Origin(weights="synthetic", scheme=scheme))
     load.build_model(reader, dtype=torch.float32, device=META)
     scratch_pool.assert_called_once_with(where)
 

@@ -210,7 +210,7 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
 
 
 @pytest.mark.parametrize(
-    ("schemes", "known"), [(None, "no shape at all"), ({(1, 2): "none"}, r"\(1, 2\)")]
+    ("schemes", "known"), [({}, "no shape at all"), ({(1, 2): "none"}, r"\(1, 2\)")]
 )
 def test_a_shape_without_a_choice_is_refused(schemes: Any, known: str) -> None:
     quantize = make_quantizer("autoquant", kernels="native", schemes=schemes, **CPU)
