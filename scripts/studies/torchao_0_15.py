@@ -33,12 +33,7 @@ TORCHAO = "0.15.0"
 _ROW = RowSpec(model=MODEL, dtype="float32", device="cpu", compile=True, num_samples=3)
 row_of = partial(replace, _ROW, max_new_tokens=100)
 """A row that both sides run, with these defaults."""
-# A cache as small as 200 tokens need, and a larger one: eager, as the table's rows are.
-SMALL_CACHE = row_of(compile=False, max_new_tokens=200)
-LARGE_CACHES = (
-    replace(SMALL_CACHE, cache_size=2048),
-    replace(SMALL_CACHE, cache_size=2048, kv_cache_quantization=True),
-)
+_LONG = row_of(compile=False, max_new_tokens=200)
 ROWS = (
     *(
         row_of(quantization=scheme, compile=compiled)
@@ -52,8 +47,10 @@ ROWS = (
     row_of(quantization="fp6", max_new_tokens=20, num_samples=1),
     row_of(quantization="sparse-marlin"),
     row_of(quantization="autoquant"),
-    SMALL_CACHE,
-    *LARGE_CACHES,
+    # A cache as small as 200 tokens need, and larger ones.
+    _LONG,
+    replace(_LONG, cache_size=2048),
+    replace(_LONG, cache_size=2048, kv_cache_quantization=True),
 )
 
 # torchao finds a model's shape by its name in a table of its own, so the name is
@@ -197,20 +194,20 @@ def text_of(output: str) -> str:
     return next((line for line in output.splitlines() if line.startswith(PROMPT)), "")
 
 
-def wrong(side: str, row: RowSpec, run_side: Callable[..., Ran]) -> list[Ran]:
-    """A short greedy run of the row that failed, or wrote another text if compiled.
+def greedy(side: str, row: RowSpec, run_side: Callable[..., Ran]) -> Ran:
+    """The row run greedily; a failed run if compiled it writes another text than eager.
 
-    Nothing if all is well. A row that computes wrong values has no speed to compare.
+    A row that computes wrong values has no speed to compare.
     """
     texts = set()
     for compiled in {row.compile, False}:
-        short = replace(row, compile=compiled, max_new_tokens=8, num_samples=1)
-        ran = run_side(side, short, "--temperature", "0")
+        once = replace(row, compile=compiled, num_samples=1)
+        ran = run_side(side, once, "--temperature", "0")
         if ran.problem is not None:
-            return [ran]
+            return ran
         texts.add(text_of(ran.output))
     problem = "wrong values: compiled, its greedy text is not that of its own eager run"
-    return [] if len(texts) == 1 else [Ran(problem=problem)]
+    return ran if len(texts) == 1 else Ran(problem=problem)
 
 
 def _median(runs: Sequence[Ran], field: str) -> float:
@@ -247,24 +244,7 @@ def comparison_table(processes: Processes) -> str:
             # Up to the first sentence: torch goes on for a page about dispatch keys.
             reasons = [ran.problem.split(". ")[0] for ran in runs if ran.problem]
             problems += [f"- {name_of(row)}, {side}: `{why:.150}`" for why in reasons]
-    return "\n\n".join(
-        filter(None, [github_table(lines, headers), "\n".join(problems)])
-    )
-
-
-def cache_table(processes: Processes) -> str:
-    """The speed with a larger cache as a share of the small one's, markdown.
-
-    Nothing if one of the rows was not run.
-    """
-    lines = []
-    for row in LARGE_CACHES:
-        pairs = (processes.get(one, ([], [])) for one in (SMALL_CACHE, row))
-        shares = [ratio(*runs) for runs in zip(*pairs, strict=True)]
-        if any(map(math.isnan, shares)):
-            return ""
-        lines.append([name_of(row), *map(_cell, shares)])
-    return github_table(lines, ["share of the small cache's tok/s", *SIDES])
+    return "\n".join([github_table(lines, headers), "", *problems]).rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -293,8 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start, texts = time.monotonic(), set()
     for side in SIDES:
-        row = row_of(compile=False, max_new_tokens=20, num_samples=1)
-        ran = run_side(side, row, "--temperature", "0")
+        ran = greedy(side, row_of(compile=False, max_new_tokens=20), run_side)
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
         texts.add(text_of(ran.output))
@@ -306,9 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for side, runs in zip(SIDES, pair, strict=True)
     ]
     for side, row, runs in turns:
-        runs += wrong(side, row, run_side)
-        outcome = runs[0].problem if runs else "runs"
-        print(f"{name_of(row)}, {side}: {outcome}", flush=True)
+        ran = greedy(side, replace(row, max_new_tokens=8), run_side)
+        runs += [ran] if ran.problem else []
+        print(f"{name_of(row)}, {side}: {ran.problem or 'runs'}", flush=True)
     for number in range(1, arguments.rounds + 1):
         for side, row, runs in turns:
             if any(ran.problem for ran in runs):
@@ -320,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"round {number}, {name_of(row)}, {side}: {outcome}", flush=True)
         minutes = (time.monotonic() - start) / 60
         text = _conditions(number, minutes, same=len(texts) == 1)
-        tables = (text, comparison_table(processes), cache_table(processes))
-        text = "\n\n".join(filter(None, tables))
+        text = f"{text}\n\n{comparison_table(processes)}"
         # After each round, so that a run that is stopped leaves the rounds before it.
         if not arguments.only:
             PLACE.write(text)

@@ -263,18 +263,20 @@ def test_the_table_has_medians_ratios_and_reasons() -> None:
     assert "goes on" not in table
 
 
-def test_larger_caches_stand_beside_the_small_one_of_their_own_side() -> None:
-    rows, rates = (peer.SMALL_CACHE, *peer.LARGE_CACHES), ((50, 80), (36, 80), (19, 76))
-    processes: peer.Processes = {
-        row: ([ran(theirs)], [ran(ours)])
-        for row, (theirs, ours) in zip(rows, rates, strict=True)
-    }
-    table = peer.cache_table(processes)
-    assert "| none, eager, 200 tokens, cache 2048          | 0.72      | 1.00" in table
-    assert "| none, eager, 200 tokens, cache 2048, int8 KV | 0.38      | 0.95" in table
-    processes[peer.SMALL_CACHE][0].clear()
-    assert peer.cache_table(processes) == ""
-    for side in peer.SIDES:
-        words = peer.command(side, rows[2], Path("model.pth"), Path("python"))
-        assert words[words.index("--cache_size") + 1] == "2048"
-        assert "--kv_cache_quantization" in words
+@pytest.mark.parametrize("side", peer.SIDES)
+def test_a_row_with_a_larger_quantized_cache_is_one_of_both_sides(side: str) -> None:
+    words = peer.command(side, peer.ROWS[-1], Path("model.pth"), Path("python"))
+    assert words[words.index("--cache_size") + 1] == "2048"
+    assert "--kv_cache_quantization" in words
+    assert peer.name_of(peer.ROWS[-1]) == "none, eager, 200 tokens, cache 2048, int8 KV"
+
+
+def test_a_row_that_writes_another_text_compiled_is_wrong() -> None:
+    def run_side(side: str, row: RowSpec, *flags: str) -> peer.Ran:
+        assert flags == ("--temperature", "0")
+        return peer.Ran(output=f"{PROMPT} {side if row.compile else 'right'}")
+
+    assert peer.greedy("right", peer.row_of(), run_side).problem is None
+    assert peer.greedy("wrong", peer.row_of(compile=False), run_side).problem is None
+    wrong = peer.greedy("wrong", peer.row_of(), run_side)
+    assert str(wrong.problem).startswith("wrong values")
