@@ -59,7 +59,7 @@ def kernel_rows(sets: Iterable[str]) -> list[RowSpec]:
 
 
 def meta_engine(row: RowSpec) -> Engine:
-    """The engine of a row whose model has two layers and no values."""
+    """The engine of an eager row whose model has two layers and no values."""
     dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
     # Alike layers launch alike; the first one's input is the embedding.
     with META:
@@ -68,8 +68,7 @@ def meta_engine(row: RowSpec) -> Engine:
     if scheme is not None:
         quantize = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
         quantize(model, "model")
-    uncompiled = replace(row, compile=False, compile_prefill=False)
-    return Engine(model, EngineOptions.of(uncompiled))
+    return Engine(model, EngineOptions.of(row))
 
 
 def compile_row(row: RowSpec) -> None:

@@ -12,15 +12,14 @@ from itertools import product as pairs
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.llama.attention import KINDS, KVCache
 from llama_perf.llama.config import ModelConfig, preset
-from llama_perf.llama.fused import packed
-from llama_perf.llama.layers import product
-from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.autoquant import timing
+from llama_perf.rows.schemes import UNQUANTIZED
 from scripts.doc_tables.document import Place, Table
 from scripts.studies.compile_only import LaunchingOperators, compiled
 from scripts.studies.product_times import shapes
@@ -38,29 +37,22 @@ PRODUCTS = ["int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "uintx-3
 PRODUCTS += ["fp6", "float8wo", "float8dq", "sparse-marlin"]
 FUSED = ["bfloat16", *(name for name in PRODUCTS if name != "float8dq")]
 """float8dq has no fused kernel."""
+# Of formats that are no scheme's name; both of float8dq are multiplied alike.
+_SCHEMES = {"bfloat16": UNQUANTIZED, "float8dq": "float8dq-row"}
+_META = torch.device("meta")
+_product = partial(timing.Product, dtype=torch.bfloat16)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """A tensor without values."""
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def weight(name: str, rows: int, columns: int) -> Tensor:
-    """A weight of PRODUCTS or in bfloat16, on the meta device."""
-    linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.bfloat16)
-    linear.requires_grad_(False)
-    if name != "bfloat16":
-        # float8dq's two schemes are multiplied alike.
-        scheme = "float8dq-row" if name == "float8dq" else name
-        card, dtype = torch.device("cuda"), torch.bfloat16
-        make_quantizer(scheme, kernels="native", device=card, dtype=dtype)(linear, name)
-    return linear.weight
+    return torch.empty(shape, dtype=dtype, device=_META)
 
 
 def launch_product(name: str, tokens: int, rows: int, columns: int) -> None:
-    """The product of a linear with such a weight."""
+    """The product of a linear whose weight has a format of PRODUCTS."""
+    product = _product(tokens=tokens, rows=rows, columns=columns)
     with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types
-        product(empty(tokens, columns), weight(name, rows, columns))
+        timing.launch_once(product, _SCHEMES.get(name, name))
 
 
 def _every_product(name: str, tokens: int) -> None:
@@ -81,7 +73,9 @@ def launch_fused(
     config = preset(model)
     dim, width = config.dim, config.head_dim
     rows, columns = shapes(config)[KERNELS[kernel]]
-    x, linear = empty(tokens, columns), packed(weight(name, rows, columns), name)
+    x = empty(tokens, columns)
+    product = _product(tokens=tokens, rows=rows, columns=columns, how="fused")
+    (linear,), *_ = timing.weight_copies(_SCHEMES.get(name, name), product, _META)
     counter = empty(rows, dtype=torch.int32)
     peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
     norm = fused.Norm(weight=empty(dim), eps=1e-5)
@@ -133,7 +127,7 @@ def _cache(
         batch_size=1,
         cache_size=size,
         dtype=dtype,
-        device=torch.device("meta"),
+        device=_META,
         kind=None if kind == "unquantized" else kind,
     )
 
