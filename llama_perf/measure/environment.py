@@ -120,17 +120,17 @@ def _include_folder() -> Path:
     return Path(sysconfig.get_paths(scheme=scheme)["include"])
 
 
-def broken_upstream(row: RowSpec, *, torch_version: str = torch.__version__) -> str:
+def broken_upstream(row: RowSpec) -> str:
     """Why what `row` would measure is not what it names, or an empty string."""
     if (
         (row.quantization, row.kernels, row.device) == ("int8dq", "torchao", "cpu")
         and row.compile
-        and Version(Version(torch_version).base_version) < _INT8DQ_RIGHT_FROM
+        and Version(Version(torch.__version__).base_version) < _INT8DQ_RIGHT_FROM
     ):
         # Inductor's fused linear with int8 activations takes the scale of one token
         # for a zero-dimensional tensor and misreads it: products are off by 1e4.
         return (
-            f"torch {torch_version} compiles torchao's int8dq of one token to wrong"
+            f"torch {torch.__version__} compiles torchao's int8dq of one token to wrong"
             f" values on CPU; torch {_INT8DQ_RIGHT_FROM} does not"
         )
     return ""

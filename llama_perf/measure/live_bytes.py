@@ -17,22 +17,27 @@ from torch.utils._pytree import tree_leaves
 from llama_perf.llama.memory_segments import inner_tensors
 
 
-class Storages(TorchDispatchMode):
-    """While active, calls `changed` for each storage on devices of type `device`.
+class LiveBytes(TorchDispatchMode):
+    """While active, counts storages on devices of type `device`: bytes `now`, `peak`.
 
     Those of `known` are left out; another one that existed before counts once an
-    operator hands it out again.
+    operator hands it out again. `inside` are bytes that an operator takes while it
+    runs, beside its result.
     """
 
-    def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, device: str, known: Iterable[Tensor] = (), inside: Mapping[Any, int] = {}
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device, self._numbers = device, count()
+        self.now = self.peak = 0
+        self._device, self._inside, self._numbers = device, inside, count()
         parts = chain.from_iterable(map(inner_tensors, known))
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in parts)
 
     def changed(self, number: int, size: int) -> None:
         """Storage `number` was made, of so many bytes, or is gone: negative."""
-        raise NotImplementedError
+        del number
+        self.now += size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -42,6 +47,7 @@ class Storages(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.device.type == self._device:
                 for tensor in inner_tensors(leaf):
                     self._note(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now + self._inside.get(func, 0))
         return out
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -51,26 +57,3 @@ class Storages(TorchDispatchMode):
             self._seen.add(storage)
             self.changed(number, size)
             weakref.finalize(storage, self.changed, number, -size)
-
-
-class LiveBytes(Storages):
-    """`now` and `peak` are in bytes.
-
-    `inside` are bytes that an operator takes while it runs, beside its result.
-    """
-
-    def __init__(
-        self, device: str, known: Iterable[Tensor] = (), inside: Mapping[Any, int] = {}
-    ) -> None:
-        super().__init__(device, known)
-        self.now, self.peak, self._inside = 0, 0, inside
-
-    def changed(self, number: int, size: int) -> None:
-        """See `Storages.changed`."""
-        del number
-        self.now += size
-
-    def __torch_dispatch__(self, func: Any, *arguments: Any) -> Any:
-        out = super().__torch_dispatch__(func, *arguments)
-        self.peak = max(self.peak, self.now + self._inside.get(func, 0))
-        return out

@@ -11,6 +11,7 @@ from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.errors import PromptError, TokenizerError
 from tests.correctness.support import tokenizer_samples as samples
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.tokenizer_samples import SIZE, llama3, smollm2
 
 USER = Message("user", " Hello!\nWhat is 12  345?  ")
@@ -111,9 +112,7 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(
         samples.write_gguf(tmp_path / "a.gguf", token_type=types)
     )
-    with pytest.raises(TokenizerError) as caught:
-        encode_chat(tokenizer, [USER])
-    assert str(caught.value) == (
+    assert refusal(encode_chat, tokenizer, [USER], error=TokenizerError) == (
         "chat: the tokenizer has no template's special tokens; allowed:"
         " ChatML: <|im_start|> <|im_end|>;"
         " Llama 3: <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>;"
@@ -138,9 +137,7 @@ WRONG = "messages[{}].role: {!r} is not allowed; allowed: {!r}"
     ],
 )
 def test_turns_out_of_order(turns: list[Message], message: str) -> None:
-    with pytest.raises(PromptError) as caught:
-        encode_chat(llama3(), turns)
-    assert str(caught.value) == message
+    assert refusal(encode_chat, llama3(), turns, error=PromptError) == message
 
 
 def test_the_name_of_a_chat_model() -> None:

@@ -16,7 +16,7 @@ from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.tokenizer_samples import write_gguf
-from tests.correctness.support.weights_samples import TINY, all_weights, refusal
+from tests.correctness.support.weights_samples import TINY, all_weights, file_refusal
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 KINDS = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}
@@ -121,7 +121,7 @@ def test_other_rope_factors_are_refused(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     for factors in ([1.0, 2.0, 3.0, 4.0], [1.0] * 3, [nan] * 4, [inf] * 4):
         change = {"rope_freqs.weight": torch.tensor(factors)}
-        assert refusal(write(tmp_path, change, config=LLAMA31)) == (
+        assert file_refusal(write(tmp_path, change, config=LLAMA31)) == (
             "rope_freqs.weight: these RoPE factors are not allowed; allowed: those of"
             " Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
         )
@@ -149,18 +149,18 @@ def test_a_field_that_does_not_fit(
     tmp_path: Path, name: str, value: object, allowed: str
 ) -> None:
     problem = f"{name}: {value!r} is not allowed; {allowed}"
-    assert refusal(write(tmp_path, fields={name: value})) == problem
+    assert file_refusal(write(tmp_path, fields={name: value})) == problem
 
 
 def test_too_many_tensors_a_missing_field_or_file(tmp_path: Path) -> None:
     path = write(tmp_path, config=replace(TINY, n_layers=1))
     first = "the tensor blk.1.attn_q.weight (and 8 more) is not allowed; "
-    assert refusal(path).startswith(first)
+    assert file_refusal(path).startswith(first)
     path.unlink()
     path = write_gguf(tmp_path / "vocabulary.gguf")
-    assert refusal(path) == "the field 'llama.embedding_length' is missing"
+    assert file_refusal(path) == "the field 'llama.embedding_length' is missing"
     absent = "cannot be read: No such file or directory"
-    assert refusal(tmp_path / "tiny.gguf", open_gguf) == absent
+    assert file_refusal(tmp_path / "tiny.gguf", open_gguf) == absent
 
 
 def test_smollm2_is_its_preset() -> None:

@@ -12,7 +12,7 @@ import torch
 from llama_perf.checkpoints.formats import open_pth
 from llama_perf.llama.config import PRESETS
 from tests.correctness.support import weights_samples as samples
-from tests.correctness.support.weights_samples import TINY, all_weights, refusal
+from tests.correctness.support.weights_samples import TINY, all_weights, file_refusal
 
 CONFIG = "config.json"
 BUFFERS = (
@@ -87,7 +87,7 @@ def test_where_the_configuration_comes_from(
     save(folder, {**weights, "norm.weight": torch.ones(3)})
     preset = "the preset tiny-2L, from the folder's name,"
     message = f"norm.weight: shape (3,) is not allowed; {preset} wants (32,)"
-    assert refusal(path) == message
+    assert file_refusal(path) == message
 
 
 def test_tied_by_what_the_file_holds(folder: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_pickle_that_would_run_code_is_refused(folder: Path, how: str) -> None
         "refused: it asks for posix.system, which can run code; nothing was executed;"
         " allowed: a dict of tensors"
     )
-    assert refusal(path) == (DAMAGED if how == "later protocol" else message)
+    assert file_refusal(path) == (DAMAGED if how == "later protocol" else message)
     assert not (folder / "created").exists()
 
 
 def test_no_weights(folder: Path) -> None:
     absent = "cannot be read: No such file or directory"
-    assert refusal(folder / "model.pth", open_pth) == absent
+    assert file_refusal(folder / "model.pth", open_pth) == absent
     kind = "is not allowed; allowed: a dict of tensors, at least one"
     step = "step: int is not allowed; allowed: unquantized tensors, or those of linear"
     values: list[tuple[object, str]] = [
@@ -139,14 +139,14 @@ def test_no_weights(folder: Path) -> None:
         ({**all_weights(), "step": 3}, step),
     ]
     for value, message in values:
-        assert refusal(save(folder, value)).startswith(message)
+        assert file_refusal(save(folder, value)).startswith(message)
     (folder / "model.pth").write_bytes(b"these are no weights" * 20)
-    assert refusal(folder / "model.pth") == DAMAGED
+    assert file_refusal(folder / "model.pth") == DAMAGED
 
 
 def test_no_or_a_bad_configuration(tmp_path: Path) -> None:
     path = save(tmp_path, {})
-    assert refusal(path).startswith(
+    assert file_refusal(path).startswith(
         "the configuration is missing; allowed: config.json, params.json, or a folder"
         " named after one of the presets 7B, 13B,"
     )
@@ -156,4 +156,4 @@ def test_no_or_a_bad_configuration(tmp_path: Path) -> None:
         "{}": "the field 'hidden_size' is missing",
     }.items():
         (tmp_path / CONFIG).write_text(text, encoding="utf-8")
-        assert refusal(path).startswith(f"{tmp_path / CONFIG}: {message}")
+        assert file_refusal(path).startswith(f"{tmp_path / CONFIG}: {message}")

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llama_perf.checkpoints.load import open_weights
 from llama_perf.errors import WeightsError
 from tests.correctness.support import weights_samples as samples
-from tests.correctness.support.weights_samples import refusal
+from tests.correctness.support.errors import refusal
+from tests.correctness.support.weights_samples import file_refusal
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
 THEIRS = {
@@ -104,17 +105,15 @@ def test_the_folders_configuration_and_what_is_ignored(
 
 def test_a_missing_output_layer_configuration_or_file(tmp_path: Path) -> None:
     missing = "the tensor lm_head.weight is missing; config.json wants it"
-    assert refusal(write(tmp_path, {"output.weight": None})) == missing
+    assert file_refusal(write(tmp_path, {"output.weight": None})) == missing
     reader = open_weights(write(tmp_path, {}))
     (tmp_path / SINGLE).unlink()
-    with pytest.raises(WeightsError) as caught:
-        reader.embedding()
-    assert str(caught.value).startswith(
+    assert refusal(reader.embedding, error=WeightsError).startswith(
         f"{tmp_path / SINGLE}: model.embed_tokens.weight: damaged or truncated:"
     )
     (write(tmp_path, {}) / CONFIG).unlink()
     absent = "cannot be read: No such file or directory"
-    assert refusal(tmp_path) == f"{CONFIG}: {absent}"
+    assert file_refusal(tmp_path) == f"{CONFIG}: {absent}"
 
 
 def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
@@ -123,11 +122,11 @@ def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
     (tmp_path / shards[1]).unlink()
     index = "model.safetensors.index.json"
     missing = f"the shard {shards[1]} is missing; {index} names {len(shards)}"
-    assert refusal(tmp_path) == missing
+    assert file_refusal(tmp_path) == missing
     other = "the shard '../a.safetensors' is not allowed; allowed: a file's name"
     for fields, message in (
         ({}, "the field weight_map is missing or empty"),
         ({"weight_map": {"lm_head.weight": "../a.safetensors"}}, other),
     ):
         samples.write_json(tmp_path / index, fields)
-        assert refusal(tmp_path) == f"{index}: {message}"
+        assert file_refusal(tmp_path) == f"{index}: {message}"

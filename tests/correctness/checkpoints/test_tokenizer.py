@@ -13,6 +13,7 @@ from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokeniz
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.errors import PromptError, TokenizerError
 from tests.correctness.support import tokenizer_samples as samples
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.tokenizer_samples import SIZE, gpt2_text, llama3, smollm2
 
 TEXTS = [
@@ -70,9 +71,8 @@ def test_smollm2_gives_any_text_back_or_refuses_it(text: str) -> None:
 
 
 def test_a_byte_without_a_token_is_named() -> None:
-    with pytest.raises(PromptError) as caught:
-        smollm2().encode("fine, then \U00050000")
-    assert str(caught.value) == (
+    encode = smollm2().encode
+    assert refusal(encode, "fine, then \U00050000", error=PromptError) == (
         "prompt: '\\U00050000' is not allowed; the vocabulary has no token for its"
         " byte 0xf1"
     )
@@ -196,27 +196,25 @@ def test_gguf_tokens_of_every_kind(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {7, SIZE + 4}
 
 
-def refusal(
+def file_refusal(
     path: Path, content: bytes | str | None = None, vocab_size: int | None = None
 ) -> str:
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(TokenizerError) as caught:
-        load_tokenizer(path, vocab_size=vocab_size)
-    message = str(caught.value)
-    assert "\n" not in message
+    size = {"vocab_size": vocab_size}
+    message = refusal(load_tokenizer, path, **size, error=TokenizerError)
     assert message.startswith(f"{path}: ")
     return message.removeprefix(f"{path}: ")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     for content in (b"", b"garbage", b"PK\x03\x04", b"{}", b"abc 1"):
-        assert refusal(tmp_path / "tokenizer.model", content) == (
+        assert file_refusal(tmp_path / "tokenizer.model", content) == (
             "no tokenizer; allowed: a sentencepiece model, lines of base64 and rank as"
             " Llama 3 has them, a GGUF file"
         )
     absent = "cannot be read: No such file or directory"
-    assert refusal(tmp_path / "absent") == absent
+    assert file_refusal(tmp_path / "absent") == absent
 
 
 def test_damaged_sentencepiece_and_gguf(tmp_path: Path) -> None:
@@ -224,7 +222,7 @@ def test_damaged_sentencepiece_and_gguf(tmp_path: Path) -> None:
     content = path.read_bytes()
     for size in range(1, len(content) - 100, 97):
         damage = "a damaged or truncated sentencepiece model"
-        assert refusal(path, content[:size]) == damage
+        assert file_refusal(path, content[:size]) == damage
     path = samples.write_gguf(tmp_path / "model.gguf")
     content, name = path.read_bytes(), b"tokenizer.ggml.tokens"
     at = content.index(name) + len(name) + 8
@@ -232,7 +230,7 @@ def test_damaged_sentencepiece_and_gguf(tmp_path: Path) -> None:
     damage = "damaged, truncated, or no GGUF file of version 2 or 3"
     sizes = range(1, len(content) - 3, 61)
     for damaged in (absurd_length, *(content[:-size] for size in sizes)):
-        assert refusal(path, damaged) == damage
+        assert file_refusal(path, damaged) == damage
 
 
 def test_damaged_tiktoken(tmp_path: Path) -> None:
@@ -248,7 +246,7 @@ def test_damaged_tiktoken(tmp_path: Path) -> None:
         # The same token again, instead of its own rank.
         f"{content}SGU= 273\n": "damaged or truncated: of 273 tokens none has rank 270",
     }.items():
-        assert refusal(path, damaged) == message
+        assert file_refusal(path, damaged) == message
 
 
 ONLY = "is not allowed; allowed:"
@@ -287,7 +285,7 @@ def test_gguf_with_a_wrong_field(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     path = samples.write_gguf(tmp_path / "model.gguf", **fields)
-    assert refusal(path) == f"tokenizer.ggml: {message}"
+    assert file_refusal(path) == f"tokenizer.ggml: {message}"
 
 
 def test_tokenizer_of_a_checkpoint(tmp_path: Path) -> None:
@@ -320,7 +318,7 @@ def test_the_models_vocabulary_fits_or_is_padded(tmp_path: Path) -> None:
     for size in (529, 530, 1552):
         assert load_tokenizer(path, vocab_size=size).vocab_size == 529
     for size, allowed in {528: "0", 1553: "530", 128256: "127233"}.items():
-        assert refusal(path, vocab_size=size) == (
+        assert file_refusal(path, vocab_size=size) == (
             f"a tokenizer of 529 tokens is not allowed for a model of {size}; allowed:"
             f" {allowed} to {size} tokens"
         )

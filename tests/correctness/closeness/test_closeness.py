@@ -1,11 +1,14 @@
-"""Logits of SmolLM2, and the arithmetic of closeness.
+"""Logits of SmolLM2, the arithmetic of closeness, and tokens of every scheme.
 
 Compared: this project's reading of the GGUF with transformers', quantized models and
-caches with the unquantized, native schemes with torchao's, products with the exact one.
+caches with the unquantized, native schemes with torchao's, products with the exact one,
+greedy tokens with those of an earlier revision.
 """
 
+import json
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -14,18 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf import generate
+from llama_perf import generate, load_model, quantize_model
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices import processor
 from llama_perf.kernels import cache_codes, products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.options import GREEDY
-from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES
+from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, INT4_GROUP_SIZES, Scheme
 from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables import caches, figures, operators, smollm2, twins
 from scripts.doc_tables import closeness as table
 from scripts.doc_tables.document import Key
 from scripts.doc_tables.figures import Closeness, closeness
+from tests.correctness.checkpoints.test_safetensors import make_model
 from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.tokenizer_samples import smollm2_reference
 
@@ -277,3 +281,50 @@ def test_the_capital_of_france_is_paris() -> None:
     prompt, model = torch.tensor([tokenizer.encode(text)]), smollm2.unquantized()
     out = generate(model, prompt, max_new_tokens=4, sampling=GREEDY)
     assert tokenizer.decode(out[0].tolist()).startswith(f"{text} Paris")
+
+
+# Recorded at revision 90278db, before the package was rebuilt. Only tokens are kept
+# whose logit leads the next best by 6 % of the logits' standard deviation or more, so
+# that another processor's rounding cannot change them.
+GOLDEN: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "support" / "golden_tokens.json").read_text()
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with weights drawn by numpy, alike on every machine."""
+    folder = tmp_path_factory.mktemp("golden")
+    generator = np.random.default_rng(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 256}
+    model = make_model(**sizes).requires_grad_(False)
+    weights = model.state_dict()
+    # The layers' are drawn last.
+    for name in sorted(weights, key=lambda name: "layers" in name):
+        if "norm" not in name:
+            drawn = generator.standard_normal(tuple(weights[name].shape), np.float32)
+            weights[name].copy_(torch.from_numpy(drawn * 0.08))
+    model.model.embed_tokens.weight.mul_(12)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_greedy_tokens_stay_the_same(key: str, checkpoint: Path) -> None:
+    scheme, kernels = key.split(".")
+    golden = GOLDEN[key]
+    model = load_model(checkpoint)
+    if scheme != "none":
+        model = quantize_model(model, scheme, kernels=kernels)
+    prompt = (torch.arange(12) * golden["start"] + golden["start"]) % 256
+    count = len(golden["tokens"])
+    tokens = generate(model, prompt[None], max_new_tokens=count, sampling=GREEDY)
+    assert tokens[0, len(prompt) :].tolist() == golden["tokens"]
+
+
+def test_every_family_of_schemes_has_golden_tokens() -> None:
+    recorded = {key.split(".")[0] for key in GOLDEN} - {"none"}
+    families = {Scheme.parse(name).family for name in recorded}
+    assert families <= set(FAMILIES) - set(AUTOQUANT)
+    # Those of today; tokens of a new family may be recorded later.
+    assert len(families) >= 9

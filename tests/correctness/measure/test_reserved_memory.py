@@ -21,9 +21,10 @@ from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
 from llama_perf.llama.config import preset
 from llama_perf.llama.transformer import Origin
-from llama_perf.measure.live_bytes import Storages
+from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows import selection
+from tests.correctness.quantize.test_native_schemes import quantized
 from tests.correctness.support.weights_samples import tiny_weights
 
 CPU, META, CARD = map(torch.device, ("cpu", "meta", "cuda"))
@@ -41,7 +42,7 @@ PROMISED = 100_000_000
 MB = 1 << 20
 
 
-class Recorder(Storages):
+class Recorder(LiveBytes):
     """While active, notes the storages on the meta device that are made and dropped.
 
     Of each its number, its bytes, negative where it was dropped, and the memory pool.
@@ -267,20 +268,15 @@ def test_caches_leave_no_holes() -> None:
 def test_what_is_moved_out_is_the_same_in_memory_of_its_own(
     scheme: str | None, kernels: str
 ) -> None:
-    linear = nn.ModuleDict({"linear": nn.Linear(64, 96, bias=False)})
-    linear.requires_grad_(False)
+    linear, x = nn.Linear(64, 96).requires_grad_(False), torch.randn(3, 64)
     if scheme is not None:
-        options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
-        make_quantizer(scheme, kernels=kernels, **options)(linear, "model")
-    x, weight = torch.randn(3, 64), linear["linear"].weight
-    before = linear["linear"](x)
-    inner = memory_segments.inner_tensors
-    old = {tensor.data_ptr() for tensor in inner(weight)}
+        linear = quantized(scheme, linear.weight, kernels=kernels)
+    before, inner = linear(x), memory_segments.inner_tensors
+    old = {tensor.data_ptr() for tensor in inner(linear.weight)}
     memory_segments.move_to_own_memory(linear)
-    moved = linear["linear"].weight
-    assert old.isdisjoint(tensor.data_ptr() for tensor in inner(moved))
-    assert not moved.requires_grad
-    assert torch.equal(linear["linear"](x), before)
+    assert old.isdisjoint(tensor.data_ptr() for tensor in inner(linear.weight))
+    assert not linear.weight.requires_grad
+    assert torch.equal(linear(x), before)
 
 
 def test_on_a_card_work_is_in_a_pool_and_what_is_kept_is_not(

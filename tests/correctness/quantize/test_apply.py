@@ -17,8 +17,9 @@ from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import ALLOWED, Scheme
 from llama_perf.rows.spec import KERNELS
-from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN, refusal
+from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN
 from tests.correctness.support.engines import new_model
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import TINY
 
@@ -149,14 +150,11 @@ def test_only_a_transformer_on_known_kernels_is_quantized_or_saved() -> None:
 def test_a_scheme_that_torchao_has_not_here_says_so(
     scheme: str, device: str, dtype: str, reason: str
 ) -> None:
-    with pytest.raises(NotRunnable, match=reason) as caught:
-        config_for(
-            Scheme.parse(scheme),
-            kernels="torchao",
-            device=torch.device(device),
-            dtype=getattr(torch, dtype),
-        )
-    assert scheme in str(caught.value)
+    on = {"device": torch.device(device), "dtype": getattr(torch, dtype)}
+    options = {"kernels": "torchao", "error": NotRunnable, **on}
+    message = refusal(config_for, Scheme.parse(scheme), **options)
+    assert scheme in message
+    assert reason in message
 
 
 def test_a_layer_that_the_kernels_would_skip_is_an_error(

@@ -8,15 +8,14 @@ from unittest.mock import Mock, call, create_autospec
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_perf.devices.base import Device
 from llama_perf.llama.layers import product as multiply
-from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.autoquant import choose, timing
 from llama_perf.quantize.autoquant.timing import Product
-from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import AUTOQUANT
+from tests.correctness.quantize.test_native_schemes import quantized
 from tests.correctness.support import launches
 from tests.correctness.support.record_samples import ENVIRONMENT
 
@@ -97,15 +96,11 @@ def test_the_clock_tells_large_products_from_small_ones(device: torch.device) ->
 @pytest.mark.parametrize("scheme", CANDIDATES)
 def test_what_is_timed_is_what_a_model_would_hold(scheme: str) -> None:
     ((copy,), *_) = copies(scheme, 48, 128)
-    linear = nn.Linear(128, 48, bias=False).requires_grad_(False)
     if scheme == "none":
         assert type(copy) is Tensor
         return
-    options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
-    make_quantizer(scheme, kernels="native", **options)(linear, "")
-    weight = linear.weight
-    assert isinstance(weight, PackedTensor)
-    assert type(copy) is type(weight)
+    weight = quantized(scheme, torch.randn(48, 128)).weight
+    assert type(copy) is type(weight.data)
     for name in weight.tensor_data_names:
         ours, theirs = getattr(copy, name), getattr(weight, name)
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

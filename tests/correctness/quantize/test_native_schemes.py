@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.quantization import quantize_
 
-from llama_perf.errors import SpecError
 from llama_perf.kernels import products
 from llama_perf.kernels.packing import from_lanes
 from llama_perf.llama.transformer import tensor_bytes
@@ -18,6 +17,7 @@ from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.sparse_marlin import SparseMarlinWeight, prune_2_4
 from llama_perf.rows.schemes import Scheme
 from scripts.doc_tables.figures import QUANTIZE_TOKENS, exact_int_mm
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.schemes import cpu_config, schemes_on
 
 GROUPED = ("int4wo-32", "int4wo-32-hqq", "uintx-4-64", "uintx-3-12", "uintx-2-8")
@@ -284,14 +284,6 @@ def test_the_largest_weights_allowed_stay_finite(name: str) -> None:
     weight[:, ::2] = 2.0**126
     weight[:, 1::4] = -(2.0**126)
     assert torch.isfinite(restored(name, weight)).all()
-
-
-def refusal(call: Any, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(SpecError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from llama_perf.checkpoints.load import open_weights
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
+from tests.correctness.support.errors import refusal
 
 SIZES: Any = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 48}
 TINY = ModelConfig(**SIZES, intermediate_size=64, head_dim=8)
@@ -73,12 +73,9 @@ def read_all(path: Path) -> dict[str, Tensor]:
     return all_weights(open_weights(path))
 
 
-def refusal(path: Path, read: Callable[[Path], object] = read_all) -> str:
-    """The message, of one line, with which `read` refuses what is at `path`."""
-    with pytest.raises(WeightsError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert "\n" not in message
+def file_refusal(path: Path, read: Callable[[Path], object] = read_all) -> str:
+    """The message with which `read` refuses what is at `path`."""
+    message = refusal(read, path, error=WeightsError)
     for start in (f"{path}: ", f"{path}/", f"{path.parent}: "):
         message = message.replace(start, "")
     return message
