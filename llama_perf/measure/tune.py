@@ -32,6 +32,8 @@ _SPLITS = (1, 2, 4, 8)
 _WARPS = (4, 8)
 _STAGES = 2
 _ROUNDS = 4
+# One kernel for both.
+_GATE_AND_UP = ("feed_forward.w1", "feed_forward.w3")
 
 
 def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
@@ -46,16 +48,12 @@ def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
         name, config = row.quantization or UNQUANTIZED, preset(row.model)
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        qkv, output, gate, _, down = config.linears.values()
-        head = (config.vocab_size, config.dim)
-        shapes: list[tuple[How, tuple[int, int]]] = [
-            ("fused gate" if shape is gate else "fused", shape)
-            for shape in (qkv, output, gate, down, head)
-        ]
-        for scheme, tokens, (how, (n, k)) in combinations(
-            AUTOQUANT.get(name, (name,)), sorted(counts), shapes
+        linears = {**config.linears, "output": (config.vocab_size, config.dim)}
+        dtype: torch.dtype = getattr(torch, row.dtype)
+        for scheme, tokens, (linear, (n, k)) in combinations(
+            AUTOQUANT.get(name, (name,)), sorted(counts), linears.items()
         ):
-            dtype: torch.dtype = getattr(torch, row.dtype)
+            how: How = "fused gate" if linear in _GATE_AND_UP else "fused"
             wanted = Product(tokens=tokens, rows=n, columns=k, dtype=dtype, how=how)
             fused.append((scheme, wanted))
     return list(dict.fromkeys(fused))

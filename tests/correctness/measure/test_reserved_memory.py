@@ -174,9 +174,8 @@ def build(
     dtype = torch.float16 if scheme in FLOAT16 else torch.bfloat16
     quantizer, mix = None, {}
     if scheme in MIXES:
-        dim, hidden = config.dim, config.intermediate_size
-        rows = (config.qkv_size, dim, hidden, dim, config.vocab_size)
-        shapes = zip(rows, (dim, dim, dim, hidden, dim), strict=True)
+        head = (config.vocab_size, config.dim)
+        shapes = dict.fromkeys([*config.linears.values(), head])
         mix = dict(zip(shapes, MIXES[scheme], strict=True))
     if scheme is not None:
         quantizer = make_quantizer(
