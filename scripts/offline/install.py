@@ -29,6 +29,7 @@ from scripts.offline.steps import Status, Step, StepRunner
 LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-(?!ml-py$).*")
 # A kernel's binary and its description travel.
 KERNEL_FILES = (".cubin", ".json")
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # Triton's list of a kernel's files, with the path of each.
 _LIST = "__grp__"
 
@@ -69,8 +70,7 @@ def run_python(python: str | Path, *words: str, **variables: str) -> str:
 
 def run_pip(*words: str, **variables: str) -> str:
     """What pip prints; raises UserError with the first error that it reports."""
-    pip = ("-m", "pip", "--disable-pip-version-check")
-    return run_python(sys.executable, *pip, *words, **variables)
+    return run_python(*_PIP, *words, **variables)
 
 
 def lacking(folder: Path, requirements: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -119,10 +119,10 @@ def install_wheels(runner: StepRunner, folder: Path | None, site: Path) -> None:
     names = ", ".join(path.name.split("-")[0] for path in wheels) or "none"
     print(f"wheels this Python lacks: {names}", flush=True)
     if wheels:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
-        command += ["--no-deps", "--no-cache-dir", "--root-user-action=ignore"]
-        command += ["--disable-pip-version-check", "--target", str(site)]
-        runner.run(Step("wheels", [*command, *map(str, wheels)], limit_s=120))
+        command = [*_PIP, "install", "--quiet", "--no-index", "--no-deps"]
+        command += ["--no-cache-dir", "--root-user-action=ignore"]
+        command += ["--target", str(site), *map(str, wheels)]
+        runner.run(Step("wheels", command, limit_s=120))
         runner.path.insert(0, str(site))
     else:
         runner.note("wheels", Status.OK, "all packages are installed")

@@ -59,12 +59,8 @@ class LaunchingOperators(TorchDispatchMode):
         del types
         if func.namespace == "llama_perf":
             # torch has no public way to ask an operator for a device's function.
-            operator = torch._library.custom_ops.OPDEFS[
-                func._overloadpacket._qualified_op_name
-            ]
-            launch = operator._backend_fns.get("cuda")
-            if launch is not None:
-                return launch(*args, **(kwargs or {}))
+            name = func._overloadpacket._qualified_op_name
+            func = torch._library.custom_ops.OPDEFS[name]._backend_fns.get("cuda", func)
         return func(*args, **(kwargs or {}))
 
 

@@ -121,8 +121,7 @@ def report(*verdicts: Verdict, slowed: float = 0.0) -> Report:
             minimum_detectable=0.04,
         )
         comparisons.append(comparison)
-    counted = {"comparisons": tuple(comparisons), "selected": len(results)}
-    return record_samples.report_of(*results, **counted)
+    return record_samples.report_of(*results, comparisons=tuple(comparisons))
 
 
 def test_a_line_counts_rows_and_runs() -> None:
