@@ -15,6 +15,7 @@ from torchao.quantization import quantize_
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels import products
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
@@ -92,6 +93,7 @@ def test_torchaos_tensors_are_loaded_in_their_own_dtype_alone(
     scheme: str, dtype: str, tmp_path: Path
 ) -> None:
     model = small().to(getattr(torch, dtype))
+    check_scheme_savable(scheme, kernels="torchao", device=CPU, dtype=model.dtype)
     quantize_model(model, scheme, kernels="torchao")
     folder = save_model(model, tmp_path / "saved")
     assert_same(load_model(folder, dtype=dtype), model)

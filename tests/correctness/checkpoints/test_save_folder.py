@@ -15,7 +15,6 @@ import torch
 
 from llama_perf import load_model, save_model
 from llama_perf.checkpoints.config import to_hugging_face
-from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.errors import SaveError, TokenizerError
 from llama_perf.rows.spec import KERNELS
@@ -25,7 +24,6 @@ from tests.correctness.quantize.test_apply import SMALL, small
 from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support import weights_samples
 from tests.correctness.support.command_line import TINY, CommandLine
-from tests.correctness.support.engines import CPU
 from tests.correctness.support.errors import refusal
 
 BOS: Any = {"add_bos_token": True, "bos_token_id": 273}
@@ -107,11 +105,6 @@ def test_what_fails_halfway_leaves_nothing(
     assert os.strerror(errno.EFBIG) in message
     assert list(tmp_path.iterdir()) == []
     assert_same(load_model(save_model(model, tmp_path / "saved")), model)
-
-
-@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "int4wo-128", "float8wo"])
-def test_torchaos_tensors_can_be_saved(scheme: str) -> None:
-    check_scheme_savable(scheme, kernels="torchao", device=CPU, dtype=torch.bfloat16)
 
 
 UNQUANTIZED = (*TINY, "--temperature", "0")
