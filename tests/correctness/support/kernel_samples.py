@@ -63,48 +63,22 @@ def call(device: torch.device, operator: Any, *arguments: Any) -> Tensor:
     return result.cpu()
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A weight and its tokens `x`."""
-
-    format: Format
-    x: Tensor
-    weight: Packed
-
-    def with_weight(self, **changes: Any) -> "Sample":
-        """The same with other codes, scales or zeros."""
-        return replace(self, weight=replace(self.weight, **changes))
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """Those of the operator."""
-        return self.x, *self.weight.tensors, self.weight.numbers, self.x.dtype
-
-    def product(self, device: torch.device = CPU) -> Tensor:
-        """By the operator, on `device`."""
-        return call(device, products.packed_product, *self.arguments)
-
-    def by_function(self) -> Tensor:
-        """By the function that may be an expression of one token."""
-        return products.product(self.x, self.weight)
-
-    def dequantized(self) -> Tensor:
-        """The weight, float32 (rows, columns)."""
-        return products.dequantized(self.weight)
-
-    def magnitude(self) -> Tensor:
-        """The sum of the terms' magnitudes, which rounding is relative to."""
-        return self.x.float().abs() @ self.dequantized().abs().T
-
-    def error(self, product: Tensor) -> Tensor:
-        """How far off the product by the formula, in float32, another one is."""
-        assert product.dtype == self.x.dtype
-        assert product.shape == (len(self.x), self.weight.rows)
-        return (product.float() - self.x.float() @ self.dequantized().T).abs()
+def arguments(x: Tensor, weight: Packed, *how: Any) -> tuple[Any, ...]:
+    """Those of the operator: `how` is the dtype, and the scales of int8 tokens."""
+    return x, *weight.tensors, weight.numbers, *how
 
 
-def sample(format: Format, shape: tuple[int, int, int], dtype: torch.dtype) -> Sample:
-    """Random codes, all of them possible; K is cut to full groups or quads."""
+def multiply(
+    x: Tensor, weight: Packed, *how: Any, device: torch.device = CPU
+) -> Tensor:
+    """By the operator, on `device`."""
+    return call(device, products.packed_product, *arguments(x, weight, *how))
+
+
+def sample(
+    format: Format, shape: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Tensor, Packed]:
+    """Tokens, and random codes, all of them possible; K is cut to full groups."""
     tokens, rows, columns = shape
     columns -= columns % format.group_size
     if format.name == "sparse":
@@ -138,7 +112,7 @@ def sample(format: Format, shape: tuple[int, int, int], dtype: torch.dtype) -> S
         packed = format.kind == PACKED
         scale = scale.to(torch.float16 if packed else torch.bfloat16)
         how |= {"group": format.group_size, "zero_kind": format.kind}
-    return Sample(format, x, Packed(words, scale, zero, rows, columns, **how))
+    return x, Packed(words, scale, zero, rows, columns, **how)
 
 
 def dynamic_reference(x: Tensor, x_scale: Tensor, weight: Packed) -> Tensor:
@@ -156,36 +130,46 @@ def dynamic_reference(x: Tensor, x_scale: Tensor, weight: Packed) -> Tensor:
 _FLUSHED = 1e-33
 
 
+def magnitude(x: Tensor, weight: Packed) -> Tensor:
+    """The sum of the terms' magnitudes, which rounding is relative to."""
+    return x.float().abs() @ products.dequantized(weight).abs().T
+
+
 def assert_close(
-    product: Tensor, sample: Sample, rows: Sequence[int] | slice = slice(None)
+    product: Tensor,
+    x: Tensor,
+    weight: Packed,
+    rows: Sequence[int] | slice = slice(None),
 ) -> None:
     """`rows` of the weight are multiplied up to the rounding of the dtype."""
-    allowed = ROUNDING[product.dtype] * sample.magnitude() + _FLUSHED
-    worse = (sample.error(product) / allowed)[:, rows]
-    message = f"{sample.format.name}: more than rounding explains by"
-    assert (worse <= 1).all(), f"{message} {worse.max():.2f}"
+    assert product.dtype == x.dtype
+    assert product.shape == (len(x), weight.rows)
+    error = (product.float() - x.float() @ products.dequantized(weight).T).abs()
+    allowed = ROUNDING[x.dtype] * magnitude(x, weight) + _FLUSHED
+    worse = (error / allowed)[:, rows]
+    assert (worse <= 1).all(), f"{worse.max():.2f} times what rounding explains"
 
 
 # The first rows of a weight with special values.
 ZERO_SCALE, SUBNORMAL_SCALE, INFINITE_SCALE, ZERO_CODES = range(4)
 
 
-def with_special_rows(sample: Sample) -> Sample:
+def with_special_rows(weight: Packed) -> Packed:
     """The same but for its first four rows."""
-    scale, codes = sample.weight.scale.clone(), sample.weight.codes.clone()
+    scale, codes = weight.scale.clone(), weight.codes.clone()
     scale[0, ..., ZERO_SCALE] = 0
     scale[0, ..., SUBNORMAL_SCALE] = torch.finfo(scale.dtype).tiny / 4
     scale[0, ..., INFINITE_SCALE] = float("inf")
-    zeros = torch.zeros((1, sample.x.shape[1]), dtype=torch.int64)
-    if sample.format.name == "sparse":
+    zeros = torch.zeros((1, weight.columns), dtype=torch.int64)
+    if weight.format == SPARSE:
         # The value 0 is 8, and a quad stores two places, not one twice.
         zeros = torch.tensor([[8, 8 | 1 << 4]]).repeat(1, zeros.shape[1] // 4)
-    codes[0, :, ZERO_CODES] = pack(zeros, sample.format.bits)[0, :, 0]
-    return sample.with_weight(scale=scale, codes=codes)
+    codes[0, :, ZERO_CODES] = pack(zeros, weight.bits)[0, :, 0]
+    return replace(weight, scale=scale, codes=codes)
 
 
-def assert_special(product: Tensor, sample: Sample) -> None:
+def assert_special(product: Tensor, x: Tensor, weight: Packed) -> None:
     """An infinite scale makes its own row infinite or NaN, and no other row."""
     assert not torch.isfinite(product[:, INFINITE_SCALE]).any()
-    others = [row for row in range(sample.weight.rows) if row != INFINITE_SCALE]
-    assert_close(product, sample, others)
+    others = [row for row in range(weight.rows) if row != INFINITE_SCALE]
+    assert_close(product, x, weight, others)
