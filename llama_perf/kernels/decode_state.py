@@ -4,6 +4,7 @@ All of it stays on the device, so that a whole step can be one CUDA graph.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,10 +30,7 @@ class DecodeState:
         cls, batch: int, max_tokens: int, *, ragged: bool, device: torch.device
     ) -> "DecodeState":
         """For `max_tokens` of each sequence, with positions of its own if `ragged`."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
+        zeros = partial(torch.zeros, dtype=torch.int64, device=device)
         return cls(
             token=zeros(batch, 1),
             position=zeros(batch, 1) if ragged else zeros(1),

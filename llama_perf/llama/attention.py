@@ -84,21 +84,16 @@ class KVCache(nn.Module):
         parts = (self.k_cache, self.v_cache, self.k_scale, self.v_scale)
         return cache_codes.CachedTensors(*parts)
 
-    def dequantized(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, H, S, D) in the model's dtype: of codes, a copy."""
-        if self.k_scale is None or self.v_scale is None:
-            return self.k_cache, self.v_cache
-        return (
-            cache_codes.dequantized(self.k_cache, self.k_scale, self.dtype),
-            cache_codes.dequantized(self.v_cache, self.v_scale, self.dtype),
-        )
+    def dequantized(self, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values before `end`, or all, in the model's dtype: of codes, a copy.
 
-    def round_trip(self, x: Tensor) -> Tensor:
-        """`x` (B, H, T, D) as it reads once written to the cache."""
-        if self.k_scale is None:
-            return x
-        codes, scale = cache_codes.quantize(x, self.k_cache.dtype)
-        return cache_codes.dequantized(codes, scale, self.dtype)
+        They are (B, H, end, D).
+        """
+        k, v, k_scale, v_scale = self.tensors.map(lambda tensor: tensor[:, :, :end])
+        if k_scale is None or v_scale is None:
+            return k, v
+        keys = cache_codes.dequantized(k, k_scale, self.dtype)
+        return keys, cache_codes.dequantized(v, v_scale, self.dtype)
 
 
 def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:
@@ -197,10 +192,9 @@ class Attention(nn.Module):
             y = attend_filled(q, cache, visible)
         else:
             mask = visible.mask
-            if cache is not None and mask is not None:
-                k, v = cache.dequantized()
-            elif cache is not None:
-                k, v = cache.round_trip(k), cache.round_trip(v)
+            if cache is not None:
+                # As the cache has them, without a mask those of this call, the first.
+                k, v = cache.dequantized(length if mask is None else None)
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2),
                 k,

@@ -1,7 +1,8 @@
 """What stands for CUDA's graphs on a CPU, which has none."""
 
-from collections.abc import Callable
+import operator
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -9,18 +10,11 @@ from llama_perf.llama import decode_step
 
 
 @pytest.fixture
-def graphs(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> list[object]:
-    """The graphs made; each replay runs its work. On a card it is captured for real."""
-    made: list[object] = []
+def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Makes graphs whose replay runs their work; on a card it is captured for real."""
+    capture = Mock(side_effect=lambda work, *_generator: SimpleNamespace(replay=work))
     name = "card" if "card" in request.fixturenames else "device"
-
-    def capture(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
-        made.append(work)
-        return SimpleNamespace(replay=work)
-
     if request.getfixturevalue(name).type == "cpu":
-        monkeypatch.setattr(decode_step, "warm_up", lambda work: work())
+        monkeypatch.setattr(decode_step, "warm_up", operator.call)
         monkeypatch.setattr(decode_step, "capture_graph", capture)
-    return made
+    return capture

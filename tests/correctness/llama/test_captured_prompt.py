@@ -3,6 +3,8 @@
 Interpreted on a CPU, as in `test_fused.py`; on a card it is captured for real.
 """
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -10,11 +12,12 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, Sampling
 from tests.correctness.llama.test_fused import Pair, both, small_model
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
 
 @pytest.fixture
-def pair(card: torch.device, graphs: list[object]) -> Pair:
+def pair(card: torch.device) -> Pair:
     """An eager engine, and one that captures."""
-    del graphs  # Captures work from here on.
     return both(small_model(None, card), changed="capture", fused=True)
 
 
@@ -43,14 +46,14 @@ def prompts(one: Engine) -> int:
 
 
 def test_one_graph_for_a_length_serves_every_prompt_and_seed(
-    pair: Pair, card: torch.device, graphs: list[object]
+    pair: Pair, card: torch.device, graphs: Mock
 ) -> None:
     cases = (([1, 2, 3], 0), ([7, 8, 9], 1), ([1, 2, 3], 0), ([5, 6], 0))
     tokens = [drawn(pair, [prompt], seed=seed) for prompt, seed in cases]
     assert tokens[0] == tokens[2]
     # Lengths of 3 and 2, and the step's own.
     assert prompts(pair[1]) == 2
-    assert card.type == "cuda" or len(graphs) == 3
+    assert card.type == "cuda" or graphs.call_count == 3
     # A longer prompt is no graph.
     drawn(pair, [list(range(1, 10))])
     assert prompts(pair[1]) == 2
@@ -77,10 +80,7 @@ def test_what_is_filled_stands_before_the_prompt(pair: Pair) -> None:
     assert prompts(pair[1]) == 1
 
 
-def test_sequences_keep_lengths_of_their_own(
-    card: torch.device, graphs: list[object]
-) -> None:
-    del graphs
+def test_sequences_keep_lengths_of_their_own(card: torch.device) -> None:
     model = small_model(None, card)
     two = both(model, changed="capture", fused=True, batch_size=2)
     prompt = [[1, 2, 3], [7, 8, 9]]

@@ -62,14 +62,13 @@ def small_model(
     return model if scheme is None else quantize_model(model, scheme, kernels="native")
 
 
-def linear(scheme: str | None, weight: Tensor, device: torch.device) -> nn.Sequential:
+def linear(scheme: str | None, weight: Tensor, device: torch.device) -> Linear:
     """A layer of `weight` (N, K), as `scheme` quantizes it."""
-    layer = nn.Sequential(Linear(weight.shape[1], weight.shape[0]))
-    layer[0].weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    layer.to(device)
+    layer = Linear(weight.shape[1], weight.shape[0])
+    layer.weight = nn.Parameter(weight.contiguous().to(device), requires_grad=False)
     if scheme is not None:
         make = partial(make_quantizer, device=device, dtype=torch.float32)
-        make(scheme, kernels="native")(layer, "layer")
+        make(scheme, kernels="native")(nn.Sequential(layer), "layer")
     return layer
 
 
@@ -167,7 +166,7 @@ def test_splits_of_the_columns_are_joined(
     layers = [linear(scheme, weight, card) for weight in drawn]
     x = torch.randn(2, columns, generator=generator).to(card)
     norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
-    first, second = (packed(layer.get_parameter("0.weight"), "w") for layer in layers)
+    first, second = (packed(layer.weight, "weight") for layer in layers)
     assert launch_fused.launch_here(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
@@ -233,8 +232,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
     drawn = torch.randn(4, 20, 32).to(card)
-    layer = linear("int8dq", drawn[0].T, card)
-    weight = packed(layer.get_parameter("0.weight"), "weight")
+    weight = packed(linear("int8dq", drawn[0].T, card).weight, "weight")
     x, residual, norms = drawn[1, :3, :20], drawn[2, :3], drawn[3].abs()
     next_norm_weight, own = norms[0], norms[1, :20]
     counter = torch.zeros(2, dtype=torch.int32, device=card)
@@ -305,5 +303,5 @@ def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
 ) -> None:
     """How it is laid out is test_native_schemes.py's."""
     monkeypatch.setattr(products, "has_fast_int8_products", lambda: preferred)
-    weight = linear("int8dq", torch.randn(20, 32), card).get_parameter("0.weight")
-    assert packed(weight, "weight").codes.dtype == torch.int32
+    layer = linear("int8dq", torch.randn(20, 32), card)
+    assert packed(layer.weight, "weight").codes.dtype == torch.int32
