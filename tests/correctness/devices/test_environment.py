@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,7 +13,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from llama_perf.devices import device, processor
+from llama_perf.devices import processor
+from llama_perf.devices.device import KINDS, package_version
 from llama_perf.measure.environment import collect
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import DEVICES
@@ -31,12 +33,20 @@ NO_INT8 = "no int8 instructions"
 FIELDS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
-def test_every_field_of_this_machine_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = collect(CPU)
+def test_every_field_of_this_machine_is_filled(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = collect(device)
+    key, unknown = r"cpu-[a-z0-9.-]+-\d+c", ONLY_ON_CUDA
+    if device.type == "cuda":
+        key, unknown = r"[a-z0-9.-]+-\d+sm-\d+gib", {"cpu_features"}
+        assert environment.device_name == torch.cuda.get_device_name(device)
+        assert re.fullmatch(r"\d+\.\d+(\.\d+)?", environment.driver or "none told")
     for field in fields(Environment):
-        if field.name not in ONLY_ON_CUDA | {"commit"}:
+        if field.name not in unknown | {"commit"}:
             assert getattr(environment, field.name), field.name
-    assert environment.driver is None
+    assert re.fullmatch(key, environment.device_key)
+    assert (environment.driver is None) == (device.type == "cpu")
     assert environment.torch == torch.__version__
     assert environment.cuda == torch.version.cuda
     assert environment.python == platform.python_version()
@@ -47,7 +57,7 @@ def test_every_field_of_this_machine_is_filled(monkeypatch: pytest.MonkeyPatch) 
     asked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
     assert environment.commit == (asked.stdout[:12] or None)
     monkeypatch.setenv("PATH", "")
-    again = collect(CPU)
+    again = collect(device)
     assert again.commit is None, "git is not there"
     assert again.device_key == environment.device_key
 
@@ -128,11 +138,11 @@ def test_nvidia_smi_tells_the_driver_where_nvml_does_not(
 
 
 def test_devices_of_rows_have_classes_and_packages_versions_where_installed() -> None:
-    assert set(device.KINDS) == set(DEVICES)
-    assert all(name == kind.kind for name, kind in device.KINDS.items())
-    assert device.package_version("no-such-package-here") is None
+    assert set(KINDS) == set(DEVICES)
+    assert all(name == kind.kind for name, kind in KINDS.items())
+    assert package_version("no-such-package-here") is None
     # Of torch the wheels of PyPI leave out what +cpu or +cu130 says.
-    assert device.package_version("pytest") == pytest.__version__
+    assert package_version("pytest") == pytest.__version__
 
 
 @pytest.mark.parametrize(
