@@ -15,7 +15,8 @@ from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.fresh_processes import MIN_PAIRS, compare_pairs, measure_pairs
 from llama_perf.run.options import add_shared, request_of
-from llama_perf.run.revision import checked_out, resolve
+from llama_perf.run.revision import ROOT, checked_out, resolve
+from llama_perf.run.worker import PYTHON
 from llama_perf.strict_json import to_json, to_line
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
@@ -49,15 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure the pairs and print the table; 1 where a row failed."""
-    request, python = request_of(arguments), arguments.base_python
-    if arguments.base is None and python is None:
+    request, python = request_of(arguments), arguments.base_python or PYTHON
+    if arguments.base is None and arguments.base_python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
     check_count("pairs", arguments.pairs, MIN_PAIRS)
-    if python is not None:
-        if not (python.is_file() and os.access(python, os.X_OK)):
-            raise SpecError("base-python", str(python), "name an interpreter's file")
-        # Links stay, since they decide its packages.
-        python = python.absolute()
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise SpecError("base-python", str(python), "name an interpreter's file")
     commit = None if arguments.base is None else resolve(arguments.base)
     rows = request.selected()
     # They import torch, and a mistake above is reported sooner without.
@@ -67,11 +65,12 @@ def main(arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     session = Session({row.device for row in rows}, options=request)
     lock = locked(session.device, wait=request.wait, progress=show_progress)
-    with nullcontext() if commit is None else checked_out(commit) as package, lock:
+    with nullcontext(ROOT) if commit is None else checked_out(commit) as package, lock:
         pairs, environments = measure_pairs(
             rows,
             package=package,
-            python=python,
+            # Links stay, since they decide its packages.
+            python=python.absolute(),
             pairs=arguments.pairs,
             options=request,
             progress=show_progress,

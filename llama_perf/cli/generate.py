@@ -89,16 +89,16 @@ def repeating_command(arguments: argparse.Namespace) -> str:
 
 def main(arguments: argparse.Namespace) -> int:
     """Generate; prints each text and speed, then the reference's averages."""
-    _check(arguments)
+    row = _checked(arguments)
     # It imports torch, and a mistake in the flags is reported sooner without.
     from llama_perf.cli import generate_run
 
-    generate_run.run(arguments)
+    generate_run.run(row, arguments)
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raise UserError for a mistake before anything is loaded, which takes minutes."""
+def _checked(arguments: argparse.Namespace) -> RowSpec:
+    """The row that is asked for; raises UserError before anything is loaded."""
     arguments.precision = arguments.precision.removeprefix("torch.")
     check_choice("precision", arguments.precision, tuple(DTYPE_TOKENS))
     if arguments.memory_profile is not None and arguments.device != "cuda":
@@ -109,22 +109,17 @@ def _check(arguments: argparse.Namespace) -> None:
             check_writable(name, Path(value))
     if arguments.prefill_size is not None and arguments.prefill_size < 1:
         raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
-    # It checks every other field, for the shortest prompt.
-    row = row_of(arguments, prompt_length=arguments.prefill_size or 1)
-    if arguments.save:
-        from llama_perf.cli.generate_run import check_save
-
-        if arguments.interactive:
-            raise SpecError("save", True, "not with --interactive")
-        check_save(row)
-    path = arguments.checkpoint_path
+    if arguments.save and arguments.interactive:
+        raise SpecError("save", True, "not with --interactive")
+    row, path = row_of(arguments), arguments.checkpoint_path
     if path == CHECKPOINT and not Path(path).exists():
         reason = "no such file; give a checkpoint, or a preset's name, such as 7B, for"
         raise SpecError("checkpoint_path", path, f"{reason} synthetic weights")
+    return row
 
 
-def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
-    """The row that the flags ask for; raises SpecError."""
+def row_of(arguments: argparse.Namespace) -> RowSpec:
+    """The row that the flags ask for, with the shortest prompt; raises SpecError."""
     kernels = arguments.kernels
     if kernels is None and arguments.quantization is not None:
         kernels = Scheme.parse(arguments.quantization).kernels[0]
@@ -136,6 +131,6 @@ def row_of(arguments: argparse.Namespace, *, prompt_length: int) -> RowSpec:
         "kernels": kernels or "native",
         "dtype": arguments.precision,
         "compile": arguments.compile or arguments.compile_prefill,
-        "prompt_length": prompt_length,
+        "prompt_length": arguments.prefill_size or 1,
     }
     return RowSpec(**{name: flags[name] for name in names} | others)

@@ -19,7 +19,7 @@ from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
-from llama_perf.cli.generate import repeating_command, row_of
+from llama_perf.cli.generate import repeating_command
 from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
@@ -33,8 +33,10 @@ from llama_perf.rows.spec import RowSpec
 _REFERENCE_VOCABULARY = 1024
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     """Build the row and measure it; prints what a user follows."""
+    if arguments.save:
+        _check_save(row)
     checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
     tokenizer: Tokenizer | None = None
     if checkpoint is None:
@@ -43,10 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
         vocab_size = load.open_weights(checkpoint).config.vocab_size
         tokenizer = tokenizer_of(checkpoint, vocab_size)
     if arguments.interactive:
-        _talk(row_of(arguments, prompt_length=1), tokenizer)
+        _talk(row, tokenizer)
         return
     prompt = _prompt(arguments, tokenizer, vocab_size or _REFERENCE_VOCABULARY)
-    row = row_of(arguments, prompt_length=prompt.shape[1])
+    row = replace(row, prompt_length=prompt.shape[1])
     samples: list[Sample] = []
 
     def show(sample: Sample) -> None:
@@ -168,7 +170,7 @@ def _memory_profile(path: str | None) -> Iterator[None]:
         print(f"wrote {path}")
 
 
-def check_save(row: RowSpec) -> None:
+def _check_save(row: RowSpec) -> None:
     """Raise UserError, before anything is measured, where `save` would fail."""
     if row.quantization is None:
         raise SpecError("save", True, "it saves a quantized model: give --quantization")
@@ -203,7 +205,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     chat = is_chat_model(row.model)
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
-    row = replace(row, cache_size=size, batch_size=1)
+    row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
     with compiler_settings():
         prompt = torch.zeros((1, 1), dtype=torch.int64)
         prepared = prepare_row(row, prompt=prompt, notify=print)

@@ -10,19 +10,17 @@ from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_writable
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
-from llama_perf.results.run import Report
 from llama_perf.run.options import OPTIONS, RunRequest, read_request
-from llama_perf.strict_json import from_plain, to_json
+from llama_perf.strict_json import from_plain
 
 SECTION = "llama_perf"
-_PREFIX = "llama_perf_"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register every shared option under its own name, in a group of their own."""
     group = parser.getgroup("llama-perf", "llama-perf: rows, baselines, reports")
     for name, option in OPTIONS.items():
-        group.addoption(name, **{**option, "dest": _PREFIX + option["dest"]})
+        group.addoption(name, **option | {"dest": f"llama_perf_{option['dest']}"})
 
 
 def read_options(config: pytest.Config) -> RunRequest:
@@ -32,8 +30,7 @@ def read_options(config: pytest.Config) -> RunRequest:
     does. Results are kept in the rootdir unless they are sent elsewhere. A UserError is
     also raised for what would pass in silence or lose results.
     """
-    names = [option["dest"] for option in OPTIONS.values()]
-    values = {name: config.getoption(_PREFIX + name) for name in names}
+    values = {one["dest"]: config.getoption(name) for name, one in OPTIONS.items()}
     values["compare"] |= bool(config.getoption("benchmark_compare", None))
     request = read_request(
         values,
@@ -128,18 +125,3 @@ def loaded_baseline(
             " pytest tests/perf --benchmark-save=NAME"
         )
     return source, from_plain(Baseline, section, source=source)
-
-
-def saved_section(report: Report) -> dict[str, Any]:
-    """What a save of pytest-benchmark gets, so that it can be a baseline later."""
-    baseline = Baseline(
-        recorded=report.started,
-        environment=report.environment,
-        rows=tuple(
-            baselines.baseline_row(result.row, result.measurement)
-            for result in report.results
-            if result.measurement is not None
-        ),
-    )
-    section: dict[str, Any] = json.loads(to_json(baseline))
-    return section

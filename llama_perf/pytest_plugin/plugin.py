@@ -8,6 +8,7 @@ traps of pytest-benchmark that this file guards against.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -18,8 +19,10 @@ import pytest
 
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
+from llama_perf.results import baselines
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
+from llama_perf.strict_json import to_json
 
 if TYPE_CHECKING:
     from llama_perf.run.compared_run import ComparedRun
@@ -174,7 +177,8 @@ class LlamaPerfPlugin:
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """Add the measurements to pytest-benchmark's save, so it can be a baseline."""
         if self._run is not None:
-            output_json[options.SECTION] = options.saved_section(self._run.report)
+            saved = baselines.of_report(self._run.report)
+            output_json[options.SECTION] = json.loads(to_json(saved))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_compare_machine_info(

@@ -15,7 +15,7 @@ from typing import Literal
 from llama_perf.errors import RecordError, check_positive
 from llama_perf.files import write_atomically
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.run import Environment, RowResult, Status
+from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record, to_json
 
@@ -218,6 +218,19 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
         measurement=by_speed[(len(by_speed) - 1) // 2],
         between_process_deviation=_deviation(processes),
         processes=processes if len(processes) > 1 else None,
+    )
+
+
+def of_report(report: Report) -> Baseline:
+    """The measured rows of one run as a baseline."""
+    return Baseline(
+        recorded=report.started,
+        environment=report.environment,
+        rows=tuple(
+            baseline_row(result.row, result.measurement)
+            for result in report.results
+            if result.measurement is not None
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
@@ -57,7 +58,7 @@ class ComparedRun:
         rows: Sequence[RowSpec],
         request: RunRequest,
         *,
-        named: tuple[str, Baseline] | None = None,
+        named: tuple[Path | str, Baseline] | None = None,
         progress: Progress,
     ) -> None:
         self._request, self._progress = request, progress
@@ -77,9 +78,7 @@ class ComparedRun:
                 progress(f"note: {note}\n")
             self._published = baselines.reference(request.baselines)
             if named is None and request.compare:
-                folder = request.baselines
-                stored = baselines.find(folder, environment.device_key)
-                named = None if stored is None else (str(stored[0]), stored[1])
+                named = baselines.find(request.baselines, environment.device_key)
             self.report = Report(
                 started=started,
                 environment=environment,

@@ -79,7 +79,7 @@ def confirmation(
     unquantized: RowSpec | None,
     *,
     options: RunRequest,
-    progress: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str], None],
 ) -> list[judgements.Trial]:
     """Run the row in the fresh processes of a confirmation.
 
@@ -133,18 +133,18 @@ class Pairs:
 def measure_pairs(
     rows: Sequence[RowSpec],
     *,
-    package: Path | None,
-    python: Path | None,
+    package: Path,
+    python: Path,
     pairs: int,
     options: RunRequest,
     progress: Callable[[str], None],
 ) -> tuple[list[Pairs], dict[str, Environment]]:
     """Run one pair of each row, then another of each; also returns the environments.
 
-    The base has the `llama_perf` in the folder `package` and is run by `python`; None
-    means those of this process, which the head has. The sides take turns at going
-    first. Slowdowns are injected only into the head. A row that breaks, or that a side
-    cannot run, does not run again.
+    The base has the `llama_perf` in the folder `package` and is run by `python`, the
+    head those of this process. The sides take turns at going first. Slowdowns are
+    injected only into the head. A row that breaks, or that a side cannot run, does not
+    run again.
     """
     measured = [Pairs(row=row, results={side: [] for side in SIDES}) for row in rows]
     environments: dict[str, Environment] = {}

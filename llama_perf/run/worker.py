@@ -24,8 +24,10 @@ from typing import IO
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
+from llama_perf.run.revision import ROOT
 from llama_perf.strict_json import from_json, record, to_line
 
+PYTHON = Path(sys.executable)
 _TAIL_LINES = 5
 # Time between two checks whether the process is alive.
 _POLL_S = 1.0
@@ -75,17 +77,16 @@ class Worker:
         *,
         options: RunRequest,
         devices: Iterable[str],
-        package: Path | None = None,
-        python: Path | None = None,
+        package: Path = ROOT,
+        python: Path = PYTHON,
     ) -> None:
         self._options = options
         self._devices = tuple(sorted(set(devices)))
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies, replies_end = os.pipe()
-        package = package or Path(__file__).resolve().parents[2]
         try:
             self._process = subprocess.Popen(
-                worker_command(python or Path(sys.executable), package, replies_end),
+                worker_command(python, package, replies_end),
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -192,8 +193,8 @@ def run_in_process(
     *,
     options: RunRequest,
     devices: Iterable[str],
-    package: Path | None = None,
-    python: Path | None = None,
+    package: Path = ROOT,
+    python: Path = PYTHON,
 ) -> WorkerResult:
     """Run one row in a fresh process; see `Worker`."""
     worker = Worker(options=options, devices=devices, package=package, python=python)

@@ -21,6 +21,22 @@ OF_ROWS = {
     "--set cpu --row *int3*": "row: '*int3*' is not allowed; no id matches",
     "--set cpu --rows x": "rows: 'x' is not allowed; give --rows or --set, not both",
 }
+
+
+def unwritable(*fields: str) -> dict[str, str]:
+    reasons = {
+        "/none/file": "its folder does not exist",
+        "/": "it is a folder; give a file",
+        # A folder where not even root can write.
+        "/proc/file": "/proc cannot be written: ",
+    }
+    return {
+        f"--{field} {path}": f"{field}: {path!r} is not allowed; {reason}"
+        for field in fields
+        for path, reason in reasons.items()
+    }
+
+
 # The start of each command's answer to each mistake.
 REFUSED = {
     "": {
@@ -51,9 +67,11 @@ REFUSED = {
         "--num_samples many": "argument --num_samples: invalid int value: 'many'",
         "--colour red": "unrecognized arguments: --colour red",
         "--save": "save: True is not allowed; it saves a quantized model: give --quant",
+        **unwritable("write_result", "profile"),
     },
     "run": {
         **OF_ROWS,
+        **unwritable("results", "markdown"),
         "--resume": "resume: None is not allowed; name the results of that run: --resu",
         "--inject-slowdown no=5": "inject-slowdown: 'no' is not allowed; no selected ",
         "--inject-damage no": "inject-damage: 'no' is not allowed; no selected row mat",
@@ -61,6 +79,9 @@ REFUSED = {
     "rows": OF_ROWS,
     "baseline record": {
         **OF_ROWS,
+        "--baselines /proc/new": "baselines: '/proc/new' is not allowed; /proc cannot ",
+        f"--baselines {TOML}": f"baselines: '{TOML}' is not allowed; {TOML} cannot be ",
+        f"--baselines {TOML}/b": f"baselines: '{TOML}/b' is not allowed; {TOML} cannot",
         "--processes 0": "processes: 0 is not allowed; allowed: 1 to 1000",
         "--processes -1": "processes: -1 is not allowed; allowed: 1 to 1000",
         "--processes 1001": "processes: 1001 is not allowed; allowed: 1 to 1000",
@@ -126,37 +147,3 @@ def test_a_text_longer_than_the_cache(cli: CommandLine) -> None:
     message = cli.refusal(*TINY, *words, "--prompt", "one " * 40)
     assert message.startswith("cache_size: 20 is not allowed; the row needs ")
     assert "+ 3 new tokens" in message
-
-
-@pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize(
-    ("words", "field"),
-    [
-        ((*TINY, "--write_result"), "write_result"),
-        ((*TINY, "--profile"), "profile"),
-        (("run", "--set", "cpu", "--results"), "results"),
-        (("run", "--set", "cpu", "--markdown"), "markdown"),
-    ],
-)
-def test_a_file_that_cannot_be_written(
-    tmp_path: Path, cli: CommandLine, words: tuple[str, ...], field: str
-) -> None:
-    reasons = {
-        tmp_path / "none" / "file": "its folder does not exist",
-        tmp_path: "it is a folder; give a file",
-        # A folder where not even root can write.
-        Path("/proc/file"): "/proc cannot be written: ",
-    }
-    for path, reason in reasons.items():
-        message = cli.refusal(*words, str(path))
-        assert message.startswith(f"{field}: {str(path)!r} is not allowed; {reason}")
-
-
-@pytest.mark.usefixtures("nothing_runs")
-def test_baselines_that_cannot_be_written(tmp_path: Path, cli: CommandLine) -> None:
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "baselines", "/proc/new"):
-        words = ("--set", "cpu", "--baselines", str(folder))
-        message = cli.refusal("baseline", "record", *words)
-        assert message.startswith(f"baselines: {str(folder)!r} is not allowed; /")
-        assert " cannot be written: " in message

@@ -96,9 +96,6 @@ def test_what_is_no_baseline_is_refused(folder: Path, cli: CommandLine) -> None:
     message = cli.refusal(*record(folder, measured(), rows=3))
     stopped = "that run stopped before 2 of its 3 rows; a part of a run is no baseline"
     assert message == f"{folder.parent}/run.json: {stopped}"
-    broken = unmeasured(Status.INVALID, "it broke", OTHER)
-    message = cli.refusal(*record(folder, measured(), broken))
-    assert message == f"baseline: {OTHER.id} is INVALID: it broke"
     assert not folder.exists()
 
 

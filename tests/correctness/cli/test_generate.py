@@ -80,7 +80,7 @@ def test_flags_and_defaults_are_the_references() -> None:
     ],
 )
 def test_the_cache_flags(words: str, attention: str, kv_cache: str | None) -> None:
-    row = generate.row_of(parsed(*words.split()), prompt_length=6)
+    row = generate.row_of(parsed(*words.split()))
     assert (row.attention, row.kv_cache) == (attention, kv_cache)
 
 
@@ -88,7 +88,7 @@ def test_a_flag_fills_the_field_of_its_name() -> None:
     flags = {"batch_size": 2, "top_k": 7, "temperature": 0.5, "num_samples": 3}
     flags |= {"max_new_tokens": 9, "cache_size": 300, "fill": 4, "prefill_chunk": 8}
     words = [f"--{name}={value}" for name, value in flags.items()]
-    row = generate.row_of(parsed(*words), prompt_length=6)
+    row = generate.row_of(parsed(*words))
     assert {name: getattr(row, name) for name in flags} == flags
 
 
@@ -103,7 +103,7 @@ def test_the_result_line_is_the_references() -> None:
 
     def line(*words: str) -> str:
         return generate_run.result_line(
-            generate.row_of(parsed(*words), prompt_length=1),
+            generate.row_of(parsed(*words)),
             measurement,
             samples,
             quantization=None,

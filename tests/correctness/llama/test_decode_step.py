@@ -6,6 +6,7 @@ that all but CUDA's own part is the same code. On a card it is captured for real
 
 import gc
 import itertools
+import warnings
 import weakref
 from functools import partial
 from unittest.mock import MagicMock, Mock, call, create_autospec
@@ -244,3 +245,18 @@ def test_temperature_zero_takes_the_best() -> None:
 def test_rows_of_a_batch_are_drawn_for_themselves() -> None:
     drawn = sample(torch.zeros((64, 1000)), Sampling(temperature=1.0, top_k=None))
     assert len(drawn.unique()) > 50
+
+
+def test_after_a_test_that_refused_to_wait_the_next_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = torch.device("cuda")
+    modes = Mock(side_effect=[None, None, RuntimeError("no such mode"), None])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes)
+    # What torch says when the mode is set already stops nothing.
+    warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+    with pytest.raises(KeyError), refusing_to_wait(card):
+        raise KeyError
+    with pytest.raises(RuntimeError, match="no such mode"), refusing_to_wait(card):
+        raise AssertionError("it was not entered")
+    assert modes.call_args_list == [call("error"), call("default")] * 2

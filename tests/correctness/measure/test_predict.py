@@ -29,6 +29,7 @@ from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables import sizes, stored
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.quantize.test_apply import SMALL, small
+from tests.correctness.support import engines
 from tests.correctness.support.schemes import schemes_on
 from tests.correctness.support.weights_samples import TINY, tiny_weights
 
@@ -245,3 +246,13 @@ def test_every_size_is_the_published_one_within_a_percent() -> None:
     wanted = {*with_layout, "int8wo", "int8dq", "int4wo-64", "fp6"}
     wanted |= {f"none, {dtype}" for dtype in ("bfloat16", "float32")}
     assert sizes.sizes().keys() == set(product(sizes.MODELS, wanted))
+
+
+def test_the_row_that_is_to_run_out_of_memory_has_a_mask_on_sdpa_alone() -> None:
+    """`test_cuda.py` leaves it 64 MiB."""
+    rows = {
+        attention: RowSpec(model="small", cache_size=16384, attention=attention)
+        for attention in ("decode", "sdpa")
+    }
+    peaks = {name: predict(row, engines.SMALL).peak_bytes for name, row in rows.items()}
+    assert peaks["sdpa"] - peaks["decode"] >= 16384**2

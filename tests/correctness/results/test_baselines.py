@@ -183,8 +183,8 @@ NO_MEMORY = unmeasured(Status.NOT_RUN, "no memory")
     [
         ([measured(), NO_MEMORY, measured()], "in 2 of 3 processes: no memory"),
         ([measured(), measured(weights="gguf:a")], "other weights: gguf:a, synthetic"),
-        ([measured(), unmeasured(Status.INVALID, "it broke")], "it broke"),
-        ([measured(), unmeasured(Status.INVALID, "it broke", OTHER)], "it broke"),
+        ([measured(), unmeasured(Status.INVALID, "it broke")], "is INVALID: it broke"),
+        ([measured(), unmeasured(Status.INVALID, "so", OTHER)], f"{OTHER.id} is INVAL"),
         ([measured(injected_slowdown=0.5)], "injected slowdown"),
         ([NO_MEMORY], "no row was measured"),
         ([], "no row was measured"),

@@ -231,7 +231,7 @@ def test_rows_and_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     measure_pairs(
         [CPU_ROW, refused, OTHER],
         package=Path("base"),
-        python=None,
+        python=worker.PYTHON,
         pairs=3,
         options=RunRequest(inject_slowdown=slowed),
         progress=print,

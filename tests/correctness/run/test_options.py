@@ -14,27 +14,24 @@ from tests.correctness.support.plugin_project import Project
 pytest_plugins = ["pytester"]
 
 
-def of_command_line(command: str) -> dict[str, list[object]]:
-    """Each option that `llama-perf COMMAND --help` lists: help, default, choices."""
-    parser = argparse.ArgumentParser(add_help=False)
-    COMMANDS[command].add_arguments(parser)
+def listed(added: Mock) -> dict[str, list[object]]:
+    """Help, default and choices of each option that was added and is not hidden."""
     return {
-        action.option_strings[0]: [action.help, action.default, action.choices]
-        for action in parser._actions
-        if action.help != argparse.SUPPRESS
+        option.args[0]: list(map(option.kwargs.get, ("help", "default", "choices")))
+        for option in added.call_args_list
+        if option.kwargs["help"] != argparse.SUPPRESS
     }
 
 
 def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None:
-    parser = Mock()
-    pytest_addoption(parser)
-    defined = {
-        added.args[0]: list(map(added.kwargs.get, ("help", "default", "choices")))
-        for added in parser.getgroup.return_value.addoption.call_args_list
-    }
-    assert of_command_line("run") == defined
+    run, compare, of_pytest = Mock(), Mock(), Mock()
+    COMMANDS["run"].add_arguments(run)
+    COMMANDS["compare"].add_arguments(compare)
+    pytest_addoption(of_pytest)
+    defined = listed(of_pytest.getgroup.return_value.addoption)
     assert list(defined) == list(options.OPTIONS)
-    of_compare = of_command_line("compare")
+    assert listed(run.add_argument) == defined
+    of_compare = listed(compare.add_argument)
     shared = [name for name in of_compare if name in defined]
     assert len(shared) > 10
     assert all(of_compare[name] == defined[name] for name in shared)

@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.files import write_atomically
-from llama_perf.results import baselines
-from llama_perf.results.baselines import Baseline
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report, Verdict
 from llama_perf.rows import selection
@@ -21,9 +18,9 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session, worker
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker import Worker, WorkerResult
-from llama_perf.strict_json import read_json, to_json
+from llama_perf.strict_json import read_json
 from tests.correctness.support.command_line import CommandLine
-from tests.correctness.support.record_samples import MEASUREMENT
+from tests.correctness.support.record_samples import baseline_of_processes, stored_in
 from tests.correctness.support.weights_samples import (
     CONFIG_JSON,
     TINY,
@@ -102,23 +99,23 @@ class Project:
         self.path = pytester.path
         self.results = self.path / ".llama-perf" / "last.json"
         self.rows = self.path / "rows.toml"
+        checkpoints = self.path / "checkpoints"
+        self.tiny_rows = ("--rows", str(self.rows), "--checkpoints", str(checkpoints))
         (self.path / "tests" / "perf").mkdir(parents=True)
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
         self.rows.write_text(ROWS, encoding="utf-8")
-        write_tiny(self.path / "checkpoints" / "tiny")
+        write_tiny(checkpoints / "tiny")
 
     def run(self, *options: str, **outcomes: int) -> pytest.RunResult:
         """`pytest tests/perf` over the tiny rows, in this process and no other.
 
         Where `outcomes` are given, the tests must end so, and pytest with their code.
         """
-        rows = ["--rows", str(self.rows)]
-        checkpoints = ["--checkpoints", str(self.path / "checkpoints")]
         # hypothesis would be imported anew each time, which takes longer than the run.
         without = ["-p", "no:hypothesispytest"]
         result = self.pytester.runpytest_inprocess(
-            self.path / "tests" / "perf", *without, *rows, *checkpoints, *options
+            self.path / "tests" / "perf", *without, *self.tiny_rows, *options
         )
         if outcomes:
             result.assert_outcomes(**outcomes)
@@ -136,9 +133,7 @@ class Project:
 
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
-        names = ("checkpoints", "baselines")
-        rest = [word for name in names for word in (f"--{name}", str(self.path / name))]
-        return [*words, "--rows", str(self.rows), *rest]
+        return [*words, *self.tiny_rows, "--baselines", str(self.path / "baselines")]
 
     def run_words(self, *options: str) -> list[str]:
         """`llama-perf run`, with its results where pytest keeps them."""
@@ -170,30 +165,25 @@ class Project:
         comparisons = self.report().comparisons
         return {comparison.id: comparison.verdict for comparison in comparisons}
 
-    def record(self, *, slow: str | None = None, **changes: Any) -> Path:
+    def record(
+        self, *, tok_s: float = 100.0, slow: str | None = None, **changes: Any
+    ) -> Path:
         """Make up this device's baseline: MEASUREMENT, with changes to every row.
 
-        A `tok_s` is squared for the quantized row, so that its ratio to the unquantized
-        one is changed as much. With `slow` there are three processes a row: that row
-        was far faster than any machine is, and the other one far slower.
+        The quantized row has the square of `tok_s`, so that its ratio to the
+        unquantized one is changed as much. With `slow` there are three processes a row:
+        that row was far faster than any machine is, and the other one far slower.
         """
         environment = session.Session(["cpu"], options=RunRequest()).environment
+        plain, quantized, _not_built = selection.load_file(self.rows)
+        speeds = {plain: [tok_s], quantized: [tok_s**2]}
+        if slow is not None:
+            middle = {row: 1e12 if row.id == slow else 1e-6 for row in speeds}
+            by = (0.999, 1.0, 1.001)
+            speeds = {row: [middle[row] * factor for factor in by] for row in middle}
         made_up = {"weights": "pth:tiny", "peak_memory_bytes": 10**12, **changes}
-        rows = []
-        for row in selection.load_file(self.rows)[:2]:
-            measurement = replace(MEASUREMENT, **made_up)
-            if "tok_s" in changes and row.quantization is not None:
-                measurement = replace(measurement, tok_s=changes["tok_s"] ** 2)
-            processes = [measurement]
-            if slow is not None:
-                tok_s = 1e12 if row.id == slow else 1e-6
-                speeds = (tok_s * by for by in (0.999, 1.0, 1.001))
-                processes = [replace(measurement, tok_s=speed) for speed in speeds]
-            rows.append(baselines.baseline_row(row, *processes))
-        baseline = Baseline(recorded="then", environment=environment, rows=tuple(rows))
-        path = baselines.path_of(self.path / "baselines", environment.device_key)
-        write_atomically(path, to_json(baseline))
-        return path
+        baseline = baseline_of_processes(speeds, environment=environment, **made_up)
+        return stored_in(self.path / "baselines", baseline)
 
     def stand_in(self, process: Callable[[int, RowSpec], WorkerResult]) -> list[str]:
         """Have `process(number, row)` stand for every process; the rows of each."""

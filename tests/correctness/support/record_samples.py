@@ -89,15 +89,8 @@ def report_of(*results: RowResult, **changes: Any) -> Report:
 
 def baseline_of(*results: RowResult, **changes: Any) -> Baseline:
     """A baseline that holds the measured ones among `results`."""
-    return Baseline(
-        recorded=RECORDED,
-        environment=replace(ENVIRONMENT, **changes),
-        rows=tuple(
-            baseline_row(result.row, result.measurement)
-            for result in results
-            if result.measurement is not None
-        ),
-    )
+    environment = replace(ENVIRONMENT, **changes)
+    return baselines.of_report(report_of(*results, environment=environment))
 
 
 def baseline_of_processes(
@@ -106,15 +99,20 @@ def baseline_of_processes(
     *,
     environment: Environment = ENVIRONMENT,
     bandwidths: Sequence[float] = (20.0,) * 20,
+    **changes: Any,
 ) -> Baseline:
     """A baseline of these tok/s, or another metric's, one for each process of a row.
 
-    `bandwidths` are those of the device in each process.
+    `bandwidths` are those of the device in each process; `changes` are in all of them.
     """
     rows = []
     for row, figures in values.items():
         processes = (
-            replace(MEASUREMENT, device_bandwidth_gb_s=bandwidth, **{metric: figure})
+            replace(
+                MEASUREMENT,
+                device_bandwidth_gb_s=bandwidth,
+                **{metric: figure, **changes},
+            )
             for figure, bandwidth in zip(figures, bandwidths, strict=False)
         )
         rows.append(baseline_row(row, *processes))
