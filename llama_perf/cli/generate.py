@@ -125,7 +125,7 @@ def row_of(arguments: argparse.Namespace) -> RowSpec:
         kernels = Scheme.parse(arguments.quantization).kernels[0]
     # Most flags are named as the field of a row that they fill.
     flags = vars(arguments)
-    names = [field.name for field in fields(RowSpec) if field.name in flags]
+    filled = {one.name: flags[one.name] for one in fields(RowSpec) if one.name in flags}
     others = {
         "model": arguments.checkpoint_path,
         "kernels": kernels or "native",
@@ -133,4 +133,4 @@ def row_of(arguments: argparse.Namespace) -> RowSpec:
         "compile": arguments.compile or arguments.compile_prefill,
         "prompt_length": arguments.prefill_size or 1,
     }
-    return RowSpec(**{name: flags[name] for name in names} | others)
+    return RowSpec(**filled | others)

@@ -5,17 +5,16 @@ import sys
 from contextlib import closing
 
 from llama_perf.report.text import as_text
-from llama_perf.run.options import add_shared as add_arguments
-from llama_perf.run.options import request_of
+from llama_perf.run import options
 from llama_perf.strict_json import to_line
 
-__all__ = ["HELP", "add_arguments", "main"]
 HELP = "run rows and print the table"
+add_arguments = options.add_shared
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the selected rows; 1 where one failed, 130 after an interrupt."""
-    request = request_of(arguments)
+    request = options.request_of(arguments)
     rows = request.selected()
     # It imports torch, and a mistake in the options is reported sooner without.
     from llama_perf.run.compared_run import ComparedRun

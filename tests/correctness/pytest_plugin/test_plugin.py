@@ -59,20 +59,6 @@ def test_rows_are_measured_shown_and_saved(project: Project) -> None:
     assert machine["device_key"] == report.environment.device_key
 
 
-def test_rows_without_a_baseline_fail_or_are_reported(project: Project) -> None:
-    # What is saved under way is not taken for a baseline.
-    reported = ("--on-missing-baseline=report", "--benchmark-save=some")
-    result = project.run("--benchmark-compare", *reported, passed=2, skipped=1)
-    assert set(project.verdicts().values()) == {Verdict.NO_BASELINE, Verdict.NOT_RUN}
-    advice = [
-        "2 of 3 rows have no baseline for this device (*); record one with:",
-        "  *baseline record --rows *rows.toml --checkpoints *",
-    ]
-    result.stdout.fnmatch_lines(advice)
-    result = project.run("--benchmark-compare", failed=2, skipped=1)
-    result.stdout.fnmatch_lines([f"NO_BASELINE {PLAIN}: no baseline for this device"])
-
-
 def test_a_slower_row_is_a_failed_test_with_its_reason(project: Project) -> None:
     project.record(tok_s=UNREACHED)
     junit = project.path / "junit.xml"

@@ -207,7 +207,8 @@ session.Session.run_row = run_row
     assert not any(map(alive, [killed, *shared]))
 
 
-def test_a_killed_run_is_resumed_and_keeps_its_rows(project: Project) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=str)
+def test_a_run_that_is_ended_is_resumed(project: Project, number: int) -> None:
     kernels = 'kernels = "torchao"'
     # The second row takes until the signal comes.
     endless = f"{kernels}\nnum_samples = 200000"
@@ -217,8 +218,14 @@ def test_a_killed_run_is_resumed_and_keeps_its_rows(project: Project) -> None:
             wait_until(project.results.exists)
             pids = [child.pid for child in psutil.Process(process.pid).children()]
         finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+            process.send_signal(number)
+        out, err = process.communicate(timeout=HANG_S)
+    interrupted = number == signal.SIGINT
+    assert process.returncode == (130 if interrupted else -number), err
+    if interrupted:
+        assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
+        assert "1 row: 1 run, 0 NOT_RUN" in out
+        assert "Traceback" not in err
     # A worker does not outlive the process that started it.
     assert pids
     wait_until(lambda: not any(map(alive, pids)))
