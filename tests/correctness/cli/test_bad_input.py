@@ -11,7 +11,7 @@ from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import ROOT, write_tiny
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 
-TOML = ROOT / "pyproject.toml"
+TOML, DOCS = ROOT / "pyproject.toml", ROOT / "docs"
 SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published, reference"
 OF_ROWS = {
     "--rows none.toml": "rows: 'none.toml' cannot be read: No such file or directory",
@@ -53,11 +53,14 @@ REFUSED = {
         "--checkpoint_path Foo-17B": "model: 'Foo-17B' is not allowed; allowed: the",
         "--checkpoint_path no/folder": "checkpoint: 'no/folder': no such file or fol",
         "--checkpoint_path model.pth": "checkpoint: 'model.pth': no such file or fol",
+        f"--checkpoint_path {DOCS}": f"{DOCS}: no weights in this folder; allowed: a ",
         "--interactive": "interactive: 'stories15M' has no tokenizer",
         "--precision fp32": "precision: 'fp32' is not allowed; allowed: float32, fl",
         "--device gpu": "device: 'gpu' is not allowed; allowed: cuda, cpu",
         "--kernels mine": "kernels: 'mine' is not allowed; allowed: native, torchao",
         "-q int5wo": "quantization: 'int5wo' is not allowed; allowed: int8wo, int8dq, ",
+        "-q fp6 --kernels torchao": "scheme fp6 is not built on torchao; built on: nat",
+        "--cache_size 1000000000000": "needs 13824000.1 GB (KV cache 13824000.0 GB at ",
         "--cache_size 0": "cache_size: 0 is not allowed; the row needs 4 positions",
         "--prefill_size 20 --cache_size 10": "cache_size: 10 is not allowed; the row ",
         "--fill 9 --cache_size 12": "cache_size: 12 is not allowed; the row needs 13 ",
@@ -104,8 +107,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object, **__: object) -> None:
         pytest.fail("it started before it refused")
 
-    monkeypatch.setattr("llama_perf.cli.generate_run.prepare_row", started)
-    monkeypatch.setattr("llama_perf.run.session.prepare_row", started)
+    monkeypatch.setattr("llama_perf.measure.prepare.build_model", started)
     monkeypatch.setattr("llama_perf.run.session.measure_ceiling", started)
 
 
@@ -119,15 +121,9 @@ def test_refusals(cli: CommandLine, command: str, words: str) -> None:
     assert message.startswith(REFUSED[command][words])
 
 
-def test_what_cannot_be_built(
-    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_without_a_card(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = cli.refusal(*TINY, "-q", "fp6", "--kernels", "torchao")
-    assert message.startswith("scheme fp6 is not built on torchao; built on: n")
-    message = cli.refusal(*TINY, "--cache_size", "1000000000000")
-    assert message.startswith("needs 13824000.1 GB (KV cache 13824000.0 GB")
-    message = cli.refusal(*TINY, "--checkpoint_path", str(tmp_path))
-    assert message.startswith(f"{tmp_path}: no weights in this folder; allowed: a .pth")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = cli.refusal("generate", "--checkpoint_path", "7B")
     assert message.startswith("no CUDA device on this machine")
