@@ -30,10 +30,8 @@ CONFIG_JSON = {
 PARAMS_JSON = {**SIZES, "multiple_of": 64, "ffn_dim_multiplier": 0.75}
 
 
-def tiny_weights(
-    config: ModelConfig = TINY, dtype: torch.dtype = torch.float32
-) -> SyntheticWeights:
-    return SyntheticWeights(config, dtype=dtype, device=torch.device("cpu"))
+def tiny_weights(config: ModelConfig = TINY) -> SyntheticWeights:
+    return SyntheticWeights(config, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def all_weights(reader: WeightsReader | None = None) -> dict[str, Tensor]:
