@@ -87,8 +87,7 @@ def compile_row(row: RowSpec) -> None:
     prompt = torch.zeros(shape, dtype=torch.int64, device=META)
     lengths = prompt.new_zeros(row.batch_size) if row.ragged else None
     if row.fill:
-        engine.prefill(prompt.new_zeros((row.batch_size, row.fill)))
-        engine.filled = row.fill
+        engine.fill(torch.zeros((row.batch_size, row.fill), dtype=torch.int64))
     with torch.no_grad():
         engine.observe(
             prompt,
