@@ -1,6 +1,5 @@
 """A GPU that torch cannot use is told with what to do, and no CPU takes its place."""
 
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from llama_perf.measure.environment import machine_notes
 from llama_perf.run.options import RunRequest
 from tests.correctness.support import nvidia_smi
 from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.plugin_project import Project
 
 pytest_plugins = ["pytester"]
@@ -93,19 +93,15 @@ def test_a_device_that_is_not_there_is_told_by_its_number(
 def test_no_processor_takes_the_place_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
-    with pytest.raises(NotRunnable) as caught:
-        check_device("cuda")
-    refusal = f"no CUDA device on this machine can be used: {TOO_OLD}"
-    assert str(caught.value) == refusal
-    with pytest.raises(UserError, match=re.escape(TOO_OLD)):
-        unasked_device()
+    reason = f"no CUDA device on this machine can be used: {TOO_OLD}"
+    assert refusal(check_device, "cuda", error=NotRunnable) == reason
+    assert TOO_OLD in refusal(unasked_device, error=UserError)
     message = cli.refusal("run", "--row", "*none*")
     assert message.endswith(f"{TOO_OLD}; --set cpu runs the processor's rows")
     for chosen in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert unasked_device() == "cpu"
-        with pytest.raises(NotRunnable, match="hides it"):
-            check_device("cuda")
+        assert "hides it" in refusal(check_device, "cuda", error=NotRunnable)
 
 
 @pytest.mark.usefixtures("smi")
