@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels import attention, cache_codes
@@ -87,26 +86,6 @@ def assert_attends(attended: Tensor, q: Tensor, cache: Cache, *ends: int) -> Non
     expected, limit = torch.einsum("bthn,bhnd->bthd", weights, v), LIMITS[q.dtype]
     assert attended.dtype == q.dtype
     torch.testing.assert_close(attended.double(), expected, rtol=limit, atol=limit)
-
-
-@pytest.mark.parametrize("tokens", [7, 300], ids=["chunk", "prompt"])
-def test_a_prefill_never_reaches_cudnn(
-    tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would be first on sm_90, with keys whose heads have a stride of 0."""
-    attend, allowed = F.scaled_dot_product_attention, []
-
-    def watched(*arguments: Any, **options: Any) -> Tensor:
-        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
-        return attend(*arguments, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    assert torch.backends.cuda.cudnn_sdp_enabled()
-    cache, _ = sample_cache("unquantized", 1, 2, 16)
-    prefill_attention(torch.randn((1, tokens, 8, 16)), *cache, SIZE)
-    assert allowed
-    assert not any(allowed)
-    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @each_kind

@@ -13,7 +13,7 @@ from torch import Tensor
 from llama_perf.kernels import cpu, products, row_scaled, sparse
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
 from llama_perf.kernels.products import dequantized, packed_product
-from llama_perf.kernels.weight import FLOAT8, SPARSE, Packed
+from llama_perf.kernels.weight import FLOAT8, INT8, SPARSE, Packed
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -144,19 +144,13 @@ def test_one_token_compiles_to_one_graph(format: Format) -> None:
 def test_opcheck(format: Format, tokens: int) -> None:
     dtype = DTYPES[FORMATS.index(format) % 3]
     x, weight = sample(format, (tokens, 20, 64), dtype)
-    for result in {dtype, FLOAT}:
-        checked = arguments(x, weight, result)
-        torch.library.opcheck(packed_product, checked, test_utils=CHECKS)
-
-
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_opcheck_of_the_int8_dynamic_product(tokens: int) -> None:
-    x, words = sample(FORMATS[0], (tokens, 20, 64), HALF)
-    rows = replace(words, codes=torch.zeros((20, 64), dtype=torch.int8))
-    values, scales = products.quantize_tokens(x, "int8")
-    for weight in (words, rows):
-        checked = arguments(values, weight, FLOAT, scales)
-        torch.library.opcheck(packed_product, checked, test_utils=CHECKS)
+    cases = [arguments(x, weight, result) for result in {dtype, FLOAT}]
+    if weight.decode == INT8:
+        rows = replace(weight, codes=torch.zeros((20, 64), dtype=torch.int8))
+        values, scales = products.quantize_tokens(x, "int8")
+        cases += [arguments(values, it, FLOAT, scales) for it in (weight, rows)]
+    for case in cases:
+        torch.library.opcheck(packed_product, case, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("columns", [2, 3, 20, 64, 1024, 1100, 4096])
