@@ -109,6 +109,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("llama_perf.measure.prepare.build_model", started)
     monkeypatch.setattr("llama_perf.run.session.measure_ceiling", started)
+    monkeypatch.setattr("llama_perf.run.worker.worker_command", started)
 
 
 @pytest.mark.usefixtures("nothing_runs")
