@@ -10,10 +10,11 @@ from pathlib import Path
 from llama_perf.cli.run import show_progress
 from llama_perf.errors import SpecError, UserError, check_count
 from llama_perf.files import write_atomically
+from llama_perf.gate.pairs import MIN_PAIRS, compare_pairs
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
-from llama_perf.run.fresh_processes import MIN_PAIRS, compare_pairs, measure_pairs
+from llama_perf.run.fresh_processes import measure_pairs
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import ROOT, checked_out, resolve
 from llama_perf.run.worker import PYTHON

@@ -16,7 +16,6 @@ from llama_perf.gate.thresholds import Spread, as_share, confirm_limit, screen_l
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Status, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.fresh_processes import Pairs, compare_pairs
 from tests.correctness.support.record_samples import (
     ALIKE,
     CPU_ROW,
@@ -247,17 +246,3 @@ def test_a_grown_peak_is_never_a_silent_pass(
         assert comparison.verdict is UNDECIDED
     else:
         assert comparison.failed == (median(again) / middle - 1 > limit)
-
-
-@pytest.mark.parametrize(("peaks", "verdict"), [((1, 3, 1), SAME), ((2, 2, 1), LARGER)])
-def test_pairs_compare_the_medians_of_their_sides(
-    peaks: Sequence[int], verdict: Verdict
-) -> None:
-    base, head = (
-        [measured(peak_memory_bytes=gb * GB) for gb in side]
-        for side in ((1, 1, 3), peaks)
-    )
-    pairs = Pairs(row=CPU_ROW, results={"base": base, "head": head})
-    ((_, comparison),) = compare_pairs([pairs])
-    assert comparison.verdict is verdict
-    assert not comparison.doubtful
