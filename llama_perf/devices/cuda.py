@@ -1,7 +1,9 @@
-"""An NVIDIA GPU as a device: torch's view of it, and its driver's."""
+"""An NVIDIA GPU as a device: torch's view of it, and its driver's; CUDA graphs."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -140,3 +142,30 @@ class CudaDevice(Device):
 
     def peak_allocated_bytes(self) -> int:
         return int(torch.cuda.max_memory_allocated(self.torch_device))
+
+
+def warm_up(work: Callable[[], None]) -> None:
+    """Run `work` on the stream that it will be captured on."""
+    stream = _capture_stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def capture_graph(
+    work: Callable[[], None], generator: torch.Generator | None = None
+) -> torch.cuda.CUDAGraph:
+    """Capture `work`, which is not run; a replay draws from `generator`."""
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
+        work()
+    return graph
+
+
+@cache
+def _capture_stream(_device: int) -> torch.cuda.Stream:
+    """One stream a device: cuBLAS keeps 32 MB for each stream that it has run on."""
+    return torch.cuda.Stream()

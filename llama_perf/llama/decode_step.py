@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llama_perf.devices.cuda import capture_graph, warm_up
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.options import Sampling
 
@@ -51,33 +52,6 @@ def choose_by_sample(logits: Tensor, state: DecodeState, *, sampling: Sampling) 
     state.history.index_copy_(1, state.count, token)
     state.count.add_(1)
     state.position.add_(1)
-
-
-def warm_up(work: Callable[[], None]) -> None:
-    """Run `work` on the stream that it will be captured on."""
-    stream = _capture_stream(torch.cuda.current_device())
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def capture_graph(
-    work: Callable[[], None], generator: torch.Generator | None = None
-) -> torch.cuda.CUDAGraph:
-    """Capture `work`, which is not run; a replay draws from `generator`."""
-    graph = torch.cuda.CUDAGraph()
-    if generator is not None:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
-        work()
-    return graph
-
-
-@cache
-def _capture_stream(_device: int) -> torch.cuda.Stream:
-    """One stream a device: cuBLAS keeps 32 MB for each stream that it has run on."""
-    return torch.cuda.Stream()
 
 
 @dataclass(kw_only=True, eq=False)

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from llama_perf.devices.base import Device
+from llama_perf.devices.cuda import capture_graph, warm_up
 from llama_perf.devices.device import device_of
-from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.measure.environment import triton_problem
 from llama_perf.results.measurement import Ceiling
 

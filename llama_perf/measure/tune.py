@@ -12,12 +12,12 @@ from itertools import product as combinations
 
 import torch
 
+from llama_perf.devices.cuda import capture_graph, warm_up
 from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.weight import FLOATS, Packed
 from llama_perf.llama.config import preset
-from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.quantize.autoquant.timing import How, Product, operator, weight_copies
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED

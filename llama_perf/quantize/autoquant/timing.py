@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.cuda import capture_graph, warm_up
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.decode_step import capture_graph, warm_up
 from llama_perf.llama.layers import product as multiply
 from llama_perf.llama.transformer import is_unquantized, tensor_bytes
 from llama_perf.quantize.apply import make_quantizer

@@ -17,6 +17,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from llama_perf import quantize_model
+from llama_perf.devices import cuda
 from llama_perf.llama import decode_step
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.llama.decode_step import sample
@@ -188,19 +189,19 @@ def test_everything_runs_and_is_captured_on_one_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """cuBLAS keeps 32 MB for each stream that it has seen, and none is given back."""
-    cuda = MagicMock()
-    monkeypatch.setattr(torch, "cuda", cuda)
-    decode_step._capture_stream.cache_clear()
+    mocked = MagicMock()
+    monkeypatch.setattr(torch, "cuda", mocked)
+    cuda._capture_stream.cache_clear()
     ran: list[int] = []
     for number in range(3):
-        decode_step.warm_up(partial(ran.append, number))
-        decode_step.capture_graph(partial(ran.append, number))
-    decode_step._capture_stream.cache_clear()
+        cuda.warm_up(partial(ran.append, number))
+        cuda.capture_graph(partial(ran.append, number))
+    cuda._capture_stream.cache_clear()
     assert ran == [0, 0, 1, 1, 2, 2]
-    cuda.Stream.assert_called_once_with()
-    made, graph = cuda.Stream.return_value, cuda.CUDAGraph.return_value
-    assert cuda.stream.call_args_list == [call(made)] * 3
-    assert cuda.graph.call_args_list == [call(graph, stream=made)] * 3
+    mocked.Stream.assert_called_once_with()
+    made, graph = mocked.Stream.return_value, mocked.CUDAGraph.return_value
+    assert mocked.stream.call_args_list == [call(made)] * 3
+    assert mocked.graph.call_args_list == [call(graph, stream=made)] * 3
 
 
 def draws(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
