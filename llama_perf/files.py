@@ -6,6 +6,9 @@ from pathlib import Path
 
 from llama_perf.errors import SpecError
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+"""The folder that `llama_perf` lies in: a checkout of this project, or not."""
+
 
 def check_writable(field: str, path: Path) -> None:
     """Raise SpecError unless a file can be written at `path`, in an existing folder."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from llama_perf.cli.run import show_progress
 from llama_perf.errors import SpecError, UserError, check_count
-from llama_perf.files import write_atomically
+from llama_perf.files import CHECKOUT, write_atomically
 from llama_perf.gate.pairs import MIN_PAIRS, compare_pairs
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.fresh_processes import measure_pairs
 from llama_perf.run.options import add_shared, request_of
-from llama_perf.run.revision import ROOT, checked_out, resolve
+from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
 from llama_perf.strict_json import to_json, to_line
 
@@ -66,7 +66,10 @@ def main(arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     session = Session({row.device for row in rows}, options=request)
     lock = locked(session.device, wait=request.wait, progress=show_progress)
-    with nullcontext(ROOT) if commit is None else checked_out(commit) as package, lock:
+    with (
+        nullcontext(CHECKOUT) if commit is None else checked_out(commit) as package,
+        lock,
+    ):
         pairs, environments = measure_pairs(
             rows,
             package=package,

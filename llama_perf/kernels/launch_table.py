@@ -52,7 +52,8 @@ def launch_key(weight: Packed, tokens: int, *, weights: int) -> str:
     padded = 1 << (tokens - 1).bit_length()
     dtype = str(weight.codes.dtype).removeprefix("torch.")
     kind = f"{dtype}-f{weight.format}-b{weight.bits}-d{weight.decode}"
-    kind += f"-g{weight.group}-z{weight.zero_kind}" + "-dynamic" * weight.dynamic
+    kind += f"-g{weight.group}-z{weight.zero_kind}"
+    kind += "-dynamic" if weight.dynamic else ""
     return f"{kind}.m{padded}.n{weight.rows}.k{weight.columns}.x{weights}"
 
 

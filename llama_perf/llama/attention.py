@@ -193,7 +193,7 @@ class Attention(nn.Module):
         else:
             mask = visible.mask
             if cache is not None:
-                # As the cache has them, without a mask those of this call, the first.
+                # As the cache stores them. Without a mask it has this call's only.
                 k, v = cache.dequantized(length if mask is None else None)
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2),

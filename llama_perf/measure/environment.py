@@ -1,4 +1,4 @@
-"""What a measurement stands on here: versions, notes on the machine, compilers.
+"""The environment of a measurement: versions, notes on the machine, compilers.
 
 Looks for compilers, Python's headers and Triton, and runs none. Knows which versions of
 torch compile a row to wrong values.
@@ -16,11 +16,11 @@ from packaging.version import Version
 
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
+from llama_perf.files import CHECKOUT
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 # Seen wrong with 2.11.0 on an AMD EPYC, right there on an Intel Xeon with AMX and the
 # strides of `compiler_settings`, and right with 2.13.0; 2.12 was not tried.
 _INT8DQ_RIGHT_FROM = Version("2.13")
@@ -31,7 +31,7 @@ def collect(device: torch.device) -> Environment:
     return Environment(
         **fingerprint(device),
         llama_perf=package_version("llama-perf"),
-        commit=_commit() if (_CHECKOUT / "pyproject.toml").is_file() else None,
+        commit=_commit() if (CHECKOUT / "pyproject.toml").is_file() else None,
     )
 
 
@@ -40,7 +40,7 @@ def _commit() -> str | None:
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     with suppress(OSError, subprocess.SubprocessError):
         commit = subprocess.check_output(
-            command, text=True, timeout=20, cwd=_CHECKOUT, stderr=subprocess.DEVNULL
+            command, text=True, timeout=20, cwd=CHECKOUT, stderr=subprocess.DEVNULL
         )
         return commit.strip() or None
     return None

@@ -21,8 +21,8 @@ class LiveBytes(TorchDispatchMode):
     """While active, counts storages on devices of type `device`: bytes `now`, `peak`.
 
     Those of `known` are left out; another one that existed before counts once an
-    operator hands it out again. `inside` are bytes that an operator takes while it
-    runs, beside its result.
+    operator hands it out again. `inside` has the bytes that an operator takes while it
+    runs, in addition to its result.
     """
 
     def __init__(

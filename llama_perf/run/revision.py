@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_perf.errors import UserError
+from llama_perf.files import CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def resolve(revision: str, *, root: Path = ROOT, field: str = "base") -> str:
+def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str:
     """The commit that `revision` names; raises UserError, naming `field`, for none."""
     # A name that looks like an option of git must not be taken as one.
     options = ("--verify", "--end-of-options")
@@ -33,7 +32,7 @@ def file_at(commit: str, path: Path) -> str | None:
 
 
 @contextmanager
-def checked_out(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
+def checked_out(commit: str, *, root: Path = CHECKOUT) -> Iterator[Path]:
     """Give a folder with the files of `commit`, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name:
         folder = Path(name) / "checkout"

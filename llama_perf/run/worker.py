@@ -21,10 +21,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
 
+from llama_perf.files import CHECKOUT
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
-from llama_perf.run.revision import ROOT
 from llama_perf.strict_json import from_json, record, to_line
 
 PYTHON = Path(sys.executable)
@@ -77,7 +77,7 @@ class Worker:
         *,
         options: RunRequest,
         devices: Iterable[str],
-        package: Path = ROOT,
+        package: Path = CHECKOUT,
         python: Path = PYTHON,
     ) -> None:
         self._options = options
@@ -193,7 +193,7 @@ def run_in_process(
     *,
     options: RunRequest,
     devices: Iterable[str],
-    package: Path = ROOT,
+    package: Path = CHECKOUT,
     python: Path = PYTHON,
 ) -> WorkerResult:
     """Run one row in a fresh process; see `Worker`."""

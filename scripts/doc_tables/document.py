@@ -18,7 +18,7 @@ Key: TypeAlias = tuple[str, ...]
 
 
 class Place(NamedTuple):
-    """What stands in a document of `docs/` between two marks, `name` begin and end.
+    """The text between two marks of a document in `docs/`: `name` begin and end.
 
     Reading and writing raise ValueError unless each mark is there once.
     """

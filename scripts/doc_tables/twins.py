@@ -82,9 +82,11 @@ def _divergences(scheme: str, kernels: str) -> Tensor:
         if isinstance(module, nn.Linear):
             weight: Any = module.weight
             with torch.no_grad():
-                # int8dq would round unit vectors, so the tensor itself says.
-                rounds, ones = scheme == "int8dq", torch.eye(module.in_features)
-                weight = weight.dequantize() if rounds else module(ones).T.contiguous()
+                if scheme == "int8dq":
+                    # The linear would round unit vectors; its tensor has the values.
+                    weight = weight.dequantize()
+                else:
+                    weight = module(torch.eye(module.in_features)).T.contiguous()
             module.weight = nn.Parameter(weight, requires_grad=False)
     return token_divergences(smollm2.reference_logits(), model.logits(tokens()))
 

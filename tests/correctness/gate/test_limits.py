@@ -13,6 +13,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits, project_limits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, to_json
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.plugin_project import INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -98,10 +99,9 @@ LIMITS = "[tool.llama-perf.limits]\n"
 def test_a_wrong_one_names_the_file_and_the_field(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(UserError) as error:
-        read(tmp_path, text)
-    assert message in str(error.value)
-    assert str(error.value).startswith(f"{tmp_path / 'pyproject.toml'}: ")
+    refused = refusal(read, tmp_path, text, error=UserError)
+    assert message in refused
+    assert refused.startswith(f"{tmp_path / 'pyproject.toml'}: ")
 
 
 def test_each_metric_follows_its_limit() -> None:

@@ -9,6 +9,7 @@ from llama_perf.errors import RecordError
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult
 from llama_perf.strict_json import from_json, to_json
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.record_samples import MEASUREMENT, measured
 
 RESULT = measured()
@@ -50,10 +51,10 @@ def test_damage_names_the_file_and_the_dotted_field(
     inner = document[parents[0]] if parents else document
     # None takes the field away.
     inner.update({field: value}) if value is not None else inner.pop(field)
-    with pytest.raises(RecordError) as caught:
-        from_json(RowResult, json.dumps(document), source="some/file.json")
-    assert str(caught.value).startswith("some/file.json: ")
-    assert message in str(caught.value)
+    wrong, named = json.dumps(document), {"source": "some/file.json"}
+    refused = refusal(from_json, RowResult, wrong, **named, error=RecordError)
+    assert refused.startswith("some/file.json: ")
+    assert message in refused
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

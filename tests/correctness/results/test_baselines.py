@@ -17,6 +17,7 @@ from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import RowResult, Status
 from llama_perf.strict_json import to_json
+from tests.correctness.support.errors import refusal
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
@@ -44,11 +45,8 @@ def stored(tmp_path: Path) -> Path:
     return stored_in(tmp_path, baseline_of(measured()))
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(RecordError) as caught:
-        baselines.read(path)
-    message = str(caught.value)
-    assert "\n" not in message
+def file_refusal(path: Path) -> str:
+    message = refusal(baselines.read, path, error=RecordError)
     assert str(path) in message
     return message
 
@@ -118,7 +116,7 @@ def test_a_wrong_field_is_named(
     record(tmp_path, *SEVERAL, measured(OTHER))
     path = baselines.path_of(tmp_path, ENVIRONMENT.device_key)
     change(path, field, value)
-    assert message in refusal(path)
+    assert message in file_refusal(path)
 
 
 def test_a_row_of_several_processes_stores_the_main_figures_of_each(
@@ -151,14 +149,14 @@ def test_a_damaged_file_is_refused_or_reads_as_a_baseline(
     cut = data.draw(st.integers(0, len(intact) - 2))
     junk = data.draw(st.binary(max_size=4))
     stored.write_bytes(intact[:cut] + junk)
-    refusal(stored)
+    file_refusal(stored)
     flipped = bytearray(intact)
     flipped[cut] ^= 1 << data.draw(st.integers(0, 7))
     stored.write_bytes(flipped)
     try:
         baselines.read(stored)
     except RecordError:
-        refusal(stored)
+        file_refusal(stored)
 
 
 def test_rows_that_were_not_run_stay_with_their_environment(tmp_path: Path) -> None:
