@@ -79,7 +79,8 @@ class RunRequest:
         default="session",
     )
     row_timeout: float | None = _option(
-        "stop a row that takes longer and report it as INVALID (default: no limit)",
+        "stop a row that takes longer and report it as INVALID; the start of its"
+        " process does not count (default: no limit)",
         "SECONDS",
         type=float,
     )

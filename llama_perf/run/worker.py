@@ -33,6 +33,12 @@ _TAIL_LINES = 5
 _POLL_S = 1.0
 # Time for a worker without a parent, or without a task, to end by itself.
 _GRACE_S = 5.0
+# Time for a worker to import torch and find its device, which a cold disk or a driver
+# makes long.
+_START_S = 300.0
+# The progress with which a worker says that it is ready for rows. It is no field of its
+# own, since older revisions refuse unknown fields.
+_READY = "ready"
 
 
 @record
@@ -98,12 +104,15 @@ class Worker:
             os.close(replies_end)
         assert self._process.stdin is not None, "started with a pipe"
         self._tasks = self._process.stdin
+        self._ready = False
 
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
 
         Where the process breaks, or takes longer than the options' `row_timeout`, the
-        row is INVALID with the end of its output. An interrupt ends the process.
+        row is INVALID with the end of its output. The time counts from the process's
+        first reply, since a row that starts it does not take the start's time. An
+        interrupt ends the process.
         """
         begin = os.fstat(self._output.fileno()).st_size
         try:
@@ -132,9 +141,9 @@ class Worker:
             slowdowns=self._options.inject_slowdown,
             damages=tuple(self._options.inject_damage),
         )
-        limit = self._options.row_timeout
+        limit = self._options.row_timeout or math.inf
         # Before the row is sent, since a process that has run others starts at once.
-        deadline = math.inf if limit is None else time.monotonic() + limit
+        deadline = time.monotonic() + limit + (0 if self._ready else _START_S)
         # If the process has ended, it is reported below how.
         with suppress(BrokenPipeError):
             self._tasks.write(to_line(task).encode() + b"\n")
@@ -144,13 +153,18 @@ class Worker:
             *lines, received = received.split(b"\n")
             for line in lines:
                 reply = from_json(WorkerReply, line, source=f"the process of {row.id}")
+                if not self._ready:
+                    # Older revisions begin with the row's first step or its result.
+                    self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
                     return reply.done
-                progress(str(reply.progress))
+                if reply.progress != _READY:
+                    progress(str(reply.progress))
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 self._kill()
-                return f"was ended after {limit:g} s (row-timeout)"
+                start = "" if self._ready else f" and {_START_S:g} s to start"
+                return f"was ended after {limit:g} s (row-timeout){start}"
             alive = self._process.poll() is None
             # A process that ended may have replied before.
             seconds = min(left_s, _POLL_S) if alive else 0
@@ -244,6 +258,7 @@ def main(arguments: list[str]) -> None:
                 inject_damage=task.damages,
             )
             session = Session(task.devices, options=options)
+            send(WorkerReply(progress=_READY))
         result = session.run_row(
             task.row, progress=lambda text: send(WorkerReply(progress=text))
         )

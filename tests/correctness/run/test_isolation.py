@@ -1,12 +1,16 @@
 """Nothing measured is lost: crashes, kills, interrupts, hangs, two runs at once."""
 
+import math
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,7 +25,8 @@ from llama_perf.run import worker
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import Worker, WorkerResult, worker_command
+from llama_perf.run.worker import Worker, WorkerReply, WorkerResult, worker_command
+from llama_perf.strict_json import to_line
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.processes import (
     HANG_S,
@@ -124,10 +129,41 @@ def test_a_row_that_hangs_is_ended_with_what_it_started(
         monkeypatch.setattr(worker, "time", clock_that_waits_for(stuck.exists))
         result = run(row_timeout=2.0).result
         assert result.status is Status.INVALID
-        assert result.reason == "its process was ended after 2 s (row-timeout): stuck"
+        # It is not even ready: that takes no endless time either.
+        limits = "2 s (row-timeout) and 300 s to start"
+        assert result.reason == f"its process was ended after {limits}: stuck"
     process, child = map(int, pids.read_text(encoding="utf-8").split())
     assert not alive(process)
     wait_until(lambda: not alive(child))
+
+
+# Older revisions' processes begin with the row's first step.
+@pytest.mark.parametrize("first", ["ready", "building"])
+def test_a_rows_time_counts_from_the_first_reply_of_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: str
+) -> None:
+    started = tmp_path / "started"
+    ended = WorkerResult(result=measured(ROW), environment=None)
+    done = to_line(WorkerReply(done=ended))
+    run_instead(
+        monkeypatch,
+        f"while not os.path.exists({str(started)!r}): time.sleep(0.01)\n"
+        f'reply(\'{{"progress": "{first}"}}\'); reply({done!r})',
+    )
+
+    def seconds() -> Iterator[float]:
+        yield 0.0
+        # The start takes a hundred times as long as the row may.
+        started.touch()
+        while True:
+            yield 200.0
+
+    clock = SimpleNamespace(monotonic=partial(next, seconds()))
+    monkeypatch.setattr(worker, "time", clock)
+    steps: list[str] = []
+    with closing(Worker(options=RunRequest(row_timeout=2), devices=["cpu"])) as one:
+        assert one.run(ROW, steps.append) == ended
+    assert steps == [first] * (first != "ready")
 
 
 def test_a_silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +201,8 @@ def test_broken_processes(project: Project) -> None:
     log, lost = project.path / "pids", project.path / "lost"
     project.patch.setattr(worker, "Worker", Worker)
     project.patch.setattr(worker, "time", clock_that_waits_for(lost.exists))
+    # Only one that has said that it is ready can be late.
+    project.patch.setattr(worker, "_START_S", math.inf)
     sabotage = f"""
 import os, time
 from llama_perf.results.measurement import Ceiling
@@ -172,7 +210,7 @@ from llama_perf.run import session
 
 def run_row(self, row, measured=session.Session.run_row, **rest):
     print(os.getpid(), file=open({str(log)!r}, "a"), flush=True)
-    if row.id == {PLAIN!r}:
+    if row.id == {INT8!r}:
         os.kill(os.getpid(), 9)
     if row.id == {FP6!r}:
         print("lost", flush=True)
@@ -191,20 +229,20 @@ session.Session.run_row = run_row
     project.patch.setattr(worker, "worker_command", sabotaged)
     result = project.run("--row-timeout=20", passed=1, failed=2)
     ended = {result.id: result.status for result in project.report().results}
-    assert ended.pop(INT8) is Status.MEASURED
-    assert ended == dict.fromkeys((PLAIN, FP6), Status.INVALID)
+    assert ended.pop(PLAIN) is Status.MEASURED
+    assert ended == dict.fromkeys((INT8, FP6), Status.INVALID)
     result.stdout.fnmatch_lines(
         [
-            f"*INVALID {PLAIN}: its process was ended by signal 9*",
+            f"*INVALID {INT8}: its process was ended by signal 9*",
             f"*INVALID {FP6}: its process was ended after 20 s (row-timeout): *lost",
         ]
     )
     # A row shares the process of the one before it, unless that broke.
-    killed, *shared = map(int, log.read_text(encoding="utf-8").split())
+    *shared, hung = map(int, log.read_text(encoding="utf-8").split())
     assert len(shared) == 2
-    assert killed not in shared
+    assert hung not in shared
     assert len({*shared}) == 1
-    assert not any(map(alive, [killed, *shared]))
+    assert not any(map(alive, [hung, *shared]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=str)
