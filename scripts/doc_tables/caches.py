@@ -21,7 +21,7 @@ from scripts.doc_tables.document import Place, Table
 from scripts.doc_tables.figures import Closeness, closeness
 from scripts.doc_tables.smollm2 import smollm2_path, unquantized
 
-LENGTH, CHUNK = 2048, 512
+LENGTH, CHUNK = 1024, 256
 # Mean and standard deviation of 16 draws.
 REDRAWN = {
     "int8": Redraws(

@@ -9,7 +9,7 @@ its code is turned over. How many do is chance, and another processor's chance.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from llama_perf.kernels.products import quantize_tokens
 
+# Positions whose logits are compared in float64 at a time.
+_AT_ONCE = 16
 # The schemes that round activations, and how.
 QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "int8dq": partial(quantize_tokens, activations="int8"),
@@ -52,13 +54,23 @@ def perplexity(logits: Tensor, tokens: Tensor) -> float:
     return math.exp(losses.item())
 
 
+def _in_parts(*logits: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few positions at a time: float64 of all of them would take gigabytes."""
+    return zip(*(x[0].split(_AT_ONCE) for x in logits), strict=True)
+
+
 def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence from `reference` at each position, float64 (length,).
 
     Both are (1, length, vocabulary); nats. Each is that of the next-token distribution.
     """
-    expected, ours = (x[0].double().log_softmax(-1) for x in (reference, logits))
-    return (expected.exp() * (expected - ours)).sum(-1)
+    parts = []
+    for both in zip(
+        reference[0].split(_AT_ONCE), logits[0].split(_AT_ONCE), strict=True
+    ):
+        expected, ours = (part.double().log_softmax(-1) for part in both)
+        parts.append((expected.exp() * (expected - ours)).sum(-1))
+    return torch.cat(parts)
 
 
 def closeness(
@@ -73,14 +85,19 @@ def closeness(
     `divergences` are their `token_divergences`, where the caller has them.
     """
     assert reference.shape == logits.shape, f"{reference.shape} and {logits.shape}"
-    exact, ours = reference.double(), logits.double()
-    noise = (ours - exact).square().mean()
     if divergences is None:
         divergences = token_divergences(reference, logits)
-    agreed = (exact.argmax(-1) == ours.argmax(-1)).double().mean()
+    signal = noise = torch.zeros((), dtype=torch.float64)
+    for both in zip(
+        reference[0].split(_AT_ONCE), logits[0].split(_AT_ONCE), strict=True
+    ):
+        exact, ours = (part.double() for part in both)
+        signal = signal + exact.square().sum()
+        noise = noise + (ours - exact).square().sum()
+    agreed = (reference.argmax(-1) == logits.argmax(-1)).double().mean()
     ratio = perplexity(logits, tokens) / perplexity(reference, tokens)
     return Closeness(
-        signal_to_noise_db=float(10 * torch.log10(exact.square().mean() / noise)),
+        signal_to_noise_db=float(10 * torch.log10(signal / noise)),
         kl_nats=float(divergences.mean()),
         top1=float(agreed),
         perplexity_change=ratio - 1,

@@ -68,9 +68,9 @@ def test_a_cache_keeps_the_logits_within_its_limits(kind: str) -> None:
 
 def test_chunks_through_a_cache_are_the_text_at_once() -> None:
     assert caches.long_tokens().shape == (1, caches.LENGTH)
-    ids = caches.long_tokens()[:, :600]
+    ids = caches.long_tokens()[:, :300]
     at_once = smollm2.unquantized().logits(ids)
-    compared = closeness(at_once, caches.logits_with_cache(None)[:, :600], ids)
+    compared = closeness(at_once, caches.logits_with_cache(None)[:, :300], ids)
     assert compared.signal_to_noise_db > 80
     assert compared.top1 == 1.0
 
@@ -202,10 +202,14 @@ def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
     assert not pair.further, pair
 
 
+# At the beginning, in the middle and at the end.
+BLOCKS = (0, 4, 14, 29)
+
+
 def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert twins.products_ratio("int8dq") <= twins.MAX_PRODUCTS_RATIO
+    assert twins.products_ratio("int8dq", blocks=BLOCKS) <= twins.MAX_PRODUCTS_RATIO
     original = products.quantize_tokens
 
     def coarser(x: Tensor, activations: Any) -> tuple[Tensor, Tensor]:
@@ -214,7 +218,7 @@ def test_native_int8dq_rounds_the_same_activations_as_well_as_torchao(
         return torch.round(x / scale).to(torch.int8), scale
 
     monkeypatch.setattr(products, "quantize_tokens", coarser)
-    assert twins.products_ratio("int8dq", blocks=(4, 14)) > twins.MAX_PRODUCTS_RATIO
+    assert twins.products_ratio("int8dq", blocks=BLOCKS) > twins.MAX_PRODUCTS_RATIO
 
 
 def test_a_difference_at_most_positions_is_distinguished_from_chance() -> None:

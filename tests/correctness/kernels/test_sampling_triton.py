@@ -26,7 +26,8 @@ SEED = 1234567890123
 # Three programs of a sequence, the last of which has few.
 VOCABULARY = 4200
 TEMPERATURE = 0.8
-DRAWS = 250
+# With fewer to choose from, fewer tell a wrong share.
+DRAWS = {None: 250, 3: 100}
 together_or_ragged = pytest.mark.parametrize(
     "ragged", [False, True], ids=["together", "ragged"]
 )
@@ -131,12 +132,12 @@ def test_the_numbers_are_exponential_and_their_own(card: torch.device) -> None:
     assert torch.equal(exponentials(seed, 0, shape), drawn)
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("top_k", DRAWS)
 def test_draws_follow_the_softmax(top_k: int | None, card: torch.device) -> None:
-    tokens = choose(LOGITS.expand(DRAWS, -1).to(card), top_k=top_k)
+    tokens = choose(LOGITS.expand(DRAWS[top_k], -1).to(card), top_k=top_k)
     best = (LOGITS[0] / TEMPERATURE).topk(top_k or 6)
     counts = torch.bincount(tokens.cpu(), minlength=6)[best.indices]
-    assert counts.sum() == DRAWS
+    assert counts.sum() == DRAWS[top_k]
     assert follows(counts, best.values)
 
 

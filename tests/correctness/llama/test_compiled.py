@@ -43,7 +43,9 @@ def compiling() -> Iterator[None]:
     ("scheme", "path"),
     [
         (None, "sdpa"),
-        *((name, "decode") for name in (None, "int8wo", "int8dq", "float8wo")),
+        *((name, "decode") for name in (None, "int8dq", "float8wo")),
+        # A row of it is compiled, and its values checked, in `test_cuda.py` as well.
+        pytest.param("int8wo", "decode", marks=pytest.mark.slow),
     ],
 )
 def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
@@ -75,7 +77,11 @@ def test_eager_and_compiled_agree(scheme: str | None, path: str) -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize(
+    # Compiled codes of either kind are `test_codes.py`'s.
+    "kind",
+    [None, "int8", pytest.param("fp8", marks=pytest.mark.slow)],
+)
 def test_compiled_code_serves_every_position(kind: str | None) -> None:
     ids = tokens(batch=2, length=40)
     compiled = engine(batch_size=2, kv_cache=kind, prefill_chunk=11, **BOTH)

@@ -180,6 +180,7 @@ def succeeds(folder: Path, *words: object) -> None:
     subprocess.run([sys.executable, *map(str, words)], cwd=folder, check=True)
 
 
+@pytest.mark.slow  # Only another torchao changes it.
 def test_torchaos_source_warns_of_nothing_while_it_is_compiled(tmp_path: Path) -> None:
     """Its escape sequences: of a row under pytest they made a SyntaxError."""
     succeeds(ROOT, "-c", IMPORT, tmp_path)

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from llama_perf.run.options import RunRequest
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import Worker, WorkerResult
 from tests.correctness.support.git_commands import git
-from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
+from tests.correctness.support.plugin_project import (
+    FP6,
+    INT8,
+    PLAIN,
+    InProcessWorker,
+    Project,
+)
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
@@ -179,7 +186,9 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
 def test_this_environment_compared_with_itself(project: Project) -> None:
     # The shortest that decides anything; what it decides on one core is not asked.
     project.patch.setattr("llama_perf.cli.compare.MIN_PAIRS", 2)
-    project.patch.setattr(worker, "Worker", Worker)
+    # The first pair is one of real processes.
+    workers = chain([Worker, Worker], repeat(InProcessWorker))
+    project.patch.setattr(worker, "Worker", lambda **how: next(workers)(**how))
     project.patch.delenv("PYTHONPATH")
     # The working directory's modules are not in the processes' way.
     (project.path / "torch.py").write_text("raise ImportError", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Nothing measured is lost: crashes, kills, interrupts, hangs, two runs at once."""
 
+import itertools
 import math
 import os
 import signal
@@ -25,8 +26,7 @@ from llama_perf.run import worker
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import Worker, WorkerReply, WorkerResult, worker_command
-from llama_perf.strict_json import to_line
+from llama_perf.run.worker import Worker, WorkerResult, worker_command
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.processes import (
     HANG_S,
@@ -143,26 +143,27 @@ def test_a_rows_time_counts_from_the_first_reply_of_its_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: str
 ) -> None:
     started = tmp_path / "started"
-    ended = WorkerResult(result=measured(ROW), environment=None)
-    done = to_line(WorkerReply(done=ended))
     run_instead(
         monkeypatch,
         f"while not os.path.exists({str(started)!r}): time.sleep(0.01)\n"
-        f'reply(\'{{"progress": "{first}"}}\'); reply({done!r})',
+        "print('running', flush=True)\n"
+        f'reply(\'{{"progress": "{first}"}}\'); time.sleep(3600)',
     )
 
     def seconds() -> Iterator[float]:
         yield 0.0
         # The start takes a hundred times as long as the row may.
         started.touch()
-        while True:
-            yield 200.0
+        yield from itertools.count(200.0)
 
-    clock = SimpleNamespace(monotonic=partial(next, seconds()))
-    monkeypatch.setattr(worker, "time", clock)
+    clock = seconds()
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=partial(next, clock)))
+    monkeypatch.setattr(worker, "_POLL_S", 0.2)
     steps: list[str] = []
     with closing(Worker(options=RunRequest(row_timeout=2), devices=["cpu"])) as one:
-        assert one.run(ROW, steps.append) == ended
+        reason = one.run(ROW, steps.append).result.reason
+    assert reason == "its process was ended after 2 s (row-timeout): running"
+    assert next(clock) < 290, "it had more time than a row has"
     assert steps == [first] * (first != "ready")
 
 

@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
 import psutil
 import pytest
 
+from llama_perf.cli.main import COMMANDS, main
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.strict_json import read_json
 from scripts import ROOT
-from scripts.offline import steps
+from scripts.offline import cuda_check, steps
 from scripts.offline.cuda_check import without_invalid
 from scripts.offline.machine import REHEARSAL
 from scripts.offline.steps import Status, Step, StepRunner
@@ -229,6 +232,35 @@ def test_a_check_that_is_asked_to_end_leaves_nothing(
     assert f"{step:<16} interrupted" in (out / "summary.txt").read_text()
 
 
+@pytest.mark.parametrize("rehearse", [True, False])
+def test_the_steps_of_a_check_are_commands_in_their_order(
+    rehearse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they do, a rehearsal shows."""
+    ran: list[Step] = []
+
+    def run(step: Step) -> None:
+        ran.append(step)
+        (tmp_path / "results.json").touch()
+
+    runner = StepRunner(tmp_path, budget_s=HANG_S)
+    monkeypatch.setattr(runner, "run", run)
+    arguments = Namespace(rehearse=rehearse)
+    cuda_check._check(arguments, runner, tmp_path)
+    assert [step.name for step in ran if step.name in STEPS] == STEPS[2:]
+    for command in COMMANDS.values():
+        monkeypatch.setattr(command, "main", lambda _arguments: 0)
+    for step in ran:
+        python, option, module, *words = step.command
+        assert (python, option) == (sys.executable, "-m")
+        assert find_spec(module) is not None
+        # Its options are those of the command.
+        assert module != "llama_perf" or main(words) == 0
+        files = [word for word in words if word.startswith("tests/")]
+        assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.slow
 def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

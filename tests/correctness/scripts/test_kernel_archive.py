@@ -19,12 +19,11 @@ ROWS = """\
 [defaults]
 model = "stories15M"
 capture = true
+
+[[row]]
 fused = true
 
 [[row]]
-
-[[row]]
-quantization = "int8wo"
 """
 
 

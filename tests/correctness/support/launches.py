@@ -1,6 +1,7 @@
 """The launches of fused generations, compiled for a card and not run: `compile_only`.
 
-Triton takes one target a process, so each is compiled in a process of its own.
+Triton takes one target a process, so each target has a process of its own. It compiles
+all generations that are asked of it.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import cache
 from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,17 +26,45 @@ Launches = list[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """What a kernel was compiled to."""
+
+    kernel: str
+    ptx: str
+    cubin: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """Kernels and torch's operators: of the prompt's graph, of a step's, of neither."""
+    """Kernels and torch's operators: of the prompt's graph, of a step's, of neither.
+
+    `code` is that of all kernels by their hash.
+    """
 
     first: Launches
     step: Launches
     outside: Launches
+    code: dict[str, Code]
+
+
+def new_process() -> ProcessPoolExecutor:
+    """One that imports all anew."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+_processes: dict[tuple[int, int], ProcessPoolExecutor] = {}
+
+
+def end_processes() -> None:
+    """Those that compiled."""
+    for process in _processes.values():
+        process.shutdown()
+    _processes.clear()
 
 
 def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work` returns in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with new_process() as process:
         return process.submit(work, *arguments).result()
 
 
@@ -44,16 +74,36 @@ def generation(
 ) -> Generation:
     """The second of two generations of a captured row, whose model has two layers."""
     row = RowSpec(model=model, fused=True, capture=True, cache_size=256, **fields)
-    made: Generation = in_a_process(_generate, row, capability, multiprocessors)
-    return made
+    card = capability, multiprocessors
+    process = _processes.get(card) or _processes.setdefault(card, new_process())
+    return process.submit(_generate, row, *card).result()
+
+
+@cache
+def _noted(capability: int, multiprocessors: int) -> Launches:
+    """What launches in this process; a compiled kernel goes on noting them there."""
+    from scripts.studies.compile_only import compile_only
+
+    launched: Launches = compile_only(capability, multiprocessors=multiprocessors)
+    return launched
 
 
 def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation:
-    from scripts.offline import compile_rows
-    from scripts.studies.compile_only import Launched, compile_only
+    from triton.runtime import JITFunction
 
-    launched = compile_only(capability, multiprocessors=multiprocessors)
+    from scripts.offline import compile_rows
+    from scripts.studies.compile_only import Launched
+
+    launched = _noted(capability, multiprocessors)
     graphs: list[Launches] = []
+    code: dict[str, Code] = {}
+    run = JITFunction.run
+
+    def run_and_keep(kernel: Any, *arguments: Any, **options: Any) -> Any:
+        made = run(kernel, *arguments, **options)
+        parts = {part: made.asm[part] for part in ("ptx", "cubin")}
+        code[made.hash] = Code(kernel=made.name, **parts)
+        return made
 
     class Operators(TorchDispatchMode):
         """Notes torch's that launch something: no views, no allocations."""
@@ -84,14 +134,15 @@ def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation
     engine = compile_rows.meta_engine(row)
     prompt = torch.zeros((1, 5), dtype=torch.int64, device=compile_rows.META)
     sampling = Sampling(temperature=row.temperature)
-    with Operators():  # type: ignore[no-untyped-call]  # torch's has no types
+    keeping = patch.object(JITFunction, "run", run_and_keep)
+    with keeping, Operators():  # type: ignore[no-untyped-call]  # torch's has no types
         for _ in range(2):
             launched.clear()
             graphs.clear()
             # The last operator, which joins the result, comes when all is done.
             list(engine.stream(prompt, max_new_tokens=2, sampling=sampling))
     first, step = graphs
-    return Generation(first=first, step=step, outside=launched)
+    return Generation(first=first, step=step, outside=launched, code=code)
 
 
 def timed_by_autoquant() -> dict[str, dict[str, Launches]]:
