@@ -16,12 +16,13 @@ endif
 PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup bench test tests check format baseline wheelhouse clean
+.PHONY: help setup bench test test-all tests check format baseline wheelhouse clean
 
 help:
 	@echo "make bench       run the rows of this machine and compare with baselines/"
 	@echo "make baseline    record this machine's baseline"
-	@echo "make test        ruff, mypy and all tests"
+	@echo "make test        ruff, mypy and the tests, but those that take long"
+	@echo "make test-all    the same with those that take long"
 	@echo "make wheelhouse  wheels for a CUDA machine without network"
 
 setup: $(READY)
@@ -56,6 +57,9 @@ baseline: $(READY)
 test: $(READY)
 	# Beside one another: the checks keep one core busy, as most tests do.
 	$(MAKE) --no-print-directory -j2 check tests
+
+test-all: $(READY)
+	$(MAKE) --no-print-directory test TEST_ARGS="--slow $(TEST_ARGS)"
 
 tests: $(READY)
 	# Most tests keep one core busy, so two processes take turns at them. Threads that

@@ -19,6 +19,7 @@ TABLES = {
     "caches": ["doc_tables.caches:TABLE"],
     "twins": ["doc_tables.twins:TABLE"],
     "operators": ["doc_tables.operators:TABLE"],
+    "tests": ["doc_tables.times_of_tests:TABLE"],
     "sizes": ["doc_tables.sizes:SIZES", "doc_tables.sizes:PEAKS"],
     "performance": ["doc_tables.stored:PERFORMANCE"],
     "limits": ["doc_tables.stored:LIMITS"],

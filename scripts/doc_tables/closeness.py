@@ -28,6 +28,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from llama_perf.rows.schemes import AUTOQUANT
 from scripts.doc_tables.document import Key, Place, Table
 from scripts.doc_tables.figures import Closeness, exact_int_mm
 from scripts.doc_tables.smollm2 import compared, quantized, scheme_figures
@@ -153,12 +154,12 @@ LIMITS: Mapping[Key, Limits] = {
 }
 DEFAULT = LIMITS["uintx-4-64", "native"]
 """The limits of a scheme that has none in closeness_limits.csv."""
-# `make test-all` compares them. torchao's int4 takes half a minute, its own search for
-# scales two; `operators` has its products. Of the native ones `make test` compares
-# another that runs the same code: int4 of other groups, uintx of one plane of codes, a
-# mixture without int4.
+# `make test-all` compares them: torchao's int4 takes half a minute, its own search for
+# scales two, a native one a quarter. uintx-2-8 and mixtures run the code of the others.
+# For each `make test` has its golden tokens, its products, or the parts of a mixture.
 SLOW = {(f"int4wo-{size}", "torchao") for size in ("32", "64", "32-hqq", "64-hqq")}
-SLOW |= {(name, "native") for name in ("int4wo-64-hqq", "uintx-2-8", "autoquant-int4")}
+SLOW |= {(f"int4wo-{size}-hqq", "native") for size in (32, 64)}
+SLOW |= {(name, "native") for name in ("uintx-2-8", *AUTOQUANT)}
 
 
 def tokens_cell(limits: Limits) -> str:

@@ -39,13 +39,18 @@ class Launched:
     dependent: bool
 
 
-def compile_only(capability: int, *, multiprocessors: int = 132) -> list[Launched]:
+def compile_only(
+    capability: int,
+    *,
+    multiprocessors: int = 132,
+    launches: list[Launched] | None = None,
+) -> list[Launched]:
     """Make Triton compile for sm_`capability`, such as 90; the list that launches fill.
 
     From now on, for all of this process: a kernel is compiled once a process, so no
-    two targets can be used in one.
+    two targets can be used in one, nor two lists.
     """
-    launches: list[Launched] = []
+    launches = [] if launches is None else launches
     driver.set_active(compiling_driver(capability, multiprocessors, launches))
     return launches
 

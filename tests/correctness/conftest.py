@@ -84,6 +84,13 @@ def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _imported_objects_are_no_garbage() -> None:
+    """A row collects garbage several times, and libraries' objects are many."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _own_compiled_code() -> Iterator[None]:
     """A test that compiles finds no code of another processor or revision."""
     with own_cache_entries():
@@ -116,7 +123,7 @@ any_device = pytest.fixture(params=["cpu", "interpreter", CUDA])(_device)
 
 
 @pytest.fixture(scope="session")
-def _everything_imported() -> Iterator[None]:
+def _everything_imported() -> None:
     """Have a row import all that it imports on its way.
 
     pytester forgets the modules that a run in this process imported, and torch's
@@ -131,11 +138,8 @@ def _everything_imported() -> Iterator[None]:
         assert result.measurement is not None, result.reason
     # The compiler's modules too: they register themselves once in a process.
     torch.compile(torch.sin)(torch.ones(4))
-    # A row collects garbage several times, and pytest's own objects are many.
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

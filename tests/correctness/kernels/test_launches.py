@@ -10,7 +10,9 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +46,8 @@ WAIT, LET_START = "ACQBULK", "PREEXIT"
 # Global memory, or any that might be; constants (LDC) and prefetches (CCTL) are none.
 MEMORY = r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLK\w+|UTMA\w+)\b"
 BRANCH = r"(BRA|BRX|BRXU|JMP|JMX|CALL|RET|EXIT|BSSY|BSYNC|BREAK)\b"
+# Rows share kernels.
+assembled = cache(assemble)
 disassembled = pytest.mark.skipif(
     not CUOBJDUMP.exists(), reason="no cuobjdump in Triton's package"
 )
@@ -128,13 +132,14 @@ def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
     launch_fused._card_key.cache_clear()
 
 
-def instructions(cubin: bytes, folder: Path) -> list[str]:
+@cache
+def instructions(cubin: bytes) -> list[str]:
     """The instructions of its kernel in their order, with their predicates."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(cubin)
-    done = subprocess.run(
-        [CUOBJDUMP, "-sass", file], capture_output=True, text=True, check=True
-    )
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [CUOBJDUMP, "-sass", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", done.stdout)
 
 
@@ -159,7 +164,7 @@ def wrong_before_the_wait(code: list[str]) -> list[str]:
     ],
 )
 def test_every_kernel_of_a_fused_row_waits_before_it_touches_memory(
-    model: str, scheme: str | None, capability: int, tmp_path: Path
+    model: str, scheme: str | None, capability: int
 ) -> None:
     """From sm_90 on; before it none is launched so. None spills."""
     card = {90: 132, 80: 108}[capability]
@@ -169,11 +174,11 @@ def test_every_kernel_of_a_fused_row_waits_before_it_touches_memory(
     assert {code.kernel for code in generated.code.values()} == set(STEP)
     early = capability >= 90
     for code in generated.code.values():
-        sass = instructions(code.cubin, tmp_path)
+        sass = instructions(code.cubin)
         wanted = [] if early else ["it does not wait"]
         assert wrong_before_the_wait(sass) == wanted, code.kernel
         assert (LET_START in sass) == early, code.kernel
-        _, spilled_bytes = assemble(code.ptx, capability)
+        _, spilled_bytes = assembled(code.ptx, capability)
         assert spilled_bytes == 0, code.kernel
 
 
@@ -201,12 +206,10 @@ FOUND = {"loads": "LDG", "stores": "STG", "counts": "ATOM", "sometimes": "EXIT"}
 @pytest.mark.parametrize(
     ("when", "wrong"), [*FOUND.items(), ("never", "it does not wait"), ("right", None)]
 )
-def test_a_kernel_that_does_not_wait_is_found(
-    when: str, wrong: str | None, tmp_path: Path
-) -> None:
+def test_a_kernel_that_does_not_wait_is_found(when: str, wrong: str | None) -> None:
     signature = {"x": "*i32", "out": "*i32", "WHEN": "constexpr"}
     source = ASTSource(fn=hasty, signature=signature, constexprs={"WHEN": when})
     options = {"launch_pdl": True}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    reported = wrong_before_the_wait(instructions(made.asm["cubin"], tmp_path))
+    reported = wrong_before_the_wait(instructions(made.asm["cubin"]))
     assert wrong in " ".join(reported) if wrong else not reported, reported

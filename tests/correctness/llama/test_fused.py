@@ -136,8 +136,9 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     assert not pair[1]._fused._split_counter.any()
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("int8", torch.float32), ("fp8", torch.float16)], ids=str
+)
 def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     kind: str, dtype: torch.dtype, card: torch.device
 ) -> None:

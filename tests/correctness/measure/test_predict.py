@@ -181,7 +181,12 @@ def test_it_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{**INT8, "prompt_length": 1000}, {"quantization": "int4wo-64"}]
+    "change",
+    [
+        {**INT8, "prompt_length": 1000},
+        # Of a model that takes milliseconds `test_timing.py` compares as much.
+        pytest.param({"quantization": "int4wo-64"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_cpu_takes_what_is_predicted(change: dict[str, Any]) -> None:
     smollm2_path()  # Skips where it is not installed.

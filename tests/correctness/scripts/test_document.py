@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.doc_tables import times_of_tests
 from scripts.doc_tables.__main__ import main, tables
 from scripts.doc_tables.document import Place, Table
 
@@ -59,6 +60,24 @@ def test_rows_that_are_named_are_computed_and_the_others_stay(
     assert "| y   | new y |" in capsys.readouterr().out
     table.compute(["y"], write=True)
     assert table.documented() == {("x",): ["1, 5"], ("y",): ["new y"]}
+
+
+def test_a_groups_seconds_are_the_sum_over_its_tests_that_ran(tmp_path: Path) -> None:
+    cases = [
+        ("cli/test_a.py", 1.5, ""),
+        ("cli/test_b.py", 2, ""),
+        ("run/test_a.py", 4, ""),
+    ]
+    cases.append(("run/test_b.py", 8, "<skipped/>"))
+    lines = (
+        f'<testcase file="tests/correctness/{file}" time="{seconds}">{inside}</testcase>'
+        for file, seconds, inside in cases
+    )
+    results = tmp_path / "tests.xml"
+    results.write_text(f"<testsuite>{''.join(lines)}</testsuite>")
+    assert times_of_tests.times(results) == {"cli": [1.5, 2], "run": [4]}
+    (table,) = tables("tests")
+    assert list(table.documented()) == list(table.keys)
 
 
 @pytest.mark.parametrize("name", ["limits", "performance", "sizes"])

@@ -39,7 +39,7 @@ def test_a_workflow_is_bounded_and_asks_for_little(name: str) -> None:
 @each_workflow
 def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     used = set()
     for command in step_values(name, "run"):
         words = shlex.split(command.replace("\\\n", " "))
@@ -47,11 +47,11 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
         for word in words:
             assert not word.startswith(("scripts/", "tests/")) or (ROOT / word).exists()
     assert used <= targets
-    assert used & {"test", "bench"}
+    assert used & {"test", "test-all", "bench"}
 
 
-def test_there_are_two_and_the_options_of_the_gpu_run_are_the_plugins() -> None:
-    assert WORKFLOWS.keys() == {"gpu-perf.yml", "tests.yml"}
+def test_there_are_three_and_the_options_of_the_gpu_run_are_the_plugins() -> None:
+    assert WORKFLOWS.keys() == {"gpu-perf.yml", "nightly.yml", "tests.yml"}
     (command,) = (run for run in step_values("gpu-perf.yml", "run") if "--row" in run)
     command_line = [sys.executable, "-m", "pytest", "--help"]
     shown = subprocess.check_output(command_line, cwd=ROOT, text=True)

@@ -52,7 +52,7 @@ def new_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-_processes: dict[tuple[int, int], ProcessPoolExecutor] = {}
+_processes: dict[int, ProcessPoolExecutor] = {}
 
 
 def end_processes() -> None:
@@ -74,27 +74,26 @@ def generation(
 ) -> Generation:
     """The second of two generations of a captured row, whose model has two layers."""
     row = RowSpec(model=model, fused=True, capture=True, cache_size=256, **fields)
-    card = capability, multiprocessors
-    process = _processes.get(card) or _processes.setdefault(card, new_process())
-    return process.submit(_generate, row, *card).result()
+    if capability not in _processes:
+        _processes[capability] = new_process()
+    process = _processes[capability]
+    return process.submit(_generate, row, capability, multiprocessors).result()
 
 
-@cache
-def _noted(capability: int, multiprocessors: int) -> Launches:
-    """What launches in this process; a compiled kernel goes on noting them there."""
-    from scripts.studies.compile_only import compile_only
-
-    launched: Launches = compile_only(capability, multiprocessors=multiprocessors)
-    return launched
+# What launches in a process that compiles: a compiled kernel goes on noting it there.
+_launched: Launches = []
 
 
 def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation:
     from triton.runtime import JITFunction
 
+    from llama_perf.kernels.triton import launch
     from scripts.offline import compile_rows
-    from scripts.studies.compile_only import Launched
+    from scripts.studies.compile_only import Launched, compile_only
 
-    launched = _noted(capability, multiprocessors)
+    launched = _launched
+    compile_only(capability, multiprocessors=multiprocessors, launches=launched)
+    launch.multiprocessors.cache_clear()
     graphs: list[Launches] = []
     code: dict[str, Code] = {}
     run = JITFunction.run
