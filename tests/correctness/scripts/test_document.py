@@ -70,7 +70,7 @@ def test_a_groups_seconds_are_the_sum_over_its_tests_that_ran(tmp_path: Path) ->
     ]
     cases.append(("run/test_b.py", 8, "<skipped/>"))
     lines = (
-        f'<testcase file="tests/correctness/{file}" time="{seconds}">{inside}</testcase>'
+        f'<testcase file="correctness/{file}" time="{seconds}">{inside}</testcase>'
         for file, seconds, inside in cases
     )
     results = tmp_path / "tests.xml"
