@@ -63,12 +63,8 @@ def test_rows_that_are_named_are_computed_and_the_others_stay(
 
 
 def test_a_groups_seconds_are_the_sum_over_its_tests_that_ran(tmp_path: Path) -> None:
-    cases = [
-        ("cli/test_a.py", 1.5, ""),
-        ("cli/test_b.py", 2, ""),
-        ("run/test_a.py", 4, ""),
-    ]
-    cases.append(("run/test_b.py", 8, "<skipped/>"))
+    cases = [("cli/a.py", 1.5, ""), ("cli/b.py", 2, ""), ("run/a.py", 4, "")]
+    cases.append(("run/b.py", 8, "<skipped/>"))
     lines = (
         f'<testcase file="correctness/{file}" time="{seconds}">{inside}</testcase>'
         for file, seconds, inside in cases
