@@ -201,7 +201,12 @@ def test_a_row_that_raised_or_is_isolated_leaves_no_process_to_the_next(
 def test_broken_processes(project: Project) -> None:
     log, lost = project.path / "pids", project.path / "lost"
     project.patch.setattr(worker, "Worker", Worker)
-    project.patch.setattr(worker, "time", clock_that_waits_for(lost.exists))
+    # At each reading a day later: the row's time counts from one of them.
+    days = itertools.count(1)
+    clock = SimpleNamespace(
+        monotonic=lambda: 86_400.0 * next(days) if lost.exists() else 0.0
+    )
+    project.patch.setattr(worker, "time", clock)
     # Only one that has said that it is ready can be late.
     project.patch.setattr(worker, "_START_S", math.inf)
     sabotage = f"""
