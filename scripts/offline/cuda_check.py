@@ -108,7 +108,7 @@ def _tests(
     On the CPU each of them says that it needs a card.
     """
     words = [f"tests/correctness/{name}" for name in files]
-    words += ["-m", "cuda", "-rfEs", "-q", "-p", "no:cacheprovider"]
+    words += ["-m", "cuda", "--slow", "-rfEs", "-q", "-p", "no:cacheprovider"]
     words += ["--continue-on-collection-errors"]
     steps = []
     for part in range(1, parts + 1):

@@ -119,7 +119,13 @@ def test_native_weights_are_loaded_in_any_dtype(scheme: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("scheme", "kernels"), [("int4wo-64-hqq", "torchao"), ("uintx-3-4", "native")]
+    ("scheme", "kernels"),
+    [
+        ("int4wo-64-hqq", "torchao"),
+        ("uintx-3-4", "native"),
+        # The first one imports as much of torchao.
+        pytest.param("int8dq", "torchao", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_quantized_nothing_loads_it(
     scheme: str, kernels: str, tmp_path: Path

@@ -199,15 +199,16 @@ def test_the_arithmetic_on_logits_made_by_hand() -> None:
     assert flipped.top1 == 0.0
     p = 1 / (1 + math.exp(-2))
     assert flipped.kl_nats == pytest.approx((2 * p - 1) * 2, rel=1e-6)
+    # The first two positions of 40.
+    longer, many = signal.repeat(1, 20, 1), torch.zeros((1, 40), dtype=torch.int64)
+    partly = closeness(longer, torch.cat((-signal, longer[:, 2:]), 1), many)
+    assert partly.signal_to_noise_db == pytest.approx(10 * math.log10(5))
+    assert partly.kl_nats == pytest.approx(flipped.kl_nats / 20)
 
 
+# The next test multiplies with the weights of int8dq as well.
 @pytest.mark.parametrize(
-    "scheme",
-    # The weights of int8dq are multiplied by the next test as well.
-    [
-        pytest.param(it, marks=[pytest.mark.slow] * (it == "int8dq"))
-        for it in twins.QUICK
-    ],
+    "scheme", [*twins.QUICK, pytest.param("int8dq", marks=pytest.mark.slow)]
 )
 def test_a_native_model_is_no_further_than_torchaos_twin(scheme: str) -> None:
     pair = twins.twins(scheme)

@@ -138,7 +138,7 @@ def instructions(cubin: bytes) -> list[str]:
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [CUOBJDUMP, "-sass", file.name]
+        command = [str(CUOBJDUMP), "-sass", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", done.stdout)
 
