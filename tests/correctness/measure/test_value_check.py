@@ -62,15 +62,7 @@ def passes_unless_damaged(prepared: PreparedRow, *, against: str) -> ValueCheck:
     ("scheme", "kernels"),
     [
         (None, "native"),
-        *(
-            pytest.param(
-                *(scheme, kernels),
-                # Its codes lie as those of int4wo without the search for scales do.
-                marks=[pytest.mark.slow] * scheme.endswith("hqq"),
-            )
-            for kernels in KERNELS
-            for scheme in schemes_on(kernels)
-        ),
+        *((scheme, kernels) for kernels in KERNELS for scheme in schemes_on(kernels)),
     ],
 )
 def test_a_right_row_passes_and_a_damaged_scale_does_not(
