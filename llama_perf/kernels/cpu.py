@@ -1,12 +1,9 @@
-"""Products with packed weights on a CPU, in plain torch. Knows codes, not scales.
+"""Products with packed weights on a CPU without a compiler, in plain torch.
 
-One token, compiled: an expression over whole words that `torch.compile` turns into one
-loop which reads each word once and unpacks it in registers.
-
-Many tokens, or no compiler: the codes are multiplied in the order in which the words of
-`packing` have them, slot by slot: a word is taken apart by shifts and masks of entire
-tensors, and the tokens' columns are put into the same order, which costs little since
-they are few. Where that does not apply, some rows at a time are unpacked.
+The codes are multiplied in the order in which the words of `packing` have them, slot by
+slot: a word is taken apart by shifts and masks of entire tensors, and the tokens'
+columns are put into the same order, which costs little since they are few. Where that
+does not apply, some rows at a time are unpacked. Knows codes, not scales.
 
 Legend: M tokens, N rows of the weight, K its columns, U units, B blocks of 16 rows, b
 those at a time, W words, S slots of a word, one for each column it holds.
@@ -18,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import packing
 from llama_perf.kernels.packing import LANES, parts
 from llama_perf.kernels.weight import Packed
 
@@ -35,41 +31,6 @@ _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
 _UPPER_SIGNS = 0x80008000 - (1 << 32)
 _NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
 _TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
-
-
-def fused_here(x: Tensor) -> bool:
-    """Whether `x`, (M, K), is one token on a CPU in code that is being compiled."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu" and len(x) == 1
-
-
-def unit_sums(
-    x: Tensor,
-    packed: Tensor,
-    bits: int,
-    decode: Callable[[Tensor], Tensor],
-    split: tuple[int, ...] = (-1,),
-) -> Tensor:
-    """Decoded codes times `x`, (1, K), summed over units: (B, 16).
-
-    `split` is what the units are unflattened into; the sums are over its last.
-    """
-    columns = x.shape[1]
-    codes = packing.slots(packed, bits, columns)
-    width = len(codes) * codes[0].shape[1]
-    if width != columns:
-        x = F.pad(x, (0, width - columns))
-    by_slot = x.view(-1, len(codes))
-    sums: list[Tensor] = []
-    # Four partial sums fit registers: of more a compiler writes some to memory.
-    for first in range(0, len(codes), 4):
-        a, b, c, d = (
-            decode(codes[slot]) * by_slot[:, slot].unsqueeze(1)
-            for slot in range(first, first + 4)
-        )
-        terms = (a + b + c + d).unflatten(1, split)
-        # The dtype is named: a sum of int32 would be int64.
-        sums.append(terms.sum(len(split), dtype=terms.dtype))
-    return sums[0] if len(sums) == 1 else sums[0] + sums[1]
 
 
 def in_slots(x: Tensor, words: int, slots: int) -> Tensor:

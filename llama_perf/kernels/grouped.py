@@ -20,23 +20,6 @@ MIDDLE = 8.0
 _FEW = 32
 
 
-def one_token(x: Tensor, weight: Packed) -> Tensor:
-    """See `products`."""
-    size = weight.group
-    unit = packing.UNIT // 2 if weight.bits == 8 else packing.UNIT
-    if size % unit:
-        # A unit lies in several groups.
-        return (blocks(weight) * x.view(1, -1, 1)).sum(1)
-    groups = weight.columns // size
-    split = (groups, size // unit)
-    sums = cpu.unit_sums(x, weight.codes, weight.bits, Tensor.float, split)
-    x_sums = x.view(groups, size).sum(1).unsqueeze(1)
-    wide, zeros = weight.scale.float(), _stored(weight).float()
-    if weight.zero_kind == OFFSET:
-        return ((sums - MIDDLE * x_sums) * wide + zeros * x_sums).sum(1)
-    return ((sums - zeros * x_sums) * wide).sum(1)
-
-
 def many_tokens(x: Tensor, weight: Packed) -> Tensor:
     """See `products`."""
     # Each plane costs a product. For many tokens one product of full codes is cheaper.

@@ -85,28 +85,6 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     return unpacked
 
 
-def slots(packed: Tensor, bits: int, columns: int) -> list[Tensor]:
-    """Codes by their place in a unit: int32 (B, U, 16) for each of its columns.
-
-    A unit has eight columns, of 8-bit codes four. Written so that a compiler reads a
-    word once and keeps its codes in registers.
-    """
-    if bits == 8:
-        return [(packed >> (8 * slot)) & 255 for slot in range(4)]
-    count = units(columns)
-    slot_codes: list[Any] = [0] * UNIT
-    for low, plane, part in parts(packed, bits, columns):
-        pieces = part
-        if plane < 4:
-            shifts = torch.arange(4 // plane, device=packed.device, dtype=torch.int32)
-            shifts = (shifts * (8 * plane)).view(-1, 1)
-            pieces = (part.unsqueeze(2) >> shifts).flatten(1, 2)[:, :count]
-        for slot in range(UNIT):
-            piece = (pieces >> (plane * slot)) & (2**plane - 1)
-            slot_codes[slot] = slot_codes[slot] | (piece << low)
-    return slot_codes
-
-
 def parts(packed: Tensor, bits: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
     """Each plane: the place of its lowest bit in a code, its bits, its words."""
     low = start = 0

@@ -117,12 +117,6 @@ FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}
 _BY_KIND = {format.kind: format for format in FORMATS.values()}
 
 
-def one_token(x: Tensor, weight: Packed) -> Tensor:
-    """See `products`."""
-    decode = _BY_KIND[weight.decode].decode
-    return cpu.unit_sums(x, weight.codes, weight.bits, decode) * weight.scale
-
-
 def many_tokens(x: Tensor, weight: Packed) -> Tensor:
     """See `products`."""
     format = _BY_KIND[weight.decode]

@@ -12,8 +12,6 @@ float32. The pattern is that of NVIDIA's sparse tensor cores, the format's name 
 Sparse-Marlin by Frantar et al. (2024).
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama_perf.kernels import packing
@@ -23,29 +21,6 @@ from llama_perf.kernels.weight import SPARSE_GROUP, Packed
 BITS = 6
 MIDDLE = 8
 QUAD = 4
-
-
-def one_token(x: Tensor, weight: Packed) -> Tensor:
-    """See `products`: x is picked by position, so that no zero is multiplied."""
-    codes, stored, count = weight.codes, weight.layout.STORED, weight.layout.UNITS
-    values = packing.slots(codes[:, :count], 4, stored)
-    places = packing.slots(codes[:, count:], 2, stored)
-    width = count * 2 * packing.UNIT
-    quads = F.pad(x, (0, width - weight.columns)).view(count, -1, QUAD)
-    terms: Tensor | None = None
-    for quad in range(packing.UNIT // 2):
-        x0, x1, x2, x3 = quads[:, quad].unsqueeze(2).unbind(1)
-        low, high = places[2 * quad], places[2 * quad + 1]
-        lower = torch.where(low == 0, x0, torch.where(low == 1, x1, x2))
-        upper = torch.where(high == 3, x3, torch.where(high == 2, x2, x1))
-        term = _value(values[2 * quad]) * lower
-        term = term + _value(values[2 * quad + 1]) * upper
-        terms = term if terms is None else terms + term
-    assert terms is not None, "a unit without quads"
-    wide = weight.scale.float().repeat_interleave(
-        SPARSE_GROUP // (2 * packing.UNIT), dim=1
-    )
-    return (terms * wide[:, :count]).sum(1)
 
 
 def many_tokens(x: Tensor, weight: Packed) -> Tensor:

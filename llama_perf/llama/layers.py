@@ -1,9 +1,8 @@
 """The layers of a block that hold no cache: linear, norm, feed-forward, rotary.
 
-A quantized weight has its own product. For one token on a CPU, code that is being
-compiled writes the product with an unquantized weight as products and sums. The
-compiler makes them one loop over the weight at the speed of memory; the library's
-matrix-vector product reads it at about half that speed (docs/kernels.md). In all other
+A quantized weight has its own product. A token on a CPU is multiplied with an
+unquantized weight by our own product too, which reads the weight at the speed of
+memory; the library's reads it at about half that speed (docs/kernels.md). In all other
 cases the library's product is used.
 """
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_perf.kernels.products import float_product
 from llama_perf.llama.config import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
@@ -20,13 +20,10 @@ Rotary = tuple[Tensor, Tensor]
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """`x` (..., K) times the transposed weight (N, K): (..., N) in x's dtype."""
-    one_token = x.numel() == x.shape[-1]
-    compiling_for_cpu = x.device.type == "cpu" and torch.compiler.is_compiling()
-    unquantized = type(weight) in (Tensor, nn.Parameter)
-    if not (unquantized and one_token and compiling_for_cpu):
-        return F.linear(x, weight)
-    sums = (weight.float() * x.reshape(1, -1).float()).sum(1)
-    return sums.to(x.dtype).view(*x.shape[:-1], -1)
+    one_token = x.numel() == x.shape[-1] and x.device.type == "cpu"
+    if one_token and type(weight) in (Tensor, nn.Parameter):
+        return float_product(x, weight)
+    return F.linear(x, weight)
 
 
 class Linear(nn.Linear):

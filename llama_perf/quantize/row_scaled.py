@@ -17,8 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.packing import from_lanes, pack, to_lanes, unpack
-from llama_perf.kernels.products import is_int8_rows, takes_int8_rows
+from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
 from llama_perf.kernels.weight import Activations, Packed
 from llama_perf.quantize.packed_tensor import PackedTensor
@@ -77,26 +76,18 @@ class Float8Weight(RowScaledWeight, families=("float8wo",)):
 
 
 class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
-    """int8 codes and float32 scales (B, 16).
-
-    The codes are words (B, W, 16), but int8 (rows, columns) on a CPU that multiplies
-    them as they are; moving the tensor to another device lays them out anew.
-    """
+    """The same codes for activations in int8."""
 
     activations = "int8"
 
     def laid_out_for(self, device: torch.device) -> "Int8DynamicWeight":
-        codes, as_rows = self.codes, takes_int8_rows(device, self.columns)
-        if as_rows == is_int8_rows(codes):
+        """See `PackedTensor`: words for all; older models were saved in int8 rows."""
+        del device
+        if self.codes.dtype != torch.int8:
             return self
-        if as_rows:
-            unpacked = unpack(codes, INT8.bits, self.columns).to(torch.int8)
-            codes = from_lanes(unpacked, self.rows).contiguous()
-        else:
-            # `pack` masks the bytes, since a word has no room for a sign.
-            codes = pack(codes, INT8.bits)
+        # `pack` masks the bytes, since a word has no room for a sign.
         attributes = (self.rows, self.columns, self.activation_dtype)
-        return Int8DynamicWeight(codes, self.scale, *attributes)
+        return Int8DynamicWeight(pack(self.codes, INT8.bits), self.scale, *attributes)
 
 
 class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tensor")):

@@ -1,0 +1,75 @@
+"""The operators of a CPU in C++, compiled when one is first needed.
+
+Their sources are in `cpp/`. They are compiled for this processor by torch's loader of
+extensions, once for each version of the sources and of torch. Without a compiler the
+operators run in plain torch, and `load` says why.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from filelock import FileLock
+
+from llama_perf.devices import processor
+
+SOURCES = Path(__file__).with_name("cpp")
+_FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
+# By the instructions that torch uses here: ATEN_CPU_CAPABILITY lowers both.
+_TARGETS = {"AVX512": ("-march=native",), "AVX2": ("-mavx2", "-mfma", "-mf16c")}
+
+
+@cache
+def load() -> str | None:
+    """Have torch know the operators' CPU kernels; the reason where it cannot."""
+    from torch.utils import cpp_extension
+
+    flags = [*_FLAGS, *_target()]
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    name = f"llama_perf_{_key(flags)}"
+    folder = Path(root or cpp_extension.get_default_build_root()) / name
+    # The interpreter's folder has the ninja that pip installed.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(f"{folder}.lock"),
+            patch.dict(os.environ, PATH=path),
+            warnings.catch_warnings(),
+        ):
+            # It warns of compilers that it does not know.
+            warnings.simplefilter("ignore")
+            # Of a process that was killed while it compiled: torch would wait for it.
+            (folder / "lock").unlink(missing_ok=True)
+            cpp_extension.load(
+                name,
+                [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+                extra_cflags=flags,
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        return f"C++ operators are not compiled here: {first_line}"
+    return None
+
+
+def _target() -> tuple[str, ...]:
+    if processor.is_arm64():
+        return ("-mcpu=native",)
+    return _TARGETS.get(torch.backends.cpu.get_cpu_capability(), ())
+
+
+def _key(flags: list[str]) -> str:
+    """A hash of all that the compiled code depends on."""
+    known = [torch.__version__, sys.version, processor.name(), processor.features()]
+    digest = hashlib.sha256("\n".join([*known, *flags]).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
