@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import cache_codes
+from llama_perf.kernels import cache_codes, cpp_library
 from llama_perf.kernels.cache_codes import CachedTensors
 
 # Values dequantized at a time: in decoding what the cache that cores share holds as
@@ -33,23 +33,39 @@ MIN_POSITIONS = 1 << 10
 _MASK = 1 << 21
 
 
-@torch.library.custom_op("llama_perf::decode_attention", mutates_args=())
-def decode_attention(
+torch.library.define(
+    "llama_perf::decode_attention",
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale,"
+    " Tensor split_counter, Tensor filled) -> Tensor",
+)
+decode_attention = torch.ops.llama_perf.decode_attention.default
+"""The result, as `q` (B, 1, H * G, D), in its dtype.
+
+Caches are (B, H, S, D), scales (B, H, S); `filled`, 1 to S, is int64 (B,), or (1,)
+for all sequences. `split_counter`, int32 (B * H,) of zeros, is left zeros: on a GPU
+the programs that share a head count themselves in it. On a CPU it is
+`cpp/attention.cpp`.
+"""
+
+
+@torch.library.impl("llama_perf::decode_attention", "default")
+def _(q: Tensor, *rest: Any) -> Tensor:
+    if cpp_library.load() is None:
+        # It has just been loaded.
+        return decode_attention(q, *rest)
+    return in_plain_torch(q, *rest)
+
+
+def in_plain_torch(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    split_counter: Tensor,
+    _split_counter: Tensor,
     filled: Tensor,
 ) -> Tensor:
-    """The result, as `q` (B, 1, H * G, D), in its dtype.
-
-    Caches are (B, H, S, D), scales (B, H, S); `filled`, 1 to S, is int64 (B,), or (1,)
-    for all sequences. `split_counter`, int32 (B * H,) of zeros, is left zeros: on a GPU
-    the programs that share a head count themselves in it.
-    """
-    del split_counter
+    """`decode_attention` on a CPU without a compiler."""
     cache = CachedTensors(k_cache, v_cache, k_scale, v_scale)
     lengths = filled.tolist()
     if len(lengths) == 1:
@@ -61,7 +77,7 @@ def decode_attention(
     return out
 
 
-@decode_attention.register_kernel("cuda")
+@torch.library.impl("llama_perf::decode_attention", "CUDA")
 def _(q: Tensor, *rest: Any) -> Tensor:
     from llama_perf.kernels.triton.launch_attention import split_attention
 
@@ -143,7 +159,7 @@ def prefill_attention(
     return out.reshape(q.shape).contiguous()
 
 
-@decode_attention.register_fake
+@torch.library.register_fake("llama_perf::decode_attention")
 @prefill_attention.register_fake
 def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -30,7 +30,8 @@ def compiler_settings() -> Iterator[None]:
     constraints = {torch.ops.aten._int_mm.default: _with_eager_strides}
     with (
         warnings.catch_warnings(),
-        config.patch(dict.fromkeys(flags, True)),
+        # Loops over a hidden state are too short to be worth a second thread.
+        config.patch({**dict.fromkeys(flags, True), "cpp.min_chunk_size": 1 << 15}),
         own_cache_entries(),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):

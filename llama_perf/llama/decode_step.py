@@ -35,14 +35,14 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
     assert sampling.seed is None, "a seed becomes a generator first"
     if sampling.temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    scaled = logits.float() / sampling.temperature
+    scaled, tokens = logits.float() / sampling.temperature, None
     if sampling.top_k is not None:
-        # Unsorted, CUDA selects by radix instead of sorting.
+        # Unsorted, CUDA selects by radix instead of sorting. Drawn are the best only.
         top_k = min(sampling.top_k, scaled.shape[-1])
-        best = scaled.topk(top_k, dim=-1, sorted=False).values
-        scaled = scaled.masked_fill(scaled < best.amin(-1, keepdim=True), -torch.inf)
+        scaled, tokens = scaled.topk(top_k, dim=-1, sorted=False)
     race = torch.empty_like(scaled).exponential_(1.0, generator=sampling.generator)
-    return (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
+    winner = (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
+    return winner if tokens is None else tokens.gather(-1, winner)
 
 
 def choose_by_sample(logits: Tensor, state: DecodeState, *, sampling: Sampling) -> None:

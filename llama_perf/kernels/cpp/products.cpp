@@ -10,6 +10,10 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <array>
+#include <utility>
+#include <vector>
+
 #include "codes.h"
 #include "threads.h"
 

@@ -13,7 +13,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -36,6 +35,8 @@ class Threads {
 
  private:
   using Call = void (*)(const void*, int64_t);
+  // What lies between two products of a step is shorter, a scheduler's slice longer.
+  static constexpr std::chrono::microseconds kSpin{50};
   // `next_` counts loops in its upper half and the chunks of a loop in its lower half.
   static constexpr uint64_t kLoop = uint64_t{1} << 32;
 
@@ -93,9 +94,7 @@ class Threads {
   template <typename Ready>
   void wait(std::condition_variable& event, std::atomic<int>& sleepers,
             const Ready& ready) {
-    static const int spin_us = getenv("SPIN") ? atoi(getenv("SPIN")) : 100;
-    const auto end =
-        std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+    const auto end = std::chrono::steady_clock::now() + kSpin;
     do {
       for (int spin = 0; spin < 32; spin++) {
         if (ready()) return;
