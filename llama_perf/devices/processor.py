@@ -87,12 +87,6 @@ def features() -> str:
     return f"torch uses {used}; has {listed}; int8 products {exact}"
 
 
-def has_fast_int8_products() -> bool:
-    """Whether oneDNN multiplies int8 fast and exactly; for both it needs VNNI."""
-    vnni = bool(torch.cpu.get_capabilities().get("avx512_vnni"))
-    return vnni and torch.backends.mkldnn.is_available() and int8_products_are_exact()
-
-
 @cache
 def int8_products_are_exact() -> bool:
     """Whether torch multiplies int8 matrices of the largest values exactly.

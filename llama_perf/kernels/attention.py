@@ -51,8 +51,9 @@ the programs that share a head count themselves in it. On a CPU it is
 @torch.library.impl("llama_perf::decode_attention", "default")
 def _(q: Tensor, *rest: Any) -> Tensor:
     if cpp_library.load() is None:
-        # It has just been loaded.
-        return decode_attention(q, *rest)
+        # Torch knows it from now on.
+        out: Tensor = decode_attention(q, *rest)
+        return out
     return in_plain_torch(q, *rest)
 
 
@@ -78,7 +79,8 @@ def in_plain_torch(
 
 
 @torch.library.impl("llama_perf::decode_attention", "CUDA")
-def _(q: Tensor, *rest: Any) -> Tensor:
+def decode_on_gpu(q: Tensor, *rest: Any) -> Tensor:
+    """`decode_attention` by Triton."""
     from llama_perf.kernels.triton.launch_attention import split_attention
 
     *cache, split_counter, filled = rest
@@ -159,7 +161,7 @@ def prefill_attention(
     return out.reshape(q.shape).contiguous()
 
 
-@torch.library.register_fake("llama_perf::decode_attention")
+@torch.library.register_fake("llama_perf::decode_attention")  # type: ignore[untyped-decorator]
 @prefill_attention.register_fake
 def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)

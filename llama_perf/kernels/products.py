@@ -98,8 +98,9 @@ with int8 codes; `dtype` is float32. Weights of floats are for a CPU.
 @torch.library.impl("llama_perf::packed_product", "default")
 def _(x: Tensor, *rest: Any) -> Tensor:
     if cpp_library.load() is None:
-        # It has just been loaded.
-        return packed_product(x, *rest)
+        # Torch knows it from now on.
+        out: Tensor = packed_product(x, *rest)
+        return out
     return in_plain_torch(x, *rest)
 
 
@@ -123,14 +124,15 @@ def in_plain_torch(
     return out[:, : weight.rows].to(dtype).contiguous()
 
 
-@torch.library.register_fake("llama_perf::packed_product")
+@torch.library.register_fake("llama_perf::packed_product")  # type: ignore[untyped-decorator]
 def _(x: Tensor, *rest: Any) -> Tensor:
     _, _, _, numbers, dtype, *_ = rest
     return x.new_empty((len(x), numbers[0]), dtype=dtype)
 
 
 @torch.library.impl("llama_perf::packed_product", "CUDA")
-def _(x: Tensor, *rest: Any) -> Tensor:
+def on_gpu(x: Tensor, *rest: Any) -> Tensor:
+    """`packed_product` by Triton."""
     from llama_perf.kernels.triton import launch_products
 
     codes, scale, zero, numbers, *how = rest

@@ -204,7 +204,7 @@ class Worker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with OpenMP's threads spinning briefly where the user sets none.
+    """Variables of the process: OpenMP's threads spin briefly unless the user set it.
 
     They would spin for milliseconds, on cores that other threads need.
     """

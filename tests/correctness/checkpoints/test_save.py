@@ -17,7 +17,7 @@ from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
 from llama_perf.checkpoints.load import build_model, open_weights
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import NotRunnable, SpecError
-from llama_perf.kernels import products
+from llama_perf.kernels.packing import from_lanes, unpack
 from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Origin, Transformer
@@ -144,23 +144,20 @@ def test_a_process_that_quantized_nothing_loads_it(
     assert torch.equal(torch.load(tmp_path / "tensor.pt"), model.logits(PROMPT))
 
 
-@pytest.mark.parametrize("saved_with", [True, False], ids=["vnni", "no-vnni"])
-def test_a_model_that_another_processor_saved_is_laid_out_for_this_one(
-    saved_with: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_model_that_was_saved_in_int8_rows_is_laid_out_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(products, "has_fast_int8_products", lambda: saved_with)
     model = quantized("int8dq", "native")
-    folder = save_model(model, tmp_path / "saved")
     logits = model.logits(PROMPT)
-    monkeypatch.setattr(products, "has_fast_int8_products", lambda: not saved_with)
-    loaded = load_model(folder)
+    for linear in linears(model).values():
+        weight: Any = linear.weight
+        codes = unpack(weight.codes, 8, weight.columns).to(torch.int8)
+        rows = from_lanes(codes, weight.rows).contiguous()
+        monkeypatch.setattr(weight, "codes", rows)
+    loaded = load_model(save_model(model, tmp_path / "saved"))
     weights: list[Any] = [linear.weight for linear in linears(loaded).values()]
-    layouts = {weight.codes.dtype for weight in weights}
-    assert layouts == {torch.int32 if saved_with else torch.int8}
-    torch.testing.assert_close(loaded.logits(PROMPT), logits)
-    # A file of plain rows that torch itself loads is multiplied exactly as well.
-    monkeypatch.setattr(products, "int8_products_are_exact", lambda: False)
-    torch.testing.assert_close(model.logits(PROMPT), logits)
+    assert {weight.codes.dtype for weight in weights} == {torch.int32}
+    assert torch.equal(loaded.logits(PROMPT), logits)
 
 
 def test_a_configuration_is_read_back_exactly() -> None:

@@ -146,37 +146,31 @@ def test_devices_of_rows_have_classes_and_packages_versions_where_installed() ->
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "exact", "onednn", "instructions", "fast"),
+    ("capabilities", "exact", "instructions"),
     [
-        ({**VNNI, "amx_int8": True}, True, True, "VNNI, AMX int8", True),
+        ({**VNNI, "amx_int8": True}, True, "VNNI, AMX int8"),
         # ONEDNN_MAX_CPU_ISA=AVX2.
-        (VNNI, False, True, "VNNI", False),
-        (VNNI, True, False, "VNNI", False),
-        (X86, False, True, NO_INT8, False),
-        (X86, True, True, NO_INT8, False),
-        ({**X86, "avx512_bf16": True, "bf16": True}, True, True, "bf16", False),
-        # arm64, where torch's products are exact, and how fast is not known.
-        (ARM, True, True, NO_INT8, False),
-        ({**ARM, "dot": True, "bf16": True}, True, True, "dot products, bf16", False),
-        ({}, True, True, NO_INT8, False),
+        (VNNI, False, "VNNI"),
+        (X86, False, NO_INT8),
+        (X86, True, NO_INT8),
+        ({**X86, "avx512_bf16": True, "bf16": True}, True, "bf16"),
+        # arm64, where torch's products are exact.
+        (ARM, True, NO_INT8),
+        ({**ARM, "dot": True, "bf16": True}, True, "dot products, bf16"),
+        ({}, True, NO_INT8),
     ],
 )
 def test_features_are_those_that_code_is_chosen_by(
     monkeypatch: pytest.MonkeyPatch,
     capabilities: dict[str, object],
     exact: bool,
-    onednn: bool,
     instructions: str,
-    fast: bool,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     monkeypatch.setattr(processor, "int8_products_are_exact", lambda: exact)
     products = f"int8 products {'are exact' if exact else 'saturate'}"
     assert processor.features() == f"torch uses AVX2; has {instructions}; {products}"
-    # Fast are exact products with VNNI that oneDNN uses.
-    assert processor.has_fast_int8_products() is fast
 
 
 def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +191,7 @@ def test_a_product_that_saturates_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         assert tried() is wanted
 
 
-FAST = "processor.has_fast_int8_products(), processor.features()"
+SHOWN = "processor.features()"
 ISA = "os.environ.get('ONEDNN_MAX_CPU_ISA')"
 
 
@@ -205,7 +199,7 @@ ISA = "os.environ.get('ONEDNN_MAX_CPU_ISA')"
     ("torch_uses", "onednn_uses", "shown", "begin"),
     [
         # The latter makes any processor one without VNNI.
-        ("default", "AVX2", FAST, "False torch uses DEFAULT; "),
+        ("default", "AVX2", SHOWN, "torch uses DEFAULT; "),
         # oneDNN does without AMX where torch is lowered.
         (None, None, ISA, "None\n"),
         ("avx512", None, ISA, "None\n"),

@@ -177,7 +177,7 @@ def test_no_copy_of_the_cache_is_made(
     own = sum(tensor.nbytes for tensor in cache if tensor is not None)
     q = torch.randn((1, 1, 16, 64))
     with LiveBytes("cpu") as live:
-        decode_attention._init_fn(q, *cache, counter, torch.tensor([SIZE]))
+        attention.in_plain_torch(q, *cache, counter, torch.tensor([SIZE]))
     assert 0 < live.peak - own < one_copy / 4
     with LiveBytes("cpu") as live:
         prefill_attention._init_fn(q, *cache, SIZE)

@@ -3,17 +3,19 @@
 The kernels are interpreted on a CPU and run for real on a card.
 """
 
+import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import cpu, products, row_scaled, sparse
+from llama_perf.kernels import cpp_library, cpu, products, row_scaled, sparse
 from llama_perf.kernels.packing import from_lanes, pack, to_lanes
-from llama_perf.kernels.products import dequantized, packed_product
-from llama_perf.kernels.weight import FLOAT8, INT8, SPARSE, Packed
+from llama_perf.kernels.products import dequantized, in_plain_torch, packed_product
+from llama_perf.kernels.weight import FLOAT8, FLOATS, INT8, SPARSE, Packed
 from tests.correctness.support.kernel_samples import (
     DTYPES,
     FORMATS,
@@ -21,6 +23,7 @@ from tests.correctness.support.kernel_samples import (
     LLAMA,
     ONE_OF_EACH,
     PATTERNS,
+    ROUNDING,
     Format,
     arguments,
     assert_close,
@@ -63,12 +66,11 @@ COMPILED = [
     *(format for format in FORMATS if format.name in {"uintx-3-8", "uintx-3-4"}),
 ]
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+# On a CPU: in C++, and in plain torch.
+each_operator = pytest.mark.parametrize(
+    "operator", [packed_product, in_plain_torch], ids=["cpp", "plain"]
+)
 each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda it: it.name)
-
-
-def fuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run what is compiled elsewhere as it stands."""
-    monkeypatch.setattr(products, "fused_here", lambda _x: True)
 
 
 def compiled_product(x: Tensor, weight: Packed) -> Tensor:
@@ -78,14 +80,38 @@ def compiled_product(x: Tensor, weight: Packed) -> Tensor:
     return product
 
 
+def operators(device: torch.device) -> list[Any]:
+    """All that multiply on `device`."""
+    cpu_alone = device.type == "cpu" and not INTERPRETED
+    return [packed_product, in_plain_torch] if cpu_alone else [packed_product]
+
+
+def test_the_operators_of_a_cpu_are_compiled_here() -> None:
+    assert shutil.which("g++") is None or cpp_library.load() is None
+
+
+@each_operator
 @each_format
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_operator_is_the_product_with_the_dequantized_weight(
-    format: Format, dtype: torch.dtype
+    format: Format, dtype: torch.dtype, operator: Any
 ) -> None:
     for shape in SHAPES:
         x, weight = sample(format, shape, dtype)
-        assert_close(multiply(x, weight, dtype), x, weight)
+        assert_close(multiply(x, weight, dtype, operator=operator), x, weight)
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_times_a_weight_of_floats(dtype: torch.dtype, operator: Any) -> None:
+    for rows, columns in ((1, 1), (17, 100), (33, 256)):
+        x, weight = torch.randn((1, columns)), torch.randn((rows, columns)).to(dtype)
+        numbers = [rows, columns, FLOATS, 0, 0, 0, 0]
+        product = operator(x.to(dtype), weight, weight, weight, numbers, dtype)
+        exact = x.to(dtype).double() @ weight.double().T
+        terms = x.to(dtype).double().abs() @ weight.double().abs().T
+        assert product.dtype == dtype
+        assert ((product - exact).abs() <= ROUNDING[dtype] * terms).all()
 
 
 @each_format
@@ -96,7 +122,8 @@ def test_many_tokens_and_blocks_beyond_one_stretch(
         monkeypatch.setattr(cpu, name, 2 * 16 * 160)
     for tokens in (5, 40):
         x, weight = sample(format, (tokens, 75, 160), FLOAT)
-        assert_close(multiply(x, weight, FLOAT), x, weight)
+        product = multiply(x, weight, FLOAT, operator=in_plain_torch)
+        assert_close(product, x, weight)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda it: f"{it[0].name}-{it[1]}-{it[2]}")
@@ -115,21 +142,9 @@ def test_special_scales_and_codes_change_their_own_row_only(
         weight = with_special_rows(drawn)
         # The interpreter's numpy warns of infinity times zero.
         with np.errstate(invalid="ignore"):
-            assert_special(multiply(x, weight, dtype, device=any_device), x, weight)
-
-
-@each_format
-def test_the_expression_for_one_token_is_the_product_too(
-    format: Format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fuse(monkeypatch)
-    for dtype in DTYPES:
-        for shape in ((1, 16, 64), (1, 75, 160), (1, 20, 200)):
-            x, weight = sample(format, shape, dtype)
-            assert_close(products.product(x, weight), x, weight)
-    x, drawn = sample(format, (1, 19, 160), FLOAT)
-    weight = with_special_rows(drawn)
-    assert_special(products.product(x, weight), x, weight)
+            for operator in operators(any_device):
+                how = {"device": any_device, "operator": operator}
+                assert_special(multiply(x, weight, dtype, **how), x, weight)
 
 
 @pytest.mark.parametrize("format", COMPILED, ids=lambda it: it.name)
@@ -149,37 +164,32 @@ def test_opcheck(format: Format, tokens: int) -> None:
     x, weight = sample(format, (tokens, 20, 64), dtype)
     cases = [arguments(x, weight, result) for result in {dtype, FLOAT}]
     if weight.decode == INT8:
-        rows = replace(weight, codes=torch.zeros((20, 64), dtype=torch.int8))
         values, scales = products.quantize_tokens(x, "int8")
-        cases += [arguments(values, it, FLOAT, scales) for it in (weight, rows)]
+        cases.append(arguments(values, weight, FLOAT, scales))
     for case in cases:
         torch.library.opcheck(packed_product, case, test_utils=CHECKS)
 
 
+@each_operator
 @pytest.mark.parametrize("columns", [2, 3, 20, 64, 1024, 1100, 4096])
 @pytest.mark.parametrize("tokens", [0, 1, 2, 16, 17])
-def test_int8_sums_are_exact_and_rows_give_the_bits_of_words(
-    tokens: int, columns: int
-) -> None:
+def test_int8_sums_are_exact(tokens: int, columns: int, operator: Any) -> None:
     # Every value at its largest: float32 would round these sums.
     _, words = sample(FORMATS[0], (1, 33, columns), FLOAT)
     unscaled = replace(words, scale=torch.ones_like(words.scale))
     one, scales = torch.ones((tokens, 1)), torch.rand((tokens, 1))
     weight = dequantized(unscaled)
-    rows = replace(words, codes=weight.to(torch.int8))
-    assert torch.equal(dequantized(rows), dequantized(words))
     for other in (126, -127):
         x = torch.full((tokens, columns), 127, dtype=torch.int8)
         x[:, ::7] = other
-        sums = multiply(x, unscaled, FLOAT, one)
+        sums = multiply(x, unscaled, FLOAT, one, operator=operator)
         assert torch.equal(sums.long(), x.long() @ weight.long().T)
         exact = dynamic_reference(x, scales, words)
-        product = multiply(x, words, FLOAT, scales)
+        product = multiply(x, words, FLOAT, scales, operator=operator)
         torch.testing.assert_close(product, exact, rtol=1e-6, atol=0)
-        strided = x.as_strided(x.shape, (0, 1)) if tokens == 1 else x
-        for tokens_of_rows in (x, strided):
-            by_rows = multiply(tokens_of_rows, rows, FLOAT, scales)
-            assert torch.equal(by_rows, product)
+        strided = x.as_strided(x.shape, (0, 1)) if tokens == 1 else x.t().clone().t()
+        again = multiply(strided, words, FLOAT, scales, operator=operator)
+        assert torch.equal(again, product)
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
@@ -194,15 +204,10 @@ def test_int8_sums_of_a_kernel_are_exact(
     assert torch.equal(sums, dynamic_reference(x, one, unscaled))
 
 
-@pytest.mark.parametrize("columns", [64, 100, 4096])
-def test_the_int8_expression_for_one_token_gives_the_same_bits(
-    columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, kept = sample(FORMATS[0], (1, 33, columns), FLOAT)
+def test_a_compiled_product_of_rounded_tokens_is_the_operators() -> None:
+    x, kept = sample(FORMATS[0], (1, 33, 100), FLOAT)
     weight = replace(kept, activations="int8")
     expected = products.product(x, weight)
-    fuse(monkeypatch)
-    assert torch.equal(products.product(x, weight), expected)
     compiled = compiled_product(x, weight)
     torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
 
@@ -235,8 +240,9 @@ def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
         x = torch.zeros((tokens, 1024))
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
-        product = multiply(x, packed, FLOAT, device=any_device)
-        assert torch.equal(product, x @ weight.T)
+        for operator in operators(any_device):
+            product = multiply(x, packed, FLOAT, device=any_device, operator=operator)
+            assert torch.equal(product, x @ weight.T)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
@@ -257,21 +263,19 @@ def test_every_code_of_a_float_format_is_multiplied_as_its_value(
     expected = format.decode(codes).expand(tokens, count)
     for dtype in DTYPES:
         x = torch.ones((tokens, count), dtype=dtype)
-        product = multiply(x, weight, FLOAT, device=any_device)
-        assert torch.equal(product, expected)
-    if any_device.type == "cpu" and not INTERPRETED:
         # A compiler that takes subnormal numbers for zeros would show here.
-        assert torch.equal(compiled_product(x.float(), weight), expected)
+        for operator in operators(any_device):
+            product = multiply(x, weight, FLOAT, device=any_device, operator=operator)
+            assert torch.equal(product, expected)
 
 
+@each_operator
 @pytest.mark.parametrize("columns", [4, 12, 36, 124, 132, 260, 576])
 def test_the_last_group_of_a_sparse_weight_may_be_short(
-    columns: int, monkeypatch: pytest.MonkeyPatch
+    columns: int, operator: Any
 ) -> None:
     x, weight = sample(FORMATS[-1], (1, 17, columns), FLOAT)
     by_column = weight.scale.float().repeat_interleave(128, dim=1)[:, :columns]
     unscaled = dequantized(replace(weight, scale=torch.ones_like(weight.scale)))
     assert torch.equal(dequantized(weight), unscaled * from_lanes(by_column, 17))
-    assert_close(multiply(x, weight, FLOAT), x, weight)
-    fuse(monkeypatch)
-    assert_close(products.product(x, weight), x, weight)
+    assert_close(multiply(x, weight, FLOAT, operator=operator), x, weight)

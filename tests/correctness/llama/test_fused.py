@@ -20,7 +20,6 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, ValuesError
-from llama_perf.kernels import products
 from llama_perf.kernels.triton import launch, launch_fused
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.fused import packed
@@ -297,13 +296,3 @@ def test_peaks_are_left_for_all_products_behind_another(
         monkeypatch.setattr(launch_fused, name, run)
     assert torch.equal(actual, logits())
     assert not any(peaked[3 * len(of_prompt) :])
-
-
-@pytest.mark.parametrize("preferred", [True, False], ids=["rows", "words"])
-def test_a_weight_is_laid_out_for_the_kernels_whatever_the_cpu_prefers(
-    preferred: bool, card: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """How it is laid out is test_native_schemes.py's."""
-    monkeypatch.setattr(products, "has_fast_int8_products", lambda: preferred)
-    layer = linear("int8dq", torch.randn(20, 32), card)
-    assert packed(layer.weight, "weight").codes.dtype == torch.int32

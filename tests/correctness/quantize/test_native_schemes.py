@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchao.quantization import quantize_
 
 from llama_perf.kernels import products
-from llama_perf.kernels.packing import from_lanes
+from llama_perf.kernels.packing import from_lanes, unpack
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.quantize.sparse_marlin import SparseMarlinWeight, prune_2_4
@@ -90,19 +90,16 @@ def test_a_linear_multiplies_and_changes_dtype(name: str) -> None:
     assert torch.equal(linear.weight.dequantize(), weight)
 
 
-@pytest.mark.parametrize("vnni", [True, False])
-def test_int8dq_is_laid_out_for_the_device_it_moves_to(
-    vnni: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "has_fast_int8_products", lambda: vnni)
+def test_int8dq_of_older_models_is_laid_out_anew() -> None:
     weight = quantized("int8dq").weight
-    assert weight.codes.dtype == (torch.int8 if vnni else torch.int32)
-    there = weight.laid_out_for(torch.device("cuda"))
-    assert there.codes.dtype == torch.int32
-    torch.testing.assert_close(there.dequantize(), weight.dequantize())
-    back = there.laid_out_for(torch.device("cpu"))
-    assert torch.equal(back.codes, weight.codes)
-    assert weight.to("meta").codes.dtype == torch.int32
+    codes = unpack(weight.codes, 8, weight.columns).to(torch.int8)
+    rows = from_lanes(codes, weight.rows)
+    attributes = (weight.rows, weight.columns, weight.dtype)
+    older = type(weight)(rows, weight.scale, *attributes)
+    for device in ("cpu", "cuda"):
+        anew = older.laid_out_for(torch.device(device))
+        assert torch.equal(anew.codes, weight.codes)
+    assert older.to("meta").codes.dtype == torch.int32
 
 
 def test_the_hash_of_compiled_graphs_tells_formats_apart() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import products
+from llama_perf.kernels import attention, products
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FORMATS as ROW_SCALED
 from llama_perf.kernels.weight import OFFSET, PACKED, SPARSE, Packed
@@ -57,7 +57,9 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 def call(device: torch.device, operator: Any, *arguments: Any) -> Tensor:
     """What an operator of this project returns there; interpreted, its kernel does."""
     if INTERPRETED:
-        operator = operator._backend_fns["cuda"]
+        ours = {products.packed_product: products.on_gpu}
+        ours[attention.decode_attention] = attention.decode_on_gpu
+        operator = ours.get(operator) or operator._backend_fns["cuda"]
     moved = (it.to(device) if isinstance(it, Tensor) else it for it in arguments)
     result: Tensor = operator(*moved)
     return result.cpu()
@@ -69,10 +71,14 @@ def arguments(x: Tensor, weight: Packed, *how: Any) -> tuple[Any, ...]:
 
 
 def multiply(
-    x: Tensor, weight: Packed, *how: Any, device: torch.device = CPU
+    x: Tensor,
+    weight: Packed,
+    *how: Any,
+    device: torch.device = CPU,
+    operator: Any = products.packed_product,
 ) -> Tensor:
     """By the operator, on `device`."""
-    return call(device, products.packed_product, *arguments(x, weight, *how))
+    return call(device, operator, *arguments(x, weight, *how))
 
 
 def sample(
