@@ -36,10 +36,9 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return logits.argmax(-1, keepdim=True)
     scaled, tokens = logits.float() / sampling.temperature, None
-    if sampling.top_k is not None:
-        # Unsorted, CUDA selects by radix instead of sorting. Drawn are the best only.
-        top_k = min(sampling.top_k, scaled.shape[-1])
-        scaled, tokens = scaled.topk(top_k, dim=-1, sorted=False)
+    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
+        # Unsorted, CUDA selects by radix instead of sorting. Only the best have draws.
+        scaled, tokens = scaled.topk(sampling.top_k, dim=-1, sorted=False)
     race = torch.empty_like(scaled).exponential_(1.0, generator=sampling.generator)
     winner = (scaled.softmax(-1) / race).argmax(-1, keepdim=True)
     return winner if tokens is None else tokens.gather(-1, winner)

@@ -198,8 +198,8 @@ def test_one_compiled_token_is_the_product_without_the_library(
     assert (LIBRARY.search(code[0]) is None) == (shape != (2, 96))
 
 
-def test_without_a_compiler_it_is_the_librarys_to_the_bit() -> None:
+def test_several_tokens_are_the_librarys_to_the_bit() -> None:
     layer = Linear(96, 75).requires_grad_(False)
     assert layer.bias is None
-    x = torch.randn((1, 1, 96))
+    x = torch.randn((1, 2, 96))
     assert torch.equal(layer(x), F.linear(x, layer.weight))
