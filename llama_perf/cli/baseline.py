@@ -1,11 +1,11 @@
 """`llama-perf baseline`: record this device's baseline; show, compare, check all."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.cli.run import show_progress
 from llama_perf.errors import RecordError, SpecError, check_count
 from llama_perf.files import check_folder
 from llama_perf.gate.review import describe_speeds, differences, problems
@@ -14,6 +14,7 @@ from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Environment, Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
+from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
@@ -124,12 +125,13 @@ def _run(
     from llama_perf.run.lock import locked
 
     device = run_device({row.device for row in rows})
-    with locked(device, wait=request.wait, progress=show_progress):
+    display = Display.on(sys.stderr)
+    with locked(device, wait=request.wait, notify=display.note):
         if not arguments.fresh:
             # A damaged file is reported before anything has run.
             baselines.find(request.baselines, collect(device).device_key)
         return in_fresh_processes(
-            rows, processes=processes, options=request, progress=show_progress
+            rows, processes=processes, options=request, display=display
         )
 
 

@@ -2,18 +2,19 @@
 
 import argparse
 import os
+import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from llama_perf.cli.run import show_progress
 from llama_perf.errors import SpecError, UserError, check_count
 from llama_perf.files import CHECKOUT, write_atomically
 from llama_perf.gate.pairs import MIN_PAIRS, compare_pairs
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
+from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import measure_pairs
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
@@ -65,7 +66,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     session = Session({row.device for row in rows}, options=request)
-    lock = locked(session.device, wait=request.wait, progress=show_progress)
+    display = Display.on(sys.stderr)
+    lock = locked(session.device, wait=request.wait, notify=display.note)
     with (
         nullcontext(CHECKOUT) if commit is None else checked_out(commit) as package,
         lock,
@@ -77,7 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
             python=python.absolute(),
             pairs=arguments.pairs,
             options=request,
-            progress=show_progress,
+            display=display,
         )
     fails = request.on_missing_baseline == "fail"
     judged = compare_pairs(pairs, missing_fails=fails, limits=request.limits)

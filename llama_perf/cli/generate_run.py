@@ -68,7 +68,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     device = check_device(row.device)
     with compiler_settings(), _memory_profile(arguments.memory_profile):
         meter = RowMemoryMeter(device)
-        prepared = prepare_row(row, prompt=prompt, notify=print)
+        prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
         if prepared.autoquant is not None:
             print(choice_table(prepared.autoquant))
@@ -208,7 +208,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
     with compiler_settings():
         prompt = torch.zeros((1, 1), dtype=torch.int64)
-        prepared = prepare_row(row, prompt=prompt, notify=print)
+        prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
         history: list[Message] = []
         while True:
             try:

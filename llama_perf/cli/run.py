@@ -6,6 +6,7 @@ from contextlib import closing
 
 from llama_perf.report.text import as_text
 from llama_perf.run import options
+from llama_perf.run.display import Display
 from llama_perf.strict_json import to_line
 
 HELP = "run rows and print the table"
@@ -20,14 +21,13 @@ def main(arguments: argparse.Namespace) -> int:
     from llama_perf.run.compared_run import ComparedRun
 
     interrupted = False
-    with closing(ComparedRun(rows, request, progress=show_progress)) as run:
+    display = Display.on(sys.stderr)
+    with closing(ComparedRun(rows, request, display=display)) as run:
         try:
             for row in rows:
                 run.run_row(row)
-                show_progress("\n")
         except KeyboardInterrupt:
             interrupted = True
-            show_progress("\n")
     report = run.report
     print(as_text(report))
     for line in run.write_report():
@@ -37,11 +37,6 @@ def main(arguments: argparse.Namespace) -> int:
     if interrupted:
         left = report.selected - len(report.results)
         hint = "" if request.results is None else "; --resume continues"
-        show_progress(f"interrupted before {left} of {report.selected} rows{hint}\n")
+        display.note(f"interrupted before {left} of {report.selected} rows{hint}")
         return 130
     return 1 if report.failed else 0
-
-
-def show_progress(text: str) -> None:
-    """Write what a run is doing to stderr."""
-    print(text, end="", file=sys.stderr, flush=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.files import check_writable
+from llama_perf.run.display import Display
 from llama_perf.run.options import add_shared, request_of
+from llama_perf.run.time_left import Task
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
 
@@ -27,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     from llama_perf.devices.device import check_device, device_of
     from llama_perf.kernels import launch_table
     from llama_perf.measure.environment import triton_problem
-    from llama_perf.measure.tune import products, tune
+    from llama_perf.measure.tune import products, title, tune
 
     path = arguments.table or launch_table.FILE
     rows = request_of(arguments).selected()
@@ -40,12 +42,17 @@ def main(arguments: argparse.Namespace) -> int:
     if (problem := triton_problem()) is not None:
         raise NotRunnable(problem)
     key = device_of(device).key
-    tuned = tune(
-        fused,
-        device,
-        keep=lambda name, choice: launch_table.keep(key, {name: choice}, path),
-        notify=lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    display, tuned = Display.on(sys.stderr), 0
+    display.plan(Task(id=title(*one), name=title(*one)) for one in fused)
+    for scheme, product in fused:
+        with display.next() as running:
+            name, faster = tune(scheme, product, device)
+            if faster is None:
+                running.end("the rule")
+                continue
+            launch_table.keep(key, {name: faster}, path)
+            tuned += 1
+            running.end(f"{faster.us} us where the rule takes {faster.rule_us}")
     print(
         f"{tuned} of {len(fused)} products of {key} have a launch of their own: {path}"
     )

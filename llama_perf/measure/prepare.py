@@ -92,13 +92,14 @@ def prepare_row(
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
     notify: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> PreparedRow:
     """Build what `row` asks for.
 
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
-    row's `fill` positions are filled here, so that no sample has to. `notify` is called
-    with a line for steps that take long or use what an earlier run left, and for a
-    cache longer than the model was trained for.
+    row's `fill` positions are filled here, so that no sample has to. `progress` is
+    called with each step that takes long; `notify` with a line where an earlier run's
+    times are used, and for a cache longer than the model was trained for.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -110,7 +111,7 @@ def prepare_row(
     context = reader.config.context
     if row.allocated_positions > context:
         notify(
-            f"warning: a cache of {row.allocated_positions} positions is longer than"
+            f"a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
     if row.fill or prompt is None:
@@ -119,7 +120,7 @@ def prepare_row(
         prompt = text[:, : row.prompt_length].contiguous()
     choices = None
     if row.quantization in AUTOQUANT:
-        choices = choose(row, reader.config, notify=notify)
+        choices = choose(row, reader.config, notify=notify, progress=progress)
         quantizer = make_quantizer(
             row.quantization,
             kernels=row.kernels,
@@ -132,7 +133,7 @@ def prepare_row(
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
     if row.fill:
-        notify(f"filling {row.fill} positions")
+        progress(f"filling {row.fill} positions")
         engine.fill(text[:, : row.fill])
     lengths = None
     if row.ragged:

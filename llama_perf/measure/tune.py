@@ -85,29 +85,25 @@ def best(tried: Sequence[Choice], time: Time) -> Choice | None:
     return replace(fastest, us=round(ours * 1e6, 2), rule_us=round(rule * 1e6, 2))
 
 
+def title(scheme: str, product: Product) -> str:
+    """The product in words, such as "int8wo 4096 x 14336, 1 token, fused gate"."""
+    tokens = f"{product.tokens} token{'' if product.tokens == 1 else 's'}"
+    return f"{scheme} {product.rows} x {product.columns}, {tokens}, {product.how}"
+
+
 def tune(
-    wanted: Sequence[tuple[str, Product]],
-    device: torch.device,
-    *,
-    keep: Callable[[str, Choice], None],
-    notify: Callable[[str], None] = lambda _text: None,
-) -> int:
-    """Time every product; `keep` is handed each choice as it is made; their count."""
+    scheme: str, product: Product, device: torch.device
+) -> tuple[str, Choice | None]:
+    """Time one product; its key in the table, and its launch where one beats the rule.
+
+    Raises NotRunnable where `device` is no CUDA device.
+    """
     if device.type != "cuda":
         raise NotRunnable(f"tune: it needs a CUDA device, not {device.type}")
-    count = 0
-    for number, (scheme, product) in enumerate(wanted, start=1):
-        copies = weight_copies(scheme, product, device)
-        first = copies[0][0]
-        key = launch_key(first, product.tokens, weights=len(copies[0]))
-        faster = best(list(candidates(first.format == FLOATS)), _clock(product, copies))
-        chosen = "the rule"
-        if faster is not None:
-            keep(key, faster)
-            count += 1
-            chosen = f"{faster.us} us where the rule takes {faster.rule_us}"
-        notify(f"[{number}/{len(wanted)}] {key}: {chosen}")
-    return count
+    copies = weight_copies(scheme, product, device)
+    first = copies[0][0]
+    key = launch_key(first, product.tokens, weights=len(copies[0]))
+    return key, best(list(candidates(first.format == FLOATS)), _clock(product, copies))
 
 
 def _clock(product: Product, copies: Sequence[tuple[Packed, ...]]) -> Time:

@@ -9,6 +9,7 @@ traps of pytest-benchmark that this file guards against.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.results import baselines
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_json
 
@@ -115,7 +117,7 @@ class LlamaPerfPlugin:
 
         with usage_errors():
             self._run = ComparedRun(
-                rows, self._request, named=self._named, progress=self._write
+                rows, self._request, named=self._named, display=self._display()
             )
 
     @pytest.fixture
@@ -126,8 +128,8 @@ class LlamaPerfPlugin:
     def run(self, row_id: str, benchmark: Any) -> None:
         """Run a row, hand its samples to pytest-benchmark, fail where it must."""
         assert self._run is not None, "pytest_runtestloop starts the run"
-        self._write("\n")
-        result, comparison = self._run.run_row(self.rows[row_id])
+        with self._terminal():
+            result, comparison = self._run.run_row(self.rows[row_id])
         now = result.measurement
         if now is not None:
             samples = iter(now.sample_ns)
@@ -148,13 +150,33 @@ class LlamaPerfPlugin:
         if now is None:
             pytest.skip(message)
 
-    def _write(self, text: str) -> None:
+    @property
+    def _reporter(self) -> pytest.TerminalReporter | None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        assert reporter is None or isinstance(reporter, pytest.TerminalReporter)
+        return reporter
+
+    def _display(self) -> Display:
+        """Where pytest writes, in colour where pytest does; nothing without it."""
+        reporter = self._reporter
         if reporter is None:
-            return
+            return Display.on(sys.stdout, quiet=True)
+        return Display.on(sys.stdout, no_color=not reporter.hasmarkup)
+
+    @contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Let the block write to pytest's terminal, at the beginning of a line.
+
+        A row runs in a process of its own: nothing that it prints is captured here.
+        """
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            reporter.write(text, flush=True)
+            if self._reporter is not None:
+                writer = self._config.get_terminal_writer()
+                if writer.width_of_current_line:
+                    writer.line()
+                writer.flush()
+            yield
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(

@@ -48,7 +48,7 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
         cells = _cells(values, f"{{:.{column.digits}f}}", column.scale)
         columns.append((column.header, cells))
         if column.change:
-            cells = [_change(comparison, metric.title) for comparison in verdicts]
+            cells = [change_of(comparison, metric.title) for comparison in verdicts]
             columns.append(("change", cells))
         detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
@@ -108,7 +108,8 @@ def _cells(values: Iterable[float | None], form: str, scale: float = 1) -> list[
     ]
 
 
-def _change(comparison: Comparison | None, metric: str) -> str:
+def change_of(comparison: Comparison | None, metric: str) -> str:
+    """The change of a metric, such as "-6.9%"; "-" if it was not compared."""
     for change in () if comparison is None else comparison.changes:
         if change.metric == metric:
             return f"{change.change:+.1%}"

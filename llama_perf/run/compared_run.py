@@ -17,9 +17,11 @@ from llama_perf.errors import RecordError
 from llama_perf.files import write_atomically
 from llama_perf.gate.judgements import Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
+from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.environment import machine_notes
-from llama_perf.measure.timing import Progress
+from llama_perf.metrics import TOK_S
+from llama_perf.report.table import NOTHING, change_of
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import (
@@ -33,10 +35,13 @@ from llama_perf.results.run import (
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
+from llama_perf.run.display import Display, Running
 from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
+from llama_perf.run.time_left import Task, expected_s, stored_s
+from llama_perf.run.worker import NOTE
 from llama_perf.strict_json import read_json, to_json
 
 
@@ -59,10 +64,10 @@ class ComparedRun:
         request: RunRequest,
         *,
         named: tuple[Path | str, Baseline] | None = None,
-        progress: Progress,
+        display: Display,
     ) -> None:
-        self._request, self._progress = request, progress
-        self._started_s, self._longest_s = time.monotonic(), 0.0
+        self._request, self._display = request, display
+        self._started_s = time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._devices = {row.device for row in rows}
         session = Session(self._devices, options=request)
@@ -71,11 +76,11 @@ class ComparedRun:
         self._worker: worker.Worker | None = None
         self._ended: dict[str, tuple[RowResult, Comparison]] = {}
         with ExitStack() as stack:
-            lock = locked(session.device, wait=request.wait, progress=progress)
+            lock = locked(session.device, wait=request.wait, notify=display.note)
             stack.enter_context(lock)
             stack.callback(self._end_worker)
             for note in machine_notes(session.device):
-                progress(f"note: {note}\n")
+                display.note(f"note: {note}")
             self._published = baselines.reference(request.baselines)
             if named is None and request.compare:
                 named = baselines.find(request.baselines, environment.device_key)
@@ -96,6 +101,12 @@ class ComparedRun:
                     environment_changes=baseline.environment.changes(environment),
                     stale=tuple(row.id for row in baseline.rows if row.id not in known),
                 )
+            needed_s = {}
+            if self._baseline is not None:
+                stored = self._baseline.rows.values()
+                needed_s = {one.id: stored_s(one.measurement) for one in stored}
+            needed_s |= dict.fromkeys(self._to_take_over, 0.0)
+            display.plan_rows([(row, "") for row in rows], stored_s=needed_s)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -103,31 +114,30 @@ class ComparedRun:
         self._stack.close()
 
     def run_row(self, row: RowSpec) -> tuple[RowResult, Comparison]:
-        """Measure the next row and judge it; reports its progress."""
-        number = len(self.report.results) + 1
-        self._progress(f"[{number}/{self.report.selected}] {row.id}: ")
-        result = self._to_take_over.pop(row.id, None)
-        if result is not None:
-            self._progress("taken over, ")
-        elif (reason := self._beyond_budget(row)) is not None:
-            status = Status.NOT_RUN
-            result = RowResult(id=row.id, row=row, status=status, reason=reason)
-        else:
-            begin_s = time.monotonic()
-            result = self._measured(row)
-            self._longest_s = max(self._longest_s, time.monotonic() - begin_s)
-        comparison = self.add(result)
-        self._progress(result.summary)
+        """Measure the next row and judge it, which the display shows."""
+        with self._display.next() as running:
+            result = self._to_take_over.pop(row.id, None)
+            taken_over, reason = result is not None, self._beyond_budget(running.task)
+            if result is None and reason is not None:
+                status = Status.NOT_RUN
+                result = RowResult(id=row.id, row=row, status=status, reason=reason)
+            if result is None:
+                result = self._measured(row, running)
+            comparison = self.add(result, running=running)
+            figures, verdict, style = _shown(result, comparison)
+            running.end(
+                f"taken over: {figures}" if taken_over else figures,
+                verdict,
+                style,
+                counted=not taken_over and result.status is not Status.NOT_RUN,
+            )
         return result, comparison
 
-    def _show_step(self, text: str) -> None:
-        self._progress(f"{text}, ")
-
-    def _measured(self, row: RowSpec) -> RowResult:
+    def _measured(self, row: RowSpec, running: Running) -> RowResult:
         options = self._request
         if self._worker is None:
             self._worker = worker.Worker(options=options, devices=self._devices)
-        result = self._worker.run(row, self._show_step).result
+        result = self._worker.run(row, running.step).result
         # A row that raised may have broken CUDA for the next one. An error that a
         # library is known to raise ends as NOT_RUN.
         known = result.status is Status.NOT_RUN and row.upstream_issue is not None
@@ -140,18 +150,17 @@ class ComparedRun:
             self._worker.close()
             self._worker = None
 
-    def _beyond_budget(self, row: RowSpec) -> str | None:
-        """Why the row cannot finish within the time budget; None where it can."""
+    def _beyond_budget(self, task: Task) -> str | None:
+        """Why a row cannot finish within the time budget; None where it can."""
         budget_s = self._request.time_budget
         if budget_s is None:
             return None
         left_s = budget_s - (time.monotonic() - self._started_s)
-        needed_s, source = self._longest_s, "the longest row so far"
-        stored = None if self._baseline is None else self._baseline.rows.get(row.id)
-        if stored is not None:
-            then, source = stored.measurement, "the baseline"
-            needed_s = (then.build_s or 0) + (then.warm_up_s or 0)
-            needed_s += sum(then.sample_ns) / 1e9
+        # A mean would start rows that take longer, so the longest row counts.
+        ended, source = self._display.ended, "the longest row so far"
+        needed_s = max((seconds for _, seconds in ended), default=0.0)
+        if task.stored_s is not None:
+            needed_s, source = expected_s(task, ended) or 0.0, "the baseline"
         if left_s > needed_s:
             return None
         return (
@@ -160,7 +169,11 @@ class ComparedRun:
         )
 
     def add(
-        self, result: RowResult, trials: Sequence[Trial] | None = None
+        self,
+        result: RowResult,
+        trials: Sequence[Trial] | None = None,
+        *,
+        running: Running,
     ) -> Comparison:
         """Judge a result and save it; judge it again by fresh processes if in doubt."""
         options, comparison = self._request, not_compared(result)
@@ -181,10 +194,15 @@ class ComparedRun:
         other = self._unquantized(result.row) if comparison.suspicious else None
         unquantized = None if other is None else other.row
         self._end_worker()
-        trials = confirmation(
-            result.row, unquantized, options=options, progress=self._show_step
+        what = "slower" if comparison.suspicious else "larger"
+        running.step(
+            f"{NOTE}it looks {what}; {CONFIRM_PROCESSES} fresh processes decide"
         )
-        return self.add(result, trials)
+        running.repeat(CONFIRM_PROCESSES * (1 if unquantized is None else 2))
+        trials = confirmation(
+            result.row, unquantized, options=options, progress=running.step
+        )
+        return self.add(result, trials, running=running)
 
     def _save(self, result: RowResult, comparison: Comparison) -> None:
         """Put a result into the report, in place of the same row's, and write it."""
@@ -238,6 +256,20 @@ class ComparedRun:
             f" ({path}); record one with:",
             f"  {shlex.join(self._request.command('baseline', 'record'))}",
         ]
+
+
+def _shown(result: RowResult, comparison: Comparison) -> tuple[str, str, str]:
+    """The figures of a row that ended, its verdict, and the verdict's colour."""
+    style = "red" if comparison.failed else "yellow"
+    if comparison.verdict in {Verdict.SAME, Verdict.FASTER, Verdict.SMALLER}:
+        style = "green"
+    if result.measurement is None:
+        return "", f"{comparison.verdict.value}: {comparison.reason}", style
+    change = change_of(comparison, TOK_S.title)
+    figures = result.summary if change == NOTHING else f"{result.summary}  {change}"
+    if comparison.verdict is Verdict.NOT_COMPARED:
+        return figures, "", ""
+    return figures, comparison.verdict.value, style
 
 
 def _finished_rows(

@@ -17,6 +17,7 @@ from llama_perf.gate.pairs import SIDES, Pairs
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
+from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 
 
@@ -26,11 +27,7 @@ def default_processes(rows: Sequence[RowSpec]) -> int:
 
 
 def in_fresh_processes(
-    rows: Sequence[RowSpec],
-    *,
-    processes: int,
-    options: RunRequest,
-    progress: Callable[[str], None],
+    rows: Sequence[RowSpec], *, processes: int, options: RunRequest, display: Display
 ) -> tuple[Environment, list[RowResult]]:
     """Run each row once, then each once more, and so on.
 
@@ -41,12 +38,22 @@ def in_fresh_processes(
     devices = {row.device for row in rows}
     runnable, first = list(rows), None
     results = []
-    for number in range(1, processes + 1):
+    numbers = range(1, processes + 1)
+    display.plan_rows(
+        [
+            (row, f"process {number} of {processes}")
+            for number in numbers
+            for row in rows
+        ]
+    )
+    for number in numbers:
         for row in list(runnable):
-            progress(f"[process {number}/{processes}] {row.id}: ")
-            ended = worker.run_in_process(row, options=options, devices=devices)
-            result, environment = ended.result, ended.environment
-            progress(f"{result.summary}\n")
+            with display.next() as running:
+                ended = worker.run_in_process(
+                    row, options=options, devices=devices, progress=running.step
+                )
+                result, environment = ended.result, ended.environment
+                running.end(result.summary, counted=result.measurement is not None)
             if result.status is Status.INVALID or environment is None:
                 raise RecordError(
                     f"baseline: {row.id} is INVALID in process {number} of"
@@ -60,6 +67,7 @@ def in_fresh_processes(
                 )
             if result.status is Status.NOT_RUN and number == 1:
                 runnable.remove(row)
+                display.drop(row.id)
             results.append(result)
     assert first is not None, "a selection has at least one row"
     return first, results
@@ -81,7 +89,7 @@ def confirmation(
     trials: list[judgements.Trial] = []
     pair = [row] if unquantized is None else [row, unquantized]
     for number in range(1, thresholds.CONFIRM_PROCESSES + 1):
-        progress(f"fresh process {number} of {thresholds.CONFIRM_PROCESSES}, ")
+        progress(f"fresh process {number} of {thresholds.CONFIRM_PROCESSES}")
         results: dict[RowSpec | None, RowResult] = {}
         for one in pair if number % 2 else reversed(pair):
             ended = worker.run_in_process(one, options=options, devices=[row.device])
@@ -100,7 +108,7 @@ def measure_pairs(
     python: Path,
     pairs: int,
     options: RunRequest,
-    progress: Callable[[str], None],
+    display: Display,
 ) -> tuple[list[Pairs], dict[str, Environment]]:
     """Run one pair of each row, then another of each; also returns the environments.
 
@@ -119,16 +127,30 @@ def measure_pairs(
         python=python,
     )
     sides = {"base": base, "head": partial(worker.run_in_process, options=options)}
-    for number in range(pairs):
+    in_turn = [SIDES[:: 1 if number % 2 == 0 else -1] for number in range(pairs)]
+    display.plan_rows(
+        [
+            (row, f"pair {number} of {pairs}, {side}")
+            for number, order in enumerate(in_turn, start=1)
+            for row in rows
+            for side in order
+        ]
+    )
+    for number, order in enumerate(in_turn):
         for of_row in measured:
-            for side in SIDES[:: 1 if number % 2 == 0 else -1]:
+            for side in order:
                 # The first pair shows of both sides whether they can run the row.
                 if of_row.missed is not None and number > 0:
-                    continue
-                progress(f"[pair {number + 1}/{pairs}] {of_row.row.id}, {side}: ")
-                ran = sides[side](of_row.row, devices=devices)
-                of_row.results[side].append(ran.result)
-                if ran.environment is not None:
-                    environments.setdefault(side, ran.environment)
-                progress(f"{ran.result.summary}\n")
+                    break
+                with display.next() as running:
+                    ran = sides[side](
+                        of_row.row, devices=devices, progress=running.step
+                    )
+                    of_row.results[side].append(ran.result)
+                    if ran.environment is not None:
+                        environments.setdefault(side, ran.environment)
+                    counted = ran.result.measurement is not None
+                    running.end(ran.result.summary, counted=counted)
+            if of_row.missed is not None:
+                display.drop(of_row.row.id)
     return measured, environments

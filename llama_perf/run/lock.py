@@ -7,7 +7,7 @@ keeps other runs of llama-perf away; `measure/` looks for other programs on a GP
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,14 +16,16 @@ from filelock import FileLock, Timeout
 
 from llama_perf.devices.device import device_of
 from llama_perf.errors import UserError
-from llama_perf.measure.timing import Progress
 
 
 @contextmanager
-def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[None]:
+def locked(
+    device: torch.device, *, wait: bool, notify: Callable[[str], None]
+) -> Iterator[None]:
     """Lock the device for as long as the block runs.
 
-    Where another run has it, waits for that with `wait`, else raises UserError. The
+    Where another run has it, waits for that with `wait`, which `notify` gets a line
+    about, else raises UserError. The
     variable `LLAMA_PERF_LOCKS` names another folder for the locks.
     """
     temporary = Path(tempfile.gettempdir()) / "llama-perf-locks"
@@ -46,7 +48,7 @@ def locked(device: torch.device, *, wait: bool, progress: Progress) -> Iterator[
                 f"{holder}; two at once would slow each other down: wait for it"
                 " (--wait) or end it"
             ) from None
-        progress(f"{holder}; waiting\n")
+        notify(f"{holder}; waiting")
         held = lock.acquire()
     with held:
         words = " ".join(sys.argv)[:200]

@@ -22,6 +22,7 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
+from llama_perf.run.worker import NOTE
 
 
 class Session:
@@ -77,7 +78,8 @@ class Session:
                 row,
                 checkpoints=self.options.checkpoints,
                 slowdown=self.options.slowdown(row.id),
-                notify=progress,
+                notify=lambda text: progress(f"{NOTE}{text}"),
+                progress=progress,
             )
             try:
                 measurement = measure_row(

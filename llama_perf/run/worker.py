@@ -28,6 +28,8 @@ from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import from_json, record, to_line
 
 PYTHON = Path(sys.executable)
+NOTE = "note: "
+"""The beginning of a progress text that a reader must not miss; others are steps."""
 _TAIL_LINES = 5
 # Time between two checks whether the process is alive.
 _POLL_S = 1.0
@@ -220,11 +222,12 @@ def run_in_process(
     devices: Iterable[str],
     package: Path = CHECKOUT,
     python: Path = PYTHON,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> WorkerResult:
     """Run one row in a fresh process; see `Worker`."""
     worker = Worker(options=options, devices=devices, package=package, python=python)
     with closing(worker):
-        return worker.run(row, lambda _text: None)
+        return worker.run(row, progress)
 
 
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:

@@ -6,6 +6,7 @@ group are compared with its first. Writes the table of docs/long-context.md.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,8 @@ from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.timing import time_row
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.display import Display
+from llama_perf.run.time_left import Task
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
 from scripts.studies.small_llama import MODEL, make_checkpoint
@@ -52,9 +55,9 @@ class Timed(NamedTuple):
 
 
 def timed(
-    rows: Sequence[RowSpec], rounds: int, *, checkpoints: Path | None
+    rows: Sequence[RowSpec], rounds: int, *, checkpoints: Path | None, display: Display
 ) -> list[Timed]:
-    """All rows once to warm up, then `rounds` times in turn."""
+    """All rows once to warm up, then in turn in each of `rounds`, which are planned."""
     prepared = [prepare_row(row, checkpoints=checkpoints) for row in rows]
     generator = torch.Generator().manual_seed(0)
     for row in prepared:
@@ -63,10 +66,12 @@ def timed(
     for number in range(rounds):
         # Each is first in its turn, and last.
         order = list(range(len(rows)))
-        for index in order[number % len(rows) :] + order[: number % len(rows)]:
-            sample = time_row(prepared[index], generator)
-            times[index].append(sample.total_ns - sample.first_token_ns)
-        print(f"round {number + 1} of {rounds}", flush=True)
+        with display.next() as running:
+            for index in order[number % len(rows) :] + order[: number % len(rows)]:
+                running.step(rows[index].id)
+                sample = time_row(prepared[index], generator)
+                times[index].append(sample.total_ns - sample.first_token_ns)
+            running.end("")
     return [Timed(row, ns) for row, ns in zip(rows, times, strict=True)]
 
 
@@ -95,8 +100,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     checkpoints = ROOT / ".llama-perf" / "torchao-0.15" / "checkpoints" / "llama-perf"
     make_checkpoint(checkpoints / MODEL)
+    rounds: int = arguments.rounds
+    display = Display.on(sys.stderr)
+    display.plan(
+        Task(id=f"group {group}", name=f"group {group}, round {number} of {rounds}")
+        for group in range(1, len(GROUPS) + 1)
+        for number in range(1, rounds + 1)
+    )
     text = table(
-        [timed(rows, arguments.rounds, checkpoints=checkpoints) for rows in GROUPS]
+        [
+            timed(rows, rounds, checkpoints=checkpoints, display=display)
+            for rows in GROUPS
+        ]
     )
     print(text)
     if arguments.write:
@@ -104,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         conditions = (
             f"{where.device_name}, {where.threads} threads, torch {where.torch}"
         )
-        conditions += f", llama-perf {where.commit}, {arguments.rounds} rounds:"
+        conditions += f", llama-perf {where.commit}, {rounds} rounds:"
         PLACE.write(f"{conditions}\n\n{text}")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
+from llama_perf.run.display import Display
 from llama_perf.strict_json import read_json
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = ["baseline", "record", "--fresh", *chosen]
         _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
     reports: dict[int, list[Report]] = {}
+    display = Display.on(sys.stderr)
     try:
         for percent in SLOWDOWNS:
             runs = arguments.runs if percent == 0 else arguments.slowed_runs
@@ -109,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 there = arguments.resume and path.exists()
                 report = read_json(Report, path) if there else None
                 if report is None or len(report.results) < report.selected:
+                    slowed = "no steps" if percent == 0 else f"{percent} % of steps"
+                    display.note(f"{slowed} repeated: run {number + 1} of {runs}")
                     _command(words, allowed=(0, 1))
                     report = read_json(Report, path)
                 reports.setdefault(percent, []).append(report)

@@ -24,6 +24,8 @@ import torch
 
 from llama_perf.measure.environment import collect
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.display import Display
+from llama_perf.run.time_left import Task
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
 from scripts.studies.small_llama import CONFIG, MODEL, PROMPT, make_checkpoint
@@ -284,19 +286,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row, pair in processes.items()
         for side, runs in zip(SIDES, pair, strict=True)
     ]
-    for side, row, runs in turns:
-        ran = greedy(side, replace(row, max_new_tokens=8), run_side)
-        runs += [ran] if ran.problem else []
-        print(f"{name_of(row)}, {side}: {ran.problem or 'runs'}", flush=True)
+    names = [f"{name_of(row)}, {side}" for side, row, _ in turns]
+    display = Display.on(sys.stderr)
+    display.plan(
+        [
+            *(Task(id=f"brief {name}", name=name, kind="brief") for name in names),
+            *(
+                Task(id=name, name=f"round {number}, {name}", kind="round")
+                for number in range(1, arguments.rounds + 1)
+                for name in names
+            ),
+        ]
+    )
+    for name, (side, row, runs) in zip(names, turns, strict=True):
+        with display.next() as running:
+            ran = greedy(side, replace(row, max_new_tokens=8), run_side)
+            runs += [ran] if ran.problem else []
+            running.end(ran.problem or "runs")
+        if ran.problem:
+            display.drop(name)
     for number in range(1, arguments.rounds + 1):
-        for side, row, runs in turns:
+        for name, (side, row, runs) in zip(names, turns, strict=True):
             if any(ran.problem for ran in runs):
                 # It is not asked again.
                 continue
-            runs.append(ran := run_side(side, row))
-            rates = ", ".join(f"{sample.tok_s:.2f}" for sample in ran.rates)
-            outcome = ran.problem or f"tok/s {rates}"
-            print(f"round {number}, {name_of(row)}, {side}: {outcome}", flush=True)
+            with display.next() as running:
+                runs.append(ran := run_side(side, row))
+                rates = ", ".join(f"{sample.tok_s:.2f}" for sample in ran.rates)
+                running.end(ran.problem or f"tok/s {rates}")
+            if ran.problem:
+                display.drop(name)
         minutes = (time.monotonic() - start) / 60
         text = _conditions(number, minutes, same=len(texts) == 1)
         text = f"{text}\n\n{comparison_table(processes)}"

@@ -35,12 +35,14 @@ def choose(
     config: ModelConfig,
     *,
     notify: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[LinearChoice, ...]:
     """The scheme of each shape of linear in an autoquant row, most expensive first.
 
     Times that the file at `times_path` has for this machine are used again; the others
-    are taken on the row's device, in its dtype, and added to it. `notify` gets a line
-    that names them, and one for a file that cannot be used.
+    are taken on the row's device, in its dtype, and added to it. `progress` gets a
+    text that names them, `notify` a line where all were known and one for a file that
+    cannot be used.
     """
     device, path = torch.device(row.device), times_path()
     machine = machine_key(fingerprint(device))
@@ -60,7 +62,7 @@ def choose(
         keys = {name: time_key(name, product) for name in names}
         if missing := [name for name in names if keys[name] not in known]:
             timed.add(shape)
-            notify(
+            progress(
                 f"autoquant: timing {', '.join(missing)} at M = {product.tokens},"
                 f" N = {product.rows}, K = {product.columns}"
             )

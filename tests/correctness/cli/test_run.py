@@ -23,8 +23,11 @@ def test_rows_are_run_shown_and_printed_as_the_last_line(project: Project) -> No
     assert shown.endswith("3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)")
     assert "injected" not in shown
     assert before == ""
-    progress = "building, warming up, sample 1 of 2, sample 2 of 2, "
-    assert re.match(rf"\[1/3\] {re.escape(PLAIN)}: {progress}\d+\.", err)
+    first, begun, ended, *_ = err.splitlines()
+    assert first == "every row: tiny.fp32.cpu.eager.new-4.samples-2"
+    assert re.fullmatch(r"\[1/3\] none  started  0:0\d elapsed", begun)
+    assert re.fullmatch(r"\[1/3\] none +\d+\.\d\d tok/s  \d+\.\d s", ended)
+    assert len(err.splitlines()) == 1 + 2 * 3
     report = from_json(Report, last, source="stdout")
     assert [result.id for result in report.results] == [PLAIN, INT8, FP6]
     assert report.results[2].status is Status.NOT_RUN

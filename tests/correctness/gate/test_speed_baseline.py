@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ from tests.correctness.support.record_samples import (
     measured,
     stored_in,
 )
+from tests.correctness.support.terminals import quiet
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")
@@ -201,18 +203,24 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     monkeypatch.setattr(compared_run, "Session", lambda *_, **__: machine)
     monkeypatch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
     request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
-    run = ComparedRun([], request, named=("made up", STORED), progress=print)
+    run = ComparedRun([], request, named=("made up", STORED), display=quiet())
+    running = Mock()
     monkeypatch.setattr(compared_run, "confirmation", confirm)
-    assert run.add(measured()).verdict is Verdict.SAME
-    slower = run.add(measured(INT8_CPU, tok_s=100.0))
+    assert run.add(measured(), running=running).verdict is Verdict.SAME
+    slower = run.add(measured(INT8_CPU, tok_s=100.0), running=running)
     assert slower.verdict is Verdict.SLOWER
     assert "tok/s over the unquantized row's 2." in slower.reason
     assert "; confirmed by 5 fresh processes: 1.000 (-50" in slower.reason
     large = measured(INT8_CPU, tok_s=200.0, peak_memory_bytes=2_000_000_000)
-    comparison = run.add(large)
+    comparison = run.add(large, running=running)
     assert comparison.verdict is Verdict.SAME
     assert comparison.doubtful
     assert asked == [(INT8_CPU, CPU_ROW), (INT8_CPU, None)]
+    # What is said of it, and how many processes are to come.
+    decide = "; 5 fresh processes decide"
+    said = [call(f"note: it looks {how}{decide}") for how in ("slower", "larger")]
+    assert running.step.call_args_list == said
+    assert running.repeat.call_args_list == [call(10), call(5)]
 
 
 def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:

@@ -170,11 +170,11 @@ def test_a_ragged_row_has_prompts_of_every_length() -> None:
 def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) -> None:
     row = replace(ROW, fill=9, kv_cache_quantization=kind, attention=attention)
     messages: list[str] = []
-    warned = "warning: a cache of 257 positions is longer than the 256 that this model"
+    warned = "a cache of 257 positions is longer than the 256 that this model"
     for size in (256, 257):
         prepare_row(replace(ROW, cache_size=size), notify=messages.append)
     assert messages == [f"{warned} was trained for"]
-    prepared = prepare_row(row, notify=messages.append)
+    prepared = prepare_row(row, progress=messages.append)
     assert messages[1:] == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9

@@ -141,6 +141,6 @@ def test_a_launch_follows_its_choice() -> None:
 
 def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotRunnable, match="tune: it needs a CUDA device, not cpu"):
-        tune([], torch.device("cpu"), keep=lambda _key, _choice: None)
+        tune("int8wo", Product(tokens=1, rows=32, columns=64), torch.device("cpu"))
     assert main(["tune", "--set", "cpu"]) == 2
     assert "none of the selected rows is fused" in capsys.readouterr().err

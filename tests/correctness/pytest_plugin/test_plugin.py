@@ -26,8 +26,11 @@ def test_rows_are_measured_shown_and_saved(project: Project) -> None:
     result = project.run(*files, *saves, passed=2, skipped=1)
     result.stdout.fnmatch_lines(
         [
-            f"*1/3] {PLAIN}: building, warming up, sample 1 of 2, sample 2 of 2, *",
-            f"*3/3] {FP6}: building, NOT_RUN: scheme fp6 is not built*",
+            "every row: tiny.fp32.cpu.eager.new-4.samples-2",
+            "[[]1/3] none  started  0:0*",
+            "[[]1/3] none  * tok/s  *.? s",
+            "[[]3/3] fp6.torchao  started  0:0*",
+            "[[]3/3] fp6.torchao * NOT_RUN: scheme fp6 is not built*",
             "*llama-perf*",
             "row * tok/s * change * decode tok/s * first token ms * GB/s *"
             " % of bandwidth * peak GB * change * model GB * verdict",

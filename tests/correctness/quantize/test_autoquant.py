@@ -134,16 +134,20 @@ def test_times_are_kept_and_used_again_on_the_same_machine(
 ) -> None:
     asked = timed(by_tokens)
     lines: list[str] = []
+    steps: list[str] = []
 
     def choices(**changes: Any) -> tuple[LinearChoice, ...]:
         asked.clear()
         lines.clear()
-        return choose(replace(ROW, **changes), TINY, notify=lines.append)
+        return choose(
+            replace(ROW, **changes), TINY, notify=lines.append, progress=steps.append
+        )
 
     first = choices()
     assert asked
     assert not any(choice.reused for choice in first)
-    assert any("timing none, int8wo, int8dq at M = 3, N = " in line for line in lines)
+    assert lines == []
+    assert any("timing none, int8wo, int8dq at M = 3, N = " in line for line in steps)
     again = choices()
     assert asked == []
     assert all(choice.reused for choice in again)

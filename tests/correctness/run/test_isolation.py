@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ from tests.correctness.support.processes import (
     wait_until,
 )
 from tests.correctness.support.record_samples import measured, unmeasured
+from tests.correctness.support.terminals import quiet
 
 pytest_plugins = ["pytester"]
 ROW = RowSpec(
@@ -192,9 +194,10 @@ def test_a_row_that_raised_or_is_isolated_leaves_no_process_to_the_next(
     started.return_value.run.return_value = ended
     monkeypatch.setattr(worker, "Worker", started)
     request = RunRequest(isolate=isolate)
-    with closing(ComparedRun([result.row], request, progress=print)) as one:
-        for _ in range(2):
-            one.run_row(result.row)
+    rows = [result.row] * 2
+    with closing(ComparedRun(rows, request, display=quiet())) as one:
+        for row in rows:
+            one.run_row(row)
     assert started.call_count == started.return_value.close.call_count == processes
 
 
@@ -277,12 +280,14 @@ def test_a_run_that_is_ended_is_resumed(project: Project, number: int) -> None:
     (before,) = project.report().results
     assert (before.id, before.status) == (PLAIN, Status.MEASURED)
     _, err = project.cli(*project.run_words("--resume"))
-    assert f"{PLAIN}: taken over, " in err
+    assert re.search(r"^\[1/3\] none +taken over: \d", err, re.MULTILINE)
     first, second, _ = project.report().results
     assert first == before
     assert (second.id, second.status) == (INT8, Status.MEASURED)
     result = project.run("--resume", passed=2, skipped=1)
-    result.stdout.fnmatch_lines([f"*{PLAIN}: taken over, *", f"*{INT8}: taken over, *"])
+    result.stdout.fnmatch_lines(
+        ["[[]1/3] none * taken over: *", "[[]2/3] int8wo* taken over: *"]
+    )
     assert project.report().results[:2] == (first, second)
     # The first row has no baseline: it ends the run before the second is taken over.
     project.edit("[[row]]\n", "[[row]]\ntop_k = 3\n")
@@ -306,7 +311,7 @@ def test_a_run_slowed_or_of_another_machine_is_not_resumed(project: Project) -> 
 
 
 def test_one_of_two_runs_on_a_device_waits_or_is_refused(project: Project) -> None:
-    with locked(torch.device("cpu"), wait=False, progress=print):
+    with locked(torch.device("cpu"), wait=False, notify=print):
         refusal = project.refusal()
         assert f"cpu: in use by another run, process {os.getpid()}: " in refusal
         assert "; two at once would slow each other down: wait for it (" in refusal

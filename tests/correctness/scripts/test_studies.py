@@ -17,6 +17,7 @@ from llama_perf.gate.thresholds import Spread, detection_chance, minimum_detecta
 from llama_perf.results.run import Comparison, Report, Status, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.time_left import Task
 from llama_perf.strict_json import to_json
 from scripts.studies import cache_cost, gate_study
 from scripts.studies import gate_simulation as gate
@@ -24,6 +25,7 @@ from scripts.studies import torchao_0_15 as peer
 from scripts.studies.cache_cost import GROUPS, Timed
 from scripts.studies.small_llama import PROMPT, make_checkpoint
 from tests.correctness.support import record_samples
+from tests.correctness.support.terminals import quiet
 
 ROW = RowSpec(
     model="stories15M", dtype="float32", device="cpu", max_new_tokens=3, num_samples=1
@@ -31,11 +33,13 @@ ROW = RowSpec(
 
 
 def test_rows_take_turns_and_each_round_is_kept() -> None:
-    rows = [ROW, replace(ROW, cache_size=64)]
-    results = cache_cost.timed(rows, 3, checkpoints=None)
+    rows, display = [ROW, replace(ROW, cache_size=64)], quiet()
+    display.plan([Task(id="round", name="round")] * 3)
+    results = cache_cost.timed(rows, 3, checkpoints=None, display=display)
     assert [result.row for result in results] == rows
     assert [len(result.decode_ns) for result in results] == [3, 3]
     assert all(ns > 0 for result in results for ns in result.decode_ns)
+    assert len(display.ended) == 3
 
 
 def test_the_table_has_the_median_of_the_ratios_by_round() -> None:
