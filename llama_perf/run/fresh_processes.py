@@ -35,6 +35,8 @@ def in_fresh_processes(
     """Run each row once, then each once more, and so on.
 
     Returns the environment and all results. A row that cannot run here is tried once.
+    The first process of a row compiles anew, which gives the time to compile; the
+    others use what is there already.
     Raises RecordError where a row ends INVALID or the environment changes: the results
     are then no baseline.
     """
@@ -42,9 +44,10 @@ def in_fresh_processes(
     runnable, first = list(rows), None
     results = []
     for number in range(1, processes + 1):
+        asked = replace(options, cold_compile=number == 1)
         for row in list(runnable):
             progress(f"[process {number}/{processes}] {row.id}: ")
-            ended = worker.run_in_process(row, options=options, devices=devices)
+            ended = worker.run_in_process(row, options=asked, devices=devices)
             result, environment = ended.result, ended.environment
             progress(f"{result.summary}\n")
             if result.status is Status.INVALID or environment is None:

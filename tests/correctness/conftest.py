@@ -72,19 +72,21 @@ def _one_test_at_a_time_on_the_card(request: pytest.FixtureRequest) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the user's is read or written: no cache, no lock."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        # Tests in several processes do not wait for one another.
-        patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
+def _own_compiled_code() -> Iterator[None]:
+    """A test that compiles finds the code of earlier ones, of this revision only."""
+    with own_cache_entries():
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_compiled_code() -> Iterator[None]:
-    """A test that compiles finds no code of another processor or revision."""
-    with own_cache_entries():
+def _a_cache_of_our_own(
+    _own_compiled_code: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Nothing else of the user's is read or written: no autoquant's times, no lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Tests in several processes do not wait for one another.
+        patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
 
 
