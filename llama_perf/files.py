@@ -1,4 +1,4 @@
-"""Files that are written: whether they can be, asked before a run, and at once."""
+"""Files that are written: where, at once, and whether they can be."""
 
 import os
 import tempfile
@@ -8,6 +8,24 @@ from llama_perf.errors import SpecError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 """The folder that `llama_perf` lies in: a checkout of this project, or not."""
+
+
+def is_checkout() -> bool:
+    """Whether `llama_perf` lies in a checkout of this project."""
+    return (CHECKOUT / "pyproject.toml").is_file()
+
+
+def cache_folder() -> Path:
+    """Where runs keep what later ones use again: compiled code, autoquant's times.
+
+    `$LLAMA_PERF_CACHE`, else `.llama-perf/` of the checkout, else the user's cache.
+    """
+    if own := os.environ.get("LLAMA_PERF_CACHE"):
+        return Path(own).absolute()
+    if is_checkout():
+        return CHECKOUT / ".llama-perf"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "llama-perf"
 
 
 def check_writable(field: str, path: Path) -> None:
@@ -42,15 +60,24 @@ def check_new_folder(field: str, folder: Path) -> None:
 
 
 def _try_to_write(field: str, path: Path, folder: Path) -> None:
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if (problem := why_unwritable(folder)) is not None:
+        raise SpecError(field, str(path), problem)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why no file can be written in an absolute `folder` once it is made, or None."""
+    existing = existing_folder(folder)
     try:
         # Permissions do not show a full or read-only disk, nor do they stop root.
         with tempfile.TemporaryFile(dir=existing):
-            pass
+            return None
     except OSError as error:
-        raise SpecError(
-            field, str(path), f"{existing} cannot be written: {error.strerror}"
-        ) from None
+        return f"{existing} cannot be written: {error.strerror}"
+
+
+def existing_folder(folder: Path) -> Path:
+    """The first of an absolute `folder` and its parents that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def write_atomically(path: Path, text: str) -> None:

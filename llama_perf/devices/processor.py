@@ -4,6 +4,8 @@ Knows no rows and no kernels. arm64 has other features than x86-64, and is asked
 none that it does not know.
 """
 
+import hashlib
+import math
 import os
 import platform
 import re
@@ -38,10 +40,46 @@ def is_wsl() -> bool:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use: a container's quota counts as cores.
+
+    Of a quota of 2.5 cores 2 count: with more threads than the quota has time for, all
+    are stopped in each period.
+    """
+    count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    return max(1, int(min(count, cpu_quota())))
+
+
+def use_own_cores() -> None:
+    """Have torch take no more threads than there are cores for this process."""
+    if torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """The cores' worth of time that control groups leave this process; else infinite.
+
+    A group has at most what those above it have. Version 2 has quota and period in one
+    file, version 1 in two. A container may see its own group as the root of all.
+    """
+    least = math.inf
+    for line in system_text(str(root / "proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "cpu" not in controllers.split(",") and controllers:
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder == top.parent:
+                break
+            text = system_text(str(folder / "cpu.max"))
+            parts = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            text = text or " ".join(system_text(str(folder / part)) for part in parts)
+            # "max" and -1 mean that there is none.
+            if match := re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", text):
+                least = min(least, int(match[1]) / int(match[2]))
+    return least
 
 
 def name() -> str:
@@ -69,6 +107,17 @@ def _lscpu() -> str:
 def is_arm64() -> bool:
     """Whether the processor is of that architecture."""
     return platform.machine() in {"aarch64", "arm64"}
+
+
+@cache
+def instructions() -> str:
+    """A hash of the instructions that it has: code built with -march=native uses all.
+
+    Empty where the system lists none.
+    """
+    text = system_text("/proc/cpuinfo")
+    listed = _value("flags", text) or _value("Features", text) or ""
+    return listed and hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
 def features() -> str:

@@ -161,7 +161,8 @@ def _other_changes(
         if before is not None and before > 0 and after is not None:
             limit = None
             if limits is not None and metric.limits:
-                limit = limits[metric.limits[0].name]
+                share, *least = (limits[one.name] for one in metric.limits)
+                limit = max(share, *(amount / before for amount in least), 0)
             changes.append(judgements.metric_change(metric.title, before, after, limit))
     return changes
 

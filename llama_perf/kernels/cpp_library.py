@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from llama_perf.devices import processor
+from llama_perf.files import cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
@@ -31,33 +32,38 @@ def load() -> str | None:
     from torch.utils import cpp_extension
 
     flags = [*_FLAGS, *_target()]
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
     name = f"llama_perf_{_key(flags)}"
-    folder = Path(root or cpp_extension.get_default_build_root()) / name
+    own = folder() / name
     # The interpreter's folder has the ninja that pip installed.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        own.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(f"{folder}.lock"),
+            FileLock(f"{own}.lock"),
             patch.dict(os.environ, PATH=path),
             warnings.catch_warnings(),
         ):
             # It warns of compilers that it does not know.
             warnings.simplefilter("ignore")
             # Of a process that was killed while it compiled: torch would wait for it.
-            (folder / "lock").unlink(missing_ok=True)
+            (own / "lock").unlink(missing_ok=True)
             cpp_extension.load(
                 name,
                 [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
                 extra_cflags=flags,
-                build_directory=str(folder),
+                build_directory=str(own),
                 is_python_module=False,
             )
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
         return f"C++ operators are not compiled here: {first_line}"
     return None
+
+
+def folder() -> Path:
+    """Where they are kept: torch's folder of extensions if set, else our cache."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(root) if root else cache_folder() / "operators"
 
 
 def _target() -> tuple[str, ...]:
@@ -69,6 +75,7 @@ def _target() -> tuple[str, ...]:
 def _key(flags: list[str]) -> str:
     """A hash of all that the compiled code depends on."""
     known = [torch.__version__, sys.version, processor.name(), processor.features()]
+    known.append(processor.instructions())
     digest = hashlib.sha256("\n".join([*known, *flags]).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())

@@ -1,9 +1,12 @@
 """The compiler's settings while rows run. Knows neither models nor rows."""
 
 import hashlib
+import os
+import platform
+import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,16 @@ import torch
 
 from llama_perf.devices import processor
 from llama_perf.devices.device import package_version
+from llama_perf.llama.code_cache import kept_code
 
 
 @contextmanager
-def compiler_settings() -> Iterator[None]:
+def compiler_settings(*, cold: bool = False) -> Iterator[None]:
     """Set the inductor flags that torchao recommends for all rows; restore them after.
 
     They change the unquantized kernels too. The compiler's caches of earlier rows are
     dropped: rows share the block's code, and old entries would count as recompilations.
+    With `cold` nothing that was compiled before is used.
     """
     from torch._inductor import config, lowering
 
@@ -32,7 +37,7 @@ def compiler_settings() -> Iterator[None]:
         warnings.catch_warnings(),
         # Loops over a hidden state are too short to be worth a second thread.
         config.patch({**dict.fromkeys(flags, True), "cpp.min_chunk_size": 1 << 15}),
-        own_cache_entries(),
+        own_cache_entries(cold=cold),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
@@ -45,34 +50,84 @@ def compiler_settings() -> Iterator[None]:
             _forget_compiled()
 
 
-@contextmanager
-def own_cache_entries() -> Iterator[None]:
-    """Compile for this processor, these kernels and this torchao: no other's code.
+@cache
+def load_compiler(device: torch.device) -> None:
+    """Have the compiler load and build what it needs for any code at all.
 
-    They go into the key of inductor's cache. ATEN_CPU_CAPABILITY changes the processor:
-    inductor would take code for AVX-512 from the cache and compile it without AVX-512.
-    Of a quantized tensor torch's key has the attributes, not the code that multiplies:
-    another revision's compiled code would run, and be measured, in place of this one's.
+    What it imports, and the C++ headers it builds, would else be the first row's.
+    """
+    torch.compile(torch.sin)(torch.ones(4, device=device))
+    _forget_compiled()
+
+
+@contextmanager
+def own_cache_entries(*, cold: bool = False) -> Iterator[None]:
+    """Compile for this machine, these libraries and this revision: no other's code.
+
+    What is compiled is kept for later runs, unless `cold`: then nothing is found and
+    nothing is kept. The key is also part of inductor's own: a folder that a user names
+    may hold code of anyone.
     """
     from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
 
     # Every compiler's settings; they carry no types.
     shared: Any = torch.compiler.config
-    code = f"kernels {source_hash()}, torchao {package_version('torchao')}"
-    tag = f"{shared.cache_key_tag} {processor.features()}, {code}"
+    key = code_key()
     # g++ 12 crashes on precompiled headers where an arm64 processor has SVE.
     flags = {"cpp_cache_precompile_headers": False} if processor.is_arm64() else {}
-    with shared.patch({"cache_key_tag": tag}), config.patch(flags):
+    with (
+        shared.patch({"cache_key_tag": f"{shared.cache_key_tag} {key}"}),
+        config.patch(flags),
+        fresh_cache() if cold else kept_code(key),
+    ):
         yield
+
+
+def code_key() -> str:
+    """What compiled code depends on.
+
+    ATEN_CPU_CAPABILITY changes the processor: inductor would take code for AVX-512 and
+    compile it without AVX-512. Code for one number of threads is wrong for another. Of
+    a quantized tensor torch's key has the attributes, not the code that multiplies:
+    another revision's compiled code would run, and be measured, in place of this one's.
+    """
+    parts = {
+        "processor": f"{processor.name()}, {processor.instructions()}",
+        "features": processor.features(),
+        "threads": torch.get_num_threads(),
+        "compiler": _compiler_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: package_version(name) for name in ("torchao", "triton")},
+        "source": source_hash(),
+    }
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+@cache
+def _compiler_version() -> str:
+    """The first line of what the C++ compiler says of itself; "" without one."""
+    command = [os.environ.get("CXX", "g++"), "--version"]
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+        return said.partition("\n")[0]
+    return ""
 
 
 @cache
 def source_hash() -> str:
-    """A hash of the code that multiplies with quantized weights."""
-    digest, package = hashlib.sha256(), Path(__file__).resolve().parents[1]
+    """A hash of the code that multiplies with quantized weights, and of this file.
+
+    The constraint below is no part of inductor's key.
+    """
+    here = Path(__file__).resolve()
+    digest = hashlib.sha256(here.read_bytes())
     for folder in ("kernels", "quantize"):
-        for path in sorted((package / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
+        for path in sorted((here.parents[1] / folder).rglob("*")):
+            # Python's own compiled code lies among it.
+            if path.is_file() and path.parent.name != "__pycache__":
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -87,6 +142,14 @@ def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:
     strides = [argument.meta["val"].stride() for argument in node.args]
     exact = map(ExternKernel.require_exact_strides, args, strides)
     return tuple(exact), kwargs
+
+
+def found_compiled_code() -> bool:
+    """Whether any code since the compiler was last reset came from a cache on disk."""
+    from torch._dynamo.utils import counters
+
+    hits = {"inductor": "fxgraph_cache_hit", "aot_autograd": "autograd_cache_hit"}
+    return any(counters[part][name] for part, name in hits.items())
 
 
 def _forget_compiled() -> None:

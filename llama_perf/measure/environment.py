@@ -16,7 +16,8 @@ from packaging.version import Version
 
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
-from llama_perf.files import CHECKOUT
+from llama_perf.files import CHECKOUT, is_checkout
+from llama_perf.llama.code_cache import why_not_kept
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
@@ -31,7 +32,7 @@ def collect(device: torch.device) -> Environment:
     return Environment(
         **fingerprint(device),
         llama_perf=package_version("llama-perf"),
-        commit=_commit() if (CHECKOUT / "pyproject.toml").is_file() else None,
+        commit=_commit() if is_checkout() else None,
     )
 
 
@@ -47,10 +48,15 @@ def _commit() -> str | None:
 
 
 def machine_notes(device: torch.device) -> list[str]:
-    """Which of several GPUs it is, what cannot be read of it, a silent driver, WSL."""
+    """Which of several GPUs it is, what of it is unknown, a silent driver, WSL.
+
+    Also why compiled code is not kept, where it is not.
+    """
     lines = device_of(device).notes()
     if (problem := GpuWatch(device).problem) is not None:
         lines.append(f"state of the GPU: {problem}")
+    if (problem := why_not_kept()) is not None:
+        lines.append(f"compiled code is not kept for later runs: {problem}")
     if processor.is_wsl():
         lines.append(
             "WSL: the driver is Windows', whose programs may use the GPU and the"

@@ -9,9 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model, open_model, parse_dtype
+from llama_perf.checkpoints.load import (
+    OpenedModel,
+    build_model,
+    open_model,
+    parse_dtype,
+)
 from llama_perf.checkpoints.reader import WeightsReader
-from llama_perf.checkpoints.tokenizers.files import tokenizer_of
+from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.llama.config import preset, preset_name
@@ -89,6 +94,7 @@ def prepare_row(
     row: RowSpec,
     *,
     checkpoints: Path | None = None,
+    opened: OpenedModel | None = None,
     slowdown: float = 0.0,
     prompt: Tensor | None = None,
     notify: Callable[[str], None] = lambda _text: None,
@@ -96,6 +102,7 @@ def prepare_row(
 ) -> PreparedRow:
     """Build what `row` asks for.
 
+    Its model is `opened` with that of other rows, or else looked for in `checkpoints`.
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
     row's `fill` positions are filled here, so that no sample has to. `progress` is
     called with each step that takes long; `notify` with a line where an earlier run's
@@ -106,8 +113,8 @@ def prepare_row(
     """
     start = time.perf_counter()
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
-    opened = partial(open_model, checkpoints=checkpoints)
-    quantizer, reader, path = _open_row(row, dtype, device, opened)
+    opened = opened or OpenedModel(checkpoints=checkpoints)
+    quantizer, reader = _open_row(row, dtype, device, opened)
     context = reader.config.context
     if row.allocated_positions > context:
         notify(
@@ -115,7 +122,7 @@ def prepare_row(
             f" the {context} that this model was trained for"
         )
     if row.fill or prompt is None:
-        text = _row_text(row, reader, path)
+        text = _row_text(row, reader.config.vocab_size, opened.tokenizer())
     if prompt is None:
         prompt = text[:, : row.prompt_length].contiguous()
     choices = None
@@ -148,7 +155,7 @@ def prepare_row(
         lengths=lengths,
         weights=reader.source,
         autoquant=choices,
-        build_s=time.perf_counter() - start,
+        build_s=time.perf_counter() - start + reader.read_s,
     )
 
 
@@ -173,14 +180,14 @@ def predict_row(row: RowSpec) -> RowBytes:
 
 def _open_row(
     row: RowSpec, dtype: torch.dtype, device: torch.device, open_model: OpenModel
-) -> tuple[Quantizer | None, WeightsReader, Path | None]:
+) -> tuple[Quantizer | None, WeightsReader]:
     _check_built(row)
     quantizer = None
     if row.quantization is not None:
         quantizer = make_quantizer(
             row.quantization, kernels=row.kernels, device=device, dtype=dtype
         )
-    reader, path = open_model(row.model, dtype=dtype, device=device)
+    reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
     _check_built(as_run)
     if row.compile and as_run.kernels == "torchao":
@@ -188,7 +195,7 @@ def _open_row(
 
         check_compiled(str(as_run.quantization), device)
     _check_memory(as_run, reader, device)
-    return quantizer, reader, path
+    return quantizer, reader
 
 
 def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
@@ -220,14 +227,12 @@ def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> 
         )
 
 
-def _row_text(row: RowSpec, reader: WeightsReader, path: Path | None) -> Tensor:
+def _row_text(row: RowSpec, vocab_size: int, tokenizer: Tokenizer | None) -> Tensor:
     """Ids (batch, length) of a text as long as the row's prompt or its filling.
 
     Without a tokenizer they are drawn.
     """
     length = max(row.prompt_length, row.fill)
-    vocab_size = reader.config.vocab_size
-    tokenizer = None if path is None else tokenizer_of(path, vocab_size)
     if tokenizer is None:
         seeded = torch.Generator().manual_seed(0)
         drawn = torch.randint(vocab_size, (length,), generator=seeded)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch.autograd import profiler as autograd_profiler
 from torch.profiler import ProfilerActivity, profile
 
 from llama_perf.devices.device import device_of
@@ -83,11 +84,11 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
 
 def allocated_peak_bytes(prepared: PreparedRow) -> int:
     """Weights, caches and the most besides, of two tokens after a warm-up on a CPU."""
-    count, on_cpu = min(_TOKENS, prepared.row.max_new_tokens), [ProfilerActivity.CPU]
+    count = min(_TOKENS, prepared.row.max_new_tokens)
     request = prepared.request(torch.Generator().manual_seed(0), count)
-    with profile(activities=on_cpu, profile_memory=True, acc_events=True) as profiler:
+    # Without torch.profiler around it, which makes an object of each event.
+    with autograd_profiler.profile(profile_memory=True) as recorded:
         prepared.engine.generate(prepared.prompt, **request)
-    recorded: Any = profiler.profiler
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in recorded.kineto_results.events()

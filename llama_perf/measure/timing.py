@@ -7,6 +7,7 @@ megabytes between processes that do the same; the bytes that tensors ask for do 
 Knows no baseline.
 """
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from llama_perf.devices.device import device_of
 from llama_perf.errors import UserError
+from llama_perf.llama.compiler import found_compiled_code
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
@@ -26,6 +28,12 @@ from llama_perf.results.measurement import GB, Measurement
 Progress = Callable[[str], None]
 MIN_SAMPLES = 3
 """Samples that a row takes whatever its budget, where it asks for as many."""
+MAX_WARM_UPS = 4
+"""Generations before the samples, at most: a row may drift for minutes."""
+# Two generations that differ by less are alike: docs/gate-why.md has what was seen.
+_STEADY_SHARE = 0.1
+# A scheduler's turns, which are more than that of a tiny model's generation.
+_STEADY_NS = 10_000_000
 
 
 class RowMemoryMeter:
@@ -33,7 +41,11 @@ class RowMemoryMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device_of(device)
+        # All that is there already outlives the row: it is looked through for garbage
+        # once here, and not each time that the row's own is collected.
+        gc.unfreeze()
         self._device.release_memory()
+        gc.freeze()
         self._base_bytes = self._device.retained_bytes()
         self._device.reset_peak()
 
@@ -80,14 +92,16 @@ def measure_row(
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
 ) -> Measurement:
-    """Warm up once, then take the row's samples, fewer where they exceed the budget.
+    """Warm up until it is steady, then take the row's samples, as the budget allows.
 
-    `meter` was created before the row was built. The peak that is reported is that of
-    the samples, after the warm-up, as in the reference; the build's is reported apart.
-    With `damaged` one scale of the weights is wrong in the warm-up, to test the suite
-    itself. `count_work` also counts what a step calls, outside the samples.
-    Raises UserError where the GPU was throttled, ValuesError where the values that the
-    warm-up computed are wrong.
+    The first generation is a warm-up, which compiles and whose values are checked. Each
+    further one is a sample, unless the next one shows that the row was not yet steady:
+    then it was a warm-up too. `meter` was created before the row was built. The peak
+    that is reported is that of what follows the first warm-up, as in the reference; the
+    build's is reported apart. With `damaged` one scale of the weights is wrong in the
+    warm-up, to test the suite itself. `count_work` also counts what a step calls,
+    outside the samples. Raises UserError where the GPU was throttled, ValuesError where
+    the values that the warm-up computed are wrong.
     """
     row = prepared.row
     device = device_of(row.device)
@@ -103,6 +117,8 @@ def measure_row(
     observed = warm_up_row(prepared, generator, damaged=damaged)
     device.synchronize()
     warm_up_s = time.perf_counter() - start
+    first_s = warm_up_s - observed.seconds
+    compiled_anew = row.compile and not found_compiled_code()
     check = check_row_values(prepared, observed)
     del observed
     step, allocated_bytes = None, None
@@ -113,6 +129,7 @@ def measure_row(
     device.release_memory()
     device.reset_peak()
     samples: list[Sample] = []
+    warm_ups = 1
     watch = GpuWatch(torch_device)
     watch.look()
     while more_samples(samples, limit=row.num_samples, budget_s=samples_budget_s):
@@ -120,6 +137,9 @@ def measure_row(
         samples.append(time_row(prepared, generator))
         watch.look()
         after_sample(samples[-1])
+        if len(samples) == 2 and warm_ups < MAX_WARM_UPS and not steady(*samples):
+            del samples[0]
+            warm_ups += 1
     if (reason := watch.throttled()) is not None:
         raise UserError(reason)
     peak_bytes = meter.peak_bytes()
@@ -129,7 +149,9 @@ def measure_row(
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [sample.total_ns - sample.first_token_ns for sample in samples]
-    joules, generated = watch.joules(), row.batch_size * row.max_new_tokens
+    generated = row.batch_size * row.max_new_tokens
+    watched = generated * (len(samples) + warm_ups - 1)
+    joules = watch.joules()
     tok_s = generated * 1e9 / median(totals)
     decoded = row.batch_size * (row.max_new_tokens - 1)
     graph_breaks = compilations = None
@@ -151,13 +173,15 @@ def measure_row(
         weights=prepared.weights,
         build_s=prepared.build_s,
         warm_up_s=warm_up_s,
+        warm_ups=warm_ups,
+        compile_s=max(first_s - median(totals) / 1e9, 0.0) if compiled_anew else None,
         graph_breaks=graph_breaks,
         compilations=compilations,
         injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
         step=step,
         check=check,
-        joules_per_token=None if joules is None else joules / generated / len(samples),
+        joules_per_token=None if joules is None else joules / watched,
         card=tuple(watch.states) or None,
         card_problem=watch.problem,
         neighbours=watch.other_processes() or None,
@@ -165,6 +189,12 @@ def measure_row(
         sample_ns=totals,
         first_token_ns=firsts,
     )
+
+
+def steady(before: Sample, after: Sample) -> bool:
+    """Whether two generations in a row took as long, but for the noise of one."""
+    difference_ns = abs(after.total_ns - before.total_ns)
+    return difference_ns <= max(_STEADY_SHARE * before.total_ns, _STEADY_NS)
 
 
 def more_samples(

@@ -10,6 +10,8 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
 
 _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+# Twice what two neighbouring generations of a steady row may differ by.
+_LARGE_TREND = 0.2
 _QUIET = {"SAME", "NOT_COMPARED", "NO_BASELINE"}
 
 
@@ -68,6 +70,9 @@ def notes(report: Report) -> Iterator[str]:
     )
     if weights := sorted({measurement.weights for measurement in figures}):
         yield f"weights: {', '.join(weights)}"
+    if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
+        count = f"{len(compiled)} {'row' if len(compiled) == 1 else 'rows'}"
+        yield f"compiled anew: {count}, in {sum(compiled):.0f} s"
     yield from chain(*starmap(_notes_on_row, measured))
     yield from chain(*starmap(_notes_on_gpu, measured))
     yield from sorted(set(map(_gpu_problem, figures)) - {""})
@@ -92,6 +97,12 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
         yield (
             f"{taken} of {wanted} samples in {result.id}: more would have taken"
             f" over {budget:g} s"
+        )
+    trend = measurement.trend
+    if trend is not None and abs(trend) > _LARGE_TREND:
+        yield (
+            f"not steady: {result.id}, whose first sample took {trend:+.0%} of the"
+            f" others' median after {measurement.warm_ups or 1} warm-ups"
         )
     if share := measurement.injected_slowdown:
         yield f"injected slowdown of {share:.0%} in {result.id}"

@@ -13,7 +13,7 @@ from statistics import variance
 from typing import Literal
 
 from llama_perf.errors import RecordError, check_positive
-from llama_perf.files import CHECKOUT, write_atomically
+from llama_perf.files import CHECKOUT, is_checkout, write_atomically
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -43,7 +43,8 @@ class BaselineRow:
     """One row of a baseline; the fingerprint is that of the row as it was run.
 
     `processes` has all that ran the row, in their order, if there were several.
-    `measurement` is then that of the process with the median speed, and
+    `measurement` is then that of the process with the median speed, with the time to
+    compile of those that compiled anew, and
     `between_process_deviation` the standard deviation of their logarithmic speeds.
     `recorded` and `environment` are those of the baseline, unless the row is older than
     the rest of it.
@@ -81,8 +82,7 @@ class Baseline:
 
 def baselines_folder() -> Path:
     """`baselines/` of this checkout, or else of the working directory."""
-    is_checkout = (CHECKOUT / "pyproject.toml").is_file()
-    return (CHECKOUT if is_checkout else Path.cwd()) / "baselines"
+    return (CHECKOUT if is_checkout() else Path.cwd()) / "baselines"
 
 
 def path_of(folder: Path, device_key: str) -> Path:
@@ -207,6 +207,8 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
     by_speed = sorted(measurements, key=lambda measurement: measurement.tok_s)
     names = ProcessSamples.__dataclass_fields__
+    median_speed = by_speed[(len(by_speed) - 1) // 2]
+    compiled = [one.compile_s for one in measurements if one.compile_s is not None]
     processes = tuple(
         ProcessSamples(**{name: getattr(measurement, name) for name in names})
         for measurement in measurements
@@ -215,7 +217,7 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
         id=row.id,
         fingerprint=row.fingerprint,
         row=row,
-        measurement=by_speed[(len(by_speed) - 1) // 2],
+        measurement=replace(median_speed, compile_s=min(compiled, default=None)),
         between_process_deviation=_deviation(processes),
         processes=processes if len(processes) > 1 else None,
     )

@@ -4,6 +4,8 @@ Those are the device's ceiling, the GPU's state, the operators of a decoding ste
 autoquant's choices and the check of values. Imports no torch.
 """
 
+from statistics import median
+
 from llama_perf.errors import SpecError, check_positive
 from llama_perf.strict_json import record
 
@@ -121,6 +123,9 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
+    `compile_s` is what the first generation took longer than a sample, None unless all
+    its code was compiled anew. `warm_ups` generations came before the samples.
+
     There are fewer samples than the row's `num_samples` if those would have taken
     longer than `samples_budget_s`. `card` has the GPU's states before the first sample
     and after each; `neighbours` are other processes that computed on the GPU.
@@ -139,6 +144,8 @@ class Measurement:
     build_peak_bytes: int | None = None
     build_s: float | None = None
     warm_up_s: float | None = None
+    warm_ups: int | None = None
+    compile_s: float | None = None
     graph_breaks: int | None = None
     compilations: int | None = None
     injected_slowdown: float = 0.0
@@ -158,6 +165,12 @@ class Measurement:
         for name in ("peak_memory_bytes", "model_size_bytes"):
             if getattr(self, name) < 0:
                 raise SpecError(name, getattr(self, name), "allowed: 0 or more")
+
+    @property
+    def trend(self) -> float | None:
+        """How much longer the first sample took than the median of the others."""
+        first, *others = self.sample_ns or (0,)
+        return first / median(others) - 1 if others else None
 
     @property
     def device_bandwidth_share(self) -> float | None:

@@ -32,6 +32,8 @@ def in_fresh_processes(
     """Run each row once, then each once more, and so on.
 
     Returns the environment and all results. A row that cannot run here is tried once.
+    The first process of a row compiles anew, which gives the time to compile; the
+    others use what is there already.
     Raises RecordError where a row ends INVALID or the environment changes: the results
     are then no baseline.
     """
@@ -47,10 +49,11 @@ def in_fresh_processes(
         ]
     )
     for number in numbers:
+        asked = replace(options, cold_compile=number == 1)
         for row in list(runnable):
             with display.next() as running:
                 ended = worker.run_in_process(
-                    row, options=options, devices=devices, progress=running.step
+                    row, options=asked, devices=devices, progress=running.step
                 )
                 result, environment = ended.result, ended.environment
                 running.end(result.summary, counted=result.measurement is not None)

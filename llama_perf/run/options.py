@@ -143,6 +143,10 @@ class RunRequest:
         "for testing the value check: damage one scale of matching rows (repeatable)",
         "GLOB",
     )
+    cold_compile: bool = _flag(
+        "compile each row anew, without code that was compiled before: its time to"
+        " compile is then measured"
+    )
     print_results: bool = False
     limits: ProjectLimits = ()
 

@@ -5,16 +5,19 @@ other processes, and no baseline.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
 import torch
 
+from llama_perf.checkpoints.load import OpenedModel, parse_dtype
 from llama_perf.devices.device import check_device, device_of, run_device
+from llama_perf.devices.processor import use_own_cores
 from llama_perf.errors import NotRunnable, UserError
-from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.measure.device_ceiling import measure_ceiling
-from llama_perf.measure.environment import collect
+from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import Progress, RowMemoryMeter, measure_row
@@ -33,12 +36,14 @@ class Session:
 
     def __init__(self, devices: Iterable[str], *, options: RunRequest) -> None:
         self.options = options
+        use_own_cores()
         self.device = run_device(set(devices))
         # With TF32, a row of float32 would do other work than its name says.
         torch.set_float32_matmul_precision("highest")
         self.environment: Environment = collect(self.device)
         self.ceiling = cache(measure_ceiling)
         """A device's bandwidth and other limits, measured once."""
+        self._opened = OpenedModel(checkpoints=options.checkpoints, keep=True)
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
@@ -68,15 +73,20 @@ class Session:
         device = check_device(row.device)
         used = device_of(device)
         ceiling = self.ceiling(device)
-        with compiler_settings():
+        with compiler_settings(cold=self.options.cold_compile):
             progress("building")
+            # If a row loaded these, they would count as the row's memory.
             if not used.profiled_after_samples:
-                # If a row loaded it, it would count as the row's memory.
                 load_profiler()
+            if row.compile and compiler_problem(row.device) is None:
+                load_compiler(device)
+            # Building the row reports what is wrong with it.
+            with suppress(UserError, NotRunnable):
+                self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
             meter = RowMemoryMeter(device)
             prepared = prepare_row(
                 row,
-                checkpoints=self.options.checkpoints,
+                opened=self._opened,
                 slowdown=self.options.slowdown(row.id),
                 notify=lambda text: progress(f"{NOTE}{text}"),
                 progress=progress,

@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
 
-from llama_perf.files import CHECKOUT
+from llama_perf.files import CHECKOUT, cache_folder
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
@@ -55,6 +55,7 @@ class WorkerTask:
     checkpoints: str | None = None
     slowdowns: tuple[tuple[str, float], ...] = ()
     damages: tuple[str, ...] = ()
+    cold_compile: bool | None = None
 
 
 @record
@@ -95,6 +96,8 @@ class Worker:
         try:
             self._process = subprocess.Popen(
                 worker_command(python, package, replies_end),
+                # Of another revision too, which lies elsewhere.
+                env={**os.environ, "LLAMA_PERF_CACHE": str(cache_folder())},
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -143,6 +146,8 @@ class Worker:
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
             slowdowns=self._options.inject_slowdown,
             damages=tuple(self._options.inject_damage),
+            # Older revisions do not know it.
+            cold_compile=self._options.cold_compile or None,
         )
         limit = self._options.row_timeout or math.inf
         # Before the row is sent, since a process that has run others starts at once.
@@ -270,6 +275,7 @@ def main(arguments: list[str]) -> None:
                 checkpoints=None if folder is None else Path(folder),
                 inject_slowdown=task.slowdowns,
                 inject_damage=task.damages,
+                cold_compile=bool(task.cold_compile),
             )
             session = Session(task.devices, options=options)
             send(WorkerReply(progress=_READY))

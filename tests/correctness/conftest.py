@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import own_cache_entries
 from llama_perf.results.measurement import Ceiling
 from llama_perf.rows.spec import RowSpec
@@ -74,12 +75,10 @@ def _one_test_at_a_time_on_the_card(request: pytest.FixtureRequest) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the user's is read or written: no cache, no lock."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        # Tests in several processes do not wait for one another.
-        patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
+def _own_compiled_code() -> Iterator[None]:
+    """A test that compiles finds the code of earlier ones, of this revision only."""
+    with own_cache_entries(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(cpp_library.folder()))
         yield
 
 
@@ -91,9 +90,14 @@ def _imported_objects_are_no_garbage() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_compiled_code() -> Iterator[None]:
-    """A test that compiles finds no code of another processor or revision."""
-    with own_cache_entries():
+def _a_cache_of_our_own(
+    _own_compiled_code: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Nothing else of the user's is read or written: no autoquant's times, no lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Tests in several processes do not wait for one another.
+        patch.setenv("LLAMA_PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
 
 

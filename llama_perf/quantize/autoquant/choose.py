@@ -8,7 +8,6 @@ Times are kept in a file between runs. A time holds for one machine, one set of 
 versions and one state of the kernels' source; anything else is timed anew.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -19,7 +18,7 @@ import torch
 
 from llama_perf.devices.device import fingerprint
 from llama_perf.errors import RecordError
-from llama_perf.files import write_atomically
+from llama_perf.files import cache_folder, write_atomically
 from llama_perf.llama.compiler import source_hash
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK
@@ -152,11 +151,8 @@ class TimesFile:
 
 
 def times_path() -> Path:
-    """`autoquant.json` in $LLAMA_PERF_CACHE, else in the user's cache folder."""
-    if own := os.environ.get("LLAMA_PERF_CACHE"):
-        return Path(own) / "autoquant.json"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "llama-perf" / "autoquant.json"
+    """The file of all machines' times."""
+    return cache_folder() / "autoquant.json"
 
 
 def machine_key(fingerprint: Mapping[str, object]) -> str:

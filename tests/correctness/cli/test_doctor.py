@@ -11,6 +11,7 @@ import torch
 from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
+from llama_perf.llama.code_cache import code_folder
 from llama_perf.measure.environment import collect
 from llama_perf.quantize.registry import import_all
 from llama_perf.results import baselines
@@ -20,8 +21,9 @@ from tests.correctness.support.command_line import CommandLine
 CPU_SET = selection.load_set("cpu")
 NAMES = [
     *("python", "torch", "torchao", "triton", "pytest", "pytest-benchmark"),
-    *("transformers", "CUDA", "device", "device key", "processor", "compiler", SMOLLM2),
-    *("baseline", *(f"set {name}" for name in selection.set_names())),
+    *("transformers", "CUDA", "device", "device key", "processor", "compiler"),
+    *("compiled code", SMOLLM2, "baseline"),
+    *(f"set {name}" for name in selection.set_names()),
 ]
 
 
@@ -51,6 +53,9 @@ def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:
     assert lines["device key"] == key
     assert lines["baseline"] == f"none yet (none/{key}/baseline.json)"
     assert lines["processor"] == f"{processor.name()}, {processor.features()}"
+    folder, size = lines["compiled code"].split(": ")
+    assert folder == str(code_folder())
+    assert re.fullmatch(r"[01]\.\d\d of at most 2 GB, in \d+ entries", size)
     # A set says how many rows can run, and why others cannot.
     assert re.fullmatch(
         r"0 of 43 rows can run \(43: no CUDA device on this machine.*\)",

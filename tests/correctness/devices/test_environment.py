@@ -1,5 +1,6 @@
 """The machine's fingerprint, the key that names its baselines, and its processor."""
 
+import math
 import os
 import platform
 import re
@@ -18,6 +19,8 @@ from llama_perf.devices.device import KINDS, package_version
 from llama_perf.measure.environment import collect
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import DEVICES
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
 from tests.correctness.support import nvidia_smi
 from tests.correctness.support.processes import HANG_S
 
@@ -60,6 +63,66 @@ def test_every_field_of_this_machine_is_filled(
     again = collect(device)
     assert again.commit is None, "git is not there"
     assert again.device_key == environment.device_key
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"proc/self/cgroup": "0::/"}, math.inf),
+        ({"proc/self/cgroup": "0::/", "cpu.max": "max 100000\n"}, math.inf),
+        ({"proc/self/cgroup": "0::/", "cpu.max": "150000 100000\n"}, 1.5),
+        # The groups above have a say too; a container may not see its own.
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "a/b/cpu.max": "300000 100000\n",
+                "a/cpu.max": "200000 100000\n",
+            },
+            2,
+        ),
+        ({"proc/self/cgroup": "0::/else", "cpu.max": "200000 100000"}, 2),
+        (
+            {
+                "proc/self/cgroup": "3:memory:/\n2:cpu,cpuacct:/a\n1:cpuset:/\n",
+                "cpu,cpuacct/a/cpu.cfs_quota_us": "50000\n",
+                "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+                "memory/cpu.max": "100000 100000\n",
+            },
+            0.5,
+        ),
+    ],
+)
+def test_a_quota_is_that_of_the_groups_of_this_process(
+    files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / (name if "proc" in name else f"sys/fs/cgroup/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert processor.cpu_quota(tmp_path) == quota
+
+
+def test_a_quota_counts_as_cores_and_threads_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    all_cores = processor.cores()
+    set_to = Mock()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", set_to)
+    for quota, cores in ((math.inf, all_cores), (0.5, 1), (1.9, 1), (1e6, all_cores)):
+        monkeypatch.setattr(processor, "cpu_quota", lambda said=quota: said)
+        assert processor.cores() == cores
+        assert collect(CPU).device_key.endswith(f"-{cores}c")
+        Session(["cpu"], options=RunRequest())
+        set_to.assert_called_with(cores)
+    # What a user asks for stays, where it is no more.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    set_to.reset_mock()
+    processor.use_own_cores()
+    assert not set_to.called
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
 
 PEAK, TENSORS, SIZE = "peak_memory_bytes", "peak_allocated_bytes", "model_size_bytes"
 MB = 10**6
+COMPILE = "compile_s"
 TWO = "1.000 GB -> 1.020 GB (+2.0%, limit 1.0%)"
 SAME, LARGER, SMALLER = Verdict.SAME, Verdict.LARGER, Verdict.SMALLER
 
@@ -176,6 +177,15 @@ SAME, LARGER, SMALLER = Verdict.SAME, Verdict.LARGER, Verdict.SMALLER
         (CPU_ROW, "compilations", 2, 5, LARGER, "compilations 2 -> 5"),
         (CPU_ROW, "compilations", 5, 2, SAME, ""),
         (CPU_ROW, "compilations", None, 2, SAME, ""),
+        # Times to compile vary: they double, and by ten seconds, before they count.
+        (CPU_ROW, COMPILE, 20.0, 41.0, LARGER, "time to compile (s) 20.0 -> 41.0 (+10"),
+        (CPU_ROW, COMPILE, 20.0, 39.0, SAME, ""),
+        (CPU_ROW, COMPILE, 2.0, 11.9, SAME, ""),
+        (CPU_ROW, COMPILE, 2.0, 12.1, LARGER, "time to compile (s) 2.0 -> 12.1 (+505"),
+        (CPU_ROW, COMPILE, 20.0, 1.0, SAME, ""),
+        # Not compiled anew in one of the two.
+        (CPU_ROW, COMPILE, 20.0, None, SAME, ""),
+        (CPU_ROW, COMPILE, None, 20.0, SAME, ""),
     ],
 )
 def test_what_moves_beyond_its_limit_decides(

@@ -121,6 +121,20 @@ def test_a_compiled_int8_product_of_one_token_is_written() -> None:
         torch.testing.assert_close(torch.compile(rounded)(x, weight), exact)
 
 
+def test_code_is_found_again_unless_all_is_to_be_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, found = torch.ones(2, 3), []
+    for cold in (False, False, True, False):
+        with compiler_settings(cold=cold):
+            # A view needs no C++.
+            torch.compile(torch.Tensor.t)(x)
+            assert counters["stats"]["unique_graphs"] == 1
+            found.append(compiler.found_compiled_code())
+    assert found == [False, True, False, True]
+
+
 def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -137,14 +151,18 @@ def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(
             raise ZeroDivisionError
 
     before, tags = settings(), {shared.cache_key_tag}
-    parts = [(processor, "features"), (compiler, "source_hash")]
-    for module, function in (*parts, (compiler, "package_version")):
-        for value in "12":
+    parts = [
+        *((processor, name) for name in ("name", "instructions", "features")),
+        *((compiler, name) for name in ("source_hash", "_compiler_version")),
+        *((compiler, "package_version"), (torch, "get_num_threads")),
+    ]
+    for module, function in parts:
+        for value in ("one", "two"):
             monkeypatch.setattr(module, function, lambda *_, said=value: said)
             with pytest.raises(ZeroDivisionError):
                 enter_and_fail()
             assert settings() == before
-    assert len(tags) == 7
+    assert len(tags) == 1 + 2 * len(parts)
     # g++ 12 crashes on them on arm64.
     monkeypatch.setattr(processor, "is_arm64", lambda: True)
     with compiler_settings():
@@ -152,17 +170,22 @@ def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(
     assert settings() == before
 
 
-def test_the_hash_of_the_source_is_that_of_kernels_and_schemes(
+def test_the_hash_of_the_source_is_that_of_what_decides_on_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(compiler, "__file__", str(tmp_path / "llama" / "compiler.py"))
     hashes = set()
-    for file in ("kernels/a.py", "kernels/triton/b.py", "quantize/autoquant/c.py"):
+    own = "llama/compiler.py"
+    others = ("kernels/a.cpp", "kernels/triton/b.py", "quantize/autoquant/c.py")
+    for file in (own, *others):
         (tmp_path / file).parent.mkdir(parents=True)
         for text in ("one", "two"):
             (tmp_path / file).write_text(text)
             hashes.add(compiler.source_hash.__wrapped__())
-    assert len(hashes) == 6
+    (tmp_path / "kernels" / "__pycache__").mkdir()
+    (tmp_path / "kernels" / "__pycache__" / "a.pyc").write_text("three")
+    hashes.add(compiler.source_hash.__wrapped__())
+    assert len(hashes) == 8
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
+from llama_perf.checkpoints import load
 from llama_perf.checkpoints.load import SMOLLM2, build_model
-from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.reader import StoredWeights, SyntheticWeights
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.cuda import CudaDevice
@@ -103,6 +104,44 @@ def test_a_model_shares_no_memory_with_its_file_and_has_its_vocabulary(
         file.write(b"\xff" * (folder / "model.pth").stat().st_size)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_small_model_is_read_once_for_rows_that_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    write_json(folder / "config.json", CONFIG_JSON)
+    torch.save(all_weights(tiny_weights()), folder / "model.pth")
+    if not small:
+        monkeypatch.setattr(load, "KEPT_BYTES", 1000)
+    opened = load.OpenedModel(checkpoints=tmp_path, keep=True)
+    row = replace(ROW, model="tiny", quantization="int8wo", max_new_tokens=2)
+    plain = replace(row, quantization=None)
+    reader, path = opened("tiny", dtype=torch.float32, device=torch.device("cpu"))
+    assert isinstance(reader, StoredWeights)
+    assert path == folder
+    read = Mock(side_effect=reader.read)
+    embedding = reader.embedding().clone()
+    monkeypatch.setattr(reader, "read", read)
+    first = prepare_row(row, opened=opened)
+    assert read.called
+    # A row never writes into what the next one gets.
+    prepare_row(plain, opened=opened).engine.model.tok_embeddings.weight.zero_()
+    assert torch.equal(reader.embedding(), embedding)
+    again = prepare_row(row, opened=opened)
+    with torch.no_grad():
+        logits, *others = (
+            one.engine.prefill(one.prompt)
+            for one in (first, again, prepare_row(row, checkpoints=tmp_path))
+        )
+    assert all(torch.equal(logits, other) for other in others)
+    # What the rows share counts in each of them, as if it had read it.
+    reader.read_s = 1000.0
+    assert prepare_row(row, opened=opened).build_s > 1000
+    same = read("tok_embeddings.weight") is read("tok_embeddings.weight")
+    assert same is small
 
 
 @pytest.mark.parametrize("length", [1, 6, 200])

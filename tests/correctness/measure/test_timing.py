@@ -22,6 +22,7 @@ from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     MEASUREMENT,
+    OTHER,
     measured,
     report_of,
 )
@@ -87,6 +88,72 @@ def test_a_measurement_has_its_budget_and_what_it_took(
     assert watch.look.call_count == count + 1
     numbers = [f"sample {number} of 5" for number in range(1, count + 1)]
     assert messages == ["warming up", *numbers]
+
+
+@pytest.mark.parametrize(
+    ("ms", "warm_ups", "taken"),
+    [
+        # Each generation after the first, which compiles, and what became of them.
+        ((100, 102, 101), 1, (100, 102, 101)),
+        ((150, 100, 102, 101), 2, (100, 102, 101)),
+        ((80, 100, 102, 101), 2, (100, 102, 101)),
+        ((400, 300, 200, 102, 101, 100), 4, (102, 101, 100)),
+        # A row that goes on drifting is measured all the same.
+        ((800, 400, 300, 200, 100, 50), 4, (200, 100, 50)),
+        # A tiny row's differences are the scheduler's.
+        ((1, 9, 2), 1, (1, 9, 2)),
+    ],
+)
+def test_a_row_warms_up_until_two_neighbours_are_alike(
+    ms: tuple[int, ...],
+    warm_ups: int,
+    taken: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = replace(CPU_ROW, max_new_tokens=2, num_samples=3)
+    engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
+    prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
+    left = [Sample(total_ns=n * MB, first_token_ns=1, tokens=prompt) for n in ms]
+    monkeypatch.setattr(measuring, "time_row", lambda *_: left.pop(0))
+    measurement = measure_row(
+        PreparedRow(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
+        meter=RowMemoryMeter(CPU),
+    )
+    assert measurement.sample_ns == tuple(n * MB for n in taken)
+    assert (measurement.warm_ups, left) == (warm_ups, [])
+    first, *others = taken
+    assert measurement.trend == pytest.approx(first / median(others) - 1)
+
+
+def test_a_row_that_was_not_steady_is_said_to_be() -> None:
+    steady, drifting = (10, 10, 10, 10, 10), (13, 10, 10, 10, 10)
+    results = (
+        measured(sample_ns=steady, warm_ups=1),
+        measured(OTHER, sample_ns=drifting, warm_ups=4),
+    )
+    text = as_text(report_of(*results))
+    line = f"not steady: {OTHER.id}, whose first sample took +30% of the others' median"
+    assert f"{line} after 4 warm-ups" in text
+    assert text.count("not steady") == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_time_to_compile_is_known_where_all_was_compiled_anew(
+    cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(CPU_ROW, compile=True, max_new_tokens=2, num_samples=1)
+    prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
+    engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
+    prepared = PreparedRow(
+        row=row, engine=engine, prompt=prompt, weights="", build_s=0.0
+    )
+    monkeypatch.setattr(measuring, "found_compiled_code", lambda: cached)
+    measurement = measure_row(prepared, meter=RowMemoryMeter(CPU))
+    seconds, warm_up_s = measurement.compile_s, measurement.warm_up_s
+    assert (seconds is None) == cached
+    assert 0 <= (seconds or 0.0) < (warm_up_s or 0.0)
+    eager = replace(prepared, row=replace(row, compile=False))
+    assert measure_row(eager, meter=RowMemoryMeter(CPU)).compile_s is None
 
 
 def test_the_report_names_the_rows_that_took_fewer() -> None:

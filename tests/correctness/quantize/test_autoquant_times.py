@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_perf import files
 from llama_perf.devices.base import Device
 from llama_perf.llama.layers import product as multiply
 from llama_perf.quantize.autoquant import choose, timing
@@ -66,6 +67,9 @@ def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
 def test_the_default_file_lies_where_the_user_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("LLAMA_PERF_CACHE")
+    assert choose.times_path() == files.CHECKOUT / ".llama-perf" / "autoquant.json"
+    monkeypatch.setattr(files, "is_checkout", lambda: False)
     for variable, folder in (
         ("LLAMA_PERF_CACHE", ""),
         ("XDG_CACHE_HOME", "llama-perf"),

@@ -51,6 +51,15 @@ def file_refusal(path: Path) -> str:
     return message
 
 
+def test_the_time_to_compile_is_that_of_the_process_that_compiled(
+    tmp_path: Path,
+) -> None:
+    rates = ((10.0, 9.0), (12.0, None), (11.0, None))
+    results = (measured(tok_s=rate, compile_s=seconds) for rate, seconds in rates)
+    (row,) = record(tmp_path, *results).rows
+    assert (row.measurement.tok_s, row.measurement.compile_s) == (11.0, 9.0)
+
+
 def test_what_is_recorded_is_found(tmp_path: Path) -> None:
     baseline = record(tmp_path, measured(), measured(OTHER))
     path = tmp_path / "cpu-some-2c" / "baseline.json"

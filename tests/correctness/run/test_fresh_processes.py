@@ -134,6 +134,7 @@ def test_a_recording_that_ends_early(project: Project, ending: str) -> None:
     assert ENDINGS[ending] in err
     # They take turns, and one that cannot run is tried once.
     assert ids == [PLAIN, INT8, FP6, *[PLAIN, INT8] * 2]
+    assert project.compiled_anew == [True] * 3 + [False] * 4
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

@@ -98,6 +98,7 @@ class Project:
         patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         self.path = pytester.path
         self.results = self.path / ".llama-perf" / "last.json"
+        self.compiled_anew: list[bool] = []
         self.rows = self.path / "rows.toml"
         checkpoints = self.path / "checkpoints"
         self.tiny_rows = ("--rows", str(self.rows), "--checkpoints", str(checkpoints))
@@ -192,6 +193,7 @@ class Project:
         def run(row: RowSpec, *, options: RunRequest, **_rest: object) -> WorkerResult:
             assert not options.inject_slowdown
             ids.append(row.id)
+            self.compiled_anew.append(options.cold_compile)
             return process(ids.count(row.id), row)
 
         self.patch.setattr(worker, "run_in_process", run)

@@ -1,0 +1,118 @@
+"""Compiled code that later runs use again: inductor's and Triton's, in one folder.
+
+An entry is a folder of its own for each `key`: all that compiled code depends on.
+Inductor builds C++ with -march=native and names the result after its source and flags:
+another processor would find it, and could not run it. Knows no rows.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from llama_perf.files import cache_folder, existing_folder, why_unwritable
+
+MAX_BYTES = 2 * 10**9
+"""What all entries take together; those that were used longest ago are removed."""
+MIN_FREE_BYTES = 10**9
+"""Room that is needed to keep any: compilers break where a disk gets full."""
+
+_FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+# In each entry; its time is that of the entry's last use.
+_KEY = "key"
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def code_folder() -> Path:
+    """The folder of all entries."""
+    return cache_folder() / "compiled"
+
+
+def why_not_kept() -> str | None:
+    """Why compiled code is not kept for later runs; None where it is."""
+    folder = code_folder()
+    if (problem := why_unwritable(folder)) is not None:
+        return problem
+    free = shutil.disk_usage(existing_folder(folder)).free
+    if free < MIN_FREE_BYTES:
+        return f"{folder}: {free / 1e9:.1f} GB free, less than {MIN_FREE_BYTES / 1e9:g}"
+    return None
+
+
+@contextmanager
+def kept_code(key: str) -> Iterator[None]:
+    """Have the compilers keep their code in the entry of `key`, and find it there.
+
+    A folder that a compiler's own variable names is left alone. Where nothing can be
+    kept, the code lies in a temporary folder until this process ends.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Inductor sets its variable to its default when it is imported.
+    unnamed = {None, os.path.abspath(default_cache_dir())}
+    before = {name: os.environ.get(name) for name in _FOLDERS}
+    ours = {name: value for name, value in before.items() if value in unnamed}
+    if not ours:
+        yield
+        return
+    entry = _entry(key)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(entry.parent, fcntl.LOCK_SH):
+        # Another run may have removed it since this process used it last.
+        entry.mkdir(exist_ok=True)
+        (entry / _KEY).write_text(f"{key}\n", encoding="utf-8")
+        for name in ours:
+            os.environ[name] = str(entry / _FOLDERS[name])
+        try:
+            yield
+        finally:
+            for name, value in ours.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+@cache
+def _entry(key: str) -> Path:
+    """The folder for `key`; where it is to be kept, older ones make room first."""
+    if why_not_kept() is None:
+        make_room()
+        return code_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    # The object removes the folder when this process ends.
+    _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
+    return Path(_temporary[-1].name) / "entry"
+
+
+def make_room() -> None:
+    """Remove the entries that exceed MAX_BYTES, unless a run compiles now."""
+    # Another run may remove the same.
+    with suppress(OSError), _locked(code_folder(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        sizes = entries()
+        excess = sum(sizes.values()) - MAX_BYTES
+        for entry, size in sizes.items():
+            if excess > 0:
+                shutil.rmtree(entry)
+                excess -= size
+
+
+def entries() -> dict[Path, int]:
+    """Each entry and its bytes, the one that was used longest ago first."""
+    keys = sorted(code_folder().glob(f"*/{_KEY}"), key=lambda key: key.stat().st_mtime)
+    return {key.parent: _bytes_in(key.parent) for key in keys}
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    """Hold the folder's lock, shared by those that compile; may raise OSError."""
+    with (folder / "lock").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, operation)
+        yield
