@@ -19,6 +19,7 @@ from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
+from llama_perf.kernels import cpp_library
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
@@ -114,6 +115,8 @@ def prepare_row(
     start = time.perf_counter()
     device, dtype = check_device(row.device), parse_dtype(row.dtype)
     opened = opened or OpenedModel(checkpoints=checkpoints)
+    if device.type == "cpu" and (problem := cpp_library.load()) is not None:
+        notify(f"{problem}; products and attention run in plain torch, slower")
     quantizer, reader = _open_row(row, dtype, device, opened)
     context = reader.config.context
     if row.allocated_positions > context:

@@ -96,8 +96,6 @@ class Worker:
         try:
             self._process = subprocess.Popen(
                 worker_command(python, package, replies_end),
-                # Of another revision too, which lies elsewhere.
-                env={**os.environ, "LLAMA_PERF_CACHE": str(cache_folder())},
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -211,13 +209,12 @@ class Worker:
 
 
 def _environment() -> dict[str, str]:
-    """Variables of the process: OpenMP's threads spin briefly unless the user set it.
-
-    They would spin for milliseconds, on cores that other threads need.
-    """
-    names = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
-    brief = {} if names & os.environ.keys() else {"GOMP_SPINCOUNT": "1000"}
-    return {**os.environ, **brief}
+    """The variables of a worker, also of another revision, which lies elsewhere."""
+    ours = {"LLAMA_PERF_CACHE": str(cache_folder())}
+    # OpenMP's threads would spin for milliseconds, on cores that other threads need.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        ours["GOMP_SPINCOUNT"] = "1000"
+    return {**os.environ, **ours}
 
 
 def run_in_process(
