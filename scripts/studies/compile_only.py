@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+from llama_perf.kernels import attention, products
+
 # Of the largest card of each architecture; launches that ask for more are refused.
 _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 # Parameters of kernels, of which Triton would compile 1 and multiples of 16 apart.
@@ -55,6 +57,12 @@ def compile_only(
     return launches
 
 
+_ON_GPU = {
+    "llama_perf::packed_product": products.on_gpu,
+    "llama_perf::decode_attention": attention.decode_on_gpu,
+}
+
+
 class LaunchingOperators(TorchDispatchMode):
     """Within it this project's operators launch for meta tensors as for a card's."""
 
@@ -65,7 +73,8 @@ class LaunchingOperators(TorchDispatchMode):
         if func.namespace == "llama_perf":
             # torch has no public way to ask an operator for a device's function.
             name = func._overloadpacket._qualified_op_name
-            func = torch._library.custom_ops.OPDEFS[name]._backend_fns.get("cuda", func)
+            own = torch._library.custom_ops.OPDEFS.get(name)
+            func = _ON_GPU.get(name) or (own and own._backend_fns.get("cuda")) or func
         return func(*args, **(kwargs or {}))
 
 
