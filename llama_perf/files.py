@@ -10,6 +10,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 """The folder that `llama_perf` lies in: a checkout of this project, or not."""
 
 
+def is_checkout() -> bool:
+    """Whether `llama_perf` lies in a checkout of this project."""
+    return (CHECKOUT / "pyproject.toml").is_file()
+
+
 def check_writable(field: str, path: Path) -> None:
     """Raise SpecError unless a file can be written at `path`, in an existing folder."""
     if not path.absolute().parent.is_dir():

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
-from llama_perf.files import CHECKOUT
+from llama_perf.files import CHECKOUT, is_checkout
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
@@ -31,7 +31,7 @@ def collect(device: torch.device) -> Environment:
     return Environment(
         **fingerprint(device),
         llama_perf=package_version("llama-perf"),
-        commit=_commit() if (CHECKOUT / "pyproject.toml").is_file() else None,
+        commit=_commit() if is_checkout() else None,
     )
 
 

@@ -13,7 +13,7 @@ from statistics import variance
 from typing import Literal
 
 from llama_perf.errors import RecordError, check_positive
-from llama_perf.files import CHECKOUT, write_atomically
+from llama_perf.files import CHECKOUT, is_checkout, write_atomically
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -81,8 +81,7 @@ class Baseline:
 
 def baselines_folder() -> Path:
     """`baselines/` of this checkout, or else of the working directory."""
-    is_checkout = (CHECKOUT / "pyproject.toml").is_file()
-    return (CHECKOUT if is_checkout else Path.cwd()) / "baselines"
+    return (CHECKOUT if is_checkout() else Path.cwd()) / "baselines"
 
 
 def path_of(folder: Path, device_key: str) -> Path:
