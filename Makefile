@@ -21,8 +21,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make bench       run the rows of this machine and compare with baselines/"
 	@echo "make baseline    record this machine's baseline"
-	@echo "make test        ruff, mypy and the tests, but those that take long"
-	@echo "make test-all    the same with those that take long"
+	@echo "make test        ruff, mypy and the tests that take little time"
+	@echo "make test-all    the same, and the tests that take long"
 	@echo "make wheelhouse  wheels for a CUDA machine without network"
 
 setup: $(READY)

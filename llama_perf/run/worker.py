@@ -115,8 +115,8 @@ class Worker:
 
         Where the process breaks, or takes longer than the options' `row_timeout`, the
         row is INVALID with the end of its output. The time counts from the process's
-        first reply, since a row that starts it does not take the start's time. An
-        interrupt ends the process.
+        first reply, so the start of the process is no part of it. An interrupt ends the
+        process.
         """
         begin = os.fstat(self._output.fileno()).st_size
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llama_perf.kernels.products import quantize_tokens
 
-# Positions whose logits are compared in float64 at a time.
+# Positions whose logits are compared at a time.
 _AT_ONCE = 16
 # The schemes that round activations, and how.
 QUANTIZE_TOKENS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
@@ -55,8 +55,12 @@ def perplexity(logits: Tensor, tokens: Tensor) -> float:
 
 
 def _in_parts(*logits: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A few positions at a time: float64 of all of them would take gigabytes."""
-    return zip(*(x[0].split(_AT_ONCE) for x in logits), strict=True)
+    """Float64 of a few positions at a time: that of all would take gigabytes.
+
+    `logits` are (1, length, vocabulary), the parts (positions, vocabulary).
+    """
+    for parts in zip(*(x[0].split(_AT_ONCE) for x in logits), strict=True):
+        yield tuple(part.double() for part in parts)
 
 
 def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
@@ -65,10 +69,8 @@ def token_divergences(reference: Tensor, logits: Tensor) -> Tensor:
     Both are (1, length, vocabulary); nats. Each is that of the next-token distribution.
     """
     parts = []
-    for both in zip(
-        reference[0].split(_AT_ONCE), logits[0].split(_AT_ONCE), strict=True
-    ):
-        expected, ours = (part.double().log_softmax(-1) for part in both)
+    for both in _in_parts(reference, logits):
+        expected, ours = (part.log_softmax(-1) for part in both)
         parts.append((expected.exp() * (expected - ours)).sum(-1))
     return torch.cat(parts)
 
@@ -88,10 +90,7 @@ def closeness(
     if divergences is None:
         divergences = token_divergences(reference, logits)
     signal = noise = torch.zeros((), dtype=torch.float64)
-    for both in zip(
-        reference[0].split(_AT_ONCE), logits[0].split(_AT_ONCE), strict=True
-    ):
-        exact, ours = (part.double() for part in both)
+    for exact, ours in _in_parts(reference, logits):
         signal = signal + exact.square().sum()
         noise = noise + (ours - exact).square().sum()
     agreed = (reference.argmax(-1) == logits.argmax(-1)).double().mean()

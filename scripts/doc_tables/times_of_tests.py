@@ -7,6 +7,7 @@ Two processes run the tests, so all of them take about half of the sum.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ _GROUPS: Mapping[Key, str] = {
 }
 
 
+@cache
 def times(results: Path) -> dict[str, list[float]]:
     """By folder the seconds of each test that ran, of a file that pytest wrote."""
     seconds: dict[str, list[float]] = {}
