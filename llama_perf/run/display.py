@@ -55,7 +55,12 @@ def live_line(
 
 
 def _cut(label: str, width: int) -> str:
-    return label if len(label) <= width else f"{label[: max(width - 3, 0)]}..."[:width]
+    if len(label) <= width:
+        return label
+    # Ids begin alike: their end says more.
+    name = label.index("]") + 2
+    room = width - name - 3
+    return f"{label[:name]}...{label[-room:]}" if room > 0 else label[:width]
 
 
 class Display:
@@ -153,8 +158,7 @@ class Display:
 
     def _live(self, running: "Running") -> Live:
         def line() -> Text:
-            width = self._console.width
-            return Text(self.line(running, width), no_wrap=True, overflow="ellipsis")
+            return Text(self.line(running, self._console.width))
 
         return Live(
             console=self._console,

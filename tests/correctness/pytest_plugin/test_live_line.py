@@ -35,6 +35,9 @@ def test_rows_stay_and_the_live_line_goes(project: Project, options: str) -> Non
     # Each on a line of its own, whatever pytest writes before and after it.
     rows = [found for line in lines if (found := ROW.fullmatch(line))]
     assert [found[2] for found in rows] == ["none", "int8wo", "fp6"]
+    # Quiet, pytest names no file.
+    named = any(line.startswith("tests/perf/test_rows.py") for line in lines)
+    assert named == (options != "-q")
     assert not any("sample" in line for line in lines if "samples-2" not in line)
     assert re.search(r"2 passed.*, 1 skipped", lines[-2])
 

@@ -60,13 +60,13 @@ def test_a_duration_is_short() -> None:
     [
         (80, 80.0, f"{LABEL}  {STEP}  0:41 elapsed, about 1:20 left"),
         (80, None, f"{LABEL}  {STEP}  0:41 elapsed"),
-        (63, 80.0, f"[ 3/19] int8wo...  {STEP}  0:41 elapsed, about 1:20 left"),
+        (63, 80.0, f"[ 3/19] ...ompile  {STEP}  0:41 elapsed, about 1:20 left"),
         (60, 80.0, f"{LABEL}  {STEP}  0:41, 1:20 left"),
-        (49, 80.0, f"[ 3/19] int8wo...  {STEP}  0:41, 1:20 left"),
+        (49, 80.0, f"[ 3/19] ...ompile  {STEP}  0:41, 1:20 left"),
         (40, 80.0, f"{LABEL}  0:41, 1:20 left"),
         (30, 80.0, "[ 3/19] int8wo.compile"),
-        (10, 80.0, "[ 3/19]..."),
-        (2, 80.0, ".."),
+        (10, 80.0, "[ 3/19] in"),
+        (2, 80.0, "[ "),
     ],
 )
 def test_the_live_line_fits_its_terminal(

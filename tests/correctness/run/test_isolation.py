@@ -294,6 +294,12 @@ def test_a_run_that_is_ended_is_resumed(project: Project, number: int) -> None:
     options = ("--compare", "-x", "--row=*top*", "--row=*int8*")
     project.run("--resume", *options, failed=1)
     assert second in project.report().results
+    # It takes no time, whatever the baseline says.
+    project.record(warm_up_s=1e6)
+    words = project.run_words("--resume", "--compare", "--no-confirm", "--row=*int8*")
+    _, err = project.cli(*words, code=None)
+    assert "  taken over: " in err
+    assert " left" not in err
 
 
 def test_a_run_slowed_or_of_another_machine_is_not_resumed(project: Project) -> None:
