@@ -65,8 +65,8 @@ def own_cache_entries(*, cold: bool = False) -> Iterator[None]:
     """Compile for this machine, these libraries and this revision: no other's code.
 
     What is compiled is kept for later runs, unless `cold`: then nothing is found and
-    nothing is kept. The key is also part of inductor's own: a folder that a user names
-    may hold code of anyone.
+    nothing is kept, but for the C++ operators, which are no row's. The key is also part
+    of inductor's own: a folder that a user names may hold code of anyone.
     """
     from torch._inductor import config
     from torch._inductor.utils import fresh_cache
