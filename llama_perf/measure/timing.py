@@ -99,7 +99,8 @@ def measure_row(
     then it was a warm-up too. `meter` was created before the row was built. The peak
     that is reported is that of what follows the first warm-up, as in the reference; the
     build's is reported apart. With `damaged` one scale of the weights is wrong in the
-    warm-up, to test the suite itself. `count_work` also counts what a step calls,
+    warm-up, to test the suite itself. `after_sample` is called with each sample, once
+    it is known to be no warm-up. `count_work` also counts what a step calls,
     outside the samples. Raises UserError where the GPU was throttled, ValuesError where
     the values that the warm-up computed are wrong.
     """
@@ -136,10 +137,13 @@ def measure_row(
         progress(f"sample {len(samples) + 1} of {row.num_samples}")
         samples.append(time_row(prepared, generator))
         watch.look()
-        after_sample(samples[-1])
         if len(samples) == 2 and warm_ups < MAX_WARM_UPS and not steady(*samples):
             del samples[0]
             warm_ups += 1
+        elif len(samples) == 2 or row.num_samples == 1:
+            after_sample(samples[0])
+        if len(samples) > 1:
+            after_sample(samples[-1])
     if (reason := watch.throttled()) is not None:
         raise UserError(reason)
     peak_bytes = meter.peak_bytes()

@@ -115,11 +115,13 @@ def test_a_row_warms_up_until_two_neighbours_are_alike(
     prompt = torch.zeros((1, row.prompt_length), dtype=torch.int64)
     left = [Sample(total_ns=n * MB, first_token_ns=1, tokens=prompt) for n in ms]
     monkeypatch.setattr(measuring, "time_row", lambda *_: left.pop(0))
+    shown: list[int] = []
     measurement = measure_row(
         PreparedRow(row=row, engine=engine, prompt=prompt, weights="", build_s=0.0),
         meter=RowMemoryMeter(CPU),
+        after_sample=lambda sample: shown.append(sample.total_ns),
     )
-    assert measurement.sample_ns == tuple(n * MB for n in taken)
+    assert measurement.sample_ns == tuple(shown) == tuple(n * MB for n in taken)
     assert (measurement.warm_ups, left) == (warm_ups, [])
     first, *others = taken
     assert measurement.trend == pytest.approx(first / median(others) - 1)
