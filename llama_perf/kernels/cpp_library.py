@@ -7,9 +7,11 @@ operators run in plain torch, and `load` says why.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -22,6 +24,8 @@ from llama_perf.files import cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
+KEPT_BUILDS = 4
+"""How many versions are kept: those that were used last."""
 # By the instructions that torch uses here: ATEN_CPU_CAPABILITY lowers both.
 _TARGETS = {"AVX512": ("-march=native",), "AVX2": ("-mavx2", "-mfma", "-mf16c")}
 
@@ -57,13 +61,25 @@ def load() -> str | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
         return f"C++ operators are not compiled here: {first_line}"
+    # Another process may remove the same.
+    with suppress(OSError):
+        os.utime(own)
+        _remove_older_builds()
     return None
 
 
 def folder() -> Path:
     """Where they are kept: torch's folder of extensions if set, else our cache."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(root) if root else cache_folder() / "operators"
+    return Path(root) if root else cache_folder() / "compiled" / "operators"
+
+
+def _remove_older_builds() -> None:
+    builds = [path for path in folder().glob("llama_perf_*") if path.is_dir()]
+    builds.sort(key=lambda build: build.stat().st_mtime)
+    for build in builds[:-KEPT_BUILDS]:
+        shutil.rmtree(build, ignore_errors=True)
+        Path(f"{build}.lock").unlink(missing_ok=True)
 
 
 def _target() -> tuple[str, ...]:

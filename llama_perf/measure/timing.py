@@ -7,7 +7,6 @@ megabytes between processes that do the same; the bytes that tensors ask for do 
 Knows no baseline.
 """
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,11 +40,7 @@ class RowMemoryMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device_of(device)
-        # All that is there already outlives the row: it is looked through for garbage
-        # once here, and not each time that the row's own is collected.
-        gc.unfreeze()
         self._device.release_memory()
-        gc.freeze()
         self._base_bytes = self._device.retained_bytes()
         self._device.reset_peak()
 

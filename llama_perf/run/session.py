@@ -4,6 +4,7 @@ A row that cannot run, or breaks, becomes a result with its reason. Knows nothin
 other processes, and no baseline.
 """
 
+import gc
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from llama_perf.checkpoints.load import OpenedModel, parse_dtype
 from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.devices.processor import use_own_cores
 from llama_perf.errors import NotRunnable, UserError
+from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
@@ -78,12 +80,18 @@ class Session:
             # If a row loaded these, they would count as the row's memory.
             if not used.profiled_after_samples:
                 load_profiler()
+            if used.kind == "cpu":
+                cpp_library.load()
             if row.compile and compiler_problem(row.device) is None:
                 load_compiler(device)
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
+            # What is there already outlives the row: it is looked through for garbage
+            # once here, and not each time that the row's own is collected.
+            gc.unfreeze()
             meter = RowMemoryMeter(device)
+            gc.freeze()
             prepared = prepare_row(
                 row,
                 opened=self._opened,
