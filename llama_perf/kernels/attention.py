@@ -78,13 +78,15 @@ def in_plain_torch(
     return out
 
 
-@torch.library.impl("llama_perf::decode_attention", "CUDA")
 def decode_on_gpu(q: Tensor, *rest: Any) -> Tensor:
     """`decode_attention` by Triton."""
     from llama_perf.kernels.triton.launch_attention import split_attention
 
     *cache, split_counter, filled = rest
     return split_attention(q, CachedTensors(*cache), split_counter, filled)
+
+
+torch.library.impl("llama_perf::decode_attention", "CUDA", decode_on_gpu)
 
 
 def _decode(q: Tensor, cache: CachedTensors, length: int) -> Tensor:

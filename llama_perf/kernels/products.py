@@ -130,7 +130,6 @@ def _(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((len(x), numbers[0]), dtype=dtype)
 
 
-@torch.library.impl("llama_perf::packed_product", "CUDA")
 def on_gpu(x: Tensor, *rest: Any) -> Tensor:
     """`packed_product` by Triton."""
     from llama_perf.kernels.triton import launch_products
@@ -138,3 +137,6 @@ def on_gpu(x: Tensor, *rest: Any) -> Tensor:
     codes, scale, zero, numbers, *how = rest
     weight = Packed(codes, scale, zero, *numbers)
     return launch_products.product(x, weight, *how)
+
+
+torch.library.impl("llama_perf::packed_product", "CUDA", on_gpu)

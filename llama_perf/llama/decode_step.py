@@ -37,7 +37,8 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
         return logits.argmax(-1, keepdim=True)
     scaled, tokens = logits.float() / sampling.temperature, None
     if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
-        # Unsorted, CUDA selects by radix instead of sorting. Only the best have draws.
+        # Unsorted, CUDA selects by radix instead of sorting. Only the best have draws;
+        # of those that tie for the last place, as many as there is room for.
         scaled, tokens = scaled.topk(sampling.top_k, dim=-1, sorted=False)
     race = torch.empty_like(scaled).exponential_(1.0, generator=sampling.generator)
     winner = (scaled.softmax(-1) / race).argmax(-1, keepdim=True)

@@ -15,9 +15,7 @@ import triton.language as tl
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
 from llama_perf.kernels.triton.sampling import exponential
-from llama_perf.llama.decode_step import sample
 from llama_perf.llama.layers import rotary
-from llama_perf.llama.options import Sampling
 from tests.correctness.llama.test_decode_step import LOGITS, follows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,16 +80,16 @@ def exponentials(seed: Tensor, count: int, shape: torch.Size) -> Tensor:
 
 
 def races(logits: Tensor, top_k: int | None, seed: Tensor, rounds: int) -> Tensor:
-    """Which tokens are drawn, by `sample` over the kernel's own numbers."""
-    tokens, sampling = [], Sampling(temperature=TEMPERATURE, top_k=top_k)
-    for count in range(rounds):
-        drawn = exponentials(seed, count, logits.shape)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                Tensor, "exponential_", lambda self, *_a, e=drawn, **_k: self.copy_(e)
-            )
-            tokens.append(sample(logits, sampling))
-    return torch.cat(tokens, 1)
+    """Which tokens win over the kernel's own numbers, among the k best and their ties.
+
+    `sample` has k of them.
+    """
+    scaled = logits.float() / TEMPERATURE
+    if top_k is not None:
+        kth = scaled.topk(top_k).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < kth, -torch.inf)
+    drawn = [exponentials(seed, count, logits.shape) for count in range(rounds)]
+    return torch.stack([(scaled.softmax(-1) / e).argmax(-1) for e in drawn], 1)
 
 
 @together_or_ragged

@@ -57,7 +57,7 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 def call(device: torch.device, operator: Any, *arguments: Any) -> Tensor:
     """What an operator of this project returns there; interpreted, its kernel does."""
     if INTERPRETED:
-        ours = {products.packed_product: products.on_gpu}
+        ours: dict[Any, Any] = {products.packed_product: products.on_gpu}
         ours[attention.decode_attention] = attention.decode_on_gpu
         operator = ours.get(operator) or operator._backend_fns["cuda"]
     moved = (it.to(device) if isinstance(it, Tensor) else it for it in arguments)
