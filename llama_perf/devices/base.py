@@ -24,8 +24,8 @@ class Device(ABC):
     """Whether its work can be captured as a CUDA graph and replayed."""
     profiled_after_samples: ClassVar[bool] = False
     """Whether the profiler slows what runs after it, so that it must come last."""
-    samples_budget_s: ClassVar[float | None] = None
-    """Seconds of samples that a row of a run may take; None: as many as it asks for."""
+    samples_budget_s: ClassVar[float]
+    """Seconds of samples that a row of a run may take, where it has enough of them."""
     activity: ClassVar[ProfilerActivity]
     """Where PyTorch's profiler counts this device's work."""
     library_bytes: ClassVar[int] = 0

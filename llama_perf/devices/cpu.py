@@ -26,6 +26,7 @@ class CpuDevice(Device):
     """The processor and the machine's memory."""
 
     kind = "cpu"
+    samples_budget_s = 4.0
     activity = ProfilerActivity.CPU
 
     def why_absent(self) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 LANES = 16
 UNIT = 8
 _PLANES = (8, 4, 2, 1)
+# What eight pieces of so many bits fit.
+_JOINED = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def planes(bits: int) -> tuple[int, ...]:
@@ -61,16 +63,25 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     columns = codes.shape[1]
     packed, low = [], 0
     for plane in planes(bits):
-        per_word = 32 // plane
-        width = plane_words(plane, columns) * per_word
-        pieces = F.pad(codes, (0, width - columns)).unflatten(1, (-1, per_word))
-        word = torch.zeros(pieces.shape[:2], dtype=torch.int32, device=codes.device)
-        for slot in range(per_word):
-            piece = (pieces[:, :, slot].to(torch.int32) >> low) & (2**plane - 1)
-            word |= piece << (plane * slot)
-        packed.append(word)
+        width = plane_words(plane, columns) * (32 // plane)
+        pieces = ((codes >> low) & (2**plane - 1)).to(torch.uint8)
+        packed.append(_joined(F.pad(pieces, (0, width - columns)), plane))
         low += plane
     return to_lanes(torch.cat(packed, dim=1))
+
+
+def _joined(pieces: Tensor, plane: int) -> Tensor:
+    """Bytes with `plane` bits each, (N, 32 / plane * W), as int32 words (N, W)."""
+    pieces = pieces.contiguous()
+    if plane == 8:
+        return pieces.view(torch.int32)
+    # Eight bytes at a time: pieces that are neighbours move together, then pairs of
+    # them, then both halves.
+    eight = pieces.view(torch.int64)
+    for count in (1, 2, 4):
+        kept = sum(4 ** (count * plane) - 1 << at for at in range(0, 64, 16 * count))
+        eight = (eight | eight >> (count * (8 - plane))) & kept
+    return eight.to(_JOINED[plane]).view(torch.int32)
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:

@@ -55,11 +55,14 @@ def encode_int8(values: Tensor) -> Tensor:
 
 
 def encode_fp6(values: Tensor) -> Tensor:
-    """The nearest codes, int32, of float32 values of at most 28 in magnitude."""
-    positive = decode_fp6(torch.arange(32, dtype=torch.int32))
-    middles = ((positive[1:] + positive[:-1]) / 2).to(values.device)
-    code = torch.bucketize(values.abs(), middles, out_int32=True)
-    return torch.where(values < 0, code | 32, code)
+    """The nearest codes, int32, ties towards 0, of float32 values of at most 28."""
+    size = values.abs()
+    # Exponent and two bits of the mantissa, with a bias of 127 in place of 3. What is
+    # added rounds up from more than a half.
+    normal = (size.view(torch.int32) + (2**20 - 1) >> 21) - (124 << 2)
+    subnormal = torch.ceil(size * 2**4 - 0.5).to(torch.int32)
+    code = torch.where(size < 2**-2, subnormal, normal)
+    return code | (values < 0).to(torch.int32) << 5
 
 
 def decode_float8(code: Tensor) -> Tensor:

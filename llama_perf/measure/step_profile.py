@@ -21,7 +21,7 @@ from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import OperatorTime, StepWork
 
-_STEPS = 4
+_STEPS = 2
 _MAX_OPERATORS = 12
 # The prefill's token and a step's: later steps allocate the same again.
 _TOKENS = 2

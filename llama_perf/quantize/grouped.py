@@ -29,6 +29,8 @@ from llama_perf.rows.schemes import Scheme
 # Values of a weight at a time: as float32 what a core's second-level cache holds, and
 # on a card enough for its launches not to count.
 _CPU, _CUDA = 1 << 18, 1 << 26
+# Groups that are outermost in memory: torch is slow in loops along short dimensions.
+_SHORT = 8
 _SHRINKS = (1.0, 0.9, 0.8)
 
 Fit = tuple[Tensor, ...]
@@ -126,6 +128,8 @@ def _quantized(
     groups: Tensor, dtype: torch.dtype, bits: int, kind: int, *, hqq: bool
 ) -> tuple[Tensor, ...]:
     """Codes, uint8 (N, G, size), scales and zeros (N, G, 1), which are `kind`'s."""
+    if groups.shape[2] <= _SHORT:
+        groups = groups.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     offsets, codes_range = kind == OFFSET, (0, 2**bits - 1)
     starts = _with_offsets(groups, dtype) if offsets else _whole(groups, bits, dtype)
     fit = _best(groups, starts, codes_range, dtype, fit_offset=offsets)
@@ -193,8 +197,9 @@ def _rounded(
 ) -> tuple[Tensor, Tensor]:
     """The nearest codes less their zero, and the error they leave."""
     scale, offset, zero = fit
-    codes = torch.round((groups - offset) / scale + zero).clamp(*codes_range) - zero
-    return codes, codes * scale + offset - groups
+    codes = (groups - offset).div_(scale).add_(zero).round_()
+    codes.clamp_(*codes_range).sub_(zero)
+    return codes, (codes * scale).add_(offset).sub_(groups)
 
 
 def _best(

@@ -7,6 +7,8 @@ multiple of 4, the last group may be shorter. A weight that is 2:4 already loses
 nothing to pruning. The pattern is that of Mishra et al. (2021).
 """
 
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,6 +62,20 @@ def prune_2_4(weight: Tensor) -> Tensor:
 @in_stretches
 def _keep_two(quads: Tensor) -> tuple[Tensor, ...]:
     """The kept values of quads (N, Q, 4), and their places in order: (N, Q, 2)."""
-    by_size = quads.abs().argsort(dim=2, descending=True, stable=True)
-    places = by_size[:, :, :2].sort(2).values
+    sizes = quads.abs().unbind(2)
+    # How many of its quad are larger, or as large and before it: sorting quads is slow.
+    ranks = [torch.zeros_like(size, dtype=torch.uint8) for size in sizes]
+    for before, after in combinations(range(QUAD), 2):
+        wins = sizes[before] >= sizes[after]
+        ranks[after] += wins
+        ranks[before] += ~wins
+    kept = [rank < 2 for rank in ranks]
+    places = torch.zeros((*quads.shape[:2], 2), dtype=torch.int64, device=quads.device)
+    first, last = places.unbind(2)
+    # Two are kept, the first at 0, 1 or 2, the last at 1, 2 or 3.
+    first += ~kept[0]
+    first += ~(kept[0] | kept[1])
+    last += 1
+    last += kept[2] | kept[3]
+    last += kept[3]
     return quads.gather(2, places), places
