@@ -19,7 +19,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.time_left import Task
 from llama_perf.strict_json import to_json
-from scripts.studies import cache_cost, gate_study
+from scripts.studies import cache_cost, gate_study, llama_cpp
 from scripts.studies import gate_simulation as gate
 from scripts.studies import torchao_0_15 as peer
 from scripts.studies.cache_cost import GROUPS, Timed
@@ -283,3 +283,26 @@ def test_a_row_that_writes_another_text_compiled_is_wrong() -> None:
     assert peer.greedy("wrong", peer.row_of(compile=False), run_side).problem is None
     wrong = peer.greedy("wrong", peer.row_of(), run_side)
     assert str(wrong.problem).startswith("wrong values")
+
+
+def test_llama_cpp_is_compared_by_medians_and_by_round() -> None:
+    timed = llama_cpp.Timed
+    peer = [timed([1.0, 1.0, 9.0], [0.5] * 3), timed([2.0], [1.0])]
+    unquantized = [timed([4.0], [1.0], 20.0, 2.0), timed([4.0], [1.0], 40.0, 2.0)]
+    row = [timed([0.5], [0.1], 10.0, 1.0), timed([0.5], [0.1], 10.0, 1.0)]
+    names = ["llama.cpp", "none", "int8wo"]
+    text = llama_cpp.comparison_table(names, [peer, unquantized, row], 10)
+    cells = [line.split("|")[1:-1] for line in text.splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in cells] == [
+        ["llama.cpp", "6.7", "1.00", "1.00, 1.00", "2.67", "12.0", "500.0", "-"],
+        ["none", "2.5", "0.38", "0.25, 0.50", "1.00", "3.0", "1000.0", "19"],
+        ["int8wo", "20.0", "3.00", "2.00, 4.00", "8.00", "22.5", "100.0", "200"],
+    ]
+
+
+def test_llama_cpp_is_compared_with_every_native_row_of_a_small_cache() -> None:
+    first, *others = llama_cpp.rows(100)
+    assert first.quantization is None
+    assert {row.max_new_tokens for row in (first, *others)} == {100}
+    schemes = {row.quantization for row in others}
+    assert schemes >= {"int8wo", "int4wo-64", "fp6", "uintx-2-8", "sparse-marlin"}
