@@ -22,7 +22,7 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, ValuesError
 from llama_perf.kernels.triton import launch, launch_fused
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.fused import packed
+from llama_perf.llama.fused_weights import packed
 from llama_perf.llama.layers import Linear
 from llama_perf.llama.options import GREEDY
 from llama_perf.llama.transformer import Transformer
@@ -41,6 +41,7 @@ SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_d
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # int8dq rounds each activation, which a last bit can turn over.
 TURNED = 2e-2
+GPU = torch.device("cuda")
 Pair = tuple[Engine, Engine]
 
 
@@ -167,7 +168,7 @@ def test_splits_of_the_columns_are_joined(
     layers = [linear(scheme, weight, card) for weight in drawn]
     x = torch.randn(2, columns, generator=generator).to(card)
     norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
-    first, second = (packed(layer.weight, "weight") for layer in layers)
+    first, second = (packed(layer.weight, "weight", GPU) for layer in layers)
     assert launch_fused.launch_here(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
@@ -233,7 +234,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
     drawn = torch.randn(4, 20, 32).to(card)
-    weight = packed(linear("int8dq", drawn[0].T, card).weight, "weight")
+    weight = packed(linear("int8dq", drawn[0].T, card).weight, "weight", GPU)
     x, residual, norms = drawn[1, :3, :20], drawn[2, :3], drawn[3].abs()
     next_norm_weight, own = norms[0], norms[1, :20]
     counter = torch.zeros(2, dtype=torch.int32, device=card)
