@@ -7,7 +7,7 @@ where g and u are the products of gate and up with norm(x). The formulas are tho
 is float32: activations are rounded only where they are stored, and for int8 products.
 It is `cpp/layer.cpp`, and there is no other: `cpp_library.load` first.
 
-Legend: B batch, T tokens of a sequence, H heads of the cache, S positions, D head width.
+Legend: B batch, T tokens of a sequence, H heads of the cache, S positions, D width.
 """
 
 from collections.abc import Sequence

@@ -35,6 +35,8 @@ class FusedCpuStep:
             norms = block.attention_norm.weight, block.ffn_norm.weight
             arguments = layer.arguments(norms, weights)
             self._layers[block] = *arguments, block.attention_norm.eps
+        # Looking up a module's tensors takes as long as calling the operator.
+        self._caches: dict[KVCache, list[Tensor]] = {}
 
     def start(
         self, model: Transformer, tokens: Tensor, positions: Tensor
@@ -46,6 +48,7 @@ class FusedCpuStep:
     def token_chooser(self, sampling: Sampling) -> ChooseToken | None:
         """None: the next token is chosen operator by operator."""
         del sampling
+        return None
 
     def block(
         self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place
@@ -55,7 +58,10 @@ class FusedCpuStep:
         Each token sees the positions up to its own.
         """
         weights, numbers, eps = self._layers[block]
-        cached = [part for part in cache.tensors if part is not None]
+        cached = self._caches.get(cache)
+        if cached is None:
+            cached = [part for part in cache.tensors if part is not None]
+            self._caches[cache] = cached
         layer.decode_layer(
             x, cached, weights, place.rotary, place.positions, numbers, eps
         )

@@ -33,7 +33,7 @@ def packed(weight: Tensor, name: str, device: torch.device) -> Packed:
 def packed_blocks(
     model: Transformer, device: torch.device
 ) -> Iterator[tuple[int, TransformerBlock, list[Packed]]]:
-    """Each block with its number, the last one first, and its linears in their order."""
+    """Each block with its number, the last one first, and its linears in order."""
     for index in reversed(range(len(model.layers))):
         block = model.layers[index]
         assert isinstance(block, TransformerBlock)

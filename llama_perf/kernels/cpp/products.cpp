@@ -22,8 +22,9 @@ namespace {
 
 using at::Tensor;
 
-// Chunks that a thread takes in one loop: fewer cost less, more share better.
-constexpr int64_t kChunksOfThread = 4;
+// Chunks that a thread takes in one loop: fewer cost less, more share better. With one
+// thread late, two leave the others waiting for a quarter of its work at most.
+constexpr int64_t kChunksOfThread = 2;
 // Columns of a sparse weight that share a scale.
 constexpr int64_t kSparseGroup = 128;
 
