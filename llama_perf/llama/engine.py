@@ -6,6 +6,7 @@ call.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
+from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
@@ -101,15 +103,13 @@ class Engine:
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
-        self._fused: FusedStep | None = None
+        self._fused: FusedStep | FusedCpuStep | None = None
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
-            from llama_perf.llama.fused import FusedStep
-
             if self._mask is not None:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-            self._fused = FusedStep(model, batch_size=options.batch_size)
+            self._fused = _fused_step(model, batch_size=options.batch_size)
             self._prefill_head = self._decode_head = self._fused.head
         elif options.compile:
             self._decode_block = torch.compile(block, fullgraph=True, dynamic=False)
@@ -333,3 +333,12 @@ class Engine:
         modules = filter(None, (self.model, *self.caches, self._mask))
         parts = (chain(part.parameters(), part.buffers()) for part in modules)
         return list(chain.from_iterable(parts))
+
+
+def _fused_step(model: Transformer, *, batch_size: int) -> FusedStep | FusedCpuStep:
+    # Triton's interpreter runs its kernels on a CPU.
+    if model.device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:
+        return FusedCpuStep(model, batch_size=batch_size)
+    from llama_perf.llama.fused import FusedStep
+
+    return FusedStep(model, batch_size=batch_size)

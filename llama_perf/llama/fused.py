@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused
-from llama_perf.kernels.triton.launch import INTERPRETED
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel, start
-from llama_perf.kernels.weight import Packable, Packed, of_floats
+from llama_perf.kernels.weight import Packed
 from llama_perf.llama.attention import KVCache, Place, attend_filled
 from llama_perf.llama.decode_step import ChooseToken
+from llama_perf.llama.fused_weights import check_batch, packed, packed_blocks
 from llama_perf.llama.layers import RMSNorm, Rotary
 from llama_perf.llama.options import Sampling
-from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
-from llama_perf.rows.spec import FUSED_TOKENS
+from llama_perf.llama.transformer import Transformer, TransformerBlock
 
+# In Triton's interpreter weights are on the CPU, in the layout it prefers.
 _CUDA = torch.device("cuda")
 # Rows of the peaks that gate and up clear; see `FusedStep`.
 _FOLLOWING, _ATTENDED = 2, 3
@@ -40,26 +40,17 @@ class FusedStep:
 
     def __init__(self, model: Transformer, *, batch_size: int = 1) -> None:
         config = model.config
-        # On the meta device `compile_only` compiles the launches and runs none.
-        if model.device.type == "cpu" and not INTERPRETED:
-            raise NotRunnable(f"fused: it needs a CUDA device, not {model.device.type}")
-        if batch_size > FUSED_TOKENS:
-            batch = f"a batch of {batch_size} is not allowed"
-            raise NotRunnable(f"fused: {batch}; allowed: at most {FUSED_TOKENS}")
+        check_batch(batch_size)
         if config.head_dim % LANES:
             heads = f"heads are {config.head_dim} wide"
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
         self._dtype = model.dtype
-        self._output = packed(model.output.weight, "output.weight")
+        self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
         # block or the head, where that rounds to int8.
         self._layers: dict[nn.Module, tuple[list[Packed], Tensor | None]] = {}
         norm_weight = model.norm.weight if self._output.dynamic else None
-        for index in reversed(range(len(model.layers))):
-            block = model.layers[index]
-            assert isinstance(block, TransformerBlock)
-            names = [f"layers.{index}.{linear}.weight" for linear in config.linears]
-            weights = [packed(model.get_parameter(name), name) for name in names]
+        for index, block, weights in packed_blocks(model, _CUDA):
             wqkv, _, gate, up, _ = weights
             if gate.kind != up.kind:
                 name = f"layers.{index}.feed_forward.w1"
@@ -190,16 +181,3 @@ class FusedStep:
 
 def _norm(norm: RMSNorm) -> launch_fused.Norm:
     return launch_fused.Norm(weight=norm.weight, eps=norm.eps)
-
-
-def packed(weight: Tensor, name: str) -> Packed:
-    """`weight`, called `name`, as the kernels take it; raises NotRunnable."""
-    if is_unquantized(weight):
-        return of_floats(weight)
-    if isinstance(weight, Packable):
-        # In Triton's interpreter weights are on the CPU, in the layout it prefers.
-        packed_weight = weight.laid_out_for(_CUDA).packed()
-        # Fused kernels do not round activations to float8.
-        if packed_weight.activations in ("kept", "int8"):
-            return packed_weight
-    raise NotRunnable(f"fused: {name}, {type(weight).__name__}, has no such kernel")

@@ -37,13 +37,13 @@ _GATE_AND_UP = ("feed_forward.w1", "feed_forward.w3")
 
 
 def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
-    """A scheme and a product of each step or short prompt of fused `rows`.
+    """A scheme and a product of each step or short prompt of fused `rows` for a GPU.
 
     Of a row of autoquant they are all that it tries.
     """
     fused: list[tuple[str, Product]] = []
     for row in rows:
-        if not row.fused:
+        if not row.fused or row.device == "cpu":
             continue
         name, config = row.quantization or UNQUANTIZED, preset(row.model)
         prompt = row.prompt_length * row.batch_size

@@ -45,9 +45,9 @@ class RowSpec:
     "fp8". A prompt runs `prefill_chunk` tokens at a time; without it the engine chooses
     how many. In a `ragged` batch each sequence has a prompt of its own length, from 1
     to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
-    (`llama/fused.py`) instead of its modules, compiled or not. `linear_causal_mask`
-    changes the mask of the `sdpa` path; the others have none, so there a row of the
-    table with it is the same work as the row without.
+    (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not.
+    `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
+    there a row of the table with it is the same work as the row without.
 
     `upstream_issue`, such as "pytorch/ao#2376", says that a library is known to break
     the row. `limits` are the row's own for the gate. Neither changes the work, so
@@ -108,7 +108,6 @@ class RowSpec:
             ("compile_prefill", self.compile, "it needs compile = true"),
             ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
             ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
-            ("fused", gpu, "the fused kernels need device 'cuda'"),
             ("fused", self.kernels == "native", "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),

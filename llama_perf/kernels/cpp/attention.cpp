@@ -2,16 +2,16 @@
 // positions of a cache, y = softmax(q K^T / sqrt(D)) V, in float32. The caches' codes
 // are those of kernels/cache_codes.py.
 
+#include "attention.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <bit>
 #include <cmath>
-#include <vector>
 
-#include "codes.h"
+#include "exponential.h"
 #include "threads.h"
 
 namespace llama_perf {
@@ -55,8 +55,7 @@ float dot(const float* query, const Element* key, int64_t width) {
   int64_t at = 0;
   for (; at + kLanes <= width; at += kLanes)
     sums += load<Floats>(query + at) * values_of(key + at);
-  float sum = 0;
-  for (int lane = 0; lane < kLanes; lane++) sum += sums[lane];
+  float sum = sum_of(sums);
   for (; at < width; at++) sum += query[at] * value_of(key[at]);
   return sum;
 }
@@ -72,31 +71,31 @@ void add(float weight, const Element* values, float* out, int64_t width) {
   for (; at < width; at++) out[at] += weight * value_of(values[at]);
 }
 
-struct Cache {
-  const Tensor &k, &v;
-  const c10::BFloat16 *k_scale, *v_scale;  // null where the cache has no codes
-};
-
-// Query `query`, (D,), of one head over `length` positions; scores has room for them.
+// Query `query`, (D,), of one head over `length` positions; `scores` has room for them in
+// sixteens.
 template <typename Element>
-void attend(const float* query, const Cache& cache, int64_t head, int64_t length,
-            std::vector<float>& scores, float* out) {
+void attend_head(const float* query, const Cache& cache, int64_t head, int64_t length,
+                 float* scores, float* out) {
   const int64_t positions = cache.k.size(2), width = cache.k.size(3);
   const auto* keys = static_cast<const Element*>(cache.k.const_data_ptr());
   const auto* values = static_cast<const Element*>(cache.v.const_data_ptr());
   const int64_t first = head * positions;
   const float root = std::sqrt(static_cast<float>(width));
-  float largest = -INFINITY, sum = 0;
+  float largest = -INFINITY;
   for (int64_t at = 0; at < length; at++) {
     float score = dot(query, keys + (first + at) * width, width) / root;
     if (cache.k_scale) score *= static_cast<float>(cache.k_scale[first + at]);
     scores[at] = score;
     largest = std::max(largest, score);
   }
-  for (int64_t at = 0; at < length; at++) {
-    scores[at] = std::exp(scores[at] - largest);
-    sum += scores[at];
+  std::fill(scores + length, scores + in_lanes(length), -INFINITY);
+  Floats sums{};
+  for (int64_t at = 0; at < length; at += kLanes) {
+    const Floats powers = exponential(load<Floats>(scores + at) - largest);
+    std::memcpy(scores + at, &powers, sizeof powers);
+    sums += powers;
   }
+  const float sum = sum_of(sums);
   std::fill_n(out, width, 0.0f);
   for (int64_t at = 0; at < length; at++) {
     float weight = scores[at] / sum;
@@ -105,15 +104,15 @@ void attend(const float* query, const Cache& cache, int64_t head, int64_t length
   }
 }
 
-using Attend = decltype(&attend<float>);
+using Attend = decltype(&attend_head<float>);
 
 Attend attend_of(at::ScalarType dtype) {
   switch (dtype) {
-    case at::kChar: return attend<int8_t>;
-    case at::kByte: return attend<Float8>;
-    case at::kHalf: return attend<c10::Half>;
-    case at::kBFloat16: return attend<c10::BFloat16>;
-    default: return attend<float>;
+    case at::kChar: return attend_head<int8_t>;
+    case at::kByte: return attend_head<Float8>;
+    case at::kHalf: return attend_head<c10::Half>;
+    case at::kBFloat16: return attend_head<c10::BFloat16>;
+    default: return attend_head<float>;
   }
 }
 
@@ -122,32 +121,34 @@ Tensor decode_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& k_scale,
                         const std::optional<Tensor>& v_scale, const Tensor&,
                         const Tensor& filled) {
-  const int64_t heads = k.size(1), width = k.size(3), groups = q.size(2) / heads;
   const Tensor queries = q.to(at::kFloat).contiguous();
   Tensor out = at::empty(q.sizes(), queries.options());
-  Cache cache{k, v, nullptr, nullptr};
-  if (k_scale) {
-    cache.k_scale = k_scale->const_data_ptr<c10::BFloat16>();
-    cache.v_scale = v_scale->const_data_ptr<c10::BFloat16>();
-  }
-  const int64_t* lengths = filled.const_data_ptr<int64_t>();
-  const bool alike = filled.size(0) == 1;
-  const Attend attend = attend_of(k.scalar_type());
-  const int64_t all = k.size(0) * heads;
-  int64_t longest = 0;
-  for (int64_t at = 0; at < filled.size(0); at++) longest = std::max(longest, lengths[at]);
-  const bool alone = all * longest * width < kAlone;
-  Threads::run(all, alone ? 1 : at::get_num_threads(), [&](int64_t head) {
-    const int64_t length = lengths[alike ? 0 : head / heads];
-    std::vector<float> scores(length);
-    for (int64_t query = head * groups; query < (head + 1) * groups; query++)
-      attend(queries.const_data_ptr<float>() + query * width, cache, head, length, scores,
-             out.mutable_data_ptr<float>() + query * width);
-  });
+  const int64_t* first = filled.const_data_ptr<int64_t>();
+  std::vector<int64_t> lengths(first, first + filled.size(0));
+  if (lengths.size() == 1) lengths.resize(q.size(0), lengths[0]);
+  attend(queries.const_data_ptr<float>(), q.size(2), {k, v, k_scale, v_scale}, lengths,
+         out.mutable_data_ptr<float>());
   return out.to(q.scalar_type());
 }
 
 }  // namespace
+
+void attend(const float* queries, int64_t query_heads, const Cache& cache,
+            const std::vector<int64_t>& lengths, float* out) {
+  const int64_t heads = cache.k.size(1), width = cache.k.size(3);
+  const int64_t groups = query_heads / heads, rows = lengths.size();
+  const int64_t tokens = rows / cache.k.size(0);
+  const Attend attend = attend_of(cache.k.scalar_type());
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const bool alone = rows * heads * longest * width < kAlone;
+  Threads::run(rows * heads, alone ? 1 : at::get_num_threads(), [&](int64_t at) {
+    const int64_t row = at / heads, head = row / tokens * heads + at % heads;
+    std::vector<float> scores(in_lanes(lengths[row]));
+    for (int64_t query = at * groups; query < (at + 1) * groups; query++)
+      attend(queries + query * width, cache, head, lengths[row], scores.data(),
+             out + query * width);
+  });
+}
 
 TORCH_LIBRARY_IMPL(llama_perf, CPU, library) {
   library.impl("decode_attention", TORCH_FN(decode_attention));

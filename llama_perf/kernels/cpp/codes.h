@@ -37,6 +37,15 @@ inline Vector load(const Element* from) {
   return vector;
 }
 
+// The multiple of the lanes that holds `count`.
+constexpr int64_t in_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+inline float sum_of(Floats values) {
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; lane++) sum += values[lane];
+  return sum;
+}
+
 inline Floats to_floats(Ints ints) { return __builtin_convertvector(ints, Floats); }
 
 // Sixteen values of a type of 16 bits, or of float32, side by side.

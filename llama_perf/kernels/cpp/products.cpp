@@ -3,13 +3,15 @@
 // More than four tokens decode a block of the weight again, while its words are in the
 // processor's cache.
 
+#include "products.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "blocks.h"
@@ -20,8 +22,9 @@ namespace {
 
 using at::Tensor;
 
-// Chunks that a thread takes in one product: fewer cost less, more share better.
-constexpr int64_t kChunksOfThread = 4;
+// Chunks that a thread takes in one loop: fewer cost less, more share better. With one
+// thread late, two leave the others waiting for a quarter of its work at most.
+constexpr int64_t kChunksOfThread = 2;
 // Columns of a sparse weight that share a scale.
 constexpr int64_t kSparseGroup = 128;
 
@@ -52,73 +55,46 @@ Kernels kernels_of(int64_t format, int64_t bits, int64_t decode, int64_t group) 
   }
 }
 
-// Calls `work(first, last)` for ranges of `count` items on all threads.
-template <typename Work>
-void share(int64_t count, const Work& work) {
-  const int threads = at::get_num_threads();
-  const int64_t step = std::max<int64_t>(count / (threads * kChunksOfThread), 1);
-  Threads::run((count + step - 1) / step, threads, [&](int64_t chunk) {
-    work(chunk * step, std::min((chunk + 1) * step, count));
-  });
-}
+// Rows of tokens that are multiplied: one, or fours.
+int64_t rows_of(int64_t tokens) { return tokens == 1 ? 1 : (tokens + 3) / 4 * 4; }
 
-// Tokens as float32 in rows of `columns`, a multiple of what x has, times `factor`; the
-// number of rows is one or a multiple of four. What is added are zeros.
-Tensor padded(const Tensor& x, int64_t columns, float factor) {
-  const Tensor wide = x.to(at::kFloat).contiguous();
-  const int64_t tokens = wide.size(0), width = wide.size(1);
-  const int64_t rows = tokens == 1 ? 1 : (tokens + 3) / 4 * 4;
-  if (rows == tokens && columns == width && factor == 1) return wide;
-  Tensor out = at::zeros({rows, columns}, wide.options());
-  const float* from = wide.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
+// Tokens (`tokens`, `width`) in rows of `columns`, a multiple of what they have, times
+// `factor`; the number of rows is one or a multiple of four. What is added are zeros.
+// Empty where the tokens are such already.
+std::vector<float> padded(const float* x, int64_t tokens, int64_t width, int64_t columns,
+                          float factor) {
+  const int64_t rows = rows_of(tokens);
+  if (rows == tokens && columns == width && factor == 1) return {};
+  std::vector<float> out(rows * columns);
   for (int64_t token = 0; token < tokens; token++)
     for (int64_t column = 0; column < width; column++)
-      to[token * columns + column] = from[token * width + column] * factor;
+      out[token * columns + column] = x[token * width + column] * factor;
   return out;
 }
 
-std::vector<float> group_sums(const Tensor& x, int64_t groups, int64_t group) {
-  std::vector<float> sums;
-  for (int64_t token = 0; token < x.size(0); token++)
-    for (int64_t at = 0; at < groups; at++) {
-      const float* from = x.const_data_ptr<float>() + token * x.size(1) + at * group;
-      float sum = 0;
-      for (int64_t column = 0; column < group; column++) sum += from[column];
-      sums.push_back(sum);
-    }
-  return sums;
-}
-
-template <typename Element>
-float dot(const Element* weight, const float* x, int64_t columns) {
-  constexpr int kParts = 4;
-  Floats parts[kParts] = {};
-  int64_t column = 0;
-  for (; column + kParts * kLanes <= columns; column += kParts * kLanes)
-    for (int part = 0; part < kParts; part++) {
-      const int64_t at = column + part * kLanes;
-      parts[part] += load_floats(weight + at) * load<Floats>(x + at);
-    }
-  const Floats sums = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-  float sum = 0;
-  for (int lane = 0; lane < kLanes; lane++) sum += sums[lane];
-  for (; column < columns; column++) sum += static_cast<float>(weight[column]) * x[column];
-  return sum;
+// Behind `sums` those of a token's groups.
+void add_group_sums(const float* x, const Product& p, std::vector<float>& sums) {
+  for (int64_t at = 0; at < p.groups; at++, x += p.group) {
+    Floats parts{};
+    int64_t column = 0;
+    for (; column + kLanes <= p.group; column += kLanes) parts += load<Floats>(x + column);
+    float sum = sum_of(parts);
+    for (; column < p.group; column++) sum += x[column];
+    sums.push_back(sum);
+  }
 }
 
 // y[n] = sum over k of x[k] * w[n, k]
 template <typename Element>
-void float_product(const Tensor& x, const Tensor& weight, Tensor& out) {
-  const int64_t rows = weight.size(0), columns = weight.size(1);
-  const Element* from = weight.const_data_ptr<Element>();
-  const float* tokens = x.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  share(rows, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++)
-      for (int64_t token = 0; token < out.size(0); token++)
-        to[token * rows + row] = dot(from + row * columns, tokens + token * columns, columns);
-  });
+Parts float_product(const Weight& weight, const float* x, int64_t tokens, float* out) {
+  const int64_t rows = weight.rows(), columns = weight.columns();
+  const Element* from = weight.codes.const_data_ptr<Element>();
+  return {rows, [=](int64_t first, int64_t last) {
+            for (int64_t row = first; row < last; row++)
+              for (int64_t token = 0; token < tokens; token++)
+                out[token * rows + row] =
+                    dot(from + row * columns, x + token * columns, columns);
+          }};
 }
 
 // Four int8 columns of a lane times those of a token, which are one int32.
@@ -140,93 +116,148 @@ constexpr int32_t kByteOffset = 128;
 constexpr int32_t kByteOffset = 0;
 #endif
 
+Ints int8_sums(const int32_t* codes, const int32_t* x, int64_t words) {
+  Ints parts[4] = {};
+  int64_t word = 0;
+  for (; word + 4 <= words; word += 4)
+    for (int part = 0; part < 4; part++)
+      parts[part] = add_bytes(parts[part], load<Ints>(codes + (word + part) * kLanes),
+                              x[word + part]);
+  for (; word < words; word++)
+    parts[0] = add_bytes(parts[0], load<Ints>(codes + word * kLanes), x[word]);
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 // y[m, n] = x_scale[m] * s[n] * sum over k of x[m, k] * c[n, k], the sums exact
-void int8_product(const Tensor& x, const Tensor& codes, const Tensor& scale,
-                  const Tensor& x_scale, Tensor& out) {
-  const int64_t tokens = x.size(0), width = x.size(1), rows = out.size(1);
-  const int64_t words = codes.size(1);
+Parts int8_product(const Weight& weight, const int8_t* x, std::vector<float> x_scales,
+                   float* out) {
+  const int64_t tokens = x_scales.size(), width = weight.columns(), rows = weight.rows();
+  const int64_t blocks = weight.codes.size(0), words = weight.codes.size(1);
   std::vector<int32_t> x_words(tokens * words), offsets(tokens);
   for (int64_t token = 0; token < tokens; token++) {
-    const int8_t* from = x.const_data_ptr<int8_t>() + token * width;
+    const int8_t* from = x + token * width;
     std::memcpy(&x_words[token * words], from, width);
     for (int64_t column = 0; column < width; column++) offsets[token] += from[column];
   }
-  const float* x_scales = x_scale.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  share(codes.size(0), [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; block++) {
-      const int32_t* from = codes.const_data_ptr<int32_t>() + block * words * kLanes;
-      const Floats scales = load<Floats>(scale.const_data_ptr<float>() + block * kLanes);
-      const int64_t count = std::min<int64_t>(kLanes, rows - block * kLanes);
-      for (int64_t token = 0; token < tokens; token++) {
-        Ints parts[4] = {};
-        const int32_t* of_token = &x_words[token * words];
-        int64_t word = 0;
-        for (; word + 4 <= words; word += 4)
-          for (int part = 0; part < 4; part++)
-            parts[part] = add_bytes(parts[part], load<Ints>(from + (word + part) * kLanes),
-                                    of_token[word + part]);
-        for (; word < words; word++)
-          parts[0] = add_bytes(parts[0], load<Ints>(from + word * kLanes), of_token[word]);
-        const Ints sums = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-        const Floats y =
-            to_floats(sums - kByteOffset * offsets[token]) * x_scales[token] * scales;
-        std::memcpy(to + token * rows + block * kLanes, &y, count * sizeof(float));
-      }
-    }
-  });
+  const int32_t* codes = weight.codes.const_data_ptr<int32_t>();
+  const float* scale = weight.scale.const_data_ptr<float>();
+  return {blocks, [=, x_words = std::move(x_words), offsets = std::move(offsets),
+                   x_scales = std::move(x_scales)](int64_t first, int64_t last) {
+            for (int64_t block = first; block < last; block++) {
+              const int32_t* from = codes + block * words * kLanes;
+              const Floats scales = load<Floats>(scale + block * kLanes);
+              const int64_t count = std::min<int64_t>(kLanes, rows - block * kLanes);
+              for (int64_t token = 0; token < tokens; token++) {
+                const Ints sums = int8_sums(from, &x_words[token * words], words);
+                const Floats y = to_floats(sums - kByteOffset * offsets[token]) *
+                                 x_scales[token] * scales;
+                std::memcpy(out + token * rows + block * kLanes, &y, count * sizeof(float));
+              }
+            }
+          }};
+}
+
+// By tokens rounded as quantize_tokens of kernels/products.py rounds them.
+Parts rounded_product(const Weight& weight, const float* x, int64_t tokens, float* out) {
+  const int64_t width = weight.columns();
+  std::vector<int8_t> values(tokens * width);
+  std::vector<float> scales(tokens);
+  for (int64_t token = 0; token < tokens; token++) {
+    const float* from = x + token * width;
+    float peak = 0;
+    for (int64_t column = 0; column < width; column++)
+      peak = std::max(peak, std::abs(from[column]));
+    const float scale = std::max(peak / 127, std::numeric_limits<float>::min());
+    for (int64_t column = 0; column < width; column++)
+      values[token * width + column] = static_cast<int8_t>(
+          std::nearbyint(std::clamp(from[column] / scale, -127.0f, 127.0f)));
+    scales[token] = scale;
+  }
+  return int8_product(weight, values.data(), std::move(scales), out);
+}
+
+Parts decoded_product(const Weight& weight, const float* x, int64_t tokens, float* out) {
+  const bool is_sparse = weight.format() == kSparse;
+  const int64_t columns = weight.columns(), stored = is_sparse ? columns / 2 : columns;
+  const int64_t units = (stored + kUnit - 1) / kUnit;
+  Product p{};
+  p.words = weight.codes.const_data_ptr<int32_t>();
+  p.scale = weight.scale.const_data_ptr();
+  p.zero = weight.zero.const_data_ptr();
+  p.rows = weight.rows(), p.blocks = weight.codes.size(0);
+  p.words_of_block = weight.codes.size(1), p.units = units;
+  p.group = is_sparse ? kSparseGroup : weight.group();
+  p.groups = p.group ? (columns + p.group - 1) / p.group : 0;
+  p.half_scales = weight.scale.scalar_type() == at::kHalf;
+  p.packed_zeros = weight.zero_kind() == kPacked;
+  p.columns = units * (is_sparse ? 2 : 1) * kUnit;
+  p.out = out, p.out_tokens = tokens;
+  const float factor = weight.decode() == kFloat8 ? kFloat8Tokens : 1;
+  auto own = padded(x, tokens, columns, p.columns, factor);
+  const float* padded_x = own.empty() ? x : own.data();
+  const int64_t rows = rows_of(tokens);
+  std::vector<float> sums;
+  if (!is_sparse)
+    for (int64_t row = 0; row < rows; row++)
+      add_group_sums(padded_x + row * p.columns, p, sums);
+  const auto [one_token, four_tokens] =
+      kernels_of(weight.format(), weight.bits(), weight.decode(), weight.group());
+  const BlockProduct multiply = rows == 1 ? one_token : four_tokens;
+  return {p.blocks, [=, own = std::move(own), sums = std::move(sums)](
+                        int64_t first, int64_t last) {
+            Product here = p;
+            here.x = own.empty() ? x : own.data(), here.x_sums = sums.data();
+            for (int64_t block = first; block < last; block++)
+              for (int64_t token = 0; token < rows; token += 4)
+                multiply(here, block, token);
+          }};
 }
 
 // See kernels/products.py. `numbers` are rows and the fields of a Layout.
 Tensor packed_product(const Tensor& x, const Tensor& codes, const Tensor& scale,
                       const Tensor& zero, at::IntArrayRef numbers, at::ScalarType dtype,
                       const std::optional<Tensor>& x_scale) {
-  const int64_t rows = numbers[0], columns = numbers[1], format = numbers[2];
-  const int64_t bits = numbers[3], decode = numbers[4], group = numbers[5];
-  Tensor out = at::empty({x.size(0), rows}, x.options().dtype(at::kFloat));
+  const Weight weight{codes, scale, zero, numbers};
+  const int64_t tokens = x.size(0);
+  Tensor out = at::empty({tokens, weight.rows()}, x.options().dtype(at::kFloat));
+  float* to = out.mutable_data_ptr<float>();
   if (x_scale) {
-    int8_product(x.contiguous(), codes, scale, x_scale->contiguous(), out);
-    return out.to(dtype);
-  }
-  if (format == kFloatWeight) {
+    const Tensor values = x.contiguous(), scales = x_scale->contiguous();
+    const float* first = scales.const_data_ptr<float>();
+    run({int8_product(weight, values.const_data_ptr<int8_t>(), {first, first + tokens}, to)});
+  } else {
     const Tensor wide = x.to(at::kFloat).contiguous();
-    switch (codes.scalar_type()) {
-      case at::kBFloat16: float_product<c10::BFloat16>(wide, codes, out); break;
-      case at::kHalf: float_product<c10::Half>(wide, codes, out); break;
-      default: float_product<float>(wide, codes, out);
-    }
-    return out.to(dtype);
+    run({product_of(weight, wide.const_data_ptr<float>(), tokens, to)});
   }
-  const int64_t stored = format == kSparse ? columns / 2 : columns;
-  const int64_t units = (stored + kUnit - 1) / kUnit;
-  Product p{};
-  p.words = codes.const_data_ptr<int32_t>();
-  p.scale = scale.const_data_ptr();
-  p.zero = zero.const_data_ptr();
-  p.rows = rows, p.blocks = codes.size(0), p.words_of_block = codes.size(1);
-  p.units = units, p.group = format == kSparse ? kSparseGroup : group;
-  p.groups = p.group ? (columns + p.group - 1) / p.group : 0;
-  p.half_scales = scale.scalar_type() == at::kHalf;
-  p.packed_zeros = numbers[6] == kPacked;
-  const float factor = decode == kFloat8 ? kFloat8Tokens : 1;
-  const Tensor tokens = padded(x, units * (format == kSparse ? 2 : 1) * kUnit, factor);
-  p.x = tokens.const_data_ptr<float>(), p.columns = tokens.size(1);
-  const auto x_sums = group_sums(tokens, format == kSparse ? 0 : p.groups, p.group);
-  p.x_sums = x_sums.data();
-  p.out = out.mutable_data_ptr<float>(), p.out_tokens = out.size(0);
-  const auto [one_token, four_tokens] = kernels_of(format, bits, decode, group);
-  share(p.blocks, [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; block++)
-      if (tokens.size(0) == 1)
-        one_token(p, block, 0);
-      else
-        for (int64_t token = 0; token < tokens.size(0); token += 4)
-          four_tokens(p, block, token);
-  });
   return out.to(dtype);
 }
 
 }  // namespace
+
+Parts product_of(const Weight& weight, const float* x, int64_t tokens, float* out) {
+  if (weight.rounds_tokens()) return rounded_product(weight, x, tokens, out);
+  if (weight.format() != kFloatWeight) return decoded_product(weight, x, tokens, out);
+  switch (weight.codes.scalar_type()) {
+    case at::kBFloat16: return float_product<c10::BFloat16>(weight, x, tokens, out);
+    case at::kHalf: return float_product<c10::Half>(weight, x, tokens, out);
+    default: return float_product<float>(weight, x, tokens, out);
+  }
+}
+
+void run(std::initializer_list<Parts> loops) {
+  int64_t count = 0;
+  for (const Parts& parts : loops) count += parts.count;
+  const int threads = at::get_num_threads();
+  const int64_t step = std::max<int64_t>(count / (threads * kChunksOfThread), 1);
+  Threads::run((count + step - 1) / step, threads, [&](int64_t chunk) {
+    int64_t first = chunk * step, last = std::min(first + step, count);
+    for (const Parts& parts : loops) {
+      if (first < parts.count && last > 0)
+        parts.work(std::max<int64_t>(first, 0), std::min(last, parts.count));
+      first -= parts.count, last -= parts.count;
+    }
+  });
+}
 
 TORCH_LIBRARY_IMPL(llama_perf, CPU, library) {
   library.impl("packed_product", TORCH_FN(packed_product));

@@ -115,12 +115,15 @@ class Threads {
     event.notify_all();
   }
 
+  // Apart in memory: what each chunk writes, and what is only read meanwhile.
+  static constexpr size_t kApart = 64;
   std::mutex caller_, sleep_;
   std::condition_variable begun_, done_;
   std::atomic<int> sleepers_{0}, waiting_{0};
   int helpers_ = 0;
-  std::atomic<uint64_t> next_{0};
-  std::atomic<int64_t> chunks_{0}, finished_{0};
+  alignas(kApart) std::atomic<uint64_t> next_{0};
+  alignas(kApart) std::atomic<int64_t> finished_{0};
+  alignas(kApart) std::atomic<int64_t> chunks_{0};
   std::atomic<const void*> context_{nullptr};
   std::atomic<Call> call_{nullptr};
 };

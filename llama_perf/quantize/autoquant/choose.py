@@ -116,9 +116,11 @@ def products(row: RowSpec, config: ModelConfig) -> Counter[Product]:
 
     def product(length: int, rows: int, columns: int) -> Product:
         tokens = row.batch_size * length
+        # On a CPU a fused layer has the same products as the operator.
         how: How = "eager"
         if row.fused and tokens <= FUSED_TOKENS:
-            how = "fused gate" if (rows, columns) == gate else "fused"
+            if row.device != "cpu":
+                how = "fused gate" if (rows, columns) == gate else "fused"
         elif row.compile and length == 1:
             # A prompt's products are the same operators compiled or not.
             how = "compiled"

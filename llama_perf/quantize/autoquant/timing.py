@@ -138,9 +138,9 @@ def weight_copies(
     copies = [_random_like(weight, device) for _ in range(min(count, _MAX_COPIES))]
     if product.how in ("eager", "compiled"):
         return [(copy,) for copy in copies]
-    from llama_perf.llama.fused import packed
+    from llama_perf.llama.fused_weights import packed
 
-    singles = [packed(copy, name) for copy in copies]
+    singles = [packed(copy, name, torch.device("cuda")) for copy in copies]
     if product.how == "fused":
         return [(single,) for single in singles]
     # None is in two pairs, or a cache would have it the second time.

@@ -10,7 +10,7 @@ import torch
 
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, Sampling
-from tests.correctness.llama.test_fused import Pair, both, small_model
+from tests.correctness.support.fused import Pair, both, small_model
 
 pytestmark = pytest.mark.usefixtures("graphs")
 

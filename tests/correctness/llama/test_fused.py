@@ -17,49 +17,29 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from llama_perf import quantize_model
-from llama_perf.checkpoints.load import build_model
 from llama_perf.errors import NotRunnable, ValuesError
 from llama_perf.kernels.triton import launch, launch_fused
-from llama_perf.llama.engine import Engine
-from llama_perf.llama.fused import packed
+from llama_perf.llama.fused import FusedStep
+from llama_perf.llama.fused_weights import packed
 from llama_perf.llama.layers import Linear
 from llama_perf.llama.options import GREEDY
-from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_row
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.spec import RowSpec
-from tests.correctness.support.engines import distance, engine, greedy, new_model
+from tests.correctness.support.engines import distance, greedy, new_model
 from tests.correctness.support.errors import refusal
-from tests.correctness.support.weights_samples import TINY, tiny_weights
+from tests.correctness.support.fused import (
+    CLOSE,
+    TURNED,
+    TURNED_CODES,
+    both,
+    check,
+    limit_of,
+    small_model,
+)
 
-# Rows that fill no block of sixteen, columns that fill no step; as few programs as
-# have all of a layer's parts, since the interpreter takes 50 ms for each.
-SMALL = replace(TINY, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, head_dim=48)
-# Of rounding where it is stored, by dtype: a few times its unit.
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-# int8dq rounds each activation, which a last bit can turn over.
-TURNED = 2e-2
-Pair = tuple[Engine, Engine]
-
-
-def small_model(
-    scheme: str | None,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    n_layers: int = 1,
-) -> Transformer:
-    weights = tiny_weights(replace(SMALL, n_layers=n_layers))
-    model = build_model(weights, dtype=dtype, device=device)
-    # Norms that change something, and logits that differ.
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if "norm" in name:
-            drawn = torch.rand(weight.shape, generator=generator) + 0.5
-            weight.data.copy_(drawn)
-    return model if scheme is None else quantize_model(model, scheme, kernels="native")
+GPU = torch.device("cuda")
 
 
 def linear(scheme: str | None, weight: Tensor, device: torch.device) -> Linear:
@@ -70,36 +50,6 @@ def linear(scheme: str | None, weight: Tensor, device: torch.device) -> Linear:
         make = partial(make_quantizer, device=device, dtype=torch.float32)
         make(scheme, kernels="native")(nn.Sequential(layer), "layer")
     return layer
-
-
-def both(model: Transformer, *, changed: str = "fused", **fields: Any) -> Pair:
-    """The modules' engine and the fused one, or other two, over the same weights."""
-    options = {"cache_size": 24, **fields}
-    return engine(model, **options), engine(model, **options, **{changed: True})
-
-
-def check(
-    pair: Pair, prompt: Tensor, limit: float, lengths: Tensor | None = None
-) -> None:
-    """A prompt, then a step, by both; what the caches hold as well."""
-    (modules, fused), length = pair, prompt.shape[1]
-    with torch.no_grad():
-        expected, actual = (one.prefill(prompt, lengths) for one in pair)
-        assert distance(actual, expected) < limit
-        token = expected.argmax(-1, keepdim=True)
-        at = torch.tensor([length]) if lengths is None else lengths[:, None]
-        step = token, at.to(prompt.device)
-        assert distance(fused.decode(*step), modules.decode(*step)) < limit
-    for own, other in zip(modules.caches, fused.caches, strict=True):
-        both_caches = zip(own.dequantized(), other.dequantized(), strict=True)
-        for expected, actual in both_caches:
-            assert distance(actual, expected) < limit
-            # Nothing beyond the positions that were written.
-            assert not actual[:, :, length + 1 :].any()
-
-
-def limit_of(scheme: str | None, dtype: torch.dtype = torch.float32) -> float:
-    return max(CLOSE[dtype], TURNED) if scheme == "int8dq" else CLOSE[dtype]
 
 
 # One of each way through the kernels; every format's sums are those of the kernels that
@@ -131,7 +81,7 @@ def test_a_prompt_and_steps_are_those_of_the_modules(
     prompt = torch.arange(math.prod(shape), device=card).view(shape) + 5
     own = None if lengths is None else torch.tensor(lengths, device=card)
     check(pair, prompt, limit_of(scheme, dtype), own)
-    assert pair[1]._fused is not None
+    assert isinstance(pair[1]._fused, FusedStep)
     assert not pair[1]._fused._split_counter.any()
 
 
@@ -144,10 +94,7 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     model = small_model("int8wo", card, dtype)
     pair = both(model, batch_size=2, kv_cache=kind)
     prompt = torch.tensor([[7, 8], [1, 12]], device=card)
-    # A code turns over where a last bit does: by 1 of 127 of a head's largest value, or
-    # in fp8 by an eighth of its own. As many as may, below, move a vector by so much.
-    turned = 0.06**0.5 * (1 / 127 if kind == "int8" else 1 / 8)
-    check(pair, prompt, max(turned, CLOSE[dtype]))
+    check(pair, prompt, max(TURNED_CODES[kind], CLOSE[dtype]))
     (one,), (other,) = (engine.caches for engine in pair)
     pairs = ((one.k_cache, other.k_cache), (one.v_cache, other.v_cache))
     same = [(left == right)[:, :, :2].float().mean() for left, right in pairs]
@@ -167,7 +114,7 @@ def test_splits_of_the_columns_are_joined(
     layers = [linear(scheme, weight, card) for weight in drawn]
     x = torch.randn(2, columns, generator=generator).to(card)
     norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
-    first, second = (packed(layer.weight, "weight") for layer in layers)
+    first, second = (packed(layer.weight, "weight", GPU) for layer in layers)
     assert launch_fused.launch_here(first, 2, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=card)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
@@ -206,15 +153,12 @@ def test_values_of_a_fused_row_are_checked_and_tokens_are_the_modules(
 def test_what_cannot_be_fused_says_why() -> None:
     row: dict[str, Any] = {"model": "Llama-2-7b-chat-hf", "fused": True}
     for changed, reason in (
-        ({"device": "cpu"}, "need device 'cuda'"),
         ({"quantization": "int8wo", "kernels": "torchao"}, "kernels = 'native'"),
         ({"attention": "sdpa"}, "attention = 'decode'"),
         ({"batch_size": 9}, "at most 8"),
     ):
         assert reason in refusal(RowSpec, **row, **changed)
     assert RowSpec(**row).id.endswith(".fused")
-    message = refusal(both, small_model(None, torch.device("cpu")), error=NotRunnable)
-    assert message == "fused: it needs a CUDA device, not cpu"
 
 
 def test_weights_and_shapes_without_a_kernel_are_named(card: torch.device) -> None:
@@ -233,7 +177,7 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
 ) -> None:
     """To the last bit, by kernels that take one, leave one and clear another."""
     drawn = torch.randn(4, 20, 32).to(card)
-    weight = packed(linear("int8dq", drawn[0].T, card).weight, "weight")
+    weight = packed(linear("int8dq", drawn[0].T, card).weight, "weight", GPU)
     x, residual, norms = drawn[1, :3, :20], drawn[2, :3], drawn[3].abs()
     next_norm_weight, own = norms[0], norms[1, :20]
     counter = torch.zeros(2, dtype=torch.int32, device=card)

@@ -77,7 +77,7 @@ def test_the_products_are_those_of_the_fused_rows() -> None:
     # A step and the prompt of six tokens.
     assert {product.tokens for _, product in fused} == {1, 6}
     assert len(fused) == 10
-    assert not products([replace(ROW, fused=False)])
+    assert not products([replace(ROW, fused=False), replace(ROW, device="cpu")])
     chosen = products([replace(ROW, quantization="autoquant", prompt_length=9)])
     assert {scheme for scheme, _ in chosen} == {"none", "int8wo", "int8dq"}
     assert {product.tokens for _, product in chosen} == {1}

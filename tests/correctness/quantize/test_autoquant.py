@@ -226,7 +226,7 @@ def test_a_shape_without_a_choice_is_refused(schemes: Any, known: str) -> None:
 def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> None:
     def hows(tokens: int, config: Any = STORIES, **changes: Any) -> dict[Any, str]:
         """How the products of so many tokens are timed, by shape."""
-        row = replace(ROW, device="cuda", dtype="bfloat16", **changes)
+        row = replace(ROW, **{"device": "cuda", "dtype": "bfloat16", **changes})
         return {
             (product.rows, product.columns): product.how
             for product in products(row, config)
@@ -242,6 +242,9 @@ def test_a_fused_row_times_its_own_kernels_and_long_prompts_the_operators() -> N
     assert hows(1) == dict.fromkeys(SHAPES, "eager")
     assert hows(1, compile=True) == dict.fromkeys(SHAPES, "compiled")
     assert hows(3, compile=True) == dict.fromkeys(LAYER, "eager")
+    # A CPU's fused layer has the operators' products.
+    on_cpu = {"device": "cpu", "compile": True, "fused": True}
+    assert hows(1, **on_cpu) == dict.fromkeys(SHAPES, "eager")
     # A shape that another linear has too is timed by itself.
     square = replace(STORIES, intermediate_size=STORIES.dim)
     assert "fused gate" not in hows(1, square, compile=True, fused=True).values()

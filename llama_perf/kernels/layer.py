@@ -1,0 +1,47 @@
+"""A transformer's layer over a few tokens, as one operator of a CPU.
+
+    x += attention(norm(x)) W_o^T;  x += (silu(g) * u) W_down^T
+
+where g and u are the products of gate and up with norm(x). The formulas are those of
+`llama/layers.py` and `llama/attention.py`. Between its weights and caches everything
+is float32: activations are rounded only where they are stored, and for int8 products.
+It is `cpp/layer.cpp`, and there is no other: `cpp_library.load` first.
+
+Legend: B batch, T tokens of a sequence, H heads of the cache, S positions, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llama_perf.kernels.weight import Packed
+
+torch.library.define(
+    "llama_perf::decode_layer",
+    "(Tensor(a!) x, Tensor(b!)[] cache, Tensor[] weights, Tensor[] rotary,"
+    " Tensor positions, int[] numbers, float eps) -> ()",
+)
+decode_layer = torch.ops.llama_perf.decode_layer.default
+"""Update `x`, (B, T, dim) side by side in memory, and write the cache.
+
+`cache` are keys and values, (B, H, S, D), then their codes' scales (B, H, S), if any.
+Each token attends to the positions up to its own. `positions` are int64 (T,) or (B, T),
+`rotary` float32 cosines and sines, D / 2 of each position. `weights` and `numbers` are
+as of `arguments`, `eps` is the norms'.
+"""
+
+
+def arguments(
+    norms: Sequence[Tensor], linears: Sequence[Packed]
+) -> tuple[list[Tensor], list[int]]:
+    """`weights` and `numbers` of a layer with two norms and five linears.
+
+    The linears are query, key and value; output; gate; up; down.
+    """
+    weights = [norm.detach().float() for norm in norms]
+    numbers: list[int] = []
+    for linear in linears:
+        weights += linear.tensors
+        numbers += [linear.rows, *map(int, linear.layout)]
+    return weights, numbers
