@@ -59,7 +59,7 @@ class EngineOptions:
     `compile` compiles one block and the head for decoding, `compile_prefill` the block
     for a prompt, with a dynamic length. `capture` replays each decode step as one CUDA
     graph. `fused` runs a decode step, and a prompt of a few tokens, on
-    `llama_perf.llama.fused` instead of the blocks' modules.
+    `llama_perf.llama.fused`, on a CPU `fused_cpu`, instead of the blocks' modules.
 
     `slowdown` repeats that share of the decode steps and discards the results. It is
     a switch for testing the gate, see docs/gate.md.
