@@ -144,12 +144,13 @@ def _with_eager_strides(node: Any, *args: Any, **kwargs: Any) -> Any:
     return tuple(exact), kwargs
 
 
-def found_compiled_code() -> bool:
-    """Whether any code since the compiler was last reset came from a cache on disk."""
+def compiled_anew() -> bool:
+    """Whether code was compiled since the compiler was last reset, none of it found."""
     from torch._dynamo.utils import counters
 
     hits = {"inductor": "fxgraph_cache_hit", "aot_autograd": "autograd_cache_hit"}
-    return any(counters[part][name] for part, name in hits.items())
+    found = any(counters[part][name] for part, name in hits.items())
+    return counters["stats"]["unique_graphs"] > 0 and not found
 
 
 def _forget_compiled() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llama_perf.devices.device import device_of
 from llama_perf.errors import UserError
-from llama_perf.llama.compiler import found_compiled_code
+from llama_perf.llama.compiler import compiled_anew
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
@@ -114,7 +114,8 @@ def measure_row(
     device.synchronize()
     warm_up_s = time.perf_counter() - start
     first_s = warm_up_s - observed.seconds
-    compiled_anew = row.compile and not found_compiled_code()
+    # A fused row compiles nothing but a prompt's block.
+    took_compiling = row.compile and compiled_anew()
     check = check_row_values(prepared, observed)
     del observed
     step, allocated_bytes = None, None
@@ -173,7 +174,7 @@ def measure_row(
         build_s=prepared.build_s,
         warm_up_s=warm_up_s,
         warm_ups=warm_ups,
-        compile_s=max(first_s - median(totals) / 1e9, 0.0) if compiled_anew else None,
+        compile_s=max(first_s - median(totals) / 1e9, 0.0) if took_compiling else None,
         graph_breaks=graph_breaks,
         compilations=compilations,
         injected_slowdown=slowdown,

@@ -125,14 +125,15 @@ def test_code_is_found_again_unless_all_is_to_be_compiled_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    x, found = torch.ones(2, 3), []
+    x, anew = torch.ones(2, 3), []
     for cold in (False, False, True, False):
         with compiler_settings(cold=cold):
+            assert not compiler.compiled_anew()
             # A view needs no C++.
             torch.compile(torch.Tensor.t)(x)
             assert counters["stats"]["unique_graphs"] == 1
-            found.append(compiler.found_compiled_code())
-    assert found == [False, True, False, True]
+            anew.append(compiler.compiled_anew())
+    assert anew == [True, False, True, False]
 
 
 def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(

@@ -148,7 +148,7 @@ def test_the_time_to_compile_is_known_where_all_was_compiled_anew(
     prepared = PreparedRow(
         row=row, engine=engine, prompt=prompt, weights="", build_s=0.0
     )
-    monkeypatch.setattr(measuring, "found_compiled_code", lambda: cached)
+    monkeypatch.setattr(measuring, "compiled_anew", lambda: not cached)
     measurement = measure_row(prepared, meter=RowMemoryMeter(CPU))
     seconds, warm_up_s = measurement.compile_s, measurement.warm_up_s
     assert (seconds is None) == cached
