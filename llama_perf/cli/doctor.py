@@ -34,6 +34,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
+    from llama_perf.kernels import cpp_library
     from llama_perf.llama import code_cache
     from llama_perf.measure.environment import collect, compiler_problem, machine_notes
     from llama_perf.measure.prepare import check_runnable
@@ -57,6 +58,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"
     yield "compiler", compiler_problem(device.type) or "ok"
+    yield "C++ operators", cpp_library.load() or "ok"
     sizes = code_cache.entries()
     yield (
         "compiled code",

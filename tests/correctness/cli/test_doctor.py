@@ -11,6 +11,7 @@ import torch
 from llama_perf.checkpoints.load import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
+from llama_perf.kernels import cpp_library
 from llama_perf.llama.code_cache import code_folder
 from llama_perf.measure.environment import collect
 from llama_perf.quantize.registry import import_all
@@ -22,7 +23,7 @@ CPU_SET = selection.load_set("cpu")
 NAMES = [
     *("python", "torch", "torchao", "triton", "pytest", "pytest-benchmark"),
     *("transformers", "CUDA", "device", "device key", "processor", "compiler"),
-    *("compiled code", SMOLLM2, "baseline"),
+    *("C++ operators", "compiled code", SMOLLM2, "baseline"),
     *(f"set {name}" for name in selection.set_names()),
 ]
 
@@ -53,6 +54,7 @@ def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:
     assert lines["device key"] == key
     assert lines["baseline"] == f"none yet (none/{key}/baseline.json)"
     assert lines["processor"] == f"{processor.name()}, {processor.features()}"
+    assert lines["C++ operators"] == "ok"
     folder, size = lines["compiled code"].split(": ")
     assert folder == str(code_folder())
     assert re.fullmatch(r"[01]\.\d\d of at most 2 GB, in \d+ entries", size)
@@ -62,6 +64,13 @@ def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:
         lines["set reference"],
     )
     assert re.match(rf"\d+ of {len(CPU_SET)} rows can run", lines["set cpu"])
+
+
+def test_operators_that_cannot_be_compiled(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpp_library, "load", lambda: "no compiler")
+    assert findings(cli)["C++ operators"] == "no compiler"
 
 
 def test_a_missing_package(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
