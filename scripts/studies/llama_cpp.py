@@ -30,6 +30,7 @@ from llama_perf.run.time_left import Task
 from llama_perf.run.worker import run_in_process
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
+from scripts.studies.peer_environment import make_environment
 
 PLACE = Place("performance.md", "llama.cpp")
 LLAMA_CPP = "llama.cpp, Q4_1"
@@ -78,17 +79,6 @@ def rows(max_new_tokens: int) -> list[RowSpec]:
         for row in selection.load_set("cpu")
         if row.kernels == "native" and row.cache_size is None
     ]
-
-
-def make_environment(folder: Path) -> Path:
-    """The Python of an environment in `folder` with llama.cpp, which pip compiles."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    quietly = ("--quiet", "--disable-pip-version-check")
-    packages = ("llama-cpp-python",)
-    subprocess.run([python, "-m", "pip", "install", *quietly, *packages], check=True)
-    return python
 
 
 def time_llama_cpp(python: Path, row: RowSpec) -> Timed:
@@ -168,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--only", metavar="TEXT", default="", help=help)
     arguments = parser.parse_args(argv)
     default = ROOT / ".llama-perf" / "llama.cpp"
-    python = (arguments.python or make_environment(default)).absolute()
+    packages = ["llama-cpp-python"]
+    python = (arguments.python or make_environment(default, packages)).absolute()
     first, *others = rows(arguments.max_new_tokens)
     ours = [first, *(row for row in others if arguments.only in row.id)]
     short, _ = short_names([row.id for row in ours])

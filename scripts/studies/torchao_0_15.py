@@ -28,10 +28,16 @@ from llama_perf.run.display import Display
 from llama_perf.run.time_left import Task
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
+from scripts.studies.peer_environment import make_environment
 from scripts.studies.small_llama import CONFIG, MODEL, PROMPT, make_checkpoint
 
 PLACE = Place("torchao-0.15.md", "comparison")
 TORCHAO = "0.15.0"
+# torchao 0.15 names none of what its generate.py imports.
+_PACKAGES = (
+    *(f"torchao=={TORCHAO}", f"torch=={torch.__version__.split('+')[0]}"),
+    *("numpy", "sentencepiece", "setuptools", "tiktoken"),
+)
 _ROW = RowSpec(model=MODEL, dtype="float32", device="cpu", compile=True, num_samples=3)
 row_of = partial(replace, _ROW, max_new_tokens=100)
 """A row that both sides run, with these defaults."""
@@ -96,19 +102,6 @@ class Ran(NamedTuple):
 
 Processes = dict[RowSpec, tuple[list[Ran], list[Ran]]]
 """Those of each row, torchao's and ours, in the order in which they ran."""
-
-
-def make_environment(folder: Path) -> Path:
-    """The Python of an environment in `folder` with torchao 0.15 and torch as here."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    packages = [f"torchao=={TORCHAO}", f"torch=={torch.__version__.split('+')[0]}"]
-    # torchao 0.15 names none of what its generate.py imports.
-    packages += ["numpy", "sentencepiece", "setuptools", "tiktoken"]
-    quietly = ("--quiet", "--disable-pip-version-check")
-    subprocess.run([python, "-m", "pip", "install", *quietly, *packages], check=True)
-    return python
 
 
 def name_of(row: RowSpec) -> str:
@@ -268,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     work: Path = arguments.work.absolute()
     weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
-    python = (arguments.python or make_environment(work / "environment")).absolute()
+    folder = work / "environment"
+    python = (arguments.python or make_environment(folder, _PACKAGES)).absolute()
 
     def run_side(side: str, row: RowSpec, *flags: str) -> Ran:
         return run(side, [*command(side, row, weights, python), *flags], row, work)

@@ -294,7 +294,7 @@ def test_a_run_that_is_ended_is_resumed(project: Project, number: int) -> None:
     options = ("--compare", "-x", "--row=*top*", "--row=*int8*")
     project.run("--resume", *options, failed=1)
     assert second in project.report().results
-    # It takes no time, whatever the baseline says.
+    # A finished row that is taken over needs no time, whatever its baseline says.
     project.record(warm_up_s=1e6)
     words = project.run_words("--resume", "--compare", "--no-confirm", "--row=*int8*")
     _, err = project.cli(*words, code=None)
