@@ -49,7 +49,8 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 
 bench: $(READY)
-	$(BIN)/python -m pytest tests/perf --benchmark-compare \
+	# hypothesis would be imported for its summary, which takes a second.
+	$(BIN)/python -m pytest tests/perf -p no:hypothesispytest --benchmark-compare \
 	    --on-missing-baseline=report \
 	    --benchmark-columns=min,median,max,stddev,rounds $(BENCH_ARGS)
 

@@ -255,18 +255,24 @@ def build_model(
         model = Transformer(reader.config)
     model.origin = reader.origin
 
-    def assign(module: nn.Module, weights: dict[str, Tensor]) -> None:
-        moved = {name: _moved(w, dtype, device) for name, w in weights.items()}
+    def assign(module: nn.Module, weights: dict[str, Tensor], name: str = "") -> None:
+        """Move the weights into the module, and quantize it if it has a name."""
+        moved = {key: _moved(weight, dtype, device) for key, weight in weights.items()}
         module.load_state_dict(moved, assign=True)
+        if quantizer is not None and name:
+            quantizer(module, name)
+        # A copy even of what stays as it is: a tensor that stays on a mapped file would
+        # be read from the disk while a row is timed.
+        for key, parameter in module.named_parameters():
+            if is_unquantized(parameter) and parameter.is_set_to(weights[key]):
+                parameter.data = parameter.data.clone()
 
     assign(model.tok_embeddings, {"weight": reader.embedding()})
     packed = quantizer is not None or model.origin.scheme is not None
     scratch = ScratchPool(device if packed else torch.device("cpu"))
     for index, layer in enumerate(model.layers):
         with scratch.allocate():
-            assign(layer, reader.layer(index))
-            if quantizer is not None:
-                quantizer(layer, f"layers.{index}")
+            assign(layer, reader.layer(index), f"layers.{index}")
         # Layers are alike.
         scratch.move_out(layer, room_for=0 if index else len(model.layers))
     with scratch.allocate():
@@ -285,11 +291,8 @@ def build_model(
 
 
 def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A copy even where nothing changes: a tensor that stays on a mapped file would
-    # be read from the disk while a row is timed.
     if is_unquantized(tensor):
-        copy = tensor.device.type == "cpu"
-        return tensor.to(device=device, dtype=dtype, copy=copy)
+        return tensor.to(device=device, dtype=dtype)
     # Of quantized ones `.to` heeds no `copy`.
     moved = (tensor.clone() if device.type == "cpu" else tensor).to(device, dtype)
     # Another processor may have saved it in a layout that this one multiplies slowly.

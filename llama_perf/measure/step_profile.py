@@ -9,7 +9,7 @@ frees again.
 import os
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import Version
@@ -23,8 +23,6 @@ from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 2
 _MAX_OPERATORS = 12
-# The prefill's token and a step's: later steps allocate the same again.
-_TOKENS = 2
 
 
 @cache
@@ -43,18 +41,39 @@ def load_profiler() -> None:
     profiler.key_averages()
 
 
-def step_work(prepared: PreparedRow) -> StepWork | None:
-    """A decoding step's operators; None without a step, or where no kernel is seen."""
-    steps = min(_STEPS, prepared.row.max_new_tokens - 1)
-    if steps < 1:
-        return None
+class Work(NamedTuple):
+    """What a profiler counts of a generation; `peak_bytes` only on a CPU.
+
+    They are the weights, the caches and the most besides of a prompt and a step.
+    `step` is None without a step, or where no kernel is seen.
+    """
+
+    step: StepWork | None
+    peak_bytes: int | None
+
+
+def count_work(prepared: PreparedRow) -> Work:
+    """The work of another generation, of as few tokens as that takes."""
     load_profiler()
     device = device_of(prepared.row.device)
+    on_host = device.kind == "cpu"
+    most = prepared.row.max_new_tokens
+    steps = min(_STEPS, most - 1)
+    # Later steps allocate the same again.
+    counted = min(2, most - steps) if on_host else 1
     generator = torch.Generator(device=prepared.prompt.device).manual_seed(0)
-    request = prepared.request(generator, steps + 1)
+    request = prepared.request(generator, counted + steps)
     tokens = prepared.engine.stream(prepared.prompt, **request)
-    # The first is the prefill's.
-    next(tokens)
+    # Without torch.profiler around it, which makes an object of each event.
+    with autograd_profiler.profile(enabled=on_host, profile_memory=True) as recorded:
+        for _ in range(counted):
+            next(tokens)
+    peak_bytes = None
+    if on_host:
+        working_bytes = _working_bytes(recorded)
+        peak_bytes = sum(map(tensor_bytes, prepared.engine.tensors())) + working_bytes
+    if steps < 1:
+        return Work(None, peak_bytes)
     with profile(activities=[device.activity], acc_events=True) as profiler:
         for _ in tokens:
             pass
@@ -62,8 +81,7 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
     name, averages = device.activity.name, profiler.key_averages()
     events: list[Any] = [event for event in averages if event.device_type.name == name]
     if not events:
-        return None
-    on_host = name == "CPU"
+        return Work(None, peak_bytes)
     total_us = "self_cpu_time_total" if on_host else "self_device_time_total"
     times = [
         OperatorTime(
@@ -74,25 +92,21 @@ def step_work(prepared: PreparedRow) -> StepWork | None:
         for event in events
     ]
     times.sort(key=lambda operator: -operator.ms)
-    return StepWork(
+    step = StepWork(
         # Whole numbers first: a sum of shares depends on their order.
         calls=sum(event.count for event in events) / steps,
         ms=sum(operator.ms for operator in times),
         operators=tuple(times[:_MAX_OPERATORS]),
     )
+    return Work(step, peak_bytes)
 
 
-def allocated_peak_bytes(prepared: PreparedRow) -> int:
-    """Weights, caches and the most besides, of two tokens after a warm-up on a CPU."""
-    count = min(_TOKENS, prepared.row.max_new_tokens)
-    request = prepared.request(torch.Generator().manual_seed(0), count)
-    # Without torch.profiler around it, which makes an object of each event.
-    with autograd_profiler.profile(profile_memory=True) as recorded:
-        prepared.engine.generate(prepared.prompt, **request)
+def _working_bytes(recorded: Any) -> int:
+    """The most bytes that were there besides those from before."""
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in recorded.kineto_results.events()
         if event.name() == "[memory]"
     )
-    working_bytes: int = max(accumulate((size for _, size in changes), initial=0))
-    return sum(map(tensor_bytes, prepared.engine.tensors())) + working_bytes
+    most: int = max(accumulate((size for _, size in changes), initial=0))
+    return most

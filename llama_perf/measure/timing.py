@@ -20,7 +20,7 @@ from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiled_anew
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
-from llama_perf.measure.step_profile import allocated_peak_bytes, step_work
+from llama_perf.measure.step_profile import Work, count_work
 from llama_perf.measure.value_check import check_row_values, warm_up_row
 from llama_perf.results.measurement import GB, Measurement
 
@@ -82,7 +82,7 @@ def measure_row(
     *,
     meter: RowMemoryMeter,
     damaged: bool = False,
-    count_work: bool = False,
+    with_work: bool = False,
     samples_budget_s: float | None = None,
     progress: Progress = lambda _text: None,
     after_sample: Callable[[Sample], None] = lambda _sample: None,
@@ -95,15 +95,15 @@ def measure_row(
     that is reported is that of what follows the first warm-up, as in the reference; the
     build's is reported apart. With `damaged` one scale of the weights is wrong in the
     warm-up, to test the suite itself. `after_sample` is called with each sample, once
-    it is known to be no warm-up. `count_work` also counts what a step calls,
-    outside the samples. Raises UserError where the GPU was throttled, ValuesError where
-    the values that the warm-up computed are wrong.
+    it is known to be no warm-up. `with_work` also counts what a step calls, outside
+    the samples. Raises UserError where the GPU was throttled, ValuesError where the
+    values that the warm-up computed are wrong.
     """
     row = prepared.row
     device = device_of(row.device)
     slowdown = prepared.engine.options.slowdown
     # Steps that a slowdown repeats are no work of the row's.
-    count_work = count_work and slowdown == 0
+    with_work = with_work and slowdown == 0
     build_peak_bytes = meter.peak_bytes()
     device.release_memory()
     torch_device = prepared.engine.model.device
@@ -113,16 +113,15 @@ def measure_row(
     observed = warm_up_row(prepared, generator, damaged=damaged)
     device.synchronize()
     warm_up_s = time.perf_counter() - start
-    first_s = warm_up_s - observed.seconds
+    first_s, first_tokens = warm_up_s - observed.seconds, observed.generated
     # A fused row compiles nothing but a prompt's block.
     took_compiling = row.compile and compiled_anew()
     check = check_row_values(prepared, observed)
     del observed
-    step, allocated_bytes = None, None
-    if count_work and not device.profiled_after_samples:
+    work = Work(None, None)
+    if with_work and not device.profiled_after_samples:
         # Its events are freed before the samples, so they are no part of the peak.
-        step = step_work(prepared)
-        allocated_bytes = allocated_peak_bytes(prepared)
+        work = count_work(prepared)
     device.release_memory()
     device.reset_peak()
     samples: list[Sample] = []
@@ -143,9 +142,9 @@ def measure_row(
     if (reason := watch.throttled()) is not None:
         raise UserError(reason)
     peak_bytes = meter.peak_bytes()
-    peak_allocated = allocated_bytes or device.peak_allocated_bytes()
-    if count_work and device.profiled_after_samples:
-        step = step_work(prepared)
+    peak_allocated = work.peak_bytes or device.peak_allocated_bytes()
+    if with_work and device.profiled_after_samples:
+        work = count_work(prepared)
     totals = tuple(sample.total_ns for sample in samples)
     firsts = tuple(sample.first_token_ns for sample in samples)
     decodes = [sample.total_ns - sample.first_token_ns for sample in samples]
@@ -154,6 +153,9 @@ def measure_row(
     joules = watch.joules()
     tok_s = generated * 1e9 / median(totals)
     decoded = row.batch_size * (row.max_new_tokens - 1)
+    # What the warm-up takes of the samples' time: it may have fewer tokens.
+    steps_ns = median(decodes) * (first_tokens - 1) / max(row.max_new_tokens - 1, 1)
+    as_long_s = (median(firsts) + steps_ns) / 1e9
     graph_breaks = compilations = None
     if row.compile:
         from torch._dynamo.utils import counters
@@ -174,12 +176,12 @@ def measure_row(
         build_s=prepared.build_s,
         warm_up_s=warm_up_s,
         warm_ups=warm_ups,
-        compile_s=max(first_s - median(totals) / 1e9, 0.0) if took_compiling else None,
+        compile_s=max(first_s - as_long_s, 0.0) if took_compiling else None,
         graph_breaks=graph_breaks,
         compilations=compilations,
         injected_slowdown=slowdown,
         autoquant=prepared.autoquant,
-        step=step,
+        step=work.step,
         check=check,
         joules_per_token=None if joules is None else joules / watched,
         card=tuple(watch.states) or None,

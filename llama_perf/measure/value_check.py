@@ -52,13 +52,15 @@ _TIE = 6.0
 class Observed:
     """Tokens (B, N) behind `prompt` (B, T), of the row's lengths, and their logits.
 
-    `logits` are (B, N, V); `seconds` is what observing took longer than a generation.
+    `logits` are (B, N, V); `seconds` is what observing took longer than the generation
+    that it followed, of `generated` tokens.
     """
 
     prompt: Tensor
     lengths: Tensor | None
     tokens: Tensor
     logits: Tensor
+    generated: int
     seconds: float
 
 
@@ -67,12 +69,15 @@ def warm_up_row(
 ) -> Observed:
     """Run the row's generation once, and observe its first tokens.
 
-    Of a long prompt they are those of another generation, behind it. `generator` moves
-    on by one generation. `damaged`: one scale is wrong meanwhile, a switch for testing
-    the check.
+    On a CPU it ends with them: they load and compile all that the others would. Of a
+    long prompt they are those of another generation, behind it, for which `generator`
+    does not move on. `damaged`: one scale is wrong meanwhile, a switch for testing the
+    check.
     """
     row, engine = prepared.row, prepared.engine
-    few = min(DECODED + 1, row.max_new_tokens)
+    few = count = min(DECODED + 1, row.max_new_tokens)
+    if prepared.prompt.device.type != "cpu":
+        count = row.max_new_tokens
     prompt, lengths = prepared.prompt[:, :_PROMPT], prepared.lengths
     if lengths is not None:
         lengths = lengths.clamp(max=prompt.shape[1])
@@ -86,15 +91,20 @@ def warm_up_row(
     seconds = 0.0
     with _damaged(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
-            tokens, logits = observe(row.max_new_tokens)
+            tokens, logits = observe(count)
         else:
-            engine.generate(prepared.prompt, **prepared.request(generator))
+            engine.generate(prepared.prompt, **prepared.request(generator, count))
             state, start = generator.get_state(), time.perf_counter()
             tokens, logits = observe(few)
             seconds = time.perf_counter() - start
             generator.set_state(state)
     return Observed(
-        prompt=prompt, lengths=lengths, tokens=tokens, logits=logits, seconds=seconds
+        prompt=prompt,
+        lengths=lengths,
+        tokens=tokens,
+        logits=logits,
+        generated=count,
+        seconds=seconds,
     )
 
 

@@ -23,12 +23,13 @@ from torch import Tensor
 from llama_perf.kernels.grouped import MIDDLE
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import OFFSET, PACKED, Packed
+from llama_perf.quantize.hqq import hqq_scale_and_zero
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
 
-# Values of a weight at a time: as float32 what a core's second-level cache holds, and
+# Values of a weight at a time: as float32 what two cores' second-level caches hold, and
 # on a card enough for its launches not to count.
-_CPU, _CUDA = 1 << 18, 1 << 26
+_CPU, _CUDA = 1 << 19, 1 << 26
 # Groups that are outermost in memory: torch is slow in loops along short dimensions.
 _SHORT = 8
 _SHRINKS = (1.0, 0.9, 0.8)
@@ -108,7 +109,8 @@ def scale_dtype(groups: Tensor) -> torch.dtype:
     """
     if groups.is_meta:
         return torch.float16
-    fits = 2.0**-8 <= groups.abs().amax().item() <= 2.0**14
+    low, high = groups.aminmax()
+    fits = 2.0**-8 <= max(-low.item(), high.item()) <= 2.0**14
     return torch.float16 if fits else torch.bfloat16
 
 
@@ -134,7 +136,7 @@ def _quantized(
     starts = _with_offsets(groups, dtype) if offsets else _whole(groups, bits, dtype)
     fit = _best(groups, starts, codes_range, dtype, fit_offset=offsets)
     if hqq and not groups.is_meta:
-        scale, zero, suits = _hqq_scale_and_zero(groups, bits)
+        scale, zero, suits = hqq_scale_and_zero(groups, bits)
         scale = _positive_scale(scale, dtype)
         if offsets:
             offset = _stored((MIDDLE - zero) * scale, dtype)
@@ -145,7 +147,10 @@ def _quantized(
             # a whole zero may cost more than the search gained, by what hqq lowers:
             # the mean of |error| ** 0.7 of each group.
             suits &= found[2] == found[2].clamp(*codes_range)
-            costs = (_rounded(groups, one, codes_range)[1] for one in (found, fit))
+            room = _room(groups)
+            costs = (
+                _rounded(groups, one, codes_range, room)[1] for one in (found, fit)
+            )
             ours, before = (x.abs().pow(0.7).mean(2, keepdim=True) for x in costs)
             suits &= ours <= before
         fit = tuple(torch.where(suits, *pair) for pair in zip(found, fit, strict=True))
@@ -192,14 +197,19 @@ def symmetric_scale(
     return (scale * sign,)
 
 
+def _room(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors for what is computed again and again."""
+    return torch.empty_like(groups), torch.empty_like(groups)
+
+
 def _rounded(
-    groups: Tensor, fit: Fit, codes_range: tuple[int, int]
+    groups: Tensor, fit: Fit, codes_range: tuple[int, int], room: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The nearest codes less their zero, and the error they leave."""
+    """The nearest codes less their zero, and the error they leave, both in `room`."""
     scale, offset, zero = fit
-    codes = (groups - offset).div_(scale).add_(zero).round_()
+    codes = torch.sub(groups, offset, out=room[0]).div_(scale).add_(zero).round_()
     codes.clamp_(*codes_range).sub_(zero)
-    return codes, (codes * scale).add_(offset).sub_(groups)
+    return codes, torch.mul(codes, scale, out=room[1]).add_(offset).sub_(groups)
 
 
 def _best(
@@ -216,10 +226,14 @@ def _best(
     codes are all one has no slope and keeps its scale.
     """
     best: tuple[Tensor, ...] = ()
+    room, target = _room(groups), groups
+    if fit_offset:
+        centre = groups.mean(2, keepdim=True)
+        target = groups - centre
 
     def consider(*fit: Tensor) -> Tensor:
         nonlocal best
-        codes, error = _rounded(groups, fit, codes_range)
+        codes, error = _rounded(groups, fit, codes_range, room)
         candidate = (error.square_().sum(2, keepdim=True), *fit)
         if best:
             better, pairs = candidate[0] < best[0], zip(candidate, best, strict=True)
@@ -229,39 +243,14 @@ def _best(
         return codes
 
     for scale, offset, zero in starts:
-        away, target = consider(scale, offset, zero), groups
+        away = consider(scale, offset, zero)
         if fit_offset:
-            mean, centre = (x.mean(2, keepdim=True) for x in (away, groups))
-            away, target = away - mean, groups - centre
-        slope = (away * target).sum(2, keepdim=True)
-        slope = slope / away.square().sum(2, keepdim=True)
+            mean = away.mean(2, keepdim=True)
+            away.sub_(mean)
+        slope = torch.mul(away, target, out=room[1]).sum(2, keepdim=True)
+        slope = slope / away.square_().sum(2, keepdim=True)
         scale = torch.where(slope > 0, _positive_scale(slope, dtype), scale)
         if fit_offset:
             offset = _stored(centre - mean * scale, dtype)
         consider(scale, offset, zero)
     return best[1:]
-
-
-def _hqq_scale_and_zero(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and zero of half-quadratic quantization, w = (c - zero) * scale.
-
-    torchao's own search; Badri and Shaji (2023). Both float32 (N, G, 1). The third
-    tensor says which groups it suits: its least step is 1 / 20000, too wide for a
-    group whose values lie closer together.
-    """
-    from torchao.quantization.quant_primitives import (
-        _choose_qparams_and_quantize_affine_hqq,
-    )
-
-    _, *tensors, _ = _choose_qparams_and_quantize_affine_hqq(
-        groups.flatten(1),
-        nbits=bits,
-        group_size=groups.shape[2],
-        compute_dtype=torch.float32,
-        device=str(groups.device),
-        raw_output=True,
-    )
-    # Clones, since the search leaves inference tensors.
-    scale, zero = (tensor.clone().view(*groups.shape[:2], 1) for tensor in tensors)
-    span = groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)
-    return scale, zero, scale <= span / (2**bits - 1) * 1.01

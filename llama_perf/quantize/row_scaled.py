@@ -20,8 +20,27 @@ from torch import Tensor
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
 from llama_perf.kernels.weight import Activations, Packed
+from llama_perf.quantize.grouped import in_stretches
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
+
+
+@in_stretches
+def _peaks(weight: Tensor) -> tuple[Tensor, ...]:
+    return (weight.abs().amax(1).float(),)
+
+
+@in_stretches
+def _encoded(
+    weight: Tensor, kind: RowScaled, peak: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Codes (N, K) and scales (N,), of each row's own peak where `peak` is None."""
+    wide = weight.float()
+    peaks = wide.abs().amax(1) if peak is None else peak.expand(len(wide))
+    # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
+    # subnormal values rounds to zero.
+    scale = (peaks / kind.largest).clamp(min=torch.finfo(torch.float32).tiny)
+    return kind.encode(wide / scale.unsqueeze(1)), scale
 
 
 class RowScaledWeight(PackedTensor):
@@ -36,16 +55,13 @@ class RowScaledWeight(PackedTensor):
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
-        wide = weight.detach().float()
-        peak = wide.abs().amax(1)
-        if scheme.name.endswith("-tensor"):
-            # One scale.
-            peak = peak.amax().expand_as(peak)
-        # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
-        # subnormal values rounds to zero.
-        scale = (peak / cls.format.largest).clamp(min=torch.finfo(torch.float32).tiny)
-        codes = pack(cls.format.encode(wide / scale.unsqueeze(1)), cls.format.bits)
-        return cls(codes, to_lanes(scale), *weight.shape, weight.dtype)
+        weight = weight.detach()
+        peak = _peaks(weight)[0] if scheme.name.endswith("-tensor") else None
+        codes, scale = _encoded(
+            weight, cls.format, None if peak is None else peak.amax()
+        )
+        packed = pack(codes, cls.format.bits)
+        return cls(packed, to_lanes(scale), *weight.shape, weight.dtype)
 
     def packed(self) -> Packed:
         parts = (self.codes, self.scale, self.scale, self.rows, self.columns)

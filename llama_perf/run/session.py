@@ -46,6 +46,7 @@ class Session:
         self.ceiling = cache(measure_ceiling)
         """A device's bandwidth and other limits, measured once."""
         self._opened = OpenedModel(checkpoints=options.checkpoints, keep=True)
+        self._model: tuple[str, ...] = ()
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
@@ -87,9 +88,12 @@ class Session:
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
-            # What is there already outlives the row: it is looked through for garbage
-            # once here, and not each time that the row's own is collected.
-            gc.unfreeze()
+            # What is there already outlives the row, and looking through it takes as
+            # long as a sample. Another model's weights may be garbage among it.
+            model = row.model, row.dtype, row.device
+            if model != self._model:
+                gc.unfreeze()
+                self._model = model
             meter = RowMemoryMeter(device)
             gc.freeze()
             prepared = prepare_row(
@@ -104,7 +108,7 @@ class Session:
                     prepared,
                     meter=meter,
                     damaged=self.options.damaged(row.id),
-                    count_work=True,
+                    with_work=True,
                     samples_budget_s=used.samples_budget_s,
                     progress=progress,
                 )

@@ -9,7 +9,7 @@ import torch
 
 from llama_perf.gate.verdict import not_compared
 from llama_perf.measure.prepare import prepare_row
-from llama_perf.measure.step_profile import load_profiler, step_work
+from llama_perf.measure.step_profile import count_work, load_profiler
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import OperatorTime, StepWork
 from llama_perf.results.run import RowResult, Status, Verdict
@@ -132,7 +132,7 @@ def work(calls: float = 100.0, calls_each: float = 2.0, **times: float) -> StepW
 
 def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
     prepared = prepare_row(STEP_ROW, checkpoints=None)
-    first, second = step_work(prepared), step_work(prepared)
+    first, second = count_work(prepared).step, count_work(prepared).step
     assert first is not None
     assert second is not None
     assert first.calls == second.calls > 0
@@ -144,7 +144,7 @@ def test_a_steps_calls_are_exact_and_its_products_are_there() -> None:
     assert times == sorted(times, reverse=True)
     assert first.ms >= sum(times)
     decodes_nothing = replace(STEP_ROW, max_new_tokens=1)
-    assert step_work(prepare_row(decodes_nothing, checkpoints=None)) is None
+    assert count_work(prepare_row(decodes_nothing, checkpoints=None)).step is None
 
 
 PEAK, TENSORS, SIZE = "peak_memory_bytes", "peak_allocated_bytes", "model_size_bytes"

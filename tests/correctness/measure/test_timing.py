@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +14,7 @@ from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure import timing as measuring
 from llama_perf.measure.prepare import PreparedRow, predict_row, prepare_row
-from llama_perf.measure.step_profile import allocated_peak_bytes, load_profiler
+from llama_perf.measure.step_profile import count_work, load_profiler
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import Measurement
@@ -48,7 +49,7 @@ ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
 def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
     share: float, most: int, count: int
 ) -> None:
-    for device, budget_s in (("cuda", 20.0), ("cpu", 4.0)):
+    for device, budget_s in (("cuda", 20.0), ("cpu", 2.0)):
         assert device_of(device).samples_budget_s == budget_s
         ns = round(share * budget_s * 1e9)
         sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
@@ -157,6 +158,32 @@ def test_the_time_to_compile_is_known_where_all_was_compiled_anew(
     assert measure_row(eager, meter=RowMemoryMeter(CPU)).compile_s is None
 
 
+def test_a_warm_up_of_fewer_tokens_is_compared_with_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = replace(CPU_ROW, compile=True, max_new_tokens=17, num_samples=1)
+    engine = Engine(Transformer(TINY), EngineOptions(cache_size=row.positions))
+    tokens = torch.zeros((1, row.prompt_length), dtype=torch.int64)
+    prepared = PreparedRow(
+        row=row, engine=engine, prompt=tokens, weights="", build_s=0.0
+    )
+    # 9 of 17 tokens in 5 s, of which 1 s is the check's.
+    observed = Mock(seconds=1.0, generated=9)
+    clock = SimpleNamespace(perf_counter=Mock(side_effect=[0.0, 5.0]))
+    sample = Sample(total_ns=3 * 10**9, first_token_ns=10**9, tokens=tokens)
+    for name, value in {
+        "time": clock,
+        "compiled_anew": lambda: True,
+        "warm_up_row": lambda *_arguments, **_options: observed,
+        "check_row_values": lambda *_: None,
+        "time_row": lambda *_: sample,
+    }.items():
+        monkeypatch.setattr(measuring, name, value)
+    measurement = measure_row(prepared, meter=RowMemoryMeter(CPU))
+    # The first token takes 1 s, each other one 1 / 8 s.
+    assert measurement.compile_s == pytest.approx(5 - 1 - (1 + 8 / 8))
+
+
 def test_the_report_names_the_rows_that_took_fewer() -> None:
     results = (
         measured(samples_budget_s=20.0),
@@ -202,9 +229,9 @@ def test_it_is_the_same_each_time_and_close_to_what_is_predicted(
     prepared = prepare_row(row)
     load_profiler()
     # The first one keeps a few bytes for those after it, as a warm-up does.
-    _, first, second = (allocated_peak_bytes(prepared) for _ in range(3))
+    _, first, second = (count_work(prepared).peak_bytes for _ in range(3))
     assert first == second
-    again = allocated_peak_bytes(prepare_row(row))
+    again = count_work(prepare_row(row)).peak_bytes
     assert again == pytest.approx(first, rel=1e-5)
     # What a product takes inside is not predicted.
     assert first == pytest.approx(predict_row(row).peak_bytes, rel=0.05, abs=6e6)
@@ -214,7 +241,7 @@ def test_a_larger_cache_adds_its_bytes_and_is_found_in_what_a_row_measures() -> 
     results, rows = [], [replace(ROW, cache_size=size) for size in (64, 64, 4096)]
     for row in rows:
         meter = RowMemoryMeter(CPU)
-        measurement = measure_row(prepare_row(row), meter=meter, count_work=True)
+        measurement = measure_row(prepare_row(row), meter=meter, with_work=True)
         results.append(measurement.peak_allocated_bytes or 0)
     first, second, larger = results
     assert first == second > 0

@@ -171,13 +171,13 @@ def test_one_wrong_logit_is_no_tie(
 # A short row pays for the comparison alone, and where its generation is no longer than
 # what is observed, too.
 @pytest.mark.parametrize(("length", "new"), [(6, 12), (6, 9), (100, 12)])
-def test_a_generation_is_observed_and_draws_no_more(length: int, new: int) -> None:
+def test_the_first_tokens_are_observed_and_draw_no_more(length: int, new: int) -> None:
     prepared = built(prompt_length=length, max_new_tokens=new)
     generator, alike = seeded(), seeded()
     observed = value_check.warm_up_row(prepared, generator)
-    tokens = prepared.engine.generate(prepared.prompt, **prepared.request(alike))
+    tokens = prepared.engine.generate(prepared.prompt, **prepared.request(alike, 9))
     assert torch.equal(generator.get_state(), alike.get_state())
-    assert observed.tokens.shape == (1, 9)
+    assert observed.tokens.shape == (1, observed.generated) == (1, 9)
     assert (observed.seconds == 0.0) == (length == 6)
     if length == 6:
         assert torch.equal(observed.tokens, tokens[:, length:][:, :9])
