@@ -263,7 +263,7 @@ def build_model(
             quantizer(module, name)
         # A copy even of what stays as it is: a tensor that stays on a mapped file would
         # be read from the disk while a row is timed.
-        for key, parameter in module.named_parameters():
+        for key, parameter in module.named_parameters() if device.type == "cpu" else ():
             if is_unquantized(parameter) and parameter.is_set_to(weights[key]):
                 parameter.data = parameter.data.clone()
 

@@ -29,9 +29,9 @@ from llama_perf.run.time_left import Task
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
 from scripts.studies.peer_environment import make_environment
-from scripts.studies.small_llama import CONFIG, MODEL, PROMPT, make_checkpoint
+from scripts.studies.small_llama import CONFIGS, MODEL, NARROW, PROMPT, make_checkpoint
 
-PLACE = Place("torchao-0.15.md", "comparison")
+_SECTIONS = {MODEL: "comparison", NARROW: "narrow"}
 TORCHAO = "0.15.0"
 # torchao 0.15 names none of what its generate.py imports.
 _PACKAGES = (
@@ -55,6 +55,10 @@ ROWS = (
     row_of(quantization="fp6", max_new_tokens=20, num_samples=1),
     row_of(quantization="sparse-marlin"),
     row_of(quantization="autoquant"),
+    *(
+        row_of(model=NARROW, quantization=scheme, compile=False)
+        for scheme in (None, "int8wo", "int8dq", "fp6", "uintx-4-64", "uintx-2-8")
+    ),
     # A cache as small as 200 tokens need, and larger ones.
     _LONG,
     replace(_LONG, cache_size=2048),
@@ -63,12 +67,12 @@ ROWS = (
 
 # torchao finds a model's shape by its name in a table of its own, so the name is
 # entered there; the rest is its file, run as `python generate.py` would.
-_LAUNCH = f"""\
+_LAUNCH = """\
 import runpy, sys
 from torchao._models.llama import model
-model.transformer_configs[{MODEL!r}] = dict(
-    n_layer={CONFIG.n_layers}, n_head={CONFIG.n_heads}, dim={CONFIG.dim},
-    vocab_size={CONFIG.vocab_size},
+model.transformer_configs[{name!r}] = dict(
+    n_layer={config.n_layers}, n_head={config.n_heads}, dim={config.dim},
+    vocab_size={config.vocab_size},
 )
 sys.argv[0] = "generate.py"
 runpy.run_module("torchao._models.llama.generate", run_name="__main__", alter_sys=True)
@@ -134,7 +138,8 @@ def command(side: str, row: RowSpec, weights: Path, python: Path) -> list[str]:
         return [*start, *flags, "--kernels", "native"]
     if row.quantization == "sparse-marlin":
         flags += ["--sparsity", "semi-structured"]
-    return [str(python), "-c", _LAUNCH, *flags]
+    launch = _LAUNCH.format(name=row.model, config=CONFIGS[row.model])
+    return [str(python), "-c", launch, *flags]
 
 
 def run(side: str, argv: Sequence[str], row: RowSpec, cache: Path) -> Ran:
@@ -256,11 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     help = f"the Python of an environment with torchao {TORCHAO} (default: one is made)"
     add("--python", type=Path, metavar="FILE", help=help)
     add("--rounds", type=int, metavar="N", default=3)
+    add("--model", choices=CONFIGS, default=MODEL, help="the model that both run")
     help = "rows whose name holds this text; the document is left as it is"
     add("--only", metavar="TEXT", default="", help=help)
     arguments = parser.parse_args(argv)
     work: Path = arguments.work.absolute()
-    weights = make_checkpoint(work / "checkpoints" / "llama-perf" / MODEL)
+    model: str = arguments.model
+    weights = make_checkpoint(work / "checkpoints" / "llama-perf" / model, model)
     folder = work / "environment"
     python = (arguments.python or make_environment(folder, _PACKAGES)).absolute()
 
@@ -269,12 +276,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start, texts = time.monotonic(), set()
     for side in SIDES:
-        ran = greedy(side, row_of(compile=False, max_new_tokens=20), run_side)
+        brief = row_of(model=model, compile=False, max_new_tokens=20)
+        ran = greedy(side, brief, run_side)
         if ran.problem is not None:
             raise SystemExit(f"{side}: {ran.problem}\n{ran.output}")
         texts.add(text_of(ran.output))
-    rows = (row for row in ROWS if arguments.only in name_of(row))
-    processes: Processes = {row: ([], []) for row in rows}
+    rows = [row for row in ROWS if row.model == model]
+    named = (row for row in rows if arguments.only in name_of(row))
+    processes: Processes = {row: ([], []) for row in named}
     turns = [
         (side, row, runs)
         for row, pair in processes.items()
@@ -311,20 +320,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if ran.problem:
                 display.drop(name)
         minutes = (time.monotonic() - start) / 60
-        text = _conditions(number, minutes, same=len(texts) == 1)
+        text = _conditions(rows[0], number, minutes, same=len(texts) == 1)
         text = f"{text}\n\n{comparison_table(processes)}"
         # After each round, so that a run that is stopped leaves the rounds before it.
         if not arguments.only:
-            PLACE.write(text)
+            Place("torchao-0.15.md", _SECTIONS[model]).write(text)
     print(text)
     slower = [name_of(row) for row, pair in processes.items() if ratio(*pair) < 1.0]
     print("\n".join(f"slower than torchao {TORCHAO}: {name}" for name in slower))
     return 1 if slower else 0
 
 
-def _conditions(rounds: int, minutes: float, *, same: bool) -> str:
+def _conditions(row: RowSpec, rounds: int, minutes: float, *, same: bool) -> str:
     here = collect(torch.device("cpu"))
-    flags = shlex.join(_flags(ROWS[0], Path(MODEL) / "model.pth"))
+    flags = shlex.join(_flags(row, Path(row.model) / "model.pth"))
     return (
         f"{here.device_name}, {here.threads} threads, {here.platform};"
         f" Python {here.python}, torch {here.torch} on both sides,"
