@@ -14,7 +14,8 @@ ifeq ($(origin TORCH),undefined)
 TORCH = $(eval TORCH := $$(shell $(NEW_ENOUGH) && $$(PYTHON) scripts/choose_torch || echo refused))$(TORCH)
 endif
 PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports; pip would compile thousands of files more.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup bench test test-all tests check format baseline wheelhouse clean
 
