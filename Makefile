@@ -14,8 +14,7 @@ ifeq ($(origin TORCH),undefined)
 TORCH = $(eval TORCH := $$(shell $(NEW_ENOUGH) && $$(PYTHON) scripts/choose_torch || echo refused))$(TORCH)
 endif
 PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
-# Python compiles what it imports; pip would compile thousands of files more.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup bench test test-all tests check format baseline wheelhouse clean
 

