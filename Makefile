@@ -48,8 +48,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 
+# pytest would import hypothesis for a summary, which takes a second.
 bench: $(READY)
-	# hypothesis would be imported for its summary, which takes a second.
 	$(BIN)/python -m pytest tests/perf -p no:hypothesispytest --benchmark-compare \
 	    --on-missing-baseline=report \
 	    --benchmark-columns=min,median,max,stddev,rounds $(BENCH_ARGS)

@@ -261,9 +261,11 @@ def build_model(
         module.load_state_dict(moved, assign=True)
         if quantizer is not None and name:
             quantizer(module, name)
+        if device.type != "cpu":
+            return
         # A copy even of what stays as it is: a tensor that stays on a mapped file would
         # be read from the disk while a row is timed.
-        for key, parameter in module.named_parameters() if device.type == "cpu" else ():
+        for key, parameter in module.named_parameters():
             if is_unquantized(parameter) and parameter.is_set_to(weights[key]):
                 parameter.data = parameter.data.clone()
 
@@ -279,11 +281,11 @@ def build_model(
         final = reader.final()
         assign(model.norm, {"weight": final.pop("norm.weight")})
         if "output.weight" in final:
-            assign(model.output, {"weight": final.pop("output.weight")})
+            assign(model.output, {"weight": final.pop("output.weight")}, "output")
         else:
             model.output.weight = model.tok_embeddings.weight
-        if quantizer is not None:
-            quantizer(model.output, "output")
+            if quantizer is not None:
+                quantizer(model.output, "output")
     scratch.move_out(model.norm)
     if model.output.weight is not model.tok_embeddings.weight:
         scratch.move_out(model.output)

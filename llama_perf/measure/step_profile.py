@@ -78,10 +78,17 @@ def count_work(prepared: PreparedRow) -> Work:
         for _ in tokens:
             pass
         device.synchronize()
-    name, averages = device.activity.name, profiler.key_averages()
-    events: list[Any] = [event for event in averages if event.device_type.name == name]
+    return Work(_step_work(profiler, device.activity.name, steps), peak_bytes)
+
+
+def _step_work(profiler: profile, name: str, steps: int) -> StepWork | None:
+    """What a step calls on the device of the activity `name`."""
+    events: list[Any] = [
+        event for event in profiler.key_averages() if event.device_type.name == name
+    ]
     if not events:
-        return Work(None, peak_bytes)
+        return None
+    on_host = name == ProfilerActivity.CPU.name
     total_us = "self_cpu_time_total" if on_host else "self_device_time_total"
     times = [
         OperatorTime(
@@ -92,13 +99,12 @@ def count_work(prepared: PreparedRow) -> Work:
         for event in events
     ]
     times.sort(key=lambda operator: -operator.ms)
-    step = StepWork(
+    return StepWork(
         # Whole numbers first: a sum of shares depends on their order.
         calls=sum(event.count for event in events) / steps,
         ms=sum(operator.ms for operator in times),
         operators=tuple(times[:_MAX_OPERATORS]),
     )
-    return Work(step, peak_bytes)
 
 
 def _working_bytes(recorded: Any) -> int:

@@ -109,9 +109,14 @@ def scale_dtype(groups: Tensor) -> torch.dtype:
     """
     if groups.is_meta:
         return torch.float16
-    low, high = groups.aminmax()
-    fits = 2.0**-8 <= max(-low.item(), high.item()) <= 2.0**14
+    fits = 2.0**-8 <= largest(groups).item() <= 2.0**14
     return torch.float16 if fits else torch.bfloat16
+
+
+def largest(weight: Tensor) -> Tensor:
+    """The largest absolute value, without a copy of the weight."""
+    low, high = weight.aminmax()
+    return torch.maximum(-low, high)
 
 
 def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:

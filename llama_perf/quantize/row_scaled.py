@@ -20,14 +20,9 @@ from torch import Tensor
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
 from llama_perf.kernels.weight import Activations, Packed
-from llama_perf.quantize.grouped import in_stretches
+from llama_perf.quantize.grouped import in_stretches, largest
 from llama_perf.quantize.packed_tensor import PackedTensor
 from llama_perf.rows.schemes import Scheme
-
-
-@in_stretches
-def _peaks(weight: Tensor) -> tuple[Tensor, ...]:
-    return (weight.abs().amax(1).float(),)
 
 
 @in_stretches
@@ -56,10 +51,8 @@ class RowScaledWeight(PackedTensor):
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
         weight = weight.detach()
-        peak = _peaks(weight)[0] if scheme.name.endswith("-tensor") else None
-        codes, scale = _encoded(
-            weight, cls.format, None if peak is None else peak.amax()
-        )
+        peak = largest(weight).float() if scheme.name.endswith("-tensor") else None
+        codes, scale = _encoded(weight, cls.format, peak)
         packed = pack(codes, cls.format.bits)
         return cls(packed, to_lanes(scale), *weight.shape, weight.dtype)
 

@@ -123,8 +123,9 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
-    `compile_s` is what the first generation took longer than a sample, None unless all
-    its code was compiled anew. `warm_ups` generations came before the samples.
+    `compile_s` is what the first generation took longer than as many tokens of a
+    sample, None unless all its code was compiled anew. `warm_ups` generations came
+    before the samples.
 
     There are fewer samples than the row's `num_samples` if those would have taken
     longer than `samples_budget_s`. `card` has the GPU's states before the first sample
