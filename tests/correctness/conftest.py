@@ -38,6 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the process of Triton's interpreter do no more than its tests need."""
+    if INTERPRETED:
+        from tests.correctness.support.interpreter import hasten
+
+        hasten(overflows=config.getoption("slow"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave slow tests out unless asked for."""
