@@ -26,7 +26,7 @@ class CpuDevice(Device):
     """The processor and the machine's memory."""
 
     kind = "cpu"
-    samples_budget_s = 2.0
+    samples_budget_s = 1.5
     activity = ProfilerActivity.CPU
 
     def why_absent(self) -> None:

@@ -25,7 +25,7 @@ from llama_perf.measure.value_check import check_row_values, warm_up_row
 from llama_perf.results.measurement import GB, Measurement
 
 Progress = Callable[[str], None]
-MIN_SAMPLES = 3
+MIN_SAMPLES = 2
 """Samples that a row takes whatever its budget, where it asks for as many."""
 MAX_WARM_UPS = 4
 """Generations before the samples, at most: a row may drift for minutes."""

@@ -72,13 +72,15 @@ class Session:
             id=row.id, row=row, status=status, reason=reason, measurement=measurement
         )
 
-    def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
-        device = check_device(row.device)
+    def _load(self, row: RowSpec, device: torch.device) -> None:
+        """Load the libraries and the model of `row`.
+
+        If a row loaded these, they would count as the row's memory.
+        """
         used = device_of(device)
-        ceiling = self.ceiling(device)
-        with compiler_settings(cold=self.options.cold_compile):
-            progress("building")
-            # If a row loaded these, they would count as the row's memory.
+        # It would look through all that is loaded, time and again.
+        gc.disable()
+        try:
             if not used.profiled_after_samples:
                 load_profiler()
             if used.kind == "cpu":
@@ -88,6 +90,16 @@ class Session:
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
+        finally:
+            gc.enable()
+
+    def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
+        device = check_device(row.device)
+        used = device_of(device)
+        ceiling = self.ceiling(device)
+        with compiler_settings(cold=self.options.cold_compile):
+            progress("building")
+            self._load(row, device)
             # What is there already outlives the row, and looking through it takes as
             # long as a sample. Another model's weights may be garbage among it.
             model = row.model, row.dtype, row.device

@@ -42,14 +42,14 @@ ROW = replace(ROW, max_new_tokens=4, num_samples=1, cache_size=64)
 @pytest.mark.parametrize(
     ("share", "most", "count"),
     [
-        *((0.005, 5, 5), (0.2, 5, 5), (0.225, 5, 4), (0.3, 5, 3), (3.0, 5, 3)),
-        *((3.0, 2, 2), (3.0, 1, 1), (0.05, 30, 20)),
+        *((0.005, 5, 5), (0.2, 5, 5), (0.225, 5, 4), (0.3, 5, 3), (0.4, 5, 2)),
+        *((3.0, 5, 2), (3.0, 2, 2), (3.0, 1, 1), (0.05, 30, 20)),
     ],
 )
-def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
+def test_samples_stay_in_the_budget_but_are_two_where_as_many_are_asked_for(
     share: float, most: int, count: int
 ) -> None:
-    for device, budget_s in (("cuda", 20.0), ("cpu", 2.0)):
+    for device, budget_s in (("cuda", 20.0), ("cpu", 1.5)):
         assert device_of(device).samples_budget_s == budget_s
         ns = round(share * budget_s * 1e9)
         sample = Sample(total_ns=ns, first_token_ns=1, tokens=torch.zeros(1))
@@ -59,7 +59,7 @@ def test_samples_stay_in_the_budget_but_are_three_where_as_many_are_asked_for(
         assert len(samples) == count
 
 
-@pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 3), (1e6, 5)])
+@pytest.mark.parametrize(("budget_s", "count"), [(None, 5), (1e-9, 2), (1e6, 5)])
 def test_a_measurement_has_its_budget_and_what_it_took(
     budget_s: float | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
