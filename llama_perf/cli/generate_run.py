@@ -66,7 +66,8 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
         print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
 
     device = check_device(row.device)
-    with compiler_settings(), _memory_profile(arguments.memory_profile):
+    settings = compiler_settings(used=row.compile)
+    with settings, _memory_profile(arguments.memory_profile):
         meter = RowMemoryMeter(device)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
@@ -206,7 +207,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
-    with compiler_settings():
+    with compiler_settings(used=row.compile):
         prompt = torch.zeros((1, 1), dtype=torch.int64)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
         history: list[Message] = []

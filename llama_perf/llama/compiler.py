@@ -20,13 +20,17 @@ from llama_perf.llama.code_cache import kept_code
 
 
 @contextmanager
-def compiler_settings(*, cold: bool = False) -> Iterator[None]:
+def compiler_settings(*, used: bool = True, cold: bool = False) -> Iterator[None]:
     """Set the inductor flags that torchao recommends for all rows; restore them after.
 
     They change the unquantized kernels too. The compiler's caches of earlier rows are
     dropped: rows share the block's code, and old entries would count as recompilations.
-    With `cold` nothing that was compiled before is used.
+    With `cold` nothing that was compiled before is used. A row that uses no compiler
+    does without its import, which takes a second.
     """
+    if not used:
+        yield
+        return
     from torch._inductor import config, lowering
 
     _forget_compiled()

@@ -97,7 +97,7 @@ class Session:
         device = check_device(row.device)
         used = device_of(device)
         ceiling = self.ceiling(device)
-        with compiler_settings(cold=self.options.cold_compile):
+        with compiler_settings(used=row.compile, cold=self.options.cold_compile):
             progress("building")
             self._load(row, device)
             # What is there already outlives the row, and looking through it takes as

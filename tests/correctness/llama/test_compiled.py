@@ -152,6 +152,8 @@ def test_settings_tell_code_apart_and_are_put_back_also_after_an_error(
             raise ZeroDivisionError
 
     before, tags = settings(), {shared.cache_key_tag}
+    with compiler_settings(used=False):
+        assert settings() == before
     parts = [
         *((processor, name) for name in ("name", "instructions", "features")),
         *((compiler, name) for name in ("source_hash", "_compiler_version")),
