@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -67,11 +69,22 @@ class Threads {
   }
 
   void help() {
+    yield_to_running_threads();
     uint64_t loop = 0;
     while (true) {
       wait(begun_, sleepers_, [&] { return next_.load() / kLoop != loop; });
       loop = take_chunks();
     }
+  }
+
+  // Beside a busy loop, a thread that is woken often takes the core of the caller, which
+  // then waits for it. A batch thread takes no core from a running thread. Where the
+  // system refuses that, such a machine is slower and nothing else.
+  static void yield_to_running_threads() {
+#if defined(SCHED_BATCH)
+    const sched_param parameters{};
+    pthread_setschedparam(pthread_self(), SCHED_BATCH, &parameters);
+#endif
   }
 
   // Takes chunks until there are none; returns the loop that the last look was at.
