@@ -69,7 +69,7 @@ class Threads {
   }
 
   void help() {
-    yield_to_running_threads();
+    become_batch_thread();
     uint64_t loop = 0;
     while (true) {
       wait(begun_, sleepers_, [&] { return next_.load() / kLoop != loop; });
@@ -77,10 +77,10 @@ class Threads {
     }
   }
 
-  // Beside a busy loop, a thread that is woken often takes the core of the caller, which
-  // then waits for it. A batch thread takes no core from a running thread. Where the
-  // system refuses that, such a machine is slower and nothing else.
-  static void yield_to_running_threads() {
+  // A woken thread may take the core of its caller, which then waits. A batch thread
+  // takes no core from a running thread. Where the system refuses that, loops are slower
+  // on a busy machine and the same elsewhere.
+  static void become_batch_thread() {
 #if defined(SCHED_BATCH)
     const sched_param parameters{};
     pthread_setschedparam(pthread_self(), SCHED_BATCH, &parameters);

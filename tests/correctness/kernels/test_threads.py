@@ -1,7 +1,6 @@
 """The threads that share the chunks of a C++ loop."""
 
 import os
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,17 +9,12 @@ import pytest
 import torch
 
 from llama_perf.kernels import cpp_library
-from tests.correctness.support.kernel_samples import (
-    FORMATS,
-    INTERPRETED,
-    multiply,
-    sample,
-)
+from tests.correctness.support.cpp_operators import NEEDED, torch_threads
+from tests.correctness.support.kernel_samples import FORMATS, multiply, sample
 
 TASKS = Path("/proc/self/task")
 pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler"),
-    pytest.mark.skipif(INTERPRETED, reason="Triton's kernels take its place"),
+    *NEEDED,
     pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux lists its threads there"),
 ]
 
@@ -37,12 +31,8 @@ def policies() -> set[int]:
 
 def test_a_thread_that_is_woken_takes_no_core_from_its_caller() -> None:
     assert cpp_library.load() is None
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         multiply(*sample(FORMATS[0], (1, 256, 256), torch.float32), torch.float32)
-    finally:
-        torch.set_num_threads(before)
     # A thread sets its policy when it starts, which may be after the product is done.
     deadline = time.monotonic() + 60
     while os.SCHED_BATCH not in policies() and time.monotonic() < deadline:

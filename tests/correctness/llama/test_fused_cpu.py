@@ -1,7 +1,6 @@
 """The fused layer of a CPU against the modules, over the same weights."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from llama_perf.kernels import cpp_library, layer
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.value_check import OPERATORS, check_row_values, warm_up_row
 from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.cpp_operators import NEEDED, torch_threads
 from tests.correctness.support.engines import CPU, distance, greedy, new_model
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.fused import (
@@ -25,21 +25,15 @@ from tests.correctness.support.fused import (
     limit_of,
     small_model,
 )
-from tests.correctness.support.kernel_samples import INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler"),
-    pytest.mark.skipif(INTERPRETED, reason="Triton's kernels take its place"),
-]
+pytestmark = NEEDED
 
 
 @pytest.fixture(params=[1, 3], autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Of three some take the last rows of gate and the first of up at once."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.mark.parametrize(

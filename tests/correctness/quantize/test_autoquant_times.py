@@ -18,6 +18,7 @@ from llama_perf.quantize.autoquant.timing import Product
 from llama_perf.rows.schemes import AUTOQUANT
 from tests.correctness.quantize.test_native_schemes import quantized
 from tests.correctness.support import launches
+from tests.correctness.support.cpp_operators import torch_threads
 from tests.correctness.support.record_samples import ENVIRONMENT
 
 CPU = torch.device("cpu")
@@ -47,10 +48,8 @@ def copies(
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Threads that wait for one another beside other work cost more than a product."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 def test_a_key_tells_machines_versions_and_kernels_apart() -> None:
