@@ -26,6 +26,8 @@ TABLES = {
     "gate": ["studies.gate_simulation:TABLE"],
     "kernels": ["studies.kernel_resources:OF_PRODUCTS"],
     "fused": ["studies.kernel_resources:OF_FUSED"],
+    "caps": ["studies.kernel_caps:TABLE"],
+    "tokens": ["studies.token_times:TABLE"],
     "attention": ["studies.kernel_resources:OF_ATTENTION"],
 }
 

@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 import triton
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
@@ -28,6 +29,10 @@ from llama_perf.kernels import attention, products
 
 # Of the largest card of each architecture; launches that ask for more are refused.
 _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
+# Triton's own, without which the assembler gives other figures.
+_PTXAS_OPTIONS = (
+    ("--regAllocOptLevel=2",) if Version(triton.__version__) >= Version("3.7") else ()
+)
 # Parameters of kernels, of which Triton would compile 1 and multiples of 16 apart.
 _TOKENS = ("M", "LENGTH")
 
@@ -115,26 +120,34 @@ def compiling_driver(
     )
 
 
-class Resources(NamedTuple):
-    """What one thread of a kernel takes; the shared memory of a program."""
+class Compiled(NamedTuple):
+    """What one thread of a kernel takes; its program, its launch and its code.
+
+    `options` has the constants, `grid`, `num_warps` and `num_stages`; `ttgir` is
+    Triton's last form, `ptx` what the assembler made `cubin` of.
+    """
 
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    options: dict[str, Any]
+    ttgir: str
+    ptx: str
+    cubin: bytes
 
 
-def compiled(work: Callable[[], object], capability: int) -> list[Resources]:
-    """Those of all that `work` launches, on the meta device, for sm_`capability`.
+def compiled(work: Callable[[], object], capability: int) -> list[Compiled]:
+    """All that `work` launches, on the meta device, for sm_`capability`.
 
     Each kernel is the one for any number of tokens.
     """
-    launched: list[Any] = []
+    launched: list[tuple[Any, dict[str, Any]]] = []
     run = JITFunction.run
 
     def run_and_keep(kernel: Any, *arguments: Any, **options: Any) -> None:
         for parameter in kernel.params:
             parameter.do_not_specialize |= parameter.name in _TOKENS
-        launched.append(run(kernel, *arguments, **options))
+        launched.append((run(kernel, *arguments, **options), options))
 
     with (
         mock.patch.object(JITFunction, "run", run_and_keep),
@@ -142,18 +155,22 @@ def compiled(work: Callable[[], object], capability: int) -> list[Resources]:
     ):
         work()
     return [
-        Resources(*assemble(made.asm["ptx"], capability), made.metadata.shared)
-        for made in launched
+        Compiled(
+            *assemble(made.asm["ptx"], capability),
+            made.metadata.shared,
+            options,
+            *(made.asm[name] for name in ("ttgir", "ptx", "cubin")),
+        )
+        for made, options in launched
     ]
 
 
 def assemble(ptx: str, capability: int) -> tuple[int, int]:
     """Registers of a kernel and the bytes it spills, as the assembler reports them."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    tool = folder / ("ptxas-blackwell" if capability >= 100 else "ptxas")
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None, "PTX without a target"
-    command = [tool, "-v", "--gpu-name", target[1], "/dev/stdin", "-o", os.devnull]
+    command = [ptxas(capability), "-v", *_PTXAS_OPTIONS, "--gpu-name", target[1]]
+    command += ["/dev/stdin", "-o", os.devnull]
     done = subprocess.run(
         command, input=ptx, capture_output=True, text=True, check=True
     )
@@ -162,3 +179,9 @@ def assemble(ptx: str, capability: int) -> tuple[int, int]:
     assert registers is not None, f"ptxas wrote {done.stderr!r}"
     assert spilled is not None, f"ptxas wrote {done.stderr!r}"
     return int(registers[1]), int(spilled[1])
+
+
+def ptxas(capability: int) -> Path:
+    """The assembler of the Triton wheel for sm_`capability`."""
+    name = "ptxas-blackwell" if capability >= 100 else "ptxas"
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name

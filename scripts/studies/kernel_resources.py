@@ -29,8 +29,8 @@ MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.
 TOKENS = (1, 6, 64)
 POSITIONS = 131072
-KERNELS = {"heads": "qkv", "add": "down", "gate": "gate"}
-"""The fused kernels of a layer, each with the product that it is compiled for."""
+KERNELS = ("qkv", "output", "gate", "down", "head")
+"""The fused products of a step, by their names in `product_times`."""
 DTYPES = ("bfloat16", "float16", "float32")
 CACHES = ("unquantized", *KINDS)
 PRODUCTS = ["int8wo", "int8dq", "int4wo-64", "uintx-4-64", "uintx-2-8", "uintx-3-64"]
@@ -69,17 +69,17 @@ def launch_fused(
     tokens: int = 1,
     kind: str = "unquantized",
 ) -> None:
-    """One of KERNELS in a layer; `kind` is one of CACHES."""
+    """One of KERNELS; `kind` is one of CACHES."""
     config = preset(model)
     dim, width = config.dim, config.head_dim
-    rows, columns = shapes(config)[KERNELS[kernel]]
+    rows, columns = shapes(config)[kernel]
     x = empty(tokens, columns)
     product = _product(tokens=tokens, rows=rows, columns=columns, how="fused")
     (linear,), *_ = timing.weight_copies(_SCHEMES.get(name, name), product, _META)
     counter = empty(rows, dtype=torch.int32)
     peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
     norm = fused.Norm(weight=empty(dim), eps=1e-5)
-    if kernel == "heads":
+    if kernel == "qkv":
         angles = empty(tokens, width // 2, dtype=torch.float32)
         positions = empty(tokens, dtype=torch.int64)
         fused.project_heads(
@@ -91,7 +91,10 @@ def launch_fused(
             cache=_cache(config, 300, kind).tensors,
             peaks_in=peaks,
         )
-    elif kernel == "add":
+    elif kernel == "head":
+        left = fused.Peaks(read=peaks)
+        fused.project(x, [linear], counter, norm=norm, peaks=left)
+    elif kernel in ("output", "down"):
         left = fused.Peaks(read=peaks, written=peaks, next_norm_weight=empty(dim))
         fused.project(x, [linear], counter, residual=empty(tokens, dim), peaks=left)
     else:
@@ -102,7 +105,7 @@ def launch_fused(
 
 def _every_fused_kernel(name: str, tokens: int) -> None:
     for model, kernel in pairs(MODELS, KERNELS):
-        for kind in CACHES if kernel == "heads" else ("unquantized",):
+        for kind in CACHES if kernel == "qkv" else ("unquantized",):
             launch_fused(name, kernel, model=model, tokens=tokens, kind=kind)
 
 
