@@ -30,6 +30,7 @@ _EACH_BYTE = {1: 0x01010101, 2: 0x03030303, 4: 0x0F0F0F0F}
 # The sign of the upper of two bytes side by side.
 _UPPER_SIGNS = 0x80008000 - (1 << 32)
 _NIBBLES, _UPPER_NIBBLES = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
+_SIGNS = 0x22222222
 _TO_NIBBLES = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333))
 
 
@@ -196,6 +197,9 @@ def fp6_values(low: Tensor, high: Tensor, room: Tensor) -> Tensor:
     tops = tops[:, : low.shape[1]]
     for shift, mask in _TO_NIBBLES:
         tops = (tops | (tops << shift)).bitwise_and_(mask)
+    # Each sign back to its code, from the next of four.
+    signs = tops & _SIGNS
+    tops = (tops ^ signs) | ((signs >> 4) & 0x02220222) | ((signs & 0x00020002) << 12)
     even = (low & _NIBBLES) | ((tops & _NIBBLES) << 4)
     odd = ((low >> 4) & _NIBBLES) | (tops & _UPPER_NIBBLES)
     for slot, codes in enumerate((even, odd)):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import PositiveInt
 
 from llama_perf.errors import RecordError
@@ -47,13 +48,16 @@ class LaunchTable:
     devices: dict[str, dict[str, Choice]] = field(default_factory=dict)
 
 
-def launch_key(weight: Packed, tokens: int, *, weights: int) -> str:
+def launch_key(
+    weight: Packed, tokens: int, activations: torch.dtype, *, weights: int
+) -> str:
     """A product's name in the table: format, padded tokens, shape, weights at once."""
     padded = 1 << (tokens - 1).bit_length()
     dtype = str(weight.codes.dtype).removeprefix("torch.")
     kind = f"{dtype}-f{weight.format}-b{weight.bits}-d{weight.decode}"
     kind += f"-g{weight.group}-z{weight.zero_kind}"
     kind += "-dynamic" if weight.dynamic else ""
+    kind += f"-x{str(activations).removeprefix('torch.')}"
     return f"{kind}.m{padded}.n{weight.rows}.k{weight.columns}.x{weights}"
 
 

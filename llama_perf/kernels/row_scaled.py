@@ -3,7 +3,9 @@
 `c` are codes in words of `packing`, `s` float32 scales, `v` the value of a code:
 
     INT8    the byte as it is
-    FP6     e3m2, 0b00SEEEMM in planes of 4 and 2 bits, the largest 28, no inf, no NaN
+    FP6     e3m2, 0b00SEEEMM in planes of 4 and 2 bits, the largest 28, no inf, no NaN;
+            of four columns each sign is packed with the next code, the last one's with
+            the first: bits that float16 has three places apart are so in memory
             v = (-1)**S * 2**(E - 3) * (1 + M / 4)    E > 0
             v = (-1)**S * 2**-2 * (M / 4)             E = 0, the subnormal values
     FLOAT8  e4m3, 0bSEEEEMMM in bytes, the largest 448, no inf
@@ -19,11 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from llama_perf.kernels import cpu
+from llama_perf.kernels import cpu, packing
 from llama_perf.kernels import weight as packed
-from llama_perf.kernels.packing import unpack
 from llama_perf.kernels.weight import Packed
 
 _SIGN_AND_REST = 0x87F00000 - (1 << 32)
@@ -98,7 +100,8 @@ class RowScaled:
     """A format of codes with one scale for each row.
 
     `decode` is known to the kernels as `kind`; `encode` takes values of at most
-    `largest`. `values` gives those of some words of each plane, for many tokens on a
+    `largest`. Codes lie in words of `packing`, `signs_apart` with those of four columns
+    moved on. `values` gives those of some words of each plane, for many tokens on a
     CPU: float32, over `unit`.
     """
 
@@ -109,11 +112,35 @@ class RowScaled:
     decode: Callable[[Tensor], Tensor]
     values: Callable[..., Tensor] | None = None
     unit: float = 1.0
+    signs_apart: bool = False
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Codes (N, K) to int32 words (B, W, 16)."""
+        if self.signs_apart:
+            codes = self._with_signs_moved(codes, 1)
+        return packing.pack(codes, self.bits)
+
+    def unpack(self, words: Tensor, columns: int) -> Tensor:
+        """Words (B, W, 16) back to int32 codes (B, K, 16)."""
+        if not self.signs_apart:
+            return packing.unpack(words, self.bits, columns)
+        codes = packing.unpack(words, self.bits, columns + -columns % 4)
+        codes = self._with_signs_moved(codes.movedim(1, -1), -1)
+        unpacked: Tensor = codes[..., :columns].movedim(-1, 1)
+        return unpacked
+
+    def _with_signs_moved(self, codes: Tensor, by: int) -> Tensor:
+        fours = F.pad(codes, (0, -codes.shape[-1] % 4)).unflatten(-1, (-1, 4))
+        sign = 1 << (self.bits - 1)
+        moved = (fours & sign).roll(by, -1)
+        arranged: Tensor = (fours & (sign - 1) | moved).flatten(-2)
+        return arranged
 
 
 # float16 has a bias of 15, fp6 one of 3, e4m3 one of 7.
 INT8 = RowScaled(packed.INT8, 8, 127.0, encode_int8, decode_int8)
-FP6 = RowScaled(packed.FP6, 6, 28.0, encode_fp6, decode_fp6, cpu.fp6_values, 2.0**12)
+_FP6 = (encode_fp6, decode_fp6, cpu.fp6_values, 2.0**12)
+FP6 = RowScaled(packed.FP6, 6, 28.0, *_FP6, signs_apart=True)
 _FLOAT8 = (encode_float8, decode_float8, cpu.float8_values, 2.0**8)
 FLOAT8 = RowScaled(packed.FLOAT8, 8, 448.0, *_FLOAT8)
 FORMATS = {"int8": INT8, "fp6": FP6, "float8": FLOAT8}
@@ -132,5 +159,6 @@ def many_tokens(x: Tensor, weight: Packed) -> Tensor:
 
 def blocks(weight: Packed) -> Tensor:
     """See `products`."""
-    codes = unpack(weight.codes, weight.bits, weight.columns)
-    return _BY_KIND[weight.decode].decode(codes) * weight.scale.unsqueeze(1)
+    format = _BY_KIND[weight.decode]
+    codes = format.unpack(weight.codes, weight.columns)
+    return format.decode(codes) * weight.scale.unsqueeze(1)

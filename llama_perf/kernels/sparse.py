@@ -1,7 +1,7 @@
 """Products with a 2:4 sparse int4 weight, a scale for each group of 128 along K.
 
     y[m, n] = sum over q, i of x[m, 4 q + p[n, q, i]] * v[n, q, i] * s[n, q / 32]
-    v[n, q, i] = (c[n, q, i] & 15) - 8
+    v[n, q, i] = c[n, q, i] & 15, two's complement: -8 to 7
     p[n, q, i] = c[n, q, i] >> 4          p[n, q, 0] < p[n, q, 1]
 
 Of each quad q, four columns, two are stored: i = 0 and 1. `c` are six bits in words of
@@ -40,4 +40,4 @@ def blocks(weight: Packed) -> Tensor:
 
 
 def _value(code: Tensor) -> Tensor:
-    return (code - MIDDLE).float()
+    return ((code ^ MIDDLE) - MIDDLE).float()

@@ -58,6 +58,24 @@ class Layout(NamedTuple):
         return -(-self.K // (SPARSE_GROUP if self.FORMAT == SPARSE else self.GROUP))
 
     @property
+    def TILED(self) -> bool:
+        """Whether tensor cores multiply few tokens of 16 bits (`triton/tile_sums`)."""
+        if self.FORMAT == SPARSE:
+            return True
+        if self.FORMAT == FLOATS or self.DYNAMIC or not self.GROUP:
+            return self.FORMAT == CODES and not self.DYNAMIC
+        # Columns of half a word, of the widest plane; sixteen halves are multiplied at
+        # a time.
+        columns = 16 // packing.planes(self.BITS)[0]
+        if self.GROUP % (16 * columns) == 0:
+            return self.ZERO == PACKED or self.BITS == 4
+        return (
+            self.ZERO == PACKED
+            and self.GROUP in (8, 16, 32, 64)
+            and (self.GROUP % columns == 0)
+        )
+
+    @property
     def ZEROS(self) -> "Layout":
         """That of packed zeros."""
         return Layout(self.GROUPS, BITS=self.BITS)

@@ -102,7 +102,7 @@ def tune(
         raise NotRunnable(f"tune: it needs a CUDA device, not {device.type}")
     copies = weight_copies(scheme, product, device)
     first = copies[0][0]
-    key = launch_key(first, product.tokens, weights=len(copies[0]))
+    key = launch_key(first, product.tokens, product.dtype, weights=len(copies[0]))
     return key, best(list(candidates(first.format == FLOATS)), _clock(product, copies))
 
 
@@ -120,7 +120,12 @@ def _clock(product: Product, copies: Sequence[tuple[Packed, ...]]) -> Time:
 
     def seconds(choice: Choice | None) -> float:
         launch = few_launch(
-            first[0], tokens, weights=len(first), fused=True, tuned=choice
+            first[0],
+            tokens,
+            product.dtype,
+            weights=len(first),
+            fused=True,
+            tuned=choice,
         )
 
         def work() -> None:

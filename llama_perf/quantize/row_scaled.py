@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llama_perf.kernels.packing import pack, to_lanes
+from llama_perf.kernels.packing import to_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
 from llama_perf.kernels.weight import Activations, Packed
 from llama_perf.quantize.grouped import in_stretches, largest
@@ -53,7 +53,7 @@ class RowScaledWeight(PackedTensor):
         weight = weight.detach()
         peak = largest(weight).float() if scheme.name.endswith("-tensor") else None
         codes, scale = _encoded(weight, cls.format, peak)
-        packed = pack(codes, cls.format.bits)
+        packed = cls.format.pack(codes)
         return cls(packed, to_lanes(scale), *weight.shape, weight.dtype)
 
     def packed(self) -> Packed:
@@ -96,7 +96,7 @@ class Int8DynamicWeight(Int8Weight, families=("int8dq",)):
             return self
         # `pack` masks the bytes, since a word has no room for a sign.
         attributes = (self.rows, self.columns, self.activation_dtype)
-        return Int8DynamicWeight(pack(self.codes, INT8.bits), self.scale, *attributes)
+        return Int8DynamicWeight(INT8.pack(self.codes), self.scale, *attributes)
 
 
 class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tensor")):

@@ -34,8 +34,8 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
         groups = F.pad(values, (0, -count % size)).unflatten(1, (-1, size))
         dtype = scale_dtype(groups)
         (scale,) = symmetric_scale(groups, -MIDDLE, dtype)
-        codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
-        codes = codes.flatten(1)[:, :count].to(torch.uint8)
+        codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1)
+        codes = codes.flatten(1)[:, :count].to(torch.int8).view(torch.uint8) & 15
         words = pack(codes | (places.to(torch.uint8) << 4), BITS)
         scales = to_lanes(scale.squeeze(2).to(dtype))
         return cls(words, scales, *weight.shape, weight.dtype)

@@ -181,7 +181,7 @@ inline Floats picked(Ints place, const float* x) {
 template <int slot, int kTokens>
 inline void add_stored(Sums<kTokens>& sums, const Unit<6>& unit, const float* x,
                        int64_t columns) {
-  const Floats value = decode_nibble<slot>(unit.nibbles);
+  const Floats value = decode_nibble<slot, true>(unit.nibbles);
   const Ints place = unit.pairs >> (2 * slot) & 3;
   for (int token = 0; token < kTokens; token++)
     sums.parts[token][slot % Sums<kTokens>::kParts] +=

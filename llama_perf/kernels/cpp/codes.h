@@ -140,10 +140,15 @@ constexpr Floats kSmallFp6 = {0,   .0625, .125, .1875, .25, .3125, .375, .4375,
 constexpr Floats kLargeFp6 = {2, 2.5, 3,  3.5, 4,  5,  6,  7,
                               8, 10,  12, 14,  16, 20, 24, 28};
 
-// Codes of four bits less 8.
-template <int slot>
+constexpr Floats kSignedNibbles = {0,  1,  2,  3,  4,  5,  6,  7,
+                                   -8, -7, -6, -5, -4, -3, -2, -1};
+
+// Codes of four bits less 8, or in two's complement.
+template <int slot, bool is_signed = false>
 inline Floats decode_nibble(Ints nibbles) {
-  if constexpr (kTables) return look_up(kNibbles, nibbles >> (4 * slot));
+  if constexpr (kTables)
+    return look_up(is_signed ? kSignedNibbles : kNibbles, nibbles >> (4 * slot));
+  if constexpr (is_signed) return to_floats(nibbles << (28 - 4 * slot) >> 28);
   return to_floats((nibbles >> (4 * slot) & 15) - 8);
 }
 
@@ -165,7 +170,9 @@ inline Floats decode(const Unit<kBits>& unit) {
       const Floats subnormal = to_floats(bits) * 0.0625f;
       size = bits < 4 ? subnormal : (Floats)((bits << 21) + (124 << 23));
     }
-    return (Floats)((Ints)size | (code << 26 & INT32_MIN));
+    // The sign lies with the next of four codes.
+    constexpr int sign = 2 * (slot & ~3) + (2 * slot + 3) % 8;
+    return (Floats)((Ints)size | (unit.pairs << (31 - sign) & INT32_MIN));
   } else if constexpr (kBits == 4) {
     return decode_nibble<slot>(unit.nibbles);
   } else {

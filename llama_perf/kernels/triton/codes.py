@@ -59,7 +59,7 @@ def load_unit(codes, row, unit, mask, WEIGHT):
 
 
 @triton.jit
-def code_pair(a, b, PAIR, BITS):
+def code_pair(a, b, PAIR, BITS, DECODE):
     """Two codes in one int32, in its halves: those of the columns `slots`."""
     if BITS == 8:
         word = a if PAIR < 2 else b
@@ -68,7 +68,11 @@ def code_pair(a, b, PAIR, BITS):
         pair = tl.zeros_like(a)
         if BITS & 4:
             pair = (a >> (4 * PAIR)) & 0x000F000F
-        if BITS & 2:
+        if DECODE == FP6:
+            # The sign lies with the next of four codes.
+            pair = pair | (((b >> (2 * PAIR)) & 0x00010001) << 4)
+            pair = pair | (((b >> ((2 * PAIR + 3) % 8)) & 0x00010001) << 5)
+        elif BITS & 2:
             pair = pair | (((b >> (2 * PAIR)) & 0x00030003) << (BITS & 4))
         if BITS & 1:
             pair = pair | (((b >> (8 + PAIR)) & 0x00010001) << (BITS & 6))
@@ -104,6 +108,13 @@ def values(pair, DECODE):
         low = half_to_float(word, False) - 1024.0
         high = half_to_float(word, True) - 1024.0
     return low, high
+
+
+@triton.jit
+def unit_values(a, b, PAIR, WEIGHT):
+    """The values of two columns of a unit, `slots`; of FLOAT8 2**-8 of them."""
+    pair = code_pair(a, b, PAIR, WEIGHT.BITS, WEIGHT.DECODE)
+    return values(pair, WEIGHT.DECODE)
 
 
 @triton.jit
@@ -148,7 +159,8 @@ def scale_and_zero(scale, zero, row, group, mask, WEIGHT):
     """Those of `group`, float32; the zero in units of codes unless it is an OFFSET."""
     s = load_scale(scale, row, group, mask, WEIGHT)
     if WEIGHT.ZERO == PACKED:
-        z = packed_code(zero, row, group, mask, WEIGHT.ZEROS).to(tl.float32)
+        ZEROS: tl.constexpr = WEIGHT.ZEROS
+        z = packed_code(zero, row, group, mask, ZEROS).to(tl.float32)
     else:
         z = load_scale(zero, row, group, mask, WEIGHT)
     return s, z
@@ -174,7 +186,8 @@ def scaled_pair(low, high, scale, zero, row, k0, k1, mask, WEIGHT):
 @triton.jit
 def stored_value(a, SLOT):
     """Stored value SLOT of a unit, float32; SLOT and SLOT + 4 share their unpacking."""
-    word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) | 0x64006400
+    # The upper bit flipped, a two's complement code is the value plus 8.
+    word = ((a >> (4 * (SLOT % 4))) & 0x000F000F) ^ 0x64086408
     return half_to_float(word, SLOT >= 4) - 1032.0
 
 

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
+from llama_perf.kernels.triton.block_sums import block_sums, normalized
 from llama_perf.kernels.triton.launch import last_to_arrive, load_part, raise_peak
-from llama_perf.kernels.triton.sums import block_sums, normalized, rounded
+from llama_perf.kernels.triton.sums import rounded
 
 # WHAT is done with a product.
 KEEP = tl.constexpr(0)
@@ -33,7 +34,8 @@ def project(
     parts, squares, split_counter, EPS, M, N,
     WEIGHT: tl.constexpr, WHAT: tl.constexpr, CLEARED_PEAKS: tl.constexpr,
     DEPENDENT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     """`x` (M, K) by a weight of N rows, or by two with GATE, into `out` (M, N).
 
@@ -53,7 +55,7 @@ def project(
         codes, scale, zero = codes2, scale2, zero2
     total, square = block_sums(
         x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
-        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     if CLEARED_PEAKS and tl.program_id(0) + split == 0:
         tl.store(cleared_peaks + tl.arange(0, CLEARED_PEAKS), 0)
@@ -150,7 +152,8 @@ def project_heads(
     WEIGHT: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, KIND: tl.constexpr, RAGGED: tl.constexpr,
     DEPENDENT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_U: tl.constexpr,
-    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     """`x` (M, K), LENGTH tokens a sequence, to `q` (M, HEADS, D) and to the cache.
 
@@ -164,7 +167,7 @@ def project_heads(
     block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
         x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
-        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from packaging.version import Version
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+# The interpreter before Triton 3.7 needs the bound of a loop to be known.
+KNOWN_BOUNDS = tl.constexpr(
+    INTERPRETED.value and Version(triton.__version__) < Version("3.7")
+)
 # The first architecture where a kernel may start before the one in front of it ends.
 EARLY_SINCE = (9, 0)
 
@@ -37,12 +42,16 @@ def multiprocessors() -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """A kernel's grid, its constants, its warps and the stages of its pipeline."""
+    """A kernel's grid, its constants, its warps and the stages of its pipeline.
+
+    `registers`: the most that a thread may have, where the compiler would take more.
+    """
 
     grid: tuple[int, ...]
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
     @property
     def splits(self) -> int:
@@ -56,12 +65,16 @@ def run(
     """Start `kernel`.
 
     One that takes DEPENDENT starts before the one in front of it ends, where the device
-    of the first argument can do that.
+    of the first argument can do that. One that takes STAGES gets those of the launch.
     """
     options: dict[str, Any] = {}
+    if "STAGES" in kernel.arg_names:
+        constants["STAGES"] = launch.stages
     if "DEPENDENT" in kernel.arg_names:
         constants["DEPENDENT"] = may_start_early(arguments[0].device)
         options = {"launch_pdl": True} if constants["DEPENDENT"] else {}
+    if launch.registers is not None:
+        options["maxnreg"] = launch.registers
     kernel[launch.grid](
         *arguments,
         **constants,
@@ -70,6 +83,12 @@ def run(
         num_stages=launch.stages,
         **options,
     )
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """`x` contiguous and at a multiple of 16 bytes, as kernels load several values."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 @triton.jit
@@ -108,6 +127,35 @@ def prefetch(place):
 def load_once(place, mask):
     """What no other program reads: it need not stay in the caches."""
     return tl.load(place, mask=mask, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_late(place, mask):
+    """What an earlier kernel writes, of 16 or 32 bits; 0 where not `mask`.
+
+    Triton may not know that it is a load: of a loop whose loads it copies
+    asynchronously it would move the first ones in front of the wait for that kernel.
+    """
+    if INTERPRETED:
+        return tl.load(place, mask=mask, other=0)
+    WIDE: tl.constexpr = place.dtype.element_ty.primitive_bitwidth == 32
+    return tl.inline_asm_elementwise(
+        late_load(32 if WIDE else 16),
+        "=r,l,r" if WIDE else "=h,l,r",
+        [place, mask.to(tl.int32)],
+        dtype=place.dtype.element_ty,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.constexpr_function
+def late_load(bits: int) -> str:
+    """PTX of a load of so many bits, of 0 without it."""
+    return (
+        f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b{bits} $0, 0;"
+        f" @p ld.global.b{bits} $0, [$1]; }}"
+    )
 
 
 @triton.jit

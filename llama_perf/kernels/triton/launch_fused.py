@@ -15,19 +15,22 @@ from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton.fused import ADD, GATE, KEEP
 from llama_perf.kernels.triton.fused import project as project_kernel
 from llama_perf.kernels.triton.fused import project_heads as project_heads_kernel
-from llama_perf.kernels.triton.launch import Launch, run
+from llama_perf.kernels.triton.launch import Launch, aligned, run
 from llama_perf.kernels.triton.launch_attention import KINDS
 from llama_perf.kernels.triton.launch_products import FEW, few_launch
 from llama_perf.kernels.weight import Packed
 
 
-def launch_here(weight: Packed, tokens: int, *, weights: int = 1) -> Launch:
-    """The launch on the device where the weight is, by its table or the rule."""
-    tuned, device = None, weight.codes.device
-    if device.type == "cuda":
-        key = launch_key(weight, tokens, weights=weights)
-        tuned = chosen(_card_key(device), key)
-    return few_launch(weight, tokens, weights=weights, fused=True, tuned=tuned)
+def launch_here(x: Tensor, weight: Packed, **how: int) -> Launch:
+    """The launch for tokens `x` on their device, by its table or the rule.
+
+    `how` has `weights` and `head_width`, as of `few_launch`.
+    """
+    tuned, tokens = None, x[..., 0].numel()
+    if x.device.type == "cuda":
+        key = launch_key(weight, tokens, x.dtype, weights=how.get("weights", 1))
+        tuned = chosen(_card_key(x.device), key)
+    return few_launch(weight, tokens, x.dtype, fused=True, tuned=tuned, **how)
 
 
 @cache
@@ -86,12 +89,12 @@ def project(
     at least one for sixteen rows, is left zeros. `launch` is how, where the table is
     not to be asked.
     """
-    x, first, last = x.contiguous(), weights[0], weights[-1]
+    x, first, last = aligned(x), weights[0], weights[-1]
     assert first.kind == last.kind, "two kinds of weights"
     tokens, blocks, products = len(x), -(-first.rows // LANES), len(weights)
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     assert len(split_counter) >= blocks, f"{len(split_counter)} counters for {blocks}"
-    launch = launch or launch_here(first, tokens, weights=products)
+    launch = launch or launch_here(x, first, weights=products)
     out = x.new_empty((tokens, first.rows)) if residual is None else residual
     what = GATE if products > 1 else KEEP if residual is None else ADD
     shape = (launch.splits, products, tokens)
@@ -128,15 +131,16 @@ def project_heads(
     the tokens' int64 positions, (T,), or (B, 1) where each sequence has its own. See
     the kernel; `peaks_in` is as `Peaks.read`.
     """
-    x, (batch, length, _), rows = x.contiguous(), x.shape, weight.rows
+    x, (batch, length, _), rows = aligned(x), x.shape, weight.rows
     tokens, (angles, positions) = batch * length, place
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     _, kv_heads, size, width = cache.k.shape
     heads = rows // width - 2 * kv_heads
-    launch = launch_here(weight, tokens)
+    launch = launch_here(x, weight, head_width=width)
     q = x.new_empty((batch, length, heads, width))
+    blocks = rows // launch.constants["BLOCK_N"]
     parts = x.new_empty((launch.splits, tokens, rows), dtype=torch.float32)
-    squares = x.new_empty((launch.splits, tokens, rows // LANES), dtype=torch.float32)
+    squares = x.new_empty((launch.splits, tokens, blocks), dtype=torch.float32)
     inputs = (x, norm.weight, *weight.tensors, *angles, positions)
     outputs = (q, *cache.pointers, peaks_in, parts, squares, split_counter)
     sizes = (norm.eps, tokens, rows, size, length)

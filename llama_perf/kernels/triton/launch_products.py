@@ -11,8 +11,8 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from llama_perf.kernels.launch_table import Choice
-from llama_perf.kernels.packing import LANES, UNIT
-from llama_perf.kernels.triton.launch import Launch, multiprocessors, run
+from llama_perf.kernels.packing import LANES, UNIT, planes
+from llama_perf.kernels.triton.launch import Launch, aligned, multiprocessors, run
 from llama_perf.kernels.triton.products import (
     few_tokens,
     few_tokens_int8,
@@ -24,49 +24,69 @@ from llama_perf.kernels.weight import FLOAT8, FLOATS, SPARSE, Packed
 FEW = 8
 # Programs for each of the card's processors, which they fill several times over.
 _PROGRAMS = 4
+# Rows of a program on tensor cores: they share what is done for x.
+_ROWS = 32
 
 
 def few_launch(
     weight: Packed,
     tokens: int,
+    dtype: torch.dtype,
     *,
     weights: int = 1,
     fused: bool = False,
+    head_width: int = 0,
     tuned: Choice | None = None,
 ) -> Launch:
-    """A GEMV of at most eight tokens by one weight, or by two alike.
+    """A product of at most eight tokens of `dtype` by one weight, or by two alike.
 
-    As `tuned`, else by a rule: about 8 KB of codes in flight a program.
+    As `tuned`, else by a rule. `head_width` is what a block of rows has to divide.
     """
-    padded = next_power_of_2(max(tokens, 1))
-    most, least = 128, 16
-    if weight.format == FLOATS:
-        # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
-        most, least = 32, 4
-    # A unit of a sparse weight takes twice as many x as others: half as many units fill
-    # as many registers, and twice as many programs run at a time. Of several tokens and
-    # 128 units of float8 the sums spill registers on sm_90, and in a fused kernel those
-    # of units that each have a scale and a zero do on sm_80.
-    elif (
-        weight.format == SPARSE
-        or (weight.decode == FLOAT8 and tokens > 1)
-        or (fused and 0 < weight.group <= UNIT)
-    ):
-        most = 64
-    blocks, warps, stages = weights * -(-weight.rows // LANES), 4, 2
-    block_u = max(most // padded, least)
+    padded, block_n, registers = next_power_of_2(max(tokens, 1)), LANES, None
+    if weight.dynamic or (weight.layout.TILED and dtype != torch.float32):
+        # A product of sixteen halves of words for each warp, or two: more of them share
+        # the work for x, which takes registers.
+        products = 4 if padded > 2 else 8
+        block_u, stages = products * 32 // planes(weight.bits)[0], 3
+        if head_width % _ROWS == 0:
+            block_n = _ROWS
+        if fused and weight.bits == 2 and padded <= 2:
+            # Else three programs run at a time on sm_90, and not four. Other formats,
+            # and the product by itself, would spill.
+            registers = 128
+    else:
+        most, least = 128, 16
+        if weight.format == FLOATS:
+            # Sixteen rows of 256 columns, in floats of two bytes, are 8 KB.
+            most, least = 32, 4
+        # A unit of a sparse weight takes twice as many x as others: half as many units
+        # fill as many registers, and twice as many programs run at a time. Of several
+        # tokens and 128 units of float8 the sums spill registers on sm_90, and in a
+        # fused kernel those of units that each have a scale and a zero do on sm_80.
+        elif (
+            weight.format == SPARSE
+            or (weight.decode == FLOAT8 and tokens > 1)
+            or (fused and 0 < weight.group <= UNIT)
+        ):
+            most = 64
+        block_u, stages = max(most // padded, least), 4
+    blocks, warps = weights * -(-weight.rows // block_n), 4
     splits = _PROGRAMS * multiprocessors() // blocks
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
         warps, stages = tuned.warps, tuned.stages
     steps = -(-weight.layout.UNITS // block_u)
+    if tuned is None and block_n == _ROWS:
+        # What a program does once costs as much as a step.
+        splits = min(splits, steps // 2)
     split_steps = -(-steps // min(max(splits, 1), steps))
-    tile = {"TOKENS": padded, "BLOCK_U": block_u, "BLOCK_N": LANES}
+    tile = {"TOKENS": padded, "BLOCK_U": block_u, "BLOCK_N": block_n}
     return Launch(
         grid=(blocks, -(-steps // split_steps)),
         constants={"WEIGHT": weight.layout, **tile, "STEPS": split_steps},
         warps=warps,
         stages=stages,
+        registers=registers,
     )
 
 
@@ -94,16 +114,16 @@ def product(
     tokens, few = len(x), len(x) <= FEW
     if x_scale is None:
         kernel, sums_dtype = few_tokens if few else many_tokens, torch.float32
-        arguments: tuple[Tensor, ...] = (x.contiguous(), *weight.tensors)
+        arguments: tuple[Tensor, ...] = (aligned(x), *weight.tensors)
     else:
         weight = replace(weight, activations="int8")
         kernel, sums_dtype = few_tokens_int8 if few else many_tokens_int8, torch.int32
         if weight.columns % UNIT:
             # The kernels read four columns of x at a time.
             x = F.pad(x, (0, -weight.columns % UNIT))
-        x = x.contiguous().view(torch.int32 if few else torch.int8)
+        x = x.contiguous()
         arguments = (x, weight.codes)
-    launch = (few_launch if few else many_launch)(weight, tokens)
+    launch = few_launch(weight, tokens, x.dtype) if few else many_launch(weight, tokens)
     splits = launch.splits if few else 1
     sums_dtype = dtype if x_scale is None and splits == 1 else sums_dtype
     out = x.new_empty((splits, tokens, weight.rows), dtype=sums_dtype)

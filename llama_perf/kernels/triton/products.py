@@ -5,20 +5,20 @@
     w[n, k] = (c[n, k] - z[n, k / G]) * s[n, k / G]       with PACKED zeros
     w[n, k] = (c[n, k] - 8) * s[n, k / G] + z[n, k / G]   with an OFFSET
 
-and the 2:4 sparse ones of `kernels/sparse.py`. `few_tokens` is a split-K GEMV over the
-sums of `sums.block_sums`. `many_tokens` unpacks a tile and multiplies it on tensor
-cores, column 8 u + i of every unit u at a time (of a sparse weight 16 u + i), so that
-no value has to change its thread. Those of int8 tokens have exact int32 sums, below
-2**31 for K < 2**17: `few_tokens_int8` takes four columns an instruction (dp4a).
+and the 2:4 sparse ones of `kernels/sparse.py`. `few_tokens` has programs for splits of
+K, over the sums of `block_sums`. `many_tokens` unpacks a tile and multiplies it on
+tensor cores, column 8 u + i of every unit u at a time (of a sparse weight 16 u + i), so
+that no value has to change its thread. Those of int8 tokens have exact int32 sums,
+below 2**31 for K < 2**17.
 """
 
 import triton
 import triton.language as tl
 
+from llama_perf.kernels.triton.block_sums import block_sums
 from llama_perf.kernels.triton.codes import (
     FLOAT8,
     SPARSE,
-    code_pair,
     load_scale,
     load_unit,
     scale_and_zero,
@@ -27,22 +27,22 @@ from llama_perf.kernels.triton.codes import (
     slots,
     spread,
     stored_value,
-    values,
+    unit_values,
 )
+from llama_perf.kernels.triton.int8_sums import int8_sums
 from llama_perf.kernels.triton.launch import INTERPRETED
-from llama_perf.kernels.triton.sums import block_sums, dot4
 
 
 @triton.jit
 def few_tokens(
     x, codes, scale, zero, out, M, N, WEIGHT: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = block_sums(
         x, None, None, codes, scale, zero, tl.program_id(0), tl.program_id(1), M, N,
-        WEIGHT, False, TOKENS, BLOCK_U, BLOCK_N, STEPS,
+        WEIGHT, False, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     store_few(out, total, M, N, TOKENS, BLOCK_N)
 
@@ -79,7 +79,7 @@ def many_tokens(
                 g = (unit * 8) // WEIGHT.GROUP
                 s, z = scale_and_zero(scale, zero, n, g, mask, WEIGHT)
             for PAIR in tl.static_range(4):
-                low, high = values(code_pair(a, b, PAIR, WEIGHT.BITS), WEIGHT.DECODE)
+                low, high = unit_values(a, b, PAIR, WEIGHT)
                 slot0, slot1 = slots(PAIR, WEIGHT.BITS)
                 if WEIGHT.GROUP % 8 != 0:
                     k0, k1 = unit * 8 + slot0, unit * 8 + slot1
@@ -122,22 +122,14 @@ def add_product(acc, x, w):
 def few_tokens_int8(
     x, codes, out, M, N, WEIGHT: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Words of x (M, 2 units) and of the weight to int32 sums (splits, M, N)."""
-    row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, None, :]
-    token = tl.arange(0, TOKENS)[:, None, None]
-    acc = tl.zeros((TOKENS, BLOCK_U, BLOCK_N), tl.int32)
-    for step in range(STEPS):
-        start = (tl.program_id(1) * STEPS + step) * BLOCK_U
-        unit = (start + tl.arange(0, BLOCK_U))[None, :, None]
-        there = unit < WEIGHT.UNITS
-        a, b = load_unit(codes, row, unit, there & (row < N), WEIGHT)
-        place = x + token * (WEIGHT.UNITS * 2) + unit * 2
-        mask = (token < M) & there
-        acc = dot4(a, tl.load(place, mask=mask, other=0), acc)
-        acc = dot4(b, tl.load(place + 1, mask=mask, other=0), acc)
-    store_few(out, tl.sum(acc, axis=1), M, N, TOKENS, BLOCK_N)
+    """int8 x (M, 8 units) and words of the weight to int32 sums (splits, M, N)."""
+    total, _, _ = int8_sums(
+        x, None, None, codes, tl.program_id(0), tl.program_id(1), M, N,
+        WEIGHT, False, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
+    )  # fmt: skip
+    store_few(out, total, M, N, TOKENS, BLOCK_N)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from triton.compiler import ASTSource
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from llama_perf.kernels.triton import launch_fused
+from llama_perf.kernels.triton.launch import aligned
 from scripts.studies.compile_only import assemble
 
 LAYERS = 2
@@ -44,7 +45,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 # The wait in machine code, and letting the next kernel start.
 WAIT, LET_START = "ACQBULK", "PREEXIT"
 # Global memory, or any that might be; constants (LDC) and prefetches (CCTL) are none.
-MEMORY = r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLK\w+|UTMA\w+)\b"
+# Copies to shared memory (LDGSTS) are of weights: test_kernel_resources.py looks.
+MEMORY = r"(LD|LDG|ST|STG|ATOM|ATOMG|RED|REDG|UBLK\w+|UTMA\w+)\b"
 BRANCH = r"(BRA|BRX|BRXU|JMP|JMX|CALL|RET|EXIT|BSSY|BSYNC|BREAK)\b"
 # Rows share kernels.
 assembled = cache(assemble)
@@ -112,6 +114,7 @@ def test_as_many_programs_run_as_the_card_has_processors_for() -> None:
         # One program a head more than attend: it prefetches what the next kernel reads.
         assert attention.grid[:2] == (heads, 2 * processors // heads + 1)
         blocks = dim // 16
+        # Unquantized weights are multiplied 16 rows a program.
         assert output.grid[:2] == (blocks, 4 * processors // blocks)
         assert {launch.dependent for launch in step} == {capability >= 90}
 
@@ -121,6 +124,17 @@ def test_a_short_cache_leaves_programs_for_what_the_next_kernel_reads() -> None:
     attention = first(generation(LLAMA_3).step, "attend_in_splits")
     # 256 positions are four stretches for every one of 8 heads.
     assert attention.grid[:2] == (8, 2 * 132 // 8)
+
+
+def test_tokens_are_moved_to_where_several_can_be_loaded_at_once() -> None:
+    shifted = torch.arange(18, dtype=torch.bfloat16).view(1, 18)[:, 1:17]
+    assert shifted.is_contiguous()
+    assert shifted.data_ptr() % 16
+    moved = aligned(shifted)
+    assert moved.data_ptr() % 16 == 0
+    assert torch.equal(moved, shifted)
+    assert aligned(moved) is moved
+    assert aligned(moved.view(4, 4).T).is_contiguous()
 
 
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +174,8 @@ def wrong_before_the_wait(code: list[str]) -> list[str]:
     [
         *((LLAMA_2, scheme, 90) for scheme in (None, "int8dq")),
         *((LLAMA_3, scheme, 90) for scheme in ("int4wo-64", "int8dq")),
+        # Columns of `down` that fill no step: the last split has fewer.
+        (LLAMA_2, "sparse-marlin", 90),
         (LLAMA_2, "int8dq", 80),
     ],
 )

@@ -231,7 +231,7 @@ def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
     scale = to_lanes(torch.full((6, 8), 0.5, dtype=torch.float16))
     weight = torch.zeros((6, 256, 4))
     for row, pattern in enumerate(PATTERNS):
-        weight[row, :, pattern] = (values.view(256, 2) - 8) / 2
+        weight[row, :, pattern] = ((values.view(256, 2) ^ 8) - 8) / 2
     weight = weight.flatten(1)
     packed = Packed(codes, scale, scale, 6, 1024, format=SPARSE, bits=sparse.BITS)
     assert torch.equal(dequantized(packed), weight)
@@ -257,7 +257,7 @@ def test_every_code_of_a_float_format_is_multiplied_as_its_value(
         # Not NaN, which no quantized weight has.
         codes -= (codes & 127 == 127).int()
     diagonal = torch.zeros((count, count), dtype=torch.int32).fill_diagonal_(1) * codes
-    words, scale = pack(diagonal, format.bits), to_lanes(torch.ones(count))
+    words, scale = format.pack(diagonal), to_lanes(torch.ones(count))
     parts = (words, scale, scale, count, count)
     weight = Packed(*parts, bits=format.bits, decode=format.kind)
     expected = format.decode(codes).expand(tokens, count)

@@ -47,7 +47,7 @@ def linear(scheme: str | None, weight: Tensor, device: torch.device) -> Linear:
     layer = Linear(weight.shape[1], weight.shape[0])
     layer.weight = nn.Parameter(weight.contiguous().to(device), requires_grad=False)
     if scheme is not None:
-        make = partial(make_quantizer, device=device, dtype=torch.float32)
+        make = partial(make_quantizer, device=device, dtype=weight.dtype)
         make(scheme, kernels="native")(nn.Sequential(layer), "layer")
     return layer
 
@@ -103,30 +103,49 @@ def test_codes_of_a_quantized_cache_are_those_of_the_modules(
     assert sum(same) / 2 > (0.99 if dtype == torch.float32 else 0.94)
 
 
-@pytest.mark.parametrize("scheme", [None, "int8dq", "uintx-2-8", "sparse-marlin"])
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "columns"),
+    [
+        *((scheme, torch.float32, 1304) for scheme in (None, "int8dq", "uintx-2-8")),
+        ("sparse-marlin", torch.float32, 1304),
+        # On tensor cores: one of each way, and columns that fill no step.
+        ("int8wo", torch.bfloat16, 1302),
+        ("fp6", torch.float16, 1560),
+        ("int4wo-64", torch.bfloat16, 1600),
+        ("uintx-4-64", torch.float16, 1600),
+        ("uintx-3-8", torch.bfloat16, 3080),
+        ("uintx-2-8", torch.float16, 3080),
+        ("sparse-marlin", torch.bfloat16, 3084),
+        # The last of two splits has fewer steps, and begins before its own columns.
+        ("int8dq", torch.float32, 1240),
+        ("int4wo-64", torch.float16, 2240),
+        ("sparse-marlin", torch.bfloat16, 4612),
+    ],
+    ids=str,
+)
 def test_splits_of_the_columns_are_joined(
-    scheme: str | None, card: torch.device
+    scheme: str | None, dtype: torch.dtype, columns: int, card: torch.device
 ) -> None:
     """Of many columns, whose parts several programs sum, with all there is around."""
-    columns = 1304
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randn(2, 20, columns, generator=generator) / columns**0.5
-    layers = [linear(scheme, weight, card) for weight in drawn]
-    x = torch.randn(2, columns, generator=generator).to(card)
-    norm_weight = torch.rand(columns, generator=generator).to(card) + 0.5
+    layers = [linear(scheme, weight, card) for weight in drawn.to(dtype)]
+    x = torch.randn(2, columns, generator=generator).to(card, dtype)
+    norm_weight = (torch.rand(columns, generator=generator) + 0.5).to(card, dtype)
     first, second = (packed(layer.weight, "weight", GPU) for layer in layers)
-    assert launch_fused.launch_here(first, 2, weights=2).splits > 1
+    assert launch_fused.launch_here(x, first, weights=2).splits > 1
     counter = torch.zeros(2, dtype=torch.int32, device=card)
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm_weight
+    root = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
+    normed = (x * root * norm_weight).to(dtype)
     gate, up = (layer(normed) for layer in layers)
     norm = launch_fused.Norm(weight=norm_weight, eps=1e-5)
     for _ in range(2):
         actual = launch_fused.project(x, [first, second], counter, norm=norm)
-        assert distance(actual, F.silu(gate) * up) < limit_of(scheme)
-    before = torch.randn(2, 20, generator=generator).to(card)
+        assert distance(actual, F.silu(gate) * up) < limit_of(scheme, dtype)
+    before = torch.randn(2, 20, generator=generator).to(card, dtype)
     residual = before.clone()
     assert launch_fused.project(x, [first], counter, residual=residual) is residual
-    assert distance(residual, before + layers[0](x)) < limit_of(scheme)
+    assert distance(residual, before + layers[0](x)) < limit_of(scheme, dtype)
     assert not counter.any()
 
 

@@ -116,11 +116,17 @@ def test_keys_tell_products_apart() -> None:
         {"bits": 32},
         {"activations": "int8"},
     ]
-    keys = {launch_key(replace(weight, **change), 1, weights=1) for change in changes}
-    keys |= {launch_key(weight, 1, weights=2), launch_key(weight, 2, weights=1)}
-    assert len(keys) == 6
+    half, single = torch.bfloat16, torch.float32
+    keys = {
+        launch_key(replace(weight, **change), 1, half, weights=1) for change in changes
+    }
+    keys |= {launch_key(weight, 1, half, weights=2)}
+    keys |= {launch_key(weight, 2, half, weights=1)}
+    keys |= {launch_key(weight, 1, single, weights=1)}
+    assert len(keys) == 7
     # Five tokens run as eight.
-    assert launch_key(weight, 5, weights=1) == launch_key(weight, 8, weights=1)
+    five, eight = (launch_key(weight, tokens, half, weights=1) for tokens in (5, 8))
+    assert five == eight
 
 
 def test_a_launch_follows_its_choice() -> None:
@@ -128,9 +134,9 @@ def test_a_launch_follows_its_choice() -> None:
     from llama_perf.kernels.triton.launch_products import few_launch
 
     weight = of_floats(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"))
-    rule = few_launch(weight, 1, fused=True)
+    rule = few_launch(weight, 1, torch.bfloat16, fused=True)
     choice = replace(CHOICE, splits=5, warps=8, stages=3)
-    tuned = few_launch(weight, 1, fused=True, tuned=choice)
+    tuned = few_launch(weight, 1, torch.bfloat16, fused=True, tuned=choice)
     # 64 units of eight columns: eight steps, of which five programs take two at most.
     assert (tuned.grid, tuned.constants["STEPS"]) == ((256, 4), 2)
     assert (tuned.warps, tuned.stages, tuned.constants["BLOCK_U"]) == (8, 3, 64)

@@ -153,11 +153,11 @@ def test_the_kernels_of_a_fused_row_take_every_candidate() -> None:
     launched = launches.in_a_process(launches.timed_by_autoquant)
     for how, weights in (("fused", 1), ("fused gate", 2)):
         assert launched[how].keys() == set(CANDIDATES)
-        for of_candidate in launched[how].values():
-            # One launch of 16 rows a program, of one weight or of both.
-            (launch,) = of_candidate
+        for candidate, (launch,) in launched[how].items():
+            # Programs of 16 rows, or of 32 on tensor cores, of one weight or of both.
             assert launch.kernel == "project"
-            assert launch.grid[0] == weights * 11008 // 16
+            rows = 16 if candidate == "none" else 32
+            assert launch.grid[0] == weights * 11008 // rows
 
 
 def test_of_a_kernel_of_two_products_each_has_half_the_time(

@@ -168,8 +168,8 @@ def with_special_rows(weight: Packed) -> Packed:
     scale[0, ..., INFINITE_SCALE] = float("inf")
     zeros = torch.zeros((1, weight.columns), dtype=torch.int64)
     if weight.format == SPARSE:
-        # The value 0 is 8, and a quad stores two places, not one twice.
-        zeros = torch.tensor([[8, 8 | 1 << 4]]).repeat(1, zeros.shape[1] // 4)
+        # A quad stores two places, not one twice.
+        zeros = torch.tensor([[0, 1 << 4]]).repeat(1, zeros.shape[1] // 4)
     codes[0, :, ZERO_CODES] = pack(zeros, weight.bits)[0, :, 0]
     return replace(weight, scale=scale, codes=codes)
 

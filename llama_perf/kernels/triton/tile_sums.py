@@ -1,0 +1,297 @@
+"""Triton building blocks: the sums of a product of few tokens, on tensor cores.
+
+    y[m, n] = sum over k of x[m, k] * g[k] * w[n, k]
+
+The product is transposed: 16 rows of a weight, decoded in registers, are the first
+operand, and x the second one, as few columns as there are tokens. So a weight costs its
+decoding, not a multiplication for each token. A program takes BLOCK_N rows and BLOCK_U
+units of eight columns at a time, as a batch of products: each warp has its own columns.
+
+x * g is rounded to float16, times a power of two for each tile of columns, so that any
+x has its 11 bits. The sums are in float32. Of groups that fill a product the scale is
+applied to its sum, and the zero to the sum of x; of smaller groups the weights are
+rounded to float16.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
+
+from llama_perf.kernels.triton.codes import (
+    FLOAT8,
+    FP6,
+    OFFSET,
+    load_scale,
+    scale_and_zero,
+)
+from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once
+from llama_perf.kernels.triton.tile_codes import (
+    INT4,
+    decoded,
+    from_whole,
+    middle,
+    widened,
+    widest_plane,
+    with_zeros,
+)
+from llama_perf.kernels.triton.tile_tokens import as_halves, load_tile
+
+
+@triton.jit
+def plane_halves(codes, row, tile, within, inside, WEIGHT):
+    """int16 halves `within` of a tile's eight words, of the widest plane."""
+    # What a loop does not change stands first.
+    place = codes.to(tl.pointer_type(tl.int16), bitcast=True)
+    place += (row // 16) * (WEIGHT.WORDS * 32) + (row % 16) * 2
+    place += (within // 2) * 32 + within % 2
+    return load_once(place + tile * 256, inside)
+
+
+@triton.jit
+def plane_bytes(codes, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT):
+    """uint8 bytes `within` of a tile's words, of the plane from word START of a row."""
+    place = codes.to(tl.pointer_type(tl.uint8), bitcast=True)
+    place += (row // 16) * (WEIGHT.WORDS * 64) + (row % 16) * 4
+    place += (START + within // 4) * 64 + within % 4
+    return load_once(place + tile * (WORDS_OF_TILE * 64), inside)
+
+
+@triton.jit
+def load_planes(codes, row, tile, within, there, WEIGHT):
+    """The words of a tile's halves, and the narrower planes' pieces, for `decoded`."""
+    BITS: tl.constexpr = WEIGHT.BITS
+    WIDE: tl.constexpr = widest_plane(BITS)
+    UNITS: tl.constexpr = WEIGHT.UNITS
+    START2: tl.constexpr = UNITS if BITS & 4 else 0
+    START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
+    planes = (plane_halves(codes, row, tile, within, there, WEIGHT),)
+    if BITS & 2 and WIDE == 4:
+        pairs = plane_bytes(codes, row, tile, within, there, START2, 4, WEIGHT)
+        planes = planes + (widened(pairs, WEIGHT.DECODE == FP6),)  # type: ignore[assignment]
+    if BITS & 1 and WIDE == 2:
+        ones = plane_bytes(codes, row, tile, within, there, START1, 4, WEIGHT)
+        planes = planes + (widened(ones, False),)  # type: ignore[assignment]
+    elif BITS & 1 and WIDE == 4:
+        byte = plane_bytes(codes, row, tile, within // 2, there, START1, 2, WEIGHT)
+        ones = (byte.to(tl.int16) >> (4 * (within % 2)).to(tl.int16)) & 15
+        planes = planes + (ones,)  # type: ignore[assignment]
+    return planes
+
+
+@triton.jit
+def tile_zeros(zero, row, first, group, there, LAYOUT):
+    """What is added to the codes of `group`, float16: `middle` less the zero.
+
+    `first` is the first group of a tile. All of a tile are in the same word of a plane.
+    """
+    BITS: tl.constexpr = LAYOUT.BITS
+    inside = there & (first < LAYOUT.K)
+    code, low = group * 0, 0
+    place = zero + (row // 16) * (LAYOUT.WORDS * 16) + row % 16
+    for SHIFT in tl.static_range(4):
+        if BITS & (8 >> SHIFT):
+            piece = plane_codes(place, first, group, inside, 8 >> SHIFT)
+            code |= piece << low
+            low += 8 >> SHIFT
+            place += (LAYOUT.UNITS * (8 >> SHIFT) + 3) // 4 * 16
+    return from_whole(code, BITS)
+
+
+@triton.jit
+def plane_codes(place, first, index, inside, PLANE):
+    """The codes `index` of a plane's words at `place`, all in the word of `first`."""
+    EACH: tl.constexpr = 32 // PLANE
+    word = load_once(place + first // EACH * 16, inside)
+    return (word >> (PLANE * (index % EACH))) & ((1 << PLANE) - 1)
+
+
+@triton.constexpr_function
+def is_ragged(columns: int, of_step: int, steps: int) -> bool:
+    """Whether a split's steps may have more columns than are left for it."""
+    if KNOWN_BOUNDS.value:
+        # There every split has all steps.
+        of_step *= steps
+    remaining: int = columns % of_step
+    return remaining != 0
+
+
+@triton.jit
+def steps_of(split, STEPS, TILES, TILES_A_STEP):
+    """How many steps of a split are there: STEPS of all but the last one."""
+    TOTAL: tl.constexpr = (TILES + TILES_A_STEP - 1) // TILES_A_STEP
+    steps = STEPS
+    if TOTAL % STEPS != 0 and not KNOWN_BOUNDS:
+        steps = tl.minimum(TOTAL - split * STEPS, STEPS)
+        # No branch around the loop, in which the program waits.
+        tl.assume(steps > 0)
+    return steps
+
+
+@triton.jit
+def first_tile(own, steps, TILES, TILES_A_STEP, RAGGED):
+    """Where a split begins to load, whose own tiles begin at `own`.
+
+    The last of several begins earlier, so that its steps end where the tiles do.
+    """
+    if RAGGED:
+        own = tl.maximum(tl.minimum(own, TILES - steps * TILES_A_STEP), 0)
+    return own
+
+
+@triton.jit
+def tile_sums(
+    x, norm, codes, scale, zero, block_n, split, M, N,
+    WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
+):  # fmt: skip
+    """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
+
+    With DEPENDENT the input is waited for, behind the first loads of the weights.
+    """
+    K: tl.constexpr = WEIGHT.K
+    BITS: tl.constexpr = WEIGHT.BITS
+    WIDE: tl.constexpr = widest_plane(BITS)
+    SLOTS: tl.constexpr = 16 // WIDE
+    COLUMNS: tl.constexpr = 16 * SLOTS
+    BATCH: tl.constexpr = BLOCK_U * 8 // COLUMNS
+    HALVES: tl.constexpr = (WEIGHT.UNITS * 8 + SLOTS - 1) // SLOTS
+    TILES: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
+    # Whether the only split has too few tiles for its steps; a tile may not be full.
+    SHORT: tl.constexpr = BATCH * STEPS > TILES
+    PARTIAL: tl.constexpr = K % COLUMNS != 0 or SHORT
+    RAGGED: tl.constexpr = is_ragged(K, BLOCK_U * 8, STEPS)
+    LARGE_GROUPS: tl.constexpr = WEIGHT.GROUP != 0 and WEIGHT.GROUP % COLUMNS == 0
+    SMALL_GROUPS: tl.constexpr = WEIGHT.GROUP != 0 and not LARGE_GROUPS
+    if SMALL_GROUPS:
+        ZEROS: tl.constexpr = WEIGHT.ZEROS
+    batch = tl.arange(0, BATCH)[:, None, None]
+    row = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
+    within = tl.arange(0, 16)
+    # Beyond the last token is the last one once more, and its sums are not stored.
+    token = tl.minimum(tl.arange(0, TOKENS), M - 1)[None, None, :]
+    acc = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
+    zero_acc = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
+    squares = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+    own = split * (STEPS * BATCH)
+    steps = steps_of(split, STEPS, TILES, BATCH)
+    first = first_tile(own, steps, TILES, BATCH, RAGGED)
+    for step in tl.range(steps, num_stages=STAGES):
+        if DEPENDENT:
+            # Nothing from the second time on.
+            gdc_wait()
+        tile = first + step * BATCH + batch
+        half = tile * 16 + within[None, None, :]
+        there = row < N
+        if PARTIAL:
+            there = there & (half < HALVES)
+        planes = load_planes(codes, row, tile, within[None, None, :], there, WEIGHT)
+        if SMALL_GROUPS:
+            g = half * SLOTS // WEIGHT.GROUP
+            s = load_scale(scale, row, g, there, WEIGHT).to(tl.float16)
+            of_tile = tile * COLUMNS // WEIGHT.GROUP
+            z = tile_zeros(zero, row, of_tile, g, there, ZEROS)
+        values, squares, inside = load_tile(
+            x, norm, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED
+        )
+        x_sum = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+        if WEIGHT.GROUP != 0:
+            for SLOT in tl.static_range(SLOTS):
+                x_sum += values[SLOT]
+            x_sum *= inside
+        tokens, x_scale, unscale = as_halves(values, inside, SLOTS)
+        sums = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
+        if SMALL_GROUPS:
+            sums = tl.dot(z * s, (x_sum * x_scale).to(tl.float16), sums)
+        for SLOT in tl.static_range(SLOTS):
+            w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
+            if SMALL_GROUPS:
+                w *= s
+            sums = tl.dot(w, tokens[SLOT], sums)
+        if LARGE_GROUPS:
+            g = tile * COLUMNS // WEIGHT.GROUP
+            known = row < N
+            if SHORT:
+                known = known & (tile < TILES)
+            s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
+            if WEIGHT.ZERO != OFFSET:
+                z = (middle(BITS) - z) * s
+            acc += sums * (s * unscale)
+            zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
+        else:
+            acc += sums * unscale
+    if LARGE_GROUPS:
+        acc += zero_acc
+    total = tl.trans(tl.sum(acc, axis=0))
+    if WEIGHT.GROUP == 0:
+        n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        total *= tl.load(scale + n, mask=n < N, other=0.0)
+    if WEIGHT.DECODE == FP6:
+        total *= 4096.0
+    if WEIGHT.DECODE == FLOAT8:
+        total *= 256.0
+    return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]
+
+
+@triton.jit
+def sparse_tile_sums(
+    x, norm, codes, scale, block_n, split, M, N,
+    WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
+):  # fmt: skip
+    """As `tile_sums` of a 2:4 sparse weight, whose zeros are put back.
+
+    Two blocks of 16 rows are unpacked together, for eight nibbles fill a register. With
+    a BLOCK_N of 16 the second one is not there.
+    """
+    K: tl.constexpr = WEIGHT.K
+    BATCH: tl.constexpr = BLOCK_U // 8
+    TILES: tl.constexpr = (K + 127) // 128
+    SHORT: tl.constexpr = BATCH * STEPS > TILES
+    PARTIAL: tl.constexpr = K % 128 != 0 or SHORT
+    RAGGED: tl.constexpr = is_ragged(K, BLOCK_U * 16, STEPS)
+    batch = tl.arange(0, BATCH)[:, None, None]
+    row = (block_n * BLOCK_N + tl.arange(0, 16))[None, :, None]
+    within = tl.arange(0, 16)[None, None, :]
+    token = tl.minimum(tl.arange(0, TOKENS), M - 1)[None, None, :]
+    acc = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+    second_acc = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+    squares = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+    own = split * (STEPS * BATCH)
+    steps = steps_of(split, STEPS, TILES, BATCH)
+    first = first_tile(own, steps, TILES, BATCH, RAGGED)
+    for step in tl.range(steps, num_stages=STAGES):
+        if DEPENDENT:
+            # Nothing from the second time on.
+            gdc_wait()
+        tile = first + step * BATCH + batch
+        there, after = row < N, row + 16 < N
+        known, known_after = there, after
+        if PARTIAL:
+            inside_row = tile * 16 + within < WEIGHT.UNITS * 2
+            there, after = there & inside_row, after & inside_row
+        if SHORT:
+            known, known_after = known & (tile < TILES), known_after & (tile < TILES)
+        upper = load_planes(codes, row, tile, within, there, WEIGHT)
+        lower = load_planes(codes, row + 16, tile, within, after, WEIGHT)
+        dense = with_zeros(upper[0], lower[0], upper[1], lower[1])
+        values, squares, inside = load_tile(
+            x, norm, squares, tile, own, token, 8, K, PARTIAL, RAGGED
+        )
+        tokens, _, unscale = as_halves(values, inside, 8)
+        sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+        second_sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
+        for SLOT in tl.static_range(8):
+            column = (dense[SLOT % 4],)
+            w = decoded(column, 4, INT4, SLOT // 4 * 2)
+            sums = tl.dot(w, tokens[SLOT], sums)
+            if BLOCK_N == 32:
+                w = decoded(column, 4, INT4, SLOT // 4 * 2 + 1)
+                second_sums = tl.dot(w, tokens[SLOT], second_sums)
+        s = load_scale(scale, row, tile, known, WEIGHT)
+        acc += sums * (s * unscale)
+        if BLOCK_N == 32:
+            s = load_scale(scale, row + 16, tile, known_after, WEIGHT)
+            second_acc += second_sums * (s * unscale)
+    total = tl.trans(tl.sum(acc, axis=0))
+    if BLOCK_N == 32:
+        both = tl.join(total, tl.trans(tl.sum(second_acc, axis=0)))
+        total = both.permute(0, 2, 1).reshape((TOKENS, BLOCK_N))
+    return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]
