@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from llama_perf.kernels.triton.launch import load_late
+from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late
 from llama_perf.kernels.triton.sums import rounded
 from llama_perf.kernels.triton.tile_sums import (
     first_tile,
@@ -74,7 +74,7 @@ def int8_sums(
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             # Nothing from the second time on.
             gdc_wait()

@@ -22,10 +22,17 @@ EARLY_SINCE = (9, 0)
 
 def may_start_early(device: torch.device) -> bool:
     """Whether a kernel on `device` may start before the one in front of it ends."""
-    if device.type == "cpu":
-        return False
-    capability: tuple[int, int] = driver.active.get_device_capability()
-    return capability >= EARLY_SINCE
+    return device.type != "cpu" and capability() >= EARLY_SINCE
+
+
+def capability() -> tuple[int, int]:
+    """That of the GPU in use, (9, 0) where there is none."""
+    try:
+        known: tuple[int, int] = driver.active.get_device_capability()
+    except RuntimeError:
+        # In the interpreter, or to compile ahead of time.
+        return 9, 0
+    return known
 
 
 @cache

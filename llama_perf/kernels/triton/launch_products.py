@@ -12,7 +12,13 @@ from triton import next_power_of_2
 
 from llama_perf.kernels.launch_table import Choice
 from llama_perf.kernels.packing import LANES, UNIT, planes
-from llama_perf.kernels.triton.launch import Launch, aligned, multiprocessors, run
+from llama_perf.kernels.triton.launch import (
+    Launch,
+    aligned,
+    capability,
+    multiprocessors,
+    run,
+)
 from llama_perf.kernels.triton.products import (
     few_tokens,
     few_tokens_int8,
@@ -50,10 +56,12 @@ def few_launch(
         block_u, stages = products * 32 // planes(weight.bits)[0], 3
         if head_width % _ROWS == 0:
             block_n = _ROWS
-        if fused and weight.bits == 2 and padded <= 2:
-            # Else three programs run at a time on sm_90, and not four. Other formats,
-            # and the product by itself, would spill.
-            registers = 128
+        # Left to itself the assembler spills a few bytes there, or takes so many
+        # registers that three programs run at a time, and not four.
+        if weight.format == SPARSE and (capability() < (10, 0) or padded > 2):
+            registers = 168
+        elif weight.bits == 2 and padded <= 2 and capability() < (10, 0):
+            registers = 128 if fused else 168
     else:
         most, least = 128, 16
         if weight.format == FLOATS:

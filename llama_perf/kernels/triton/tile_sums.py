@@ -174,7 +174,7 @@ def tile_sums(
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             # Nothing from the second time on.
             gdc_wait()
@@ -257,7 +257,7 @@ def sparse_tile_sums(
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             # Nothing from the second time on.
             gdc_wait()
