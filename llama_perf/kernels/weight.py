@@ -60,20 +60,16 @@ class Layout(NamedTuple):
     @property
     def TILED(self) -> bool:
         """Whether tensor cores multiply few tokens of 16 bits (`triton/tile_sums`)."""
-        if self.FORMAT == SPARSE:
+        if self.FORMAT == FLOATS or self.DYNAMIC:
+            return False
+        if self.FORMAT == SPARSE or not self.GROUP:
             return True
-        if self.FORMAT == FLOATS or self.DYNAMIC or not self.GROUP:
-            return self.FORMAT == CODES and not self.DYNAMIC
-        # Columns of half a word, of the widest plane; sixteen halves are multiplied at
-        # a time.
+        # Columns of half a word of the widest plane; 16 halves are one product.
         columns = 16 // packing.planes(self.BITS)[0]
         if self.GROUP % (16 * columns) == 0:
             return self.ZERO == PACKED or self.BITS == 4
-        return (
-            self.ZERO == PACKED
-            and self.GROUP in (8, 16, 32, 64)
-            and (self.GROUP % columns == 0)
-        )
+        fits = self.GROUP in (8, 16, 32, 64) and self.GROUP % columns == 0
+        return fits and self.ZERO == PACKED
 
     @property
     def ZEROS(self) -> "Layout":

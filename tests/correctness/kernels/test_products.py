@@ -133,6 +133,15 @@ def test_a_kernel_gives_the_operators_product(case: Case, card: torch.device) ->
     assert_close(multiply(x, weight, dtype, device=card), x, weight)
 
 
+def test_tensor_cores_take_every_format_whose_groups_fill_half_a_word() -> None:
+    for format in FORMATS:
+        _, weight = sample(format, (1, 16, 320), HALF)
+        slow = {"int4-32", "uintx-1-8", "uintx-3-4", "uintx-4-20", "uintx-8-4"}
+        assert (format.name not in slow) == weight.layout.TILED, format.name
+        # int8 tokens have a kernel of their own.
+        assert not replace(weight, activations="int8").layout.TILED
+
+
 @each_format
 def test_special_scales_and_codes_change_their_own_row_only(
     format: Format, any_device: torch.device
