@@ -41,6 +41,8 @@ class Card:
         return self.bandwidth * 1e3 / (self.multiprocessors * self.clock)
 
 
+NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
 ISSUE = "issue"
 """All instructions together: four schedulers, one instruction each."""
 _AMPERE = {
@@ -124,14 +126,18 @@ def cap(loop: Loop, card: Card, *, warps: int, weight_bytes: float) -> float:
 
 def disassemble(cubin: bytes) -> str:
     """The text of a kernel's machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         done = subprocess.run(
-            [tool, "-c", file.name], capture_output=True, text=True, check=True
+            [NVDISASM, "-c", file.name], capture_output=True, text=True, check=True
         )
     return done.stdout
+
+
+def code_lines(text: str) -> list[str]:
+    """Its instructions in their order, with predicates and operands."""
+    return _INSTRUCTION.findall(text)
 
 
 def loops(text: str) -> list[Loop]:
@@ -141,7 +147,7 @@ def loops(text: str) -> list[Loop]:
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(code)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+        elif instruction := _INSTRUCTION.search(line):
             code.append(instruction[1])
     # Without predicates and operands.
     names = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in code]

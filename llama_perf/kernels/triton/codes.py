@@ -126,25 +126,28 @@ def slots(PAIR, BITS):
 
 
 @triton.jit
-def packed_code(codes, row, index, mask, LAYOUT):
-    """Code `index` of `row`, int32: the zero point of a group."""
-    base = (row // 16) * (LAYOUT.WORDS * 16) + row % 16
-    START2: tl.constexpr = LAYOUT.UNITS if LAYOUT.BITS & 4 else 0
-    START1: tl.constexpr = START2 + ((LAYOUT.UNITS + 1) // 2 if LAYOUT.BITS & 2 else 0)
-    code = tl.zeros_like(base + index).to(tl.int32)
-    if LAYOUT.BITS == 8:
-        word = tl.load(codes + base + (index // 4) * 16, mask=mask, other=0)
-        code = (word >> (8 * (index % 4))) & 255
-    if LAYOUT.BITS & 4:
-        word = tl.load(codes + base + (index // 8) * 16, mask=mask, other=0)
-        code = (word >> (4 * (index % 8))) & 15
-    if LAYOUT.BITS & 2:
-        word = tl.load(codes + base + (START2 + index // 16) * 16, mask=mask, other=0)
-        code = code | (((word >> (2 * (index % 16))) & 3) << (LAYOUT.BITS & 4))
-    if LAYOUT.BITS & 1:
-        word = tl.load(codes + base + (START1 + index // 32) * 16, mask=mask, other=0)
-        code = code | (((word >> (index % 32)) & 1) << (LAYOUT.BITS & 6))
+def packed_code(codes, row, first, index, mask, LAYOUT):
+    """Code `index` of `row`, int32: the zero point of a group.
+
+    In every plane it lies in the same word as code `first`, whose shape may be smaller.
+    """
+    place = codes + (row // 16) * (LAYOUT.WORDS * 16) + row % 16
+    code, low = tl.zeros_like(row + index).to(tl.int32), 0
+    for SHIFT in tl.static_range(4):
+        if LAYOUT.BITS & (8 >> SHIFT):
+            piece = plane_code(place, first, index, mask, 8 >> SHIFT)
+            code = code | (piece << low)
+            low += 8 >> SHIFT
+            place += (LAYOUT.UNITS * (8 >> SHIFT) + 3) // 4 * 16
     return code
+
+
+@triton.jit
+def plane_code(place, first, index, mask, PLANE):
+    """The piece of code `index` in the plane of so many bits with words at `place`."""
+    EACH: tl.constexpr = 32 // PLANE
+    word = tl.load(place + first // EACH * 16, mask=mask, other=0)
+    return (word >> (PLANE * (index % EACH))) & ((1 << PLANE) - 1)
 
 
 @triton.jit
@@ -160,7 +163,7 @@ def scale_and_zero(scale, zero, row, group, mask, WEIGHT):
     s = load_scale(scale, row, group, mask, WEIGHT)
     if WEIGHT.ZERO == PACKED:
         ZEROS: tl.constexpr = WEIGHT.ZEROS
-        z = packed_code(zero, row, group, mask, ZEROS).to(tl.float32)
+        z = packed_code(zero, row, group, group, mask, ZEROS).to(tl.float32)
     else:
         z = load_scale(zero, row, group, mask, WEIGHT)
     return s, z

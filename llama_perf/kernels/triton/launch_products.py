@@ -127,7 +127,7 @@ def product(
         weight = replace(weight, activations="int8")
         kernel, sums_dtype = few_tokens_int8 if few else many_tokens_int8, torch.int32
         if weight.columns % UNIT:
-            # The kernels read four columns of x at a time.
+            # A token is as long as a row of codes.
             x = F.pad(x, (0, -weight.columns % UNIT))
         x = x.contiguous()
         arguments = (x, weight.codes)

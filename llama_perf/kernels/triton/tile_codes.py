@@ -135,7 +135,7 @@ def registers(count: int) -> str:
 
 @triton.constexpr_function
 def narrower_planes(bits: int) -> int:
-    """How many planes a code has beside the widest one."""
+    """How many planes a code has besides the widest one."""
     return bin(bits).count("1") - 1
 
 

@@ -22,6 +22,7 @@ from llama_perf.kernels.triton.codes import (
     FP6,
     OFFSET,
     load_scale,
+    packed_code,
     scale_and_zero,
 )
 from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once
@@ -40,7 +41,7 @@ from llama_perf.kernels.triton.tile_tokens import as_halves, load_tile
 @triton.jit
 def plane_halves(codes, row, tile, within, inside, WEIGHT):
     """int16 halves `within` of a tile's eight words, of the widest plane."""
-    # What a loop does not change stands first.
+    # The part that is the same for every tile comes first, to be computed once.
     place = codes.to(tl.pointer_type(tl.int16), bitcast=True)
     place += (row // 16) * (WEIGHT.WORDS * 32) + (row % 16) * 2
     place += (within // 2) * 32 + within % 2
@@ -76,33 +77,6 @@ def load_planes(codes, row, tile, within, there, WEIGHT):
         ones = (byte.to(tl.int16) >> (4 * (within % 2)).to(tl.int16)) & 15
         planes = planes + (ones,)  # type: ignore[assignment]
     return planes
-
-
-@triton.jit
-def tile_zeros(zero, row, first, group, there, LAYOUT):
-    """What is added to the codes of `group`, float16: `middle` less the zero.
-
-    `first` is the first group of a tile. All of a tile are in the same word of a plane.
-    """
-    BITS: tl.constexpr = LAYOUT.BITS
-    inside = there & (first < LAYOUT.K)
-    code, low = group * 0, 0
-    place = zero + (row // 16) * (LAYOUT.WORDS * 16) + row % 16
-    for SHIFT in tl.static_range(4):
-        if BITS & (8 >> SHIFT):
-            piece = plane_codes(place, first, group, inside, 8 >> SHIFT)
-            code |= piece << low
-            low += 8 >> SHIFT
-            place += (LAYOUT.UNITS * (8 >> SHIFT) + 3) // 4 * 16
-    return from_whole(code, BITS)
-
-
-@triton.jit
-def plane_codes(place, first, index, inside, PLANE):
-    """The codes `index` of a plane's words at `place`, all in the word of `first`."""
-    EACH: tl.constexpr = 32 // PLANE
-    word = load_once(place + first // EACH * 16, inside)
-    return (word >> (PLANE * (index % EACH))) & ((1 << PLANE) - 1)
 
 
 @triton.constexpr_function
@@ -188,7 +162,8 @@ def tile_sums(
             g = half * SLOTS // WEIGHT.GROUP
             s = load_scale(scale, row, g, there, WEIGHT).to(tl.float16)
             of_tile = tile * COLUMNS // WEIGHT.GROUP
-            z = tile_zeros(zero, row, of_tile, g, there, ZEROS)
+            known = there & (of_tile < ZEROS.K)
+            z = from_whole(packed_code(zero, row, of_tile, g, known, ZEROS), BITS)
         values, squares, inside = load_tile(
             x, norm, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED
         )

@@ -7,12 +7,9 @@ writes. So every kernel waits, and before that only prefetches weights.
 
 import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,13 +32,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from llama_perf.kernels.triton import launch_fused
 from llama_perf.kernels.triton.launch import aligned
 from scripts.studies.compile_only import assemble
+from scripts.studies.sass import NVDISASM, code_lines, disassemble
 
 LAYERS = 2
 # What a step launches.
 LAYER = ("project_heads", "attend_in_splits", "project", "project", "project")
 STEP = ["start", *LAYER * LAYERS, "project", "choose"]
 LLAMA_2, LLAMA_3 = "Llama-2-7b-chat-hf", "Meta-Llama-3-8B"
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # The wait in machine code, and letting the next kernel start.
 WAIT, LET_START = "ACQBULK", "PREEXIT"
 # Global memory, or any that might be; constants (LDC) and prefetches (CCTL) are none.
@@ -51,7 +48,7 @@ BRANCH = r"(BRA|BRX|BRXU|JMP|JMX|CALL|RET|EXIT|BSSY|BSYNC|BREAK)\b"
 # Rows share kernels.
 assembled = cache(assemble)
 disassembled = pytest.mark.skipif(
-    not CUOBJDUMP.exists(), reason="no cuobjdump in Triton's package"
+    not NVDISASM.exists(), reason="no nvdisasm in Triton's package"
 )
 
 
@@ -149,12 +146,7 @@ def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
 @cache
 def instructions(cubin: bytes) -> list[str]:
     """The instructions of its kernel in their order, with their predicates."""
-    with NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(CUOBJDUMP), "-sass", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", done.stdout)
+    return code_lines(disassemble(cubin))
 
 
 def wrong_before_the_wait(code: list[str]) -> list[str]:
