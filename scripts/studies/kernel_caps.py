@@ -73,7 +73,9 @@ class Product:
         running = min(self.fitting, columns * rows / self.card.multiprocessors)
         steps = self.compiled.options["STEPS"]
         ahead = self.compiled.options["num_stages"] - 1 if self.loop.asynchronous else 1
-        return float(running * min(ahead, steps) * self.pass_bytes)
+        # Without a loop a pass has all steps of a program.
+        step_bytes = self.pass_bytes / (steps if self.loop.unrolled else 1)
+        return float(running * min(ahead, steps) * step_bytes)
 
 
 @cache
