@@ -113,6 +113,10 @@ class Packed:
         """Whether the activations are rounded to int8."""
         return self.activations == "int8"
 
+    def on_tensor_cores(self, dtype: torch.dtype) -> bool:
+        """Whether they multiply few tokens of `dtype`, which their peaks round."""
+        return self.dynamic or (self.layout.TILED and dtype != torch.float32)
+
     @property
     def layout(self) -> Layout:
         """What kernels know of it."""

@@ -47,16 +47,17 @@ class FusedStep:
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
-        # block or the head, where that rounds to int8.
+        # block or the head, where that rounds its input by the peaks.
         self._layers: dict[nn.Module, tuple[list[Packed], Tensor | None]] = {}
-        norm_weight = model.norm.weight if self._output.dynamic else None
+        rounds = self._rounds
+        norm_weight = model.norm.weight if rounds(self._output) else None
         for index, block, weights in packed_blocks(model, _CUDA):
             wqkv, _, gate, up, _ = weights
             if gate.kind != up.kind:
                 name = f"layers.{index}.feed_forward.w1"
                 raise NotRunnable(f"fused: {name} and w3 are quantized in two ways")
             self._layers[block] = weights, norm_weight
-            norm_weight = block.attention_norm.weight if wqkv.dynamic else None
+            norm_weight = block.attention_norm.weight if rounds(wqkv) else None
         self._first_norm_weight = norm_weight
         rows = max(self._output.rows, *(rows for rows, _ in config.linears.values()))
         # The largest activation of each token, as `project` writes it: the inputs of
@@ -66,6 +67,10 @@ class FusedStep:
         self._peaked: Tensor | None = None
         # Each kernel leaves the counters 0, and no two kernels run at once.
         self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
+
+    def _rounds(self, weight: Packed) -> bool:
+        """Whether its product rounds activations by their peaks."""
+        return weight.on_tensor_cores(self._dtype)
 
     def start(
         self, model: Transformer, tokens: Tensor, positions: Tensor
@@ -98,8 +103,8 @@ class FusedStep:
         """
         (wqkv, wo, gate, up, down), next_norm_weight = self._layers[block]
         hidden, visible = x.view(-1, x.shape[2]), place.visible
-        gated_peak = self._peaks[0] if gate.dynamic else None
-        down_peak = self._peaks[1] if down.dynamic else None
+        gated_peak = self._peaks[0] if self._rounds(gate) else None
+        down_peak = self._peaks[1] if self._rounds(down) else None
         attended_peak = None
         q = launch_fused.project_heads(
             x,
@@ -114,7 +119,7 @@ class FusedStep:
         if visible.filled is None:
             y = attend_filled(q, cache, visible)
         else:
-            attended_peak = self._peaks[_ATTENDED] if wo.dynamic else None
+            attended_peak = self._peaks[_ATTENDED] if self._rounds(wo) else None
             y = split_attention(
                 q,
                 cache.tensors,
@@ -137,7 +142,7 @@ class FusedStep:
         )
         # The peaks that nothing reads any more.
         left = _FOLLOWING if next_norm_weight is not None else _ATTENDED
-        cleared = self._peaks[left : _ATTENDED + wo.dynamic]
+        cleared = self._peaks[left : _ATTENDED + self._rounds(wo)]
         gated = launch_fused.project(
             hidden,
             [gate, up],

@@ -77,7 +77,8 @@ def launch_fused(
     product = _product(tokens=tokens, rows=rows, columns=columns, how="fused")
     (linear,), *_ = timing.weight_copies(_SCHEMES.get(name, name), product, _META)
     counter = empty(rows, dtype=torch.int32)
-    peaks = empty(16, dtype=torch.int32) if linear.dynamic else None
+    rounded = linear.on_tensor_cores(x.dtype)
+    peaks = empty(16, dtype=torch.int32) if rounded else None
     norm = fused.Norm(weight=empty(dim), eps=1e-5)
     if kernel == "qkv":
         angles = empty(tokens, width // 2, dtype=torch.float32)

@@ -72,12 +72,12 @@ def block_sums(
             )  # fmt: skip
     elif WEIGHT.FORMAT == SPARSE:
         total, squares = sparse_tile_sums(
-            x, norm, codes, scale, block_n, split, M, N,
+            x, norm, peaks_in, codes, scale, block_n, split, M, N,
             WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
     else:
         total, squares = tile_sums(
-            x, norm, codes, scale, zero, block_n, split, M, N,
+            x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
             WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
     return total, squares

@@ -9,6 +9,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
 from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late
+from llama_perf.kernels.triton.peaks import known_peak, token_peak
 from llama_perf.kernels.triton.sums import rounded
 from llama_perf.kernels.triton.tile_sums import (
     first_tile,
@@ -16,32 +17,6 @@ from llama_perf.kernels.triton.tile_sums import (
     plane_bytes,
     steps_of,
 )
-
-
-@triton.jit
-def token_peak(x, norm, M, K, TOKENS):
-    """The largest |x * g| of each token, (TOKENS,); a 127th of it is normal."""
-    # As much at once as the registers hold, since each round waits for memory.
-    BLOCK: tl.constexpr = 4096 // TOKENS
-    token = tl.arange(0, TOKENS)[:, None]
-    peak = tl.full((TOKENS, BLOCK), 1.5e-36, tl.float32)
-    for start in range(0, K, BLOCK):
-        k = (start + tl.arange(0, BLOCK))[None, :]
-        inside = (token < M) & (k < K)
-        value = tl.load(x + token * K + k, mask=inside, other=0.0).to(tl.float32)
-        if norm is not None:
-            value *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.abs(value))
-    return tl.max(peak, axis=1)
-
-
-@triton.jit
-def known_peak(peaks_in, M, TOKENS):
-    """The same, which the kernel in front has written."""
-    m = tl.arange(0, TOKENS)
-    return tl.maximum(
-        load_late(peaks_in + m, m < M).to(tl.float32, bitcast=True), 1.5e-36
-    )
 
 
 @triton.jit
@@ -70,7 +45,7 @@ def int8_sums(
     if FLOAT and peaks_in is None:
         if DEPENDENT:
             gdc_wait()
-        largest = token_peak(x, norm, M, K, TOKENS)
+        largest = token_peak(x, norm, 0, M, K, K, TOKENS)
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)

@@ -49,7 +49,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peaks:
-    """The tokens' largest magnitudes, which int8dq products need to round to int8.
+    """The tokens' largest magnitudes, by which tokens are rounded to int8 or float16.
 
     Each tensor is int32 (8,), the bits of float32. `read` has those of the input, which
     the kernel in front wrote. `written`, zeros before, gets those of the result, times
@@ -67,7 +67,7 @@ NO_PEAKS = Peaks()
 
 
 def any_peaks(device: torch.device) -> Peaks:
-    """Peaks to read where an int8dq product is timed by itself: any value will do."""
+    """Peaks to read where a product is timed by itself: any value will do."""
     return Peaks(read=torch.full((8,), 4.0, device=device).view(torch.int32))
 
 

@@ -49,7 +49,7 @@ def few_launch(
     As `tuned`, else by a rule. `head_width` is what a block of rows has to divide.
     """
     padded, block_n, registers = next_power_of_2(max(tokens, 1)), LANES, None
-    if weight.dynamic or (weight.layout.TILED and dtype != torch.float32):
+    if weight.on_tensor_cores(dtype):
         # A product of sixteen halves of words for each warp, or two: more of them share
         # the work for x, which takes registers.
         products = 4 if padded > 2 else 8

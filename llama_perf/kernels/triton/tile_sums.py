@@ -7,10 +7,10 @@ operand, and x the second one, as few columns as there are tokens. So a weight c
 decoding, not a multiplication for each token. A program takes BLOCK_N rows and BLOCK_U
 units of eight columns at a time, as a batch of products: each warp has its own columns.
 
-x * g is rounded to float16, times a power of two for each tile of columns, so that any
-x has its 11 bits. The sums are in float32. Of groups that fill a product the scale is
-applied to its sum, and the zero to the sum of x; of smaller groups the weights are
-rounded to float16.
+x * g is rounded to float16, times a power of two for each token: what is at least 2**-24
+of the token's largest keeps 11 bits. The sums are in float32. Of groups that fill a
+product the scale is applied to its sum, and the zero to the sum of x; of smaller groups
+the weights are rounded to float16.
 """
 
 import triton
@@ -26,6 +26,12 @@ from llama_perf.kernels.triton.codes import (
     scale_and_zero,
 )
 from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once
+from llama_perf.kernels.triton.peaks import (
+    inverse_power_of_two,
+    known_peak,
+    power_of_two,
+    token_peak,
+)
 from llama_perf.kernels.triton.tile_codes import (
     INT4,
     decoded,
@@ -35,7 +41,7 @@ from llama_perf.kernels.triton.tile_codes import (
     widest_plane,
     with_zeros,
 )
-from llama_perf.kernels.triton.tile_tokens import as_halves, load_tile
+from llama_perf.kernels.triton.tile_tokens import load_tile
 
 
 @triton.jit
@@ -114,12 +120,14 @@ def first_tile(own, steps, TILES, TILES_A_STEP, RAGGED):
 
 @triton.jit
 def tile_sums(
-    x, norm, codes, scale, zero, block_n, split, M, N,
+    x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
     WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
 
-    With DEPENDENT the input is waited for, behind the first loads of the weights.
+    `peaks_in` has the largest |x * g| of each token. Without it a program looks for
+    those of its own columns. With DEPENDENT the input is waited for, behind the first
+    loads of the weights where the peaks are known.
     """
     K: tl.constexpr = WEIGHT.K
     BITS: tl.constexpr = WEIGHT.BITS
@@ -148,6 +156,12 @@ def tile_sums(
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
+    peak = tl.full((TOKENS,), 1.0, tl.float32)
+    if peaks_in is None:
+        if DEPENDENT:
+            gdc_wait()
+        SPAN: tl.constexpr = STEPS * BATCH * COLUMNS
+        peak = token_peak(x, norm, own * COLUMNS, M, K, SPAN, TOKENS)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             # Nothing from the second time on.
@@ -164,18 +178,17 @@ def tile_sums(
             of_tile = tile * COLUMNS // WEIGHT.GROUP
             known = there & (of_tile < ZEROS.K)
             z = from_whole(packed_code(zero, row, of_tile, g, known, ZEROS), BITS)
-        values, squares, inside = load_tile(
-            x, norm, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED
-        )
-        x_sum = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-        if WEIGHT.GROUP != 0:
-            for SLOT in tl.static_range(SLOTS):
-                x_sum += values[SLOT]
-            x_sum *= inside
-        tokens, x_scale, unscale = as_halves(values, inside, SLOTS)
-        sums = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
+        if peaks_in is not None:
+            peak = known_peak(peaks_in, M, TOKENS)
+        tokens, x_sum, squares = load_tile(
+            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token,
+            SLOTS, K, PARTIAL, RAGGED,
+        )  # fmt: skip
+        sums = acc
+        if LARGE_GROUPS:
+            sums = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
         if SMALL_GROUPS:
-            sums = tl.dot(z * s, (x_sum * x_scale).to(tl.float16), sums)
+            sums = tl.dot(z * s, x_sum.to(tl.float16), sums)
         for SLOT in tl.static_range(SLOTS):
             w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
             if SMALL_GROUPS:
@@ -189,13 +202,13 @@ def tile_sums(
             s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
             if WEIGHT.ZERO != OFFSET:
                 z = (middle(BITS) - z) * s
-            acc += sums * (s * unscale)
+            acc += sums * s
             zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
         else:
-            acc += sums * unscale
+            acc = sums
     if LARGE_GROUPS:
         acc += zero_acc
-    total = tl.trans(tl.sum(acc, axis=0))
+    total = tl.trans(tl.sum(acc, axis=0)) * inverse_power_of_two(peak)[:, None]
     if WEIGHT.GROUP == 0:
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         total *= tl.load(scale + n, mask=n < N, other=0.0)
@@ -208,7 +221,7 @@ def tile_sums(
 
 @triton.jit
 def sparse_tile_sums(
-    x, norm, codes, scale, block_n, split, M, N,
+    x, norm, peaks_in, codes, scale, block_n, split, M, N,
     WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """As `tile_sums` of a 2:4 sparse weight, whose zeros are put back.
@@ -232,6 +245,11 @@ def sparse_tile_sums(
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
+    peak = tl.full((TOKENS,), 1.0, tl.float32)
+    if peaks_in is None:
+        if DEPENDENT:
+            gdc_wait()
+        peak = token_peak(x, norm, own * 128, M, K, STEPS * BATCH * 128, TOKENS)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             # Nothing from the second time on.
@@ -247,10 +265,12 @@ def sparse_tile_sums(
         upper = load_planes(codes, row, tile, within, there, WEIGHT)
         lower = load_planes(codes, row + 16, tile, within, after, WEIGHT)
         dense = with_zeros(upper[0], lower[0], upper[1], lower[1])
-        values, squares, inside = load_tile(
-            x, norm, squares, tile, own, token, 8, K, PARTIAL, RAGGED
-        )
-        tokens, _, unscale = as_halves(values, inside, 8)
+        if peaks_in is not None:
+            peak = known_peak(peaks_in, M, TOKENS)
+        tokens, _, squares = load_tile(
+            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token,
+            8, K, PARTIAL, RAGGED,
+        )  # fmt: skip
         sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
         second_sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
         for SLOT in tl.static_range(8):
@@ -261,12 +281,13 @@ def sparse_tile_sums(
                 w = decoded(column, 4, INT4, SLOT // 4 * 2 + 1)
                 second_sums = tl.dot(w, tokens[SLOT], second_sums)
         s = load_scale(scale, row, tile, known, WEIGHT)
-        acc += sums * (s * unscale)
+        acc += sums * s
         if BLOCK_N == 32:
             s = load_scale(scale, row + 16, tile, known_after, WEIGHT)
-            second_acc += second_sums * (s * unscale)
+            second_acc += second_sums * s
     total = tl.trans(tl.sum(acc, axis=0))
     if BLOCK_N == 32:
         both = tl.join(total, tl.trans(tl.sum(second_acc, axis=0)))
         total = both.permute(0, 2, 1).reshape((TOKENS, BLOCK_N))
+    total *= inverse_power_of_two(peak)[:, None]
     return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]

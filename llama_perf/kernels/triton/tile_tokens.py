@@ -61,11 +61,11 @@ def load_slots(x, k, SLOTS, K, PARTIAL):
 
 
 @triton.jit
-def load_tile(x, norm, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED):
-    """The SLOTS columns of x * g for each half of a tile, (BATCH, 16, TOKENS) float32.
+def load_tile(x, norm, factor, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED):
+    """The SLOTS columns of x * g * factor of each half of a tile, float16.
 
-    And `squares` with those of x, and a factor for the values: 0 for those beyond K and
-    of tiles before `own`.
+    Each is (BATCH, 16, TOKENS). 0 are those beyond K and of tiles before `own`. Also
+    their sum, float32, and `squares` with those of x added.
     """
     COLUMNS: tl.constexpr = 16 * SLOTS
     k = tile * COLUMNS + tl.arange(0, 16)[None, :, None] * SLOTS
@@ -75,33 +75,18 @@ def load_tile(x, norm, squares, tile, own, token, SLOTS, K, PARTIAL, RAGGED):
         inside = tl.where((k < K) & (tile >= own), 1.0, 0.0)
     elif RAGGED:
         inside = tl.where(tile >= own, 1.0, 0.0)
+    factor *= inside
     if norm is not None:
-        factors = load_slots(norm, k, SLOTS, K, PARTIAL)
-        normed, square = (), squares * 0.0
+        weights = load_slots(norm, k, SLOTS, K, PARTIAL)
+        square = squares * 0.0
         for SLOT in tl.static_range(SLOTS):
             square += values[SLOT] * values[SLOT]
-            normed = normed + (values[SLOT] * factors[SLOT],)  # type: ignore[assignment]
-        values = normed
         squares += square * inside
-    return values, squares, inside
-
-
-@triton.jit
-def as_halves(values, inside, SLOTS):
-    """`values` times `inside` as float16, the power of two in them, and what undoes it.
-
-    It brings the largest to less than 2**11, so that a sum of sixteen fits float16, and
-    its last place is less than 2**-34 of the largest.
-    """
-    largest = tl.abs(values[0])
-    for SLOT in tl.static_range(1, SLOTS):
-        largest = tl.maximum(largest, tl.abs(values[SLOT]))
-    exponent = (tl.max(largest).to(tl.int32, bitcast=True) >> 23) & 255
-    exponent = tl.maximum(exponent, 11)
-    scale = ((264 - exponent) << 23).to(tl.float32, bitcast=True)
-    factor = scale * inside
-    tokens = ()
+    halves, x_sum = (), squares * 0.0
     for SLOT in tl.static_range(SLOTS):
-        token = (values[SLOT] * factor).to(tl.float16)
-        tokens = tokens + (token,)  # type: ignore[assignment]
-    return tokens, scale, ((exponent - 10) << 23).to(tl.float32, bitcast=True)
+        value = values[SLOT] * factor
+        if norm is not None:
+            value *= weights[SLOT]
+        x_sum += value
+        halves = halves + (value.to(tl.float16),)  # type: ignore[assignment]
+    return halves, x_sum, squares

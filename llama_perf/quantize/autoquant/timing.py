@@ -96,7 +96,8 @@ def operator(product: Product, device: torch.device) -> Callable[..., Any]:
     known = launch_fused.any_peaks(device)
 
     def project(x: Tensor, *weights: Any, **more: Any) -> Any:
-        peaks = known if weights[0].dynamic else launch_fused.NO_PEAKS
+        rounded = weights[0].on_tensor_cores(x.dtype)
+        peaks = known if rounded else launch_fused.NO_PEAKS
         return launch_fused.project(x, weights, counter, peaks=peaks, **more)
 
     return project

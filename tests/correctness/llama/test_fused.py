@@ -31,7 +31,6 @@ from tests.correctness.support.engines import distance, greedy, new_model
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.fused import (
     CLOSE,
-    TURNED,
     TURNED_CODES,
     both,
     check,
@@ -220,16 +219,28 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     assert torch.equal(left[:3], gated.abs().amax(1))
 
 
+# By peaks of its own columns a program has another power of two, and only what is
+# smaller than float16's normal numbers is rounded differently.
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "limit"),
+    [("int8dq", torch.float32, 0.0), ("fp6", torch.float16, 2e-3)],
+    ids=str,
+)
 def test_peaks_are_left_for_all_products_behind_another(
-    card: torch.device, monkeypatch: pytest.MonkeyPatch
+    scheme: str,
+    dtype: torch.dtype,
+    limit: float,
+    card: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a step all; of a prompt those of attention, and the head, find their own.
 
-    To the last bit, step after step: none sees what another one left.
+    Step after step: none sees what another one left.
     """
-    model = small_model("int8dq", card, torch.float16, n_layers=2)
+    model = small_model(scheme, card, torch.float16, n_layers=2)
     prompt = torch.tensor([[3, 1], [7, 8]], device=card)
-    check(both(small_model("int8dq", card, n_layers=2), batch_size=2), prompt, TURNED)
+    of_modules = both(small_model(scheme, card, dtype, n_layers=2), batch_size=2)
+    check(of_modules, prompt, limit_of(scheme, dtype))
     peaked: list[bool] = []
 
     def spied(kernel: Any, how: Any, arguments: Any, **more: Any) -> None:
@@ -257,5 +268,5 @@ def test_peaks_are_left_for_all_products_behind_another(
     for name in ("project", "project_heads"):
         run = partial(without_reading, getattr(launch_fused, name))
         monkeypatch.setattr(launch_fused, name, run)
-    assert torch.equal(actual, logits())
+    assert distance(actual, logits()) <= limit
     assert not any(peaked[3 * len(of_prompt) :])

@@ -123,7 +123,7 @@ def test_a_product_is_timed_as_the_engine_runs_it(
         assert len({weight.kind for weight in weights}) == 1
         assert len(weights) == 1 + (how == "fused gate")
         # As in a step, where the kernel in front writes them.
-        assert (peaks.read is not None) == weights[0].dynamic
+        assert (peaks.read is not None) == weights[0].on_tensor_cores(x.dtype)
         assert (weights[0].rows, weights[0].columns) == (48, 128)
         calls.add(how)
         return x.new_zeros(len(x), 48)

@@ -1,0 +1,64 @@
+"""Triton building blocks: the largest |x * g| of each token, its peak.
+
+It decides how tokens are rounded: to int8 by a 127th of it, to float16 by the power of
+two in it. The kernel in front leaves it, or a program looks for it.
+"""
+
+import triton
+import triton.language as tl
+
+from llama_perf.kernels.triton.launch import load_late
+
+# Of less, a 127th would not be a normal float32.
+_LEAST = tl.constexpr(1.5e-36)
+
+
+@triton.constexpr_function
+def at_once(columns: int, tokens: int) -> int:
+    """As many columns as the registers hold, or all and up to twice as many."""
+    block = 4096 // tokens
+    while block >= 2 * columns:
+        block //= 2
+    return block
+
+
+@triton.jit
+def token_peak(x, norm, first, M, K, SPAN, TOKENS):
+    """The largest |x * g| of each token, (TOKENS,), in SPAN columns from `first` on."""
+    # Each round waits for memory.
+    BLOCK: tl.constexpr = at_once(SPAN, TOKENS)
+    token = tl.minimum(tl.arange(0, TOKENS), M - 1)[:, None]
+    peak = tl.full((TOKENS, BLOCK), _LEAST, tl.float32)
+    for start in range(0, SPAN, BLOCK):
+        k = (first + start + tl.arange(0, BLOCK))[None, :]
+        value = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
+        if norm is not None:
+            value *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+        peak = tl.maximum(peak, tl.abs(value))
+    return tl.max(peak, axis=1)
+
+
+@triton.jit
+def known_peak(peaks_in, M, TOKENS):
+    """Those that the kernel in front has written, of all columns."""
+    token = tl.minimum(tl.arange(0, TOKENS), M - 1)
+    peak = load_late(peaks_in + token, token >= 0)
+    return tl.maximum(peak.to(tl.float32, bitcast=True), _LEAST)
+
+
+@triton.jit
+def power_of_two(peak):
+    """What brings `peak` to less than 2**11, so that sums of sixteen fit float16."""
+    return ((264 - exponent_of(peak)) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_power_of_two(peak):
+    """What undoes `power_of_two`."""
+    return ((exponent_of(peak) - 10) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exponent_of(peak):
+    """The exponent's bits, large enough that neither power leaves float32."""
+    return tl.maximum(peak.to(tl.int32, bitcast=True) >> 23, 11)
