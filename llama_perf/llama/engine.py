@@ -6,7 +6,6 @@ call.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -20,9 +19,10 @@ from torch import Tensor
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama import attention, decode_step
-from llama_perf.llama.attention import VisiblePositions
+from llama_perf.llama.attention import Place, VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
 from llama_perf.llama.fused_cpu import FusedCpuStep
+from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
@@ -109,7 +109,7 @@ class Engine:
         if options.fused:
             if self._mask is not None:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
-            self._fused = _fused_step(model, batch_size=options.batch_size)
+            self._fused = fused_step(model, options)
             self._prefill_head = self._decode_head = self._fused.head
         elif options.compile:
             self._decode_block = torch.compile(block, fullgraph=True, dynamic=False)
@@ -183,6 +183,12 @@ class Engine:
         if self._fused is not None and tokens.numel() <= FUSED_TOKENS:
             x, cos_sin, filled = self._fused.start(self.model, tokens, positions)
             started, run_block = (x, cos_sin), self._fused.block
+            # Of a prompt the end is known.
+            if end is None and filled is not None:
+                seen = Place(cos_sin, positions, VisiblePositions(filled=filled))
+                done = self._fused.layers(self.model, x, self.caches, seen)
+                if done is not None:
+                    return done
         if self._mask is not None:
             # The first tokens attend to one another.
             mask = None if end == tokens.shape[1] else self._mask(positions)
@@ -333,12 +339,3 @@ class Engine:
         modules = filter(None, (self.model, *self.caches, self._mask))
         parts = (chain(part.parameters(), part.buffers()) for part in modules)
         return list(chain.from_iterable(parts))
-
-
-def _fused_step(model: Transformer, *, batch_size: int) -> FusedStep | FusedCpuStep:
-    # Triton's interpreter runs its kernels on a CPU.
-    if model.device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:
-        return FusedCpuStep(model, batch_size=batch_size)
-    from llama_perf.llama.fused import FusedStep
-
-    return FusedStep(model, batch_size=batch_size)

@@ -9,6 +9,8 @@ tokens: a decode step or a short prompt. Activations are rounded only where they
 stored, so the logits agree with the modules' up to rounding. Imports Triton.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,13 @@ class FusedStep:
         """
         kernel = SamplingKernel(temperature=sampling.temperature, top_k=sampling.top_k)
         return kernel if kernel.launch(self._output.rows, self._dtype) else None
+
+    def layers(
+        self, model: Transformer, x: Tensor, caches: Sequence[KVCache], place: Place
+    ) -> Tensor | None:
+        """All layers of a step at once: None, they run one by one, by `block`."""
+        del model, x, caches, place
+        return None
 
     def block(
         self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place

@@ -50,6 +50,10 @@ class FusedCpuStep:
         del sampling
         return None
 
+    def layers(self, *_: object) -> Tensor | None:
+        """All layers of a step at once: None, they run one by one, by `block`."""
+        return None
+
     def block(
         self, block: TransformerBlock, x: Tensor, cache: KVCache, place: Place
     ) -> Tensor:

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError, check_positive
-from llama_perf.rows.spec import ATTENTIONS, RowSpec, check_choice, check_sampling
+from llama_perf.rows.spec import (
+    ATTENTIONS,
+    RowSpec,
+    check_choice,
+    check_fused,
+    check_sampling,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +65,8 @@ class EngineOptions:
     `compile` compiles one block and the head for decoding, `compile_prefill` the block
     for a prompt, with a dynamic length. `capture` replays each decode step as one CUDA
     graph. `fused` runs a decode step, and a prompt of a few tokens, on
-    `llama_perf.llama.fused`, on a CPU `fused_cpu`, instead of the blocks' modules.
+    `llama_perf.llama.fused`, on a CPU `fused_cpu`, instead of the blocks' modules. With
+    "persistent" all layers of a step are one kernel (`llama_perf.llama.persistent`).
 
     `slowdown` repeats that share of the decode steps and discards the results. It is
     a switch for testing the gate, see docs/gate.md.
@@ -74,11 +81,12 @@ class EngineOptions:
     compile: bool = False
     compile_prefill: bool = False
     capture: bool = False
-    fused: bool = False
+    fused: bool | str = False
     slowdown: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTIONS)
+        check_fused(self.fused)
         if self.cache_size is not None:
             check_positive("cache_size", self.cache_size)
 

@@ -20,6 +20,8 @@ DEVICES = ("cuda", "cpu")
 KERNELS = ("native", "torchao")
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
+PERSISTENT = "persistent"
+"""`fused` where all layers of a step are one kernel."""
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _NOT_WORK = ("upstream_issue", "limits")
@@ -45,7 +47,8 @@ class RowSpec:
     "fp8". A prompt runs `prefill_chunk` tokens at a time; without it the engine chooses
     how many. In a `ragged` batch each sequence has a prompt of its own length, from 1
     to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
-    (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not.
+    (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
+    with "persistent" on one kernel for all layers (`llama/persistent.py`).
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     there a row of the table with it is the same work as the row without.
 
@@ -62,7 +65,7 @@ class RowSpec:
     device: str = "cuda"
     compile: bool = False
     capture: bool = False
-    fused: bool = False
+    fused: bool | str = False
     compile_prefill: bool = False
     kv_cache_quantization: bool | str = False
     linear_causal_mask: bool = False
@@ -94,6 +97,7 @@ class RowSpec:
             object.__setattr__(self, "kv_cache_quantization", True)
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
         check_choice("device", self.device, DEVICES)
+        check_fused(self.fused)
         for name in (*_POSITIVE, "fill"):
             value, least = getattr(self, name), int(name != "fill")
             if value is not None and value < least:
@@ -108,12 +112,13 @@ class RowSpec:
             ("compile_prefill", self.compile, "it needs compile = true"),
             ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
             ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
+            ("fused", gpu or self.fused != PERSISTENT, "it needs device 'cuda'"),
             ("fused", self.kernels == "native", "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
         ):
             if getattr(self, name) and not fulfilled:
-                raise SpecError(name, True, need)
+                raise SpecError(name, getattr(self, name), need)
         if self.cache_size is not None and self.cache_size < self.positions:
             raise SpecError(
                 "cache_size",
@@ -157,6 +162,8 @@ class RowSpec:
             if value != _DEFAULTS[name]:
                 if name == "kv_cache_quantization":
                     value = self.kv_cache
+                if name == "fused" and value is True:
+                    value = name
                 tokens.append(form.format("all" if value is None else value))
         return ".".join(tokens)
 
@@ -203,6 +210,12 @@ def cache_kind(quantization: bool | str) -> str | None:
     return quantization
 
 
+def check_fused(fused: bool | str) -> None:
+    """Raise SpecError unless it is a row's `fused`."""
+    if not isinstance(fused, bool) and fused != PERSISTENT:
+        raise SpecError("fused", fused, f"allowed: false, true, {PERSISTENT}")
+
+
 def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
@@ -212,7 +225,7 @@ def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _TOKENS = {
     "capture": "capture",
-    "fused": "fused",
+    "fused": "{}",
     "compile_prefill": "compile-prefill",
     "kv_cache_quantization": "kv-{}",
     "linear_causal_mask": "linear-mask",

@@ -14,13 +14,14 @@ captured graph serves every position.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.launch import (
     last_to_arrive,
     load_part,
     prefetch,
     raise_peak,
+    wait_for_input,
 )
 
 UNQUANTIZED = tl.constexpr(0)
@@ -47,40 +48,61 @@ def cached_values(place, mask, KIND, DTYPE):
 def attend_in_splits(
     q,
     k_cache, v_cache, k_scale, v_scale, split_counter, filled,
-    parts, sums, out, peaks_out, next_weight, S,
+    parts, sums, out, peaks_out, next_weight, S, heads,
     HEADS: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr,
     RAGGED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr,
     DTYPE: tl.constexpr, SCALE: tl.constexpr, V_SCALE: tl.constexpr, ROWS: tl.constexpr,
     GROUP_ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr, TOGETHER: tl.constexpr,
+    SPLITS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """`attend_block` of each program. The grid is (heads, SPLITS and some more)."""
+    attend_block(
+        tl.program_id(0), tl.program_id(1), heads, tl.num_programs(1),
+        None, q, k_cache, v_cache, k_scale, v_scale, split_counter, filled,
+        parts, sums, out, peaks_out, next_weight, S,
+        HEADS, LINES, DEPENDENT, RAGGED, GROUP, D, KIND, DTYPE, SCALE, V_SCALE, ROWS,
+        GROUP_ROWS, BLOCK, BLOCK_D, SPLITS, STEPS, STAGES, TOGETHER,
+    )  # fmt: skip
+
+
+@triton.jit
+def attend_block(
+    head, split, heads, splits,
+    ready, q, k_cache, v_cache, k_scale, v_scale, split_counter, filled,
+    parts, sums, out, peaks_out, next_weight, S,
+    HEADS, LINES, DEPENDENT, RAGGED, GROUP, D, KIND, DTYPE, SCALE, V_SCALE, ROWS,
+    GROUP_ROWS, BLOCK, BLOCK_D, SPLITS, STEPS, STAGES, TOGETHER,
 ):  # fmt: skip
     """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
 
-    `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS,
-    GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length
-    asks for, else that many, masked. `next_weight` has LINES lines of 128 bytes that
-    the next kernel reads: programs without a stretch, of which the grid has some beyond
-    SPLITS, bring them into the second-level cache. The largest |out| of each sequence
-    goes to `peaks_out`, unless that is None: bits of float32, int32 (B,) of zeros.
-    With DEPENDENT the kernel may start before the one in front of it ends.
+    Of one of `heads` = B * HEADS, one of `splits` >= SPLITS stretches. `filled` is
+    int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS, GROUP, D),
+    `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length asks for, else
+    that many, masked. `next_weight` has LINES lines of 128 bytes that the next product
+    reads: programs without a stretch bring them into the second-level cache. The
+    largest |out| of each sequence goes to `peaks_out`, unless that is None: bits of
+    float32, int32 (B,) of zeros. With DEPENDENT q is waited for, as `wait_for_input`
+    says; nothing else is that a phase in front of this one writes.
     """
-    if DEPENDENT:
+    if DEPENDENT and ready is None:
         gdc_launch_dependents()
-        gdc_wait()
-    head, split = tl.program_id(0), tl.program_id(1)
+        wait_for_input(ready, 0)
     sequence = head // HEADS if RAGGED else 0
     length = tl.load(filled + sequence).to(tl.int32)
     blocks = (length + BLOCK - 1) // BLOCK
     blocks_per_split = (blocks + SPLITS - 1) // SPLITS
     active = (blocks + blocks_per_split - 1) // blocks_per_split
     if LINES > 0 and split >= active:
-        spare = tl.num_programs(1) - active
-        idle = tl.num_programs(0) * spare
+        spare = splits - active
+        idle = heads * spare
         start = head * spare + split - active
         for chunk in range(start, (LINES + 127) // 128, idle):
             line = tl.minimum(chunk * 128 + tl.arange(0, 128), LINES - 1)
             prefetch(next_weight + line.to(tl.int64) * 32)
     if split < active:
+        if DEPENDENT and ready is not None:
+            wait_for_input(ready, 0)
         d = tl.arange(0, BLOCK_D)[None, :]
         row = tl.arange(0, ROWS)[:, None]
         in_group = (row < GROUP) & (d < D)
@@ -92,7 +114,7 @@ def attend_in_splits(
         acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
         cache = head.to(tl.int64) * S
         steps = tl.minimum(blocks_per_split, blocks - first)
-        for step in range(STEPS if STEPS > 0 else steps):
+        for step in tl.range(STEPS if STEPS > 0 else steps, num_stages=STAGES):
             n = (first + step) * BLOCK + tl.arange(0, BLOCK)
             inside = (n < length) & (step < steps)
             mask = inside[:, None] & (d < D)
@@ -134,12 +156,12 @@ def attend_in_splits(
             r = tl.arange(0, ROWS)
             place = sums + part * GROUP + r
             tl.store(place, top, mask=r < GROUP)
-            place += tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
+            place += tl.cast(heads, tl.int64) * (SPLITS * GROUP)
             tl.store(place, total, mask=r < GROUP)
             if last_to_arrive(split_counter + head, active):
                 join_parts(
                     parts, sums,
-                    out, peaks_out, head, active,
+                    out, peaks_out, head, heads, active,
                     HEADS, GROUP, D, GROUP_ROWS, BLOCK_D, SPLITS, TOGETHER,
                 )  # fmt: skip
 
@@ -153,17 +175,17 @@ def write_head_peak(values, place, mask):
 
 @triton.jit
 def join_parts(
-    parts, sums, out, peaks_out, head, active,
+    parts, sums, out, peaks_out, head, heads, active,
     HEADS, GROUP, D, ROWS, BLOCK_D, SPLITS, TOGETHER,
 ):  # fmt: skip
     """The first `active` parts of a head into its rows of `out`.
 
-    Their peak goes to `peaks_out`, unless that is None.
+    Of one of `heads`. Their peak goes to `peaks_out`, unless that is None.
     """
     row = tl.arange(0, ROWS)[None, :]
     d = tl.arange(0, BLOCK_D)[None, None, :]
     base = head.to(tl.int64) * SPLITS
-    totals = sums + tl.num_programs(0).to(tl.int64) * (SPLITS * GROUP)
+    totals = sums + tl.cast(heads, tl.int64) * (SPLITS * GROUP)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, BLOCK_D), tl.float32)

@@ -10,11 +10,11 @@ rows the last program to arrive adds the splits' parts.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.codes import FLOATS, SPARSE
 from llama_perf.kernels.triton.int8_sums import int8_sums
-from llama_perf.kernels.triton.launch import prefetch
+from llama_perf.kernels.triton.launch import prefetch, wait_for_input
 from llama_perf.kernels.triton.sums import code_sums, float_sums, sparse_sums
 from llama_perf.kernels.triton.tile_sums import sparse_tile_sums, tile_sums
 
@@ -31,26 +31,27 @@ def prefetch_codes(codes, block_n, split, WEIGHT, BLOCK_U, STEPS):
 
 @triton.jit
 def block_sums(
-    x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+    x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,
     WEIGHT, DEPENDENT,
     TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) of any format and those of x**2, (TOKENS, 1).
 
-    With DEPENDENT the program lets the next kernel start, asks for its first weights
-    and waits for its input: in its loop where weights are copied asynchronously.
+    With DEPENDENT the program asks for its first weights and waits for its input, as
+    `wait_for_input` says: in its loop where weights are copied asynchronously. Where it
+    waits for a kernel, it lets the next one start.
     """
     K: tl.constexpr = WEIGHT.K
-    if DEPENDENT:
+    if DEPENDENT and ready is None:
         gdc_launch_dependents()
     if WEIGHT.FORMAT == FLOATS:
         total, squares = float_sums(
-            x, norm, codes, block_n, split, M, N,
+            x, norm, ready, codes, block_n, split, M, N,
             K, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
     elif WEIGHT.DYNAMIC:
         sums, squares, largest = int8_sums(
-            x, norm, peaks_in, codes, block_n, split, M, N,
+            x, norm, peaks_in, ready, codes, block_n, split, M, N,
             WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -59,7 +60,7 @@ def block_sums(
     elif not (WEIGHT.TILED and x.dtype.element_ty.primitive_bitwidth == 16):
         if DEPENDENT:
             prefetch_codes(codes, block_n, split, WEIGHT, BLOCK_U, STEPS)
-            gdc_wait()
+            wait_for_input(ready, 0)
         if WEIGHT.FORMAT == SPARSE:
             total, squares = sparse_sums(
                 x, norm, codes, scale, block_n, split, M, N,
@@ -72,12 +73,12 @@ def block_sums(
             )  # fmt: skip
     elif WEIGHT.FORMAT == SPARSE:
         total, squares = sparse_tile_sums(
-            x, norm, peaks_in, codes, scale, block_n, split, M, N,
+            x, norm, peaks_in, ready, codes, scale, block_n, split, M, N,
             WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
     else:
         total, squares = tile_sums(
-            x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+            x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,
             WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
         )  # fmt: skip
     return total, squares

@@ -37,27 +37,47 @@ def project(
     BLOCK_N: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
     SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """`x` (M, K) by a weight of N rows, or by two with GATE, into `out` (M, N).
+    """`project_block` of each program. The grid is (blocks of both weights, SPLITS)."""
+    project_block(
+        tl.program_id(0), tl.program_id(1), None,
+        x, norm, codes, scale, zero, codes2, scale2, zero2,
+        out, peaks_in, peaks_out, cleared_peaks, next_norm,
+        parts, squares, split_counter, EPS, M, N,
+        WEIGHT, WHAT, CLEARED_PEAKS, DEPENDENT,
+        TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES, SPLITS,
+    )  # fmt: skip
 
+
+@triton.jit
+def project_block(
+    block, split, ready,
+    x, norm, codes, scale, zero, codes2, scale2, zero2,
+    out, peaks_in, peaks_out, cleared_peaks, next_norm,
+    parts, squares, split_counter, EPS, M, N,
+    WEIGHT, WHAT, CLEARED_PEAKS, DEPENDENT,
+    TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES, SPLITS,
+):  # fmt: skip
+    """`x` (M, K) by a block of a weight of N rows into its columns of `out` (M, N).
+
+    With GATE by two weights, the blocks of the second one behind those of the first.
     With ADD `out` holds the residual. `parts` are float32 (SPLITS, 1 or 2, M, N),
     `squares` (SPLITS, 1 or 2, M, blocks), `split_counter` int32 (blocks,) of zeros.
-    The grid is (blocks of both weights, SPLITS).
 
     Peaks are as `launch_fused.Peaks` has them: of x at `peaks_in`, of `out`, times
     `next_norm` with ADD, at `peaks_out`. The first CLEARED_PEAKS numbers at
-    `cleared_peaks` become 0. What is None is left out; so is the norm of x.
+    `cleared_peaks` become 0. What is None is left out; so is the norm of x. `ready` is
+    as in `wait_for_input`.
     """
     PARTS: tl.constexpr = 2 if WHAT == GATE else 1
     blocks = (N + BLOCK_N - 1) // BLOCK_N
-    block_n, split = tl.program_id(0) % blocks, tl.program_id(1)
-    part = tl.program_id(0) // blocks
+    block_n, part = block % blocks, block // blocks
     if part == 1:
         codes, scale, zero = codes2, scale2, zero2
     total, square = block_sums(
-        x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+        x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,
         WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
-    if CLEARED_PEAKS and tl.program_id(0) + split == 0:
+    if CLEARED_PEAKS and block + split == 0:
         tl.store(cleared_peaks + tl.arange(0, CLEARED_PEAKS), 0)
     m = tl.arange(0, TOKENS)[:, None]
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -155,18 +175,38 @@ def project_heads(
     BLOCK_N: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
     SPLITS: tl.constexpr,
 ):  # fmt: skip
+    """`heads_block` of each program. The grid is (blocks, SPLITS)."""
+    heads_block(
+        tl.program_id(0), tl.program_id(1), None,
+        x, norm, codes, scale, zero, cos, sin, positions, q,
+        k_cache, v_cache, k_scale, v_scale, peaks_in,
+        parts, squares, split_counter, EPS, M, N, S, LENGTH,
+        WEIGHT, HEADS, KV_HEADS, D, BLOCK_D, KIND, RAGGED, DEPENDENT,
+        TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES, SPLITS,
+    )  # fmt: skip
+
+
+@triton.jit
+def heads_block(
+    block_n, split, ready,
+    x, norm, codes, scale, zero, cos, sin, positions, q,
+    k_cache, v_cache, k_scale, v_scale, peaks_in,
+    parts, squares, split_counter, EPS, M, N, S, LENGTH,
+    WEIGHT, HEADS, KV_HEADS, D, BLOCK_D, KIND, RAGGED, DEPENDENT,
+    TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES, SPLITS,
+):  # fmt: skip
     """`x` (M, K), LENGTH tokens a sequence, to `q` (M, HEADS, D) and to the cache.
 
-    Caches are (B, KV_HEADS, S, D), scales (B, KV_HEADS, S); token m stands at
-    positions[m % LENGTH], or with RAGGED at positions[m], and is rotated by that row of
-    `cos` and `sin`, float32 (..., D / 2). `parts` are float32 (SPLITS, M, N), `squares`
-    (SPLITS, M, blocks), `split_counter` int32 (heads of all three,) of zeros. D is a
-    multiple of BLOCK_N. `peaks_in` is as in `project`. The grid is (blocks, SPLITS).
+    For a block of the weight's N rows. Caches are (B, KV_HEADS, S, D), scales (B,
+    KV_HEADS, S); token m stands at positions[m % LENGTH], or with RAGGED at
+    positions[m], and is rotated by that row of `cos` and `sin`, float32 (..., D / 2).
+    `parts` are float32 (SPLITS, M, N), `squares` (SPLITS, M, blocks), `split_counter`
+    int32 (heads of all three,) of zeros. D is a multiple of BLOCK_N. `peaks_in` and
+    `ready` are as in `project_block`.
     """
     BLOCKS_PER_HEAD: tl.constexpr = D // BLOCK_N
-    block_n, split = tl.program_id(0), tl.program_id(1)
     total, square = block_sums(
-        x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+        x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,
         WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     m = tl.arange(0, TOKENS)[:, None]

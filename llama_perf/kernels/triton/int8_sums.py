@@ -6,9 +6,8 @@ token's largest magnitude, which the kernel in front leaves, or which is looked 
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
 
-from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late
+from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late, wait_for_input
 from llama_perf.kernels.triton.peaks import known_peak, token_peak
 from llama_perf.kernels.triton.sums import rounded
 from llama_perf.kernels.triton.tile_sums import (
@@ -21,7 +20,7 @@ from llama_perf.kernels.triton.tile_sums import (
 
 @triton.jit
 def int8_sums(
-    x, norm, peaks_in, codes, block_n, split, M, N,
+    x, norm, peaks_in, ready, codes, block_n, split, M, N,
     WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """Exact int32 sums (TOKENS, BLOCK_N) of int8 tokens, and those of x**2 as floats.
@@ -44,15 +43,14 @@ def int8_sums(
     largest = tl.full((TOKENS,), 1.0, tl.float32)
     if FLOAT and peaks_in is None:
         if DEPENDENT:
-            gdc_wait()
+            wait_for_input(ready, 0)
         largest = token_peak(x, norm, 0, M, K, K, TOKENS)
     own = split * (STEPS * BATCH)
     steps = steps_of(split, STEPS, TILES, BATCH)
     first = first_tile(own, steps, TILES, BATCH, RAGGED)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
-            # Nothing from the second time on.
-            gdc_wait()
+            wait_for_input(ready, step)
         if FLOAT and peaks_in is not None:
             largest = known_peak(peaks_in, M, TOKENS)
         tile = first + step * BATCH + batch

@@ -39,12 +39,18 @@ def capability() -> tuple[int, int]:
 def multiprocessors() -> int:
     """Multiprocessors of the GPU in use; of the largest Hopper where there is none."""
     try:
-        active = driver.active
+        return int(_properties()["multiprocessor_count"])
     except RuntimeError:
         # In the interpreter, or to compile ahead of time.
         return 132
-    properties = active.utils.get_device_properties(active.get_current_device())
-    return int(properties["multiprocessor_count"])
+
+
+def _properties() -> dict[str, int]:
+    active = driver.active
+    found: dict[str, int] = active.utils.get_device_properties(
+        active.get_current_device()
+    )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +58,7 @@ class Launch:
     """A kernel's grid, its constants, its warps and the stages of its pipeline.
 
     `registers`: the most that a thread may have, where the compiler would take more.
+    `together`: all programs run at once, or the launch fails.
     """
 
     grid: tuple[int, ...]
@@ -59,6 +66,7 @@ class Launch:
     warps: int = 4
     stages: int = 2
     registers: int | None = None
+    together: bool = False
 
     @property
     def splits(self) -> int:
@@ -74,28 +82,84 @@ def run(
     One that takes DEPENDENT starts before the one in front of it ends, where the device
     of the first argument can do that. One that takes STAGES gets those of the launch.
     """
-    options: dict[str, Any] = {}
+    options = _options(kernel, launch, arguments[0].device)
+    kernel[launch.grid](*arguments, **constants, **options)
+
+
+def programs_together(
+    kernel: Any, launch: Launch, arguments: tuple[Any, ...], **constants: Any
+) -> int:
+    """How many programs fit the card at once, at most those of the grid.
+
+    The launch says how many registers a thread has. The kernel is compiled, not run.
+    """
+    options = _options(kernel, launch, arguments[0].device)
+    compiled = kernel.warmup(*arguments, grid=launch.grid, **constants, **options)
+    # A processor has one KB more than a program may take, and each program takes one.
+    most = _properties()["max_shared_mem"] + 1024
+    fitting = most // (int(compiled.metadata.shared) + 1024)
+    return int(min(fitting * multiprocessors(), launch.grid[0]))
+
+
+def _options(kernel: Any, launch: Launch, device: torch.device) -> dict[str, Any]:
+    options = launch.constants | {
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+    }
     if "STAGES" in kernel.arg_names:
-        constants["STAGES"] = launch.stages
+        options["STAGES"] = launch.stages
     if "DEPENDENT" in kernel.arg_names:
-        constants["DEPENDENT"] = may_start_early(arguments[0].device)
-        options = {"launch_pdl": True} if constants["DEPENDENT"] else {}
+        options["DEPENDENT"] = may_start_early(device)
+        if options["DEPENDENT"]:
+            options["launch_pdl"] = True
     if launch.registers is not None:
         options["maxnreg"] = launch.registers
-    kernel[launch.grid](
-        *arguments,
-        **constants,
-        **launch.constants,
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        **options,
-    )
+    if launch.together:
+        options["launch_cooperative_grid"] = True
+    return options
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
     """`x` contiguous and at a multiple of 16 bytes, as kernels load several values."""
     x = x.contiguous()
     return x.clone() if x.data_ptr() % 16 else x
+
+
+@triton.jit
+def wait_for_input(ready, step):
+    """Wait until what a program reads is written, in the first step of its loop.
+
+    By the kernel in front, or, where `ready` has a counter and a number, by so many
+    programs of this kernel, which have counted themselves.
+    """
+    if ready is None:
+        # Nothing from the second time on.
+        gdc_wait()
+    else:
+        tl.inline_asm_elementwise(
+            _WAIT, "=r,l,r,r", [ready[0], ready[1], step],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+# One thread asks. Once the number is there it acquires the counter, which empties the
+# first-level cache, and the barrier lets the others read what is not older.
+_WAIT = tl.constexpr("""{
+    .reg .pred first, mine, early; .reg .b32 thread, arrived;
+    mov.u32 $0, 0;
+    setp.eq.s32 first, $3, 0;
+    @!first bra AFTER;
+    mov.u32 thread, %tid.x; setp.eq.u32 mine, thread, 0;
+    @!mine bra ARRIVED;
+    AGAIN:
+    ld.relaxed.gpu.global.b32 arrived, [$1];
+    setp.lt.s32 early, arrived, $2;
+    @early bra AGAIN;
+    ld.acquire.gpu.global.b32 arrived, [$1];
+    ARRIVED:
+    bar.sync 0;
+    AFTER:
+}""")
 
 
 @triton.jit
@@ -183,6 +247,17 @@ def last_to_arrive(counter, count):
     if last:
         tl.store(counter, 0)
     return last
+
+
+@triton.jit
+def arrive(arrivals, last):
+    """Count this program at `arrivals`; the last of `last` of them resets the counter.
+
+    What the program has written is there for all that find it counted.
+    """
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals, 1) == last - 1:
+        tl.store(arrivals, 0)
 
 
 @triton.jit

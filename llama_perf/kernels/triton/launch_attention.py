@@ -40,6 +40,29 @@ def split_attention(
     to attend to bring it into the second-level cache. `peaks_out`, int32 (8,) of zeros,
     gets the peak of each sequence, as `launch_fused.Peaks` has them.
     """
+    launch = attention_launch(q, cache, len(filled) > 1, prefetch)
+    heads, constants = launch.grid[0], launch.constants
+    shape = (heads, constants["SPLITS"], constants["GROUP"])
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    parts = q.new_empty((*shape, constants["D"]), dtype=torch.float32)
+    sums = q.new_empty((2, *shape), dtype=torch.float32)
+    next_weight = None if prefetch is None else prefetch.view(torch.int32)
+    inputs = (q, *cache.pointers, split_counter, filled)
+    outputs = (parts, sums, out, peaks_out, next_weight, cache.k.shape[2], heads)
+    run(attend_in_splits, launch, inputs + outputs)
+    return out
+
+
+def attention_launch(
+    q: Tensor,
+    cache: CachedTensors,
+    ragged: bool,
+    prefetch: Tensor | None,
+    *,
+    programs: int = 0,
+) -> Launch:
+    """For queries (B, 1, heads, D); `programs` 0 asks for two for each processor."""
     batch, kv_heads, positions, width = cache.k.shape
     group, heads, kind = q.shape[2] // kv_heads, batch * kv_heads, cache.kind
     wide = q.dtype == torch.float32
@@ -50,7 +73,7 @@ def split_attention(
     # With lines of the next weight to bring, some are left for them at any length. The
     # interpreter has no such instruction.
     lines = 0 if prefetch is None or INTERPRETED else prefetch.nbytes // _LINE
-    max_splits = max(_PROGRAMS * multiprocessors() // heads, 1)
+    max_splits = max((programs or _PROGRAMS * multiprocessors()) // heads, 1)
     splits = min(max_splits, blocks)
     spare = max(max_splits - splits, 1) if lines else 0
     block_d, group_rows = next_power_of_2(width), next_power_of_2(group)
@@ -67,20 +90,11 @@ def split_attention(
     steps = -(-blocks // splits) if INTERPRETED else 0
     together = max(_JOINED // (group_rows * block_d), 1)
     joined = {"SPLITS": splits, "STEPS": steps, "TOGETHER": together}
-    how = {"LINES": lines, "RAGGED": len(filled) > 1, "DTYPE": multiplied}
-    launch = Launch(
+    how = {"LINES": lines, "RAGGED": ragged, "DTYPE": multiplied}
+    return Launch(
         grid=(heads, splits + spare),
         constants=cached | tile | scales | joined | how,
         warps=8 if group > 1 and wide else 4,
         # Two blocks of codes on their way to float32 would spill.
         stages=1 if wide and kind is not None else 2,
     )
-    q = q.contiguous()
-    out = torch.empty_like(q)
-    parts = q.new_empty((heads, splits, group, width), dtype=torch.float32)
-    sums = q.new_empty((2, heads, splits, group), dtype=torch.float32)
-    next_weight = None if prefetch is None else prefetch.view(torch.int32)
-    inputs = (q, *cache.pointers, split_counter, filled)
-    outputs = (parts, sums, out, peaks_out, next_weight, positions)
-    run(attend_in_splits, launch, inputs + outputs)
-    return out

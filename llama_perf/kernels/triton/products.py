@@ -41,7 +41,8 @@ def few_tokens(
 ):  # fmt: skip
     """(M, K) times the transposed weight, float32 or x's dtype (splits, M, N)."""
     total, _ = block_sums(
-        x, None, None, codes, scale, zero, tl.program_id(0), tl.program_id(1), M, N,
+        x, None, None, None, codes, scale, zero,
+        tl.program_id(0), tl.program_id(1), M, N,
         WEIGHT, False, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     store_few(out, total, M, N, TOKENS, BLOCK_N)
@@ -126,7 +127,7 @@ def few_tokens_int8(
 ):  # fmt: skip
     """int8 x (M, 8 units) and words of the weight to int32 sums (splits, M, N)."""
     total, _, _ = int8_sums(
-        x, None, None, codes, tl.program_id(0), tl.program_id(1), M, N,
+        x, None, None, None, codes, tl.program_id(0), tl.program_id(1), M, N,
         WEIGHT, False, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
     )  # fmt: skip
     store_few(out, total, M, N, TOKENS, BLOCK_N)

@@ -11,7 +11,6 @@ x is picked by position: a pruned weight costs no product.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
 
 from llama_perf.kernels.triton.codes import (
     FLOAT8,
@@ -25,7 +24,7 @@ from llama_perf.kernels.triton.codes import (
     stored_value,
     unit_values,
 )
-from llama_perf.kernels.triton.launch import load_late, load_once
+from llama_perf.kernels.triton.launch import load_late, load_once, wait_for_input
 
 
 @triton.jit
@@ -96,7 +95,7 @@ def code_sums(
 
 @triton.jit
 def float_sums(
-    x, norm, weight, block_n, split, M, N,
+    x, norm, ready, weight, block_n, split, M, N,
     K, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """As `code_sums` of a weight of floats (N, K); a unit is eight columns here too.
@@ -110,8 +109,7 @@ def float_sums(
     squares = tl.zeros((TOKENS, 1, COLUMNS), tl.float32)
     for step in tl.range(STEPS, num_stages=STAGES):
         if DEPENDENT:
-            # Nothing from the second time on.
-            gdc_wait()
+            wait_for_input(ready, step)
         start = (split * STEPS + step) * COLUMNS
         k = (start + tl.arange(0, COLUMNS))[None, None, :]
         w = load_once(weight + n * K + k, (n < N) & (k < K))

@@ -7,15 +7,14 @@ operand, and x the second one, as few columns as there are tokens. So a weight c
 decoding, not a multiplication for each token. A program takes BLOCK_N rows and BLOCK_U
 units of eight columns at a time, as a batch of products: each warp has its own columns.
 
-x * g is rounded to float16, times a power of two for each token: what is at least 2**-24
-of the token's largest keeps 11 bits. The sums are in float32. Of groups that fill a
-product the scale is applied to its sum, and the zero to the sum of x; of smaller groups
-the weights are rounded to float16.
+x * g is rounded to float16, times a power of two for each token: what is not less than
+2**-24 of the token's largest keeps 11 bits. The sums are in float32. Of groups that
+fill a product the scale is applied to its sum, and the zero to the sum of x; of smaller
+groups the weights are rounded to float16.
 """
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
 
 from llama_perf.kernels.triton.codes import (
     FLOAT8,
@@ -25,7 +24,7 @@ from llama_perf.kernels.triton.codes import (
     packed_code,
     scale_and_zero,
 )
-from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once
+from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once, wait_for_input
 from llama_perf.kernels.triton.peaks import (
     inverse_power_of_two,
     known_peak,
@@ -120,7 +119,7 @@ def first_tile(own, steps, TILES, TILES_A_STEP, RAGGED):
 
 @triton.jit
 def tile_sums(
-    x, norm, peaks_in, codes, scale, zero, block_n, split, M, N,
+    x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,
     WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """Sums (TOKENS, BLOCK_N) and those of x**2 (TOKENS, 1), float32.
@@ -159,13 +158,12 @@ def tile_sums(
     peak = tl.full((TOKENS,), 1.0, tl.float32)
     if peaks_in is None:
         if DEPENDENT:
-            gdc_wait()
+            wait_for_input(ready, 0)
         SPAN: tl.constexpr = STEPS * BATCH * COLUMNS
         peak = token_peak(x, norm, own * COLUMNS, M, K, SPAN, TOKENS)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
-            # Nothing from the second time on.
-            gdc_wait()
+            wait_for_input(ready, step)
         tile = first + step * BATCH + batch
         half = tile * 16 + within[None, None, :]
         there = row < N
@@ -221,7 +219,7 @@ def tile_sums(
 
 @triton.jit
 def sparse_tile_sums(
-    x, norm, peaks_in, codes, scale, block_n, split, M, N,
+    x, norm, peaks_in, ready, codes, scale, block_n, split, M, N,
     WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
 ):  # fmt: skip
     """As `tile_sums` of a 2:4 sparse weight, whose zeros are put back.
@@ -248,12 +246,11 @@ def sparse_tile_sums(
     peak = tl.full((TOKENS,), 1.0, tl.float32)
     if peaks_in is None:
         if DEPENDENT:
-            gdc_wait()
+            wait_for_input(ready, 0)
         peak = token_peak(x, norm, own * 128, M, K, STEPS * BATCH * 128, TOKENS)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
-            # Nothing from the second time on.
-            gdc_wait()
+            wait_for_input(ready, step)
         tile = first + step * BATCH + batch
         there, after = row < N, row + 16 < N
         known, known_after = there, after
