@@ -27,11 +27,24 @@ from llama_perf.kernels.triton.products import (
 )
 from llama_perf.kernels.weight import FLOAT8, FLOATS, SPARSE, Packed
 
+# The most tokens of a fused kernel, and of a product without tensor cores.
 FEW = 8
+# The most of a product on tensor cores that is not fused.
+FEW_ON_TENSOR_CORES = 16
 # Programs for each of the card's processors, which they fill several times over.
 _PROGRAMS = 4
-# Rows of a program on tensor cores: they share what is done for x.
-_ROWS = 32
+# Rows of a program on tensor cores: they share what is done for x. For more than eight
+# tokens that is two thirds of the instructions with 32 rows, so 64 share it.
+_ROWS, _MORE_ROWS = 32, 64
+
+
+def most_few(weight: Packed, dtype: torch.dtype) -> int:
+    """The most tokens that a product takes as few, where it is not fused."""
+    # Codes of five bits spill registers with 16 tokens and 64 rows, and with 32 rows
+    # they take as many instructions as tiles do.
+    if weight.on_tensor_cores(dtype) and weight.bits != 5:
+        return FEW_ON_TENSOR_CORES
+    return FEW
 
 
 def few_launch(
@@ -44,17 +57,23 @@ def few_launch(
     head_width: int = 0,
     tuned: Choice | None = None,
 ) -> Launch:
-    """A product of at most eight tokens of `dtype` by one weight, or by two alike.
+    """A product of few tokens of `dtype` by one weight, or by two alike.
 
     As `tuned`, else by a rule. `head_width` is what a block of rows has to divide.
     """
     padded, block_n, registers = next_power_of_2(max(tokens, 1)), LANES, None
+    programs = _PROGRAMS
     if weight.on_tensor_cores(dtype):
         # A product of sixteen halves of words for each warp, or two: more of them share
         # the work for x, which takes registers.
         products = 4 if padded > 2 else 8
         block_u, stages = products * 32 // planes(weight.bits)[0], 3
-        if head_width % _ROWS == 0:
+        # int8 tokens are only loaded; a sparse weight is unpacked 32 rows at a time; of
+        # one bit more rows spill registers.
+        narrow = weight.dynamic or weight.format == SPARSE or weight.bits == 1
+        if padded > FEW and not narrow:
+            block_n, programs = _MORE_ROWS, _PROGRAMS // 2
+        elif head_width % _ROWS == 0:
             block_n = _ROWS
         # Left to itself the assembler spills a few bytes there, or takes so many
         # registers that three programs run at a time, and not four.
@@ -79,12 +98,12 @@ def few_launch(
             most = 64
         block_u, stages = max(most // padded, least), 4
     blocks, warps = weights * -(-weight.rows // block_n), 4
-    splits = _PROGRAMS * multiprocessors() // blocks
+    splits = programs * multiprocessors() // blocks
     if tuned is not None:
         block_u, splits = tuned.block_u, tuned.splits
         warps, stages = tuned.warps, tuned.stages
     steps = -(-weight.layout.UNITS // block_u)
-    if tuned is None and block_n == _ROWS:
+    if tuned is None and block_n > LANES:
         # What a program does once costs as much as a step.
         splits = min(splits, steps // 2)
     split_steps = -(-steps // min(max(splits, 1), steps))
@@ -119,12 +138,13 @@ def product(
     x: Tensor, weight: Packed, dtype: torch.dtype, x_scale: Tensor | None = None
 ) -> Tensor:
     """See `products.packed_product`; the weight is one of codes or a sparse one."""
-    tokens, few = len(x), len(x) <= FEW
+    if x_scale is not None:
+        weight = replace(weight, activations="int8")
+    tokens, few = len(x), len(x) <= most_few(weight, x.dtype)
     if x_scale is None:
         kernel, sums_dtype = few_tokens if few else many_tokens, torch.float32
         arguments: tuple[Tensor, ...] = (aligned(x), *weight.tensors)
     else:
-        weight = replace(weight, activations="int8")
         kernel, sums_dtype = few_tokens_int8 if few else many_tokens_int8, torch.int32
         if weight.columns % UNIT:
             # A token is as long as a row of codes.

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from llama_perf.llama.config import preset
+from tests.correctness.support.kernel_samples import FORMATS, sample
 from tests.correctness.support.launches import Launches, end_processes, generation
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -29,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton import launch_fused
+from llama_perf.kernels.triton import launch_fused, launch_products
 from llama_perf.kernels.triton.launch import aligned
 from scripts.studies.compile_only import assemble
 from scripts.studies.sass import NVDISASM, code_lines, disassemble
@@ -132,6 +133,36 @@ def test_tokens_are_moved_to_where_several_can_be_loaded_at_once() -> None:
     assert torch.equal(moved, shifted)
     assert aligned(moved) is moved
     assert aligned(moved.view(4, 4).T).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype", "most"),
+    [
+        *(("int8", dtype, 16) for dtype in (torch.float16, torch.bfloat16, torch.int8)),
+        ("sparse", torch.bfloat16, 16),
+        # No tensor cores multiply these as few tokens, or not faster.
+        *(("int8", torch.float32, 8), ("sparse", torch.float32, 8)),
+        *(("int4-32", torch.bfloat16, 8), ("uintx-5-8", torch.float16, 8)),
+    ],
+    ids=str,
+)
+def test_tensor_cores_multiply_up_to_sixteen_tokens_as_few(
+    format: str, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+
+    def note(kernel: Any, *_how: Any) -> None:
+        launched.append(kernel.fn.__name__)
+
+    monkeypatch.setattr(launch_products, "run", note)
+    (known,) = (it for it in FORMATS if it.name == format)
+    rounded = dtype == torch.int8
+    for tokens in (8, 9, 16, 17):
+        x, weight = sample(known, (tokens, 16, 320), torch.float32)
+        scales = torch.ones((tokens, 1)) if rounded else None
+        launch_products.product(x.to(dtype), weight, torch.float32, scales)
+    few, many = (f"{it}_tokens{'_int8' * rounded}" for it in ("few", "many"))
+    assert launched == [few if it <= most else many for it in (8, 9, 16, 17)]
 
 
 def test_the_cards_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

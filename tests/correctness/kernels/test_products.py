@@ -44,6 +44,8 @@ SHAPES = (
 FEW_AND_MANY = ((1, 75, 160), (5, 20, 200), (9, 33, 80), (17, 70, 160))
 # Sums of several splits and steps.
 LONG = ((1, 16, 4096), (17, 20, 640))
+# Those of few tokens on tensor cores, with several splits, and the first beyond.
+UP_TO_SIXTEEN = ((15, 40, 640), (16, 75, 2600), (17, 40, 640))
 # Where a kernel's tiles of tokens begin and end; the others with one format each.
 EDGES = (1, 2, 8, 9, 16, 17)
 # Columns of a sparse weight whose last group is short.
@@ -58,6 +60,7 @@ CASES: list[Case] = [
     *((it, (m, 17, 64), FLOAT) for it in EACH for m in EDGES),
     *((EACH[m % 5], (m, 17, 64), FLOAT) for m in range(1, 18) if m not in EDGES),
     *((it, shape, FLOAT) for it in EACH[1:] for shape in LONG),
+    *((it, UP_TO_SIXTEEN[at], DTYPES[1 + at % 2]) for it in FORMATS for at in range(3)),
     *((FORMATS[-1], (m, 17, columns), HALF) for columns in SHORT for m in (1, 10)),
 ]
 # One of each operator, and codes in several planes.
@@ -201,7 +204,11 @@ def test_int8_sums_are_exact(tokens: int, columns: int, operator: Any) -> None:
         assert torch.equal(again, product)
 
 
-@pytest.mark.parametrize("shape", [(1, 33, 100), (8, 16, 640), (17, 40, 264)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 33, 100), (8, 16, 640), (9, 33, 100), (16, 75, 2600), (17, 40, 264)],
+    ids=str,
+)
 def test_int8_sums_of_a_kernel_are_exact(
     shape: tuple[int, int, int], card: torch.device
 ) -> None:

@@ -33,7 +33,11 @@ def choose(top_k: int) -> None:
 ATTENTION = list(product(kernels.MODELS, kernels.DTYPES, kernels.CACHES))
 # What launches a kernel: a function and its arguments; and the architectures.
 CASES = [
-    (kernels.launch_product, product(kernels.PRODUCTS, (1, 64), [4096], [4096]), [90]),
+    (
+        kernels.launch_product,
+        product(kernels.PRODUCTS, (1, 16, 64), [4096], [4096]),
+        [90],
+    ),
     (kernels.launch_fused, product(kernels.FUSED[::2], kernels.KERNELS), [90]),
     (kernels.launch_attention, ATTENTION[::4], [80]),
     # The most that are joined are 512.
