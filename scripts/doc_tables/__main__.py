@@ -29,6 +29,7 @@ TABLES = {
     "caps": ["studies.kernel_caps:TABLE"],
     "tokens": ["studies.token_times:TABLE"],
     "attention": ["studies.kernel_resources:OF_ATTENTION"],
+    "persistent": ["studies.kernel_resources:OF_LAYERS"],
 }
 
 

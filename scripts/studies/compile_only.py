@@ -39,11 +39,15 @@ _TOKENS = ("M", "LENGTH")
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A launch that was compiled; `dependent`: by programmatic dependent launch."""
+    """A launch that was compiled.
+
+    `dependent`: by programmatic dependent launch. `together`: a cooperative one.
+    """
 
     kernel: str
     grid: tuple[int, ...]
     dependent: bool
+    together: bool
 
 
 def compile_only(
@@ -97,8 +101,13 @@ def compiling_driver(
     def launcher(src: Any, metadata: Any) -> Callable[..., None]:
         def note(*arguments: Any, **_options: Any) -> None:
             kernel = getattr(src.fn, "__name__", src.name)
-            grid, dependent = tuple(arguments[:3]), bool(metadata.launch_pdl)
-            launches.append(Launched(kernel, grid, dependent))
+            launched = Launched(
+                kernel,
+                tuple(arguments[:3]),
+                dependent=bool(metadata.launch_pdl),
+                together=bool(metadata.launch_cooperative_grid),
+            )
+            launches.append(launched)
 
         return note
 

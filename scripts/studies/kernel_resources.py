@@ -15,20 +15,23 @@ import torch
 from torch import Tensor
 
 from llama_perf.kernels.triton import launch_fused as fused
+from llama_perf.kernels.triton import launch_persistent as persistent
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.llama.attention import KINDS, KVCache
 from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 from scripts.doc_tables.document import Place, Table
-from scripts.studies.compile_only import LaunchingOperators, compiled
+from scripts.studies.compile_only import Compiled, LaunchingOperators, compiled
 from scripts.studies.product_times import shapes
+from scripts.studies.sass import disassemble, loops
 
 CAPABILITIES = (80, 90, 100)
 MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.
 TOKENS = (1, 6, 64)
 POSITIONS = 131072
+MULTIPROCESSORS = 132
 KERNELS = ("qkv", "output", "gate", "down", "head")
 """The fused products of a step, by their names in `product_times`."""
 DTYPES = ("bfloat16", "float16", "float32")
@@ -104,6 +107,33 @@ def launch_fused(
         fused.project(x, [linear, linear], counter, norm=norm, peaks=left)
 
 
+def launch_layers(name: str, model: str) -> None:
+    """All layers of a step as one kernel; two layers, whose number it is told."""
+    config, tokens = preset(model), 1
+    weights = []
+    for kernel in ("qkv", "output", "gate", "gate", "down"):
+        rows, columns = shapes(config)[kernel]
+        product = _product(tokens=tokens, rows=rows, columns=columns, how="fused")
+        (linear,), *_ = timing.weight_copies(_SCHEMES.get(name, name), product, _META)
+        weights.append(linear)
+    wqkv, output, gate, up, down = weights
+    layer = persistent.Layer(
+        weights=(wqkv, output, gate, up, down),
+        norms=(empty(config.dim), empty(config.dim), empty(config.dim)),
+        cache=_cache(config, 300, "unquantized").tensors,
+    )
+    angle = empty(tokens, config.head_dim // 2, dtype=torch.float32)
+    position = empty(tokens, dtype=torch.int64)
+    persistent.LayersKernel([layer, layer], eps=1e-5)(
+        empty(tokens, 1, config.dim),
+        (angle, angle),
+        position,
+        position,
+        empty(config.intermediate_size, dtype=torch.int32),
+        empty(4, 8, dtype=torch.int32),
+    )
+
+
 def _every_fused_kernel(name: str, tokens: int) -> None:
     for model, kernel in pairs(MODELS, KERNELS):
         for kind in CACHES if kernel == "qkv" else ("unquantized",):
@@ -136,6 +166,18 @@ def _cache(
     )
 
 
+def spills_in_loops(made: Compiled) -> int:
+    """Local loads and stores of the loops in which weights or the cache are copied."""
+    spills = 0
+    for loop in loops(disassemble(made.cubin)):
+        names = loop.instructions
+        # The loops around them have the sums of all programs too.
+        outer = any(name.startswith(("ATOM", "RED")) for name in names)
+        if loop.asynchronous and not outer:
+            spills += sum(name.startswith(("LDL", "STL")) for name in names)
+    return spills
+
+
 def _table(
     name: str,
     headers: tuple[str, ...],
@@ -144,7 +186,8 @@ def _table(
 ) -> Table:
     """With a row for every combination of the cells, with which it calls `work`.
 
-    Registers, spilled bytes and the KB of shared memory of attention.
+    Registers and spilled bytes; of attention and of all layers the KB of shared memory;
+    of all layers the programs of a processor, which run at once, and `spills_in_loops`.
     """
     works = {tuple(map(str, row)): partial(work, *row) for row in pairs(*cells)}
 
@@ -154,8 +197,11 @@ def _table(
             launched = compiled(works[key], capability)
             spilled_bytes = max(one.spilled_bytes for one in launched)
             cell = f"{max(one.registers for one in launched)}, {spilled_bytes}"
-            if name == "attention":
+            if name in ("attention", "persistent"):
                 cell += f", {launched[0].shared_bytes / 1024:.0f}"
+            if name == "persistent":
+                cell += f", {launched[0].options['grid'][0] // MULTIPROCESSORS}"
+                cell += f", {spills_in_loops(launched[0])}"
             figures.append(cell)
             if spilled_bytes:
                 problems.append(f"sm_{capability} spills {spilled_bytes} bytes")
@@ -171,3 +217,4 @@ _HEADS = ("heads of", "dtype", "cache")
 OF_PRODUCTS = _table("kernels", _FORMAT, _every_product, PRODUCTS, TOKENS)
 OF_FUSED = _table("fused", _FORMAT, _every_fused_kernel, FUSED, TOKENS[:2])
 OF_ATTENTION = _table("attention", _HEADS, launch_attention, MODELS, DTYPES, CACHES)
+OF_LAYERS = _table("persistent", ("format", "model"), launch_layers, FUSED, MODELS)

@@ -256,12 +256,14 @@ def arrive(arrivals, last):
     What the program has written is there for all that find it counted.
     """
     tl.debug_barrier()
-    if tl.atomic_add(arrivals, 1) == last - 1:
+    if tl.atomic_add(arrivals, 1, sem="release") == last - 1:
         tl.store(arrivals, 0)
 
 
 @triton.jit
 def raise_peak(place, size, mask=None):
     """Bits of `size`, float32 and not negative, at int32 `place` where it is larger."""
-    # Such floats are in the order of their bits.
-    tl.atomic_max(place, size.to(tl.int32, bitcast=True), mask=mask)
+    # Such floats are in the order of their bits. The end of the kernel, or of its phase,
+    # makes them known: no program need wait for its other stores here.
+    bits = size.to(tl.int32, bitcast=True)
+    tl.atomic_max(place, bits, mask=mask, sem="relaxed")

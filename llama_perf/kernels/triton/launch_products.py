@@ -75,12 +75,14 @@ def few_launch(
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
         elif head_width % _ROWS == 0:
             block_n = _ROWS
-        # Left to itself the assembler spills a few bytes there, or takes so many
-        # registers that three programs run at a time, and not four.
+        # Left to itself the assembler spills a few bytes there, below its own limit of
+        # 168, or takes so many that three programs run at a time, and not four.
         if weight.format == SPARSE and (capability() < (10, 0) or padded > 2):
             registers = 168
         elif weight.bits == 2 and padded <= 2 and capability() < (10, 0):
             registers = 128 if fused else 168
+        elif block_n == _MORE_ROWS and weight.group:
+            registers = 255
     else:
         most, least = 128, 16
         if weight.format == FLOATS:

@@ -12,12 +12,13 @@ from tests.correctness.support.plugin_project import ROOT, write_tiny
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 
 TOML, DOCS = ROOT / "pyproject.toml", ROOT / "docs"
-SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, prefill, published, reference"
+SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, persistent, prefill, published"
+SETS += ", reference, torchao, unfused"
 OF_ROWS = {
     "--rows none.toml": "rows: 'none.toml' cannot be read: No such file or directory",
     "--rows /": "rows: '/' cannot be read: Is a directory",
     f"--rows {TOML}": f"{TOML}: build-system: unknown table; allowed: [defaults], [[ro",
-    "--set all": f"set: 'all' is not allowed; allowed: {SETS}, torchao, unfused",
+    "--set all": f"set: 'all' is not allowed; allowed: {SETS}",
     "--set cpu --row *int3*": "row: '*int3*' is not allowed; no id matches",
     "--set cpu --rows x": "rows: 'x' is not allowed; give --rows or --set, not both",
 }

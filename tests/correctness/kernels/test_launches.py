@@ -88,6 +88,27 @@ def test_a_step_is_five_launches_a_layer_and_three(
     assert all(launch.dependent for launch in step)
 
 
+@pytest.mark.parametrize(
+    ("model", "capability"), [(LLAMA_2, 90), (LLAMA_3, 90), (LLAMA_2, 80)], ids=str
+)
+def test_all_layers_of_a_step_are_one_launch(model: str, capability: int) -> None:
+    """Whose programs fit the card at once, as its barriers need; a prompt has five."""
+    processors = {90: 132, 80: 108}[capability]
+    generated = generation(
+        model,
+        quantization="int4wo-64",
+        fused="persistent",
+        capability=capability,
+        multiprocessors=processors,
+    )
+    assert kernels(generated.step) == ["start", "run_layers", "project", "choose"]
+    assert Counter(kernels(generated.first))["project_heads"] == LAYERS
+    together = [launch for launch in generated.step if launch.together]
+    assert together == [first(generated.step, "run_layers")]
+    assert together[0].grid == (4 * processors, 1, 1)
+    assert not together[0].dependent
+
+
 @pytest.mark.parametrize("temperature", [0.8, 0.0])
 def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
     """Outside it the prompt is copied, a seed drawn, and every token returned."""

@@ -302,7 +302,8 @@ def test_the_rehearsal_runs_every_step_and_says_what_it_is(tmp_path: Path) -> No
 
 def test_the_rows_of_the_check_are_rows_of_the_full_sets() -> None:
     rows = selection.load_set("cuda-check")
-    full = [selection.load_set(name) for name in ("reference", "torchao", "unfused")]
+    names = ("reference", "torchao", "unfused", "persistent")
+    full = [selection.load_set(name) for name in names]
     assert set(rows) <= set(chain(*full))
     kernels = {row.kernels for row in rows if row.quantization == "int8dq"}
     assert kernels == {"native", "torchao"}

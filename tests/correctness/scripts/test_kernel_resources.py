@@ -103,6 +103,29 @@ def test_a_dependent_kernel_copies_only_weights_before_it_waits(name: str) -> No
     assert start < first < wait < made.ptx.index("ld.global")
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_all_layers_ask_for_weights_before_they_wait(capability: int) -> None:
+    """The four products do; attention waits first, since it reads what is written."""
+    work = partial(kernels.launch_layers, "int4wo-64", kernels.MODELS[0])
+    (made,) = compile_only.compiled(work, capability)
+    touched = re.findall(
+        r"cp\.async\.c[ag]|ld\.relaxed\.gpu|st\.global|atom\.global|ld\.global\S*",
+        made.ptx,
+    )
+    waits = [place for place, it in enumerate(touched) if it.startswith("ld.relaxed")]
+    assert len(waits) == 5
+    asked = []
+    for wait in waits:
+        before = touched[:wait]
+        start = max(place for place, it in enumerate(before) if it[:2] in ("st", "at"))
+        # Since the last phase's end: addresses and the number of positions.
+        loads = {it for it in before[start + 1 :] if it.startswith("ld")}
+        assert loads <= {"ld.global.b64"}
+        asked.append(before[-1].startswith("cp.async"))
+    assert asked == [True, False, True, True, True]
+    assert kernels.spills_in_loops(made) == 0
+
+
 def test_before_sm_90_no_kernel_waits() -> None:
     (made,) = compile_only.compiled(partial(kernels.launch_fused, "fp6", "gate"), 80)
     assert "cp.async" in made.ptx

@@ -30,10 +30,9 @@ def small_model(
     scheme: str | None,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    *,
-    n_layers: int = 1,
+    **changed: int,
 ) -> Transformer:
-    weights = tiny_weights(replace(SMALL, n_layers=n_layers))
+    weights = tiny_weights(replace(SMALL, **changed))
     model = build_model(weights, dtype=dtype, device=device)
     # Norms that change something, and logits that differ.
     generator = torch.Generator().manual_seed(1)

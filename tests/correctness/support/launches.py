@@ -73,7 +73,8 @@ def generation(
     model: str, *, capability: int = 90, multiprocessors: int = 132, **fields: Any
 ) -> Generation:
     """The second of two generations of a captured row, whose model has two layers."""
-    row = RowSpec(model=model, fused=True, capture=True, cache_size=256, **fields)
+    fields = {"fused": True, "capture": True, "cache_size": 256} | fields
+    row = RowSpec(model=model, **fields)
     if capability not in _processes:
         _processes[capability] = new_process()
     process = _processes[capability]
@@ -115,7 +116,7 @@ def _generate(row: RowSpec, capability: int, multiprocessors: int) -> Generation
             returned = [value.alias_info for value in func._schema.returns]
             view = any(alias is not None and not alias.is_write for alias in returned)
             if not view and "empty" not in name and name != "detach":
-                launched.append(Launched(name, (), dependent=False))
+                launched.append(Launched(name, (), dependent=False, together=False))
             return func(*args, **(kwargs or {}))
 
     def captured(work: Callable[[], None], *_generator: object) -> SimpleNamespace:
