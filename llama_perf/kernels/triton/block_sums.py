@@ -14,19 +14,21 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.codes import FLOATS, SPARSE
 from llama_perf.kernels.triton.int8_sums import int8_sums
-from llama_perf.kernels.triton.launch import prefetch, wait_for_input
+from llama_perf.kernels.triton.launch import INTERPRETED, prefetch, wait_for_input
 from llama_perf.kernels.triton.sums import code_sums, float_sums, sparse_sums
 from llama_perf.kernels.triton.tile_sums import sparse_tile_sums, tile_sums
 
 
 @triton.jit
-def prefetch_codes(codes, block_n, split, WEIGHT, BLOCK_U, STEPS):
+def prefetch_codes(codes, block_n, split, N, WEIGHT, BLOCK_U, BLOCK_N, STEPS):
     """Ask for the first codes: those of the widest plane come first."""
+    block = block_n * (BLOCK_N // 16) + tl.arange(0, BLOCK_N // 16)[:, None]
+    block = tl.minimum(block, (N - 1) // 16)
     # A word of 16 rows is half a line.
     EACH: tl.constexpr = 2 if WEIGHT.BITS == 8 else 1
     word = split * STEPS * BLOCK_U * EACH + tl.arange(0, BLOCK_U) * EACH
-    word = tl.minimum(word, WEIGHT.WORDS - 1)
-    prefetch(codes + (block_n * (WEIGHT.WORDS * 16) + word * 16))
+    word = tl.minimum(word, WEIGHT.WORDS - 1)[None, :]
+    prefetch(codes + (block * (WEIGHT.WORDS * 16) + word * 16))
 
 
 @triton.jit
@@ -44,6 +46,9 @@ def block_sums(
     K: tl.constexpr = WEIGHT.K
     if DEPENDENT and ready is None:
         gdc_launch_dependents()
+    if WEIGHT.FORMAT != FLOATS and peaks_in is None and not INTERPRETED:
+        # The input is read before the loop, and the weights come meanwhile.
+        prefetch_codes(codes, block_n, split, N, WEIGHT, BLOCK_U, BLOCK_N, STEPS)
     if WEIGHT.FORMAT == FLOATS:
         total, squares = float_sums(
             x, norm, ready, codes, block_n, split, M, N,
@@ -59,7 +64,6 @@ def block_sums(
         total = sums.to(tl.float32) * scales * (largest * (1.0 / 127.0))[:, None]
     elif not (WEIGHT.TILED and x.dtype.element_ty.primitive_bitwidth == 16):
         if DEPENDENT:
-            prefetch_codes(codes, block_n, split, WEIGHT, BLOCK_U, STEPS)
             wait_for_input(ready, 0)
         if WEIGHT.FORMAT == SPARSE:
             total, squares = sparse_sums(

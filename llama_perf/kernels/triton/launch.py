@@ -263,7 +263,7 @@ def arrive(arrivals, last):
 @triton.jit
 def raise_peak(place, size, mask=None):
     """Bits of `size`, float32 and not negative, at int32 `place` where it is larger."""
-    # Such floats are in the order of their bits. The end of the kernel, or of its phase,
-    # makes them known: no program need wait for its other stores here.
+    # Such floats are in the order of their bits. The end of the kernel or the phase
+    # makes them known: no program waits for its other stores here.
     bits = size.to(tl.int32, bitcast=True)
     tl.atomic_max(place, bits, mask=mask, sem="relaxed")
