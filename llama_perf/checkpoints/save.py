@@ -38,7 +38,7 @@ from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
 from llama_perf.strict_json import from_plain, record
 
 KEY = "llama_perf"
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Counts up whenever the stored tensors change their layout or their classes."""
 _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 
@@ -52,7 +52,7 @@ class Saved:
     of the activations, `device` the one the weights were packed on.
     """
 
-    format: Literal[4] = FORMAT
+    format: Literal[5] = FORMAT
     weights: str
     scheme: str | None
     kernels: str | None

@@ -2,7 +2,7 @@
 
     y[m, n] = sum over q, i of x[m, 4 q + p[n, q, i]] * v[n, q, i] * s[n, q / 32]
     v[n, q, i] = c[n, q, i] & 15, two's complement: -8 to 7
-    p[n, q, i] = c[n, q, i] >> 4          p[n, q, 0] < p[n, q, 1]
+    p[n, q, i] = c[n, q, i] >> 4          p[n, q, 0] > p[n, q, 1]
 
 Of each quad q, four columns, two are stored: i = 0 and 1. `c` are six bits in words of
 `packing` (planes of 4 and 2 bits), stored value 2 q + i in the place of a column, so

@@ -61,7 +61,7 @@ def prune_2_4(weight: Tensor) -> Tensor:
 
 @in_stretches
 def _keep_two(quads: Tensor) -> tuple[Tensor, ...]:
-    """The kept values of quads (N, Q, 4), and their places in order: (N, Q, 2)."""
+    """Of quads (N, Q, 4) what is kept and its places, the later first: (N, Q, 2)."""
     sizes = quads.abs().unbind(2)
     # How many of its quad are larger, or as large and before it: sorting quads is slow.
     ranks = [torch.zeros_like(size, dtype=torch.uint8) for size in sizes]
@@ -71,7 +71,7 @@ def _keep_two(quads: Tensor) -> tuple[Tensor, ...]:
         ranks[before] += ~wins
     kept = [rank < 2 for rank in ranks]
     places = torch.zeros((*quads.shape[:2], 2), dtype=torch.int64, device=quads.device)
-    first, last = places.unbind(2)
+    last, first = places.unbind(2)
     # Two are kept, the first at 0, 1 or 2, the last at 1, 2 or 3.
     first += ~kept[0]
     first += ~(kept[0] | kept[1])

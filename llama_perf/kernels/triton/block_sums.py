@@ -16,7 +16,7 @@ from llama_perf.kernels.triton.codes import FLOATS, SPARSE
 from llama_perf.kernels.triton.int8_sums import int8_sums
 from llama_perf.kernels.triton.launch import INTERPRETED, prefetch, wait_for_input
 from llama_perf.kernels.triton.sums import code_sums, float_sums, sparse_sums
-from llama_perf.kernels.triton.tile_sums import sparse_tile_sums, tile_sums
+from llama_perf.kernels.triton.tile_sums import tile_sums
 
 
 @triton.jit
@@ -75,11 +75,6 @@ def block_sums(
                 x, norm, codes, scale, zero, block_n, split, M, N,
                 WEIGHT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
             )  # fmt: skip
-    elif WEIGHT.FORMAT == SPARSE:
-        total, squares = sparse_tile_sums(
-            x, norm, peaks_in, ready, codes, scale, block_n, split, M, N,
-            WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
-        )  # fmt: skip
     else:
         total, squares = tile_sums(
             x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,

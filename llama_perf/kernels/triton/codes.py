@@ -20,6 +20,7 @@ from llama_perf.kernels import weight
 from llama_perf.kernels.triton.launch import load_once
 
 FLOATS, SPARSE = tl.constexpr(weight.FLOATS), tl.constexpr(weight.SPARSE)
+SPARSE_GROUP = tl.constexpr(weight.SPARSE_GROUP)
 INT8 = tl.constexpr(weight.INT8)
 FP6 = tl.constexpr(weight.FP6)
 FLOAT8 = tl.constexpr(weight.FLOAT8)
@@ -198,10 +199,10 @@ def stored_value(a, SLOT):
 def picked(b, x0, x1, x2, x3, QUAD):
     """The two of a quad's four x that its stored values multiply."""
     BIT: tl.constexpr = 1 << (4 * (QUAD % 2) + 16 * (QUAD // 2))
-    first = tl.where((b & BIT) != 0, x1, x0)
-    first = tl.where((b & (2 * BIT)) != 0, x2, first)
-    second = tl.where((b & (4 * BIT)) != 0, x3, x2)
-    second = tl.where((b & (8 * BIT)) != 0, second, x1)
+    first = tl.where((b & BIT) != 0, x3, x2)
+    first = tl.where((b & (2 * BIT)) != 0, first, x1)
+    second = tl.where((b & (4 * BIT)) != 0, x1, x0)
+    second = tl.where((b & (8 * BIT)) != 0, x2, second)
     return first, second
 
 
@@ -209,10 +210,10 @@ def picked(b, x0, x1, x2, x3, QUAD):
 def spread(b, first, second, QUAD):
     """The four weights of a quad, two of them 0."""
     SHIFT: tl.constexpr = 4 * (QUAD % 2) + 16 * (QUAD // 2)
-    low = (b >> SHIFT) & 3
-    high = (b >> (SHIFT + 2)) & 3
-    w0 = tl.where(low == 0, first, 0.0)
-    w1 = tl.where(low == 1, first, tl.where(high == 1, second, 0.0))
-    w2 = tl.where(low == 2, first, tl.where(high == 2, second, 0.0))
-    w3 = tl.where(high == 3, second, 0.0)
+    high = (b >> SHIFT) & 3
+    low = (b >> (SHIFT + 2)) & 3
+    w0 = tl.where(low == 0, second, 0.0)
+    w1 = tl.where(low == 1, second, tl.where(high == 1, first, 0.0))
+    w2 = tl.where(low == 2, second, tl.where(high == 2, first, 0.0))
+    w3 = tl.where(high == 3, first, 0.0)
     return w0, w1, w2, w3

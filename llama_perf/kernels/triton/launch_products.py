@@ -12,13 +12,7 @@ from triton import next_power_of_2
 
 from llama_perf.kernels.launch_table import Choice
 from llama_perf.kernels.packing import LANES, UNIT, planes
-from llama_perf.kernels.triton.launch import (
-    Launch,
-    aligned,
-    capability,
-    multiprocessors,
-    run,
-)
+from llama_perf.kernels.triton.launch import Launch, aligned, multiprocessors, run
 from llama_perf.kernels.triton.products import (
     few_tokens,
     few_tokens_int8,
@@ -75,13 +69,8 @@ def few_launch(
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
         elif head_width % _ROWS == 0:
             block_n = _ROWS
-        # Left to itself the assembler spills a few bytes there, below its own limit of
-        # 168, or takes so many that three programs run at a time, and not four.
-        if weight.format == SPARSE and (capability() < (10, 0) or padded > 2):
-            registers = 168
-        elif weight.bits == 2 and padded <= 2 and capability() < (10, 0):
-            registers = 128 if fused else 168
-        elif block_n == _MORE_ROWS and weight.group:
+        if block_n == _MORE_ROWS and weight.group:
+            # Left to itself the assembler spills a few bytes, below its own limit.
             registers = 255
     else:
         most, least = 128, 16

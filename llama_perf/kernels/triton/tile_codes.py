@@ -205,64 +205,69 @@ def widening(twice: bool) -> str:
     return f"prmt.b32 $0, $2, 0, {first:#x}; prmt.b32 $1, $2, 0, {second:#x};"
 
 
-_WITH_ZEROS = tl.constexpr("""{
-    .reg .b32 s, f, g, e, a, b, c, d, t;
-    shl.b32 s, $5, 4; lop3.b32 f, $4, s, 0x0f0f0f0f, 0xe4;
-    shr.b32 s, $4, 4; lop3.b32 g, s, $5, 0x0f0f0f0f, 0xe4;
-    shl.b32 s, $6, 4; lop3.b32 e, $6, s, 0x0f0f0f0f, 0xa8;
-    shl.b32 s, $7, 4; lop3.b32 t, $7, s, 0x0f0f0f0f, 0xa8;
-    shl.b32 t, t, 4; or.b32 e, e, t;
-    and.b32 a, e, 0x11111111; mul.lo.u32 a, a, 15;
-    shr.b32 s, e, 1; and.b32 b, s, 0x11111111; mul.lo.u32 b, b, 15;
-    shr.b32 s, e, 2; and.b32 c, s, 0x11111111; mul.lo.u32 c, c, 15;
-    shr.b32 s, e, 3; and.b32 d, s, 0x11111111; mul.lo.u32 d, d, 15;
-    lop3.b32 $0, f, a, b, 0x10;
-    lop3.b32 t, g, c, d, 0x40; lop3.b32 $1, f, a, t, 0xea;
-    lop3.b32 t, g, c, d, 0x20; lop3.b32 $2, f, b, t, 0xea;
-    lop3.b32 $3, g, c, d, 0x80;
-}""")
-"""PTX from stored values of two rows, $4 and $5, and their places, $6 and $7.
+@triton.constexpr_function
+def putting_zeros_back(places: str, stored: str, first: str, last: str) -> str:
+    """PTX from two halves' `stored` values to nibbles of columns 0 and 1, and 2 and 3.
 
-Nibbles: f has the first stored values of quads and g the second ones, e their places,
-a and b all bits of the first place, c and d of the second one.
-"""
+    Low nibbles are those of even columns. A nibble of `places` says of a quad where its
+    two values go, the later one first: one of 1, 2, 3, 6, 7 and 11. It selects a byte
+    with a mask for each nibble, where 11 is byte 3 once more, all of it the upper bit.
+    """
+    # In v the two values of each quad are swapped.
+    text = [f"shl.b32 t, {stored}, 4; shr.b32 m, {stored}, 4;"]
+    text.append("lop3.b32 v, t, m, 0xf0f0f0f0, 0xe4;")
+    for result, masks, swapped_masks in (
+        (first, ("0", "0xf0f00000"), ("0x0f0fff00", "0")),
+        (last, ("0x000f0000", "0x000f0000"), ("0xf0000000", "0xf0000000")),
+    ):
+        text.append(f"prmt.b32 m, {masks[0]}, {masks[1]}, {places};")
+        text.append(f"and.b32 t, {stored}, m;")
+        text.append(f"prmt.b32 m, {swapped_masks[0]}, {swapped_masks[1]}, {places};")
+        text.append(f"lop3.b32 {result}, v, m, t, 0xea;")
+    return " ".join(text)
+
+
+@triton.constexpr_function
+def zeros_put_back() -> str:
+    """The same for both registers of stored values, whose places are in one."""
+    text = putting_zeros_back("$6", "$4", "$0", "$2") + " shr.b32 p, $6, 16; "
+    text += putting_zeros_back("p", "$5", "$1", "$3")
+    return "{ .reg .b32 t, m, v, p; " + text + " }"
 
 
 @triton.jit
-def with_zeros(first, second, first_places, second_places):
-    """The columns of quads, 0 to 3: nibbles, those of a column that is pruned are 0.
+def with_zeros(stored, places):
+    """Columns 0 and 1, then 2 and 3, of the two quads of each half, as nibbles.
 
-    A half has four of them: of the first quad those of the first row and the second,
-    then of the second quad. `first` and `second` have the stored values of half a unit
-    of two rows, the places are two bits of each. int16.
+    Those of a column that is pruned are 0. `stored` are int16, four values of a half;
+    `places` uint8, two bits for each.
     """
     if INTERPRETED:
-        return _interpreted_zeros(first, second, first_places, second_places)
+        return _interpreted_zeros(stored, places)
+    ASM: tl.constexpr = zeros_put_back()
     return tl.inline_asm_elementwise(
-        _WITH_ZEROS,
-        "=r,=r,=r,=r,r,r,r,r",
-        [first, second, first_places, second_places],
-        dtype=(tl.int16, tl.int16, tl.int16, tl.int16),
+        ASM,
+        "=r,=r,=r,=r,r,r,r",
+        [stored, places],
+        dtype=(tl.int16, tl.int16),
         is_pure=True,
-        pack=2,
+        pack=4,
     )
 
 
 @triton.jit
-def _interpreted_zeros(first, second, first_places, second_places):
-    columns = ()
-    for COLUMN in tl.static_range(4):
-        half = first.to(tl.int32) * 0
+def _interpreted_zeros(stored, places):
+    pairs = ()
+    for PAIR in tl.static_range(2):
+        half = stored.to(tl.int32) * 0
         for STORED in tl.static_range(4):
-            for ROW in tl.static_range(2):
-                values, places = first.to(tl.int32), first_places.to(tl.int32)
-                if ROW == 1:
-                    values, places = second.to(tl.int32), second_places.to(tl.int32)
-                here = ((places >> (2 * STORED)) & 3) == COLUMN
-                value = tl.where(here, (values >> (4 * STORED)) & 15, 0)
-                half |= value << (8 * (STORED // 2) + 4 * ROW)
-        columns = columns + (half.to(tl.int16),)  # type: ignore[assignment]
-    return columns
+            value = (stored.to(tl.int32) >> (4 * STORED)) & 15
+            column = ((places.to(tl.int32) >> (2 * STORED)) & 3) - 2 * PAIR
+            here = (column == 0) | (column == 1)
+            shift = 8 * (STORED // 2) + tl.where(here, 4 * column, 0)
+            half |= tl.where(here, value << shift, 0)
+        pairs = pairs + (half.to(tl.int16),)  # type: ignore[assignment]
+    return pairs
 
 
 @triton.jit

@@ -20,6 +20,8 @@ from llama_perf.kernels.triton.codes import (
     FLOAT8,
     FP6,
     OFFSET,
+    SPARSE,
+    SPARSE_GROUP,
     load_scale,
     packed_code,
     scale_and_zero,
@@ -73,7 +75,9 @@ def load_planes(codes, row, tile, within, there, WEIGHT):
     planes = (plane_halves(codes, row, tile, within, there, WEIGHT),)
     if BITS & 2 and WIDE == 4:
         pairs = plane_bytes(codes, row, tile, within, there, START2, 4, WEIGHT)
-        planes = planes + (widened(pairs, WEIGHT.DECODE == FP6),)  # type: ignore[assignment]
+        if WEIGHT.FORMAT != SPARSE:
+            pairs = widened(pairs, WEIGHT.DECODE == FP6)
+        planes = planes + (pairs,)  # type: ignore[assignment]
     if BITS & 1 and WIDE == 2:
         ones = plane_bytes(codes, row, tile, within, there, START1, 4, WEIGHT)
         planes = planes + (widened(ones, False),)  # type: ignore[assignment]
@@ -131,17 +135,21 @@ def tile_sums(
     K: tl.constexpr = WEIGHT.K
     BITS: tl.constexpr = WEIGHT.BITS
     WIDE: tl.constexpr = widest_plane(BITS)
-    SLOTS: tl.constexpr = 16 // WIDE
+    IS_SPARSE: tl.constexpr = WEIGHT.FORMAT == SPARSE
+    # Columns of half a word; of a sparse weight twice those that are stored.
+    STORED: tl.constexpr = 16 // WIDE
+    SLOTS: tl.constexpr = 2 * STORED if IS_SPARSE else STORED
     COLUMNS: tl.constexpr = 16 * SLOTS
-    BATCH: tl.constexpr = BLOCK_U * 8 // COLUMNS
-    HALVES: tl.constexpr = (WEIGHT.UNITS * 8 + SLOTS - 1) // SLOTS
+    BATCH: tl.constexpr = BLOCK_U // (2 * STORED)
+    HALVES: tl.constexpr = (WEIGHT.UNITS * 8 + STORED - 1) // STORED
     TILES: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
     # Whether the only split has too few tiles for its steps; a tile may not be full.
     SHORT: tl.constexpr = BATCH * STEPS > TILES
     PARTIAL: tl.constexpr = K % COLUMNS != 0 or SHORT
-    RAGGED: tl.constexpr = is_ragged(K, BLOCK_U * 8, STEPS)
-    LARGE_GROUPS: tl.constexpr = WEIGHT.GROUP != 0 and WEIGHT.GROUP % COLUMNS == 0
-    SMALL_GROUPS: tl.constexpr = WEIGHT.GROUP != 0 and not LARGE_GROUPS
+    RAGGED: tl.constexpr = is_ragged(K, BATCH * COLUMNS, STEPS)
+    GROUP: tl.constexpr = SPARSE_GROUP if IS_SPARSE else WEIGHT.GROUP
+    LARGE_GROUPS: tl.constexpr = GROUP != 0 and GROUP % COLUMNS == 0
+    SMALL_GROUPS: tl.constexpr = GROUP != 0 and not LARGE_GROUPS
     if SMALL_GROUPS:
         ZEROS: tl.constexpr = WEIGHT.ZEROS
     batch = tl.arange(0, BATCH)[:, None, None]
@@ -187,104 +195,40 @@ def tile_sums(
             sums = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
         if SMALL_GROUPS:
             sums = tl.dot(z * s, x_sum.to(tl.float16), sums)
+        if IS_SPARSE:
+            pairs = with_zeros(planes[0], planes[1])
         for SLOT in tl.static_range(SLOTS):
-            w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
+            if IS_SPARSE:
+                pair = (pairs[SLOT // 2 % 2],)
+                w = decoded(pair, 4, INT4, SLOT // 4 * 2 + SLOT % 2)
+            else:
+                w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
             if SMALL_GROUPS:
                 w *= s
             sums = tl.dot(w, tokens[SLOT], sums)
         if LARGE_GROUPS:
-            g = tile * COLUMNS // WEIGHT.GROUP
+            g = tile * COLUMNS // GROUP
             known = row < N
             if SHORT:
                 known = known & (tile < TILES)
-            s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
-            if WEIGHT.ZERO != OFFSET:
-                z = (middle(BITS) - z) * s
+            if IS_SPARSE:
+                s = load_scale(scale, row, g, known, WEIGHT)
+            else:
+                s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
+                if WEIGHT.ZERO != OFFSET:
+                    z = (middle(BITS) - z) * s
+                zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
             acc += sums * s
-            zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
         else:
             acc = sums
-    if LARGE_GROUPS:
+    if LARGE_GROUPS and not IS_SPARSE:
         acc += zero_acc
     total = tl.trans(tl.sum(acc, axis=0)) * inverse_power_of_two(peak)[:, None]
-    if WEIGHT.GROUP == 0:
+    if GROUP == 0:
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         total *= tl.load(scale + n, mask=n < N, other=0.0)
     if WEIGHT.DECODE == FP6:
         total *= 4096.0
     if WEIGHT.DECODE == FLOAT8:
         total *= 256.0
-    return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]
-
-
-@triton.jit
-def sparse_tile_sums(
-    x, norm, peaks_in, ready, codes, scale, block_n, split, M, N,
-    WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
-):  # fmt: skip
-    """As `tile_sums` of a 2:4 sparse weight, whose zeros are put back.
-
-    Two blocks of 16 rows are unpacked together, for eight nibbles fill a register. With
-    a BLOCK_N of 16 the second one is not there.
-    """
-    K: tl.constexpr = WEIGHT.K
-    BATCH: tl.constexpr = BLOCK_U // 8
-    TILES: tl.constexpr = (K + 127) // 128
-    SHORT: tl.constexpr = BATCH * STEPS > TILES
-    PARTIAL: tl.constexpr = K % 128 != 0 or SHORT
-    RAGGED: tl.constexpr = is_ragged(K, BLOCK_U * 16, STEPS)
-    batch = tl.arange(0, BATCH)[:, None, None]
-    row = (block_n * BLOCK_N + tl.arange(0, 16))[None, :, None]
-    within = tl.arange(0, 16)[None, None, :]
-    token = tl.minimum(tl.arange(0, TOKENS), M - 1)[None, None, :]
-    acc = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-    second_acc = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-    squares = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-    own = split * (STEPS * BATCH)
-    steps = steps_of(split, STEPS, TILES, BATCH)
-    first = first_tile(own, steps, TILES, BATCH, RAGGED)
-    peak = tl.full((TOKENS,), 1.0, tl.float32)
-    if peaks_in is None:
-        if DEPENDENT:
-            wait_for_input(ready, 0)
-        peak = token_peak(x, norm, own * 128, M, K, STEPS * BATCH * 128, TOKENS)
-    for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
-        if DEPENDENT:
-            wait_for_input(ready, step)
-        tile = first + step * BATCH + batch
-        there, after = row < N, row + 16 < N
-        known, known_after = there, after
-        if PARTIAL:
-            inside_row = tile * 16 + within < WEIGHT.UNITS * 2
-            there, after = there & inside_row, after & inside_row
-        if SHORT:
-            known, known_after = known & (tile < TILES), known_after & (tile < TILES)
-        upper = load_planes(codes, row, tile, within, there, WEIGHT)
-        lower = load_planes(codes, row + 16, tile, within, after, WEIGHT)
-        dense = with_zeros(upper[0], lower[0], upper[1], lower[1])
-        if peaks_in is not None:
-            peak = known_peak(peaks_in, M, TOKENS)
-        tokens, _, squares = load_tile(
-            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token,
-            8, K, PARTIAL, RAGGED,
-        )  # fmt: skip
-        sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-        second_sums = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-        for SLOT in tl.static_range(8):
-            column = (dense[SLOT % 4],)
-            w = decoded(column, 4, INT4, SLOT // 4 * 2)
-            sums = tl.dot(w, tokens[SLOT], sums)
-            if BLOCK_N == 32:
-                w = decoded(column, 4, INT4, SLOT // 4 * 2 + 1)
-                second_sums = tl.dot(w, tokens[SLOT], second_sums)
-        s = load_scale(scale, row, tile, known, WEIGHT)
-        acc += sums * s
-        if BLOCK_N == 32:
-            s = load_scale(scale, row + 16, tile, known_after, WEIGHT)
-            second_acc += second_sums * s
-    total = tl.trans(tl.sum(acc, axis=0))
-    if BLOCK_N == 32:
-        both = tl.join(total, tl.trans(tl.sum(second_acc, axis=0)))
-        total = both.permute(0, 2, 1).reshape((TOKENS, BLOCK_N))
-    total *= inverse_power_of_two(peak)[:, None]
     return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]

@@ -193,7 +193,7 @@ def refused(folder: Path, start: str) -> None:
 
 
 OTHER_FORMAT = (
-    "is not allowed; allowed: 4; quantize and save the model again with this llama-perf"
+    "is not allowed; allowed: 5; quantize and save the model again with this llama-perf"
 )
 
 
@@ -207,9 +207,9 @@ OTHER_FORMAT = (
         ({"scheme": None}, "kernels: 'native' is not allowed; allowed: None"),
         ({"dtype": "int8"}, "dtype: 'int8' is not allowed; allowed: float32, float16"),
         ({"device": "tpu"}, "device: 'tpu' is not allowed; allowed: cuda, cpu"),
-        ({"format": "4"}, "format: Input should be 4 (got '4')"),
-        ({"format": 3, "bits": 4}, f"format 3 {OTHER_FORMAT}"),
-        ({"format": 5, "bits": 4}, f"format 5 {OTHER_FORMAT}"),
+        ({"format": "5"}, "format: Input should be 5 (got '5')"),
+        ({"format": 4, "bits": 4}, f"format 4 {OTHER_FORMAT}"),
+        ({"format": 6, "bits": 4}, f"format 6 {OTHER_FORMAT}"),
         ({"bits": 4}, "bits: unknown field"),
     ],
 )

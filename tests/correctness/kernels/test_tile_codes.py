@@ -32,10 +32,15 @@ def from_halves(values: np.ndarray) -> int:
 
 
 def bytes_chosen(low: int, high: int, selector: int) -> int:
-    """As `prmt.b32`, without its signs."""
-    pool = low | high << 32
-    chosen = (pool >> 8 * (selector >> 4 * index & 7) & 255 for index in range(4))
-    return sum(byte << 8 * index for index, byte in enumerate(chosen))
+    """As `prmt.b32`: of a selector's upper bit the sign of the byte eight times."""
+    pool, result = low | high << 32, 0
+    for index in range(4):
+        chosen = selector >> 4 * index & 15
+        byte = pool >> 8 * (chosen & 7) & 255
+        if chosen & 8:
+            byte = 255 * (byte >> 7)
+        result |= byte << 8 * index
+    return result
 
 
 def logic(a: int, b: int, c: int, table: int) -> int:
@@ -145,21 +150,23 @@ def test_bytes_are_widened() -> None:
 
 
 def test_zeros_are_put_back_at_every_pattern() -> None:
-    patterns = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+    # The later column first; a quad beyond the weight's columns has nothing but zeros.
+    patterns = np.array([(1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2), (0, 0)])
     generator = np.random.default_rng(0)
     for _ in range(300):
-        # Of two groups the two quads of both halves of a word.
-        values = generator.integers(0, 16, (2, 2, 2, 2))
-        places = np.array(patterns)[generator.integers(0, 6, (2, 2, 2))]
-        registers = []
-        for stored, bits in ((values, 4), (places, 2)):
-            shifts = (
-                bits * np.arange(4).reshape(2, 2) + 16 * np.arange(2)[:, None, None]
-            )
-            registers += [(group.astype(np.int64) << shifts).sum() for group in stored]
-        columns = execute(tile_codes._WITH_ZEROS.value, 4, *map(int, registers))
-        for column, register in enumerate(columns):
+        # Of two registers the two quads of both halves.
+        pattern = generator.integers(0, 7, (2, 2, 2))
+        values = generator.integers(0, 16, (2, 2, 2, 2)) * (pattern < 6)[..., None]
+        places = patterns[pattern]
+        shifts = 4 * np.arange(4).reshape(2, 2) + 16 * np.arange(2)[:, None, None]
+        stored = (values.astype(np.int64) << shifts).sum(axis=(1, 2, 3))
+        # A byte for each half.
+        shifts = 2 * np.arange(4).reshape(2, 2) + 8 * np.arange(4).reshape(2, 2, 1, 1)
+        text = tile_codes.zeros_put_back()
+        placed = int((places.astype(np.int64) << shifts).sum())
+        columns = execute(text, 4, *map(int, stored), placed)
+        for column, group, half, quad in np.ndindex(4, 2, 2, 2):
             kept = np.where(places == column, values, 0).sum(axis=3)
-            for group, half, quad in np.ndindex(2, 2, 2):
-                nibble = register >> 16 * half + 8 * quad + 4 * group & 15
-                assert nibble == kept[group, half, quad]
+            shift = 16 * half + 8 * quad + 4 * (column % 2)
+            nibble = columns[2 * (column // 2) + group] >> shift & 15
+            assert nibble == kept[group, half, quad]

@@ -40,8 +40,8 @@ FORMATS = (
 )
 ONE_OF_EACH = (*FORMATS[:4], FORMATS[-1])
 """A format of each operator."""
-# The two places of a quad whose values are stored.
-PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+# The two places of a quad whose values are stored, the later one first.
+PATTERNS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2))
 # (N, K) of the linears of Llama-2-7B and Llama-3-8B, a 32nd of each; of the
 # vocabulary, which is N of the output, a 256th.
 LLAMA = (
