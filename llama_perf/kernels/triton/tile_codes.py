@@ -230,7 +230,7 @@ def putting_zeros_back(places: str, stored: str, first: str, last: str) -> str:
 @triton.constexpr_function
 def zeros_put_back() -> str:
     """The same for both registers of stored values, whose places are in one."""
-    text = putting_zeros_back("$6", "$4", "$0", "$2") + " shr.b32 p, $6, 16; "
+    text: str = putting_zeros_back("$6", "$4", "$0", "$2") + " shr.b32 p, $6, 16; "
     text += putting_zeros_back("p", "$5", "$1", "$3")
     return "{ .reg .b32 t, m, v, p; " + text + " }"
 

@@ -30,7 +30,7 @@ def small_model(
     scheme: str | None,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    **changed: int,
+    **changed: Any,
 ) -> Transformer:
     weights = tiny_weights(replace(SMALL, **changed))
     model = build_model(weights, dtype=dtype, device=device)
