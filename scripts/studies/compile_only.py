@@ -33,6 +33,8 @@ _SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}
 _PTXAS_OPTIONS = (
     ("--regAllocOptLevel=2",) if Version(triton.__version__) >= Version("3.7") else ()
 )
+MULTIPROCESSORS = 132
+"""Those of the card, where none are named."""
 # Parameters of kernels, of which Triton would compile 1 and multiples of 16 apart.
 _TOKENS = ("M", "LENGTH")
 
@@ -53,7 +55,7 @@ class Launched:
 def compile_only(
     capability: int,
     *,
-    multiprocessors: int = 132,
+    multiprocessors: int = MULTIPROCESSORS,
     launches: list[Launched] | None = None,
 ) -> list[Launched]:
     """Make Triton compile for sm_`capability`, such as 90; the list that launches fill.
@@ -163,7 +165,9 @@ def compiled(work: Callable[[], object], capability: int) -> list[Compiled]:
 
     with (
         mock.patch.object(JITFunction, "run", run_and_keep),
-        mock.patch.object(driver, "_active", compiling_driver(capability, 132, [])),
+        mock.patch.object(
+            driver, "_active", compiling_driver(capability, MULTIPROCESSORS, [])
+        ),
     ):
         work()
     return [

@@ -22,7 +22,12 @@ from llama_perf.llama.config import ModelConfig, preset
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 from scripts.doc_tables.document import Place, Table
-from scripts.studies.compile_only import Compiled, LaunchingOperators, compiled
+from scripts.studies.compile_only import (
+    MULTIPROCESSORS,
+    Compiled,
+    LaunchingOperators,
+    compiled,
+)
 from scripts.studies.product_times import shapes
 from scripts.studies.sass import disassemble, loops
 
@@ -31,7 +36,6 @@ MODELS = ("Llama-2-7b-chat-hf", "Meta-Llama-3-8B")
 # A step of decoding, the published table's prompt, and a prompt on tensor cores.
 TOKENS = (1, 6, 64)
 POSITIONS = 131072
-MULTIPROCESSORS = 132
 KERNELS = ("qkv", "output", "gate", "down", "head")
 """The fused products of a step, by their names in `product_times`."""
 DTYPES = ("bfloat16", "float16", "float32")
@@ -108,7 +112,7 @@ def launch_fused(
 
 
 def launch_layers(name: str, model: str) -> None:
-    """All layers of a step as one kernel; two layers, whose number it is told."""
+    """All layers of a step as one kernel: two layers, since it loops over them."""
     config, tokens = preset(model), 1
     weights = []
     for kernel in ("qkv", "output", "gate", "gate", "down"):

@@ -64,8 +64,8 @@ CARDS = {
     "B200": Card("B200", 8.0, 148, 1.9, 228, _HOPPER),
 }
 
-# The first letters of an instruction's name, the longest match counts. What is on no
-# list (moves, branches, the uniform pipe) takes an issue slot alone.
+# The first letters of an instruction's name, the longest match counts. An instruction
+# that is on no list (a move, a branch, the uniform pipe's) takes an issue slot only.
 _PIPES = {
     "integer": "LOP SHF IADD PRMT ISETP SEL FSEL LEA VIADD VIMNMX IMNMX BMSK SGXT PLOP"
     " FMNMX FSETP F2FP VABSDIFF",

@@ -49,20 +49,13 @@ def attend_in_splits(
     q,
     k_cache, v_cache, k_scale, v_scale, split_counter, filled,
     parts, sums, out, peaks_out, next_weight, S, heads,
-    HEADS: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr,
-    RAGGED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr,
-    DTYPE: tl.constexpr, SCALE: tl.constexpr, V_SCALE: tl.constexpr, ROWS: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    HOW: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`attend_block` of each program. The grid is (heads, SPLITS and some more)."""
     attend_block(
         tl.program_id(0), tl.program_id(1), heads, tl.num_programs(1),
         None, q, k_cache, v_cache, k_scale, v_scale, split_counter, filled,
-        parts, sums, out, peaks_out, next_weight, S,
-        HEADS, LINES, DEPENDENT, RAGGED, GROUP, D, KIND, DTYPE, SCALE, V_SCALE, ROWS,
-        GROUP_ROWS, BLOCK, BLOCK_D, SPLITS, STEPS, STAGES, TOGETHER,
+        parts, sums, out, peaks_out, next_weight, S, HOW, DEPENDENT,
     )  # fmt: skip
 
 
@@ -70,21 +63,36 @@ def attend_in_splits(
 def attend_block(
     head, split, heads, splits,
     ready, q, k_cache, v_cache, k_scale, v_scale, split_counter, filled,
-    parts, sums, out, peaks_out, next_weight, S,
-    HEADS, LINES, DEPENDENT, RAGGED, GROUP, D, KIND, DTYPE, SCALE, V_SCALE, ROWS,
-    GROUP_ROWS, BLOCK, BLOCK_D, SPLITS, STEPS, STAGES, TOGETHER,
+    parts, sums, out, peaks_out, next_weight, S, HOW, DEPENDENT,
 ):  # fmt: skip
     """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
 
-    Of one of `heads` = B * HEADS, one of `splits` >= SPLITS stretches. `filled` is
-    int64 (B,), or (1,) unless RAGGED; `parts` float32 (B * HEADS, SPLITS, GROUP, D),
-    `sums` (2, B * HEADS, SPLITS, GROUP). STEPS 0: as many as the length asks for, else
-    that many, masked. `next_weight` has LINES lines of 128 bytes that the next product
-    reads: programs without a stretch bring them into the second-level cache. The
-    largest |out| of each sequence goes to `peaks_out`, unless that is None: bits of
-    float32, int32 (B,) of zeros. With DEPENDENT q is waited for, as `wait_for_input`
-    says; nothing else is that a phase in front of this one writes.
+    HOW is `launch_attention.Attention`. Of one of `heads` = B * HEADS, one of `splits`
+    >= SPLITS stretches. `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32
+    (B * HEADS, SPLITS, GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). `next_weight`
+    has LINES lines of 128 bytes that the next product reads: programs without a stretch
+    bring them into the second-level cache. The largest |out| of each sequence goes to
+    `peaks_out`, unless that is None: bits of float32, int32 (B,) of zeros. With
+    DEPENDENT q is waited for, as `wait_for_input` says; nothing else is that a phase in
+    front of this one writes.
     """
+    HEADS: tl.constexpr = HOW.HEADS
+    GROUP: tl.constexpr = HOW.GROUP
+    D: tl.constexpr = HOW.D
+    KIND: tl.constexpr = HOW.KIND
+    DTYPE: tl.constexpr = HOW.DTYPE
+    SCALE: tl.constexpr = HOW.SCALE
+    V_SCALE: tl.constexpr = HOW.V_SCALE
+    ROWS: tl.constexpr = HOW.ROWS
+    GROUP_ROWS: tl.constexpr = HOW.GROUP_ROWS
+    BLOCK: tl.constexpr = HOW.BLOCK
+    BLOCK_D: tl.constexpr = HOW.BLOCK_D
+    SPLITS: tl.constexpr = HOW.SPLITS
+    STEPS: tl.constexpr = HOW.STEPS
+    STAGES: tl.constexpr = HOW.STAGES
+    TOGETHER: tl.constexpr = HOW.TOGETHER
+    LINES: tl.constexpr = HOW.LINES
+    RAGGED: tl.constexpr = HOW.RAGGED
     if DEPENDENT and ready is None:
         gdc_launch_dependents()
         wait_for_input(ready, 0)

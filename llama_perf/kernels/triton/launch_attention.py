@@ -1,5 +1,7 @@
 """Launches of the attention kernel: grid, constants, and the operator's call."""
 
+from typing import Any, NamedTuple
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -25,6 +27,35 @@ _PROGRAMS = 2
 _JOINED = 4096
 
 
+class Attention(NamedTuple):
+    """The constants of `attend_block`.
+
+    Each of HEADS of the cache has GROUP queries, D wide; ROWS, GROUP_ROWS and BLOCK_D
+    are padded. A program takes BLOCK positions at a time, in STEPS if that is not 0, or
+    as many as the length asks for. The last one joins the parts of TOGETHER of SPLITS
+    at a time. Products are in DTYPE, SCALE multiplies scores and V_SCALE the result.
+    LINES of the next weight are prefetched. With RAGGED each sequence has a length.
+    """
+
+    HEADS: int
+    GROUP: int
+    D: int
+    KIND: int
+    ROWS: int
+    GROUP_ROWS: int
+    BLOCK: int
+    BLOCK_D: int
+    SCALE: float
+    V_SCALE: float
+    SPLITS: int
+    STEPS: int
+    STAGES: int
+    TOGETHER: int
+    LINES: int
+    RAGGED: bool
+    DTYPE: Any
+
+
 def split_attention(
     q: Tensor,
     cache: CachedTensors,
@@ -41,11 +72,11 @@ def split_attention(
     gets the peak of each sequence, as `launch_fused.Peaks` has them.
     """
     launch = attention_launch(q, cache, len(filled) > 1, prefetch)
-    heads, constants = launch.grid[0], launch.constants
-    shape = (heads, constants["SPLITS"], constants["GROUP"])
+    heads, how = launch.grid[0], launch.constants["HOW"]
+    shape = (heads, how.SPLITS, how.GROUP)
     q = q.contiguous()
     out = torch.empty_like(q)
-    parts = q.new_empty((*shape, constants["D"]), dtype=torch.float32)
+    parts = q.new_empty((*shape, how.D), dtype=torch.float32)
     sums = q.new_empty((2, *shape), dtype=torch.float32)
     next_weight = None if prefetch is None else prefetch.view(torch.int32)
     inputs = (q, *cache.pointers, split_counter, filled)
@@ -82,19 +113,31 @@ def attention_launch(
     unit = 1.0 if kind is None else cache_codes.UNIT[kind]
     # The interpreter has no products of bfloat16.
     multiplied = tl.float32 if rows == 1 or INTERPRETED else _TYPES[q.dtype]
-    cached = {"HEADS": kv_heads, "GROUP": group, "D": width, "KIND": KINDS[kind]}
-    tile = {"ROWS": rows, "GROUP_ROWS": group_rows, "BLOCK": block, "BLOCK_D": block_d}
-    # The kernel uses exp2, so the scale has a factor of log2(e).
-    scales = {"SCALE": unit * width**-0.5 * 1.4426950408889634, "V_SCALE": unit}
-    # The interpreter of Triton 3.6 needs a bound that is known.
-    steps = -(-blocks // splits) if INTERPRETED else 0
-    together = max(_JOINED // (group_rows * block_d), 1)
-    joined = {"SPLITS": splits, "STEPS": steps, "TOGETHER": together}
-    how = {"LINES": lines, "RAGGED": ragged, "DTYPE": multiplied}
+    how = Attention(
+        HEADS=kv_heads,
+        GROUP=group,
+        D=width,
+        KIND=KINDS[kind],
+        ROWS=rows,
+        GROUP_ROWS=group_rows,
+        BLOCK=block,
+        BLOCK_D=block_d,
+        # The kernel uses exp2, so the scale has a factor of log2(e).
+        SCALE=unit * width**-0.5 * 1.4426950408889634,
+        V_SCALE=unit,
+        SPLITS=splits,
+        # The interpreter of Triton 3.6 needs a bound that is known.
+        STEPS=-(-blocks // splits) if INTERPRETED else 0,
+        # Two blocks of codes on their way to float32 would spill.
+        STAGES=1 if wide and kind is not None else 2,
+        TOGETHER=max(_JOINED // (group_rows * block_d), 1),
+        LINES=lines,
+        RAGGED=ragged,
+        DTYPE=multiplied,
+    )
     return Launch(
         grid=(heads, splits + spare),
-        constants=cached | tile | scales | joined | how,
+        constants={"HOW": how},
         warps=8 if group > 1 and wide else 4,
-        # Two blocks of codes on their way to float32 would spill.
-        stages=1 if wide and kind is not None else 2,
+        stages=how.STAGES,
     )

@@ -22,10 +22,10 @@ from llama_perf.kernels.triton.persistent import ADDRESSES, ALL, PHASES, run_lay
 from llama_perf.kernels.weight import Layout, Packed
 
 _ALL = ALL.value
-# Registers of a processor, and threads of a program.
-_REGISTERS, _THREADS = 65536, 128
-# With so many registers a thread four programs run on a processor.
-_FOUR = _REGISTERS // (4 * _THREADS)
+# Programs of a processor, and the most registers that let so many run: it has 65536,
+# and a program 128 threads.
+_PROGRAMS = 4
+_REGISTERS = 65536 // (_PROGRAMS * 128)
 # The interpreter runs programs one after another, and each costs it time.
 _INTERPRETED_PROGRAMS = 3
 
@@ -40,29 +40,6 @@ class Tiles(NamedTuple):
     STEPS: int
     BLOCK_U: int
     BLOCK_N: int
-
-
-class Attention(NamedTuple):
-    """The constants of `attend_block`; STRETCHES are its `splits`."""
-
-    HEADS: int
-    GROUP: int
-    D: int
-    KIND: int
-    ROWS: int
-    GROUP_ROWS: int
-    BLOCK: int
-    BLOCK_D: int
-    SCALE: float
-    V_SCALE: float
-    SPLITS: int
-    STEPS: int
-    TOGETHER: int
-    LINES: int
-    RAGGED: bool
-    DTYPE: Any
-    STAGES: int
-    STRETCHES: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +78,9 @@ class LayersKernel:
 
     def __init__(self, layers: Sequence[Layer], eps: float) -> None:
         self._layers, self._eps = layers, eps
-        addresses = [[each.data_ptr() for each in layer.tensors] for layer in layers]
+        addresses = [
+            [tensor.data_ptr() for tensor in layer.tensors] for layer in layers
+        ]
         assert {len(row) for row in addresses} == {ADDRESSES.value}
         assert not any(at % 16 for row in addresses for at in row), "unaligned"
         device = layers[0].norms[0].device
@@ -162,18 +141,14 @@ class LayersKernel:
         first, batch, dtype = self._layers[0], len(q), q.dtype
         wqkv, output, gate, _, down = first.weights
         one = few_launch(wqkv, batch, dtype, fused=True)
-        registers = one.registers or _FOUR
-        each = _REGISTERS // (_THREADS * registers)
-        programs = each * multiprocessors()
+        programs = _PROGRAMS * multiprocessors()
         if INTERPRETED:
             programs = _INTERPRETED_PROGRAMS
         attention = attention_launch(
             q, first.cache, ragged, output.codes, programs=programs
         )
         heads, stretches = attention.grid
-        how = Attention(
-            **attention.constants, STAGES=attention.stages, STRETCHES=stretches
-        )
+        how = attention.constants["HOW"]
         tiles = {
             "HEADS": _tiles(wqkv, batch, dtype, programs, head_width=q.shape[3]),
             "OUTPUT": _tiles(output, batch, dtype, programs),
@@ -186,12 +161,13 @@ class LayersKernel:
             constants={
                 **tiles,
                 "ATTENTION": how,
+                "STRETCHES": stretches,
                 "TOKENS": one.constants["TOKENS"],
                 "ROUNDED": rounded,
                 "WAITING": not INTERPRETED,
             },
             stages=one.stages,
-            registers=registers,
+            registers=_REGISTERS,
             together=True,
         )
         products = [(each, 2 if name == "GATED" else 1) for name, each in tiles.items()]

@@ -67,11 +67,11 @@ def few_launch(
         narrow = weight.dynamic or weight.format == SPARSE or weight.bits == 1
         if padded > FEW and not narrow:
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
+            if weight.group:
+                # Left to itself the assembler spills a few bytes, below its own limit.
+                registers = 255
         elif head_width % _ROWS == 0:
             block_n = _ROWS
-        if block_n == _MORE_ROWS and weight.group:
-            # Left to itself the assembler spills a few bytes, below its own limit.
-            registers = 255
     else:
         most, least = 128, 16
         if weight.format == FLOATS:

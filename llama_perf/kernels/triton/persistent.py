@@ -103,47 +103,14 @@ def heads_phase(
 
 
 @triton.jit
-def attention_phase(
-    ready, q, cache, split_counter, filled,
-    parts, sums, out, peaks_out, next_weight, S, heads, ATTENTION, WAITING,
-):  # fmt: skip
-    """The stretches that are this program's: arguments as of `attend_block`."""
-    STRETCHES: tl.constexpr = ATTENTION.STRETCHES
-    HEADS: tl.constexpr = ATTENTION.HEADS
-    LINES: tl.constexpr = ATTENTION.LINES
-    RAGGED: tl.constexpr = ATTENTION.RAGGED
-    GROUP: tl.constexpr = ATTENTION.GROUP
-    D: tl.constexpr = ATTENTION.D
-    KIND: tl.constexpr = ATTENTION.KIND
-    DTYPE: tl.constexpr = ATTENTION.DTYPE
-    SCALE: tl.constexpr = ATTENTION.SCALE
-    V_SCALE: tl.constexpr = ATTENTION.V_SCALE
-    ROWS: tl.constexpr = ATTENTION.ROWS
-    GROUP_ROWS: tl.constexpr = ATTENTION.GROUP_ROWS
-    BLOCK: tl.constexpr = ATTENTION.BLOCK
-    BLOCK_D: tl.constexpr = ATTENTION.BLOCK_D
-    SPLITS: tl.constexpr = ATTENTION.SPLITS
-    STEPS: tl.constexpr = ATTENTION.STEPS
-    STAGES: tl.constexpr = ATTENTION.STAGES
-    TOGETHER: tl.constexpr = ATTENTION.TOGETHER
-    for item in range(tl.program_id(0), heads * STRETCHES, tl.num_programs(0)):
-        attend_block(
-            item % heads, item // heads, heads, STRETCHES,
-            ready, q, cache[0], cache[1], cache[2], cache[3], split_counter, filled,
-            parts, sums, out, peaks_out, next_weight, S,
-            HEADS, LINES, WAITING, RAGGED, GROUP, D, KIND, DTYPE, SCALE, V_SCALE, ROWS,
-            GROUP_ROWS, BLOCK, BLOCK_D, SPLITS, STEPS, STAGES, TOGETHER,
-        )  # fmt: skip
-
-
-@triton.jit
 def run_layers(
     addresses, x, q, attended, gated, cos, sin, positions, filled, peaks,
     parts, squares, sums, split_counter, arrivals,
     codes, scale, zero, norm, k_cache, k_scale, EPS, M, S, heads, first, last, LAYERS,
     HEADS: tl.constexpr, OUTPUT: tl.constexpr, GATED: tl.constexpr, DOWN: tl.constexpr,
-    ATTENTION: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
-    ROUNDED: tl.constexpr, PHASE: tl.constexpr, WAITING: tl.constexpr,
+    ATTENTION: tl.constexpr, STRETCHES: tl.constexpr, TOKENS: tl.constexpr,
+    STAGES: tl.constexpr, ROUNDED: tl.constexpr, PHASE: tl.constexpr,
+    WAITING: tl.constexpr,
 ):  # fmt: skip
     """Layers `first` to `last` - 1 of LAYERS, over one token of each of M sequences.
 
@@ -154,7 +121,7 @@ def run_layers(
     and `project_block`, each buffer large enough for all of them. `peaks`, int32 (4,
     8), are used if ROUNDED. `arrivals` is an int32, 0 before and after.
 
-    HEADS to DOWN are `launch_persistent.Tiles`, ATTENTION has those of `attend_block`.
+    HEADS to DOWN are `launch_persistent.Tiles`; STRETCHES are `splits` of attention.
     Without WAITING a launch has one PHASE of one layer, and the next one the next.
     """
     programs = tl.num_programs(0)
@@ -178,11 +145,15 @@ def run_layers(
             )  # fmt: skip
             arrive(arrivals, total)
         if PHASE == ALL or PHASE == 1:
-            attention_phase(
-                (arrivals, arrived + programs), q, cache_at(own, k_cache, k_scale),
-                split_counter, filled, parts, sums, attended, attended_peak,
-                address(own, 6, codes), S, heads, ATTENTION, WAITING,
-            )  # fmt: skip
+            cache = cache_at(own, k_cache, k_scale)
+            output = address(own, 6, codes)
+            for item in range(tl.program_id(0), heads * STRETCHES, programs):
+                attend_block(
+                    item % heads, item // heads, heads, STRETCHES,
+                    (arrivals, arrived + programs),
+                    q, cache[0], cache[1], cache[2], cache[3], split_counter, filled,
+                    parts, sums, attended, attended_peak, output, S, ATTENTION, WAITING,
+                )  # fmt: skip
             arrive(arrivals, total)
         if PHASE == ALL or PHASE == 2:
             weight = weight_at(own, 6, codes, scale, zero)

@@ -46,8 +46,8 @@ def test_steps_are_those_of_five_kernels_a_layer(
     actual = engine(model, **options, fused="persistent")
     prompt = torch.arange(3 * batch, device=card).view(batch, 3) + 5
     lengths = None if own is None else torch.tensor(own, device=card)
-    for each in (expected, actual):
-        each.prefill(prompt, lengths)
+    expected.prefill(prompt, lengths)
+    actual.prefill(prompt, lengths)
     token = prompt[:, :1]
     position = torch.tensor([3], device=card)
     if lengths is not None:
