@@ -62,9 +62,8 @@ def few_launch(
         # the work for x, which takes registers.
         products = 4 if padded > 2 else 8
         block_u, stages = products * 32 // planes(weight.bits)[0], 3
-        # int8 tokens are only loaded; a sparse weight is unpacked 32 rows at a time; of
-        # one bit more rows spill registers.
-        narrow = weight.dynamic or weight.format == SPARSE or weight.bits == 1
+        # int8 tokens are only loaded; of one bit more rows spill registers.
+        narrow = weight.dynamic or weight.bits == 1
         if padded > FEW and not narrow:
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
             if weight.group:
