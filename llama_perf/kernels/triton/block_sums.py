@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.codes import FLOATS, SPARSE
+from llama_perf.kernels.triton.digit_sums import digit_sums
 from llama_perf.kernels.triton.int8_sums import int8_sums
 from llama_perf.kernels.triton.launch import INTERPRETED, prefetch, wait_for_input
 from llama_perf.kernels.triton.sums import code_sums, float_sums, sparse_sums
@@ -75,6 +76,11 @@ def block_sums(
                 x, norm, codes, scale, zero, block_n, split, M, N,
                 WEIGHT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
             )  # fmt: skip
+    elif WEIGHT.FORMAT == SPARSE:
+        total, squares = digit_sums(
+            x, norm, peaks_in, ready, codes, scale, block_n, split, M, N,
+            WEIGHT, DEPENDENT, TOKENS, BLOCK_U, BLOCK_N, STEPS, STAGES,
+        )  # fmt: skip
     else:
         total, squares = tile_sums(
             x, norm, peaks_in, ready, codes, scale, zero, block_n, split, M, N,

@@ -10,7 +10,7 @@ import triton.language as tl
 from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late, wait_for_input
 from llama_perf.kernels.triton.peaks import known_peak, token_peak
 from llama_perf.kernels.triton.sums import rounded
-from llama_perf.kernels.triton.tile_sums import (
+from llama_perf.kernels.triton.tile_loads import (
     first_tile,
     is_ragged,
     plane_bytes,

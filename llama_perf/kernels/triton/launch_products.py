@@ -58,12 +58,13 @@ def few_launch(
     padded, block_n, registers = next_power_of_2(max(tokens, 1)), LANES, None
     programs = _PROGRAMS
     if weight.on_tensor_cores(dtype):
-        # A product of sixteen halves of words for each warp, or two: more of them share
-        # the work for x, which takes registers.
-        products = 4 if padded > 2 else 8
-        block_u, stages = products * 32 // planes(weight.bits)[0], 3
-        # int8 tokens are only loaded; of one bit more rows spill registers.
-        narrow = weight.dynamic or weight.bits == 1
+        # A product of eight words for each warp, or two: more of them share the work
+        # for x, which takes registers, and more of them where x is cut to digits.
+        sparse, stages = weight.format == SPARSE, 3
+        products = 8 if padded == 1 or (padded == 2 and not sparse) else 4
+        block_u = products * 32 // planes(weight.bits)[0]
+        # int8 tokens are only loaded; of one bit, and of digits, more rows spill.
+        narrow = weight.dynamic or weight.bits == 1 or sparse
         if padded > FEW and not narrow:
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
             if weight.group:

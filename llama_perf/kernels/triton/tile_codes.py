@@ -18,10 +18,8 @@ import triton.language as tl
 from llama_perf.kernels import weight
 from llama_perf.kernels.triton.launch import INTERPRETED
 
-INT4 = tl.constexpr(-1)
-"""How four bits in two's complement are decoded: a sparse weight's stored values."""
 # Plain numbers, which PTX text is made with.
-_INT8, _FP6, _FLOAT8, _INT4 = weight.INT8, weight.FP6, weight.FLOAT8, -1
+_INT8, _FP6, _FLOAT8 = weight.INT8, weight.FP6, weight.FLOAT8
 
 
 @triton.constexpr_function
@@ -91,12 +89,7 @@ def decoding(bits: int, decode: int, slot: int) -> str:
         if start >= 8:
             text.append("shr.b32 s, $1, 8;")
             start, source = start - 8, "s"
-        if decode == _INT4:
-            # The upper bit flipped, it is the value plus 8.
-            mask, known = _twice(15 << start), _twice(one | 8 << start)
-            text.append(f"lop3.b32 t, {source}, {mask}, {known}, 0x6a;")
-        else:
-            text += _field(source, start, wide, start, _twice(one))
+        text += _field(source, start, wide, start, _twice(one))
         scale, less = 1024 >> start, middle(bits)
         text.append(f"mov.b32 c, {_half2(-scale - less)};")
         if start:
@@ -173,9 +166,7 @@ def _interpreted(planes, BITS, DECODE, SLOT):
     if BITS & 1 and WIDE > 1:
         ones = planes[narrower_planes(BITS)].to(tl.int32)
         code = code | (((ones >> SLOT) & 1) << (BITS - 1))
-    if DECODE == INT4:
-        value = ((code << 28) >> 28).to(tl.float16)
-    elif DECODE == weight.INT8:
+    if DECODE == weight.INT8:
         value = ((code << 24) >> 24).to(tl.float16)
     elif DECODE == weight.FP6:
         half = ((code & 31) << 8) | ((code & 32) << 10)
@@ -203,71 +194,6 @@ def widening(twice: bool) -> str:
     """PTX from a register of four bytes to two with a byte in each half, or twice."""
     first, second = (0x1100, 0x3322) if twice else (0x4140, 0x4342)
     return f"prmt.b32 $0, $2, 0, {first:#x}; prmt.b32 $1, $2, 0, {second:#x};"
-
-
-@triton.constexpr_function
-def putting_zeros_back(places: str, stored: str, first: str, last: str) -> str:
-    """PTX from two halves' `stored` values to nibbles of columns 0 and 1, and 2 and 3.
-
-    Low nibbles are those of even columns. A nibble of `places` says of a quad where its
-    two values go, the later one first: one of 1, 2, 3, 6, 7 and 11. It selects a byte
-    with a mask for each nibble, where 11 is byte 3 once more, all of it the upper bit.
-    """
-    # In v the two values of each quad are swapped.
-    text = [f"shl.b32 t, {stored}, 4; shr.b32 m, {stored}, 4;"]
-    text.append("lop3.b32 v, t, m, 0xf0f0f0f0, 0xe4;")
-    for result, masks, swapped_masks in (
-        (first, ("0", "0xf0f00000"), ("0x0f0fff00", "0")),
-        (last, ("0x000f0000", "0x000f0000"), ("0xf0000000", "0xf0000000")),
-    ):
-        text.append(f"prmt.b32 m, {masks[0]}, {masks[1]}, {places};")
-        text.append(f"and.b32 t, {stored}, m;")
-        text.append(f"prmt.b32 m, {swapped_masks[0]}, {swapped_masks[1]}, {places};")
-        text.append(f"lop3.b32 {result}, v, m, t, 0xea;")
-    return " ".join(text)
-
-
-@triton.constexpr_function
-def zeros_put_back() -> str:
-    """The same for both registers of stored values, whose places are in one."""
-    text: str = putting_zeros_back("$6", "$4", "$0", "$2") + " shr.b32 p, $6, 16; "
-    text += putting_zeros_back("p", "$5", "$1", "$3")
-    return "{ .reg .b32 t, m, v, p; " + text + " }"
-
-
-@triton.jit
-def with_zeros(stored, places):
-    """Columns 0 and 1, then 2 and 3, of the two quads of each half, as nibbles.
-
-    Those of a column that is pruned are 0. `stored` are int16, four values of a half;
-    `places` uint8, two bits for each.
-    """
-    if INTERPRETED:
-        return _interpreted_zeros(stored, places)
-    ASM: tl.constexpr = zeros_put_back()
-    return tl.inline_asm_elementwise(
-        ASM,
-        "=r,=r,=r,=r,r,r,r",
-        [stored, places],
-        dtype=(tl.int16, tl.int16),
-        is_pure=True,
-        pack=4,
-    )
-
-
-@triton.jit
-def _interpreted_zeros(stored, places):
-    pairs = ()
-    for PAIR in tl.static_range(2):
-        half = stored.to(tl.int32) * 0
-        for STORED in tl.static_range(4):
-            value = (stored.to(tl.int32) >> (4 * STORED)) & 15
-            column = ((places.to(tl.int32) >> (2 * STORED)) & 3) - 2 * PAIR
-            here = (column == 0) | (column == 1)
-            shift = 8 * (STORED // 2) + tl.where(here, 4 * column, 0)
-            half |= tl.where(here, value << shift, 0)
-        pairs = pairs + (half.to(tl.int16),)  # type: ignore[assignment]
-    return pairs
 
 
 @triton.jit

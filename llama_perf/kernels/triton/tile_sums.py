@@ -20,13 +20,11 @@ from llama_perf.kernels.triton.codes import (
     FLOAT8,
     FP6,
     OFFSET,
-    SPARSE,
-    SPARSE_GROUP,
     load_scale,
     packed_code,
     scale_and_zero,
 )
-from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_once, wait_for_input
+from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, wait_for_input
 from llama_perf.kernels.triton.peaks import (
     inverse_power_of_two,
     known_peak,
@@ -34,91 +32,18 @@ from llama_perf.kernels.triton.peaks import (
     token_peak,
 )
 from llama_perf.kernels.triton.tile_codes import (
-    INT4,
     decoded,
     from_whole,
     middle,
-    widened,
     widest_plane,
-    with_zeros,
+)
+from llama_perf.kernels.triton.tile_loads import (
+    first_tile,
+    is_ragged,
+    load_planes,
+    steps_of,
 )
 from llama_perf.kernels.triton.tile_tokens import load_tile
-
-
-@triton.jit
-def plane_halves(codes, row, tile, within, inside, WEIGHT):
-    """int16 halves `within` of a tile's eight words, of the widest plane."""
-    # The part that is the same for every tile comes first, to be computed once.
-    place = codes.to(tl.pointer_type(tl.int16), bitcast=True)
-    place += (row // 16) * (WEIGHT.WORDS * 32) + (row % 16) * 2
-    place += (within // 2) * 32 + within % 2
-    return load_once(place + tile * 256, inside)
-
-
-@triton.jit
-def plane_bytes(codes, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT):
-    """uint8 bytes `within` of a tile's words, of the plane from word START of a row."""
-    place = codes.to(tl.pointer_type(tl.uint8), bitcast=True)
-    place += (row // 16) * (WEIGHT.WORDS * 64) + (row % 16) * 4
-    place += (START + within // 4) * 64 + within % 4
-    return load_once(place + tile * (WORDS_OF_TILE * 64), inside)
-
-
-@triton.jit
-def load_planes(codes, row, tile, within, there, WEIGHT):
-    """The words of a tile's halves, and the narrower planes' pieces, for `decoded`."""
-    BITS: tl.constexpr = WEIGHT.BITS
-    WIDE: tl.constexpr = widest_plane(BITS)
-    UNITS: tl.constexpr = WEIGHT.UNITS
-    START2: tl.constexpr = UNITS if BITS & 4 else 0
-    START1: tl.constexpr = START2 + ((UNITS + 1) // 2 if BITS & 2 else 0)
-    planes = (plane_halves(codes, row, tile, within, there, WEIGHT),)
-    if BITS & 2 and WIDE == 4:
-        pairs = plane_bytes(codes, row, tile, within, there, START2, 4, WEIGHT)
-        if WEIGHT.FORMAT != SPARSE:
-            pairs = widened(pairs, WEIGHT.DECODE == FP6)
-        planes = planes + (pairs,)  # type: ignore[assignment]
-    if BITS & 1 and WIDE == 2:
-        ones = plane_bytes(codes, row, tile, within, there, START1, 4, WEIGHT)
-        planes = planes + (widened(ones, False),)  # type: ignore[assignment]
-    elif BITS & 1 and WIDE == 4:
-        byte = plane_bytes(codes, row, tile, within // 2, there, START1, 2, WEIGHT)
-        ones = (byte.to(tl.int16) >> (4 * (within % 2)).to(tl.int16)) & 15
-        planes = planes + (ones,)  # type: ignore[assignment]
-    return planes
-
-
-@triton.constexpr_function
-def is_ragged(columns: int, of_step: int, steps: int) -> bool:
-    """Whether a split's steps may have more columns than are left for it."""
-    if KNOWN_BOUNDS.value:
-        # There every split has all steps.
-        of_step *= steps
-    remaining: int = columns % of_step
-    return remaining != 0
-
-
-@triton.jit
-def steps_of(split, STEPS, TILES, TILES_A_STEP):
-    """How many steps of a split are there: STEPS of all but the last one."""
-    TOTAL: tl.constexpr = (TILES + TILES_A_STEP - 1) // TILES_A_STEP
-    steps = STEPS
-    if TOTAL % STEPS != 0 and not KNOWN_BOUNDS:
-        steps = tl.minimum(TOTAL - split * STEPS, STEPS)
-        # No branch around the loop, in which the program waits.
-        tl.assume(steps > 0)
-    return steps
-
-
-@triton.jit
-def first_tile(own, steps, TILES, TILES_A_STEP, RAGGED):
-    """Where a split begins to load, whose own tiles begin at `own`.
-
-    The last of several begins earlier, so that its steps end where the tiles do.
-    """
-    if RAGGED:
-        own = tl.maximum(tl.minimum(own, TILES - steps * TILES_A_STEP), 0)
-    return own
 
 
 @triton.jit
@@ -135,19 +60,17 @@ def tile_sums(
     K: tl.constexpr = WEIGHT.K
     BITS: tl.constexpr = WEIGHT.BITS
     WIDE: tl.constexpr = widest_plane(BITS)
-    IS_SPARSE: tl.constexpr = WEIGHT.FORMAT == SPARSE
-    # Columns of half a word; of a sparse weight twice those that are stored.
-    STORED: tl.constexpr = 16 // WIDE
-    SLOTS: tl.constexpr = 2 * STORED if IS_SPARSE else STORED
+    # Columns of half a word.
+    SLOTS: tl.constexpr = 16 // WIDE
     COLUMNS: tl.constexpr = 16 * SLOTS
-    BATCH: tl.constexpr = BLOCK_U // (2 * STORED)
-    HALVES: tl.constexpr = (WEIGHT.UNITS * 8 + STORED - 1) // STORED
+    BATCH: tl.constexpr = BLOCK_U // (2 * SLOTS)
+    HALVES: tl.constexpr = (WEIGHT.UNITS * 8 + SLOTS - 1) // SLOTS
     TILES: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
     # Whether the only split has too few tiles for its steps; a tile may not be full.
     SHORT: tl.constexpr = BATCH * STEPS > TILES
     PARTIAL: tl.constexpr = K % COLUMNS != 0 or SHORT
     RAGGED: tl.constexpr = is_ragged(K, BATCH * COLUMNS, STEPS)
-    GROUP: tl.constexpr = SPARSE_GROUP if IS_SPARSE else WEIGHT.GROUP
+    GROUP: tl.constexpr = WEIGHT.GROUP
     LARGE_GROUPS: tl.constexpr = GROUP != 0 and GROUP % COLUMNS == 0
     SMALL_GROUPS: tl.constexpr = GROUP != 0 and not LARGE_GROUPS
     if SMALL_GROUPS:
@@ -186,23 +109,22 @@ def tile_sums(
             z = from_whole(packed_code(zero, row, of_tile, g, known, ZEROS), BITS)
         if peaks_in is not None:
             peak = known_peak(peaks_in, M, TOKENS)
-        tokens, x_sum, squares = load_tile(
-            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token,
-            SLOTS, K, PARTIAL, RAGGED,
+        k = tile * COLUMNS + within[None, :, None] * SLOTS
+        values, squares = load_tile(
+            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token, k,
+            SLOTS, SLOTS, SLOTS, K, PARTIAL, RAGGED,
         )  # fmt: skip
+        tokens, x_sum = (), squares * 0.0
+        for SLOT in tl.static_range(SLOTS):
+            x_sum += values[SLOT]
+            tokens = tokens + (values[SLOT].to(tl.float16),)  # type: ignore[assignment]
         sums = acc
         if LARGE_GROUPS:
             sums = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
         if SMALL_GROUPS:
             sums = tl.dot(z * s, x_sum.to(tl.float16), sums)
-        if IS_SPARSE:
-            pairs = with_zeros(planes[0], planes[1])
         for SLOT in tl.static_range(SLOTS):
-            if IS_SPARSE:
-                pair = (pairs[SLOT // 2 % 2],)
-                w = decoded(pair, 4, INT4, SLOT // 4 * 2 + SLOT % 2)
-            else:
-                w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
+            w = decoded(planes, BITS, WEIGHT.DECODE, SLOT)
             if SMALL_GROUPS:
                 w *= s
             sums = tl.dot(w, tokens[SLOT], sums)
@@ -211,17 +133,14 @@ def tile_sums(
             known = row < N
             if SHORT:
                 known = known & (tile < TILES)
-            if IS_SPARSE:
-                s = load_scale(scale, row, g, known, WEIGHT)
-            else:
-                s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
-                if WEIGHT.ZERO != OFFSET:
-                    z = (middle(BITS) - z) * s
-                zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
+            s, z = scale_and_zero(scale, zero, row, g, known, WEIGHT)
+            if WEIGHT.ZERO != OFFSET:
+                z = (middle(BITS) - z) * s
+            zero_acc += tl.sum(x_sum, axis=1, keep_dims=True) * z
             acc += sums * s
         else:
             acc = sums
-    if LARGE_GROUPS and not IS_SPARSE:
+    if LARGE_GROUPS:
         acc += zero_acc
     total = tl.trans(tl.sum(acc, axis=0)) * inverse_power_of_two(peak)[:, None]
     if GROUP == 0:

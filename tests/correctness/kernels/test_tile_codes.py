@@ -15,10 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import torch
 
 from llama_perf.kernels import row_scaled
-from llama_perf.kernels.triton import tile_codes
+from llama_perf.kernels.triton import digit_sums, sparse_codes, tile_codes
 from llama_perf.kernels.weight import FLOAT8, FP6, INT8, UNSIGNED
 
-SIGNED_NIBBLE = tile_codes.INT4.value
 WORD = 0xFFFFFFFF
 
 
@@ -68,6 +67,7 @@ INSTRUCTIONS: dict[str, Callable[..., int]] = {
     "shr.b32": lambda a, count: a >> count,
     "and.b32": lambda a, b: a & b,
     "or.b32": lambda a, b: a | b,
+    "xor.b32": lambda a, b: a ^ b,
     "mul.lo.u32": lambda a, b: a * b & WORD,
     "lop3.b32": logic,
     "prmt.b32": bytes_chosen,
@@ -105,10 +105,7 @@ def planes_of(codes: np.ndarray, bits: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("bits", "decode"),
-    [
-        *((bits, UNSIGNED) for bits in range(1, 9)),
-        *((8, INT8), (8, FLOAT8), (6, FP6), (4, SIGNED_NIBBLE)),
-    ],
+    [*((bits, UNSIGNED) for bits in range(1, 9)), *((8, INT8), (8, FLOAT8), (6, FP6))],
 )
 def test_every_code_of_every_column_becomes_its_value(bits: int, decode: int) -> None:
     slots = 16 // tile_codes.widest_plane(bits)
@@ -138,7 +135,7 @@ def value_of(codes: np.ndarray, bits: int, decode: int) -> Any:
         return row_scaled.decode_fp6(words).numpy() / 4096
     if decode == FLOAT8:
         return row_scaled.decode_float8(words).numpy() / 256
-    if decode in (INT8, SIGNED_NIBBLE):
+    if decode == INT8:
         return codes - (codes >> bits - 1 << bits)
     return codes - 2 ** (bits - 1)
 
@@ -149,24 +146,34 @@ def test_bytes_are_widened() -> None:
     assert twice == [0x22221111, 0x44443333]
 
 
-def test_zeros_are_put_back_at_every_pattern() -> None:
+def test_values_of_every_pattern_of_a_quad_come_to_their_columns() -> None:
     # The later column first; a quad beyond the weight's columns has nothing but zeros.
     patterns = np.array([(1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2), (0, 0)])
     generator = np.random.default_rng(0)
+    text = sparse_codes.columns_of_quads()
     for _ in range(300):
-        # Of two registers the two quads of both halves.
-        pattern = generator.integers(0, 7, (2, 2, 2))
-        values = generator.integers(0, 16, (2, 2, 2, 2)) * (pattern < 6)[..., None]
+        pattern = generator.integers(0, 7, 4)
+        values = generator.integers(0, 16, (4, 2)) * (pattern < 6)[:, None]
         places = patterns[pattern]
-        shifts = 4 * np.arange(4).reshape(2, 2) + 16 * np.arange(2)[:, None, None]
-        stored = (values.astype(np.int64) << shifts).sum(axis=(1, 2, 3))
-        # A byte for each half.
-        shifts = 2 * np.arange(4).reshape(2, 2) + 8 * np.arange(4).reshape(2, 2, 1, 1)
-        text = tile_codes.zeros_put_back()
-        placed = int((places.astype(np.int64) << shifts).sum())
-        columns = execute(text, 4, *map(int, stored), placed)
-        for column, group, half, quad in np.ndindex(4, 2, 2, 2):
-            kept = np.where(places == column, values, 0).sum(axis=3)
-            shift = 16 * half + 8 * quad + 4 * (column % 2)
-            nibble = columns[2 * (column // 2) + group] >> shift & 15
-            assert nibble == kept[group, half, quad]
+        stored = int((values << 4 * np.arange(8).reshape(4, 2)).sum())
+        placed = int((places << 2 * np.arange(8).reshape(4, 2)).sum())
+        # What is above a word's own sixteen bits is not looked at.
+        placed |= int(generator.integers(0, 2**16)) << 16
+        words = execute(text, 4, stored, placed)
+        for column, quad in np.ndindex(4, 4):
+            kept = np.where(places[quad] == column, values[quad], 0).sum()
+            assert words[column] >> 8 * quad & 255 == kept << 4
+
+
+def test_whole_numbers_are_cut_to_digits() -> None:
+    edges = np.array([0, 1, -1, 127, 128, -128, -129, 2**21, -(2**21), 32767, -32768])
+    generator = np.random.default_rng(0)
+    numbers = np.append(edges, generator.integers(-(2**21), 2**21 + 1, 989))
+    floats = numbers.astype(np.float32) + np.float32(digit_sums._WHOLE.value)
+    text = digit_sums.cutting()
+    for wanted, four in zip(
+        numbers.reshape(-1, 4), floats.view(np.uint32).reshape(-1, 4), strict=True
+    ):
+        registers = np.array(execute(text, 3, *map(int, four)), dtype=np.uint32)
+        digits = registers.view(np.int8).reshape(3, 4).astype(np.int64)
+        np.testing.assert_array_equal(np.array([1, 256, 32768]) @ digits, wanted)

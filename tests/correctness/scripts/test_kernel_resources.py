@@ -126,6 +126,27 @@ def test_all_layers_ask_for_weights_before_they_wait(capability: int) -> None:
     assert kernels.spills_in_loops(made) == 0
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 6])
+def test_a_register_of_quads_is_one_word(tokens: int) -> None:
+    """The assembly takes bytes to be those of a word, in their order."""
+    work = partial(kernels.launch_fused, "sparse-marlin", "down", tokens=tokens)
+    (made,) = compile_only.compiled(work, 90)
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.(\w+<.*>)$", made.ttgir, re.M))
+    pattern = (
+        r'inline_asm ".*(?:prmt|mov\.b32 \$0, \$1;).*packed_element = ([248]) .*?'
+        r" : tensor<[^,]*, (#\w+>|#ttg\.dot_op<[^>]*>)"
+    )
+    found = re.findall(pattern, made.ttgir)
+    assert len(found) == 3
+    for pack, name in found:
+        layout = layouts.get(name.rstrip(">"), name)
+        if width := re.search(r"kWidth = (\d+)", layout):
+            assert int(width[1]) % int(pack) == 0
+        else:
+            wanted = ", ".join(f"[0, 0, {2**bit}]" for bit in range(int(pack) // 2))
+            assert layout.startswith(f"linear<{{register = [{wanted}, ")
+
+
 def test_before_sm_90_no_kernel_waits() -> None:
     (made,) = compile_only.compiled(partial(kernels.launch_fused, "fp6", "gate"), 80)
     assert "cp.async" in made.ptx
