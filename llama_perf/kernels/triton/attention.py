@@ -17,6 +17,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.launch import (
+    largest_bits,
     last_to_arrive,
     load_part,
     prefetch,
@@ -178,7 +179,7 @@ def attend_block(
 def write_head_peak(values, place, mask):
     """The largest of |values| of a head, (ROWS, D), at `place` where it is larger."""
     size = tl.where(mask, tl.abs(values.to(tl.float32)), 0.0)
-    raise_peak(place, tl.max(size))
+    raise_peak(place, largest_bits(size))
 
 
 @triton.jit

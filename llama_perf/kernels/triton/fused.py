@@ -18,7 +18,12 @@ import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
 from llama_perf.kernels.triton.block_sums import block_sums, normalized
-from llama_perf.kernels.triton.launch import last_to_arrive, load_part, raise_peak
+from llama_perf.kernels.triton.launch import (
+    largest_bits,
+    last_to_arrive,
+    load_part,
+    raise_peak,
+)
 from llama_perf.kernels.triton.sums import rounded
 
 # WHAT is done with a product.
@@ -130,7 +135,7 @@ def write_peak(values, peaks_out, norm, m, n, M, N, WHAT):
         # The next product normalizes this result.
         size *= tl.load(norm + n, mask=n < N, other=0.0).to(tl.float32)
     size = tl.where((m < M) & (n < N), tl.abs(size), 0.0)
-    raise_peak(peaks_out + m, tl.max(size, axis=1, keep_dims=True), m < M)
+    raise_peak(peaks_out + m, largest_bits(size, 1, True), m < M)
 
 
 @triton.jit

@@ -261,9 +261,18 @@ def arrive(arrivals, last):
 
 
 @triton.jit
-def raise_peak(place, size, mask=None):
-    """Bits of `size`, float32 and not negative, at int32 `place` where it is larger."""
-    # Such floats are in the order of their bits. The end of the kernel or the phase
-    # makes them known: no program waits for its other stores here.
-    bits = size.to(tl.int32, bitcast=True)
+def largest_bits(sizes, AXIS=None, KEEP=False):
+    """The int32 bits of the largest of float32 that are not negative.
+
+    Such floats are in the order of their bits. NaN, which a maximum of floats would
+    pass over, is the largest.
+    """
+    return tl.max(sizes.to(tl.int32, bitcast=True), axis=AXIS, keep_dims=KEEP)
+
+
+@triton.jit
+def raise_peak(place, bits, mask=None):
+    """`bits` of a float32 that is not negative at int32 `place`, if it is larger."""
+    # The end of the kernel or the phase makes them known: no program waits for its
+    # other stores here.
     tl.atomic_max(place, bits, mask=mask, sem="relaxed")

@@ -1,7 +1,8 @@
 """Triton building blocks: the largest |x * g| of each token, its peak.
 
-It decides how tokens are rounded: to int8 by a 127th of it, to float16 by the power of
-two in it. The kernel in front leaves it, or a program looks for it.
+It decides how tokens are rounded: to int8 by a 127th of it, to float16 and to digits by
+the power of two in it. The kernel in front leaves it, or a program looks for it. Where
+it is not finite, the token's product is not either.
 """
 
 import triton
@@ -28,22 +29,24 @@ def token_peak(x, norm, first, M, K, SPAN, TOKENS):
     # Each round waits for memory.
     BLOCK: tl.constexpr = at_once(SPAN, TOKENS)
     token = tl.minimum(tl.arange(0, TOKENS), M - 1)[:, None]
-    peak = tl.full((TOKENS, BLOCK), _LEAST, tl.float32)
+    # As bits, which are in the order of the floats, with NaN as the largest.
+    peak = tl.full((TOKENS, BLOCK), _LEAST, tl.float32).to(tl.int32, bitcast=True)
     for start in range(0, SPAN, BLOCK):
         k = (first + start + tl.arange(0, BLOCK))[None, :]
         value = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
         if norm is not None:
             value *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.abs(value))
-    return tl.max(peak, axis=1)
+        peak = tl.maximum(peak, tl.abs(value).to(tl.int32, bitcast=True))
+    return tl.max(peak, axis=1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def known_peak(peaks_in, M, TOKENS):
     """Those that the kernel in front has written, of all columns."""
     token = tl.minimum(tl.arange(0, TOKENS), M - 1)
-    peak = load_late(peaks_in + token, token >= 0)
-    return tl.maximum(peak.to(tl.float32, bitcast=True), _LEAST)
+    least = tl.full((TOKENS,), _LEAST, tl.float32).to(tl.int32, bitcast=True)
+    peak = tl.maximum(load_late(peaks_in + token, token >= 0), least)
+    return peak.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -54,8 +57,9 @@ def power_of_two(peak):
 
 @triton.jit
 def inverse_power_of_two(peak):
-    """What undoes `power_of_two`."""
-    return ((exponent_of(peak) - 10) << 23).to(tl.float32, bitcast=True)
+    """What undoes `power_of_two`; NaN unless the peak is finite."""
+    power = ((exponent_of(peak) - 10) << 23).to(tl.float32, bitcast=True)
+    return tl.where(peak < float("inf"), power, float("nan"))
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.launch import last_to_arrive, load_part
+from llama_perf.kernels.triton.launch import largest_bits, last_to_arrive, load_part
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def start(
         size = row.to(tl.float32)
         size *= tl.load(norm_weight + column, mask=column < D, other=0.0).to(tl.float32)
         # Not raised: an earlier token's may be there.
-        tl.store(peaks_out + m, tl.max(tl.abs(size)).to(tl.int32, bitcast=True))
+        tl.store(peaks_out + m, largest_bits(tl.abs(size)))
     if (block == 0) & (m < ROWS):
         position = tl.load(positions + m)
         half = tl.arange(0, BLOCK_H)

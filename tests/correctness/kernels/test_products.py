@@ -3,6 +3,7 @@
 The kernels are interpreted on a CPU and run for real on a card.
 """
 
+import math
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -159,6 +160,24 @@ def test_special_scales_and_codes_change_their_own_row_only(
                 assert_special(multiply(x, weight, dtype, **how), x, weight)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@each_format
+def test_what_is_not_finite_changes_its_own_token_only(
+    format: Format, value: float, any_device: torch.device
+) -> None:
+    for tokens, dtype in ((2, FLOAT), (2, BFLOAT), (9, BFLOAT), (17, BFLOAT)):
+        x, weight = sample(format, (tokens, 19, 160), dtype)
+        broken, others = x.clone(), [row for row in range(tokens) if row != 1]
+        broken[1, 5] = value
+        met = dequantized(weight)[:, 5] != 0
+        with np.errstate(invalid="ignore"):
+            for operator in operators(any_device):
+                how = {"device": any_device, "operator": operator}
+                product = multiply(broken, weight, dtype, **how)
+                assert not product[1, met].isfinite().any()
+                assert_close(product[others], x[others], weight)
+
+
 @pytest.mark.parametrize("format", COMPILED, ids=lambda it: it.name)
 def test_one_token_compiles_to_one_graph(format: Format) -> None:
     x, weight = sample(format, (1, 75, 160), FLOAT)
@@ -236,9 +255,10 @@ def test_a_token_is_quantized_by_its_own_peak() -> None:
     assert torch.isfinite(values / scale).all()
 
 
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT], ids=str)
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
-    tokens: int, any_device: torch.device
+    tokens: int, dtype: torch.dtype, any_device: torch.device
 ) -> None:
     # A row for each pattern, a quad for each pair of values.
     values = torch.cartesian_prod(torch.arange(16), torch.arange(16)).flatten()
@@ -253,12 +273,12 @@ def test_every_pattern_and_value_of_a_quad_lies_in_its_place(
     assert torch.equal(dequantized(packed), weight)
     # Token by token another place of a quad is asked for.
     for quad in (0, 1, 17, 200, 255):
-        x = torch.zeros((tokens, 1024))
+        x = torch.zeros((tokens, 1024), dtype=dtype)
         for token in range(tokens):
             x[token, 4 * quad + token % 4] = token + 1
         for operator in operators(any_device):
             product = multiply(x, packed, FLOAT, device=any_device, operator=operator)
-            assert torch.equal(product, x @ weight.T)
+            assert torch.equal(product, x.float() @ weight.T)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])

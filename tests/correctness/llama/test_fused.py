@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,11 +220,42 @@ def test_a_peak_that_was_left_is_the_one_that_would_be_found(
     assert torch.equal(left[:3], gated.abs().amax(1))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("scheme", ["int8dq", "fp6", "sparse-marlin"])
+def test_what_is_not_finite_is_not_lost_by_rounding(
+    scheme: str, value: float, card: torch.device
+) -> None:
+    """Neither in the product nor in the peak that is left for the next one."""
+    drawn = torch.randn(3, 32, 32).to(card, torch.float16)
+    weight = packed(linear(scheme, drawn[0], card).weight, "weight", GPU)
+    x, residual = drawn[1, :3].clone(), drawn[2, :3].clone()
+    x[1] = value
+    counter = torch.zeros(2, dtype=torch.int32, device=card)
+    peak = torch.zeros(8, dtype=torch.int32, device=card)
+    ones = torch.ones(32, dtype=torch.float16, device=card)
+    for peaks in (
+        launch_fused.Peaks(written=peak, next_norm_weight=ones),
+        launch_fused.Peaks(read=peak),
+    ):
+        # The interpreter's numpy warns of infinity times zero.
+        with np.errstate(invalid="ignore"):
+            x = launch_fused.project(
+                x, [weight], counter, residual=residual.clone(), peaks=peaks
+            )
+        assert not x[1].isfinite().any()
+        assert x[::2].isfinite().all()
+        assert peak.view(torch.float32)[:3].isfinite().tolist() == [True, False, True]
+
+
 # By peaks of its own columns a program has another power of two, and only what is
-# smaller than float16's normal numbers is rounded differently.
+# smaller than float16's normal numbers, or a digit's step, is rounded differently.
 @pytest.mark.parametrize(
     ("scheme", "dtype", "limit"),
-    [("int8dq", torch.float32, 0.0), ("fp6", torch.float16, 2e-3)],
+    [
+        ("int8dq", torch.float32, 0.0),
+        ("fp6", torch.float16, 2e-3),
+        ("sparse-marlin", torch.float16, 2e-3),
+    ],
     ids=str,
 )
 def test_peaks_are_left_for_all_products_behind_another(
