@@ -67,11 +67,13 @@ def few_launch(
         narrow = weight.dynamic or weight.bits == 1 or sparse
         if padded > FEW and not narrow:
             block_n, programs = _MORE_ROWS, _PROGRAMS // 2
-            if weight.group:
-                # Left to itself the assembler spills a few bytes, below its own limit.
-                registers = 255
         elif head_width % _ROWS == 0:
             block_n = _ROWS
+        # Left to itself the assembler spills a few bytes of these, below its own limit.
+        if weight.group and block_n == _MORE_ROWS:
+            registers = 255
+        elif weight.bits == 3 and not fused:
+            registers = 168
     else:
         most, least = 128, 16
         if weight.format == FLOATS:
