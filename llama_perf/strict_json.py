@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from llama_perf.errors import RecordError, UserError
 
@@ -93,18 +94,30 @@ def from_plain(
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")
+_TYPES = (("bool",), ("str",), ("int",), ("float",))
+
+
+def _field(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Where it is. Of a field with several types each of them is a problem."""
+    place = problem["loc"]
+    return place[:-1] if place[-1:] in _TYPES else place
 
 
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # A misspelt field is both unknown and missing. The unknown name says more.
     first = min(problems, key=lambda problem: problem["type"] not in _UNKNOWN)
-    dotted = ".".join(str(part) for part in first["loc"])
+    field = _field(first)
+    dotted = ".".join(str(part) for part in field)
     wording = dict.fromkeys(_UNKNOWN, "unknown field")
     wording |= dict.fromkeys(_MISSING, "the field is missing")
     text = wording.get(first["type"], first["msg"].removeprefix("Value error, "))
+    for other in problems:
+        if other is not first and _field(other) == field:
+            text += f" or {other['msg'].removeprefix('Input should be ')}"
     if first["type"] not in wording and first["type"] != "value_error":
         shown = repr(first["input"])
         text += f" (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    others = len({_field(problem) for problem in problems}) - 1
+    more = f" (and {others} more)" if others else ""
     return f"{dotted}: {text}{more}" if dotted else f"{text}{more}"

@@ -107,6 +107,7 @@ class RowSpec:
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
         small, gpu = self.batch_size <= FUSED_TOKENS, self.device == "cuda"
+        float8 = (self.quantization or "").startswith("float8dq")
         for name, fulfilled, need in (
             ("capture", gpu, "a CUDA graph needs device 'cuda'"),
             ("compile_prefill", self.compile, "it needs compile = true"),
@@ -115,6 +116,7 @@ class RowSpec:
             ("fused", gpu or self.fused != PERSISTENT, "it needs device 'cuda'"),
             ("fused", self.kernels == "native", "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
+            ("fused", not float8, f"{self.quantization} has no fused kernels"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
         ):
             if getattr(self, name) and not fulfilled:

@@ -3,10 +3,11 @@
     y[m, n] = sum over k of x[m, k] * g[k] * w[n, k]
 
 As in `tile_sums`, but on int8 tensor cores, to which a weight's four bits are the upper
-ones of a byte: that takes half as many instructions. x * g times a power of two is
-rounded to a whole number below 2**21, and that is cut to int8 digits, X = a + 256 b +
-32768 c. They are columns of the product that one token would leave empty. A group's
-sums are exact; its scale is applied to them in float32.
+ones of a byte: that takes half as many instructions. x * g times a power of two, which
+brings the token's largest to less than 2**30, is rounded to a whole number, and that is
+cut to four int8 digits, X = a + 2**8 b + 2**16 c + 2**24 d. A product has eight columns
+for tokens: the digits of two fill them. A group's sums are exact; its scale is applied
+to them in float32.
 """
 
 import triton
@@ -30,45 +31,43 @@ from llama_perf.kernels.triton.tile_loads import (
 from llama_perf.kernels.triton.tile_tokens import load_tile
 
 DIGITS = tl.constexpr(4)
-"""Columns of a token: three digits, and zeros, as Triton counts by powers of two."""
-# A float32 near 1.5 * 2**23 has a whole number in its lower bits, here 128 more in each
-# of the first two bytes: what lies in them is a digit, but for the upper bit.
-_WHOLE = tl.constexpr(12582912.0 + 0x8080)
-# Four numbers to their first bytes, their second ones, and seven bits of the third.
+"""Digits of a number, which are columns of a product."""
+# What makes every byte but the upper one a digit with its upper bit flipped.
+BIAS = tl.constexpr(0x808080)
+# Four whole numbers to the digits of each worth.
 _CUT = """{ .reg .b32 s, t;
-    prmt.b32 s, $3, $4, 0x5140; prmt.b32 t, $5, $6, 0x5140;
+    prmt.b32 s, $4, $5, 0x5140; prmt.b32 t, $6, $7, 0x5140;
     prmt.b32 $0, s, t, 0x5410; xor.b32 $0, $0, 0x80808080;
     prmt.b32 $1, s, t, 0x7632; xor.b32 $1, $1, 0x80808080;
-    prmt.b32 s, $3, $4, 0x4062; prmt.b32 t, $5, $6, 0x4062;
-    prmt.b32 s, s, t, 0x5410; shl.b32 s, s, 1;
-    lop3.b32 $2, s, 0xfefefefe, 0x80808080, 0x6a; }"""
+    prmt.b32 s, $4, $5, 0x7362; prmt.b32 t, $6, $7, 0x7362;
+    prmt.b32 $2, s, t, 0x5410; xor.b32 $2, $2, 0x80808080;
+    prmt.b32 $3, s, t, 0x7632; }"""
 
 
 @triton.constexpr_function
 def cutting() -> str:
-    """PTX from four floats to their digits: a register for each digit of all four."""
+    """PTX from four biased whole numbers to their digits, a register for each worth."""
     return _CUT
 
 
 @triton.jit
 def cut(a, b, c, d):
-    """The digits of four whole numbers below 2**21 each, given as float32.
+    """The digits of four float32 below 2**30 each, rounded to whole numbers.
 
-    Three int32, of which each has that digit of all four, as bytes.
+    Four int32, of which each has the digit of one worth of all four, as bytes.
     """
-    a = (a + _WHOLE).to(tl.int32, bitcast=True)
-    b = (b + _WHOLE).to(tl.int32, bitcast=True)
-    c = (c + _WHOLE).to(tl.int32, bitcast=True)
-    d = (d + _WHOLE).to(tl.int32, bitcast=True)
+    # A float32 of that size has 24 bits, so what the bias rounds away is little.
+    a, b = (a + BIAS).to(tl.int32), (b + BIAS).to(tl.int32)
+    c, d = (c + BIAS).to(tl.int32), (d + BIAS).to(tl.int32)
     if INTERPRETED:
         first = _bytes(a, b, c, d, 0) ^ -0x7F7F7F80
         second = _bytes(a, b, c, d, 8) ^ -0x7F7F7F80
-        third = ((_bytes(a, b, c, d, 16) << 1) & -0x01010102) ^ -0x7F7F7F80
-        return first, second, third
+        third = _bytes(a, b, c, d, 16) ^ -0x7F7F7F80
+        return first, second, third, _bytes(a, b, c, d, 24)
     ASM: tl.constexpr = cutting()
     return tl.inline_asm_elementwise(
-        ASM, "=&r,=&r,=&r,r,r,r,r", [a, b, c, d],
-        dtype=(tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+        ASM, "=&r,=&r,=&r,=&r,r,r,r,r", [a, b, c, d],
+        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
     )  # fmt: skip
 
 
@@ -83,8 +82,8 @@ def digit_columns(a, b, c, d):
     """Four (BATCH, 16, TOKENS) of whole numbers to int8, (BATCH, 64, 4 TOKENS)."""
     BATCH: tl.constexpr = a.shape[0]
     COLUMNS: tl.constexpr = DIGITS * a.shape[2]
-    first, second, third = cut(a, b, c, d)
-    words = tl.join(tl.join(first, third), tl.join(second, second * 0))
+    first, second, third, fourth = cut(a, b, c, d)
+    words = tl.join(tl.join(first, third), tl.join(second, fourth))
     words = words.reshape(BATCH, 16, 1, COLUMNS)
     # A word is four rows: each of them has it, to be taken in one register.
     words = tl.broadcast_to(words, (BATCH, 16, 4, COLUMNS))
@@ -148,21 +147,20 @@ def digit_sums(
             peak = known_peak(peaks_in, M, TOKENS)
         k = tile * COLUMNS + part % 8 * 16 + part // 8 * 2
         values, squares = load_tile(
-            x, norm, (power_of_two(peak) * 1024.0)[None, None, :], squares,
+            x, norm, (power_of_two(peak) * 524288.0)[None, None, :], squares,
             tile, own, token, k, 8, 2, 4, K, PARTIAL, RAGGED,
         )  # fmt: skip
         sums = tl.zeros((BATCH, BLOCK_N, DIGITS * TOKENS), tl.int32)
-        tokens = digit_columns(values[0], values[2], values[4], values[6])
-        sums = tl.dot(side_by_side(w0, w2), tokens, sums, out_dtype=tl.int32)
         tokens = digit_columns(values[1], values[3], values[5], values[7])
         sums = tl.dot(side_by_side(w1, w3), tokens, sums, out_dtype=tl.int32)
+        tokens = digit_columns(values[0], values[2], values[4], values[6])
+        sums = tl.dot(side_by_side(w0, w2), tokens, sums, out_dtype=tl.int32)
         if SHORT:
             known = known & (tile < TILES)
         acc += sums.to(tl.float32) * load_scale(scale, row, tile, known, WEIGHT)
-    digit = tl.arange(0, DIGITS)
-    worth = (1 << (8 * digit - digit // 2)).to(tl.float32)[None, :, None]
+    worth = (1 << (8 * tl.arange(0, DIGITS))).to(tl.float32)[None, :, None]
     total = tl.trans(tl.sum(acc, axis=0)).reshape(TOKENS, DIGITS, BLOCK_N)
     total = tl.sum(total * worth, axis=1)
-    # The weights were sixteen times too large, and x by 1024 and the power of two.
-    total *= (inverse_power_of_two(peak) * (1 / 16384))[:, None]
+    # The weights were 2**4 times too large, x 2**19 times and by the power of two.
+    total *= (inverse_power_of_two(peak) * 2.0**-23)[:, None]
     return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]

@@ -41,6 +41,12 @@ def test_round_trip_of_any_figures(tok_s: float, samples: list[int]) -> None:
         ("status", "DONE", "status: Input should be 'MEASURED', "),
         ("row.dtype", "bf16", "row: dtype: 'bf16' is not allowed"),
         ("row.compile", 1, "row.compile: "),
+        (
+            "row.fused",
+            1,
+            "row.fused: Input should be a valid boolean or a valid string",
+        ),
+        ("row.fused", [True], "valid string (got [True])"),
     ],
 )
 def test_damage_names_the_file_and_the_dotted_field(

@@ -255,6 +255,17 @@ def test_a_token_is_quantized_by_its_own_peak() -> None:
     assert torch.isfinite(values / scale).all()
 
 
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_large_value_where_a_sparse_row_is_pruned_costs_no_precision(
+    tokens: int, card: torch.device
+) -> None:
+    x, weight = sample(FORMATS[-1], (tokens, 40, 260), HALF)
+    large = x.clone()
+    x[:, 5], large[:, 5] = 0, 2.0**15
+    pruned = (dequantized(weight)[:, 5] == 0).nonzero().flatten().tolist()
+    assert_close(multiply(large, weight, HALF, device=card), x, weight, pruned)
+
+
 @pytest.mark.parametrize("dtype", [FLOAT, BFLOAT], ids=str)
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_pattern_and_value_of_a_quad_lies_in_its_place(

@@ -166,14 +166,12 @@ def test_values_of_every_pattern_of_a_quad_come_to_their_columns() -> None:
 
 
 def test_whole_numbers_are_cut_to_digits() -> None:
-    edges = np.array([0, 1, -1, 127, 128, -128, -129, 2**21, -(2**21), 32767, -32768])
+    edges = np.array([0, 1, -1, 127, 128, -128, -129, 2**30, -(2**30), 32767, -32768])
     generator = np.random.default_rng(0)
-    numbers = np.append(edges, generator.integers(-(2**21), 2**21 + 1, 989))
-    floats = numbers.astype(np.float32) + np.float32(digit_sums._WHOLE.value)
-    text = digit_sums.cutting()
-    for wanted, four in zip(
-        numbers.reshape(-1, 4), floats.view(np.uint32).reshape(-1, 4), strict=True
-    ):
-        registers = np.array(execute(text, 3, *map(int, four)), dtype=np.uint32)
-        digits = registers.view(np.int8).reshape(3, 4).astype(np.int64)
-        np.testing.assert_array_equal(np.array([1, 256, 32768]) @ digits, wanted)
+    numbers = np.append(edges, generator.integers(-(2**30), 2**30 + 1, 989))
+    text, worth = digit_sums.cutting(), 256 ** np.arange(4)
+    for four in numbers.reshape(-1, 4):
+        biased = four + digit_sums.BIAS.value & WORD
+        registers = np.array(execute(text, 4, *map(int, biased)), dtype=np.uint32)
+        digits = registers.view(np.int8).reshape(4, 4).astype(np.int64)
+        np.testing.assert_array_equal(worth @ digits, four)

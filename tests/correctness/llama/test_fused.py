@@ -174,6 +174,7 @@ def test_what_cannot_be_fused_says_why() -> None:
     for changed, reason in (
         ({"quantization": "int8wo", "kernels": "torchao"}, "kernels = 'native'"),
         ({"attention": "sdpa"}, "attention = 'decode'"),
+        ({"quantization": "float8dq-row"}, "float8dq-row has no fused kernels"),
         ({"batch_size": 9}, "at most 8"),
     ):
         assert reason in refusal(RowSpec, **row, **changed)
