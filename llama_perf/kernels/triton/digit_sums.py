@@ -30,6 +30,8 @@ from llama_perf.kernels.triton.tile_loads import (
 )
 from llama_perf.kernels.triton.tile_tokens import load_tile
 
+BITS_OF_X = tl.constexpr(30)
+"""Bits of the whole numbers besides the sign."""
 DIGITS = tl.constexpr(4)
 """Digits of a number, which are columns of a product."""
 # What makes every byte but the upper one a digit with its upper bit flipped.
@@ -147,7 +149,7 @@ def digit_sums(
             peak = known_peak(peaks_in, M, TOKENS)
         k = tile * COLUMNS + part % 8 * 16 + part // 8 * 2
         values, squares = load_tile(
-            x, norm, (power_of_two(peak) * 524288.0)[None, None, :], squares,
+            x, norm, power_of_two(peak, BITS_OF_X)[None, None, :], squares,
             tile, own, token, k, 8, 2, 4, K, PARTIAL, RAGGED,
         )  # fmt: skip
         sums = tl.zeros((BATCH, BLOCK_N, DIGITS * TOKENS), tl.int32)
@@ -161,6 +163,6 @@ def digit_sums(
     worth = (1 << (8 * tl.arange(0, DIGITS))).to(tl.float32)[None, :, None]
     total = tl.trans(tl.sum(acc, axis=0)).reshape(TOKENS, DIGITS, BLOCK_N)
     total = tl.sum(total * worth, axis=1)
-    # The weights were 2**4 times too large, x 2**19 times and by the power of two.
-    total *= (inverse_power_of_two(peak) * 2.0**-23)[:, None]
+    # The weights were sixteen times too large.
+    total = total * 0.0625 * inverse_power_of_two(peak, BITS_OF_X)[:, None]
     return total, tl.sum(tl.sum(squares, axis=0), axis=0)[:, None]

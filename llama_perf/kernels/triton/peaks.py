@@ -50,19 +50,19 @@ def known_peak(peaks_in, M, TOKENS):
 
 
 @triton.jit
-def power_of_two(peak):
-    """What brings `peak` to less than 2**11, so that sums of sixteen fit float16."""
-    return ((264 - exponent_of(peak)) << 23).to(tl.float32, bitcast=True)
+def power_of_two(peak, BITS):
+    """What brings `peak` to less than 2**BITS."""
+    return ((253 - exponent_beyond(peak, BITS)) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def inverse_power_of_two(peak):
+def inverse_power_of_two(peak, BITS):
     """What undoes `power_of_two`; NaN unless the peak is finite."""
-    power = ((exponent_of(peak) - 10) << 23).to(tl.float32, bitcast=True)
+    power = ((exponent_beyond(peak, BITS) + 1) << 23).to(tl.float32, bitcast=True)
     return tl.where(peak < float("inf"), power, float("nan"))
 
 
 @triton.jit
-def exponent_of(peak):
-    """The exponent's bits, large enough that neither power leaves float32."""
-    return tl.maximum(peak.to(tl.int32, bitcast=True) >> 23, 11)
+def exponent_beyond(peak, BITS):
+    """The exponent's bits less BITS, or 0, with which both powers are float32."""
+    return tl.maximum((peak.to(tl.int32, bitcast=True) >> 23) - BITS, 0)

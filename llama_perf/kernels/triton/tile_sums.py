@@ -45,6 +45,9 @@ from llama_perf.kernels.triton.tile_loads import (
 )
 from llama_perf.kernels.triton.tile_tokens import load_tile
 
+BITS_OF_X = tl.constexpr(11)
+"""Bits of the largest x before the point: sums of sixteen fit float16."""
+
 
 @triton.jit
 def tile_sums(
@@ -111,8 +114,8 @@ def tile_sums(
             peak = known_peak(peaks_in, M, TOKENS)
         k = tile * COLUMNS + within[None, :, None] * SLOTS
         values, squares = load_tile(
-            x, norm, power_of_two(peak)[None, None, :], squares, tile, own, token, k,
-            SLOTS, SLOTS, SLOTS, K, PARTIAL, RAGGED,
+            x, norm, power_of_two(peak, BITS_OF_X)[None, None, :], squares,
+            tile, own, token, k, SLOTS, SLOTS, SLOTS, K, PARTIAL, RAGGED,
         )  # fmt: skip
         tokens, x_sum = (), squares * 0.0
         for SLOT in tl.static_range(SLOTS):
@@ -142,7 +145,9 @@ def tile_sums(
             acc = sums
     if LARGE_GROUPS:
         acc += zero_acc
-    total = tl.trans(tl.sum(acc, axis=0)) * inverse_power_of_two(peak)[:, None]
+    total = (
+        tl.trans(tl.sum(acc, axis=0)) * inverse_power_of_two(peak, BITS_OF_X)[:, None]
+    )
     if GROUP == 0:
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         total *= tl.load(scale + n, mask=n < N, other=0.0)

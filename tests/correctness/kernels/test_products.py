@@ -255,6 +255,20 @@ def test_a_token_is_quantized_by_its_own_peak() -> None:
     assert torch.isfinite(values / scale).all()
 
 
+@each_format
+def test_a_token_of_zeros_has_a_product_of_zeros(
+    format: Format, any_device: torch.device
+) -> None:
+    for tokens, dtype in ((2, FLOAT), (2, BFLOAT), (9, HALF), (17, BFLOAT)):
+        x, weight = sample(format, (tokens, 19, 160), dtype)
+        x[1] = 0
+        for operator in operators(any_device):
+            how = {"device": any_device, "operator": operator}
+            product = multiply(x, weight, dtype, **how)
+            assert not product[1].any()
+            assert_close(product, x, weight)
+
+
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_a_large_value_where_a_sparse_row_is_pruned_costs_no_precision(
     tokens: int, card: torch.device
