@@ -261,13 +261,16 @@ def arrive(arrivals, last):
 
 
 @triton.jit
-def largest_bits(sizes, AXIS=None, KEEP=False):
-    """The int32 bits of the largest of float32 that are not negative.
+def larger(first, second):
+    """The larger of two floats; NaN, which others pass over, if one of them is NaN."""
+    return tl.maximum(first, second, propagate_nan=tl.PropagateNan.ALL)
 
-    Such floats are in the order of their bits. NaN, which a maximum of floats would
-    pass over, is the largest.
-    """
-    return tl.max(sizes.to(tl.int32, bitcast=True), axis=AXIS, keep_dims=KEEP)
+
+@triton.jit
+def largest_bits(sizes, AXIS=None, KEEP=False):
+    """The int32 bits of the largest of float32 that are not negative, or of NaN."""
+    peak = tl.reduce(sizes, AXIS, larger, keep_dims=KEEP)
+    return peak.to(tl.int32, bitcast=True)
 
 
 @triton.jit

@@ -72,6 +72,8 @@ def few_launch(
         # Left to itself the assembler spills a few bytes of these, below its own limit.
         if weight.group and block_n == _MORE_ROWS:
             registers = 255
+        elif weight.dynamic:
+            registers = 80
         elif weight.bits == 3:
             registers = 168
     else:

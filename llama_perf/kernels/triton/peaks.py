@@ -8,7 +8,7 @@ it is not finite, the token's product is not either.
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton.launch import load_late
+from llama_perf.kernels.triton.launch import larger, largest_bits, load_late
 
 # Of less, a 127th would not be a normal float32.
 _LEAST = tl.constexpr(1.5e-36)
@@ -29,24 +29,22 @@ def token_peak(x, norm, first, M, K, SPAN, TOKENS):
     # Each round waits for memory.
     BLOCK: tl.constexpr = at_once(SPAN, TOKENS)
     token = tl.minimum(tl.arange(0, TOKENS), M - 1)[:, None]
-    # As bits, which are in the order of the floats, with NaN as the largest.
-    peak = tl.full((TOKENS, BLOCK), _LEAST, tl.float32).to(tl.int32, bitcast=True)
+    peak = tl.full((TOKENS, BLOCK), _LEAST, tl.float32)
     for start in range(0, SPAN, BLOCK):
         k = (first + start + tl.arange(0, BLOCK))[None, :]
         value = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
         if norm is not None:
             value *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.abs(value).to(tl.int32, bitcast=True))
-    return tl.max(peak, axis=1).to(tl.float32, bitcast=True)
+        peak = larger(peak, tl.abs(value))
+    return largest_bits(peak, 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def known_peak(peaks_in, M, TOKENS):
     """Those that the kernel in front has written, of all columns."""
     token = tl.minimum(tl.arange(0, TOKENS), M - 1)
-    least = tl.full((TOKENS,), _LEAST, tl.float32).to(tl.int32, bitcast=True)
-    peak = tl.maximum(load_late(peaks_in + token, token >= 0), least)
-    return peak.to(tl.float32, bitcast=True)
+    peak = load_late(peaks_in + token, token >= 0)
+    return larger(peak.to(tl.float32, bitcast=True), _LEAST)
 
 
 @triton.jit
