@@ -17,13 +17,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from llama_perf.kernels.triton.launch import (
-    largest_bits,
     last_to_arrive,
     load_part,
     prefetch,
-    raise_peak,
     wait_for_input,
 )
+from llama_perf.kernels.triton.peaks import largest_bits, raise_peak
 
 UNQUANTIZED = tl.constexpr(0)
 INT8 = tl.constexpr(1)

@@ -20,7 +20,6 @@ from llama_perf.kernels import weight
 from llama_perf.kernels.triton.launch import load_once
 
 FLOATS, SPARSE = tl.constexpr(weight.FLOATS), tl.constexpr(weight.SPARSE)
-SPARSE_GROUP = tl.constexpr(weight.SPARSE_GROUP)
 INT8 = tl.constexpr(weight.INT8)
 FP6 = tl.constexpr(weight.FP6)
 FLOAT8 = tl.constexpr(weight.FLOAT8)

@@ -18,12 +18,8 @@ import triton.language as tl
 
 from llama_perf.kernels.triton.attention import INT8, UNQUANTIZED
 from llama_perf.kernels.triton.block_sums import block_sums, normalized
-from llama_perf.kernels.triton.launch import (
-    largest_bits,
-    last_to_arrive,
-    load_part,
-    raise_peak,
-)
+from llama_perf.kernels.triton.launch import last_to_arrive, load_part
+from llama_perf.kernels.triton.peaks import largest_bits, raise_peak
 from llama_perf.kernels.triton.sums import rounded
 
 # WHAT is done with a product.

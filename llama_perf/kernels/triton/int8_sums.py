@@ -8,14 +8,9 @@ import triton
 import triton.language as tl
 
 from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, load_late, wait_for_input
-from llama_perf.kernels.triton.peaks import known_peak, token_peak
+from llama_perf.kernels.triton.peaks import known_peak, peak_before_loop
 from llama_perf.kernels.triton.sums import rounded
-from llama_perf.kernels.triton.tile_loads import (
-    first_tile,
-    is_ragged,
-    plane_bytes,
-    steps_of,
-)
+from llama_perf.kernels.triton.tile_loads import is_ragged, plane_bytes, tiles_of
 
 
 @triton.jit
@@ -41,13 +36,11 @@ def int8_sums(
     acc = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.int32)
     squares = tl.zeros((BATCH, 32, TOKENS), tl.float32)
     largest = tl.full((TOKENS,), 1.0, tl.float32)
-    if FLOAT and peaks_in is None:
-        if DEPENDENT:
-            wait_for_input(ready, 0)
-        largest = token_peak(x, norm, 0, M, K, K, TOKENS)
-    own = split * (STEPS * BATCH)
-    steps = steps_of(split, STEPS, TILES, BATCH)
-    first = first_tile(own, steps, TILES, BATCH, RAGGED)
+    if FLOAT:
+        largest = peak_before_loop(
+            x, norm, peaks_in, ready, 0, M, K, K, TOKENS, DEPENDENT
+        )
+    own, steps, first = tiles_of(split, STEPS, TILES, BATCH, RAGGED)
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             wait_for_input(ready, step)

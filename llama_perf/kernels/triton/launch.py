@@ -258,24 +258,3 @@ def arrive(arrivals, last):
     tl.debug_barrier()
     if tl.atomic_add(arrivals, 1, sem="release") == last - 1:
         tl.store(arrivals, 0)
-
-
-@triton.jit
-def larger(first, second):
-    """The larger of two floats; NaN, which others pass over, if one of them is NaN."""
-    return tl.maximum(first, second, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def largest_bits(sizes, AXIS=None, KEEP=False):
-    """The int32 bits of the largest of float32 that are not negative, or of NaN."""
-    peak = tl.reduce(sizes, AXIS, larger, keep_dims=KEEP)
-    return peak.to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def raise_peak(place, bits, mask=None):
-    """`bits` of a float32 that is not negative at int32 `place`, if it is larger."""
-    # The end of the kernel or the phase makes them known: no program waits for its
-    # other stores here.
-    tl.atomic_max(place, bits, mask=mask, sem="relaxed")

@@ -8,10 +8,31 @@ it is not finite, the token's product is not either.
 import triton
 import triton.language as tl
 
-from llama_perf.kernels.triton.launch import larger, largest_bits, load_late
+from llama_perf.kernels.triton.launch import load_late, wait_for_input
 
 # Of less, a 127th would not be a normal float32.
 _LEAST = tl.constexpr(1.5e-36)
+
+
+@triton.jit
+def larger(first, second):
+    """The larger of two floats; NaN, which others pass over, if one of them is NaN."""
+    return tl.maximum(first, second, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest_bits(sizes, AXIS=None, KEEP=False):
+    """The int32 bits of the largest of float32 that are not negative, or of NaN."""
+    peak = tl.reduce(sizes, AXIS, larger, keep_dims=KEEP)
+    return peak.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def raise_peak(place, bits, mask=None):
+    """`bits` of a float32 that is not negative at int32 `place`, if it is larger."""
+    # The end of the kernel or the phase makes them known: no program waits for its
+    # other stores here.
+    tl.atomic_max(place, bits, mask=mask, sem="relaxed")
 
 
 @triton.constexpr_function
@@ -37,6 +58,19 @@ def token_peak(x, norm, first, M, K, SPAN, TOKENS):
             value *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
         peak = larger(peak, tl.abs(value))
     return largest_bits(peak, 1).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def peak_before_loop(
+    x, norm, peaks_in, ready, first, M, K, SPAN, TOKENS, DEPENDENT
+):  # fmt: skip
+    """`token_peak`, once the input is there; anything where `known_peak` has them."""
+    peak = tl.full((TOKENS,), 1.0, tl.float32)
+    if peaks_in is None:
+        if DEPENDENT:
+            wait_for_input(ready, 0)
+        peak = token_peak(x, norm, first, M, K, SPAN, TOKENS)
+    return peak
 
 
 @triton.jit

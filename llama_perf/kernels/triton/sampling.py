@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from llama_perf.kernels.triton.launch import largest_bits, last_to_arrive, load_part
+from llama_perf.kernels.triton.launch import last_to_arrive, load_part
+from llama_perf.kernels.triton.peaks import largest_bits
 
 
 @triton.jit

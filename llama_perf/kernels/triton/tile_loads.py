@@ -15,20 +15,25 @@ from llama_perf.kernels.triton.tile_codes import widened, widest_plane
 @triton.jit
 def plane_halves(codes, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT):
     """int16 halves `within` of a tile's words, of a row's plane from word START on."""
-    # The part that is the same for every tile comes first, to be computed once.
     place = codes.to(tl.pointer_type(tl.int16), bitcast=True)
-    place += (row // 16) * (WEIGHT.WORDS * 32) + (row % 16) * 2
-    place += (START + within // 2) * 32 + within % 2
-    return load_once(place + tile * (WORDS_OF_TILE * 32), inside)
+    return plane_pieces(place, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT)
 
 
 @triton.jit
 def plane_bytes(codes, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT):
     """The same of uint8 bytes."""
     place = codes.to(tl.pointer_type(tl.uint8), bitcast=True)
-    place += (row // 16) * (WEIGHT.WORDS * 64) + (row % 16) * 4
-    place += (START + within // 4) * 64 + within % 4
-    return load_once(place + tile * (WORDS_OF_TILE * 64), inside)
+    return plane_pieces(place, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT)
+
+
+@triton.jit
+def plane_pieces(place, row, tile, within, inside, START, WORDS_OF_TILE, WEIGHT):
+    """The same of pieces as large as those that `place` points to."""
+    EACH: tl.constexpr = 32 // place.dtype.element_ty.primitive_bitwidth
+    # The part that is the same for every tile comes first, to be computed once.
+    place += (row // 16) * (WEIGHT.WORDS * 16 * EACH) + (row % 16) * EACH
+    place += (START + within // EACH) * (16 * EACH) + within % EACH
+    return load_once(place + tile * (WORDS_OF_TILE * 16 * EACH), inside)
 
 
 @triton.jit
@@ -84,23 +89,20 @@ def is_ragged(columns: int, of_step: int, steps: int) -> bool:
 
 
 @triton.jit
-def steps_of(split, STEPS, TILES, TILES_A_STEP):
-    """How many steps of a split are there: STEPS of all but the last one."""
+def tiles_of(split, STEPS, TILES, TILES_A_STEP, RAGGED):
+    """A split's own first tile, how many steps it has, and where they begin.
+
+    All but the last one have STEPS. The last of several begins before its own tiles, so
+    that its steps end where the tiles do.
+    """
+    own = split * (STEPS * TILES_A_STEP)
     TOTAL: tl.constexpr = (TILES + TILES_A_STEP - 1) // TILES_A_STEP
     steps = STEPS
     if TOTAL % STEPS != 0 and not KNOWN_BOUNDS:
         steps = tl.minimum(TOTAL - split * STEPS, STEPS)
         # No branch around the loop, in which the program waits.
         tl.assume(steps > 0)
-    return steps
-
-
-@triton.jit
-def first_tile(own, steps, TILES, TILES_A_STEP, RAGGED):
-    """Where a split begins to load, whose own tiles begin at `own`.
-
-    The last of several begins earlier, so that its steps end where the tiles do.
-    """
+    first = own
     if RAGGED:
-        own = tl.maximum(tl.minimum(own, TILES - steps * TILES_A_STEP), 0)
-    return own
+        first = tl.maximum(tl.minimum(own, TILES - steps * TILES_A_STEP), 0)
+    return own, steps, first

@@ -28,8 +28,8 @@ from llama_perf.kernels.triton.launch import KNOWN_BOUNDS, wait_for_input
 from llama_perf.kernels.triton.peaks import (
     inverse_power_of_two,
     known_peak,
+    peak_before_loop,
     power_of_two,
-    token_peak,
 )
 from llama_perf.kernels.triton.tile_codes import (
     decoded,
@@ -37,12 +37,7 @@ from llama_perf.kernels.triton.tile_codes import (
     middle,
     widest_plane,
 )
-from llama_perf.kernels.triton.tile_loads import (
-    first_tile,
-    is_ragged,
-    load_planes,
-    steps_of,
-)
+from llama_perf.kernels.triton.tile_loads import is_ragged, load_planes, tiles_of
 from llama_perf.kernels.triton.tile_tokens import load_tile
 
 BITS_OF_X = tl.constexpr(11)
@@ -86,15 +81,11 @@ def tile_sums(
     acc = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
     zero_acc = tl.zeros((BATCH, BLOCK_N, TOKENS), tl.float32)
     squares = tl.zeros((BATCH, 16, TOKENS), tl.float32)
-    own = split * (STEPS * BATCH)
-    steps = steps_of(split, STEPS, TILES, BATCH)
-    first = first_tile(own, steps, TILES, BATCH, RAGGED)
-    peak = tl.full((TOKENS,), 1.0, tl.float32)
-    if peaks_in is None:
-        if DEPENDENT:
-            wait_for_input(ready, 0)
-        SPAN: tl.constexpr = STEPS * BATCH * COLUMNS
-        peak = token_peak(x, norm, own * COLUMNS, M, K, SPAN, TOKENS)
+    own, steps, first = tiles_of(split, STEPS, TILES, BATCH, RAGGED)
+    SPAN: tl.constexpr = STEPS * BATCH * COLUMNS
+    peak = peak_before_loop(
+        x, norm, peaks_in, ready, own * COLUMNS, M, K, SPAN, TOKENS, DEPENDENT
+    )
     for step in tl.range(STEPS if KNOWN_BOUNDS else steps, num_stages=STAGES):
         if DEPENDENT:
             wait_for_input(ready, step)
