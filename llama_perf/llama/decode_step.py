@@ -166,3 +166,33 @@ class CapturedDecodeStep(DecodeStep):
     def _repeat_graph(self) -> torch.cuda.CUDAGraph:
         assert self._step, "it has compiled and tuned all kernels"
         return capture_graph(super().repeat)
+
+
+@dataclass
+class InjectedSteps:
+    """The decode steps that a slowdown repeats: `share` of the steps, counted exactly.
+
+    A part of a step that is owed carries over to the next generation. A prompt owes
+    like `prompt_steps` steps, as many as take its time, so that a whole generation is
+    slowed by `share`. `run` and `repeated` count the steps so far.
+    """
+
+    share: float
+    prompt_steps: float = 0.0
+    run: int = 0
+    repeated: int = 0
+    _owed: float = 0.0
+
+    def begin(self) -> None:
+        """Owe what the prompt of a generation does."""
+        self._owed += self.share * self.prompt_steps
+
+    def next_step(self) -> int:
+        """How often to repeat the next step."""
+        self._owed += self.share
+        # What sums of a decimal share leave is no step.
+        repeats = int(self._owed + 1e-9)
+        self._owed -= repeats
+        self.run += 1
+        self.repeated += repeats
+        return repeats

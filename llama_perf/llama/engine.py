@@ -20,7 +20,7 @@ from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import Place, VisiblePositions
-from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep
+from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep, InjectedSteps
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
@@ -117,6 +117,7 @@ class Engine:
         # A captured step reads its own tensors, so it is kept and serves each later
         # generation that samples alike.
         self.captured: dict[Hashable, CapturedDecodeStep] = {}
+        self.injected = InjectedSteps(options.slowdown)
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:
@@ -249,13 +250,11 @@ class Engine:
         step = self._step(sampling, count, ragged=lengths is not None)
         step.begin(prompt, lengths, self.filled)
         yield step
-        repeats_due = 0.0
+        self.injected.begin()
         for _ in range(count - 1):
             # Repeating a step rewrites the same position with the same values.
-            repeats_due += self.options.slowdown
-            while repeats_due >= 1.0:
+            for _ in range(self.injected.next_step()):
                 step.repeat()
-                repeats_due -= 1.0
             step.run()
             yield step
 

@@ -68,8 +68,8 @@ class EngineOptions:
     `llama_perf.llama.fused`, on a CPU `fused_cpu`, instead of the blocks' modules. With
     "persistent" all layers of a step are one kernel (`llama_perf.llama.persistent`).
 
-    `slowdown` repeats that share of the decode steps and discards the results. It is
-    a switch for testing the gate, see docs/gate.md.
+    `slowdown` repeats that share of the decode steps and discards the results, see
+    `llama_perf.llama.decode_step.InjectedSteps`. It is a switch for testing the gate.
     """
 
     batch_size: int = 1

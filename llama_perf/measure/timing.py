@@ -9,7 +9,7 @@ Knows no baseline.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -126,6 +126,10 @@ def measure_row(
     device.reset_peak()
     samples: list[Sample] = []
     warm_ups = 1
+    injected = prepared.engine.injected
+    if slowdown:
+        owe_for_prompt(prepared, time_row(prepared, generator))
+    before = replace(injected)
     watch = GpuWatch(torch_device)
     watch.look()
     while more_samples(samples, limit=row.num_samples, budget_s=samples_budget_s):
@@ -180,6 +184,8 @@ def measure_row(
         graph_breaks=graph_breaks,
         compilations=compilations,
         injected_slowdown=slowdown,
+        repeated_steps=injected.repeated - before.repeated if slowdown else None,
+        decode_steps=injected.run - before.run if slowdown else None,
         autoquant=prepared.autoquant,
         step=work.step,
         check=check,
@@ -191,6 +197,23 @@ def measure_row(
         sample_ns=totals,
         first_token_ns=firsts,
     )
+
+
+def owe_for_prompt(prepared: PreparedRow, sample: Sample) -> None:
+    """Have a slowdown repeat steps for the time of the prompt too, by one sample.
+
+    Raises UserError for a row that decodes no step, since none can be repeated.
+    """
+    injected = prepared.engine.injected
+    steps = prepared.row.max_new_tokens - 1
+    if steps < 1:
+        raise UserError(
+            "inject-slowdown: repeats decode steps, and max_new_tokens = 1 has none"
+        )
+    # It repeated the share of its own steps.
+    decode_ns = sample.total_ns - sample.first_token_ns
+    step_ns = decode_ns / (steps * (1 + injected.share))
+    injected.prompt_steps = sample.first_token_ns / step_ns
 
 
 def steady(before: Sample, after: Sample) -> bool:

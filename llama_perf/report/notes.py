@@ -105,7 +105,11 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
             f" others' median after {measurement.warm_ups or 1} warm-ups"
         )
     if share := measurement.injected_slowdown:
-        yield f"injected slowdown of {share:.0%} in {result.id}"
+        text = f"injected slowdown of {share * 100:g}% in {result.id}"
+        if measurement.repeated_steps is not None:
+            repeated, steps = measurement.repeated_steps, measurement.decode_steps
+            text += f": {repeated} of {steps} decode steps were repeated"
+        yield text
     if issue := result.row.upstream_issue:
         yield f"works again: {result.id} is marked as broken by {issue}, and ran"
 

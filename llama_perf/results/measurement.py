@@ -123,6 +123,9 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
+    With an `injected_slowdown`, `repeated_steps` were repeated beside `decode_steps`
+    others, in the samples and what was timed before them.
+
     `compile_s` is what the first generation took longer than as many tokens of a
     sample, None unless all its code was compiled anew. `warm_ups` generations came
     before the samples.
@@ -150,6 +153,8 @@ class Measurement:
     graph_breaks: int | None = None
     compilations: int | None = None
     injected_slowdown: float = 0.0
+    repeated_steps: int | None = None
+    decode_steps: int | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     step: StepWork | None = None
     check: ValueCheck | None = None

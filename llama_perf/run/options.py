@@ -50,7 +50,7 @@ class RunRequest:
     """All that a command line asks of a run; raises SpecError for a wrong value.
 
     Paths are absolute or relative to the working directory. `inject_slowdown` are
-    patterns of row ids and the share of decoding steps that these rows repeat.
+    patterns of row ids and the share by which their generations are slowed.
     """
 
     set: str | None = _option(
@@ -135,8 +135,8 @@ class RunRequest:
         "write the report as markdown, whatever the file's suffix", "FILE"
     )
     inject_slowdown: tuple[tuple[str, float], ...] = _repeatable(
-        "for testing the gate: repeat this share of the decoding steps of matching rows"
-        " (repeatable)",
+        "for testing the gate: slow each generation of matching rows by this share of"
+        " its time, by repeating decode steps (repeatable)",
         "GLOB=PERCENT",
     )
     inject_damage: Sequence[str] = _repeatable(
@@ -192,7 +192,7 @@ class RunRequest:
         return rows
 
     def slowdown(self, row_id: str) -> float:
-        """The share of decoding steps that the row repeats; 0 for almost every row."""
+        """The share by which the row is slowed; 0 for almost every row."""
         matches = fnmatch.fnmatchcase
         return sum(part for glob, part in self.inject_slowdown if matches(row_id, glob))
 

@@ -20,7 +20,7 @@ from llama_perf import quantize_model
 from llama_perf.devices import cuda
 from llama_perf.llama import decode_step
 from llama_perf.llama.compiler import compiler_settings
-from llama_perf.llama.decode_step import sample
+from llama_perf.llama.decode_step import InjectedSteps, sample
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, Sampling
 from llama_perf.llama.transformer import Transformer
@@ -138,6 +138,33 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
     if model.device.type == "cpu":
         # A step is run once more before it is captured.
         assert decoded.call_count == 20 + 20 * share + capture
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.05, 0.1, 0.25, 1.5])
+@pytest.mark.parametrize("prompt_steps", [0.0, 0.7, 12.0])
+def test_a_share_of_a_step_carries_over_to_the_next_generation(
+    share: float, prompt_steps: float
+) -> None:
+    injected = InjectedSteps(share, prompt_steps)
+    for number in range(1, 201):
+        injected.begin()
+        for _ in range(15):
+            injected.next_step()
+        owed = number * share * (15 + prompt_steps)
+        assert owed - 1 < injected.repeated <= owed + 1e-6
+    assert injected.run == 200 * 15
+
+
+def test_five_percent_of_three_generations_of_seven_steps_is_one_step(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed = engine(model, slowdown=0.05)
+    repeat = Mock()
+    monkeypatch.setattr(decode_step.DecodeStep, "repeat", repeat)
+    for calls in (0, 0, 1, 1, 1, 2):
+        generated(slowed, 8, GREEDY)
+        assert repeat.call_count == calls
+    assert (slowed.injected.run, slowed.injected.repeated) == (42, 2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama_perf.devices.device import device_of
+from llama_perf.errors import UserError
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
@@ -248,3 +249,36 @@ def test_a_larger_cache_adds_its_bytes_and_is_found_in_what_a_row_measures() -> 
     caches = [predict_row(row).cache_bytes for row in rows]
     assert larger - first == caches[-1] - caches[0]
     assert larger > 1.02 * first
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_a_slowdown_counts_the_time_of_the_prompt_and_what_was_repeated(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt takes as long as four steps, and each generation has three."""
+    prepared = prepare_row(replace(ROW, num_samples=8), slowdown=share)
+    injected, steps_ns = prepared.engine.injected, 3_000_000
+
+    def timed(prepared: PreparedRow, _generator: torch.Generator) -> Sample:
+        tokens = prepared.engine.generate(
+            prepared.prompt, **prepared.request(torch.Generator())
+        )
+        first_ns = 4_000_000
+        total_ns = first_ns + round(steps_ns * (1 + share))
+        return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
+
+    monkeypatch.setattr(measuring, "time_row", timed)
+    meter = RowMemoryMeter(CPU)
+    measurement = measure_row(prepared, meter=meter)
+    if not share:
+        assert (measurement.repeated_steps, measurement.decode_steps) == (None, None)
+        return
+    assert injected.prompt_steps == pytest.approx(4.0)
+    assert measurement.decode_steps == 8 * 3
+    assert measurement.repeated_steps == pytest.approx(share * 8 * (3 + 4), abs=1)
+
+
+def test_a_row_without_decode_steps_cannot_be_slowed() -> None:
+    prepared = prepare_row(replace(ROW, max_new_tokens=1), slowdown=0.05)
+    with pytest.raises(UserError, match=r"inject-slowdown: .* max_new_tokens = 1 has"):
+        measure_row(prepared, meter=RowMemoryMeter(CPU))
