@@ -46,7 +46,6 @@ class Decision(Enum):
     FASTER = "faster"
     SAME = "the same"
     UNDECIDED = "undecided"
-    """More blocks may decide; after the last one, nothing was decided."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +64,15 @@ class BlockTest:
     decision: Decision
 
     @property
-    def ended(self) -> bool:
-        """Whether no further block is needed."""
-        return self.decision is not Decision.UNDECIDED or self.blocks >= MAX_BLOCKS
+    def change(self) -> float:
+        """The change of the speed, as a share: below 0 where the head is slower."""
+        return math.expm1(-self.loss)
+
+    @property
+    def change_interval(self) -> tuple[float, float]:
+        """The interval of the change, as shares."""
+        low, high = self.interval
+        return math.expm1(-high), math.expm1(-low)
 
 
 def block_test(
@@ -75,8 +80,9 @@ def block_test(
     *,
     min_loss: float = MIN_LOSS,
     target_loss: float = TARGET_LOSS,
+    max_blocks: int = MAX_BLOCKS,
 ) -> BlockTest:
-    """Test the log losses of blocks, at least two of them.
+    """Test the log losses of blocks, at least two and at most `max_blocks` of them.
 
     The head is slower where their mean is beyond `min_loss`, a share, and beyond what
     their scatter explains. It is the same where a loss of `target_loss` is excluded.
@@ -94,7 +100,7 @@ def block_test(
     def limit(blocks: int) -> float:
         # The t quantile of the tail that the normal bound has (Jennison and Turnbull
         # 2000, "Group sequential methods", section 11.4).
-        multiple = -float(t_quantile(degrees, tail_of_a_look()))
+        multiple = -float(t_quantile(degrees, tail_of_a_look(max_blocks)))
         return max(-math.log1p(-min_loss), multiple * error(blocks))
 
     target = -math.log1p(-target_loss)
@@ -110,7 +116,7 @@ def block_test(
     # A loss is missed where the last look does not find it, or where this one excluded
     # the target by chance.
     missed = float(t_quantile(degrees, _POWER))
-    found = limit(MAX_BLOCKS) + missed * error(MAX_BLOCKS)
+    found = limit(max_blocks) + missed * error(max_blocks)
     if decision is not Decision.UNDECIDED:
         found = max(found, target - excluding + missed * error(count))
     return BlockTest(
@@ -124,7 +130,7 @@ def block_test(
 
 
 @cache
-def tail_of_a_look() -> float:
+def tail_of_a_look(max_blocks: int = MAX_BLOCKS) -> float:
     """The chance of a false alarm that each look may have, with all of them together.
 
     It is the same for each look (Pocock 1977, "Group sequential methods in the design
@@ -133,7 +139,7 @@ def tail_of_a_look() -> float:
     from scipy.optimize import brentq
     from scipy.stats import norm
 
-    looks = range(MIN_BLOCKS, MAX_BLOCKS + 1)
+    looks = range(MIN_BLOCKS, max_blocks + 1)
 
     def excess(bound: float) -> float:
         return crossing_chance([bound] * len(looks), list(looks)) - FALSE_ALARM

@@ -41,7 +41,7 @@ from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
-from llama_perf.run.worker import NOTE
+from llama_perf.run.worker_protocol import NOTE
 from llama_perf.strict_json import read_json, to_json
 
 

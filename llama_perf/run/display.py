@@ -19,7 +19,7 @@ from rich.text import Text
 from llama_perf.report.table import short_names
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.time_left import Ended, Task, expected_s, total_s
-from llama_perf.run.worker import NOTE
+from llama_perf.run.worker_protocol import NOTE
 
 # Of a label that is cut to make room for the rest of the live line.
 _LEAST_LABEL = 16

@@ -5,10 +5,11 @@ other processes, and no baseline.
 """
 
 import gc
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -20,14 +21,22 @@ from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
-from llama_perf.measure.prepare import prepare_row
+from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.step_profile import load_profiler
-from llama_perf.measure.timing import Progress, RowMemoryMeter, measure_row
+from llama_perf.measure.timing import (
+    Progress,
+    RowMemoryMeter,
+    measure_row,
+    owe_for_prompt,
+    time_row,
+)
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import NOTE
+from llama_perf.run.worker_protocol import NOTE
+
+T = TypeVar("T")
 
 
 class Session:
@@ -47,30 +56,59 @@ class Session:
         """A device's bandwidth and other limits, measured once."""
         self._opened = OpenedModel(checkpoints=options.checkpoints, keep=True)
         self._model: tuple[str, ...] = ()
+        self._resident: tuple[PreparedRow, torch.Generator] | None = None
+        self._settings = ExitStack()
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult:
         """Build and measure one row; a row that breaks is a result as well."""
-        status, measurement = Status.MEASURED, None
-        reason: str | None = None
-        try:
-            measurement = self._measure(row, progress)
-        except NotRunnable as error:
-            status, reason = Status.NOT_RUN, str(error)
-        except UserError as error:
-            status, reason = Status.INVALID, str(error)
-        except torch.OutOfMemoryError as error:
-            status, reason = Status.INVALID, f"out of memory: {_first_line(error)}"
-        except Exception as error:
-            status = Status.INVALID
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-            if row.upstream_issue is not None:
-                status = Status.NOT_RUN
-                reason = f"broken upstream, {row.upstream_issue}: {reason}"
-        return RowResult(
-            id=row.id, row=row, status=status, reason=reason, measurement=measurement
-        )
+        self.forget()
+        ended = _attempt(row, lambda: self._measure(row, progress))
+        if isinstance(ended, RowResult):
+            return ended
+        return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=ended)
+
+    def prepare(
+        self, row: RowSpec, *, progress: Progress = lambda _text: None
+    ) -> RowResult | tuple[int, ...]:
+        """Build a row and keep it; the nanoseconds of two generations.
+
+        The first is a warm-up. A row that breaks ends with a result instead.
+        """
+        self.forget()
+        return _attempt(row, lambda: self._prepare(row, progress))
+
+    def sample(self) -> RowResult | tuple[int, ...]:
+        """Run a generation of the row that is kept; its nanoseconds."""
+        assert self._resident is not None, "a row was prepared"
+        prepared, generator = self._resident
+        return _attempt(prepared.row, lambda: (time_row(prepared, generator).total_ns,))
+
+    def forget(self) -> tuple[int, ...]:
+        """Free the row that is kept, if there is one."""
+        if self._resident is not None:
+            device = device_of(self._resident[0].row.device)
+            self._resident = None
+            self._settings.close()
+            device.release_memory()
+        return ()
+
+    def _prepare(self, row: RowSpec, progress: Progress) -> tuple[int, ...]:
+        device, slowdown = check_device(row.device), self.options.slowdown(row.id)
+        with ExitStack() as settings:
+            settings.enter_context(compiler_settings(used=row.compile))
+            progress("building")
+            self._load(row, device)
+            gc.freeze()
+            prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
+            generator = torch.Generator(device=device).manual_seed(0)
+            samples = [time_row(prepared, generator) for _ in range(2)]
+            if slowdown:
+                owe_for_prompt(prepared, samples[-1])
+            self._resident = prepared, generator
+            self._settings = settings.pop_all()
+        return tuple(sample.total_ns for sample in samples)
 
     def _load(self, row: RowSpec, device: torch.device) -> None:
         """Load the libraries and the model of `row`.
@@ -137,6 +175,25 @@ class Session:
             peak_memory_bytes=max(measurement.peak_memory_bytes - kept_bytes, 0),
             build_peak_bytes=max(build_peak_bytes, 0),
         )
+
+
+def _attempt(row: RowSpec, work: Callable[[], T]) -> RowResult | T:
+    """What `work` gives, or the result of a row that cannot run or that breaks."""
+    try:
+        return work()
+    except NotRunnable as error:
+        status, reason = Status.NOT_RUN, str(error)
+    except UserError as error:
+        status, reason = Status.INVALID, str(error)
+    except torch.OutOfMemoryError as error:
+        status, reason = Status.INVALID, f"out of memory: {_first_line(error)}"
+    except Exception as error:
+        status = Status.INVALID
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        if row.upstream_issue is not None:
+            status = Status.NOT_RUN
+            reason = f"broken upstream, {row.upstream_issue}: {reason}"
+    return RowResult(id=row.id, row=row, status=status, reason=reason)
 
 
 def _first_line(error: BaseException) -> str:

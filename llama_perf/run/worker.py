@@ -18,18 +18,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from llama_perf.files import CHECKOUT, cache_folder
-from llama_perf.results.run import Environment, RowResult, Status
+from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
-from llama_perf.strict_json import from_json, record, to_line
+from llama_perf.run.worker_protocol import (
+    KEEPS_ROWS,
+    READY,
+    Action,
+    RowEnded,
+    WorkerReply,
+    WorkerResult,
+    WorkerTask,
+)
+from llama_perf.strict_json import from_json, to_line
 
 PYTHON = Path(sys.executable)
-NOTE = "note: "
-"""The beginning of a progress text that a reader must not miss; others are steps."""
 _TAIL_LINES = 5
 # Time between two checks whether the process is alive.
 _POLL_S = 1.0
@@ -38,40 +46,6 @@ _GRACE_S = 5.0
 # Time for a worker to import torch and find its device, which a cold disk or a driver
 # makes long.
 _START_S = 300.0
-# The progress with which a worker says that it is ready for rows. It is no field of its
-# own, since older revisions refuse unknown fields.
-_READY = "ready"
-
-
-@record
-class WorkerTask:
-    """A row for a worker; paths are absolute.
-
-    `devices` are those of all rows of the run; they decide its environment.
-    """
-
-    row: RowSpec
-    devices: tuple[str, ...]
-    checkpoints: str | None = None
-    slowdowns: tuple[tuple[str, float], ...] = ()
-    damages: tuple[str, ...] = ()
-    cold_compile: bool | None = None
-
-
-@record
-class WorkerResult:
-    """How the row ended; `environment` is None where the process itself broke."""
-
-    result: RowResult
-    environment: Environment | None
-
-
-@record
-class WorkerReply:
-    """A worker's reply: its progress, or the result of its row."""
-
-    progress: str | None = None
-    done: WorkerResult | None = None
 
 
 class Worker:
@@ -109,6 +83,8 @@ class Worker:
         assert self._process.stdin is not None, "started with a pipe"
         self._tasks = self._process.stdin
         self._ready = False
+        self.keeps_rows = False
+        """Whether it knows the actions of a task; known once it has run a row."""
 
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
@@ -118,13 +94,49 @@ class Worker:
         first reply, so the start of the process is no part of it. An interrupt ends the
         process.
         """
+        ended = self._ask(self._task(row), progress)
+        assert isinstance(ended, WorkerResult), "an answer to an action"
+        return ended
+
+    def prepare(self, row: RowSpec, progress: Callable[[str], None]) -> tuple[int, ...]:
+        """Build a row and keep it; the nanoseconds of two generations.
+
+        Raises RowEnded where that, or another action, breaks or takes longer than the
+        options' `row_timeout`.
+        """
+        return self._act(row, "prepare", progress)
+
+    def sample(self, row: RowSpec) -> int:
+        """Run a generation of the row that is kept; its nanoseconds."""
+        (time_ns,) = self._act(row, "sample")
+        return time_ns
+
+    def forget(self, row: RowSpec) -> None:
+        """Free the row that is kept."""
+        self._act(row, "forget")
+
+    def _act(
+        self,
+        row: RowSpec,
+        action: Action,
+        progress: Callable[[str], None] = lambda _text: None,
+    ) -> tuple[int, ...]:
+        ended = self._ask(replace(self._task(row), action=action), progress)
+        if isinstance(ended, WorkerResult):
+            raise RowEnded(ended)
+        return ended
+
+    def _ask(
+        self, task: WorkerTask, progress: Callable[[str], None]
+    ) -> WorkerResult | tuple[int, ...]:
+        row = task.row
         begin = os.fstat(self._output.fileno()).st_size
         try:
-            ended = self._exchange(row, progress)
+            ended = self._exchange(task, progress)
         except BaseException:
             self._kill()
             raise
-        if isinstance(ended, WorkerResult):
+        if not isinstance(ended, str):
             return ended
         text = os.pread(self._output.fileno(), 1 << 20, begin).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -133,12 +145,9 @@ class Worker:
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
         return WorkerResult(result=result, environment=None)
 
-    def _exchange(
-        self, row: RowSpec, progress: Callable[[str], None]
-    ) -> WorkerResult | str:
-        """Send a row; its result, or how the process ended without one."""
+    def _task(self, row: RowSpec) -> WorkerTask:
         checkpoints = self._options.checkpoints
-        task = WorkerTask(
+        return WorkerTask(
             row=row,
             devices=self._devices,
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
@@ -147,6 +156,11 @@ class Worker:
             # Older revisions do not know it.
             cold_compile=self._options.cold_compile or None,
         )
+
+    def _exchange(
+        self, task: WorkerTask, progress: Callable[[str], None]
+    ) -> WorkerResult | tuple[int, ...] | str:
+        """Send a task; what it ended with, or how the process ended without that."""
         limit = self._options.row_timeout or math.inf
         # Before the row is sent, since a process that has run others starts at once.
         deadline = time.monotonic() + limit + (0 if self._ready else _START_S)
@@ -158,13 +172,18 @@ class Worker:
         while True:
             *lines, received = received.split(b"\n")
             for line in lines:
-                reply = from_json(WorkerReply, line, source=f"the process of {row.id}")
+                source = f"the process of {task.row.id}"
+                reply = from_json(WorkerReply, line, source=source)
                 if not self._ready:
                     # Older revisions begin with the row's first step or its result.
                     self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
                     return reply.done
-                if reply.progress != _READY:
+                if reply.times_ns is not None:
+                    return reply.times_ns
+                if reply.progress == KEEPS_ROWS:
+                    self.keeps_rows = True
+                elif reply.progress != READY:
                     progress(str(reply.progress))
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -261,6 +280,9 @@ def main(arguments: list[str]) -> None:
     def send(reply: WorkerReply) -> None:
         print(to_line(reply), file=replies, flush=True)
 
+    def tell(text: str) -> None:
+        send(WorkerReply(progress=text))
+
     from llama_perf.run.session import Session
 
     session: Session | None = None
@@ -275,11 +297,19 @@ def main(arguments: list[str]) -> None:
                 cold_compile=bool(task.cold_compile),
             )
             session = Session(task.devices, options=options)
-            send(WorkerReply(progress=_READY))
-        result = session.run_row(
-            task.row, progress=lambda text: send(WorkerReply(progress=text))
-        )
-        done = WorkerResult(result=result, environment=session.environment)
+            send(WorkerReply(progress=READY))
+            send(WorkerReply(progress=KEEPS_ROWS))
+        ended: RowResult | tuple[int, ...]
+        if task.action is None:
+            ended = session.run_row(task.row, progress=tell)
+        elif task.action == "prepare":
+            ended = session.prepare(task.row, progress=tell)
+        else:
+            ended = session.sample() if task.action == "sample" else session.forget()
+        if isinstance(ended, tuple):
+            send(WorkerReply(times_ns=ended))
+            continue
+        done = WorkerResult(result=ended, environment=session.environment)
         send(WorkerReply(done=done))
 
 

@@ -69,15 +69,21 @@ CASES: list[tuple[list[float], Decision]] = [
 def test_decisions(values: list[float], decision: Decision) -> None:
     test = block_test(values)
     assert test.decision is decision
-    assert test.ended is (decision is not Decision.UNDECIDED)
     low, high = test.interval
     assert low < test.loss < high
     assert test.limit >= -math.log1p(-0.01)
 
 
-def test_the_last_block_ends_the_test_undecided() -> None:
-    test = block_test([0.3, -0.2] * 4)
-    assert (test.decision, test.ended) == (Decision.UNDECIDED, True)
+def test_a_change_is_a_share_of_the_speed() -> None:
+    test = block_test([math.log(2)] * 2)
+    assert test.change == pytest.approx(-0.5)
+    low, high = test.change_interval
+    assert low < -0.5 < high
+
+
+def test_fewer_looks_have_a_lower_bound() -> None:
+    values = [0.12, 0.08, 0.10, 0.09]
+    assert block_test(values, max_blocks=4).limit < block_test(values).limit
 
 
 def test_a_smaller_target_takes_longer_and_a_larger_least_loss_fails_less() -> None:
@@ -91,9 +97,12 @@ def run_until_decided(
     draw: np.random.Generator, deviation: float, loss: float
 ) -> tuple[Decision, float]:
     values = list(draw.normal(-math.log1p(-loss), deviation, 2))
-    while not (test := block_test(values)).ended:
+    while True:
+        test = block_test(values)
+        ended = len(values) == blocks.MAX_BLOCKS
+        if ended or test.decision is not Decision.UNDECIDED:
+            return test.decision, test.minimum_detectable
         values.append(draw.normal(-math.log1p(-loss), deviation))
-    return test.decision, test.minimum_detectable
 
 
 @pytest.mark.parametrize("deviation", [0.003, 0.007, 0.01])

@@ -12,7 +12,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import display as displaying
 from llama_perf.run.display import Display, clock, live_line
 from llama_perf.run.time_left import Task
-from llama_perf.run.worker import WorkerResult
+from llama_perf.run.worker_protocol import WorkerResult
 from tests.correctness.support.plugin_project import FP6, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,

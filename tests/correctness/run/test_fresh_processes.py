@@ -17,7 +17,8 @@ from llama_perf.run import worker
 from llama_perf.run.fresh_processes import default_processes, measure_pairs
 from llama_perf.run.options import RunRequest
 from llama_perf.run.revision import checked_out, resolve
-from llama_perf.run.worker import Worker, WorkerResult
+from llama_perf.run.worker import Worker
+from llama_perf.run.worker_protocol import WorkerResult
 from tests.correctness.support.git_commands import git
 from tests.correctness.support.plugin_project import (
     FP6,

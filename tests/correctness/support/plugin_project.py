@@ -17,7 +17,8 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session, worker
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import Worker, WorkerResult
+from llama_perf.run.worker import Worker
+from llama_perf.run.worker_protocol import WorkerResult
 from llama_perf.strict_json import read_json
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import baseline_of_processes, stored_in

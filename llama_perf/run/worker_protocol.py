@@ -1,0 +1,68 @@
+"""What a worker is asked and what it replies, one line of JSON each.
+
+`compare --base` starts the workers of older revisions, so a field may be added and none
+may change. A new field is left out where it has its default: older revisions refuse
+what they do not know.
+"""
+
+from typing import Literal
+
+from llama_perf.results.run import Environment, RowResult
+from llama_perf.rows.spec import RowSpec
+from llama_perf.strict_json import record
+
+NOTE = "note: "
+"""The beginning of a progress text that a reader must not miss; others are steps."""
+# The progress with which a worker says that it is ready for rows. It is no field of its
+# own, since older revisions refuse unknown fields.
+READY = "ready"
+# What one that knows the actions says next.
+KEEPS_ROWS = "keeps rows"
+Action = Literal["prepare", "sample", "forget"]
+
+
+@record
+class WorkerTask:
+    """A row for a worker, which measures it unless there is an `action`.
+
+    "prepare" builds the row, runs two generations and keeps it; "sample" runs one of
+    the row that is kept; "forget" frees it. Paths are absolute. `devices` are those of
+    all rows of the run; they decide its environment.
+    """
+
+    row: RowSpec
+    devices: tuple[str, ...]
+    checkpoints: str | None = None
+    slowdowns: tuple[tuple[str, float], ...] = ()
+    damages: tuple[str, ...] = ()
+    cold_compile: bool | None = None
+    action: Action | None = None
+
+
+@record
+class WorkerResult:
+    """How the row ended; `environment` is None where the process itself broke."""
+
+    result: RowResult
+    environment: Environment | None
+
+
+@record
+class WorkerReply:
+    """A worker's reply: its progress, or the result of its row.
+
+    An action ends with `times_ns`, the nanoseconds of the generations that it ran, or
+    with a result that says why it could not.
+    """
+
+    progress: str | None = None
+    done: WorkerResult | None = None
+    times_ns: tuple[int, ...] | None = None
+
+
+class RowEnded(Exception):
+    """An action ended its row, with this result."""
+
+    def __init__(self, result: WorkerResult) -> None:
+        super().__init__(result.result.summary)
+        self.result = result
