@@ -3,32 +3,33 @@
 import argparse
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from llama_perf.errors import SpecError, UserError, check_count
-from llama_perf.files import CHECKOUT, write_atomically
-from llama_perf.gate.pairs import MIN_PAIRS, compare_pairs
-from llama_perf.gate.thresholds import CONFIRM_PROCESSES
+from llama_perf.errors import SpecError, UserError
+from llama_perf.files import CHECKOUT
+from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, TARGET_LOSS
+from llama_perf.gate.pairs import PairsGate
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.display import Display
-from llama_perf.run.fresh_processes import measure_pairs
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
-from llama_perf.strict_json import to_json, to_line
+from llama_perf.strict_json import to_line
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
+_MAX_PAIRS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints", "--wait")
     add_shared(parser, "--row-timeout", "--inject-slowdown", "--inject-damage")
-    add_shared(parser, "--on-missing-baseline", "--results", "--report", "--markdown")
+    add_shared(parser, "--on-missing-baseline", "--on-undecided")
+    add_shared(parser, "--results", "--report", "--markdown")
     parser.add_argument(
         "--base",
         metavar="REV",
@@ -45,63 +46,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         metavar="N",
         type=int,
-        default=CONFIRM_PROCESSES,
-        help="run each row in N processes of each side (default: %(default)s)",
+        default=2 * MAX_BLOCKS,
+        help="run at most N pairs of each row, an even number; a clear row ends after"
+        f" {2 * MIN_BLOCKS} (default: %(default)s)",
+    )
+    add_least(parser)
+
+
+def add_least(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the loss that has to be found."""
+    parser.add_argument(
+        "--least",
+        metavar="PERCENT",
+        default=f"{TARGET_LOSS:.0%}",
+        help="the loss of speed to look for: a row goes on until it is slower, or until"
+        " so large a loss is excluded (default: 5%%)",
     )
 
 
+def parse_least(text: str) -> float:
+    """Parse "5%" or "5" to a share; raises SpecError."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0.01 <= share < 1:
+        raise SpecError("least", text, "allowed: a percentage from 1% to 99%")
+    return share
+
+
 def main(arguments: argparse.Namespace) -> int:
-    """Measure the pairs and print the table; 1 where a row failed."""
+    """Measure the pairs and print the table; 1 where a row failed, 130 on Ctrl-C."""
     request, python = request_of(arguments), arguments.base_python or PYTHON
     if arguments.base is None and arguments.base_python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
-    check_count("pairs", arguments.pairs, MIN_PAIRS)
+    pairs, least = arguments.pairs, 2 * MIN_BLOCKS
+    if pairs % 2 or not least <= pairs <= _MAX_PAIRS:
+        allowed = f"allowed: an even number from {least} to {_MAX_PAIRS}"
+        raise SpecError("pairs", pairs, allowed)
+    gate = PairsGate(
+        limits=request.limits,
+        target_loss=parse_least(arguments.least),
+        max_blocks=pairs // 2,
+        missing_fails=request.on_missing_baseline == "fail",
+        undecided_fails=request.on_undecided == "fail",
+    )
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise SpecError("base-python", str(python), "name an interpreter's file")
     commit = None if arguments.base is None else resolve(arguments.base)
     rows = request.selected()
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
+    from llama_perf.run.paired import PairedProcesses, PairedRun
     from llama_perf.run.session import Session
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     session = Session({row.device for row in rows}, options=request)
     display = Display.on(sys.stderr)
     lock = locked(session.device, wait=request.wait, notify=display.note)
+    named = {"--base": arguments.base, "--base-python": arguments.base_python}
+    bases = {name: str(value) for name, value in named.items() if value is not None}
+    words = ["--least", arguments.least, *chain.from_iterable(bases.items())]
+    report = Report(
+        started=started,
+        environment=session.environment,
+        selected=len(rows),
+        again=tuple(request.command("compare", *words)),
+        baseline_source=", ".join(bases.values()),
+    )
+    interrupted = False
     with (
         nullcontext(CHECKOUT) if commit is None else checked_out(commit) as package,
         lock,
+        # Links stay, since they decide its packages.
+        closing(
+            PairedProcesses(
+                rows, options=request, package=package, python=python.absolute()
+            )
+        ) as processes,
     ):
-        pairs, environments = measure_pairs(
-            rows,
-            package=package,
-            # Links stay, since they decide its packages.
-            python=python.absolute(),
-            pairs=arguments.pairs,
-            options=request,
-            display=display,
-        )
-    fails = request.on_missing_baseline == "fail"
-    judged = compare_pairs(pairs, missing_fails=fails, limits=request.limits)
-    head = environments.get("head", session.environment)
-    named = {"--base": arguments.base, "--base-python": arguments.base_python}
-    bases = {name: str(value) for name, value in named.items() if value is not None}
-    words = ["--pairs", str(arguments.pairs), *chain.from_iterable(bases.items())]
-    report = Report(
-        started=started,
-        environment=head,
-        selected=len(rows),
-        again=tuple(request.command("compare", *words)),
-        results=tuple(result for result, _ in judged),
-        comparisons=tuple(comparison for _, comparison in judged),
-        baseline_source=f"{', '.join(bases.values())}, in {arguments.pairs} pairs of"
-        " processes",
-        environment_changes=environments.get("base", head).changes(head),
-    )
+        run = PairedRun(report, gate, processes, path=request.results)
+        display.plan_rows([(row, "") for row in rows])
+        try:
+            for row in rows:
+                run.run_row(row, display)
+        except KeyboardInterrupt:
+            interrupted = True
+    report = run.report
     print(as_text(report), end="")
-    if request.results is not None:
-        write_atomically(request.results, to_json(report))
     request.write_reports(report)
     if request.print_results:
         print(to_line(report))
+    if interrupted:
+        left = len(rows) - len(report.results)
+        display.note(f"interrupted before {left} of {len(rows)} rows")
+        return 130
     return 1 if report.failed else 0

@@ -1,14 +1,24 @@
 """Pairs of processes, one of each revision or environment: a verdict for each row.
 
-Only the differences inside pairs are judged, without a baseline.
+Blocks of pairs decide on the speed (`gate/blocks.py`), without a stored baseline. The
+other metrics are those of processes that each side measured the row in.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean, geometric_mean
+from dataclasses import dataclass, field, replace
+from statistics import geometric_mean
 
-from llama_perf.gate import judgements, thresholds
+from llama_perf.gate import judgements
+from llama_perf.gate.blocks import (
+    MAX_BLOCKS,
+    MIN_BLOCKS,
+    TARGET_LOSS,
+    BlockTest,
+    Decision,
+    block_test,
+)
+from llama_perf.gate.thresholds import as_share
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results import baselines
@@ -17,16 +27,20 @@ from llama_perf.results.run import Comparison, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
 
-MIN_PAIRS = 3
 SIDES = ("base", "head")
 
 
 @dataclass(slots=True)
-class Pairs:
-    """One row's results by side, each side's in the order of the pairs."""
+class PairedRow:
+    """One row: the results of each side, and the log losses of its blocks.
+
+    `way` says how the blocks were measured.
+    """
 
     row: RowSpec
     results: dict[str, list[RowResult]]
+    blocks: list[float] = field(default_factory=list)
+    way: str = ""
 
     @property
     def missed(self) -> tuple[str, RowResult] | None:
@@ -39,75 +53,115 @@ class Pairs:
         results = self.results[side]
         return [result.measurement for result in results if result.measurement]
 
-    def rates(self, side: str) -> list[float]:
-        """The tok/s of a side's processes."""
-        return [measurement.tok_s for measurement in self.measurements(side)]
-
-    @property
-    def losses(self) -> list[float]:
-        """The log of base over head of each pair: above 0 where the head is slower."""
-        return list(map(thresholds.log_loss, self.rates("head"), self.rates("base")))
+    def peak(self, limits: Limits) -> judgements.Judgement:
+        """The judgement on the head's peak, by the medians of both sides."""
+        base, head = (
+            baselines.baseline_row(self.row, *self.measurements(side)) for side in SIDES
+        )
+        return judgements.compare_peak(judgements.stored_peak(head), base, limits)
 
 
-def compare_pairs(
-    measured: Sequence[Pairs], *, missing_fails: bool = True, limits: ProjectLimits = ()
-) -> list[tuple[RowResult, Comparison]]:
-    """The head's result and a verdict for each row.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairsGate:
+    """What the verdicts on pairs go by; see `llama_perf.gate.blocks`."""
 
-    A row is slower where the mean loss of its pairs is more than 1 % and more than
-    their scatter explains (`thresholds.confirm_pairs_limit`). The deviations of all
-    rows are shrunk together.
-    """
-    complete = [pairs for pairs in measured if pairs.missed is None]
-    own = [thresholds.between_processes(pairs.losses) for pairs in complete]
-    # A difference of two processes has twice the variance of one process.
-    halved = [replace(one, deviation=one.deviation / math.sqrt(2)) for one in own]
-    spreads = iter(thresholds.shrunk(halved))
-    return [
-        _judged(pairs, next(spreads), judgements.limits_of(pairs.row, limits))
-        if pairs.missed is None
-        else _not_measured(pairs, *pairs.missed, missing_fails=missing_fails)
-        for pairs in measured
-    ]
+    limits: ProjectLimits = ()
+    target_loss: float = TARGET_LOSS
+    max_blocks: int = MAX_BLOCKS
+    missing_fails: bool = True
+    undecided_fails: bool = True
+
+    def limits_of(self, row: RowSpec) -> Limits:
+        """The limits of a row."""
+        return judgements.limits_of(row, self.limits)
+
+    def test(self, pairs: PairedRow) -> BlockTest | None:
+        """The test of a row's blocks; None where there are too few to say anything."""
+        if len(pairs.blocks) < MIN_BLOCKS:
+            return None
+        return block_test(
+            pairs.blocks,
+            min_loss=self.limits_of(pairs.row)["least_loss"],
+            target_loss=self.target_loss,
+            max_blocks=self.max_blocks,
+        )
+
+    def needs_block(self, pairs: PairedRow) -> bool:
+        """Whether the next block may change the verdict."""
+        test = self.test(pairs)
+        if pairs.missed is not None or len(pairs.blocks) >= self.max_blocks:
+            return False
+        return test is None or test.decision is Decision.UNDECIDED
+
+    def compare(self, pairs: PairedRow) -> tuple[RowResult, Comparison]:
+        """The head's result and the verdict on a row."""
+        if pairs.missed is not None:
+            return self._not_measured(pairs, *pairs.missed)
+        test = self.test(pairs)
+        assert test is not None, "a row that was measured has two blocks"
+        limits = self.limits_of(pairs.row)
+        result = _head(pairs)
+        base = baselines.baseline_row(pairs.row, *pairs.measurements("base"))
+        peak = pairs.peak(limits)
+        judged = judge(result, base, self._speed(pairs, test), peak, limits)
+        judged = replace(judged, change_interval=test.change_interval)
+        if judged.verdict is Verdict.UNDECIDED and not self.undecided_fails:
+            judged = replace(judged, failed=False)
+        return result, judged
+
+    def _speed(self, pairs: PairedRow, test: BlockTest) -> judgements.Judgement:
+        before = geometric_mean(one.tok_s for one in pairs.measurements("base"))
+        now = before * math.exp(-test.loss)
+        limit = as_share(test.limit)
+        change = judgements.metric_change(TOK_S.title, before, now, limit)
+        reason = f"{judgements.describe(change)}; {described(test)}, {pairs.way}"
+        undecided = test.decision is Decision.UNDECIDED
+        if undecided:
+            reason += (
+                f"; a loss of {self.target_loss:.3g} is neither shown nor excluded"
+            )
+        return judgements.Judgement(
+            changes=(replace(change, worse=test.decision is Decision.SLOWER),),
+            reason=reason,
+            faster=test.decision is Decision.FASTER,
+            undecided=undecided,
+            minimum_detectable=test.minimum_detectable,
+        )
+
+    def _not_measured(
+        self, pairs: PairedRow, side: str, result: RowResult
+    ) -> tuple[RowResult, Comparison]:
+        verdict, failed = Verdict.INVALID, True
+        if result.status is Status.NOT_RUN:
+            verdict, failed = Verdict.NOT_RUN, bool(pairs.measurements("base"))
+            if side == "base" and pairs.measurements("head"):
+                verdict, failed = Verdict.NO_BASELINE, self.missing_fails
+        reason = f"{side}: {result.reason}"
+        shown = replace(result, reason=reason)
+        return shown, Comparison(
+            id=pairs.row.id, verdict=verdict, reason=reason, failed=failed
+        )
 
 
-def _judged(
-    pairs: Pairs, spread: thresholds.Spread, limits: Limits
-) -> tuple[RowResult, Comparison]:
-    base, head = (
-        baselines.baseline_row(pairs.row, *pairs.measurements(side)) for side in SIDES
-    )
-    losses = pairs.losses
-    loss = fmean(losses)
-    limit = thresholds.confirm_pairs_limit(spread, limits["least_loss"])
-    change = judgements.metric_change(
-        TOK_S.title,
-        geometric_mean(pairs.rates("base")),
-        geometric_mean(pairs.rates("head")),
-        thresholds.as_share(limit),
-    )
-    slower = sum(loss > 0 for loss in losses)
-    speed = judgements.Judgement(
-        changes=(replace(change, worse=loss > limit),),
-        reason=f"{judgements.describe(change)}; {len(losses)} pairs, head slower in"
-        f" {slower}",
-        faster=-loss > limit,
-    )
-    result = replace(pairs.results["head"][0], measurement=head.measurement)
-    peak = judgements.compare_peak(judgements.stored_peak(head), base, limits)
-    return result, judge(result, base, speed, peak, limits)
+def _head(pairs: PairedRow) -> RowResult:
+    """The head's result, with the measurement of the process of median speed."""
+    head = baselines.baseline_row(pairs.row, *pairs.measurements("head"))
+    return replace(pairs.results["head"][0], measurement=head.measurement)
 
 
-def _not_measured(
-    pairs: Pairs, side: str, result: RowResult, *, missing_fails: bool
-) -> tuple[RowResult, Comparison]:
-    verdict, failed = Verdict.INVALID, True
-    if result.status is Status.NOT_RUN:
-        verdict, failed = Verdict.NOT_RUN, bool(pairs.measurements("base"))
-        if side == "base" and pairs.measurements("head"):
-            verdict, failed = Verdict.NO_BASELINE, missing_fails
-    reason = f"{side}: {result.reason}"
-    shown = replace(result, reason=reason)
-    return shown, Comparison(
-        id=pairs.row.id, verdict=verdict, reason=reason, failed=failed
+def described(test: BlockTest) -> str:
+    """The change of a speed in words, with its interval."""
+    low, high = test.change_interval
+    return f"95 %: {low:+.1%} to {high:+.1%}, {2 * test.blocks} pairs"
+
+
+def overall(tests: Sequence[BlockTest]) -> str:
+    """The mean change of several rows in words, with its interval."""
+    loss = sum(test.loss for test in tests) / len(tests)
+    halves = [(test.interval[1] - test.interval[0]) / 2 for test in tests]
+    half = math.hypot(*halves) / len(tests)
+    low, high = math.expm1(-loss - half), math.expm1(-loss + half)
+    return (
+        f"{math.expm1(-loss):+.1%} (95 %: {low:+.1%} to {high:+.1%}), the mean of"
+        f" {len(tests)} rows"
     )

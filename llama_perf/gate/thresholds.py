@@ -101,16 +101,14 @@ def t_multiplier(normal: float, degrees: float) -> float:
 
 # A row is suspicious if it lost more than its `least_loss` (`min_loss` below) and more
 # than SCREEN deviations of the difference. It is slower if CONFIRM_PROCESSES fresh
-# processes confirm that by CONFIRM deviations, or as many interleaved pairs by
-# CONFIRM_PAIRS. A baseline of fewer than MIN_PROCESSES gives no deviation. POWER is the
-# probability of detecting a minimum detectable loss.
+# processes confirm that by CONFIRM deviations. A baseline of fewer than MIN_PROCESSES
+# gives no deviation. POWER is the probability of detecting a minimum detectable loss.
 #
-# CONFIRM is larger than CONFIRM_PAIRS because the stored mean is part of the screen and
-# of the confirmation: an unlucky one makes both fail together. From 5 stored processes
-# on, 4.0 makes that no likelier than two independent steps at 2.5 and 3.3.
+# The stored mean is part of the screen and of the confirmation: an unlucky one makes
+# both fail together. From 5 stored processes on, a CONFIRM of 4.0 makes that no
+# likelier than two independent steps at 2.5 and 3.3.
 SCREEN = 2.5
 CONFIRM = 4.0
-CONFIRM_PAIRS = 3.3
 CONFIRM_PROCESSES = 5
 MIN_PROCESSES = 3
 POWER = 0.90
@@ -141,11 +139,6 @@ def confirm_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     # The mean of n fresh processes minus that of R stored ones has this variance.
     variance = 1 / CONFIRM_PROCESSES + 1 / spread.processes
     return _limit(spread, CONFIRM, variance, min_loss)
-
-
-def confirm_pairs_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
-    """The same for the mean of pairs, each of a base and a head process in turn."""
-    return _limit(spread, CONFIRM_PAIRS, 2 / spread.processes, min_loss)
 
 
 def faster_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:

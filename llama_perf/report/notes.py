@@ -78,6 +78,8 @@ def notes(report: Report) -> Iterator[str]:
     yield from sorted(set(map(_gpu_problem, figures)) - {""})
     if report.baseline_source:
         yield f"baseline: {report.baseline_source}"
+    if report.overall:
+        yield f"overall: {report.overall}"
     if report.environment_changes:
         yield f"changed since the baseline: {'; '.join(report.environment_changes)}"
     if report.stale:

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.measurement import LinearChoice, Measurement
-from llama_perf.results.run import Comparison, Report, RowResult
+from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.rows.selection import load_set
 
 NOTHING = "-"
@@ -114,6 +114,20 @@ def change_of(comparison: Comparison | None, metric: str) -> str:
         if change.metric == metric:
             return f"{change.change:+.1%}"
     return NOTHING
+
+
+def shown(result: RowResult, comparison: Comparison) -> tuple[str, str, str]:
+    """The figures of a row that ended, its verdict, and the verdict's colour."""
+    style = "red" if comparison.failed else "yellow"
+    if comparison.verdict in {Verdict.SAME, Verdict.FASTER, Verdict.SMALLER}:
+        style = "green"
+    if result.measurement is None:
+        return "", f"{comparison.verdict.value}: {comparison.reason}", style
+    change = change_of(comparison, TOK_S.title)
+    figures = result.summary if change == NOTHING else f"{result.summary}  {change}"
+    if comparison.verdict is Verdict.NOT_COMPARED:
+        return figures, "", ""
+    return figures, comparison.verdict.value, style
 
 
 def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:

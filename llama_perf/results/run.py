@@ -115,7 +115,8 @@ class Comparison:
     `suspicious` and `suspicious_peak` say that the run's own process became slower, or
     larger, by more than the limit, even where fresh processes did not.
     `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
-    in ten; None if the baseline has too few processes to know.
+    in ten; None if the baseline has too few processes to know. `change_interval` is
+    that of the change of tok/s, a share, where pairs of processes were compared.
     """
 
     id: str
@@ -127,6 +128,7 @@ class Comparison:
     suspicious: bool = False
     suspicious_peak: bool = False
     minimum_detectable: float | None = None
+    change_interval: tuple[float, float] | None = None
 
     @property
     def doubtful(self) -> bool:
@@ -141,6 +143,7 @@ class Report:
     `selected` counts the rows that were to run; `again` are the words of the command
     that runs them without pytest. `reference` has, by row id, the figures of the
     published A100 table. `stale` are ids in the baseline that no set has any more.
+    `overall` is the mean change of rows that were compared in pairs, in words.
     """
 
     kind: Literal["llama-perf report"] = "llama-perf report"
@@ -156,6 +159,7 @@ class Report:
     baseline_source: str | None = None
     environment_changes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    overall: str | None = None
 
     @property
     def failed(self) -> bool:

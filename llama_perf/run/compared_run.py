@@ -20,8 +20,7 @@ from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.gate.verdict import compare, not_compared
 from llama_perf.measure.environment import machine_notes
-from llama_perf.metrics import TOK_S
-from llama_perf.report.table import NOTHING, change_of
+from llama_perf.report.table import shown
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import (
@@ -124,7 +123,7 @@ class ComparedRun:
             if result is None:
                 result = self._measured(row, running)
             comparison = self.add(result, running=running)
-            figures, verdict, style = _shown(result, comparison)
+            figures, verdict, style = shown(result, comparison)
             running.end(
                 f"taken over: {figures}" if taken_over else figures,
                 verdict,
@@ -256,20 +255,6 @@ class ComparedRun:
             f" ({path}); record one with:",
             f"  {shlex.join(self._request.command('baseline', 'record'))}",
         ]
-
-
-def _shown(result: RowResult, comparison: Comparison) -> tuple[str, str, str]:
-    """The figures of a row that ended, its verdict, and the verdict's colour."""
-    style = "red" if comparison.failed else "yellow"
-    if comparison.verdict in {Verdict.SAME, Verdict.FASTER, Verdict.SMALLER}:
-        style = "green"
-    if result.measurement is None:
-        return "", f"{comparison.verdict.value}: {comparison.reason}", style
-    change = change_of(comparison, TOK_S.title)
-    figures = result.summary if change == NOTHING else f"{result.summary}  {change}"
-    if comparison.verdict is Verdict.NOT_COMPARED:
-        return figures, "", ""
-    return figures, comparison.verdict.value, style
 
 
 def _finished_rows(

@@ -1,19 +1,15 @@
-"""Rows in several fresh processes each: to record, to confirm a loss, to compare two.
+"""Rows in several fresh processes each: to record, or to confirm a loss.
 
 A process runs one row, so no row depends on those that were selected with it, and a
 crash names its row. The rows take turns, so that a slow minute of the machine falls on
-all of them. Two revisions or environments are measured in pairs of processes, one right
-after the other (`gate/pairs.py` judges them).
+all of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 from llama_perf.errors import RecordError
 from llama_perf.gate import judgements, thresholds
-from llama_perf.gate.pairs import SIDES, Pairs
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
@@ -102,58 +98,3 @@ def confirmation(
         if trial.missed is not None:
             break
     return trials
-
-
-def measure_pairs(
-    rows: Sequence[RowSpec],
-    *,
-    package: Path,
-    python: Path,
-    pairs: int,
-    options: RunRequest,
-    display: Display,
-) -> tuple[list[Pairs], dict[str, Environment]]:
-    """Run one pair of each row, then another of each; also returns the environments.
-
-    The base has the `llama_perf` in the folder `package` and is run by `python`, the
-    head those of this process. The sides take turns at going first. Slowdowns are
-    injected only into the head. A row that breaks, or that a side cannot run, does not
-    run again.
-    """
-    measured = [Pairs(row=row, results={side: [] for side in SIDES}) for row in rows]
-    environments: dict[str, Environment] = {}
-    devices = {row.device for row in rows}
-    base = partial(
-        worker.run_in_process,
-        options=replace(options, inject_slowdown=()),
-        package=package,
-        python=python,
-    )
-    sides = {"base": base, "head": partial(worker.run_in_process, options=options)}
-    in_turn = [SIDES[:: 1 if number % 2 == 0 else -1] for number in range(pairs)]
-    display.plan_rows(
-        [
-            (row, f"pair {number} of {pairs}, {side}")
-            for number, order in enumerate(in_turn, start=1)
-            for row in rows
-            for side in order
-        ]
-    )
-    for number, order in enumerate(in_turn):
-        for of_row in measured:
-            for side in order:
-                # The first pair shows of both sides whether they can run the row.
-                if of_row.missed is not None and number > 0:
-                    break
-                with display.next() as running:
-                    ran = sides[side](
-                        of_row.row, devices=devices, progress=running.step
-                    )
-                    of_row.results[side].append(ran.result)
-                    if ran.environment is not None:
-                        environments.setdefault(side, ran.environment)
-                    counted = ran.result.measurement is not None
-                    running.end(ran.result.summary, counted=counted)
-            if of_row.missed is not None:
-                display.drop(of_row.row.id)
-    return measured, environments
