@@ -117,9 +117,7 @@ class PairsGate:
         reason = f"{judgements.describe(change)}; {described(test)}, {pairs.way}"
         undecided = test.decision is Decision.UNDECIDED
         if undecided:
-            reason += (
-                f"; a loss of {self.target_loss:.3g} is neither shown nor excluded"
-            )
+            reason += f"; a loss of {self.target_loss:.1%} is not excluded"
         return judgements.Judgement(
             changes=(replace(change, worse=test.decision is Decision.SLOWER),),
             reason=reason,

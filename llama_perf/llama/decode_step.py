@@ -172,20 +172,14 @@ class CapturedDecodeStep(DecodeStep):
 class InjectedSteps:
     """The decode steps that a slowdown repeats: `share` of the steps, counted exactly.
 
-    A part of a step that is owed carries over to the next generation. A prompt owes
-    like `prompt_steps` steps, as many as take its time, so that a whole generation is
-    slowed by `share`. `run` and `repeated` count the steps so far.
+    A part of a step that is owed carries over to the next generation. `run` and
+    `repeated` count the steps so far.
     """
 
     share: float
-    prompt_steps: float = 0.0
     run: int = 0
     repeated: int = 0
     _owed: float = 0.0
-
-    def begin(self) -> None:
-        """Owe what the prompt of a generation does."""
-        self._owed += self.share * self.prompt_steps
 
     def next_step(self) -> int:
         """How often to repeat the next step."""

@@ -250,7 +250,6 @@ class Engine:
         step = self._step(sampling, count, ragged=lengths is not None)
         step.begin(prompt, lengths, self.filled)
         yield step
-        self.injected.begin()
         for _ in range(count - 1):
             # Repeating a step rewrites the same position with the same values.
             for _ in range(self.injected.next_step()):

@@ -29,6 +29,8 @@ MIN_SAMPLES = 2
 """Samples that a row takes whatever its budget, where it asks for as many."""
 MAX_WARM_UPS = 4
 """Generations before the samples, at most: a row may drift for minutes."""
+# Generations with and without repeated steps that say how long those take.
+_CALIBRATIONS = 3
 # Two generations that differ by less are alike: docs/gate-why.md has what was seen.
 _STEADY_SHARE = 0.1
 # A scheduler's turns, which are more than that of a tiny model's generation.
@@ -128,7 +130,7 @@ def measure_row(
     warm_ups = 1
     injected = prepared.engine.injected
     if slowdown:
-        owe_for_prompt(prepared, time_row(prepared, generator))
+        calibrate_slowdown(prepared, generator)
     before = replace(injected)
     watch = GpuWatch(torch_device)
     watch.look()
@@ -199,21 +201,25 @@ def measure_row(
     )
 
 
-def owe_for_prompt(prepared: PreparedRow, sample: Sample) -> None:
-    """Have a slowdown repeat steps for the time of the prompt too, by one sample.
+def calibrate_slowdown(prepared: PreparedRow, generator: torch.Generator) -> None:
+    """Have a slowdown repeat as many steps as take its share of a generation's time.
 
-    Raises UserError for a row that decodes no step, since none can be repeated.
+    A repeated step takes less than a step, which also chooses a token, and a prompt has
+    none to repeat. Raises UserError for a row that decodes no step.
     """
     injected = prepared.engine.injected
-    steps = prepared.row.max_new_tokens - 1
-    if steps < 1:
+    if prepared.row.max_new_tokens == 1:
         raise UserError(
             "inject-slowdown: repeats decode steps, and max_new_tokens = 1 has none"
         )
-    # It repeated the share of its own steps.
-    decode_ns = sample.total_ns - sample.first_token_ns
-    step_ns = decode_ns / (steps * (1 + injected.share))
-    injected.prompt_steps = sample.first_token_ns / step_ns
+    times_ns: dict[float, list[int]] = {0.0: [], 1.0: []}
+    for _ in range(_CALIBRATIONS):
+        for injected.share, times in times_ns.items():
+            times.append(time_row(prepared, generator).total_ns)
+    once_ns, twice_ns = median(times_ns[0.0]), median(times_ns[1.0])
+    # Noise can make a repeat look free; it takes no less than a third of its time.
+    decode_ns = max(twice_ns - once_ns, once_ns / 3)
+    injected.share = prepared.engine.options.slowdown * once_ns / decode_ns
 
 
 def steady(before: Sample, after: Sample) -> bool:

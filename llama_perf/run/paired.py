@@ -10,7 +10,8 @@ run in turn, in the same order. `gate/pairs.py` judges the blocks.
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ from llama_perf.strict_json import to_json
 
 Progress = Callable[[str], None]
 RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
-# Of a pair: the time in which both sides take their samples, where rounds are short.
-_PAIR_S = 3.0
+# The time in which both sides of a pair take their samples, where a round is shorter.
+_PAIR_S = 2.0
 _MAX_ROUNDS = 8
 # A worker's own place in memory falls on all its rows. So others take over after some
 # rows, and the other side's starts first.
@@ -85,11 +86,10 @@ class PairedProcesses:
             self._order.reverse()
         self._rows_left -= 1
         pairs = PairedRow(row=row, results={side: [] for side in SIDES})
-        workers = self._started()
+        workers = self._started(row)
         for side in self._order:
             progress(f"measuring the {side}")
             ended = workers[side].run(row, progress)
-            self._keeps_rows[side] = workers[side].keeps_rows
             pairs.results[side].append(ended.result)
             if ended.environment is not None:
                 self.environments.setdefault(side, ended.environment)
@@ -125,9 +125,25 @@ class PairedProcesses:
             losses.append(loss)
         pairs.blocks.append(fmean(losses))
 
-    def _started(self) -> Mapping[str, Worker]:
-        for side in self._order:
-            if side not in self._workers:
+    def _started(self, row: RowSpec) -> Mapping[str, Worker]:
+        """The two processes; new ones load what `row` needs at the same time."""
+        new = [side for side in self._order if side not in self._workers]
+        for side in new:
+            self._workers[side] = self._start[side]()
+
+        def load(side: str) -> None:
+            # What is wrong with the row is said when it is measured.
+            with suppress(RowEnded):
+                self._workers[side].load(row)
+
+        with ThreadPoolExecutor(len(SIDES)) as threads:
+            list(threads.map(load, new))
+        for side in new:
+            worker = self._workers[side]
+            self._keeps_rows[side] = worker.keeps_rows
+            if not worker.keeps_rows:
+                # An older revision's process ends at a task that it does not know.
+                worker.close()
                 self._workers[side] = self._start[side]()
         return self._workers
 
@@ -154,19 +170,18 @@ class PairedProcesses:
 
         None where a side broke. A row that does not fit twice has another way then.
         """
-        row, workers = pairs.row, self._started()
+        row = pairs.row
+        workers = self._started(row)
         side = order[0]
         try:
             # All memory is free before the first side takes its own.
             for side in order:
                 workers[side].forget(row)
-            # The first of its two generations is a warm-up.
-            times_ns = [0]
             for side in order:
-                times_ns.append(workers[side].prepare(row, progress)[-1])
-            wanted = round(_PAIR_S * 1e9 / (4 * max(times_ns)))
+                workers[side].prepare(row, progress)
+            progress("sampling")
             losses = []
-            for number in range(min(max(wanted, 1), _MAX_ROUNDS)):
+            for number in range(_rounds(pairs)):
                 first, second = order if number % 2 == 0 else order[::-1]
                 total_ns = dict.fromkeys(SIDES, 0)
                 for side in (first, second, second, first):
@@ -203,6 +218,15 @@ class PairedProcesses:
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
         with closing(self._start[side]()) as worker:
             return worker.run(row, lambda _text: None).result
+
+
+def _rounds(pairs: PairedRow) -> int:
+    """How many rounds of four samples a pair takes."""
+    samples = [
+        median(one.sample_ns) for side in SIDES for one in pairs.measurements(side)
+    ]
+    rounds = round(_PAIR_S * 1e9 / (4 * max(samples)))
+    return min(max(rounds, 1), _MAX_ROUNDS)
 
 
 class PairedRun:

@@ -19,6 +19,7 @@ from llama_perf.devices.processor import use_own_cores
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
+from llama_perf.llama.decode_step import InjectedSteps
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.prepare import PreparedRow, prepare_row
@@ -26,10 +27,11 @@ from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     Progress,
     RowMemoryMeter,
+    calibrate_slowdown,
     measure_row,
-    owe_for_prompt,
     time_row,
 )
+from llama_perf.measure.value_check import warm_up_row
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -58,6 +60,7 @@ class Session:
         self._model: tuple[str, ...] = ()
         self._resident: tuple[PreparedRow, torch.Generator] | None = None
         self._settings = ExitStack()
+        self._injected: dict[str, InjectedSteps] = {}
 
     def run_row(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
@@ -69,13 +72,14 @@ class Session:
             return ended
         return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=ended)
 
+    def load(self, row: RowSpec) -> RowResult | tuple[int, ...]:
+        """Load what a row needs and later rows share."""
+        return _attempt(row, lambda: self._load(row, check_device(row.device)))
+
     def prepare(
         self, row: RowSpec, *, progress: Progress = lambda _text: None
     ) -> RowResult | tuple[int, ...]:
-        """Build a row and keep it; the nanoseconds of two generations.
-
-        The first is a warm-up. A row that breaks ends with a result instead.
-        """
+        """Build a row, warm it up and keep it; a row that breaks ends with a result."""
         self.forget()
         return _attempt(row, lambda: self._prepare(row, progress))
 
@@ -103,14 +107,18 @@ class Session:
             gc.freeze()
             prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
             generator = torch.Generator(device=device).manual_seed(0)
-            samples = [time_row(prepared, generator) for _ in range(2)]
+            warm_up_row(prepared, generator)
             if slowdown:
-                owe_for_prompt(prepared, samples[-1])
+                # What is owed carries over to the next time that the row is built.
+                if row.id not in self._injected:
+                    calibrate_slowdown(prepared, generator)
+                    self._injected[row.id] = prepared.engine.injected
+                prepared.engine.injected = self._injected[row.id]
             self._resident = prepared, generator
             self._settings = settings.pop_all()
-        return tuple(sample.total_ns for sample in samples)
+        return ()
 
-    def _load(self, row: RowSpec, device: torch.device) -> None:
+    def _load(self, row: RowSpec, device: torch.device) -> tuple[()]:
         """Load the libraries and the model of `row`.
 
         If a row loaded these, they would count as the row's memory.
@@ -130,6 +138,7 @@ class Session:
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
         finally:
             gc.enable()
+        return ()
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)

@@ -84,7 +84,7 @@ class Worker:
         self._tasks = self._process.stdin
         self._ready = False
         self.keeps_rows = False
-        """Whether it knows the actions of a task; known once it has run a row."""
+        """Whether it knows the actions of a task; known once it had a task."""
 
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
@@ -98,13 +98,17 @@ class Worker:
         assert isinstance(ended, WorkerResult), "an answer to an action"
         return ended
 
-    def prepare(self, row: RowSpec, progress: Callable[[str], None]) -> tuple[int, ...]:
-        """Build a row and keep it; the nanoseconds of two generations.
+    def load(self, row: RowSpec) -> None:
+        """Load the libraries and the model's file that a row needs.
 
-        Raises RowEnded where that, or another action, breaks or takes longer than the
+        Raises RowEnded where this or another action breaks, or takes longer than the
         options' `row_timeout`.
         """
-        return self._act(row, "prepare", progress)
+        self._act(row, "load")
+
+    def prepare(self, row: RowSpec, progress: Callable[[str], None]) -> None:
+        """Build a row, warm it up and keep it."""
+        self._act(row, "prepare", progress)
 
     def sample(self, row: RowSpec) -> int:
         """Run a generation of the row that is kept; its nanoseconds."""
@@ -302,6 +306,8 @@ def main(arguments: list[str]) -> None:
         ended: RowResult | tuple[int, ...]
         if task.action is None:
             ended = session.run_row(task.row, progress=tell)
+        elif task.action == "load":
+            ended = session.load(task.row)
         elif task.action == "prepare":
             ended = session.prepare(task.row, progress=tell)
         else:

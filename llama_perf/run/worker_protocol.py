@@ -18,15 +18,16 @@ NOTE = "note: "
 READY = "ready"
 # What one that knows the actions says next.
 KEEPS_ROWS = "keeps rows"
-Action = Literal["prepare", "sample", "forget"]
+Action = Literal["load", "prepare", "sample", "forget"]
 
 
 @record
 class WorkerTask:
     """A row for a worker, which measures it unless there is an `action`.
 
-    "prepare" builds the row, runs two generations and keeps it; "sample" runs one of
-    the row that is kept; "forget" frees it. Paths are absolute. `devices` are those of
+    "load" loads what the row needs of libraries and its model's file; "prepare" builds
+    the row, warms it up and keeps it; "sample" runs a generation of the row that is
+    kept; "forget" frees it. Paths are absolute. `devices` are those of
     all rows of the run; they decide its environment.
     """
 
@@ -51,8 +52,8 @@ class WorkerResult:
 class WorkerReply:
     """A worker's reply: its progress, or the result of its row.
 
-    An action ends with `times_ns`, the nanoseconds of the generations that it ran, or
-    with a result that says why it could not.
+    An action ends with `times_ns`, the nanoseconds of the samples that it took, or with
+    a result that says why it could not.
     """
 
     progress: str | None = None

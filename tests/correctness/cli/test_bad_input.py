@@ -96,7 +96,11 @@ REFUSED = {
     "compare": {
         "": "compare: name a base: --base REV, --base-python PATH or both",
         "--base no-such": "base: 'no-such' names no commit of ",
-        "--base HEAD --pairs 2": "pairs: 2 is not allowed; allowed: 3 to 1000",
+        "--base HEAD --pairs 5": "pairs: 5 is not allowed; allowed: an even numb",
+        "--base HEAD --pairs 2": "pairs: 2 is not allowed; allowed: an even numb",
+        "--base HEAD --pairs 102": "pairs: 102 is not allowed; allowed: an even numb",
+        "--base HEAD --least 0": "least: '0' is not allowed; allowed: a percentage ",
+        "--base HEAD --least x": "least: 'x' is not allowed; allowed: a percentage ",
         "--base-python /none": "base-python: '/none' is not allowed; name an interpret",
         "--base HEAD --json /no/x": "results: '/no/x' is not allowed; its folder does ",
     },

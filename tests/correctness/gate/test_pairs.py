@@ -1,64 +1,100 @@
-"""Pairs of processes: their losses decide, or a side that was not measured."""
+"""Pairs of processes: their blocks decide, or a side that was not measured."""
 
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
-from llama_perf.gate.pairs import Pairs, compare_pairs
+from llama_perf.gate.blocks import BlockTest
+from llama_perf.gate.pairs import PairedRow, PairsGate, overall
 from llama_perf.results.run import Comparison, Status, Verdict
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.limit_overrides import Limits
 from tests.correctness.support.record_samples import CPU_ROW, GB, measured, unmeasured
 
 
-def pairs_of(
-    base: Sequence[float], head: Sequence[float], row: RowSpec = CPU_ROW
-) -> Pairs:
-    sides = {"base": base, "head": head}
-    results = {
-        side: [measured(row, tok_s=tok_s) for tok_s in rates]
-        for side, rates in sides.items()
-    }
-    return Pairs(row=row, results=results)
+def paired(*blocks: float, head_gb: Sequence[int] = (1,)) -> PairedRow:
+    """A row with these shares of lost speed by block, and peaks of the head."""
+    base = [measured(peak_memory_bytes=GB)]
+    head = [measured(tok_s=90.0, peak_memory_bytes=gb * GB) for gb in head_gb]
+    losses = [-math.log1p(-share) for share in blocks]
+    results = {"base": base, "head": head}
+    return PairedRow(row=CPU_ROW, results=results, blocks=losses, way="some way")
 
 
-def verdict(pairs: Pairs) -> Comparison:
-    return compare_pairs([pairs])[0][1]
+GATE = PairsGate()
 
 
-FAST, SLOW = [100.0, 101.0, 99.0, 100.5, 99.5], [95.0, 96.1, 94.2, 95.3, 94.4]
-MINUTES = [100.0, 60.0, 80.0, 130.0, 90.0]
-# Scattered by a tenth of a percent around what the base had in the same minute.
-SAME = [100.1, 59.94, 80.0, 130.26, 89.82]
-STEADY = [100.0, 100.001, 99.999, 100.0, 100.0]
+def verdict(pairs: PairedRow, gate: PairsGate = GATE) -> Comparison:
+    return gate.compare(pairs)[1]
 
 
-@pytest.mark.parametrize(
-    ("base", "head", "expected"),
-    [
-        (FAST, SLOW, Verdict.SLOWER),
-        (SLOW, FAST, Verdict.FASTER),
-        (MINUTES, SAME, Verdict.SAME),
-        (MINUTES, [tok_s * 0.97 for tok_s in SAME], Verdict.SLOWER),
-        # A loss of less than one percent is none.
-        (STEADY, [tok_s * 0.995 for tok_s in STEADY], Verdict.SAME),
-    ],
-)
-def test_losses_decide(base: list[float], head: list[float], expected: Verdict) -> None:
-    comparison = verdict(pairs_of(base, head))
+CASES: list[tuple[list[float], Verdict, str]] = [
+    (
+        [0.12, 0.124, 0.118],
+        Verdict.SLOWER,
+        "tok/s 100.00 -> 87.93 (-12.1%, limit 5.7%); 95 %: -13.1% to -11.0%, 6 pairs,"
+        " some way",
+    ),
+    ([-0.12, -0.124, -0.118], Verdict.FASTER, "tok/s 100.00 -> 112.07 (+12.1%, limit"),
+    ([0.002, -0.003], Verdict.SAME, "within its limits: tok/s 100.00 -> 100.05 (+0.0%"),
+    ([0.1, -0.1] * 4, Verdict.UNDECIDED, "; a loss of 5.0% is not excluded"),
+]
+
+
+@pytest.mark.parametrize(("blocks", "expected", "reason"), CASES)
+def test_blocks_decide(blocks: list[float], expected: Verdict, reason: str) -> None:
+    gate, pairs = PairsGate(), paired(*blocks)
+    assert not gate.needs_block(pairs)
+    shown, comparison = gate.compare(pairs)
     assert comparison.verdict is expected
-    assert comparison.failed is (expected is Verdict.SLOWER)
-    if head is SLOW:
-        assert "tok/s 100.00 -> 95.00 (-5.0%, limit 1.0%)" in comparison.reason
-        assert comparison.reason.endswith("; 5 pairs, head slower in 5")
+    assert comparison.failed is (expected in {Verdict.SLOWER, Verdict.UNDECIDED})
+    assert reason in comparison.reason
+    assert comparison.change_interval is not None
+    low, high = comparison.change_interval
+    assert low < comparison.changes[0].change < high
+    assert comparison.minimum_detectable is not None
+    # The row shows what its process measured.
+    assert shown.measurement is not None
+    assert shown.measurement.tok_s == 90.0
+
+
+def test_a_row_goes_on_until_it_is_decided_or_has_all_its_blocks() -> None:
+    gate, undecided = PairsGate(), [0.1, -0.1] * 4
+    assert gate.test(paired(0.2)) is None
+    for count in (0, 1, 2, 7):
+        assert gate.needs_block(paired(*undecided[:count]))
+    assert not PairsGate(max_blocks=7).needs_block(paired(*undecided[:7]))
+    broken = paired()
+    broken.results["head"].append(unmeasured(Status.INVALID, "why"))
+    assert not gate.needs_block(broken)
+
+
+def test_an_undecided_row_passes_where_the_user_allows_it() -> None:
+    comparison = verdict(paired(*[0.1, -0.1] * 4), PairsGate(undecided_fails=False))
+    assert (comparison.verdict, comparison.failed) == (Verdict.UNDECIDED, False)
+
+
+def test_a_users_least_loss_is_no_loss() -> None:
+    gate = PairsGate(limits=(("*", Limits({"least_loss": 0.2})),))
+    assert verdict(paired(0.12, 0.124, 0.118), gate).verdict is Verdict.UNDECIDED
 
 
 def test_a_larger_model_fails() -> None:
-    pairs = pairs_of([100.0] * 3, [100.0] * 3)
-    pairs.results["head"] = [measured(model_size_bytes=10**9)] * 3
+    pairs = paired(0.0, 0.001)
+    pairs.results["head"] = [measured(model_size_bytes=10**9)]
     assert verdict(pairs).verdict is Verdict.LARGER
+
+
+@pytest.mark.parametrize(
+    ("peaks", "expected"),
+    [((1, 3, 1), Verdict.SAME), ((2, 2, 1), Verdict.LARGER), ((2,), Verdict.LARGER)],
+)
+def test_the_median_peak_of_the_processes_counts(
+    peaks: Sequence[int], expected: Verdict
+) -> None:
+    comparison = verdict(paired(0.0, 0.001, head_gb=peaks))
+    assert comparison.verdict is expected
+    assert not comparison.doubtful
 
 
 @pytest.mark.parametrize(
@@ -78,48 +114,19 @@ def test_a_missing_row(
         side: [measured() if status is Status.MEASURED else unmeasured(status, "why")]
         for side, status in (("base", base), ("head", head))
     }
-    pairs = Pairs(row=CPU_ROW, results=results)
-    shown, comparison = compare_pairs([pairs])[0]
+    pairs = PairedRow(row=CPU_ROW, results=results)
+    shown, comparison = PairsGate().compare(pairs)
     assert (comparison.verdict, comparison.failed) == (expected, failed)
     side = "base" if base is not Status.MEASURED else "head"
     assert comparison.reason == f"{side}: why"
     assert shown.measurement is None
     if expected is Verdict.NO_BASELINE:
-        assert not compare_pairs([pairs], missing_fails=False)[0][1].failed
+        assert not verdict(pairs, PairsGate(missing_fails=False)).failed
 
 
-@pytest.mark.parametrize(
-    ("peaks", "verdict"), [((1, 3, 1), Verdict.SAME), ((2, 2, 1), Verdict.LARGER)]
-)
-def test_pairs_compare_the_medians_of_their_sides(
-    peaks: Sequence[int], verdict: Verdict
-) -> None:
-    base, head = (
-        [measured(peak_memory_bytes=gb * GB) for gb in side]
-        for side in ((1, 1, 3), peaks)
-    )
-    pairs = Pairs(row=CPU_ROW, results={"base": base, "head": head})
-    ((_, comparison),) = compare_pairs([pairs])
-    assert comparison.verdict is verdict
-    assert not comparison.doubtful
-
-
-def simulated(loss: float, deviation: float, draw: random.Random) -> list[bool]:
-    """Which of twenty rows fail, whose heads lose so much."""
-
-    def rates(factor: float) -> list[float]:
-        return [100 * factor * math.exp(draw.gauss(0, deviation)) for _ in range(5)]
-
-    rows = [replace(CPU_ROW, max_new_tokens=number) for number in range(1, 21)]
-    pairs = [pairs_of(rates(1.0), rates(1 - loss), row) for row in rows]
-    return [comparison.failed for _, comparison in compare_pairs(pairs)]
-
-
-@pytest.mark.parametrize(
-    ("deviation", "loss"), [(0.004, 0.025), (0.01, 0.05), (0.02, 0.10)]
-)
-def test_simulated_pairs_have_few_errors(deviation: float, loss: float) -> None:
-    draw = random.Random(0)
-    assert not any(any(simulated(0.0, deviation, draw)) for _ in range(100))
-    failed = [fails for _ in range(5) for fails in simulated(loss, deviation, draw)]
-    assert sum(failed) >= 0.9 * len(failed)
+def test_the_mean_of_rows_is_known_better_than_each() -> None:
+    tests = [PairsGate().test(paired(0.02, 0.021)) for _ in range(4)]
+    known: list[BlockTest] = [test for test in tests if test is not None]
+    assert overall(known) == "-2.1% (95 %: -2.8% to -1.3%), the mean of 4 rows"
+    low, high = known[0].change_interval
+    assert (low, high) == pytest.approx((-0.0365, -0.0042), abs=1e-3)

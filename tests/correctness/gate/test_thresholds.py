@@ -124,7 +124,6 @@ LIMITS = {
     thresholds.screen_limit: 2.5 * math.sqrt(1.1),
     thresholds.confirm_limit: 4.0 * math.sqrt(0.3),
     thresholds.faster_limit: 4.0 * math.sqrt(1.1),
-    thresholds.confirm_pairs_limit: 3.3 * math.sqrt(0.2),
 }
 
 
@@ -174,10 +173,10 @@ def test_the_minimum_detectable_loss_is_detected_with_its_power(spread: Spread) 
         assert chance == pytest.approx(thresholds.POWER, abs=1e-6)
 
 
-def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> None:
+def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_two_steps() -> None:
     # One standard normal for the stored mean, the other steps independent given it.
     normal = NormalDist()
-    by_pairs = normal.cdf(-thresholds.SCREEN) * normal.cdf(-thresholds.CONFIRM_PAIRS)
+    two_steps = normal.cdf(-thresholds.SCREEN) * normal.cdf(-3.3)
     fresh = 1 / thresholds.CONFIRM_PROCESSES
     for processes in (5, 10, 20):
         stored = 1 / processes
@@ -188,4 +187,4 @@ def test_a_shared_stored_mean_makes_no_false_alarm_likelier_than_pairs_do() -> N
             screen = thresholds.SCREEN * math.sqrt(1 + stored) - lucky
             confirm = thresholds.CONFIRM * math.sqrt(fresh + stored) - lucky
             both += normal.cdf(-screen) * normal.cdf(-confirm / math.sqrt(fresh))
-        assert both / steps < by_pairs, processes
+        assert both / steps < two_steps, processes

@@ -252,30 +252,33 @@ def test_a_larger_cache_adds_its_bytes_and_is_found_in_what_a_row_measures() -> 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
-def test_a_slowdown_counts_the_time_of_the_prompt_and_what_was_repeated(
+def test_a_slowdown_is_a_share_of_the_whole_generation(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The prompt takes as long as four steps, and each generation has three."""
-    prepared = prepare_row(replace(ROW, num_samples=8), slowdown=share)
-    injected, steps_ns = prepared.engine.injected, 3_000_000
+    """A repeated step takes 0.8 of one; the prompt takes as long as four."""
+    prepared = prepare_row(replace(ROW, num_samples=200), slowdown=share)
+    injected = prepared.engine.injected
 
-    def timed(prepared: PreparedRow, _generator: torch.Generator) -> Sample:
-        tokens = prepared.engine.generate(
-            prepared.prompt, **prepared.request(torch.Generator())
+    def timed(_prepared: PreparedRow, _generator: torch.Generator) -> Sample:
+        repeated = sum(injected.next_step() for _ in range(3))
+        total_ns = round((4 + 3 + 0.8 * repeated) * 1e6)
+        return Sample(
+            total_ns=total_ns, first_token_ns=4_000_000, tokens=torch.zeros(1)
         )
-        first_ns = 4_000_000
-        total_ns = first_ns + round(steps_ns * (1 + share))
-        return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
 
     monkeypatch.setattr(measuring, "time_row", timed)
-    meter = RowMemoryMeter(CPU)
-    measurement = measure_row(prepared, meter=meter)
+    measurement = measure_row(prepared, meter=RowMemoryMeter(CPU))
+    mean_ns = sum(measurement.sample_ns) / len(measurement.sample_ns)
+    assert mean_ns == pytest.approx(7e6 * (1 + share), rel=0.002)
+    counts = (measurement.repeated_steps, measurement.decode_steps)
     if not share:
-        assert (measurement.repeated_steps, measurement.decode_steps) == (None, None)
+        assert counts == (None, None)
         return
-    assert injected.prompt_steps == pytest.approx(4.0)
-    assert measurement.decode_steps == 8 * 3
-    assert measurement.repeated_steps == pytest.approx(share * 8 * (3 + 4), abs=1)
+    repeated, steps = counts
+    assert steps == 200 * 3
+    assert repeated == pytest.approx(share * 200 * 7 / 0.8, abs=1)
+    told = as_text(report_of(replace(measured(), measurement=measurement)))
+    assert f": {repeated} of {steps} decode steps were repeated" in told
 
 
 def test_a_row_without_decode_steps_cannot_be_slowed() -> None:

@@ -1,9 +1,6 @@
-"""Rows in fresh processes: confirmed, recorded, compared in pairs."""
+"""Rows in fresh processes: confirmed, and recorded."""
 
-import re
-import sys
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -13,29 +10,17 @@ from llama_perf.report.text import as_text
 from llama_perf.results import baselines
 from llama_perf.results.run import Status, Verdict
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import worker
-from llama_perf.run.fresh_processes import default_processes, measure_pairs
-from llama_perf.run.options import RunRequest
+from llama_perf.run.fresh_processes import default_processes
 from llama_perf.run.revision import checked_out, resolve
-from llama_perf.run.worker import Worker
 from llama_perf.run.worker_protocol import WorkerResult
 from tests.correctness.support.git_commands import git
-from tests.correctness.support.plugin_project import (
-    FP6,
-    INT8,
-    PLAIN,
-    InProcessWorker,
-    Project,
-)
+from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     CUDA_ROW,
-    ENVIRONMENT,
-    OTHER,
     measured,
     unmeasured,
 )
-from tests.correctness.support.terminals import quiet
 
 pytest_plugins = ["pytester"]
 
@@ -140,37 +125,6 @@ def test_a_recording_that_ends_early(project: Project, ending: str) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_rows_and_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that cannot run is tried once; a slowdown is injected only into the head."""
-    started, slowed, refused = [], (("*", 0.5),), replace(CPU_ROW, top_k=3)
-
-    def process(
-        row: RowSpec, *, options: RunRequest, package: Path | None = None, **_: object
-    ) -> WorkerResult:
-        side = "head" if package is None else "base"
-        assert options.inject_slowdown == (slowed if side == "head" else ())
-        started.append((side, row))
-        result = measured(row)
-        if (side, row) == ("base", refused):
-            result = unmeasured(Status.NOT_RUN, "why", row)
-        return WorkerResult(result=result, environment=ENVIRONMENT)
-
-    monkeypatch.setattr(worker, "run_in_process", process)
-    measure_pairs(
-        [CPU_ROW, refused, OTHER],
-        package=Path("base"),
-        python=worker.PYTHON,
-        pairs=3,
-        options=RunRequest(inject_slowdown=slowed),
-        display=quiet(),
-    )
-    first, second = ("base", "head"), ("head", "base")
-    order = [(side, row) for row in (CPU_ROW, refused, OTHER) for side in first]
-    for sides in (second, first):
-        order += [(side, row) for row in (CPU_ROW, OTHER) for side in sides]
-    assert started == order
-
-
 def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     for number in (1, 2):
@@ -185,35 +139,3 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
     for wrong in ("no-such-branch", "--all", ""):
         with pytest.raises(UserError, match=f"base: '{wrong}' names no commit of"):
             resolve(wrong, root=tmp_path)
-
-
-def test_this_environment_compared_with_itself(project: Project) -> None:
-    # The shortest that decides anything; what it decides on one core is not asked.
-    project.patch.setattr("llama_perf.cli.compare.MIN_PAIRS", 2)
-    # The first pair is one of real processes.
-    workers = chain([Worker, Worker], repeat(InProcessWorker))
-    project.patch.setattr(worker, "Worker", lambda **how: next(workers)(**how))
-    project.patch.delenv("PYTHONPATH")
-    # The working directory's modules are not in the processes' way.
-    (project.path / "torch.py").write_text("raise ImportError", encoding="utf-8")
-    project.results.parent.mkdir()
-    words = ["compare", "--base-python", sys.executable, "--pairs", "2"]
-    words += ["--rows", str(project.rows), "--row", "*none*", "--row", "*fp6*"]
-    words += ["--checkpoints", "checkpoints", "--inject-slowdown", "*none*=50"]
-    words += ["--results", str(project.results)]
-    out, err = project.cli(*words, code=None)
-    # The row that cannot run has left the plan.
-    assert re.search(r"^\[5/6\] none, pair 2 of 2, head  started", err, re.MULTILINE)
-    assert re.search(r"^\[6/6\] none, pair 2 of 2, base +\d+\.", err, re.MULTILINE)
-    assert "int8wo" not in err
-    assert f"baseline: {sys.executable}, in 2 pairs of processes" in out
-    report = project.report()
-    same, not_run = report.comparisons
-    assert (same.id, not_run.id) == (PLAIN, FP6)
-    assert same.reason.endswith(("slower in 0", "slower in 1", "in 2"))
-    assert not_run.verdict is Verdict.NOT_RUN
-    measurement = report.results[0].measurement
-    assert measurement is not None
-    assert len(measurement.sample_ns) == 2
-    assert measurement.injected_slowdown == 0.5
-    assert report.environment.device_key.startswith("cpu-")
