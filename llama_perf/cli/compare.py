@@ -97,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
     rows = request.selected()
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
-    from llama_perf.run.paired import PairedProcesses, PairedRun
+    from llama_perf.run.paired import PairedProcesses, PairedRun, Side
     from llama_perf.run.session import Session
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -121,7 +121,9 @@ def main(arguments: argparse.Namespace) -> int:
         # Links stay, since they decide its packages.
         closing(
             PairedProcesses(
-                rows, options=request, package=package, python=python.absolute()
+                rows,
+                options=request,
+                base=Side(package=package, python=python.absolute()),
             )
         ) as processes,
     ):

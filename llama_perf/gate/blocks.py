@@ -66,7 +66,8 @@ class BlockTest:
     @property
     def change(self) -> float:
         """The change of the speed, as a share: below 0 where the head is slower."""
-        return math.expm1(-self.loss)
+        # Without the sign of a zero.
+        return math.expm1(-self.loss) + 0.0
 
     @property
     def change_interval(self) -> tuple[float, float]:

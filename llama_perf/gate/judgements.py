@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from statistics import geometric_mean, median
 
 from llama_perf.gate import thresholds
+from llama_perf.gate.blocks import BlockTest, Decision
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, speed_in
 from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
@@ -86,6 +87,27 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairsTest:
+    """The test of a row by pairs of the baseline's commit with this checkout."""
+
+    test: BlockTest
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """What ran after a row looked slower or larger, to decide on it.
+
+    `pairs` decide on the speed where there are any; `fresh` processes decide on the
+    rest. `no_pairs` says why there are no pairs.
+    """
+
+    fresh: Sequence[Trial] = ()
+    pairs: PairsTest | None = None
+    no_pairs: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
     """The judgement on a row's speed or on its peak; without a change there is none."""
 
@@ -105,21 +127,22 @@ class Judgement:
 def decided(
     doubt: Judgement,
     looks: str,
-    fresh: Sequence[Trial] | None,
+    confirmation: Confirmation | None,
     values: Sequence[float],
     judge: Callable[[Sequence[float]], tuple[bool, str]],
 ) -> Judgement:
     """The judgement on a row that `looks` "slower" or "larger" after fresh processes.
 
-    `fresh` is None if confirmation was off. `judge` says of the `values` that they gave
-    whether they are worse, and describes them.
+    `confirmation` is None if it was off. `judge` says of the `values` that the fresh
+    processes gave whether they are worse, and describes them.
     """
     needed = thresholds.CONFIRM_PROCESSES
-    worse, undecided = False, fresh is None or len(values) < needed
-    if fresh is None:
+    worse, undecided = False, confirmation is None or len(values) < needed
+    if confirmation is None:
         end = f"looks {looks}; confirmation was off"
     elif undecided:
-        problems = (f": {trial.missed.summary}" for trial in fresh if trial.missed)
+        trials = confirmation.fresh
+        problems = (f": {trial.missed.summary}" for trial in trials if trial.missed)
         end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
         end += next(problems, "")
     else:
@@ -132,6 +155,22 @@ def decided(
         reason=f"{doubt.reason}; {end}",
         suspicious=True,
         undecided=undecided,
+    )
+
+
+def _decided_by_pairs(doubt: Judgement, pairs: PairsTest) -> Judgement:
+    decision = pairs.test.decision
+    worse = decision is Decision.SLOWER
+    end = pairs.words if worse else f"not confirmed: {pairs.words}"
+    if decision is Decision.UNDECIDED:
+        end = f"undecided: {pairs.words}"
+    return replace(
+        doubt,
+        changes=tuple(replace(change, worse=worse) for change in doubt.changes),
+        reason=f"{doubt.reason}; {end}",
+        suspicious=True,
+        undecided=decision is Decision.UNDECIDED,
+        minimum_detectable=pairs.test.minimum_detectable,
     )
 
 
@@ -155,9 +194,12 @@ def compare_peak(
 
 
 def judge_peak(
-    now: Measurement, stored: BaselineRow, limits: Limits, fresh: Sequence[Trial] | None
+    now: Measurement,
+    stored: BaselineRow,
+    limits: Limits,
+    confirmation: Confirmation | None,
 ) -> Judgement:
-    """Judge the peak of a measured row; the median of `fresh` decides on a growth."""
+    """Judge the peak of a measured row; fresh processes' median decides on a growth."""
     peak = compare_peak(now.peak_memory_bytes, stored, limits)
     if not peak.worse or len(stored.samples) < thresholds.MIN_PROCESSES:
         return peak
@@ -167,9 +209,10 @@ def judge_peak(
         shown = PEAK_MEMORY.shown(change.current)
         return change.worse, f"{shown} ({change.change:+.1%})"
 
-    results = (trial.row.measurement for trial in fresh or ())
+    trials = () if confirmation is None else confirmation.fresh
+    results = (trial.row.measurement for trial in trials)
     peaks = [one.peak_memory_bytes for one in results if one is not None]
-    return decided(peak, "larger", fresh, peaks, judge)
+    return decided(peak, "larger", confirmation, peaks, judge)
 
 
 def judge_speed(
@@ -178,7 +221,7 @@ def judge_speed(
     *,
     limits: Limits,
     unquantized: RowResult | None,
-    fresh: Sequence[Trial] | None,
+    confirmation: Confirmation | None,
 ) -> Judgement:
     """Judge the speed of a measured row: a loss on any basis makes it slower.
 
@@ -203,7 +246,7 @@ def judge_speed(
             basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
         # A basis that replaces another one may be wanted itself as well.
         notes.setdefault(basis, note)
-    speeds = [_judged(basis, *known[basis], limits, fresh) for basis in notes]
+    speeds = [_judged(basis, *known[basis], limits, confirmation) for basis in notes]
     changes = [change for speed in speeds for change in speed.changes]
     notes_on = zip(speeds, notes.values(), strict=True)
     reasons = [f"{speed.reason}{note}" for speed, note in notes_on]
@@ -228,7 +271,7 @@ def _judged(
     now: float,
     spread: Spread | None,
     limits: Limits,
-    fresh: Sequence[Trial] | None,
+    confirmation: Confirmation | None,
 ) -> Judgement:
     then = geometric_mean(stored)
     if spread is None:
@@ -252,6 +295,8 @@ def _judged(
     )
     if loss <= limit:
         return speed
+    if confirmation is not None and confirmation.pairs is not None:
+        return _decided_by_pairs(speed, confirmation.pairs)
 
     def judge(speeds: Sequence[float]) -> tuple[bool, str]:
         mean, limit = geometric_mean(speeds), thresholds.confirm_limit(spread, least)
@@ -261,5 +306,9 @@ def _judged(
             f" limit {as_share(limit):.1%})"
         )
 
-    speeds = [trial.speed(basis) for trial in fresh or ()]
-    return decided(speed, "slower", fresh, [one for one in speeds if one], judge)
+    trials = () if confirmation is None else confirmation.fresh
+    speeds = [one for one in (trial.speed(basis) for trial in trials) if one]
+    judged = decided(speed, "slower", confirmation, speeds, judge)
+    if confirmation is None or not confirmation.no_pairs:
+        return judged
+    return replace(judged, reason=f"{judged.reason}; {confirmation.no_pairs}")

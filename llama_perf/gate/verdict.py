@@ -7,7 +7,6 @@ missing, undecided or not comparable never passes: it fails unless the caller al
 that. A baseline of another kind of device judges nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -34,14 +33,13 @@ def compare(
     unquantized: RowResult | None = None,
     missing_fails: bool = True,
     undecided_fails: bool = True,
-    fresh: Sequence[judgements.Trial] | None = None,
+    confirmation: judgements.Confirmation | None = None,
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
     `baseline` is None if the device has none. `project` has a user's limits.
-    `unquantized` is this run's result of the row in `baseline.unquantized`. `fresh` are
-    the row's fresh processes, None if confirmation was off: a suspicious row is then
-    UNDECIDED.
+    `unquantized` is this run's result of the row in `baseline.unquantized`. Without a
+    `confirmation` a suspicious row is UNDECIDED.
     """
     comparison = partial(Comparison, id=result.id)
     stored = None if baseline is None else baseline.rows.get(result.id)
@@ -79,9 +77,13 @@ def compare(
         )
     limits = judgements.limits_of(result.row, project)
     speed = judgements.judge_speed(
-        result, baseline, limits=limits, unquantized=unquantized, fresh=fresh
+        result,
+        baseline,
+        limits=limits,
+        unquantized=unquantized,
+        confirmation=confirmation,
     )
-    peak = judgements.judge_peak(now, stored, limits, fresh)
+    peak = judgements.judge_peak(now, stored, limits, confirmation)
     judged = judge(result, stored, speed, peak, limits)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)

@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import write_atomically
-from llama_perf.gate.judgements import Trial
+from llama_perf.gate.judgements import Confirmation
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.gate.verdict import compare, not_compared
@@ -34,10 +34,11 @@ from llama_perf.results.run import (
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
+from llama_perf.run.confirmation import blame, confirm
 from llama_perf.run.display import Display, Running
-from llama_perf.run.fresh_processes import confirmation
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
+from llama_perf.run.revision import resolve
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
 from llama_perf.run.worker_protocol import NOTE
@@ -65,6 +66,11 @@ class ComparedRun:
         named: tuple[Path | str, Baseline] | None = None,
         display: Display,
     ) -> None:
+        if request.base is not None:
+            if not request.compare:
+                reason = "it belongs to a comparison with the baseline"
+                raise SpecError("base", request.base, reason)
+            resolve(request.base)
         self._request, self._display = request, display
         self._started_s = time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -170,11 +176,11 @@ class ComparedRun:
     def add(
         self,
         result: RowResult,
-        trials: Sequence[Trial] | None = None,
+        confirmation: Confirmation | None = None,
         *,
         running: Running,
     ) -> Comparison:
-        """Judge a result and save it; judge it again by fresh processes if in doubt."""
+        """Judge a result and save it; if in doubt, judge it again when confirmed."""
         options, comparison = self._request, not_compared(result)
         if options.compare:
             comparison = compare(
@@ -184,24 +190,33 @@ class ComparedRun:
                 unquantized=self._unquantized(result.row),
                 missing_fails=options.on_missing_baseline == "fail",
                 undecided_fails=options.on_undecided == "fail",
-                fresh=trials,
+                confirmation=confirmation,
+            )
+        slower = comparison.verdict is Verdict.SLOWER
+        if confirmation is not None and slower and options.base is not None:
+            text = f"it is slower; pairs with {options.base} say whether that was"
+            running.step(f"{NOTE}{text}")
+            comparison = blame(
+                result.row, comparison, options=options, progress=running.step
             )
         self._save(result, comparison)
-        if trials is not None or not comparison.doubtful or options.no_confirm:
+        if confirmation is not None or not comparison.doubtful or options.no_confirm:
             return comparison
-        # Memory is compared with no other row's, so only the row runs again.
-        other = self._unquantized(result.row) if comparison.suspicious else None
-        unquantized = None if other is None else other.row
+        assert self._baseline is not None, "a row is doubtful by its baseline"
+        other = self._unquantized(result.row)
         self._end_worker()
         what = "slower" if comparison.suspicious else "larger"
-        running.step(
-            f"{NOTE}it looks {what}; {CONFIRM_PROCESSES} fresh processes decide"
+        running.step(f"{NOTE}it looks {what}; more processes decide")
+        running.repeat(CONFIRM_PROCESSES)
+        confirmation = confirm(
+            result.row,
+            comparison,
+            self._baseline,
+            unquantized=None if other is None else other.row,
+            options=options,
+            progress=running.step,
         )
-        running.repeat(CONFIRM_PROCESSES * (1 if unquantized is None else 2))
-        trials = confirmation(
-            result.row, unquantized, options=options, progress=running.step
-        )
-        return self.add(result, trials, running=running)
+        return self.add(result, confirmation, running=running)
 
     def _save(self, result: RowResult, comparison: Comparison) -> None:
         """Put a result into the report, in place of the same row's, and write it."""

@@ -72,7 +72,7 @@ def in_fresh_processes(
     return first, results
 
 
-def confirmation(
+def in_confirmation(
     row: RowSpec,
     unquantized: RowSpec | None,
     *,

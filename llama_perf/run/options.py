@@ -108,8 +108,14 @@ class RunRequest:
         " reported (report)",
         **_FAIL_OR_REPORT,
     )
+    base: str | None = _option(
+        "with a comparison, the revision that the change starts from: a row that is"
+        " slower than its baseline, and not than this revision, is ALREADY_SLOWER and"
+        " fails nothing",
+        "REV",
+    )
     no_confirm: bool = _flag(
-        "with a comparison, start no fresh processes: a row that looks slower or larger"
+        "with a comparison, start no more processes: a row that looks slower or larger"
         " is UNDECIDED"
     )
     on_undecided: str = _option(

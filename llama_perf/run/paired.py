@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.files import write_atomically
+from llama_perf.files import CHECKOUT, write_atomically
 from llama_perf.gate.blocks import BlockTest
 from llama_perf.gate.pairs import SIDES, PairedRow, PairsGate, described, overall
 from llama_perf.report.table import shown
@@ -42,11 +42,18 @@ _ROWS_OF_WORKERS = 5
 _PEAKS = 3
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """The folder with a side's `llama_perf`, and the Python that runs it."""
+
+    package: Path = CHECKOUT
+    python: Path = PYTHON
+
+
 class PairedProcesses:
     """Two worker processes, which measure row after row; close them after the last.
 
-    The base has the `llama_perf` in the folder `package` and is run by `python`, the
-    head those of this process. Slowdowns are injected only into the head.
+    Slowdowns are injected only into the head, by default this checkout.
     `environments` has those of the sides, once they are known.
     """
 
@@ -55,16 +62,23 @@ class PairedProcesses:
         rows: Sequence[RowSpec],
         *,
         options: RunRequest,
-        package: Path,
-        python: Path = PYTHON,
+        base: Side,
+        head: Side = Side(),
     ) -> None:
         devices = {row.device for row in rows}
-        base = replace(options, inject_slowdown=())
+        unslowed = replace(options, inject_slowdown=())
         self._start: dict[str, Callable[[], Worker]] = {
-            "base": partial(
-                Worker, options=base, devices=devices, package=package, python=python
-            ),
-            "head": partial(Worker, options=options, devices=devices),
+            side: partial(
+                Worker,
+                options=own_options,
+                devices=devices,
+                package=where.package,
+                python=where.python,
+            )
+            for side, where, own_options in (
+                ("base", base, unslowed),
+                ("head", head, options),
+            )
         }
         self._workers: dict[str, Worker] = {}
         self._keeps_rows: dict[str, bool] = {}
@@ -229,6 +243,27 @@ def _rounds(pairs: PairedRow) -> int:
     return min(max(rounds, 1), _MAX_ROUNDS)
 
 
+def measure_until_decided(
+    row: RowSpec, processes: PairedProcesses, gate: PairsGate, progress: Progress
+) -> PairedRow:
+    """Measure a row on both sides until its blocks have decided, or it broke."""
+    pairs = processes.measure(row, progress)
+    while gate.needs_block(pairs):
+        test = gate.test(pairs)
+        so_far = "" if test is None else f", {test.change:+.1%} ({described(test)})"
+        number = len(pairs.blocks) + 1
+
+        def step(text: str, head: str = f"block {number}{so_far}") -> None:
+            progress(text if text.startswith(NOTE) else f"{head}: {text}")
+
+        processes.add_block(pairs, step)
+    # One process may have a larger peak by chance; the median of three decides.
+    if pairs.missed is None and pairs.peak(gate.limits_of(row)).worse:
+        while pairs.missed is None and len(pairs.results["head"]) < _PEAKS:
+            processes.measure_again(pairs, progress)
+    return pairs
+
+
 class PairedRun:
     """The rows of a comparison by pairs, one after another, and their verdicts.
 
@@ -253,7 +288,9 @@ class PairedRun:
     def run_row(self, row: RowSpec, display: Display) -> Comparison:
         """Measure the next row of the display's plan until it is decided."""
         with display.next() as running:
-            pairs = self.measure(row, running.step)
+            pairs = measure_until_decided(
+                row, self._processes, self._gate, running.step
+            )
             result, comparison = self._gate.compare(pairs)
             figures, word, style = shown(result, comparison)
             test = self._gate.test(pairs)
@@ -275,22 +312,3 @@ class PairedRun:
         if self._path is not None:
             write_atomically(self._path, to_json(self.report))
         return comparison
-
-    def measure(self, row: RowSpec, progress: Progress) -> PairedRow:
-        """Measure a row on both sides until its blocks have decided."""
-        gate, processes = self._gate, self._processes
-        pairs = processes.measure(row, progress)
-        while gate.needs_block(pairs):
-            test = gate.test(pairs)
-            so_far = "" if test is None else f", {test.change:+.1%} ({described(test)})"
-            number = len(pairs.blocks) + 1
-
-            def step(text: str, head: str = f"block {number}{so_far}") -> None:
-                progress(text if text.startswith(NOTE) else f"{head}: {text}")
-
-            processes.add_block(pairs, step)
-        # One process may have a larger peak by chance; the median of three decides.
-        if pairs.missed is None and pairs.peak(gate.limits_of(row)).worse:
-            while pairs.missed is None and len(pairs.results["head"]) < _PEAKS:
-                processes.measure_again(pairs, progress)
-        return pairs

@@ -1,6 +1,6 @@
 """Pairs of resident processes: their order, their ways, what a broken side leaves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,110 +11,30 @@ import torch
 
 from llama_perf.devices.device import device_of
 from llama_perf.gate.pairs import SIDES, PairsGate
-from llama_perf.results.run import Report, RowResult, Status, Verdict
+from llama_perf.results.run import Report, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired
 from llama_perf.run.options import RunRequest
-from llama_perf.run.paired import PairedProcesses, PairedRun
+from llama_perf.run.paired import PairedProcesses, PairedRun, Side
 from llama_perf.run.worker import Worker
 from llama_perf.run.worker_protocol import RowEnded, WorkerResult
+from tests.correctness.support.made_up_workers import BASE, Machine, MadeUpWorker
 from tests.correctness.support.record_samples import (
     CPU_ROW,
-    ENVIRONMENT,
     OTHER,
-    measured,
     report_of,
     unmeasured,
 )
 from tests.correctness.support.terminals import quiet
 
-BASE = Path("base")
 GATE = PairsGate()
-
-
-class Machine:
-    """Workers made up: what they were asked, in order, and how long a sample takes.
-
-    `ns(side, number)` is the time of a side's sample; `ends` are the results of the
-    actions, by side and name, that end a row.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-        self.slowdowns: dict[str, object] = {}
-        self.keeps_rows = {"base": True, "head": True}
-        self.ns: Callable[[str, int], int] = lambda _side, _number: 10**8
-        self.tok_s: Callable[[str, int], float] = lambda _side, _number: 100.0
-        self.ends: dict[tuple[str, str], RowResult] = {}
-        self.changes: dict[str, Any] = {"sample_ns": (10**8, 10**8)}
-
-    def count(self, side: str, action: str) -> int:
-        return self.asked.count((side, action))
-
-    def actions(self, *names: str) -> list[tuple[str, str]]:
-        return [one for one in self.asked if one[1] in names]
-
-
-class MadeUpWorker:
-    """One of a machine's workers."""
-
-    def __init__(
-        self,
-        machine: Machine,
-        *,
-        options: RunRequest,
-        package: Path | None = None,
-        **_: object,
-    ) -> None:
-        self.machine, self.side = machine, "head" if package is None else "base"
-        self.keeps_rows = machine.keeps_rows[self.side]
-        machine.slowdowns[self.side] = options.inject_slowdown
-        machine.asked.append((self.side, "start"))
-
-    def _act(self, action: str) -> None:
-        machine = self.machine
-        machine.asked.append((self.side, action))
-        if (ended := machine.ends.get((self.side, action))) is not None:
-            raise RowEnded(WorkerResult(result=ended, environment=None))
-
-    def load(self, _row: RowSpec) -> None:
-        self._act("load")
-
-    def prepare(self, _row: RowSpec, _progress: object) -> None:
-        self._act("prepare")
-
-    def forget(self, _row: RowSpec) -> None:
-        self._act("forget")
-
-    def sample(self, _row: RowSpec) -> int:
-        self._act("sample")
-        return self.machine.ns(self.side, self.machine.count(self.side, "sample"))
-
-    def run(self, row: RowSpec, _progress: object) -> WorkerResult:
-        machine = self.machine
-        machine.asked.append((self.side, "run"))
-        result = machine.ends.get((self.side, "run"))
-        if result is None:
-            tok_s = machine.tok_s(self.side, machine.count(self.side, "run"))
-            result = measured(row, tok_s=tok_s, **machine.changes)
-        return WorkerResult(result=result, environment=ENVIRONMENT)
-
-    def close(self) -> None:
-        self.machine.asked.append((self.side, "close"))
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    one = Machine()
-    monkeypatch.setattr(paired, "Worker", lambda **how: MadeUpWorker(one, **how))
-    return one
 
 
 def compared(
     *rows: RowSpec, gate: PairsGate = GATE, path: Path | None = None, **how: Any
 ) -> Report:
     with closing(
-        PairedProcesses(rows, options=RunRequest(**how), package=BASE)
+        PairedProcesses(rows, options=RunRequest(**how), base=Side(package=BASE))
     ) as processes:
         run = PairedRun(report_of(selected=len(rows)), gate, processes, path=path)
         display = quiet()
@@ -256,7 +176,7 @@ def test_a_side_that_breaks_ends_its_row_and_no_other(
     machine.ends["head", action] = unmeasured(Status.INVALID, "its process ended")
     path = tmp_path / "results.json"
     with closing(
-        PairedProcesses([CPU_ROW, OTHER], options=RunRequest(), package=BASE)
+        PairedProcesses([CPU_ROW, OTHER], options=RunRequest(), base=Side(package=BASE))
     ) as processes:
         run = PairedRun(report_of(selected=2), PairsGate(), processes, path=path)
         display = quiet()

@@ -176,7 +176,9 @@ class Project:
         unquantized one is changed as much. With `slow` there are three processes a row:
         that row was far faster than any machine is, and the other one far slower.
         """
+        # Without a commit, with which pairs would run.
         environment = session.Session(["cpu"], options=RunRequest()).environment
+        environment = replace(environment, commit=None)
         plain, quantized, _not_built = selection.load_file(self.rows)
         speeds = {plain: [tok_s], quantized: [tok_s**2]}
         if slow is not None:

@@ -1,0 +1,118 @@
+"""A row that looks slower or larger: what else runs, so that the gate can decide.
+
+Pairs of the baseline's commit with this checkout decide on the speed, where git has the
+commit and the environment is the baseline's; otherwise fresh processes do, against the
+stored figures. Fresh processes decide on a peak. `gate/` has the verdicts.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+
+from llama_perf.errors import UserError
+from llama_perf.gate.blocks import Decision
+from llama_perf.gate.judgements import Confirmation, PairsTest
+from llama_perf.gate.pairs import PairsGate, described
+from llama_perf.gate.speed_baseline import SpeedBaseline
+from llama_perf.results.run import Comparison, Verdict
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run.fresh_processes import in_confirmation
+from llama_perf.run.options import RunRequest
+from llama_perf.run.paired import PairedProcesses, Side, measure_until_decided
+from llama_perf.run.revision import checked_out, resolve
+
+Progress = Callable[[str], None]
+
+
+def confirm(
+    row: RowSpec,
+    comparison: Comparison,
+    baseline: SpeedBaseline,
+    *,
+    unquantized: RowSpec | None,
+    options: RunRequest,
+    progress: Progress,
+) -> Confirmation:
+    """Run what decides on a row that is doubtful by its `comparison`.
+
+    `unquantized` is the row that it is compared with, if there is one.
+    """
+    pairs, no_pairs = None, ""
+    if comparison.suspicious:
+        commit, no_pairs = _commit_of(row, baseline)
+        if commit is not None:
+            pairs, no_pairs = _pairs_with(
+                row, commit, f"the baseline's commit {commit}", options, progress
+            )
+    fresh = []
+    if comparison.suspicious_peak or pairs is None:
+        # Memory is compared with no other row's, so only the row runs again.
+        other = unquantized if pairs is None and comparison.suspicious else None
+        fresh = in_confirmation(row, other, options=options, progress=progress)
+    return Confirmation(fresh=fresh, pairs=pairs, no_pairs=no_pairs)
+
+
+def blame(
+    row: RowSpec, comparison: Comparison, *, options: RunRequest, progress: Progress
+) -> Comparison:
+    """The verdict on a slower row by the revision that the change starts from.
+
+    A row that lost nothing to that one was slower before the change.
+    """
+    base = str(options.base)
+    pairs, problem = _pairs_with(row, resolve(base), base, options, progress)
+    reason, decision = problem, None
+    if pairs is not None:
+        reason, decision = pairs.words, pairs.test.decision
+    if decision in {Decision.SAME, Decision.FASTER}:
+        return replace(
+            comparison,
+            verdict=Verdict.ALREADY_SLOWER,
+            failed=False,
+            reason=f"{base} is slower than the baseline already: {reason};"
+            f" {comparison.reason}",
+        )
+    return replace(comparison, reason=f"{comparison.reason}; {reason}")
+
+
+def _commit_of(row: RowSpec, baseline: SpeedBaseline) -> tuple[str | None, str]:
+    """The commit of a row's baseline, or None and why no pairs can run with it."""
+    stored = baseline.rows[row.id].environment or baseline.stored.environment
+    if changed := stored.changes(baseline.environment):
+        return None, (
+            "no pairs, since the environment changed:"
+            f" {'; '.join(changed)} (llama-perf compare --base-python judges that)"
+        )
+    if stored.commit is None:
+        return None, "no pairs, since the baseline names no commit"
+    try:
+        resolve(stored.commit)
+    except UserError:
+        return None, f"no pairs, since git has no commit {stored.commit} here"
+    return stored.commit, ""
+
+
+def _pairs_with(
+    row: RowSpec, commit: str, name: str, options: RunRequest, progress: Progress
+) -> tuple[PairsTest | None, str]:
+    """The test of pairs of a commit with this checkout, or None and why there is none.
+
+    `name` says in words what the commit is.
+    """
+    gate = PairsGate(limits=options.limits)
+    with (
+        checked_out(commit) as package,
+        closing(
+            PairedProcesses([row], options=options, base=Side(package=package))
+        ) as processes,
+    ):
+        pairs = measure_until_decided(row, processes, gate, progress)
+    test = gate.test(pairs)
+    if pairs.missed is not None or test is None:
+        side, result = pairs.missed or ("base", None)
+        why = "too few blocks" if result is None else result.reason
+        return None, f"no pairs with {name}: {side}: {why}"
+    words = (
+        f"{test.change:+.1%} ({described(test)}) against {name} in pairs, {pairs.way}"
+    )
+    return PairsTest(test=test, words=words), ""

@@ -1,0 +1,185 @@
+"""A row that looks slower: pairs with its baseline's commit, or fresh processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_perf.errors import UserError
+from llama_perf.gate.speed_baseline import SpeedBaseline
+from llama_perf.gate.verdict import compare
+from llama_perf.results.run import Comparison, Environment, RowResult, Status, Verdict
+from llama_perf.run import confirmation
+from llama_perf.run.options import RunRequest
+from llama_perf.run.worker_protocol import WorkerResult
+from tests.correctness.support.made_up_workers import BASE, Machine
+from tests.correctness.support.record_samples import (
+    ALIKE,
+    CPU_ROW,
+    ENVIRONMENT,
+    baseline_of_processes,
+    measured,
+    unmeasured,
+)
+
+COMMIT = str(ENVIRONMENT.commit)
+SLOW = measured(tok_s=50.0)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The revisions that git has; their files are the base's."""
+    names = [COMMIT, "main"]
+
+    def resolve(revision: str) -> str:
+        if revision not in names:
+            raise UserError("no such commit")
+        return revision
+
+    @contextmanager
+    def checked_out(commit: str) -> Iterator[Path]:
+        assert commit in names
+        yield BASE
+
+    monkeypatch.setattr(confirmation, "resolve", resolve)
+    monkeypatch.setattr(confirmation, "checked_out", checked_out)
+    return names
+
+
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Fresh processes that are all as slow; the speeds of those that ran."""
+    speeds: list[float] = []
+
+    def run(*_: object, **__: object) -> WorkerResult:
+        speeds.append(50.0)
+        return WorkerResult(result=SLOW, environment=ENVIRONMENT)
+
+    monkeypatch.setattr("llama_perf.run.worker.run_in_process", run)
+    return speeds
+
+
+def decided(
+    result: RowResult = SLOW, *, stored: Environment = ENVIRONMENT
+) -> Comparison:
+    """The verdict after the confirmation; the device's bandwidth is as stored."""
+    baseline = baseline_of_processes({CPU_ROW: ALIKE}, environment=stored)
+    speeds = SpeedBaseline(baseline, ENVIRONMENT)
+    first = compare(result, speeds)
+    assert first.verdict is Verdict.UNDECIDED
+    confirmed = confirmation.confirm(
+        CPU_ROW,
+        first,
+        speeds,
+        unquantized=None,
+        options=RunRequest(),
+        progress=lambda _: None,
+    )
+    return compare(result, speeds, confirmation=confirmed)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("factor", "expected", "words"),
+    [
+        (2.0, Verdict.SLOWER, "; -50.0% (95 %: -50.8% to -49.2%, 4 pairs) against the"),
+        (
+            1.0,
+            Verdict.SAME,
+            "; not confirmed: +0.0% (95 %: -1.6% to +1.6%, 4 pairs) ag",
+        ),
+    ],
+)
+def test_pairs_of_the_baselines_commit_decide(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+    expected: Verdict,
+    words: str,
+) -> None:
+    speeds = ran(monkeypatch)
+    machine.ns = lambda side, _: round(10**8 * (factor if side == "head" else 1))
+    comparison = decided()
+    assert comparison.verdict is expected
+    assert words in comparison.reason
+    assert f"the baseline's commit {COMMIT} in pairs, resident" in comparison.reason
+    assert comparison.minimum_detectable is not None
+    assert not speeds
+
+
+@pytest.mark.usefixtures("known")
+def test_noise_leaves_the_row_undecided(machine: Machine) -> None:
+    def ns(side: str, number: int) -> int:
+        factor = (1.6, 0.7)[(number - 1) // 20 % 2] if side == "head" else 1.0
+        return round(10**8 * factor)
+
+    machine.ns = ns
+    comparison = decided()
+    assert (comparison.verdict, comparison.failed) == (Verdict.UNDECIDED, True)
+    assert "; undecided: " in comparison.reason
+
+
+def other(**changes: Any) -> Environment:
+    return replace(ENVIRONMENT, **changes)
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (
+            other(torch="2.11.0"),
+            "no pairs, since the environment changed: torch: 2.11.0 -> 2.13.0"
+            " (llama-perf compare --base-python judges that)",
+        ),
+        (other(commit=None), "no pairs, since the baseline names no commit"),
+        (other(commit="ffff"), "no pairs, since git has no commit ffff here"),
+    ],
+)
+@pytest.mark.usefixtures("known")
+def test_fresh_processes_decide_where_pairs_cannot(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, stored: Environment, why: str
+) -> None:
+    speeds = ran(monkeypatch)
+    comparison = decided(stored=stored)
+    assert comparison.verdict is Verdict.SLOWER
+    assert "confirmed by 5 fresh processes" in comparison.reason
+    assert comparison.reason.endswith(f"; {why}")
+    assert len(speeds) == 5
+    assert not machine.asked
+
+
+@pytest.mark.usefixtures("known")
+def test_fresh_processes_decide_where_the_commit_does_not_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = ran(monkeypatch)
+    machine.ends["base", "run"] = unmeasured(Status.INVALID, "its process ended")
+    comparison = decided()
+    assert comparison.verdict is Verdict.SLOWER
+    why = f"no pairs with the baseline's commit {COMMIT}: base: its process ended"
+    assert comparison.reason.endswith(why)
+    assert len(speeds) == 5
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("factor", "expected", "failed"),
+    [(1.0, Verdict.ALREADY_SLOWER, False), (2.0, Verdict.SLOWER, True)],
+)
+def test_a_change_is_not_blamed_for_what_was_slower_before(
+    machine: Machine, factor: float, expected: Verdict, failed: bool
+) -> None:
+    machine.ns = lambda side, _: round(10**8 * (factor if side == "head" else 1))
+    slower = Comparison(
+        id=CPU_ROW.id, verdict=Verdict.SLOWER, reason="it lost", failed=True
+    )
+    comparison = confirmation.blame(
+        CPU_ROW, slower, options=RunRequest(base="main"), progress=lambda _: None
+    )
+    assert (comparison.verdict, comparison.failed) == (expected, failed)
+    assert "against main in pairs" in comparison.reason
+    assert "it lost" in comparison.reason
+    already = "main is slower than the baseline already: +0.0%"
+    assert comparison.reason.startswith(already) is not failed
