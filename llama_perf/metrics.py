@@ -168,6 +168,13 @@ METRICS = (
         digits=0,
         limits=(LimitField("calls", _CALLS, 0.01),),
     ),
+    Metric(
+        "host synchronisations a token",
+        "step.host_waits",
+        Rule.COUNT,
+        digits=1,
+        limits=(LimitField("host_waits", _MORE, 0, integral=True),),
+    ),
     # Loose: docs/gate-why.md has how much it varies.
     Metric(
         "time to compile (s)",

@@ -7,6 +7,8 @@ import gc
 import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +97,14 @@ class Device(ABC):
     def release_memory(self) -> None:
         """Give memory that is no longer used back to the device."""
         gc.collect()
+
+    @contextmanager
+    def counting_waits(self) -> Iterator[list[str]]:
+        """Collect a line each time that the block makes the host wait for the device.
+
+        A CPU has no such waits: its profiler counts the operators that read a value.
+        """
+        yield []
 
     @abstractmethod
     def synchronize(self) -> None:

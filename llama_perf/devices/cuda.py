@@ -1,8 +1,8 @@
 """An NVIDIA GPU as a device: torch's view of it, and its driver's; CUDA graphs."""
 
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -14,6 +14,8 @@ from llama_perf.devices.base import Device, slug
 
 _STREAM_BYTES = 4 * 2**30
 MIN_STREAM_BYTES = 16 * 2**20
+
+_WAITS = "called a synchronizing CUDA operation"
 
 
 class CudaDevice(Device):
@@ -120,6 +122,20 @@ class CudaDevice(Device):
     def release_memory(self) -> None:
         super().release_memory()
         torch.cuda.empty_cache()
+
+    @contextmanager
+    def counting_waits(self) -> Iterator[list[str]]:
+        """See `Device.counting_waits`: torch warns of each."""
+        waits: list[str] = []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield waits
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                texts = (str(one.message) for one in caught)
+                waits += [text for text in texts if _WAITS in text]
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

@@ -88,10 +88,15 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairsTest:
-    """The test of a row by pairs of the baseline's commit with this checkout."""
+    """The test of a row by pairs of the baseline's commit with this checkout.
+
+    `base` and `head` are what each side's process measured.
+    """
 
     test: BlockTest
     words: str
+    base: Measurement
+    head: Measurement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,6 +85,10 @@ def compare(
     )
     peak = judgements.judge_peak(now, stored, limits, confirmation)
     judged = judge(result, stored, speed, peak, limits)
+    if judged.failed and confirmation is not None and confirmation.pairs is not None:
+        # Of the same minutes, and of no other environment.
+        pairs = confirmation.pairs
+        judged = replace(judged, why=operators_that_grew(pairs.head, pairs.base))
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)
     return judged

@@ -7,6 +7,7 @@ frees again.
 """
 
 import os
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from llama_perf.results.measurement import OperatorTime, StepWork
 
 _STEPS = 2
 _MAX_OPERATORS = 12
+_READS_A_VALUE = "aten::_local_scalar_dense"
 
 
 @cache
@@ -75,10 +77,14 @@ def count_work(prepared: PreparedRow) -> Work:
     if steps < 1:
         return Work(None, peak_bytes)
     with profile(activities=[device.activity], acc_events=True) as profiler:
-        for _ in tokens:
-            pass
+        with device.counting_waits() as waits:
+            for _ in tokens:
+                pass
         device.synchronize()
-    return Work(_step_work(profiler, device.activity.name, steps), peak_bytes)
+    step = _step_work(profiler, device.activity.name, steps)
+    if step is not None and not on_host:
+        step = replace(step, host_waits=len(waits) / steps)
+    return Work(step, peak_bytes)
 
 
 def _step_work(profiler: profile, name: str, steps: int) -> StepWork | None:
@@ -99,11 +105,14 @@ def _step_work(profiler: profile, name: str, steps: int) -> StepWork | None:
         for event in events
     ]
     times.sort(key=lambda operator: -operator.ms)
+    # On a CPU `.item()`, `.tolist()` and `bool()` of a tensor end in this operator.
+    reads = sum(event.count for event in events if event.key == _READS_A_VALUE)
     return StepWork(
         # Whole numbers first: a sum of shares depends on their order.
         calls=sum(event.count for event in events) / steps,
         ms=sum(operator.ms for operator in times),
         operators=tuple(times[:_MAX_OPERATORS]),
+        host_waits=reads / steps,
     )
 
 

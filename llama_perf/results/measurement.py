@@ -88,11 +88,15 @@ class OperatorTime:
 
 @record
 class StepWork:
-    """The calls of a decoding step, and the operators that take longest."""
+    """The calls of a decoding step, and the operators that take longest.
+
+    `host_waits` counts how often a step waits for a value on the host.
+    """
 
     calls: float
     ms: float
     operators: tuple[OperatorTime, ...]
+    host_waits: float | None = None
 
 
 @record

@@ -12,7 +12,7 @@ from dataclasses import replace
 from llama_perf.errors import UserError
 from llama_perf.gate.blocks import Decision
 from llama_perf.gate.judgements import Confirmation, PairsTest
-from llama_perf.gate.pairs import PairsGate, described
+from llama_perf.gate.pairs import SIDES, PairsGate, described
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.run import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
@@ -115,4 +115,5 @@ def _pairs_with(
     words = (
         f"{test.change:+.1%} ({described(test)}) against {name} in pairs, {pairs.way}"
     )
-    return PairsTest(test=test, words=words), ""
+    (base, *_), (head, *_) = map(pairs.measurements, SIDES)
+    return PairsTest(test=test, words=words, base=base, head=head), ""

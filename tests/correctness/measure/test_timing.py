@@ -1,5 +1,6 @@
 """What a row measures: its memory, and as many samples as a budget leaves."""
 
+import warnings
 from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
@@ -285,3 +286,33 @@ def test_a_row_without_decode_steps_cannot_be_slowed() -> None:
     prepared = prepare_row(replace(ROW, max_new_tokens=1), slowdown=0.05)
     with pytest.raises(UserError, match=r"inject-slowdown: .* max_new_tokens = 1 has"):
         measure_row(prepared, meter=RowMemoryMeter(CPU))
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_a_step_counts_what_it_reads_on_the_host(
+    reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare_row(ROW)
+    decode = prepared.engine.decode
+
+    def reading(token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        for _ in range(reads):
+            assert position.item() >= 0
+        return decode(token, position)
+
+    monkeypatch.setattr(prepared.engine, "decode", reading)
+    step = count_work(prepared).step
+    assert step is not None
+    assert step.host_waits == reads
+
+
+def test_cuda_counts_torchs_warnings_of_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    device = device_of(torch.device("cuda"))
+    with device.counting_waits() as waits:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (at x)", stacklevel=1)
+        warnings.warn("another one", stacklevel=1)
+    assert len(waits) == 2
+    assert modes == ["warn", "default"]

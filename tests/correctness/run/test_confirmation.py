@@ -11,6 +11,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.verdict import compare
+from llama_perf.results.measurement import OperatorTime, StepWork
 from llama_perf.results.run import Comparison, Environment, RowResult, Status, Verdict
 from llama_perf.run import confirmation
 from llama_perf.run.options import RunRequest
@@ -107,6 +108,21 @@ def test_pairs_of_the_baselines_commit_decide(
     assert f"the baseline's commit {COMMIT} in pairs, resident" in comparison.reason
     assert comparison.minimum_detectable is not None
     assert not speeds
+
+
+@pytest.mark.usefixtures("known")
+def test_the_operators_that_grew_are_those_of_the_pair(machine: Machine) -> None:
+    machine.ns = lambda side, _: 2 * 10**8 if side == "head" else 10**8
+
+    def step(ms: float) -> StepWork:
+        return StepWork(
+            calls=1, ms=ms, operators=(OperatorTime(name="mm", calls=1, ms=ms),)
+        )
+
+    machine.changes["step"] = step(3.0)
+    machine.of_side["head"] = {"step": step(8.0)}
+    comparison = decided()
+    assert comparison.why == ("grew: mm, 3.00 -> 8.00 ms a step",)
 
 
 @pytest.mark.usefixtures("known")

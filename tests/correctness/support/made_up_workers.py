@@ -29,6 +29,7 @@ class Machine:
         self.tok_s: Callable[[str, int], float] = lambda _side, _number: 100.0
         self.ends: dict[tuple[str, str], RowResult] = {}
         self.changes: dict[str, Any] = {"sample_ns": (10**8, 10**8)}
+        self.of_side: dict[str, dict[str, Any]] = {}
 
     def count(self, side: str, action: str) -> int:
         return self.asked.count((side, action))
@@ -77,8 +78,9 @@ class MadeUpWorker:
         machine.asked.append((self.side, "run"))
         result = machine.ends.get((self.side, "run"))
         if result is None:
+            changes = machine.changes | machine.of_side.get(self.side, {})
             tok_s = machine.tok_s(self.side, machine.count(self.side, "run"))
-            result = measured(row, tok_s=tok_s, **machine.changes)
+            result = measured(row, tok_s=tok_s, **changes)
         return WorkerResult(result=result, environment=ENVIRONMENT)
 
     def close(self) -> None:
