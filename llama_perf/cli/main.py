@@ -10,10 +10,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llama_perf.cli import baseline, compare, doctor, generate, report, rows, run, tune
+from llama_perf.cli import (
+    baseline,
+    bisect,
+    compare,
+    doctor,
+    generate,
+    report,
+    rows,
+    run,
+    tune,
+)
 from llama_perf.errors import UserError
 
-MODULES = (generate, rows, run, compare, baseline, report, tune, doctor)
+MODULES = (generate, rows, run, compare, bisect, baseline, report, tune, doctor)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

@@ -163,8 +163,9 @@ class PairedProcesses:
 
     def _way(self, pairs: PairedRow) -> str:
         """How the blocks of a row can be measured."""
-        if not all(self._keeps_rows.values()):
-            return f"{IN_TURN}, since the base's revision keeps no row ready"
+        for side, keeps_rows in self._keeps_rows.items():
+            if not keeps_rows:
+                return f"{IN_TURN}, since the {side}'s revision keeps no row ready"
         measured = [pairs.measurements(side)[0] for side in SIDES]
         needed = sum(
             max(one.peak_memory_bytes, one.build_peak_bytes or 0) for one in measured

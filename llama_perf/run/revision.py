@@ -17,7 +17,7 @@ def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str
     """The commit that `revision` names; raises UserError, naming `field`, for none."""
     # A name that looks like an option of git must not be taken as one.
     options = ("--verify", "--end-of-options")
-    done = _git(root, "rev-parse", *options, f"{revision}^{{commit}}")
+    done = run_git(root, "rev-parse", *options, f"{revision}^{{commit}}")
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
@@ -27,7 +27,7 @@ def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str
 def file_at(commit: str, path: Path) -> str | None:
     """A file's text in a commit of its checkout; None where the commit lacks it."""
     folder = path.absolute().parent
-    done = _git(folder, "show", f"{commit}:./{path.name}")
+    done = run_git(folder, "show", f"{commit}:./{path.name}")
     return done.stdout if done.returncode == 0 else None
 
 
@@ -36,17 +36,18 @@ def checked_out(commit: str, *, root: Path = CHECKOUT) -> Iterator[Path]:
     """Give a folder with the files of `commit`, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name:
         folder = Path(name) / "checkout"
-        added = _git(root, "worktree", "add", "--detach", str(folder), commit)
+        added = run_git(root, "worktree", "add", "--detach", str(folder), commit)
         if added.returncode != 0:
             reason = added.stderr.strip().rpartition("\n")[2]
             raise UserError(f"base: {commit}: {reason}")
         try:
             yield folder
         finally:
-            _git(root, "worktree", "remove", "--force", str(folder))
+            run_git(root, "worktree", "remove", "--force", str(folder))
 
 
-def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in a folder; raises UserError where it is not installed."""
     command = ["git", "-C", str(root), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False)

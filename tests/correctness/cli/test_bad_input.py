@@ -104,6 +104,13 @@ REFUSED = {
         "--base-python /none": "base-python: '/none' is not allowed; name an interpret",
         "--base HEAD --json /no/x": "results: '/no/x' is not allowed; its folder does ",
     },
+    "bisect": {
+        "": "the following arguments are required: --good, --bad",
+        "--good no --bad HEAD": "good: 'no' names no commit of ",
+        "--good HEAD --bad no": "bad: 'no' names no commit of ",
+        "--good HEAD --bad HEAD --set cpu": "row: '' is not allowed; 20 rows match; na",
+        "--good HEAD --bad HEAD --least 0": "least: '0' is not allowed; allowed: a per",
+    },
 }
 
 

@@ -1,0 +1,123 @@
+"""`llama-perf bisect`: the commit that made a row slower."""
+
+import argparse
+import hashlib
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+from llama_perf.cli.compare import add_least, parse_least
+from llama_perf.errors import SpecError, UserError
+from llama_perf.files import CHECKOUT, cache_folder
+from llama_perf.gate.blocks import Decision
+from llama_perf.gate.pairs import PairsGate, described
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run.bisection import Mark, Marked, bisect
+from llama_perf.run.display import Display
+from llama_perf.run.options import RunRequest, add_shared, request_of
+from llama_perf.run.revision import checked_out, resolve
+
+HELP = "find the commit that made a row slower, by pairs of processes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_shared(parser, "--set", "--rows", "--row", "--checkpoints", "--wait")
+    add_shared(parser, "--row-timeout")
+    for name, text in (("good", "is fast"), ("bad", "is slow")):
+        parser.add_argument(
+            f"--{name}", metavar="REV", required=True, help=f"a revision that {text}"
+        )
+    add_least(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the first bad commit; 1 where skipped commits hide it, 130 on Ctrl-C."""
+    request = request_of(arguments)
+    least = parse_least(arguments.least)
+    good, bad = (
+        resolve(getattr(arguments, name), field=name) for name in ("good", "bad")
+    )
+    rows = request.selected()
+    if len(rows) != 1:
+        reason = f"{len(rows)} rows match; name one by --row"
+        raise SpecError("row", " ".join(request.row), reason)
+    # They import torch, and a mistake above is reported sooner without.
+    from llama_perf.run.lock import locked
+    from llama_perf.run.session import Session
+
+    (row,) = rows
+    # Another question has another file.
+    asked = hashlib.sha256(f"{good} {bad} {row} {least}".encode()).hexdigest()[:12]
+    state = cache_folder() / "bisect" / f"{asked}.json"
+    display = Display.on(sys.stderr)
+    session = Session([row.device], options=request)
+    gate = PairsGate(limits=request.limits, target_loss=least)
+
+    def decide(commit: str) -> Marked:
+        return _decided(row, good, commit, gate=gate, options=request, display=display)
+
+    with locked(session.device, wait=request.wait, notify=display.note):
+        try:
+            found, marked = bisect(
+                good,
+                bad,
+                row.id,
+                decide=decide,
+                state=state,
+                note=display.note,
+                root=CHECKOUT,
+            )
+        except KeyboardInterrupt:
+            display.note("interrupted; the same command goes on")
+            return 130
+    if found is None:
+        skipped = [name for name, one in marked.items() if one.mark is Mark.SKIP]
+        print("the first bad commit is the one behind, or one of those skipped:")
+        for commit in skipped:
+            print(f"{commit}: {marked[commit].reason}")
+        return 1
+    print(f"{found} is the first bad commit")
+    print(f"{row.id}: {marked[found].reason}")
+    return 0
+
+
+def _decided(
+    row: RowSpec,
+    good: str,
+    commit: str,
+    *,
+    gate: PairsGate,
+    options: RunRequest,
+    display: Display,
+) -> Marked:
+    """Compare a commit with the good one; raises UserError where that cannot run."""
+    from llama_perf.run.paired import PairedProcesses, Side, measure_until_decided
+
+    display.plan_rows([(row, commit[:12])])
+    with (
+        display.next() as running,
+        checked_out(good) as base,
+        checked_out(commit) as head,
+        closing(
+            PairedProcesses(
+                [row],
+                options=replace(options, inject_slowdown=()),
+                base=Side(package=base),
+                head=Side(package=head),
+            )
+        ) as processes,
+    ):
+        pairs = measure_until_decided(row, processes, gate, running.step)
+    if pairs.missed is not None:
+        side, result = pairs.missed
+        if side == "base":
+            raise UserError(f"good: {good[:12]} does not run {row.id}: {result.reason}")
+        return Marked(mark=Mark.SKIP, reason=f"it does not run: {result.reason}")
+    test = gate.test(pairs)
+    assert test is not None, "a row that was measured has two blocks"
+    mark = {Decision.SLOWER: Mark.BAD, Decision.UNDECIDED: Mark.SKIP}
+    words = f"{test.change:+.1%} ({described(test)}, {pairs.way})"
+    if test.decision is Decision.UNDECIDED:
+        words = f"undecided: {words}"
+    return Marked(mark=mark.get(test.decision, Mark.GOOD), reason=words)

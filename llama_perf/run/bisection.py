@@ -1,0 +1,107 @@
+"""Finds the commit that made a row slower: `git bisect`, decided by resident pairs.
+
+Each commit is compared with the good one. What was decided is kept in a file, so that
+the same command goes on after an interrupt. Knows git's words, and not how a row is
+measured.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+
+from llama_perf.errors import UserError
+from llama_perf.files import write_atomically
+from llama_perf.run.revision import checked_out, run_git
+from llama_perf.strict_json import read_json, record, to_json
+
+
+class Mark(Enum):
+    """`git bisect`'s word for a commit."""
+
+    GOOD = "good"
+    BAD = "bad"
+    SKIP = "skip"
+
+
+@record
+class Marked:
+    """The word for a commit, and the reason in words."""
+
+    mark: Mark
+    reason: str
+
+
+@record
+class Bisection:
+    """The commits that were decided so far."""
+
+    good: str
+    bad: str
+    row: str
+    marked: dict[str, Marked]
+
+
+Decide = Callable[[str], Marked]
+
+
+def bisect(
+    good: str,
+    bad: str,
+    row_id: str,
+    *,
+    decide: Decide,
+    state: Path,
+    note: Callable[[str], None],
+    root: Path,
+) -> tuple[str | None, Mapping[str, Marked]]:
+    """The first bad commit, or None where skipped ones hide it; all that was decided.
+
+    `good` and `bad` are commits of the repository `root`. `decide` compares a commit
+    with the good one. `state` is the file with what was decided, which is deleted when
+    the commit is found. Raises UserError where the bad commit is not bad, or where git
+    refuses the two.
+    """
+    known = Bisection(good=good, bad=bad, row=row_id, marked={})
+    if state.exists():
+        known = read_json(Bisection, state)
+        note(f"{len(known.marked)} commits were decided before")
+
+    def mark(commit: str) -> Marked:
+        if commit not in known.marked:
+            known.marked[commit] = decide(commit)
+            write_atomically(state, to_json(known))
+        marked = known.marked[commit]
+        note(f"{commit[:12]} is {marked.mark.value}: {marked.reason}")
+        return marked
+
+    with checked_out(bad, root=root) as folder:
+        said = _git(folder, "bisect", "start", "--no-checkout", bad, good)
+        note(f"comparing the bad commit with the good one, {good[:12]}")
+        if (ended := mark(bad)).mark is not Mark.BAD:
+            state.unlink()
+            raise UserError(
+                f"bad: {bad[:12]} is not slower than {good[:12]}: {ended.reason}"
+            )
+        while not (found := _END.search(said)):
+            note(said.strip())
+            commit = _git(folder, "rev-parse", "BISECT_HEAD").strip()
+            said = _git(folder, "bisect", mark(commit).mark.value, commit)
+    note(said.strip())
+    state.unlink()
+    return found["commit"], known.marked
+
+
+# The second where only skipped commits are left.
+_END = re.compile(
+    r"^(?P<commit>[0-9a-f]+) is the first bad commit|only .*skip.* commits left",
+    re.MULTILINE,
+)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = run_git(folder, *arguments)
+    # With code 2 git says which commits are left.
+    if done.returncode not in {0, 2}:
+        raise UserError(f"bisect: git: {(done.stderr or done.stdout).strip()}")
+    return done.stdout + done.stderr
