@@ -24,6 +24,7 @@ TABLES = {
     "performance": ["doc_tables.stored:PERFORMANCE"],
     "limits": ["doc_tables.stored:LIMITS"],
     "gate": ["studies.gate_simulation:TABLE"],
+    "pairs": ["studies.pairs_simulation:TABLE"],
     "kernels": ["studies.kernel_resources:OF_PRODUCTS"],
     "fused": ["studies.kernel_resources:OF_FUSED"],
     "caps": ["studies.kernel_caps:TABLE"],

@@ -140,7 +140,7 @@ def test_the_slowdown_switch_makes_its_row_fail_and_no_other(project: Project) -
     result.stdout.fnmatch_lines(
         [
             f"SLOWER {INT8}: tok/s *; * (-*%, limit 25.0%){FIXED_LIMIT}",
-            f"injected slowdown of 1000% in {INT8}",
+            f"injected slowdown of 1000% in {INT8}: *",
         ]
     )
     measurements = [result.measurement for result in project.report().results]

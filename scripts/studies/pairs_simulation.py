@@ -1,0 +1,146 @@
+"""Blocks of pairs by simulation: `python -m scripts.doc_tables pairs`.
+
+A sample's time has three parts of noise: the minute, in which neighbours and the clock
+slow both sides alike; the process that was built first, which is slower by an amount of
+its own for each row and each time; and the sample itself, some of which a neighbour hits.
+The samples, pairs and blocks are drawn here; the decisions are `llama_perf`'s.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, Decision, block_test
+from scripts.doc_tables.document import Place, Table
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+ROWS = 20
+RUNS = 10_000
+SLOWED = 1_000
+"""Rows that are simulated for each slowdown."""
+LOSSES = (0.03, 0.05, 0.10, 0.25)
+MAX_FALSE_ALARMS = 0.001
+"""The share of unchanged runs that may fail a row."""
+ROUNDS = 3
+
+
+class Noise(NamedTuple):
+    """Standard deviations of log times, and the rest of a machine's noise.
+
+    `first` is how much slower the side is that was built first, `first_varies` how much
+    that differs from pair to pair. `hit` is the share of samples that a neighbour hits,
+    each by up to `hit_by`.
+    """
+
+    minute: float = 0.10
+    first: float = 0.05
+    first_varies: float = 0.01
+    sample: float = 0.02
+    hit: float = 0.02
+    hit_by: float = 0.5
+
+
+MACHINES: Mapping[str, Noise] = {
+    "a quiet GPU": Noise(0.003, 0.0, 0.001, 0.002, 0.0, 0.0),
+    "2 shared cores": Noise(),
+    "2 shared cores, noisier": Noise(0.2, 0.15, 0.02, 0.04, 0.05, 1.0),
+}
+
+
+def blocks(noise: Noise, count: int, source: np.random.Generator) -> Floats:
+    """The log losses of the blocks of `count` unchanged rows, (count, MAX_BLOCKS)."""
+    shape = (count, MAX_BLOCKS, 2, ROUNDS)
+    # Of four samples in turn, A B B A, two are of each side.
+    minute = source.standard_normal((*shape, 4)) * noise.minute / 10
+    minute += source.standard_normal((*shape[:2], 1, 1, 1)) * noise.minute
+    own = source.standard_normal((*shape, 4)) * noise.sample
+    hits = source.random((*shape, 4)) < noise.hit
+    own += hits * source.random((*shape, 4)) * noise.hit_by
+    # The first half of a round and its second half share a part of the minute.
+    minute = (minute + minute[..., ::-1]) / 2
+    times = np.exp(minute + own)
+    first = noise.first + noise.first_varies * source.standard_normal((*shape[:3], 1))
+    slower, other = times[..., [0, 3]].sum(-1), times[..., [1, 2]].sum(-1)
+    ratios = np.log(slower / other) + first
+    # The head was built first in one of the two pairs.
+    ratios[:, :, 1] *= -1
+    losses: Floats = np.median(ratios, axis=-1).mean(axis=-1)
+    return losses
+
+
+def decided(values: Floats) -> tuple[Decision, int]:
+    """The decision on a row by its blocks, and how many it took."""
+    for count in range(MIN_BLOCKS, MAX_BLOCKS + 1):
+        decision = block_test(values[:count].tolist()).decision
+        if decision is not Decision.UNDECIDED:
+            return decision, count
+    return Decision.UNDECIDED, MAX_BLOCKS
+
+
+class Counts(NamedTuple):
+    """Of simulated unchanged runs: shares of runs, and the mean blocks of a row."""
+
+    slower: float
+    faster: float
+    undecided: float
+    blocks: float
+
+
+def unchanged(noise: Noise, runs: int, *, seed: int = 0) -> Counts:
+    """Simulate runs of ROWS rows that did not change."""
+    source, ended = np.random.default_rng(seed), []
+    for _ in range(0, runs, 500):
+        count = min(runs, 500) * ROWS
+        ended += [decided(values) for values in blocks(noise, count, source)]
+    rows = np.array([list(Decision).index(decision) for decision, _ in ended])
+    by_run = rows.reshape(-1, ROWS)
+
+    def share(decision: Decision) -> float:
+        return float((by_run == list(Decision).index(decision)).any(axis=1).mean())
+
+    return Counts(
+        slower=share(Decision.SLOWER),
+        faster=share(Decision.FASTER),
+        undecided=share(Decision.UNDECIDED),
+        blocks=float(np.mean([count for _, count in ended])),
+    )
+
+
+def found(noise: Noise, loss: float, rows: int, *, seed: int = 1) -> tuple[float, float]:
+    """The share of rows that are SLOWER after a loss, and their mean blocks."""
+    source = np.random.default_rng(seed)
+    lost = blocks(noise, rows, source) - math.log1p(-loss)
+    ended = [decided(values) for values in lost]
+    slower = [decision is Decision.SLOWER for decision, _ in ended]
+    return float(np.mean(slower)), float(np.mean([count for _, count in ended]))
+
+
+def _draw(machine: str) -> tuple[list[str], list[str]]:
+    noise = MACHINES[machine]
+    counts = unchanged(noise, RUNS)
+    cells = [f"{counts.slower:.2%}", f"{counts.faster:.2%}", f"{counts.undecided:.2%}"]
+    cells.append(f"{counts.blocks:.1f}")
+    for loss in LOSSES:
+        share, mean = found(noise, loss, SLOWED)
+        cells.append(f"{share:.1%} ({mean:.1f})")
+    alarms = max(counts.slower, counts.faster)
+    problem = "more false alarms than one run in a thousand"
+    return cells, [problem] if alarms > MAX_FALSE_ALARMS else []
+
+
+TABLE = Table(
+    place=Place("gate-why.md", "simulated pairs"),
+    headers=(
+        "machine",
+        "runs with a SLOWER row",
+        "with a FASTER row",
+        "with an UNDECIDED row",
+        "blocks a row",
+        *(f"-{loss:.0%}" for loss in LOSSES),
+    ),
+    keys=[(machine,) for machine in MACHINES],
+    draw=_draw,
+)
