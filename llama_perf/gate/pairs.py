@@ -104,7 +104,9 @@ class PairsGate:
         base = baselines.baseline_row(pairs.row, *pairs.measurements("base"))
         peak = pairs.peak(limits)
         judged = judge(result, base, self._speed(pairs, test), peak, limits)
-        judged = replace(judged, change_interval=test.change_interval)
+        judged = replace(
+            judged, change_interval=test.change_interval, pairs=2 * test.blocks
+        )
         if judged.verdict is Verdict.UNDECIDED and not self.undecided_fails:
             judged = replace(judged, failed=False)
         return result, judged

@@ -117,7 +117,7 @@ class Comparison:
     larger, by more than the limit, even where fresh processes did not.
     `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
     in ten; None if the baseline has too few processes to know. `change_interval` is
-    that of the change of tok/s, a share, where pairs of processes were compared.
+    that of the change of tok/s, a share, where `pairs` of processes were compared.
     """
 
     id: str
@@ -130,6 +130,7 @@ class Comparison:
     suspicious_peak: bool = False
     minimum_detectable: float | None = None
     change_interval: tuple[float, float] | None = None
+    pairs: int | None = None
 
     @property
     def doubtful(self) -> bool:

@@ -1,9 +1,9 @@
 """Blocks of pairs by simulation: `python -m scripts.doc_tables pairs`.
 
-A sample's time has three parts of noise: the minute, in which neighbours and the clock
-slow both sides alike; the process that was built first, which is slower by an amount of
-its own for each row and each time; and the sample itself, some of which a neighbour hits.
-The samples, pairs and blocks are drawn here; the decisions are `llama_perf`'s.
+A sample has three parts of noise: the minute, in which neighbours and the clock slow
+both sides alike; the process that was built first, which is slower by an amount of its
+own for each row and each time; the sample itself, and some that a neighbour hits. The
+samples, pairs and blocks are drawn here; the decisions are those of `llama_perf`.
 """
 
 import math
@@ -109,7 +109,9 @@ def unchanged(noise: Noise, runs: int, *, seed: int = 0) -> Counts:
     )
 
 
-def found(noise: Noise, loss: float, rows: int, *, seed: int = 1) -> tuple[float, float]:
+def found(
+    noise: Noise, loss: float, rows: int, *, seed: int = 1
+) -> tuple[float, float]:
     """The share of rows that are SLOWER after a loss, and their mean blocks."""
     source = np.random.default_rng(seed)
     lost = blocks(noise, rows, source) - math.log1p(-loss)

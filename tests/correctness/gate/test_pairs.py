@@ -49,6 +49,7 @@ def test_blocks_decide(blocks: list[float], expected: Verdict, reason: str) -> N
     assert comparison.verdict is expected
     assert comparison.failed is (expected in {Verdict.SLOWER, Verdict.UNDECIDED})
     assert reason in comparison.reason
+    assert comparison.pairs == 2 * len(blocks)
     assert comparison.change_interval is not None
     low, high = comparison.change_interval
     assert low < comparison.changes[0].change < high
