@@ -9,6 +9,7 @@ run in turn, in the same order. `gate/pairs.py` judges the blocks.
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -32,7 +33,7 @@ from llama_perf.strict_json import to_json
 
 Progress = Callable[[str], None]
 RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
-# The time in which both sides of a pair take their samples, where a round is shorter.
+# The least time in which both sides of a pair take their samples, in whole rounds.
 _PAIR_S = 2.0
 _MAX_ROUNDS = 8
 # A worker's own place in memory falls on all its rows. So others take over after some
@@ -192,11 +193,14 @@ class PairedProcesses:
             # All memory is free before the first side takes its own.
             for side in order:
                 workers[side].forget(row)
+            start_s = time.monotonic()
             for side in order:
                 workers[side].prepare(row, progress)
+            # Where building takes long, more samples cost little.
+            sampling_s = max(time.monotonic() - start_s, _PAIR_S)
             progress("sampling")
             losses = []
-            for number in range(_rounds(pairs)):
+            for number in range(_rounds(pairs, sampling_s)):
                 first, second = order if number % 2 == 0 else order[::-1]
                 total_ns = dict.fromkeys(SIDES, 0)
                 for side in (first, second, second, first):
@@ -235,12 +239,12 @@ class PairedProcesses:
             return worker.run(row, lambda _text: None).result
 
 
-def _rounds(pairs: PairedRow) -> int:
-    """How many rounds of four samples a pair takes."""
+def _rounds(pairs: PairedRow, seconds: float) -> int:
+    """How many rounds of four samples a pair takes in about so many seconds."""
     samples = [
         median(one.sample_ns) for side in SIDES for one in pairs.measurements(side)
     ]
-    rounds = round(_PAIR_S * 1e9 / (4 * max(samples)))
+    rounds = round(seconds * 1e9 / (4 * max(samples)))
     return min(max(rounds, 1), _MAX_ROUNDS)
 
 
