@@ -32,8 +32,8 @@ INTERVAL = 0.95
 # Two blocks have one degree of freedom, which decides nothing. So blocks are taken to
 # differ by PRIOR_DEVIATION as if PRIOR_DEGREES further ones had shown it; docs/gate.md
 # has what was measured. A row that is noisier outweighs it with its own blocks.
-PRIOR_DEVIATION = 0.01
-PRIOR_DEGREES = 4
+PRIOR_DEVIATION = 0.015
+PRIOR_DEGREES = 3
 _POWER = 0.90
 # Of the trapezoidal rule; twice as many change no bound by 1e-6.
 _POINTS = 1501
@@ -101,7 +101,8 @@ def block_test(
     def limit(blocks: int) -> float:
         # The t quantile of the tail that the normal bound has (Jennison and Turnbull
         # 2000, "Group sequential methods", section 11.4).
-        multiple = -float(t_quantile(degrees, tail_of_a_look(max_blocks)))
+        freedom = PRIOR_DEGREES + blocks - 1
+        multiple = -float(t_quantile(freedom, tail_of_a_look(max_blocks)))
         return max(-math.log1p(-min_loss), multiple * error(blocks))
 
     target = -math.log1p(-target_loss)
@@ -115,8 +116,8 @@ def block_test(
     elif loss + excluding < target:
         decision = Decision.SAME
     # A loss is missed where the last look does not find it, or where this one excluded
-    # the target by chance.
-    missed = float(t_quantile(degrees, _POWER))
+    # the target by chance: each may take half of the chance that is left.
+    missed = float(t_quantile(degrees, (1 + _POWER) / 2))
     found = limit(max_blocks) + missed * error(max_blocks)
     if decision is not Decision.UNDECIDED:
         found = max(found, target - excluding + missed * error(count))

@@ -20,7 +20,7 @@ from statistics import fmean, median
 
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.files import CHECKOUT, write_atomically
-from llama_perf.gate.blocks import BlockTest
+from llama_perf.gate.blocks import MIN_BLOCKS, BlockTest
 from llama_perf.gate.pairs import SIDES, PairedRow, PairsGate, described, overall
 from llama_perf.report.table import shown
 from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
@@ -34,8 +34,8 @@ from llama_perf.strict_json import to_json
 Progress = Callable[[str], None]
 RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
 # The least time in which both sides of a pair take their samples, in whole rounds.
-_PAIR_S = 2.0
-_MAX_ROUNDS = 8
+_PAIR_S, _CLOSE_PAIR_S = 2.0, 6.0
+_MAX_ROUNDS = 12
 # A worker's own place in memory falls on all its rows. So others take over after some
 # rows, and the other side's starts first.
 _ROWS_OF_WORKERS = 5
@@ -196,8 +196,11 @@ class PairedProcesses:
             start_s = time.monotonic()
             for side in order:
                 workers[side].prepare(row, progress)
-            # Where building takes long, more samples cost little.
-            sampling_s = max(time.monotonic() - start_s, _PAIR_S)
+            # Where building takes long, more samples cost little. Where the first
+            # blocks decided nothing, the next ones are to scatter less.
+            is_close = len(pairs.blocks) >= MIN_BLOCKS
+            sampling_s = _CLOSE_PAIR_S if is_close else _PAIR_S
+            sampling_s = max(time.monotonic() - start_s, sampling_s)
             progress("sampling")
             losses = []
             for number in range(_rounds(pairs, sampling_s)):

@@ -44,9 +44,8 @@ class Noise(NamedTuple):
 
 
 MACHINES: Mapping[str, Noise] = {
-    "a quiet GPU": Noise(0.003, 0.0, 0.001, 0.002, 0.0, 0.0),
+    "steady (assumed)": Noise(0.003, 0.0, 0.001, 0.002, 0.0, 0.0),
     "2 shared cores": Noise(),
-    "2 shared cores, noisier": Noise(0.2, 0.15, 0.02, 0.04, 0.05, 1.0),
 }
 
 

@@ -53,12 +53,13 @@ def test_all_looks_together_have_the_chance_of_a_false_alarm() -> None:
 
 SLOWER, FASTER, SAME = Decision.SLOWER, Decision.FASTER, Decision.SAME
 CASES: list[tuple[list[float], Decision]] = [
-    ([0.12, 0.125], SLOWER),
-    ([-0.12, -0.125], FASTER),
+    ([0.28, 0.285], SLOWER),
+    ([-0.28, -0.285], FASTER),
     ([0.002, -0.004], SAME),
     # A loss of 5 % needs more than two blocks, and so does one that scatters.
     ([0.05, 0.052], Decision.UNDECIDED),
     ([0.05, 0.052, 0.049, 0.051, 0.05], SLOWER),
+    ([0.12, 0.13, 0.125], SLOWER),
     ([0.20, -0.10], Decision.UNDECIDED),
     # Beyond what scatters, and less than one percent.
     ([0.009, 0.0091] * 4, SAME),
@@ -87,10 +88,10 @@ def test_fewer_looks_have_a_lower_bound() -> None:
 
 
 def test_a_smaller_target_takes_longer_and_a_larger_least_loss_fails_less() -> None:
-    values = [0.022, 0.023]
+    values = [0.012, 0.013]
     assert block_test(values).decision is SAME
     assert block_test(values, target_loss=0.03).decision is Decision.UNDECIDED
-    assert block_test([0.12, 0.125], min_loss=0.15).decision is not SLOWER
+    assert block_test([0.28, 0.285], min_loss=0.35).decision is not SLOWER
 
 
 def run_until_decided(

@@ -116,11 +116,11 @@ def test_blocks_of_unchanged_rows_never_fail(machine: str) -> None:
 
 
 def test_blocks_of_pairs_find_losses_that_the_machine_lets_them_find() -> None:
-    quiet_gpu, shared, _ = simulation.MACHINES.values()
-    for noise, loss, least in ((quiet_gpu, 0.05, 0.99), (shared, 0.05, 0.85)):
+    steady, shared = simulation.MACHINES.values()
+    for noise, loss, least in ((steady, 0.05, 0.99), (shared, 0.05, 0.85)):
         share, blocks = simulation.found(noise, loss, 100)
         assert share >= least
-        assert blocks < 6
+        assert blocks < 7
     share, blocks = simulation.found(shared, 0.25, 100)
     assert (share, round(blocks)) == (1.0, 2)
 
