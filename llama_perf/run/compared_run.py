@@ -203,11 +203,12 @@ class ComparedRun:
         if confirmation is not None or not comparison.doubtful or options.no_confirm:
             return comparison
         assert self._baseline is not None, "a row is doubtful by its baseline"
-        other = self._unquantized(result.row)
+        # Memory is compared with no other row's.
+        other = self._unquantized(result.row) if comparison.suspicious else None
         self._end_worker()
         what = "slower" if comparison.suspicious else "larger"
         running.step(f"{NOTE}it looks {what}; more processes decide")
-        running.repeat(CONFIRM_PROCESSES)
+        running.repeat(CONFIRM_PROCESSES * (1 if other is None else 2))
         confirmation = confirm(
             result.row,
             comparison,

@@ -46,8 +46,7 @@ def confirm(
             )
     fresh = []
     if comparison.suspicious_peak or pairs is None:
-        # Memory is compared with no other row's, so only the row runs again.
-        other = unquantized if pairs is None and comparison.suspicious else None
+        other = unquantized if pairs is None else None
         fresh = in_confirmation(row, other, options=options, progress=progress)
     return Confirmation(fresh=fresh, pairs=pairs, no_pairs=no_pairs)
 

@@ -18,7 +18,7 @@ from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.run import Environment, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import compared_run
+from llama_perf.run import compared_run, confirmation
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.options import RunRequest
 from llama_perf.run.revision import file_at, resolve
@@ -205,7 +205,7 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
     run = ComparedRun([], request, named=("made up", STORED), display=quiet())
     running = Mock()
-    monkeypatch.setattr(compared_run, "confirmation", confirm)
+    monkeypatch.setattr(confirmation, "in_confirmation", confirm)
     assert run.add(measured(), running=running).verdict is Verdict.SAME
     slower = run.add(measured(INT8_CPU, tok_s=100.0), running=running)
     assert slower.verdict is Verdict.SLOWER
@@ -216,8 +216,9 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     assert comparison.verdict is Verdict.SAME
     assert comparison.doubtful
     assert asked == [(INT8_CPU, CPU_ROW), (INT8_CPU, None)]
+    assert "; no pairs, since git has no commit 0123456789ab here" in slower.reason
     # What is said of it, and how many processes are to come.
-    decide = "; 5 fresh processes decide"
+    decide = "; more processes decide"
     said = [call(f"note: it looks {how}{decide}") for how in ("slower", "larger")]
     assert running.step.call_args_list == said
     assert running.repeat.call_args_list == [call(10), call(5)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.gate import verdict
+from llama_perf.gate.judgements import Confirmation, Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
@@ -132,8 +133,13 @@ def compare(
     baseline: Baseline | None,
     *,
     environment: Environment | None = None,
+    fresh: Sequence[Trial] | None = None,
     **options: Any,
 ) -> Comparison:
-    """`verdict.compare` with a baseline that is prepared for this row only."""
+    """`verdict.compare` with a baseline that is prepared for this row only.
+
+    `fresh` are the processes of a confirmation without pairs, None if it was off.
+    """
     prepared = None if baseline is None else SpeedBaseline(baseline, environment)
-    return verdict.compare(result, prepared, **options)
+    confirmation = None if fresh is None else Confirmation(fresh=fresh)
+    return verdict.compare(result, prepared, confirmation=confirmation, **options)
