@@ -35,8 +35,8 @@ INTERVAL = 0.95
 PRIOR_DEVIATION = 0.015
 PRIOR_DEGREES = 3
 _POWER = 0.90
-# Of the trapezoidal rule; twice as many change no bound by 1e-6.
-_POINTS = 1501
+# Of the trapezoidal rule; four times as many change a tail by less than 0.1 %.
+_POINTS = 401
 
 
 class Decision(Enum):
@@ -132,7 +132,7 @@ def block_test(
 
 
 @cache
-def tail_of_a_look(max_blocks: int = MAX_BLOCKS) -> float:
+def tail_of_a_look(max_blocks: int) -> float:
     """The chance of a false alarm that each look may have, with all of them together.
 
     It is the same for each look (Pocock 1977, "Group sequential methods in the design
@@ -146,7 +146,7 @@ def tail_of_a_look(max_blocks: int = MAX_BLOCKS) -> float:
     def excess(bound: float) -> float:
         return crossing_chance([bound] * len(looks), list(looks)) - FALSE_ALARM
 
-    return float(norm.sf(brentq(excess, 2.0, 8.0, xtol=1e-6)))
+    return float(norm.sf(brentq(excess, 3.0, 6.0, xtol=1e-6)))
 
 
 def crossing_chance(bounds: Sequence[float], blocks: Sequence[int]) -> float:

@@ -41,7 +41,7 @@ def test_the_recursion_against_the_multivariate_normal(
 
 
 def test_all_looks_together_have_the_chance_of_a_false_alarm() -> None:
-    tail = blocks.tail_of_a_look()
+    tail = blocks.tail_of_a_look(blocks.MAX_BLOCKS)
     bound = float(norm.isf(tail))
     looks = range(blocks.MIN_BLOCKS, blocks.MAX_BLOCKS + 1)
     chance = crossing_chance([bound] * len(looks), list(looks))
