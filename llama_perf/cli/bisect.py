@@ -3,14 +3,12 @@
 import argparse
 import hashlib
 import sys
-from contextlib import closing
-from dataclasses import replace
 
 from llama_perf.cli.compare import add_least, parse_least
 from llama_perf.errors import SpecError, UserError
 from llama_perf.files import CHECKOUT, cache_folder
 from llama_perf.gate.blocks import Decision
-from llama_perf.gate.pairs import PairsGate, described
+from llama_perf.gate.pairs import PairsGate, change_in_words
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.bisection import Mark, Marked, bisect
 from llama_perf.run.display import Display
@@ -60,13 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
     with locked(session.device, wait=request.wait, notify=display.note):
         try:
             found, marked = bisect(
-                good,
-                bad,
-                row.id,
-                decide=decide,
-                state=state,
-                note=display.note,
-                root=CHECKOUT,
+                good, bad, decide=decide, state=state, note=display.note, root=CHECKOUT
             )
         except KeyboardInterrupt:
             display.note("interrupted; the same command goes on")
@@ -92,23 +84,22 @@ def _decided(
     display: Display,
 ) -> Marked:
     """Compare a commit with the good one; raises UserError where that cannot run."""
-    from llama_perf.run.paired import PairedProcesses, Side, measure_until_decided
+    from llama_perf.run.paired import Side, compare_sides
 
     display.plan_rows([(row, commit[:12])])
     with (
         display.next() as running,
         checked_out(good) as base,
         checked_out(commit) as head,
-        closing(
-            PairedProcesses(
-                [row],
-                options=replace(options, inject_slowdown=()),
-                base=Side(package=base),
-                head=Side(package=head),
-            )
-        ) as processes,
     ):
-        pairs = measure_until_decided(row, processes, gate, running.step)
+        pairs = compare_sides(
+            row,
+            gate,
+            options=options,
+            base=Side(package=base),
+            head=Side(package=head),
+            progress=running.step,
+        )
     if pairs.missed is not None:
         side, result = pairs.missed
         if side == "base":
@@ -117,7 +108,7 @@ def _decided(
     test = gate.test(pairs)
     assert test is not None, "a row that was measured has two blocks"
     mark = {Decision.SLOWER: Mark.BAD, Decision.UNDECIDED: Mark.SKIP}
-    words = f"{test.change:+.1%} ({described(test)}, {pairs.way})"
+    words = f"{change_in_words(test)}, {pairs.way}"
     if test.decision is Decision.UNDECIDED:
         words = f"undecided: {words}"
     return Marked(mark=mark.get(test.decision, Mark.GOOD), reason=words)

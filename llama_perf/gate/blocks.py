@@ -30,8 +30,8 @@ EXCLUDED = 0.99
 """The confidence with which it is excluded."""
 INTERVAL = 0.95
 # Two blocks have one degree of freedom, which decides nothing. So blocks are taken to
-# differ by PRIOR_DEVIATION as if PRIOR_DEGREES further ones had shown it; docs/gate.md
-# has what was measured. A row that is noisier outweighs it with its own blocks.
+# differ by PRIOR_DEVIATION, with the weight of PRIOR_DEGREES more blocks; a noisier row
+# outweighs that with its own. docs/gate-why.md has what was measured.
 PRIOR_DEVIATION = 0.015
 PRIOR_DEGREES = 3
 _POWER = 0.90

@@ -154,6 +154,11 @@ def decided(
         worse, words = judge(values)
         end = f"confirmed by {len(values)} fresh processes: {words}"
         end = end if worse else f"not {end}"
+    return _resolved(doubt, end, worse=worse, undecided=undecided)
+
+
+def _resolved(doubt: Judgement, end: str, *, worse: bool, undecided: bool) -> Judgement:
+    """The judgement on a doubtful row after its confirmation, which `end` describes."""
     return replace(
         doubt,
         changes=tuple(replace(change, worse=worse) for change in doubt.changes),
@@ -165,18 +170,12 @@ def decided(
 
 def _decided_by_pairs(doubt: Judgement, pairs: PairsTest) -> Judgement:
     decision = pairs.test.decision
-    worse = decision is Decision.SLOWER
+    worse, undecided = decision is Decision.SLOWER, decision is Decision.UNDECIDED
     end = pairs.words if worse else f"not confirmed: {pairs.words}"
-    if decision is Decision.UNDECIDED:
+    if undecided:
         end = f"undecided: {pairs.words}"
-    return replace(
-        doubt,
-        changes=tuple(replace(change, worse=worse) for change in doubt.changes),
-        reason=f"{doubt.reason}; {end}",
-        suspicious=True,
-        undecided=decision is Decision.UNDECIDED,
-        minimum_detectable=pairs.test.minimum_detectable,
-    )
+    judged = _resolved(doubt, end, worse=worse, undecided=undecided)
+    return replace(judged, minimum_detectable=pairs.test.minimum_detectable)
 
 
 def stored_peak(stored: BaselineRow) -> float:

@@ -53,12 +53,14 @@ class PairedRow:
         results = self.results[side]
         return [result.measurement for result in results if result.measurement]
 
+    def merged(self, side: str) -> baselines.BaselineRow:
+        """A side's processes as one row, with the measurement of median speed."""
+        return baselines.baseline_row(self.row, *self.measurements(side))
+
     def peak(self, limits: Limits) -> judgements.Judgement:
         """The judgement on the head's peak, by the medians of both sides."""
-        base, head = (
-            baselines.baseline_row(self.row, *self.measurements(side)) for side in SIDES
-        )
-        return judgements.compare_peak(judgements.stored_peak(head), base, limits)
+        peak_bytes = judgements.stored_peak(self.merged("head"))
+        return judgements.compare_peak(peak_bytes, self.merged("base"), limits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +102,10 @@ class PairsGate:
         test = self.test(pairs)
         assert test is not None, "a row that was measured has two blocks"
         limits = self.limits_of(pairs.row)
-        result = _head(pairs)
-        base = baselines.baseline_row(pairs.row, *pairs.measurements("base"))
-        peak = pairs.peak(limits)
-        judged = judge(result, base, self._speed(pairs, test), peak, limits)
+        measurement = pairs.merged("head").measurement
+        result = replace(pairs.results["head"][0], measurement=measurement)
+        speed, peak = self._speed(pairs, test), pairs.peak(limits)
+        judged = judge(result, pairs.merged("base"), speed, peak, limits)
         judged = replace(
             judged, change_interval=test.change_interval, pairs=2 * test.blocks
         )
@@ -143,16 +145,15 @@ class PairsGate:
         )
 
 
-def _head(pairs: PairedRow) -> RowResult:
-    """The head's result, with the measurement of the process of median speed."""
-    head = baselines.baseline_row(pairs.row, *pairs.measurements("head"))
-    return replace(pairs.results["head"][0], measurement=head.measurement)
-
-
 def described(test: BlockTest) -> str:
-    """The change of a speed in words, with its interval."""
+    """The interval of a change in words, and the number of pairs."""
     low, high = test.change_interval
     return f"95 %: {low:+.1%} to {high:+.1%}, {2 * test.blocks} pairs"
+
+
+def change_in_words(test: BlockTest) -> str:
+    """A change with its interval, and the number of pairs."""
+    return f"{test.change:+.1%} ({described(test)})"
 
 
 def overall(tests: Sequence[BlockTest]) -> str:

@@ -127,8 +127,8 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
-    With an `injected_slowdown`, `repeated_steps` were repeated beside `decode_steps`
-    others, in the samples and what was timed before them.
+    With an `injected_slowdown`, `repeated_steps` counts the steps that were decoded a
+    second time, and `decode_steps` the others, from the first timed generation on.
 
     `compile_s` is what the first generation took longer than as many tokens of a
     sample, None unless all its code was compiled anew. `warm_ups` generations came

@@ -36,9 +36,6 @@ class Marked:
 class Bisection:
     """The commits that were decided so far."""
 
-    good: str
-    bad: str
-    row: str
     marked: dict[str, Marked]
 
 
@@ -48,7 +45,6 @@ Decide = Callable[[str], Marked]
 def bisect(
     good: str,
     bad: str,
-    row_id: str,
     *,
     decide: Decide,
     state: Path,
@@ -62,7 +58,7 @@ def bisect(
     the commit is found. Raises UserError where the bad commit is not bad, or where git
     refuses the two.
     """
-    known = Bisection(good=good, bad=bad, row=row_id, marked={})
+    known = Bisection(marked={})
     if state.exists():
         known = read_json(Bisection, state)
         note(f"{len(known.marked)} commits were decided before")

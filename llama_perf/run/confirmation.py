@@ -6,19 +6,18 @@ stored figures. Fresh processes decide on a peak. `gate/` has the verdicts.
 """
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 
 from llama_perf.errors import UserError
 from llama_perf.gate.blocks import Decision
 from llama_perf.gate.judgements import Confirmation, PairsTest
-from llama_perf.gate.pairs import SIDES, PairsGate, described
+from llama_perf.gate.pairs import SIDES, PairsGate, change_in_words
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.run import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import in_confirmation
 from llama_perf.run.options import RunRequest
-from llama_perf.run.paired import PairedProcesses, Side, measure_until_decided
+from llama_perf.run.paired import Side, compare_sides
 from llama_perf.run.revision import checked_out, resolve
 
 Progress = Callable[[str], None]
@@ -99,20 +98,16 @@ def _pairs_with(
     `name` says in words what the commit is.
     """
     gate = PairsGate(limits=options.limits)
-    with (
-        checked_out(commit) as package,
-        closing(
-            PairedProcesses([row], options=options, base=Side(package=package))
-        ) as processes,
-    ):
-        pairs = measure_until_decided(row, processes, gate, progress)
+    with checked_out(commit) as package:
+        base_side = Side(package=package)
+        pairs = compare_sides(
+            row, gate, options=options, base=base_side, progress=progress
+        )
     test = gate.test(pairs)
     if pairs.missed is not None or test is None:
         side, result = pairs.missed or ("base", None)
         why = "too few blocks" if result is None else result.reason
         return None, f"no pairs with {name}: {side}: {why}"
-    words = (
-        f"{test.change:+.1%} ({described(test)}) against {name} in pairs, {pairs.way}"
-    )
+    words = f"{change_in_words(test)} against {name} in pairs, {pairs.way}"
     (base, *_), (head, *_) = map(pairs.measurements, SIDES)
     return PairsTest(test=test, words=words, base=base, head=head), ""

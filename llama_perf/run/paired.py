@@ -21,7 +21,14 @@ from statistics import fmean, median
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.files import CHECKOUT, write_atomically
 from llama_perf.gate.blocks import MIN_BLOCKS, BlockTest
-from llama_perf.gate.pairs import SIDES, PairedRow, PairsGate, described, overall
+from llama_perf.gate.pairs import (
+    SIDES,
+    PairedRow,
+    PairsGate,
+    change_in_words,
+    described,
+    overall,
+)
 from llama_perf.report.table import shown
 from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -215,7 +222,7 @@ class PairedProcesses:
             self.close()
             result = ended.result.result
             if result.status is Status.NOT_RUN:
-                # Each side alone has run it.
+                # Each side has measured the row while the other kept none.
                 pairs.way = f"{IN_TURN}, since two at once cannot: {result.reason}"
             else:
                 pairs.results[side].append(result)
@@ -258,7 +265,7 @@ def measure_until_decided(
     pairs = processes.measure(row, progress)
     while gate.needs_block(pairs):
         test = gate.test(pairs)
-        so_far = "" if test is None else f", {test.change:+.1%} ({described(test)})"
+        so_far = "" if test is None else f", {change_in_words(test)}"
         number = len(pairs.blocks) + 1
 
         def step(text: str, head: str = f"block {number}{so_far}") -> None:
@@ -270,6 +277,22 @@ def measure_until_decided(
         while pairs.missed is None and len(pairs.results["head"]) < _PEAKS:
             processes.measure_again(pairs, progress)
     return pairs
+
+
+def compare_sides(
+    row: RowSpec,
+    gate: PairsGate,
+    *,
+    options: RunRequest,
+    base: Side,
+    head: Side = Side(),
+    progress: Progress,
+) -> PairedRow:
+    """Measure one row in processes of its own until its blocks have decided."""
+    with closing(
+        PairedProcesses([row], options=options, base=base, head=head)
+    ) as processes:
+        return measure_until_decided(row, processes, gate, progress)
 
 
 class PairedRun:

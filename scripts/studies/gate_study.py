@@ -8,7 +8,6 @@ results stay in the work folder, where `--resume` continues. The table counts ve
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from pathlib import Path
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.run.display import Display
-from llama_perf.strict_json import read_json
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
+from scripts.studies.runs import conditions, llama_perf, stored_or_run
 
 # Of the quick rows with their slowdowns, and of a set of the package.
 PLACE = Place("gate-why.md", "study")
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen += ["--baselines", str(work / "baselines")]
     if not (arguments.resume and list(work.glob("baselines/*/*.json"))):
         record = ["baseline", "record", "--fresh", *chosen]
-        _command([*record, "--processes", str(arguments.processes)], allowed=(0,))
+        llama_perf([*record, "--processes", str(arguments.processes)], allowed=(0,))
     reports: dict[int, list[Report]] = {}
     display = Display.on(sys.stderr)
     try:
@@ -108,13 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in rows:
                     if percent and row.is_quantized == (number % 2 == 0):
                         words += ["--inject-slowdown", f"{row.id}={percent}"]
-                there = arguments.resume and path.exists()
-                report = read_json(Report, path) if there else None
-                if report is None or len(report.results) < report.selected:
-                    slowed = "no steps" if percent == 0 else f"{percent} % of steps"
-                    display.note(f"{slowed} repeated: run {number + 1} of {runs}")
-                    _command(words, allowed=(0, 1))
-                    report = read_json(Report, path)
+                slowed = "no steps" if percent == 0 else f"{percent} % of steps"
+                note = f"{slowed} repeated: run {number + 1} of {runs}"
+
+                def run(words: Sequence[str] = words, note: str = note) -> None:
+                    display.note(note)
+                    llama_perf(words, allowed=(0, 1))
+
+                report = stored_or_run(path, resume=arguments.resume, run=run)
                 reports.setdefault(percent, []).append(report)
     finally:
         # A study that is stopped has the runs before it; the table says how many.
@@ -122,18 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         if arguments.write and reports:
             machine = reports[min(reports)][0].environment
-            conditions = f"{machine.device_name}, {machine.threads} threads, torch"
-            conditions += f" {machine.torch}, llama-perf {machine.commit}; a baseline"
-            conditions += f" of {arguments.processes} processes:"
-            where.write(f"{conditions}\n\n{text}")
+            head = f"{conditions(machine)}; a baseline of {arguments.processes}"
+            where.write(f"{head} processes:\n\n{text}")
     return int(failed(0, reports.get(0, ())))
-
-
-def _command(words: Sequence[str], *, allowed: tuple[int, ...]) -> None:
-    command = [sys.executable, "-m", "llama_perf", *words]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode not in allowed:
-        raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
 
 
 if __name__ == "__main__":

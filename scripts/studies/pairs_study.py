@@ -1,13 +1,12 @@
 """`python -m scripts.studies.pairs_study`: how often `compare` errs on this machine.
 
-Compares a commit with itself again and again, by the command that users run: without a
-change, beside a neighbour in every other run, and with a known slowdown of one kind of
-rows. Each run's results stay in the work folder, where `--resume` continues. The table
-counts verdicts.
+Compares a commit with itself again and again, by the command that users run: unchanged,
+unchanged while a busy loop runs, and with one kind of rows slowed by a known share.
+Each run's results stay in the work folder, where `--resume` continues. The table counts
+verdicts.
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,13 @@ from typing import NamedTuple
 
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.run.display import Display
-from llama_perf.strict_json import read_json
 from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
 from scripts.studies.neighbour import busy_loop
+from scripts.studies.runs import conditions, llama_perf, stored_or_run
 
 PLACE = Place("gate-why.md", "study of pairs")
-_HEADERS = ["slowed", "beside", "runs", "slowed rows", "SLOWER", "other rows"]
+_HEADERS = ["slowed", "neighbour", "runs", "slowed rows", "SLOWER", "other rows"]
 _HEADERS += ["SLOWER", "FASTER", "UNDECIDED", "pairs a row", "min. detectable"]
 KINDS = {"quantized": "*int8*", "unquantized": "*.none.fp32.cpu.compile*"}
 """Rows that are slowed together, by what they are."""
@@ -51,7 +50,7 @@ class Case(NamedTuple):
 
 
 def cases(percents: Sequence[int]) -> Iterator[Case]:
-    """Without a change, alone and beside a neighbour, then each slowdown."""
+    """Unchanged, unchanged while a busy loop runs, then each slowdown."""
     yield Case()
     yield Case(busy=True)
     for percent in percents:
@@ -135,24 +134,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if number >= (arguments.slowed_runs if case.percent else arguments.runs):
                 continue
             path = work / f"{case.name}-run-{number}.json"
-            report = None
-            if arguments.resume and path.exists():
-                report = read_json(Report, path)
-            if report is None or len(report.results) < report.selected:
+
+            def run(number: int = number, case: Case = case, path: Path = path) -> None:
                 minutes = (time.monotonic() - begin) / 60
                 display.note(f"{minutes:.0f} min: {case.name}, run {number + 1}")
                 words = ["compare", "--base", "HEAD", "--results", str(path), *chosen]
                 _compare([*words, *case.words], busy=case.busy)
-                report = read_json(Report, path)
+
+            report = stored_or_run(path, resume=arguments.resume, run=run)
             studied.setdefault(case, []).append(report)
     finally:
         text = table(studied)
         print(text)
         if arguments.write and studied:
             machine = next(iter(studied.values()))[0].environment
-            conditions = f"{machine.device_name}, {machine.threads} threads, torch"
-            conditions += f" {machine.torch}, llama-perf {machine.commit}:"
-            PLACE.write(f"{conditions}\n\n{text}")
+            PLACE.write(f"{conditions(machine)}:\n\n{text}")
     alarms = (Verdict.SLOWER, Verdict.FASTER)
     return int(
         any(
@@ -166,11 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(words: Sequence[str], *, busy: bool) -> None:
-    command = [sys.executable, "-m", "llama_perf", *words]
     with busy_loop(runs=busy):
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode not in {0, 1}:
-        raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
+        llama_perf(words, allowed=(0, 1))
 
 
 if __name__ == "__main__":

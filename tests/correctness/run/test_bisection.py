@@ -50,7 +50,6 @@ class Question:
         found, _ = bisect(
             self.commits[good],
             self.commits[bad],
-            "row",
             decide=self.decide,
             state=self.state,
             note=self.said.append,

@@ -150,7 +150,7 @@ def test_a_study_goes_on_where_it_stopped(
             run = replace(run, results=(), comparisons=())
         path.write_text(to_json(run), encoding="utf-8")
 
-    monkeypatch.setattr(gate_study, "_command", command)
+    monkeypatch.setattr(gate_study, "llama_perf", command)
     words = ["--rows", str(rows_file), "--work", str(tmp_path / "work")]
     words += ["--runs", "2", "--slowed-runs", "2"]
     assert gate_study.main(words) == 0

@@ -1,0 +1,35 @@
+"""Runs of `llama-perf` for a study, whose results stay in files."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llama_perf.results.run import Environment, Report
+from llama_perf.strict_json import read_json
+from scripts import ROOT
+
+
+def llama_perf(words: Sequence[str], *, allowed: Sequence[int]) -> None:
+    """Run `llama-perf WORDS`; exits where its code is not allowed."""
+    command = [sys.executable, "-m", "llama_perf", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode not in allowed:
+        raise SystemExit(f"llama-perf {' '.join(words)}: exit code {done.returncode}")
+
+
+def stored_or_run(path: Path, *, resume: bool, run: Callable[[], None]) -> Report:
+    """The results in `path`: with `resume` those of a whole run, else of `run`."""
+    report = read_json(Report, path) if resume and path.exists() else None
+    if report is None or len(report.results) < report.selected:
+        run()
+        report = read_json(Report, path)
+    return report
+
+
+def conditions(machine: Environment) -> str:
+    """The machine and the commit in words."""
+    return (
+        f"{machine.device_name}, {machine.threads} threads, torch {machine.torch},"
+        f" llama-perf {machine.commit}"
+    )
