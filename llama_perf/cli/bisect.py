@@ -84,7 +84,8 @@ def _decided(
     display: Display,
 ) -> Marked:
     """Compare a commit with the good one; raises UserError where that cannot run."""
-    from llama_perf.run.paired import Side, compare_sides
+    from llama_perf.run.paired import Side
+    from llama_perf.run.paired_run import compare_sides
 
     display.plan_rows([(row, commit[:12])])
     with (

@@ -93,7 +93,8 @@ def main(arguments: argparse.Namespace) -> int:
     rows = request.selected()
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
-    from llama_perf.run.paired import PairedProcesses, PairedRun, Side
+    from llama_perf.run.paired import PairedProcesses, Side
+    from llama_perf.run.paired_run import PairedRun
     from llama_perf.run.session import Session
 
     started = datetime.now(UTC).isoformat(timespec="seconds")

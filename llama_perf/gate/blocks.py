@@ -1,8 +1,8 @@
 """Balanced blocks of two sides: after each block, whether the head became slower.
 
 A block is two pairs of a base and a head; the base was built first in one of them, the
-head in the other. Its value is the mean log loss of its pairs, so the order has no
-effect on it, and blocks are the independent values of a t-test. The test looks at them
+head in the other. So the order has no effect on a block's mean, nor on how much pairs
+of the same order differ, and a t-test has two values of each block. It looks at them
 after each block and stops as soon as it can decide. Knows no row, and runs nothing.
 
 scipy is imported where it is used.
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from statistics import fmean, variance
+from typing import NamedTuple
 
 from llama_perf.gate.thresholds import as_share
 from llama_perf.metrics import MIN_LOSS
 
-MIN_BLOCKS, MAX_BLOCKS = 2, 8
+MIN_BLOCKS, MAX_BLOCKS = 2, 10
 FALSE_ALARM = 5e-5
 """The chance that an unchanged row is called slower: 0.1 % in a run of 20 rows.
 
@@ -29,9 +30,9 @@ TARGET_LOSS = 0.05
 EXCLUDED = 0.99
 """The confidence with which it is excluded."""
 INTERVAL = 0.95
-# Two blocks have one degree of freedom, which decides nothing. So blocks are taken to
-# differ by PRIOR_DEVIATION, with the weight of PRIOR_DEGREES more blocks; a noisier row
-# outweighs that with its own. docs/gate-why.md has what was measured.
+# Two blocks have two degrees of freedom, which decide nothing. So blocks are taken to
+# differ by PRIOR_DEVIATION, with the weight of PRIOR_DEGREES; a noisier row outweighs
+# that with its own. docs/gate-why.md has what was measured.
 PRIOR_DEVIATION = 0.015
 PRIOR_DEGREES = 3
 _POWER = 0.90
@@ -46,6 +47,13 @@ class Decision(Enum):
     FASTER = "faster"
     SAME = "the same"
     UNDECIDED = "undecided"
+
+
+class Block(NamedTuple):
+    """The log losses of two pairs, by the side that was built first."""
+
+    base_first: float
+    head_first: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,50 +85,53 @@ class BlockTest:
 
 
 def block_test(
-    values: Sequence[float],
+    blocks: Sequence[Block],
     *,
     min_loss: float = MIN_LOSS,
     target_loss: float = TARGET_LOSS,
     max_blocks: int = MAX_BLOCKS,
 ) -> BlockTest:
-    """Test the log losses of blocks, at least two and at most `max_blocks` of them.
+    """Test blocks, at least two and at most `max_blocks` of them.
 
     The head is slower where their mean is beyond `min_loss`, a share, and beyond what
     their scatter explains. It is the same where a loss of `target_loss` is excluded.
     """
-    from scipy.special import stdtrit as t_quantile
+    count = len(blocks)
+    by_order = list(zip(*blocks, strict=True))
+    loss = fmean(fmean(block) for block in blocks)
+    # A block's mean varies by half as much as a pair.
+    squares = (count - 1) * sum(variance(losses) for losses in by_order) / 2
+    squares += PRIOR_DEGREES * PRIOR_DEVIATION**2
+    deviation = math.sqrt(squares / _degrees(count))
+    least, target = -math.log1p(-min_loss), -math.log1p(-target_loss)
 
-    count = len(values)
-    loss, degrees = fmean(values), PRIOR_DEGREES + count - 1
-    squares = PRIOR_DEGREES * PRIOR_DEVIATION**2 + (count - 1) * variance(values)
-    deviation = math.sqrt(squares / degrees)
+    def error(number: int) -> float:
+        return deviation / math.sqrt(number)
 
-    def error(blocks: int) -> float:
-        return deviation / math.sqrt(blocks)
+    def limit(number: int) -> float:
+        return max(least, _multiples(number, max_blocks).bound * error(number))
 
-    def limit(blocks: int) -> float:
-        # The t quantile of the tail that the normal bound has (Jennison and Turnbull
-        # 2000, "Group sequential methods", section 11.4).
-        freedom = PRIOR_DEGREES + blocks - 1
-        multiple = -float(t_quantile(freedom, tail_of_a_look(max_blocks)))
-        return max(-math.log1p(-min_loss), multiple * error(blocks))
+    def same_below(number: int) -> float:
+        return target - _multiples(number, max_blocks).excluding * error(number)
 
-    target = -math.log1p(-target_loss)
-    excluding = float(t_quantile(degrees, EXCLUDED)) * error(count)
-    half = float(t_quantile(degrees, (1 + INTERVAL) / 2)) * error(count)
     decision = Decision.UNDECIDED
     if loss > limit(count):
         decision = Decision.SLOWER
     elif -loss > limit(count):
         decision = Decision.FASTER
-    elif loss + excluding < target:
+    elif loss < same_below(count):
         decision = Decision.SAME
-    # A loss is missed where the last look does not find it, or where this one excluded
-    # the target by chance: each may take half of the chance that is left.
-    missed = float(t_quantile(degrees, (1 + _POWER) / 2))
-    found = limit(max_blocks) + missed * error(max_blocks)
-    if decision is not Decision.UNDECIDED:
-        found = max(found, target - excluding + missed * error(count))
+    # A loss is found where no look takes it for the same, until one is certain to
+    # decide or is the last; each chance of missing it takes half of what is left.
+    found = 0.0
+    for number in range(MIN_BLOCKS, max_blocks + 1):
+        is_last = number == max_blocks or limit(number) <= same_below(number)
+        reached = limit(number) if is_last else same_below(number)
+        missed = _multiples(number, max_blocks).missed * error(number)
+        found = max(found, reached + missed)
+        if is_last:
+            break
+    half = _multiples(count, max_blocks).half * error(count)
     return BlockTest(
         blocks=count,
         loss=loss,
@@ -129,6 +140,35 @@ def block_test(
         minimum_detectable=as_share(found),
         decision=decision,
     )
+
+
+class _Multiples(NamedTuple):
+    """Of the standard error of a mean of blocks, by what they are needed for."""
+
+    bound: float
+    excluding: float
+    missed: float
+    half: float
+
+
+@cache
+def _multiples(blocks: int, max_blocks: int) -> _Multiples:
+    from scipy.special import stdtrit as t_quantile
+
+    degrees = _degrees(blocks)
+    # The t quantile of the tail that the normal bound has (Jennison and Turnbull 2000,
+    # "Group sequential methods", section 11.4).
+    return _Multiples(
+        bound=-float(t_quantile(degrees, tail_of_a_look(max_blocks))),
+        excluding=float(t_quantile(degrees, EXCLUDED)),
+        missed=float(t_quantile(degrees, (1 + _POWER) / 2)),
+        half=float(t_quantile(degrees, (1 + INTERVAL) / 2)),
+    )
+
+
+def _degrees(blocks: int) -> int:
+    """The degrees of freedom: of each order's pairs, one goes to their mean."""
+    return PRIOR_DEGREES + 2 * (blocks - 1)
 
 
 @cache

@@ -14,6 +14,7 @@ from llama_perf.gate.blocks import (
     MAX_BLOCKS,
     MIN_BLOCKS,
     TARGET_LOSS,
+    Block,
     BlockTest,
     Decision,
     block_test,
@@ -32,15 +33,16 @@ SIDES = ("base", "head")
 
 @dataclass(slots=True)
 class PairedRow:
-    """One row: the results of each side, and the log losses of its blocks.
+    """One row: the results of each side, and its blocks.
 
-    `way` says how the blocks were measured.
+    `way` says how the blocks were measured, `disturbed` how many were measured again.
     """
 
     row: RowSpec
     results: dict[str, list[RowResult]]
-    blocks: list[float] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     way: str = ""
+    disturbed: int = 0
 
     @property
     def missed(self) -> tuple[str, RowResult] | None:
@@ -119,6 +121,8 @@ class PairsGate:
         limit = as_share(test.limit)
         change = judgements.metric_change(TOK_S.title, before, now, limit)
         reason = f"{judgements.describe(change)}; {described(test)}, {pairs.way}"
+        if pairs.disturbed:
+            reason += f"; disturbed blocks, measured again: {pairs.disturbed}"
         undecided = test.decision is Decision.UNDECIDED
         if undecided:
             reason += f"; a loss of {self.target_loss:.1%} is not excluded"

@@ -17,7 +17,8 @@ from llama_perf.results.run import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import in_confirmation
 from llama_perf.run.options import RunRequest
-from llama_perf.run.paired import Side, compare_sides
+from llama_perf.run.paired import Side
+from llama_perf.run.paired_run import compare_sides
 from llama_perf.run.revision import checked_out, resolve
 
 Progress = Callable[[str], None]

@@ -2,9 +2,10 @@
 
 Both processes have the row ready at once, and run one generation at a time in turn: a
 minute in which the machine is slow falls on both. The process that built the row first
-is slower by up to a fifth on some machines, so each block has both orders. Where two
-models do not fit, or the base is of a revision that keeps no row ready, fresh processes
-run in turn, in the same order. `gate/pairs.py` judges the blocks.
+is slower by up to a fifth on some machines, so each block has both orders. A block in
+which a sample was disturbed is measured again, whichever side it was. Where two models
+do not fit, or the base is of a revision that keeps no row ready, fresh processes run in
+turn, in the same order. `gate/pairs.py` judges the blocks.
 """
 
 import math
@@ -16,38 +17,31 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
+from typing import NamedTuple
 
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.files import CHECKOUT, write_atomically
-from llama_perf.gate.blocks import MIN_BLOCKS, BlockTest
-from llama_perf.gate.pairs import (
-    SIDES,
-    PairedRow,
-    PairsGate,
-    change_in_words,
-    described,
-    overall,
-)
-from llama_perf.report.table import shown
-from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
+from llama_perf.files import CHECKOUT
+from llama_perf.gate.blocks import Block
+from llama_perf.gate.pairs import SIDES, PairedRow
+from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker import PYTHON, Worker
-from llama_perf.run.worker_protocol import NOTE, RowEnded
-from llama_perf.strict_json import to_json
+from llama_perf.run.worker_protocol import RowEnded
 
 Progress = Callable[[str], None]
 RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
-# The least time in which both sides of a pair take their samples, in whole rounds.
-_PAIR_S, _CLOSE_PAIR_S = 2.0, 6.0
+# The least time in which both sides of a pair take their samples, in whole rounds. More
+# of them would gain little: pairs differ by where their rows came to lie in memory.
+_PAIR_S = 2.0
 _MAX_ROUNDS = 12
+DISTURBED, TRIES = 1.25, 3
+"""A block is disturbed where a side's slowest sample of a pair took so many times as
+long as its fastest. It has so many tries, of which the last counts in any case."""
 # A worker's own place in memory falls on all its rows. So others take over after some
 # rows, and the other side's starts first.
 _ROWS_OF_WORKERS = 5
-# Processes of each side that decide whether a peak has grown.
-_PEAKS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +50,17 @@ class Side:
 
     package: Path = CHECKOUT
     python: Path = PYTHON
+
+
+OURS = Side()
+"""This checkout, and the Python that runs it."""
+
+
+class _Pair(NamedTuple):
+    """The log loss of a pair, and whether a sample was disturbed."""
+
+    loss: float
+    disturbed: bool = False
 
 
 class PairedProcesses:
@@ -71,7 +76,7 @@ class PairedProcesses:
         *,
         options: RunRequest,
         base: Side,
-        head: Side = Side(),
+        head: Side = OURS,
     ) -> None:
         devices = {row.device for row in rows}
         unslowed = replace(options, inject_slowdown=())
@@ -135,17 +140,24 @@ class PairedProcesses:
         order = list(SIDES)
         random.Random(f"{pairs.row.id} {len(pairs.blocks)}").shuffle(order)
         pairs.way = pairs.way or self._way(pairs)
-        losses = []
-        for sides in (order, order[::-1]):
-            loss = None
-            if pairs.way == RESIDENT:
-                loss = self._resident_loss(pairs, sides, progress)
-            if pairs.way != RESIDENT:
-                loss = self._loss_in_turn(pairs, sides, progress)
-            if loss is None:
+        for tries_left in reversed(range(TRIES)):
+            losses: dict[str, float] = {}
+            for sides in (order, order[::-1]):
+                pair = None
+                if pairs.way == RESIDENT:
+                    pair = self._resident_pair(pairs, sides, progress)
+                if pairs.way != RESIDENT:
+                    pair = self._pair_in_turn(pairs, sides, progress)
+                if pair is None:
+                    return
+                if pair.disturbed and tries_left:
+                    break
+                losses[sides[0]] = pair.loss
+            else:
+                block = Block(base_first=losses["base"], head_first=losses["head"])
+                pairs.blocks.append(block)
                 return
-            losses.append(loss)
-        pairs.blocks.append(fmean(losses))
+            pairs.disturbed += 1
 
     def _started(self, row: RowSpec) -> Mapping[str, Worker]:
         """The two processes; new ones load what `row` needs at the same time."""
@@ -186,36 +198,31 @@ class PairedProcesses:
             )
         return RESIDENT
 
-    def _resident_loss(
+    def _resident_pair(
         self, pairs: PairedRow, order: Sequence[str], progress: Progress
-    ) -> float | None:
-        """The log loss of a pair: the median over rounds of both sides' times.
+    ) -> _Pair | None:
+        """A pair's loss: the median over rounds of both sides' times.
 
         None where a side broke. A row that does not fit twice has another way then.
         """
         row = pairs.row
         workers = self._started(row)
         side = order[0]
+        times_ns: dict[str, list[int]] = {side: [] for side in SIDES}
+        losses = []
         try:
-            # All memory is free before the first side takes its own.
-            for side in order:
-                workers[side].forget(row)
             start_s = time.monotonic()
             for side in order:
                 workers[side].prepare(row, progress)
-            # Where building takes long, more samples cost little. Where the first
-            # blocks decided nothing, the next ones are to scatter less.
-            is_close = len(pairs.blocks) >= MIN_BLOCKS
-            sampling_s = _CLOSE_PAIR_S if is_close else _PAIR_S
-            sampling_s = max(time.monotonic() - start_s, sampling_s)
+            # Where building takes long, more samples cost little.
+            rounds = _rounds(pairs, max(time.monotonic() - start_s, _PAIR_S))
             progress("sampling")
-            losses = []
-            for number in range(_rounds(pairs, sampling_s)):
+            for number in range(rounds):
                 first, second = order if number % 2 == 0 else order[::-1]
-                total_ns = dict.fromkeys(SIDES, 0)
                 for side in (first, second, second, first):
-                    total_ns[side] += workers[side].sample(row)
-                losses.append(math.log(total_ns["head"] / total_ns["base"]))
+                    times_ns[side].append(workers[side].sample(row))
+                head_ns, base_ns = (sum(times_ns[side][-2:]) for side in SIDES[::-1])
+                losses.append(math.log(head_ns / base_ns))
             for side in order:
                 workers[side].forget(row)
         except RowEnded as ended:
@@ -227,12 +234,13 @@ class PairedProcesses:
             else:
                 pairs.results[side].append(result)
             return None
-        return median(losses)
+        disturbed = any(max(ns) > DISTURBED * min(ns) for ns in times_ns.values())
+        return _Pair(median(losses), disturbed)
 
-    def _loss_in_turn(
+    def _pair_in_turn(
         self, pairs: PairedRow, order: Sequence[str], progress: Progress
-    ) -> float | None:
-        """The log loss of a pair of fresh processes; None where one broke."""
+    ) -> _Pair | None:
+        """A pair of fresh processes; None where one broke."""
         self.close()
         tok_s = {}
         for side in order:
@@ -242,7 +250,7 @@ class PairedProcesses:
             if result.measurement is None:
                 return None
             tok_s[side] = result.measurement.tok_s
-        return math.log(tok_s["base"] / tok_s["head"])
+        return _Pair(math.log(tok_s["base"] / tok_s["head"]))
 
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
         with closing(self._start[side]()) as worker:
@@ -256,90 +264,3 @@ def _rounds(pairs: PairedRow, seconds: float) -> int:
     ]
     rounds = round(seconds * 1e9 / (4 * max(samples)))
     return min(max(rounds, 1), _MAX_ROUNDS)
-
-
-def measure_until_decided(
-    row: RowSpec, processes: PairedProcesses, gate: PairsGate, progress: Progress
-) -> PairedRow:
-    """Measure a row on both sides until its blocks have decided, or it broke."""
-    pairs = processes.measure(row, progress)
-    while gate.needs_block(pairs):
-        test = gate.test(pairs)
-        so_far = "" if test is None else f", {change_in_words(test)}"
-        number = len(pairs.blocks) + 1
-
-        def step(text: str, head: str = f"block {number}{so_far}") -> None:
-            progress(text if text.startswith(NOTE) else f"{head}: {text}")
-
-        processes.add_block(pairs, step)
-    # One process may have a larger peak by chance; the median of three decides.
-    if pairs.missed is None and pairs.peak(gate.limits_of(row)).worse:
-        while pairs.missed is None and len(pairs.results["head"]) < _PEAKS:
-            processes.measure_again(pairs, progress)
-    return pairs
-
-
-def compare_sides(
-    row: RowSpec,
-    gate: PairsGate,
-    *,
-    options: RunRequest,
-    base: Side,
-    head: Side = Side(),
-    progress: Progress,
-) -> PairedRow:
-    """Measure one row in processes of its own until its blocks have decided."""
-    with closing(
-        PairedProcesses([row], options=options, base=base, head=head)
-    ) as processes:
-        return measure_until_decided(row, processes, gate, progress)
-
-
-class PairedRun:
-    """The rows of a comparison by pairs, one after another, and their verdicts.
-
-    `report` has the results and verdicts so far, and the file `path` has them after
-    each row, where it is not None.
-    """
-
-    def __init__(
-        self,
-        report: Report,
-        gate: PairsGate,
-        processes: PairedProcesses,
-        *,
-        path: Path | None = None,
-    ) -> None:
-        self.report = report
-        self._gate = gate
-        self._processes = processes
-        self._path = path
-        self._tests: list[BlockTest] = []
-
-    def run_row(self, row: RowSpec, display: Display) -> Comparison:
-        """Measure the next row of the display's plan until it is decided."""
-        with display.next() as running:
-            pairs = measure_until_decided(
-                row, self._processes, self._gate, running.step
-            )
-            result, comparison = self._gate.compare(pairs)
-            figures, word, style = shown(result, comparison)
-            test = self._gate.test(pairs)
-            if pairs.missed is None and test is not None:
-                self._tests.append(test)
-                figures += f"  ({described(test)})"
-            running.end(figures, word, style, counted=result.measurement is not None)
-        report = self.report
-        environments = self._processes.environments
-        head = environments.get("head", report.environment)
-        self.report = replace(
-            report,
-            environment=head,
-            environment_changes=environments.get("base", head).changes(head),
-            results=(*report.results, result),
-            comparisons=(*report.comparisons, comparison),
-            overall=overall(self._tests) if len(self._tests) > 1 else None,
-        )
-        if self._path is not None:
-            write_atomically(self._path, to_json(self.report))
-        return comparison

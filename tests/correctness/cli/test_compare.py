@@ -26,7 +26,7 @@ def test_this_environment_compared_with_itself(project: Project) -> None:
     # The working directory's modules are not in the processes' way.
     (project.path / "torch.py").write_text("raise ImportError", encoding="utf-8")
     words = words_of(project, "--row", "*none*", "--row", "*fp6*")
-    # What it decides on a busy core is not asked.
+    # What it decides on a busy core is not asked. A step too many is most of a sample.
     out, err = project.cli(*words, "--inject-slowdown", "*none*=50", code=None)
     assert re.search(r"^\[1/2\] none +\d+\.\d\d tok/s .* pairs\)  ", err, re.MULTILINE)
     assert "[2/2] fp6.torchao" in err
@@ -34,9 +34,7 @@ def test_this_environment_compared_with_itself(project: Project) -> None:
     report = project.report()
     decided, not_run = report.comparisons
     assert (decided.id, not_run.id) == (PLAIN, FP6)
-    assert decided.reason.endswith(", resident processes") or "not excluded" in (
-        decided.reason
-    )
+    assert ", resident processes" in decided.reason
     assert decided.change_interval is not None
     assert not_run.verdict is Verdict.NOT_RUN
     measurement = report.results[0].measurement

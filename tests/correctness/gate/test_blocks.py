@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from scipy.special import stdtrit
 from scipy.stats import multivariate_normal, norm, t
 
 from llama_perf.gate import blocks
-from llama_perf.gate.blocks import Decision, block_test, crossing_chance
+from llama_perf.gate.blocks import (
+    Block,
+    BlockTest,
+    Decision,
+    block_test,
+    crossing_chance,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,11 @@ def test_all_looks_together_have_the_chance_of_a_false_alarm() -> None:
     assert -stdtrit(5, tail) == pytest.approx(t.isf(tail, 5), rel=1e-9)
 
 
+def judged(values: Sequence[float], **how: Any) -> BlockTest:
+    """The test of blocks in which the order of building has no effect."""
+    return block_test([Block(value, value) for value in values], **how)
+
+
 SLOWER, FASTER, SAME = Decision.SLOWER, Decision.FASTER, Decision.SAME
 CASES: list[tuple[list[float], Decision]] = [
     ([0.28, 0.285], SLOWER),
@@ -68,7 +80,7 @@ CASES: list[tuple[list[float], Decision]] = [
 
 @pytest.mark.parametrize(("values", "decision"), CASES)
 def test_decisions(values: list[float], decision: Decision) -> None:
-    test = block_test(values)
+    test = judged(values)
     assert test.decision is decision
     low, high = test.interval
     assert low < test.loss < high
@@ -76,7 +88,7 @@ def test_decisions(values: list[float], decision: Decision) -> None:
 
 
 def test_a_change_is_a_share_of_the_speed() -> None:
-    test = block_test([math.log(2)] * 2)
+    test = judged([math.log(2)] * 2)
     assert test.change == pytest.approx(-0.5)
     low, high = test.change_interval
     assert low < -0.5 < high
@@ -84,29 +96,59 @@ def test_a_change_is_a_share_of_the_speed() -> None:
 
 def test_fewer_looks_have_a_lower_bound() -> None:
     values = [0.12, 0.08, 0.10, 0.09]
-    assert block_test(values, max_blocks=4).limit < block_test(values).limit
+    assert judged(values, max_blocks=4).limit < judged(values).limit
 
 
 def test_a_smaller_target_takes_longer_and_a_larger_least_loss_fails_less() -> None:
     values = [0.012, 0.013]
-    assert block_test(values).decision is SAME
-    assert block_test(values, target_loss=0.03).decision is Decision.UNDECIDED
-    assert block_test([0.28, 0.285], min_loss=0.35).decision is not SLOWER
+    assert judged(values).decision is SAME
+    assert judged(values, target_loss=0.03).decision is Decision.UNDECIDED
+    assert judged([0.28, 0.285], min_loss=0.35).decision is not SLOWER
+
+
+@pytest.mark.parametrize("order", [0.0, 0.02, 0.19])
+def test_the_order_of_building_has_no_effect(order: float) -> None:
+    losses = [(0.031, 0.029), (0.033, 0.036), (0.027, 0.03)]
+    blocks = [Block(base - order, head + order) for base, head in losses]
+    test, without = block_test(blocks), block_test([Block(*pair) for pair in losses])
+    assert test.loss == pytest.approx(without.loss)
+    assert test.interval == pytest.approx(without.interval)
+
+
+def test_the_interval_is_that_of_a_linear_model() -> None:
+    """A loss and an order, fitted by least squares; and the assumed scatter."""
+    draw = np.random.default_rng(3)
+    losses = draw.normal([0.07, 0.01], 0.01, (5, 2))
+    design = np.array([[1.0, sign] for _ in losses for sign in (1, -1)])
+    fitted, (squares,), *_ = np.linalg.lstsq(design, losses.ravel(), rcond=None)
+    degrees = blocks.PRIOR_DEGREES + 10 - 2
+    squares += blocks.PRIOR_DEGREES * 2 * blocks.PRIOR_DEVIATION**2
+    half = t.isf(0.025, degrees) * math.sqrt(squares / degrees / 10)
+    test = block_test([Block(*pair) for pair in losses])
+    assert test.loss == pytest.approx(fitted[0])
+    assert test.interval == pytest.approx((fitted[0] - half, fitted[0] + half))
+
+
+def drawn(draw: np.random.Generator, deviation: float, loss: float) -> Block:
+    """A block whose mean has this deviation; one side is 3 % slower, built first."""
+    mean = -math.log1p(-loss)
+    by_order = [mean - 0.03, mean + 0.03]
+    return Block(*draw.normal(by_order, deviation * math.sqrt(2)))
 
 
 def run_until_decided(
     draw: np.random.Generator, deviation: float, loss: float
 ) -> tuple[Decision, float]:
-    values = list(draw.normal(-math.log1p(-loss), deviation, 2))
+    values = [drawn(draw, deviation, loss) for _ in range(2)]
     while True:
         test = block_test(values)
         ended = len(values) == blocks.MAX_BLOCKS
         if ended or test.decision is not Decision.UNDECIDED:
             return test.decision, test.minimum_detectable
-        values.append(draw.normal(-math.log1p(-loss), deviation))
+        values.append(drawn(draw, deviation, loss))
 
 
-@pytest.mark.parametrize("deviation", [0.003, 0.007, 0.01])
+@pytest.mark.parametrize("deviation", [0.003, 0.01, 0.015])
 def test_simulated_blocks_find_five_percent(deviation: float) -> None:
     draw = np.random.default_rng(0)
     ended = [run_until_decided(draw, deviation, 0.05)[0] for _ in range(200)]
@@ -127,6 +169,7 @@ def test_an_interval_covers_the_loss() -> None:
     draw = np.random.default_rng(2)
     covered = 0
     for _ in range(400):
-        low, high = block_test(list(draw.normal(0.02, 0.01, 4))).interval
-        covered += low < 0.02 < high
+        values = [drawn(draw, 0.01, 0.02) for _ in range(4)]
+        low, high = block_test(values).interval
+        covered += low < -math.log1p(-0.02) < high
     assert covered >= 0.94 * 400

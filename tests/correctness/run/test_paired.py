@@ -15,7 +15,8 @@ from llama_perf.results.run import Report, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired
 from llama_perf.run.options import RunRequest
-from llama_perf.run.paired import PairedProcesses, PairedRun, Side
+from llama_perf.run.paired import PairedProcesses, Side
+from llama_perf.run.paired_run import PairedRun
 from llama_perf.run.worker import Worker
 from llama_perf.run.worker_protocol import RowEnded, WorkerResult
 from tests.correctness.support.made_up_workers import BASE, Machine, MadeUpWorker
@@ -79,9 +80,7 @@ def test_a_block_has_each_side_built_first_once_and_samples_are_balanced(
         assert set(block) == set(SIDES)
     # A pair is built only when all memory of the one before is free.
     steps = [action for _, action in machine.actions("forget", "prepare")]
-    for place, action in enumerate(steps):
-        if action == "prepare" and steps[place - 1] == "forget":
-            assert steps[place - 2 : place + 2] == [*["forget"] * 2, *["prepare"] * 2]
+    assert steps == [*["prepare"] * 2, *["forget"] * 2] * 4
     # Both load at the same time.
     assert machine.asked[:2] == [("head", "start"), ("base", "start")]
     assert {action for _, action in machine.asked[2:4]} == {"load"}
@@ -95,8 +94,8 @@ def test_a_clear_row_takes_two_blocks(
     machine: Machine, factor: float, expected: Verdict
 ) -> None:
     def ns(side: str, number: int) -> int:
-        # The process that was built first is slower, and so is every third minute.
-        minute = 1.5 if number // 40 % 3 == 2 else 1.0
+        # Every third pair of samples falls into a slow minute.
+        minute = 1.2 if number // 2 % 3 == 2 else 1.0
         return round(10**8 * minute * (factor if side == "head" else 1.0))
 
     machine.ns = ns
@@ -116,6 +115,26 @@ def test_what_falls_on_the_side_built_first_cancels(machine: Machine) -> None:
     (comparison,) = compared(CPU_ROW).comparisons
     assert comparison.verdict is Verdict.SAME
     assert comparison.changes[0].change == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("hit_pairs", "again"), [(1, 1), (2, 2), (9, 4)])
+def test_a_disturbed_block_is_measured_again_whichever_side_it_was(
+    machine: Machine, side: str, hit_pairs: int, again: int
+) -> None:
+    """Its third try counts in any case. A disturbed pair ends a try."""
+    of_a_pair = 10
+
+    def ns(sampled: str, number: int) -> int:
+        is_hit = sampled == side and number % of_a_pair == 1
+        return 2 * 10**8 if is_hit and number < hit_pairs * of_a_pair else 10**8
+
+    machine.ns = ns
+    (comparison,) = compared(CPU_ROW).comparisons
+    assert comparison.verdict is Verdict.SAME
+    assert "4 pairs" in comparison.reason
+    assert comparison.reason.endswith(f"disturbed blocks, measured again: {again}")
+    assert machine.count(side, "sample") == (4 + again) * of_a_pair
 
 
 def test_slow_rows_take_one_round(machine: Machine) -> None:
