@@ -33,8 +33,8 @@ INTERVAL = 0.95
 # Two blocks have two degrees of freedom, which decide nothing. So blocks are taken to
 # differ by PRIOR_DEVIATION, with the weight of PRIOR_DEGREES; a noisier row outweighs
 # that with its own. docs/gate-why.md has what was measured.
-PRIOR_DEVIATION = 0.015
-PRIOR_DEGREES = 3
+PRIOR_DEVIATION = 0.02
+PRIOR_DEGREES = 4
 _POWER = 0.90
 # Of the trapezoidal rule; four times as many change a tail by less than 0.1 %.
 _POINTS = 401

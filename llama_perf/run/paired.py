@@ -2,10 +2,12 @@
 
 Both processes have the row ready at once, and run one generation at a time in turn: a
 minute in which the machine is slow falls on both. The process that built the row first
-is slower by up to a fifth on some machines, so each block has both orders. A block in
-which a sample was disturbed is measured again, whichever side it was. Where two models
-do not fit, or the base is of a revision that keeps no row ready, fresh processes run in
-turn, in the same order. `gate/pairs.py` judges the blocks.
+is slower by up to a fifth on some machines, so each block has both orders. A process
+keeps a bias of its own, so a row that its first blocks do not decide has new processes
+for each further one. A block in which a sample was disturbed is measured again,
+whichever side it was. Where two models do not fit, or the base is of a revision that
+keeps no row ready, fresh processes run in turn, in the same order. `gate/pairs.py`
+judges the blocks.
 """
 
 import math
@@ -22,7 +24,7 @@ from typing import NamedTuple
 
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.files import CHECKOUT
-from llama_perf.gate.blocks import Block
+from llama_perf.gate.blocks import MIN_BLOCKS, Block
 from llama_perf.gate.pairs import SIDES, PairedRow
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -39,8 +41,7 @@ _MAX_ROUNDS = 12
 DISTURBED, TRIES = 1.25, 3
 """A block is disturbed where a side's slowest sample of a pair took so many times as
 long as its fastest. It has so many tries, of which the last counts in any case."""
-# A worker's own place in memory falls on all its rows. So others take over after some
-# rows, and the other side's starts first.
+# A process's bias falls on all its rows. So others take over after some rows.
 _ROWS_OF_WORKERS = 5
 
 
@@ -108,9 +109,7 @@ class PairedProcesses:
     def measure(self, row: RowSpec, progress: Progress) -> PairedRow:
         """Measure a row once on each side, which shows whether both can run it."""
         if self._rows_left == 0:
-            self.close()
-            self._rows_left = _ROWS_OF_WORKERS
-            self._order.reverse()
+            self._renew()
         self._rows_left -= 1
         pairs = PairedRow(row=row, results={side: [] for side in SIDES})
         workers = self._started(row)
@@ -140,6 +139,9 @@ class PairedProcesses:
         order = list(SIDES)
         random.Random(f"{pairs.row.id} {len(pairs.blocks)}").shuffle(order)
         pairs.way = pairs.way or self._way(pairs)
+        if pairs.way == RESIDENT and len(pairs.blocks) >= MIN_BLOCKS:
+            self._renew()
+            self._started(pairs.row, build=True)
         for tries_left in reversed(range(TRIES)):
             losses: dict[str, float] = {}
             for sides in (order, order[::-1]):
@@ -159,8 +161,17 @@ class PairedProcesses:
                 return
             pairs.disturbed += 1
 
-    def _started(self, row: RowSpec) -> Mapping[str, Worker]:
-        """The two processes; new ones load what `row` needs at the same time."""
+    def _renew(self) -> None:
+        """Have other processes from now on; the other side's starts first."""
+        self.close()
+        self._rows_left = _ROWS_OF_WORKERS
+        self._order.reverse()
+
+    def _started(self, row: RowSpec, *, build: bool = False) -> Mapping[str, Worker]:
+        """The two processes; new ones load what `row` needs at the same time.
+
+        With `build` they also compile it, and free it again.
+        """
         new = [side for side in self._order if side not in self._workers]
         for side in new:
             self._workers[side] = self._start[side]()
@@ -169,6 +180,9 @@ class PairedProcesses:
             # What is wrong with the row is said when it is measured.
             with suppress(RowEnded):
                 self._workers[side].load(row)
+                if build:
+                    self._workers[side].prepare(row, lambda _text: None)
+                    self._workers[side].forget(row)
 
         with ThreadPoolExecutor(len(SIDES)) as threads:
             list(threads.map(load, new))

@@ -98,7 +98,8 @@ class PairedRun:
             test = self._gate.test(pairs)
             if pairs.missed is None and test is not None:
                 self._tests.append(test)
-                figures += f"  ({described(test)})"
+                detectable = f"min. detectable {test.minimum_detectable:.1%}"
+                figures += f"  ({described(test)}, {detectable})"
             running.end(figures, word, style, counted=result.measurement is not None)
         report = self.report
         environments = self._processes.environments

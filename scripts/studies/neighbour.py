@@ -54,13 +54,25 @@ WAYS = (
 )
 
 
+_LOOP = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(1_000_000):
+        pass
+"""
+
+
 @contextmanager
 def busy_loop(*, runs: bool) -> Iterator[None]:
-    """A process of normal priority that never waits, if it `runs`."""
+    """A process of normal priority that never waits, if it `runs`.
+
+    It ends by itself where this process was killed: it would disturb all that follows.
+    """
     if not runs:
         yield
         return
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+    command = [sys.executable, "-c", _LOOP, str(os.getpid())]
+    with subprocess.Popen(command) as loop:
         try:
             yield
         finally:

@@ -85,11 +85,11 @@ def decided(
 @pytest.mark.parametrize(
     ("factor", "expected", "words"),
     [
-        (2.0, Verdict.SLOWER, "; -50.0% (95 %: -51.0% to -48.9%, 4 pairs) against the"),
+        (2.0, Verdict.SLOWER, "; -50.0% (95 %: -51.4% to -48.6%, 4 pairs) against the"),
         (
             1.0,
             Verdict.SAME,
-            "; not confirmed: +0.0% (95 %: -2.1% to +2.1%, 4 pairs) ag",
+            "; not confirmed: +0.0% (95 %: -2.8% to +2.9%, 4 pairs) ag",
         ),
     ],
 )

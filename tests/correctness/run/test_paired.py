@@ -154,6 +154,31 @@ def test_workers_are_replaced_and_the_other_side_starts_first(machine: Machine) 
     assert len(report.comparisons) == 7
 
 
+def test_further_blocks_have_processes_of_their_own(machine: Machine) -> None:
+    """A bias of two processes, here of 6 %, is not taken for a loss."""
+    bias = {2: 0.06, 4: 0.05, 6: -0.05, 8: 0.04}
+
+    def ns(side: str, _number: int) -> int:
+        started = machine.count("base", "start") + machine.count("head", "start")
+        return round(10**8 * (1 + bias.get(started, -0.05) * (side == "head")))
+
+    machine.ns = ns
+    (comparison,) = compared(CPU_ROW).comparisons
+    assert comparison.verdict is Verdict.SAME
+    starts = [side for side, action in machine.asked if action == "start"]
+    pairs = [starts[at : at + 2] for at in range(0, len(starts), 2)]
+    # The first two blocks have the same processes.
+    assert comparison.pairs is not None
+    assert len(pairs) == comparison.pairs // 2 - 1 > 2
+    assert pairs == [["head", "base"], ["base", "head"]] * (len(pairs) // 2) + (
+        pairs[:1] if len(pairs) % 2 else []
+    )
+    # New ones compile the row before its first pair is built in an order.
+    place = len(machine.asked) - machine.asked[::-1].index((starts[-1], "start"))
+    actions = [action for _, action in machine.asked[place : place + 6]]
+    assert sorted(actions) == sorted(["load", "prepare", "forget"] * 2)
+
+
 def test_an_older_base_runs_in_turn(machine: Machine) -> None:
     machine.keeps_rows["base"] = False
     machine.tok_s = lambda side, _number: 100.0 if side == "base" else 80.0

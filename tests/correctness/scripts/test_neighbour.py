@@ -1,6 +1,8 @@
 """The study of a busy neighbour, from figures made up."""
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from unittest.mock import Mock
@@ -8,7 +10,9 @@ from unittest.mock import Mock
 import psutil
 import pytest
 
+from scripts import ROOT
 from scripts.studies import neighbour
+from tests.correctness.support.processes import alive, wait_until
 from tests.correctness.support.record_samples import CPU_ROW, MEASUREMENT
 
 
@@ -53,3 +57,23 @@ def test_seconds_beside_a_neighbour_are_compared_within_a_round() -> None:
     assert "1.25 (1.00-1.50)" in loop
     assert len(others) == len(neighbour.WAYS) - 2
     assert all("1.00 (1.00-1.00)" in line for line in others)
+
+
+def test_a_loop_ends_with_a_process_that_was_killed() -> None:
+    program = """
+from scripts.studies import neighbour
+with neighbour.busy_loop(runs=True):
+    print("busy", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    ) as study:
+        assert study.stdout is not None
+        assert study.stdout.readline() == b"busy\n"
+        (loop,) = psutil.Process(study.pid).children()
+        study.kill()
+    wait_until(lambda: not alive(loop.pid))

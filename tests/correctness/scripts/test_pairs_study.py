@@ -35,7 +35,7 @@ def test_blocks_of_pairs_find_losses_that_the_machine_lets_them_find() -> None:
 
 def test_the_order_of_building_cancels_and_the_minute_does_not_matter() -> None:
     source = np.random.default_rng(0)
-    noise = simulation.Noise(0.3, 0.2, 0.0, 0.0, 0.0, 0.0)
+    noise = simulation.Noise(0.3, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0)
     values = simulation.blocks(noise, 200, source)
     assert abs(values.mean()) < 0.005
     assert values.mean(-1).std() < 0.03
