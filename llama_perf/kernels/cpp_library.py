@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from llama_perf.files import cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
+# A file beside a library that was compiled to its end.
+_BUILT = "built"
 KEPT_BUILDS = 4
 """How many versions are kept: those that were used last."""
 # By the instructions that torch uses here: ATEN_CPU_CAPABILITY lowers both.
@@ -33,8 +36,6 @@ _TARGETS = {"AVX512": ("-march=native",), "AVX2": ("-mavx2", "-mfma", "-mf16c")}
 @cache
 def load() -> str | None:
     """Have torch know the operators' CPU kernels; the reason where it cannot."""
-    from torch.utils import cpp_extension
-
     flags = [*_FLAGS, *_target()]
     name = f"llama_perf_{_key(flags)}"
     own = folder() / name
@@ -49,15 +50,12 @@ def load() -> str | None:
         ):
             # It warns of compilers that it does not know.
             warnings.simplefilter("ignore")
-            # Of a process that was killed while it compiled: torch would wait for it.
-            (own / "lock").unlink(missing_ok=True)
-            cpp_extension.load(
-                name,
-                [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
-                extra_cflags=flags,
-                build_directory=str(own),
-                is_python_module=False,
-            )
+            if (own / _BUILT).exists():
+                # torch would compile the same sources again for another folder, such
+                # as that of a revision, which may have the library in use.
+                torch.ops.load_library(own / f"{name}.so")
+            else:
+                _build(name, own, flags)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
         return f"C++ operators are not compiled here: {first_line}"
@@ -66,6 +64,22 @@ def load() -> str | None:
         os.utime(own)
         _remove_older_builds()
     return None
+
+
+def _build(name: str, own: Path, flags: Sequence[str]) -> None:
+    """Compile and load the operators; raises what torch raises where it cannot."""
+    from torch.utils import cpp_extension
+
+    # Of a process that was killed while it compiled: torch would wait for it.
+    (own / "lock").unlink(missing_ok=True)
+    cpp_extension.load(
+        name,
+        [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+        extra_cflags=list(flags),
+        build_directory=str(own),
+        is_python_module=False,
+    )
+    (own / _BUILT).touch()
 
 
 def folder() -> Path:
