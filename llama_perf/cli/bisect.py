@@ -63,14 +63,14 @@ def main(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             display.note("interrupted; the same command goes on")
             return 130
-    if found is None:
-        skipped = [name for name, one in marked.items() if one.mark is Mark.SKIP]
-        print("the first bad commit is the one behind, or one of those skipped:")
-        for commit in skipped:
-            print(f"{commit}: {marked[commit].reason}")
+    if len(found) > 1:
+        print("the first bad commit is one of these, of which some were skipped:")
+        for commit in found:
+            print(f"{commit} ({marked[commit].mark.value}): {marked[commit].reason}")
         return 1
-    print(f"{found} is the first bad commit")
-    print(f"{row.id}: {marked[found].reason}")
+    (commit,) = found
+    print(f"{commit} is the first bad commit")
+    print(f"{row.id}: {marked[commit].reason}")
     return 0
 
 

@@ -6,7 +6,7 @@ measured.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def bisect(
     state: Path,
     note: Callable[[str], None],
     root: Path,
-) -> tuple[str | None, Mapping[str, Marked]]:
-    """The first bad commit, or None where skipped ones hide it; all that was decided.
+) -> tuple[Sequence[str], Mapping[str, Marked]]:
+    """The first bad commit, or several where skipped ones hide it; all decisions.
 
     `good` and `bad` are commits of the repository `root`. `decide` compares a commit
     with the good one. `state` is the file with what was decided, which is deleted when
@@ -79,20 +79,17 @@ def bisect(
             raise UserError(
                 f"bad: {bad[:12]} is not slower than {good[:12]}: {ended.reason}"
             )
-        while not (found := _END.search(said)):
+        while not (found := _FOUND.findall(said)):
             note(said.strip())
             commit = _git(folder, "rev-parse", "BISECT_HEAD").strip()
             said = _git(folder, "bisect", mark(commit).mark.value, commit)
     note(said.strip())
     state.unlink()
-    return found["commit"], known.marked
+    return found, known.marked
 
 
-# The second where only skipped commits are left.
-_END = re.compile(
-    r"^(?P<commit>[0-9a-f]+) is the first bad commit|only .*skip.* commits left",
-    re.MULTILINE,
-)
+# The second is a line of the list where only skipped commits are left.
+_FOUND = re.compile(r"^[0-9a-f]+(?= is the first bad commit$|$)", re.MULTILINE)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -46,7 +46,7 @@ class Question:
         bad = number >= SLOW_FROM
         return Marked(mark=Mark.BAD if bad else Mark.GOOD, reason=f"number {number}")
 
-    def answer(self, good: int = 0, bad: int = COMMITS - 1) -> int | None:
+    def answer(self, good: int = 0, bad: int = COMMITS - 1) -> list[int]:
         found, _ = bisect(
             self.commits[good],
             self.commits[bad],
@@ -55,7 +55,7 @@ class Question:
             note=self.said.append,
             root=self.root,
         )
-        return None if found is None else self.commits.index(found)
+        return sorted(map(self.commits.index, found))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def question(tmp_path: Path, commits: list[str]) -> Question:
 
 
 def test_the_first_bad_commit_is_found_in_gits_words(question: Question) -> None:
-    assert question.answer() == SLOW_FROM
+    assert question.answer() == [SLOW_FROM]
     # The bad one, and a half each time.
     assert len(question.asked) <= 5
     said = "\n".join(question.said)
@@ -84,17 +84,18 @@ def test_an_interrupt_loses_nothing(question: Question) -> None:
         question.answer()
     before = list(question.asked)
     question.interrupt_after = 100
-    assert question.answer() == SLOW_FROM
+    assert question.answer() == [SLOW_FROM]
     assert len(question.asked) == len(set(question.asked)) <= 5
     assert question.asked[:2] == before
     assert "2 commits were decided before" in question.said
 
 
 @pytest.mark.parametrize(
-    ("broken", "found"), [({5, 6}, SLOW_FROM), ({6, 7}, None), ({SLOW_FROM}, None)]
+    ("broken", "found"),
+    [({5, 6}, [SLOW_FROM]), ({6, 7}, [6, 7, SLOW_FROM]), ({SLOW_FROM}, [SLOW_FROM, 9])],
 )
 def test_commits_that_do_not_run_are_skipped_and_named(
-    question: Question, broken: set[int], found: int | None
+    question: Question, broken: set[int], found: list[int]
 ) -> None:
     question.broken = broken
     assert question.answer() == found
