@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+from pathlib import Path
 
 from llama_perf.cli.compare import add_least, parse_least
 from llama_perf.errors import SpecError, UserError
@@ -52,10 +53,22 @@ def main(arguments: argparse.Namespace) -> int:
     session = Session([row.device], options=request)
     gate = PairsGate(limits=request.limits, target_loss=least)
 
-    def decide(commit: str) -> Marked:
-        return _decided(row, good, commit, gate=gate, options=request, display=display)
+    with (
+        locked(session.device, wait=request.wait, notify=display.note),
+        checked_out(good) as base,
+    ):
 
-    with locked(session.device, wait=request.wait, notify=display.note):
+        def decide(commit: str) -> Marked:
+            return _decided(
+                row,
+                commit,
+                good=good,
+                base=base,
+                gate=gate,
+                options=request,
+                display=display,
+            )
+
         try:
             found, marked = bisect(
                 good, bad, decide=decide, state=state, note=display.note, root=CHECKOUT
@@ -76,23 +89,23 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _decided(
     row: RowSpec,
-    good: str,
     commit: str,
     *,
+    good: str,
+    base: Path,
     gate: PairsGate,
     options: RunRequest,
     display: Display,
 ) -> Marked:
-    """Compare a commit with the good one; raises UserError where that cannot run."""
+    """Compare a commit with the good one, whose files are in the folder `base`.
+
+    Raises UserError where the good one does not run.
+    """
     from llama_perf.run.paired import Side
     from llama_perf.run.paired_run import compare_sides
 
     display.plan_rows([(row, commit[:12])])
-    with (
-        display.next() as running,
-        checked_out(good) as base,
-        checked_out(commit) as head,
-    ):
+    with display.next() as running, checked_out(commit) as head:
         pairs = compare_sides(
             row,
             gate,

@@ -145,11 +145,7 @@ class PairedProcesses:
         for tries_left in reversed(range(TRIES)):
             losses: dict[str, float] = {}
             for sides in (order, order[::-1]):
-                pair = None
-                if pairs.way == RESIDENT:
-                    pair = self._resident_pair(pairs, sides, progress)
-                if pairs.way != RESIDENT:
-                    pair = self._pair_in_turn(pairs, sides, progress)
+                pair = self._pair(pairs, sides, progress)
                 if pair is None:
                     return
                 if pair.disturbed and tries_left:
@@ -211,6 +207,18 @@ class PairedProcesses:
                 f" {free / 1e9:.1f} GB"
             )
         return RESIDENT
+
+    def _pair(
+        self, pairs: PairedRow, order: Sequence[str], progress: Progress
+    ) -> _Pair | None:
+        """A pair in the row's way; None where a side broke."""
+        pair = None
+        if pairs.way == RESIDENT:
+            pair = self._resident_pair(pairs, order, progress)
+        # Also where the row has just turned out not to fit twice.
+        if pairs.way != RESIDENT:
+            pair = self._pair_in_turn(pairs, order, progress)
+        return pair
 
     def _resident_pair(
         self, pairs: PairedRow, order: Sequence[str], progress: Progress

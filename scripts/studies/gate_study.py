@@ -15,9 +15,8 @@ from pathlib import Path
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.run.display import Display
-from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
-from scripts.studies.runs import conditions, llama_perf, stored_or_run
+from scripts.studies.runs import conditions, llama_perf, parsed, stored_or_run
 
 # Of the quick rows with their slowdowns, and of a set of the package.
 PLACE = Place("gate-why.md", "study")
@@ -78,14 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--runs", metavar="N", type=int, default=20)
     add("--slowed-runs", metavar="N", type=int, default=2)
     add("--processes", metavar="N", type=int, default=5)
-    work = ROOT / ".llama-perf" / "gate-study"
-    add("--work", type=Path, metavar="DIR", default=work)
-    text = "take over the runs in the work folder"
-    add("--resume", action="store_true", help=text)
-    add("--write", action="store_true", help="replace the table of docs/gate-why.md")
-    arguments = parser.parse_args(argv)
-    work = arguments.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
+    arguments = parsed(parser, argv, folder="gate-study")
+    work = arguments.work
     if arguments.set is None:
         rows, where = selection.load_file(arguments.rows), PLACE
         chosen = ["--rows", str(arguments.rows.absolute())]

@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.run.display import Display
-from scripts import ROOT
 from scripts.doc_tables.document import Place, github_table
 from scripts.studies.neighbour import busy_loop
-from scripts.studies.runs import conditions, llama_perf, stored_or_run
+from scripts.studies.runs import conditions, llama_perf, parsed, stored_or_run
 
 PLACE = Place("gate-why.md", "study of pairs")
 _HEADERS = ["slowed", "neighbour", "runs", "slowed rows", "SLOWER", "other rows"]
@@ -110,14 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--runs", metavar="N", type=int, default=5, help="of each unchanged case")
     add("--slowed-runs", metavar="N", type=int, default=1)
     add("--percent", metavar="P", type=int, nargs="*", default=[3, 5, 10, 25])
-    work = ROOT / ".llama-perf" / "pairs-study"
-    add("--work", type=Path, metavar="DIR", default=work)
-    text = "take over the runs in the work folder"
-    add("--resume", action="store_true", help=text)
-    add("--write", action="store_true", help="replace the table of docs/gate-why.md")
-    arguments = parser.parse_args(argv)
-    work = arguments.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
+    arguments = parsed(parser, argv, folder="pairs-study")
+    work = arguments.work
     chosen = ["--set", arguments.set]
     for glob in arguments.row:
         chosen += ["--row", glob]
