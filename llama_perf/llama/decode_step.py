@@ -170,7 +170,7 @@ class CapturedDecodeStep(DecodeStep):
 
 @dataclass
 class InjectedSteps:
-    """The decode steps that a slowdown repeats: `share` of the steps, counted exactly.
+    """The decode steps that a slowdown repeats: `share` of the steps so far, rounded.
 
     A part of a step that is owed carries over to the next generation. `run` and
     `repeated` count the steps so far.
@@ -179,7 +179,8 @@ class InjectedSteps:
     share: float
     run: int = 0
     repeated: int = 0
-    _owed: float = 0.0
+    # Rounded to the nearest: rounding down, a process of few steps would repeat less.
+    _owed: float = 0.5
 
     def next_step(self) -> int:
         """How often to repeat the next step."""

@@ -35,8 +35,9 @@ from llama_perf.run.worker_protocol import RowEnded
 Progress = Callable[[str], None]
 RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
 # The least time in which both sides of a pair take their samples, in whole rounds. More
-# of them would gain little: pairs differ by where their rows came to lie in memory.
-_PAIR_S = 2.0
+# of them would gain little: pairs differ by where their rows came to lie in memory. To
+# start new processes takes long, so their pairs may take longer too.
+_PAIR_S, _NEW_PROCESSES_PAIR_S = 2.0, 8.0
 _MAX_ROUNDS = 12
 DISTURBED, TRIES = 1.25, 3
 """A block is disturbed where a side's slowest sample of a pair took so many times as
@@ -237,7 +238,9 @@ class PairedProcesses:
             for side in order:
                 workers[side].prepare(row, progress)
             # Where building takes long, more samples cost little.
-            rounds = _rounds(pairs, max(time.monotonic() - start_s, _PAIR_S))
+            early = len(pairs.blocks) < MIN_BLOCKS
+            least_s = _PAIR_S if early else _NEW_PROCESSES_PAIR_S
+            rounds = _rounds(pairs, max(time.monotonic() - start_s, least_s))
             progress("sampling")
             for number in range(rounds):
                 first, second = order if number % 2 == 0 else order[::-1]

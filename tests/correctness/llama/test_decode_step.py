@@ -141,22 +141,23 @@ def test_a_slowdown_repeats_steps_and_changes_no_token(
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.05, 0.1, 0.25, 1.5])
-def test_a_share_of_a_step_carries_over_to_later_steps(share: float) -> None:
+def test_a_share_of_all_steps_is_repeated_to_the_nearest_step(share: float) -> None:
     injected = InjectedSteps(share)
     for number in range(1, 3001):
         injected.next_step()
         owed = number * share
-        assert owed - 1 < injected.repeated <= owed + 1e-6
+        assert abs(injected.repeated - owed) <= 0.5 + 1e-6
     assert injected.run == 3000
 
 
-def test_five_percent_of_three_generations_of_seven_steps_is_one_step(
+def test_a_part_of_a_step_carries_over_to_the_next_generation(
     model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowed = engine(model, slowdown=0.05)
     repeat = Mock()
     monkeypatch.setattr(decode_step.DecodeStep, "repeat", repeat)
-    for calls in (0, 0, 1, 1, 1, 2):
+    # 0.35 steps a generation.
+    for calls in (0, 1, 1, 1, 2, 2):
         generated(slowed, 8, GREEDY)
         assert repeat.call_count == calls
     assert (slowed.injected.run, slowed.injected.repeated) == (42, 2)
