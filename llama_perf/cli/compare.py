@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
+from llama_perf.cli.ending import end
 from llama_perf.errors import SpecError, UserError
 from llama_perf.files import CHECKOUT
 from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, TARGET_LOSS
 from llama_perf.gate.pairs import PairsGate
-from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.display import Display
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
-from llama_perf.strict_json import to_line
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
 _MAX_PAIRS = 100
@@ -131,13 +130,4 @@ def main(arguments: argparse.Namespace) -> int:
                 run.run_row(row, display)
         except KeyboardInterrupt:
             interrupted = True
-    report = run.report
-    print(as_text(report), end="")
-    request.write_reports(report)
-    if request.print_results:
-        print(to_line(report))
-    if interrupted:
-        left = len(rows) - len(report.results)
-        display.note(f"interrupted before {left} of {len(rows)} rows")
-        return 130
-    return 1 if report.failed else 0
+    return end(run.report, request, display, interrupted=interrupted)

@@ -4,10 +4,9 @@ import argparse
 import sys
 from contextlib import closing
 
-from llama_perf.report.text import as_text
+from llama_perf.cli.ending import end
 from llama_perf.run import options
 from llama_perf.run.display import Display
-from llama_perf.strict_json import to_line
 
 HELP = "run rows and print the table"
 add_arguments = options.add_shared
@@ -28,15 +27,11 @@ def main(arguments: argparse.Namespace) -> int:
                 run.run_row(row)
         except KeyboardInterrupt:
             interrupted = True
-    report = run.report
-    print(as_text(report))
-    for line in run.write_report():
-        print(line)
-    if request.print_results:
-        print(to_line(report))
-    if interrupted:
-        left = report.selected - len(report.results)
-        hint = "" if request.results is None else "; --resume continues"
-        display.note(f"interrupted before {left} of {report.selected} rows{hint}")
-        return 130
-    return 1 if report.failed else 0
+    return end(
+        run.report,
+        request,
+        display,
+        interrupted=interrupted,
+        remarks=run.missing_baselines(),
+        advice="" if request.results is None else "; --resume continues",
+    )

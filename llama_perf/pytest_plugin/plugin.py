@@ -234,7 +234,8 @@ class LlamaPerfPlugin:
         terminalreporter.section("llama-perf")
         terminalreporter.write(as_text(self._run.report))
         terminalreporter.write(f"results: {self._request.results}\n")
-        for line in self._run.write_report():
+        self._request.write_reports(self._run.report)
+        for line in self._run.missing_baselines():
             terminalreporter.write(line + "\n")
 
 

@@ -257,9 +257,8 @@ class ComparedRun:
         same = result.row.fingerprint == stored.fingerprint
         return result if same and result.measurement is not None else None
 
-    def write_report(self) -> list[str]:
-        """Write the report's files; returns lines of advice on missing baselines."""
-        self._request.write_reports(self.report)
+    def missing_baselines(self) -> list[str]:
+        """Lines of advice on baselines that are missing."""
         verdicts = [comparison.verdict for comparison in self.report.comparisons]
         missing = verdicts.count(Verdict.NO_BASELINE)
         if not missing:

@@ -1,7 +1,7 @@
 """`python -m scripts.studies.pairs_study`: how often `compare` errs on this machine.
 
 Compares a commit with itself again and again, by the command that users run: unchanged,
-unchanged while a busy loop runs, and with one kind of rows slowed by a known share.
+unchanged while a busy loop runs, and one kind of rows slowed by a known share.
 Each run's results stay in the work folder, where `--resume` continues. The table counts
 verdicts.
 """
@@ -24,7 +24,7 @@ PLACE = Place("gate-why.md", "study of pairs")
 _HEADERS = ["slowed", "neighbour", "runs", "slowed rows", "SLOWER", "other rows"]
 _HEADERS += ["SLOWER", "FASTER", "UNDECIDED", "pairs a row", "min. detectable"]
 KINDS = {"quantized": "*int8*", "unquantized": "*.none.fp32.cpu.compile*"}
-"""Rows that are slowed together, by what they are."""
+"""Rows that are slowed together and measured by themselves, by what they are."""
 
 
 class Case(NamedTuple):
@@ -42,10 +42,11 @@ class Case(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The options that slow the rows."""
+        """The options that select the rows and slow them."""
         if not self.percent:
             return []
-        return ["--inject-slowdown", f"{KINDS[self.kind]}={self.percent}"]
+        glob = KINDS[self.kind]
+        return ["--row", glob, "--inject-slowdown", f"{glob}={self.percent}"]
 
 
 def cases(percents: Sequence[int]) -> Iterator[Case]:
@@ -105,15 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--set", metavar="NAME", default="cpu")
-    add("--row", metavar="GLOB", action="append", default=[])
     add("--runs", metavar="N", type=int, default=5, help="of each unchanged case")
     add("--slowed-runs", metavar="N", type=int, default=1)
     add("--percent", metavar="P", type=int, nargs="*", default=[3, 5, 10, 25])
     arguments = parsed(parser, argv, folder="pairs-study")
     work = arguments.work
-    chosen = ["--set", arguments.set]
-    for glob in arguments.row:
-        chosen += ["--row", glob]
     studied: dict[Case, list[Report]] = {}
     display = Display.on(sys.stderr)
     begin = time.monotonic()
@@ -131,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             def run(number: int = number, case: Case = case, path: Path = path) -> None:
                 minutes = (time.monotonic() - begin) / 60
                 display.note(f"{minutes:.0f} min: {case.name}, run {number + 1}")
-                words = ["compare", "--base", "HEAD", "--results", str(path), *chosen]
-                _compare([*words, *case.words], busy=case.busy)
+                words = ["compare", "--base", "HEAD", "--results", str(path)]
+                words += ["--set", arguments.set, *case.words]
+                _compare(words, busy=case.busy)
 
             report = stored_or_run(path, resume=arguments.resume, run=run)
             studied.setdefault(case, []).append(report)
