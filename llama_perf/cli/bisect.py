@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from llama_perf.cli.compare import add_least, parse_least
@@ -57,18 +58,15 @@ def main(arguments: argparse.Namespace) -> int:
         locked(session.device, wait=request.wait, notify=display.note),
         checked_out(good) as base,
     ):
-
-        def decide(commit: str) -> Marked:
-            return _decided(
-                row,
-                commit,
-                good=good,
-                base=base,
-                gate=gate,
-                options=request,
-                display=display,
-            )
-
+        decide = partial(
+            _decided,
+            row,
+            good=good,
+            base=base,
+            gate=gate,
+            options=request,
+            display=display,
+        )
         try:
             found, marked = bisect(
                 good, bad, decide=decide, state=state, note=display.note, root=CHECKOUT

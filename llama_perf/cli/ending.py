@@ -22,7 +22,7 @@ def end(
 
     `remarks` are lines below the table; `advice` is for a run that was interrupted.
     """
-    print(as_text(report), end="")
+    print(as_text(report))
     for line in remarks:
         print(line)
     request.write_reports(report)

@@ -140,7 +140,7 @@ class PairedProcesses:
         order = list(SIDES)
         random.Random(f"{pairs.row.id} {len(pairs.blocks)}").shuffle(order)
         pairs.way = pairs.way or self._way(pairs)
-        if pairs.way == RESIDENT and len(pairs.blocks) >= MIN_BLOCKS:
+        if pairs.way == RESIDENT and _in_new_processes(pairs):
             self._renew()
             self._started(pairs.row, build=True)
         for tries_left in reversed(range(TRIES)):
@@ -238,8 +238,7 @@ class PairedProcesses:
             for side in order:
                 workers[side].prepare(row, progress)
             # Where building takes long, more samples cost little.
-            early = len(pairs.blocks) < MIN_BLOCKS
-            least_s = _PAIR_S if early else _NEW_PROCESSES_PAIR_S
+            least_s = _NEW_PROCESSES_PAIR_S if _in_new_processes(pairs) else _PAIR_S
             rounds = _rounds(pairs, max(time.monotonic() - start_s, least_s))
             progress("sampling")
             for number in range(rounds):
@@ -280,6 +279,11 @@ class PairedProcesses:
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
         with closing(self._start[side]()) as worker:
             return worker.run(row, lambda _text: None).result
+
+
+def _in_new_processes(pairs: PairedRow) -> bool:
+    """Whether the next block of resident processes has some of its own."""
+    return len(pairs.blocks) >= MIN_BLOCKS
 
 
 def _rounds(pairs: PairedRow, seconds: float) -> int:

@@ -16,12 +16,13 @@ pytest_plugins = ["pytester"]
 def test_rows_are_run_shown_and_printed_as_the_last_line(project: Project) -> None:
     words = project.run_words("--markdown", "table.md", "--results", "-")
     out, err = project.cli(*words)
-    shown, last, _ = out.rsplit("\n", 2)
+    shown, before, last, _ = out.rsplit("\n", 3)
     assert re.search(r"^none +\d+\.\d\d +- .*NOT_COMPARED$", shown, re.MULTILINE)
     assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in shown
     assert "weights: pth:tiny\n" in shown
     assert shown.endswith("3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)")
     assert "injected" not in shown
+    assert before == ""
     first, begun, ended, *_ = err.splitlines()
     assert first == "every row: tiny.fp32.cpu.eager.new-4.samples-2"
     assert re.fullmatch(r"\[1/3\] none  started  0:0\d elapsed", begun)
