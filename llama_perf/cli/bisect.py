@@ -15,7 +15,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.bisection import Mark, Marked, bisect
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest, add_shared, request_of
-from llama_perf.run.revision import checked_out, resolve
+from llama_perf.run.revision import checked_out, resolve, run_git
 
 HELP = "find the commit that made a row slower, by pairs of processes"
 
@@ -42,6 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
     if len(rows) != 1:
         reason = f"{len(rows)} rows match; name one by --row"
         raise SpecError("row", " ".join(request.row), reason)
+    if run_git(CHECKOUT, "merge-base", "--is-ancestor", bad, good).returncode == 0:
+        reason = f"it has to be a later commit than the good one, {arguments.good}"
+        raise SpecError("bad", arguments.bad, reason)
     # They import torch, and a mistake above is reported sooner without.
     from llama_perf.run.lock import locked
     from llama_perf.run.session import Session

@@ -108,7 +108,9 @@ def main(arguments: argparse.Namespace) -> int:
         environment=session.environment,
         selected=len(rows),
         again=tuple(request.command("compare", *words)),
-        baseline_source=", ".join(bases.values()),
+        baseline_source=", ".join(
+            [*bases.values(), *([] if commit is None else [f"commit {commit[:12]}"])]
+        ),
     )
     interrupted = False
     with (

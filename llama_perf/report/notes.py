@@ -110,7 +110,7 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
         text = f"injected slowdown of {share * 100:g}% in {result.id}"
         if measurement.repeated_steps is not None:
             repeated, steps = measurement.repeated_steps, measurement.decode_steps
-            text += f": {repeated} of {steps} decode steps were repeated"
+            text += f": {repeated} repeats in {steps} decode steps"
         yield text
     if issue := result.row.upstream_issue:
         yield f"works again: {result.id} is marked as broken by {issue}, and ran"

@@ -24,6 +24,9 @@ class Mark(Enum):
     SKIP = "skip"
 
 
+_WORDS = {Mark.GOOD: "good", Mark.BAD: "bad", Mark.SKIP: "skipped"}
+
+
 @record
 class Marked:
     """The word for a commit, and the reason in words."""
@@ -68,7 +71,7 @@ def bisect(
             known.marked[commit] = decide(commit)
             write_atomically(state, to_json(known))
         marked = known.marked[commit]
-        note(f"{commit[:12]} is {marked.mark.value}: {marked.reason}")
+        note(f"{commit[:12]} is {_WORDS[marked.mark]}: {marked.reason}")
         return marked
 
     with checked_out(bad, root=root) as folder:

@@ -3,8 +3,10 @@
 Knows git, and nothing of the files in the revision.
 """
 
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,17 +35,37 @@ def file_at(commit: str, path: Path) -> str | None:
 
 @contextmanager
 def checked_out(commit: str, *, root: Path = CHECKOUT) -> Iterator[Path]:
-    """Give a folder with the files of `commit`, which is deleted afterwards."""
-    with tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name:
+    """Give a folder with the files of `commit`, which is deleted afterwards.
+
+    A SIGTERM, by which CI ends a job, raises KeyboardInterrupt meanwhile, as Ctrl-C
+    does: otherwise the folder would stay.
+    """
+    with (
+        _interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name,
+    ):
         folder = Path(name) / "checkout"
-        added = run_git(root, "worktree", "add", "--detach", str(folder), commit)
-        if added.returncode != 0:
-            reason = added.stderr.strip().rpartition("\n")[2]
-            raise UserError(f"base: {commit}: {reason}")
         try:
+            added = run_git(root, "worktree", "add", "--detach", str(folder), commit)
+            if added.returncode != 0:
+                reason = added.stderr.strip().rpartition("\n")[2]
+                raise UserError(f"base: {commit}: {reason}")
             yield folder
         finally:
             run_git(root, "worktree", "remove", "--force", str(folder))
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    # Python allows handlers in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

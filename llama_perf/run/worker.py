@@ -90,6 +90,9 @@ class Worker:
         assert self._process.stdin is not None, "started with a pipe"
         self._tasks = self._process.stdin
         self._ready = False
+        # Where the output begins that belongs to no task that succeeded. A process may
+        # have broken, and said why, before it had its next task.
+        self._output_begin = 0
         self.keeps_rows = False
         """Whether it knows the actions of a task; known once it had a task."""
 
@@ -140,16 +143,16 @@ class Worker:
     def _ask(
         self, task: WorkerTask, progress: Callable[[str], None]
     ) -> WorkerResult | tuple[int, ...]:
-        row = task.row
-        begin = os.fstat(self._output.fileno()).st_size
+        row, output = task.row, self._output.fileno()
         try:
             ended = self._exchange(task, progress)
         except BaseException:
             self._kill()
             raise
         if not isinstance(ended, str):
+            self._output_begin = os.fstat(output).st_size
             return ended
-        text = os.pread(self._output.fileno(), 1 << 20, begin).decode(errors="replace")
+        text = os.pread(output, 1 << 20, self._output_begin).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         tail = " | ".join(lines[-_TAIL_LINES:]) or "no output"
         reason = f"its process {ended}: {tail}"

@@ -110,6 +110,7 @@ REFUSED = {
         "--good HEAD --bad no": "bad: 'no' names no commit of ",
         "--good HEAD --bad HEAD --set cpu": "row: '' is not allowed; 20 rows match; na",
         "--good HEAD --bad HEAD --least 0": "least: '0' is not allowed; allowed: a per",
+        "--good HEAD --bad HEAD --set cpu --row *fp6*": "bad: 'HEAD' is not allowed; i",
     },
 }
 

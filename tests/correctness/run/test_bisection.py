@@ -100,7 +100,7 @@ def test_commits_that_do_not_run_are_skipped_and_named(
     question.broken = broken
     assert question.answer() == found
     for number in broken & set(question.asked):
-        text = f"{question.commits[number][:12]} is skip: it does not run"
+        text = f"{question.commits[number][:12]} is skipped: it does not run"
         assert text in question.said
 
 

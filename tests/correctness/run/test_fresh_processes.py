@@ -1,5 +1,7 @@
 """Rows in fresh processes: confirmed, and recorded."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +137,11 @@ def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:
     with checked_out(commit, root=tmp_path) as folder:
         assert (folder / "file").read_text(encoding="utf-8") == "1"
     assert not folder.exists()
+    # As CI ends a job.
+    with pytest.raises(KeyboardInterrupt), checked_out(commit, root=tmp_path) as folder:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not folder.exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert git(tmp_path, "worktree", "list").count("\n") == 1
     for wrong in ("no-such-branch", "--all", ""):
         with pytest.raises(UserError, match=f"base: '{wrong}' names no commit of"):
