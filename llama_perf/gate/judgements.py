@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from statistics import geometric_mean, median
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.blocks import BlockTest, Decision
+from llama_perf.gate.blocks import TARGET_LOSS, BlockTest, Decision
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, speed_in
 from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
@@ -168,14 +168,18 @@ def _resolved(doubt: Judgement, end: str, *, worse: bool, undecided: bool) -> Ju
     )
 
 
-def _decided_by_pairs(doubt: Judgement, pairs: PairsTest) -> Judgement:
+def _decided_by_pairs(doubt: Judgement, looks: bool, pairs: PairsTest) -> Judgement:
+    """The judgement by pairs on a row that `looks` slower, or whose noise hides it."""
     decision = pairs.test.decision
     worse, undecided = decision is Decision.SLOWER, decision is Decision.UNDECIDED
-    end = pairs.words if worse else f"not confirmed: {pairs.words}"
-    if undecided:
-        end = f"undecided: {pairs.words}"
-    judged = _resolved(doubt, end, worse=worse, undecided=undecided)
-    return replace(judged, minimum_detectable=pairs.test.minimum_detectable)
+    before = "not confirmed: " if looks else "pairs decide, since noise hides more: "
+    before = "" if worse else "undecided: " if undecided else before
+    end = f"{before}{pairs.words}"
+    return replace(
+        _resolved(doubt, end, worse=worse, undecided=undecided),
+        faster=decision is Decision.FASTER,
+        minimum_detectable=pairs.test.minimum_detectable,
+    )
 
 
 def stored_peak(stored: BaselineRow) -> float:
@@ -250,7 +254,11 @@ def judge_speed(
             basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
         # A basis that replaces another one may be wanted itself as well.
         notes.setdefault(basis, note)
-    speeds = [_judged(basis, *known[basis], limits, confirmation) for basis in notes]
+    by_pairs = result.id in baseline.by_pairs
+    speeds = [
+        _judged(basis, *known[basis], limits, confirmation, by_pairs=by_pairs)
+        for basis in notes
+    ]
     changes = [change for speed in speeds for change in speed.changes]
     notes_on = zip(speeds, notes.values(), strict=True)
     reasons = [f"{speed.reason}{note}" for speed, note in notes_on]
@@ -276,6 +284,8 @@ def _judged(
     spread: Spread | None,
     limits: Limits,
     confirmation: Confirmation | None,
+    *,
+    by_pairs: bool,
 ) -> Judgement:
     then = geometric_mean(stored)
     if spread is None:
@@ -291,16 +301,24 @@ def _judged(
     least, loss = limits["least_loss"], log_loss(now, then)
     limit = thresholds.screen_limit(spread, least)
     change = metric_change(basis.value, then, now, as_share(limit))
+    detectable = thresholds.minimum_detectable(spread, least)
     speed = Judgement(
         changes=(replace(change, worse=False),),
         reason=describe(change),
         faster=-loss > thresholds.faster_limit(spread, least),
-        minimum_detectable=thresholds.minimum_detectable(spread, least),
+        minimum_detectable=detectable,
     )
-    if loss <= limit:
-        return speed
+    looks_slower = loss > limit
+    if not looks_slower:
+        if not by_pairs:
+            return speed
+        if loss <= thresholds.pairs_limit(spread, TARGET_LOSS, least):
+            found = min(detectable, max(TARGET_LOSS, least))
+            return replace(speed, minimum_detectable=found)
+        if confirmation is None:
+            return replace(speed, suspicious=True)
     if confirmation is not None and confirmation.pairs is not None:
-        return _decided_by_pairs(speed, confirmation.pairs)
+        return _decided_by_pairs(speed, looks_slower, confirmation.pairs)
 
     def judge(speeds: Sequence[float]) -> tuple[bool, str]:
         mean, limit = geometric_mean(speeds), thresholds.confirm_limit(spread, least)

@@ -84,8 +84,8 @@ def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
             limit = thresholds.as_share(thresholds.screen_limit(spread))
             yield (
                 f"{row.id}: processes differ by {spread.deviation:.0%} in"
-                f" {basis.value}, so a loss below {limit:.0%} passes; record it on a"
-                " quieter machine"
+                f" {basis.value}, so without pairs a loss below {limit:.0%} passes;"
+                " record it on a quieter machine"
             )
         other = row.environment
         if other is not None and (changes := other.changes(stored.environment)):
@@ -103,7 +103,7 @@ def describe_speeds(stored: Baseline) -> Iterator[str]:
             basis, spread = judged
             noise = (
                 f" ({spread.deviation:.2%} in {basis.value}, estimated with the other"
-                f" rows); a loss of {thresholds.minimum_detectable(spread):.1%} is"
-                " detected"
+                f" rows); without pairs a loss of"
+                f" {thresholds.minimum_detectable(spread):.1%} is detected"
             )
         yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"

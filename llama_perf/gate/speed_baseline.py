@@ -6,7 +6,7 @@ device, both measured in the same run. Knows no verdict.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from itertools import repeat
@@ -30,6 +30,8 @@ class Basis(Enum):
 class SpeedBaseline:
     """A baseline, prepared once for a run that measures in `environment`.
 
+    `by_pairs` has the ids of the rows on which pairs with the baseline's commit can
+    decide.
     By id it has the stored `rows` and, for each, the most similar `unquantized` row of
     the same recording or None. By basis and id it has the `speeds` of a row's
     processes, if they are known, and their `spreads`, if there are enough of them. The
@@ -37,9 +39,14 @@ class SpeedBaseline:
     """
 
     def __init__(
-        self, stored: Baseline, environment: Environment | None = None
+        self,
+        stored: Baseline,
+        environment: Environment | None = None,
+        *,
+        by_pairs: Collection[str] = (),
     ) -> None:
         self.stored = stored
+        self.by_pairs = frozenset(by_pairs)
         self.environment = stored.environment if environment is None else environment
         # Reversed, so that the first of two rows with one id is taken.
         self.rows = {row.id: row for row in reversed(stored.rows)}

@@ -112,6 +112,8 @@ CONFIRM = 4.0
 CONFIRM_PROCESSES = 5
 MIN_PROCESSES = 3
 POWER = 0.90
+# Half of the chance to miss a loss is the screen's before pairs, half is theirs.
+_EXCLUDING = NormalDist().inv_cdf((1 + POWER) / 2)
 
 
 def relative_change(current: float, baseline: float) -> float:
@@ -132,6 +134,21 @@ def as_share(loss: float) -> float:
 def screen_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """The log loss above which a row is suspicious; the stored mean varies too."""
     return _limit(spread, SCREEN, 1 + 1 / spread.processes, min_loss)
+
+
+def pairs_limit(
+    spread: Spread, target_loss: float, min_loss: float = MIN_LOSS
+) -> float:
+    """The log loss above which pairs decide on a row, where they can.
+
+    It is at most `screen_limit`. Below it the stored figures exclude a loss of
+    `target_loss`, a share, with a confidence of 95 %. It is negative where they are too
+    noisy for that.
+    """
+    deviation = spread.deviation * math.sqrt(1 + 1 / spread.processes)
+    hidden = t_multiplier(_EXCLUDING, spread.degrees) * deviation
+    target = -math.log1p(-max(target_loss, min_loss))
+    return min(screen_limit(spread, min_loss), target - hidden)
 
 
 def confirm_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:

@@ -34,7 +34,7 @@ from llama_perf.results.run import (
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
-from llama_perf.run.confirmation import blame, confirm
+from llama_perf.run.confirmation import blame, confirm, rows_by_pairs
 from llama_perf.run.display import Display, Running
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
@@ -98,7 +98,10 @@ class ComparedRun:
             self._baseline: SpeedBaseline | None = None
             if named is not None:
                 source, baseline = named
-                self._baseline = SpeedBaseline(baseline, environment)
+                by_pairs = (
+                    [] if request.no_confirm else rows_by_pairs(baseline, environment)
+                )
+                self._baseline = SpeedBaseline(baseline, environment, by_pairs=by_pairs)
                 known = {row.id for row in (*request.all_rows(), *every_row())}
                 self.report = replace(
                     self.report,
@@ -206,8 +209,8 @@ class ComparedRun:
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None
         self._end_worker()
-        what = "slower" if comparison.suspicious else "larger"
-        running.step(f"{NOTE}it looks {what}; more processes decide")
+        what = "may be slower" if comparison.suspicious else "looks larger"
+        running.step(f"{NOTE}it {what}; more processes decide")
         running.repeat(CONFIRM_PROCESSES * (1 if other is None else 2))
         confirmation = confirm(
             result.row,

@@ -13,7 +13,8 @@ from llama_perf.gate.blocks import Decision
 from llama_perf.gate.judgements import Confirmation, PairsTest
 from llama_perf.gate.pairs import SIDES, PairsGate, change_in_words
 from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.results.run import Comparison, Verdict
+from llama_perf.results.baselines import Baseline, BaselineRow
+from llama_perf.results.run import Comparison, Environment, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import in_confirmation
 from llama_perf.run.options import RunRequest
@@ -39,7 +40,8 @@ def confirm(
     """
     pairs, no_pairs = None, ""
     if comparison.suspicious:
-        commit, no_pairs = _commit_of(row, baseline)
+        stored = baseline.rows[row.id]
+        commit, no_pairs = _commit_of(stored, baseline.stored, baseline.environment)
         if commit is not None:
             pairs, no_pairs = _pairs_with(
                 row, commit, f"the baseline's commit {commit}", options, progress
@@ -74,10 +76,20 @@ def blame(
     return replace(comparison, reason=f"{comparison.reason}; {reason}")
 
 
-def _commit_of(row: RowSpec, baseline: SpeedBaseline) -> tuple[str | None, str]:
+def rows_by_pairs(baseline: Baseline, environment: Environment) -> list[str]:
+    """The ids of the rows that pairs with the baseline's commit can decide on."""
+    commits = {
+        row.id: _commit_of(row, baseline, environment)[0] for row in baseline.rows
+    }
+    return [row_id for row_id, commit in commits.items() if commit is not None]
+
+
+def _commit_of(
+    row: BaselineRow, baseline: Baseline, environment: Environment
+) -> tuple[str | None, str]:
     """The commit of a row's baseline, or None and why no pairs can run with it."""
-    stored = baseline.rows[row.id].environment or baseline.stored.environment
-    if changed := stored.changes(baseline.environment):
+    stored = row.environment or baseline.environment
+    if changed := stored.changes(environment):
         return None, (
             "no pairs, since the environment changed:"
             f" {'; '.join(changed)} (llama-perf compare --base-python judges that)"

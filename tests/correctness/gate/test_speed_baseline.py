@@ -219,7 +219,9 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
     assert "; no pairs, since git has no commit 0123456789ab here" in slower.reason
     # What is said of it, and how many processes are to come.
     decide = "; more processes decide"
-    said = [call(f"note: it looks {how}{decide}") for how in ("slower", "larger")]
+    said = [
+        call(f"note: it {looks}{decide}") for looks in ("may be slower", "looks larger")
+    ]
     assert running.step.call_args_list == said
     assert running.repeat.call_args_list == [call(10), call(5)]
 

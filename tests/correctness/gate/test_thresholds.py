@@ -47,6 +47,18 @@ def test_the_inverse_of_trigamma_leads_back(value: float) -> None:
     assert polygamma(1, inverse) == pytest.approx(value, rel=1e-9)
 
 
+@given(SPREAD, st.floats(0.01, 0.2))
+def test_nineteen_of_twenty_losses_come_before_pairs(
+    spread: Spread, target: float
+) -> None:
+    limit = thresholds.pairs_limit(spread, target)
+    assert limit <= thresholds.screen_limit(spread)
+    # By the normal distribution; an estimated deviation sends more.
+    deviation = spread.deviation * math.sqrt(1 + 1 / spread.processes)
+    loss = -math.log1p(-target)
+    assert NormalDist(loss, deviation).cdf(limit) <= 0.05 + 1e-9
+
+
 @given(st.floats(1.9, 3.3), st.floats(4, 300))
 def test_a_multiple_of_an_estimate_is_students(normal: float, degrees: float) -> None:
     quantile = -stdtrit(degrees, ndtr(-normal))

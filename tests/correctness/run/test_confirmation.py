@@ -1,6 +1,6 @@
 """A row that looks slower: pairs with its baseline's commit, or fresh processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import UserError
+from llama_perf.gate.blocks import TARGET_LOSS
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.verdict import compare
 from llama_perf.results.measurement import OperatorTime, StepWork
@@ -63,13 +64,21 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def decided(
-    result: RowResult = SLOW, *, stored: Environment = ENVIRONMENT
+    result: RowResult = SLOW,
+    *,
+    stored: Environment = ENVIRONMENT,
+    processes: Sequence[float] = ALIKE,
+    before: Verdict = Verdict.UNDECIDED,
 ) -> Comparison:
-    """The verdict after the confirmation; the device's bandwidth is as stored."""
-    baseline = baseline_of_processes({CPU_ROW: ALIKE}, environment=stored)
-    speeds = SpeedBaseline(baseline, ENVIRONMENT)
+    """The verdict after the confirmation; the device's bandwidth is as stored.
+
+    `before` is the verdict before it.
+    """
+    baseline = baseline_of_processes({CPU_ROW: processes}, environment=stored)
+    by_pairs = confirmation.rows_by_pairs(baseline, ENVIRONMENT)
+    speeds = SpeedBaseline(baseline, ENVIRONMENT, by_pairs=by_pairs)
     first = compare(result, speeds)
-    assert first.verdict is Verdict.UNDECIDED
+    assert (first.verdict, first.suspicious) == (before, True)
     confirmed = confirmation.confirm(
         CPU_ROW,
         first,
@@ -108,6 +117,53 @@ def test_pairs_of_the_baselines_commit_decide(
     assert f"the baseline's commit {COMMIT} in pairs, resident" in comparison.reason
     assert comparison.minimum_detectable is not None
     assert not speeds
+
+
+NOISY = (80.0, 90.0, 100.0, 110.0, 125.0)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(1.1, Verdict.SLOWER), (1.0, Verdict.SAME), (0.8, Verdict.FASTER)],
+)
+@pytest.mark.parametrize("tok_s", [90.0, 110.0])
+def test_pairs_decide_where_the_baselines_noise_hides_a_loss(
+    machine: Machine, factor: float, expected: Verdict, tok_s: float
+) -> None:
+    machine.ns = lambda side, _: round(10**8 * (factor if side == "head" else 1))
+    result = measured(tok_s=tok_s)
+    comparison = decided(result, processes=NOISY, before=Verdict.SAME)
+    assert comparison.verdict is expected
+    told = "; pairs decide, since noise hides more: " in comparison.reason
+    assert told is (expected is not Verdict.SLOWER)
+    assert comparison.minimum_detectable == pytest.approx(0.045, abs=0.001)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("processes", "tok_s", "commit"),
+    [
+        # Nobody can run pairs.
+        (NOISY, 90.0, "ffff"),
+        # A loss of 5 % does not look like this.
+        (NOISY, 150.0, COMMIT),
+        (ALIKE, 99.5, COMMIT),
+    ],
+)
+def test_other_rows_need_no_pairs(
+    processes: Sequence[float], tok_s: float, commit: str
+) -> None:
+    stored = other(commit=commit)
+    baseline = baseline_of_processes({CPU_ROW: processes}, environment=stored)
+    by_pairs = confirmation.rows_by_pairs(baseline, ENVIRONMENT)
+    assert by_pairs == ([CPU_ROW.id] if commit == COMMIT else [])
+    speeds = SpeedBaseline(baseline, ENVIRONMENT, by_pairs=by_pairs)
+    comparison = compare(measured(tok_s=tok_s), speeds)
+    assert (comparison.verdict, comparison.suspicious) == (Verdict.SAME, False)
+    assert comparison.minimum_detectable is not None
+    hides_more = comparison.minimum_detectable > TARGET_LOSS
+    assert hides_more is (not by_pairs)
 
 
 @pytest.mark.usefixtures("known")
