@@ -103,14 +103,15 @@ def main(arguments: argparse.Namespace) -> int:
     named = {"--base": arguments.base, "--base-python": arguments.base_python}
     bases = {name: str(value) for name, value in named.items() if value is not None}
     words = ["--least", arguments.least, *chain.from_iterable(bases.items())]
+    sources = list(bases.values())
+    if commit is not None:
+        sources.append(f"commit {commit[:12]}")
     report = Report(
         started=started,
         environment=session.environment,
         selected=len(rows),
         again=tuple(request.command("compare", *words)),
-        baseline_source=", ".join(
-            [*bases.values(), *([] if commit is None else [f"commit {commit[:12]}"])]
-        ),
+        baseline_source=", ".join(sources),
     )
     interrupted = False
     with (

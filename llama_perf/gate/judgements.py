@@ -168,13 +168,20 @@ def _resolved(doubt: Judgement, end: str, *, worse: bool, undecided: bool) -> Ju
     )
 
 
-def _decided_by_pairs(doubt: Judgement, looks: bool, pairs: PairsTest) -> Judgement:
-    """The judgement by pairs on a row that `looks` slower, or whose noise hides it."""
+def _decided_by_pairs(
+    doubt: Judgement, pairs: PairsTest, *, looks_slower: bool
+) -> Judgement:
+    """The judgement by pairs on a row that looks slower, or whose noise may hide it."""
     decision = pairs.test.decision
     worse, undecided = decision is Decision.SLOWER, decision is Decision.UNDECIDED
-    before = "not confirmed: " if looks else "pairs decide, since noise hides more: "
-    before = "" if worse else "undecided: " if undecided else before
-    end = f"{before}{pairs.words}"
+    end = pairs.words
+    if undecided:
+        end = f"undecided: {end}"
+    elif not worse:
+        before = (
+            "not confirmed" if looks_slower else "noise may hide a loss, so pairs ran"
+        )
+        end = f"{before}: {end}"
     return replace(
         _resolved(doubt, end, worse=worse, undecided=undecided),
         faster=decision is Decision.FASTER,
@@ -309,16 +316,15 @@ def _judged(
         minimum_detectable=detectable,
     )
     looks_slower = loss > limit
-    if not looks_slower:
-        if not by_pairs:
-            return speed
-        if loss <= thresholds.pairs_limit(spread, TARGET_LOSS, least):
-            found = min(detectable, max(TARGET_LOSS, least))
-            return replace(speed, minimum_detectable=found)
-        if confirmation is None:
-            return replace(speed, suspicious=True)
+    if not looks_slower and not by_pairs:
+        return speed
+    if by_pairs and loss <= thresholds.pairs_limit(spread, TARGET_LOSS, least):
+        found = min(detectable, max(TARGET_LOSS, least))
+        return replace(speed, minimum_detectable=found)
+    if not looks_slower and confirmation is None:
+        return replace(speed, suspicious=True)
     if confirmation is not None and confirmation.pairs is not None:
-        return _decided_by_pairs(speed, looks_slower, confirmation.pairs)
+        return _decided_by_pairs(speed, confirmation.pairs, looks_slower=looks_slower)
 
     def judge(speeds: Sequence[float]) -> tuple[bool, str]:
         mean, limit = geometric_mean(speeds), thresholds.confirm_limit(spread, least)

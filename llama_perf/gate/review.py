@@ -103,7 +103,7 @@ def describe_speeds(stored: Baseline) -> Iterator[str]:
             basis, spread = judged
             noise = (
                 f" ({spread.deviation:.2%} in {basis.value}, estimated with the other"
-                f" rows); without pairs a loss of"
+                " rows); without pairs a loss of"
                 f" {thresholds.minimum_detectable(spread):.1%} is detected"
             )
         yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"

@@ -32,6 +32,7 @@ class SpeedBaseline:
 
     `by_pairs` has the ids of the rows on which pairs with the baseline's commit can
     decide.
+
     By id it has the stored `rows` and, for each, the most similar `unquantized` row of
     the same recording or None. By basis and id it has the `speeds` of a row's
     processes, if they are known, and their `spreads`, if there are enough of them. The

@@ -112,7 +112,8 @@ CONFIRM = 4.0
 CONFIRM_PROCESSES = 5
 MIN_PROCESSES = 3
 POWER = 0.90
-# Half of the chance to miss a loss is the screen's before pairs, half is theirs.
+# A loss that pairs have to find comes before them, and they find it, 19 times in 20
+# each: together with POWER.
 _EXCLUDING = NormalDist().inv_cdf((1 + POWER) / 2)
 
 
@@ -145,8 +146,7 @@ def pairs_limit(
     `target_loss`, a share, with a confidence of 95 %. It is negative where they are too
     noisy for that.
     """
-    deviation = spread.deviation * math.sqrt(1 + 1 / spread.processes)
-    hidden = t_multiplier(_EXCLUDING, spread.degrees) * deviation
+    hidden = _noise(spread, _EXCLUDING, 1 + 1 / spread.processes)
     target = -math.log1p(-max(target_loss, min_loss))
     return min(screen_limit(spread, min_loss), target - hidden)
 
@@ -164,8 +164,13 @@ def faster_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
 
 
 def _limit(spread: Spread, multiple: float, variance: float, min_loss: float) -> float:
+    return max(-math.log1p(-min_loss), _noise(spread, multiple, variance))
+
+
+def _noise(spread: Spread, multiple: float, variance: float) -> float:
+    """So many deviations of a difference, whose variance is in those of a process."""
     deviations = t_multiplier(multiple, spread.degrees) * math.sqrt(variance)
-    return max(-math.log1p(-min_loss), deviations * spread.deviation)
+    return deviations * spread.deviation
 
 
 def detection_chance(loss: float, spread: Spread, min_loss: float = MIN_LOSS) -> float:

@@ -25,7 +25,7 @@ from llama_perf.files import cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
-# The name of an empty file. A finished build leaves it beside its library.
+# A finished build leaves an empty file of this name beside its library.
 _BUILT = "built"
 KEPT_BUILDS = 4
 """How many versions are kept: those that were used last."""

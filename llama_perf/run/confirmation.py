@@ -40,8 +40,8 @@ def confirm(
     """
     pairs, no_pairs = None, ""
     if comparison.suspicious:
-        stored = baseline.rows[row.id]
-        commit, no_pairs = _commit_of(stored, baseline.stored, baseline.environment)
+        recorded_in = _environment_of(baseline.rows[row.id], baseline.stored)
+        commit, no_pairs = _commit_of(recorded_in, baseline.environment)
         if commit is not None:
             pairs, no_pairs = _pairs_with(
                 row, commit, f"the baseline's commit {commit}", options, progress
@@ -78,17 +78,21 @@ def blame(
 
 def rows_by_pairs(baseline: Baseline, environment: Environment) -> list[str]:
     """The ids of the rows that pairs with the baseline's commit can decide on."""
-    commits = {
-        row.id: _commit_of(row, baseline, environment)[0] for row in baseline.rows
-    }
-    return [row_id for row_id, commit in commits.items() if commit is not None]
+    recorded_in = {row.id: _environment_of(row, baseline) for row in baseline.rows}
+    # Most rows share one environment, and git is asked once for each.
+    commits = {one: _commit_of(one, environment)[0] for one in {*recorded_in.values()}}
+    return [row_id for row_id, one in recorded_in.items() if commits[one] is not None]
 
 
-def _commit_of(
-    row: BaselineRow, baseline: Baseline, environment: Environment
-) -> tuple[str | None, str]:
-    """The commit of a row's baseline, or None and why no pairs can run with it."""
-    stored = row.environment or baseline.environment
+def _environment_of(row: BaselineRow, baseline: Baseline) -> Environment:
+    return row.environment or baseline.environment
+
+
+def _commit_of(stored: Environment, environment: Environment) -> tuple[str | None, str]:
+    """The commit of a baseline, or None and why no pairs can run with it.
+
+    `stored` is the environment it was recorded in, `environment` that of this run.
+    """
     if changed := stored.changes(environment):
         return None, (
             "no pairs, since the environment changed:"

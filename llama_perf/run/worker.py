@@ -90,8 +90,8 @@ class Worker:
         assert self._process.stdin is not None, "started with a pipe"
         self._tasks = self._process.stdin
         self._ready = False
-        # Where the output begins that belongs to no task that succeeded. A process may
-        # have broken, and said why, before it had its next task.
+        # The output up to here is of tasks that succeeded. What follows may be of the
+        # time before a task: a process may break, and say why, while it waits.
         self._output_begin = 0
         self.keeps_rows = False
         """Whether it knows the actions of a task; known once it had a task."""

@@ -135,7 +135,7 @@ def test_pairs_decide_where_the_baselines_noise_hides_a_loss(
     result = measured(tok_s=tok_s)
     comparison = decided(result, processes=NOISY, before=Verdict.SAME)
     assert comparison.verdict is expected
-    told = "; pairs decide, since noise hides more: " in comparison.reason
+    told = "; noise may hide a loss, so pairs ran: " in comparison.reason
     assert told is (expected is not Verdict.SLOWER)
     assert comparison.minimum_detectable == pytest.approx(0.045, abs=0.001)
 

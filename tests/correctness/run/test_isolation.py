@@ -90,7 +90,7 @@ def test_broken_workers(
     run_instead(monkeypatch, code)
     devices = ["cuda", "cpu"]
     with closing(Worker(options=RunRequest(), devices=devices)) as one:
-        # The second row is told the same, since the process broke before it.
+        # The process has ended, so the second row ends for the same reason.
         for _ in range(2):
             ended = one.run(ROW, print)
             assert ended.environment is None
