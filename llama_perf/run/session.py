@@ -171,6 +171,9 @@ class Session:
                     samples_budget_s=used.samples_budget_s,
                     progress=progress,
                 )
+                if measurement.injected_slowdown:
+                    # It is calibrated now, also for when the row is built again.
+                    self._injected.setdefault(row.id, prepared.engine.injected)
             finally:
                 del prepared
                 used.release_memory()

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
 from llama_perf.strict_json import from_json, to_json
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -282,6 +284,19 @@ def test_a_slowdown_is_a_share_of_the_whole_generation(
     assert repeated == pytest.approx(share * 200 * 7 / 0.8, abs=1)
     told = as_text(report_of(replace(measured(), measurement=measurement)))
     assert f": {repeated} repeats in {steps} decode steps" in told
+
+
+def test_a_row_that_is_built_again_is_slowed_as_it_was_when_measured() -> None:
+    session = Session(["cpu"], options=RunRequest(inject_slowdown=(("*", 0.5),)))
+    row = replace(ROW, num_samples=3)
+    measurement = session.run_row(row).measurement
+    assert measurement is not None
+    assert measurement.injected_slowdown == 0.5
+    with patch("llama_perf.run.session.calibrate_slowdown") as calibrate:
+        assert session.prepare(row) == ()
+        calibrate.assert_not_called()
+        assert session.prepare(replace(row, prompt_length=7)) == ()
+        calibrate.assert_called_once()
 
 
 def test_a_row_without_decode_steps_cannot_be_slowed() -> None:
