@@ -4,16 +4,16 @@ Both processes have the row ready at once, and run one generation at a time in t
 minute in which the machine is slow falls on both. The process that built the row first
 is slower by up to a fifth on some machines, so each block has both orders. A process
 keeps a bias of its own, so a row that its first blocks do not decide has new processes
-for each further one. A block in which a sample was disturbed is measured again,
-whichever side it was. Where two models do not fit, or the base is of a revision that
-keeps no row ready, fresh processes run in turn, in the same order. `gate/pairs.py`
-judges the blocks.
+for each further one. A block is measured again if a neighbour may have moved its
+medians, whichever side it hit. Where two models do not fit, or the base is of a
+revision that keeps no row ready, fresh processes run in turn, in the same order.
+`gate/pairs.py` judges the blocks.
 """
 
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -40,8 +40,9 @@ RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
 _PAIR_S, _NEW_PROCESSES_PAIR_S = 2.0, 8.0
 _MAX_ROUNDS = 12
 DISTURBED, TRIES = 1.25, 3
-"""A block is disturbed where a side's slowest sample of a pair took so many times as
-long as its fastest. It has so many tries, of which the last counts in any case."""
+"""A round is disturbed where a sample took so many times as long as the fastest one of
+its side and pair, a block where a third of a pair's rounds are. A block has so many
+tries, of which the last counts in any case."""
 # A process's bias falls on all its rows. So others take over after some rows.
 _ROWS_OF_WORKERS = 5
 
@@ -59,7 +60,7 @@ OURS = Side()
 
 
 class _Pair(NamedTuple):
-    """The log loss of a pair, and whether a sample was disturbed."""
+    """The log loss of a pair, and whether it was disturbed."""
 
     loss: float
     disturbed: bool = False
@@ -258,8 +259,7 @@ class PairedProcesses:
             else:
                 pairs.results[side].append(result)
             return None
-        disturbed = any(max(ns) > DISTURBED * min(ns) for ns in times_ns.values())
-        return _Pair(median(losses), disturbed)
+        return _Pair(median(losses), _is_disturbed(times_ns.values()))
 
     def _pair_in_turn(
         self, pairs: PairedRow, order: Sequence[str], progress: Progress
@@ -279,6 +279,17 @@ class PairedProcesses:
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
         with closing(self._start[side]()) as worker:
             return worker.run(row, lambda _text: None).result
+
+
+def _is_disturbed(times_ns: Iterable[Sequence[int]]) -> bool:
+    """Whether a third of a pair's rounds are; a median hardly shows fewer.
+
+    Each round has two samples of each side.
+    """
+    is_slow = [[ns > DISTURBED * min(side) for ns in side] for side in times_ns]
+    is_hit = [any(both) for both in zip(*is_slow, strict=True)]
+    rounds = [any(two) for two in zip(is_hit[::2], is_hit[1::2], strict=True)]
+    return 3 * sum(rounds) >= len(rounds)
 
 
 def _in_new_processes(pairs: PairedRow) -> bool:

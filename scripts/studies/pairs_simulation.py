@@ -73,10 +73,10 @@ def blocks(noise: Noise, count: int, source: np.random.Generator) -> Floats:
     # The base was built first in the first of the two pairs.
     ratios[..., 0, :] *= -1
     losses: Floats = np.median(ratios, axis=-1)
-    # The first try without a disturbed sample counts, and the last in any case.
+    # The first try that is not disturbed counts, and the last in any case.
     sides = np.stack([slower, other])
-    spread = sides.max((-1, -2)) / sides.min((-1, -2))
-    is_calm = (spread <= DISTURBED).all((0, -1))
+    is_slow = sides > DISTURBED * sides.min((-1, -2), keepdims=True)
+    is_calm = (3 * is_slow.any((0, -1)).sum(-1) < ROUNDS).all(-1)
     is_calm[-1] = True
     tries = is_calm.argmax(0)[None, ..., None]
     counted: Floats = np.take_along_axis(losses, tries, 0)[0]
