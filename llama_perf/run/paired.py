@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 from llama_perf.devices.device import check_device, device_of
@@ -39,10 +39,10 @@ RESIDENT, IN_TURN = "resident processes", "fresh processes in turn"
 # start new processes takes long, so their pairs may take longer too.
 _PAIR_S, _NEW_PROCESSES_PAIR_S = 2.0, 8.0
 _MAX_ROUNDS = 12
-DISTURBED, TRIES = 1.25, 3
-"""A round is disturbed where a sample took so many times as long as the fastest one of
-its side and pair, a block where a third of a pair's rounds are. A block has so many
-tries, of which the last counts in any case."""
+DISTURBED, DISTURBED_SHARE, TRIES = 1.25, 1 / 3, 3
+"""A round is disturbed where a sample took DISTURBED times as long as the fastest one
+of its side and pair, a block where DISTURBED_SHARE of a pair's rounds are. A block has
+so many TRIES, of which the last counts in any case."""
 # A process's bias falls on all its rows. So others take over after some rows.
 _ROWS_OF_WORKERS = 5
 
@@ -282,14 +282,14 @@ class PairedProcesses:
 
 
 def _is_disturbed(times_ns: Iterable[Sequence[int]]) -> bool:
-    """Whether a third of a pair's rounds are; a median hardly shows fewer.
+    """Whether so many of a pair's rounds are that its median may show it.
 
-    Each round has two samples of each side.
+    `times_ns` has the samples of each side, two a round.
     """
     is_slow = [[ns > DISTURBED * min(side) for ns in side] for side in times_ns]
     is_hit = [any(both) for both in zip(*is_slow, strict=True)]
     rounds = [any(two) for two in zip(is_hit[::2], is_hit[1::2], strict=True)]
-    return 3 * sum(rounds) >= len(rounds)
+    return fmean(rounds) >= DISTURBED_SHARE
 
 
 def _in_new_processes(pairs: PairedRow) -> bool:

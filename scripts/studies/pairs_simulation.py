@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, Block, Decision, block_test
-from llama_perf.run.paired import DISTURBED, TRIES
+from llama_perf.run.paired import DISTURBED, DISTURBED_SHARE, TRIES
 from scripts.doc_tables.document import Place, Table
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def blocks(noise: Noise, count: int, source: np.random.Generator) -> Floats:
     # The first try that is not disturbed counts, and the last in any case.
     sides = np.stack([slower, other])
     is_slow = sides > DISTURBED * sides.min((-1, -2), keepdims=True)
-    is_calm = (3 * is_slow.any((0, -1)).sum(-1) < ROUNDS).all(-1)
+    is_calm = (is_slow.any((0, -1)).mean(-1) < DISTURBED_SHARE).all(-1)
     is_calm[-1] = True
     tries = is_calm.argmax(0)[None, ..., None]
     counted: Floats = np.take_along_axis(losses, tries, 0)[0]

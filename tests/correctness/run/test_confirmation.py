@@ -135,8 +135,8 @@ def test_pairs_decide_where_the_baselines_noise_hides_a_loss(
     result = measured(tok_s=tok_s)
     comparison = decided(result, processes=NOISY, before=Verdict.SAME)
     assert comparison.verdict is expected
-    told = "; noise may hide a loss, so pairs ran: " in comparison.reason
-    assert told is (expected is not Verdict.SLOWER)
+    says_why = "; noise may hide a loss, so pairs ran: " in comparison.reason
+    assert says_why is (expected is not Verdict.SLOWER)
     assert comparison.minimum_detectable == pytest.approx(0.045, abs=0.001)
 
 

@@ -141,20 +141,21 @@ def test_a_disturbed_block_is_measured_again_whichever_side_it_was(
 
 
 @pytest.mark.parametrize(
-    ("sample_s", "rounds", "hit", "again"),
+    ("sample_s", "rounds", "hit_rounds", "again"),
     [
         *((3.0, 1, 0, 0), (3.0, 1, 1, 1), (0.2, 2, 1, 1), (0.16, 3, 1, 1)),
         *((0.12, 4, 1, 0), (0.12, 4, 2, 1), (0.1, 5, 1, 0), (0.1, 5, 2, 1)),
     ],
 )
 def test_a_pair_is_disturbed_where_a_third_of_its_rounds_are(
-    machine: Machine, sample_s: float, rounds: int, hit: int, again: int
+    machine: Machine, sample_s: float, rounds: int, hit_rounds: int, again: int
 ) -> None:
     usual_ns = round(sample_s * 1e9)
 
     def ns(side: str, number: int) -> int:
         # The first sample of a round, of either side in turn.
-        is_hit = number in range(1, 2 * hit, 2) and side == SIDES[number // 2 % 2]
+        hit_side = SIDES[number // 2 % 2]
+        is_hit = number in range(1, 2 * hit_rounds, 2) and side == hit_side
         return 2 * usual_ns if is_hit else usual_ns
 
     machine.ns = ns
@@ -163,8 +164,8 @@ def test_a_pair_is_disturbed_where_a_third_of_its_rounds_are(
     assert comparison.verdict is Verdict.SAME
     assert comparison.changes[0].change == pytest.approx(0, abs=1e-9)
     assert machine.count("head", "sample") == (4 + again) * 2 * rounds
-    told = f"disturbed blocks, measured again: {again}"
-    assert comparison.reason.endswith(told) == bool(again)
+    says_so = f"disturbed blocks, measured again: {again}"
+    assert comparison.reason.endswith(says_so) == bool(again)
 
 
 def test_slow_rows_take_one_round(machine: Machine) -> None:
