@@ -91,7 +91,7 @@ class OpenedModel:
             )
             opened = reader, path
             if self.keep:
-                if _is_small(reader, device):
+                if may_keep(reader.kept_bytes, device):
                     reader.keep()
                 self._tokenizer = _tokenizer_of(*opened)
                 reader.read_s = time.perf_counter() - start
@@ -109,11 +109,14 @@ def _tokenizer_of(reader: WeightsReader, path: Path | None) -> Tokenizer | None:
     return None if path is None else tokenizer_of(path, reader.config.vocab_size)
 
 
-def _is_small(reader: WeightsReader, device: torch.device) -> bool:
-    """Whether to keep what is read; on CUDA layers are quantized as they arrive."""
+def may_keep(needed_bytes: float, device: torch.device) -> bool:
+    """Whether to keep weights of so many bytes for later rows.
+
+    Not on CUDA, where a layer is quantized as soon as it arrives.
+    """
     free_bytes = device_of(device).free_memory_bytes()
     most = min(KEPT_BYTES, free_bytes * KEPT_SHARE)
-    return device.type == "cpu" and reader.kept_bytes <= most
+    return device.type == "cpu" and needed_bytes <= most
 
 
 def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -118,6 +119,12 @@ class Engine:
         # generation that samples alike.
         self.captured: dict[Hashable, CapturedDecodeStep] = {}
         self.injected = InjectedSteps(options.slowdown)
+
+    def copy(self) -> Engine:
+        """An engine with weights and caches of its own, of the same values."""
+        engine = Engine(deepcopy(self.model), self.options)
+        engine.caches, engine.filled = deepcopy(self.caches), self.filled
+        return engine
 
     @torch.no_grad()
     def fill(self, tokens: Tensor) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class PreparedRow:
         """The scheme of the weights: the row's, or the one they were saved in."""
         origin = self.engine.model.origin
         return None if origin is None else origin.scheme
+
+    def copy(self) -> Self:
+        """The row with weights and caches of its own; nothing is quantized again."""
+        return replace(self, engine=self.engine.copy())
 
     def request(
         self, generator: torch.Generator | None = None, count: int | None = None

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from llama_perf.checkpoints.load import OpenedModel, parse_dtype
+from llama_perf.checkpoints.load import OpenedModel, may_keep, parse_dtype
 from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.devices.processor import use_own_cores
 from llama_perf.errors import NotRunnable, UserError
@@ -22,6 +22,7 @@ from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.llama.decode_step import InjectedSteps
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
+from llama_perf.measure.predict import predict
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
@@ -60,6 +61,7 @@ class Session:
         self._model: tuple[str, ...] = ()
         self._resident: tuple[PreparedRow, torch.Generator] | None = None
         self._settings = ExitStack()
+        self._quantized: PreparedRow | None = None
         self._injected: dict[str, InjectedSteps] = {}
 
     def run_row(
@@ -67,6 +69,7 @@ class Session:
     ) -> RowResult:
         """Build and measure one row; a row that breaks is a result as well."""
         self.forget()
+        self._quantized = None
         ended = _attempt(row, lambda: self._measure(row, progress))
         if isinstance(ended, RowResult):
             return ended
@@ -105,7 +108,7 @@ class Session:
             progress("building")
             self._load(row, device)
             gc.freeze()
-            prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
+            prepared = self._built(row, slowdown)
             generator = torch.Generator(device=device).manual_seed(0)
             warm_up_row(prepared, generator)
             if slowdown:
@@ -117,6 +120,19 @@ class Session:
             self._resident = prepared, generator
             self._settings = settings.pop_all()
         return ()
+
+    def _built(self, row: RowSpec, slowdown: float) -> PreparedRow:
+        """The row as it was built before, with its own memory, or else a new one."""
+        if self._quantized is not None and self._quantized.row == row:
+            return self._quantized.copy()
+        self._quantized = None
+        prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
+        predicted = predict(row, prepared.engine.model.config)
+        device = prepared.engine.model.device
+        # To quantize takes longer than to copy.
+        if prepared.quantization and may_keep(predicted.peak_bytes, device):
+            self._quantized = prepared
+        return prepared
 
     def _load(self, row: RowSpec, device: torch.device) -> tuple[()]:
         """Load the libraries and the model of `row`.
