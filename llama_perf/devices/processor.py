@@ -10,7 +10,8 @@ import os
 import platform
 import re
 import subprocess
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +56,33 @@ def use_own_cores() -> None:
     """Have torch take no more threads than there are cores for this process."""
     if torch.get_num_threads() > cores():
         torch.set_num_threads(cores())
+
+
+@contextmanager
+def first_threads_on_one_core(processes: Collection[int]) -> Iterator[None]:
+    """Keep the first threads of these processes, by their ids, on the same core.
+
+    Threads that have been started before may run on any core, as they might.
+    """
+    before: dict[int, set[int]] = {}
+    if hasattr(os, "sched_setaffinity"):
+        # Of a process that has ended, the next task tells.
+        with suppress(OSError):
+            before = {process: os.sched_getaffinity(process) for process in processes}
+    shared = set.intersection(*before.values()) if before else set()
+
+    def allow(process: int, cores: set[int]) -> None:
+        with suppress(OSError):
+            os.sched_setaffinity(process, cores)
+
+    for process in before if shared else ():
+        # Systems tend to handle their interrupts on the first one.
+        allow(process, {max(shared)})
+    try:
+        yield
+    finally:
+        for process, cores in before.items():
+            allow(process, cores)
 
 
 def cpu_quota(root: Path = Path("/")) -> float:

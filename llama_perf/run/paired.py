@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from llama_perf.devices.device import check_device, device_of
+from llama_perf.devices.processor import first_threads_on_one_core
 from llama_perf.files import CHECKOUT
 from llama_perf.gate.blocks import MIN_BLOCKS, Block
 from llama_perf.gate.pairs import SIDES, PairedRow
@@ -242,12 +243,13 @@ class PairedProcesses:
             least_s = _NEW_PROCESSES_PAIR_S if _in_new_processes(pairs) else _PAIR_S
             rounds = _rounds(pairs, max(time.monotonic() - start_s, least_s))
             progress("sampling")
-            for number in range(rounds):
-                first, second = order if number % 2 == 0 else order[::-1]
-                for side in (first, second, second, first):
-                    times_ns[side].append(workers[side].sample(row))
-                head_ns, base_ns = (sum(times_ns[side][-2:]) for side in SIDES[::-1])
-                losses.append(math.log(head_ns / base_ns))
+            with _alike(workers.values(), row):
+                for number in range(rounds):
+                    first, second = order if number % 2 == 0 else order[::-1]
+                    for side in (first, second, second, first):
+                        times_ns[side].append(workers[side].sample(row))
+                    base_ns, head_ns = (sum(times_ns[side][-2:]) for side in SIDES)
+                    losses.append(math.log(head_ns / base_ns))
             for side in order:
                 workers[side].forget(row)
         except RowEnded as ended:
@@ -279,6 +281,17 @@ class PairedProcesses:
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
         with closing(self._start[side]()) as worker:
             return worker.run(row, lambda _text: None).result
+
+
+def _alike(workers: Iterable[Worker], row: RowSpec) -> AbstractContextManager[None]:
+    """Have a CPU's cores serve both processes alike.
+
+    Where a neighbour slows one core, the process whose first thread stays there is
+    slower by up to four fifths, for as long as it stays.
+    """
+    if check_device(row.device).type != "cpu":
+        return nullcontext()
+    return first_threads_on_one_core([worker.process_id for worker in workers])
 
 
 def _is_disturbed(times_ns: Iterable[Sequence[int]]) -> bool:

@@ -96,6 +96,11 @@ class Worker:
         self.keeps_rows = False
         """Whether it knows the actions of a task; known once it had a task."""
 
+    @property
+    def process_id(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
 

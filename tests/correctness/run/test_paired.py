@@ -1,5 +1,6 @@
 """Pairs of resident processes: their order, their ways, what a broken side leaves."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -115,6 +116,31 @@ def test_what_falls_on_the_side_built_first_cancels(machine: Machine) -> None:
     (comparison,) = compared(CPU_ROW).comparisons
     assert comparison.verdict is Verdict.SAME
     assert comparison.changes[0].change == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call here")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_first_threads_of_a_cpus_processes_share_a_core(
+    machine: Machine, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "check_device", torch.device)
+    before, seen = os.sched_getaffinity(0), set()
+
+    def ns(_side: str, _number: int) -> int:
+        seen.add(frozenset(os.sched_getaffinity(0)))
+        return 10**8
+
+    machine.ns = ns
+    with closing(
+        PairedProcesses([CPU_ROW], options=RunRequest(), base=Side(package=BASE))
+    ) as processes:
+        pairs = processes.measure(CPU_ROW, print)
+        pairs.way = paired.RESIDENT
+        pairs.row = replace(CPU_ROW, device=device)
+        processes.add_block(pairs, print)
+    assert len(pairs.blocks) == 1
+    assert seen == {frozenset({max(before)} if device == "cpu" else before)}
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -1,5 +1,6 @@
 """Workers without processes, whose times a test makes up."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Machine:
 
 class MadeUpWorker:
     """One of a machine's workers."""
+
+    process_id = os.getpid()
 
     def __init__(
         self,
