@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -59,30 +59,30 @@ def use_own_cores() -> None:
 
 
 @contextmanager
-def first_threads_on_one_core(processes: Collection[int]) -> Iterator[None]:
-    """Keep the first threads of these processes, by their ids, on the same core.
+def main_threads_on_one_core(processes: Collection[int]) -> Iterator[None]:
+    """Bind the main threads of these processes, by their ids, to the same core.
 
-    Threads that have been started before may run on any core, as they might.
+    Other threads that they have started already keep the cores that they may use.
+    Nothing is bound where the processes share no core, or one of them has ended.
     """
     before: dict[int, set[int]] = {}
     if hasattr(os, "sched_setaffinity"):
-        # Of a process that has ended, the next task tells.
         with suppress(OSError):
             before = {process: os.sched_getaffinity(process) for process in processes}
-    shared = set.intersection(*before.values()) if before else set()
-
-    def allow(process: int, cores: set[int]) -> None:
-        with suppress(OSError):
-            os.sched_setaffinity(process, cores)
-
-    for process in before if shared else ():
-        # Systems tend to handle their interrupts on the first one.
-        allow(process, {max(shared)})
+    if before and (shared := set.intersection(*before.values())):
+        # Systems tend to handle their interrupts on the first core.
+        _bind({process: {max(shared)} for process in before})
     try:
         yield
     finally:
-        for process, cores in before.items():
-            allow(process, cores)
+        _bind(before)
+
+
+def _bind(cores: Mapping[int, set[int]]) -> None:
+    """Let the main thread of each process use these cores; skip one that has ended."""
+    for process, own in cores.items():
+        with suppress(OSError):
+            os.sched_setaffinity(process, own)
 
 
 def cpu_quota(root: Path = Path("/")) -> float:

@@ -23,7 +23,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.processor import first_threads_on_one_core
+from llama_perf.devices.processor import main_threads_on_one_core
 from llama_perf.files import CHECKOUT
 from llama_perf.gate.blocks import MIN_BLOCKS, Block
 from llama_perf.gate.pairs import SIDES, PairedRow
@@ -243,7 +243,7 @@ class PairedProcesses:
             least_s = _NEW_PROCESSES_PAIR_S if _in_new_processes(pairs) else _PAIR_S
             rounds = _rounds(pairs, max(time.monotonic() - start_s, least_s))
             progress("sampling")
-            with _alike(workers.values(), row):
+            with _on_the_same_core(workers.values(), row):
                 for number in range(rounds):
                     first, second = order if number % 2 == 0 else order[::-1]
                     for side in (first, second, second, first):
@@ -283,15 +283,17 @@ class PairedProcesses:
             return worker.run(row, lambda _text: None).result
 
 
-def _alike(workers: Iterable[Worker], row: RowSpec) -> AbstractContextManager[None]:
-    """Have a CPU's cores serve both processes alike.
+def _on_the_same_core(
+    workers: Iterable[Worker], row: RowSpec
+) -> AbstractContextManager[None]:
+    """Bind the main threads of a CPU row's processes to one core.
 
-    Where a neighbour slows one core, the process whose first thread stays there is
-    slower by up to four fifths, for as long as it stays.
+    Where a neighbour slows one core, the process whose main thread stays there takes
+    up to 90 % longer, for as long as it stays.
     """
-    if check_device(row.device).type != "cpu":
+    if row.device != "cpu":
         return nullcontext()
-    return first_threads_on_one_core([worker.process_id for worker in workers])
+    return main_threads_on_one_core([worker.process_id for worker in workers])
 
 
 def _is_disturbed(times_ns: Iterable[Sequence[int]]) -> bool:

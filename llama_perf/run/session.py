@@ -61,6 +61,7 @@ class Session:
         self._model: tuple[str, ...] = ()
         self._resident: tuple[PreparedRow, torch.Generator] | None = None
         self._settings = ExitStack()
+        # The first build of a small quantized row; later builds are its copies.
         self._quantized: PreparedRow | None = None
         self._injected: dict[str, InjectedSteps] = {}
 
@@ -127,10 +128,11 @@ class Session:
             return self._quantized.copy()
         self._quantized = None
         prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
-        predicted = predict(row, prepared.engine.model.config)
-        device = prepared.engine.model.device
+        model = prepared.engine.model
         # To quantize takes longer than to copy.
-        if prepared.quantization and may_keep(predicted.peak_bytes, device):
+        if prepared.quantization is not None and may_keep(
+            predict(row, model.config).peak_bytes, model.device
+        ):
             self._quantized = prepared
         return prepared
 

@@ -1,4 +1,4 @@
-"""Which cores the first threads of two processes may use while they are compared."""
+"""Which cores the main threads of two processes may use while they are compared."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.devices.processor import first_threads_on_one_core
+from llama_perf.devices.processor import main_threads_on_one_core
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="this system has no such call"
@@ -32,15 +32,15 @@ def process() -> Iterator[int]:
 
 
 def threads(of: int) -> list[set[int]]:
-    """The cores of a process's first thread, and of its others."""
+    """The cores of a process's main thread, and of its others."""
     tasks = sorted(int(task.name) for task in Path(f"/proc/{of}/task").iterdir())
     return [os.sched_getaffinity(task) for task in tasks]
 
 
-def test_two_processes_have_their_first_threads_on_one_core_meanwhile() -> None:
+def test_two_processes_have_their_main_threads_on_one_core_meanwhile() -> None:
     free = os.sched_getaffinity(0)
     with process() as base, process() as head:
-        with first_threads_on_one_core([base, head]):
+        with main_threads_on_one_core([base, head]):
             assert threads(base) == threads(head) == [{max(free)}, free]
         assert threads(base) == threads(head) == [free, free]
 
@@ -52,7 +52,7 @@ def test_processes_that_share_no_core_stay_where_they_are() -> None:
     with process() as base, process() as head:
         os.sched_setaffinity(base, {min(free)})
         os.sched_setaffinity(head, {max(free)})
-        with first_threads_on_one_core([base, head]):
+        with main_threads_on_one_core([base, head]):
             assert threads(base)[0] == {min(free)}
             assert threads(head)[0] == {max(free)}
 
@@ -61,5 +61,5 @@ def test_a_process_that_has_ended_moves_none() -> None:
     free = os.sched_getaffinity(0)
     with process() as ended:
         pass
-    with process() as head, first_threads_on_one_core([ended, head]):
+    with process() as head, main_threads_on_one_core([ended, head]):
         assert threads(head) == [free, free]

@@ -120,10 +120,9 @@ def test_what_falls_on_the_side_built_first_cancels(machine: Machine) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call here")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_first_threads_of_a_cpus_processes_share_a_core(
-    machine: Machine, device: str, monkeypatch: pytest.MonkeyPatch
+def test_the_main_threads_of_a_cpus_processes_share_a_core(
+    machine: Machine, device: str
 ) -> None:
-    monkeypatch.setattr(paired, "check_device", torch.device)
     before, seen = os.sched_getaffinity(0), set()
 
     def ns(_side: str, _number: int) -> int:
