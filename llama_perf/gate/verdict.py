@@ -19,6 +19,7 @@ from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, MetricChange, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
+from llama_perf.rows.spec import RowSpec
 
 # An operator that grew by less than this share of the step explains nothing.
 _MIN_SHARE = 0.02
@@ -88,7 +89,9 @@ def compare(
     if judged.failed and confirmation is not None and confirmation.pairs is not None:
         # Of the same minutes, and of no other environment.
         pairs = confirmation.pairs
-        judged = replace(judged, why=operators_that_grew(pairs.head, pairs.base))
+        slower = judged.verdict is Verdict.SLOWER
+        why = what_grew(result.row, pairs.head, pairs.base, slower=slower)
+        judged = replace(judged, why=why)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)
     return judged
@@ -130,10 +133,12 @@ def judge(
     doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
     remarks = [*doubted_peak, *choices]
     doubt = [speed.reason] if speed.undecided else []
+    # What more was run because of the speed.
+    looked_slower = [speed.reason] if speed.suspicious else doubt
     if speed.worse:
         verdict, reasons = Verdict.SLOWER, [speed.reason, *larger, *remarks]
     elif larger:
-        verdict, reasons = Verdict.LARGER, [*larger, *doubt, *remarks]
+        verdict, reasons = Verdict.LARGER, [*larger, *looked_slower, *remarks]
     elif doubt or peak.undecided:
         verdict, reasons = Verdict.UNDECIDED, [*doubt, *remarks]
     elif speed.faster:
@@ -150,7 +155,7 @@ def judge(
         reason="; ".join(reasons),
         failed=failed,
         changes=(*speed.changes, *peak.changes, *others),
-        why=operators_that_grew(now, then) if failed else (),
+        why=what_grew(result.row, now, then, slower=speed.worse) if failed else (),
         suspicious=speed.suspicious,
         suspicious_peak=peak.suspicious,
         minimum_detectable=speed.minimum_detectable,
@@ -212,22 +217,58 @@ def other_choices(now: Measurement, then: Measurement) -> list[str]:
     return changes
 
 
-def operators_that_grew(now: Measurement, then: Measurement) -> tuple[str, ...]:
-    """The operators of a step that grew most, in words, the largest growth first."""
+def what_grew(
+    row: RowSpec, now: Measurement, then: Measurement, *, slower: bool
+) -> tuple[str, ...]:
+    """What a step of a failed row spends more on, in words, the largest growth first.
+
+    A profiler's times are noisy and its counts exact: a row that is not `slower` shows
+    only the operators that are called more often.
+    """
     if now.step is None or then.step is None:
         return ()
+    least = _MIN_SHARE * then.step.ms
     before = {operator.name: operator for operator in then.step.operators}
+    # Only the longest operators are stored: any other one took no longer than those.
+    shortest, new = 0.0, "new in a step"
+    if sum(operator.calls for operator in before.values()) < then.step.calls:
+        shortest = min((operator.ms for operator in before.values()), default=0.0)
+        new = "new among the longest operators"
     growths = []
     for operator in now.step.operators:
         name, ms, calls = operator.name, operator.ms, operator.calls
         if (old := before.get(name)) is None:
-            text = f"new in a step: {name}, {ms:.2f} ms in {calls:g} calls"
+            growth, is_shown = ms - shortest, ms - shortest > least
+            text = f"{new}: {name}, {ms:.2f} ms in {calls:g} calls"
         else:
+            growth = ms - old.ms
+            is_shown = growth > least if slower else calls > old.calls
             text = f"grew: {name}, {old.ms:.2f} -> {ms:.2f} ms a step"
             if old.calls != calls:
                 text += f" in {old.calls:g} -> {calls:g} calls"
-            ms -= old.ms
-        growths.append((ms, text))
+        if is_shown:
+            growths.append((growth, text))
+    if slower and (outside_ms := _growth_outside_operators(row, now, then)):
+        text = f"grew: the time outside operators, by {outside_ms:.2f} ms a step"
+        growths.append((outside_ms, text))
     growths.sort(key=itemgetter(0), reverse=True)
-    least = _MIN_SHARE * then.step.ms
-    return tuple(text for growth, text in growths[:_MAX_OPERATORS] if growth > least)
+    return tuple(text for _, text in growths[:_MAX_OPERATORS])
+
+
+def _growth_outside_operators(
+    row: RowSpec, now: Measurement, then: Measurement
+) -> float | None:
+    """By how many ms a step grew that no operator takes: in Python, or in waits.
+
+    None if that is not most of the step's growth. The operators were timed in other
+    steps than the speed.
+    """
+    steps_ms, outside_ms = [], []
+    for measurement in (then, now):
+        if measurement.step is None or measurement.decode_tok_s is None:
+            return None
+        step_ms = 1e3 * row.batch_size / measurement.decode_tok_s
+        steps_ms.append(step_ms)
+        outside_ms.append(step_ms - measurement.step.ms)
+    growth, outside = steps_ms[1] - steps_ms[0], outside_ms[1] - outside_ms[0]
+    return outside if growth > 0 and outside > growth / 2 else None

@@ -195,10 +195,13 @@ class ComparedRun:
                 undecided_fails=options.on_undecided == "fail",
                 confirmation=confirmation,
             )
-        slower = comparison.verdict is Verdict.SLOWER
-        if confirmation is not None and slower and options.base is not None:
-            text = f"it is slower; pairs with {options.base} say whether that was"
-            running.step(f"{NOTE}{text}")
+        is_worse = comparison.verdict in {Verdict.SLOWER, Verdict.LARGER}
+        is_final = confirmation is not None or not comparison.doubtful
+        confirms = options.base is not None and not options.no_confirm
+        if is_worse and is_final and confirms:
+            self._end_worker()
+            text = f"it is {comparison.verdict.value}; pairs with {options.base} say"
+            running.step(f"{NOTE}{text} whether that was so")
             comparison = blame(
                 result.row, comparison, options=options, progress=running.step
             )
@@ -209,8 +212,10 @@ class ComparedRun:
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None
         self._end_worker()
-        what = "may be slower" if comparison.suspicious else "looks larger"
-        running.step(f"{NOTE}it {what}; more processes decide")
+        what = "looks larger; fresh processes decide"
+        if comparison.suspicious:
+            what = "may be slower; pairs or fresh processes decide"
+        running.step(f"{NOTE}it {what}")
         running.repeat(CONFIRM_PROCESSES * (1 if other is None else 2))
         confirmation = confirm(
             result.row,

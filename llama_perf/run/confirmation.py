@@ -11,7 +11,7 @@ from dataclasses import replace
 from llama_perf.errors import UserError
 from llama_perf.gate.blocks import Decision
 from llama_perf.gate.judgements import Confirmation, PairsTest
-from llama_perf.gate.pairs import SIDES, PairsGate, change_in_words
+from llama_perf.gate.pairs import SIDES, PairedRow, PairsGate, change_in_words
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.results.run import Comparison, Environment, Verdict
@@ -38,42 +38,53 @@ def confirm(
 
     `unquantized` is the row that it is compared with, if there is one.
     """
-    pairs, no_pairs = None, ""
+    tested, no_pairs = None, ""
     if comparison.suspicious:
         recorded_in = _environment_of(baseline.rows[row.id], baseline.stored)
         commit, no_pairs = _commit_of(recorded_in, baseline.environment)
         if commit is not None:
-            pairs, no_pairs = _pairs_with(
-                row, commit, f"the baseline's commit {commit}", options, progress
-            )
+            name = f"the baseline's commit {commit}"
+            pairs, words = _pairs_with(row, commit, name, options, progress)
+            no_pairs = "" if pairs else words
+            if pairs and (test := PairsGate(limits=options.limits).test(pairs)):
+                (base, *_), (head, *_) = map(pairs.measurements, SIDES)
+                tested = PairsTest(test=test, words=words, base=base, head=head)
     fresh = []
-    if comparison.suspicious_peak or pairs is None:
-        other = unquantized if pairs is None else None
+    if comparison.suspicious_peak or tested is None:
+        other = unquantized if tested is None else None
         fresh = in_confirmation(row, other, options=options, progress=progress)
-    return Confirmation(fresh=fresh, pairs=pairs, no_pairs=no_pairs)
+    return Confirmation(fresh=fresh, pairs=tested, no_pairs=no_pairs)
 
 
 def blame(
     row: RowSpec, comparison: Comparison, *, options: RunRequest, progress: Progress
 ) -> Comparison:
-    """The verdict on a slower row by the revision that the change starts from.
+    """The verdict on a worse row by the revision that the change starts from.
 
-    A row that lost nothing to that one was slower before the change.
+    A row that is no worse than that one was slower, or larger, before the change.
     """
-    base = str(options.base)
-    pairs, problem = _pairs_with(row, resolve(base), base, options, progress)
-    reason, decision = problem, None
-    if pairs is not None:
-        reason, decision = pairs.words, pairs.test.decision
-    if decision in {Decision.SAME, Decision.FASTER}:
+    base, slower = str(options.base), comparison.verdict is Verdict.SLOWER
+    pairs, words = _pairs_with(row, resolve(base), base, options, progress)
+    gate = PairsGate(limits=options.limits)
+    test = None if pairs is None else gate.test(pairs)
+    lost_nothing = test and test.decision in {Decision.SAME, Decision.FASTER}
+    if pairs is None or not lost_nothing:
+        return replace(comparison, reason=f"{comparison.reason}; {words}")
+    _, against_base = gate.compare(pairs)
+    worse = "slower" if slower else "larger"
+    reason = f"{base} is {worse} than the baseline already"
+    if against_base.verdict is Verdict.LARGER:
+        start = f"against {base}: {against_base.reason}"
+        reason = f"{start}; {reason}: {words}" if slower else start
         return replace(
             comparison,
-            verdict=Verdict.ALREADY_SLOWER,
-            failed=False,
-            reason=f"{base} is slower than the baseline already: {reason};"
-            f" {comparison.reason}",
+            verdict=Verdict.LARGER,
+            why=against_base.why,
+            reason=f"{reason}; {comparison.reason}",
         )
-    return replace(comparison, reason=f"{comparison.reason}; {reason}")
+    reason += f", and this is no {worse} than {base}: {words}; {comparison.reason}"
+    verdict = Verdict.ALREADY_SLOWER if slower else Verdict.ALREADY_LARGER
+    return replace(comparison, verdict=verdict, failed=False, reason=reason)
 
 
 def rows_by_pairs(baseline: Baseline, environment: Environment) -> list[str]:
@@ -109,8 +120,8 @@ def _commit_of(stored: Environment, environment: Environment) -> tuple[str | Non
 
 def _pairs_with(
     row: RowSpec, commit: str, name: str, options: RunRequest, progress: Progress
-) -> tuple[PairsTest | None, str]:
-    """The test of pairs of a commit with this checkout, or None and why there is none.
+) -> tuple[PairedRow | None, str]:
+    """Pairs of a commit with this checkout and their change, or None and why not.
 
     `name` says in words what the commit is.
     """
@@ -125,6 +136,4 @@ def _pairs_with(
         side, result = pairs.missed or ("base", None)
         why = "too few blocks" if result is None else result.reason
         return None, f"no pairs with {name}: {side}: {why}"
-    words = f"{change_in_words(test)} against {name} in pairs, {pairs.way}"
-    (base, *_), (head, *_) = map(pairs.measurements, SIDES)
-    return PairsTest(test=test, words=words, base=base, head=head), ""
+    return pairs, f"{change_in_words(test)} against {name} in pairs, {pairs.way}"

@@ -110,8 +110,8 @@ class RunRequest:
     )
     base: str | None = _option(
         "with a comparison, the revision that the change starts from: a row that is"
-        " slower than its baseline, and not than this revision, is ALREADY_SLOWER and"
-        " fails nothing",
+        " slower or larger than its baseline, and not than this revision, is"
+        " ALREADY_SLOWER or ALREADY_LARGER and fails nothing",
         "REV",
     )
     no_confirm: bool = _flag(
@@ -315,5 +315,5 @@ def parse_slowdown(text: str) -> tuple[str, float]:
         if glob and 0 < share <= 10:
             return glob, share
     raise SpecError(
-        "inject-slowdown", text, "write GLOB=PERCENT, percent from 0 to 1000"
+        "inject-slowdown", text, "write GLOB=PERCENT, percent above 0, at most 1000"
     )

@@ -1,14 +1,10 @@
 """The speeds by which a baseline is compared, on which device, and its review."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock, call
 
 import pytest
-import torch
 
 from llama_perf.gate.judgements import Trial
 from llama_perf.gate.review import describe_speeds, differences, problems
@@ -18,9 +14,6 @@ from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.run import Environment, Verdict
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import compared_run, confirmation
-from llama_perf.run.compared_run import ComparedRun
-from llama_perf.run.options import RunRequest
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine
@@ -39,7 +32,6 @@ from tests.correctness.support.record_samples import (
     measured,
     stored_in,
 )
-from tests.correctness.support.terminals import quiet
 
 INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")
@@ -186,44 +178,6 @@ def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
     assert comparison.verdict is Verdict.SAME
     first, second, *_ = comparison.changes
     assert (first.metric, second.metric) == ("tok/s", "peak memory")
-
-
-def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[RowSpec, RowSpec | None]] = []
-
-    def confirm(
-        row: RowSpec, unquantized: RowSpec | None, **_options: object
-    ) -> list[Trial]:
-        asked.append((row, unquantized))
-        return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
-
-    machine = SimpleNamespace(device=torch.device("cpu"), environment=ENVIRONMENT)
-    monkeypatch.setattr(compared_run, "Session", lambda *_, **__: machine)
-    monkeypatch.setattr(compared_run, "locked", lambda *_, **__: nullcontext())
-    request = RunRequest(set="cpu", compare=True, baselines=tmp_path)
-    run = ComparedRun([], request, named=("made up", STORED), display=quiet())
-    running = Mock()
-    monkeypatch.setattr(confirmation, "in_confirmation", confirm)
-    assert run.add(measured(), running=running).verdict is Verdict.SAME
-    slower = run.add(measured(INT8_CPU, tok_s=100.0), running=running)
-    assert slower.verdict is Verdict.SLOWER
-    assert "tok/s over the unquantized row's 2." in slower.reason
-    assert "; confirmed by 5 fresh processes: 1.000 (-50" in slower.reason
-    large = measured(INT8_CPU, tok_s=200.0, peak_memory_bytes=2_000_000_000)
-    comparison = run.add(large, running=running)
-    assert comparison.verdict is Verdict.SAME
-    assert comparison.doubtful
-    assert asked == [(INT8_CPU, CPU_ROW), (INT8_CPU, None)]
-    assert "; no pairs, since git has no commit 0123456789ab here" in slower.reason
-    # What is said of it, and how many processes are to come.
-    decide = "; more processes decide"
-    said = [
-        call(f"note: it {looks}{decide}") for looks in ("may be slower", "looks larger")
-    ]
-    assert running.step.call_args_list == said
-    assert running.repeat.call_args_list == [call(10), call(5)]
 
 
 def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:

@@ -222,7 +222,7 @@ def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> Non
     assert comparison.verdict is Verdict.SLOWER
     assert comparison.why == (
         "grew: mm, 5.00 -> 8.00 ms a step",
-        "new in a step: sort, 2.00 ms in 2 calls",
+        "new among the longest operators: sort, 2.00 ms in 2 calls",
     )
     words = ("llama-perf", "run", "--compare", "--set", "cpu")
     report = report_of(slower, again=words, comparisons=(comparison,))
@@ -230,6 +230,28 @@ def test_a_slower_row_says_which_operators_grew_and_how_to_run_it_again() -> Non
     below = as_text(report).partition("\nSLOWER ")[2].splitlines()[1:4]
     assert below == [f"  {line}" for line in (*comparison.why, again)]
     assert f"  - {again}" in as_markdown(report)
+
+
+def test_only_a_slower_row_shows_times_that_grew() -> None:
+    then = baseline_of(measured(step=work(2, mm=5.0)))
+    now = work(4, mm=8.0, sort=2.0)
+    slower = compare(measured(tok_s=50.0, step=now), then)
+    larger = compare(measured(step=now), then)
+    assert (slower.verdict, larger.verdict) == (Verdict.SLOWER, LARGER)
+    new = "new in a step: sort, 2.00 ms in 2 calls"
+    assert slower.why == ("grew: mm, 5.00 -> 8.00 ms a step", new)
+    assert larger.why == (new,)
+
+
+def test_a_loss_outside_operators_is_named() -> None:
+    # 4 ms a step more: operators take 0.5 of them.
+    then, now = work(mm=5.0), work(mm=5.5)
+    before = measured(step=then, decode_tok_s=125.0)
+    after = measured(tok_s=50.0, step=now, decode_tok_s=1e3 / 12.0)
+    assert compare(after, baseline_of(before)).why == (
+        "grew: the time outside operators, by 3.50 ms a step",
+        "grew: mm, 5.00 -> 5.50 ms a step",
+    )
 
 
 @pytest.mark.parametrize(

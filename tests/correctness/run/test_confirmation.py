@@ -235,23 +235,69 @@ def test_fresh_processes_decide_where_the_commit_does_not_run(
     assert len(speeds) == 5
 
 
+def blamed(verdict: Verdict, reason: str) -> Comparison:
+    """The verdict on a failed row, after pairs with main."""
+    failed = Comparison(id=CPU_ROW.id, verdict=verdict, reason=reason, failed=True)
+    options = RunRequest(base="main")
+    return confirmation.blame(CPU_ROW, failed, options=options, progress=lambda _: None)
+
+
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
-    ("factor", "expected", "failed"),
-    [(1.0, Verdict.ALREADY_SLOWER, False), (2.0, Verdict.SLOWER, True)],
+    ("factor", "before", "expected", "failed"),
+    [
+        (1.0, Verdict.SLOWER, Verdict.ALREADY_SLOWER, False),
+        (2.0, Verdict.SLOWER, Verdict.SLOWER, True),
+        (1.0, Verdict.LARGER, Verdict.ALREADY_LARGER, False),
+        (2.0, Verdict.LARGER, Verdict.LARGER, True),
+    ],
 )
-def test_a_change_is_not_blamed_for_what_was_slower_before(
-    machine: Machine, factor: float, expected: Verdict, failed: bool
+def test_a_change_is_not_blamed_for_what_was_worse_before(
+    machine: Machine, factor: float, before: Verdict, expected: Verdict, failed: bool
 ) -> None:
     machine.ns = lambda side, _: round(10**8 * (factor if side == "head" else 1))
-    slower = Comparison(
-        id=CPU_ROW.id, verdict=Verdict.SLOWER, reason="it lost", failed=True
-    )
-    comparison = confirmation.blame(
-        CPU_ROW, slower, options=RunRequest(base="main"), progress=lambda _: None
-    )
+    comparison = blamed(before, "it lost")
     assert (comparison.verdict, comparison.failed) == (expected, failed)
     assert "against main in pairs" in comparison.reason
     assert "it lost" in comparison.reason
-    already = "main is slower than the baseline already: +0.0%"
+    worse = before.value.lower()
+    already = f"main is {worse} than the baseline already, and this is no {worse} than"
     assert comparison.reason.startswith(already) is not failed
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("before", [Verdict.SLOWER, Verdict.LARGER])
+def test_what_a_change_makes_larger_fails_though_the_row_was_worse_before(
+    machine: Machine, before: Verdict
+) -> None:
+    def work(calls: float, waits: float) -> dict[str, StepWork]:
+        return {"step": StepWork(calls=calls, ms=1, operators=(), host_waits=waits)}
+
+    machine.of_side = {"base": work(114, 1), "head": work(129, 4)}
+    against_baseline = "calls a step 106 -> 129; host synchronisations a token 0 -> 4"
+    comparison = blamed(before, against_baseline)
+    assert (comparison.verdict, comparison.failed) == (Verdict.LARGER, True)
+    assert comparison.reason.startswith(
+        "against main: calls a step 114 -> 129 (+13.2%, limit 1%);"
+        " host synchronisations a token 1.0 -> 4.0;"
+    )
+    already = "; main is slower than the baseline already: +0.0%"
+    assert (already in comparison.reason) is (before is Verdict.SLOWER)
+    assert comparison.reason.endswith(f"; {against_baseline}")
+
+
+@pytest.mark.usefixtures("known", "machine")
+def test_a_larger_row_says_how_its_speed_was_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "llama_perf.run.worker.run_in_process",
+        lambda *_, **__: WorkerResult(result=measured(), environment=None),
+    )
+    larger = measured(tok_s=50.0, model_size_bytes=900_000_000)
+    pairs = decided(larger, before=Verdict.LARGER)
+    fresh = decided(larger, stored=other(commit="ffff"), before=Verdict.LARGER)
+    assert (pairs.verdict, fresh.verdict) == (Verdict.LARGER, Verdict.LARGER)
+    assert "; not confirmed: +0.0% (95 %: " in pairs.reason
+    assert "; not confirmed by 5 fresh processes: " in fresh.reason
+    assert fresh.reason.endswith("; no pairs, since git has no commit ffff here")

@@ -74,7 +74,7 @@ def test_what_fresh_processes_decide(project: Project, case: str, front: str) ->
         words = project.run_words("--compare", *options.split())
         output, progress = project.cli(*words, code=fails)
     assert ids == started
-    said = ": it may be slower; more processes decide\n"
+    said = ": it may be slower; pairs or fresh processes decide\n"
     assert (said in progress) == bool(started)
     assert project.verdicts()[slow] is verdict
     assert project.verdicts()[FP6] is Verdict.NOT_RUN

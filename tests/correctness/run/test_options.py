@@ -65,5 +65,5 @@ def test_a_slowdown_is_a_share_of_the_rows_that_match() -> None:
     for text in ("25", "=25", "*=", "*=fast", "*=0", "*=-5", "*=1001", "*=nan"):
         assert refusal(options.parse_slowdown, text) == (
             f"inject-slowdown: {text!r} is not allowed; write GLOB=PERCENT, percent"
-            " from 0 to 1000"
+            " above 0, at most 1000"
         )
