@@ -5,7 +5,6 @@ import os
 import sys
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 from llama_perf.cli.ending import end
@@ -100,10 +99,12 @@ def main(arguments: argparse.Namespace) -> int:
     session = Session({row.device for row in rows}, options=request)
     display = Display.on(sys.stderr)
     lock = locked(session.device, wait=request.wait, notify=display.note)
-    named = {"--base": arguments.base, "--base-python": arguments.base_python}
-    bases = {name: str(value) for name, value in named.items() if value is not None}
-    words = ["--least", arguments.least, *chain.from_iterable(bases.items())]
-    sources = list(bases.values())
+    words, sources = ["--least", arguments.least], []
+    if arguments.base is not None:
+        sources.append(arguments.base)
+    if arguments.base_python is not None:
+        sources.append(str(arguments.base_python))
+        words += ["--base-python", sources[-1]]
     if commit is not None:
         sources.append(f"commit {commit[:12]}")
     report = Report(

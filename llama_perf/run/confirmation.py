@@ -72,17 +72,18 @@ def blame(
         return replace(comparison, reason=f"{comparison.reason}; {words}")
     _, against_base = gate.compare(pairs)
     worse = "slower" if slower else "larger"
-    reason = f"{base} is {worse} than the baseline already"
+    reason = (
+        f"{base} is {worse} than the baseline already, and this is no {worse} than"
+        f" {base}: {words}; {comparison.reason}"
+    )
     if against_base.verdict is Verdict.LARGER:
-        start = f"against {base}: {against_base.reason}"
-        reason = f"{start}; {reason}: {words}" if slower else start
+        then = reason if slower else comparison.reason
         return replace(
             comparison,
             verdict=Verdict.LARGER,
             why=against_base.why,
-            reason=f"{reason}; {comparison.reason}",
+            reason=f"against {base}: {against_base.reason}; {then}",
         )
-    reason += f", and this is no {worse} than {base}: {words}; {comparison.reason}"
     verdict = Verdict.ALREADY_SLOWER if slower else Verdict.ALREADY_LARGER
     return replace(comparison, verdict=verdict, failed=False, reason=reason)
 

@@ -231,8 +231,11 @@ class RunRequest:
             "--rows": self.rows,
             "--checkpoints": self.checkpoints,
             "--baselines": baselines,
+            "--base": self.base,
         }
         pairs = [(name, str(value)) for name, value in options.items() if value]
+        for glob, share in self.inject_slowdown:
+            pairs.append(("--inject-slowdown", f"{glob}={share * 100:g}"))
         return [*command, *words, *chain.from_iterable(pairs)]
 
 

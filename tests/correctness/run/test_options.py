@@ -23,6 +23,16 @@ def listed(added: Mock) -> dict[str, list[object]]:
     }
 
 
+def test_the_command_that_runs_a_row_again_judges_it_alike() -> None:
+    words = ["--set", "cpu", "--base", "main", "--inject-slowdown", "*int8*=5"]
+    words += ["--inject-slowdown", "*=0.5"]
+    parser = argparse.ArgumentParser()
+    COMMANDS["run"].add_arguments(parser)
+    request = options.request_of(parser.parse_args(words))
+    command = request.command("run", "--compare")
+    assert command[command.index("run") :] == ["run", "--compare", *words]
+
+
 def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None:
     run, compare, of_pytest = Mock(), Mock(), Mock()
     COMMANDS["run"].add_arguments(run)
