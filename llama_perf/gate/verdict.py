@@ -89,8 +89,7 @@ def compare(
     if judged.failed and confirmation is not None and confirmation.pairs is not None:
         # Of the same minutes, and of no other environment.
         pairs = confirmation.pairs
-        slower = judged.verdict is Verdict.SLOWER
-        why = what_grew(result.row, pairs.head, pairs.base, slower=slower)
+        why = what_grew(result.row, pairs.head, pairs.base, slower=speed.worse)
         judged = replace(judged, why=why)
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)
@@ -133,12 +132,12 @@ def judge(
     doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
     remarks = [*doubted_peak, *choices]
     doubt = [speed.reason] if speed.undecided else []
-    # What more was run because of the speed.
-    looked_slower = [speed.reason] if speed.suspicious else doubt
+    # A larger row also says how a doubt about its speed was settled.
+    doubted_speed = [speed.reason] if speed.suspicious else doubt
     if speed.worse:
         verdict, reasons = Verdict.SLOWER, [speed.reason, *larger, *remarks]
     elif larger:
-        verdict, reasons = Verdict.LARGER, [*larger, *looked_slower, *remarks]
+        verdict, reasons = Verdict.LARGER, [*larger, *doubted_speed, *remarks]
     elif doubt or peak.undecided:
         verdict, reasons = Verdict.UNDECIDED, [*doubt, *remarks]
     elif speed.faster:
@@ -263,12 +262,10 @@ def _growth_outside_operators(
     None if that is not most of the step's growth. The operators were timed in other
     steps than the speed.
     """
-    steps_ms, outside_ms = [], []
-    for measurement in (then, now):
-        if measurement.step is None or measurement.decode_tok_s is None:
-            return None
-        step_ms = 1e3 * row.batch_size / measurement.decode_tok_s
-        steps_ms.append(step_ms)
-        outside_ms.append(step_ms - measurement.step.ms)
-    growth, outside = steps_ms[1] - steps_ms[0], outside_ms[1] - outside_ms[0]
-    return outside if growth > 0 and outside > growth / 2 else None
+    if now.step is None or then.step is None:
+        return None
+    if now.decode_tok_s is None or then.decode_tok_s is None:
+        return None
+    growth_ms = 1e3 * row.batch_size * (1 / now.decode_tok_s - 1 / then.decode_tok_s)
+    outside_ms = growth_ms - (now.step.ms - then.step.ms)
+    return outside_ms if outside_ms > growth_ms / 2 > 0 else None

@@ -201,7 +201,7 @@ class ComparedRun:
         if is_worse and is_final and confirms:
             self._end_worker()
             text = f"it is {comparison.verdict.value}; pairs with {options.base} say"
-            running.step(f"{NOTE}{text} whether that was so")
+            running.step(f"{NOTE}{text} whether {options.base} is so already")
             comparison = blame(
                 result.row, comparison, options=options, progress=running.step
             )

@@ -7,11 +7,12 @@ stored figures. Fresh processes decide on a peak. `gate/` has the verdicts.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from llama_perf.errors import UserError
 from llama_perf.gate.blocks import Decision
 from llama_perf.gate.judgements import Confirmation, PairsTest
-from llama_perf.gate.pairs import SIDES, PairedRow, PairsGate, change_in_words
+from llama_perf.gate.pairs import SIDES, PairsGate, change_in_words
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.results.run import Comparison, Environment, Verdict
@@ -23,6 +24,13 @@ from llama_perf.run.paired_run import compare_sides
 from llama_perf.run.revision import checked_out, resolve
 
 Progress = Callable[[str], None]
+
+
+class _Decided(NamedTuple):
+    """Pairs of a commit with this checkout: the speed's test, and the whole verdict."""
+
+    speed: PairsTest
+    comparison: Comparison
 
 
 def confirm(
@@ -38,22 +46,19 @@ def confirm(
 
     `unquantized` is the row that it is compared with, if there is one.
     """
-    tested, no_pairs = None, ""
+    pairs, no_pairs = None, ""
     if comparison.suspicious:
         recorded_in = _environment_of(baseline.rows[row.id], baseline.stored)
         commit, no_pairs = _commit_of(recorded_in, baseline.environment)
         if commit is not None:
             name = f"the baseline's commit {commit}"
-            pairs, words = _pairs_with(row, commit, name, options, progress)
-            no_pairs = "" if pairs else words
-            if pairs and (test := PairsGate(limits=options.limits).test(pairs)):
-                (base, *_), (head, *_) = map(pairs.measurements, SIDES)
-                tested = PairsTest(test=test, words=words, base=base, head=head)
+            decided, no_pairs = _pairs_with(row, commit, name, options, progress)
+            pairs = None if decided is None else decided.speed
     fresh = []
-    if comparison.suspicious_peak or tested is None:
-        other = unquantized if tested is None else None
+    if comparison.suspicious_peak or pairs is None:
+        other = unquantized if pairs is None else None
         fresh = in_confirmation(row, other, options=options, progress=progress)
-    return Confirmation(fresh=fresh, pairs=tested, no_pairs=no_pairs)
+    return Confirmation(fresh=fresh, pairs=pairs, no_pairs=no_pairs)
 
 
 def blame(
@@ -64,13 +69,12 @@ def blame(
     A row that is no worse than that one was slower, or larger, before the change.
     """
     base, slower = str(options.base), comparison.verdict is Verdict.SLOWER
-    pairs, words = _pairs_with(row, resolve(base), base, options, progress)
-    gate = PairsGate(limits=options.limits)
-    test = None if pairs is None else gate.test(pairs)
-    lost_nothing = test and test.decision in {Decision.SAME, Decision.FASTER}
-    if pairs is None or not lost_nothing:
+    decided, problem = _pairs_with(row, resolve(base), base, options, progress)
+    if decided is None:
+        return replace(comparison, reason=f"{comparison.reason}; {problem}")
+    words, against_base = decided.speed.words, decided.comparison
+    if decided.speed.test.decision not in {Decision.SAME, Decision.FASTER}:
         return replace(comparison, reason=f"{comparison.reason}; {words}")
-    _, against_base = gate.compare(pairs)
     worse = "slower" if slower else "larger"
     reason = (
         f"{base} is {worse} than the baseline already, and this is no {worse} than"
@@ -121,8 +125,8 @@ def _commit_of(stored: Environment, environment: Environment) -> tuple[str | Non
 
 def _pairs_with(
     row: RowSpec, commit: str, name: str, options: RunRequest, progress: Progress
-) -> tuple[PairedRow | None, str]:
-    """Pairs of a commit with this checkout and their change, or None and why not.
+) -> tuple[_Decided | None, str]:
+    """What pairs of a commit with this checkout decide, or None and why there are none.
 
     `name` says in words what the commit is.
     """
@@ -137,4 +141,7 @@ def _pairs_with(
         side, result = pairs.missed or ("base", None)
         why = "too few blocks" if result is None else result.reason
         return None, f"no pairs with {name}: {side}: {why}"
-    return pairs, f"{change_in_words(test)} against {name} in pairs, {pairs.way}"
+    words = f"{change_in_words(test)} against {name} in pairs, {pairs.way}"
+    (base, *_), (head, *_) = map(pairs.measurements, SIDES)
+    speed = PairsTest(test=test, words=words, base=base, head=head)
+    return _Decided(speed, gate.compare(pairs)[1]), ""

@@ -15,6 +15,7 @@ from llama_perf.run import compared_run, confirmation
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.options import RunRequest
 from tests.correctness.support.record_samples import (
+    ALIKE,
     CPU_ROW,
     ENVIRONMENT,
     INT8_CPU,
@@ -24,11 +25,8 @@ from tests.correctness.support.record_samples import (
 )
 from tests.correctness.support.terminals import quiet
 
-# Speeds of a machine whose every process is as fast as its day.
-DAYS = (1.0, 0.7, 1.3, 0.9, 1.2)
 STORED = baseline_of_processes(
-    {CPU_ROW: [100 * day for day in DAYS], INT8_CPU: [200 * day for day in DAYS]},
-    bandwidths=[20 * day for day in DAYS],
+    {CPU_ROW: ALIKE, INT8_CPU: [2 * tok_s for tok_s in ALIKE]}
 )
 
 
