@@ -49,6 +49,10 @@ class RecordError(UserError):
     """A file of records (rows, baseline, results) is wrong or of another version."""
 
 
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or a folder forbids it."""
+
+
 class ValuesError(UserError):
     """A row computes wrong values, so its speed means nothing: it ends INVALID."""
 

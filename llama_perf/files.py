@@ -1,10 +1,14 @@
-"""Files that are written: where, at once, and whether they can be."""
+"""Files and folders of the user's: read, made, and written at once.
+
+What the disk refuses is a user's mistake in one line, never an OSError.
+"""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, UserError, WriteError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 """The folder that `llama_perf` lies in: a checkout of this project, or not."""
@@ -26,6 +30,64 @@ def cache_folder() -> Path:
         return CHECKOUT / ".llama-perf"
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "llama-perf"
+
+
+def is_absent(path: Path) -> bool:
+    """Whether nothing is at `path`: not even a link that leads nowhere.
+
+    A path that may not be looked at is not absent: whoever reads it gets the reason.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_bytes(path: Path, *, error: type[UserError]) -> bytes:
+    """The bytes of a file; raises `error` that names it and why it cannot be read.
+
+    A folder, a pipe and a device are refused: reading a pipe may wait without end.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        # Opening a pipe that nobody writes to would wait as well.
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    try:
+        with open(path, "rb", opener=without_waiting) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode):
+                return file.read()
+        reason = "it is a pipe" if stat.S_ISFIFO(mode) else "it is no regular file"
+    except (OSError, ValueError) as problem:
+        # A null character in a path is a ValueError.
+        reason = getattr(problem, "strerror", None) or str(problem)
+    except MemoryError:
+        reason = "it does not fit in memory"
+    raise error(f"{path}: cannot be read: {reason}")
+
+
+def read_text(path: Path, *, error: type[UserError]) -> str:
+    """The text of a UTF-8 file; raises `error` as `read_bytes` does."""
+    try:
+        return read_bytes(path, error=error).decode()
+    except UnicodeDecodeError:
+        raise error(f"{path}: cannot be read: it is not UTF-8 text") from None
+
+
+def make_folder(field: str, folder: Path) -> None:
+    """Make a folder and those it lies in; raises SpecError that names `field`.
+
+    `field` is the option, or the variable of the environment, that names the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise SpecError(field, str(folder), f"it cannot be made: {reason}") from None
 
 
 def check_writable(field: str, path: Path) -> None:
@@ -81,14 +143,20 @@ def existing_folder(folder: Path) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` at once: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` by `text` at once: a reader sees the old file or the new one.
+
+    Raises WriteError, which names the file, and leaves the old one as it was.
+    """
     prefix = f".{path.name}."
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
-        made = Path(folder) / path.name
-        with made.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        made.chmod(0o644)
-        made.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+            made = Path(folder) / path.name
+            with made.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            made.chmod(0o644)
+            made.replace(path)
+    except OSError as problem:
+        raise WriteError(f"{path}: cannot be written: {problem.strerror}") from None

@@ -1,11 +1,13 @@
-"""Records, which are read from JSON strictly.
+"""Records, which are read from JSON strictly, and plain values of JSON and TOML.
 
-An unknown or missing field, a wrong type, NaN or a truncated file is an error that
-names the file and the dotted field. Knows no record in particular.
+An unknown or missing field, a wrong type, NaN, a truncated file or one nested too
+deeply is an error that names the file and the dotted field. Knows no record in
+particular.
 """
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -16,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from llama_perf.errors import RecordError, UserError
+from llama_perf.files import read_bytes
 
 T = TypeVar("T")
 ErrorKind = type[UserError]
@@ -73,14 +76,13 @@ def from_json(
         return cast(T, _adapter(cast(Any, kind)).validate_json(text))
     except ValidationError as problem:
         raise error(f"{source}: {_first_problem(problem)}") from None
+    except RecursionError:
+        raise error(f"{source}: {_TOO_DEEP}") from None
 
 
 def read_json(kind: type[T], path: Path, *, error: ErrorKind = RecordError) -> T:
     """Read a record from a file; raises `error` that names it and the field."""
-    try:
-        text = path.read_bytes()
-    except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    text = read_bytes(path, error=error)
     return from_json(kind, text, source=str(path), error=error)
 
 
@@ -88,8 +90,39 @@ def from_plain(
     kind: type[T], data: object, *, source: str, error: ErrorKind = RecordError
 ) -> T:
     """The same for values that a TOML or JSON parser gave."""
-    text = json.dumps(data, default=str)
+    try:
+        text = json.dumps(data, default=str)
+    except RecursionError:
+        raise error(f"{source}: {_TOO_DEEP}") from None
     return from_json(kind, text, source=source, error=error)
+
+
+_TOO_DEEP = "it is nested too deeply"
+
+
+def parse_json(
+    text: str | bytes, *, source: str, error: ErrorKind = RecordError
+) -> Any:
+    """The plain values of a JSON document; raises `error` that names `source`."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise error(f"{source}: {_TOO_DEEP}") from None
+    # Among them UnicodeDecodeError, and an integer of thousands of digits.
+    except ValueError as problem:
+        raise error(f"{source}: not JSON: {problem}") from None
+
+
+def parse_toml(
+    text: str, *, source: str, error: ErrorKind = RecordError
+) -> dict[str, Any]:
+    """The tables of a TOML document; raises `error` that names `source`."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise error(f"{source}: {_TOO_DEEP}") from None
+    except ValueError as problem:
+        raise error(f"{source}: not TOML: {problem}") from None
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

@@ -13,7 +13,7 @@ from statistics import variance
 from typing import Literal
 
 from llama_perf.errors import RecordError, check_positive
-from llama_perf.files import CHECKOUT, is_checkout, write_atomically
+from llama_perf.files import CHECKOUT, is_absent, is_checkout, write_atomically
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -133,7 +133,7 @@ def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | Non
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
     """The baseline of a device, or None if none is recorded."""
     path = path_of(folder, device_key)
-    return (path, read(path)) if path.exists() else None
+    return None if is_absent(path) else (path, read(path))
 
 
 def keys(folder: Path) -> list[str]:
@@ -157,7 +157,7 @@ def record_rows(
     """
     rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)
-    if path.exists() and not fresh:
+    if not is_absent(path) and not fresh:
         old, measured = read(path), {row.id for row in rows}
         for row in old.rows:
             if row.id not in measured:

@@ -7,7 +7,6 @@ row holds.
 """
 
 import math
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,8 +14,9 @@ from typing import Any, TypeAlias
 from pydantic_core import CoreSchema, core_schema
 
 from llama_perf.errors import RecordError, SpecError, UserError
+from llama_perf.files import is_absent, read_text
 from llama_perf.metrics import LIMIT_FIELDS
-from llama_perf.strict_json import from_plain
+from llama_perf.strict_json import from_plain, parse_toml
 
 
 class Limits(dict[str, float]):
@@ -57,12 +57,10 @@ ProjectLimits: TypeAlias = tuple[tuple[str, Limits], ...]
 
 def project_limits(pyproject: Path) -> ProjectLimits:
     """Read a `pyproject.toml`, if there is one; raises UserError naming the field."""
-    try:
-        data: dict[str, Any] = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-    except OSError:
+    if is_absent(pyproject):
         return ()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{pyproject}: not TOML: {error}") from None
+    text = read_text(pyproject, error=UserError)
+    data = parse_toml(text, source=str(pyproject), error=UserError)
     table = data.get("tool", {}).get("llama-perf", {}).get("limits", {})
     source = f"{pyproject}: tool.llama-perf.limits"
     if not isinstance(table, dict):

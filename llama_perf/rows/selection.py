@@ -8,17 +8,17 @@ sets limits of the gate.
 import dataclasses
 import fnmatch
 import re
-import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from llama_perf.errors import RecordError, SpecError
+from llama_perf.files import read_text
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.rows.limit_overrides import check_names
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import from_plain
+from llama_perf.strict_json import from_plain, parse_toml
 
 
 def set_names() -> list[str]:
@@ -42,19 +42,11 @@ def every_row() -> list[RowSpec]:
 
 def load_file(path: Path) -> list[RowSpec]:
     """The rows of a user's file; raises RecordError naming file, row and field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RecordError(f"rows: {str(path)!r} cannot be read: {reason}") from None
-    return _parse(text, source=str(path))
+    return _parse(read_text(path, error=RecordError), source=str(path))
 
 
 def _parse(text: str, *, source: str) -> list[RowSpec]:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecordError(f"{source}: not TOML: {error}") from None
+    data = parse_toml(text, source=source)
     if unknown := sorted(data.keys() - {"defaults", "row"}):
         raise RecordError(
             f"{source}: {unknown[0]}: unknown table; allowed: [defaults], [[row]]"

@@ -15,8 +15,8 @@ TOML, DOCS = ROOT / "pyproject.toml", ROOT / "docs"
 SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, persistent, prefill, published"
 SETS += ", reference, torchao, unfused"
 OF_ROWS = {
-    "--rows none.toml": "rows: 'none.toml' cannot be read: No such file or directory",
-    "--rows /": "rows: '/' cannot be read: Is a directory",
+    "--rows none.toml": "none.toml: cannot be read: No such file or directory",
+    "--rows /": "/: cannot be read: Is a directory",
     f"--rows {TOML}": f"{TOML}: build-system: unknown table; allowed: [defaults], [[ro",
     "--set all": f"set: 'all' is not allowed; allowed: {SETS}",
     "--set cpu --row *int3*": "row: '*int3*' is not allowed; no id matches",

@@ -175,7 +175,7 @@ def test_selecting_rows_makes_no_other_row_stale(project: Project) -> None:
         ("--compare --benchmark-compare-fail=mean:5%", "saved runs of pytest-benchma"),
         ("--benchmark-compare -n 2", "rows cannot be compared under xdist"),
         ("--benchmark-json=no/x", "benchmark-json: 'no/x' is not allowed; its folder"),
-        ("--rows=none.toml", "none.toml' cannot be read"),
+        ("--rows=none.toml", "none.toml: cannot be read"),
         ("--checkpoints=none", "/none' is not allowed; no such folder"),
         ("--results=rows.toml/last.json", "results: "),
         ("--results=-", "results: '-' is not allowed; under pytest, give a file"),

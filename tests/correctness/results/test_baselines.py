@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, WriteError
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import RowResult, Status
@@ -218,7 +218,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
     before = stored.read_bytes()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="cannot be written: No space left"):
         record(stored.parents[1], measured(OTHER))
     assert stored.read_bytes() == before
     assert list(stored.parent.iterdir()) == [stored]
