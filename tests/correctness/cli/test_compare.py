@@ -7,15 +7,18 @@ import sys
 from contextlib import closing, nullcontext
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from llama_perf.cli import bisect
 from llama_perf.results.run import Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import paired
 from llama_perf.run.interrupts import Terminated
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker import Worker
+from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.made_up_workers import BASE, Machine, MadeUpWorker
 from tests.correctness.support.plugin_project import FP6, PLAIN, Project
 from tests.correctness.support.processes import HANG_S
@@ -109,3 +112,18 @@ def test_an_interrupt_does_not_wait_for_a_row_that_is_being_built(
         processes.measure(CPU_ROW, print)
     assert killed.is_set()
     assert machine.count("base", "close") == machine.count("head", "close") == 1
+
+
+def test_a_bisection_that_is_ended_goes_on(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, result in (
+        ("resolve", "0" * 40),
+        ("run_git", Mock(returncode=1)),
+        ("checked_out", nullcontext(BASE)),
+    ):
+        monkeypatch.setattr(bisect, name, Mock(return_value=result))
+    monkeypatch.setattr(bisect, "bisect", Mock(side_effect=Terminated))
+    words = ["--good", "1", "--bad", "2", "--set", "cpu", "--row", "*fp6*"]
+    _, err = cli("bisect", *words, code=143)
+    assert err == "interrupted by SIGTERM; the same command goes on\n"

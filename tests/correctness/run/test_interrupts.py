@@ -28,7 +28,9 @@ def test_a_run_that_is_ended_is_resumed(
     with project.start() as process:
         try:
             wait_until(project.results.exists)
-            pids = [child.pid for child in psutil.Process(process.pid).children()]
+            children = psutil.Process(process.pid).children()
+            locks = [[file.path for file in child.open_files()] for child in children]
+            pids = [child.pid for child in children]
         finally:
             process.send_signal(number)
         out, err = process.communicate(timeout=HANG_S)
@@ -42,8 +44,9 @@ def test_a_run_that_is_ended_is_resumed(
         assert words[words.index("run") :] == resume
         assert "1 row: 1 run, 0 NOT_RUN" in out
         assert "Traceback" not in err
-    # A worker does not outlive the process that started it.
-    assert pids
+    # A worker does not outlive the process that started it, and both have its lock.
+    assert len(pids) == 2, "a worker and its guard"
+    assert all(any(path.endswith(".lock") for path in paths) for paths in locks)
     wait_until(lambda: not any(map(alive, pids)))
     project.edit(ENDLESS, KERNELS)
     (before,) = project.report().results
