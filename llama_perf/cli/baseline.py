@@ -16,6 +16,7 @@ from llama_perf.results.run import Environment, Report, RowResult, Status, read_
 from llama_perf.rows import selection
 from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
+from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.strict_json import from_json
@@ -89,10 +90,15 @@ def record(arguments: argparse.Namespace) -> int:
     if arguments.fresh and request.row:
         reason = "the selected rows would replace the whole baseline; leave out --row"
         raise SpecError("fresh", " ".join(request.row), f"{reason} or --fresh")
-    if arguments.source is None:
-        environment, results = _run(arguments, request)
-    else:
-        environment, results = _earlier(arguments)
+    with Interruptible() as block:
+        if arguments.source is None:
+            environment, results = _run(arguments, request)
+        else:
+            environment, results = _earlier(arguments)
+    if block.code is not None:
+        ended = f"llama-perf: {described(block.code)}; nothing was recorded"
+        print(ended, file=sys.stderr)
+        return block.code
     path, baseline = baselines.record_rows(
         folder, environment=environment, results=results, fresh=arguments.fresh
     )

@@ -14,6 +14,7 @@ from llama_perf.gate.pairs import PairsGate, change_in_words
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.bisection import Mark, Marked, bisect
 from llama_perf.run.display import Display
+from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve, run_git
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the first bad commit; 1 where skipped commits hide it, 130 on Ctrl-C."""
+    """Print the first bad commit; 1 where skipped commits hide it."""
     request = request_of(arguments)
     least = parse_least(arguments.least)
     good, bad = (
@@ -70,13 +71,13 @@ def main(arguments: argparse.Namespace) -> int:
             options=request,
             display=display,
         )
-        try:
+        with Interruptible() as block:
             found, marked = bisect(
                 good, bad, decide=decide, state=state, note=display.note, root=CHECKOUT
             )
-        except KeyboardInterrupt:
-            display.note("interrupted; the same command goes on")
-            return 130
+    if block.code is not None:
+        display.note(f"{described(block.code)}; the same command goes on")
+        return block.code
     if len(found) > 1:
         print("the first bad commit is one of these, of which some were skipped:")
         for commit in found:

@@ -14,6 +14,7 @@ from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, TARGET_LOSS
 from llama_perf.gate.pairs import PairsGate
 from llama_perf.results.run import Report
 from llama_perf.run.display import Display
+from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
@@ -70,7 +71,7 @@ def parse_least(text: str) -> float:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure the pairs and print the table; 1 where a row failed, 130 on Ctrl-C."""
+    """Measure the pairs and print the table; 1 where a row failed."""
     request, python = request_of(arguments), arguments.base_python or PYTHON
     if arguments.base is None and arguments.base_python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
@@ -114,7 +115,6 @@ def main(arguments: argparse.Namespace) -> int:
         again=tuple(request.command("compare", *words)),
         baseline_source=", ".join(sources),
     )
-    interrupted = False
     with (
         nullcontext(CHECKOUT) if commit is None else checked_out(commit) as package,
         lock,
@@ -129,9 +129,12 @@ def main(arguments: argparse.Namespace) -> int:
     ):
         run = PairedRun(report, gate, processes, path=request.results)
         display.plan_rows([(row, "") for row in rows])
-        try:
+        with Interruptible() as block:
             for row in rows:
                 run.run_row(row, display)
-        except KeyboardInterrupt:
-            interrupted = True
-    return end(run.report, request, display, interrupted=interrupted)
+    lines = []
+    if block.code is not None:
+        left = f"{len(rows) - len(run.report.results)} of {len(rows)} rows"
+        again = "a comparison cannot be continued, only run again"
+        lines = [f"{described(block.code)} before {left}; {again}"]
+    return end(run.report, request, interrupted=block.code, advice=lines)

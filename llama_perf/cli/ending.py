@@ -1,10 +1,10 @@
 """How the commands that measure rows end."""
 
+import sys
 from collections.abc import Sequence
 
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
-from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_line
 
@@ -12,15 +12,15 @@ from llama_perf.strict_json import to_line
 def end(
     report: Report,
     request: RunRequest,
-    display: Display,
     *,
-    interrupted: bool,
     remarks: Sequence[str] = (),
-    advice: str = "",
+    interrupted: int | None = None,
+    advice: Sequence[str] = (),
 ) -> int:
-    """Print the report and write its files; 1 where a row failed, 130 on Ctrl-C.
+    """Print the report and write its files; 1 where a row failed.
 
-    `remarks` are lines below the table; `advice` is for a run that was interrupted.
+    `remarks` are lines below the table. `interrupted` is the exit code after an
+    interrupt; `advice` says then, at the very end, what is left undone.
     """
     print(as_text(report))
     for line in remarks:
@@ -28,8 +28,10 @@ def end(
     request.write_reports(report)
     if request.print_results:
         print(to_line(report))
-    if interrupted:
-        left = report.selected - len(report.results)
-        display.note(f"interrupted before {left} of {report.selected} rows{advice}")
-        return 130
-    return 1 if report.failed else 0
+    if interrupted is None:
+        return 1 if report.failed else 0
+    sys.stdout.flush()
+    for line in advice:
+        # As it is: a command that a terminal's width broke could not be copied.
+        print(line, file=sys.stderr)
+    return interrupted

@@ -7,31 +7,35 @@ from contextlib import closing
 from llama_perf.cli.ending import end
 from llama_perf.run import options
 from llama_perf.run.display import Display
+from llama_perf.run.interrupts import Interruptible
+from llama_perf.run.resume import interrupted_lines
 
 HELP = "run rows and print the table"
 add_arguments = options.add_shared
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the selected rows; 1 where one failed, 130 after an interrupt."""
+    """Run the selected rows; 1 where one failed, or the code of an interrupt."""
     request = options.request_of(arguments)
     rows = request.selected()
     # It imports torch, and a mistake in the options is reported sooner without.
     from llama_perf.run.compared_run import ComparedRun
 
-    interrupted = False
     display = Display.on(sys.stderr)
-    with closing(ComparedRun(rows, request, display=display)) as run:
-        try:
-            for row in rows:
-                run.run_row(row)
-        except KeyboardInterrupt:
-            interrupted = True
+    with (
+        closing(ComparedRun(rows, request, display=display)) as run,
+        Interruptible() as block,
+    ):
+        for row in rows:
+            run.run_row(row)
+    lines = []
+    if block.code is not None:
+        command = [*options.program("llama-perf"), *arguments.words]
+        lines = interrupted_lines(run.report, request, block.code, command)
     return end(
         run.report,
         request,
-        display,
-        interrupted=interrupted,
         remarks=run.missing_baselines(),
-        advice="" if request.results is None else "; --resume continues",
+        interrupted=block.code,
+        advice=lines,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from llama_perf.pytest_plugin import options
 from llama_perf.results import baselines
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
-from llama_perf.run.options import RunRequest
+from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts
+from llama_perf.run.options import RunRequest, program
+from llama_perf.run.resume import interrupted_lines
 from llama_perf.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class LlamaPerfPlugin:
         self._request = request
         self._named = options.named_baseline(config)
         self._run: ComparedRun | None = None
+        self._interrupt: KeyboardInterrupt | None = None
 
     @cached_property
     def rows(self) -> dict[str, RowSpec]:
@@ -115,6 +118,9 @@ class LlamaPerfPlugin:
             )
         from llama_perf.run.compared_run import ComparedRun
 
+        stack = ExitStack()
+        stack.enter_context(interrupts())
+        self._config.add_cleanup(stack.close)
         with usage_errors():
             self._run = ComparedRun(
                 rows, self._request, named=self._named, display=self._display()
@@ -216,9 +222,19 @@ class LlamaPerfPlugin:
     # -- the end ------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(
+        self, excinfo: pytest.ExceptionInfo[BaseException]
+    ) -> None:
+        """Let nothing disturb the end: neither a second Ctrl-C nor a SIGTERM."""
+        ignore_interrupts()
+        if isinstance(excinfo.value, KeyboardInterrupt):
+            self._interrupt = excinfo.value
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         """Unlock the device, after an interrupt too."""
         if self._run is not None:
+            ignore_interrupts()
             self._run.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -227,15 +243,21 @@ class LlamaPerfPlugin:
     ) -> Generator[None]:
         """Print the table after everything else, and write the report."""
         yield
-        if self._run is None or not self._run.report.results:
+        if self._run is None:
             return
-        from llama_perf.report.text import as_text
+        report, lines = self._run.report, self._run.missing_baselines()
+        if self._interrupt is not None:
+            words = map(str, self._config.invocation_params.args)
+            code, command = exit_code(self._interrupt), [*program("pytest"), *words]
+            lines += interrupted_lines(report, self._request, code, command)
+        if report.results:
+            from llama_perf.report.text import as_text
 
-        terminalreporter.section("llama-perf")
-        terminalreporter.write(as_text(self._run.report))
-        terminalreporter.write(f"results: {self._request.results}\n")
-        self._request.write_reports(self._run.report)
-        for line in self._run.missing_baselines():
+            terminalreporter.section("llama-perf")
+            terminalreporter.write(as_text(report))
+            terminalreporter.write(f"results: {self._request.results}\n")
+            self._request.write_reports(report)
+        for line in lines:
             terminalreporter.write(line + "\n")
 
 

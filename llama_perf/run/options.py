@@ -214,17 +214,7 @@ class RunRequest:
             write_atomically(self.markdown, reports.draw(results, "markdown"))
 
     def command(self, *words: str) -> list[str]:
-        """The command line `llama-perf WORDS` with the options of this request.
-
-        In an environment that is not activated, `llama-perf` is not on the path: its
-        Python runs it then.
-        """
-        command = ["llama-perf"]
-        if shutil.which("llama-perf") is None:
-            python = Path(sys.executable)
-            if python.is_relative_to(Path.cwd()):
-                python = python.relative_to(Path.cwd())
-            command = [str(python), "-m", "llama_perf"]
+        """The command line `llama-perf WORDS` with the options of this request."""
         baselines = None if self.baselines == baselines_folder() else self.baselines
         options = {
             "--set": self.named_set,
@@ -236,7 +226,21 @@ class RunRequest:
         pairs = [(name, str(value)) for name, value in options.items() if value]
         for glob, share in self.inject_slowdown:
             pairs.append(("--inject-slowdown", f"{glob}={share * 100:g}"))
-        return [*command, *words, *chain.from_iterable(pairs)]
+        return [*program("llama-perf"), *words, *chain.from_iterable(pairs)]
+
+
+def program(name: str) -> list[str]:
+    """The first words of a command line of `llama-perf` or `pytest`.
+
+    In an environment that is not activated, the path has no such program, or another
+    environment's: its Python runs it then.
+    """
+    python, found = Path(sys.executable), shutil.which(name)
+    if found is not None and Path(found).parent == python.parent:
+        return [name]
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return [str(python), "-m", name.replace("-", "_")]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

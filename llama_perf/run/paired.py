@@ -184,7 +184,13 @@ class PairedProcesses:
                     self._workers[side].forget(row)
 
         with ThreadPoolExecutor(len(SIDES)) as threads:
-            list(threads.map(load, new))
+            try:
+                list(threads.map(load, new))
+            except BaseException:
+                # The threads wait for these processes.
+                for side in new:
+                    self._workers[side].kill()
+                raise
         for side in new:
             worker = self._workers[side]
             self._keeps_rows[side] = worker.keeps_rows

@@ -3,16 +3,15 @@
 Knows git, and nothing of the files in the revision.
 """
 
-import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llama_perf.errors import UserError
 from llama_perf.files import CHECKOUT
+from llama_perf.run.interrupts import shielded
 
 
 def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str:
@@ -37,41 +36,30 @@ def file_at(commit: str, path: Path) -> str | None:
 def checked_out(commit: str, *, root: Path = CHECKOUT) -> Iterator[Path]:
     """Give a folder with the files of `commit`, which is deleted afterwards.
 
-    A SIGTERM, by which CI ends a job, raises KeyboardInterrupt meanwhile, as Ctrl-C
-    does: otherwise the folder would stay.
+    An interrupt waits for git, whose entry of the folder would otherwise stay.
     """
-    with (
-        _interrupted_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="llama-perf-base-") as name,
-    ):
-        folder = Path(name) / "checkout"
-        try:
-            added = run_git(root, "worktree", "add", "--detach", str(folder), commit)
-            if added.returncode != 0:
-                reason = added.stderr.strip().rpartition("\n")[2]
-                raise UserError(f"base: {commit}: {reason}")
-            yield folder
-        finally:
-            run_git(root, "worktree", "remove", "--force", str(folder))
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    # Python allows handlers in the main thread only.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    temporary = tempfile.TemporaryDirectory(prefix="llama-perf-base-")
+    folder = Path(temporary.name) / "checkout"
     try:
-        yield
+        with shielded():
+            added = run_git(root, "worktree", "add", "--detach", str(folder), commit)
+        if added.returncode != 0:
+            reason = added.stderr.strip().rpartition("\n")[2]
+            raise UserError(f"base: {commit}: {reason}")
+        yield folder
     finally:
-        signal.signal(signal.SIGTERM, before)
+        with shielded():
+            run_git(root, "worktree", "remove", "--force", str(folder))
+            temporary.cleanup()
 
 
 def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git in a folder; raises UserError where it is not installed."""
     command = ["git", "-C", str(root), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        # Ctrl-C in the terminal does not reach another session.
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, start_new_session=True
+        )
     except FileNotFoundError:
         raise UserError("base: git is not installed") from None

@@ -3,7 +3,7 @@
 A crash, a hang or an out-of-memory kill costs only the row that runs. A task is a line
 of JSON on the worker's stdin, a reply one on a pipe: `compare --base` starts the
 workers of older revisions, so this protocol has to stay. A worker does not outlive the
-process that started it. Knows no baseline.
+process that started it (`run/guard.py`). Knows no baseline.
 """
 
 import math
@@ -11,7 +11,6 @@ import os
 import queue
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +24,8 @@ from typing import IO
 from llama_perf.files import CHECKOUT, cache_folder
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.guard import GuardedProcess
+from llama_perf.run.lock import held_descriptors
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker_protocol import (
     KEEPS_ROWS,
@@ -41,7 +42,7 @@ PYTHON = Path(sys.executable)
 _TAIL_LINES = 5
 # Time between two checks whether the process is alive.
 _POLL_S = 1.0
-# Time for a worker without a parent, or without a task, to end by itself.
+# Time for a worker that has closed its pipe, or that gets no more tasks, to end.
 _GRACE_S = 5.0
 # By itself glibc takes a large block from the kernel, page by page, each time that its
 # heap has no hole of that size: a row of torchao was twice as fast in some processes.
@@ -75,19 +76,15 @@ class Worker:
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies, replies_end = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            self._process = GuardedProcess(
                 worker_command(python, package, replies_end),
-                stdin=subprocess.PIPE,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
+                output=self._output,
                 pass_fds=[replies_end],
-                env=worker_environment(self._devices),
-                # Ctrl-C in the terminal reaches only this process.
-                start_new_session=True,
+                locks=held_descriptors(),
+                environment=worker_environment(self._devices),
             )
         finally:
             os.close(replies_end)
-        assert self._process.stdin is not None, "started with a pipe"
         self._tasks = self._process.stdin
         self._ready = False
         # The output up to here is of tasks that succeeded. What follows may be of the
@@ -99,7 +96,7 @@ class Worker:
     @property
     def process_id(self) -> int:
         """The id of the process."""
-        return self._process.pid
+        return self._process.id
 
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
         """Run one row in the process.
@@ -152,7 +149,7 @@ class Worker:
         try:
             ended = self._exchange(task, progress)
         except BaseException:
-            self._kill()
+            self.kill()
             raise
         if not isinstance(ended, str):
             self._output_begin = os.fstat(output).st_size
@@ -206,7 +203,7 @@ class Worker:
                     progress(str(reply.progress))
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                self._kill()
+                self.kill()
                 start = "" if self._ready else f" and {_START_S:g} s to start"
                 return f"was ended after {limit:g} s (row-timeout){start}"
             alive = self._process.poll() is None
@@ -218,32 +215,26 @@ class Worker:
             # It ended or closed its pipe: no reply can come any more.
             if not part and (ready or not alive):
                 break
-        code = self._wait(_GRACE_S)
+        code = self._process.wait(_GRACE_S)
         if code == -signal.SIGKILL:
             return "was ended by signal 9, as a system out of memory does"
         return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
-    def _wait(self, seconds: float) -> int:
-        """The process's exit code; it is killed where it does not end by itself."""
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return self._kill()
-
-    def _kill(self) -> int:
-        """Kill the process and those it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
+    def kill(self) -> None:
+        """Kill the process and those it started; a row that runs ends INVALID."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process and drop its output."""
-        # A task that the process did not live to read is still in the pipe.
-        with suppress(BrokenPipeError):
-            self._tasks.close()
-        self._wait(2 * _GRACE_S)
-        os.close(self._replies)
-        self._output.close()
+        try:
+            # A task that the process did not live to read is still in the pipe.
+            with suppress(BrokenPipeError):
+                self._tasks.close()
+            self._process.wait(2 * _GRACE_S)
+        finally:
+            self._process.close()
+            os.close(self._replies)
+            self._output.close()
 
 
 def worker_environment(devices: Collection[str]) -> dict[str, str]:
@@ -340,6 +331,3 @@ def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:
     for line in sys.stdin:
         tasks.put(line)
     tasks.put(None)
-    # The process that started this one is gone: nobody waits for the row.
-    time.sleep(_GRACE_S)
-    os.killpg(os.getpgid(0), signal.SIGKILL)

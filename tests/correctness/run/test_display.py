@@ -264,4 +264,4 @@ def test_an_interrupt_leaves_a_clean_terminal(project: Project) -> None:
     assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
     *_, third, last, empty = screen(text)
     assert third.startswith("[ 3/15] fp6.torchao, process 1 of 5")
-    assert (last, empty) == ("llama-perf: interrupted", "")
+    assert (last, empty) == ("llama-perf: interrupted; nothing was recorded", "")

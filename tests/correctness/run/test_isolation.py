@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import torch
 
@@ -254,54 +252,6 @@ session.Session.run_row = run_row
     assert hung not in shared
     assert len({*shared}) == 1
     assert not any(map(alive, [hung, *shared]))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=str)
-def test_a_run_that_is_ended_is_resumed(project: Project, number: int) -> None:
-    kernels = 'kernels = "torchao"'
-    # The second row takes until the signal comes.
-    endless = f"{kernels}\nnum_samples = 200000"
-    project.edit(kernels, endless)
-    with project.start() as process:
-        try:
-            wait_until(project.results.exists)
-            pids = [child.pid for child in psutil.Process(process.pid).children()]
-        finally:
-            process.send_signal(number)
-        out, err = process.communicate(timeout=HANG_S)
-    interrupted = number == signal.SIGINT
-    assert process.returncode == (130 if interrupted else -number), err
-    if interrupted:
-        assert err.endswith("\ninterrupted before 2 of 3 rows; --resume continues\n")
-        assert "1 row: 1 run, 0 NOT_RUN" in out
-        assert "Traceback" not in err
-    # A worker does not outlive the process that started it.
-    assert pids
-    wait_until(lambda: not any(map(alive, pids)))
-    project.edit(endless, kernels)
-    (before,) = project.report().results
-    assert (before.id, before.status) == (PLAIN, Status.MEASURED)
-    _, err = project.cli(*project.run_words("--resume"))
-    assert re.search(r"^\[1/3\] none +taken over: \d", err, re.MULTILINE)
-    first, second, _ = project.report().results
-    assert first == before
-    assert (second.id, second.status) == (INT8, Status.MEASURED)
-    result = project.run("--resume", passed=2, skipped=1)
-    result.stdout.fnmatch_lines(
-        ["[[]1/3] none * taken over: *", "[[]2/3] int8wo* taken over: *"]
-    )
-    assert project.report().results[:2] == (first, second)
-    # The first row has no baseline: it ends the run before the second is taken over.
-    project.edit("[[row]]\n", "[[row]]\ntop_k = 3\n")
-    options = ("--compare", "-x", "--row=*top*", "--row=*int8*")
-    project.run("--resume", *options, failed=1)
-    assert second in project.report().results
-    # A finished row that is taken over needs no time, whatever its baseline says.
-    project.record(warm_up_s=1e6)
-    words = project.run_words("--resume", "--compare", "--no-confirm", "--row=*int8*")
-    _, err = project.cli(*words, code=None)
-    assert "  taken over: " in err
-    assert " left" not in err
 
 
 def test_a_run_slowed_or_of_another_machine_is_not_resumed(project: Project) -> None:

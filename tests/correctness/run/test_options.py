@@ -1,6 +1,8 @@
 """Every option that pytest and the command line share is one definition."""
 
 import argparse
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -31,6 +33,21 @@ def test_the_command_that_runs_a_row_again_judges_it_alike() -> None:
     request = options.request_of(parser.parse_args(words))
     command = request.command("run", "--compare")
     assert command[command.index("run") :] == ["run", "--compare", *words]
+
+
+def test_a_command_names_the_program_of_this_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("own", "other"):
+        (tmp_path / folder).mkdir()
+        script = tmp_path / folder / "llama-perf"
+        script.touch(0o755)
+    python = tmp_path / "own" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    module = [str(python), "-m", "llama_perf"]
+    for path, words in (("own", ["llama-perf"]), ("other", module), ("none", module)):
+        monkeypatch.setenv("PATH", str(tmp_path / path))
+        assert options.program("llama-perf") == words
 
 
 def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None:

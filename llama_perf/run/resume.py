@@ -1,0 +1,23 @@
+"""How a run that was interrupted goes on, in words. Imports no torch."""
+
+import shlex
+from collections.abc import Sequence
+
+from llama_perf.results.run import Report
+from llama_perf.run.interrupts import described
+from llama_perf.run.options import RunRequest
+
+
+def interrupted_lines(
+    report: Report, request: RunRequest, code: int, command: Sequence[str]
+) -> list[str]:
+    """What an interrupt left undone, and how `command`, the run's own, continues."""
+    left = report.selected - len(report.results)
+    head = f"{described(code)} before {left} of {report.selected} rows"
+    if request.results is None:
+        return [f"{head}; only with --results FILE can a run be continued"]
+    if not (report.results or request.resume):
+        # The file may be of an earlier run.
+        return [f"{head}; nothing was saved, since no row had ended"]
+    resume = [] if request.resume else ["--resume"]
+    return [f"{head}; to continue:", f"  {shlex.join([*command, *resume])}"]
