@@ -8,18 +8,19 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, RowResult
 
 MAX_LOST_SHARE = 0.10
-"""Of the time of a row's threads, what other processes may take. The row loses at least
-as much: threads wait for the last of them after each product. Less than this is not
-known for certain: CPU time is counted in hundredths of a second, and samples may take
-a quarter of one."""
+"""Of the time of a row's threads, what other processes may take. A busy loop, which
+takes half of two cores, makes rows take 1.2 to 1.3 times as long: docs/performance.md.
+So a tenth costs about 5 %, the loss that pairs look for. A smaller share would not be
+certain: CPU time is counted in hundredths of a second, and samples may take a
+quarter of one."""
 MAX_STEAL_SHARE = 0.05
-"""Of the cores' time, what may go to other virtual machines. It is the loss that pairs
-look for. The system cannot move a thread off a core that is gone, so a row loses more
-by it than by another process."""
+"""Of the cores' time, what may go to other virtual machines. The system moves a thread
+away from a busy core, but not from one that has been taken away. So it is half of the
+share above."""
 MIN_BANDWIDTH_SHARE = 0.80
-"""Of the baseline's bandwidth, what must be there. It is the best of ten rounds, so a
-neighbour has to be there all the time to lower it: processes of a machine that nobody
-else used differ by a few percent, and a neighbour took a third."""
+"""Of the baseline's bandwidth, what must be there. With nothing else running, the least
+of 79 processes had 82 % of their median. Beside a busy loop 30 of 62 were below 80 %:
+docs/gate-why.md."""
 
 
 def disturbance(result: RowResult, comparison: Comparison | None = None) -> str:
