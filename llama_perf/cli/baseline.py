@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError, SpecError, check_count
 from llama_perf.files import check_folder
-from llama_perf.gate.review import describe_speeds, differences, problems
+from llama_perf.gate.review import describe_speeds, differences, problems, warnings
 from llama_perf.report.text import as_text
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
@@ -108,6 +108,8 @@ def record(arguments: argparse.Namespace) -> int:
         baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
     )
     _print(recorded, *not_run)
+    for warning in warnings(recorded):
+        print(warning)
     print(f"recorded {len(measured)} rows in {path}")
     if not_run:
         print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")

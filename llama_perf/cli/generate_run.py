@@ -27,6 +27,7 @@ from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
 from llama_perf.report.table import choice_table
+from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
 
@@ -89,6 +90,8 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     print(f"Average Bandwidth: {tok_s / row.batch_size * size_gb:.2f} GB/s")
     print(f"Peak Memory Usage: {measurement.peak_memory_bytes / 1e9:.2f} GB")
     print(f"Model Size: {size_gb:.2f} GB")
+    if words := disturbance_of(measurement):
+        print(f"Disturbed: {words}")
     if arguments.write_result is not None:
         line = result_line(
             row,

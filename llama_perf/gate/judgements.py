@@ -8,13 +8,15 @@ allocator, and the baseline's peaks come from fresh processes. Knows no verdict.
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from statistics import geometric_mean, median
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.blocks import TARGET_LOSS, BlockTest, Decision
-from llama_perf.gate.speed_baseline import Basis, SpeedBaseline, speed_in
+from llama_perf.gate.blocks import TARGET_LOSS, Decision
+from llama_perf.gate.disturbed_rows import disturbance_of_trial, guarded, undisturbed
+from llama_perf.gate.evidence import Confirmation, Judgement, PairsTest, Trial
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_change
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
 from llama_perf.results.baselines import BaselineRow
@@ -63,72 +65,6 @@ def describe(moved: MetricChange) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """A row in a fresh process, and the unquantized row in another if it is needed."""
-
-    row: RowResult
-    unquantized: RowResult | None = None
-
-    @property
-    def missed(self) -> RowResult | None:
-        """The first of the two results that is no measurement, or None."""
-        for result in (self.row, self.unquantized):
-            if result is not None and result.measurement is None:
-                return result
-        return None
-
-    def speed(self, basis: Basis) -> float | None:
-        """The row's speed on a basis; None if it or its divisor was not measured."""
-        if self.row.measurement is None:
-            return None
-        other = None if self.unquantized is None else self.unquantized.measurement
-        return speed_in(basis, self.row.measurement, other)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairsTest:
-    """The test of a row by pairs of the baseline's commit with this checkout.
-
-    `base` and `head` are what each side's process measured.
-    """
-
-    test: BlockTest
-    words: str
-    base: Measurement
-    head: Measurement
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Confirmation:
-    """What ran after a row looked slower or larger, to decide on it.
-
-    `pairs` decide on the speed where there are any; `fresh` processes decide on the
-    rest. `no_pairs` says why there are no pairs.
-    """
-
-    fresh: Sequence[Trial] = ()
-    pairs: PairsTest | None = None
-    no_pairs: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """The judgement on a row's speed or on its peak; without a change there is none."""
-
-    changes: tuple[MetricChange, ...] = ()
-    reason: str = ""
-    faster: bool = False
-    suspicious: bool = False
-    undecided: bool = False
-    minimum_detectable: float | None = None
-
-    @property
-    def worse(self) -> bool:
-        """Whether the row became slower, or its peak grew."""
-        return any(change.worse for change in self.changes)
-
-
 def decided(
     doubt: Judgement,
     looks: str,
@@ -150,6 +86,8 @@ def decided(
         problems = (f": {trial.missed.summary}" for trial in trials if trial.missed)
         end = f"looks {looks}; {len(values)} of {needed} fresh processes finished"
         end += next(problems, "")
+        if confirmation.disturbed:
+            end += f"; {confirmation.disturbed}"
     else:
         worse, words = judge(values)
         end = f"confirmed by {len(values)} fresh processes: {words}"
@@ -244,6 +182,8 @@ def judge_speed(
     start with tok/s, which is reported on every basis.
     """
     own = Trial(row=result, unquantized=unquantized)
+    disturbance = disturbance_of_trial(own, baseline.rows)
+    confirmation = undisturbed(confirmation, baseline.rows)
     known = {}
     for basis in Basis:
         stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)
@@ -262,10 +202,11 @@ def judge_speed(
         # A basis that replaces another one may be wanted itself as well.
         notes.setdefault(basis, note)
     by_pairs = result.id in baseline.by_pairs
-    speeds = [
+    judged = (
         _judged(basis, *known[basis], limits, confirmation, by_pairs=by_pairs)
         for basis in notes
-    ]
+    )
+    speeds = [guarded(speed, disturbance, confirmation) for speed in judged]
     changes = [change for speed in speeds for change in speed.changes]
     notes_on = zip(speeds, notes.values(), strict=True)
     reasons = [f"{speed.reason}{note}" for speed, note in notes_on]

@@ -19,6 +19,7 @@ from llama_perf.gate.blocks import (
     Decision,
     block_test,
 )
+from llama_perf.gate.evidence import Judgement
 from llama_perf.gate.thresholds import as_share
 from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
@@ -59,7 +60,7 @@ class PairedRow:
         """A side's processes as one row, with the measurement of median speed."""
         return baselines.baseline_row(self.row, *self.measurements(side))
 
-    def peak(self, limits: Limits) -> judgements.Judgement:
+    def peak(self, limits: Limits) -> Judgement:
         """The judgement on the head's peak, by the medians of both sides."""
         peak_bytes = judgements.stored_peak(self.merged("head"))
         return judgements.compare_peak(peak_bytes, self.merged("base"), limits)
@@ -115,7 +116,7 @@ class PairsGate:
             judged = replace(judged, failed=False)
         return result, judged
 
-    def _speed(self, pairs: PairedRow, test: BlockTest) -> judgements.Judgement:
+    def _speed(self, pairs: PairedRow, test: BlockTest) -> Judgement:
         before = geometric_mean(one.tok_s for one in pairs.measurements("base"))
         now = before * math.exp(-test.loss)
         limit = as_share(test.limit)
@@ -126,7 +127,7 @@ class PairsGate:
         undecided = test.decision is Decision.UNDECIDED
         if undecided:
             reason += f"; a loss of {self.target_loss:.1%} is not excluded"
-        return judgements.Judgement(
+        return Judgement(
             changes=(replace(change, worse=test.decision is Decision.SLOWER),),
             reason=reason,
             faster=test.decision is Decision.FASTER,

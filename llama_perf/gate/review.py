@@ -17,6 +17,9 @@ from llama_perf.rows.spec import RowSpec
 
 # With a larger deviation between processes only a collapse of the speed is detected.
 _MAX_DEVIATION = 0.10
+MAX_DETECTABLE = 0.25
+"""The loss that a recorded row should find nine times in ten: with so much lost, a user
+sees it without a gate."""
 _HEADERS = ("row", "tok/s", "change", "peak GB", "change", "model GB", "processes")
 
 
@@ -107,3 +110,24 @@ def describe_speeds(stored: Baseline) -> Iterator[str]:
                 f" {thresholds.minimum_detectable(spread):.1%} is detected"
             )
         yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"
+
+
+def warnings(recorded: Baseline) -> Iterator[str]:
+    """What to say of rows that are recorded and find only large losses."""
+    baseline = SpeedBaseline(recorded)
+    found = {
+        row.id: thresholds.minimum_detectable(judged[1])
+        for row in recorded.rows
+        if (judged := baseline.judged_spread(row.id)) is not None
+    }
+    coarse = {row_id: loss for row_id, loss in found.items() if loss > MAX_DETECTABLE}
+    for row_id, loss in coarse.items():
+        yield (
+            f"warning: {row_id}: without pairs only a loss of {loss:.1%} or more is"
+            " found nine times in ten"
+        )
+    if coarse:
+        yield (
+            "warning: record it on a quieter machine, or with more tokens a generation"
+            " (max_new_tokens)"
+        )

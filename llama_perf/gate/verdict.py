@@ -12,6 +12,8 @@ from functools import partial
 from operator import itemgetter
 
 from llama_perf.gate import judgements
+from llama_perf.gate.disturbed_rows import bandwidth_share
+from llama_perf.gate.evidence import Confirmation, Judgement
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
@@ -34,7 +36,7 @@ def compare(
     unquantized: RowResult | None = None,
     missing_fails: bool = True,
     undecided_fails: bool = True,
-    confirmation: judgements.Confirmation | None = None,
+    confirmation: Confirmation | None = None,
 ) -> Comparison:
     """The verdict on one row, compared with the stored row of its id.
 
@@ -86,6 +88,7 @@ def compare(
     )
     peak = judgements.judge_peak(now, stored, limits, confirmation)
     judged = judge(result, stored, speed, peak, limits)
+    judged = replace(judged, bandwidth_share=bandwidth_share(now, stored))
     if judged.failed and confirmation is not None and confirmation.pairs is not None:
         # Of the same minutes, and of no other environment.
         pairs = confirmation.pairs
@@ -111,8 +114,8 @@ def not_compared(result: RowResult) -> Comparison:
 def judge(
     result: RowResult,
     stored: BaselineRow,
-    speed: judgements.Judgement,
-    peak: judgements.Judgement,
+    speed: Judgement,
+    peak: Judgement,
     limits: Limits,
 ) -> Comparison:
     """The verdict on a measured row whose speed and peak have been judged."""

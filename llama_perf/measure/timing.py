@@ -21,6 +21,7 @@ from llama_perf.llama.compiler import compiled_anew
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import Work, count_work
+from llama_perf.measure.system_load import LoadWatch
 from llama_perf.measure.value_check import check_row_values, warm_up_row
 from llama_perf.results.measurement import GB, Measurement
 
@@ -134,6 +135,7 @@ def measure_row(
     before = replace(injected)
     watch = GpuWatch(torch_device)
     watch.look()
+    load_watch = LoadWatch(torch_device)
     while more_samples(samples, limit=row.num_samples, budget_s=samples_budget_s):
         progress(f"sample {len(samples) + 1} of {row.num_samples}")
         samples.append(time_row(prepared, generator))
@@ -145,6 +147,7 @@ def measure_row(
             after_sample(samples[0])
         if len(samples) > 1:
             after_sample(samples[-1])
+    load = load_watch.load()
     if (reason := watch.throttled()) is not None:
         raise UserError(reason)
     peak_bytes = meter.peak_bytes()
@@ -195,6 +198,7 @@ def measure_row(
         card=tuple(watch.states) or None,
         card_problem=watch.problem,
         neighbours=watch.other_processes() or None,
+        load=load,
         samples_budget_s=samples_budget_s,
         sample_ns=totals,
         first_token_ns=firsts,

@@ -21,6 +21,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.results import baselines
+from llama_perf.results.disturbance import disturbance
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts
@@ -146,6 +147,8 @@ class LlamaPerfPlugin:
             known = {name: getattr(now, name) for name in _FIGURES}
             known = {name: value for name, value in known.items() if value is not None}
             info = {"row": row_id, "verdict": comparison.verdict.value, **known}
+            if words := disturbance(result, comparison):
+                info["disturbed"] = words
             benchmark.extra_info.update(info)
             benchmark.group = NAME
             benchmark.pedantic(sample, rounds=len(now.sample_ns))

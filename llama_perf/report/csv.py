@@ -5,6 +5,7 @@ import io
 from dataclasses import fields
 
 from llama_perf.report import report_format
+from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 
@@ -21,11 +22,13 @@ def as_csv(report: Report) -> str:
     """One line for each row; an empty cell stands for a figure that is not known."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["id", "status", "verdict", "failed", "reason", *_FIGURES])
+    words = ["id", "status", "verdict", "failed", "reason", "disturbed"]
+    lines.writerow([*words, *_FIGURES])
     for result, comparison in report.judged:
         judged: tuple[object, ...] = (None, None, result.reason)
         if comparison is not None:
             judged = (comparison.verdict.value, comparison.failed, comparison.reason)
         figures = [getattr(result.measurement, name, None) for name in _FIGURES]
-        lines.writerow([result.id, result.status.value, *judged, *figures])
+        disturbed = disturbance(result, comparison)
+        lines.writerow([result.id, result.status.value, *judged, disturbed, *figures])
     return text.getvalue()

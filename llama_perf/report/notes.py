@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, starmap
 
-from llama_perf.report.table import outcome
+from llama_perf.report.table import DISTURBED, outcome
+from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
 
@@ -24,6 +25,9 @@ def reasons(report: Report) -> Iterator[tuple[str, str, str, list[str]]]:
         verdict = outcome(result, comparison)
         reason = comparison.reason if comparison else result.reason
         quiet = verdict in _QUIET and not (comparison and comparison.doubtful)
+        # It may have looked faster.
+        if comparison and comparison.verdict is Verdict.SAME:
+            quiet = quiet and not disturbance(result, comparison)
         why: list[str] = []
         if comparison and comparison.verdict in _LOST:
             why += comparison.why
@@ -73,6 +77,9 @@ def notes(report: Report) -> Iterator[str]:
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
         count = f"{len(compiled)} {'row' if len(compiled) == 1 else 'rows'}"
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"
+    for result, comparison in report.judged:
+        if words := disturbance(result, comparison):
+            yield f"disturbed ({DISTURBED}): {result.id}: {words}"
     yield from chain(*starmap(_notes_on_row, measured))
     yield from chain(*starmap(_notes_on_gpu, measured))
     yield from sorted(set(map(_gpu_problem, figures)) - {""})
@@ -117,8 +124,6 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
 
 
 def _notes_on_gpu(result: RowResult, measurement: Measurement) -> Iterator[str]:
-    if others := measurement.neighbours:
-        yield f"other processes on the GPU in {result.id}: {', '.join(others)}"
     states = measurement.card or ()
     if limits := dict.fromkeys(chain(*(state.limited_by for state in states))):
         yield f"clock limited in {result.id}: {', '.join(limits)}"

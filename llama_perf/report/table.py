@@ -8,15 +8,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import starmap
+from operator import add
 
 from tabulate import tabulate
 
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.rows.selection import load_set
 
 NOTHING = "-"
+DISTURBED = "*"
+"""The mark at the verdict of a row that was disturbed; a note says by what."""
 TITLE = "the published rows: on the A100, with its settings here, on this engine here"
 _HEADERS = (
     "row",
@@ -53,7 +57,9 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
         detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
             columns.append(("min. detectable", _cells(detectable, "{:.1%}")))
-    columns.append(("verdict", list(starmap(outcome, report.judged))))
+    marks = (DISTURBED if disturbance(*row) else "" for row in report.judged)
+    words = starmap(outcome, report.judged)
+    columns.append(("verdict", [*map(add, words, marks)]))
     if report.reference:
         columns += _reference_columns(report)
     headers = [header for header, _ in columns]
@@ -117,17 +123,23 @@ def change_of(comparison: Comparison | None, metric: str) -> str:
 
 
 def shown(result: RowResult, comparison: Comparison) -> tuple[str, str, str]:
-    """The figures of a row that ended, its verdict, and the verdict's colour."""
+    """The figures of a row that ended, its verdict, and the verdict's colour.
+
+    A row that was disturbed says so.
+    """
+    disturbed = "disturbed" if disturbance(result, comparison) else ""
     style = "red" if comparison.failed else "yellow"
-    if comparison.verdict in {Verdict.SAME, Verdict.FASTER, Verdict.SMALLER}:
+    harmless = comparison.verdict in {Verdict.SAME, Verdict.FASTER, Verdict.SMALLER}
+    if harmless and not disturbed:
         style = "green"
     if result.measurement is None:
         return "", f"{comparison.verdict.value}: {comparison.reason}", style
     change = change_of(comparison, TOK_S.title)
     figures = result.summary if change == NOTHING else f"{result.summary}  {change}"
+    words = [comparison.verdict.value, disturbed]
     if comparison.verdict is Verdict.NOT_COMPARED:
-        return figures, "", ""
-    return figures, comparison.verdict.value, style
+        words, style = [disturbed], style if disturbed else ""
+    return figures, ", ".join(filter(None, words)), style
 
 
 def published_rows(report: Report) -> list[tuple[RowResult, RowResult]]:

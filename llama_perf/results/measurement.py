@@ -1,7 +1,8 @@
 """The figures that one row measured, and the facts that explain them.
 
-Those are the device's ceiling, the GPU's state, the operators of a decoding step,
-autoquant's choices and the check of values. Imports no torch.
+Those are the device's ceiling, the GPU's state, what else the machine did, the
+operators of a decoding step, autoquant's choices and the check of values. Imports no
+torch.
 """
 
 from statistics import median
@@ -117,6 +118,47 @@ class ValueCheck:
 
 
 @record
+class SystemLoad:
+    """What else the machine did in the `seconds` in which a row took its samples.
+
+    The row had `threads` threads, on any of `cores` cores. Other processes took the
+    time of `other_cores` of these, and `steal_share` of their time went to others than
+    this virtual machine. `load_average` is the system's own, of the last minute, and so
+    also of what the row did before. None: the system does not say.
+    """
+
+    seconds: float
+    cores: int
+    threads: int
+    other_cores: float
+    steal_share: float | None = None
+    load_average: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "cores", "threads"):
+            check_positive(name, getattr(self, name))
+
+    @property
+    def lost_share(self) -> float:
+        """The share of its threads' time in which the row has no core left for them.
+
+        Other processes first take the cores that the row leaves free.
+        """
+        return max(self.other_cores - (self.cores - self.threads), 0.0) / self.threads
+
+    @property
+    def summary(self) -> str:
+        """All of it in words."""
+        cores = "core" if self.cores == 1 else "cores"
+        words = [f"other processes took {self.other_cores:.1f} of {self.cores} {cores}"]
+        if self.steal_share is not None:
+            words.append(f"steal {self.steal_share:.0%}")
+        if self.load_average is not None:
+            words.append(f"load average {self.load_average:.1f}")
+        return ", ".join(words)
+
+
+@record
 class Measurement:
     """The figures of one row. Speeds are medians over its samples; a GB is 10^9 bytes.
 
@@ -136,7 +178,9 @@ class Measurement:
 
     There are fewer samples than the row's `num_samples` if those would have taken
     longer than `samples_budget_s`. `card` has the GPU's states before the first sample
-    and after each; `neighbours` are other processes that computed on the GPU.
+    and after each; `neighbours` are other processes that computed on the GPU. `load`
+    is what else the machine did meanwhile, None where the samples took too little time
+    to know.
     """
 
     tok_s: float
@@ -166,6 +210,7 @@ class Measurement:
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None
     neighbours: tuple[str, ...] | None = None
+    load: SystemLoad | None = None
     samples_budget_s: float | None = None
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()

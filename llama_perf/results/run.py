@@ -119,6 +119,8 @@ class Comparison:
     `minimum_detectable` is the loss of speed, as a share, that a run detects nine times
     in ten; None if the baseline has too few processes to know. `change_interval` is
     that of the change of tok/s, a share, where `pairs` of processes were compared.
+    `bandwidth_share` is the device's bandwidth over the baseline's, where both are
+    known.
     """
 
     id: str
@@ -132,6 +134,7 @@ class Comparison:
     minimum_detectable: float | None = None
     change_interval: tuple[float, float] | None = None
     pairs: int | None = None
+    bandwidth_share: float | None = None
 
     @property
     def doubtful(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.files import write_atomically
-from llama_perf.gate.judgements import Confirmation
+from llama_perf.gate.evidence import Confirmation
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.gate.verdict import compare, not_compared

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llama_perf.errors import UserError
 from llama_perf.gate.blocks import Decision
-from llama_perf.gate.judgements import Confirmation, PairsTest
+from llama_perf.gate.evidence import Confirmation, PairsTest
 from llama_perf.gate.pairs import SIDES, PairsGate, change_in_words
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results.baselines import Baseline, BaselineRow

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llama_perf.errors import RecordError
-from llama_perf.gate import judgements, thresholds
+from llama_perf.gate import thresholds
+from llama_perf.gate.evidence import Trial
+from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import worker
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
+from llama_perf.run.worker_protocol import NOTE
 
 
 def default_processes(rows: Sequence[RowSpec]) -> int:
@@ -29,7 +32,7 @@ def in_fresh_processes(
 
     Returns the environment and all results. A row that cannot run here is tried once.
     The first process of a row compiles anew, which gives the time to compile; the
-    others use what is there already.
+    others use what is there already. A process that was disturbed is named.
     Raises RecordError where a row ends INVALID or the environment changes: the results
     are then no baseline.
     """
@@ -52,7 +55,15 @@ def in_fresh_processes(
                     row, options=asked, devices=devices, progress=running.step
                 )
                 result, environment = ended.result, ended.environment
-                running.end(result.summary, counted=result.measurement is not None)
+                words = disturbance(result)
+                if words:
+                    running.step(f"{NOTE}disturbed: {words}")
+                running.end(
+                    result.summary,
+                    "disturbed" if words else "",
+                    "yellow",
+                    counted=result.measurement is not None,
+                )
             if result.status is Status.INVALID or environment is None:
                 raise RecordError(
                     f"baseline: {row.id} is INVALID in process {number} of"
@@ -78,14 +89,14 @@ def in_confirmation(
     *,
     options: RunRequest,
     progress: Callable[[str], None],
-) -> list[judgements.Trial]:
+) -> list[Trial]:
     """Run the row in the fresh processes of a confirmation.
 
     Where the row is compared with the unquantized one, that runs as often, and they
     take turns at going first. The first process without a measurement ends it: fewer
     processes decide nothing.
     """
-    trials: list[judgements.Trial] = []
+    trials: list[Trial] = []
     pair = [row] if unquantized is None else [row, unquantized]
     for number in range(1, thresholds.CONFIRM_PROCESSES + 1):
         progress(f"fresh process {number} of {thresholds.CONFIRM_PROCESSES}")
@@ -93,7 +104,7 @@ def in_confirmation(
         for one in pair if number % 2 else reversed(pair):
             ended = worker.run_in_process(one, options=options, devices=[row.device])
             results[one] = ended.result
-        trial = judgements.Trial(row=results[row], unquantized=results.get(unquantized))
+        trial = Trial(row=results[row], unquantized=results.get(unquantized))
         trials.append(trial)
         if trial.missed is not None:
             break

@@ -55,23 +55,27 @@ WAYS = (
 
 
 _LOOP = """
-import os, sys
-while os.getppid() == int(sys.argv[1]):
-    for _ in range(1_000_000):
+import os, sys, time
+parent, share = int(sys.argv[1]), float(sys.argv[2])
+while os.getppid() == parent:
+    end_s = time.perf_counter() + 0.05 * share
+    while time.perf_counter() < end_s:
         pass
+    if share < 1:
+        time.sleep(0.05 * (1 - share))
 """
 
 
 @contextmanager
-def busy_loop(*, runs: bool) -> Iterator[None]:
-    """A process of normal priority that never waits, if it `runs`.
+def busy_loop(*, runs: bool, share: float = 1.0) -> Iterator[None]:
+    """A process of normal priority, if it `runs`, that works for a share of its time.
 
     It ends by itself where this process was killed: it would disturb all that follows.
     """
     if not runs:
         yield
         return
-    command = [sys.executable, "-c", _LOOP, str(os.getpid())]
+    command = [sys.executable, "-c", _LOOP, str(os.getpid()), str(share)]
     with subprocess.Popen(command) as loop:
         try:
             yield

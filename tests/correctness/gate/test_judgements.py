@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.judgements import Trial, limits_of, stored_peak
+from llama_perf.gate.evidence import Trial
+from llama_perf.gate.judgements import limits_of, stored_peak
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import Spread, as_share, confirm_limit, screen_limit
 from llama_perf.results.baselines import Baseline

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_perf.gate.judgements import Trial
+from llama_perf.gate.evidence import Trial
 from llama_perf.gate.review import describe_speeds, differences, problems
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.results import baselines

@@ -241,7 +241,8 @@ def test_a_report_tells_of_neighbours_and_limits() -> None:
     unknown = measured(replace(CUDA_ROW, compile=True), card_problem="NVML: no driver")
     report = report_of(result, unknown)
     text = as_text(report)
-    assert f"other processes on the GPU in {CUDA_ROW.id}: process 7 (x)\n" in text
+    disturbed = f"{CUDA_ROW.id}: other processes on the GPU: process 7 (x)\n"
+    assert f"disturbed (*): {disturbed}" in text
     assert f"clock limited in {CUDA_ROW.id}: power cap\n" in text
     assert "the GPU's state is not known: NVML: no driver\n" in text
     assert from_json(Report, to_json(report).encode(), source="report") == report

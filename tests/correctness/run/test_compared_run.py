@@ -8,7 +8,7 @@ from unittest.mock import Mock, call
 import pytest
 import torch
 
-from llama_perf.gate.judgements import Trial
+from llama_perf.gate.evidence import Trial
 from llama_perf.results.run import Comparison, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import compared_run, confirmation

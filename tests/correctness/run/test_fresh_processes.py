@@ -8,6 +8,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.report.text import as_text
 from llama_perf.results import baselines
+from llama_perf.results.measurement import SystemLoad
 from llama_perf.results.run import Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.fresh_processes import default_processes
@@ -123,6 +124,35 @@ def test_a_recording_that_ends_early(project: Project, ending: str) -> None:
     assert project.compiled_anew == [True] * 3 + [False] * 4
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_recording_names_disturbed_processes_and_warns_of_large_noise(
+    project: Project,
+) -> None:
+    speeds = (50.0, 80.0, 100.0, 140.0, 200.0)
+    environment = baselines.read(project.record()).environment
+    load = SystemLoad(seconds=1.0, cores=2, threads=2, other_cores=0.9)
+
+    def process(number: int, row: RowSpec) -> WorkerResult:
+        disturbed = load if (number, row.id) == (2, INT8) else None
+        # Its ratio to the other row varies as much.
+        tok_s = speeds[number - 1] ** (2 if row.id == INT8 else 1)
+        result = measured(row, tok_s=tok_s, load=disturbed)
+        if row.id == FP6:
+            result = unmeasured(Status.NOT_RUN, "not built", row)
+        return WorkerResult(result=result, environment=environment)
+
+    project.stand_in(process)
+    output, progress = project.cli(*project.words("baseline", "record"))
+    assert progress.count("disturbed: other processes took 0.9 of 2 cores\n") == 1
+    ended = [line for line in progress.splitlines() if "disturbed" in line]
+    assert len(ended) == 2
+    assert all("int8wo.torchao, process 2 of 5" in line for line in ended)
+    assert "6400.00 tok/s  disturbed  " in ended[1]
+    for row_id in (PLAIN, INT8):
+        assert f"\nwarning: {row_id}: without pairs only a loss of " in output
+    remedies = "a quieter machine, or with more tokens a generation (max_new_tokens)\n"
+    assert f"{remedies}recorded 2 rows in " in output
 
 
 def test_a_revision_is_checked_out_and_gone_afterwards(tmp_path: Path) -> None:

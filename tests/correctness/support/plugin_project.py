@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from llama_perf.measure import timing
 from llama_perf.results.measurement import Ceiling
 from llama_perf.results.run import Report, Verdict
 from llama_perf.rows import selection
@@ -84,7 +86,8 @@ class Project:
     """A rootdir with the suite's own test, settings and conftest, and tiny rows.
 
     The bandwidth is made up, and a row's process is this one: measuring the one and
-    starting the other would take most of a run's time.
+    starting the other would take most of a run's time. No verdict hangs on what else
+    this machine does.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Project:
     ) -> None:
         self.pytester, self.patch, self.cli = pytester, patch, cli
         patch.setattr(session, "measure_ceiling", lambda _: Ceiling(read_gb_s=20.0))
+        patch.setattr(timing, "LoadWatch", lambda _: Mock(load=lambda: None))
         patch.setattr(worker, "Worker", InProcessWorker)
         # For the processes that a test starts.
         patch.setenv("PYTHONPATH", str(ROOT))

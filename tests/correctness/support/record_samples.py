@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.gate import verdict
-from llama_perf.gate.judgements import Confirmation, Trial
+from llama_perf.gate.evidence import Confirmation, Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
