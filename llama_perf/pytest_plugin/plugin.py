@@ -21,6 +21,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.results import baselines
+from llama_perf.results.run import Comparison, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
@@ -37,6 +38,7 @@ _FIGURES = (
     *("tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"),
     *("device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes", "weights"),
 )
+_JUNIT_FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
 
 
 class SampleClock:
@@ -65,6 +67,8 @@ class LlamaPerfPlugin:
         self._request = request
         self._named = options.named_baseline(config)
         self._run: ComparedRun | None = None
+        self._properties: list[tuple[str, object]] = []
+        """Those of the test that runs, which `--junitxml` writes."""
 
     @cached_property
     def rows(self) -> dict[str, RowSpec]:
@@ -121,8 +125,9 @@ class LlamaPerfPlugin:
             )
 
     @pytest.fixture
-    def row_runner(self) -> LlamaPerfPlugin:
+    def row_runner(self, request: pytest.FixtureRequest) -> LlamaPerfPlugin:
         """The plugin, for the test of a row."""
+        self._properties = request.node.user_properties
         return self
 
     def run(self, row_id: str, benchmark: Any) -> None:
@@ -130,6 +135,7 @@ class LlamaPerfPlugin:
         assert self._run is not None, "pytest_runtestloop starts the run"
         with self._terminal():
             result, comparison = self._run.run_row(self.rows[row_id])
+        self._properties += junit_properties(result, comparison)
         now = result.measurement
         if now is not None:
             samples = iter(now.sample_ns)
@@ -229,14 +235,34 @@ class LlamaPerfPlugin:
         yield
         if self._run is None or not self._run.report.results:
             return
+        from llama_perf.report.columns import on_screen
         from llama_perf.report.text import as_text
 
+        writer = self._config.get_terminal_writer()
+        width = writer.fullwidth if terminalreporter.isatty else None
+        layout = on_screen(self._request.columns, width)
         terminalreporter.section("llama-perf")
-        terminalreporter.write(as_text(self._run.report))
+        terminalreporter.write(as_text(self._run.report, layout))
         terminalreporter.write(f"results: {self._request.results}\n")
         self._request.write_reports(self._run.report)
         for line in self._run.missing_baselines():
             terminalreporter.write(line + "\n")
+
+
+def junit_properties(
+    result: RowResult, comparison: Comparison
+) -> Iterator[tuple[str, object]]:
+    """What `--junitxml` writes of a row: what is known of it, and why it failed."""
+    yield "row", result.id
+    if result.row.name is not None:
+        yield "name", result.row.name
+    yield "verdict", comparison.verdict.value
+    for figure in _JUNIT_FIGURES:
+        value = getattr(result.measurement, figure, None)
+        if value is not None:
+            yield figure, value
+    if comparison.failed or result.measurement is None:
+        yield "reason", comparison.reason
 
 
 @contextmanager

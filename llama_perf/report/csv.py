@@ -13,7 +13,9 @@ _FIGURES = [
     for field in fields(Measurement)
     if field.type in {float, int, str, float | None, int | None, str | None}
 ]
-"""The fields of a measurement that hold one number or one word."""
+# Beside the speed that it belongs to.
+_FIGURES.insert(1, "sample_spread")
+"""The figures of a measurement that are one number or one word."""
 
 
 @report_format("csv", ".csv")
@@ -21,11 +23,13 @@ def as_csv(report: Report) -> str:
     """One line for each row; an empty cell stands for a figure that is not known."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["id", "status", "verdict", "failed", "reason", *_FIGURES])
+    headers = ["id", "name", "status", "verdict", "failed", "reason"]
+    lines.writerow([*headers, *_FIGURES])
     for result, comparison in report.judged:
         judged: tuple[object, ...] = (None, None, result.reason)
         if comparison is not None:
             judged = (comparison.verdict.value, comparison.failed, comparison.reason)
         figures = [getattr(result.measurement, name, None) for name in _FIGURES]
-        lines.writerow([result.id, result.status.value, *judged, *figures])
+        about = (result.id, result.row.name, result.status.value)
+        lines.writerow([*about, *judged, *figures])
     return text.getvalue()

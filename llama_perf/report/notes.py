@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, starmap
 
-from llama_perf.report.table import outcome
+from llama_perf.report.columns import outcome
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
 
@@ -73,6 +73,9 @@ def notes(report: Report) -> Iterator[str]:
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
         count = f"{len(compiled)} {'row' if len(compiled) == 1 else 'rows'}"
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"
+    for result in report.results:
+        if result.row.name is not None:
+            yield f"row {result.row.name}: {result.id}"
     yield from chain(*starmap(_notes_on_row, measured))
     yield from chain(*starmap(_notes_on_gpu, measured))
     yield from sorted(set(map(_gpu_problem, figures)) - {""})
