@@ -43,19 +43,24 @@ class LimitField:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a report: the value times `scale`, and its change if it is shown."""
+    """A column of a report: the value times `scale`.
 
+    `name` is what `--columns` calls it. `change` has the name of the column that
+    follows it, and the title of the metric whose change stands there.
+    """
+
+    name: str
     header: str
     digits: int
     scale: float = 1.0
-    change: bool = False
+    change: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric: `title` names it in results and reasons.
 
-    `source` is the field of a measurement, dotted for a field of one of its records.
+    `source` is the field or property of a measurement, dotted for one of its records.
     `digits` are for reasons. The first of `limits` is that of its change; a second one
     of GROWTH is an amount that never counts.
     """
@@ -103,7 +108,7 @@ TOK_S = Metric(
     "tok/s",
     "tok_s",
     Rule.SPEED,
-    Column("tok/s", 2, change=True),
+    Column("tok/s", "tok/s", 2),
     more_is_better=True,
     digits=2,
     limits=(
@@ -115,7 +120,7 @@ PEAK_MEMORY = Metric(
     "peak memory",
     "peak_memory_bytes",
     Rule.PEAK,
-    Column("peak GB", 2, scale=1e-9, change=True),
+    Column(*("peak", "peak GB", 2), scale=1e-9, change=("peak-change", "peak memory")),
     limits=(
         LimitField("peak_memory", _PEAK, 0.01, {"cpu": 0.10}),
         LimitField("peak_memory_bytes", _BYTES, 0, {"cpu": 32_000_000}, integral=True),
@@ -125,10 +130,17 @@ PEAK_MEMORY = Metric(
 METRICS = (
     TOK_S,
     Metric(
+        "spread of the samples",
+        "sample_spread",
+        Rule.SHOWN,
+        # Beside the speed that it belongs to, before that one's change.
+        Column("spread", "spread %", 1, scale=100, change=("change", TOK_S.title)),
+    ),
+    Metric(
         "decode tok/s",
         "decode_tok_s",
         Rule.REPORTED,
-        Column("decode tok/s", 2),
+        Column("decode", "decode tok/s", 2),
         more_is_better=True,
         digits=2,
     ),
@@ -136,15 +148,15 @@ METRICS = (
         "time to first token (s)",
         "time_to_first_token_s",
         Rule.REPORTED,
-        Column("first token ms", 1, scale=1e3),
+        Column("first-token", "first token ms", 1, scale=1e3),
         digits=2,
     ),
-    Metric("model bandwidth", "bandwidth_gb_s", Rule.SHOWN, Column("GB/s", 2)),
+    Metric("model bandwidth", "bandwidth_gb_s", Rule.SHOWN, Column("gb/s", "GB/s", 2)),
     Metric(
         "share of the device's bandwidth",
         "device_bandwidth_share",
         Rule.SHOWN,
-        Column("% of bandwidth", 1, scale=100),
+        Column("bandwidth", "% of bandwidth", 1, scale=100),
     ),
     PEAK_MEMORY,
     # Allocated bytes, the model's size and the calls of a step hardly vary.
@@ -158,7 +170,7 @@ METRICS = (
         "model size",
         "model_size_bytes",
         Rule.GROWTH,
-        Column("model GB", 2, scale=1e-9),
+        Column("model", "model GB", 2, scale=1e-9),
         limits=(LimitField("model_size", "growth", 0.001),),
     ),
     Metric(
@@ -200,7 +212,7 @@ METRICS = (
         "signal to noise of the value check",
         "check.signal_to_noise_db",
         Rule.SHOWN,
-        Column("check dB", 0),
+        Column("check", "check dB", 0),
     ),
 )
 LIMIT_FIELDS = {limit.name: limit for metric in METRICS for limit in metric.limits}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from llama_perf.cli.ending import print_report
 from llama_perf.errors import RecordError, SpecError, check_count
 from llama_perf.files import check_folder
 from llama_perf.gate.review import describe_speeds, differences, problems, warnings
-from llama_perf.report.text import as_text
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Environment, Report, RowResult, Status, read_merged
@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(act.__name__, help=text)
         action.set_defaults(act=act)
         add_shared(action, "--baselines")
+        if act in {record, show}:
+            add_shared(action, "--columns")
         if act is record:
             _add_record_options(action)
         else:
@@ -107,7 +109,7 @@ def record(arguments: argparse.Namespace) -> int:
     recorded = replace(
         baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
     )
-    _print(recorded, *not_run)
+    _print(request, recorded, *not_run)
     for warning in warnings(recorded):
         print(warning)
     print(f"recorded {len(measured)} rows in {path}")
@@ -160,12 +162,13 @@ def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult
 
 def show(arguments: argparse.Namespace) -> int:
     """Print each baseline as a table, and how far its processes lie apart."""
+    request = request_of(arguments)
     for key, path in _asked(arguments):
         baseline = baselines.read(path)
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
-        _print(baseline)
+        _print(request, baseline)
         print()
     return 0
 
@@ -223,7 +226,7 @@ def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         yield key, baselines.path_of(folder, key)
 
 
-def _print(baseline: Baseline, *others: RowResult) -> None:
+def _print(request: RunRequest, baseline: Baseline, *others: RowResult) -> None:
     """Print a baseline as if measured now, `others`, and its noise."""
     measured = [
         RowResult(
@@ -236,6 +239,6 @@ def _print(baseline: Baseline, *others: RowResult) -> None:
         environment=baseline.environment,
         results=(*measured, *others),
     )
-    print(as_text(report))
+    print_report(report, request)
     for line in describe_speeds(baseline):
         print(line)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints", "--wait")
     add_shared(parser, "--row-timeout", "--inject-slowdown", "--inject-damage")
     add_shared(parser, "--on-missing-baseline", "--on-undecided")
-    add_shared(parser, "--results", "--report", "--markdown")
+    add_shared(parser, "--results", "--report", "--markdown", "--columns")
     text = "the revision of this checkout to compare with (default with --base-python:"
     add_shared(parser, "--base", base=f"{text} the files as they are)")
     parser.add_argument(

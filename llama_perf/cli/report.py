@@ -4,7 +4,11 @@ import argparse
 from pathlib import Path
 
 from llama_perf import report
+from llama_perf.cli.ending import terminal_width
+from llama_perf.errors import SpecError
+from llama_perf.report.columns import on_screen
 from llama_perf.results.run import read_merged
+from llama_perf.run.options import add_shared
 
 HELP = f"print the results of earlier runs as {', '.join(report.names())}"
 
@@ -20,9 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " are merged into one report",
     )
     parser.add_argument("--format", choices=report.names(), default="text")
+    add_shared(parser, "--columns")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the report."""
-    print(report.draw(read_merged(arguments.file), arguments.format), end="")
+    layout = on_screen(arguments.columns, terminal_width())
+    if arguments.columns is not None and not report.has_columns(arguments.format):
+        reason = f"{arguments.format} always has all of them; leave it out"
+        raise SpecError("columns", arguments.columns, reason)
+    print(report.draw(read_merged(arguments.file), arguments.format, layout), end="")
     return 0

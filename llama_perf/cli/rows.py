@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *("--set", "--rows", "--row", "--shard"),
         set="list a set of rows that comes with the package (default: every set)",
         rows="list the rows of your own TOML file instead of a set",
-        row="list only the rows whose id matches the pattern (repeatable)",
+        row="list only the rows whose id or name matches the pattern (repeatable)",
         shard="list only the I-th of N parts: every N-th row, starting with the I-th",
     )
     parser.add_argument(
@@ -53,6 +53,9 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(objects, indent=2))
     else:
         lines = [_line(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
+        if any(row.name for row in rows):
+            names = ({"name": row.name or "-"} for row in rows)
+            lines = [name | line for name, line in zip(names, lines, strict=True)]
         print(tabulate(lines, headers="keys", disable_numparse=True))
         print(f"{len(rows)} rows")
     for note in notes:

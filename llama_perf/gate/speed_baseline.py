@@ -7,7 +7,6 @@ device, both measured in the same run. Knows no verdict.
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from enum import Enum
 from itertools import repeat
 
@@ -63,7 +62,7 @@ class SpeedBaseline:
         self.spreads = {basis: _spreads(self.speeds[basis]) for basis in Basis}
 
     def _most_similar(self, row: BaselineRow) -> BaselineRow | None:
-        fields = asdict(row.row).items()
+        fields = row.row.work.items()
 
         def belongs(one: BaselineRow) -> tuple[object, ...]:
             return one.row.model, one.row.device, one.row.batch_size, one.recorded
@@ -75,7 +74,7 @@ class SpeedBaseline:
         )
         return min(
             candidates,
-            key=lambda candidate: len(fields - asdict(candidate.row).items()),
+            key=lambda candidate: len(fields - candidate.row.work.items()),
             default=None,
         )
 

@@ -22,6 +22,7 @@ from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.results import baselines
 from llama_perf.results.disturbance import disturbance
+from llama_perf.results.run import Comparison, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts
@@ -40,6 +41,7 @@ _FIGURES = (
     *("tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"),
     *("device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes", "weights"),
 )
+_JUNIT_FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
 
 
 class SampleClock:
@@ -69,6 +71,8 @@ class LlamaPerfPlugin:
         self._named = options.named_baseline(config)
         self._run: ComparedRun | None = None
         self._interrupt: KeyboardInterrupt | None = None
+        self._properties: list[tuple[str, object]] = []
+        """Those of the test that runs, which `--junitxml` writes."""
 
     @cached_property
     def rows(self) -> dict[str, RowSpec]:
@@ -128,8 +132,9 @@ class LlamaPerfPlugin:
             )
 
     @pytest.fixture
-    def row_runner(self) -> LlamaPerfPlugin:
+    def row_runner(self, request: pytest.FixtureRequest) -> LlamaPerfPlugin:
         """The plugin, for the test of a row."""
+        self._properties = request.node.user_properties
         return self
 
     def run(self, row_id: str, benchmark: Any) -> None:
@@ -137,6 +142,7 @@ class LlamaPerfPlugin:
         assert self._run is not None, "pytest_runtestloop starts the run"
         with self._terminal():
             result, comparison = self._run.run_row(self.rows[row_id])
+        self._properties += junit_properties(result, comparison)
         now = result.measurement
         if now is not None:
             samples = iter(now.sample_ns)
@@ -254,14 +260,34 @@ class LlamaPerfPlugin:
             code, command = exit_code(self._interrupt), [*program("pytest"), *words]
             lines += interrupted_lines(report, self._request, code, command)
         if report.results:
+            from llama_perf.report.columns import on_screen
             from llama_perf.report.text import as_text
 
+            writer = self._config.get_terminal_writer()
+            width = writer.fullwidth if terminalreporter.isatty else None
+            layout = on_screen(self._request.columns, width)
             terminalreporter.section("llama-perf")
-            terminalreporter.write(as_text(report))
+            terminalreporter.write(as_text(report, layout))
             terminalreporter.write(f"results: {self._request.results}\n")
             self._request.write_reports(report)
         for line in lines:
             terminalreporter.write(line + "\n")
+
+
+def junit_properties(
+    result: RowResult, comparison: Comparison
+) -> Iterator[tuple[str, object]]:
+    """What `--junitxml` writes of a row: what is known of it, and why it failed."""
+    yield "row", result.id
+    if result.row.name is not None:
+        yield "name", result.row.name
+    yield "verdict", comparison.verdict.value
+    for figure in _JUNIT_FIGURES:
+        value = getattr(result.measurement, figure, None)
+        if value is not None:
+            yield figure, value
+    if comparison.failed or result.measurement is None:
+        yield "reason", comparison.reason
 
 
 @contextmanager

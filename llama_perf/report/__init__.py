@@ -9,27 +9,35 @@ import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
+from llama_perf.report.columns import ALL, Layout
 from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
 
-Draw = Callable[[Report], str]
-_BY_NAME: dict[str, Draw] = {}
-_BY_SUFFIX: dict[str, Draw] = {}
+Draw = TypeVar("Draw", bound=Callable[..., str])
+_BY_NAME: dict[str, Callable[..., str]] = {}
+_BY_SUFFIX: dict[str, str] = {}
+_WITH_COLUMNS: set[str] = set()
 
 
-def report_format(name: str, suffix: str) -> Callable[[Draw], Draw]:
+def report_format(
+    name: str, suffix: str, *, has_columns: bool = False
+) -> Callable[[Draw], Draw]:
     """Register a function that draws a report as the format `name`.
 
-    A file that ends in `suffix`, such as ".md", is written by it.
+    A file that ends in `suffix`, such as ".md", is written by it. A format that
+    `has_columns` gets the layout of its table as a second argument.
     """
 
     def register(draw: Draw) -> Draw:
         assert name not in _BY_NAME, f"two formats are named {name!r}"
         assert suffix not in _BY_SUFFIX, f"two formats have the suffix {suffix!r}"
-        _BY_NAME[name] = _BY_SUFFIX[suffix] = draw
+        _BY_NAME[name], _BY_SUFFIX[suffix] = draw, name
+        if has_columns:
+            _WITH_COLUMNS.add(name)
         return draw
 
     return register
@@ -49,11 +57,17 @@ def suffixes() -> list[str]:
     return sorted(_BY_SUFFIX)
 
 
-def draw(report: Report, name: str) -> str:
+def has_columns(name: str) -> bool:
+    """Whether the format `name` draws a table whose columns can be chosen."""
+    return name in _WITH_COLUMNS
+
+
+def draw(report: Report, name: str, layout: Layout = ALL) -> str:
     """The report in the format `name`; raises SpecError where there is none."""
     if name not in names():
         raise SpecError("format", name, f"allowed: {', '.join(names())}")
-    return _BY_NAME[name](report)
+    more = [layout] if has_columns(name) else []
+    return _BY_NAME[name](report, *more)
 
 
 def check_path(path: Path) -> None:
@@ -64,10 +78,10 @@ def check_path(path: Path) -> None:
     check_writable("report", path)
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report, path: Path, layout: Layout = ALL) -> None:
     """Write the report to `path`, in the format of its suffix; raises SpecError."""
     check_path(path)
-    write_atomically(path, _BY_SUFFIX[path.suffix](report))
+    write_atomically(path, draw(report, _BY_SUFFIX[path.suffix], layout))
 
 
 # Each module registers its formats.

@@ -14,7 +14,9 @@ _FIGURES = [
     for field in fields(Measurement)
     if field.type in {float, int, str, float | None, int | None, str | None}
 ]
-"""The fields of a measurement that hold one number or one word."""
+# Beside the speed that it belongs to.
+_FIGURES.insert(1, "sample_spread")
+"""The figures of a measurement that are one number or one word."""
 
 
 @report_format("csv", ".csv")
@@ -22,13 +24,14 @@ def as_csv(report: Report) -> str:
     """One line for each row; an empty cell stands for a figure that is not known."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    words = ["id", "status", "verdict", "failed", "reason", "disturbed"]
+    words = ["id", "name", "status", "verdict", "failed", "reason", "disturbed"]
     lines.writerow([*words, *_FIGURES])
     for result, comparison in report.judged:
         judged: tuple[object, ...] = (None, None, result.reason)
         if comparison is not None:
             judged = (comparison.verdict.value, comparison.failed, comparison.reason)
         figures = [getattr(result.measurement, name, None) for name in _FIGURES]
+        about = (result.id, result.row.name, result.status.value)
         disturbed = disturbance(result, comparison)
-        lines.writerow([result.id, result.status.value, *judged, disturbed, *figures])
+        lines.writerow([*about, *judged, disturbed, *figures])
     return text.getvalue()

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, starmap
 
-from llama_perf.report.table import DISTURBED, outcome
+from llama_perf.report.columns import DISTURBED, outcome
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
@@ -80,6 +80,9 @@ def notes(report: Report) -> Iterator[str]:
     for result, comparison in report.judged:
         if words := disturbance(result, comparison):
             yield f"disturbed ({DISTURBED}): {result.id}: {words}"
+    for result in report.results:
+        if result.row.name is not None:
+            yield f"row {result.row.name}: {result.id}"
     yield from chain(*starmap(_notes_on_row, measured))
     yield from chain(*starmap(_notes_on_gpu, measured))
     yield from sorted(set(map(_gpu_problem, figures)) - {""})

@@ -5,22 +5,28 @@ states them, the second on this project's engine, with the same `reference_key`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import starmap
-from operator import add
 
 from tabulate import tabulate
 
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.metrics import TOK_S
+from llama_perf.report.columns import (
+    ALL,
+    NOTHING,
+    Layout,
+    cells_of,
+    change_of,
+    columns,
+    lines_of,
+    speed_up,
+)
 from llama_perf.results.disturbance import disturbance
-from llama_perf.results.measurement import LinearChoice, Measurement
+from llama_perf.results.measurement import LinearChoice
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.rows.selection import load_set
+from llama_perf.rows.spec import RowSpec
 
-NOTHING = "-"
-DISTURBED = "*"
-"""The mark at the verdict of a row that was disturbed; a note says by what."""
 TITLE = "the published rows: on the A100, with its settings here, on this engine here"
 _HEADERS = (
     "row",
@@ -33,46 +39,38 @@ _HEADERS = (
 )
 
 
-def results_table(report: Report, style: str) -> tuple[str, str]:
+def results_table(report: Report, style: str, layout: Layout = ALL) -> tuple[str, str]:
     """The part of the id that all rows share, and the table in tabulate's `style`.
 
-    The A100's columns are there if any row is in the published table, that of the
-    smallest loss that a run detects if any baseline row has processes enough.
+    By default the A100's columns are there if any row is in the published table, that
+    of the smallest loss that a run detects if any baseline row has processes enough.
     """
-    names, common = short_names([result.id for result in report.results])
+    names, common = row_names([result.row for result in report.results])
+    width = layout.width
     if style == "github":
         # GitHub ends a cell at a bar, and the path of a model may hold one.
-        names = [name.replace("|", r"\|") for name in names]
-    verdicts = [comparison for _, comparison in report.judged]
-    columns = [("row", names)]
-    for metric in METRICS:
-        if (column := metric.column) is None:
-            continue
-        values = [metric.read(result.measurement) for result in report.results]
-        cells = _cells(values, f"{{:.{column.digits}f}}", column.scale)
-        columns.append((column.header, cells))
-        if column.change:
-            cells = [change_of(comparison, metric.title) for comparison in verdicts]
-            columns.append(("change", cells))
-        detectable = [one.minimum_detectable if one else None for one in verdicts]
-        if metric is TOK_S and any(detectable):
-            columns.append(("min. detectable", _cells(detectable, "{:.1%}")))
-    marks = (DISTURBED if disturbance(*row) else "" for row in report.judged)
-    words = starmap(outcome, report.judged)
-    columns.append(("verdict", [*map(add, words, marks)]))
-    if report.reference:
-        columns += _reference_columns(report)
-    headers = [header for header, _ in columns]
-    rows = zip(*(cells for _, cells in columns), strict=True)
-    aligned = ["left" if name in {"row", "verdict"} else "right" for name in headers]
+        names, width = [name.replace("|", r"\|") for name in names], None
+    chosen = columns(report, names, layout)
     return common, tabulate(
-        rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=aligned
+        lines_of(chosen, width),
+        headers=[column.header for column in chosen],
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=["right" if column.is_figure else "left" for column in chosen],
     )
 
 
-def outcome(result: RowResult, comparison: Comparison | None) -> str:
-    """The verdict on a row in one word, or how it ended where there is none."""
-    return result.status.value if comparison is None else comparison.verdict.value
+def row_names(rows: Sequence[RowSpec]) -> tuple[list[str], str]:
+    """What rows are called beside one another, and the part of the id that all share.
+
+    That is a row's own name, or else the part of its id in which the rows differ.
+    """
+    short, common = short_names([row.id for row in rows])
+    names = [row.name or name for row, name in zip(rows, short, strict=True)]
+    if len(set(names)) < len(names):
+        # A name is what is left of another row's id.
+        names, common = [row.name or row.id for row in rows], ""
+    return names, common
 
 
 def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
@@ -87,39 +85,6 @@ def short_names(ids: Sequence[str]) -> tuple[list[str], str]:
     if not all(names) or len(set(names)) < len(names):
         return list(ids), ""
     return names, ".".join(common)
-
-
-def _reference_columns(report: Report) -> list[tuple[str, list[str]]]:
-    now = [result.measurement for result in report.results]
-    then = [report.reference.get(result.id) for result in report.results]
-    shares = [one.device_bandwidth_share if one else None for one in then]
-    return [
-        ("A100 tok/s", _cells(map(TOK_S.read, then), "{:.2f}")),
-        ("speed-up", list(map(speed_up, now, then))),
-        ("A100 %", _cells(shares, "{:.1f}", 100)),
-        ("A100 peak GB", _cells(map(PEAK_MEMORY.read, then), "{:.2f}", 1e-9)),
-    ]
-
-
-def speed_up(now: Measurement | None, then: Measurement | None) -> str:
-    """The ratio of two rows' tok/s, such as "2.31x"; "-" if either is unknown."""
-    if now is None or then is None:
-        return NOTHING
-    return f"{now.tok_s / then.tok_s:.2f}x"
-
-
-def _cells(values: Iterable[float | None], form: str, scale: float = 1) -> list[str]:
-    return [
-        NOTHING if value is None else form.format(value * scale) for value in values
-    ]
-
-
-def change_of(comparison: Comparison | None, metric: str) -> str:
-    """The change of a metric, such as "-6.9%"; "-" if it was not compared."""
-    for change in () if comparison is None else comparison.changes:
-        if change.metric == metric:
-            return f"{change.change:+.1%}"
-    return NOTHING
 
 
 def shown(result: RowResult, comparison: Comparison) -> tuple[str, str, str]:
@@ -165,7 +130,7 @@ def published_table(report: Report, *, style: str = "simple") -> str | None:
         lines.append(
             (
                 both.id,
-                *_cells([TOK_S.read(a100)], "{:.2f}"),
+                *cells_of([TOK_S.read(a100)], "{:.2f}"),
                 _speed(literal),
                 speed_up(literal.measurement, a100),
                 _speed(engine),
@@ -197,7 +162,7 @@ def choice_table(choices: Sequence[LinearChoice], *, style: str = "simple") -> s
             str(choice.out_features),
             str(choice.in_features),
             ", ".join(f"{tokens} x {count}" for tokens, count in choice.products),
-            *_cells(map(choice.total_ms.get, names), "{:.2f} ms"),
+            *cells_of(map(choice.total_ms.get, names), "{:.2f} ms"),
             choice.chosen,
             "reused" if choice.reused else "taken now",
         )

@@ -5,7 +5,7 @@ operators of a decoding step, autoquant's choices and the check of values. Impor
 torch.
 """
 
-from statistics import median
+from statistics import median, quantiles
 
 from llama_perf.errors import SpecError, check_positive
 from llama_perf.strict_json import record
@@ -226,6 +226,18 @@ class Measurement:
         """How much longer the first sample took than the median of the others."""
         first, *others = self.sample_ns or (0,)
         return first / median(others) - 1 if others else None
+
+    @property
+    def sample_spread(self) -> float | None:
+        """How far apart the samples lie: their middle half, as a share of the median.
+
+        It is the distance of the quartiles, which one slow sample among several hardly
+        moves. None with fewer than two samples.
+        """
+        if len(self.sample_ns) < 2:
+            return None
+        first, middle, third = quantiles(self.sample_ns, n=4, method="inclusive")
+        return (third - first) / middle
 
     @property
     def device_bandwidth_share(self) -> float | None:

@@ -10,6 +10,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ def load_set(name: str) -> list[RowSpec]:
 
 def every_row() -> list[RowSpec]:
     """The rows of all sets that come with the package, each once."""
-    return list(dict.fromkeys(row for name in set_names() for row in load_set(name)))
+    rows: dict[str, RowSpec] = {}
+    for row in chain.from_iterable(map(load_set, set_names())):
+        rows.setdefault(row.id, row)
+    return list(rows.values())
 
 
 def load_file(path: Path) -> list[RowSpec]:
@@ -60,10 +64,12 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
     rows = [_row(defaults, one, f"{source}: row {number}") for number, one in numbered]
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if (first := numbers.setdefault(row.id, number)) != number:
-            raise RecordError(
-                f"{source}: rows {first} and {number} have one id, {row.id!r}"
-            )
+        named = [] if row.name is None else [("name", row.name)]
+        for kind, text in [("id", row.id), *named]:
+            if (first := numbers.setdefault(text, number)) != number:
+                raise RecordError(
+                    f"{source}: rows {first} and {number} have one {kind}, {text!r}"
+                )
     return rows
 
 
@@ -82,17 +88,20 @@ def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
 
 
 def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
-    """The rows whose id matches any of `globs`, or all rows without globs.
+    """The rows whose id or name matches any of `globs`, or all rows without globs.
 
     Raises SpecError for a glob that matches no row.
     """
     for glob in globs:
-        if not any(fnmatch.fnmatchcase(row.id, glob) for row in rows):
+        if not any(_matches(row, glob) for row in rows):
             raise SpecError("row", glob, "no id matches; `llama-perf rows` lists them")
     wanted = globs or ["*"]
-    return [
-        row for row in rows if any(fnmatch.fnmatchcase(row.id, glob) for glob in wanted)
-    ]
+    return [row for row in rows if any(_matches(row, glob) for glob in wanted)]
+
+
+def _matches(row: RowSpec, glob: str) -> bool:
+    names = filter(None, (row.id, row.name))
+    return any(fnmatch.fnmatchcase(name, glob) for name in names)
 
 
 def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:

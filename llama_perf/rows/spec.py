@@ -24,7 +24,8 @@ PERSISTENT = "persistent"
 """`fused` where all layers of a step are one kernel."""
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
-_NOT_WORK = ("upstream_issue", "limits")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
+_NOT_WORK = ("name", "upstream_issue", "limits")
 FUSED_TOKENS = 8
 """The largest number of tokens that a fused kernel multiplies at once."""
 _POSITIVE = (
@@ -52,9 +53,10 @@ class RowSpec:
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     there a row of the table with it is the same work as the row without.
 
-    `upstream_issue`, such as "pytorch/ao#2376", says that a library is known to break
-    the row. `limits` are the row's own for the gate. Neither changes the work, so
-    neither is part of the id or the fingerprint.
+    `name` is what tables show in place of the id. `upstream_issue`, such as
+    "pytorch/ao#2376", says that a library is known to break the row. `limits` are the
+    row's own for the gate. None of the three changes the work, so none is part of the
+    id or the fingerprint.
     """
 
     model: str
@@ -79,6 +81,7 @@ class RowSpec:
     num_samples: int = 5
     top_k: int | None = 200
     temperature: float = 0.8
+    name: str | None = None
     upstream_issue: str | None = None
     limits: Limits | None = None
 
@@ -103,6 +106,9 @@ class RowSpec:
             if value is not None and value < least:
                 raise SpecError(name, value, f"allowed: {least} or more")
         check_sampling(temperature=self.temperature, top_k=self.top_k)
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            allowed = "allowed: 1 to 32 letters, digits and . _ + -, a letter or digit"
+            raise SpecError("name", self.name, f"{allowed} first")
         issue = self.upstream_issue
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
@@ -170,7 +176,7 @@ class RowSpec:
         return ".".join(tokens)
 
     @property
-    def _work(self) -> dict[str, Any]:
+    def work(self) -> dict[str, Any]:
         """The fields that change what is measured."""
         values = asdict(self)
         return {name: values[name] for name in values if name not in _NOT_WORK}
@@ -178,7 +184,7 @@ class RowSpec:
     @property
     def fingerprint(self) -> str:
         """A hash of the work's fields, to notice a row that changed under its id."""
-        text = json.dumps(self._work, sort_keys=True)
+        text = json.dumps(self.work, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -186,7 +192,7 @@ class RowSpec:
         """The fields of a row that the reference table has, but for the device."""
         return tuple(
             value.lower() if name == "model" else value
-            for name, value in self._work.items()
+            for name, value in self.work.items()
             if name not in {"kernels", "attention", "capture", "fused", "device"}
         )
 

@@ -308,5 +308,6 @@ def _finished_rows(
                 f"resume: {path} measured {row.id} with an inject-slowdown of"
                 f" {measurement.injected_slowdown:.0%}"
             )
-        finished[result.id] = result
+        # Its name and its limits are those of this run.
+        finished[result.id] = replace(result, row=row)
     return finished

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from llama_perf.report.table import short_names
+from llama_perf.report.table import row_names
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.time_left import Ended, Task, expected_s, total_s
 from llama_perf.run.worker_protocol import NOTE
@@ -110,12 +110,13 @@ class Display:
     ) -> None:
         """Plan a task for each row and what is done with it, empty where it just runs.
 
-        The lines have the part of the ids in which the rows differ; a note has the
-        rest. `stored_s` has a baseline's seconds by id.
+        The lines have the rows' names, or the part of their ids in which they differ; a
+        note has the rest.
+        `stored_s` has a baseline's seconds by id.
         """
-        ids = list(dict.fromkeys(row.id for row, _ in turns))
-        names, common = short_names(ids)
-        short = dict(zip(ids, names, strict=True))
+        rows = {row.id: row for row, _ in turns}
+        names, common = row_names(list(rows.values()))
+        short = dict(zip(rows, names, strict=True))
         if common:
             self.note(f"every row: {common}")
         self.plan(

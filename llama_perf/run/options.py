@@ -19,6 +19,7 @@ from typing import Any
 from llama_perf import report as reports
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, check_writable_anew, write_atomically
+from llama_perf.report.columns import NAMES, in_files, parse
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
@@ -62,7 +63,7 @@ class RunRequest:
         "run the rows of your own TOML file instead of a set", "FILE"
     )
     row: Sequence[str] = _repeatable(
-        "run only the rows whose id matches the pattern (repeatable)", "GLOB"
+        "run only the rows whose id or name matches the pattern (repeatable)", "GLOB"
     )
     shard: str | None = _option(
         "run only the I-th of N parts: every N-th row, starting with the I-th", "I/N"
@@ -140,6 +141,13 @@ class RunRequest:
     markdown: Path | None = _option(
         "write the report as markdown, whatever the file's suffix", "FILE"
     )
+    columns: str | None = _option(
+        "show these columns of the table: all, narrow (what fits 80 characters), or"
+        f" names with a comma between: {', '.join(NAMES)}. By default all, or on a"
+        " terminal that is too narrow what fits it. A --report has all columns unless"
+        " some are named",
+        "COLUMNS",
+    )
     inject_slowdown: tuple[tuple[str, float], ...] = _repeatable(
         "for testing the gate: slow each generation of matching rows by this share of"
         " its time, by repeating decode steps (repeatable)",
@@ -161,6 +169,7 @@ class RunRequest:
         for name, seconds in limits.items():
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(name, seconds, "allowed: a number of seconds above 0")
+        parse(self.columns)
         if self.checkpoints is not None and not self.checkpoints.is_dir():
             raise SpecError("checkpoints", str(self.checkpoints), "no such folder")
 
@@ -209,9 +218,10 @@ class RunRequest:
     def write_reports(self, results: Report) -> None:
         """Write the report of `results` to each of its files."""
         for path in self.report:
-            reports.write(results, path)
+            reports.write(results, path, in_files(self.columns))
         if self.markdown is not None:
-            write_atomically(self.markdown, reports.draw(results, "markdown"))
+            text = reports.draw(results, "markdown", in_files(self.columns))
+            write_atomically(self.markdown, text)
 
     def command(self, *words: str) -> list[str]:
         """The command line `llama-perf WORDS` with the options of this request."""

@@ -182,7 +182,7 @@ class Worker:
         deadline = time.monotonic() + limit + (0 if self._ready else _START_S)
         # If the process has ended, it is reported below how.
         with suppress(BrokenPipeError):
-            self._tasks.write(to_line(task).encode() + b"\n")
+            self._tasks.write(to_line(task.to_send).encode() + b"\n")
             self._tasks.flush()
         received = b""
         while True:
@@ -194,7 +194,7 @@ class Worker:
                     # Older revisions begin with the row's first step or its result.
                     self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
-                    return reply.done
+                    return reply.done.named(task.row.name)
                 if reply.times_ns is not None:
                     return reply.times_ns
                 if reply.progress == KEEPS_ROWS:

@@ -5,6 +5,7 @@ may change. A new field is left out where it has its default: older revisions re
 what they do not know.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 from llama_perf.results.run import Environment, RowResult
@@ -39,6 +40,14 @@ class WorkerTask:
     cold_compile: bool | None = None
     action: Action | None = None
 
+    @property
+    def to_send(self) -> "WorkerTask":
+        """The task without the row's name, which changes no work.
+
+        Older revisions do not know the field.
+        """
+        return replace(self, row=replace(self.row, name=None))
+
 
 @record
 class WorkerResult:
@@ -46,6 +55,11 @@ class WorkerResult:
 
     result: RowResult
     environment: Environment | None
+
+    def named(self, name: str | None) -> "WorkerResult":
+        """The result of a row of that name, which the worker was not told."""
+        row = replace(self.result.row, name=name)
+        return replace(self, result=replace(self.result, row=row))
 
 
 @record

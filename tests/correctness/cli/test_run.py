@@ -17,7 +17,9 @@ def test_rows_are_run_shown_and_printed_as_the_last_line(project: Project) -> No
     words = project.run_words("--markdown", "table.md", "--results", "-")
     out, err = project.cli(*words)
     shown, before, last, _ = out.rsplit("\n", 3)
-    assert re.search(r"^none +\d+\.\d\d +- .*NOT_COMPARED$", shown, re.MULTILINE)
+    assert re.search(
+        r"^none +\d+\.\d\d +\d+\.\d +- .*NOT_COMPARED$", shown, re.MULTILINE
+    )
     assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in shown
     assert "weights: pth:tiny\n" in shown
     assert shown.endswith("3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)")

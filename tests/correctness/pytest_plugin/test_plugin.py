@@ -32,7 +32,7 @@ def test_rows_are_measured_shown_and_saved(project: Project) -> None:
             "[[]3/3] fp6.torchao  started  0:0*",
             "[[]3/3] fp6.torchao * NOT_RUN: scheme fp6 is not built*",
             "*llama-perf*",
-            "row * tok/s * change * decode tok/s * first token ms * GB/s *"
+            "row * tok/s * spread % * change * decode tok/s * first token ms * GB/s *"
             " % of bandwidth * peak GB * change * model GB * verdict",
             f"NOT_RUN {FP6}: scheme fp6 is not built*",
             "3 rows: 2 run, 1 NOT_RUN (2 NOT_COMPARED)",

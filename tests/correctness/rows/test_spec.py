@@ -31,8 +31,12 @@ NEEDED: dict[str, dict[str, Any]] = {
     "compile_prefill": {"compile": True},
     "ragged": {"batch_size": 2},
 }
-# Neither changes the work.
-MARKS: dict[str, Any] = {"upstream_issue": "pytorch/ao#2376", "limits": Limits()}
+# None of them changes the work.
+MARKS: dict[str, Any] = {
+    "name": "nightly",
+    "upstream_issue": "pytorch/ao#2376",
+    "limits": Limits(),
+}
 
 
 def test_all_fields_of_the_work_and_no_others_change_the_id() -> None:
@@ -105,6 +109,12 @@ def test_an_id_and_the_kind_of_a_cache(
         ({"compile_prefill": True}, ["compile_prefill", "compile = true"]),
         ({"fill": -1}, ["fill", "-1"]),
         ({"model": ""}, ["model", "''"]),
+        ({"name": ""}, ["name", "''", "1 to 32 letters, digits and . _ + -"]),
+        ({"name": "a" * 33}, ["name", "aaa'", "1 to 32 letters"]),
+        ({"name": "two words"}, ["name", "'two words'", "1 to 32 letters"]),
+        ({"name": "bar|"}, ["name", "'bar|'", "1 to 32 letters"]),
+        ({"name": ".dot"}, ["name", "'.dot'", "a letter or digit first"]),
+        ({"name": "line\n"}, ["name", "1 to 32 letters"]),
         ({"upstream_issue": "2376"}, ["upstream_issue", "'2376'", "owner/repository#"]),
     ],
 )

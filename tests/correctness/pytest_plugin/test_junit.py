@@ -1,0 +1,75 @@
+"""What `--junitxml` says of each row, whether it was measured, failed or skipped."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from llama_perf.results.run import Verdict
+from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
+
+pytest_plugins = ["pytester"]
+FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
+
+
+def properties(path: Path) -> dict[str, dict[str, str]]:
+    """The properties of each test, by the id of its row."""
+    found = {}
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        values = {
+            one.attrib["name"]: one.attrib["value"] for one in case.iter("property")
+        }
+        assert str(case.get("name")) == f"test_row[{values['row']}]"
+        found[values["row"]] = values
+    return found
+
+
+@pytest.mark.parametrize("family", ["xunit1", "xunit2"])
+def test_each_row_has_its_figures_verdict_and_reason(
+    project: Project, family: str
+) -> None:
+    project.edit("[[row]]", '[[row]]\nname = "plain"')
+    # No machine is as fast as this baseline.
+    project.record(tok_s=1e12)
+    junit = project.path / "junit.xml"
+    options = (f"--junitxml={junit}", f"-ojunit_family={family}")
+    project.run("--benchmark-compare", *options, failed=2, skipped=1)
+    found = properties(junit)
+    assert list(found) == [PLAIN, INT8, FP6]
+    report = project.report()
+    for result, comparison in report.judged:
+        values = found[result.id]
+        assert comparison is not None
+        assert values["verdict"] == comparison.verdict.value
+        assert values["reason"] == comparison.reason
+        if result.measurement is None:
+            assert not {*FIGURES} & values.keys()
+            continue
+        for name in FIGURES:
+            assert float(values[name]) == getattr(result.measurement, name)
+    verdicts = [Verdict.SLOWER, Verdict.SLOWER, Verdict.NOT_RUN]
+    assert [project.verdicts()[row] for row in found] == verdicts
+    assert found[PLAIN]["name"] == "plain"
+    assert "name" not in found[INT8]
+
+
+def test_a_row_that_is_right_has_no_reason_and_one_that_breaks_has(
+    project: Project,
+) -> None:
+    junit = project.path / "junit.xml"
+    project.edit("num_samples = 2", "num_samples = 2\nlimits = { tok_s = 0.5 }")
+    (project.path / "checkpoints" / "tiny" / "config.json").write_text("{}")
+    project.run(f"--junitxml={junit}", failed=2, skipped=1)
+    broken = properties(junit)
+    assert [values["verdict"] for values in broken.values()] == [
+        *("INVALID", "INVALID", "NOT_RUN")
+    ]
+    assert all(values["reason"] for values in broken.values())
+
+
+def test_a_row_that_passes_has_no_reason(project: Project) -> None:
+    junit = project.path / "junit.xml"
+    project.run(f"--junitxml={junit}", "--row", PLAIN, passed=1)
+    (values,) = properties(junit).values()
+    assert set(values) == {"row", "verdict", *FIGURES}
+    assert values["verdict"] == "NOT_COMPARED"
