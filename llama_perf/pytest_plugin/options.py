@@ -1,17 +1,17 @@
 """The shared options as pytest takes them, what is refused, the baseline named."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_perf.errors import RecordError, SpecError, UserError
-from llama_perf.files import check_writable
+from llama_perf.files import check_writable, is_absent, read_bytes
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.run.options import OPTIONS, RunRequest, read_request
-from llama_perf.strict_json import from_plain
+from llama_perf.strict_json import parse_json
 
 SECTION = "llama_perf"
 
@@ -62,7 +62,7 @@ def _check_compare(config: pytest.Config) -> None:
     named = asked("benchmark_compare")
     if isinstance(named, str):
         path = config.invocation_params.dir / named.split("::")[0]
-        if path.is_dir() or path.suffix == ".py":
+        if os.path.isdir(path) or path.suffix == ".py":
             raise UserError(
                 f"--benchmark-compare took {named!r} as its value; put paths first:"
                 f" pytest {named} --benchmark-compare"
@@ -93,20 +93,25 @@ def named_baseline(config: pytest.Config) -> tuple[str, Baseline] | None:
     finds. Call it before pytest-benchmark loads anything; raises RecordError.
     """
     named = config.getoption("benchmark_compare", None)
-    path = config.invocation_params.dir / named if isinstance(named, str) else None
-    if path is not None and (not path.is_file() or _is_saved_run(path)):
-        config.option.benchmark_compare = str(path) if path.is_file() else named
-        return None
-    # Otherwise pytest-benchmark would take the last run in its own storage, which may
-    # have had other rows.
+    # Without a value pytest-benchmark would take the last run in its own storage, which
+    # may have had other rows.
     config.option.benchmark_compare = None
-    return None if path is None else (str(path), baselines.read(path))
+    if not isinstance(named, str):
+        return None
+    path = config.invocation_params.dir / named
+    # It looks for a name in its storage, or for one in a folder of it.
+    is_name = is_absent(path) and len(Path(named).parts) <= 2
+    if is_name or _is_saved_run(path):
+        config.option.benchmark_compare = named if is_name else str(path)
+        return None
+    return str(path), baselines.read(path)
 
 
 def _is_saved_run(path: Path) -> bool:
+    text = read_bytes(path, error=RecordError)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        document = parse_json(text, source=str(path))
+    except RecordError:
         return False
     return isinstance(document, dict) and "benchmarks" in document
 
@@ -124,4 +129,4 @@ def loaded_baseline(
             f"{source}: it holds no llama-perf records; save one with"
             " pytest tests/perf --benchmark-save=NAME"
         )
-    return source, from_plain(Baseline, section, source=source)
+    return source, baselines.from_section(section, source=source)

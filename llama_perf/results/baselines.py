@@ -3,26 +3,32 @@
 Knows the files, and nothing of the meaning of their figures.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from statistics import variance
 from typing import Literal
 
-from llama_perf.errors import RecordError, check_positive
-from llama_perf.files import CHECKOUT, is_absent, is_checkout, write_atomically
+from llama_perf.errors import RecordError, check_not_negative, check_positive
+from llama_perf.files import (
+    CHECKOUT,
+    check_readable_folder,
+    is_absent,
+    is_checkout,
+    read_bytes,
+    write_atomically,
+)
+from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import deviation, median_speed
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import read_json, record, to_json
+from llama_perf.strict_json import from_json, from_plain, read_json, record, to_json
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
-# Variances of log speeds: no timing repeats to a millionth.
-_MIN_VARIANCE = 1e-12
 
 
 @record
@@ -36,6 +42,9 @@ class ProcessSamples:
 
     def __post_init__(self) -> None:
         check_positive("tok_s", self.tok_s)
+        check_not_negative("peak_memory_bytes", self.peak_memory_bytes)
+        if self.device_bandwidth_gb_s is not None:
+            check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
 
 
 @record
@@ -90,55 +99,118 @@ def path_of(folder: Path, device_key: str) -> Path:
     return folder / device_key / FILE_NAME
 
 
-def read(path: Path) -> Baseline:
-    """Read a baseline; raises RecordError that names the file and the dotted field."""
-    baseline = read_json(Baseline, path)
-    ids: set[str] = set()
-    for number, row in enumerate(baseline.rows):
-        if row.id in ids:
-            raise RecordError(f"{path}: rows.{number}.id: {row.id!r} is there twice")
-        ids.add(row.id)
-        _check_processes(row, where=f"{path}: rows.{number}")
+def read(path: Path, *, device_key: str | None = None) -> Baseline:
+    """Read a baseline; raises RecordError that names the file and the dotted field.
+
+    It is also raised for a file that contradicts itself, and for one that is not of the
+    device `device_key`, where that is given.
+    """
+    return _checked(read_json(Baseline, path), source=str(path), device_key=device_key)
+
+
+def parse(text: str, *, source: str) -> Baseline:
+    """Read a baseline from text, as `read` does."""
+    return _checked(from_json(Baseline, text, source=source), source=source)
+
+
+def from_section(section: object, *, source: str) -> Baseline:
+    """Read a baseline from plain values of JSON, as `read` does."""
+    return _checked(from_plain(Baseline, section, source=source), source=source)
+
+
+def _checked(
+    baseline: Baseline, *, source: str, device_key: str | None = None
+) -> Baseline:
+    lines = _contradictions(baseline, device_key)
+    contradictions.refuse(lines, source=source)
     return baseline
 
 
-def _check_processes(row: BaselineRow, *, where: str) -> None:
-    """Raise RecordError unless a row's deviation is that of its processes."""
-    if row.processes is not None and len(row.processes) < 2:
-        raise RecordError(
-            f"{where}.processes: {len(row.processes)} of them; allowed: at least 2, or"
-            " none for a row that one process measured"
+def damage(path: Path, *, device_key: str) -> list[str]:
+    """All that `read` refuses in a device's file, each in a line."""
+    try:
+        baseline = read_json(Baseline, path)
+    except RecordError as error:
+        return [str(error)]
+    return [f"{path}: {line}" for line in _contradictions(baseline, device_key)]
+
+
+def _contradictions(baseline: Baseline, device_key: str | None) -> Iterator[str]:
+    own_key = baseline.environment.device_key
+    if device_key is not None and device_key != own_key:
+        yield (
+            f"environment.device_key: {own_key!r} is not the folder's device,"
+            f" {device_key!r}: the file belongs in {own_key}/"
         )
-    stored, deviation = row.between_process_deviation, _deviation(row.samples)
-    close = stored and deviation and math.isclose(stored, deviation, rel_tol=1e-6)
-    if stored != deviation and not close:
-        raise RecordError(
-            f"{where}.between_process_deviation: {stored} is not allowed; its"
-            f" {len(row.samples)} processes have {deviation}"
+    if not baseline.rows:
+        yield "rows: there is none; a baseline has at least one"
+    yield from contradictions.of_ids([row.id for row in baseline.rows], where="rows")
+    for number, row in enumerate(baseline.rows):
+        where = f"rows.{number}"
+        key = own_key if row.environment is None else row.environment.device_key
+        if key != own_key:
+            field = f"{where}.environment.device_key"
+            yield f"{field}: {key!r} is not the file's, {own_key!r}"
+        yield from contradictions.of_row(row.id, row.fingerprint, row.row, where=where)
+        of = f"{where}.measurement"
+        yield from contradictions.of_speed(row.measurement, row.row, where=of)
+        for process, figures in enumerate(row.processes or ()):
+            of = f"{where}.processes.{process}"
+            yield from contradictions.of_speed(figures, row.row, where=of)
+        if row.processes is not None and len(row.processes) < 2:
+            yield (
+                f"{where}.processes: {len(row.processes)} of them; allowed: at least 2,"
+                " or none for a row that one process measured"
+            )
+            continue
+        yield from contradictions.of_processes(
+            row.measurement, row.samples, row.between_process_deviation, where=where
         )
+        if row.processes and _samples_of(row.measurement) not in row.processes:
+            yield f"{where}.measurement: its figures are those of none of its processes"
 
 
-def log_deviation(log_rates: Sequence[float]) -> float:
-    """The sample deviation of one log speed for each process, at least two."""
-    assert len(log_rates) > 1, "one process has no deviation"
-    return math.sqrt(max(variance(log_rates), _MIN_VARIANCE))
-
-
-def _deviation(processes: Sequence[Measurement | ProcessSamples]) -> float | None:
-    if len(processes) < 2:
-        return None
-    return log_deviation([math.log(process.tok_s) for process in processes])
+def _samples_of(measurement: Measurement) -> ProcessSamples:
+    """The main figures of one process."""
+    names = ProcessSamples.__dataclass_fields__
+    return ProcessSamples(**{name: getattr(measurement, name) for name in names})
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
     """The baseline of a device, or None if none is recorded."""
     path = path_of(folder, device_key)
-    return None if is_absent(path) else (path, read(path))
+    return (path, read(path, device_key=device_key)) if _is_there(path) else None
+
+
+def check_replaceable(folder: Path, device_key: str) -> None:
+    """Raise RecordError where something is at a device's path that is no file."""
+    path = path_of(folder, device_key)
+    if _is_there(path):
+        read_bytes(path, error=RecordError)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a baseline is at `path`, or something else in place of it or its folder.
+
+    Whoever reads it gets the reason why it cannot be read.
+    """
+    return not is_absent(path) or any(
+        not is_absent(folder) and not os.path.isdir(folder)
+        for folder in (path.parent, path.parent.parent)
+    )
 
 
 def keys(folder: Path) -> list[str]:
-    """The devices that have a baseline."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+    """The devices that have a baseline, even one that cannot be read.
+
+    Raises SpecError where the folder cannot be listed.
+    """
+    check_readable_folder("baselines", folder)
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if not os.path.isfile(entry) and _is_there(path_of(folder, entry.name))
+    )
 
 
 def record_rows(
@@ -157,8 +229,9 @@ def record_rows(
     """
     rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)
-    if not is_absent(path) and not fresh:
-        old, measured = read(path), {row.id for row in rows}
+    if _is_there(path) and not fresh:
+        old = read(path, device_key=environment.device_key)
+        measured = {row.id for row in rows}
         for row in old.rows:
             if row.id not in measured:
                 where = row.environment or old.environment
@@ -205,20 +278,15 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
 
 def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
-    by_speed = sorted(measurements, key=lambda measurement: measurement.tok_s)
-    names = ProcessSamples.__dataclass_fields__
-    median_speed = by_speed[(len(by_speed) - 1) // 2]
+    middle = median_speed(measurements)
     compiled = [one.compile_s for one in measurements if one.compile_s is not None]
-    processes = tuple(
-        ProcessSamples(**{name: getattr(measurement, name) for name in names})
-        for measurement in measurements
-    )
+    processes = tuple(map(_samples_of, measurements))
     return BaselineRow(
         id=row.id,
         fingerprint=row.fingerprint,
         row=row,
-        measurement=replace(median_speed, compile_s=min(compiled, default=None)),
-        between_process_deviation=_deviation(processes),
+        measurement=replace(middle, compile_s=min(compiled, default=None)),
+        between_process_deviation=deviation(processes),
         processes=processes if len(processes) > 1 else None,
     )
 

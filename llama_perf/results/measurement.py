@@ -7,7 +7,7 @@ torch.
 
 from statistics import median, quantiles
 
-from llama_perf.errors import SpecError, check_positive
+from llama_perf.errors import check_not_negative, check_positive
 from llama_perf.strict_json import record
 
 GB = 1e9
@@ -218,8 +218,9 @@ class Measurement:
     def __post_init__(self) -> None:
         check_positive("tok_s", self.tok_s)
         for name in ("peak_memory_bytes", "model_size_bytes"):
-            if getattr(self, name) < 0:
-                raise SpecError(name, getattr(self, name), "allowed: 0 or more")
+            check_not_negative(name, getattr(self, name))
+        if self.device_bandwidth_gb_s is not None:
+            check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
 
     @property
     def trend(self) -> float | None:

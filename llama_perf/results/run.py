@@ -3,13 +3,14 @@
 Reads them from files, and merges those of several runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
 from llama_perf.errors import RecordError
+from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record
@@ -179,6 +180,40 @@ class Report:
         return [(result, verdicts.get(result.id)) for result in self.results]
 
 
+def read_report(path: Path) -> Report:
+    """Read the results of a run; raises RecordError that names the file and the field.
+
+    It is also raised for results that contradict themselves.
+    """
+    report = read_json(Report, path)
+    lines = _contradictions(report)
+    contradictions.refuse(lines, source=str(path))
+    return report
+
+
+def _contradictions(report: Report) -> Iterator[str]:
+    ids = [result.id for result in report.results]
+    yield from contradictions.of_ids(ids, where="results")
+    for number, result in enumerate(report.results):
+        where = f"results.{number}"
+        yield from contradictions.of_id(result.id, result.row, where=where)
+        is_measured = result.status is Status.MEASURED
+        if is_measured != (result.measurement is not None):
+            figures = "without a" if is_measured else "with a"
+            yield f"{where}.status: {result.status.value} {figures} measurement"
+        if result.measurement is not None:
+            of = f"{where}.measurement"
+            yield from contradictions.of_speed(result.measurement, result.row, where=of)
+    compared = [comparison.id for comparison in report.comparisons]
+    yield from contradictions.of_ids(compared, where="comparisons")
+    for number, row_id in enumerate(compared):
+        if row_id not in ids:
+            yield f"comparisons.{number}.id: {row_id!r} is in no result"
+    # Older files do not say how many were selected.
+    if 0 < report.selected < len(ids):
+        yield f"selected: {report.selected} rows, and {len(ids)} have results"
+
+
 def read_merged(paths: Sequence[Path]) -> Report:
     """The results in `paths` as one report; raises RecordError.
 
@@ -186,7 +221,7 @@ def read_merged(paths: Sequence[Path]) -> Report:
     taken from the first in which it was measured, else from the last. Rows that the
     runs had selected and did not reach stay counted as missing.
     """
-    reports = [read_json(Report, path) for path in paths]
+    reports = [read_report(path) for path in paths]
     first = reports[0]
     if len(reports) == 1:
         return first

@@ -26,6 +26,17 @@ PERSISTENT = "persistent"
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
 _NOT_WORK = ("name", "upstream_issue", "limits")
+# A fingerprint has these fields always, and any other one where it is not at its
+# default: a field that is added leaves the fingerprints of stored rows as they are.
+_ALWAYS_HASHED = {
+    *("model", "quantization", "kernels", "attention", "dtype", "device"),
+    *("compile", "capture", "fused", "compile_prefill", "kv_cache_quantization"),
+    *("linear_causal_mask", "cache_size", "fill", "prefill_chunk", "batch_size"),
+    *("ragged", "prompt_length", "max_new_tokens", "num_samples", "top_k"),
+    "temperature",
+}
+# The rows of the reference table were hashed before these fields were there.
+_HASHED_LATER = ("fused", "prefill_chunk", "ragged")
 FUSED_TOKENS = 8
 """The largest number of tokens that a fused kernel multiplies at once."""
 _POSITIVE = (
@@ -98,6 +109,8 @@ class RowSpec:
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
             object.__setattr__(self, "kv_cache_quantization", True)
+        # A file has 1.0 for 1, which is hashed otherwise.
+        object.__setattr__(self, "temperature", float(self.temperature))
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
         check_choice("device", self.device, DEVICES)
         check_fused(self.fused)
@@ -184,8 +197,24 @@ class RowSpec:
     @property
     def fingerprint(self) -> str:
         """A hash of the work's fields, to notice a row that changed under its id."""
-        text = json.dumps(self.work, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash(
+            {
+                name: value
+                for name, value in self.work.items()
+                if name in _ALWAYS_HASHED or value != _DEFAULTS[name]
+            }
+        )
+
+    @property
+    def first_fingerprint(self) -> str | None:
+        """The fingerprint that the first revisions gave this row; None: they had none.
+
+        Their ids were others as well.
+        """
+        work = self.work
+        if any(work.pop(name) != _DEFAULTS[name] for name in _HASHED_LATER):
+            return None
+        return _hash(work)
 
     @property
     def reference_key(self) -> tuple[Any, ...]:
@@ -195,6 +224,11 @@ class RowSpec:
             for name, value in self.work.items()
             if name not in {"kernels", "attention", "capture", "fused", "device"}
         )
+
+
+def _hash(work: dict[str, Any]) -> str:
+    text = json.dumps(work, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_sampling(*, temperature: float, top_k: int | None) -> None:

@@ -30,6 +30,7 @@ from llama_perf.results.run import (
     RowResult,
     Status,
     Verdict,
+    read_report,
 )
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
@@ -42,7 +43,7 @@ from llama_perf.run.revision import resolve
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
 from llama_perf.run.worker_protocol import NOTE
-from llama_perf.strict_json import read_json, to_json
+from llama_perf.strict_json import to_json
 
 
 class ComparedRun:
@@ -292,7 +293,7 @@ def _finished_rows(
     path = request.results
     if path is None or not request.resume:
         return {}
-    report = read_json(Report, path)
+    report = read_report(path)
     if changed := report.environment.changes(environment, commit=True):
         raise RecordError(f"resume: {path} is of another run: {'; '.join(changed)}")
     wanted = {row.id: row for row in rows}

@@ -18,7 +18,12 @@ from typing import Any
 
 from llama_perf import report as reports
 from llama_perf.errors import SpecError
-from llama_perf.files import check_writable, check_writable_anew, write_atomically
+from llama_perf.files import (
+    check_readable_folder,
+    check_writable,
+    check_writable_anew,
+    write_atomically,
+)
 from llama_perf.report.columns import NAMES, in_files, parse
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
@@ -278,13 +283,20 @@ def add_shared(
             parser.add_argument(_FORMER_NAMES[name], **keywords | hidden)
 
 
-def request_of(arguments: argparse.Namespace) -> RunRequest:
+def request_of(
+    arguments: argparse.Namespace, *, new_baselines: bool = False
+) -> RunRequest:
     """Read a command's arguments; an option that it lacks has its default."""
     values = {
         option["dest"]: getattr(arguments, option["dest"], option["default"])
         for option in OPTIONS.values()
     }
-    return read_request(values, folder=Path(), root=baselines_folder().parent)
+    return read_request(
+        values,
+        folder=Path(),
+        root=baselines_folder().parent,
+        new_baselines=new_baselines,
+    )
 
 
 def read_request(
@@ -293,18 +305,23 @@ def read_request(
     folder: Path,
     root: Path,
     default_results: Path | None = None,
+    new_baselines: bool = False,
 ) -> RunRequest:
     """Turn the value of each option into a request; raises UserError.
 
     Paths are relative to `folder`. `root` is the project, with `baselines/` and the
     `pyproject.toml` that may set limits. It is also an error where the results or the
-    report cannot be written; with `default_results` the results' folder is made.
+    report cannot be written; with `default_results` the results' folder is made. A
+    folder of baselines that is named has to be there, unless it may be new.
     """
     results, print_results = values["results"], values["results"] == "-"
     for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
         if values[name] is not None:
             values[name] = folder / values[name]
-    values["baselines"] = values["baselines"] or root / "baselines"
+    if values["baselines"] is None:
+        values["baselines"] = root / "baselines"
+    elif not new_baselines:
+        check_readable_folder("baselines", values["baselines"])
     values["results"] = None if print_results else values["results"] or default_results
     if values["resume"] and values["results"] is None:
         raise SpecError(

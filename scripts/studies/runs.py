@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llama_perf.results.run import Environment, Report
-from llama_perf.strict_json import read_json
+from llama_perf.results.run import Environment, Report, read_report
 from scripts import ROOT
 
 
@@ -39,10 +38,10 @@ def parsed(
 
 def stored_or_run(path: Path, *, resume: bool, run: Callable[[], None]) -> Report:
     """The results in `path`: with `resume` those of a whole run, else of `run`."""
-    report = read_json(Report, path) if resume and path.exists() else None
+    report = read_report(path) if resume and path.exists() else None
     if report is None or len(report.results) < report.selected:
         run()
-        report = read_json(Report, path)
+        report = read_report(path)
     return report
 
 

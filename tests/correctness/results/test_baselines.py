@@ -1,9 +1,6 @@
-import json
 import math
 import os
 from dataclasses import replace
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -23,6 +20,7 @@ from tests.correctness.support.record_samples import (
     ENVIRONMENT,
     OTHER,
     baseline_of,
+    edited,
     measured,
     stored_in,
     unmeasured,
@@ -71,22 +69,11 @@ def test_what_is_recorded_is_found(tmp_path: Path) -> None:
 def test_a_baseline_reads_well_in_a_diff(stored: Path) -> None:
     lines = stored.read_text(encoding="utf-8").splitlines()
     assert '        "tok_s": 100.0,' in lines
-    assert '        "sample_ns": [ 2000000000, 2100000000 ],' in lines
+    assert '        "sample_ns": [ 1950000000, 2050000000 ],' in lines
     assert max(map(len, lines)) < 100
 
 
 SEVERAL = [measured(tok_s=rate) for rate in (100.0, 104.0, 102.0)]
-
-
-def change(path: Path, dotted: str, value: object) -> None:
-    document: Any = json.loads(path.read_text(encoding="utf-8"))
-    *parents, last = (
-        int(part) if part.isdigit() else part for part in dotted.split(".")
-    )
-    reduce(getitem, parents, document)[last] = value
-    # Beyond any float, which Python does not write.
-    text = json.dumps(document).replace('"1e999"', "1e999")
-    path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +101,6 @@ def change(path: Path, dotted: str, value: object) -> None:
         ("rows.0.processes", [], "rows.0.processes: 0 of them; allowed: at least 2"),
         ("rows.0.processes.1.tok_s", "fast", "rows.0.processes.1.tok_s: "),
         ("rows.0.processes.1.tok_s", 0.0, "processes.1: tok_s: 0.0 is not allowed"),
-        ("rows.0.processes.1.tok_s", 99.0, "rows.0.between_process_deviation: "),
         ("rows.0.processes.2.sample_ns", [1, None], "processes.2.sample_ns.1: "),
         ("rows.0.processes.2.surprise", 1, "rows.0.processes.2.surprise: unknown fie"),
     ],
@@ -124,7 +110,7 @@ def test_a_wrong_field_is_named(
 ) -> None:
     record(tmp_path, *SEVERAL, measured(OTHER))
     path = baselines.path_of(tmp_path, ENVIRONMENT.device_key)
-    change(path, field, value)
+    edited(path, {field: value})
     assert message in file_refusal(path)
 
 
@@ -141,7 +127,7 @@ def test_a_row_of_several_processes_stores_the_main_figures_of_each(
 
 
 def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
-    change(stored, "schema_version", 1)
+    edited(stored, {"schema_version": 1})
     old = baselines.read(stored)
     assert old.schema_version == 1
     merged = record(stored.parents[1], measured(OTHER))

@@ -107,7 +107,9 @@ class Project:
         self.rows = self.path / "rows.toml"
         checkpoints = self.path / "checkpoints"
         self.tiny_rows = ("--rows", str(self.rows), "--checkpoints", str(checkpoints))
-        (self.path / "tests" / "perf").mkdir(parents=True)
+        self.baselines = ("--baselines", str(self.path / "baselines"))
+        for folder in ("tests/perf", "baselines"):
+            (self.path / folder).mkdir(parents=True)
         for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
             shutil.copy(ROOT / name, self.path / name)
         self.rows.write_text(ROWS, encoding="utf-8")
@@ -139,7 +141,7 @@ class Project:
 
     def words(self, *words: str) -> list[str]:
         """`llama-perf WORDS` over the tiny rows, with this project's baselines."""
-        return [*words, *self.tiny_rows, "--baselines", str(self.path / "baselines")]
+        return [*words, *self.tiny_rows, *self.baselines]
 
     def run_words(self, *options: str) -> list[str]:
         """`llama-perf run`, with its results where pytest keeps them."""

@@ -1,7 +1,10 @@
 """Rows, measurements and baselines made up for the tests of the gate."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ MEASUREMENT = Measurement(
     peak_memory_bytes=1_000_000_000,
     model_size_bytes=500_000_000,
     weights="synthetic",
-    sample_ns=(2_000_000_000, 2_100_000_000),
+    sample_ns=(1_950_000_000, 2_050_000_000),
     first_token_ns=(50_000_000, 51_000_000),
 )
 
@@ -73,9 +76,21 @@ def chosen(name: str, *, columns: int = 64, reused: bool = False) -> LinearChoic
     )
 
 
+def figures_of(row: RowSpec, **changes: Any) -> Measurement:
+    """MEASUREMENT, changed, with samples from which its tok/s follow.
+
+    There are none if they would take less than a nanosecond.
+    """
+    tok_s = changes.get("tok_s", MEASUREMENT.tok_s)
+    middle_ns = round(row.batch_size * row.max_new_tokens * 1e9 / tok_s)
+    apart_ns = middle_ns // 40
+    times = (middle_ns - apart_ns, middle_ns + apart_ns) if middle_ns else ()
+    return replace(MEASUREMENT, **{"sample_ns": times} | changes)
+
+
 def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:
     """A row that ended MEASURED with MEASUREMENT, changed."""
-    figures = replace(MEASUREMENT, **changes)
+    figures = figures_of(row, **changes)
     return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=figures)
 
 
@@ -109,10 +124,8 @@ def baseline_of_processes(
     rows = []
     for row, figures in values.items():
         processes = (
-            replace(
-                MEASUREMENT,
-                device_bandwidth_gb_s=bandwidth,
-                **{metric: figure, **changes},
+            figures_of(
+                row, device_bandwidth_gb_s=bandwidth, **{metric: figure, **changes}
             )
             for figure, bandwidth in zip(figures, bandwidths, strict=False)
         )
@@ -143,3 +156,30 @@ def compare(
     prepared = None if baseline is None else SpeedBaseline(baseline, environment)
     confirmation = None if fresh is None else Confirmation(fresh=fresh)
     return verdict.compare(result, prepared, confirmation=confirmation, **options)
+
+
+Edit = Mapping[str, object]
+"""New values by the dotted names of fields."""
+
+
+def row_edit(row: RowSpec, *, number: int = 0) -> Edit:
+    """The edit of a baseline that puts `row`, its id and its fingerprint in a row."""
+    fields = {
+        f"row.{name}": value for name, value in asdict(row).items() if value is not None
+    }
+    fields |= {"id": row.id, "fingerprint": row.fingerprint}
+    return {f"rows.{number}.{name}": value for name, value in fields.items()}
+
+
+def edited(path: Path, edit: Edit) -> Path:
+    """The JSON file, in which fields were edited by hand."""
+    document: Any = json.loads(path.read_text(encoding="utf-8"))
+    for dotted, value in edit.items():
+        *parents, last = (
+            int(part) if part.isdigit() else part for part in dotted.split(".")
+        )
+        reduce(getitem, parents, document)[last] = value
+    # Beyond any float, which Python does not write.
+    text = json.dumps(document).replace('"1e999"', "1e999")
+    path.write_text(text, encoding="utf-8")
+    return path

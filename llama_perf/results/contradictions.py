@@ -1,0 +1,104 @@
+"""What a stored record says twice and differently: it was edited, or merged badly.
+
+Each function yields lines "FIELD: what is wrong". An honest file has none of them.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+
+from llama_perf.errors import RecordError
+from llama_perf.results.processes import Sampled, deviation, median_speed
+from llama_perf.rows.spec import RowSpec
+
+# The speed and the samples that it follows from are stored as they were computed.
+_ROUNDING = 1e-6
+
+
+def refuse(lines: Iterable[str], *, source: str) -> None:
+    """Raise RecordError that names `source` and the first of `lines`, if there is one.
+
+    It says how many more there are.
+    """
+    found = list(lines)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise RecordError(f"{source}: {found[0]}{more}")
+
+
+def of_ids(ids: Sequence[str], *, where: str) -> Iterator[str]:
+    """Ids that are there twice."""
+    seen: set[str] = set()
+    for number, row_id in enumerate(ids):
+        if row_id in seen:
+            yield f"{where}.{number}.id: {row_id!r} is there twice"
+        seen.add(row_id)
+
+
+def of_id(row_id: str, row: RowSpec, *, where: str) -> Iterator[str]:
+    """An id that is not its row's."""
+    if row_id != row.id:
+        yield (
+            f"{where}.id: {row_id!r} is not the id of its row, {row.id!r}: one of them"
+            f" was edited; {_REMEDY}"
+        )
+
+
+def of_row(row_id: str, fingerprint: str, row: RowSpec, *, where: str) -> Iterator[str]:
+    """An id or a fingerprint that is not its row's."""
+    if fingerprint == row.first_fingerprint:
+        return
+    yield from of_id(row_id, row, where=where)
+    if fingerprint != row.fingerprint:
+        yield (
+            f"{where}.fingerprint: {fingerprint!r} is not that of its row,"
+            f" {row.fingerprint!r}: the row was edited under its fingerprint; {_REMEDY}"
+        )
+
+
+_REMEDY = "undo that, or record the row again"
+
+
+def of_speed(measured: Sampled, row: RowSpec, *, where: str) -> Iterator[str]:
+    """A speed that does not follow from its samples."""
+    if not measured.sample_ns:
+        return
+    if min(measured.sample_ns) <= 0:
+        yield f"{where}.sample_ns: {min(measured.sample_ns)} ns; allowed: more than 0"
+        return
+    tokens = row.batch_size * row.max_new_tokens
+    try:
+        middle_ns = float(median(measured.sample_ns))
+    except OverflowError:
+        yield f"{where}.sample_ns: they are beyond any float"
+        return
+    if abs(tokens * 1e9 / measured.tok_s - middle_ns) > max(1, _ROUNDING * middle_ns):
+        yield (
+            f"{where}.tok_s: {measured.tok_s} does not follow from its samples: they"
+            f" have {tokens * 1e9 / middle_ns}"
+        )
+
+
+def of_processes(
+    measured: Sampled,
+    processes: Sequence[Sampled],
+    stored_deviation: float | None,
+    *,
+    where: str,
+) -> Iterator[str]:
+    """A deviation that is not that of the processes, or a speed not their median."""
+    own = deviation(processes)
+    close = (
+        stored_deviation and own and math.isclose(stored_deviation, own, rel_tol=1e-6)
+    )
+    if stored_deviation != own and not close:
+        yield (
+            f"{where}.between_process_deviation: {stored_deviation} is not allowed; its"
+            f" {len(processes)} processes have {own}"
+        )
+    middle = median_speed(processes).tok_s
+    if measured.tok_s != middle:
+        yield (
+            f"{where}.measurement.tok_s: {measured.tok_s} is not the median of its"
+            f" processes, {middle}"
+        )

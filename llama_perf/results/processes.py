@@ -1,0 +1,43 @@
+"""Several processes that measured one row: the middle one, and how far they differ."""
+
+import math
+from collections.abc import Sequence
+from statistics import variance
+from typing import Protocol, TypeVar
+
+# Variances of log speeds: no timing repeats to a millionth.
+_MIN_VARIANCE = 1e-12
+
+
+class Sampled(Protocol):
+    """The speed of one process, and its samples, if there are any."""
+
+    @property
+    def tok_s(self) -> float:
+        """New tokens a second."""
+
+    @property
+    def sample_ns(self) -> tuple[int, ...]:
+        """The time of each sample."""
+
+
+T = TypeVar("T", bound=Sampled)
+
+
+def median_speed(processes: Sequence[T]) -> T:
+    """The process of median speed: of an even number, the slower of the middle two."""
+    by_speed = sorted(processes, key=lambda process: process.tok_s)
+    return by_speed[(len(by_speed) - 1) // 2]
+
+
+def deviation(processes: Sequence[Sampled]) -> float | None:
+    """The deviation of their logarithmic speeds; None for a single process."""
+    if len(processes) < 2:
+        return None
+    return log_deviation([math.log(process.tok_s) for process in processes])
+
+
+def log_deviation(log_rates: Sequence[float]) -> float:
+    """The sample deviation of one log speed for each process, at least two."""
+    assert len(log_rates) > 1, "one process has no deviation"
+    return math.sqrt(max(variance(log_rates), _MIN_VARIANCE))
