@@ -36,11 +36,13 @@ class LoadWatch:
     """The machine from now on, beside a row that computes on `device`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cores = _usable_cores()
         # A GPU's row has one thread of the host that sends it work.
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
-        self._threads = min(threads, len(self._cores))
-        self._start = self._look()
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._start: _Times | None = None
+        # A system may keep its counters to itself.
+        with suppress(OSError, psutil.Error):
+            self._cores = _usable_cores()
+            self._start = self._look()
 
     def _look(self) -> _Times:
         own = _own_seconds()
@@ -62,6 +64,8 @@ class LoadWatch:
 
     def load(self) -> SystemLoad | None:
         """The load since the watch began; None where too little is known of it."""
+        if self._start is None:
+            return None
         now, start = self._look(), self._start
         seconds, counted, busy, steal, own = (
             after - before for after, before in zip(now, start, strict=True)
@@ -75,7 +79,7 @@ class LoadWatch:
         return SystemLoad(
             seconds=seconds,
             cores=len(self._cores),
-            threads=self._threads,
+            threads=min(self._threads, len(self._cores)),
             other_cores=max(busy - own, 0.0) / seconds,
             steal_share=None if math.isnan(steal) else max(steal, 0.0) / core_seconds,
             load_average=average,
@@ -87,7 +91,9 @@ def _usable_cores() -> list[int]:
     count = len(psutil.cpu_times(percpu=True))
     if not hasattr(os, "sched_getaffinity"):
         return list(range(count))
-    return sorted(core for core in os.sched_getaffinity(0) if core < count)
+    usable = sorted(core for core in os.sched_getaffinity(0) if core < count)
+    # Where some cores are switched off, the system counts only the others.
+    return usable or list(range(count))
 
 
 def _own_seconds() -> float:

@@ -17,8 +17,10 @@ import torch
 from llama_perf.checkpoints.tokenizers import chat, files
 from llama_perf.cli import generate, generate_run
 from llama_perf.llama.engine import Engine
+from llama_perf.measure import timing
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.timing import Sample
+from llama_perf.results.measurement import SystemLoad
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import write_tiny
@@ -152,7 +154,12 @@ def test_a_result_line_repeats_and_is_added(tmp_path: Path, cli: CommandLine) ->
     assert without_speeds(second) == without_speeds(first) != first
 
 
-def test_a_preset_prints_tokens_and_averages(tmp_path: Path, cli: CommandLine) -> None:
+def test_a_preset_prints_tokens_and_averages(
+    tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = SystemLoad(seconds=1.0, cores=2, threads=2, other_cores=0.9)
+    watch = Mock(load=Mock(return_value=busy))
+    monkeypatch.setattr(timing, "LoadWatch", lambda _device: watch)
     trace = tmp_path / "trace.json"
     options = ("--num_samples", "2", "--precision", "torch.float32")
     output, _ = cli(*TINY, *options, "--profile", str(trace))
@@ -171,7 +178,8 @@ def test_a_preset_prints_tokens_and_averages(tmp_path: Path, cli: CommandLine) -
     assert re.search(
         r"==========\nAverage tokens/sec: \d+\.\d\d\n"
         r"Average decode tokens/sec: \d+\.\d\d\nAverage Bandwidth: \d+\.\d\d GB/s\n"
-        r"Peak Memory Usage: 0\.\d\d GB\nModel Size: 0\.06 GB\n$",
+        r"Peak Memory Usage: 0\.\d\d GB\nModel Size: 0\.06 GB\n"
+        r"Disturbed: other processes took 0\.9 of 2 cores\n$",
         output,
     )
     assert f"wrote {trace}" in output

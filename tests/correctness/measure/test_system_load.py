@@ -129,6 +129,9 @@ def test_cores_that_the_row_leaves_free_cost_it_nothing(
     load = watched(monkeypatch, cores, usable=(2, 3), own_s=0.0)
     assert load is not None
     assert (load.other_cores, load.steal_share) == (0.0, 0.0)
+    load = watched(monkeypatch, [TAKEN, FREE], usable=(64, 65))
+    assert load is not None
+    assert load.cores == 2, "as many as are counted"
     # A GPU's row has one thread on the host.
     cuda = torch.device("cuda")
     load = watched(monkeypatch, [TAKEN, TAKEN], own_s=0.0, device=cuda)
@@ -148,3 +151,6 @@ def test_what_is_not_known_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> No
     nothing = Core(*[0.0] * 5)
     assert watched(monkeypatch, [nothing] * 2) is None
     assert watched(monkeypatch, [TAKEN] * 2, seconds=0.2) is None
+    refused = Mock(cpu_times=Mock(side_effect=PermissionError), Error=psutil.Error)
+    monkeypatch.setattr(system_load, "psutil", refused)
+    assert LoadWatch(CPU).load() is None

@@ -44,3 +44,21 @@ def test_a_process_runs_all_rows_beside_its_loop(
     monkeypatch.setattr(disturbed, "Worker", lambda **_: worker)
     assert disturbed.measurements([CPU_ROW] * 2, 0.0) == [MEASUREMENT] * 2
     worker.close.assert_called_once_with()
+
+
+def test_the_ways_take_turns_and_the_table_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares: list[float] = []
+
+    def measurements(rows: list[object], share: float) -> list[Measurement]:
+        shares.append(share)
+        return [process(1.0, 2 * share)] * len(rows)
+
+    monkeypatch.setattr(disturbed, "measurements", measurements)
+    disturbed.main(["--rounds", "2"])
+    assert shares == [*disturbed.SHARES] * 2
+    out = capsys.readouterr().out
+    assert "; 2 rounds of 4 rows:\n\n| the loop takes" in out
+    assert "| 0 of 8 " in out
+    assert "| 8 of 8 " in out
