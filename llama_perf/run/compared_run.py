@@ -155,9 +155,10 @@ class ComparedRun:
         return result
 
     def _end_worker(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        # An interrupt may come meanwhile, and it is closed once all the same.
+        ending, self._worker = self._worker, None
+        if ending is not None:
+            ending.close()
 
     def _beyond_budget(self, task: Task) -> str | None:
         """Why a row cannot finish within the time budget; None where it can."""

@@ -101,9 +101,10 @@ class GuardedProcess:
         return code
 
     def kill(self) -> None:
-        """Kill the group."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.id, signal.SIGKILL)
+        """Kill the group, unless it is closed: its number may be another's then."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.id, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill what is left of the group, and return when it is gone."""

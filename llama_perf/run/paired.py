@@ -105,9 +105,9 @@ class PairedProcesses:
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers = {}
+        # An interrupt may come meanwhile, and each is closed once all the same.
+        while self._workers:
+            self._workers.popitem()[1].close()
 
     def measure(self, row: RowSpec, progress: Progress) -> PairedRow:
         """Measure a row once on each side, which shows whether both can run it."""

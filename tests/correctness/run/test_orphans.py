@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -18,11 +18,12 @@ from llama_perf.errors import UserError
 from llama_perf.run import lock
 from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors, locked
+from tests.correctness.support.cpp_operators import NEEDED
 from tests.correctness.support.plugin_project import ROOT
 from tests.correctness.support.processes import HANG_S, alive, wait_until
 
 CPU = torch.device("cpu")
-# What each worker does for longer than any test takes; `started` then exists.
+# What a worker does for longer than any test takes; `started` has its process's number.
 BUSY = {
     "a call that holds Python's lock": (
         "import ctypes, os\n"
@@ -42,7 +43,7 @@ BUSY = {
         "compiler.wait()"
     ),
 }
-# A run without torch: it takes the lock, and has a worker for each of the codes.
+# A run without torch: it takes the lock, and has two workers.
 RUN = """
 import os, sys, threading
 from types import ModuleType, SimpleNamespace
@@ -52,11 +53,13 @@ sys.modules[device.__name__] = device
 from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors, locked
 with locked(None, wait=False, notify=print):
-    for code in sys.argv[1:]:
+    workers = [
         GuardedProcess(
             [sys.executable, "-c", code], output=sys.stderr.buffer, pass_fds=(),
             locks=held_descriptors(), environment=os.environ,
         )
+        for code in sys.argv[1:]
+    ]
     print("started", flush=True)
     threading.Event().wait()
 """
@@ -81,54 +84,75 @@ def ignores_sigterm(process: psutil.Process) -> bool:
     return bool(mask >> (signal.SIGTERM - 1) & 1)
 
 
+class Run:
+    """A process that runs `RUN`; however a test ends, its guards end its workers."""
+
+    def __init__(self, codes: list[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RUN, *codes],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.id = self._process.pid
+        self.guards: list[psutil.Process] = []
+        self.workers: list[psutil.Process] = []
+
+    def wait_for_children(self, started: list[Path]) -> None:
+        """Find all that it started, once each of its workers has `started`."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"started\n"
+        wait_until(lambda: all(path.exists() and path.read_text() for path in started))
+        for process in psutil.Process(self.id).children(recursive=True):
+            (self.guards if is_guard(process) else self.workers).append(process)
+        assert len(self.guards) == len(started)
+        ids = {process.pid for process in self.workers}
+        assert ids >= {int(path.read_text()) for path in started}
+
+    def kill(self) -> None:
+        self._process.kill()
+        wait_until(lambda: not alive(self.id))
+
+    def close(self) -> None:
+        self._process.kill()
+        for guard in self.guards:
+            with suppress(psutil.NoSuchProcess):
+                guard.resume()
+        with self._process:
+            pass
+
+
+@pytest.mark.parametrize(
+    "busy", [*list(BUSY)[:-1], pytest.param("a compiler", marks=NEEDED)]
+)
 def test_a_killed_run_keeps_the_lock_until_its_workers_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: str
 ) -> None:
-    started = [tmp_path / str(number) for number in range(len(BUSY))]
-    codes = [
-        code.format(started=str(path))
-        for code, path in zip(BUSY.values(), started, strict=True)
-    ]
-    run = subprocess.Popen(
-        [sys.executable, "-c", RUN, *codes],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert run.stdout is not None
-    with run.stdout:
-        assert run.stdout.readline() == b"started\n"
-    wait_until(lambda: all(path.exists() and path.read_text() for path in started))
-    processes = psutil.Process(run.pid).children(recursive=True)
-    guards = [process for process in processes if is_guard(process)]
-    workers = [process for process in processes if process not in guards]
-    assert len(guards) == len(BUSY)
-    assert {process.pid for process in workers} >= {
-        int(path.read_text()) for path in started
-    }
-    for guard in guards:
-        # Whoever ends a job may end all its processes; these have something to do yet.
-        wait_until(partial(ignores_sigterm, guard))
-        guard.terminate()
-        guard.suspend()
-    with pytest.raises(UserError, match=f"another run, process {run.pid}: -c"):
-        with_lock()
-    run.kill()
-    wait_until(lambda: not alive(run.pid))
-    assert all(alive(process.pid) for process in workers)
-    with monkeypatch.context() as patch:
-        patch.setattr(lock, "_WORKERS_END_S", 0.1)
-        whose = f"the workers of a run that has ended, or .*, process {run.pid}: -c"
-        with pytest.raises(UserError, match=whose):
+    started = [tmp_path / str(number) for number in range(2)]
+    codes = [BUSY[busy].format(started=str(path)) for path in started]
+    with closing(Run(codes)) as run:
+        run.wait_for_children(started)
+        for guard in run.guards:
+            # Whoever ends a job may end all its processes; a guard still has a task.
+            wait_until(partial(ignores_sigterm, guard))
+            guard.terminate()
+            guard.suspend()
+        with pytest.raises(UserError, match=f"another run, process {run.id}: -c"):
             with_lock()
-    for guard in guards:
-        guard.resume()
-    # It waits by itself for what the guards do now.
-    monkeypatch.setattr(lock, "_WORKERS_END_S", HANG_S)
-    with_lock()
-    assert not any(alive(process.pid) for process in workers)
-    run.wait()
-    wait_until(lambda: not any(alive(guard.pid) for guard in guards))
+        run.kill()
+        assert all(alive(process.pid) for process in run.workers)
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "_WORKERS_END_S", 0.1)
+            whose = f"the workers of a run that has ended, or .*, process {run.id}: -c"
+            with pytest.raises(UserError, match=whose):
+                with_lock()
+        for guard in run.guards:
+            guard.resume()
+        # It waits by itself for what the guards do now.
+        monkeypatch.setattr(lock, "_WORKERS_END_S", HANG_S)
+        with_lock()
+        assert not any(alive(process.pid) for process in run.workers)
+        wait_until(lambda: not any(alive(guard.pid) for guard in run.guards))
 
 
 def with_lock() -> None:
