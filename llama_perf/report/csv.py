@@ -9,14 +9,14 @@ from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 
-_FIGURES = [
+_FIELDS = [
     field.name
     for field in fields(Measurement)
     if field.type in {float, int, str, float | None, int | None, str | None}
 ]
-# Beside the speed that it belongs to.
-_FIGURES.insert(1, "sample_spread")
-"""The figures of a measurement that are one number or one word."""
+"""The fields of a measurement that hold one number or one word."""
+# The spread of the samples stands beside the speed that it belongs to.
+_FIGURES = [_FIELDS[0], "sample_spread", *_FIELDS[1:]]
 
 
 @report_format("csv", ".csv")
