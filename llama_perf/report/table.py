@@ -11,7 +11,7 @@ from itertools import starmap
 
 from tabulate import tabulate
 
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.rows.selection import load_set
@@ -52,7 +52,7 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
             columns.append(("change", cells))
         detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
-            columns.append(("min. detectable", _cells(detectable, "{:.1%}")))
+            columns.append((FOUND, _cells(detectable, "{:.1%}")))
     columns.append(("verdict", list(starmap(outcome, report.judged))))
     if report.reference:
         columns += _reference_columns(report)
