@@ -3,8 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from llama_perf.cli.ending import print_report
@@ -15,6 +14,7 @@ from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Environment, Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.interrupts import Interruptible, described
@@ -106,11 +106,8 @@ def record(arguments: argparse.Namespace) -> int:
     )
     measured = {result.id for result in results if result.measurement is not None}
     not_run = [result for result in results if result.status is Status.NOT_RUN]
-    recorded = replace(
-        baseline, rows=tuple(row for row in baseline.rows if row.id in measured)
-    )
-    _print(request, recorded, *not_run)
-    for warning in warnings(recorded):
+    _print(baseline, request, *not_run, ids=measured)
+    for warning in warnings(baseline, _known(), request.limits, ids=measured):
         print(warning)
     print(f"recorded {len(measured)} rows in {path}")
     if not_run:
@@ -169,7 +166,8 @@ def show(arguments: argparse.Namespace) -> int:
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
-        _print(request, baseline)
+        ids = {row.id for row in baseline.rows}
+        _print(baseline, request, ids=ids)
         print()
     return 0
 
@@ -200,12 +198,11 @@ def check(arguments: argparse.Namespace) -> int:
 
     The published table was measured elsewhere: it only has to be readable.
     """
-    known = {row.id: row for row in selection.every_row()}
-    count = 0
+    limits, count = request_of(arguments).limits, 0
     for key, path in _asked(arguments):
         lines = baselines.damage(path, device_key=key)
         if not lines and key != baselines.REFERENCE_KEY:
-            lines = list(problems(baselines.read(path), known))
+            lines = list(problems(baselines.read(path), _known(), limits))
         found = f"{len(lines)} problems" if lines else "sound"
         print(f"{key}: {found}", *lines, sep="\n  ")
         count += len(lines)
@@ -225,13 +222,23 @@ def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         yield key, baselines.path_of(folder, key)
 
 
-def _print(request: RunRequest, baseline: Baseline, *others: RowResult) -> None:
-    """Print a baseline as if measured now, `others`, and its noise."""
+def _known() -> dict[str, RowSpec]:
+    return {row.id: row for row in selection.every_row()}
+
+
+def _print(
+    baseline: Baseline, request: RunRequest, *others: RowResult, ids: Collection[str]
+) -> None:
+    """Print rows of a baseline as if measured now, `others`, and their noise.
+
+    Noise is estimated from all of its rows, as in a run.
+    """
     measured = [
         RowResult(
             id=row.id, row=row.row, status=Status.MEASURED, measurement=row.measurement
         )
         for row in baseline.rows
+        if row.id in ids
     ]
     report = Report(
         started=baseline.recorded,
@@ -239,5 +246,5 @@ def _print(request: RunRequest, baseline: Baseline, *others: RowResult) -> None:
         results=(*measured, *others),
     )
     print_report(report, request)
-    for line in describe_speeds(baseline):
+    for line in describe_speeds(baseline, _known(), request.limits, ids=ids):
         print(line)

@@ -189,18 +189,7 @@ def judge_speed(
         stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)
         if stored is not None and now is not None:
             known[basis] = (stored, now, baseline.spreads[basis].get(result.id))
-    notes: dict[Basis, str] = {}
-    for basis in baseline.bases(result.row):
-        note = ""
-        if basis is Basis.RATIO and basis not in known:
-            note = "; its unquantized row was not measured before it in this run"
-            if baseline.unquantized[result.id] is None:
-                note = "; no unquantized row was recorded with it"
-            basis = Basis.BANDWIDTH
-        if basis is Basis.BANDWIDTH and basis not in known:
-            basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
-        # A basis that replaces another one may be wanted itself as well.
-        notes.setdefault(basis, note)
+    notes = baseline.judged_by(result.row, known)
     by_pairs = result.id in baseline.by_pairs
     judged = (
         _judged(basis, *known[basis], limits, confirmation, by_pairs=by_pairs)
@@ -247,20 +236,19 @@ def _judged(
             faster=change.change > limit,
         )
     least, loss = limits["least_loss"], log_loss(now, then)
-    limit = thresholds.screen_limit(spread, least)
-    change = metric_change(basis.value, then, now, as_share(limit))
-    detectable = thresholds.minimum_detectable(spread, least)
+    losses = thresholds.losses(spread, least)
+    change = metric_change(basis.value, then, now, losses.limit)
     speed = Judgement(
         changes=(replace(change, worse=False),),
         reason=describe(change),
         faster=-loss > thresholds.faster_limit(spread, least),
-        minimum_detectable=detectable,
+        minimum_detectable=losses.found,
     )
-    looks_slower = loss > limit
+    looks_slower = loss > thresholds.screen_limit(spread, least)
     if not looks_slower and not by_pairs:
         return speed
     if by_pairs and loss <= thresholds.pairs_limit(spread, TARGET_LOSS, least):
-        found = min(detectable, max(TARGET_LOSS, least))
+        found = min(losses.found, max(TARGET_LOSS, least))
         return replace(speed, minimum_detectable=found)
     if not looks_slower and confirmation is None:
         return replace(speed, suspicious=True)
@@ -271,8 +259,8 @@ def _judged(
         mean, limit = geometric_mean(speeds), thresholds.confirm_limit(spread, least)
         digits = 2 if basis is Basis.TOK_S else 3
         return log_loss(mean, then) > limit, (
-            f"{mean:.{digits}f} ({relative_change(mean, then):+.1%},"
-            f" limit {as_share(limit):.1%})"
+            f"{mean:.{digits}f} ({relative_change(mean, then):+.1%};"
+            f" their mean confirms a loss above {as_share(limit):.1%})"
         )
 
     trials = () if confirmation is None else confirmation.fresh

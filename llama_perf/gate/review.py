@@ -3,16 +3,16 @@
 Pure functions on baselines; their answers are lines of text.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from statistics import geometric_mean
 
 from tabulate import tabulate
 
-from llama_perf.gate import thresholds
-from llama_perf.gate.judgements import stored_peak
+from llama_perf.gate.judgements import limits_of, stored_peak
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import MIN_PROCESSES, relative_change
 from llama_perf.results.baselines import Baseline, BaselineRow
+from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
 
 # With a larger deviation between processes only a collapse of the speed is detected.
@@ -66,8 +66,13 @@ def _cells(then: BaselineRow, now: BaselineRow) -> list[str]:
     ]
 
 
-def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
-    """The defects of a baseline; `known` are the rows of all sets by their id."""
+def problems(
+    stored: Baseline, known: Mapping[str, RowSpec], project: ProjectLimits = ()
+) -> Iterator[str]:
+    """The defects of a baseline; `known` are the rows of all sets by their id.
+
+    `project` has a user's limits.
+    """
     baseline = SpeedBaseline(stored)
     for row in stored.rows:
         if row.id not in known:
@@ -76,57 +81,77 @@ def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:
             yield f"{row.id}: measured with an injected slowdown"
-        judged = baseline.judged_spread(row.id)
+        limits = limits_of(known.get(row.id, row.row), project)
+        judged = baseline.losses(row.row, limits["least_loss"])
         if judged is None:
-            yield (
-                f"{row.id}: {len(row.samples)} of the {MIN_PROCESSES} processes from"
-                " which noise is estimated"
-            )
+            yield f"{row.id}: {_fixed(baseline, row.row, limits)}"
         elif judged[1].deviation > _MAX_DEVIATION:
-            basis, spread = judged
-            limit = thresholds.as_share(thresholds.screen_limit(spread))
+            basis, spread, losses = judged
             yield (
-                f"{row.id}: processes differ by {spread.deviation:.0%} in"
-                f" {basis.value}, so without pairs a loss below {limit:.0%} passes;"
-                " record it on a quieter machine"
+                f"{row.id}: processes differ by {spread.deviation:.2%} in"
+                f" {basis.value}; without pairs: {losses}; record it on a quieter"
+                " machine"
             )
         other = row.environment
         if other is not None and (changes := other.changes(stored.environment)):
             yield f"{row.id}: of another environment: {'; '.join(changes)}"
 
 
-def describe_speeds(stored: Baseline) -> Iterator[str]:
-    """A line for each row that several processes measured: its noise in each."""
+def describe_speeds(
+    stored: Baseline,
+    known: Mapping[str, RowSpec],
+    project: ProjectLimits = (),
+    *,
+    ids: Container[str],
+) -> Iterator[str]:
+    """A line for each row among `ids` that several processes measured: its noise.
+
+    `known` and `project` are those of `problems`.
+    """
     baseline = SpeedBaseline(stored)
     for row in stored.rows:
-        if (deviation := row.between_process_deviation) is None:
+        if (deviation := row.between_process_deviation) is None or row.id not in ids:
             continue
-        noise = f"; noise is estimated from {MIN_PROCESSES}"
-        if (judged := baseline.judged_spread(row.id)) is not None:
-            basis, spread = judged
-            noise = (
-                f" ({spread.deviation:.2%} in {basis.value}, estimated with the other"
-                " rows); without pairs a loss of"
-                f" {thresholds.minimum_detectable(spread):.1%} is detected"
-            )
-        yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"
-
-
-def warnings(recorded: Baseline) -> Iterator[str]:
-    """What to say of rows that are recorded and find only large losses."""
-    baseline = SpeedBaseline(recorded)
-    found = {
-        row.id: thresholds.minimum_detectable(judged[1])
-        for row in recorded.rows
-        if (judged := baseline.judged_spread(row.id)) is not None
-    }
-    coarse = {row_id: loss for row_id, loss in found.items() if loss > MAX_DETECTABLE}
-    for row_id, loss in coarse.items():
+        limits = limits_of(known.get(row.id, row.row), project)
+        differ = f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}"
+        if (judged := baseline.losses(row.row, limits["least_loss"])) is None:
+            yield f"{differ}; {_fixed(baseline, row.row, limits)}"
+            continue
+        basis, spread, losses = judged
         yield (
-            f"warning: {row_id}: without pairs only a loss of {loss:.1%} or more is"
-            " found nine times in ten"
+            f"{differ} ({spread.deviation:.2%} in {basis.value}, estimated with the"
+            f" other rows); without pairs: {losses}"
         )
-    if coarse:
+
+
+def _fixed(baseline: SpeedBaseline, row: RowSpec, limits: Limits) -> str:
+    """Why the limit of a row does not follow from its noise."""
+    count = min(map(len, baseline.judged_speeds(row).values()))
+    return (
+        f"{count} of the {MIN_PROCESSES} processes from which noise is estimated, so"
+        f" the limit is fixed: {limits['tok_s']:.1%}"
+    )
+
+
+def warnings(
+    recorded: Baseline,
+    known: Mapping[str, RowSpec],
+    project: ProjectLimits = (),
+    *,
+    ids: Container[str],
+) -> Iterator[str]:
+    """What to say of rows among `ids` that are recorded and find only large losses.
+
+    `known` and `project` are those of `problems`.
+    """
+    baseline, is_any = SpeedBaseline(recorded), False
+    for row in recorded.rows:
+        limits = limits_of(known.get(row.id, row.row), project)
+        judged = baseline.losses(row.row, limits["least_loss"])
+        if row.id in ids and judged is not None and judged[2].found > MAX_DETECTABLE:
+            is_any = True
+            yield f"warning: {row.id}: without pairs: {judged[2]}"
+    if is_any:
         yield (
             "warning: record it on a quieter machine, or with more tokens a generation"
             " (max_new_tokens)"

@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import repeat
 
 from llama_perf.gate import thresholds
-from llama_perf.gate.thresholds import Spread
+from llama_perf.gate.thresholds import Losses, Spread
 from llama_perf.results.baselines import Baseline, BaselineRow, ProcessSamples
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment
@@ -104,12 +104,43 @@ class SpeedBaseline:
         known = [speed for speed in speeds if speed is not None]
         return known if len(known) == len(speeds) else None
 
-    def judged_spread(self, row_id: str) -> tuple[Basis, Spread] | None:
-        """The first quantity by which a row is judged; None: too few processes."""
-        for basis in (*self.bases(self.rows[row_id].row), Basis.BANDWIDTH, Basis.TOK_S):
-            if (spread := self.spreads[basis].get(row_id)) is not None:
-                return basis, spread
-        return None
+    def judged_by(self, row: RowSpec, known: Collection[Basis]) -> dict[Basis, str]:
+        """The quantities in which `row` is judged where only some are `known`.
+
+        Each has the reason why it is judged in place of another one, or none.
+        """
+        notes: dict[Basis, str] = {}
+        for basis in self.bases(row):
+            note = ""
+            if basis is Basis.RATIO and basis not in known:
+                note = "; its unquantized row was not measured before it in this run"
+                if self.unquantized[row.id] is None:
+                    note = "; no unquantized row was recorded with it"
+                basis = Basis.BANDWIDTH
+            if basis is Basis.BANDWIDTH and basis not in known:
+                basis, note = Basis.TOK_S, "; the device's bandwidth is not known"
+            # A basis that replaces another one may be wanted itself as well.
+            notes.setdefault(basis, note)
+        return notes
+
+    def judged_speeds(self, row: RowSpec) -> dict[Basis, Sequence[float]]:
+        """The stored speeds of the row's processes, in what they are judged by."""
+        known = [basis for basis in Basis if row.id in self.speeds[basis]]
+        bases = self.judged_by(row, known)
+        return {basis: self.speeds[basis][row.id] for basis in bases}
+
+    def losses(self, row: RowSpec, least: float) -> tuple[Basis, Spread, Losses] | None:
+        """What stored figures can show of a row, where no loss below `least` counts.
+
+        Of several quantities it is the one that finds the smallest loss. None: there
+        are too few processes to know.
+        """
+        judged = [
+            (basis, spread, thresholds.losses(spread, least))
+            for basis in self.judged_speeds(row)
+            if (spread := self.spreads[basis].get(row.id)) is not None
+        ]
+        return min(judged, key=lambda one: one[2].found, default=None)
 
 
 def _spreads(speeds: Mapping[str, Sequence[float]]) -> dict[str, Spread]:

@@ -173,6 +173,33 @@ def _noise(spread: Spread, multiple: float, variance: float) -> float:
     return deviations * spread.deviation
 
 
+def found_in_words(share: float) -> str:
+    """What that loss is, in a sentence."""
+    return f"a loss of {share:.1%} is found 9 times in 10"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """The two losses of speed, as shares, that say what stored figures can show.
+
+    Above `limit` a row looks slower in one run; `found` is found nine times in ten.
+    """
+
+    limit: float
+    found: float
+
+    def __str__(self) -> str:
+        return f"limit {self.limit:.1%}, and {found_in_words(self.found)}"
+
+
+def losses(spread: Spread, min_loss: float = MIN_LOSS) -> Losses:
+    """Both losses of a row with this spread."""
+    return Losses(
+        limit=as_share(screen_limit(spread, min_loss)),
+        found=minimum_detectable(spread, min_loss),
+    )
+
+
 def detection_chance(loss: float, spread: Spread, min_loss: float = MIN_LOSS) -> float:
     """A lower bound of the probability that a run finds a log loss of `loss`.
 

@@ -9,7 +9,7 @@ from itertools import starmap
 from operator import add
 
 from llama_perf.errors import SpecError
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, Report, RowResult
@@ -172,7 +172,7 @@ def _all_columns(
             if title == TOK_S.title:
                 least = [one.minimum_detectable if one else None for one in verdicts]
                 cells = cells_of(least, "{:.1%}")
-                yield Column("detectable", "min. detectable", cells, any(least))
+                yield Column("found", FOUND, cells, any(least))
     marks = (DISTURBED if disturbance(*one) else "" for one in judged)
     words = starmap(outcome, judged)
     yield Column("verdict", "verdict", list(map(add, words, marks)))

@@ -16,6 +16,7 @@ from llama_perf.gate.pairs import (
     described,
     overall,
 )
+from llama_perf.gate.thresholds import found_in_words
 from llama_perf.report.table import shown
 from llama_perf.results.run import Comparison, Report
 from llama_perf.rows.spec import RowSpec
@@ -98,8 +99,8 @@ class PairedRun:
             test = self._gate.test(pairs)
             if pairs.missed is None and test is not None:
                 self._tests.append(test)
-                detectable = f"min. detectable {test.minimum_detectable:.1%}"
-                figures += f"  ({described(test)}, {detectable})"
+                found = found_in_words(test.minimum_detectable)
+                figures += f"  ({described(test)}; {found})"
             running.end(figures, word, style, counted=result.measurement is not None)
         report = self.report
         environments = self._processes.environments

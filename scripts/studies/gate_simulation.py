@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from llama_perf.gate import thresholds
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES, Spread, minimum_detectable
+from llama_perf.metrics import FOUND
 from scripts.doc_tables.document import Place, Table
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -126,7 +127,7 @@ _LOSSES = (f"-{slowdown:.0%}" for slowdown in SLOWDOWNS)
 _HEADERS = ("processes", "deviation", "runs with a false alarm", *_LOSSES)
 TABLE = Table(
     place=Place("gate-why.md", "simulation"),
-    headers=(*_HEADERS, "min. detectable"),
+    headers=(*_HEADERS, FOUND),
     keys=list(product(SIZES, CASES)),
     draw=_draw,
 )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llama_perf.metrics import FOUND
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.rows import selection
 from llama_perf.run.display import Display
@@ -24,7 +25,7 @@ SET_PLACE = Place("gate-why.md", "study of a set")
 ROWS = Path(__file__).with_name("gate_study.toml")
 SLOWDOWNS = (0, 1, 2, 3, 5, 10, 25)
 _HEADERS = ["repeated steps", "runs", "rows judged", "suspicious", "SLOWER"]
-_HEADERS += ["runs that failed a row", "min. detectable (median)"]
+_HEADERS += ["runs that failed a row", f"{FOUND} (median)"]
 
 
 def judged(percent: int, reports: Sequence[Report]) -> list[Comparison]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from llama_perf.metrics import FOUND
 from llama_perf.results.run import Comparison, Report, Verdict
 from llama_perf.run.display import Display
 from scripts.doc_tables.document import Place, github_table
@@ -22,7 +23,7 @@ from scripts.studies.runs import conditions, llama_perf, parsed, stored_or_run
 
 PLACE = Place("gate-why.md", "study of pairs")
 _HEADERS = ["slowed", "neighbour", "runs", "slowed rows", "SLOWER", "other rows"]
-_HEADERS += ["SLOWER", "FASTER", "UNDECIDED", "pairs a row", "min. detectable"]
+_HEADERS += ["SLOWER", "FASTER", "UNDECIDED", "pairs a row", FOUND]
 KINDS = {"quantized": "*int8*", "unquantized": "*.none.fp32.cpu.compile*"}
 """Rows that are slowed together and measured by themselves, by what they are."""
 

@@ -77,7 +77,8 @@ INVALID, NOT_RUN = (
 def mean(by: float) -> str:
     """The mean of fresh processes that lost so many of the confirming limits."""
     tok_s = TOK_S * (1 - CONFIRM * by) / BANDWIDTH
-    return f"{tok_s:.3f} ({-CONFIRM * by:+.1%}, limit {CONFIRM:.1%})"
+    own = f"their mean confirms a loss above {CONFIRM:.1%}"
+    return f"{tok_s:.3f} ({-CONFIRM * by:+.1%}; {own})"
 
 
 SAME, SLOWER, LARGER = Verdict.SAME, Verdict.SLOWER, Verdict.LARGER

@@ -181,10 +181,13 @@ def test_the_same_gpu_is_judged_by_tok_s_whatever_its_bandwidth() -> None:
 
 
 def test_the_description_of_a_baseline_names_the_judged_quantity() -> None:
-    first, second = describe_speeds(STORED)
+    def lines_of(stored: Baseline) -> list[str]:
+        return list(describe_speeds(stored, {}, ids={row.id for row in stored.rows}))
+
+    first, second = lines_of(STORED)
     assert "in tok/s per GB/s of the device" in first
     assert "in tok/s over the unquantized row's" in second
-    assert all("% in tok/s, " in line for line in describe_speeds(ON_CARD))
+    assert all("% in tok/s, " in line for line in lines_of(ON_CARD))
 
 
 REVIEWED = baseline_of_processes({CPU_ROW: ALIKE, OTHER: ALIKE})
@@ -225,7 +228,8 @@ BOTH = (CPU_ROW, OTHER)
         (
             baseline_of(measured()),
             BOTH,
-            "1 of the 3 processes from which noise is estimated",
+            "1 of the 3 processes from which noise is estimated, so the limit is fixed:"
+            " 25.0%",
         ),
         (UNEVEN, BOTH, "record it on a quieter machine"),
         (SLOWED, BOTH, "measured with an injected slowdown"),

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from llama_perf.errors import UserError
 from llama_perf.results import baselines
+from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.strict_json import to_json
 from tests.correctness.support.plugin_project import PLAIN, Project
 from tests.correctness.support.record_samples import edited
@@ -121,13 +123,13 @@ def test_the_published_table_that_cannot_be_read(project: Project) -> None:
     assert project.cli.refusal(*project.words("run")) == reason
 
 
-def test_limits_that_cannot_be_read(project: Project) -> None:
-    path = project.path / "pyproject.toml"
-    path.unlink()
-    path.symlink_to(path)
-    # pytest reads the same file, and may refuse it first.
-    result = project.run("--rootdir", str(project.path), "--benchmark-compare")
-    assert result.ret != pytest.ExitCode.OK
+def test_limits_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    for put, reason in UNREADABLE[:4]:
+        put(path)
+        with pytest.raises(UserError, match=f"^{path}: cannot be read: {reason}$"):
+            project_limits(path)
+        path.rmdir() if put is folder else path.unlink()
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file"])

@@ -78,7 +78,7 @@ def test_what_fresh_processes_decide(project: Project, case: str, front: str) ->
     assert project.verdicts()[slow] is verdict
     assert project.verdicts()[FP6] is Verdict.NOT_RUN
     assert as_text(project.report()) in output
-    assert "min. detectable" in output
+    assert "found 9 in 10" in output
     assert f"{verdict.value} {slow}: " in output or not fails
     assert reason in output
     assert "record one with" not in output
