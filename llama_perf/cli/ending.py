@@ -7,6 +7,7 @@ from llama_perf.results.run import Report
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_line
+from llama_perf.words import counted
 
 
 def end(
@@ -30,6 +31,7 @@ def end(
         print(to_line(report))
     if interrupted:
         left = report.selected - len(report.results)
-        display.note(f"interrupted before {left} of {report.selected} rows{advice}")
+        rows = counted(report.selected, "row")
+        display.note(f"interrupted before {left} of {rows}{advice}")
         return 130
     return 1 if report.failed else 0

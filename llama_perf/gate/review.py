@@ -14,6 +14,7 @@ from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import MIN_PROCESSES, relative_change
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.spec import RowSpec
+from llama_perf.words import loss_found
 
 # With a larger deviation between processes only a collapse of the speed is detected.
 _MAX_DEVIATION = 0.10
@@ -64,11 +65,14 @@ def _cells(then: BaselineRow, now: BaselineRow) -> list[str]:
 
 
 def problems(stored: Baseline, known: Mapping[str, RowSpec]) -> Iterator[str]:
-    """The defects of a baseline; `known` are the rows of all sets by their id."""
+    """The defects of a baseline; `known` are the rows of sets and files by id."""
     baseline = SpeedBaseline(stored)
     for row in stored.rows:
         if row.id not in known:
-            yield f"{row.id}: in no set, so nothing is compared with it"
+            yield (
+                f"{row.id}: in no set, so nothing is compared with it; if a file of"
+                " your own has it, name that file: --rows FILE"
+            )
         elif known[row.id].fingerprint != row.fingerprint:
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:
@@ -103,7 +107,7 @@ def describe_speeds(stored: Baseline) -> Iterator[str]:
             basis, spread = judged
             noise = (
                 f" ({spread.deviation:.2%} in {basis.value}, estimated with the other"
-                " rows); without pairs a loss of"
-                f" {thresholds.minimum_detectable(spread):.1%} is detected"
+                " rows); smallest loss detected without pairs:"
+                f" {loss_found(thresholds.minimum_detectable(spread))}"
             )
         yield f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}{noise}"

@@ -52,7 +52,8 @@ def suffixes() -> list[str]:
 def draw(report: Report, name: str) -> str:
     """The report in the format `name`; raises SpecError where there is none."""
     if name not in names():
-        raise SpecError("format", name, f"allowed: {', '.join(names())}")
+        allowed = f"allowed: {', '.join(names())}"
+        raise SpecError("format", name, allowed, known=names())
     return _BY_NAME[name](report)
 
 

@@ -15,6 +15,7 @@ from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.measurement import LinearChoice, Measurement
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.rows.selection import load_set
+from llama_perf.words import loss_found
 
 NOTHING = "-"
 TITLE = "the published rows: on the A100, with its settings here, on this engine here"
@@ -52,7 +53,8 @@ def results_table(report: Report, style: str) -> tuple[str, str]:
             columns.append(("change", cells))
         detectable = [one.minimum_detectable if one else None for one in verdicts]
         if metric is TOK_S and any(detectable):
-            columns.append(("min. detectable", _cells(detectable, "{:.1%}")))
+            cells = [NOTHING if one is None else loss_found(one) for one in detectable]
+            columns.append(("min. detectable", cells))
     columns.append(("verdict", list(starmap(outcome, report.judged))))
     if report.reference:
         columns += _reference_columns(report)

@@ -18,6 +18,7 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record, to_json
+from llama_perf.words import counted, shown
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
@@ -113,8 +114,8 @@ def _check_processes(row: BaselineRow, *, where: str) -> None:
     close = stored and deviation and math.isclose(stored, deviation, rel_tol=1e-6)
     if stored != deviation and not close:
         raise RecordError(
-            f"{where}.between_process_deviation: {stored} is not allowed; its"
-            f" {len(row.samples)} processes have {deviation}"
+            f"{where}.between_process_deviation: {shown(stored)} is not allowed; that"
+            f" of {counted(len(row.samples), 'process')} is {shown(deviation)}"
         )
 
 
@@ -189,7 +190,7 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
             reason = next(result.reason for result in processes if result.reason)
             raise RecordError(
                 f"baseline: {row_id} was measured in {len(measured)} of"
-                f" {len(processes)} processes: {reason}"
+                f" {counted(len(processes), 'process')}: {reason}"
             )
         if len(weights := sorted({one.weights for one in measured})) > 1:
             raise RecordError(

@@ -24,6 +24,7 @@ from llama_perf.run.options import RunRequest
 from llama_perf.run.paired import OURS, PairedProcesses, Progress, Side
 from llama_perf.run.worker_protocol import NOTE
 from llama_perf.strict_json import to_json
+from llama_perf.words import loss_found
 
 # Processes of each side that decide whether a peak has grown.
 _PEAKS = 3
@@ -98,7 +99,7 @@ class PairedRun:
             test = self._gate.test(pairs)
             if pairs.missed is None and test is not None:
                 self._tests.append(test)
-                detectable = f"min. detectable {test.minimum_detectable:.1%}"
+                detectable = f"min. detectable {loss_found(test.minimum_detectable)}"
                 figures += f"  ({described(test)}, {detectable})"
             running.end(figures, word, style, counted=result.measurement is not None)
         report = self.report

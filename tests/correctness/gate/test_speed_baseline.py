@@ -220,7 +220,11 @@ BOTH = (CPU_ROW, OTHER)
     ("changed", "known", "message"),
     [
         (REVIEWED, BOTH, None),
-        (REVIEWED, (OTHER,), "in no set, so nothing is compared with it"),
+        (
+            REVIEWED,
+            (OTHER,),
+            "if a file of your own has it, name that file: --rows FILE",
+        ),
         (with_first(fingerprint="old"), BOTH, "the row changed since: record it again"),
         (
             baseline_of(measured()),
@@ -274,7 +278,7 @@ def test_check_fails_for_what_is_damaged_and_what_is_stale(
     damaged.write_text("{", encoding="utf-8")
     out, _ = cli(*check, code=1)
     assert f"cpu-some-2c: 2 problems\n  {CPU_ROW.id}: in no set" in out
-    assert f"damaged: 1 problems\n  {damaged}: Invalid JSON" in out
+    assert f"damaged: 1 problem\n  {damaged}: Invalid JSON" in out
     # A sound one, and the one that comes along.
     damaged.unlink()
     stored_in(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))

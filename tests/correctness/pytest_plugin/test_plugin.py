@@ -96,7 +96,12 @@ def test_a_failed_compiled_row_shows_its_line_and_no_log(project: Project) -> No
     [
         ('_size_bytes": 500000000', '_size_bytes": 1', Verdict.LARGER, "*size 0.000*"),
         ('rint": "', 'rint": "0', Verdict.INCOMPARABLE, "INCOMPARABLE *"),
-        (f'"{PLAIN}"', '"gone"', Verdict.NO_BASELINE, "*but in no set: gone"),
+        (
+            f'"{PLAIN}"',
+            '"gone"',
+            Verdict.NO_BASELINE,
+            "*but in no set or --rows file: gone",
+        ),
         # It is reported: whoever has another device can do nothing about it.
         ('_key": "', '_key": "a', Verdict.INCOMPARABLE, "* of another device, *"),
     ],
