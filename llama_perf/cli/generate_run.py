@@ -199,7 +199,7 @@ def _memory_profile(path: str | None) -> Iterator[None]:
 def _check_save(row: RowSpec) -> None:
     """Raise UserError, before anything is measured, where `save` would fail."""
     if row.quantization is None:
-        raise UserError("save: it saves a quantized model: give --quantization too")
+        raise UserError("save: it saves a quantized model: give --quantization")
     check_new_folder("save", _saved_folder(row))
     if row.kernels == "torchao":
         # Whether torchao's tensors can be saved has to be tried.

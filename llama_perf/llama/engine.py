@@ -140,8 +140,7 @@ class Engine:
         length = tokens.shape[1]
         if length >= self.cache_size:
             raise PromptError(
-                f"fill: {length} leaves no room for a prompt in the cache of"
-                f" {self.cache_size}"
+                f"fill: {length} leaves no room in the cache of {self.cache_size}"
             )
         self._run(tokens.to(self.model.device), None)
         self.filled = length
@@ -339,8 +338,9 @@ class Engine:
         if self.filled + length + max_new_tokens > self.cache_size:
             before = f"{self.filled} filled positions + " if self.filled else ""
             raise PromptError(
-                f"prompt: {before}{counted(length, 'token')} + {max_new_tokens} new do"
-                f" not fit the cache of {counted(self.cache_size, 'position')}"
+                f"prompt: {before}{counted(length, 'token')} +"
+                f" {counted(max_new_tokens, 'new one')} do not fit the cache of"
+                f" {counted(self.cache_size, 'position')}"
             )
 
     def tensors(self) -> list[Tensor]:

@@ -224,10 +224,8 @@ def check_fused(fused: bool | str) -> None:
 def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
-        names = [name for name in allowed if name is not None]
-        raise SpecError(
-            field, value, f"allowed: {', '.join(map(str, allowed))}", known=names
-        )
+        names = ["none" if name is None else name for name in allowed]
+        raise SpecError(field, value, f"allowed: {', '.join(names)}", known=names)
 
 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}

@@ -89,7 +89,7 @@ REFUSED = {
         "--temperature nan": "temperature: nan is not allowed; allowed: a finite numbe",
         "--colour red": "unrecognized arguments: --colour red",
         "--pormpt red": "unrecognized arguments: --pormpt red; did you mean --prompt?",
-        "--save": "save: it saves a quantized model: give --quantization too",
+        "--save": "save: it saves a quantized model: give --quantization",
         "--prompt Hi": "prompt: 'stories15M' has no tokenizer to read it; without --pr",
         "--prompt Hi --prefill_size 3": "prompt: not with --prefill_size, whose tokens",
         **unwritable("write_result", "profile"),

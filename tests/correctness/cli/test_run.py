@@ -51,7 +51,7 @@ def test_a_missing_baseline_fails_or_is_reported_and_recorded(project: Project) 
     command = shlex.split(advice.split("record one with:\n")[1])
     project.cli(*command[command.index("baseline") :])
     # Rows of a millisecond are SAME, SLOWER or FASTER, as it happens.
-    project.cli(*words, code=None)
+    project.cli(*words, "--no-confirm", code=None)
     assert Verdict.NO_BASELINE not in project.verdicts().values()
 
 
