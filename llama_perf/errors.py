@@ -4,16 +4,26 @@ Each is shown as a single line without a traceback, which names the field, the v
 and what is allowed. Bugs of this project are `assert`s and are not here.
 """
 
+from collections.abc import Iterable
+
+from llama_perf.words import did_you_mean, shown
+
 
 class UserError(ValueError):
     """A mistake in the user's input; `str()` is the line that is shown."""
 
 
 class SpecError(UserError):
-    """A field of a row, a scheme's name or a command's option is not allowed."""
+    """A field of a row, a scheme's name or a command's option is not allowed.
 
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
+    `known` are names that are allowed; the message has the one that was meant.
+    """
+
+    def __init__(
+        self, field: str, value: object, allowed: str, *, known: Iterable[str] = ()
+    ) -> None:
+        meant = did_you_mean(value, known)
+        super().__init__(f"{field}: {shown(value)} is not allowed; {meant}{allowed}")
         self.field = field
 
 
@@ -27,12 +37,6 @@ def check_not_negative(field: str, value: float) -> None:
     """Raise SpecError for a value below 0."""
     if value < 0:
         raise SpecError(field, value, "allowed: 0 or more")
-
-
-def check_count(field: str, count: int, minimum: int) -> None:
-    """Raise SpecError for a number of processes that is not allowed."""
-    if not minimum <= count <= 1000:
-        raise SpecError(field, count, f"allowed: {minimum} to 1000")
 
 
 class WeightsError(UserError):

@@ -17,8 +17,10 @@ from typing import Any, TypeVar, cast, dataclass_transform
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from llama_perf import file_kinds
 from llama_perf.errors import RecordError, UserError
 from llama_perf.files import read_bytes
+from llama_perf.words import shown
 
 T = TypeVar("T")
 ErrorKind = type[UserError]
@@ -128,6 +130,20 @@ def parse_toml(
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")
 _TYPES = (("bool",), ("str",), ("int",), ("float",))
+# What each of pydantic's errors misses, in words.
+_WANTED = {
+    "bool_type": "true or false",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "dataclass_type": "an object",
+}
+# Of a value that is shown.
+_LONGEST = 60
 
 
 def _field(problem: ErrorDetails) -> tuple[int | str, ...]:
@@ -136,21 +152,41 @@ def _field(problem: ErrorDetails) -> tuple[int | str, ...]:
     return place[:-1] if place[-1:] in _TYPES else place
 
 
+def _wanted(problem: ErrorDetails) -> str:
+    message = problem["msg"].removeprefix("Input should be ")
+    return _WANTED.get(problem["type"], message)
+
+
+def _other_kind(problems: list[ErrorDetails]) -> str | None:
+    """What the whole file is, where it is none of the kind that is read."""
+    if problems[0]["type"] == "json_invalid":
+        text = problems[0]["input"]
+        if isinstance(text, bytes):
+            text = text.decode(errors="replace")
+        return file_kinds.described_text(text)
+    wrong = {str(problem["loc"][0]): problem for problem in problems if problem["loc"]}
+    return file_kinds.described({name: one["input"] for name, one in wrong.items()})
+
+
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
+    if (other := _other_kind(problems)) is not None:
+        return other
     # A misspelt field is both unknown and missing. The unknown name says more.
     first = min(problems, key=lambda problem: problem["type"] not in _UNKNOWN)
     field = _field(first)
     dotted = ".".join(str(part) for part in field)
     wording = dict.fromkeys(_UNKNOWN, "unknown field")
     wording |= dict.fromkeys(_MISSING, "the field is missing")
-    text = wording.get(first["type"], first["msg"].removeprefix("Value error, "))
-    for other in problems:
-        if other is not first and _field(other) == field:
-            text += f" or {other['msg'].removeprefix('Input should be ')}"
-    if first["type"] not in wording and first["type"] != "value_error":
-        shown = repr(first["input"])
-        text += f" (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
+    wording |= dict.fromkeys(("value_error", "json_invalid"), first["msg"])
+    text = wording.get(first["type"], "").removeprefix("Value error, ")
+    if not text:
+        same = [problem for problem in problems if _field(problem) == field]
+        allowed = " or ".join(dict.fromkeys(map(_wanted, same)))
+        value = shown(first["input"])
+        if len(value) > _LONGEST:
+            value = f"{value[: _LONGEST - 3]}..."
+        text = f"{value} is not allowed; allowed: {allowed}"
     others = len({_field(problem) for problem in problems}) - 1
     more = f" (and {others} more)" if others else ""
     return f"{dotted}: {text}{more}" if dotted else f"{text}{more}"

@@ -19,6 +19,7 @@ from llama_perf.llama.config import (
     check_whole,
     preset_name,
 )
+from llama_perf.words import shown
 
 # Our fields in a Hugging Face `config.json`, and in a GGUF file after `llama.`.
 _FIELDS = {
@@ -150,7 +151,7 @@ def from_hugging_face(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     key = "rope_parameters" if "rope_parameters" in fields else "rope_scaling"
     rope, where = fields.get(key) or {}, f"{source}: {key}"
     if not isinstance(rope, Mapping):
-        raise WeightsError(f"{where}: {rope!r} is not allowed; allowed: a map")
+        raise WeightsError(f"{where}: {shown(rope)} is not allowed; allowed: a map")
     kind = rope.get("rope_type", rope.get("type"))
     check_allowed({"rope_type": kind}, _ALLOWED_ROPE, source=where)
     scaling = None

@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from llama_perf.cli.ending import print_report
-from llama_perf.errors import RecordError, SpecError, check_count
+from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_folder, is_absent
 from llama_perf.gate.review import describe_speeds, differences, problems, warnings
 from llama_perf.results import baselines
@@ -18,15 +19,18 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.interrupts import Interruptible, described
+from llama_perf.run.numbers import Number
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
+from llama_perf.words import counted, did_you_mean
 
 HELP = "record this device's baseline, or show, compare and check the stored ones"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    # Without an action it prints its help: see `cli/main.py`.
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     for act, text in (
         (record, "run rows and store them"),
         (show, "print the stored baselines"),
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (check, "exit with 1 if a baseline is damaged or out of date"),
     ):
         action = actions.add_parser(act.__name__, help=text)
-        action.set_defaults(act=act)
+        action.set_defaults(act=act, parser=action)
         add_shared(action, "--baselines")
         if act in {record, show}:
             add_shared(action, "--columns")
@@ -43,6 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             text = "only this device's baseline (default: all)"
             action.add_argument("--device", metavar="KEY", help=text)
+        if act is check:
+            action.add_argument(
+                "--rows",
+                dest="files",
+                metavar="FILE",
+                type=Path,
+                action="append",
+                default=[],
+                help="the baselines may have the rows of this file of your own, beside"
+                " those of the sets (repeatable)",
+            )
         if act is diff:
             action.add_argument(
                 "old",
@@ -51,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 default="HEAD",
                 help="a revision of this checkout, or a baseline file (default: HEAD)",
             )
+
+
+# Options of `record` that say which rows to run, and how.
+_OF_RUNNING = (
+    *("set", "rows", "row", "shard", "checkpoints", "row_timeout", "wait"),
+    "processes",
+)
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +90,7 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
         metavar="N",
-        type=int,
+        type=Number(int, "1 to 1000", lambda count: 1 <= count <= 1000),
         help="run each row in N fresh processes (default: 10 on CUDA, 5 on CPU)",
     )
     parser.add_argument(
@@ -79,7 +101,10 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Do what the action says."""
+    """Do what the action says; without one print the help and return 2."""
+    if arguments.action is None:
+        arguments.parser.print_help()
+        return 2
     code: int = arguments.act(arguments)
     return code
 
@@ -109,11 +134,11 @@ def record(arguments: argparse.Namespace) -> int:
     _print(baseline, request, *not_run, ids=measured)
     for warning in warnings(baseline, _known(), request.limits, ids=measured):
         print(warning)
-    print(f"recorded {len(measured)} rows in {path}")
+    print(f"recorded {counted(len(measured), 'row')} in {path}")
     if not_run:
-        print(f"{len(not_run)} rows were NOT_RUN, so nothing was recorded for them")
+        print(f"not recorded, since NOT_RUN: {counted(len(not_run), 'row')}")
     if others := len(baseline.rows) - len(measured):
-        print(f"{others} rows of the file stay as they were (--fresh drops them)")
+        print(f"kept, since not run: {counted(others, 'row')} (--fresh drops those)")
     return 0
 
 
@@ -125,7 +150,6 @@ def _run(
     processes = arguments.processes
     if processes is None:
         processes = default_processes(rows)
-    check_count("processes", processes, 1)
     # They import torch, which the other actions do without.
     from llama_perf.devices.device import run_device
     from llama_perf.measure.environment import collect
@@ -145,15 +169,19 @@ def _run(
 
 def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:
     """Read the results of a run that ended; raises RecordError for one that did not."""
-    if arguments.processes is not None:
-        reason = "an earlier run has one process a row; leave it out"
-        raise SpecError("processes", arguments.processes, reason)
+    for name in _OF_RUNNING:
+        # Each is None, False or an empty list where it was not given.
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise UserError(
+                f"{option}: not with --from, which runs and chooses nothing"
+            )
     report = read_merged(arguments.source)
     if (missed := report.selected - len(report.results)) > 0:
         files = ", ".join(map(str, arguments.source))
         raise RecordError(
-            f"{files}: that run stopped before {missed} of its {report.selected} rows;"
-            " a part of a run is no baseline"
+            f"{files}: that run stopped before {missed} of"
+            f" {counted(report.selected, 'row')}; a part of a run is no baseline"
         )
     return report.environment, list(report.results)
 
@@ -186,7 +214,7 @@ def diff(arguments: argparse.Namespace) -> int:
             text = file_at(commit, path)
             source = f"{arguments.old}:{path.name}"
             old = None if text is None else baselines.parse(text, source=source)
-        lines = [f"new: {len(new.rows)} rows, recorded {new.recorded}"]
+        lines = [f"new: {counted(len(new.rows), 'row')}, recorded {new.recorded}"]
         if old is not None:
             lines = differences(old, new) or ["the same"]
         print(f"{key}:", *lines, sep="\n  ")
@@ -198,12 +226,13 @@ def check(arguments: argparse.Namespace) -> int:
 
     The published table was measured elsewhere: it only has to be readable.
     """
-    limits, count = request_of(arguments).limits, 0
+    known, limits = _known(arguments.files), request_of(arguments).limits
+    count = 0
     for key, path in _asked(arguments):
         lines = baselines.damage(path, device_key=key)
         if not lines and key != baselines.REFERENCE_KEY:
-            lines = list(problems(baselines.read(path), _known(), limits))
-        found = f"{len(lines)} problems" if lines else "sound"
+            lines = list(problems(baselines.read(path), known, limits))
+        found = counted(len(lines), "problem") if lines else "sound"
         print(f"{key}: {found}", *lines, sep="\n  ")
         count += len(lines)
     return 1 if count else 0
@@ -212,18 +241,26 @@ def check(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """The baselines asked for; raises RecordError for a device that has none."""
     folder, device = request_of(arguments).baselines, arguments.device
+    if folder.is_file():
+        raise RecordError(f"baselines: {folder} is a file; give the folder of all")
     keys = baselines.keys(folder)
+    if not keys:
+        raise RecordError(
+            f"baselines: {folder} has none yet; `llama-perf baseline record` makes one"
+        )
     if device is not None and device not in keys:
         raise RecordError(
-            f"device: {device!r} has no baseline in {folder}; allowed:"
-            f" {', '.join(keys) or 'none yet'}"
+            f"device: {device!r} has no baseline in {folder};"
+            f" {did_you_mean(device, keys)}allowed: {', '.join(keys)}"
         )
     for key in keys if device is None else [device]:
         yield key, baselines.path_of(folder, key)
 
 
-def _known() -> dict[str, RowSpec]:
-    return {row.id: row for row in selection.every_row()}
+def _known(files: Sequence[Path] = ()) -> dict[str, RowSpec]:
+    """The rows of all sets and of some files, by id."""
+    own = chain.from_iterable(map(selection.load_file, files))
+    return {row.id: row for row in (*selection.every_row(), *own)}
 
 
 def _print(

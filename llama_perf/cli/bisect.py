@@ -17,6 +17,7 @@ from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.options import RunRequest, add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve, run_git
+from llama_perf.words import counted
 
 HELP = "find the commit that made a row slower, by pairs of processes"
 
@@ -41,8 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     rows = request.selected()
     if len(rows) != 1:
-        reason = f"{len(rows)} rows match; name one by --row"
-        raise SpecError("row", " ".join(request.row), reason)
+        raise UserError(f"row: {counted(len(rows), 'row')} match; name one by --row")
     if run_git(CHECKOUT, "merge-base", "--is-ancestor", bad, good).returncode == 0:
         reason = f"it has to be a later commit than the good one, {arguments.good}"
         raise SpecError("bad", arguments.bad, reason)

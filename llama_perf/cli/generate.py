@@ -6,20 +6,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_writable
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, RowSpec, check_choice
+from llama_perf.run.numbers import FINITE, WHOLE, Number
 
 HELP = "generate text with one model and print its speed, as the reference did"
 CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
+PROMPT = "Hello, my name is"
 # They are not part of the work that a command repeats.
 _OUTPUTS = {"write_result", "profile", "memory_profile", "interactive", "save"}
 # Default and help. A flag is a switch where its default is False, and has its
 # default's type, or that in _TYPES.
 FLAGS: dict[str, tuple[object, str]] = {
     "prefill_size": (None, "use a prompt of this many random tokens"),
-    "prompt": ("Hello, my name is", "the text to continue"),
+    "prompt": (None, f"the text to continue; without one it is {PROMPT!r}"),
     "interactive": (False, "read prompts from the terminal; stop at end of text"),
     "num_samples": (5, "the number of timed generations"),
     "max_new_tokens": (200, "the tokens to generate"),
@@ -53,7 +55,13 @@ FLAGS: dict[str, tuple[object, str]] = {
     "precision": ("bfloat16", ", ".join(DTYPE_TOKENS)),
     "write_result": (None, "append a result line to this file"),
 }
-_TYPES = dict.fromkeys(("prefill_size", "cache_size", "prefill_chunk"), int)
+_TYPES = dict.fromkeys(("prefill_size", "cache_size", "prefill_chunk"), WHOLE)
+_NUMBERS: dict[type, Number[Any]] = {int: WHOLE, float: FINITE}
+# Of a conversation nothing is timed, and each prompt is typed.
+_UNUSED_BY_TALK = (
+    *("prompt", "prefill_size", "num_samples", "batch_size", "fill"),
+    *("profile", "memory_profile", "write_result", "save"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "kv_cache_quantization":
             keywords = {"nargs": "?", "const": "int8", "metavar": "X"}
         elif default is not False:
-            kind = str if default is None else type(default)
+            kind = _NUMBERS.get(type(default), str)
             keywords = {"type": _TYPES.get(name, kind), "metavar": "X"}
         names = [f"--{name}"] + ["-q"] * (name == "quantization")
         text = f"{text} (default: {default})"
@@ -107,10 +115,15 @@ def _checked(arguments: argparse.Namespace) -> RowSpec:
         value = getattr(arguments, name)
         if value is not None:
             check_writable(name, Path(value))
-    if arguments.prefill_size is not None and arguments.prefill_size < 1:
-        raise SpecError("prefill_size", arguments.prefill_size, "allowed: 1 or more")
-    if arguments.save and arguments.interactive:
-        raise SpecError("save", True, "not with --interactive")
+    if arguments.prefill_size is not None:
+        if arguments.prefill_size < 1:
+            size = arguments.prefill_size
+            raise SpecError("prefill_size", size, "allowed: 1 or more")
+        if arguments.prompt is not None:
+            raise UserError("prompt: not with --prefill_size, whose tokens are random")
+    for name in _UNUSED_BY_TALK if arguments.interactive else ():
+        if getattr(arguments, name) != FLAGS[name][0]:
+            raise UserError(f"{name}: not with --interactive, which does not use it")
     row, path = row_of(arguments), arguments.checkpoint_path
     if path == CHECKPOINT and not Path(path).exists():
         reason = "no such file; give a checkpoint, or a preset's name, such as 7B, for"

@@ -19,9 +19,9 @@ from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
-from llama_perf.cli.generate import repeating_command
+from llama_perf.cli.generate import PROMPT, repeating_command
 from llama_perf.devices.device import check_device
-from llama_perf.errors import PromptError, SpecError, TokenizerError
+from llama_perf.errors import PromptError, SpecError, TokenizerError, UserError
 from llama_perf.files import check_new_folder
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import PreparedRow, prepare_row
@@ -30,6 +30,7 @@ from llama_perf.report.table import choice_table
 from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
+from llama_perf.words import counted, shown
 
 _REFERENCE_VOCABULARY = 1024
 
@@ -43,20 +44,28 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     if checkpoint is None:
         load.check_model(arguments.checkpoint_path)
     else:
-        vocab_size = load.open_weights(checkpoint).config.vocab_size
+        opened = load.open_weights(checkpoint)
+        vocab_size, made_for = opened.config.vocab_size, opened.origin.kernels
+        if made_for is not None and arguments.kernels not in {None, made_for}:
+            reason = f"{checkpoint} was saved for {made_for}"
+            raise SpecError("kernels", arguments.kernels, reason)
         tokenizer = tokenizer_of(checkpoint, vocab_size)
     if arguments.interactive:
         _talk(row, tokenizer)
         return
+    if row.linear_causal_mask and row.attention != "sdpa":
+        print("(linear_causal_mask: without --attention sdpa there is no mask)")
     prompt = _prompt(arguments, tokenizer, vocab_size or _REFERENCE_VOCABULARY)
     row = replace(row, prompt_length=prompt.shape[1])
     samples: list[Sample] = []
 
     def show(sample: Sample) -> None:
-        """Print its text, or its ids without a tokenizer, and its speed."""
+        """Print its texts, or their ids without a tokenizer, and its speed."""
         samples.append(sample)
-        ids = sample.tokens[0].tolist()
-        print(ids if tokenizer is None else tokenizer.decode(ids))
+        for number, ids in enumerate(sample.tokens.tolist(), start=1):
+            if row.batch_size > 1:
+                print(f"text {number} of {row.batch_size}:")
+            print(ids if tokenizer is None else tokenizer.decode(ids))
         tok_s = _mean_tok_s(row, [sample])
         read_gb_s = tok_s / row.batch_size * prepared.model_size_bytes / 1e9
         print(
@@ -70,11 +79,13 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     settings = compiler_settings(used=row.compile)
     with settings, _memory_profile(arguments.memory_profile):
         meter = RowMemoryMeter(device)
-        prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
+        prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
         print(f"weights: {prepared.weights}; ready in {prepared.build_s:.1f} s")
         if prepared.autoquant is not None:
             print(choice_table(prepared.autoquant))
-        measurement = measure_row(prepared, meter=meter, after_sample=show)
+        measurement = measure_row(
+            prepared, meter=meter, progress=tell, after_sample=show
+        )
         if arguments.profile is not None:
             # A trace of one further generation, untimed.
             generator = torch.Generator(prepared.engine.model.device).manual_seed(0)
@@ -86,7 +97,10 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
     tok_s = _mean_tok_s(row, samples)
     size_gb = measurement.model_size_bytes / 1e9
     print(f"Average tokens/sec: {tok_s:.2f}")
-    print(f"Average decode tokens/sec: {measurement.decode_tok_s or 0.0:.2f}")
+    decode_tok_s = measurement.decode_tok_s
+    # One new token is chosen by the prefill.
+    shown_speed = "-" if decode_tok_s is None else f"{decode_tok_s:.2f}"
+    print(f"Average decode tokens/sec: {shown_speed}")
     print(f"Average Bandwidth: {tok_s / row.batch_size * size_gb:.2f} GB/s")
     print(f"Peak Memory Usage: {measurement.peak_memory_bytes / 1e9:.2f} GB")
     print(f"Model Size: {size_gb:.2f} GB")
@@ -108,21 +122,32 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
         print(f"saved: {folder.absolute()}")
 
 
+def tell(text: str) -> None:
+    """Say on stderr what is done now; stdout has the texts and the speeds."""
+    print(text, file=sys.stderr)
+
+
 def _prompt(
     arguments: argparse.Namespace, tokenizer: Tokenizer | None, vocab_size: int
 ) -> Tensor:
     """The prompt's ids, int64 (batch_size, prompt_length)."""
+    if arguments.prompt is not None and tokenizer is None:
+        raise TokenizerError(
+            f"prompt: {shown(arguments.checkpoint_path)} has no tokenizer to read it;"
+            " without --prompt it gets random tokens"
+        )
     if arguments.prefill_size is not None or tokenizer is None:
         length = arguments.prefill_size or RowSpec(model="any").prompt_length
         if arguments.prefill_size is None:
-            print(f"(no tokenizer: a prompt of {length} random tokens)")
+            print(f"(no tokenizer: a prompt of {counted(length, 'random token')})")
         generator = torch.Generator().manual_seed(0)
         high = min(_REFERENCE_VOCABULARY, vocab_size)
         tokens = torch.randint(high, (1, length), generator=generator)
     else:
-        tokens = torch.tensor([tokenizer.encode(arguments.prompt)], dtype=torch.int64)
+        text = PROMPT if arguments.prompt is None else arguments.prompt
+        tokens = torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
         if tokens.numel() == 0:
-            raise PromptError(f"prompt: {arguments.prompt!r} has no tokens")
+            raise PromptError(f"prompt: {shown(text)} has no tokens")
     return tokens.repeat(arguments.batch_size, 1)
 
 
@@ -177,7 +202,7 @@ def _memory_profile(path: str | None) -> Iterator[None]:
 def _check_save(row: RowSpec) -> None:
     """Raise UserError, before anything is measured, where `save` would fail."""
     if row.quantization is None:
-        raise SpecError("save", True, "it saves a quantized model: give --quantization")
+        raise UserError("save: it saves a quantized model: give --quantization")
     check_new_folder("save", _saved_folder(row))
     if row.kernels == "torchao":
         # Whether torchao's tensors can be saved has to be tried.
@@ -205,14 +230,14 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     another model continues each text on its own. Generation stops at end of text.
     """
     if tokenizer is None:
-        raise TokenizerError(f"interactive: {row.model!r} has no tokenizer")
+        raise TokenizerError(f"interactive: {shown(row.model)} has no tokenizer")
     chat = is_chat_model(row.model)
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
     with compiler_settings(used=row.compile):
         prompt = torch.zeros((1, 1), dtype=torch.int64)
-        prepared = prepare_row(row, prompt=prompt, notify=print, progress=print)
+        prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
         history: list[Message] = []
         while True:
             try:

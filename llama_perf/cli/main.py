@@ -6,6 +6,7 @@ code 1. Ctrl-C means 130, SIGTERM 143.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,17 +22,57 @@ from llama_perf.cli import (
     run,
     tune,
 )
-from llama_perf.errors import UserError
+from llama_perf.errors import SpecError, UserError
 from llama_perf.run.interrupts import described, exit_code, interrupts
+from llama_perf.words import did_you_mean
 
 MODULES = (generate, rows, run, compare, bisect, baseline, report, tune, doctor)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
+
+
 class _Parser(argparse.ArgumentParser):
+    """A parser with the package's own words for mistakes, which names what was meant.
+
+    argparse would print the usage as well: twelve lines for `generate`.
+    """
+
     def error(self, message: str) -> NoReturn:
-        # argparse would print the usage as well: twelve lines for `generate`.
-        raise UserError(message)
+        # "argument -q/--quantization: ..." names the field as a row does.
+        argument = re.match(
+            r"argument (?:-\w/)?(?:--)?([\w-]+)(?:/[\w/-]+)?: ", message
+        )
+        if argument is None:
+            raise UserError(message)
+        name, problem = argument[1], message[argument.end() :]
+        if (choice := _CHOICE.fullmatch(problem)) is None:
+            raise UserError(f"{name.lower()}: {problem}")
+        allowed = [word.strip("'") for word in choice[2].split(", ")]
+        words = f"allowed: {', '.join(allowed)}"
+        raise SpecError(name.lower(), choice[1], words, known=allowed)
+
+    def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse all words; raises UserError for an option that there is not."""
+        arguments, unknown = self.parse_known_args(argv)
+        if not unknown:
+            return arguments
+        # That of the command, or of its action.
+        parser: argparse.ArgumentParser = getattr(arguments, "parser", self)
+        options = re.findall(r"--[\w-]+", parser.format_help())
+        meant = did_you_mean(unknown[0].partition("=")[0], options)
+        hint = f"; {meant.strip()}" if meant else ""
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+
+def print_help(arguments: argparse.Namespace) -> int:
+    """Print the help of a command that was given without the next word; returns 2.
+
+    It is an error as in git, so that a script whose command is empty does not pass.
+    """
+    arguments.parser.print_help()
+    return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +85,16 @@ def _main(words: Sequence[str]) -> int:
     parser = _Parser(
         prog="llama-perf",
         description="Performance-regression tests of Llama generation under"
-        " quantization. The suite itself is `pytest tests/perf --benchmark-compare`.",
+        " quantization. The suite itself is `pytest tests/perf --compare`.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(parser=parser, run=print_help)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        command.set_defaults(parser=command, run=module.main)
         module.add_arguments(command)
-        command.set_defaults(run=module.main)
     try:
-        arguments = parser.parse_args(words)
+        arguments = parser.parse_all(words)
         arguments.words = words
         code: int = arguments.run(arguments)
         sys.stdout.flush()

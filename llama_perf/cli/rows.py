@@ -12,6 +12,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import add_shared, request_of
+from llama_perf.words import counted
 
 HELP = "list the rows of a set (default: of every set)"
 
@@ -57,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
             names = ({"name": row.name or "-"} for row in rows)
             lines = [name | line for name, line in zip(names, lines, strict=True)]
         print(tabulate(lines, headers="keys", disable_numparse=True))
-        print(f"{len(rows)} rows")
+        print(counted(len(rows), "row"))
     for note in notes:
         # With --json, stdout has nothing but the document.
         print(note, file=sys.stderr if arguments.json else sys.stdout)

@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from llama_perf.errors import NotRunnable, SpecError
+from llama_perf.errors import NotRunnable, UserError
 from llama_perf.files import check_writable
 from llama_perf.run.display import Display
 from llama_perf.run.options import add_shared, request_of
 from llama_perf.run.time_left import Task
+from llama_perf.words import counted
 
 HELP = "time the fused kernels' launches on this card and keep the fastest"
 
@@ -33,12 +34,18 @@ def main(arguments: argparse.Namespace) -> int:
 
     path = arguments.table or launch_table.FILE
     rows = request_of(arguments).selected()
+    try:
+        device = check_device("cuda")
+    except NotRunnable as error:
+        raise NotRunnable(f"tune: it needs a CUDA GPU: {error}") from None
     fused = products(rows)
     if not fused:
-        raise SpecError("row", len(rows), "none of the selected rows is fused")
+        raise UserError(
+            f"row: of {counted(len(rows), 'selected row')} none is fused on a CUDA GPU,"
+            " so there is nothing to tune; choose others by --set, --rows or --row"
+        )
     launch_table.read(path)
     check_writable("table", path)
-    device = check_device("cuda")
     if (problem := triton_problem()) is not None:
         raise NotRunnable(problem)
     key = device_of(device).key
@@ -54,6 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
             tuned += 1
             running.end(f"{faster.us} us where the rule takes {faster.rule_us}")
     print(
-        f"{tuned} of {len(fused)} products of {key} have a launch of their own: {path}"
+        f"products of {key} with a launch of their own: {tuned} of {len(fused)}, in"
+        f" {path}"
     )
     return 0

@@ -69,14 +69,17 @@ def _cells(then: BaselineRow, now: BaselineRow) -> list[str]:
 def problems(
     stored: Baseline, known: Mapping[str, RowSpec], project: ProjectLimits = ()
 ) -> Iterator[str]:
-    """The defects of a baseline; `known` are the rows of all sets by their id.
+    """The defects of a baseline; `known` are the rows of all sets by id.
 
     `project` has a user's limits.
     """
     baseline = SpeedBaseline(stored)
     for row in stored.rows:
         if row.id not in known:
-            yield f"{row.id}: in no set, so nothing is compared with it"
+            yield (
+                f"{row.id}: in no set, so nothing is compared with it; if a file of"
+                " your own has it, name that file: --rows FILE"
+            )
         elif known[row.id].fingerprint != row.fingerprint:
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:

@@ -15,6 +15,7 @@ from statistics import NormalDist, fmean, variance
 
 from llama_perf.metrics import MIN_LOSS
 from llama_perf.results.processes import log_deviation
+from llama_perf.words import loss_found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +176,9 @@ def _noise(spread: Spread, multiple: float, variance: float) -> float:
 
 def found_in_words(share: float) -> str:
     """What that loss is, in a sentence."""
-    return f"a loss of {share:.1%} is found 9 times in 10"
+    found = loss_found(share)
+    loss = "no loss" if found == "none" else f"a loss of {found}"
+    return f"{loss} is found 9 times in 10"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

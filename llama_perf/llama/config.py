@@ -149,5 +149,5 @@ def preset(model: str) -> ModelConfig:
             "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
             f" the presets {', '.join(PRESETS)}"
         )
-        raise SpecError("model", model, allowed)
+        raise SpecError("model", model, allowed, known=PRESETS)
     return PRESETS[name]

@@ -27,6 +27,7 @@ from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
+from llama_perf.words import counted
 
 if TYPE_CHECKING:
     # It imports Triton.
@@ -119,6 +120,8 @@ class Engine:
         # generation that samples alike.
         self.captured: dict[Hashable, CapturedDecodeStep] = {}
         self.injected = InjectedSteps(options.slowdown)
+        self.after_chunk: Callable[[int, int], None] = lambda _done, _total: None
+        """Called with the tokens of a prompt that are done, and all of them."""
 
     def copy(self) -> Engine:
         """An engine with weights and caches of its own, of the same values."""
@@ -137,8 +140,7 @@ class Engine:
         length = tokens.shape[1]
         if length >= self.cache_size:
             raise PromptError(
-                f"fill: {length} positions leave no room for a prompt in the cache of"
-                f" {self.cache_size}"
+                f"fill: {length} leaves no room in the cache of {self.cache_size}"
             )
         self._run(tokens.to(self.model.device), None)
         self.filled = length
@@ -159,6 +161,7 @@ class Engine:
             end = start + chunk.shape[1]
             positions = torch.arange(start, end, device=self.model.device)
             x = self._hidden(chunk, positions, self._prefill_block, end)
+            self.after_chunk(first + chunk.shape[1], tokens.shape[1])
             if lengths is None:
                 last = x[:, -1]
                 continue
@@ -335,8 +338,9 @@ class Engine:
         if self.filled + length + max_new_tokens > self.cache_size:
             before = f"{self.filled} filled positions + " if self.filled else ""
             raise PromptError(
-                f"prompt: {before}{length} tokens + {max_new_tokens} new ones do not"
-                f" fit the cache of {self.cache_size} positions"
+                f"prompt: {before}{counted(length, 'token')} +"
+                f" {counted(max_new_tokens, 'new one')} do not fit the cache of"
+                f" {counted(self.cache_size, 'position')}"
             )
 
     def tensors(self) -> list[Tensor]:

@@ -16,6 +16,7 @@ import torch
 
 from llama_perf.devices.device import device_of
 from llama_perf.results.measurement import CardState
+from llama_perf.words import counted
 
 # What lowers a clock now. All but the last two come from outside the measured code and
 # so make a sample worthless.
@@ -183,7 +184,8 @@ class GpuWatch:
         others = [process for process in running if process.pid not in ours]
         if others and len(others) == len(running):
             count = len(others) - 2
-            return (f"{count} processes outside this container",) if count > 0 else ()
+            outside = f"{counted(count, 'process')} outside this container"
+            return (outside,) if count > 0 else ()
         described = []
         for process in others:
             name, taken = "unknown", process.usedGpuMemory

@@ -26,6 +26,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
+from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.quantize.apply import (
     Quantizer,
     chosen_schemes,
@@ -37,6 +38,7 @@ from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
+from llama_perf.words import counted
 
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
 
@@ -148,8 +150,9 @@ def prepare_row(
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
     if row.fill:
-        progress(f"filling {row.fill} positions")
-        engine.fill(text[:, : row.fill])
+        progress(f"filling {counted(row.fill, 'position')}")
+        with told_prefill(engine, progress, step="filling", noun="position"):
+            engine.fill(text[:, : row.fill])
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.

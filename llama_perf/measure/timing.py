@@ -113,7 +113,7 @@ def measure_row(
     generator = torch.Generator(device=torch_device).manual_seed(0)
     start = time.perf_counter()
     progress("compiling and warming up" if row.compile else "warming up")
-    observed = warm_up_row(prepared, generator, damaged=damaged)
+    observed = warm_up_row(prepared, generator, damaged=damaged, progress=progress)
     device.synchronize()
     warm_up_s = time.perf_counter() - start
     first_s, first_tokens = warm_up_s - observed.seconds, observed.generated

@@ -22,6 +22,7 @@ from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.quantize.autoquant.timing import How, Product, operator, weight_copies
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
+from llama_perf.words import counted
 
 Time = Callable[[Choice | None], float]
 """Seconds of one product launched so; None: by the rule."""
@@ -87,7 +88,7 @@ def best(tried: Sequence[Choice], time: Time) -> Choice | None:
 
 def title(scheme: str, product: Product) -> str:
     """The product in words, such as "int8wo 4096 x 14336, 1 token, fused gate"."""
-    tokens = f"{product.tokens} token{'' if product.tokens == 1 else 's'}"
+    tokens = counted(product.tokens, "token")
     return f"{scheme} {product.rows} x {product.columns}, {tokens}, {product.how}"
 
 

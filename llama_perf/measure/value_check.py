@@ -9,7 +9,7 @@ where they can be. Knows no baseline.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +23,11 @@ from llama_perf.errors import ValuesError
 from llama_perf.llama.attention import KVCache, Place, VisiblePositions
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
+from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.rows.spec import RowSpec
+from llama_perf.words import counted
 
 DECODED = 8
 """Tokens that are decoded, behind the one that the prompt gives."""
@@ -65,14 +67,18 @@ class Observed:
 
 
 def warm_up_row(
-    prepared: PreparedRow, generator: torch.Generator, *, damaged: bool = False
+    prepared: PreparedRow,
+    generator: torch.Generator,
+    *,
+    damaged: bool = False,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> Observed:
     """Run the row's generation once, and observe its first tokens.
 
     On a CPU it ends with them: they load and compile all that the others would. Of a
     long prompt they are those of another generation, behind it, for which `generator`
-    does not move on. `damaged`: one scale is wrong meanwhile, a switch for testing the
-    check.
+    does not move on; `progress` is told how far such a prompt has come. `damaged`: one
+    scale is wrong meanwhile, a switch for testing the check.
     """
     row, engine = prepared.row, prepared.engine
     few = count = min(DECODED + 1, row.max_new_tokens)
@@ -93,7 +99,8 @@ def warm_up_row(
         if row.prompt_length <= _PROMPT:
             tokens, logits = observe(count)
         else:
-            engine.generate(prepared.prompt, **prepared.request(generator, count))
+            with told_prefill(engine, progress, step="warming up", noun="prompt token"):
+                engine.generate(prepared.prompt, **prepared.request(generator, count))
             state, start = generator.get_state(), time.perf_counter()
             tokens, logits = observe(few)
             seconds = time.perf_counter() - start
@@ -143,7 +150,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
         raise ValuesError(
             f"check: its logits have {db:.1f} dB of signal to noise against the"
             f" {against}, and at least {least_db:.1f} dB are needed; of"
-            f" {best.numel()} greedy tokens {others} are others,"
+            f" {counted(best.numel(), 'greedy token')} {others} not the same,"
             f" {lost} of them by more than the noise explains"
         )
     return ValueCheck(

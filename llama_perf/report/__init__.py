@@ -65,7 +65,8 @@ def has_columns(name: str) -> bool:
 def draw(report: Report, name: str, layout: Layout = ALL) -> str:
     """The report in the format `name`; raises SpecError where there is none."""
     if name not in names():
-        raise SpecError("format", name, f"allowed: {', '.join(names())}")
+        allowed = f"allowed: {', '.join(names())}"
+        raise SpecError("format", name, allowed, known=names())
     more = [layout] if has_columns(name) else []
     return _BY_NAME[name](report, *more)
 

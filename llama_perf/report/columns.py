@@ -13,6 +13,7 @@ from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, Report, RowResult
+from llama_perf.words import loss_found
 
 NOTHING = "-"
 DISTURBED = "*"
@@ -171,7 +172,7 @@ def _all_columns(
             yield Column(name, "change", changes)
             if title == TOK_S.title:
                 least = [one.minimum_detectable if one else None for one in verdicts]
-                cells = cells_of(least, "{:.1%}")
+                cells = [NOTHING if one is None else loss_found(one) for one in least]
                 yield Column("found", FOUND, cells, any(least))
     marks = (DISTURBED if disturbance(*one) else "" for one in judged)
     words = starmap(outcome, judged)

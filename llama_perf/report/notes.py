@@ -9,6 +9,7 @@ from llama_perf.report.columns import DISTURBED, outcome
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
+from llama_perf.words import counted
 
 _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
 # Twice what two neighbouring generations of a steady row may differ by.
@@ -44,11 +45,11 @@ def summary(report: Report) -> str:
     count = len(report.results)
     not_run = sum(result.status is Status.NOT_RUN for result in report.results)
     del verdicts[Status.NOT_RUN.value]
-    text = f"{count} {'row' if count == 1 else 'rows'}: {count - not_run} run,"
+    text = f"{counted(count, 'row')}: {count - not_run} run,"
     text += f" {not_run} NOT_RUN"
     if verdicts:
-        counted = (f"{number} {verdict}" for verdict, number in verdicts.items())
-        text += f" ({', '.join(counted)})"
+        numbers = (f"{number} {verdict}" for verdict, number in verdicts.items())
+        text += f" ({', '.join(numbers)})"
     if (missed := report.selected - count) > 0:
         text += f"; stopped before {missed} more"
     return text
@@ -75,7 +76,7 @@ def notes(report: Report) -> Iterator[str]:
     if weights := sorted({measurement.weights for measurement in figures}):
         yield f"weights: {', '.join(weights)}"
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
-        count = f"{len(compiled)} {'row' if len(compiled) == 1 else 'rows'}"
+        count = counted(len(compiled), "row")
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"
     for result, comparison in report.judged:
         if words := disturbance(result, comparison):
@@ -93,15 +94,16 @@ def notes(report: Report) -> Iterator[str]:
     if report.environment_changes:
         yield f"changed since the baseline: {'; '.join(report.environment_changes)}"
     if report.stale:
-        yield f"in the baseline but in no set: {', '.join(report.stale)}"
+        stale = ", ".join(report.stale)
+        yield f"in the baseline but in no set or --rows file: {stale}"
 
 
 def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
     check = measurement.check
     if check is not None and check.ties:
         yield (
-            f"ties in {result.id}: {check.ties} of {check.tokens} greedy tokens"
-            f" differ from the {check.against}, each by less than the error"
+            f"ties in {result.id}: of {counted(check.tokens, 'greedy token')}"
+            f" {check.ties} not as by the {check.against}, by less than the error"
         )
     taken, wanted = len(measurement.sample_ns), result.row.num_samples
     budget = measurement.samples_budget_s
@@ -114,13 +116,13 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
     if trend is not None and abs(trend) > _LARGE_TREND:
         yield (
             f"not steady: {result.id}, whose first sample took {trend:+.0%} of the"
-            f" others' median after {measurement.warm_ups or 1} warm-ups"
+            f" others' median after {counted(measurement.warm_ups or 1, 'warm-up')}"
         )
     if share := measurement.injected_slowdown:
         text = f"injected slowdown of {share * 100:g}% in {result.id}"
         if measurement.repeated_steps is not None:
-            repeated, steps = measurement.repeated_steps, measurement.decode_steps
-            text += f": {repeated} repeats in {steps} decode steps"
+            steps = counted(measurement.decode_steps or 0, "decode step")
+            text += f": {counted(measurement.repeated_steps, 'repeat')} in {steps}"
         yield text
     if issue := result.row.upstream_issue:
         yield f"works again: {result.id} is marked as broken by {issue}, and ran"

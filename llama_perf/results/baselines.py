@@ -26,6 +26,7 @@ from llama_perf.results.processes import deviation, median_speed
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, from_plain, read_json, record, to_json
+from llama_perf.words import counted
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
@@ -262,7 +263,7 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
             reason = next(result.reason for result in processes if result.reason)
             raise RecordError(
                 f"baseline: {row_id} was measured in {len(measured)} of"
-                f" {len(processes)} processes: {reason}"
+                f" {counted(len(processes), 'process')}: {reason}"
             )
         if len(weights := sorted({one.weights for one in measured})) > 1:
             raise RecordError(

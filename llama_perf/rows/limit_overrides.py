@@ -17,6 +17,7 @@ from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import is_absent, read_text
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.strict_json import from_plain, parse_toml
+from llama_perf.words import did_you_mean
 
 
 class Limits(dict[str, float]):
@@ -83,5 +84,6 @@ def check_names(
 ) -> None:
     """Raise RecordError for a name in `table` that no `kind` of those allowed has."""
     if unknown := sorted(set(table) - set(allowed)):
-        words = f"unknown {kind}; allowed: {', '.join(allowed)}"
+        meant = did_you_mean(unknown[0], allowed)
+        words = f"unknown {kind}; {meant}allowed: {', '.join(allowed)}"
         raise RecordError(f"{source}: {unknown[0]}: {words}")

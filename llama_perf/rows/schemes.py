@@ -42,6 +42,12 @@ ALLOWED = (
     f"int4wo-{{{','.join(map(str, INT4_GROUP_SIZES))}}}[-hqq], "
     f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
 )
+# Of those with parameters, the ones that rows have most.
+_NAMES = (
+    *_WITHOUT_GROUPS,
+    *(f"int4wo-{size}{hqq}" for hqq in ("", "-hqq") for size in INT4_GROUP_SIZES),
+    *(f"uintx-{bits}-{size}" for bits in UINTX_BITS for size in (8, 64)),
+)
 
 _GROUPED = re.compile(r"(?:int4wo|uintx-([1-9]\d*))-([1-9]\d*)(-hqq)?")
 
@@ -73,7 +79,7 @@ class Scheme:
             return cls(name=name, family=name)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
         if match is None:
-            raise SpecError(field, name, ALLOWED)
+            raise SpecError(field, name, ALLOWED, known=_NAMES)
         bits = None if match[1] is None else int(match[1])
         group_size = int(match[2])
         if bits is None and group_size not in INT4_GROUP_SIZES:

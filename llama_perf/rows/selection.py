@@ -14,12 +14,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError, SpecError, UserError
+from llama_perf.file_kinds import described_text
 from llama_perf.files import read_text
 from llama_perf.metrics import LIMIT_FIELDS
 from llama_perf.rows.limit_overrides import check_names
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_plain, parse_toml
+from llama_perf.words import counted, did_you_mean, shown
 
 
 def set_names() -> list[str]:
@@ -31,7 +33,8 @@ def set_names() -> list[str]:
 def load_set(name: str) -> list[RowSpec]:
     """The rows of a set that comes with the package; raises SpecError."""
     if name not in set_names():
-        raise SpecError("set", name, f"allowed: {', '.join(set_names())}")
+        allowed = f"allowed: {', '.join(set_names())}"
+        raise SpecError("set", name, allowed, known=set_names())
     text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return _parse(text, source=f"rows/{name}.toml")
 
@@ -50,6 +53,8 @@ def load_file(path: Path) -> list[RowSpec]:
 
 
 def _parse(text: str, *, source: str) -> list[RowSpec]:
+    if text.startswith("{") and (other := described_text(text)) is not None:
+        raise RecordError(f"{source}: {other}")
     data = parse_toml(text, source=source)
     if unknown := sorted(data.keys() - {"defaults", "row"}):
         raise RecordError(
@@ -75,7 +80,9 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
 
 def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
     if not isinstance(table, dict):
-        raise RecordError(f"{source}: {table!r} is not a table; write it as [[row]]")
+        raise RecordError(
+            f"{source}: {shown(table)} is not a table; write it as [[row]]"
+        )
     fields = {**defaults, **table}
     common, own = defaults.get("limits"), table.get("limits")
     if isinstance(common, dict) and isinstance(own, dict):
@@ -87,14 +94,22 @@ def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
     return from_plain(RowSpec, fields, source=source)
 
 
-def select(rows: Sequence[RowSpec], globs: Sequence[str]) -> list[RowSpec]:
+def select(
+    rows: Sequence[RowSpec], globs: Sequence[str], *, place: str = "", words: str = ""
+) -> list[RowSpec]:
     """The rows whose id or name matches any of `globs`, or all rows without globs.
 
-    Raises SpecError for a glob that matches no row.
+    `place` says in words where the rows are from, `words` are the options that list
+    them. Raises UserError for a glob that matches no row.
     """
     for glob in globs:
         if not any(_matches(row, glob) for row in rows):
-            raise SpecError("row", glob, "no id matches; `llama-perf rows` lists them")
+            names = [name for row in rows for name in (row.id, row.name) if name]
+            meant = did_you_mean(glob, names)
+            raise UserError(
+                f"row: no row{place} matches {shown(glob)}; {meant}`llama-perf"
+                f" rows{words}` lists the {counted(len(rows), 'row')}"
+            )
     wanted = globs or ["*"]
     return [row for row in rows if any(_matches(row, glob) for glob in wanted)]
 
@@ -109,6 +124,6 @@ def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
     number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count <= len(rows):
-        allowed = f"I from 1 to N and N up to the {len(rows)} rows selected"
-        raise SpecError("shard", text, f"allowed: I/N, {allowed}")
+        most = f"the {counted(len(rows), 'row')} selected"
+        raise SpecError("shard", text, f"allowed: I/N, I from 1 to N, N up to {most}")
     return list(rows[number - 1 :: count])

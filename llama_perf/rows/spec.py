@@ -14,6 +14,7 @@ from llama_perf.errors import SpecError
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
 from llama_perf.strict_json import record
+from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
@@ -144,8 +145,8 @@ class RowSpec:
             raise SpecError(
                 "cache_size",
                 self.cache_size,
-                f"the row needs {self.positions} positions: fill {self.fill}"
-                f" + prompt {self.prompt_length} + {self.max_new_tokens} new tokens",
+                f"the row needs {self.positions} positions: fill {self.fill} + prompt"
+                f" {self.prompt_length} + {counted(self.max_new_tokens, 'new token')}",
             )
 
     @property
@@ -248,6 +249,7 @@ def cache_kind(quantization: bool | str) -> str | None:
             "kv_cache_quantization",
             quantization,
             f"allowed: false, true (int8), {', '.join(KV_CACHES)}",
+            known=KV_CACHES,
         )
     return quantization
 
@@ -255,13 +257,15 @@ def cache_kind(quantization: bool | str) -> str | None:
 def check_fused(fused: bool | str) -> None:
     """Raise SpecError unless it is a row's `fused`."""
     if not isinstance(fused, bool) and fused != PERSISTENT:
-        raise SpecError("fused", fused, f"allowed: false, true, {PERSISTENT}")
+        allowed = f"allowed: false, true, {PERSISTENT}"
+        raise SpecError("fused", fused, allowed, known=[PERSISTENT])
 
 
 def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Raise SpecError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SpecError(field, value, f"allowed: {', '.join(map(str, allowed))}")
+        names = ["none" if name is None else name for name in allowed]
+        raise SpecError(field, value, f"allowed: {', '.join(names)}", known=names)
 
 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}

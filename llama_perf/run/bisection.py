@@ -1,8 +1,8 @@
 """Finds the commit that made a row slower: `git bisect`, decided by resident pairs.
 
 Each commit is compared with the good one. What was decided is kept in a file, so that
-the same command goes on after an interrupt. Knows git's words, and not how a row is
-measured.
+the same command goes on after an interrupt, and answers again at once. Knows git's
+words, and not how a row is measured.
 """
 
 import re
@@ -14,6 +14,7 @@ from llama_perf.errors import UserError
 from llama_perf.files import write_atomically
 from llama_perf.run.revision import checked_out, run_git
 from llama_perf.strict_json import read_json, record, to_json
+from llama_perf.words import counted
 
 
 class Mark(Enum):
@@ -57,14 +58,15 @@ def bisect(
     """The first bad commit, or several where skipped ones hide it; all decisions.
 
     `good` and `bad` are commits of the repository `root`. `decide` compares a commit
-    with the good one. `state` is the file with what was decided, which is deleted when
-    the commit is found. Raises UserError where the bad commit is not bad, or where git
-    refuses the two.
+    with the good one. `state` is the file with what was decided, which stays: the same
+    question is answered from it again. Raises UserError where the bad commit is not
+    bad, which is forgotten, or where git refuses the two.
     """
     known = Bisection(marked={})
     if state.exists():
         known = read_json(Bisection, state)
-        note(f"{len(known.marked)} commits were decided before")
+        count = counted(len(known.marked), "commit")
+        note(f"decided before: {count}; to decide anew, delete {state}")
 
     def mark(commit: str) -> Marked:
         if commit not in known.marked:
@@ -87,7 +89,6 @@ def bisect(
             commit = _git(folder, "rev-parse", "BISECT_HEAD").strip()
             said = _git(folder, "bisect", mark(commit).mark.value, commit)
     note(said.strip())
-    state.unlink()
     return found, known.marked
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError, UserError
 from llama_perf.files import write_atomically
 from llama_perf.gate.evidence import Confirmation
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
@@ -38,12 +38,13 @@ from llama_perf.run import worker
 from llama_perf.run.confirmation import blame, confirm, rows_by_pairs
 from llama_perf.run.display import Display, Running
 from llama_perf.run.lock import locked
-from llama_perf.run.options import RunRequest
+from llama_perf.run.options import OPTIONS, RunRequest
 from llama_perf.run.revision import resolve
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
 from llama_perf.run.worker_protocol import NOTE
 from llama_perf.strict_json import to_json
+from llama_perf.words import counted
 
 
 class ComparedRun:
@@ -67,10 +68,8 @@ class ComparedRun:
         named: tuple[Path | str, Baseline] | None = None,
         display: Display,
     ) -> None:
+        _check_comparing(request)
         if request.base is not None:
-            if not request.compare:
-                reason = "it belongs to a comparison with the baseline"
-                raise SpecError("base", request.base, reason)
             resolve(request.base)
         self._request, self._display = request, display
         self._started_s = time.monotonic()
@@ -276,10 +275,20 @@ class ComparedRun:
         folder = self._request.baselines
         path = baselines.path_of(folder, self.report.environment.device_key)
         return [
-            f"{missing} of {len(verdicts)} rows have no baseline for this device"
-            f" ({path}); record one with:",
+            f"no baseline for this device ({path}): {missing} of"
+            f" {counted(len(verdicts), 'row')}; record one with:",
             f"  {shlex.join(self._request.command('baseline', 'record'))}",
         ]
+
+
+def _check_comparing(request: RunRequest) -> None:
+    """Raise UserError where an option is set that only a comparison would use."""
+    for name in ("base", "no_confirm", "on_missing_baseline", "on_undecided"):
+        option = name.replace("_", "-")
+        is_set = getattr(request, name) != OPTIONS[f"--{option}"]["default"]
+        if is_set and not request.compare:
+            reason = "it belongs to a comparison with the baseline: add --compare"
+            raise UserError(f"{option}: {reason}")
 
 
 def _finished_rows(

@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from llama_perf import report as reports
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, UserError
 from llama_perf.files import (
     check_readable_folder,
     check_writable,
@@ -30,6 +31,8 @@ from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.numbers import SECONDS
+from llama_perf.words import shown
 
 _FAIL_OR_REPORT: dict[str, Any] = {"choices": ("fail", "report"), "default": "fail"}
 
@@ -88,13 +91,13 @@ class RunRequest:
         "stop a row that takes longer and report it as INVALID; the start of its"
         " process does not count (default: no limit)",
         "SECONDS",
-        type=float,
+        type=SECONDS,
     )
     time_budget: float | None = _option(
         "start no row that cannot finish within this time, counted from the start"
         " of the run; the remaining rows are NOT_RUN (default: no limit)",
         "SECONDS",
-        type=float,
+        type=SECONDS,
     )
     wait: bool = _flag("if another run uses the device, wait for it instead of failing")
     compare: bool = _flag(
@@ -173,10 +176,11 @@ class RunRequest:
         limits = {"row-timeout": self.row_timeout, "time-budget": self.time_budget}
         for name, seconds in limits.items():
             if seconds is not None and not 0 < seconds < math.inf:
-                raise SpecError(name, seconds, "allowed: a number of seconds above 0")
+                raise SpecError(name, seconds, f"allowed: {SECONDS.allowed}")
         parse(self.columns)
         if self.checkpoints is not None and not self.checkpoints.is_dir():
-            raise SpecError("checkpoints", str(self.checkpoints), "no such folder")
+            problem = "give a folder" if self.checkpoints.exists() else "no such folder"
+            raise SpecError("checkpoints", str(self.checkpoints), problem)
 
     @property
     def named_set(self) -> str | None:
@@ -202,13 +206,21 @@ class RunRequest:
 
         Raises UserError where a glob, a slowdown or a damage matches none of them.
         """
-        rows = selection.select(self.all_rows() if rows is None else rows, self.row)
+        place, words = " of any set", ""
+        if rows is None:
+            rows, place = self.all_rows(), f" of the set {self.named_set}"
+            words = f" --set {self.named_set}"
+            if self.rows is not None:
+                place, words = f" of {self.rows}", f" --rows {quote(str(self.rows))}"
+        rows = selection.select(rows, self.row, place=place, words=words)
         rows = rows if self.shard is None else selection.shard(rows, self.shard)
+        if self.cold_compile and not any(row.compile for row in rows):
+            raise UserError("cold-compile: no selected row is compiled")
         globs = [("inject-slowdown", glob) for glob, _ in self.inject_slowdown]
         globs += [("inject-damage", glob) for glob in self.inject_damage]
         for name, glob in globs:
             if not fnmatch.filter([row.id for row in rows], glob):
-                raise SpecError(name, glob, "no selected row matches")
+                raise UserError(f"{name}: no selected row matches {shown(glob)}")
         return rows
 
     def slowdown(self, row_id: str) -> float:
@@ -314,7 +326,7 @@ def read_request(
     report cannot be written; with `default_results` the results' folder is made. A
     folder of baselines that is named has to be there, unless it may be new.
     """
-    results, print_results = values["results"], values["results"] == "-"
+    print_results = values["results"] == "-"
     for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
         if values[name] is not None:
             values[name] = folder / values[name]
@@ -324,9 +336,7 @@ def read_request(
         check_readable_folder("baselines", values["baselines"])
     values["results"] = None if print_results else values["results"] or default_results
     if values["resume"] and values["results"] is None:
-        raise SpecError(
-            "resume", results, "name the results of that run: --results FILE"
-        )
+        raise UserError("resume: name the results of that run: --results FILE")
     values["report"] = tuple(folder / text for text in values["report"])
     values["inject_slowdown"] = tuple(map(parse_slowdown, values["inject_slowdown"]))
     limits = project_limits(root / "pyproject.toml")

@@ -111,7 +111,7 @@ class Session:
             gc.freeze()
             prepared = self._built(row, slowdown)
             generator = torch.Generator(device=device).manual_seed(0)
-            warm_up_row(prepared, generator)
+            warm_up_row(prepared, generator, progress=progress)
             if slowdown:
                 # What is owed carries over to the next time that the row is built.
                 if row.id not in self._injected:

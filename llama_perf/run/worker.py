@@ -27,6 +27,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors
 from llama_perf.run.options import RunRequest
+from llama_perf.run.output_tail import tail
 from llama_perf.run.worker_protocol import (
     KEEPS_ROWS,
     READY,
@@ -39,7 +40,6 @@ from llama_perf.run.worker_protocol import (
 from llama_perf.strict_json import from_json, to_line
 
 PYTHON = Path(sys.executable)
-_TAIL_LINES = 5
 # Time between two checks whether the process is alive.
 _POLL_S = 1.0
 # Time for a worker that has closed its pipe, or that gets no more tasks, to end.
@@ -155,9 +155,7 @@ class Worker:
             self._output_begin = os.fstat(output).st_size
             return ended
         text = os.pread(output, 1 << 20, self._output_begin).decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        tail = " | ".join(lines[-_TAIL_LINES:]) or "no output"
-        reason = f"its process {ended}: {tail}"
+        reason = f"its process {ended}: {tail(text)}"
         result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
         return WorkerResult(result=result, environment=None)
 

@@ -6,6 +6,7 @@
 Two processes run the tests, so all of them take about half of the sum.
 """
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from xml.etree import ElementTree
 from scripts import ROOT
 from scripts.doc_tables.document import Key, Place, Table
 
-RESULTS = ROOT / ".llama-perf" / "tests.xml"
+_FILE = ".llama-perf/tests.xml"
+RESULTS = ROOT / _FILE
 TESTS = ROOT / "tests" / "correctness"
 _GROUPS: Mapping[Key, str] = {
     (f"`{folder}/`",): folder
@@ -24,9 +26,16 @@ _GROUPS: Mapping[Key, str] = {
 
 @cache
 def times(results: Path) -> dict[str, list[float]]:
-    """By folder the seconds of each test that ran, of a file that pytest wrote."""
+    """By folder the seconds of each test that ran, of a file that pytest wrote.
+
+    Exits with a line if there is no such file.
+    """
     seconds: dict[str, list[float]] = {}
-    for case in ElementTree.parse(results).iter("testcase"):
+    try:
+        document = ElementTree.parse(results)
+    except (OSError, ElementTree.ParseError) as error:
+        sys.exit(f"{error}; first: make test TEST_ARGS=--junit-xml={_FILE}")
+    for case in document.iter("testcase"):
         if case.find("skipped") is None:
             group = Path(case.attrib["file"]).parent.name
             seconds.setdefault(group, []).append(float(case.attrib["time"]))
@@ -34,7 +43,7 @@ def times(results: Path) -> dict[str, list[float]]:
 
 
 def _draw(name: str) -> tuple[list[str], list[str]]:
-    seconds = times(RESULTS)[_GROUPS[name,]]
+    seconds = times(RESULTS).get(_GROUPS[name,], [])
     return [f"{len(seconds)}", f"{sum(seconds):.0f}"], []
 
 

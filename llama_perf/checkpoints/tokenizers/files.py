@@ -25,6 +25,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
 )
 from llama_perf.errors import SpecError, TokenizerError, UserError
 from llama_perf.strict_json import from_plain, record
+from llama_perf.words import counted
 
 # Rows of a model's vocabulary without a token must be fewer than this.
 _MAX_PADDING = 1024
@@ -81,9 +82,9 @@ def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
         min_size = max(0, vocab_size - _MAX_PADDING + 1)
         if not min_size <= tokenizer.vocab_size <= vocab_size:
             raise TokenizerError(
-                f"{path}: a tokenizer of {tokenizer.vocab_size} tokens is not allowed"
-                f" for a model of {vocab_size}; allowed: {min_size} to {vocab_size}"
-                " tokens"
+                f"{path}: a tokenizer of {counted(tokenizer.vocab_size, 'token')} is"
+                f" not allowed for a model of {vocab_size}; allowed: {min_size} to"
+                f" {vocab_size} tokens"
             )
     return tokenizer
 

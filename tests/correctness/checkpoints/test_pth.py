@@ -152,7 +152,7 @@ def test_no_or_a_bad_configuration(tmp_path: Path) -> None:
     )
     for text, message in {
         "{": "Invalid JSON: EOF while parsing",
-        "[1]": "Input should be an object (got [1])",
+        "[1]": "[1] is not allowed; allowed: an object",
         "{}": "the field 'hidden_size' is missing",
     }.items():
         (tmp_path / CONFIG).write_text(text, encoding="utf-8")

@@ -19,7 +19,9 @@ OF_ROWS = {
     "--rows /": "/: cannot be read: Is a directory",
     f"--rows {TOML}": f"{TOML}: build-system: unknown table; allowed: [defaults], [[ro",
     "--set all": f"set: 'all' is not allowed; allowed: {SETS}",
-    "--set cpu --row *int3*": "row: '*int3*' is not allowed; no id matches",
+    "--set cpu --row *int3*": "row: no row of the set cpu matches '*int3*'; `llama-per",
+    "--set cpx": "set: 'cpx' is not allowed; allowed: batch, cpu, ",
+    "--set refernce": "set: 'refernce' is not allowed; did you mean reference? allowed",
     "--set cpu --rows x": "rows: 'x' is not allowed; give --rows or --set, not both",
 }
 
@@ -41,10 +43,10 @@ def unwritable(*fields: str) -> dict[str, str]:
 # The start of each command's answer to each mistake.
 REFUSED = {
     "": {
-        "": "the following arguments are required: COMMAND",
-        "baseline": "the following arguments are required: ACTION",
-        "teach": "argument COMMAND: invalid choice: 'teach'",
-        "baseline forget": "argument ACTION: invalid choice: 'forget'",
+        "teach": "command: 'teach' is not allowed; allowed: generate, rows, run, ",
+        "repot": "command: 'repot' is not allowed; did you mean report? allowed: ",
+        "baseline forget": "action: 'forget' is not allowed; allowed: record, show, ",
+        "baseline recrod": "action: 'recrod' is not allowed; did you mean record? al",
     },
     "generate": {
         "--device cpu": f"checkpoint_path: {CHECKPOINT!r} is not allowed; no such file;"
@@ -52,14 +54,28 @@ REFUSED = {
     },
     " ".join(TINY): {
         "--checkpoint_path Foo-17B": "model: 'Foo-17B' is not allowed; allowed: the",
+        "--checkpoint_path stories15": "model: 'stories15' is not allowed; did you mea",
         "--checkpoint_path no/folder": "checkpoint: 'no/folder': no such file or fol",
         "--checkpoint_path model.pth": "checkpoint: 'model.pth': no such file or fol",
         f"--checkpoint_path {DOCS}": f"{DOCS}: no weights in this folder; allowed: a ",
-        "--interactive": "interactive: 'stories15M' has no tokenizer",
+        "--num_samples 5 --interactive": "interactive: 'stories15M' has no tokenizer",
+        **{
+            f"--num_samples 5 --interactive --{words}": f"{words.split()[0]}: not with "
+            for words in (
+                "prompt Hi",
+                "prefill_size 3",
+                "batch_size 2",
+                "fill 1",
+                "save",
+            )
+        },
         "--precision fp32": "precision: 'fp32' is not allowed; allowed: float32, fl",
         "--device gpu": "device: 'gpu' is not allowed; allowed: cuda, cpu",
         "--kernels mine": "kernels: 'mine' is not allowed; allowed: native, torchao",
-        "-q int5wo": "quantization: 'int5wo' is not allowed; allowed: int8wo, int8dq, ",
+        "-q int4wo": "quantization: 'int4wo' is not allowed; did you mean int4wo-64? a",
+        "-q int4wo64": "quantization: 'int4wo64' is not allowed; did you mean int4wo-6",
+        "-q INT8WO": "quantization: 'INT8WO' is not allowed; did you mean int8wo? allo",
+        "-q gptq": "quantization: 'gptq' is not allowed; allowed: int8wo, int8dq, ",
         "-q fp6 --kernels torchao": "scheme fp6 is not built on torchao; built on: nat",
         "--cache_size 1000000000000": "needs 13824000.1 GB (KV cache 13824000.0 GB at ",
         "--cache_size 0": "cache_size: 0 is not allowed; the row needs 4 positions",
@@ -68,17 +84,29 @@ REFUSED = {
         "--prefill_size 0": "prefill_size: 0 is not allowed; allowed: 1 or more",
         "--num_samples 0": "num_samples: 0 is not allowed; allowed: 1 or more",
         "--memory_profile here": "memory_profile: 'here' is not allowed; it needs CUDA",
-        "--num_samples many": "argument --num_samples: invalid int value: 'many'",
+        "--num_samples many": "num_samples: 'many' is not allowed; allowed: a whole nu",
+        "--temperature x": "temperature: 'x' is not allowed; allowed: a finite number",
+        "--temperature nan": "temperature: nan is not allowed; allowed: a finite numbe",
         "--colour red": "unrecognized arguments: --colour red",
-        "--save": "save: True is not allowed; it saves a quantized model: give --quant",
+        "--pormpt red": "unrecognized arguments: --pormpt red; did you mean --prompt?",
+        "--save": "save: it saves a quantized model: give --quantization",
+        "--prompt Hi": "prompt: 'stories15M' has no tokenizer to read it; without --pr",
+        "--prompt Hi --prefill_size 3": "prompt: not with --prefill_size, whose tokens",
         **unwritable("write_result", "profile"),
     },
     "run": {
         **OF_ROWS,
         **unwritable("results", "markdown"),
-        "--resume": "resume: None is not allowed; name the results of that run: --resu",
-        "--inject-slowdown no=5": "inject-slowdown: 'no' is not allowed; no selected ",
-        "--inject-damage no": "inject-damage: 'no' is not allowed; no selected row mat",
+        "--resume": "resume: name the results of that run: --results FILE",
+        "--inject-slowdown no=5": "inject-slowdown: no selected row matches 'no'",
+        "--inject-damage no": "inject-damage: no selected row matches 'no'",
+        "--row-timeout nan": "row-timeout: nan is not allowed; allowed: a number of se",
+        "--time-budget x": "time-budget: 'x' is not allowed; allowed: a number of seco",
+        "--isolate rows": "isolate: 'rows' is not allowed; did you mean row? allowed: ",
+        "--set cpu --no-confirm": "no-confirm: it belongs to a comparison with the bas",
+        "--set cpu --on-undecided report": "on-undecided: it belongs to a comparison w",
+        "--set cpu --base HEAD": "base: it belongs to a comparison with the baseline: ",
+        "--set cpu --row *eager* --cold-compile": "cold-compile: no selected row is co",
     },
     "rows": OF_ROWS,
     "baseline record": {
@@ -91,7 +119,15 @@ REFUSED = {
         "--processes 1001": "processes: 1001 is not allowed; allowed: 1 to 1000",
         "--fresh --row *int8*": "fresh: '*int8*' is not allowed; the selected rows wou",
         "--inject-slowdown *=50": "unrecognized arguments: --inject-slowdown *=50",
-        "--from x --processes 2": "processes: 2 is not allowed; an earlier run has one",
+        **{
+            f"--from x --{words}": f"{words.split()[0]}: not with --from, which runs an"
+            for words in ("processes 2", "row *", "set cpu", "wait", "shard 1/2")
+        },
+    },
+    "baseline show": {
+        f"--baselines {TOML}": f"baselines: {TOML} is a file; give the folder of all",
+        f"--baselines {DOCS}": f"baselines: {DOCS} has none yet; `llama-perf baseline ",
+        "--device a100-referense": "device: 'a100-referense' has no baseline in ",
     },
     "compare": {
         "": "compare: name a base: --base REV, --base-python PATH or both",
@@ -99,6 +135,7 @@ REFUSED = {
         "--base HEAD --pairs 5": "pairs: 5 is not allowed; allowed: an even numb",
         "--base HEAD --pairs 2": "pairs: 2 is not allowed; allowed: an even numb",
         "--base HEAD --pairs 102": "pairs: 102 is not allowed; allowed: an even numb",
+        "--base HEAD --pairs x": "pairs: 'x' is not allowed; allowed: an even number f",
         "--base HEAD --least 0": "least: '0' is not allowed; allowed: a percentage ",
         "--base HEAD --least x": "least: 'x' is not allowed; allowed: a percentage ",
         "--base-python /none": "base-python: '/none' is not allowed; name an interpret",
@@ -108,7 +145,7 @@ REFUSED = {
         "": "the following arguments are required: --good, --bad",
         "--good no --bad HEAD": "good: 'no' names no commit of ",
         "--good HEAD --bad no": "bad: 'no' names no commit of ",
-        "--good HEAD --bad HEAD --set cpu": "row: '' is not allowed; 20 rows match; na",
+        "--good HEAD --bad HEAD --set cpu": "row: 20 rows match; name one by --row",
         "--good HEAD --bad HEAD --least 0": "least: '0' is not allowed; allowed: a per",
         "--good HEAD --bad HEAD --set cpu --row *fp6*": "bad: 'HEAD' is not allowed; i",
     },

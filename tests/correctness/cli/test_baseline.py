@@ -52,7 +52,7 @@ def test_rows_are_run_recorded_shown_and_recorded_again(project: Project) -> Non
     (key,) = baselines.keys(folder)
     path = baselines.path_of(folder, key)
     assert f"NOT_RUN {FP6}: scheme fp6 is not built on " in output
-    assert f"recorded 2 rows in {path}\n1 rows were NOT_RUN, so nothing" in output
+    assert f"recorded 2 rows in {path}\nnot recorded, since NOT_RUN: 1 row\n" in output
     stored = baselines.read(path)
     assert [row.id for row in stored.rows] == [PLAIN, INT8]
     for row in stored.rows:
@@ -79,22 +79,22 @@ def test_earlier_runs_are_recorded_and_kept(folder: Path, cli: CommandLine) -> N
     path = baselines.path_of(folder, KEY)
     refused = unmeasured(Status.NOT_RUN, "no card", CUDA_ROW)
     output, _ = cli(*record(folder, measured(), refused))
-    assert "recorded 1 rows in " in output
+    assert "recorded 1 row in " in output
     stored = baselines.read(path)
     assert [row.measurement for row in stored.rows] == [measured().measurement]
     assert stored.environment == ENVIRONMENT
     other = record(folder, measured(OTHER))
     output, _ = cli(*other)
-    assert "1 rows of the file stay as they were (--fresh drops them)" in output
+    assert "kept, since not run: 1 row (--fresh drops those)" in output
     assert {row.id for row in baselines.read(path).rows} == {CPU_ROW.id, OTHER.id}
     output, _ = cli(*other, "--fresh")
-    assert "stay as" not in output
+    assert "since not run" not in output
     assert [row.id for row in baselines.read(path).rows] == [OTHER.id]
 
 
 def test_what_is_no_baseline_is_refused(folder: Path, cli: CommandLine) -> None:
     message = cli.refusal(*record(folder, measured(), rows=3))
-    stopped = "that run stopped before 2 of its 3 rows; a part of a run is no baseline"
+    stopped = "that run stopped before 2 of 3 rows; a part of a run is no baseline"
     assert message == f"{folder.parent}/run.json: {stopped}"
     assert not folder.exists()
 
@@ -113,13 +113,14 @@ def test_a_fresh_file_replaces_a_truncated_one(folder: Path, cli: CommandLine) -
 
 
 def test_one_device_is_shown_or_refused(folder: Path, cli: CommandLine) -> None:
-    folder.mkdir()
-    message = cli.refusal(*show(folder, "--device", "cpu-a"))
-    assert message == f"device: 'cpu-a' has no baseline in {folder}; allowed: none yet"
+    for words in (show(folder), show(folder, "--device", "cpu-a")):
+        assert cli.refusal(*words).startswith(f"baselines: {folder} has none yet; ")
     for key in ("cpu-a", "cpu-b"):
         cli(*record(folder, measured(), key=key))
     message = cli.refusal(*show(folder, "--device", "cpu-c"))
-    assert message.endswith(f"has no baseline in {folder}; allowed: cpu-a, cpu-b")
+    assert message.endswith(
+        f"has no baseline in {folder}; did you mean cpu-b? allowed: cpu-a, cpu-b"
+    )
     output, _ = cli(*show(folder, "--device", "cpu-b"))
     assert output.startswith("cpu-b: recorded ")
     assert "cpu-a" not in output

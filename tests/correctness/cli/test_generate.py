@@ -56,7 +56,7 @@ def test_flags_and_defaults_are_the_references() -> None:
         **dict.fromkeys(switches.split(), False),
         **dict.fromkeys(without.split()),
         "kv_cache_quantization": False,
-        "prompt": "Hello, my name is",
+        "prompt": None,
         "num_samples": 5,
         "max_new_tokens": 200,
         "batch_size": 1,
@@ -67,6 +67,8 @@ def test_flags_and_defaults_are_the_references() -> None:
         "precision": "bfloat16",
     }
     assert parsed("-q", "int8wo").quantization == "int8wo"
+    # Where the model has a tokenizer.
+    assert generate.PROMPT == "Hello, my name is"
 
 
 @pytest.mark.parametrize(
@@ -141,11 +143,12 @@ def test_the_repro_command_asks_for_the_same_work(words: list[str]) -> None:
 
 
 def test_a_result_line_repeats_and_is_added(tmp_path: Path, cli: CommandLine) -> None:
-    path = tmp_path / "results.txt"
-    asked = ["-q", "int8wo", "--prompt", "it's me", "--write_result", str(path)]
-    cli(*TINY, *asked)
+    path, model = tmp_path / "results.txt", tmp_path / "tiny"
+    train_sentencepiece(write_tiny(model, vocab_size=360))
+    asked = ["--checkpoint_path", str(model), "-q", "int8wo", "--prompt", "it's me"]
+    cli(*TINY, *asked, "--write_result", str(path))
     line = path.read_text(encoding="utf-8").removesuffix("\n")
-    assert " quant: int8wo, mod: stories15M, kv_quant: False," in line
+    assert " quant: int8wo, mod: tiny, kv_quant: False," in line
     assert ", dtype: torch.float32, device: cpu repro: python " in line
     _, _, _, *command = shlex.split(line.partition(" repro: ")[2])
     cli(*command, "--write_result", str(path))
@@ -196,7 +199,14 @@ def test_prefill_and_batch(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(prompt, prompt[:1].expand(3, -1))
     # As in the reference, whose random prompts held ids below 1024.
     assert prompt.max() < 1024
-    assert token_lists(output)[0][:11] == prompt[0].tolist()
+    texts = token_lists(output)
+    assert len(texts) == 3
+    for text, own in zip(texts, prompt.tolist(), strict=True):
+        assert text[:11] == own
+    # They are drawn.
+    assert texts[0] != texts[1]
+    for number, text in enumerate(texts, start=1):
+        assert f"text {number} of 3:\n{text}\n" in output
     assert "no tokenizer" not in output
 
 

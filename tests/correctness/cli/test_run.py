@@ -47,7 +47,8 @@ def test_a_missing_baseline_fails_or_is_reported_and_recorded(project: Project) 
     assert f"\nNO_BASELINE {PLAIN}: no baseline for this device\n" in shown
     words = project.run_words("--compare")
     out, _ = project.cli(*words, code=1)
-    advice = out[out.index("2 of 3 rows have no baseline for this device (") :]
+    advice = out[out.index("no baseline for this device (") :]
+    assert "): 2 of 3 rows; record one with:\n" in advice
     assert advice in shown
     command = shlex.split(advice.split("record one with:\n")[1])
     project.cli(*command[command.index("baseline") :])

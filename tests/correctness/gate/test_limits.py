@@ -84,7 +84,10 @@ LIMITS = "[tool.llama-perf.limits]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"{LIMITS}peak = 1", "limits: peak: unknown limit; allowed: least_loss"),
+        (
+            f"{LIMITS}peak = 1",
+            "limits: peak: unknown limit; did you mean peak_memory? allowed: least",
+        ),
         (f"{LIMITS}tok_s = 'much'", "tool.llama-perf.limits: tok_s: "),
         (f"{LIMITS}tok_s = 1.0", "tok_s: 1.0 is not allowed; allowed: a share from 0"),
         (f"{LIMITS}calls = -0.1", "calls: -0.1 is not allowed; allowed: 0 or more"),

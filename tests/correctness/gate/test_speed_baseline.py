@@ -223,7 +223,11 @@ BOTH = (CPU_ROW, OTHER)
     ("changed", "known", "message"),
     [
         (REVIEWED, BOTH, None),
-        (REVIEWED, (OTHER,), "in no set, so nothing is compared with it"),
+        (
+            REVIEWED,
+            (OTHER,),
+            "if a file of your own has it, name that file: --rows FILE",
+        ),
         (with_first(fingerprint="old"), BOTH, "the row changed since: record it again"),
         (
             baseline_of(measured()),
@@ -278,9 +282,20 @@ def test_check_fails_for_what_is_damaged_and_what_is_stale(
     damaged.write_text("{", encoding="utf-8")
     out, _ = cli(*check, code=1)
     assert f"cpu-some-2c: 2 problems\n  {CPU_ROW.id}: in no set" in out
-    assert f"damaged: 1 problems\n  {damaged}: Invalid JSON" in out
-    # A sound one, and the one that comes along.
+    assert f"damaged: 1 problem\n  {damaged}: Invalid JSON" in out
+    # Rows of one's own files are known too.
     damaged.unlink()
+    files = []
+    for number, row in enumerate(BOTH):
+        file = tmp_path / f"{number}.toml"
+        fields = f'model = "{row.model}"\ndtype = "float32"\ndevice = "cpu"\n'
+        compiled = str(row.compile).lower()
+        file.write_text(f"[[row]]\n{fields}compile = {compiled}\n", encoding="utf-8")
+        files += ["--rows", str(file)]
+    assert cli(*check, *files)[0] == "cpu-some-2c: sound\n"
+    out, _ = cli(*check, *files[:2], code=1)
+    assert out.startswith(f"cpu-some-2c: 1 problem\n  {OTHER.id}: in no set")
+    # A sound one, and the one that comes along.
     stored_in(tmp_path, baseline_of_processes({selection.load_set("cpu")[0]: ALIKE}))
     assert cli(*check)[0] == "cpu-some-2c: sound\n"
     cli("baseline", "check", "--device", baselines.REFERENCE_KEY)

@@ -38,15 +38,12 @@ def test_round_trip_of_any_figures(tok_s: float, samples: list[int]) -> None:
         ("measurement.tok_s", None, "measurement.tok_s: the field is missing"),
         ("measurement.tok_s", float("nan"), "measurement.tok_s: "),
         ("measurement.sample_ns", [1.5], "sample_ns.0: "),
-        ("status", "DONE", "status: Input should be 'MEASURED', "),
+        ("status", "DONE", "status: 'DONE' is not allowed; allowed: 'MEASURED', "),
         ("row.dtype", "bf16", "row: dtype: 'bf16' is not allowed"),
         ("row.compile", 1, "row.compile: "),
-        (
-            "row.fused",
-            1,
-            "row.fused: Input should be a valid boolean or a valid string",
-        ),
-        ("row.fused", [True], "valid string (got [True])"),
+        ("row.fused", 1, "row.fused: 1 is not allowed; allowed: true or false or text"),
+        ("row.fused", [True], "row.fused: [true] is not allowed; allowed: true or"),
+        ("measurement.weights", 1, "weights: 1 is not allowed; allowed: text"),
     ],
 )
 def test_damage_names_the_file_and_the_dotted_field(

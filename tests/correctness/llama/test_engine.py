@@ -204,7 +204,7 @@ def ragged(*lengths: float, **options: Any) -> Tensor:
         (lambda: new(ONE, cache_size=0), "cache_size: 0 is not allowed"),
         (lambda: new(ONE, cache_size=-1), "cache_size: -1 is not allowed"),
         (lambda: new(ONE, cache_size=10), "12 .* 4 new .* not fit the cache of 10"),
-        (lambda: engine(cache_size=12).fill(ONE), "fill: 12 positions leave no room"),
+        (lambda: engine(cache_size=12).fill(ONE), "fill: 12 leaves no room"),
         (lambda: engine().fill(ONE.expand(2, -1)), "batch of 2 .* the caches hold 1"),
         (lambda: new(ONE, kv_cache="int4"), "kv_cache: 'int4' is not allowed"),
         (lambda: new(ONE, attention="flash"), "attention: 'flash' is not allowed"),

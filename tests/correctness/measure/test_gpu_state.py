@@ -229,7 +229,7 @@ def test_other_processes_are_named_and_ours_are_not(nvml: Any) -> None:
         ([*ours, unknown], None, (f"process {unknown} (unknown)",)),
         # In a container no number is one of ours.
         ([unknown, unknown + 1], None, ()),
-        ([unknown] * 3, None, ("1 processes outside this container",)),
+        ([unknown] * 3, None, ("1 process outside this container",)),
     ):
         nvml.running = [SimpleNamespace(pid=pid, usedGpuMemory=taken) for pid in pids]
         assert watch.other_processes() == others

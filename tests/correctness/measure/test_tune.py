@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llama_perf.cli.main import main
+from llama_perf.devices import device
 from llama_perf.errors import NotRunnable, RecordError
 from llama_perf.kernels import launch_table
 from llama_perf.kernels.launch_table import Choice, LaunchTable, launch_key
@@ -100,7 +101,10 @@ def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
     for change, refusal in (
         ({"block_u": 12}, r"devices\.card\.x\.block_u: 12; allowed"),
         ({"warps": 3}, r"devices\.card\.x\.warps: 3; allowed"),
-        ({"splits": 0}, r"devices\.card\.x\.splits: .*greater than 0 \(got 0\)"),
+        (
+            {"splits": 0},
+            r"devices\.card\.x\.splits: 0 is not allowed; .*greater than 0",
+        ),
     ):
         launch_table.keep("card", {"x": replace(CHOICE, **change)}, path)
         with pytest.raises(RecordError, match=refusal):
@@ -149,4 +153,16 @@ def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotRunnable, match="tune: it needs a CUDA device, not cpu"):
         tune("int8wo", Product(tokens=1, rows=32, columns=64), torch.device("cpu"))
     assert main(["tune", "--set", "cpu"]) == 2
-    assert "none of the selected rows is fused" in capsys.readouterr().err
+    said = "llama-perf: error: tune: it needs a CUDA GPU: no CUDA device on this mach"
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_rows_that_are_not_fused_have_nothing_to_tune(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device, "check_device", torch.device)
+    assert main(["tune", "--set", "cpu", "--row", "*.none.*.eager.new-16"]) == 2
+    assert capsys.readouterr().err == (
+        "llama-perf: error: row: of 1 selected row none is fused on a CUDA GPU, so"
+        " there is nothing to tune; choose others by --set, --rows or --row\n"
+    )

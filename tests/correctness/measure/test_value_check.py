@@ -147,7 +147,7 @@ def test_a_position_one_too_large_is_found() -> None:
     ("above", "refusal"),
     [
         # An error in a single row of the head leaves much signal, and another token.
-        (0.02, "tokens 1 are others, 1 of them by more"),
+        (0.02, "tokens 1 not the same, 1 of them by more"),
         (torch.nan, "logits hold NaN or infinity"),
     ],
 )

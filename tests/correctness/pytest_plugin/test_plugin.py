@@ -105,7 +105,11 @@ ANOTHER, GONE = replace(ROW, model="Tiny"), replace(ROW, model="gone")
     [
         ({"rows.0.measurement.model_size_bytes": 1}, Verdict.LARGER, "*size 0.000*"),
         (row_edit(ANOTHER), Verdict.INCOMPARABLE, "INCOMPARABLE *"),
-        (row_edit(GONE), Verdict.NO_BASELINE, f"*but in no set: {GONE.id}"),
+        (
+            row_edit(GONE),
+            Verdict.NO_BASELINE,
+            f"*but in no set or --rows file: {GONE.id}",
+        ),
         # It is reported: whoever has another device can do nothing about it.
         (
             {"environment.device_key": "a"},

@@ -99,7 +99,7 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
         f"injected slowdown of 50% in {CPU_ROW.id}",
         "baseline: baseline.json, recorded then",
         "changed since the baseline: torch: 2.12.0 -> 2.13.0",
-        "in the baseline but in no set: gone, too",
+        "in the baseline but in no set or --rows file: gone, too",
         "2 rows: 2 run, 0 NOT_RUN (1 SLOWER, 1 SAME)",
     ]
     marked = as_markdown(report)
@@ -267,12 +267,15 @@ def test_the_command_refuses_what_is_no_report(
     words = ("report", str(path))
     assert "cannot be read: No such file" in cli.refusal(*words)
     path.write_text(to_json(baseline_of(measured())), encoding="utf-8")
-    assert cli.refusal(*words).startswith(f"{path}: ")
+    assert cli.refusal(*words).startswith(f"{path}: it is a baseline: `llama-perf ")
     text = to_json(report_of(measured()))
     path.write_text(text.replace('"float32"', '"bf16"'), encoding="utf-8")
     message = cli.refusal(*words)
     assert message.startswith(f"{path}: results.0.row: dtype: 'bf16' is not allowed")
-    assert "invalid choice: 'poem'" in cli.refusal(*words, "--format", "poem")
+    message = cli.refusal(*words, "--format", "poem")
+    assert (
+        message == "format: 'poem' is not allowed; allowed: csv, json, markdown, text"
+    )
 
 
 LITERAL, ENGINE = selection.load_set("published"), selection.load_set("reference")

@@ -83,6 +83,8 @@ def test_an_id_and_the_kind_of_a_cache(
     [
         ({"quantization": "int4wo-63"}, ["quantization", "'int4wo-63'", "32, 64, 128"]),
         ({"quantization": "int5wo"}, ["quantization", "'int5wo'", "int8wo", "uintx"]),
+        ({"quantization": "int4wo"}, ["'int4wo'", "did you mean int4wo-64?"]),
+        ({"quantization": "uintx-4"}, ["'uintx-4'", "did you mean uintx-4-8?"]),
         ({"quantization": "uintx-9-64"}, ["quantization", "'uintx-9-64'", "1 to 8"]),
         ({"quantization": "int4wo-064"}, ["quantization", "'int4wo-064'"]),
         ({"quantization": "INT8WO"}, ["quantization", "'INT8WO'"]),
@@ -93,10 +95,10 @@ def test_an_id_and_the_kind_of_a_cache(
         ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
         ({"kv_cache_quantization": "int4"}, ["kv_cache", "'int4'", "int8, fp8"]),
         ({"prefill_chunk": 0}, ["prefill_chunk", "0", "1 or more"]),
-        ({"ragged": True}, ["ragged", "True", "batch_size of 2"]),
+        ({"ragged": True}, ["ragged", "true", "batch_size of 2"]),
         (
             {"ragged": True, "batch_size": 2, "attention": "sdpa"},
-            ["ragged", "True", "'decode'"],
+            ["ragged", "true", "'decode'"],
         ),
         ({"fill": 300, "cache_size": 400}, ["cache_size", "400", "fill 300", "506"]),
         ({"cache_size": 100}, ["cache_size", "100", "206 positions"]),

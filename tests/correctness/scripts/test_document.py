@@ -76,6 +76,18 @@ def test_a_groups_seconds_are_the_sum_over_its_tests_that_ran(tmp_path: Path) ->
     assert list(table.documented()) == list(table.keys)
 
 
+@pytest.mark.parametrize("text", [None, "", "<testsuite>"])
+def test_without_results_it_says_which_command_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    results = tmp_path / "tests.xml"
+    if text is not None:
+        results.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(times_of_tests, "RESULTS", results)
+    with pytest.raises(SystemExit, match="first: make test TEST_ARGS=--junit-xml="):
+        main(["tests"])
+
+
 @pytest.mark.parametrize("name", ["limits", "performance", "sizes"])
 def test_the_document_has_what_is_computed(name: str) -> None:
     for table in tables(name):

@@ -1,0 +1,69 @@
+"""How messages say things: so many of a thing, a value, a name that was misspelt.
+
+Knows no message in particular.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """So many of a thing: "1 row", "2 rows", "3 processes", "2 entries"."""
+    if number == 1:
+        return f"1 {noun}"
+    if not plural:
+        plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{number} {plural}"
+
+
+def is_or_are(number: int) -> str:
+    """The verb of so many things."""
+    return "is" if number == 1 else "are"
+
+
+def loss_found(share: float) -> str:
+    """The smallest loss that is found, a share; "none" where a standstill is not."""
+    return f"{share:.1%}" if share < 0.99 else "none"
+
+
+def shown(value: object) -> str:
+    """A value as a user wrote it: text in quotes, and nothing as only Python has it."""
+    match value:
+        case bytes():
+            return shown(value.decode(errors="replace"))
+        case str():
+            return repr(value)
+        case Enum():
+            return shown(value.value)
+        case Path():
+            return shown(str(value))
+        case bool():
+            return str(value).lower()
+        case None:
+            return "none"
+        case Mapping():
+            return json.dumps(value, default=str)
+        case list() | tuple():
+            return f"[{', '.join(map(shown, value))}]"
+    return str(value)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The question "did you mean X? " with the known name most like `name`, or "".
+
+    A name that begins with `name` comes before others that are like it.
+    """
+    if not isinstance(name, str):
+        return ""
+    folded = {one.lower(): one for one in known}
+    wanted = name.lower()
+    begun = [one for one in folded if len(wanted) > 1 and one.startswith(wanted)]
+    if begun:
+        close = get_close_matches(wanted, begun, n=1, cutoff=0.0)
+    else:
+        # Of three letters two are too few: "gpu" does not mean "cpu".
+        close = get_close_matches(wanted, folded, n=1, cutoff=0.7)
+    return f"did you mean {folded[close[0]]}? " if close else ""
