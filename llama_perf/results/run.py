@@ -3,13 +3,14 @@
 Reads them from files, and merges those of several runs.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, SpecError
 from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
 from llama_perf.rows.spec import RowSpec
@@ -36,6 +37,12 @@ class Environment:
     float32_matmul_precision: str | None
     device_uuid: str | None = None
     cpu_features: str | None = None
+
+    def __post_init__(self) -> None:
+        # It names a folder of baselines.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.device_key):
+            allowed = "allowed: small letters, digits, '.' and '-'"
+            raise SpecError("device_key", self.device_key, allowed)
 
     def changes(self, new: "Environment", *, commit: bool = False) -> tuple[str, ...]:
         """Fields in which `new` differs, each as "field: old -> new".

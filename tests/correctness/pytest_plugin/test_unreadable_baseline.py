@@ -113,6 +113,15 @@ def test_a_baseline_that_was_edited(project: Project) -> None:
         check_each_command(project, edited(path, edit), field)
 
 
+def test_results_to_continue_that_were_edited(project: Project) -> None:
+    project.run("--row=*none*", passed=1)
+    edited(project.results, {"results.0.row.max_new_tokens": 5})
+    message = f"{project.results}: results.0.id: {PLAIN!r} is not the id of its row"
+    assert f"ERROR: {message}" in project.refusal("--resume", "--row=*none*")
+    run = project.run_words("--resume", "--row", "*none*")
+    assert project.cli.refusal(*run).startswith(message)
+
+
 def test_the_published_table_that_cannot_be_read(project: Project) -> None:
     project.record()
     path = baselines.path_of(project.path / "baselines", baselines.REFERENCE_KEY)

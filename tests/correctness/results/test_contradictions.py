@@ -224,6 +224,14 @@ SAME: Any = {"verdict": "SAME", "reason": "", "failed": False}
             f"comparisons.1.id: {CPU_ROW.id!r} is there twice",
         ),
         ({"selected": 1}, "selected: 1 rows, and 2 have results"),
+        *(
+            (
+                {"environment.device_key": key},
+                f"environment: device_key: {key!r} is not allowed; allowed: small"
+                " letters, digits, '.' and '-'",
+            )
+            for key in ("../elsewhere", "..", "", "a/b")
+        ),
     ],
 )
 def test_results_that_were_edited(
