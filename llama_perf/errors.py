@@ -6,14 +6,44 @@ and what is allowed. Bugs of this project are `assert`s and are not here.
 
 
 class UserError(ValueError):
-    """A mistake in the user's input; `str()` is the line that is shown."""
+    """A mistake in the user's input; `str()` is the line that is shown.
+
+    A file's own words may be in it: what would break the line, or cannot be written to
+    a terminal, is escaped.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """`text`, cut where it is very long, with line breaks and their like escaped."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE]}..."
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shown(value: object) -> str:
+    """`repr(value)`, shortened where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of thousands of digits.
+        return "an integer of thousands of digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+# A path fits, and the longest list of what is allowed.
+_LONGEST_VALUE, _LONGEST_LINE = 400, 4000
 
 
 class SpecError(UserError):
     """A field of a row, a scheme's name or a command's option is not allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
+        super().__init__(f"{field}: {shown(value)} is not allowed; {allowed}")
         self.field = field
 
 
