@@ -8,6 +8,7 @@ what its tensors must be.
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.checkpoints.saved import Saved
+from llama_perf.devices.device import package_version
 from llama_perf.errors import UserError, WeightsError
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.apply import make_quantizer
@@ -28,6 +30,8 @@ _LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
 # Of the types that scales have, a weight's values choose.
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 _ANY_SIXTEEN = "float16 or bfloat16"
+# Rows of torchao's weights from whose parts those of any number of rows follow.
+_PROBE_ROWS = (64, 128)
 Layout = tuple[object, ...]
 
 
@@ -97,11 +101,13 @@ def _packed_problem(weight: Any, saved: Saved, scheme: str) -> str:
                 return f"{damaged}: {name} is no tensor"
             if problem := _memory_problem(part):
                 return f"{damaged}: {name}: {problem}"
+        # No format has less than a bit for a weight.
+        if weight.numel() > 8 * sum(part.nbytes for part in parts.values()):
+            return f"{damaged}: too few bytes for its shape {tuple(weight.shape)}"
         if saved.kernels == "torchao":
-            wanted = _torchao_kind(saved)
-            if wanted is None or kind is wanted:
-                return ""
-            return f"{kind.__name__} is not allowed; {scheme} makes {wanted.__name__}"
+            fits = _is_torchaos(weight, parts, saved)
+            words = f"{kind.__name__}: these parts are not allowed"
+            return "" if fits else f"{words}; config.json says {scheme}"
         own = weight.scheme_name
         if scheme not in AUTOQUANT and own != scheme.removesuffix("-hqq"):
             return f"a tensor of {own} is not allowed; config.json says {scheme}"
@@ -141,19 +147,53 @@ def _wanted_layout(kind: Any, scheme: str, rows: int, columns: int) -> Layout:
     return _layout(kind.from_float(weight, Scheme.parse(scheme)))
 
 
+def _is_torchaos(weight: Any, parts: Mapping[str, Tensor], saved: Saved) -> bool:
+    """Whether torchao makes such a weight; True where it makes none here."""
+    rows, columns = weight.shape
+    small, large = (_torchao_probe(saved, count, columns) for count in _PROBE_ROWS)
+    if small is None or large is None:
+        return True
+    if type(weight) is not type(small):
+        return False
+    for name, value in _attributes(small).items() if _same_torchao(saved) else ():
+        # What depends on the shape differs between the two.
+        if _attributes(large)[name] == value != _attributes(weight)[name]:
+            return False
+    if saved.device != "cpu":
+        # A card's layouts have padding.
+        return True
+    for name, part in parts.items():
+        one, two = getattr(small, name), getattr(large, name)
+        dims = zip(one.shape, two.shape, strict=True)
+        (start, end), share = _PROBE_ROWS, Fraction(rows)
+        share = (share - start) / (end - start)
+        wanted = [low + (high - low) * share for low, high in dims]
+        if list(part.shape) != wanted or part.dtype != one.dtype:
+            return False
+    return True
+
+
+def _attributes(weight: Any) -> dict[str, object]:
+    attributes: dict[str, object] = weight.__tensor_flatten__()[1]
+    return attributes
+
+
+def _same_torchao(saved: Saved) -> bool:
+    return saved.torchao == package_version("torchao")
+
+
 @cache
-def _torchao_kind(saved: Saved) -> type[Tensor] | None:
-    """The class of the tensors that torchao makes; None where it makes none here."""
+def _torchao_probe(saved: Saved, rows: int, columns: int) -> Tensor | None:
+    """A few rows as torchao quantizes them; None where it makes none here."""
     assert saved.scheme is not None, "they are quantized"
     device, dtype = torch.device(saved.device), getattr(torch, saved.dtype)
-    columns = (Scheme.parse(saved.scheme).group_size or 64) * 16
     try:
         quantize = make_quantizer(
             saved.scheme, kernels="torchao", device=device, dtype=dtype
         )
-        probe = nn.Linear(columns, 64, bias=False, device=device, dtype=dtype)
+        probe = nn.Linear(columns, rows, bias=False, device=device, dtype=dtype)
         quantize(nn.ModuleDict({"probe": probe.requires_grad_(False)}), "probe")
     # This machine has no such device, or torchao none of its code.
     except (UserError, RuntimeError, AssertionError):
         return None
-    return type(probe.weight.data)
+    return probe.weight.data

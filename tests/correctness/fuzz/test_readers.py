@@ -3,12 +3,15 @@
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_perf.errors import UserError
 from tests.correctness.support.damage import FORMS, Damage
 from tests.correctness.support.readers import READERS, outcome
 
@@ -51,3 +54,21 @@ def test_only_a_users_error_comes_out(
         outcome(reader, path, valid, damage(reader.part_of(valid)))
 
     damaged()
+
+
+def test_what_does_not_count_as_a_users_error(tmp_path: Path) -> None:
+    path = READERS["config"].make(tmp_path)
+    valid = path.read_bytes()
+    for error, raised in (
+        (UserError("dim: 0 is not allowed"), AssertionError),
+        (KeyError("hidden_size"), KeyError),
+    ):
+        broken = replace(READERS["config"], read=Mock(side_effect=error))
+        with pytest.raises(raised):
+            outcome(broken, path, valid, valid)
+    for word in ("0", '"wide"', "[" * 100_000):
+        change = valid.replace(b'"hidden_size": 32', b'"hidden_size": ' + word.encode())
+        assert change != valid
+        line = outcome(READERS["config"], path, valid, change)
+        assert line is not None
+        assert line.startswith(f"{path}: ")
