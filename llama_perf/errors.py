@@ -10,7 +10,27 @@ from llama_perf.words import did_you_mean, shown
 
 
 class UserError(ValueError):
-    """A mistake in the user's input; `str()` is the line that is shown."""
+    """A mistake in the user's input; `str()` is the line that is shown.
+
+    A file's own words may be in it: what would break the line, or cannot be written to
+    a terminal, is escaped.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """`text`, cut where it is very long, with line breaks and their like escaped."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE]}..."
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+# The longest list of what is allowed fits.
+_LONGEST_LINE = 4000
 
 
 class SpecError(UserError):

@@ -46,8 +46,8 @@ def is_absent(path: Path) -> bool:
     return False
 
 
-def read_bytes(path: Path, *, error: type[UserError]) -> bytes:
-    """The bytes of a file; raises `error` that names it and why it cannot be read.
+def read_bytes(path: Path, *, error: type[UserError], most: int | None = None) -> bytes:
+    """The bytes of a file, `most` at most; raises `error` that names it and the reason.
 
     A folder, a pipe and a device are refused: reading a pipe may wait without end.
     """
@@ -60,7 +60,7 @@ def read_bytes(path: Path, *, error: type[UserError]) -> bytes:
         with open(path, "rb", opener=without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode):
-                return file.read()
+                return file.read(most)
         reason = "it is a pipe" if stat.S_ISFIFO(mode) else "it is no regular file"
     except (OSError, ValueError) as problem:
         # A null character in a path is a ValueError.
@@ -70,12 +70,26 @@ def read_bytes(path: Path, *, error: type[UserError]) -> bytes:
     raise error(f"{path}: cannot be read: {reason}")
 
 
+def check_readable(path: Path, *, error: type[UserError]) -> None:
+    """Raise `error` unless a library that opens `path` itself can read it."""
+    read_bytes(path, error=error, most=0)
+
+
 def read_text(path: Path, *, error: type[UserError]) -> str:
     """The text of a UTF-8 file; raises `error` as `read_bytes` does."""
     try:
         return read_bytes(path, error=error).decode()
     except UnicodeDecodeError:
         raise error(f"{path}: cannot be read: it is not UTF-8 text") from None
+
+
+def entries(folder: Path, *, error: type[UserError]) -> list[Path]:
+    """What is in a folder, sorted; raises `error` that names it and the reason."""
+    try:
+        return sorted(folder.iterdir())
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"{folder}: cannot be read: {reason}") from None
 
 
 def make_folder(field: str, folder: Path) -> None:

@@ -9,6 +9,9 @@ from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 
+# Of a value in a message: a path fits.
+_LONGEST = 400
+
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """So many of a thing: "1 row", "2 rows", "3 processes", "2 entries"."""
@@ -30,16 +33,28 @@ def loss_found(share: float) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a user wrote it: text in quotes, and nothing as only Python has it."""
+    """A value as a user wrote it: text in quotes, and nothing as only Python has it.
+
+    It is shortened where it is long.
+    """
+    try:
+        text = _whole(value)
+    except (ValueError, RecursionError):
+        # Python writes no integer of thousands of digits, and nothing nested so deeply.
+        return "a value too large to be shown"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _whole(value: object) -> str:
     match value:
         case bytes():
-            return shown(value.decode(errors="replace"))
+            return _whole(value.decode(errors="replace"))
         case str():
             return repr(value)
         case Enum():
-            return shown(value.value)
+            return _whole(value.value)
         case Path():
-            return shown(str(value))
+            return _whole(str(value))
         case bool():
             return str(value).lower()
         case None:
@@ -47,7 +62,7 @@ def shown(value: object) -> str:
         case Mapping():
             return json.dumps(value, default=str)
         case list() | tuple():
-            return f"[{', '.join(map(shown, value))}]"
+            return f"[{', '.join(map(_whole, value))}]"
     return str(value)
 
 

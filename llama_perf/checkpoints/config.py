@@ -4,13 +4,13 @@ Knows which of the files next to a checkpoint is read first. An error is one lin
 names the source and the field.
 """
 
-import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_perf import strict_json
 from llama_perf.errors import SpecError, WeightsError
+from llama_perf.files import is_absent
 from llama_perf.llama.config import (
     PRESETS,
     ModelConfig,
@@ -69,7 +69,7 @@ def folder_config(folder: Path) -> tuple[ModelConfig, str]:
     the folder's name means. Raises WeightsError.
     """
     for name, read in (("config.json", from_hugging_face), ("params.json", from_meta)):
-        if (folder / name).is_file():
+        if not is_absent(folder / name):
             return read(read_json(folder / name), source=str(folder / name)), name
     if (known := preset_name(folder.absolute().name)) is not None:
         return PRESETS[known], f"the preset {known}, from the folder's name,"
@@ -91,7 +91,7 @@ def check_allowed(
     for name, values in allowed.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise WeightsError(
-                f"{source}: {name}: {reprlib.repr(value)} is not allowed; allowed:"
+                f"{source}: {name}: {shown(value)} is not allowed; allowed:"
                 f" {', '.join(map(repr, values))}"
             )
 

@@ -11,25 +11,30 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llama_perf.checkpoints import archive
 from llama_perf.checkpoints import config as configs
 from llama_perf.checkpoints.gguf_reader import Fields, read_container
 from llama_perf.checkpoints.reader import Shape, StoredWeights
-from llama_perf.checkpoints.save import Saved, check_tensors, read_saved
+from llama_perf.checkpoints.saved import Saved, check_content, read_saved
+from llama_perf.checkpoints.saved_tensors import check_tensors
 from llama_perf.errors import WeightsError
+from llama_perf.files import check_readable, is_absent
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.layers import inverse_frequencies
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.registry import import_all
+from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,7 +68,9 @@ def open_pth(path: Path) -> StoredWeights:
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
         import_all()
-    loaded = _unpickle(path, saved)
+    check_readable(path, error=WeightsError)
+    is_zip = zipfile.is_zipfile(path)
+    loaded = _unpickle(path, saved, mmap=is_zip)
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         # The stories checkpoints of llama2.c keep the weights among other entries.
         loaded = loaded["model"]
@@ -74,6 +81,15 @@ def open_pth(path: Path) -> StoredWeights:
         )
     tensors = {str(name): value for name, value in loaded.items()}
     check_tensors(tensors, saved, path)
+    if saved is not None:
+        check_content(path)
+    check_data = cache(archive.check_data) if is_zip else lambda _: None
+
+    def read(name: str) -> Tensor:
+        check_data(path)
+        tensor: Tensor = tensors[name].detach()
+        return tensor
+
     output = tensors.get("output.weight")
     if output is not None and is_unquantized(output):
         # What the file holds decides: a tied model's may have both names for one
@@ -88,24 +104,24 @@ def open_pth(path: Path) -> StoredWeights:
         config=config,
         config_from=config_from,
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        read=lambda name: tensors[name].detach(),
+        read=read,
         names={},
         block="layers",
+        files=[path],
         saved=saved,
         own_output=output is not None and not is_unquantized(output),
     )
 
 
-def _unpickle(path: Path, saved: Saved | None) -> Any:
+def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
+    if mmap:
+        archive.check_small_records(path)
     problem = (
         "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
         " file that torch.save wrote"
     )
     try:
-        mmap = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (FileNotFoundError, PermissionError) as error:
-        problem = f"cannot be read: {error.strerror}"
     except pickle.UnpicklingError as error:
         if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
             why = "which can run code; nothing was executed; allowed: a dict of tensors"
@@ -137,6 +153,10 @@ def open_safetensors(folder: Path) -> StoredWeights:
     for path in _shards(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                if name in files:
+                    raise WeightsError(
+                        f"{path}: the tensor {name} is in {files[name].name} as well"
+                    )
                 files[name] = path
                 shapes[name] = tuple(file.get_slice(name).get_shape())
 
@@ -159,11 +179,13 @@ def open_safetensors(folder: Path) -> StoredWeights:
         read=read,
         names={ours: theirs for ours, theirs, _ in _NAMES},
         block="model.layers",
+        files=sorted(set(files.values())),
     )
 
 
 @contextmanager
 def _opened(path: Path, *name: str) -> Iterator[Any]:
+    check_readable(path, error=WeightsError)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -173,7 +195,7 @@ def _opened(path: Path, *name: str) -> Iterator[Any]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
+    if not is_absent(folder / SINGLE):
         return [folder / SINGLE]
     index = folder / INDEX
     shards = configs.read_json(index).get("weight_map")
@@ -185,7 +207,7 @@ def _shards(folder: Path) -> list[Path]:
             raise WeightsError(
                 f"{index}: the shard {name!r} is not allowed; allowed: a file's name"
             )
-        if not (folder / name).is_file():
+        if is_absent(folder / name):
             raise WeightsError(
                 f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
             )
@@ -216,7 +238,7 @@ def open_gguf(path: Path) -> StoredWeights:
     for name, tensor in tensors.items():
         _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
         try:
-            dequantize(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
+            _dequantized(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
         except NotImplementedError:
             raise WeightsError(
                 f"{path}: {name}: type {tensor.tensor_type.name} is not allowed;"
@@ -227,7 +249,7 @@ def open_gguf(path: Path) -> StoredWeights:
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]
-        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        return torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
 
     config = _gguf_config(fields, shapes, path)
     if _ROPE_FACTORS in tensors:
@@ -242,26 +264,36 @@ def open_gguf(path: Path) -> StoredWeights:
         read=read,
         names={ours: theirs for ours, _, theirs in _NAMES},
         block="blk",
+        files=[path],
     )
+
+
+def _dequantized(data: Any, kind: GGMLQuantizationType) -> Any:
+    # Damaged scales may be infinite; what is not finite is found where it is used.
+    with np.errstate(all="ignore"):
+        return dequantize(data, kind)
 
 
 def _gguf_config(
     stored: Fields, shapes: Mapping[str, Shape], path: Path
 ) -> ModelConfig:
     # Floats are stored as float32; this gives back the decimal number that was meant.
-    fields: dict[str, Any] = {
-        name: float(str(np.float32(value))) if isinstance(value, float) else value
-        for name, (value, _) in stored.items()
-    }
+    with np.errstate(over="ignore"):
+        fields: dict[str, Any] = {
+            name: float(str(np.float32(value))) if isinstance(value, float) else value
+            for name, (value, _) in stored.items()
+        }
     source = str(path)
     configs.check_allowed(fields, _ALLOWED, source=source)
     if (parts := fields.get("split.count", 0)) not in (0, 1):
         raise WeightsError(
-            f"{path}: split.count: {parts} is not allowed; merge the parts with"
+            f"{path}: split.count: {shown(parts)} is not allowed; merge the parts with"
             " llama-gguf-split --merge"
         )
-    if _TOKENS in fields:
-        fields["llama.vocab_size"] = len(fields[_TOKENS])
+    if (tokens := fields.get(_TOKENS)) is not None:
+        if not isinstance(tokens, list):
+            raise WeightsError(f"{path}: {_TOKENS}: allowed: a list of strings")
+        fields["llama.vocab_size"] = len(tokens)
     config = configs.read_config(
         configs.model_config,
         fields,

@@ -4,6 +4,7 @@ Knows the container, not what any field or tensor means. Imports no torch.
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
 from llama_perf.errors import UserError
+from llama_perf.files import check_readable
 
 Fields = dict[str, tuple[Any, list[GGUFValueType]]]
 """Names of fields, each with its value and its type (of an array its items' too)."""
@@ -24,6 +26,7 @@ def read_container(
 
     The tensors' data is a copy-on-write map: torch refuses to wrap read-only arrays.
     """
+    check_readable(path, error=error)
     try:
         reader = _BoundedReader(path, mode="c")
         fields = {
@@ -31,11 +34,14 @@ def read_container(
             for name, field in reader.fields.items()
             if name.startswith(prefixes)
         }
-    except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror}") from None
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
         damaged = "damaged, truncated, or no GGUF file of version 2 or 3"
         raise error(f"{path}: {damaged}") from None
+    # Several of them in one place are no file of llama.cpp's.
+    by_place = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
+    for before, after in pairwise(by_place):
+        if before.data_offset + before.n_bytes > after.data_offset:
+            raise error(f"{path}: damaged: {before.name} and {after.name} overlap")
     return fields, reader.tensors
 
 

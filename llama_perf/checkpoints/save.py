@@ -3,27 +3,28 @@
 `model.pth` holds the state dict with its quantized tensors, `config.json` the shape of
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
 versions it was saved with; the tokenizer lies in the same folder if one is given. The
-folder appears whole or not at all. Knows what a reader must find in it, but no scheme
-and none of its tensors; reading is `llama_perf.checkpoints.formats`'s.
+folder appears whole or not at all. Knows no scheme and none of its tensors; reading is
+`llama_perf.checkpoints.formats`'s.
 """
 
 import io
 import json
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints.config import read_json, to_hugging_face
+from llama_perf.checkpoints.archive import content
+from llama_perf.checkpoints.config import to_hugging_face
+from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, Saved
+from llama_perf.checkpoints.saved_tensors import kernels_of
 from llama_perf.checkpoints.tokenizers import files
 from llama_perf.devices.device import package_version
-from llama_perf.errors import SaveError, SpecError, TokenizerError, WeightsError
+from llama_perf.errors import SaveError, SpecError, TokenizerError
 from llama_perf.files import check_new_folder
 from llama_perf.llama.transformer import (
     Origin,
@@ -32,122 +33,8 @@ from llama_perf.llama.transformer import (
     is_unquantized,
 )
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.quantize.registry import config_for, import_all
+from llama_perf.quantize.registry import import_all
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
-from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
-from llama_perf.strict_json import from_plain, record
-
-KEY = "llama_perf"
-FORMAT: Final = 5
-"""Counts up whenever the stored tensors change their layout or their classes."""
-_LINEARS = re.compile(r"(.*\.)?(wqkv|wo|w1|w2|w3|output)\.weight")
-
-
-@record
-class Saved:
-    """The field `llama_perf` of a saved `config.json`.
-
-    Only files of the format `FORMAT` are read, since pickles name classes by module.
-    `scheme` and `kernels` are None where the weights are not quantized; `dtype` is that
-    of the activations, `device` the one the weights were packed on.
-    """
-
-    format: Literal[5] = FORMAT
-    weights: str
-    scheme: str | None
-    kernels: str | None
-    dtype: str
-    device: str
-    torch: str | None
-    torchao: str | None
-    llama_perf: str | None
-
-    def __post_init__(self) -> None:
-        if self.scheme is not None:
-            Scheme.parse(self.scheme, field="scheme")
-        kernels: tuple[str | None, ...] = KERNELS if self.scheme else (None,)
-        check_choice("kernels", self.kernels, kernels)
-        check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
-        check_choice("device", self.device, DEVICES)
-
-    @property
-    def origin(self) -> Origin:
-        """The origin of a model with these weights."""
-        return Origin(weights=self.weights, scheme=self.scheme, kernels=self.kernels)
-
-
-def read_saved(folder: Path) -> Saved | None:
-    """The record in the `config.json` in `folder`, or None; raises WeightsError."""
-    path = folder / "config.json"
-    if not path.is_file() or (fields := read_json(path).get(KEY)) is None:
-        return None
-    source = f"{path}: {KEY}"
-    number = fields.get("format") if isinstance(fields, dict) else None
-    # First, since the record of another format may have other fields.
-    if isinstance(number, int) and number != FORMAT:
-        raise WeightsError(
-            f"{source}: format {number} is not allowed; allowed: {FORMAT}; quantize"
-            " and save the model again with this llama-perf"
-        )
-    return from_plain(Saved, fields, source=source, error=WeightsError)
-
-
-def kernels_of(weight: object) -> str | None:
-    """The kernels of a quantized tensor: native or torchao; None if it is not one."""
-    from torchao.utils import TorchAOBaseTensor
-
-    from llama_perf.quantize.packed_tensor import PackedTensor
-
-    if isinstance(weight, PackedTensor):
-        return "native"
-    return "torchao" if isinstance(weight, TorchAOBaseTensor) else None
-
-
-def check_tensors(tensors: Mapping[str, Any], saved: Saved | None, path: Path) -> None:
-    """Raise WeightsError unless the tensors of a file are those that `saved` says.
-
-    Mixed kinds are fine: a scheme may choose one for each linear.
-    """
-    scheme, said = (None, None) if saved is None else (saved.scheme, saved.kernels)
-    packed = {name: t for name, t in tensors.items() if not is_unquantized(t)}
-    for name, value in packed.items():
-        can_be = scheme is not None and _LINEARS.fullmatch(name)
-        kernels = kernels_of(value) if can_be else None
-        if kernels is None:
-            problem = (
-                f"{type(value).__name__} is not allowed; allowed: unquantized tensors,"
-                " or those of linear layers with the config.json that save_model wrote"
-            )
-        elif kernels != said:
-            problem = (
-                f"a tensor of {kernels} kernels is not allowed; config.json says {said}"
-            )
-        else:
-            continue
-        raise WeightsError(f"{path}: {name}: {problem}")
-    if scheme is not None and not packed and not scheme.startswith("autoquant"):
-        raise WeightsError(f"{path}: no tensor is quantized; config.json says {scheme}")
-
-
-def check_usable(
-    saved: Saved, *, path: Path, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Raise unless these weights run with activations of `dtype` on `device`.
-
-    Native weights run with any of both; torchao's tensors keep the dtype they were
-    made for, whatever they are moved to, and their packing is a device's own. Raises
-    SpecError, or NotRunnable where the scheme cannot run on this device.
-    """
-    if saved.scheme is None or saved.kernels != "torchao":
-        return
-    if (name := str(dtype).removeprefix("torch.")) != saved.dtype:
-        reason = f"{path} was saved for {saved.dtype}, which torchao's tensors keep"
-        raise SpecError("dtype", name, reason)
-    if device.type != saved.device:
-        reason = f"{path} was packed by torchao for {saved.device}: quantize it anew"
-        raise SpecError("device", device.type, f"{reason} here")
-    scheme = Scheme.parse(saved.scheme)
-    config_for(scheme, kernels="torchao", device=device, dtype=dtype)
 
 
 def save_model(
@@ -180,7 +67,11 @@ def save_model(
             made.mkdir()
             with (made / "model.pth").open("wb") as file:
                 torch.save(model.state_dict(), file)
-            fields = {**to_hugging_face(model.config), KEY: asdict(saved)}
+            fields = {
+                **to_hugging_face(model.config),
+                KEY: asdict(saved),
+                CONTENT_KEY: content(made / "model.pth"),
+            }
             text = json.dumps(fields, indent=2) + "\n"
             (made / "config.json").write_text(text, encoding="utf-8")
             if source is not None:
@@ -216,6 +107,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         made = f"{type(packed[0]).__name__} weights that quantize_model did not make"
         raise SpecError("scheme", None, f"the model has {made}: give the scheme")
     return Saved(
+        format=FORMAT,
         weights=origin.weights,
         scheme=origin.scheme,
         kernels=origin.kernels,
@@ -228,7 +120,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
 
 
 def _tokenizer_file(tokenizer: Path, model: Transformer) -> Path:
-    weights = tokenizer.is_dir() or tokenizer.suffix in {".gguf", ".pth"}
+    weights = os.path.isdir(tokenizer) or tokenizer.suffix in {".gguf", ".pth"}
     path = files.find_tokenizer(tokenizer) if weights else tokenizer
     if path is None:
         raise TokenizerError(f"{tokenizer}: no tokenizer in this checkpoint")

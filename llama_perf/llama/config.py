@@ -4,33 +4,43 @@ Knows neither tensors nor files: `llama_perf.checkpoints.config` reads `config.j
 its like.
 """
 
-import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 from llama_perf.errors import SpecError
 
+# More than any model has. Sizes are 32-bit numbers to kernels and file formats, and a
+# damaged number of layers must not keep a reader busy.
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
+# Well within float32, in which the model computes.
+_MAX_NUMBER = 1e30
 
-def check_whole(field: str, value: object) -> None:
-    """Raise SpecError unless `value` is a whole number of 1 or more."""
-    if type(value) is not int or value < 1:
-        raise SpecError(field, value, "allowed: a whole number, 1 or more")
+
+def check_whole(field: str, value: object, most: int = MAX_SIZE) -> None:
+    """Raise SpecError unless `value` is a whole number from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise SpecError(field, value, f"allowed: a whole number, 1 to {most}")
 
 
 def check_number(field: str, value: object) -> None:
-    """Raise SpecError unless `value` is a number above 0."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise SpecError(field, value, "allowed: a number, more than 0")
+    """Raise SpecError unless `value` is a number above 0, within float32."""
+    is_number = type(value) in (int, float)
+    if not is_number or not 0 < value <= _MAX_NUMBER:  # type: ignore[operator]
+        allowed = f"allowed: a number, more than 0 and at most {_MAX_NUMBER:g}"
+        raise SpecError(field, value, allowed)
 
 
 def _check_fields(record: "ModelConfig | RopeScaling") -> None:
     for field in fields(record):
         value = getattr(record, field.name)
         if field.type is int:
-            check_whole(field.name, value)
+            most = MAX_LAYERS if field.name == "n_layers" else MAX_SIZE
+            check_whole(field.name, value, most)
         elif field.type is float:
             check_number(field.name, value)
+        elif field.type is bool and type(value) is not bool:
+            raise SpecError(field.name, value, "allowed: true or false")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,10 +63,15 @@ class GroupedWeight(PackedTensor):
             return cls(words, scales, pack(zero.to(torch.int32), bits), bits, *shape)
         return cls(words, scales, to_lanes(zero.to(dtype)), *shape)
 
+    @property
+    def group(self) -> int:
+        """The columns that have one scale."""
+        return self.columns // self.scale.shape[1]
+
     def packed(self) -> Packed:
         parts = (self.codes, self.scale, self.zero, self.rows, self.columns)
-        group = self.columns // self.scale.shape[1]
-        return Packed(*parts, bits=self.bits, group=group, zero_kind=self.zero_kind)
+        kind = self.zero_kind
+        return Packed(*parts, bits=self.bits, group=self.group, zero_kind=kind)
 
 
 class Int4Weight(GroupedWeight, families=("int4wo",)):
@@ -75,12 +80,20 @@ class Int4Weight(GroupedWeight, families=("int4wo",)):
     bits = 4
     zero_kind = OFFSET
 
+    @property
+    def scheme_name(self) -> str:
+        return f"int4wo-{self.group}"
+
 
 class UintxWeight(GroupedWeight, families=("uintx",)):
     """Words (B, W, 16), 16-bit scales (B, G, 16) and zeros packed as the codes are."""
 
     tensor_attribute_names: ClassVar = ["bits", *PackedTensor.tensor_attribute_names]
     zero_kind = PACKED
+
+    @property
+    def scheme_name(self) -> str:
+        return f"uintx-{self.bits}-{self.group}"
 
 
 Search = Callable[..., tuple[Tensor, ...]]

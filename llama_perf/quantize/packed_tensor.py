@@ -43,6 +43,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     tensor_data_names: ClassVar = ["codes", "scale"]
     tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
     column_multiple: ClassVar = 1
+    families: ClassVar[Sequence[str]] = ()
     codes: Tensor
     scale: Tensor
     rows: int
@@ -51,6 +52,7 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
 
     def __init_subclass__(cls, families: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.families = families
         # After torchao's, on each class: its own `.to` would drop the dtype.
         cls.implements(aten._to_copy.default)(_moved)
         cls.implements(aten.linear.default)(_linear)
@@ -83,6 +85,11 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     def packed(self) -> Packed:
         """The weight as the kernels take it."""
         raise NotImplementedError
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme that makes such a weight, but for the search of its scales."""
+        return self.families[0]
 
     def laid_out_for(self, device: torch.device) -> "PackedTensor":
         """The same weight, not moved, in the layout that `device` multiplies.

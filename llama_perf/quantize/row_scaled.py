@@ -115,6 +115,10 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
         return cls(packed.codes, packed.scale, granularity, *weight.shape, weight.dtype)
 
     @property
+    def scheme_name(self) -> str:
+        return f"float8dq-{self.granularity}"
+
+    @property
     def activations(self) -> Activations:  # type: ignore[override]
         """Rounded to float8."""
         return "float8-tensor" if self.granularity == "tensor" else "float8-row"

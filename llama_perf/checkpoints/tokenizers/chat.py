@@ -69,7 +69,10 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 # The text that ChatML writes where a conversation has no system message.
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]+)<\|im_end\|>")
+# No mark is in it, or a template of nothing but marks would take minutes.
+_DEFAULT_SYSTEM = re.compile(
+    r"<\|im_start\|>system(?:\n|\\n)((?:(?!<\|im_)[^'\"{}])+)<\|im_end\|>"
+)
 # Each template gives texts, and special tokens as their ids.
 Parts = list[int | str]
 

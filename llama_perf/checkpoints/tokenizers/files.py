@@ -6,6 +6,7 @@ Reads no `tokenizer.json`, and no sentencepiece vocabulary in a GGUF.
 """
 
 import base64
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import (
     sentencepiece_tokenizer,
 )
 from llama_perf.errors import SpecError, TokenizerError, UserError
+from llama_perf.files import entries, is_absent, read_bytes
 from llama_perf.strict_json import from_plain, record
 from llama_perf.words import counted
 
@@ -51,14 +53,16 @@ def find_tokenizer(path: Path) -> Path | None:
     `path` is a folder, a `.gguf`, or another file of weights, whose tokenizer lies
     in the same folder. Raises TokenizerError for a damaged `.gguf`.
     """
-    if path.is_file():
-        if path.suffix == ".gguf":
+    if not os.path.isdir(path):
+        if path.suffix == ".gguf" and not is_absent(path):
             return path if _has_tokenizer(path) else None
         path = path.parent
     for name in _NAMES:
-        if (path / name).is_file():
+        if not is_absent(path / name):
             return path / name
-    ggufs = list(path.glob("*.gguf"))
+    ggufs = [
+        file for file in entries(path, error=TokenizerError) if file.suffix == ".gguf"
+    ]
     return ggufs[0] if len(ggufs) == 1 and _has_tokenizer(ggufs[0]) else None
 
 
@@ -90,11 +94,7 @@ def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
 
 
 def _read(path: Path) -> Tokenizer:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from None
+    start = read_bytes(path, error=TokenizerError, most=4096)
     if start.startswith(b"GGUF"):
         return _read_gguf(path)
     if _TIKTOKEN_LINE.match(start):
@@ -102,8 +102,9 @@ def _read(path: Path) -> Tokenizer:
     # The first field of a sentencepiece model, its list of pieces.
     if start.startswith(b"\n"):
         try:
-            return sentencepiece_tokenizer(path.read_bytes())
-        except RuntimeError:
+            return sentencepiece_tokenizer(read_bytes(path, error=TokenizerError))
+        # UnicodeDecodeError too, of a piece.
+        except (RuntimeError, UnicodeError):
             damage = "a damaged or truncated sentencepiece model"
             raise TokenizerError(f"{path}: {damage}") from None
     raise TokenizerError(
@@ -118,9 +119,7 @@ def copy_tokenizer(path: Path, folder: Path) -> None:
     A GGUF file's vocabulary goes into a `tokenizer.gguf` without the weights; any
     other file is copied as it is. Raises TokenizerError, or OSError in writing.
     """
-    with path.open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    if not is_gguf:
+    if read_bytes(path, error=TokenizerError, most=4) != b"GGUF":
         shutil.copyfile(path, folder / _NAMES[0])
         return
     stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
@@ -140,8 +139,9 @@ def _read_tiktoken(path: Path) -> Tokenizer:
 
     The file holds no special tokens: they follow its last rank, as in Meta's code.
     """
+    lines = read_bytes(path, error=TokenizerError).splitlines()
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)

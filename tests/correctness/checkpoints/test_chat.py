@@ -1,6 +1,8 @@
 """Chats beside written-out prompts, and beside a file's own template."""
 
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,16 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
         " Llama 3: <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>;"
         " Llama 2: <s> </s>"
     )
+
+
+def test_a_template_of_marks_alone_takes_no_minutes() -> None:
+    # Each of them would have been searched to the end.
+    template = "<|im_start|>system\n" * 20_000
+    tokenizer = replace(smollm2(), chat_template=template)
+    start = time.process_time()
+    ids = encode_chat(tokenizer, [USER])
+    assert time.process_time() - start < 10
+    assert ids == encode_chat(replace(smollm2(), chat_template=None), [USER])
 
 
 LAST = "messages: the last one must be the user's"

@@ -127,7 +127,7 @@ def test_other_rope_factors_are_refused(tmp_path: Path) -> None:
         )
 
 
-COUNT = "allowed: a whole number, 1 or more"
+COUNT = "allowed: a whole number, 1 to 2147483647"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ COUNT = "allowed: a whole number, 1 or more"
         ("llama.attention.key_length", "8", COUNT),
         ("llama.attention.key_length", 8.0, COUNT),
         ("llama.attention.head_count_kv", 3, "it must divide n_heads 4"),
+        ("llama.block_count", 2**31, "allowed: a whole number, 1 to 1000"),
         ("split.count", 2, "merge the parts with llama-gguf-split --merge"),
     ],
 )

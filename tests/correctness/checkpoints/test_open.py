@@ -14,6 +14,7 @@ from torch import Tensor
 from llama_perf.checkpoints.config import from_hugging_face, from_meta
 from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
+from llama_perf.words import shown
 from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
@@ -110,7 +111,8 @@ def test_smollm2_in_its_package(
 
 HUGGING_FACE = (from_hugging_face, samples.CONFIG_JSON)
 META = (from_meta, samples.PARAMS_JSON)
-COUNT, NUMBER = "a whole number, 1 or more", "a number, more than 0"
+COUNT, LAYERS = "a whole number, 1 to 2147483647", "a whole number, 1 to 1000"
+NUMBER, YES_OR_NO = "a number, more than 0 and at most 1e+30", "true or false"
 
 
 def config_refusal(source: Any, change: dict[str, Any]) -> str:
@@ -123,7 +125,14 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
     [
         (HUGGING_FACE, "hidden_size", "wide", COUNT),
         (HUGGING_FACE, "num_attention_heads", 0, COUNT),
-        (HUGGING_FACE, "num_hidden_layers", 2.5, COUNT),
+        (HUGGING_FACE, "num_hidden_layers", 2.5, LAYERS),
+        # Its weights are looked for layer by layer.
+        (HUGGING_FACE, "num_hidden_layers", 10**12, LAYERS),
+        (HUGGING_FACE, "hidden_size", 2**63, COUNT),
+        (HUGGING_FACE, "rms_norm_eps", 10**400, NUMBER),
+        (HUGGING_FACE, "rms_norm_eps", True, NUMBER),
+        (HUGGING_FACE, "rope_theta", 1e300, NUMBER),
+        (HUGGING_FACE, "tie_word_embeddings", "false", YES_OR_NO),
         (HUGGING_FACE, "vocab_size", [48], COUNT),
         (HUGGING_FACE, "rope_theta", "high", NUMBER),
         (HUGGING_FACE, "rms_norm_eps", "tiny", NUMBER),
@@ -135,7 +144,9 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
         (HUGGING_FACE, "quantization_config", {"bits": 4}, "None"),
         (META, "dim", "wide", COUNT),
         (META, "n_heads", 0, COUNT),
-        (META, "n_layers", 2.5, COUNT),
+        (META, "n_layers", 2.5, LAYERS),
+        (META, "multiple_of", 10**400, COUNT),
+        (META, "ffn_dim_multiplier", 1e308, NUMBER),
         (META, "vocab_size", -1, COUNT),
         (META, "vocab_size", "many", COUNT),
         (META, "multiple_of", 0, COUNT),
@@ -144,7 +155,7 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
     ],
 )
 def test_a_wrong_field(source: Any, name: str, value: object, allowed: str) -> None:
-    problem = f"here: {name}: {value!r} is not allowed; allowed: {allowed}"
+    problem = f"here: {name}: {shown(value)} is not allowed; allowed: {allowed}"
     assert config_refusal(source, {name: value}) == problem
 
 

@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TESTS = ROOT / "tests" / "correctness"
 MAX_LINES = 350
 # Folders of tests that belong to no room. `ground` tests the modules beside the rooms.
-OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda"}
+OTHER_TESTS = {"ground", "scripts", "support", "closeness", "cuda", "fuzz"}
 
 
 def test_no_module_is_too_long() -> None:

@@ -173,7 +173,7 @@ def test_an_unknown_model_is_told_the_presets() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("dim", 0, "dim: 0 is not allowed; allowed: a whole number, 1 or more"),
+        ("dim", 0, "dim: 0 is not allowed; allowed: a whole number, 1 to 2147483647"),
         ("n_layers", -1, "n_layers: -1 is not allowed"),
         ("n_heads", 4.0, "n_heads: 4.0 is not allowed; allowed: a whole number"),
         ("vocab_size", True, "vocab_size: True is not allowed"),

@@ -29,6 +29,26 @@ CONFIG_JSON = {
 # Two thirds of 4 * 32, times 0.75, rounded up to 64.
 PARAMS_JSON = {**SIZES, "multiple_of": 64, "ffn_dim_multiplier": 0.75}
 
+_HUGGING_FACE_NAMES = {
+    "tok_embeddings": "embed_tokens",
+    "output.": "lm_head.",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def hugging_face_name(name: str) -> str:
+    for ours, theirs in _HUGGING_FACE_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name if name.startswith("lm_head") else f"model.{name}"
+
 
 def tiny_weights(config: ModelConfig = TINY) -> SyntheticWeights:
     return SyntheticWeights(config, dtype=torch.float32, device=torch.device("cpu"))
