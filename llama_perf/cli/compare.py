@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
         missing_fails=request.on_missing_baseline == "fail",
         undecided_fails=request.on_undecided == "fail",
     )
-    if not (python.is_file() and os.access(python, os.X_OK)):
+    if not (os.path.isfile(python) and os.access(python, os.X_OK)):
         raise SpecError("base-python", str(python), "name an interpreter's file")
     commit = None if arguments.base is None else resolve(arguments.base)
     rows = request.selected()
@@ -134,4 +134,4 @@ def main(arguments: argparse.Namespace) -> int:
                 run.run_row(row, display)
         except KeyboardInterrupt:
             interrupted = True
-    return end(run.report, request, display, interrupted=interrupted)
+    return end(run.report, request, display, file=run.file, interrupted=interrupted)

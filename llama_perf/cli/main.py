@@ -5,6 +5,8 @@ code 1.
 """
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +35,33 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def _check_process() -> None:
+    """Work around what the process that started this one left out, or raise UserError.
+
+    A command that is closed on a stream gets an empty one. What an encoding lacks is
+    shown escaped, and what is read in another one does not stop the command.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory cannot be used: {error.strerror}"
+        ) from None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one: a file opened later must not get it.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _Parser(
@@ -46,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.main)
     try:
+        _check_process()
         arguments = parser.parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -57,6 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of a pipe closed it, as `head` does: no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # A file that cannot be used is a UserError; only stdout has no name.
+        if error.filename is not None or error.errno not in _OF_A_DISK:
+            raise
+        _drop_output()
+        print(f"llama-perf: error: stdout: {error.strerror}", file=sys.stderr)
+        return 2
     return code
+
+
+_OF_A_DISK = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+def _drop_output() -> None:
+    """Have the rest of stdout go nowhere: Python writes it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

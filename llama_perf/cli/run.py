@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
         run.report,
         request,
         display,
+        file=run.file,
         interrupted=interrupted,
         remarks=run.missing_baselines(),
         advice="" if request.results is None else "; --resume continues",

@@ -65,8 +65,10 @@ def check_path(path: Path) -> None:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write the report to `path`, in the format of its suffix; raises SpecError."""
-    check_path(path)
+    """Write the report to `path`, which is checked, in the format of its suffix.
+
+    Raises WriteError.
+    """
     write_atomically(path, _BY_SUFFIX[path.suffix](report))
 
 

@@ -7,6 +7,7 @@ how it is written. Imports no torch and runs nothing.
 import argparse
 import fnmatch
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf import report as reports
-from llama_perf.errors import SpecError
+from llama_perf.errors import SpecError, WriteError
 from llama_perf.files import check_writable, check_writable_anew, write_atomically
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
@@ -49,8 +50,9 @@ def _repeatable(text: str, metavar: str) -> Any:
 class RunRequest:
     """All that a command line asks of a run; raises SpecError for a wrong value.
 
-    Paths are absolute or relative to the working directory. `inject_slowdown` are
-    patterns of row ids and the share by which their generations are slowed.
+    Paths are absolute or relative to the working directory. `results_named` says that
+    the user named that file. `inject_slowdown` are patterns of row ids and the share by
+    which their generations are slowed.
     """
 
     set: str | None = _option(
@@ -154,6 +156,7 @@ class RunRequest:
         " compile is then measured"
     )
     print_results: bool = False
+    results_named: bool = True
     limits: ProjectLimits = ()
 
     def __post_init__(self) -> None:
@@ -161,7 +164,7 @@ class RunRequest:
         for name, seconds in limits.items():
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(name, seconds, "allowed: a number of seconds above 0")
-        if self.checkpoints is not None and not self.checkpoints.is_dir():
+        if self.checkpoints is not None and not os.path.isdir(self.checkpoints):
             raise SpecError("checkpoints", str(self.checkpoints), "no such folder")
 
     @property
@@ -206,12 +209,21 @@ class RunRequest:
         """Whether one of the row's scales is damaged; False for almost every row."""
         return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.inject_damage)
 
-    def write_reports(self, results: Report) -> None:
-        """Write the report of `results` to each of its files."""
-        for path in self.report:
-            reports.write(results, path)
-        if self.markdown is not None:
-            write_atomically(self.markdown, reports.draw(results, "markdown"))
+    def write_reports(self, results: Report) -> list[str]:
+        """Write the report of `results` to each of its files.
+
+        Returns a line for each file that cannot be written.
+        """
+        problems = []
+        for path in filter(None, (*self.report, self.markdown)):
+            try:
+                if path == self.markdown:
+                    write_atomically(path, reports.draw(results, "markdown"))
+                else:
+                    reports.write(results, path)
+            except WriteError as error:
+                problems.append(str(error))
+        return problems
 
     def command(self, *words: str) -> list[str]:
         """The command line `llama-perf WORDS` with the options of this request.
@@ -284,7 +296,8 @@ def read_request(
 
     Paths are relative to `folder`. `root` is the project, with `baselines/` and the
     `pyproject.toml` that may set limits. It is also an error where the results or the
-    report cannot be written; with `default_results` the results' folder is made.
+    report cannot be written, but for `default_results`, which nobody named. Their
+    folder is made.
     """
     results, print_results = values["results"], values["results"] == "-"
     for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
@@ -299,8 +312,13 @@ def read_request(
     values["report"] = tuple(folder / text for text in values["report"])
     values["inject_slowdown"] = tuple(map(parse_slowdown, values["inject_slowdown"]))
     limits = project_limits(root / "pyproject.toml")
-    request = RunRequest(**values, print_results=print_results, limits=limits)
-    if request.results is not None:
+    request = RunRequest(
+        **values,
+        print_results=print_results,
+        results_named=results is not None,
+        limits=limits,
+    )
+    if request.results_named and request.results is not None:
         made = default_results is not None
         (check_writable_anew if made else check_writable)("results", request.results)
     for path in request.report:

@@ -72,6 +72,15 @@ def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git in a folder; raises UserError where it is not installed."""
     command = ["git", "-C", str(root), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            # In a file of JSON it is no longer a character.
+            errors="backslashreplace",
+            check=False,
+        )
     except FileNotFoundError:
         raise UserError("base: git is not installed") from None
+    except OSError as error:
+        raise UserError(f"base: git cannot be run: {error.strerror}") from None
