@@ -4,8 +4,11 @@ What the disk refuses is a user's mistake in one line, never an OSError.
 """
 
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llama_perf.errors import SpecError, UserError, WriteError
@@ -28,8 +31,13 @@ def cache_folder() -> Path:
         return Path(own).absolute()
     if is_checkout():
         return CHECKOUT / ".llama-perf"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "llama-perf"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(caches) if caches else Path.home() / ".cache"
+    except RuntimeError:
+        reason = "this user has no home folder; set LLAMA_PERF_CACHE to a folder"
+        raise SpecError("HOME", os.environ.get("HOME"), reason) from None
+    return folder.absolute() / "llama-perf"
 
 
 def is_absent(path: Path) -> bool:
@@ -63,8 +71,7 @@ def read_bytes(path: Path, *, error: type[UserError], most: int | None = None) -
                 return file.read(most)
         reason = "it is a pipe" if stat.S_ISFIFO(mode) else "it is no regular file"
     except (OSError, ValueError) as problem:
-        # A null character in a path is a ValueError.
-        reason = getattr(problem, "strerror", None) or str(problem)
+        reason = _reason(problem)
     except MemoryError:
         reason = "it does not fit in memory"
     raise error(f"{path}: cannot be read: {reason}")
@@ -73,6 +80,11 @@ def read_bytes(path: Path, *, error: type[UserError], most: int | None = None) -
 def check_readable(path: Path, *, error: type[UserError]) -> None:
     """Raise `error` unless a library that opens `path` itself can read it."""
     read_bytes(path, error=error, most=0)
+
+
+def _reason(problem: OSError | ValueError) -> str:
+    """Why a path cannot be used; a null character in one is a ValueError."""
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 def read_text(path: Path, *, error: type[UserError]) -> str:
@@ -97,52 +109,84 @@ def make_folder(field: str, folder: Path) -> None:
 
     `field` is the option, or the variable of the environment, that names the folder.
     """
-    try:
+    with _refused(field, folder, "it cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise SpecError(field, str(folder), f"it cannot be made: {reason}") from None
+
+
+@contextmanager
+def _refused(field: str, path: Path, problem: str) -> Iterator[None]:
+    """Raise SpecError that names `field` and `path` where the system refuses `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SpecError(field, str(path), f"{problem}: {_reason(error)}") from None
+
+
+def check_temporary_folder() -> None:
+    """Raise SpecError unless there is a folder for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        reason = "no folder for temporary files can be written; give one that can"
+        raise SpecError("TMPDIR", os.environ.get("TMPDIR"), reason) from None
 
 
 def check_readable_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless `folder` is there and can be listed."""
-    try:
+    with _refused(field, folder, "it cannot be listed"):
         os.scandir(folder).close()
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        reason = f"it cannot be listed: {reason}"
-        raise SpecError(field, str(folder), reason) from None
 
 
 def check_writable(field: str, path: Path) -> None:
     """Raise SpecError unless a file can be written at `path`, in an existing folder."""
-    if not path.absolute().parent.is_dir():
-        raise SpecError(field, str(path), "its folder does not exist")
+    with _refused(field, path, _UNREACHABLE):
+        if not path.absolute().parent.is_dir():
+            raise SpecError(field, str(path), "its folder does not exist")
     check_writable_anew(field, path)
 
 
 def check_writable_anew(field: str, path: Path) -> None:
-    """Raise SpecError unless a file can be written there once its folder is made."""
-    if path.is_dir():
-        raise SpecError(field, str(path), "it is a folder; give a file")
-    _try_to_write(field, path, path.absolute().parent)
+    """Raise SpecError unless a file can be written there once its folder is made.
+
+    A device or a pipe is refused: a file would take its place.
+    """
+    with _refused(field, path, _UNREACHABLE):
+        if path.is_dir():
+            raise SpecError(field, str(path), "it is a folder; give a file")
+        if path.exists() and not path.is_file():
+            raise SpecError(field, str(path), "it is no regular file")
+        _try_to_write(field, path, path.absolute().parent)
+
+
+_UNREACHABLE = "it cannot be reached"
+
+
+def check_appendable(field: str, path: Path) -> None:
+    """Raise SpecError unless the file at `path` takes more, if there is one."""
+    with _refused(field, path, "it cannot be written"):
+        if path.exists():
+            path.open("ab").close()
 
 
 def check_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless files can be written in `folder` once it is made."""
-    _try_to_write(field, folder, folder.absolute())
+    with _refused(field, folder, _UNREACHABLE):
+        _try_to_write(field, folder, folder.absolute())
 
 
 def check_new_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless `folder` can be made; it may exist if it is empty."""
-    if folder.is_dir():
-        if any(folder.iterdir()):
-            raise SpecError(field, str(folder), "it is there already and not empty")
-    elif folder.exists():
-        raise SpecError(field, str(folder), "it is a file; give a folder")
-    if not folder.absolute().parent.is_dir():
-        raise SpecError(field, str(folder), "the folder it lies in does not exist")
-    _try_to_write(field, folder, folder.absolute().parent)
+    with _refused(field, folder, _UNREACHABLE):
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                raise SpecError(field, str(folder), "it is there already and not empty")
+        elif folder.exists():
+            raise SpecError(field, str(folder), "it is a file; give a folder")
+        if not folder.absolute().parent.is_dir():
+            raise SpecError(field, str(folder), "the folder it lies in does not exist")
+        _try_to_write(field, folder, folder.absolute().parent)
 
 
 def _try_to_write(field: str, path: Path, folder: Path) -> None:
@@ -152,18 +196,41 @@ def _try_to_write(field: str, path: Path, folder: Path) -> None:
 
 def why_unwritable(folder: Path) -> str | None:
     """Why no file can be written in an absolute `folder` once it is made, or None."""
-    existing = existing_folder(folder)
+    existing = _existing_folder(folder)
     try:
-        # Permissions do not show a full or read-only disk, nor do they stop root.
-        with tempfile.TemporaryFile(dir=existing):
+        # Permissions do not show a full or read-only disk, nor do they stop root. A
+        # full disk takes an empty file.
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(_BLOCK))
+            file.flush()
             return None
-    except OSError as error:
-        return f"{existing} cannot be written: {error.strerror}"
+    except (OSError, ValueError) as error:
+        return f"{existing} cannot be written: {_reason(error)}"
 
 
-def existing_folder(folder: Path) -> Path:
-    """The first of an absolute `folder` and its parents that exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+_BLOCK = 1 << 13
+MIN_FREE_BYTES = 10**9
+"""Room that is needed to keep compiled code: compilers break where a disk gets full."""
+
+
+def why_not_kept(folder: Path) -> str | None:
+    """Why compiled code is not kept in an absolute `folder`; None where it is."""
+    if (problem := why_unwritable(folder)) is not None:
+        return problem
+    existing = _existing_folder(folder)
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        least_gb = MIN_FREE_BYTES / 1e9
+        return f"{existing}: {free / 1e9:.1f} GB free, less than {least_gb:g}"
+    return None
+
+
+def _existing_folder(folder: Path) -> Path:
+    """The first of an absolute `folder` and its parents that is there.
+
+    A broken link is: nothing can be made in its place.
+    """
+    return next(place for place in (folder, *folder.parents) if not is_absent(place))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -171,10 +238,10 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises WriteError, which names the file, and leaves the old one as it was.
     """
-    prefix = f".{path.name}."
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+        # A prefix of the file's name could make this one too long.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
             made = Path(folder) / path.name
             with made.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -182,5 +249,18 @@ def write_atomically(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             made.chmod(0o644)
             made.replace(path)
-    except OSError as problem:
-        raise WriteError(f"{path}: cannot be written: {problem.strerror}") from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made if it is absent; raises WriteError."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise WriteError that names `path` where the block, which writes it, cannot."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        raise WriteError(f"{path}: cannot be written: {_reason(problem)}") from None

@@ -96,6 +96,9 @@ def from_plain(
         text = json.dumps(data, default=str)
     except RecursionError:
         raise error(f"{source}: {_TOO_DEEP}") from None
+    except ValueError as problem:
+        # TOML writes an integer of any length in hexadecimal digits.
+        raise error(f"{source}: {problem}") from None
     return from_json(kind, text, source=source, error=error)
 
 

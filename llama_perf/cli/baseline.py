@@ -20,7 +20,8 @@ from llama_perf.run.display import Display
 from llama_perf.run.fresh_processes import default_processes, in_fresh_processes
 from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.numbers import Number
-from llama_perf.run.options import RunRequest, add_shared, request_of
+from llama_perf.run.options import RunRequest
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.run.revision import file_at, resolve
 from llama_perf.words import counted, did_you_mean
 

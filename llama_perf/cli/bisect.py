@@ -15,7 +15,8 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.bisection import Mark, Marked, bisect
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible, described
-from llama_perf.run.options import RunRequest, add_shared, request_of
+from llama_perf.run.options import RunRequest
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve, run_git
 from llama_perf.words import counted
 

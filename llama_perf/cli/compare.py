@@ -16,7 +16,7 @@ from llama_perf.results.run import Report
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible, described
 from llama_perf.run.numbers import Number
-from llama_perf.run.options import add_shared, request_of
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
 
@@ -88,7 +88,7 @@ def main(arguments: argparse.Namespace) -> int:
         missing_fails=request.on_missing_baseline == "fail",
         undecided_fails=request.on_undecided == "fail",
     )
-    if not (python.is_file() and os.access(python, os.X_OK)):
+    if not (os.path.isfile(python) and os.access(python, os.X_OK)):
         raise SpecError("base-python", str(python), "name an interpreter's file")
     commit = None if arguments.base is None else resolve(arguments.base)
     rows = request.selected()
@@ -139,4 +139,4 @@ def main(arguments: argparse.Namespace) -> int:
         left = f"{len(rows) - len(run.report.results)} of {len(rows)} rows"
         again = "a comparison cannot be continued, only run again"
         lines = [f"{described(block.code)} before {left}; {again}"]
-    return end(run.report, request, interrupted=block.code, advice=lines)
+    return end(run.report, request, file=run.file, interrupted=block.code, advice=lines)

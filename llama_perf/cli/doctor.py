@@ -11,7 +11,7 @@ from llama_perf.errors import NotRunnable, RecordError, TooLarge, UserError
 from llama_perf.results import baselines
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import add_shared, request_of
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.words import counted
 
 HELP = "what this machine can run, which versions, what is missing"

@@ -8,6 +8,7 @@ from llama_perf.report.columns import on_screen
 from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.options import RunRequest
+from llama_perf.run.results_file import ResultsFile
 from llama_perf.strict_json import to_line
 
 
@@ -25,25 +26,32 @@ def end(
     report: Report,
     request: RunRequest,
     *,
+    file: ResultsFile,
     remarks: Sequence[str] = (),
     interrupted: int | None = None,
     advice: Sequence[str] = (),
 ) -> int:
     """Print the report and write its files; 1 where a row failed.
 
-    `remarks` are lines below the table. `interrupted` is the exit code after an
-    interrupt; `advice` says then, at the very end, what is left undone.
+    Where the results `file` or a report could not be written it is 2. `remarks` are
+    lines below the table. `interrupted` is the exit code after an interrupt; `advice`
+    says then, at the very end, what is left undone.
     """
+    # What is printed may meet a full disk or a closed pipe: the files come first.
+    problems = [*filter(None, [file.problem]), *request.write_reports(report)]
     print_report(report, request)
     for line in remarks:
         print(line)
-    request.write_reports(report)
     if request.print_results:
         print(to_line(report))
-    if interrupted is None:
-        return 1 if report.failed else 0
     sys.stdout.flush()
-    for line in advice:
-        # As it is: a command that a terminal's width broke could not be copied.
-        print(line, file=sys.stderr)
-    return interrupted
+    for problem in problems:
+        print(f"llama-perf: error: {problem}", file=sys.stderr)
+    if interrupted is not None:
+        for line in advice:
+            # As it is: a command that a terminal's width broke could not be copied.
+            print(line, file=sys.stderr)
+        return interrupted
+    if report.failed:
+        return 1
+    return 2 if problems else 0

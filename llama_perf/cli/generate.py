@@ -2,12 +2,14 @@
 
 import argparse
 import shlex
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from llama_perf.errors import SpecError, UserError
-from llama_perf.files import check_writable
+from llama_perf.files import check_appendable, check_writable, is_absent
+from llama_perf.rows.bounds import check_bounds
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, RowSpec, check_choice
 from llama_perf.run.numbers import FINITE, WHOLE, Number
@@ -115,17 +117,18 @@ def _checked(arguments: argparse.Namespace) -> RowSpec:
         value = getattr(arguments, name)
         if value is not None:
             check_writable(name, Path(value))
-    if arguments.prefill_size is not None:
-        if arguments.prefill_size < 1:
-            size = arguments.prefill_size
-            raise SpecError("prefill_size", size, "allowed: 1 or more")
-        if arguments.prompt is not None:
-            raise UserError("prompt: not with --prefill_size, whose tokens are random")
+    if arguments.write_result is not None:
+        check_appendable("write_result", Path(arguments.write_result))
+    check_bounds("prefill_size", arguments.prefill_size)
+    if any(unicodedata.category(char) == "Cs" for char in arguments.prompt or ""):
+        raise SpecError("prompt", arguments.prompt, "it is not UTF-8 text")
+    if arguments.prefill_size is not None and arguments.prompt is not None:
+        raise UserError("prompt: not with --prefill_size, whose tokens are random")
     for name in _UNUSED_BY_TALK if arguments.interactive else ():
         if getattr(arguments, name) != FLAGS[name][0]:
             raise UserError(f"{name}: not with --interactive, which does not use it")
     row, path = row_of(arguments), arguments.checkpoint_path
-    if path == CHECKPOINT and not Path(path).exists():
+    if path == CHECKPOINT and is_absent(Path(path)):
         reason = "no such file; give a checkpoint, or a preset's name, such as 7B, for"
         raise SpecError("checkpoint_path", path, f"{reason} synthetic weights")
     return row

@@ -4,6 +4,8 @@ Prints speeds as the reference did; writes its result line, traces, the saved mo
 """
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.cli.generate import PROMPT, repeating_command
 from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError, UserError
-from llama_perf.files import check_new_folder
+from llama_perf.files import append_line, check_new_folder, writing
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
@@ -91,8 +93,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
             generator = torch.Generator(prepared.engine.model.device).manual_seed(0)
             with torch.profiler.profile() as trace:
                 time_row(prepared, generator)
-            trace.export_chrome_trace(arguments.profile)
-            print(f"wrote {arguments.profile}")
+            _write_trace(trace, Path(arguments.profile))
     print("==========")
     tok_s = _mean_tok_s(row, samples)
     size_gb = measurement.model_size_bytes / 1e9
@@ -114,8 +115,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
             quantization=prepared.quantization,
             command=repeating_command(arguments),
         )
-        with Path(arguments.write_result).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(Path(arguments.write_result), line)
     if arguments.save:
         model, source = prepared.engine.model, None if tokenizer is None else checkpoint
         folder = save_model(model, _saved_folder(row), tokenizer=source)
@@ -194,9 +194,21 @@ def _memory_profile(path: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.memory._dump_snapshot(path)
+        with writing(Path(path)):
+            torch.cuda.memory._dump_snapshot(path)
         torch.cuda.memory._record_memory_history(enabled=None)
         print(f"wrote {path}")
+
+
+def _write_trace(trace: torch.profiler.profile, path: Path) -> None:
+    """Write a Chrome trace; raises WriteError where not all of it is there."""
+    with writing(path):
+        trace.export_chrome_trace(str(path))
+        # It reports no error of the disk.
+        with path.open("rb") as file:
+            if not file.read().rstrip().endswith(b"}"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    print(f"wrote {path}")
 
 
 def _check_save(row: RowSpec) -> None:

@@ -5,6 +5,8 @@ code 1. Ctrl-C means 130, SIGTERM 143.
 """
 
 import argparse
+import errno
+import io
 import os
 import re
 import sys
@@ -75,6 +77,33 @@ def print_help(arguments: argparse.Namespace) -> int:
     return 2
 
 
+def _check_process() -> None:
+    """Work around what the process that started this one left out, or raise UserError.
+
+    A command that is closed on a stream gets an empty one. What an encoding lacks is
+    shown escaped, and what is read in another one does not stop the command.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory cannot be used: {error.strerror}"
+        ) from None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one: a file opened later must not get it.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     with interrupts():
@@ -94,6 +123,7 @@ def _main(words: Sequence[str]) -> int:
         command.set_defaults(parser=command, run=module.main)
         module.add_arguments(command)
     try:
+        _check_process()
         arguments = parser.parse_all(words)
         arguments.words = words
         code: int = arguments.run(arguments)
@@ -107,6 +137,21 @@ def _main(words: Sequence[str]) -> int:
         return code
     except BrokenPipeError:
         # The reader of a pipe closed it, as `head` does: no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # A file that cannot be used is a UserError; only stdout has no name.
+        if error.filename is not None or error.errno not in _OF_A_DISK:
+            raise
+        _drop_output()
+        print(f"llama-perf: error: stdout: {error.strerror}", file=sys.stderr)
+        return 2
     return code
+
+
+_OF_A_DISK = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+def _drop_output() -> None:
+    """Have the rest of stdout go nowhere: Python writes it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ from llama_perf.cli.ending import terminal_width
 from llama_perf.errors import SpecError
 from llama_perf.report.columns import on_screen
 from llama_perf.results.run import read_merged
-from llama_perf.run.options import add_shared
+from llama_perf.run.read_options import add_shared
 
 HELP = f"print the results of earlier runs as {', '.join(report.names())}"
 

@@ -11,7 +11,7 @@ from llama_perf.errors import UserError
 from llama_perf.rows import selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.options import add_shared, request_of
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.words import counted
 
 HELP = "list the rows of a set (default: of every set)"

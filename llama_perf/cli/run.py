@@ -5,18 +5,18 @@ import sys
 from contextlib import closing
 
 from llama_perf.cli.ending import end
-from llama_perf.run import options
+from llama_perf.run import options, read_options
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible
 from llama_perf.run.resume import interrupted_lines
 
 HELP = "run rows and print the table"
-add_arguments = options.add_shared
+add_arguments = read_options.add_shared
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the selected rows; 1 where one failed, or the code of an interrupt."""
-    request = options.request_of(arguments)
+    request = read_options.request_of(arguments)
     rows = request.selected()
     # It imports torch, and a mistake in the options is reported sooner without.
     from llama_perf.run.compared_run import ComparedRun
@@ -35,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     return end(
         run.report,
         request,
+        file=run.file,
         remarks=run.missing_baselines(),
         interrupted=block.code,
         advice=lines,

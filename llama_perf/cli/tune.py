@@ -7,7 +7,7 @@ from pathlib import Path
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.files import check_writable
 from llama_perf.run.display import Display
-from llama_perf.run.options import add_shared, request_of
+from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.run.time_left import Task
 from llama_perf.words import counted
 

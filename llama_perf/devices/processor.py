@@ -31,7 +31,7 @@ _FEATURES = {
 def system_text(path: str) -> str:
     """What the system says in a file; "" where it has none."""
     with suppress(OSError):
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     return ""
 
 
@@ -127,7 +127,12 @@ def _lscpu() -> str:
     english = {**os.environ, "LC_ALL": "C"}
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.check_output(
-            "lscpu", text=True, timeout=20, env=english, stderr=subprocess.DEVNULL
+            "lscpu",
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            env=english,
+            stderr=subprocess.DEVNULL,
         )
     return ""
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,8 +21,8 @@ from unittest.mock import patch
 import torch
 from filelock import FileLock
 
+from llama_perf import files
 from llama_perf.devices import processor
-from llama_perf.files import cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes")
@@ -38,32 +39,76 @@ def load() -> str | None:
     """Have torch know the operators' CPU kernels; the reason where it cannot."""
     flags = [*_FLAGS, *_target()]
     name = f"llama_perf_{_key(flags)}"
-    own = folder() / name
-    # The interpreter's folder has the ninja that pip installed.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = folder() / name
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        with (
-            FileLock(f"{own}.lock"),
-            patch.dict(os.environ, PATH=path),
-            warnings.catch_warnings(),
-        ):
-            # It warns of compilers that it does not know.
-            warnings.simplefilter("ignore")
-            if (own / _BUILT).exists():
-                # torch would compile the same sources again for another folder, such
-                # as that of a revision, which may have the library in use.
-                torch.ops.load_library(own / f"{name}.so")
-            else:
-                _build(name, own, flags)
+        if not _load_built(kept):
+            own = kept if _can_be_kept(kept) else Path(_temporary_folder(), name)
+            _load_anew(own, flags)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
         return f"C++ operators are not compiled here: {first_line}"
     # Another process may remove the same.
     with suppress(OSError):
-        os.utime(own)
+        os.utime(kept)
         _remove_older_builds()
     return None
+
+
+def _load_built(own: Path) -> bool:
+    """Load the operators from a finished build; False where there is no sound one.
+
+    torch would compile the same sources again for another folder, such as that of a
+    revision, which may have the library in use.
+    """
+    # A build of another user, or on a read-only disk, serves as well.
+    with suppress(OSError):
+        if (own / _BUILT).exists():
+            torch.ops.load_library(own / f"{own.name}.so")
+            return True
+    return False
+
+
+def why_not_kept() -> str | None:
+    """Why a build is not kept for later runs; None where it is."""
+    return files.why_not_kept(folder())
+
+
+def _can_be_kept(own: Path) -> bool:
+    if why_not_kept() is not None:
+        return False
+    # Another user's lock or build may be in its place, or a file.
+    with suppress(OSError):
+        own.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{own}.lock"):
+            return os.access(own, os.W_OK)
+    return False
+
+
+@cache
+def _temporary_folder() -> str:
+    """A folder for a build that is not kept, until this process ends."""
+    _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
+    return _temporary[-1].name
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _load_anew(own: Path, flags: Sequence[str]) -> None:
+    """Build the operators, unless another process does so meanwhile, and load them."""
+    # The interpreter's folder has the ninja that pip installed.
+    commands = os.environ.get("PATH", os.defpath)
+    path = os.pathsep.join([str(Path(sys.executable).parent), commands])
+    own.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(f"{own}.lock"),
+        patch.dict(os.environ, PATH=path),
+        warnings.catch_warnings(),
+    ):
+        # It warns of compilers that it does not know.
+        warnings.simplefilter("ignore")
+        if not _load_built(own):
+            _build(own.name, own, flags)
 
 
 def _build(name: str, own: Path, flags: Sequence[str]) -> None:
@@ -72,6 +117,8 @@ def _build(name: str, own: Path, flags: Sequence[str]) -> None:
 
     # Of a process that was killed while it compiled: torch would wait for it.
     (own / "lock").unlink(missing_ok=True)
+    # A damaged library would be taken for a finished one.
+    (own / f"{name}.so").unlink(missing_ok=True)
     cpp_extension.load(
         name,
         [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
@@ -85,7 +132,11 @@ def _build(name: str, own: Path, flags: Sequence[str]) -> None:
 def folder() -> Path:
     """Where they are kept: torch's folder of extensions if set, else our cache."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(root) if root else cache_folder() / "compiled" / "operators"
+    return (
+        Path(root).absolute()
+        if root
+        else files.cache_folder() / "compiled" / "operators"
+    )
 
 
 def _remove_older_builds() -> None:

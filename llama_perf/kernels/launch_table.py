@@ -14,9 +14,9 @@ import torch
 from pydantic import PositiveInt
 
 from llama_perf.errors import RecordError
-from llama_perf.files import write_atomically
+from llama_perf.files import is_absent, write_atomically
 from llama_perf.kernels.weight import Packed
-from llama_perf.strict_json import from_json, record, to_json
+from llama_perf.strict_json import read_json, record, to_json
 
 FILE = Path(__file__).with_name("launch_table.json")
 BLOCK_U = (4, 8, 16, 32, 64, 128, 256)
@@ -63,9 +63,9 @@ def launch_key(
 
 def read(path: Path = FILE) -> LaunchTable:
     """The table, an empty one where there is no file; raises RecordError."""
-    if not path.exists():
+    if is_absent(path):
         return LaunchTable()
-    table = from_json(LaunchTable, path.read_bytes(), source=str(path))
+    table = read_json(LaunchTable, path)
     for device, choices in table.devices.items():
         for key, choice in choices.items():
             for name, allowed in (("block_u", BLOCK_U), ("warps", WARPS)):

@@ -11,36 +11,37 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from llama_perf.files import cache_folder, existing_folder, why_unwritable
+from llama_perf import files
 
 MAX_BYTES = 2 * 10**9
 """What all entries take together; those that were used longest ago are removed."""
-MIN_FREE_BYTES = 10**9
-"""Room that is needed to keep any: compilers break where a disk gets full."""
 
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 # In each entry; its time is that of the entry's last use.
 _KEY = "key"
+_LOCK = "lock"
 _temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def code_folder() -> Path:
     """The folder of all entries."""
-    return cache_folder() / "compiled"
+    return files.cache_folder() / "compiled"
 
 
 def why_not_kept() -> str | None:
     """Why compiled code is not kept for later runs; None where it is."""
     folder = code_folder()
-    if (problem := why_unwritable(folder)) is not None:
+    if (problem := files.why_not_kept(folder)) is not None:
         return problem
-    free = shutil.disk_usage(existing_folder(folder)).free
-    if free < MIN_FREE_BYTES:
-        return f"{folder}: {free / 1e9:.1f} GB free, less than {MIN_FREE_BYTES / 1e9:g}"
+    try:
+        with suppress(FileNotFoundError), _locked(folder, fcntl.LOCK_UN):
+            pass
+    except OSError as error:
+        return f"{folder / _LOCK}: cannot be locked: {error.strerror}"
     return None
 
 
@@ -60,12 +61,14 @@ def kept_code(key: str) -> Iterator[None]:
     if not ours:
         yield
         return
-    entry = _entry(key)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(entry.parent, fcntl.LOCK_SH):
-        # Another run may have removed it since this process used it last.
-        entry.mkdir(exist_ok=True)
-        (entry / _KEY).write_text(f"{key}\n", encoding="utf-8")
+    with ExitStack() as stack:
+        entry = _entry(key)
+        try:
+            stack.enter_context(_used(entry, key))
+        except OSError:
+            # The disk got full since, or what lies there is no entry.
+            entry = _temporary_entry()
+            stack.enter_context(_used(entry, key))
         for name in ours:
             os.environ[name] = str(entry / _FOLDERS[name])
         try:
@@ -82,7 +85,19 @@ def _entry(key: str) -> Path:
     """The folder for `key`; where it is to be kept, older ones make room first."""
     if why_not_kept() is None:
         make_room()
-        return code_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
+        entry = code_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
+        if entry.is_dir() and not (entry / _KEY).is_dir():
+            return entry
+        # Whatever else is in its place is removed.
+        with suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        return entry
+    return _temporary_entry()
+
+
+@cache
+def _temporary_entry() -> Path:
+    """A folder for compiled code that is not kept."""
     # The object removes the folder when this process ends.
     _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
     return Path(_temporary[-1].name) / "entry"
@@ -102,17 +117,36 @@ def make_room() -> None:
 
 def entries() -> dict[Path, int]:
     """Each entry and its bytes, the one that was used longest ago first."""
-    keys = sorted(code_folder().glob(f"*/{_KEY}"), key=lambda key: key.stat().st_mtime)
-    return {key.parent: _bytes_in(key.parent) for key in keys}
+    used: dict[Path, float] = {}
+    for key in code_folder().glob(f"*/{_KEY}"):
+        # Another run may remove it, and another user's cannot be looked at.
+        with suppress(OSError):
+            used[key.parent] = key.stat().st_mtime
+    return {entry: _bytes_in(entry) for entry in sorted(used, key=used.__getitem__)}
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
+@contextmanager
+def _used(entry: Path, key: str) -> Iterator[None]:
+    """Keep an entry in place while its code is used; may raise OSError."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(entry.parent, fcntl.LOCK_SH):
+        # Another run may have removed it since this process used it last.
+        entry.mkdir(exist_ok=True)
+        (entry / _KEY).write_text(f"{key}\n", encoding="utf-8")
+        yield
 
 
 @contextmanager
 def _locked(folder: Path, operation: int) -> Iterator[None]:
     """Hold the folder's lock, shared by those that compile; may raise OSError."""
-    with (folder / "lock").open("a", encoding="utf-8") as file:
+    with (folder / _LOCK).open("a", encoding="utf-8") as file:
         fcntl.flock(file, operation)
         yield

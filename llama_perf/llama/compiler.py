@@ -114,8 +114,10 @@ def _compiler_version() -> str:
     """The first line of what the C++ compiler says of itself; "" without one."""
     command = [os.environ.get("CXX", "g++"), "--version"]
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
-        return said.partition("\n")[0]
+        said = subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=20
+        )
+        return said.decode(errors="replace").partition("\n")[0]
     return ""
 
 

@@ -17,7 +17,8 @@ from packaging.version import Version
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
 from llama_perf.files import CHECKOUT, is_checkout
-from llama_perf.llama.code_cache import why_not_kept
+from llama_perf.kernels import cpp_library
+from llama_perf.llama import code_cache
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
@@ -55,8 +56,12 @@ def machine_notes(device: torch.device) -> list[str]:
     lines = device_of(device).notes()
     if (problem := GpuWatch(device).problem) is not None:
         lines.append(f"state of the GPU: {problem}")
-    if (problem := why_not_kept()) is not None:
-        lines.append(f"compiled code is not kept for later runs: {problem}")
+    problems = [code_cache.why_not_kept()]
+    if device.type == "cpu":
+        problems.append(cpp_library.why_not_kept())
+    # Both lie in one folder, unless the user names others.
+    if reasons := "; ".join(dict.fromkeys(filter(None, problems))):
+        lines.append(f"compiled code is not kept for later runs: {reasons}")
     if processor.is_wsl():
         lines.append(
             "WSL: the driver is Windows', whose programs may use the GPU and the"

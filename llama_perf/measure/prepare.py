@@ -20,6 +20,7 @@ from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
+from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
@@ -182,7 +183,7 @@ def predict_row(row: RowSpec) -> RowBytes:
     Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
     Raises as `prepare` does for a model or a scheme that is not known.
     """
-    if preset_name(row.model) is not None and not Path(row.model).exists():
+    if preset_name(row.model) is not None and is_absent(Path(row.model)):
         return predict(row, preset(row.model))
     dtype, device = parse_dtype(row.dtype), torch.device(row.device)
     reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)

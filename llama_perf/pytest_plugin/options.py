@@ -10,7 +10,8 @@ from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_writable, is_absent, read_bytes
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
-from llama_perf.run.options import OPTIONS, RunRequest, read_request
+from llama_perf.run.options import OPTIONS, RunRequest
+from llama_perf.run.read_options import read_request
 from llama_perf.strict_json import parse_json
 
 SECTION = "llama_perf"

@@ -73,6 +73,8 @@ class LlamaPerfPlugin:
         self._interrupt: KeyboardInterrupt | None = None
         self._properties: list[tuple[str, object]] = []
         """Those of the test that runs, which `--junitxml` writes."""
+        self._mistake: UserError | None = None
+        self._unwritten: list[str] = []
 
     @cached_property
     def rows(self) -> dict[str, RowSpec]:
@@ -85,9 +87,20 @@ class LlamaPerfPlugin:
         """Parametrize by the selected rows, under their ids."""
         if ROW_FIXTURE not in metafunc.fixturenames:
             return
-        with usage_errors():
+        ids: list[str] = []
+        try:
             # As text: pytest-benchmark cannot store a row in its JSON.
-            metafunc.parametrize(ROW_FIXTURE, list(self.rows), ids=list(self.rows))
+            ids = list(self.rows)
+        except UserError as error:
+            # Raised here it would be a traceback of the test's collection.
+            self._mistake = error
+        metafunc.parametrize(ROW_FIXTURE, ids, ids=ids)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self) -> None:
+        """End pytest in one line where no rows can be selected."""
+        if self._mistake is not None:
+            raise pytest.UsageError(str(self._mistake))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
@@ -240,17 +253,30 @@ class LlamaPerfPlugin:
             self._interrupt = excinfo.value
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
-        """Unlock the device, after an interrupt too."""
-        if self._run is not None:
-            ignore_interrupts()
-            self._run.close()
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Unlock the device and write the reports, after an interrupt too.
+
+        A run whose results or report are not where the user wants them fails.
+        """
+        if self._run is None:
+            return
+        ignore_interrupts()
+        self._run.close()
+        if self._run.report.results:
+            self._unwritten = self._request.write_reports(self._run.report)
+        if self._request.results_named and self._run.file.problem is not None:
+            self._unwritten.insert(0, self._run.file.problem)
+        if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        if self._reporter is None:
+            for problem in self._unwritten:
+                print(f"ERROR: {problem}", file=sys.stderr)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(
         self, terminalreporter: pytest.TerminalReporter
     ) -> Generator[None]:
-        """Print the table after everything else, and write the report."""
+        """Print the table after everything else, and what could not be written."""
         yield
         if self._run is None:
             return
@@ -268,10 +294,14 @@ class LlamaPerfPlugin:
             layout = on_screen(self._request.columns, width)
             terminalreporter.section("llama-perf")
             terminalreporter.write(as_text(report, layout))
-            terminalreporter.write(f"results: {self._request.results}\n")
-            self._request.write_reports(report)
+            if self._run.file.problem is None:
+                terminalreporter.write(f"results: {self._run.file.path}\n")
+            elif not self._request.results_named:
+                terminalreporter.write(f"note: {self._run.file.problem}\n")
         for line in lines:
             terminalreporter.write(line + "\n")
+        for problem in self._unwritten:
+            terminalreporter.write(f"ERROR: {problem}\n", red=True)
 
 
 def junit_properties(

@@ -80,8 +80,10 @@ def check_path(path: Path) -> None:
 
 
 def write(report: Report, path: Path, layout: Layout = ALL) -> None:
-    """Write the report to `path`, in the format of its suffix; raises SpecError."""
-    check_path(path)
+    """Write the report to `path`, which is checked, in the format of its suffix.
+
+    Raises WriteError.
+    """
     write_atomically(path, draw(report, _BY_SUFFIX[path.suffix], layout))
 
 

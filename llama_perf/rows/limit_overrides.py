@@ -62,10 +62,12 @@ def project_limits(pyproject: Path) -> ProjectLimits:
         return ()
     text = read_text(pyproject, error=UserError)
     data = parse_toml(text, source=str(pyproject), error=UserError)
-    table = data.get("tool", {}).get("llama-perf", {}).get("limits", {})
-    source = f"{pyproject}: tool.llama-perf.limits"
-    if not isinstance(table, dict):
-        raise UserError(f"{source}: it must be a table")
+    table, path = data, ""
+    for name in ("tool", "llama-perf", "limits"):
+        table, path = table.get(name, {}), f"{path}.{name}".lstrip(".")
+        if not isinstance(table, dict):
+            raise UserError(f"{pyproject}: {path}: it must be a table")
+    source = f"{pyproject}: {path}"
     globs = {name: value for name, value in table.items() if isinstance(value, dict)}
     every_row = {name: value for name, value in table.items() if name not in globs}
     of_globs = (

@@ -5,12 +5,12 @@ Knows the work that a row asks for, not whether this machine can run it.
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, fields
 from typing import Any
 
 from llama_perf.errors import SpecError
+from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
 from llama_perf.strict_json import record
@@ -40,13 +40,6 @@ _ALWAYS_HASHED = {
 _HASHED_LATER = ("fused", "prefill_chunk", "ragged")
 FUSED_TOKENS = 8
 """The largest number of tokens that a fused kernel multiplies at once."""
-_POSITIVE = (
-    "prefill_chunk",
-    "batch_size",
-    "prompt_length",
-    "max_new_tokens",
-    "num_samples",
-)
 
 
 @record
@@ -98,8 +91,7 @@ class RowSpec:
     limits: Limits | None = None
 
     def __post_init__(self) -> None:
-        if not self.model or self.model != self.model.strip():
-            raise SpecError("model", self.model, "a preset's or checkpoint's name")
+        check_model_name(self.model)
         if self.quantization is not None:
             Scheme.parse(self.quantization)
         elif self.kernels == "torchao":
@@ -115,11 +107,8 @@ class RowSpec:
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
         check_choice("device", self.device, DEVICES)
         check_fused(self.fused)
-        for name in (*_POSITIVE, "fill"):
-            value, least = getattr(self, name), int(name != "fill")
-            if value is not None and value < least:
-                raise SpecError(name, value, f"allowed: {least} or more")
-        check_sampling(temperature=self.temperature, top_k=self.top_k)
+        for name in _NUMBERS:
+            check_bounds(name, getattr(self, name))
         if self.name is not None and not _NAME.fullmatch(self.name):
             allowed = "allowed: 1 to 32 letters, digits and . _ + -, a letter or digit"
             raise SpecError("name", self.name, f"{allowed} first")
@@ -141,6 +130,10 @@ class RowSpec:
         ):
             if getattr(self, name) and not fulfilled:
                 raise SpecError(name, getattr(self, name), need)
+        tokens = self.batch_size * self.allocated_positions
+        if tokens > MAX_TOKENS:
+            reason = f"allowed: {MAX_TOKENS} positions of all sequences, not {tokens}"
+            raise SpecError("batch_size", self.batch_size, reason)
         if self.cache_size is not None and self.cache_size < self.positions:
             raise SpecError(
                 "cache_size",
@@ -234,10 +227,8 @@ def _hash(work: dict[str, Any]) -> str:
 
 def check_sampling(*, temperature: float, top_k: int | None) -> None:
     """Raise SpecError unless tokens can be sampled with these values."""
-    if top_k is not None and top_k < 1:
-        raise SpecError("top_k", top_k, "allowed: 1 or more, or none at all")
-    if not math.isfinite(temperature) or temperature < 0:
-        raise SpecError("temperature", temperature, "allowed: 0 (greedy) or more")
+    check_bounds("top_k", top_k)
+    check_bounds("temperature", temperature)
 
 
 def cache_kind(quantization: bool | str) -> str | None:
@@ -269,6 +260,7 @@ def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> 
 
 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
+_NUMBERS = [name for name in _DEFAULTS if name in BOUNDS]
 _TOKENS = {
     "capture": "capture",
     "fused": "{}",

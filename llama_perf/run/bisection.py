@@ -7,11 +7,12 @@ words, and not how a row is measured.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-from llama_perf.errors import UserError
-from llama_perf.files import write_atomically
+from llama_perf.errors import RecordError, UserError, WriteError
+from llama_perf.files import is_absent, write_atomically
 from llama_perf.run.revision import checked_out, run_git
 from llama_perf.strict_json import read_json, record, to_json
 from llama_perf.words import counted
@@ -59,19 +60,22 @@ def bisect(
 
     `good` and `bad` are commits of the repository `root`. `decide` compares a commit
     with the good one. `state` is the file with what was decided, which stays: the same
-    question is answered from it again. Raises UserError where the bad commit is not
-    bad, which is forgotten, or where git refuses the two.
+    question is answered from it again; a file that cannot be used is named by a note,
+    and nothing else depends on it. Raises UserError where the bad commit is not bad,
+    which is forgotten, or where git refuses the two.
     """
-    known = Bisection(marked={})
-    if state.exists():
-        known = read_json(Bisection, state)
-        count = counted(len(known.marked), "commit")
-        note(f"decided before: {count}; to decide anew, delete {state}")
+    known = _decided_before(state, note)
+    unwritten: list[str] = []
 
     def mark(commit: str) -> Marked:
         if commit not in known.marked:
             known.marked[commit] = decide(commit)
-            write_atomically(state, to_json(known))
+            try:
+                write_atomically(state, to_json(known))
+            except WriteError as error:
+                if not unwritten:
+                    note(f"{error}; an interrupted bisection would start over")
+                unwritten.append(commit)
         marked = known.marked[commit]
         note(f"{commit[:12]} is {_WORDS[marked.mark]}: {marked.reason}")
         return marked
@@ -80,7 +84,7 @@ def bisect(
         said = _git(folder, "bisect", "start", "--no-checkout", bad, good)
         note(f"comparing the bad commit with the good one, {good[:12]}")
         if (ended := mark(bad)).mark is not Mark.BAD:
-            state.unlink()
+            _forget(state)
             raise UserError(
                 f"bad: {bad[:12]} is not slower than {good[:12]}: {ended.reason}"
             )
@@ -90,6 +94,24 @@ def bisect(
             said = _git(folder, "bisect", mark(commit).mark.value, commit)
     note(said.strip())
     return found, known.marked
+
+
+def _decided_before(state: Path, note: Callable[[str], None]) -> Bisection:
+    if is_absent(state):
+        return Bisection(marked={})
+    try:
+        known = read_json(Bisection, state)
+    except RecordError as error:
+        note(f"{error}; every commit is decided anew")
+        return Bisection(marked={})
+    count = counted(len(known.marked), "commit")
+    note(f"decided before: {count}; to decide anew, delete {state}")
+    return known
+
+
+def _forget(state: Path) -> None:
+    with suppress(OSError):
+        state.unlink()
 
 
 # The second is a line of the list where only skipped commits are left.

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llama_perf.errors import RecordError, UserError
-from llama_perf.files import write_atomically
 from llama_perf.gate.evidence import Confirmation
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
@@ -39,11 +38,11 @@ from llama_perf.run.confirmation import blame, confirm, rows_by_pairs
 from llama_perf.run.display import Display, Running
 from llama_perf.run.lock import locked
 from llama_perf.run.options import OPTIONS, RunRequest
+from llama_perf.run.results_file import ResultsFile
 from llama_perf.run.revision import resolve
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
 from llama_perf.run.worker_protocol import NOTE
-from llama_perf.strict_json import to_json
 from llama_perf.words import counted
 
 
@@ -52,7 +51,7 @@ class ComparedRun:
 
     `named` is a baseline that the user named, and where it comes from; without it a
     comparison takes the device's own from the folder of baselines. `report` has the
-    results and verdicts, and `request.results` has them after each row. That file also
+    results and verdicts, and `file` has them after each row. That file also
     has the rows of a continued run that are still to be taken over, so that a run which
     stops again loses none of them.
 
@@ -72,6 +71,7 @@ class ComparedRun:
         if request.base is not None:
             resolve(request.base)
         self._request, self._display = request, display
+        self.file = ResultsFile(request.results)
         self._started_s = time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._devices = {row.device for row in rows}
@@ -246,14 +246,13 @@ class ComparedRun:
                 if one.row.reference_key in self._published
             },
         )
-        if self._request.results is not None:
-            later = tuple(self._to_take_over.values())
-            with_later = replace(
-                self.report,
-                results=(*self.report.results, *later),
-                comparisons=(*self.report.comparisons, *map(not_compared, later)),
-            )
-            write_atomically(self._request.results, to_json(with_later))
+        later = tuple(self._to_take_over.values())
+        with_later = replace(
+            self.report,
+            results=(*self.report.results, *later),
+            comparisons=(*self.report.comparisons, *map(not_compared, later)),
+        )
+        self.file.write(with_later)
 
     def _unquantized(self, row: RowSpec) -> RowResult | None:
         """The run's result of the unquantized row that `row` is compared with."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from llama_perf.errors import UserError
+from llama_perf.files import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def locked(
 
     temporary = Path(tempfile.gettempdir()) / "llama-perf-locks"
     folder = Path(os.environ.get("LLAMA_PERF_LOCKS") or temporary)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("LLAMA_PERF_LOCKS", folder)
     # Any user's run may wait for any other's.
     _open_to_all(folder, 0o777)
     name = device_of(device).lock_name

@@ -4,13 +4,12 @@ Each is defined once, as a field of `RunRequest`: its name, its default, its hel
 how it is written. Imports no torch and runs nothing.
 """
 
-import argparse
 import fnmatch
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
@@ -18,18 +17,13 @@ from shlex import quote
 from typing import Any
 
 from llama_perf import report as reports
-from llama_perf.errors import SpecError, UserError
-from llama_perf.files import (
-    check_readable_folder,
-    check_writable,
-    check_writable_anew,
-    write_atomically,
-)
+from llama_perf.errors import SpecError, UserError, WriteError
+from llama_perf.files import is_absent, write_atomically
 from llama_perf.report.columns import NAMES, in_files, parse
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
-from llama_perf.rows.limit_overrides import ProjectLimits, project_limits
+from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.numbers import SECONDS
 from llama_perf.words import shown
@@ -58,8 +52,9 @@ def _repeatable(text: str, metavar: str) -> Any:
 class RunRequest:
     """All that a command line asks of a run; raises SpecError for a wrong value.
 
-    Paths are absolute or relative to the working directory. `inject_slowdown` are
-    patterns of row ids and the share by which their generations are slowed.
+    Paths are absolute or relative to the working directory. `results_named` says that
+    the user named that file. `inject_slowdown` are patterns of row ids and the share by
+    which their generations are slowed.
     """
 
     set: str | None = _option(
@@ -170,6 +165,7 @@ class RunRequest:
         " compile is then measured"
     )
     print_results: bool = False
+    results_named: bool = True
     limits: ProjectLimits = ()
 
     def __post_init__(self) -> None:
@@ -178,8 +174,9 @@ class RunRequest:
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(name, seconds, f"allowed: {SECONDS.allowed}")
         parse(self.columns)
-        if self.checkpoints is not None and not self.checkpoints.is_dir():
-            problem = "give a folder" if self.checkpoints.exists() else "no such folder"
+        if self.checkpoints is not None and not os.path.isdir(self.checkpoints):
+            absent = is_absent(self.checkpoints)
+            problem = "no such folder" if absent else "give a folder"
             raise SpecError("checkpoints", str(self.checkpoints), problem)
 
     @property
@@ -232,13 +229,21 @@ class RunRequest:
         """Whether one of the row's scales is damaged; False for almost every row."""
         return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.inject_damage)
 
-    def write_reports(self, results: Report) -> None:
-        """Write the report of `results` to each of its files."""
-        for path in self.report:
-            reports.write(results, path, in_files(self.columns))
-        if self.markdown is not None:
-            text = reports.draw(results, "markdown", in_files(self.columns))
-            write_atomically(self.markdown, text)
+    def write_reports(self, results: Report) -> list[str]:
+        """Write the report of `results` to each of its files.
+
+        Returns a line for each file that cannot be written.
+        """
+        problems, layout = [], in_files(self.columns)
+        for path in filter(None, (*self.report, self.markdown)):
+            try:
+                if path == self.markdown:
+                    write_atomically(path, reports.draw(results, "markdown", layout))
+                else:
+                    reports.write(results, path, layout)
+            except WriteError as error:
+                problems.append(str(error))
+        return problems
 
     def command(self, *words: str) -> list[str]:
         """The command line `llama-perf WORDS` with the options of this request."""
@@ -275,89 +280,3 @@ OPTIONS: dict[str, dict[str, Any]] = {
     for option in fields(RunRequest)
     if option.metadata
 }
-_FORMER_NAMES = {"--compare": "--benchmark-compare", "--results": "--json"}
-"""The command line still takes them, without listing them."""
-
-
-def add_shared(
-    parser: argparse.ArgumentParser, *names: str, **changed_help: str
-) -> None:
-    """Add the shared options `names`, or all of them, to a command's parser.
-
-    A command where an option means something else gives its help: `set="..."`.
-    """
-    for name in names or OPTIONS:
-        keywords = dict(OPTIONS[name])
-        keywords["help"] = changed_help.get(keywords["dest"], keywords["help"])
-        parser.add_argument(name, **keywords)
-        if name in _FORMER_NAMES:
-            hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-            parser.add_argument(_FORMER_NAMES[name], **keywords | hidden)
-
-
-def request_of(
-    arguments: argparse.Namespace, *, new_baselines: bool = False
-) -> RunRequest:
-    """Read a command's arguments; an option that it lacks has its default."""
-    values = {
-        option["dest"]: getattr(arguments, option["dest"], option["default"])
-        for option in OPTIONS.values()
-    }
-    return read_request(
-        values,
-        folder=Path(),
-        root=baselines_folder().parent,
-        new_baselines=new_baselines,
-    )
-
-
-def read_request(
-    values: dict[str, Any],
-    *,
-    folder: Path,
-    root: Path,
-    default_results: Path | None = None,
-    new_baselines: bool = False,
-) -> RunRequest:
-    """Turn the value of each option into a request; raises UserError.
-
-    Paths are relative to `folder`. `root` is the project, with `baselines/` and the
-    `pyproject.toml` that may set limits. It is also an error where the results or the
-    report cannot be written; with `default_results` the results' folder is made. A
-    folder of baselines that is named has to be there, unless it may be new.
-    """
-    print_results = values["results"] == "-"
-    for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
-        if values[name] is not None:
-            values[name] = folder / values[name]
-    if values["baselines"] is None:
-        values["baselines"] = root / "baselines"
-    elif not new_baselines:
-        check_readable_folder("baselines", values["baselines"])
-    values["results"] = None if print_results else values["results"] or default_results
-    if values["resume"] and values["results"] is None:
-        raise UserError("resume: name the results of that run: --results FILE")
-    values["report"] = tuple(folder / text for text in values["report"])
-    values["inject_slowdown"] = tuple(map(parse_slowdown, values["inject_slowdown"]))
-    limits = project_limits(root / "pyproject.toml")
-    request = RunRequest(**values, print_results=print_results, limits=limits)
-    if request.results is not None:
-        made = default_results is not None
-        (check_writable_anew if made else check_writable)("results", request.results)
-    for path in request.report:
-        reports.check_path(path)
-    if request.markdown is not None:
-        check_writable("markdown", request.markdown)
-    return request
-
-
-def parse_slowdown(text: str) -> tuple[str, float]:
-    """Parse "GLOB=PERCENT", such as "*int8wo*=25", to a share; raises SpecError."""
-    glob, _, percent = text.rpartition("=")
-    with suppress(ValueError):
-        share = float(percent.removesuffix("%")) / 100
-        if glob and 0 < share <= 10:
-            return glob, share
-    raise SpecError(
-        "inject-slowdown", text, "write GLOB=PERCENT, percent above 0, at most 1000"
-    )

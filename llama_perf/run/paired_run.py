@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from llama_perf.files import write_atomically
 from llama_perf.gate.blocks import BlockTest
 from llama_perf.gate.pairs import (
     PairedRow,
@@ -23,8 +22,8 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.run.paired import OURS, PairedProcesses, Progress, Side
+from llama_perf.run.results_file import ResultsFile
 from llama_perf.run.worker_protocol import NOTE
-from llama_perf.strict_json import to_json
 
 # Processes of each side that decide whether a peak has grown.
 _PEAKS = 3
@@ -70,8 +69,7 @@ def compare_sides(
 class PairedRun:
     """The rows of a comparison by pairs, one after another, and their verdicts.
 
-    `report` has the results and verdicts so far, and the file `path` has them after
-    each row, where it is not None.
+    `report` has the results and verdicts so far, and `file` has them after each row.
     """
 
     def __init__(
@@ -85,7 +83,7 @@ class PairedRun:
         self.report = report
         self._gate = gate
         self._processes = processes
-        self._path = path
+        self.file = ResultsFile(path)
         self._tests: list[BlockTest] = []
 
     def run_row(self, row: RowSpec, display: Display) -> Comparison:
@@ -113,6 +111,5 @@ class PairedRun:
             comparisons=(*report.comparisons, comparison),
             overall=overall(self._tests) if len(self._tests) > 1 else None,
         )
-        if self._path is not None:
-            write_atomically(self._path, to_json(self.report))
+        self.file.write(self.report)
         return comparison

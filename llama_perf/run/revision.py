@@ -59,7 +59,15 @@ def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         # Ctrl-C in the terminal does not reach another session.
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, start_new_session=True
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            # In a file of JSON it is no longer a character.
+            errors="backslashreplace",
+            check=False,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise UserError("base: git is not installed") from None
+    except OSError as error:
+        raise UserError(f"base: git cannot be run: {error.strerror}") from None

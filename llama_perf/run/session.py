@@ -17,6 +17,7 @@ from llama_perf.checkpoints.load import OpenedModel, may_keep, parse_dtype
 from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.devices.processor import use_own_cores
 from llama_perf.errors import NotRunnable, UserError
+from llama_perf.files import check_temporary_folder
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.llama.decode_step import InjectedSteps
@@ -50,6 +51,7 @@ class Session:
 
     def __init__(self, devices: Iterable[str], *, options: RunRequest) -> None:
         self.options = options
+        check_temporary_folder()
         use_own_cores()
         self.device = run_device(set(devices))
         # With TF32, a row of float32 would do other work than its name says.

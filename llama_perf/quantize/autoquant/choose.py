@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 
 from llama_perf.devices.device import fingerprint
-from llama_perf.errors import RecordError
-from llama_perf.files import cache_folder, write_atomically
+from llama_perf.errors import RecordError, UserError
+from llama_perf.files import cache_folder, is_absent, write_atomically
 from llama_perf.llama.compiler import source_hash
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import PREFILL_CHUNK
@@ -70,7 +70,7 @@ def choose(
             known |= new
             try:
                 keep_times(path, machine, new)
-            except RecordError as error:
+            except UserError as error:
                 problem = str(error)
         uses.setdefault(shape, []).append((product.tokens, count))
         total_ms = totals_ms.setdefault(shape, dict.fromkeys(names, 0.0))
@@ -178,15 +178,15 @@ def time_key(candidate: str, product: Product) -> str:
 
 def read_times(path: Path) -> TimesFile:
     """The file, empty where there is none; raises RecordError for a damaged one."""
-    return read_json(TimesFile, path) if path.exists() else TimesFile()
+    return TimesFile() if is_absent(path) else read_json(TimesFile, path)
 
 
 def keep_times(path: Path, machine: str, times: dict[str, float]) -> None:
-    """Add `times` of `machine` to the file; raises RecordError where it cannot be."""
+    """Add `times` of `machine` to the file.
+
+    Raises RecordError for a damaged file, WriteError where it cannot be written.
+    """
     # Read again: another run may have written since.
     machines = read_times(path).machines
     machines[machine] = {**machines.get(machine, {}), **times}
-    try:
-        write_atomically(path, to_json(TimesFile(machines=machines)))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from None
+    write_atomically(path, to_json(TimesFile(machines=machines)))

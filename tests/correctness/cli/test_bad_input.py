@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llama_perf.cli.generate import CHECKPOINT
+from llama_perf.rows.bounds import BOUNDS
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import ROOT, write_tiny
@@ -30,6 +31,9 @@ def unwritable(*fields: str) -> dict[str, str]:
     reasons = {
         "/none/file": "its folder does not exist",
         "/": "it is a folder; give a file",
+        # As root a file would take its place.
+        "/dev/null": "it is no regular file",
+        "n" * 300: "it cannot be reached: File name too long",
         # A folder where not even root can write.
         "/proc/file": "/proc cannot be written: ",
     }
@@ -39,6 +43,9 @@ def unwritable(*fields: str) -> dict[str, str]:
         for path, reason in reasons.items()
     }
 
+
+# The whole numbers of a row, of which one has another name in `generate`.
+_WHOLE = sorted(BOUNDS.keys() - {"temperature", "prompt_length"})
 
 # The start of each command's answer to each mistake.
 REFUSED = {
@@ -77,12 +84,20 @@ REFUSED = {
         "-q INT8WO": "quantization: 'INT8WO' is not allowed; did you mean int8wo? allo",
         "-q gptq": "quantization: 'gptq' is not allowed; allowed: int8wo, int8dq, ",
         "-q fp6 --kernels torchao": "scheme fp6 is not built on torchao; built on: nat",
-        "--cache_size 1000000000000": "needs 13824000.1 GB (KV cache 13824000.0 GB at ",
-        "--cache_size 0": "cache_size: 0 is not allowed; the row needs 4 positions",
+        "--cache_size 4000000": "needs 55.4 GB (KV cache 55.3 GB at cache_size=4000000",
+        "--cache_size 0": "cache_size: 0 is not allowed; allowed: 1 to 4194304",
+        "--cache_size 3": "cache_size: 3 is not allowed; the row needs 4 positions",
         "--prefill_size 20 --cache_size 10": "cache_size: 10 is not allowed; the row ",
         "--fill 9 --cache_size 12": "cache_size: 12 is not allowed; the row needs 13 ",
-        "--prefill_size 0": "prefill_size: 0 is not allowed; allowed: 1 or more",
-        "--num_samples 0": "num_samples: 0 is not allowed; allowed: 1 or more",
+        "--prefill_size 0": "prefill_size: 0 is not allowed; allowed: 1 to 4194304",
+        "--num_samples 0": "num_samples: 0 is not allowed; allowed: 1 to 10000",
+        **{
+            f"--{field} {value}": f"{field}: {value} is not allowed; allowed: "
+            for field in _WHOLE
+            for value in (10**12, 2**63, 10**30)
+        },
+        "--temperature 1e308": "temperature: 1e+308 is not allowed; allowed: 0 to 1000",
+        "--prompt \udcff": "prompt: '\\udcff' is not allowed; it is not UTF-8 text",
         "--memory_profile here": "memory_profile: 'here' is not allowed; it needs CUDA",
         "--num_samples many": "num_samples: 'many' is not allowed; allowed: a whole nu",
         "--temperature x": "temperature: 'x' is not allowed; allowed: a finite number",

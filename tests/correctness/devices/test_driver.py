@@ -109,8 +109,8 @@ def test_the_plugin_refuses_unless_rows_were_asked_for(project: Project) -> None
     refused = project.pytester.runpytest_inprocess(
         project.path / "tests" / "perf", "-p", "no:hypothesispytest"
     )
-    refused.assert_outcomes(errors=1)
-    refused.stdout.fnmatch_lines([f"E * {TOO_OLD}*"])
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines([f"ERROR: {TOO_OLD}*"])
     project.run("--row=*none*").assert_outcomes(passed=1)
 
 

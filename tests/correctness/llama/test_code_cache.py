@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llama_perf import files
 from llama_perf.llama import code_cache
 from llama_perf.llama.code_cache import kept_code
 from llama_perf.measure.environment import machine_notes
@@ -99,7 +100,7 @@ def test_where_none_can_be_kept_a_run_goes_on_and_says_so(
 ) -> None:
     assert not any("not kept" in note for note in machine_notes(CPU))
     if problem == "a full disk":
-        free = SimpleNamespace(free=code_cache.MIN_FREE_BYTES - 1)
+        free = SimpleNamespace(free=files.MIN_FREE_BYTES - 1)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     else:
         folder.parent.rmdir()

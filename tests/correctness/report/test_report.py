@@ -231,7 +231,7 @@ def test_a_path_that_no_report_can_be_written_to(tmp_path: Path) -> None:
         folder: "it is a folder",
     }.items():
         with pytest.raises(SpecError, match=r"^report: ") as caught:
-            report.write(report_of(), path)
+            report.check_path(path)
         assert words in str(caught.value)
         assert str(path) in str(caught.value)
     assert [*tmp_path.iterdir()] == [folder]

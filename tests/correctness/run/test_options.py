@@ -9,7 +9,7 @@ import pytest
 
 from llama_perf.cli.main import COMMANDS
 from llama_perf.pytest_plugin.options import pytest_addoption
-from llama_perf.run import options
+from llama_perf.run import options, read_options
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.plugin_project import Project
 
@@ -30,7 +30,7 @@ def test_the_command_that_runs_a_row_again_judges_it_alike() -> None:
     words += ["--inject-slowdown", "*=0.5"]
     parser = argparse.ArgumentParser()
     COMMANDS["run"].add_arguments(parser)
-    request = options.request_of(parser.parse_args(words))
+    request = read_options.request_of(parser.parse_args(words))
     command = request.command("run", "--compare")
     assert command[command.index("run") :] == ["run", "--compare", *words]
 
@@ -78,19 +78,19 @@ def test_pytest_and_the_commands_have_the_same_options(project: Project) -> None
 )
 def test_former_names_still_work(former: str, now: str) -> None:
     parser = argparse.ArgumentParser()
-    options.add_shared(parser)
-    asked = options.request_of(parser.parse_args(former.split()))
-    assert asked == options.request_of(parser.parse_args(now.split()))
-    assert asked != options.request_of(parser.parse_args([]))
+    read_options.add_shared(parser)
+    asked = read_options.request_of(parser.parse_args(former.split()))
+    assert asked == read_options.request_of(parser.parse_args(now.split()))
+    assert asked != read_options.request_of(parser.parse_args([]))
 
 
 def test_a_slowdown_is_a_share_of_the_rows_that_match() -> None:
-    slowdowns = tuple(map(options.parse_slowdown, ("*int8*=25%", "a*=50")))
+    slowdowns = tuple(map(read_options.parse_slowdown, ("*int8*=25%", "a*=50")))
     request = options.RunRequest(inject_slowdown=slowdowns)
     shares = [request.slowdown(name) for name in ("a-int8", "int8", "b")]
     assert shares == [0.75, 0.25, 0]
     for text in ("25", "=25", "*=", "*=fast", "*=0", "*=-5", "*=1001", "*=nan"):
-        assert refusal(options.parse_slowdown, text) == (
+        assert refusal(read_options.parse_slowdown, text) == (
             f"inject-slowdown: {text!r} is not allowed; write GLOB=PERCENT, percent"
             " above 0, at most 1000"
         )
