@@ -219,16 +219,6 @@ def test_a_report_is_drawn_and_written_in_every_format_and_read_back(
     assert from_json(Report, drawn("--format", "json"), source="stdout") == run
 
 
-def test_a_loss_that_no_run_finds_is_none_in_words() -> None:
-    run = compared(measured(), measured(OTHER))
-    never, often = run.comparisons
-    never = replace(never, minimum_detectable=0.9999)
-    often = replace(often, minimum_detectable=0.064)
-    headers, _, *rows = cells(as_markdown(replace(run, comparisons=(never, often))))
-    column = headers.index("min. detectable")
-    assert [row[column] for row in rows] == ["none", "6.4%"]
-
-
 def test_a_path_that_no_report_can_be_written_to(tmp_path: Path) -> None:
     folder = tmp_path / "folder.md"
     folder.mkdir()
