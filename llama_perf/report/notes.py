@@ -69,10 +69,12 @@ def notes(report: Report) -> Iterator[str]:
     ceilings = (measurement.ceiling for measurement in figures)
     if ceiling := next((one for one in ceilings if one and one.launch_us), None):
         yield f"ceiling of this run: {ceiling.summary}"
-    yield (
-        f"torch {environment.torch}, torchao {environment.torchao},"
-        f" python {environment.python}"
+    versions = (
+        f"{name} {version}"
+        for name in ("torch", "torchao", "python")
+        if (version := getattr(environment, name)) is not None
     )
+    yield ", ".join(versions) or "versions of its libraries: not known"
     if weights := sorted({measurement.weights for measurement in figures}):
         yield f"weights: {', '.join(weights)}"
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:

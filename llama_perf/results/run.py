@@ -17,6 +17,10 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record
 
 
+def _known(value: object) -> str:
+    return "unknown" if value is None else str(value)
+
+
 @record
 class Environment:
     """The machine and the libraries a measurement was taken on; None: not known."""
@@ -50,7 +54,7 @@ class Environment:
         The commit is compared only with `commit`.
         """
         return tuple(
-            f"{name}: {getattr(self, name)} -> {getattr(new, name)}"
+            f"{name}: {_known(getattr(self, name))} -> {_known(getattr(new, name))}"
             for name in Environment.__dataclass_fields__
             if (commit or name != "commit")
             and getattr(self, name) != getattr(new, name)

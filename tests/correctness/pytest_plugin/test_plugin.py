@@ -146,8 +146,8 @@ def test_the_slowdown_switch_makes_its_row_fail_and_no_other(project: Project) -
     project.patch.setattr(Engine, "decode", decode_in_a_millisecond)
     project.patch.setattr(base, "time", Mock(perf_counter_ns=read_clock))
     project.run()
-    words = project.words("baseline", "record", "--from", str(project.results))
-    project.cli(*words)
+    folder = ("--baselines", str(project.path / "baselines"))
+    project.cli("baseline", "record", "--from", str(project.results), *folder)
     slow = "--inject-slowdown=*int8wo*=1000%"
     result = project.run("--benchmark-compare", slow, passed=1, failed=1, skipped=1)
     assert project.verdicts() == {

@@ -1,4 +1,5 @@
 import csv
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from llama_perf.rows import selection
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.selection import load_set
 from llama_perf.rows.spec import DEVICES, RowSpec
+from llama_perf.run.numbers import FINITE
 from tests.correctness.support.errors import refusal
 
 # The table of torchao's former benchmark.
@@ -180,7 +182,7 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
         ("[[row]\n", "not TOML"),
         ('row = ["7B"]', "row 1"),
         ("defaults = 3\n", "defaults: it must be a table"),
-        ('[[row]]\nmodel = "7B"\ntemperature = nan', "temperature"),
+        ('[[row]]\nmodel = "7B"\ntemperature = nan', "temperature: nan is not all"),
         ('[[row]]\nmodel = "7B"\ndtype = 2024-01-01', "row 1: dtype"),
     ],
 )
@@ -192,6 +194,20 @@ def test_a_typo_in_a_file_is_named(
     refused = refusal(selection.load_file, path, error=RecordError)
     assert message in refused
     assert str(path) in refused
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_a_number_that_is_not_finite_is_refused_alike(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'[[row]]\nmodel = "7B"\ntemperature = {text}', encoding="utf-8")
+    of_file = refusal(selection.load_file, path, error=RecordError)
+    with pytest.raises(ArgumentTypeError) as of_option:
+        FINITE(text)
+    said = f"{text} is not allowed; allowed: a finite number"
+    assert of_file == f"{path}: row 1: temperature: {said}"
+    assert str(of_option.value) == said
 
 
 def test_rows_that_any_glob_matches_are_selected() -> None:
