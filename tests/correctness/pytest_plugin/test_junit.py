@@ -53,11 +53,8 @@ def test_each_row_has_its_figures_verdict_and_reason(
     assert "name" not in found[INT8]
 
 
-def test_a_row_that_is_right_has_no_reason_and_one_that_breaks_has(
-    project: Project,
-) -> None:
+def test_a_row_that_breaks_has_its_reason(project: Project) -> None:
     junit = project.path / "junit.xml"
-    project.edit("num_samples = 2", "num_samples = 2\nlimits = { tok_s = 0.5 }")
     (project.path / "checkpoints" / "tiny" / "config.json").write_text("{}")
     project.run(f"--junitxml={junit}", failed=2, skipped=1)
     broken = properties(junit)

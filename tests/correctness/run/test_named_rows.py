@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -10,11 +11,11 @@ from llama_perf.results.run import Status
 from llama_perf.run import worker
 from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_line
-from tests.correctness.rows.test_names import NAMED
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import CPU_ROW, unmeasured
 
 pytest_plugins = ["pytester"]
+NAMED = replace(CPU_ROW, name="nightly")
 
 
 @pytest.mark.parametrize("breaks", [False, True])
