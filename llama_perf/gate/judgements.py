@@ -189,7 +189,7 @@ def judge_speed(
         stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)
         if stored is not None and now is not None:
             known[basis] = (stored, now, baseline.spreads[basis].get(result.id))
-    notes = baseline.judged_by(result.row, known)
+    notes = baseline.judged_by(result.id, known)
     by_pairs = result.id in baseline.by_pairs
     judged = (
         _judged(basis, *known[basis], limits, confirmation, by_pairs=by_pairs)

@@ -85,9 +85,9 @@ def problems(
         if row.measurement.injected_slowdown:
             yield f"{row.id}: measured with an injected slowdown"
         limits = limits_of(known.get(row.id, row.row), project)
-        judged = baseline.losses(row.row, limits["least_loss"])
+        judged = baseline.losses(row.id, limits["least_loss"])
         if judged is None:
-            yield f"{row.id}: {_fixed(baseline, row.row, limits)}"
+            yield f"{row.id}: {_fixed(baseline, row.id, limits)}"
         elif judged[1].deviation > _MAX_DEVIATION:
             basis, spread, losses = judged
             yield (
@@ -117,8 +117,8 @@ def describe_speeds(
             continue
         limits = limits_of(known.get(row.id, row.row), project)
         differ = f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}"
-        if (judged := baseline.losses(row.row, limits["least_loss"])) is None:
-            yield f"{differ}; {_fixed(baseline, row.row, limits)}"
+        if (judged := baseline.losses(row.id, limits["least_loss"])) is None:
+            yield f"{differ}; {_fixed(baseline, row.id, limits)}"
             continue
         basis, spread, losses = judged
         yield (
@@ -127,9 +127,9 @@ def describe_speeds(
         )
 
 
-def _fixed(baseline: SpeedBaseline, row: RowSpec, limits: Limits) -> str:
+def _fixed(baseline: SpeedBaseline, row_id: str, limits: Limits) -> str:
     """Why the limit of a row does not follow from its noise."""
-    count = min(map(len, baseline.judged_speeds(row).values()))
+    count = min(map(len, baseline.judged_speeds(row_id).values()))
     return (
         f"{count} of the {MIN_PROCESSES} processes from which noise is estimated, so"
         f" the limit is fixed: {limits['tok_s']:.1%}"

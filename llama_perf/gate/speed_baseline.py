@@ -104,17 +104,17 @@ class SpeedBaseline:
         known = [speed for speed in speeds if speed is not None]
         return known if len(known) == len(speeds) else None
 
-    def judged_by(self, row: RowSpec, known: Collection[Basis]) -> dict[Basis, str]:
-        """The quantities in which `row` is judged where only some are `known`.
+    def judged_by(self, row_id: str, known: Collection[Basis]) -> dict[Basis, str]:
+        """The quantities in which a row is judged where only some are `known`.
 
         Each has the reason why it is judged in place of another one, or none.
         """
         notes: dict[Basis, str] = {}
-        for basis in self.bases(row):
+        for basis in self.bases(self.rows[row_id].row):
             note = ""
             if basis is Basis.RATIO and basis not in known:
                 note = "; its unquantized row was not measured before it in this run"
-                if self.unquantized[row.id] is None:
+                if self.unquantized[row_id] is None:
                     note = "; no unquantized row was recorded with it"
                 basis = Basis.BANDWIDTH
             if basis is Basis.BANDWIDTH and basis not in known:
@@ -123,13 +123,13 @@ class SpeedBaseline:
             notes.setdefault(basis, note)
         return notes
 
-    def judged_speeds(self, row: RowSpec) -> dict[Basis, Sequence[float]]:
-        """The stored speeds of the row's processes, in what they are judged by."""
-        known = [basis for basis in Basis if row.id in self.speeds[basis]]
-        bases = self.judged_by(row, known)
-        return {basis: self.speeds[basis][row.id] for basis in bases}
+    def judged_speeds(self, row_id: str) -> dict[Basis, Sequence[float]]:
+        """The stored speeds of a row's processes, in what they are judged by."""
+        known = [basis for basis in Basis if row_id in self.speeds[basis]]
+        bases = self.judged_by(row_id, known)
+        return {basis: self.speeds[basis][row_id] for basis in bases}
 
-    def losses(self, row: RowSpec, least: float) -> tuple[Basis, Spread, Losses] | None:
+    def losses(self, row_id: str, least: float) -> tuple[Basis, Spread, Losses] | None:
         """What stored figures can show of a row, where no loss below `least` counts.
 
         Of several quantities it is the one that finds the smallest loss. None: there
@@ -137,8 +137,8 @@ class SpeedBaseline:
         """
         judged = [
             (basis, spread, thresholds.losses(spread, least))
-            for basis in self.judged_speeds(row)
-            if (spread := self.spreads[basis].get(row.id)) is not None
+            for basis in self.judged_speeds(row_id)
+            if (spread := self.spreads[basis].get(row_id)) is not None
         ]
         return min(judged, key=lambda one: one[2].found, default=None)
 

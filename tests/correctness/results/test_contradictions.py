@@ -11,7 +11,7 @@ import pytest
 from llama_perf.errors import RecordError
 from llama_perf.files import CHECKOUT
 from llama_perf.results import baselines
-from llama_perf.results.run import read_report
+from llama_perf.results.run import Verdict, read_report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine
@@ -23,6 +23,7 @@ from tests.correctness.support.record_samples import (
     OTHER,
     Edit,
     baseline_of_processes,
+    compare,
     edited,
     measured,
     report_of,
@@ -165,12 +166,22 @@ def test_the_baselines_of_this_checkout_are_read() -> None:
         assert baselines.find(folder, key) is not None
 
 
-def test_rows_of_the_first_revisions_are_read_and_not_compared(tmp_path: Path) -> None:
+def test_rows_of_the_first_revisions_are_read_and_not_compared(
+    tmp_path: Path, cli: CommandLine
+) -> None:
     first = CPU_ROW.first_fingerprint
     assert first not in (None, CPU_ROW.fingerprint)
     path = stored_in(tmp_path, STORED)
     edited(path, {"rows.0.fingerprint": first, "rows.0.id": "an.earlier.name"})
-    assert baselines.read(path).rows[0].fingerprint == first
+    stored = baselines.read(path)
+    assert stored.rows[0].fingerprint == first
+    earlier = replace(measured(), id="an.earlier.name")
+    comparison = compare(earlier, stored)
+    assert (comparison.verdict, comparison.failed) == (Verdict.INCOMPARABLE, True)
+    folder = ["--baselines", str(tmp_path)]
+    assert "an.earlier.name: 5 processes" in cli("baseline", "show", *folder)[0]
+    out, _ = cli("baseline", "check", *folder, code=1)
+    assert "an.earlier.name: in no set" in out
     edited(path, {"rows.0.row.max_new_tokens": 300})
     assert "rows.0.id" in refusal(baselines.read, path, error=RecordError)
     # They knew no fused rows.
