@@ -5,7 +5,6 @@ code 1.
 """
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -90,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        # A file that cannot be used is a UserError; only stdout has no name.
-        if error.filename is not None or error.errno not in _OF_A_DISK:
+        # A file that cannot be used is a UserError; stdout is written everywhere.
+        if not _output_fails():
             raise
         _drop_output()
         print(f"llama-perf: error: stdout: {error.strerror}", file=sys.stderr)
@@ -99,7 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-_OF_A_DISK = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+def _output_fails() -> bool:
+    """Whether stdout cannot be written; a line break is tried."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _drop_output() -> None:
