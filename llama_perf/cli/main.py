@@ -5,7 +5,6 @@ code 1. Ctrl-C means 130, SIGTERM 143.
 """
 
 import argparse
-import errno
 import io
 import os
 import re
@@ -140,8 +139,8 @@ def _main(words: Sequence[str]) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        # A file that cannot be used is a UserError; only stdout has no name.
-        if error.filename is not None or error.errno not in _OF_A_DISK:
+        # A file that cannot be used is a UserError; stdout is written everywhere.
+        if not _output_fails():
             raise
         _drop_output()
         print(f"llama-perf: error: stdout: {error.strerror}", file=sys.stderr)
@@ -149,7 +148,13 @@ def _main(words: Sequence[str]) -> int:
     return code
 
 
-_OF_A_DISK = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+def _output_fails() -> bool:
+    """Whether stdout cannot be written; a line break is tried."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _drop_output() -> None:

@@ -297,7 +297,8 @@ class LlamaPerfPlugin:
             if self._run.file.problem is None:
                 terminalreporter.write(f"results: {self._run.file.path}\n")
             elif not self._request.results_named:
-                terminalreporter.write(f"note: {self._run.file.problem}\n")
+                problem = f"note: the results are not kept: {self._run.file.problem}\n"
+                terminalreporter.write(problem)
         for line in lines:
             terminalreporter.write(line + "\n")
         for problem in self._unwritten:

@@ -97,6 +97,9 @@ LIMITS = "[tool.llama-perf.limits]\n"
         (f'{LIMITS}"*int8*" = {{call = 1}}', "limits.'*int8*': call: unknown limit"),
         ("not TOML", "not TOML: "),
         ("[tool.llama-perf]\nlimits = 3", "limits: it must be a table"),
+        ("[tool]\nllama-perf = []", "tool.llama-perf: it must be a table"),
+        ("tool = 3", "pyproject.toml: tool: it must be a table"),
+        (f"{LIMITS}calls = 0x{'f' * 5000}", "limits: Exceeds the limit"),
     ],
 )
 def test_a_wrong_one_names_the_file_and_the_field(

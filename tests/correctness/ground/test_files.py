@@ -1,12 +1,26 @@
 """What a disk refuses is one line that names the file."""
 
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_perf.errors import RecordError, SpecError, WriteError
-from llama_perf.files import is_absent, make_folder, read_text, write_atomically
+from llama_perf.files import (
+    append_line,
+    cache_folder,
+    check_folder,
+    check_new_folder,
+    check_temporary_folder,
+    check_writable,
+    check_writable_anew,
+    is_absent,
+    make_folder,
+    read_text,
+    write_atomically,
+)
 from llama_perf.strict_json import parse_json, parse_toml
 
 
@@ -45,6 +59,7 @@ def test_what_is_absent(tmp_path: Path) -> None:
 
 
 def test_a_null_character_in_a_path() -> None:
+    assert not is_absent(Path("a\0b"))
     with pytest.raises(RecordError, match="cannot be read: embedded null"):
         read_text(Path("a\0b"), error=RecordError)
 
@@ -77,3 +92,43 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="file/new: cannot be written: "):
         write_atomically(tmp_path / "file" / "new", "text")
+
+
+def test_a_file_that_cannot_be_continued(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="none/new: cannot be written: No such file"):
+        append_line(tmp_path / "none" / "new", "line")
+
+
+@pytest.mark.parametrize(
+    "check", [check_writable, check_writable_anew, check_folder, check_new_folder]
+)
+def test_a_place_that_cannot_be_looked_at(tmp_path: Path, check: Any) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (tmp_path / ("n" * 300), loop / "file"):
+        with pytest.raises(SpecError, match=r"^here: "):
+            check("here", path)
+
+
+def test_no_device_is_written_to() -> None:
+    """As root a file would take its place."""
+    with pytest.raises(SpecError, match=r"'/dev/null' .* it is no regular file"):
+        check_writable("results", Path("/dev/null"))
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "LLAMA_PERF_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("llama_perf.files.is_checkout", lambda: False)
+    # As where the user has no entry in /etc/passwd.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(SpecError, match=r"HOME: None .* set LLAMA_PERF_CACHE"):
+        cache_folder()
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    monkeypatch.setenv("TMPDIR", "/proc/none")
+    with pytest.raises(SpecError, match="TMPDIR: '/proc/none' is not allowed; no fol"):
+        check_temporary_folder()

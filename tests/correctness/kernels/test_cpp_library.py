@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,44 @@ def test_a_build_that_was_cut_short_is_done_again(
         problem = cpp_library.load.__wrapped__()
         reason = "C++ operators are not compiled here: Error building extension"
         assert problem == reason
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("problem", ["a full disk", "a file in its place"])
+def test_a_build_that_cannot_be_kept_lies_elsewhere(
+    problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "operators"
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+    if problem == "a full disk":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    else:
+        folder.write_text("", encoding="utf-8")
+    assert cpp_library.why_not_kept() is not None
+    places: list[Path] = []
+    monkeypatch.setattr(
+        cpp_library, "_build", lambda _name, own, _flags: places.append(own)
+    )
+    assert cpp_library.load.__wrapped__() is None
+    (own,) = places
+    assert not own.is_relative_to(tmp_path)
+    assert own.is_dir()
+
+
+def test_a_damaged_build_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    builds: list[Path] = []
+
+    def build(name: str, own: Path, _flags: object) -> None:
+        builds.append(own)
+        (own / f"{name}.so").write_bytes(b"no library")
+        (own / "built").touch()
+
+    monkeypatch.setattr(cpp_library, "_build", build)
+    for _ in range(2):
+        assert cpp_library.load.__wrapped__() is None
     assert len(builds) == 2
 
 

@@ -94,7 +94,9 @@ with kept_code("another"):
     assert not entry.exists()
 
 
-@pytest.mark.parametrize("problem", ["a file in its way", "a full disk"])
+@pytest.mark.parametrize(
+    "problem", ["a file in its way", "a full disk", "a lock of another kind"]
+)
 def test_where_none_can_be_kept_a_run_goes_on_and_says_so(
     problem: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,8 @@ def test_where_none_can_be_kept_a_run_goes_on_and_says_so(
     if problem == "a full disk":
         free = SimpleNamespace(free=files.MIN_FREE_BYTES - 1)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    elif problem == "a lock of another kind":
+        (folder / "lock").mkdir(parents=True)
     else:
         folder.parent.rmdir()
         folder.parent.write_text("")
@@ -110,4 +114,20 @@ def test_where_none_can_be_kept_a_run_goes_on_and_says_so(
     with kept_code("one"):
         kept = Path(os.environ[NAMES[0]])
     assert folder not in kept.parents
-    assert not folder.exists()
+    assert not list(folder.glob("*/key"))
+
+
+@pytest.mark.parametrize("place", ["", "key"])
+def test_what_is_no_entry_makes_room_for_one(place: str, folder: Path) -> None:
+    with kept_code("one"):
+        entry = Path(os.environ[NAMES[0]]).parent
+    assert entry.parent == folder
+    shutil.rmtree(entry)
+    if place:
+        (entry / place).mkdir(parents=True)
+    else:
+        entry.write_text("no folder", encoding="utf-8")
+    code_cache._entry.cache_clear()
+    with kept_code("one"):
+        assert Path(os.environ[NAMES[0]]).parent == entry
+        assert (entry / "key").is_file()

@@ -127,3 +127,26 @@ def test_a_bad_commit_that_is_not_slower_is_refused(question: Question) -> None:
 def test_gits_own_refusals_are_said(question: Question) -> None:
     with pytest.raises(UserError, match="bisect: git: "):
         question.answer(good=COMMITS - 1, bad=0)
+
+
+@pytest.mark.parametrize("problem", ["damaged", "a folder", "no folder"])
+def test_a_file_of_decisions_that_cannot_be_used_stops_nothing(
+    problem: str, tmp_path: Path, commits: list[str]
+) -> None:
+    question = Question(tmp_path, commits)
+    if problem == "no folder":
+        question.state = tmp_path / "file" / "one.json"
+    elif problem == "a folder":
+        (question.state / "folder").mkdir(parents=True)
+    else:
+        question.state.parent.mkdir()
+        question.state.write_text("{", encoding="utf-8")
+    assert question.answer() == [SLOW_FROM]
+    about = [line for line in question.said if str(question.state) in line]
+    wordings = {
+        "damaged": ["every commit is decided anew"],
+        "a folder": ["every commit is decided anew", "would start over"],
+        "no folder": ["would start over"],
+    }
+    for line, words in zip(about, wordings[problem], strict=True):
+        assert line.endswith(words)
