@@ -242,8 +242,6 @@ def check(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """The baselines asked for; raises RecordError for a device that has none."""
     folder, device = request_of(arguments).baselines, arguments.device
-    if folder.is_file():
-        raise RecordError(f"baselines: {folder} is a file; give the folder of all")
     keys = baselines.keys(folder)
     if not keys:
         raise RecordError(

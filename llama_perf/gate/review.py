@@ -150,7 +150,7 @@ def warnings(
     baseline, is_any = SpeedBaseline(recorded), False
     for row in recorded.rows:
         limits = limits_of(known.get(row.id, row.row), project)
-        judged = baseline.losses(row.row, limits["least_loss"])
+        judged = baseline.losses(row.id, limits["least_loss"])
         if row.id in ids and judged is not None and judged[2].found > MAX_DETECTABLE:
             is_any = True
             yield f"warning: {row.id}: without pairs: {judged[2]}"

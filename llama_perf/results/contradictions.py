@@ -10,6 +10,7 @@ from statistics import median
 from llama_perf.errors import RecordError
 from llama_perf.results.processes import Sampled, deviation, median_speed
 from llama_perf.rows.spec import RowSpec
+from llama_perf.words import counted, shown
 
 # The speed and the samples that it follows from are stored as they were computed.
 _ROUNDING = 1e-6
@@ -93,8 +94,8 @@ def of_processes(
     )
     if stored_deviation != own and not close:
         yield (
-            f"{where}.between_process_deviation: {stored_deviation} is not allowed; its"
-            f" {len(processes)} processes have {own}"
+            f"{where}.between_process_deviation: {shown(stored_deviation)} is not"
+            f" allowed; that of {counted(len(processes), 'process')} is {shown(own)}"
         )
     middle = median_speed(processes).tok_s
     if measured.tok_s != middle:

@@ -12,7 +12,7 @@ from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.plugin_project import ROOT, write_tiny
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 
-TOML, DOCS = ROOT / "pyproject.toml", ROOT / "docs"
+TOML, DOCS, CODE = (ROOT / name for name in ("pyproject.toml", "docs", "llama_perf"))
 SETS = "batch, cpu, cpu-long, cuda, cuda-check, filled, persistent, prefill, published"
 SETS += ", reference, torchao, unfused"
 OF_ROWS = {
@@ -140,8 +140,8 @@ REFUSED = {
         },
     },
     "baseline show": {
-        f"--baselines {TOML}": f"baselines: {TOML} is a file; give the folder of all",
-        f"--baselines {DOCS}": f"baselines: {DOCS} has none yet; `llama-perf baseline ",
+        f"--baselines {TOML}": f"baselines: '{TOML}' is not allowed; it cannot be lis",
+        f"--baselines {CODE}": f"baselines: {CODE} has none yet; `llama-perf baseline ",
         "--device a100-referense": "device: 'a100-referense' has no baseline in ",
     },
     "compare": {

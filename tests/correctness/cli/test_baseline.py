@@ -113,6 +113,7 @@ def test_a_fresh_file_replaces_a_truncated_one(folder: Path, cli: CommandLine) -
 
 
 def test_one_device_is_shown_or_refused(folder: Path, cli: CommandLine) -> None:
+    folder.mkdir()
     for words in (show(folder), show(folder, "--device", "cpu-a")):
         assert cli.refusal(*words).startswith(f"baselines: {folder} has none yet; ")
     for key in ("cpu-a", "cpu-b"):

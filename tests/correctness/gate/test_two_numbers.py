@@ -14,7 +14,7 @@ from llama_perf.gate.verdict import compare
 from llama_perf.results import baselines
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import options
+from llama_perf.run import read_options
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import (
     CPU_ROW,
@@ -77,7 +77,7 @@ def test_both_numbers_are_the_same_everywhere(
     limits = Limits({"least_loss": 0.9})
     if least == "the project's":
         project = (("*", limits),)
-    monkeypatch.setattr(options, "project_limits", lambda _path: project)
+    monkeypatch.setattr(read_options, "project_limits", lambda _path: project)
     speeds = {
         replace(row, limits=limits) if least == "the row's" else row: tok_s
         for row, tok_s in SPEEDS.items()

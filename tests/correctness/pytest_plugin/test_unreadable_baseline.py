@@ -72,7 +72,7 @@ def check_each_command(project: Project, path: Path, reason: str) -> None:
     ):
         assert project.cli.refusal(*words).startswith(f"{path}: {reason}")
     out, _ = project.cli("baseline", "check", *project.baselines, code=1)
-    assert f" problems\n  {path}: {reason}" in out
+    assert f"\n  {path}: {reason}" in out
     out, _ = project.cli("doctor", *project.baselines)
     assert f"\nbaseline              error: {path}: {reason}" in out
     assert not project.results.exists()
@@ -176,7 +176,7 @@ def test_a_baseline_in_the_folder_of_another_device(project: Project) -> None:
     out, _ = project.cli("baseline", "check", *project.baselines, code=1)
     key = path.parent.name
     line = f"environment.device_key: {key!r} is not the folder's device, 'another'"
-    assert f"another: 1 problems\n  {moved}: {line}" in out
+    assert f"another: 1 problem\n  {moved}: {line}" in out
     stored = baselines.read(moved)
     environment = replace(stored.environment, device_key="b")
     path.write_text(to_json(replace(stored, environment=environment)), "utf-8")

@@ -161,7 +161,7 @@ def test_an_unknown_column_is_named_with_what_is_allowed(
         ("run", "--set", "cpu"),
         ("compare", "--base", "absent"),
         ("report", absent),
-        ("baseline", "show", "--baselines", absent),
+        ("baseline", "show", "--baselines", str(tmp_path)),
         ("baseline", "record", "--from", absent),
     ):
         assert cli.refusal(*command, "--columns", "speed") == words

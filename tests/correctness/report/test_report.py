@@ -60,7 +60,7 @@ def test_every_figure_stands_in_its_column() -> None:
     expected = [
         ("row", CPU_ROW.id),
         ("tok/s", "60.00"),
-        ("spread %", "2.4"),
+        ("spread %", "2.5"),
         ("change", "-40.0%"),
         ("decode tok/s", "110.00"),
         ("first token ms", "50.0"),
@@ -251,7 +251,7 @@ def test_csv_has_a_line_for_each_row_with_its_figures_unrounded() -> None:
         f"{CPU_ROW.id} | SLOWER | True | 60.125 | synthetic"
     )
     assert slower["peak_memory_bytes"] == "1000000000"
-    assert float(slower["sample_spread"]) == pytest.approx(0.05 / 2.05)
+    assert float(slower["sample_spread"]) == pytest.approx(0.025)
     assert slower["reason"].startswith("tok/s 100.00 -> 60.12 (-39.9%); ")
     assert values(broken, "verdict", "reason") == "INVALID | a, b"
     assert values(refused, "status", "verdict", "reason", "tok_s") == (

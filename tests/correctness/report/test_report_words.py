@@ -33,5 +33,5 @@ def test_a_loss_that_no_run_finds_is_none_in_words() -> None:
     lines = as_markdown(report_of(*results, comparisons=verdicts)).splitlines()
     table = [[cell.strip() for cell in line.split("|")] for line in lines]
     headers, _, *rows = [cells for cells in table if len(cells) > 3]
-    column = headers.index("min. detectable")
+    column = headers.index("found 9 in 10")
     assert [row[column] for row in rows] == ["none", "6.4%"]
