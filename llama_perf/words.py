@@ -46,7 +46,11 @@ def shown(value: object) -> str:
             return "none"
         case Mapping():
             return json.dumps(value, default=str)
-        case list() | tuple():
+        case tuple():
+            # A shape, as torch writes it.
+            last = "," if len(value) == 1 else ""
+            return f"({', '.join(map(shown, value))}{last})"
+        case list():
             return f"[{', '.join(map(shown, value))}]"
     return str(value)
 
