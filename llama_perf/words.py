@@ -19,11 +19,6 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {plural}"
 
 
-def is_or_are(number: int) -> str:
-    """The verb of so many things."""
-    return "is" if number == 1 else "are"
-
-
 def loss_found(share: float) -> str:
     """The smallest loss that is found, a share; "none" where a standstill is not."""
     return f"{share:.1%}" if share < 0.99 else "none"
