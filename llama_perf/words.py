@@ -22,11 +22,6 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {plural}"
 
 
-def is_or_are(number: int) -> str:
-    """The verb of so many things."""
-    return "is" if number == 1 else "are"
-
-
 def loss_found(share: float) -> str:
     """The smallest loss that is found, a share; "none" where a standstill is not."""
     return f"{share:.1%}" if share < 0.99 else "none"
@@ -61,7 +56,11 @@ def _whole(value: object) -> str:
             return "none"
         case Mapping():
             return json.dumps(value, default=str)
-        case list() | tuple():
+        case tuple():
+            # A shape, as torch writes it.
+            last = "," if len(value) == 1 else ""
+            return f"({', '.join(map(_whole, value))}{last})"
+        case list():
             return f"[{', '.join(map(_whole, value))}]"
     return str(value)
 

@@ -43,7 +43,9 @@ def test_a_plural_of_its_own() -> None:
         (True, "true"),
         (None, "none"),
         (float("nan"), "nan"),
-        ((1, "a", None), "[1, 'a', none]"),
+        ([1, "a", None], "[1, 'a', none]"),
+        ((4, 64), "(4, 64)"),
+        ((4,), "(4,)"),
         ({"a": [1, None]}, '{"a": [1, null]}'),
     ],
 )

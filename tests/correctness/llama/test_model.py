@@ -176,7 +176,7 @@ def test_an_unknown_model_is_told_the_presets() -> None:
         ("dim", 0, "dim: 0 is not allowed; allowed: a whole number, 1 to 2147483647"),
         ("n_layers", -1, "n_layers: -1 is not allowed"),
         ("n_heads", 4.0, "n_heads: 4.0 is not allowed; allowed: a whole number"),
-        ("vocab_size", True, "vocab_size: True is not allowed"),
+        ("vocab_size", True, "vocab_size: true is not allowed"),
         ("intermediate_size", "64", "intermediate_size: '64' is not allowed"),
         ("context", 0, "context: 0 is not allowed"),
         ("head_dim", 7, "head_dim: 7 is not allowed; RoPE needs an even one"),

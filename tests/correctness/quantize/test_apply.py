@@ -18,6 +18,7 @@ from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.registry import config_for, import_torchao
 from llama_perf.rows.schemes import ALLOWED, Scheme
 from llama_perf.rows.spec import KERNELS
+from llama_perf.words import shown
 from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN
 from tests.correctness.support.engines import new_model
 from tests.correctness.support.errors import refusal
@@ -100,7 +101,7 @@ def test_a_scheme_that_does_not_fit_is_refused_before_anything_changes(
 ) -> None:
     model = small(replace(SMALL, **config))
     message = refusal(quantize_model, model, scheme, kernels=kernels)
-    assert message.startswith(f"quantization: {scheme!r} is not allowed; ")
+    assert message.startswith(f"quantization: {shown(scheme)} is not allowed; ")
     assert message.endswith(reason)
     assert all(is_unquantized(parameter) for parameter in model.parameters())
 

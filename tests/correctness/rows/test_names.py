@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, UserError
 from llama_perf.gate.review import differences
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.report import draw
@@ -16,7 +16,6 @@ from llama_perf.rows import selection
 from llama_perf.run.worker_protocol import WorkerResult, WorkerTask
 from llama_perf.strict_json import from_json, to_json, to_line
 from tests.correctness.support.command_line import CommandLine
-from tests.correctness.support.errors import refusal
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
