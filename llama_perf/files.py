@@ -110,12 +110,12 @@ def make_folder(field: str, folder: Path) -> None:
 
     `field` is the option, or the variable of the environment, that names the folder.
     """
-    with _refused(field, folder, "it cannot be made"):
+    with refused(field, folder, "it cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def _refused(field: str, path: Path, problem: str) -> Iterator[None]:
+def refused(field: str, path: Path, problem: str) -> Iterator[None]:
     """Raise SpecError that names `field` and `path` where the system refuses `path`."""
     try:
         yield
@@ -136,13 +136,13 @@ def check_temporary_folder() -> None:
 
 def check_readable_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless `folder` is there and can be listed."""
-    with _refused(field, folder, "it cannot be listed"):
+    with refused(field, folder, "it cannot be listed"):
         os.scandir(folder).close()
 
 
 def check_writable(field: str, path: Path) -> None:
     """Raise SpecError unless a file can be written at `path`, in an existing folder."""
-    with _refused(field, path, _UNREACHABLE):
+    with refused(field, path, _UNREACHABLE):
         if not path.absolute().parent.is_dir():
             raise SpecError(field, str(path), "its folder does not exist")
     check_writable_anew(field, path)
@@ -153,7 +153,7 @@ def check_writable_anew(field: str, path: Path) -> None:
 
     A device or a pipe is refused: a file would take its place.
     """
-    with _refused(field, path, _UNREACHABLE):
+    with refused(field, path, _UNREACHABLE):
         if path.is_dir():
             raise SpecError(field, str(path), "it is a folder; give a file")
         if path.exists() and not path.is_file():
@@ -166,20 +166,20 @@ _UNREACHABLE = "it cannot be reached"
 
 def check_appendable(field: str, path: Path) -> None:
     """Raise SpecError unless the file at `path` takes more, if there is one."""
-    with _refused(field, path, "it cannot be written"):
+    with refused(field, path, "it cannot be written"):
         if path.exists():
             path.open("ab").close()
 
 
 def check_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless files can be written in `folder` once it is made."""
-    with _refused(field, folder, _UNREACHABLE):
+    with refused(field, folder, _UNREACHABLE):
         _try_to_write(field, folder, folder.absolute())
 
 
 def check_new_folder(field: str, folder: Path) -> None:
     """Raise SpecError unless `folder` can be made; it may exist if it is empty."""
-    with _refused(field, folder, _UNREACHABLE):
+    with refused(field, folder, _UNREACHABLE):
         if folder.is_dir():
             if any(folder.iterdir()):
                 raise SpecError(field, str(folder), "it is there already and not empty")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from llama_perf.errors import UserError
-from llama_perf.files import make_folder
+from llama_perf.files import make_folder, refused
 
 if TYPE_CHECKING:
     import torch
@@ -56,14 +56,18 @@ def locked(
     _open_to_all(folder, 0o777)
     name = device_of(device).lock_name
     path, owner = folder / f"{name}.lock", folder / f"{name}.owner"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with refused("LLAMA_PERF_LOCKS", path, "it cannot be opened"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         _open_to_all(path, 0o666)
         _take(descriptor, name, owner, wait=wait, notify=notify)
         _held.append(descriptor)
         words = " ".join(sys.argv)[:200]
-        owner.write_text(f"process {os.getpid()}: {words}", encoding="utf-8")
-        _open_to_all(owner, 0o666)
+        # It is only shown to others: a full disk stops no run.
+        with suppress(OSError):
+            text = f"process {os.getpid()}: {words}"
+            owner.write_text(text, encoding="utf-8", errors="replace")
+            _open_to_all(owner, 0o666)
         yield
     finally:
         if descriptor in _held:
@@ -109,7 +113,7 @@ def _is_taken(descriptor: int) -> bool:
 def _holder(owner: Path) -> tuple[str, bool]:
     """Who has the lock, and whether that process is there."""
     with suppress(OSError):
-        text = owner.read_text("utf-8")
+        text = owner.read_text(encoding="utf-8", errors="replace")
         if (process := re.match(r"process (\d+):", text)) is not None:
             if _is_running(int(process[1])):
                 return f"another run, {text}", True
