@@ -41,7 +41,8 @@ def is_absent(path: Path) -> bool:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:
+    except (OSError, ValueError):
+        # A null character in a path is a ValueError.
         return False
     return False
 

@@ -28,7 +28,9 @@ def read_container(
     """
     check_readable(path, error=error)
     try:
-        reader = _BoundedReader(path, mode="c")
+        # An offset that overflows would be another offset.
+        with np.errstate(all="raise"):
+            reader = _BoundedReader(path, mode="c")
         fields = {
             name: (field.contents(), field.types)
             for name, field in reader.fields.items()

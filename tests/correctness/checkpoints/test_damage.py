@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -105,7 +106,7 @@ def test_a_bit_that_flipped_in_a_pth(record: str, tmp_path: Path) -> None:
 
 def test_a_pth_without_checksums_is_read(tmp_path: Path) -> None:
     path = READERS["pth"].make(tmp_path)
-    wanted = read_all(path)
+    wanted = weights_samples.all_weights()
     try:
         torch.serialization.set_crc32_options(False)
         READERS["pth"].make(tmp_path)
@@ -120,6 +121,15 @@ def test_a_pth_that_was_zipped_again_is_refused(tmp_path: Path) -> None:
     compressed = with_pickle(file, pickle_of(file), compression=zipfile.ZIP_DEFLATED)
     path.write_bytes(compressed)
     assert file_refusal(path).endswith(" is compressed")
+
+
+def test_a_pickle_of_another_protocol_gives_no_warning(tmp_path: Path) -> None:
+    path = READERS["pth"].make(tmp_path)
+    wanted = weights_samples.all_weights()
+    file = path.read_bytes()
+    path.write_bytes(with_pickle(file, b"\x80\x12" + pickle_of(file)[2:]))
+    with warnings.catch_warnings(action="error"):
+        weights_samples.assert_same(open_weights(path), wanted)
 
 
 def put_in(tmp_path: Path, tensor: torch.Tensor) -> str:
@@ -255,6 +265,9 @@ def test_a_gguf_of_another_order_or_with_other_types_or_tensors_that_overlap(
     at += 4 + 2 * 8 + 4
     path.write_bytes(file[:at] + bytes(8) + file[at + 8 :])
     assert file_refusal(path).endswith(" overlap")
+    path.write_bytes(file[:at] + b"\xe0" + b"\xff" * 7 + file[at + 8 :])
+    with warnings.catch_warnings(action="ignore"):
+        assert file_refusal(path) == test_gguf.DAMAGED
     big = partial(gguf.GGUFWriter, endianess=gguf.GGUFEndian.BIG)
     monkeypatch.setattr(gguf, "GGUFWriter", big)
     order = "its numbers have another byte order than this machine's"
