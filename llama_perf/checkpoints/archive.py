@@ -42,6 +42,9 @@ def _content(archive: zipfile.ZipFile) -> str:
 
 def _check(archive: zipfile.ZipFile, *, data: bool) -> str:
     for record in archive.infolist():
+        if record.compress_type != zipfile.ZIP_STORED:
+            # torch would take the compressed bytes for the data.
+            raise ValueError(f"{record.filename} is compressed")
         # 0 is what torch writes where a user turned its checksums off.
         if ("/data/" in record.filename) == data and record.CRC:
             with archive.open(record) as file:

@@ -7,6 +7,7 @@ a file was converted, of the tokenizer in it, or of other files in the folder.
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,7 +122,9 @@ def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
         " file that torch.save wrote"
     )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # torch warns of what is refused or read below.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
             why = "which can run code; nothing was executed; allowed: a dict of tensors"

@@ -28,7 +28,9 @@ def read_container(
     """
     check_readable(path, error=error)
     try:
-        reader = _BoundedReader(path, mode="c")
+        # An offset that overflows would be another offset.
+        with np.errstate(all="raise"):
+            reader = _BoundedReader(path, mode="c")
         fields = {
             name: (field.contents(), field.types)
             for name, field in reader.fields.items()
@@ -37,6 +39,9 @@ def read_container(
     except Exception:  # damaged bytes end in any of a dozen kinds of exception
         damaged = "damaged, truncated, or no GGUF file of version 2 or 3"
         raise error(f"{path}: {damaged}") from None
+    if reader.byte_order != "I":
+        # gguf would dequantize its tensors as if they were this machine's.
+        raise error(f"{path}: its numbers have another byte order than this machine's")
     # Several of them in one place are no file of llama.cpp's.
     by_place = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
     for before, after in pairwise(by_place):

@@ -12,6 +12,7 @@ an earlier run kept there.
 
 import argparse
 import os
+import random
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from llama_perf.files import cache_folder
 
 SLOWEST_S, MOST_MB = 20, 4096
 _COUNT_EVERY = 64
+_OWN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def fuzz(name: str, place: Place, arguments: Sequence[str]) -> None:
 
     with atheris.instrument_imports(include=["llama_perf", "gguf"]):
         from tests.correctness.support.readers import READERS, outcome
-    from tests.correctness.support.damage import WORDS
+    from tests.correctness.support.damage import WORDS, damaged
 
     # All of torch would take minutes to instrument.
     atheris.instrument_func(Unpickler.load)
@@ -103,6 +105,15 @@ def fuzz(name: str, place: Place, arguments: Sequence[str]) -> None:
                 text = "".join(traceback.format_exception(error))
                 (place.findings / f"{stem}.txt").write_text(text, "utf-8", "replace")
 
+    def mutate(part: bytes, max_size: int, seed: int) -> bytes:
+        # libFuzzer's own changes are of bytes: few lead from JSON to other JSON.
+        chance = random.Random(seed)
+        if chance.random() < _OWN_SHARE:
+            part = damaged(part, reader.form, chance)[:max_size]
+        else:
+            part = atheris.Mutate(part, max_size)
+        return part
+
     words = [*WORDS, *set(re.findall(rb"\w{3,30}", reader.part_of(valid)[:4000]))]
     lines = ("".join(f"\\x{byte:02x}" for byte in _bytes(word)) for word in words)
     dictionary = place.folder / "dictionary.txt"
@@ -110,6 +121,7 @@ def fuzz(name: str, place: Place, arguments: Sequence[str]) -> None:
     atheris.Setup(
         [name, *arguments, f"-dict={dictionary}", str(place.corpus)],
         run,
+        custom_mutator=mutate,
         enable_python_coverage=True,
     )
     atheris.Fuzz()
@@ -130,6 +142,7 @@ def run_reader(name: str, place: Place, seconds: float) -> list[object]:
                 f"-max_total_time={int(left)}",
                 f"-timeout={SLOWEST_S}",
                 f"-rss_limit_mb={MOST_MB}",
+                "-max_len=200000",
                 f"-artifact_prefix={place.findings}/",
                 "-print_final_stats=1",
             )

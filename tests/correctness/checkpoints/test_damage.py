@@ -2,11 +2,14 @@
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -19,7 +22,7 @@ from tests.correctness.checkpoints.test_save import change_said, quantized
 from tests.correctness.quantize.test_apply import SMALL, linears
 from tests.correctness.support import tokenizer_samples, weights_samples
 from tests.correctness.support.errors import refusal
-from tests.correctness.support.readers import READERS
+from tests.correctness.support.readers import READERS, pickle_of, with_pickle
 from tests.correctness.support.weights_samples import file_refusal, read_all
 
 
@@ -103,13 +106,30 @@ def test_a_bit_that_flipped_in_a_pth(record: str, tmp_path: Path) -> None:
 
 def test_a_pth_without_checksums_is_read(tmp_path: Path) -> None:
     path = READERS["pth"].make(tmp_path)
-    wanted = read_all(path)
+    wanted = weights_samples.all_weights()
     try:
         torch.serialization.set_crc32_options(False)
         READERS["pth"].make(tmp_path)
     finally:
         torch.serialization.set_crc32_options(True)
     weights_samples.assert_same(open_weights(path), wanted)
+
+
+def test_a_pth_that_was_zipped_again_is_refused(tmp_path: Path) -> None:
+    path = READERS["pth"].make(tmp_path)
+    file = path.read_bytes()
+    compressed = with_pickle(file, pickle_of(file), compression=zipfile.ZIP_DEFLATED)
+    path.write_bytes(compressed)
+    assert file_refusal(path).endswith(" is compressed")
+
+
+def test_a_pickle_of_another_protocol_gives_no_warning(tmp_path: Path) -> None:
+    path = READERS["pth"].make(tmp_path)
+    wanted = weights_samples.all_weights()
+    file = path.read_bytes()
+    path.write_bytes(with_pickle(file, b"\x80\x12" + pickle_of(file)[2:]))
+    with warnings.catch_warnings(action="error"):
+        weights_samples.assert_same(open_weights(path), wanted)
 
 
 def put_in(tmp_path: Path, tensor: torch.Tensor) -> str:
@@ -234,8 +254,8 @@ def test_quantized_parts_that_do_not_fit_each_other(
     )
 
 
-def test_a_gguf_whose_tensors_overlap_or_whose_fields_have_other_types(
-    tmp_path: Path,
+def test_a_gguf_of_another_order_or_with_other_types_or_tensors_that_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = test_gguf.write(tmp_path)
     file = path.read_bytes()
@@ -245,6 +265,14 @@ def test_a_gguf_whose_tensors_overlap_or_whose_fields_have_other_types(
     at += 4 + 2 * 8 + 4
     path.write_bytes(file[:at] + bytes(8) + file[at + 8 :])
     assert file_refusal(path).endswith(" overlap")
+    path.write_bytes(file[:at] + b"\xe0" + b"\xff" * 7 + file[at + 8 :])
+    with warnings.catch_warnings(action="ignore"):
+        assert file_refusal(path) == test_gguf.DAMAGED
+    big = partial(gguf.GGUFWriter, endianess=gguf.GGUFEndian.BIG)
+    monkeypatch.setattr(gguf, "GGUFWriter", big)
+    order = "its numbers have another byte order than this machine's"
+    assert file_refusal(test_gguf.write(tmp_path)) == order
+    monkeypatch.undo()
     path = test_gguf.write(tmp_path, fields={"tokenizer.ggml.tokens": "t0"})
     words = "tokenizer.ggml.tokens: allowed: a list of strings"
     assert file_refusal(path) == words

@@ -104,6 +104,9 @@ def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
     index = "model.safetensors.index.json"
     missing = f"the shard {shards[1]} is missing; {index} names {len(shards)}"
     assert file_refusal(tmp_path) == missing
+    samples.write_json(tmp_path / index, {"weight_map": {"lm_head.weight": "a\0"}})
+    null = f"{tmp_path}/a\\x00: cannot be read: embedded null byte"
+    assert refusal(open_weights, tmp_path, error=WeightsError) == null
     other = "the shard '../a.safetensors' is not allowed; allowed: a file's name"
     for fields, message in (
         ({}, "the field weight_map is missing or empty"),

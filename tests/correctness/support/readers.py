@@ -201,12 +201,14 @@ def pickle_of(file: bytes) -> bytes:
         return archive.read(_pickle_name(archive))
 
 
-def with_pickle(file: bytes, pickled: bytes) -> bytes:
+def with_pickle(
+    file: bytes, pickled: bytes, *, compression: int = zipfile.ZIP_STORED
+) -> bytes:
     """The same file with another pickle."""
     made = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(file)) as archive,
-        zipfile.ZipFile(made, "w") as other,
+        zipfile.ZipFile(made, "w", compression) as other,
     ):
         pickle_name = _pickle_name(archive)
         for name in archive.namelist():
