@@ -210,7 +210,7 @@ def test_what_quantize_model_did_not_quantize_needs_its_schemes_name(
     assert loaded.weight_bytes() == model.weight_bytes()
     for other, scheme, reason in (
         (loaded, "fp6", "the model is uintx-2-8"),
-        (loaded, "int3wo", "allowed: "),
+        (loaded, "int3wo", "did you mean int8wo"),
         (small(), "fp6", "the model is not quantized"),
     ):
         message = f"scheme: '{scheme}' is not allowed; {reason}"

@@ -122,7 +122,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama_perf.files.is_checkout", lambda: False)
     # As where the user has no entry in /etc/passwd.
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(SpecError, match=r"HOME: None .* set LLAMA_PERF_CACHE"):
+    with pytest.raises(SpecError, match=r"HOME: none .* set LLAMA_PERF_CACHE"):
         cache_folder()
 
 

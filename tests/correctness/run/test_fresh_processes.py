@@ -150,7 +150,7 @@ def test_a_recording_names_disturbed_processes_and_warns_of_large_noise(
     assert all("int8wo.torchao, process 2 of 5" in line for line in ended)
     assert "6400.00 tok/s  disturbed  " in ended[1]
     for row_id in (PLAIN, INT8):
-        assert f"\nwarning: {row_id}: without pairs only a loss of " in output
+        assert f"\nwarning: {row_id}: without pairs: limit " in output
     remedies = "a quieter machine, or with more tokens a generation (max_new_tokens)\n"
     assert f"{remedies}recorded 2 rows in " in output
 

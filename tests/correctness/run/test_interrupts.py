@@ -16,7 +16,7 @@ from tests.correctness.support.processes import HANG_S, alive, wait_until
 pytest_plugins = ["pytester"]
 KERNELS = 'kernels = "torchao"'
 # A second row that takes until a signal comes.
-ENDLESS = f"{KERNELS}\nnum_samples = 200000"
+ENDLESS = f"{KERNELS}\nmax_new_tokens = 1000000"
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 
 

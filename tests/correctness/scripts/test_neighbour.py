@@ -83,9 +83,12 @@ def test_a_loop_that_waits_takes_less() -> None:
     own = psutil.Process()
     with neighbour.busy_loop(runs=True, share=0.1):
         (loop,) = own.children()
-        # Python's own start is no part of it.
-        wait_until(lambda: loop.cpu_times().user > 0)
-        before_s, start_s = loop.cpu_times().user, time.perf_counter()
-        time.sleep(1.0)
-        took_s = loop.cpu_times().user - before_s
-        assert took_s < 0.5 * (time.perf_counter() - start_s)
+
+        def share() -> float:
+            before_s, start_s = loop.cpu_times().user, time.perf_counter()
+            time.sleep(1.0)
+            took_s = loop.cpu_times().user - before_s
+            return took_s / (time.perf_counter() - start_s)
+
+        # Python's own start, which is no part of it, may fall into the first second.
+        wait_until(lambda: 0 < share() < 0.5)
