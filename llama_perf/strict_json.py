@@ -183,6 +183,8 @@ def _first_problem(error: ValidationError) -> str:
     wording |= dict.fromkeys(_MISSING, "the field is missing")
     wording |= dict.fromkeys(("value_error", "json_invalid"), first["msg"])
     text = wording.get(first["type"], "").removeprefix("Value error, ")
+    if "recursion limit" in text:
+        text = _TOO_DEEP
     if not text:
         same = [problem for problem in problems if _field(problem) == field]
         allowed = " or ".join(dict.fromkeys(map(_wanted, same)))

@@ -19,6 +19,7 @@ from llama_perf.run.numbers import Number
 from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
+from llama_perf.words import counted
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
 _LEAST_PAIRS, _MAX_PAIRS = 2 * MIN_BLOCKS, 100
@@ -136,7 +137,7 @@ def main(arguments: argparse.Namespace) -> int:
                 run.run_row(row, display)
     lines = []
     if block.code is not None:
-        left = f"{len(rows) - len(run.report.results)} of {len(rows)} rows"
+        left = f"{len(rows) - len(run.report.results)} of {counted(len(rows), 'row')}"
         again = "a comparison cannot be continued, only run again"
-        lines = [f"{described(block.code)} before {left}; {again}"]
+        lines = [f"{described(block.code)}: {left} did not end; {again}"]
     return end(run.report, request, file=run.file, interrupted=block.code, advice=lines)

@@ -177,8 +177,9 @@ def _noise(spread: Spread, multiple: float, variance: float) -> float:
 def found_in_words(share: float) -> str:
     """What that loss is, in a sentence."""
     found = loss_found(share)
-    loss = "no loss" if found == "none" else f"a loss of {found}"
-    return f"{loss} is found 9 times in 10"
+    if found == "none":
+        return "no loss is found as often as 9 times in 10"
+    return f"a loss of {found} is found 9 times in 10"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Comparison, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
-from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts
+from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts, shielded
 from llama_perf.run.options import RunRequest, program
 from llama_perf.run.resume import interrupted_lines
 from llama_perf.strict_json import to_json
@@ -134,11 +134,12 @@ class LlamaPerfPlugin:
                 f"--benchmark-compare: {value!r} names no saved run that can be read in"
                 f" {option.benchmark_storage}"
             )
-        from llama_perf.run.compared_run import ComparedRun
-
         stack = ExitStack()
         stack.enter_context(interrupts())
         self._config.add_cleanup(stack.close)
+        # Modules whose import is interrupted cannot be imported again.
+        with shielded():
+            from llama_perf.run.compared_run import ComparedRun
         with usage_errors():
             self._run = ComparedRun(
                 rows, self._request, named=self._named, display=self._display()
@@ -317,6 +318,8 @@ def junit_properties(
         value = getattr(result.measurement, figure, None)
         if value is not None:
             yield figure, value
+    if words := disturbance(result, comparison):
+        yield "disturbed", words
     if comparison.failed or result.measurement is None:
         yield "reason", comparison.reason
 

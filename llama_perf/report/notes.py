@@ -117,8 +117,9 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
     trend = measurement.trend
     if trend is not None and abs(trend) > _LARGE_TREND:
         yield (
-            f"not steady: {result.id}, whose first sample took {trend:+.0%} of the"
-            f" others' median after {counted(measurement.warm_ups or 1, 'warm-up')}"
+            f"not steady: {result.id}, whose first sample took {abs(trend):.0%}"
+            f" {'more' if trend > 0 else 'less'} time than the others' median, after"
+            f" {counted(measurement.warm_ups or 1, 'warm-up')}"
         )
     if share := measurement.injected_slowdown:
         text = f"injected slowdown of {share * 100:g}% in {result.id}"

@@ -87,7 +87,16 @@ def of_processes(
     *,
     where: str,
 ) -> Iterator[str]:
-    """A deviation that is not that of the processes, or a speed not their median."""
+    """Processes of which only some have a figure, and what does not follow from them.
+
+    That is a deviation that is not theirs, or a speed that is not their median.
+    """
+    for name, has in (
+        ("device_bandwidth_gb_s", [one.device_bandwidth_gb_s for one in processes]),
+        ("sample_ns", [one.sample_ns for one in processes]),
+    ):
+        if any(has) and not all(has):
+            yield f"{where}.processes: only some of them have {name}"
     own = deviation(processes)
     close = (
         stored_deviation and own and math.isclose(stored_deviation, own, rel_tol=1e-6)

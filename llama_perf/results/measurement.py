@@ -11,6 +11,11 @@ from llama_perf.errors import check_not_negative, check_positive
 from llama_perf.strict_json import record
 
 GB = 1e9
+_NOT_NEGATIVE = (
+    *("bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes"),
+    *("peak_allocated_bytes", "build_s", "warm_up_s", "warm_ups", "graph_breaks"),
+    *("compilations", "injected_slowdown", "repeated_steps", "decode_steps"),
+)
 
 
 @record
@@ -217,10 +222,12 @@ class Measurement:
 
     def __post_init__(self) -> None:
         check_positive("tok_s", self.tok_s)
-        for name in ("peak_memory_bytes", "model_size_bytes"):
-            check_not_negative(name, getattr(self, name))
-        if self.device_bandwidth_gb_s is not None:
-            check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
+        for name in _NOT_NEGATIVE:
+            if (value := getattr(self, name)) is not None:
+                check_not_negative(name, value)
+        for name in ("device_bandwidth_gb_s", "decode_tok_s", "time_to_first_token_s"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(name, value)
 
     @property
     def trend(self) -> float | None:

@@ -20,6 +20,10 @@ class Sampled(Protocol):
     def sample_ns(self) -> tuple[int, ...]:
         """The time of each sample."""
 
+    @property
+    def device_bandwidth_gb_s(self) -> float | None:
+        """The bandwidth of the device in that process."""
+
 
 T = TypeVar("T", bound=Sampled)
 

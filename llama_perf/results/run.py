@@ -229,7 +229,8 @@ def read_merged(paths: Sequence[Path]) -> Report:
     """The results in `paths` as one report; raises RecordError.
 
     They must be of one environment and one commit. A row that is in several files is
-    taken from the first in which it was measured, else from the last. Rows that the
+    taken, with its verdict, from the first in which it was measured, else from the
+    last. Rows that the
     runs had selected and did not reach stay counted as missing.
     """
     reports = [read_report(path) for path in paths]
@@ -245,11 +246,14 @@ def read_merged(paths: Sequence[Path]) -> Report:
             raise RecordError(
                 f"{path}: it does not belong to {paths[0]}: {'; '.join(changes)}"
             )
-        for result in report.results:
+        for result, comparison in report.judged:
             known = results.get(result.id)
-            if known is None or known.measurement is None:
-                results[result.id] = result
-        comparisons |= {comparison.id: comparison for comparison in report.comparisons}
+            if known is not None and known.measurement is not None:
+                continue
+            results[result.id] = result
+            comparisons.pop(result.id, None)
+            if comparison is not None:
+                comparisons[result.id] = comparison
         reference |= report.reference
         missing += max(report.selected - len(report.results), 0)
     return replace(

@@ -105,7 +105,12 @@ def select(
     for glob in globs:
         if not any(_matches(row, glob) for row in rows):
             names = [name for row in rows for name in (row.id, row.name) if name]
-            meant = did_you_mean(glob, names)
+            # A table's names lack the parts that all of its rows share.
+            parts = f"*{glob.replace('.', '*')}*"
+            close = fnmatch.filter(names, parts)[:1]
+            meant = did_you_mean(glob, close or names)
+            if close:
+                meant = f"did you mean {close[0]}? "
             raise UserError(
                 f"row: no row{place} matches {shown(glob)}; {meant}`llama-perf"
                 f" rows{words}` lists the {counted(len(rows), 'row')}"

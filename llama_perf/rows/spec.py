@@ -92,6 +92,9 @@ class RowSpec:
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
+        if self.quantization == "none":
+            need = "leave it out for an unquantized row"
+            raise SpecError("quantization", self.quantization, need)
         if self.quantization is not None:
             Scheme.parse(self.quantization)
         elif self.kernels == "torchao":

@@ -206,9 +206,19 @@ class ComparedRun:
             comparison = blame(
                 result.row, comparison, options=options, progress=running.step
             )
-        self._save(result, comparison)
         if confirmation is not None or not comparison.doubtful or options.no_confirm:
+            self._save(result, comparison)
             return comparison
+        # What ends the run meanwhile leaves the row undecided.
+        self._save(
+            result,
+            replace(
+                comparison,
+                verdict=Verdict.UNDECIDED,
+                failed=options.on_undecided == "fail",
+                reason=f"{comparison.reason}; the run ended before it was confirmed",
+            ),
+        )
         assert self._baseline is not None, "a row is doubtful by its baseline"
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None

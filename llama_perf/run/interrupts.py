@@ -66,9 +66,11 @@ def interrupts() -> Iterator[None]:
         yield
     finally:
         ignore_interrupts()
-        if not _state.came:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        came = _state.came
+        for number, handler in before.items():
+            # Python takes its own handlers away before the process has ended.
+            signal.signal(number, signal.SIG_IGN if came else handler)
+        if not came:
             _state = outer
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from llama_perf.errors import UserError
-from llama_perf.files import make_folder, refused
+from llama_perf.files import is_absent, make_folder, refused
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +51,11 @@ def locked(
 
     temporary = Path(tempfile.gettempdir()) / "llama-perf-locks"
     folder = Path(os.environ.get("LLAMA_PERF_LOCKS") or temporary)
+    is_new = is_absent(folder)
     make_folder("LLAMA_PERF_LOCKS", folder)
-    # Any user's run may wait for any other's.
-    _open_to_all(folder, 0o777)
+    if is_new:
+        # Any user's run may wait for another's. A folder that was there is not changed.
+        _open_to_all(folder, 0o777)
     name = device_of(device).lock_name
     path, owner = folder / f"{name}.lock", folder / f"{name}.owner"
     with refused("LLAMA_PERF_LOCKS", path, "it cannot be opened"):

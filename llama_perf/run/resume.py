@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from llama_perf.results.run import Report
 from llama_perf.run.interrupts import described
 from llama_perf.run.options import RunRequest
+from llama_perf.words import counted
 
 
 def interrupted_lines(
@@ -13,7 +14,7 @@ def interrupted_lines(
 ) -> list[str]:
     """What an interrupt left undone, and how `command`, the run's own, continues."""
     left = report.selected - len(report.results)
-    head = f"{described(code)} before {left} of {report.selected} rows"
+    head = f"{described(code)}: {left} of {counted(report.selected, 'row')} did not end"
     if request.results is None:
         return [f"{head}; only with --results FILE can a run be continued"]
     if not (report.results or request.resume):

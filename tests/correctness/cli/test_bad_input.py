@@ -21,6 +21,8 @@ OF_ROWS = {
     f"--rows {TOML}": f"{TOML}: build-system: unknown table; allowed: [defaults], [[ro",
     "--set all": f"set: 'all' is not allowed; allowed: {SETS}",
     "--set cpu --row *int3*": "row: no row of the set cpu matches '*int3*'; `llama-per",
+    "--set cpu --row *none.eager.cache-2048*": "row: no row of the set cpu matches "
+    "'*none.eager.cache-2048*'; did you mean smollm2-135m-instruct.none.fp32.cpu.eager",
     "--set cpx": "set: 'cpx' is not allowed; allowed: batch, cpu, ",
     "--set refernce": "set: 'refernce' is not allowed; did you mean reference? allowed",
     "--set cpu --rows x": "rows: 'x' is not allowed; give --rows or --set, not both",

@@ -79,8 +79,8 @@ def test_an_interrupt_keeps_what_was_compared(
     project.patch.setattr(paired, "main_threads_on_one_core", lambda _: nullcontext())
     out, err = project.cli(*words_of(project), code=code)
     assert err.endswith(
-        f"\ninterrupted{by} before 2 of 3 rows; a comparison cannot be continued, only"
-        " run again\n"
+        f"\ninterrupted{by}: 2 of 3 rows did not end; a comparison cannot be continued,"
+        " only run again\n"
     )
     assert "1 row: 1 run" in out
     (result,) = project.report().results

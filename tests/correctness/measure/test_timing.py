@@ -140,8 +140,8 @@ def test_a_row_that_was_not_steady_is_said_to_be() -> None:
         measured(OTHER, sample_ns=drifting, warm_ups=4),
     )
     text = as_text(report_of(*results))
-    line = f"not steady: {OTHER.id}, whose first sample took +30% of the others' median"
-    assert f"{line} after 4 warm-ups" in text
+    line = f"not steady: {OTHER.id}, whose first sample took 30% more time than the "
+    assert f"{line}others' median, after 4 warm-ups" in text
     assert text.count("not steady") == 1
 
 

@@ -5,8 +5,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llama_perf.gate.verdict import not_compared
+from llama_perf.pytest_plugin.plugin import junit_properties
+from llama_perf.results.measurement import SystemLoad
 from llama_perf.results.run import Verdict
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
+from tests.correctness.support.record_samples import measured
 
 pytest_plugins = ["pytester"]
 FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
@@ -68,5 +72,13 @@ def test_a_row_that_passes_has_no_reason(project: Project) -> None:
     junit = project.path / "junit.xml"
     project.run(f"--junitxml={junit}", "--row", PLAIN, passed=1)
     (values,) = properties(junit).values()
-    assert set(values) == {"row", "verdict", *FIGURES}
+    assert set(values) - {"disturbed"} == {"row", "verdict", *FIGURES}
     assert values["verdict"] == "NOT_COMPARED"
+
+
+def test_a_disturbed_row_says_so() -> None:
+    load = SystemLoad(seconds=1.0, cores=2, threads=2, other_cores=0.9)
+    for result in (measured(), measured(load=load)):
+        found = dict(junit_properties(result, not_compared(result)))
+        assert ("disturbed" in found) is (result == measured(load=load))
+    assert found["disturbed"] == "other processes took 0.9 of 2 cores"

@@ -78,6 +78,14 @@ EDITS: list[tuple[Edit, str]] = [
         "rows.0.processes.3.sample_ns: they are beyond any float",
     ),
     (
+        {"rows.0.processes.3.sample_ns": []},
+        "rows.0.processes: only some of them have sample_ns",
+    ),
+    (
+        {"rows.0.processes.3.device_bandwidth_gb_s": None},
+        "rows.0.processes: only some of them have device_bandwidth_gb_s",
+    ),
+    (
         {"rows.0.processes.3.sample_ns": [3 * 10**9]},
         "rows.0.processes.3.tok_s: 99.5 does not follow from its samples: they have"
         " 66.66666666666667",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.results.run import RowResult, Status, read_merged
+from llama_perf.gate.verdict import not_compared
+from llama_perf.results.run import RowResult, Status, Verdict, read_merged
 from llama_perf.rows.selection import shard
 from llama_perf.strict_json import to_json
 from scripts.offline import cuda_table
@@ -121,3 +122,14 @@ def test_wrong_options_are_one_line(
     captured = capfd.readouterr()
     assert captured.err.startswith(f"cuda_table: error: {message}")
     assert captured.err.count("\n") == 1
+
+
+def test_a_row_in_two_files_keeps_its_own_verdict(tmp_path: Path) -> None:
+    plain, compared = measured(tok_s=90.0), measured(tok_s=60.0)
+    slower = replace(not_compared(compared), verdict=Verdict.SLOWER)
+    paths = [
+        write(tmp_path / "plain", plain),
+        write(tmp_path / "compared", compared, comparisons=(slower,)),
+    ]
+    assert read_merged(paths).judged == [(plain, None)]
+    assert read_merged(paths[::-1]).judged == [(compared, slower)]

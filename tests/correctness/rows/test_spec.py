@@ -92,6 +92,7 @@ def test_an_id_and_the_kind_of_a_cache(
         ({"device": "tpu"}, ["device", "'tpu'", *DEVICES]),
         ({"kernels": "magic"}, ["kernels", "'magic'", "native, torchao"]),
         ({"kernels": "torchao"}, ["kernels", "'torchao'", "unquantized"]),
+        ({"quantization": "none"}, ["quantization", "'none'", "leave it out"]),
         ({"attention": "flash"}, ["attention", "'flash'", "sdpa"]),
         ({"kv_cache_quantization": "int4"}, ["kv_cache", "'int4'", "int8, fp8"]),
         ({"prefill_chunk": 0}, ["prefill_chunk", "0", "1 to 4194304"]),

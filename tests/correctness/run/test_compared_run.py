@@ -48,6 +48,10 @@ def test_a_run_confirms_with_the_unquantized_row_only_where_speed_is_in_doubt(
         row: RowSpec, unquantized: RowSpec | None, **_options: object
     ) -> list[Trial]:
         asked.append((row, unquantized))
+        # What an interrupt would leave.
+        left = run.report.comparisons[-1]
+        assert (left.verdict, left.failed) == (Verdict.UNDECIDED, True)
+        assert left.reason.endswith("; the run ended before it was confirmed")
         return [Trial(row=measured(row, tok_s=100.0), unquantized=measured())] * 5
 
     request = RunRequest(set="cpu", compare=True, baselines=tmp_path)

@@ -39,7 +39,7 @@ def test_a_run_that_is_ended_is_resumed(
     if number != signal.SIGKILL:
         by = " by SIGTERM" if number == signal.SIGTERM else ""
         *_, says, command = err.splitlines()
-        assert says == f"interrupted{by} before 2 of 3 rows; to continue:"
+        assert says == f"interrupted{by}: 2 of 3 rows did not end; to continue:"
         words = shlex.split(command)
         assert words[words.index("run") :] == resume
         assert "1 row: 1 run, 0 NOT_RUN" in out
@@ -100,7 +100,7 @@ def test_sigterm_ends_pytest_like_ctrl_c_and_its_last_line_resumes(
     assert "1 row: 1 run, 0 NOT_RUN" in out
     assert f"results: {project.results}\n" in out
     assert "none" in report.read_text(encoding="utf-8")
-    said = "interrupted by SIGTERM before 2 of 3 rows; to continue:\n  "
+    said = "interrupted by SIGTERM: 2 of 3 rows did not end; to continue:\n  "
     (line,) = out.partition(said)[2].splitlines()[:1]
     assert line.endswith(" --resume")
     project.edit(ENDLESS, KERNELS)

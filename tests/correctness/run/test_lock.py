@@ -1,5 +1,6 @@
 """The folder of the locks: what the system refuses of it is one line, or nothing."""
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_who_has_the_lock_cannot_be_written_or_read(
     owner.write_bytes(b"\xff")
     lock()
     assert owner.read_text(encoding="utf-8").startswith("process ")
+
+
+def test_a_folder_that_was_there_stays_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, new = tmp_path / "private", tmp_path / "new"
+    private.mkdir(mode=0o700)
+    for folder, mode in ((private, 0o700), (new, 0o777)):
+        monkeypatch.setenv("LLAMA_PERF_LOCKS", str(folder))
+        lock()
+        assert stat.S_IMODE(folder.stat().st_mode) == mode

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Never
 
 import pytest
 
+from llama_perf import __main__ as entry
 from tests.correctness.support.git_commands import git
 from tests.correctness.support.plugin_project import ROOT
 from tests.correctness.support.processes import HANG_S
@@ -137,3 +140,15 @@ sys.exit(block.code)
     assert ended(body, str(repository), str(temporary)) == (143, "", "")
     assert list(temporary.iterdir()) == []
     assert git(repository, "worktree", "list").count("\n") == 1
+
+
+def test_an_interrupt_while_the_command_line_is_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, _name: str) -> Never:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "llama_perf.cli.main", Interrupted("main"))
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "llama-perf: interrupted\n"
