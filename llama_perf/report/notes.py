@@ -104,8 +104,9 @@ def _notes_on_row(result: RowResult, measurement: Measurement) -> Iterator[str]:
     check = measurement.check
     if check is not None and check.ties:
         yield (
-            f"ties in {result.id}: of {counted(check.tokens, 'greedy token')}"
-            f" {check.ties} not as by the {check.against}, by less than the error"
+            f"ties in {result.id}: at {check.ties} of"
+            f" {counted(check.tokens, 'position')} the greedy token is another one than"
+            f" by the {check.against}, by less than the error"
         )
     taken, wanted = len(measurement.sample_ns), result.row.num_samples
     budget = measurement.samples_budget_s

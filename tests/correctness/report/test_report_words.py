@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from llama_perf.gate.verdict import not_compared
 from llama_perf.report.text import as_markdown, as_text
+from llama_perf.results.measurement import ValueCheck
 from tests.correctness.support.record_samples import (
     ENVIRONMENT,
     OTHER,
@@ -35,3 +36,16 @@ def test_a_loss_that_no_run_finds_is_none_in_words() -> None:
     headers, _, *rows = [cells for cells in table if len(cells) > 3]
     column = headers.index("found 9 in 10")
     assert [row[column] for row in rows] == ["none", "6.4%"]
+
+
+def test_greedy_tokens_that_differ_within_the_error_are_said() -> None:
+    check = ValueCheck(
+        signal_to_noise_db=23,
+        least_db=14,
+        against="operators",
+        tokens=9,
+        ties=1,
+        seconds=1,
+    )
+    text = as_text(report_of(measured(check=check)))
+    assert ": at 1 of 9 positions the greedy token is another one than by the" in text
