@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from llama_perf.errors import SpecError, UserError, WriteError
@@ -101,8 +102,7 @@ def entries(folder: Path, *, error: type[UserError]) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(f"{folder}: cannot be read: {reason}") from None
+        raise error(f"{folder}: cannot be read: {_reason(problem)}") from None
 
 
 def make_folder(field: str, folder: Path) -> None:
@@ -123,6 +123,17 @@ def refused(field: str, path: Path, problem: str) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise SpecError(field, str(path), f"{problem}: {_reason(error)}") from None
+
+
+@cache
+def process_folder() -> Path:
+    """A temporary folder of this process, which removes it when it ends."""
+    _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
+    return Path(_temporary[-1].name)
+
+
+# The object removes its folder.
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def check_temporary_folder() -> None:

@@ -8,6 +8,7 @@ particular.
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -109,25 +110,24 @@ def parse_json(
     text: str | bytes, *, source: str, error: ErrorKind = RecordError
 ) -> Any:
     """The plain values of a JSON document; raises `error` that names `source`."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise error(f"{source}: {_TOO_DEEP}") from None
-    # Among them UnicodeDecodeError, and an integer of thousands of digits.
-    except ValueError as problem:
-        raise error(f"{source}: not JSON: {problem}") from None
+    return _parsed(lambda: json.loads(text), "JSON", source=source, error=error)
 
 
 def parse_toml(
     text: str, *, source: str, error: ErrorKind = RecordError
 ) -> dict[str, Any]:
     """The tables of a TOML document; raises `error` that names `source`."""
+    return _parsed(lambda: tomllib.loads(text), "TOML", source=source, error=error)
+
+
+def _parsed(parse: Callable[[], T], form: str, *, source: str, error: ErrorKind) -> T:
     try:
-        return tomllib.loads(text)
+        return parse()
     except RecursionError:
         raise error(f"{source}: {_TOO_DEEP}") from None
+    # Among them UnicodeDecodeError, and an integer of thousands of digits.
     except ValueError as problem:
-        raise error(f"{source}: not TOML: {problem}") from None
+        raise error(f"{source}: not {form}: {problem}") from None
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

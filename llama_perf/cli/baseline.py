@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from llama_perf.cli.ending import print_report
+from llama_perf.cli.no_command import print_help
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_folder, is_absent
 from llama_perf.gate.review import describe_speeds, differences, problems, warnings
@@ -30,7 +31,7 @@ HELP = "record this device's baseline, or show, compare and check the stored one
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
-    # Without an action it prints its help: see `cli/main.py`.
+    parser.set_defaults(act=print_help)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     for act, text in (
         (record, "run rows and store them"),
@@ -103,9 +104,6 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Do what the action says; without one print the help and return 2."""
-    if arguments.action is None:
-        arguments.parser.print_help()
-        return 2
     code: int = arguments.act(arguments)
     return code
 
@@ -132,8 +130,9 @@ def record(arguments: argparse.Namespace) -> int:
     )
     measured = {result.id for result in results if result.measurement is not None}
     not_run = [result for result in results if result.status is Status.NOT_RUN]
-    _print(baseline, request, *not_run, ids=measured)
-    for warning in warnings(baseline, _known(), request.limits, ids=measured):
+    known = _known()
+    _print(baseline, request, known, *not_run, ids=measured)
+    for warning in warnings(baseline, known, request.limits, ids=measured):
         print(warning)
     print(f"recorded {counted(len(measured), 'row')} in {path}")
     if not_run:
@@ -189,14 +188,14 @@ def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult
 
 def show(arguments: argparse.Namespace) -> int:
     """Print each baseline as a table, and how far its processes lie apart."""
-    request = request_of(arguments)
+    request, known = request_of(arguments), _known()
     for key, path in _asked(arguments):
         baseline = baselines.read(path, device_key=key)
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
         ids = {row.id for row in baseline.rows}
-        _print(baseline, request, ids=ids)
+        _print(baseline, request, known, ids=ids)
         print()
     return 0
 
@@ -263,11 +262,16 @@ def _known(files: Sequence[Path] = ()) -> dict[str, RowSpec]:
 
 
 def _print(
-    baseline: Baseline, request: RunRequest, *others: RowResult, ids: Collection[str]
+    baseline: Baseline,
+    request: RunRequest,
+    known: Mapping[str, RowSpec],
+    *others: RowResult,
+    ids: Collection[str],
 ) -> None:
     """Print rows of a baseline as if measured now, `others`, and their noise.
 
-    Noise is estimated from all of its rows, as in a run.
+    Noise is estimated from all of its rows, as in a run. `known` are the rows of all
+    sets by id.
     """
     measured = [
         RowResult(
@@ -282,5 +286,5 @@ def _print(
         results=(*measured, *others),
     )
     print_report(report, request)
-    for line in describe_speeds(baseline, _known(), request.limits, ids=ids):
+    for line in describe_speeds(baseline, known, request.limits, ids=ids):
         print(line)

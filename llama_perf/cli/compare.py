@@ -14,12 +14,12 @@ from llama_perf.gate.blocks import MAX_BLOCKS, MIN_BLOCKS, TARGET_LOSS
 from llama_perf.gate.pairs import PairsGate
 from llama_perf.results.run import Report
 from llama_perf.run.display import Display
-from llama_perf.run.interrupts import Interruptible, described
+from llama_perf.run.interrupts import Interruptible
 from llama_perf.run.numbers import Number
 from llama_perf.run.read_options import add_shared, request_of
+from llama_perf.run.resume import left_undone
 from llama_perf.run.revision import checked_out, resolve
 from llama_perf.run.worker import PYTHON
-from llama_perf.words import counted
 
 HELP = "compare another revision or environment with this one, in pairs of processes"
 _LEAST_PAIRS, _MAX_PAIRS = 2 * MIN_BLOCKS, 100
@@ -137,7 +137,6 @@ def main(arguments: argparse.Namespace) -> int:
                 run.run_row(row, display)
     lines = []
     if block.code is not None:
-        left = f"{len(rows) - len(run.report.results)} of {counted(len(rows), 'row')}"
         again = "a comparison cannot be continued, only run again"
-        lines = [f"{described(block.code)}: {left} did not end; {again}"]
+        lines = [f"{left_undone(run.report, block.code)}; {again}"]
     return end(run.report, request, file=run.file, interrupted=block.code, advice=lines)

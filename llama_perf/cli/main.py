@@ -23,6 +23,7 @@ from llama_perf.cli import (
     run,
     tune,
 )
+from llama_perf.cli.no_command import print_help
 from llama_perf.errors import SpecError, UserError
 from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
@@ -65,15 +66,6 @@ class _Parser(argparse.ArgumentParser):
         meant = did_you_mean(unknown[0].partition("=")[0], options)
         hint = f"; {meant.strip()}" if meant else ""
         raise UserError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-
-
-def print_help(arguments: argparse.Namespace) -> int:
-    """Print the help of a command that was given without the next word; returns 2.
-
-    It is an error as in git, so that a script whose command is empty does not pass.
-    """
-    arguments.parser.print_help()
-    return 2
 
 
 def _check_process() -> None:

@@ -9,8 +9,8 @@ from statistics import geometric_mean
 from tabulate import tabulate
 
 from llama_perf.gate.judgements import limits_of, stored_peak
-from llama_perf.gate.speed_baseline import SpeedBaseline
-from llama_perf.gate.thresholds import MIN_PROCESSES, relative_change
+from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
+from llama_perf.gate.thresholds import MIN_PROCESSES, Losses, Spread, relative_change
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -74,7 +74,7 @@ def problems(
     `project` has a user's limits.
     """
     baseline = SpeedBaseline(stored)
-    for row in stored.rows:
+    for row, limits, judged in _judged(baseline, known, project):
         if row.id not in known:
             yield (
                 f"{row.id}: in no set, so nothing is compared with it; if a file of"
@@ -84,8 +84,6 @@ def problems(
             yield f"{row.id}: the row changed since: record it again"
         if row.measurement.injected_slowdown:
             yield f"{row.id}: measured with an injected slowdown"
-        limits = limits_of(known.get(row.id, row.row), project)
-        judged = baseline.losses(row.id, limits["least_loss"])
         if judged is None:
             yield f"{row.id}: {_fixed(baseline, row.id, limits)}"
         elif judged[1].deviation > _MAX_DEVIATION:
@@ -100,6 +98,18 @@ def problems(
             yield f"{row.id}: of another environment: {'; '.join(changes)}"
 
 
+def _judged(
+    baseline: SpeedBaseline, known: Mapping[str, RowSpec], project: ProjectLimits
+) -> Iterator[tuple[BaselineRow, Limits, tuple[Basis, Spread, Losses] | None]]:
+    """Each stored row with its limits and what its figures can show.
+
+    `known` and `project` are those of `problems`.
+    """
+    for row in baseline.stored.rows:
+        limits = limits_of(known.get(row.id, row.row), project)
+        yield row, limits, baseline.losses(row.id, limits["least_loss"])
+
+
 def describe_speeds(
     stored: Baseline,
     known: Mapping[str, RowSpec],
@@ -112,12 +122,11 @@ def describe_speeds(
     `known` and `project` are those of `problems`.
     """
     baseline = SpeedBaseline(stored)
-    for row in stored.rows:
+    for row, limits, judged in _judged(baseline, known, project):
         if (deviation := row.between_process_deviation) is None or row.id not in ids:
             continue
-        limits = limits_of(known.get(row.id, row.row), project)
         differ = f"{row.id}: {len(row.samples)} processes differ by {deviation:.2%}"
-        if (judged := baseline.losses(row.id, limits["least_loss"])) is None:
+        if judged is None:
             yield f"{differ}; {_fixed(baseline, row.id, limits)}"
             continue
         basis, spread, losses = judged
@@ -147,10 +156,8 @@ def warnings(
 
     `known` and `project` are those of `problems`.
     """
-    baseline, is_any = SpeedBaseline(recorded), False
-    for row in recorded.rows:
-        limits = limits_of(known.get(row.id, row.row), project)
-        judged = baseline.losses(row.id, limits["least_loss"])
+    is_any = False
+    for row, _, judged in _judged(SpeedBaseline(recorded), known, project):
         if row.id in ids and judged is not None and judged[2].found > MAX_DETECTABLE:
             is_any = True
             yield f"warning: {row.id}: without pairs: {judged[2]}"

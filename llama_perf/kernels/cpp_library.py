@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,7 +41,7 @@ def load() -> str | None:
     kept = folder() / name
     try:
         if not _load_built(kept):
-            own = kept if _can_be_kept(kept) else Path(_temporary_folder(), name)
+            own = kept if _can_be_kept(kept) else files.process_folder() / name
             _load_anew(own, flags)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
@@ -82,16 +81,6 @@ def _can_be_kept(own: Path) -> bool:
         with FileLock(f"{own}.lock"):
             return os.access(own, os.W_OK)
     return False
-
-
-@cache
-def _temporary_folder() -> str:
-    """A folder for a build that is not kept, until this process ends."""
-    _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
-    return _temporary[-1].name
-
-
-_temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _load_anew(own: Path, flags: Sequence[str]) -> None:

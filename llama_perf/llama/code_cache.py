@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -24,7 +23,6 @@ _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 # In each entry; its time is that of the entry's last use.
 _KEY = "key"
 _LOCK = "lock"
-_temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def code_folder() -> Path:
@@ -95,12 +93,9 @@ def _entry(key: str) -> Path:
     return _temporary_entry()
 
 
-@cache
 def _temporary_entry() -> Path:
     """A folder for compiled code that is not kept."""
-    # The object removes the folder when this process ends.
-    _temporary.append(tempfile.TemporaryDirectory(prefix="llama-perf-"))
-    return Path(_temporary[-1].name) / "entry"
+    return files.process_folder() / "entry"
 
 
 def make_room() -> None:

@@ -9,6 +9,7 @@ from statistics import median, quantiles
 
 from llama_perf.errors import check_not_negative, check_positive
 from llama_perf.strict_json import record
+from llama_perf.words import counted
 
 GB = 1e9
 _NOT_NEGATIVE = (
@@ -154,8 +155,8 @@ class SystemLoad:
     @property
     def summary(self) -> str:
         """All of it in words."""
-        cores = "core" if self.cores == 1 else "cores"
-        words = [f"other processes took {self.other_cores:.1f} of {self.cores} {cores}"]
+        cores = counted(self.cores, "core")
+        words = [f"other processes took {self.other_cores:.1f} of {cores}"]
         if self.steal_share is not None:
             words.append(f"steal {self.steal_share:.0%}")
         if self.load_average is not None:

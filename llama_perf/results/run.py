@@ -230,8 +230,7 @@ def read_merged(paths: Sequence[Path]) -> Report:
 
     They must be of one environment and one commit. A row that is in several files is
     taken, with its verdict, from the first in which it was measured, else from the
-    last. Rows that the
-    runs had selected and did not reach stay counted as missing.
+    last. Rows that the runs had selected and did not reach stay counted as missing.
     """
     reports = [read_report(path) for path in paths]
     first = reports[0]

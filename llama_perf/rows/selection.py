@@ -108,7 +108,7 @@ def select(
             # A table's names lack the parts that all of its rows share.
             parts = f"*{glob.replace('.', '*')}*"
             close = fnmatch.filter(names, parts)[:1]
-            meant = did_you_mean(glob, close or names)
+            meant = did_you_mean(glob, names)
             if close:
                 meant = f"did you mean {close[0]}? "
             raise UserError(

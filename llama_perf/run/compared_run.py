@@ -51,9 +51,9 @@ class ComparedRun:
 
     `named` is a baseline that the user named, and where it comes from; without it a
     comparison takes the device's own from the folder of baselines. `report` has the
-    results and verdicts, and `file` has them after each row. That file also
-    has the rows of a continued run that are still to be taken over, so that a run which
-    stops again loses none of them.
+    results and verdicts, and `file` has them after each row. That file also has the
+    rows of a continued run that are still to be taken over, so that a run which stops
+    again loses none of them.
 
     Raises UserError where another run has the device, RecordError for a damaged
     baseline or where there is nothing to continue.

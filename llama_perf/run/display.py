@@ -111,8 +111,7 @@ class Display:
         """Plan a task for each row and what is done with it, empty where it just runs.
 
         The lines have the rows' names, or the part of their ids in which they differ; a
-        note has the rest.
-        `stored_s` has a baseline's seconds by id.
+        note has the rest. `stored_s` has a baseline's seconds by id.
         """
         rows = {row.id: row for row, _ in turns}
         names, common = row_names(list(rows.values()))

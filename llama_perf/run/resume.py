@@ -9,12 +9,17 @@ from llama_perf.run.options import RunRequest
 from llama_perf.words import counted
 
 
+def left_undone(report: Report, code: int) -> str:
+    """How many rows an interrupt, by the exit code that it gives, left undone."""
+    left = report.selected - len(report.results)
+    return f"{described(code)}: {left} of {counted(report.selected, 'row')} did not end"
+
+
 def interrupted_lines(
     report: Report, request: RunRequest, code: int, command: Sequence[str]
 ) -> list[str]:
     """What an interrupt left undone, and how `command`, the run's own, continues."""
-    left = report.selected - len(report.results)
-    head = f"{described(code)}: {left} of {counted(report.selected, 'row')} did not end"
+    head = left_undone(report, code)
     if request.results is None:
         return [f"{head}; only with --results FILE can a run be continued"]
     if not (report.results or request.resume):

@@ -17,14 +17,13 @@ import torch
 from llama_perf.measure.environment import collect
 from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
-from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
 from llama_perf.run.time_left import Task
 from llama_perf.run.worker import Worker
 from scripts.doc_tables.document import Place, github_table
-from scripts.studies.neighbour import ROWS, busy_loop
+from scripts.studies.neighbour import busy_loop, named_rows
 
 PLACE = Place("gate-why.md", "disturbed")
 SHARES = (0.0, 0.1, 0.2, 0.4, 1.0)
@@ -116,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", default=5)
     parser.add_argument("--write", action="store_true", help=f"into {PLACE.document}")
     arguments = parser.parse_args(argv)
-    cpu = selection.load_set("cpu")
-    rows = [next(row for row in cpu if row.id.endswith(f".{name}")) for name in ROWS]
+    rows = named_rows()
     numbers = range(1, arguments.rounds + 1)
     display = Display.on(sys.stderr)
     display.plan(

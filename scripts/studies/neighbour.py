@@ -115,6 +115,12 @@ def table(names: Sequence[str], rounds: Sequence[Sequence[Sequence[float]]]) -> 
     return github_table(lines, ["way", *names])
 
 
+def named_rows() -> list[RowSpec]:
+    """The rows of the set `cpu` that ROWS names."""
+    cpu = selection.load_set("cpu")
+    return [next(row for row in cpu if row.id.endswith(f".{name}")) for name in ROWS]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Time all ways and print the table; with `--write` into the document."""
     parser = argparse.ArgumentParser(
@@ -124,10 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", default=4)
     parser.add_argument("--write", action="store_true", help=f"into {PLACE.document}")
     arguments = parser.parse_args(argv)
-    rows = [
-        next(row for row in selection.load_set("cpu") if row.id.endswith(f".{name}"))
-        for name in ROWS
-    ]
+    rows = named_rows()
     numbers = range(1, arguments.rounds + 1)
     display = Display.on(sys.stderr)
     display.plan(
