@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Print the report."""
     layout = on_screen(arguments.columns, terminal_width())
-    if arguments.columns is not None and not report.has_columns(arguments.format):
+    form = report.format_named(arguments.format)
+    if arguments.columns is not None and not form.has_columns:
         reason = f"{arguments.format} always has all of them; leave it out"
         raise SpecError("columns", arguments.columns, reason)
     print(report.draw(read_merged(arguments.file), arguments.format, layout), end="")

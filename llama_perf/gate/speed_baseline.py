@@ -12,8 +12,9 @@ from itertools import repeat
 
 from llama_perf.gate import thresholds
 from llama_perf.gate.thresholds import Losses, Spread
-from llama_perf.results.baselines import Baseline, BaselineRow, ProcessSamples
+from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import ProcessSamples
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
 

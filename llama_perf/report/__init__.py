@@ -1,15 +1,18 @@
-"""A run's results as text, markdown, JSON and CSV.
+"""What is measured as documents: text, markdown, HTML, JSON and CSV.
 
-A module of this package that decorates a function with `report_format` adds a format,
-by its name and by the suffix of the file it is written to: no other file has to name
-it. Knows results and verdicts as they are stored; measures and judges nothing.
+A module of this package that decorates a function with `report_format` adds a format
+of one kind of document, such as a run's results. The format has a name and the suffix
+of the file it is written to: no other file has to name it. Knows results and verdicts
+as they are stored; measures and judges nothing.
 """
 
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llama_perf.errors import SpecError
 from llama_perf.files import check_writable, write_atomically
@@ -18,26 +21,59 @@ from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
 
 Draw = TypeVar("Draw", bound=Callable[..., str])
-_BY_NAME: dict[str, Callable[..., str]] = {}
-_BY_SUFFIX: dict[str, str] = {}
-_WITH_COLUMNS: set[str] = set()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """How one kind of document is drawn, and the modules that this needs."""
+
+    name: str
+    suffix: str
+    draw: Callable[..., str]
+    has_columns: bool
+    needs: tuple[str, ...]
+
+    def check(self, field: str, value: str) -> None:
+        """Raise SpecError that names the field where a library is not installed."""
+        for module in self.needs:
+            if find_spec(module) is None:
+                reason = f"{self.name} needs {module}, which is not installed"
+                install = f"pip install 'llama-perf[{self.name}]'"
+                raise SpecError(field, value, f"{reason}: {install}")
+
+
+_FORMATS: dict[type, list[Format]] = {}
 
 
 def report_format(
-    name: str, suffix: str, *, has_columns: bool = False
+    name: str,
+    suffix: str,
+    *,
+    of: type = Report,
+    has_columns: bool = False,
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Draw], Draw]:
-    """Register a function that draws a report as the format `name`.
+    """Register a function that draws a document of the type `of` as the format `name`.
 
     A file that ends in `suffix`, such as ".md", is written by it. A format that
-    `has_columns` gets the layout of its table as a second argument.
+    `has_columns` gets the layout of its table as a second argument. `needs` are modules
+    of the optional packages in the extra of the format's name.
     """
 
     def register(draw: Draw) -> Draw:
-        assert name not in _BY_NAME, f"two formats are named {name!r}"
-        assert suffix not in _BY_SUFFIX, f"two formats have the suffix {suffix!r}"
-        _BY_NAME[name], _BY_SUFFIX[suffix] = draw, name
-        if has_columns:
-            _WITH_COLUMNS.add(name)
+        known = _FORMATS.setdefault(of, [])
+        for one in known:
+            assert one.name != name, f"two formats are named {name!r}"
+            assert one.suffix != suffix, f"two formats have the suffix {suffix!r}"
+        known.append(
+            Format(
+                name=name,
+                suffix=suffix,
+                draw=draw,
+                has_columns=has_columns,
+                needs=needs,
+            )
+        )
         return draw
 
     return register
@@ -47,44 +83,56 @@ def report_format(
 report_format("json", ".json")(to_json)
 
 
-def names() -> list[str]:
-    """The names of all formats."""
-    return sorted(_BY_NAME)
+def names(of: type = Report) -> list[str]:
+    """The names of all formats of a type of document."""
+    return sorted(known.name for known in _FORMATS[of])
 
 
-def suffixes() -> list[str]:
-    """The suffixes of files that a report can be written to."""
-    return sorted(_BY_SUFFIX)
+def suffixes(of: type = Report) -> list[str]:
+    """The suffixes of files that such a document can be written to."""
+    return sorted(known.suffix for known in _FORMATS[of])
 
 
-def has_columns(name: str) -> bool:
-    """Whether the format `name` draws a table whose columns can be chosen."""
-    return name in _WITH_COLUMNS
+def format_named(name: str, of: type = Report) -> Format:
+    """The format; raises SpecError where there is none, or where it lacks a library."""
+    for known in _FORMATS[of]:
+        if known.name == name:
+            known.check("format", name)
+            return known
+    allowed = f"allowed: {', '.join(names(of))}"
+    raise SpecError("format", name, allowed, known=names(of))
 
 
-def draw(report: Report, name: str, layout: Layout = ALL) -> str:
-    """The report in the format `name`; raises SpecError where there is none."""
-    if name not in names():
-        allowed = f"allowed: {', '.join(names())}"
-        raise SpecError("format", name, allowed, known=names())
-    more = [layout] if has_columns(name) else []
-    return _BY_NAME[name](report, *more)
+def draw(document: Any, name: str, layout: Layout = ALL) -> str:
+    """The document in the format `name`; raises SpecError as `format_named` does."""
+    return _drawn(document, format_named(name, type(document)), layout)
 
 
-def check_path(path: Path) -> None:
-    """Raise SpecError unless a report can be written to `path`."""
-    if path.suffix not in suffixes():
-        allowed = f"allowed: a file that ends in {', '.join(suffixes())}"
-        raise SpecError("report", str(path), allowed)
+def _drawn(document: Any, form: Format, layout: Layout) -> str:
+    return form.draw(document, *([layout] if form.has_columns else []))
+
+
+def check_path(path: Path, of: type = Report) -> None:
+    """Raise SpecError unless such a document can be written to `path`."""
+    _format_of(path, of).check("report", str(path))
     check_writable("report", path)
 
 
-def write(report: Report, path: Path, layout: Layout = ALL) -> None:
-    """Write the report to `path`, which is checked, in the format of its suffix.
+def write(document: Any, path: Path, layout: Layout = ALL) -> None:
+    """Write the document to `path`, which is checked, in the format of its suffix.
 
     Raises WriteError.
     """
-    write_atomically(path, draw(report, _BY_SUFFIX[path.suffix], layout))
+    form = _format_of(path, type(document))
+    write_atomically(path, _drawn(document, form, layout))
+
+
+def _format_of(path: Path, of: type) -> Format:
+    for known in _FORMATS[of]:
+        if known.suffix == path.suffix:
+            return known
+    allowed = f"allowed: a file that ends in {', '.join(suffixes(of))}"
+    raise SpecError("report", str(path), allowed)
 
 
 # Each module registers its formats.

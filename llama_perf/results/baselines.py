@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from llama_perf.errors import RecordError, check_not_negative, check_positive
+from llama_perf.errors import RecordError
 from llama_perf.files import (
     CHECKOUT,
     check_readable_folder,
@@ -22,7 +22,7 @@ from llama_perf.files import (
 )
 from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.processes import deviation, median_speed
+from llama_perf.results.processes import ProcessSamples, deviation, median_speed
 from llama_perf.results.run import Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, from_plain, read_json, record, to_json
@@ -30,22 +30,6 @@ from llama_perf.words import counted
 
 FILE_NAME = "baseline.json"
 REFERENCE_KEY = "a100-reference"
-
-
-@record
-class ProcessSamples:
-    """The figures of a row in one fresh process, of which a baseline has several."""
-
-    tok_s: float
-    peak_memory_bytes: int
-    sample_ns: tuple[int, ...]
-    device_bandwidth_gb_s: float | None = None
-
-    def __post_init__(self) -> None:
-        check_positive("tok_s", self.tok_s)
-        check_not_negative("peak_memory_bytes", self.peak_memory_bytes)
-        if self.device_bandwidth_gb_s is not None:
-            check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
 
 
 @record

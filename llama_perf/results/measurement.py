@@ -124,6 +124,21 @@ class ValueCheck:
 
 
 @record
+class MemoryParts:
+    """What a row's tensors take of its peak: weights with the embedding, and caches.
+
+    `cache_bytes` are those of the KV cache, with a mask where the row has one.
+    """
+
+    weights_bytes: int
+    cache_bytes: int
+
+    def __post_init__(self) -> None:
+        for name in ("weights_bytes", "cache_bytes"):
+            check_not_negative(name, getattr(self, name))
+
+
+@record
 class SystemLoad:
     """What else the machine did in the `seconds` in which a row took its samples.
 
@@ -187,6 +202,11 @@ class Measurement:
     and after each; `neighbours` are other processes that computed on the GPU. `load`
     is what else the machine did meanwhile, None where the samples took too little time
     to know.
+
+    `token_ns` has, for each sample, the time between each new token and the one before
+    it, without the first. `closeness_db` is the signal to noise of the row's logits
+    compared with the unquantized model's, None where that was not at hand. `memory`
+    says what of the peak the weights and caches are.
     """
 
     tok_s: float
@@ -212,6 +232,8 @@ class Measurement:
     autoquant: tuple[LinearChoice, ...] | None = None
     step: StepWork | None = None
     check: ValueCheck | None = None
+    closeness_db: float | None = None
+    memory: MemoryParts | None = None
     joules_per_token: float | None = None
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None
@@ -220,6 +242,7 @@ class Measurement:
     samples_budget_s: float | None = None
     sample_ns: tuple[int, ...] = ()
     first_token_ns: tuple[int, ...] = ()
+    token_ns: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         check_positive("tok_s", self.tok_s)

@@ -5,8 +5,27 @@ from collections.abc import Sequence
 from statistics import variance
 from typing import Protocol, TypeVar
 
+from llama_perf.errors import check_not_negative, check_positive
+from llama_perf.strict_json import record
+
 # Variances of log speeds: no timing repeats to a millionth.
 _MIN_VARIANCE = 1e-12
+
+
+@record
+class ProcessSamples:
+    """The figures of a row in one process of several."""
+
+    tok_s: float
+    peak_memory_bytes: int
+    sample_ns: tuple[int, ...]
+    device_bandwidth_gb_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("tok_s", self.tok_s)
+        check_not_negative("peak_memory_bytes", self.peak_memory_bytes)
+        if self.device_bandwidth_gb_s is not None:
+            check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
 
 
 class Sampled(Protocol):

@@ -13,6 +13,7 @@ from typing import Literal
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import ProcessSamples
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record
 
@@ -122,6 +123,17 @@ class MetricChange:
 
 
 @record
+class Before:
+    """What a row was compared with: the stored row, or the other side of its pairs.
+
+    `processes` has all of its processes, `measurement` the figures of the middle one.
+    """
+
+    measurement: Measurement
+    processes: tuple[ProcessSamples, ...]
+
+
+@record
 class Comparison:
     """The verdict on one row, with its reason in words.
 
@@ -132,7 +144,8 @@ class Comparison:
     in ten; None if the baseline has too few processes to know. `change_interval` is
     that of the change of tok/s, a share, where `pairs` of processes were compared.
     `bandwidth_share` is the device's bandwidth over the baseline's, where both are
-    known.
+    known. `before` is what the row was compared with. `processes` are those of this run
+    that decided on the row, None where its own process did.
     """
 
     id: str
@@ -147,6 +160,8 @@ class Comparison:
     change_interval: tuple[float, float] | None = None
     pairs: int | None = None
     bandwidth_share: float | None = None
+    before: Before | None = None
+    processes: tuple[ProcessSamples, ...] | None = None
 
     @property
     def doubtful(self) -> bool:
@@ -161,7 +176,9 @@ class Report:
     `selected` counts the rows that were to run; `again` are the words of the command
     that runs them without pytest. `reference` has, by row id, the figures of the
     published A100 table. `stale` are ids in the baseline that no set has any more.
-    `overall` is the mean change of rows that were compared in pairs, in words.
+    `overall` is the mean change of rows that were compared in pairs, in words. `note`
+    says what a reader has to know of the whole run, such as that its figures are made
+    up.
     """
 
     kind: Literal["llama-perf report"] = "llama-perf report"
@@ -178,6 +195,7 @@ class Report:
     environment_changes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     overall: str | None = None
+    note: str | None = None
 
     @property
     def failed(self) -> bool:
