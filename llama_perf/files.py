@@ -189,7 +189,7 @@ def check_apart(
             continue
         place, own = _place(path), f"the file of --{name}"
         if (other := used.get(place)) is not None:
-            words = "it is named twice" if other == own else f"it is {other} too"
+            words = "it is named twice" if other == own else f"it is also {other}"
             raise SpecError(name, str(path), f"{words}; allowed: a file of its own")
         used[place] = own
 

@@ -63,6 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run.json").write_text(to_json(report_of(measured())), encoding="utf-8")
     (tmp_path / "folder.md").mkdir()
     (tmp_path / "null.md").symlink_to(os.devnull)
+    (tmp_path / "link.json").symlink_to("run.json")
     lacking = [
         replace(one, needs=("no_such_module",)) if one.name == "csv" else one
         for one in reports._FORMATS[Report]
@@ -113,7 +114,7 @@ RECORD = "baseline record --baselines stored --from run.json"
         ("run --rows own.json --report own.json", "the file of --rows"),
         ("bisect --good 1 --bad 2 --rows a.md --report a.md", "the file of --rows"),
         ("report run.json --report run.json", "a file that is read"),
-        ("report a.json run.json --report ./run.json", "a file that is read"),
+        ("report a.json run.json --report link.json", "a file that is read"),
         (f"{RECORD} --report run.json", "a file that is read"),
         (f"{RECORD} --report stored/cpu-some-2c/baseline.json", "a baseline"),
         (f"{' '.join(TINY)} --report a.json --profile a.json", "the file of --report"),
@@ -124,7 +125,7 @@ def test_a_report_takes_no_other_files_place(
 ) -> None:
     stored = stored_in(folder / "stored", baseline_of(measured()))
     message = cli.refusal(*words.split())
-    assert f" is not allowed; it is {problem} too; allowed: a file of " in message
+    assert f" is not allowed; it is also {problem}; allowed: a file of " in message
     assert stored.read_text(encoding="utf-8") == to_json(baseline_of(measured()))
 
 
@@ -142,7 +143,7 @@ def test_pytest_refuses_the_same(project: Project) -> None:
         ("--benchmark-json=b.json --report=b.json", "a file of llama-perf's"),
     ):
         text = project.refusal(*words.split())
-        assert f"is not allowed; it is {problem} too; allowed: a file of its " in text
+        assert f"is not allowed; it is also {problem}; allowed: a file of its " in text
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from llama_perf.results.measurement import (
     StepWork,
 )
 from llama_perf.results.processes import samples_of
-from llama_perf.results.run import Before, RowResult, Status, Verdict
+from llama_perf.results.run import Before, RowResult, Status, Verdict, read_report
+from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
     ALIKE,
     CPU_ROW,
@@ -28,6 +30,7 @@ from tests.correctness.support.record_samples import (
     baseline_of_processes,
     compare,
     measured,
+    report_of,
     unmeasured,
 )
 
@@ -136,7 +139,7 @@ def test_pairs_with_the_baselines_commit_leave_the_processes_of_the_head() -> No
     assert (comparison.before, comparison.processes) == (BEFORE, heads)
 
 
-def test_both_sides_of_pairs_are_kept() -> None:
+def test_both_sides_of_pairs_are_kept_and_read_again(tmp_path: Path) -> None:
     base = [measured(tok_s=tok_s, step=STEP) for tok_s in (100.0, 103.0, 101.0)]
     head = [measured(tok_s=tok_s) for tok_s in (90.0, 92.0, 91.0)]
     results = {"base": base, "head": head}
@@ -148,3 +151,6 @@ def test_both_sides_of_pairs_are_kept() -> None:
     assert comparison.before == Before(measurement=middle, processes=tuple(of(*base)))
     assert comparison.processes == tuple(of(*head))
     assert result.measurement == head[2].measurement
+    path, report = tmp_path / "run.json", report_of(result, comparisons=(comparison,))
+    path.write_text(to_json(report), encoding="utf-8")
+    assert read_report(path).comparisons[0].before == comparison.before
