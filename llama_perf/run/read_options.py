@@ -69,7 +69,14 @@ def read_request(
     """
     print_results = values["results"] == "-"
     results_named = values["results"] is not None
-    for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
+    for name in (
+        "rows",
+        "checkpoints",
+        "baselines",
+        "results",
+        "baseline_patch",
+        "markdown",
+    ):
         if values[name] is not None:
             values[name] = folder / values[name]
     if values["baselines"] is None:
@@ -91,6 +98,8 @@ def read_request(
     if request.results_named and request.results is not None:
         made = default_results is not None
         (check_writable_anew if made else check_writable)("results", request.results)
+    if request.baseline_patch is not None:
+        check_writable("baseline-patch", request.baseline_patch)
     for path in request.report:
         reports.check_path(path)
     if request.markdown is not None:
