@@ -217,29 +217,43 @@ def record_rows(
 ) -> tuple[Path, Baseline]:
     """Store the measured rows in the device's baseline.
 
-    `results` has one result for each process that ran a row. Other rows stay with the
-    environment they were recorded in, unless `fresh` starts the file anew. Raises
-    RecordError, and stores nothing, if a row ended INVALID, had an injected slowdown or
-    was measured in only some of its processes, or if no row was measured.
+    `results` and what is raised are those of `updated`; other rows stay, unless `fresh`
+    starts the file anew. Where it raises RecordError, nothing is stored.
     """
-    rows = _measured_rows(results)
     path = path_of(folder, environment.device_key)
+    old = None
     if _is_there(path) and not fresh:
         old = read(path, device_key=environment.device_key)
-        measured = {row.id for row in rows}
-        for row in old.rows:
-            if row.id not in measured:
-                where = row.environment or old.environment
-                row = replace(row, recorded=row.recorded or old.recorded)
-                other = None if where == environment else where
-                rows.append(replace(row, environment=other))
-    baseline = Baseline(
-        recorded=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment,
-        rows=tuple(rows),
-    )
+    baseline = updated(old, environment=environment, results=results)
     write_atomically(path, to_json(baseline))
     return path, baseline
+
+
+def updated(
+    old: Baseline | None, *, environment: Environment, results: Iterable[RowResult]
+) -> Baseline:
+    """A baseline with the measured rows in their places, and new ones at the end.
+
+    `results` has one result for each process that ran a row. The other rows of `old`
+    stay with the environment they were recorded in. Raises RecordError if a row ended
+    INVALID, had an injected slowdown or was measured in only some of its processes, or
+    if no row was measured.
+    """
+    rows = {row.id: row for row in _measured_rows(results)}
+    kept = {}
+    for row in () if old is None else old.rows:
+        assert old is not None, "it has the row"
+        where = row.environment or old.environment
+        kept[row.id] = replace(
+            row,
+            recorded=row.recorded or old.recorded,
+            environment=None if where == environment else where,
+        )
+    return Baseline(
+        recorded=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment,
+        rows=tuple((kept | rows).values()),
+    )
 
 
 def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:

@@ -136,6 +136,12 @@ class RunRequest:
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again"
     )
+    baseline_patch: Path | None = _option(
+        "with a comparison, measure the rows that became faster or smaller, or that the"
+        " baseline lacks, in as many processes as `llama-perf baseline record` does,"
+        " and write the change of the baseline to this file, which `git apply` takes",
+        "FILE",
+    )
     report: tuple[Path, ...] = _repeatable(
         "write the report to this file, in the format of its suffix:"
         f" {', '.join(reports.suffixes())} (repeatable)",

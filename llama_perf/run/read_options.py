@@ -84,7 +84,14 @@ def read_request(
     """
     print_results = values["results"] == "-"
     results_named = values["results"] is not None
-    for name in ("rows", "checkpoints", "baselines", "results", "markdown"):
+    for name in (
+        "rows",
+        "checkpoints",
+        "baselines",
+        "results",
+        "baseline_patch",
+        "markdown",
+    ):
         if values[name] is not None:
             values[name] = folder / values[name]
     if values["baselines"] is None:
@@ -107,9 +114,12 @@ def read_request(
         made = default_results is not None
         (check_writable_anew if made else check_writable)("results", request.results)
     reports.check_paths(request.report)
+    if request.baseline_patch is not None:
+        check_writable("baseline-patch", request.baseline_patch)
     if request.markdown is not None:
         check_writable("markdown", request.markdown)
     named = [("results", request.results), ("markdown", request.markdown)]
+    named.append(("baseline-patch", request.baseline_patch))
     named += [("report", path) for path in request.report]
     inputs = [("a file that is read", path) for path in reads]
     if request.rows is not None:
