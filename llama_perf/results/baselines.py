@@ -58,6 +58,16 @@ class BaselineRow:
         """The figures of each of its processes, at least one."""
         return self.processes or (self.measurement,)
 
+    @property
+    def result(self) -> RowResult:
+        """The row as a run's result has it."""
+        return RowResult(
+            id=self.id,
+            row=self.row,
+            status=Status.MEASURED,
+            measurement=self.measurement,
+        )
+
 
 @record
 class Baseline:
