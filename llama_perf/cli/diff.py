@@ -117,7 +117,11 @@ def compared(arguments: argparse.Namespace, limit: float | None) -> Diff:
         list(every.values()), request.row, place=" of them", words=None
     )
     found = diff_of(
-        recordings, ids={row.id for row in rows}, project=request.limits, limit=limit
+        recordings,
+        # An id of an early revision is not what its row has today.
+        ids={row_id for row_id, row in every.items() if row in rows},
+        project=request.limits,
+        limit=limit,
     )
     if not found.rows:
         raise UserError(f"diff: {' and '.join(names)} have no row in common")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
-from llama_perf.metrics import METRICS
 from llama_perf.report import report_format
 from llama_perf.report.columns import ALL, Layout, lines_of
 from llama_perf.report.diff_table import (
@@ -21,7 +20,7 @@ from llama_perf.report.diff_table import (
     sides,
     summary,
 )
-from llama_perf.results.diff import Diff
+from llama_perf.results.diff import Diff, DiffMetric, DiffRow
 from llama_perf.strict_json import to_json, to_line
 
 report_format("json", ".json", of=Diff)(to_json)
@@ -65,6 +64,8 @@ def _tables(
 
     A line names the columns that do not fit.
     """
+    if not diff.rows:
+        return
     every = list(columns(diff, names))
     chosen = fitting(every, layout.width)
     yield _table(
@@ -107,16 +108,29 @@ def as_csv(diff: Diff) -> str:
         if judged is not None:
             words = (judged.verdict.value, judged.failed, judged.reason)
             about = (row.id, row.row.name, *words)
-        for metric in METRICS:
-            found = row.metric(metric.title)
+        for found in (*row.metrics, *_ratios(row)):
             then, *others_ = found.values
             pairs = zip(others_, found.changes[1:], strict=True)
             figures = [then, *(cell for pair in pairs for cell in pair)]
-            limit = found.limit
-            lines.writerow(
-                [*about, metric.title, *figures, limit, found.beyond, found.worse]
-            )
+            judgement = (found.limit, found.beyond, found.worse)
+            lines.writerow([*about, found.metric, *figures, *judgement])
     return text.getvalue()
+
+
+def _ratios(row: DiffRow) -> Iterator[DiffMetric]:
+    """The ratios of speed by which the last recording was judged."""
+    known = {metric.metric for metric in row.metrics}
+    middle = (None,) * (len(row.statuses) - 2)
+    for change in row.comparison.changes if row.comparison else ():
+        if change.metric not in known:
+            yield DiffMetric(
+                metric=change.metric,
+                values=(change.baseline, *middle, change.current),
+                changes=(None, *middle, change.change),
+                limit=change.limit,
+                beyond=change.limit is not None and abs(change.change) > change.limit,
+                worse=change.worse,
+            )
 
 
 @report_format("jsonl", ".jsonl", of=Diff)

@@ -163,16 +163,17 @@ def _changes(diff: Diff, names: Sequence[str]) -> Iterator[Section]:
     def last(name: str) -> float:
         return float(values[name][-1]["change"])
 
-    kept = sorted(values, key=largest, reverse=True)[:_MOST_ROWS]
-    if not kept:
+    changed = [name for name in values if largest(name) > 0]
+    if not changed:
         return
+    kept = sorted(changed, key=largest, reverse=True)[:_MOST_ROWS]
     text = f"Change of {header_of(TOK_S)} from {first}, in percent; left is slower."
     if len(rest) == 1:
         text += (
             " Where a ratio is judged, it is the ratio's. A tick is the limit of a row."
         )
     if len(kept) < len(values):
-        text += f" The {len(kept)} rows of {len(values)} that changed most."
+        text += f" Of {len(values)} rows the {len(kept)} that changed most."
     kept.sort(key=last)
     shown = [value for name in kept for value in values[name]]
     by_row = alt.Y("row:N", sort=kept, title=None, axis=alt.Axis(labelLimit=280))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llama_perf.cli import diff
+from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Report, Status
 from llama_perf.strict_json import to_json
@@ -168,6 +169,23 @@ def test_other_devices_need_a_word(cli: CommandLine, given: Callable[..., str]) 
     assert "1 INCOMPARABLE" in output
 
 
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository without baselines, and files of which C, D and E fit nothing."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    git(folder, "init", "-q")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "one")
+    (folder / "baselines").mkdir()
+    texts = dict.fromkeys("ABD", to_json(STORED))
+    texts["C"] = to_json(report_of(measured(replace(CPU_ROW, max_new_tokens=7))))
+    texts["E"] = '{"benchmarks": []}'
+    texts["commit"] = git(folder, "rev-parse", "HEAD")[:12]
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    edited(folder / "D", {"schema_version": 3})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -199,23 +217,14 @@ def test_other_devices_need_a_word(cli: CommandLine, given: Callable[..., str]) 
 )
 def test_a_mistake_is_one_line(
     cli: CommandLine,
-    given: Callable[..., str],
-    tmp_path: Path,
+    mistaken: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: str,
     message: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
-    (tmp_path / "baselines").mkdir()
-    for name in "ABD":
-        given(name, STORED)
-    given("C", report_of(measured(replace(CPU_ROW, max_new_tokens=7))))
-    edited(tmp_path / "D", {"schema_version": 3})
-    (tmp_path / "E").write_text('{"benchmarks": []}', encoding="utf-8")
-    commit = git(tmp_path, "rev-parse", "HEAD")[:12]
+    monkeypatch.chdir(mistaken)
     refused = cli.refusal("diff", *words.split(), "--baselines", "baselines")
+    commit = (mistaken / "commit").read_text(encoding="utf-8")
     assert refused.startswith(message.replace("{commit}", commit))
 
 
@@ -255,6 +264,12 @@ def test_the_baselines_of_a_checkout_that_changed(
     # A slower row ends with 0: it is no gate.
     output, _ = cli(*words, given("fast.json", baseline_of(measured(tok_s=1000.0))))
     assert f"SLOWER {CPU_ROW.id}: " in output
+
+
+def test_rows_of_the_first_revisions_keep_their_ids(cli: CommandLine) -> None:
+    published = baselines.path_of(baselines.baselines_folder(), baselines.REFERENCE_KEY)
+    output, _ = cli("diff", str(published), str(published), "--row", "*int4wo*")
+    assert "\n2 rows, B compared with A: 2 SAME\n" in output
 
 
 def test_rows_that_were_not_measured_are_shown(

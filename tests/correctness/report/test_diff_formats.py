@@ -181,7 +181,10 @@ def test_the_limit_says_what_it_follows_from() -> None:
 
 def test_csv_has_every_metric_of_every_row() -> None:
     lines = list(csv.DictReader(io.StringIO(report.draw(DIFF, "csv"))))
-    assert len(lines) == 3 * len(METRICS)
+    # The two rows that both have were judged by a ratio, which has a line too.
+    assert len(lines) == 3 * len(METRICS) + 2
+    (ratio, _) = (line for line in lines if line["metric"].startswith("tok/s per "))
+    assert (ratio["A"], ratio["B"], ratio["worse"]) == ("5.0", "3.0", "True")
     calls = next(line for line in lines if line["metric"] == "calls a step")
     assert calls["id"] == CPU_ROW.id
     assert (calls["A"], calls["B"]) == ("100", "110")
