@@ -184,7 +184,8 @@ def test_csv_has_every_metric_of_every_row() -> None:
     # The two rows that both have were judged by a ratio, which has a line too.
     assert len(lines) == 3 * len(METRICS) + 2
     (ratio, _) = (line for line in lines if line["metric"].startswith("tok/s per "))
-    assert (ratio["A"], ratio["B"], ratio["worse"]) == ("5.0", "3.0", "True")
+    assert [float(ratio[name]) for name in ("A", "B")] == pytest.approx([5.0, 3.0])
+    assert ratio["worse"] == "True"
     calls = next(line for line in lines if line["metric"] == "calls a step")
     assert calls["id"] == CPU_ROW.id
     assert (calls["A"], calls["B"]) == ("100", "110")
