@@ -5,7 +5,8 @@ speed has a limit of its own: both sides may have several processes, and nothing
 that could confirm a loss. Knows no file.
 """
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
@@ -105,7 +106,9 @@ class DiffGate:
         ]
         speeds = [self._guarded(speed, row_id) for speed, _ in judged]
         # Of several quantities the one that is nearest to its loss.
-        nearest = min((limit for _, limit in judged), key=lambda one: one.change)
+        nearest = min(
+            (limit for _, limit in judged), key=lambda one: one.change + one.limit
+        )
         changes = [change for speed in speeds for change in speed.changes]
         reasons = [speed.reason for speed in speeds]
         if Basis.TOK_S not in notes:
@@ -141,22 +144,23 @@ class DiffGate:
         )
         by: LimitBy = "fixed"
         limit, found = limits["tok_s"], None
+        gain = limit
         least_processes = thresholds.MIN_PROCESSES
         why = (
             f"; fixed limit: neither side has the {least_processes} processes from"
             " which noise is estimated"
         )
         if self.limit is not None:
-            limit, by, why = self.limit, "--limit", ""
+            limit, gain, by, why = self.limit, self.limit, "--limit", ""
         elif spread is not None:
             least = limits["least_loss"]
-            limit = as_share(thresholds.difference_limit(spread, least))
+            beyond = thresholds.difference_limit(spread, least)
+            # So noisy a row is never faster: expm1 has no larger value.
+            limit, gain = as_share(beyond), math.expm1(min(beyond, 700))
             found = thresholds.difference_found(spread, least)
             by = "noise" if limit > least * (1 + 1e-9) else "least_loss"
             why = f"; by the noise of {first} and {counted(last, 'process')}"
         change = self._change(basis, row_id, limit)
-        # As far above as a loss of the limit is below.
-        gain = limit if by in {"fixed", "--limit"} else 1 / (1 - limit) - 1
         return (
             Judgement(
                 changes=(change,),
@@ -183,21 +187,28 @@ class DiffGate:
 
     def disturbed_before(self, row_id: str) -> str:
         """By what the first recording of a row was disturbed, in words."""
-        return _disturbance(row_id, self.before, self.after)
+        return _disturbance(row_id, self.before, {})
 
     def disturbed_after(self, row_id: str) -> str:
         """By what the last recording of a row was disturbed, in words."""
-        return _disturbance(row_id, self.after, self.before)
+        before, after = (
+            side.stored.environment.device_key for side in (self.before, self.after)
+        )
+        rows = self.before.rows if before == after else {}
+        return _disturbance(row_id, self.after, rows)
 
 
-def _disturbance(row_id: str, side: SpeedBaseline, other: SpeedBaseline) -> str:
+def _disturbance(
+    row_id: str, side: SpeedBaseline, rows: Mapping[str, BaselineRow]
+) -> str:
+    """By what a row of one side was disturbed; `rows` have the bandwidths before."""
     if (row := side.rows.get(row_id)) is None:
         return ""
     unquantized = side.unquantized[row_id]
     trial = Trial(
         row=row.result, unquantized=None if unquantized is None else unquantized.result
     )
-    return disturbance_of_trial(trial, other.rows)
+    return disturbance_of_trial(trial, rows)
 
 
 def diff_of(

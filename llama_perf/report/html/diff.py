@@ -1,6 +1,6 @@
 """The page of a comparison of recordings: its verdicts, its tables, its changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ _COLOURS = {
 }
 _BETTER = {Verdict.FASTER, Verdict.SMALLER}
 _MOST_ROWS = 60
+# Pixels of a row.
+_LINE = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +193,7 @@ def _outcome(row: DiffRow) -> str:
     return "better" if found.verdict in _BETTER else "within its limit"
 
 
-def _bars(values: Sequence[Any], by_row: alt.Y) -> dict[str, Any]:
+def _bars(values: Sequence[Mapping[str, Any]], by_row: alt.Y) -> dict[str, Any]:
     base = alt.Chart({"values": list(values)}).encode(y=by_row)
     colours = alt.Scale(domain=list(_COLOURS), range=list(_COLOURS.values()))
     bars = base.mark_bar(height={"band": 0.6}).encode(
@@ -210,10 +212,10 @@ def _bars(values: Sequence[Any], by_row: alt.Y) -> dict[str, Any]:
         .mark_text(align="left", dx=4)
         .encode(x="end:Q", text="verdict:N")
     )
-    return _spec(bars + ticks + words)
+    return _spec(bars + ticks + words, values)
 
 
-def _points(values: Sequence[Any], by_row: alt.Y) -> dict[str, Any]:
+def _points(values: Sequence[Mapping[str, Any]], by_row: alt.Y) -> dict[str, Any]:
     chart = (
         alt.Chart({"values": list(values)})
         .mark_point(size=70, filled=True)
@@ -225,10 +227,14 @@ def _points(values: Sequence[Any], by_row: alt.Y) -> dict[str, Any]:
             tooltip=["row:N", "recording:N", alt.Tooltip("change:Q", format="+.1f")],
         )
     )
-    return _spec(chart)
+    return _spec(chart, values)
 
 
-def _spec(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.to_dict()
+def _spec(
+    chart: alt.Chart | alt.LayerChart, values: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    rows = {value["row"] for value in values}
+    height = _LINE * len(rows)
+    spec: dict[str, Any] = chart.properties(height=height).to_dict()
     # The page has a style of its own.
     return {name: value for name, value in spec.items() if name != "config"}

@@ -31,6 +31,7 @@ from tests.correctness.support.record_samples import (
     unmeasured,
 )
 
+INT8_CUDA = replace(CUDA_ROW, quantization="int8wo")
 CARD = replace(ENVIRONMENT, device_key="some-card", device_uuid="GPU-1", driver="580.1")
 
 
@@ -135,6 +136,36 @@ def test_the_noise_never_makes_a_limit_below_the_least_loss() -> None:
     assert found.speed.limit == pytest.approx(0.01)
 
 
+def test_rows_so_noisy_that_nothing_is_found_are_the_same() -> None:
+    wild = on_card([1.0, 100.0, 10_000.0])
+    for factor in (1e-3, 1e3):
+        other = on_card([factor * speed for speed in (1.0, 100.0, 10_000.0)])
+        found = only(compared(wild, other))
+        assert verdict(found) is Verdict.SAME
+        assert found.speed is not None
+        assert found.speed.limit == pytest.approx(1.0)
+
+
+def test_of_two_ratios_the_one_nearest_to_its_loss_is_shown() -> None:
+    # On another card of the model, the ratio to the unquantized row is noisy.
+    then, now = (
+        baseline_of_processes(
+            {CUDA_ROW: speeds, INT8_CUDA: [2 * speed for speed in ALIKE]},
+            environment=replace(CARD, device_uuid=uuid),
+            bandwidths=[20 * factor for _ in ALIKE],
+        )
+        for uuid, factor, speeds in (
+            ("GPU-1", 1.0, (80.0, 120.0, 90.0, 110.0, 100.0)),
+            ("GPU-2", 1.1, (100.0, 150.0, 112.0, 137.0, 125.0)),
+        )
+    )
+    found = compared(then, now).rows[1]
+    assert verdict(found) is Verdict.SLOWER
+    assert found.speed is not None
+    # The other one lost more, and less than its limit.
+    assert found.speed.metric == "tok/s per GB/s of the device"
+
+
 def test_a_row_of_a_cpu_is_judged_by_its_ratio() -> None:
     days = (1.0, 0.7, 1.3, 0.9, 1.2)
 
@@ -225,12 +256,16 @@ def test_other_weights_and_another_row_are_incomparable_and_fail() -> None:
 
 def test_other_devices_are_shown_and_not_judged() -> None:
     elsewhere = replace(ENVIRONMENT, device_key="cpu-other")
-    slow = baseline_of_processes({CPU_ROW: [10.0] * 3}, environment=elsewhere)
+    slow = baseline_of_processes(
+        {CPU_ROW: [10.0] * 3}, environment=elsewhere, bandwidths=[2.0] * 3
+    )
     diff = compared(baseline_of(measured()), slow)
     assert (verdict(only(diff)), diff.failed) == (Verdict.INCOMPARABLE, False)
     assert only(diff).metric(TOK_S.title).changes[1] == pytest.approx(-0.9)
     assert only(diff).metric(TOK_S.title).limit is None
     assert diff.sides[1].changes == ("device_key: cpu-some-2c -> cpu-other",)
+    # Nor does its bandwidth say that the row was disturbed.
+    assert only(diff).disturbed == ("", "")
 
 
 BROKEN = unmeasured(Status.INVALID, "it broke")
