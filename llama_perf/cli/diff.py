@@ -114,7 +114,7 @@ def compared(arguments: argparse.Namespace, limit: float | None) -> Diff:
         for row_id, result in recording.results().items()
     }
     rows = selection.select(
-        list(every.values()), request.row, place=" of them", words=None
+        list(every.values()), request.row, place=" of these recordings", words=None
     )
     found = diff_of(
         recordings,

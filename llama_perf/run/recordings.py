@@ -39,7 +39,7 @@ def read_all(
         if name == STDIN:
             read[name] = recording.parse(sys.stdin.read(), source="stdin")
         elif match is None or not is_absent(Path(name)):
-            read[name] = _of_file(name)
+            read[name] = _of_file(name, folder.parent)
         else:
             commit = resolve(match[1], root=folder.parent, field="diff")
             if match[2]:
@@ -55,12 +55,20 @@ def read_all(
     return [read[name] for name in names]
 
 
-def _of_file(name: str) -> Recording:
-    if is_absent(Path(name)):
+def _of_file(name: str, root: Path) -> Recording:
+    if is_absent(Path(name)) and _is_revision(name, root):
         raise RecordError(
-            f"{name}: no such file; the baseline of a revision is written as {name}:"
+            f"{name}: no such file; the baseline of that revision is written as {name}:"
         )
     return recording.read(Path(name))
+
+
+def _is_revision(name: str, root: Path) -> bool:
+    try:
+        resolve(name, root=root)
+    except UserError:
+        return False
+    return True
 
 
 def _of_commit(

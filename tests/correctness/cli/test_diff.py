@@ -190,7 +190,8 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "message"),
     [
         ("A", "diff: 'A' alone; name two or more to compare"),
-        ("A none.json", "none.json: no such file; the baseline of a revision is writt"),
+        ("A none.json", "none.json: cannot be read: No such file or directory"),
+        ("A HEAD", "HEAD: no such file; the baseline of that revision is written as H"),
         ("A .", ".: cannot be read: Is a directory"),
         ("A none:", "diff: 'none' names no commit of "),
         ("A --help:x", "unrecognized arguments: --help:x"),
@@ -209,7 +210,10 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "report: 'x.pdf' is not allowed; allowed: a file ",
         ),
         ("none none --report no/x.md", "report: 'no/x.md' is not allowed; its folder "),
-        ("A B --row *int3*", "row: no row of them matches '*int3*'; there are 2 rows"),
+        (
+            "A B --row *int3*",
+            "row: no row of these recordings matches '*int3*'; there a",
+        ),
         ("A C", "diff: A and C have no row in common"),
         ("A D", "D: schema_version: 3 is not allowed; allowed: 1 or 2"),
         ("A E", "E: it holds no llama-perf records; save one with pytest tests/perf "),
