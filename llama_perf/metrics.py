@@ -74,6 +74,11 @@ class Metric:
     digits: int = 3
     limits: tuple[LimitField, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What an option calls it: its column's name, or else its field's."""
+        return self.column.name if self.column else self.source.rpartition(".")[2]
+
     def read(self, measurement: object) -> float | None:
         """The metric's value, None if it was not measured."""
         value = measurement

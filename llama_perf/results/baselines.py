@@ -75,6 +75,16 @@ class BaselineRow:
             processes=self.processes or (samples_of(self.measurement),),
         )
 
+    @property
+    def result(self) -> RowResult:
+        """The row as a run's result has it."""
+        return RowResult(
+            id=self.id,
+            row=self.row,
+            status=Status.MEASURED,
+            measurement=self.measurement,
+        )
+
 
 @record
 class Baseline:
