@@ -166,7 +166,7 @@ def _all_columns(
             continue
         form = f"{{:.{column.digits}f}}"
         cells = cells_of(map(metric.read, measured), form, column.scale)
-        yield Column(column.name, column.header, cells)
+        yield Column(column.name, column.header, cells, column.is_usual)
         if column.change is not None:
             name, title = column.change
             changes = [change_of(comparison, title) for comparison in verdicts]
