@@ -22,7 +22,7 @@ from markupsafe import Markup
 _FOLDER = Path(__file__).parent
 _NOTHING = Markup("")
 # In the order in which they run: tables are of use before the charts' library is read.
-_SCRIPTS = ("tables.js", "charts.js")
+_SCRIPTS = ("tables.js", "rows.js", "charts.js")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
