@@ -21,6 +21,8 @@ from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
 _NOTHING = Markup("")
+# In pixels: Vega-Lite's own, and what an axis and its title take.
+_USUAL_HEIGHT, _AXIS_HEIGHT = 300, 50
 # In the order in which they run: tables are of use before the charts' library is read.
 _SCRIPTS = ("tables.js", "rows.js", "charts.js")
 
@@ -40,6 +42,12 @@ class Chart:
     title: str
     text: str
     spec: dict[str, Any]
+
+    @property
+    def room(self) -> int:
+        """The height in pixels that is kept for it until it is drawn."""
+        height = self.spec.get("height")
+        return (height if isinstance(height, int) else _USUAL_HEIGHT) + _AXIS_HEIGHT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

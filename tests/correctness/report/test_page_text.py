@@ -95,10 +95,7 @@ def test_a_missing_package_is_one_line_before_anything_is_drawn(
     report.write(many_rows(2), path)
     missing = "html needs vl_convert, which is not installed"
     install = "pip install 'llama-perf[html]'"
-    find = report.find_spec
-    monkeypatch.setattr(
-        report, "find_spec", lambda name: None if name == "vl_convert" else find(name)
-    )
+    monkeypatch.setattr(report, "find_spec", lambda name: name != "vl_convert" or None)
     monkeypatch.setattr(report, "_drawn", None)
     line = cli.refusal("report", str(path), "--format", "html")
     assert line == f"format: 'html' is not allowed; {missing}: {install}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.remote.webelement import WebElement
 
 _INSTALL = "apt-get install chromium chromium-driver"
 _ARGUMENTS = (
@@ -47,22 +48,27 @@ def opened(
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": theme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for log in ("browser", "performance"):
-        browser.get_log(log)  # what is older
+    for name in ("browser", "performance"):
+        _log(browser, name)  # what is older
     browser.get(path.as_uri())
     return browser
 
 
 def complaints(browser: Chrome) -> list[str]:
     """Errors and warnings that the page caused since they were last asked for."""
-    return [entry["message"] for entry in browser.get_log("browser")]
+    return [entry["message"] for entry in _log(browser, "browser")]
+
+
+def _log(browser: Chrome, name: str) -> list[Any]:
+    entries: list[Any] = browser.get_log(name)  # type: ignore[no-untyped-call]
+    return entries
 
 
 def requests(browser: Chrome) -> list[str]:
     """The addresses that the page asked for since it was opened, but its own."""
     return [
         url
-        for entry in browser.get_log("performance")
+        for entry in _log(browser, "performance")
         if (message := _message(entry))["method"] == "Network.requestWillBeSent"
         and not (url := message["params"]["request"]["url"]).startswith(
             ("file:", "data:")
@@ -76,12 +82,43 @@ def _message(entry: Mapping[str, Any]) -> Any:
 
 def mark(browser: Chrome, name: str) -> float:
     """When the page set this mark, in ms since it was asked for; it waits for it."""
-    script = """
-        const done = arguments[1], wait = () => {
-            const [found] = performance.getEntriesByName(arguments[0]);
-            found ? done(found.startTime) : setTimeout(wait, 10);
-        };
-        wait();
-    """
-    when: float = browser.execute_async_script(script, name)
+    marks = f"performance.getEntriesByName({json.dumps(name)})"
+    wait_for(browser, f"{marks}.length > 0")
+    when: float = browser.execute_script(f"return {marks}[0].startTime")
     return when
+
+
+def assert_quiet(browser: Chrome) -> None:
+    """Nothing was complained of, and nothing was asked of a network."""
+    assert complaints(browser) == []
+    assert requests(browser) == []
+
+
+def find(browser: Chrome, selector: str) -> WebElement:
+    """The first element of the page that the selector of CSS names."""
+    return browser.find_element("css selector", selector)
+
+
+def texts(browser: Chrome, selector: str) -> list[str]:
+    """The texts of the elements that can be seen."""
+    script = """
+        return [...document.querySelectorAll(arguments[0])]
+            .filter((element) => element.checkVisibility())
+            .map((element) => element.textContent.trim());
+    """
+    found: list[str] = browser.execute_script(script, selector)
+    return found
+
+
+def press(browser: Chrome, key: str) -> None:
+    """Press a key, wherever the focus is."""
+    ActionChains(browser).send_keys(key).perform()
+
+
+def wait_for(browser: Chrome, condition: str) -> None:
+    """Wait until a condition, in JavaScript, holds; a test fails after 20 s."""
+    browser.execute_async_script(f"""
+        const done = arguments[0];
+        const wait = () => {{ ({condition}) ? done() : setTimeout(wait, 10); }};
+        wait();
+    """)

@@ -15,6 +15,8 @@ from tests.correctness.support.record_samples import (
     unmeasured,
 )
 
+ROWS = 86
+"""Of the page that most tests open."""
 HOSTILE = """</script><script>alert(1)</script> & "quoted" 'too' \u202eright to left"""
 _IN_A_NAME = "<script>alert(1)</script>&\"'\u202e"
 AGAIN = ("llama-perf", "run", "--compare")
