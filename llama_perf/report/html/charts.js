@@ -115,5 +115,5 @@
   );
   figures.forEach((figure) => observer.observe(figure));
   addEventListener("beforeprint", () => figures.forEach(drawFigure));
-  window.llamaPerf = { draw, show };
+  window.llamaPerf = { draw, show, specOf };
 })();

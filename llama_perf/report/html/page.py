@@ -52,11 +52,15 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of a page under a heading of its own: HTML, then charts."""
+    """A part of a page under a heading of its own: HTML, then charts.
+
+    The specs of charts `on_demand` are in the page, for a script of its own to draw.
+    """
 
     title: str
     html: Markup = _NOTHING
     charts: Sequence[Chart] = ()
+    on_demand: Sequence[Chart] = ()
 
     @property
     def name(self) -> str:
@@ -66,7 +70,9 @@ class Section:
 
 def page(title: str, sections: Sequence[Section], *, note: str | None = None) -> str:
     """A document as HTML; `note` is what a reader has to know before all else."""
-    charts = [chart for section in sections for chart in section.charts]
+    charts = [
+        chart for section in sections for chart in (*section.charts, *section.on_demand)
+    ]
     scripts = list(_scripts(has_charts=bool(charts)))
     return render(
         "page.html.j2",

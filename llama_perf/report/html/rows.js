@@ -113,6 +113,28 @@
     slots.get("figures").replaceChildren(...figuresOf(row));
   }
 
+  const figures = [...dialog.querySelectorAll("figure[data-row-chart]")];
+  let drawn = Promise.resolve([]);
+
+  /* Draws a row's charts in place of those of the row before. */
+  function drawCharts(row) {
+    const data = details[row.dataset.id].charts ?? {};
+    for (const figure of figures) figure.hidden = !(figure.id in data);
+    drawn = drawn.then((views) => {
+      // Another row may have been opened meanwhile.
+      if (row !== current) return views;
+      views.forEach((view) => view.finalize());
+      const shown = figures.filter((figure) => figure.id in data);
+      return Promise.all(
+        shown.map((figure) => {
+          const spec = llamaPerf.specOf(figure.id);
+          spec.datasets = { [figure.id]: data[figure.id] };
+          return llamaPerf.draw(figure.querySelector(".chart"), spec);
+        }),
+      );
+    });
+  }
+
   let current = null;
   function open(row) {
     current = row;
@@ -123,6 +145,7 @@
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
     slots.get("id").focus();
+    drawCharts(row);
   }
 
   function neighbour(step) {

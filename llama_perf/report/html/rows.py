@@ -127,6 +127,7 @@ def rows_section(
         some_failed=any(row.failed for row in rows),
         some_disturbed=any(row.disturbed for row in rows),
         mark=DISTURBED,
+        row_charts=(),
         details=json_in_html({row.id: _details(report, row) for row in rows}),
     )
     return Section(title="Rows", html=html)
