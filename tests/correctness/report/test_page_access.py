@@ -1,12 +1,14 @@
 """Whether everyone can use a page: contrast, themes, names, phones."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from llama_perf import report
 from tests.correctness.support.browser import assert_quiet, find, opened
-from tests.correctness.support.page_samples import ROWS
+from tests.correctness.support.page_samples import ROWS, many_rows
 
 
 def luminance(colour: str) -> float:
@@ -88,3 +90,42 @@ def test_every_control_and_picture_has_a_name(run_page: Path) -> None:
     ]
     assert {role for role, _ in found} >= {"button", "combobox", "searchbox", "link"}
     assert [role for role, text in found if not text] == []
+
+
+def test_axe_finds_nothing(tmp_path: Path, chart_page: Path) -> None:
+    spec = find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs axe: pip install --no-deps axe-playwright-python")
+    axe = Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    # It does not see what is behind text of these pages; a test above does.
+    check = """
+        const rules = { "color-contrast": { enabled: false } };
+        axe.run(document, { rules, resultTypes: ["violations"] }).then((found) =>
+            arguments[0](found.violations.map(
+                (one) => [one.help, one.nodes.map((node) => node.html)])));
+    """
+    small = tmp_path / "run.html"
+    report.write(many_rows(10, environment_changes=("torch: 1 -> 2",)), small)
+    for path, opener in ((chart_page, None), (small, None), (small, ".open")):
+        browser = opened(path)
+        if opener is not None:
+            find(browser, opener).click()
+        browser.execute_script(axe)
+        assert browser.execute_async_script(check) == [], (path.name, opener)
+
+
+def test_a_printed_page_is_light_and_shows_the_whole_table(run_page: Path) -> None:
+    browser = opened(run_page, width=1032, theme="dark")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    # An A4 sheet across, without its margins.
+    assert browser.execute_script("return document.body.scrollWidth") <= 1032
+    cut = """
+        return [...document.querySelectorAll("main .scroll")].filter(
+            (part) => part.scrollHeight > part.clientHeight + 1
+                || part.scrollWidth > part.clientWidth + 1).length
+    """
+    assert browser.execute_script(cut) == 0
+    behind = "return getComputedStyle(document.body).backgroundColor"
+    assert luminance(browser.execute_script(behind)) > 0.9
+    command = "return document.querySelector('.verdicts pre').checkVisibility()"
+    assert browser.execute_script(command)

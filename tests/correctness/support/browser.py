@@ -13,6 +13,7 @@ from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeServic
 from selenium.webdriver.remote.webelement import WebElement
 
 _INSTALL = "apt-get install chromium chromium-driver"
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
     *("--no-first-run", "--disable-extensions", "--disable-background-networking"),
@@ -23,17 +24,18 @@ _ARGUMENTS = (
 
 @cache
 def _browser() -> Chrome:
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
+    program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
         pytest.skip(f"needs Chromium and its driver: {_INSTALL}")
     options = ChromeOptions()
-    options.binary_location = str(programs[0])
+    options.binary_location = program
     for argument in _ARGUMENTS:
         options.add_argument(argument)
     logs = {"browser": "ALL", "performance": "ALL"}
     options.set_capability("goog:loggingPrefs", logs)
     # Named, so that selenium looks for none in the network.
-    browser = Chrome(options, ChromeService(str(programs[1])))
+    browser = Chrome(options, ChromeService(driver))
     browser.set_script_timeout(20)
     atexit.register(browser.quit)
     return browser
