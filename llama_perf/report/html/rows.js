@@ -25,11 +25,17 @@
 
   const form = document.getElementById("filters");
   const rows = [...table.tBodies[0].rows];
-  const details = JSON.parse(document.getElementById("row-details").textContent);
+  let details = null;
   const dialog = document.getElementById("details");
   const slots = new Map();
   for (const slot of dialog.querySelectorAll("[data-slot]")) {
     slots.set(slot.dataset.slot, slot);
+  }
+
+  /* What the page knows of a row: megabytes, so they are read when one is opened. */
+  function detailsOf(row) {
+    details ??= JSON.parse(document.getElementById("row-details").textContent);
+    return details[row.dataset.id];
   }
 
   function isShown(row, wanted) {
@@ -92,7 +98,7 @@
   }
 
   function fill(row) {
-    const known = details[row.dataset.id];
+    const known = detailsOf(row);
     for (const name of ["reason", "disturbed"]) {
       slots.get(name).textContent = known[name] ?? "";
       slots.get(name).hidden = !known[name];
@@ -118,7 +124,7 @@
 
   /* Draws a row's charts in place of those of the row before. */
   function drawCharts(row) {
-    const data = details[row.dataset.id].charts ?? {};
+    const data = detailsOf(row).charts ?? {};
     for (const figure of figures) figure.hidden = !(figure.id in data);
     drawn = drawn.then((views) => {
       // Another row may have been opened meanwhile.

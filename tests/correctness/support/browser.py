@@ -42,9 +42,14 @@ def _browser() -> Chrome:
 
 
 def opened(
-    path: Path, *, width: int = 1400, height: int = 1000, theme: str = "light"
+    path: Path,
+    *,
+    width: int = 1400,
+    height: int = 1000,
+    theme: str = "light",
+    at: str = "",
 ) -> Chrome:
-    """The browser, which has just opened the page and drawn its first charts."""
+    """The browser, which has just opened the page, at the section named `at`."""
     browser = _browser()
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -52,7 +57,9 @@ def opened(
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     for name in ("browser", "performance"):
         _log(browser, name)  # what is older
-    browser.get(path.as_uri())
+    # Another part of the same page would not be read anew.
+    browser.get("about:blank")
+    browser.get(f"{path.as_uri()}#{at}")
     return browser
 
 
