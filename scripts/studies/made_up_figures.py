@@ -145,7 +145,8 @@ def measurement(row: RowSpec, process: str, change: Change = UNCHANGED) -> Measu
     if closeness_db is None and row.kv_cache is not None:
         closeness_db = _CACHE_DB
     if closeness_db is not None:
-        closeness_db += random.Random(f"{SEED}:{row.id}").gauss(0, 0.3)
+        weights = f"{row.model}:{row.quantization}:{row.dtype}:{row.kernels}"
+        closeness_db += random.Random(f"{SEED}:{weights}").gauss(0, 0.3)
     return Measurement(
         tok_s=tok_s,
         decode_tok_s=row.batch_size * (row.max_new_tokens - 1) * 1e9 / median(decode_ns)
