@@ -32,7 +32,7 @@ class Chart:
     """A Vega-Lite chart with its data inside.
 
     `name` is its id in the page, `text` what it shows, in words: it stands below the
-    title, and a screen reader reads it in place of the picture. A chart without a
+    picture, and a screen reader reads it in place of that. A chart without a
     `width` takes that of the page. Background and text have no colours of their own. A
     parameter named `visible` gets the ids of the rows that the page shows, null for
     all.

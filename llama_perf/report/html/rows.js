@@ -124,17 +124,22 @@
 
   /* Draws a row's charts in place of those of the row before. */
   function drawCharts(row) {
-    const data = detailsOf(row).charts ?? {};
-    for (const figure of figures) figure.hidden = !(figure.id in data);
+    const known = detailsOf(row).charts ?? {};
+    const shown = figures.filter((figure) => figure.id in known);
+    for (const figure of figures) figure.hidden = !shown.includes(figure);
+    for (const figure of shown) {
+      figure.querySelector(".figures").textContent = known[figure.id].text;
+    }
     drawn = drawn.then((views) => {
       // Another row may have been opened meanwhile.
       if (row !== current) return views;
       views.forEach((view) => view.finalize());
-      const shown = figures.filter((figure) => figure.id in data);
       return Promise.all(
         shown.map((figure) => {
           const spec = llamaPerf.specOf(figure.id);
-          spec.datasets = { [figure.id]: data[figure.id] };
+          const { values, text } = known[figure.id];
+          spec.datasets = { [figure.id]: values };
+          spec.description += ` ${text}`;
           return llamaPerf.draw(figure.querySelector(".chart"), spec);
         }),
       );

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from llama_perf.metrics import METRICS
 from llama_perf.report.columns import DISTURBED, Column, Layout, columns, outcome
 from llama_perf.report.html.page import Section, json_in_html, render
+from llama_perf.report.html.row_charts import row_charts
+from llama_perf.report.html.row_data import row_data
+from llama_perf.report.html.row_texts import row_texts
 from llama_perf.report.notes import again
 from llama_perf.report.table import row_names
 from llama_perf.results.disturbance import disturbance
@@ -111,6 +114,7 @@ def rows_section(
         "kernels": sorted({row.result.row.kernels for row in rows}),
         "verdict": [row.verdict for row in sorted(rows, key=lambda row: row.rank)],
     }
+    charts = row_charts()
     html = render(
         "rows.html.j2",
         common=common,
@@ -127,10 +131,10 @@ def rows_section(
         some_failed=any(row.failed for row in rows),
         some_disturbed=any(row.disturbed for row in rows),
         mark=DISTURBED,
-        row_charts=(),
+        row_charts=charts,
         details=json_in_html({row.id: _details(report, row) for row in rows}),
     )
-    return Section(title="Rows", html=html)
+    return Section(title="Rows", html=html, on_demand=charts)
 
 
 def _cells(
@@ -144,7 +148,14 @@ def _cells(
 
 def _details(report: Report, row: Row) -> dict[str, object]:
     changes = row.comparison.changes if row.comparison else ()
+    data = row_data(row.result, row.comparison)
+    texts = row_texts(data)
     known = {
+        "charts": {
+            name: {"values": values, "text": texts[name]}
+            for name, values in data.items()
+            if values
+        },
         "verdict": row.verdict,
         "kind": row.kind,
         "reason": row.reason,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from llama_perf.report.columns import ALL, Layout
+from llama_perf.report.html.overview_charts import overview_charts
 from llama_perf.report.html.page import Section, page, render
 from llama_perf.report.html.rows import Row, rows_of, rows_section
 from llama_perf.report.notes import again, notes, reasons, summary
@@ -21,6 +22,7 @@ def run_page(report: Report, layout: Layout = ALL) -> str:
     sections = [
         _verdicts(report, rows),
         rows_section(report, rows, common, layout),
+        _charts(report),
         *_other_tables(report),
         _environment(report),
     ]
@@ -48,6 +50,13 @@ def _verdicts(report: Report, rows: list[Row]) -> Section:
         again={row.id: again(report, row.id) for row in failed},
     )
     return Section(title="Verdicts", html=html)
+
+
+def _charts(report: Report) -> Section:
+    """The charts of all rows, and why others are not there."""
+    charts, missing = overview_charts(report)
+    html = Markup().join(Markup("<p>{}</p>").format(line) for line in missing)
+    return Section(title="Charts", html=html, charts=charts)
 
 
 def _other_tables(report: Report) -> Iterator[Section]:

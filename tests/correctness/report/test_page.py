@@ -120,6 +120,39 @@ def test_details_open_by_a_key_and_step_through_the_rows_that_are_shown(
     assert_quiet(browser)
 
 
+def test_details_draw_the_charts_of_the_row(run_page: Path) -> None:
+    browser = opened(run_page)
+    samples = "document.querySelector('#row-samples .chart').ariaLabel"
+    row = find(browser, "#rows-table tbody tr")
+    row.find_element("css selector", ".open").click()
+    wait_for(browser, "document.querySelector('#row-memory svg') !== null")
+    shown = texts(browser, "#details figure h3")
+    assert [title.split(" (")[0] for title in shown] == [
+        "Samples and processes",
+        "Time of a decoding step by operator",
+        "Peak memory by what takes it",
+    ], "the row has no times of single tokens"
+    assert "median 50.031 tok/s" in browser.execute_script(f"return {samples}")
+    find(browser, "[data-step='1']").click()
+    wait_for(browser, f"{samples}.includes('median 87.056 tok/s')")
+    assert len(browser.find_elements("css selector", "#row-samples svg")) == 1
+    assert_quiet(browser)
+
+
+def test_charts_show_the_rows_that_the_filters_leave(run_page: Path) -> None:
+    browser = opened(run_page, at="charts")
+    points = "document.querySelectorAll('#roofline [class*=mark-symbol] path').length"
+    wait_for(browser, f"{points} > 40")
+    before = browser.execute_script(f"return {points}")
+    find(browser, "select[name=verdict]").send_keys("FASTER")
+    wait_for(browser, f"{points} < {before}")
+    # What is drawn later knows of the filter too; one that leaves nothing is no fault.
+    find(browser, "input[name=id]").send_keys("no such row")
+    browser.execute_script("document.querySelector('#changes').scrollIntoView()")
+    wait_for(browser, "document.querySelector('#changes svg') !== null")
+    assert_quiet(browser)
+
+
 def test_a_failed_row_says_why_and_gives_its_command_in_one_click(
     run_page: Path,
 ) -> None:
@@ -191,9 +224,10 @@ def test_500_rows_open_within_two_seconds(
     report.write(many_rows(500), path)
     times = []
     for _ in range(3):
-        browser = opened(path)
-        times.append(mark(browser, "tables-usable"))
-    record_property("ms until 500 rows can be used", times)
+        browser = opened(path, at="charts")
+        usable, drawn = mark(browser, "tables-usable"), mark(browser, "charts-drawn")
+        times.append(max(usable, drawn))
+    record_property("ms until 500 rows and charts are there", min(times))
     # The least, since what else the machine does only adds to it.
     assert min(times) < 2000
     assert_quiet(browser)

@@ -16,7 +16,7 @@ from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.run import Comparison, Verdict
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.page_samples import HOSTILE, hostile_run, many_rows
-from tests.correctness.support.record_samples import measured, report_of
+from tests.correctness.support.record_samples import CPU_ROW, measured, report_of
 
 
 class Elements(HTMLParser):
@@ -129,12 +129,17 @@ def test_the_note_on_a_run_stands_in_every_report() -> None:
 
 
 def test_every_verdict_has_a_place_in_the_page() -> None:
-    for verdict in Verdict:
-        result = measured()
-        judged = Comparison(id=result.id, verdict=verdict, reason="why", failed=False)
-        drawn = report.draw(report_of(result, comparisons=(judged,)), "html")
-        assert f"{verdict.value}</span>" in drawn
-    assert "MEASURED</span>" in report.draw(report_of(measured()), "html")
+    rows = [
+        replace(CPU_ROW, max_new_tokens=place + 10) for place in range(len(Verdict))
+    ]
+    judged = [
+        Comparison(id=row.id, verdict=verdict, reason="why", failed=False)
+        for row, verdict in zip(rows, Verdict, strict=True)
+    ]
+    run = report_of(*map(measured, rows), measured(), comparisons=tuple(judged))
+    drawn = report.draw(run, "html")
+    for word in [*(verdict.value for verdict in Verdict), "MEASURED"]:
+        assert f"{word}</span>" in drawn
 
 
 def test_a_run_without_rows_is_a_page() -> None:
