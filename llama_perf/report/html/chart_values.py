@@ -68,7 +68,7 @@ def label(row: RowSpec) -> str:
     return row.name or row.id
 
 
-def listed(words: Sequence[str], most: int = 12) -> str:
+def listed(words: Sequence[str], most: int) -> str:
     """The first of some words with commas between, and how many more there are."""
     more = f", and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

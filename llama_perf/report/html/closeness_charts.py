@@ -124,7 +124,7 @@ def _text(
     ]
     text = (
         "The dashed steps are the Pareto front: no other row is both closer and faster."
-        f" Of {counted(known, 'row')} these are on it: {listed(named)}."
+        f" Of {counted(known, 'row')} these are on it: {listed(named, 8)}."
     )
     if unquantized is not None:
         tok_s, result = unquantized

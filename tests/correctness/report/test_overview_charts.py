@@ -99,7 +99,7 @@ def test_a_point_of_the_roofline_is_the_bytes_and_the_speed_of_one_sequence() ->
         assert [one["is_end"] for one in ends] == [False, True]
         for end in ends:
             assert end["gb"] * end["tok_s"] == pytest.approx(gb_s, rel=1e-3)
-    assert f"{row.id} reaches 25%" in chart.text
+    assert f"{row.id} reaches 25.0%" in chart.text
     assert "20 tok/s" not in chart.text
 
 
