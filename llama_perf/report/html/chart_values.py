@@ -74,6 +74,15 @@ def listed(words: Sequence[str], most: int) -> str:
     return ", ".join(words[:most]) + more
 
 
+def domain(values: Sequence[float], *, least: float) -> list[float]:
+    """What an axis shows of some values: at least so much room at both ends.
+
+    Where none of the values is visible, a chart knows no domain of its own.
+    """
+    room = max(0.05 * (max(values) - min(values)), least)
+    return [rounded(min(values) - room), rounded(max(values) + room)]
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The numbers of the points that none beats, by their first value, then the second.
 
