@@ -9,6 +9,7 @@ from llama_perf.metrics import METRICS, TOK_S, Rule
 from llama_perf.report.html.chart_values import (
     LOOKS_OF_VERDICTS,
     Datum,
+    domain,
     label,
     listed,
     rounded,
@@ -21,6 +22,7 @@ from llama_perf.words import counted
 # Ratios of speeds have titles of their own, which are no metric's.
 _OTHERS = {metric.title for metric in METRICS if metric.rule is not Rule.SPEED}
 _LOOKS = {verdict.value: look for verdict, look in LOOKS_OF_VERDICTS.items()}
+_SHARES = ("change", "low", "high", "limit")
 Changed = tuple[RowResult, Comparison, MetricChange]
 
 
@@ -47,19 +49,28 @@ def changes(report: Report) -> Chart | None:
     )
     if not compared:
         return None
-    points = [_point(*one) for one in compared]
+    # What failed is drawn last, above the others.
+    points = [_point(*one) for one in sorted(compared, key=lambda one: one[1].failed)]
     x = alt.X(
-        "rank:Q",
-        title="rows, from the largest loss to the largest gain",
-        scale=alt.Scale(zero=False, nice=False, padding=8),
-        axis=alt.Axis(format="d", tickMinStep=1),
+        "place:Q",
+        title="rows, the largest loss first",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(labels=False, ticks=False, grid=False),
     )
-    y = alt.Y("change:Q", title="change of speed, %")
+    shown = [one[name] for one in points for name in _SHARES if name in one]
+    y = alt.Y(
+        "change:Q",
+        title="change of speed, %",
+        scale=alt.Scale(domain=domain([0, *shown], least=0.5), nice=False),
+    )
+    # Of the rows that are visible.
     base = (
         of_rows()
         .transform_window(
             rank="row_number()", sort=[alt.SortField("change", order="ascending")]
         )
+        .transform_joinaggregate(count="count()")
+        .transform_calculate(place="(datum.rank - 0.5) / datum.count")
         .encode(x=x)
     )
     dots = base.mark_point(filled=True, size=60, opacity=0.85).encode(

@@ -68,10 +68,19 @@ def label(row: RowSpec) -> str:
     return row.name or row.id
 
 
-def listed(words: Sequence[str], most: int = 12) -> str:
+def listed(words: Sequence[str], most: int) -> str:
     """The first of some words with commas between, and how many more there are."""
     more = f", and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
+
+
+def domain(values: Sequence[float], *, least: float) -> list[float]:
+    """What an axis shows of some values: at least so much room at both ends.
+
+    Where none of the values is visible, a chart knows no domain of its own.
+    """
+    room = max(0.05 * (max(values) - min(values)), least)
+    return [rounded(min(values) - room), rounded(max(values) + room)]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

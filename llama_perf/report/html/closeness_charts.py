@@ -5,7 +5,7 @@ from operator import itemgetter
 
 import altair as alt
 
-from llama_perf.report.html.chart_values import listed, pareto_front, rounded
+from llama_perf.report.html.chart_values import domain, listed, pareto_front, rounded
 from llama_perf.report.html.measured_rows import (
     Measured,
     measured,
@@ -50,27 +50,10 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
     ]
     places = [(db, sequence_tok_s(result, one)) for result, one, db in known]
     front = pareto_front(places)
+    on_front = set(front)
     points = [
-        {**point(result, figures), "db": rounded(db), "front": number in {*front}}
+        {**point(result, figures), "db": rounded(db), "front": number in on_front}
         for number, (result, figures, db) in enumerate(known)
-    ]
-    x = alt.X(
-        "db:Q",
-        title="closeness to the unquantized model, dB",
-        scale=alt.Scale(domain=_domain([db for db, _ in places]), nice=False),
-    )
-    y = alt.Y(
-        "tok_s:Q",
-        title="tok/s of one sequence",
-        scale=alt.Scale(zero=False, padding=12),
-    )
-    base = of_rows().encode(x=x, y=y)
-    data = {"rows": points}
-    layers = [
-        base.transform_filter("datum.front").mark_line(
-            interpolate="step-before", strokeWidth=1.5, strokeDash=[5, 3]
-        ),
-        family_points(base, points, db="dB", front="on the Pareto front"),
     ]
     unquantized = max(
         (
@@ -81,6 +64,26 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
         key=itemgetter(0),
         default=None,
     )
+    speeds = [tok_s for _, tok_s in places]
+    speeds += [] if unquantized is None else [unquantized[0]]
+    x = alt.X(
+        "db:Q",
+        title="closeness to the unquantized model, dB",
+        scale=_scale([db for db, _ in places], 1.0),
+    )
+    y = alt.Y(
+        "tok_s:Q",
+        title="tok/s of one sequence",
+        scale=_scale(speeds, 0.05 * max(speeds)),
+    )
+    base = of_rows().encode(x=x, y=y)
+    layers = [
+        base.transform_filter("datum.front").mark_line(
+            interpolate="step-before", strokeWidth=1.5, strokeDash=[5, 3]
+        ),
+        family_points(base, points, db="dB", front="on the Pareto front"),
+    ]
+    data = {"rows": points}
     if unquantized is not None:
         tok_s, result = unquantized
         level = {"row": result.id, "tok_s": rounded(tok_s), "label": "unquantized"}
@@ -104,10 +107,8 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
     )
 
 
-def _domain(values: Sequence[float]) -> list[float]:
-    """What an axis shows of some values, of which one alone may be there."""
-    room = max(0.05 * (max(values) - min(values)), 1.0)
-    return [rounded(min(values) - room), rounded(max(values) + room)]
+def _scale(values: Sequence[float], least: float) -> alt.Scale:
+    return alt.Scale(domain=domain(values, least=least), nice=False)
 
 
 def _text(
@@ -122,10 +123,13 @@ def _text(
         f"{_of_model(result.row)} ({db:.1f} dB, {tok_s:.1f} tok/s)"
         for result, (db, tok_s) in zip(front, places, strict=True)
     ]
-    text = (
-        "The dashed steps are the Pareto front: no other row is both closer and faster."
-        f" Of {counted(known, 'row')} these are on it: {listed(named)}."
-    )
+    text = f"Of {counted(known, 'row')} none is both as close and as fast as"
+    text += f" {named[0]}."
+    if len(named) > 1:
+        text = (
+            "The dashed steps are the Pareto front: no other row is both closer and"
+            f" faster. Of {counted(known, 'row')} these are on it: {listed(named, 8)}."
+        )
     if unquantized is not None:
         tok_s, result = unquantized
         text += (

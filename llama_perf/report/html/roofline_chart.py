@@ -129,8 +129,8 @@ def _text(rows: Measured, ceilings: Sequence[float]) -> str:
         return text
     by_share = itemgetter(0)
     (most, best), (least, worst) = max(shares, key=by_share), min(shares, key=by_share)
-    text += f" Of the bandwidth that was measured with it, {best} reaches {most:.0%}"
-    text += f", the most, and {worst} {least:.0%}, the least."
+    text += f" Of the bandwidth that was measured with it, {best} reaches {most:.1%}"
+    text += f", the most, and {worst} {least:.1%}, the least."
     if above := sum(share > 1 for share, _ in shares):
         text += f" {counted(above, 'row')} above it: a cache may hold their weights."
     return text

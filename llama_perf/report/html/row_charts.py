@@ -1,4 +1,7 @@
-"""Charts of one row, one spec each for all rows: `row_data` has a row's values."""
+"""Charts of one row, one spec each for all rows: `row_data` has a row's values.
+
+A chart of no values is not to be drawn.
+"""
 
 import altair as alt
 
@@ -68,7 +71,7 @@ def _stacked(
             "when:N",
             title=None,
             sort=[NOW, BEFORE],
-            scale=alt.Scale(paddingInner=0.4, paddingOuter=0.3),
+            scale=alt.Scale(domain=[NOW, BEFORE], paddingInner=0.4, paddingOuter=0.3),
         )
     )
     parts = (

@@ -75,5 +75,5 @@ def test_each_family_and_verdict_has_a_look_of_its_own() -> None:
 def test_numbers_and_lists_are_short() -> None:
     assert rounded(1234567.0) == 1235000.0
     assert rounded(0.000123456, 3) == 0.000123
-    assert listed(["a", "b"]) == "a, b"
+    assert listed(["a", "b"], 2) == "a, b"
     assert listed(["a", "b", "c", "d"], 2) == "a, b, and 2 more"

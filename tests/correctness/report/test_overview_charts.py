@@ -99,7 +99,7 @@ def test_a_point_of_the_roofline_is_the_bytes_and_the_speed_of_one_sequence() ->
         assert [one["is_end"] for one in ends] == [False, True]
         for end in ends:
             assert end["gb"] * end["tok_s"] == pytest.approx(gb_s, rel=1e-3)
-    assert f"{row.id} reaches 25%" in chart.text
+    assert f"{row.id} reaches 25.0%" in chart.text
     assert "20 tok/s" not in chart.text
 
 
@@ -162,6 +162,7 @@ def test_each_model_has_the_front_of_its_own_rows() -> None:
     assert "closeness is not known: 2." in first.text
     # The speed of one of its two sequences.
     assert [one["tok_s"] for one in points(second)] == [25.0]
+    assert "none is both as close and as fast as int8wo.fp32.cpu" in second.text
     assert "unquantized row" not in second.text
     assert "not known" not in second.text
     assert first.name != second.name
@@ -194,15 +195,6 @@ def test_changes_are_sorted_with_their_limits_and_intervals() -> None:
     chart = drawn(changes(report))
     assert points(chart) == [
         {
-            "row": slower.id,
-            "verdict": "SLOWER",
-            "metric": "tok/s",
-            "change": -8.0,
-            "low": -9.0,
-            "high": -7.0,
-            "limit": -2.0,
-        },
-        {
             "row": ratio.id,
             "verdict": "SAME",
             "metric": "a ratio",
@@ -214,6 +206,16 @@ def test_changes_are_sorted_with_their_limits_and_intervals() -> None:
             "verdict": "FASTER",
             "metric": "tok/s",
             "change": 5.0,
+            "limit": -2.0,
+        },
+        # What failed is drawn last.
+        {
+            "row": slower.id,
+            "verdict": "SLOWER",
+            "metric": "tok/s",
+            "change": -8.0,
+            "low": -9.0,
+            "high": -7.0,
             "limit": -2.0,
         },
     ]
@@ -252,6 +254,9 @@ def test_all_charts_of_many_rows_are_small_and_filter_by_row() -> None:
         (visible,) = chart.spec["params"]
         assert visible == {"name": "visible", "value": None}
         assert len(json.dumps(chart.spec)) < 200 * len(ids)
+        # Else it would have none, and say so, where no row is visible.
+        for axis in chart_specs.axes(chart.spec):
+            assert "domain" in axis["scale"], axis
         for layer in chart.spec["layer"]:
             source = layer.get("data", chart.spec.get("data"))["name"]
             filters = str(layer.get("transform"))
