@@ -37,6 +37,7 @@ def _browser() -> Chrome:
     # Named, so that selenium looks for none in the network.
     browser = Chrome(options, ChromeService(driver))
     browser.set_script_timeout(20)
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     atexit.register(browser.quit)
     return browser
 
@@ -95,6 +96,13 @@ def mark(browser: Chrome, name: str) -> float:
     wait_for(browser, f"{marks}.length > 0")
     when: float = browser.execute_script(f"return {marks}[0].startTime")
     return when
+
+
+def work_ms(browser: Chrome) -> float:
+    """The ms for which the page's thread has been on a core since it was asked for."""
+    found = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    seconds: float = next(one["value"] for one in found if one["name"] == "ThreadTime")
+    return seconds * 1000
 
 
 def assert_quiet(browser: Chrome) -> None:
