@@ -45,10 +45,14 @@ LOOKS_OF_VERDICTS = {
     Verdict.SAME: (BLUE, "circle"),
     Verdict.FASTER: (GREEN, "triangle-up"),
     Verdict.SMALLER: (GREEN, "diamond"),
+    # Their speed was not judged.
     Verdict.INCOMPARABLE: (GREY, "diamond"),
+    Verdict.NOT_COMPARED: (GREY, "circle"),
+    Verdict.NO_BASELINE: (GREY, "square"),
+    Verdict.NOT_RUN: (GREY, "triangle-left"),
+    Verdict.INVALID: (GREY, "cross"),
 }
-"""Those of rows that were compared: verdicts that fail a row have shapes with corners.
-"""
+"""Verdicts that fail a row have other shapes than those that do not."""
 
 
 def rounded(value: float, digits: int = 4) -> float:
