@@ -28,30 +28,37 @@ def end(
     *,
     file: ResultsFile,
     remarks: Sequence[str] = (),
+    problems: Sequence[str] = (),
     interrupted: int | None = None,
     advice: Sequence[str] = (),
 ) -> int:
     """Print the report and write its files; 1 where a row failed.
 
     Where the results `file` or a report could not be written it is 2. `remarks` are
-    lines below the table. `interrupted` is the exit code after an interrupt; `advice`
-    says then, at the very end, what is left undone.
+    lines below the table, and `problems` are files that could not be written either.
+    `interrupted` is the exit code after an interrupt; `advice` says then, at the very
+    end, what is left undone.
     """
     # What is printed may meet a full disk or a closed pipe: the files come first.
-    problems = [*filter(None, [file.problem]), *request.write_reports(report)]
+    unwritten = [*filter(None, [file.problem]), *request.write_reports(report)]
+    unwritten += problems
     print_report(report, request)
     for line in remarks:
         print(line)
     if request.print_results:
         print(to_line(report))
-    sys.stdout.flush()
-    for problem in problems:
-        print(f"llama-perf: error: {problem}", file=sys.stderr)
+    code = code_of(unwritten)
     if interrupted is not None:
         for line in advice:
             # As it is: a command that a terminal's width broke could not be copied.
             print(line, file=sys.stderr)
         return interrupted
-    if report.failed:
-        return 1
+    return 1 if report.failed else code
+
+
+def code_of(problems: Sequence[str]) -> int:
+    """Say which files could not be written, a line each; 2 where there is any, or 0."""
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"llama-perf: error: {problem}", file=sys.stderr)
     return 2 if problems else 0

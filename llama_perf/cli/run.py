@@ -6,6 +6,7 @@ from contextlib import closing
 
 from llama_perf.cli.ending import end
 from llama_perf.run import options, read_options
+from llama_perf.run.baseline_patch import unfinished
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import Interruptible
 from llama_perf.run.resume import interrupted_lines
@@ -21,14 +22,15 @@ def main(arguments: argparse.Namespace) -> int:
     # It imports torch, and a mistake in the options is reported sooner without.
     from llama_perf.run.compared_run import ComparedRun
 
-    display = Display.on(sys.stderr)
+    display, offer = Display.on(sys.stderr), unfinished(request)
     with (
         closing(ComparedRun(rows, request, display=display)) as run,
         Interruptible() as block,
     ):
         for row in rows:
             run.run_row(row)
-    lines = []
+        offer = run.offer_patch()
+    lines: list[str] = []
     if block.code is not None:
         command = [*options.program("llama-perf"), *arguments.words]
         lines = interrupted_lines(run.report, request, block.code, command)
@@ -36,7 +38,8 @@ def main(arguments: argparse.Namespace) -> int:
         run.report,
         request,
         file=run.file,
-        remarks=run.missing_baselines(),
+        remarks=[*run.missing_baselines(), *offer.lines],
+        problems=offer.problems,
         interrupted=block.code,
         advice=lines,
     )

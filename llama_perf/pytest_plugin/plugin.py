@@ -20,10 +20,11 @@ import pytest
 
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
+from llama_perf.pytest_plugin.junit import junit_properties
 from llama_perf.results import baselines
 from llama_perf.results.disturbance import disturbance
-from llama_perf.results.run import Comparison, RowResult
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.baseline_patch import unfinished
 from llama_perf.run.display import Display
 from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts, shielded
 from llama_perf.run.options import RunRequest, program
@@ -41,7 +42,6 @@ _FIGURES = (
     *("tok_s", "decode_tok_s", "time_to_first_token_s", "bandwidth_gb_s"),
     *("device_bandwidth_gb_s", "peak_memory_bytes", "model_size_bytes", "weights"),
 )
-_JUNIT_FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
 
 
 class SampleClock:
@@ -75,6 +75,7 @@ class LlamaPerfPlugin:
         """Those of the test that runs, which `--junitxml` writes."""
         self._mistake: UserError | None = None
         self._unwritten: list[str] = []
+        self._offer = unfinished(request)
 
     @cached_property
     def rows(self) -> dict[str, RowSpec]:
@@ -115,8 +116,19 @@ class LlamaPerfPlugin:
 
     # -- running ------------------------------------------------------------------
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(
+        self, session: pytest.Session
+    ) -> Generator[None, object, object]:
+        """Start the run of the collected rows, and end it with the baseline's patch."""
+        self._start(session)
+        ended = yield
+        if self._run is not None:
+            with self._terminal():
+                self._offer = self._run.offer_patch()
+        return ended
+
+    def _start(self, session: pytest.Session) -> None:
         """Start the run of the collected rows; a mistake ends pytest in one line."""
         rows = [
             self.rows[str(item.callspec.params[ROW_FIXTURE])]
@@ -267,6 +279,7 @@ class LlamaPerfPlugin:
             self._unwritten = self._request.write_reports(self._run.report)
         if self._request.results_named and self._run.file.problem is not None:
             self._unwritten.insert(0, self._run.file.problem)
+        self._unwritten += self._offer.problems
         if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if self._reporter is None:
@@ -282,6 +295,7 @@ class LlamaPerfPlugin:
         if self._run is None:
             return
         report, lines = self._run.report, self._run.missing_baselines()
+        lines += self._offer.lines
         if self._interrupt is not None:
             words = map(str, self._config.invocation_params.args)
             code, command = exit_code(self._interrupt), [*program("pytest"), *words]
@@ -304,24 +318,6 @@ class LlamaPerfPlugin:
             terminalreporter.write(line + "\n")
         for problem in self._unwritten:
             terminalreporter.write(f"ERROR: {problem}\n", red=True)
-
-
-def junit_properties(
-    result: RowResult, comparison: Comparison
-) -> Iterator[tuple[str, object]]:
-    """What `--junitxml` writes of a row: what is known of it, and why it failed."""
-    yield "row", result.id
-    if result.row.name is not None:
-        yield "name", result.row.name
-    yield "verdict", comparison.verdict.value
-    for figure in _JUNIT_FIGURES:
-        value = getattr(result.measurement, figure, None)
-        if value is not None:
-            yield figure, value
-    if words := disturbance(result, comparison):
-        yield "disturbed", words
-    if comparison.failed or result.measurement is None:
-        yield "reason", comparison.reason
 
 
 @contextmanager

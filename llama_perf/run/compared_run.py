@@ -33,7 +33,8 @@ from llama_perf.results.run import (
 )
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import worker
+from llama_perf.run import baseline_patch, worker
+from llama_perf.run.baseline_patch import Offer
 from llama_perf.run.confirmation import blame, confirm, rows_by_pairs
 from llama_perf.run.display import Display, Running
 from llama_perf.run.lock import locked
@@ -68,6 +69,7 @@ class ComparedRun:
         display: Display,
     ) -> None:
         _check_comparing(request)
+        baseline_patch.check(request, is_named=named is not None)
         if request.base is not None:
             resolve(request.base)
         self._request, self._display = request, display
@@ -275,6 +277,11 @@ class ComparedRun:
         same = result.row.fingerprint == stored.fingerprint
         return result if same and result.measurement is not None else None
 
+    def offer_patch(self) -> Offer:
+        """Measure and write what `--baseline-patch` asks for, after the last row."""
+        self._end_worker()
+        return baseline_patch.offer(self.report, self._request, self._display)
+
     def missing_baselines(self) -> list[str]:
         """Lines of advice on baselines that are missing."""
         verdicts = [comparison.verdict for comparison in self.report.comparisons]
@@ -290,9 +297,15 @@ class ComparedRun:
         ]
 
 
+_OF_COMPARING = (
+    *("base", "no_confirm", "on_missing_baseline", "on_undecided"),
+    "baseline_patch",
+)
+
+
 def _check_comparing(request: RunRequest) -> None:
     """Raise UserError where an option is set that only a comparison would use."""
-    for name in ("base", "no_confirm", "on_missing_baseline", "on_undecided"):
+    for name in _OF_COMPARING:
         option = name.replace("_", "-")
         is_set = getattr(request, name) != OPTIONS[f"--{option}"]["default"]
         if is_set and not request.compare:

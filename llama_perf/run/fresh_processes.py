@@ -26,19 +26,25 @@ def default_processes(rows: Sequence[RowSpec]) -> int:
 
 
 def in_fresh_processes(
-    rows: Sequence[RowSpec], *, processes: int, options: RunRequest, display: Display
+    rows: Sequence[RowSpec],
+    *,
+    processes: int,
+    options: RunRequest,
+    display: Display,
+    leave_out: Callable[[str], None] | None = None,
 ) -> tuple[Environment, list[RowResult]]:
     """Run each row once, then each once more, and so on.
 
     Returns the environment and all results. A row that cannot run here is tried once.
     The first process of a row compiles anew, which gives the time to compile; the
-    others use what is there already. A process that was disturbed is named.
-    Raises RecordError where a row ends INVALID or the environment changes: the results
-    are then no baseline.
+    others use what is there already. A process that was disturbed is named. Where a row
+    ends INVALID, `leave_out` is told why, and the results lack it. Raises RecordError
+    without `leave_out`, where no row is left, and where the environment changes: the
+    results are then no baseline.
     """
     devices = {row.device for row in rows}
     runnable, first = list(rows), None
-    results = []
+    results: list[RowResult] = []
     numbers = range(1, processes + 1)
     display.plan_rows(
         [
@@ -65,10 +71,17 @@ def in_fresh_processes(
                     counted=result.measurement is not None,
                 )
             if result.status is Status.INVALID or environment is None:
-                raise RecordError(
-                    f"baseline: {row.id} is INVALID in process {number} of"
-                    f" {processes}: {result.reason}"
+                problem = (
+                    f"{row.id} is INVALID in process {number} of {processes}:"
+                    f" {result.reason}"
                 )
+                if leave_out is None:
+                    raise RecordError(f"baseline: {problem}")
+                leave_out(problem)
+                results = [other for other in results if other.id != row.id]
+                runnable.remove(row)
+                display.drop(row.id)
+                continue
             first = first or environment
             if changed := first.changes(environment):
                 raise RecordError(
@@ -79,7 +92,8 @@ def in_fresh_processes(
                 runnable.remove(row)
                 display.drop(row.id)
             results.append(result)
-    assert first is not None, "a selection has at least one row"
+    if first is None:
+        raise RecordError("baseline: every row ended INVALID")
     return first, results
 
 

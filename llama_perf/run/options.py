@@ -136,6 +136,12 @@ class RunRequest:
         "continue the run whose results are in the --results file: rows it measured are"
         " not measured again"
     )
+    baseline_patch: Path | None = _option(
+        "with a comparison, measure the rows that became faster or smaller, or that the"
+        " baseline lacks, in as many processes as `llama-perf baseline record` does,"
+        " and write the change of the baseline to this file, which `git apply` takes",
+        "FILE",
+    )
     report: tuple[Path, ...] = _repeatable(
         "write the report to this file, in the format of its suffix:"
         f" {', '.join(reports.suffixes())} (repeatable)",
@@ -234,13 +240,12 @@ class RunRequest:
 
         Returns a line for each file that cannot be written.
         """
-        problems, layout = [], in_files(self.columns)
-        for path in filter(None, (*self.report, self.markdown)):
+        layout = in_files(self.columns)
+        problems = reports.write_all(results, self.report, layout)
+        if self.markdown is not None:
+            text = reports.draw(results, "markdown", layout)
             try:
-                if path == self.markdown:
-                    write_atomically(path, reports.draw(results, "markdown", layout))
-                else:
-                    reports.write(results, path, layout)
+                write_atomically(self.markdown, text)
             except WriteError as error:
                 problems.append(str(error))
         return problems

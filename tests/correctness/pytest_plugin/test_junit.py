@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llama_perf.gate.verdict import not_compared
-from llama_perf.pytest_plugin.plugin import junit_properties
+from llama_perf.pytest_plugin.junit import junit_properties
 from llama_perf.results.measurement import SystemLoad
 from llama_perf.results.run import Verdict
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project

@@ -132,7 +132,7 @@ def test_a_file_of_version_1_is_read_and_written_anew(stored: Path) -> None:
     assert old.schema_version == 1
     merged = record(stored.parents[1], measured(OTHER))
     assert merged.schema_version == 2
-    assert merged.rows[1].measurement == old.rows[0].measurement
+    assert merged.rows[0].measurement == old.rows[0].measurement
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
