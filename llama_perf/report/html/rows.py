@@ -83,7 +83,7 @@ class Row:
 
     @property
     def model(self) -> str:
-        """The name of its model, without the folder that it lies in."""
+        """The name of its model, or the path of one."""
         return self.result.row.model
 
     @property

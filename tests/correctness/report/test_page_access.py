@@ -102,7 +102,7 @@ def test_axe_finds_nothing(tmp_path: Path, chart_page: Path) -> None:
         const rules = { "color-contrast": { enabled: false } };
         axe.run(document, { rules, resultTypes: ["violations"] }).then((found) =>
             arguments[0](found.violations.map(
-                (one) => [one.help, one.nodes.map((node) => node.html)])));
+                (broken) => [broken.help, broken.nodes.map((node) => node.html)])));
     """
     small = tmp_path / "run.html"
     report.write(many_rows(10, environment_changes=("torch: 1 -> 2",)), small)

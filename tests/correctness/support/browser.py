@@ -101,7 +101,9 @@ def mark(browser: Chrome, name: str) -> float:
 def work_ms(browser: Chrome) -> float:
     """The ms for which the page's thread has been on a core since it was asked for."""
     found = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    seconds: float = next(one["value"] for one in found if one["name"] == "ThreadTime")
+    seconds: float = next(
+        metric["value"] for metric in found if metric["name"] == "ThreadTime"
+    )
     return seconds * 1000
 
 
