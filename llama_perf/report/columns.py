@@ -20,6 +20,8 @@ DISTURBED = "*"
 """The mark at the verdict of a row that was disturbed; a note says by what."""
 NARROW = 80
 """The most characters of a line of the narrow table."""
+_CHANGE = "{:+.1%}"
+_TIMES = "{:.2f}x"
 _ROW = "row"
 # The space between two columns, and what tabulate adds to a header.
 _GAP, _PADDING = 2, 2
@@ -37,13 +39,15 @@ _BY_IMPORTANCE = (
 class Column:
     """A column with a cell for each row; figures are aligned to the right.
 
-    `is_usual` says whether a table has it that names no columns.
+    `is_usual` says whether a table has it that names no columns. `values` are a
+    figure's numbers, not rounded, None where it is not known.
     """
 
     name: str
     header: str
     cells: Sequence[str]
     is_usual: bool = True
+    values: Sequence[float | None] = ()
 
     @property
     def is_figure(self) -> bool:
@@ -165,29 +169,33 @@ def _all_columns(
         if (column := metric.column) is None:
             continue
         form = f"{{:.{column.digits}f}}"
-        cells = cells_of(map(metric.read, measured), form, column.scale)
-        yield Column(column.name, column.header, cells, column.is_usual)
+        values = list(map(metric.read, measured))
+        cells = cells_of(values, form, column.scale)
+        yield Column(column.name, column.header, cells, column.is_usual, values=values)
         if column.change is not None:
             name, title = column.change
-            changes = [change_of(comparison, title) for comparison in verdicts]
-            yield Column(name, "change", changes)
+            values = [_change(comparison, title) for comparison in verdicts]
+            yield Column(name, "change", cells_of(values, _CHANGE), values=values)
             if title == TOK_S.title:
                 least = [one.minimum_detectable if one else None for one in verdicts]
                 cells = [NOTHING if one is None else loss_found(one) for one in least]
-                yield Column("found", FOUND, cells, any(least))
+                yield Column("found", FOUND, cells, any(least), least)
     marks = (DISTURBED if disturbance(*one) else "" for one in judged)
     words = starmap(outcome, judged)
     yield Column("verdict", "verdict", list(map(add, words, marks)))
     then = [reference.get(result.id) for result, _ in judged]
+    speeds = list(map(TOK_S.read, then))
+    ratios = list(map(_ratio, measured, then))
     shares = [one.device_bandwidth_share if one else None for one in then]
-    cells_of_a100 = (
-        cells_of(map(TOK_S.read, then), "{:.2f}"),
-        list(map(speed_up, measured, then)),
-        cells_of(shares, "{:.1f}", 100),
-        cells_of(map(PEAK_MEMORY.read, then), "{:.2f}", 1e-9),
+    peaks = list(map(PEAK_MEMORY.read, then))
+    of_a100 = (
+        (speeds, cells_of(speeds, "{:.2f}")),
+        (ratios, cells_of(ratios, _TIMES)),
+        (shares, cells_of(shares, "{:.1f}", 100)),
+        (peaks, cells_of(peaks, "{:.2f}", 1e-9)),
     )
-    for (name, header), cells in zip(_OF_A100.items(), cells_of_a100, strict=True):
-        yield Column(name, header, cells, bool(reference))
+    for (name, header), (values, cells) in zip(_OF_A100.items(), of_a100, strict=True):
+        yield Column(name, header, cells, bool(reference), values)
 
 
 def cells_of(values: Iterable[float | None], form: str, scale: float = 1) -> list[str]:
@@ -202,19 +210,25 @@ def outcome(result: RowResult, comparison: Comparison | None) -> str:
     return result.status.value if comparison is None else comparison.verdict.value
 
 
-def change_of(comparison: Comparison | None, metric: str) -> str:
-    """The change of a metric, such as "-6.9%"; "-" if it was not compared."""
+def _change(comparison: Comparison | None, metric: str) -> float | None:
     for change in () if comparison is None else comparison.changes:
         if change.metric == metric:
-            return f"{change.change:+.1%}"
-    return NOTHING
+            return change.change
+    return None
+
+
+def change_of(comparison: Comparison | None, metric: str) -> str:
+    """The change of a metric, such as "-6.9%"; "-" if it was not compared."""
+    return cells_of([_change(comparison, metric)], _CHANGE)[0]
+
+
+def _ratio(now: Measurement | None, then: Measurement | None) -> float | None:
+    return None if now is None or then is None else now.tok_s / then.tok_s
 
 
 def speed_up(now: Measurement | None, then: Measurement | None) -> str:
     """The ratio of two rows' tok/s, such as "2.31x"; "-" if either is unknown."""
-    if now is None or then is None:
-        return NOTHING
-    return f"{now.tok_s / then.tok_s:.2f}x"
+    return cells_of([_ratio(now, then)], _TIMES)[0]
 
 
 NAMES = tuple(column.name for column in _all_columns((), {}, ()))

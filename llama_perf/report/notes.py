@@ -32,11 +32,15 @@ def reasons(report: Report) -> Iterator[tuple[str, str, str, list[str]]]:
         why: list[str] = []
         if comparison and comparison.verdict in _LOST:
             why += comparison.why
-            if report.again:
-                again = shlex.join([*report.again, "--row", result.id])
-                why.append(f"again: {again}")
+            if (command := again(report, result.id)) is not None:
+                why.append(f"again: {command}")
         if reason and not quiet:
             yield result.id, verdict, reason, why
+
+
+def again(report: Report, row_id: str) -> str | None:
+    """The command that runs a row of the report again, None where it is not known."""
+    return shlex.join([*report.again, "--row", row_id]) if report.again else None
 
 
 def summary(report: Report) -> str:

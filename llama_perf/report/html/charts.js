@@ -53,6 +53,7 @@
     ast: true,
     tooltip: { disableDefaultStyle: true },
   };
+  const ERRORS = 1;
   const views = new Map();
   let visible = null;
 
@@ -69,10 +70,10 @@
       spec.width = "container";
       spec.autosize ??= { type: "fit-x", contains: "padding" };
     }
-    for (const param of spec.params ?? []) {
-      if (param.name === "visible") param.value = visible;
-    }
     const { view } = await vegaEmbed(element, spec, OPTIONS);
+    // From here on a chart may be left without points, of which Vega warns.
+    view.logLevel(ERRORS);
+    if (visible) showIn(view);
     // What is wider than the page scrolls, by keyboard too.
     if (element.scrollWidth > element.clientWidth) {
       element.tabIndex = 0;
@@ -90,15 +91,16 @@
     return views.get(name);
   }
 
+  function showIn(view) {
+    if ("visible" in view.getState().signals) {
+      view.signal("visible", visible).runAsync();
+    }
+  }
+
   /* Says which rows the page shows: their ids, null for all. */
   function show(ids) {
     visible = ids;
-    for (const drawn of views.values()) {
-      drawn.then((view) => {
-        const signals = view.getState().signals;
-        if ("visible" in signals) view.signal("visible", visible).runAsync();
-      });
-    }
+    for (const drawn of views.values()) drawn.then(showIn);
   }
 
   const figures = [...document.querySelectorAll("figure[data-chart]")];
@@ -107,13 +109,11 @@
       const near = entries.filter((entry) => entry.isIntersecting);
       near.forEach((entry) => observer.unobserve(entry.target));
       await Promise.all(near.map((entry) => drawFigure(entry.target)));
-      if (performance.getEntriesByName("charts-drawn").length === 0) {
-        performance.mark("charts-drawn");
-      }
+      if (near.length > 0) performance.mark("charts-drawn");
     },
     { rootMargin: "200px" },
   );
   figures.forEach((figure) => observer.observe(figure));
   addEventListener("beforeprint", () => figures.forEach(drawFigure));
-  window.llamaPerf = { draw, show };
+  window.llamaPerf = { draw, show, specOf };
 })();

@@ -21,8 +21,10 @@ from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
 _NOTHING = Markup("")
+# In pixels: Vega-Lite's own, and what an axis and its title take.
+_USUAL_HEIGHT, _AXIS_HEIGHT = 300, 50
 # In the order in which they run: tables are of use before the charts' library is read.
-_SCRIPTS = ("tables.js", "charts.js")
+_SCRIPTS = ("tables.js", "rows.js", "charts.js")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,7 @@ class Chart:
     """A Vega-Lite chart with its data inside.
 
     `name` is its id in the page, `text` what it shows, in words: it stands below the
-    title, and a screen reader reads it in place of the picture. A chart without a
+    picture, and a screen reader reads it in place of that. A chart without a
     `width` takes that of the page. Background and text have no colours of their own. A
     parameter named `visible` gets the ids of the rows that the page shows, null for
     all.
@@ -41,14 +43,24 @@ class Chart:
     text: str
     spec: dict[str, Any]
 
+    @property
+    def room(self) -> int:
+        """The height in pixels that is kept for it until it is drawn."""
+        height = self.spec.get("height")
+        return (height if isinstance(height, int) else _USUAL_HEIGHT) + _AXIS_HEIGHT
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of a page under a heading of its own: HTML, then charts."""
+    """A part of a page under a heading of its own: HTML, then charts.
+
+    The specs of charts `on_demand` are in the page, for a script of its own to draw.
+    """
 
     title: str
     html: Markup = _NOTHING
     charts: Sequence[Chart] = ()
+    on_demand: Sequence[Chart] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +70,9 @@ class Section:
 
 def page(title: str, sections: Sequence[Section], *, note: str | None = None) -> str:
     """A document as HTML; `note` is what a reader has to know before all else."""
-    charts = [chart for section in sections for chart in section.charts]
+    charts = [
+        chart for section in sections for chart in (*section.charts, *section.on_demand)
+    ]
     scripts = list(_scripts(has_charts=bool(charts)))
     return render(
         "page.html.j2",

@@ -43,9 +43,9 @@
     return text === "-" || text === "" ? null : text;
   }
 
-  function compare(one, other) {
-    if (typeof one === "number" && typeof other === "number") return one - other;
-    return String(one).localeCompare(String(other), "en", { numeric: true });
+  function compare(left, right) {
+    if (typeof left === "number" && typeof right === "number") return left - right;
+    return String(left).localeCompare(String(right), "en", { numeric: true });
   }
 
   function sort(table, heading) {
@@ -55,9 +55,9 @@
     heading.setAttribute("aria-sort", up ? "ascending" : "descending");
     const body = table.tBodies[0];
     const keyed = Array.from(body.rows, (row) => [valueOf(row, column), row]);
-    keyed.sort(([one], [other]) => {
-      if (one === null || other === null) return (one === null) - (other === null);
-      return up ? compare(one, other) : compare(other, one);
+    keyed.sort(([left], [right]) => {
+      if (left === null || right === null) return (left === null) - (right === null);
+      return up ? compare(left, right) : compare(right, left);
     });
     body.append(...keyed.map(([, row]) => row));
   }
