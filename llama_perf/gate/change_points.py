@@ -1,0 +1,102 @@
+"""Where a series of figures changed for good, by Apache Otava: E-divisive and a t-test.
+
+Otava is an optional package. docs/history.md has the study that its settings and the
+rules of this module are chosen by.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+from llama_perf.errors import UserError
+
+WINDOW = 50
+"""The runs that Otava looks at together; a window begins every half of it."""
+MAX_P_VALUE = 0.001
+"""What the t-test of both sides of a change point may have at most."""
+LEAST = 0.02
+"""The change, as a share, below which none counts."""
+MIN_RUNS = 3
+"""The runs from a change point on, up to the next one, with which it counts."""
+
+
+class Step(NamedTuple):
+    """A change: the first index of the new level, both levels, and the p-value."""
+
+    index: int
+    old: float
+    new: float
+    p_value: float
+
+    @property
+    def change(self) -> float:
+        """The change as a share."""
+        return self.new / self.old - 1
+
+
+def why_not() -> str | None:
+    """Why no change points can be found here, None where they can."""
+    if find_spec("otava") is not None:
+        return None
+    install = "pip install 'llama-perf[history]'"
+    return f"change points need otava, which is not installed: {install}"
+
+
+def steps(
+    values: Sequence[float],
+    *,
+    least: float = LEAST,
+    window: int = WINDOW,
+    max_p_value: float = MAX_P_VALUE,
+    min_runs: int = MIN_RUNS,
+) -> list[Step]:
+    """The changes of a series of positive figures; raises UserError without Otava.
+
+    Levels are medians. A level of fewer than `min_runs` figures joins the one before,
+    and so do two levels that lie closer together than `least`.
+    """
+    if (problem := why_not()) is not None:
+        raise UserError(problem)
+    # scipy.stats takes most of a second.
+    from otava.analysis import compute_change_points
+
+    # Otava ignores its windows where it gets an array of numpy.
+    logs = [math.log(value) for value in values]
+    found, _ = compute_change_points(logs, window_len=window, max_pvalue=max_p_value)
+    p_values = {int(one.index): float(one.stats.pvalue) for one in found}
+    kept = _long_enough(sorted(p_values), len(values), min_runs)
+    while kept:
+        levels = _levels(values, kept)
+        changes = [abs(math.log(new / old)) for old, new in pairwise(levels)]
+        smallest = changes.index(min(changes))
+        if changes[smallest] >= _log_of(least):
+            return [
+                Step(index, old, new, p_values[index])
+                for index, (old, new) in zip(kept, pairwise(levels), strict=True)
+            ]
+        del kept[smallest]
+    return []
+
+
+def _log_of(least: float) -> float:
+    """The smaller of a loss and a gain of `least`, as logarithms."""
+    return math.log1p(least)
+
+
+def _long_enough(indices: list[int], count: int, min_runs: int) -> list[int]:
+    """The indices without those whose level ends too soon, from the last one on."""
+    kept: list[int] = []
+    end = count
+    for index in reversed(indices):
+        if end - index >= min_runs:
+            kept.insert(0, index)
+            end = index
+    return kept
+
+
+def _levels(values: Sequence[float], indices: Sequence[int]) -> list[float]:
+    edges = [0, *indices, len(values)]
+    return [median(values[start:end]) for start, end in pairwise(edges)]
