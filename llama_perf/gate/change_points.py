@@ -5,7 +5,7 @@ rules of this module are chosen by.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from statistics import median
@@ -45,19 +45,15 @@ def why_not() -> str | None:
     return f"change points need otava, which is not installed: {install}"
 
 
-def steps(
-    values: Sequence[float],
-    *,
-    least: float = LEAST,
-    window: int = WINDOW,
-    max_p_value: float = MAX_P_VALUE,
-    min_runs: int = MIN_RUNS,
-) -> list[Step]:
-    """The changes of a series of positive figures; raises UserError without Otava.
+def steps(values: Sequence[float], *, least: float = LEAST) -> list[Step]:
+    """The changes of a series of positive figures; raises UserError without Otava."""
+    return counted_ones(values, candidates(values), least=least)
 
-    Levels are medians. A level of fewer than `min_runs` figures joins the one before,
-    and so do two levels that lie closer together than `least`.
-    """
+
+def candidates(
+    values: Sequence[float], *, window: int = WINDOW, max_p_value: float = MAX_P_VALUE
+) -> dict[int, float]:
+    """Otava's change points in the logarithms of `values`: p-values by index."""
     if (problem := why_not()) is not None:
         raise UserError(problem)
     # scipy.stats takes most of a second.
@@ -66,24 +62,34 @@ def steps(
     # Otava ignores its windows where it gets an array of numpy.
     logs = [math.log(value) for value in values]
     found, _ = compute_change_points(logs, window_len=window, max_pvalue=max_p_value)
-    p_values = {int(one.index): float(one.stats.pvalue) for one in found}
+    return {int(one.index): float(one.stats.pvalue) for one in found}
+
+
+def counted_ones(
+    values: Sequence[float],
+    p_values: Mapping[int, float],
+    *,
+    least: float,
+    min_runs: int = MIN_RUNS,
+) -> list[Step]:
+    """The change points that count, of those with these p-values.
+
+    Levels are medians. A level of fewer than `min_runs` figures joins the one before,
+    and so do two levels that lie closer together than `least`.
+    """
     kept = _long_enough(sorted(p_values), len(values), min_runs)
     while kept:
         levels = _levels(values, kept)
         changes = [abs(math.log(new / old)) for old, new in pairwise(levels)]
         smallest = changes.index(min(changes))
-        if changes[smallest] >= _log_of(least):
+        # Of a gain and a loss of that share, the gain is the smaller logarithm.
+        if changes[smallest] >= math.log1p(least):
             return [
                 Step(index, old, new, p_values[index])
                 for index, (old, new) in zip(kept, pairwise(levels), strict=True)
             ]
         del kept[smallest]
     return []
-
-
-def _log_of(least: float) -> float:
-    """The smaller of a loss and a gain of `least`, as logarithms."""
-    return math.log1p(least)
 
 
 def _long_enough(indices: list[int], count: int, min_runs: int) -> list[int]:
