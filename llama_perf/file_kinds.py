@@ -21,7 +21,17 @@ _OWN_SAVE = (
     "it is a save of pytest-benchmark with rows of llama-perf: `pytest tests/perf"
     " --benchmark-compare=FILE` compares with it"
 )
-_BY_KIND = {"llama-perf baseline": _BASELINE, "llama-perf report": _REPORT}
+_HISTORY = (
+    "it is a device's history: `llama-perf history show --history FOLDER` draws those"
+    " of a folder"
+)
+_TRENDS = "it has the trends that `llama-perf history show` draws, for other programs"
+_BY_KIND = {
+    "llama-perf baseline": _BASELINE,
+    "llama-perf report": _REPORT,
+    "llama-perf history": _HISTORY,
+    "llama-perf trends": _TRENDS,
+}
 
 
 def described(fields: Mapping[str, object]) -> str | None:
@@ -37,8 +47,15 @@ def described_text(text: str) -> str | None:
     try:
         # TOML never begins with a brace.
         if text.lstrip().startswith("{"):
-            document = json.loads(text)
-            return described(document) if isinstance(document, dict) else None
+            return _described_json(text.lstrip())
         return _ROWS if "row" in tomllib.loads(text) else None
     except (ValueError, RecursionError):
         return None
+
+
+def _described_json(text: str) -> str | None:
+    document, end = json.JSONDecoder().raw_decode(text)
+    if text[end:].strip() and document.get("kind") != "llama-perf history":
+        # Only a history has a document in each line.
+        return None
+    return described(document)

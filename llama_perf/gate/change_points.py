@@ -26,7 +26,7 @@ MIN_RUNS = 3
 class Step(NamedTuple):
     """A change: the first index of the new level, both levels, and the p-value."""
 
-    index: int
+    start: int
     old: float
     new: float
     p_value: float

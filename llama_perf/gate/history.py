@@ -3,11 +3,12 @@
 Knows the figures of runs, and no files.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from llama_perf.gate import change_points
 from llama_perf.metrics import PEAK_MEMORY, TOK_S
-from llama_perf.results.history import KEPT_ENVIRONMENT, HistoryLine, by_row
+from llama_perf.results.history import KEPT_ENVIRONMENT, HistoryLine, by_row, moment
 from llama_perf.results.trends import ChangePoint, Run, Trend
 
 METRICS = (TOK_S, PEAK_MEMORY)
@@ -43,7 +44,7 @@ def _changes(lines: Sequence[HistoryLine], least: float) -> Iterator[ChangePoint
             # A row may take no memory that is seen; such a series has no logarithm.
             continue
         for step in change_points.steps(values, least=least):
-            before, after = calm[step.index - 1], calm[step.index]
+            before, after = calm[step.start - 1], calm[step.start]
             yield ChangePoint(
                 metric=metric.title,
                 old=step.old,
@@ -53,7 +54,7 @@ def _changes(lines: Sequence[HistoryLine], least: float) -> Iterator[ChangePoint
                 p_value=step.p_value,
                 before=Run(started=before.started, commit=before.commit),
                 after=Run(started=after.started, commit=after.commit),
-                runs=len(calm) - step.index,
+                runs=len(calm) - step.start,
                 environment=tuple(_environment_changes(before, after)),
             )
 
@@ -65,7 +66,20 @@ def _environment_changes(old: HistoryLine, new: HistoryLine) -> Iterator[str]:
             yield f"{name}: {before or 'unknown'} -> {after or 'unknown'}"
 
 
-def losses(trend: Trend, *, last: int = LAST) -> list[ChangePoint]:
-    """The newest change point of each metric that is a loss in the `last` runs."""
+def losses(
+    trend: Trend, lines: Sequence[HistoryLine], *, last: int = LAST
+) -> list[ChangePoint]:
+    """The newest change point of each metric that is a loss in the `last` runs.
+
+    `lines` are those of all rows of the device, by which runs are counted: a row that
+    no run has any more does not fail forever.
+    """
     newest = filter(None, map(trend.newest, METRICS))
-    return [one for one in newest if one.is_loss and one.runs <= last]
+    return [one for one in newest if one.is_loss and _runs_since(one, lines) <= last]
+
+
+def _runs_since(change: ChangePoint, lines: Sequence[HistoryLine]) -> int:
+    """The runs from a change on, of the row that has most: a run may be in shards."""
+    since = moment(change.after.started)
+    rows = Counter(line.id for line in lines if moment(line.started) >= since)
+    return max(rows.values())

@@ -15,7 +15,6 @@ from llama_perf.errors import RecordError, SpecError, check_not_negative, check_
 from llama_perf.files import (
     CHECKOUT,
     check_readable_folder,
-    is_absent,
     is_checkout,
     make_folder,
     read_bytes,
@@ -192,12 +191,11 @@ def read(path: Path) -> tuple[list[HistoryLine], list[str]]:
     """
     text = read_bytes(path, error=RecordError)
     lines, problems = parse(text, source=str(path))
+    if problems and not lines:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RecordError(f"{problems[0]}{more}; no line of the file can be read")
     if not lines:
-        reason = f"none of its {len(problems)} lines can be read; the first: "
-        first = problems[0].removeprefix(f"{path}:") if problems else ""
-        raise RecordError(
-            f"{path}: {f'{reason}line {first}' if problems else 'it has no line'}"
-        )
+        raise RecordError(f"{path}: it has no line")
     return lines, problems
 
 
@@ -222,11 +220,6 @@ def parse(text: bytes, *, source: str) -> tuple[list[HistoryLine], list[str]]:
             continue
         lines.setdefault(one.key, one)
     return sorted(lines.values(), key=lambda line: moment(line.started)), problems
-
-
-def is_there(folder: Path) -> bool:
-    """Whether a folder of histories is there, or something else in its place."""
-    return not is_absent(folder)
 
 
 def by_row(lines: Sequence[HistoryLine]) -> dict[str, list[HistoryLine]]:

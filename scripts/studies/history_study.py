@@ -5,11 +5,9 @@ each night, as a nightly job does. With --write the tables go into docs/history.
 Same seeds, same tables.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import product
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,7 +15,6 @@ import numpy.typing as npt
 
 from llama_perf.gate import change_points
 from llama_perf.gate.change_points import Step
-from scripts.doc_tables.document import Place, github_table
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 NIGHTS = 200
@@ -85,7 +82,7 @@ def alarms(values: Sequence[float], settings: Settings = USUAL) -> list[int]:
     for count in range(FIRST, len(values) + 1):
         steps = settings.steps(values[:count])
         failing.append(bool(steps) and steps[-1].change < 0)
-    begins = zip(failing, failing[1:], strict=False)
+    begins = pairwise(failing)
     return [FIRST + night for night, (was, is_now) in enumerate(begins) if is_now > was]
 
 
@@ -95,7 +92,7 @@ def nights_to_find(
     """After how many nights a check fails for a loss in `night`; None: in no 30."""
     for count in range(1, AFTER[-1] + 1):
         steps = settings.steps(values[: night + count])
-        if steps and steps[-1].change < 0 and abs(steps[-1].index - night) <= NEAR:
+        if steps and steps[-1].change < 0 and abs(steps[-1].start - night) <= NEAR:
             return count
     return None
 
