@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from llama_perf.errors import UserError
 
-WINDOW = 50
+WINDOW = 30
 """The runs that Otava looks at together; a window begins every half of it."""
-MAX_P_VALUE = 0.001
+MAX_P_VALUE = 1e-6
 """What the t-test of both sides of a change point may have at most."""
 LEAST = 0.02
 """The change, as a share, below which none counts."""

@@ -22,7 +22,8 @@ from llama_perf.words import counted
 BLOCKS = "▁▂▃▄▅▆▇█"
 IN_ASCII = str.maketrans(BLOCKS, "_.,-~=+#")
 """What `str.translate` makes of a curve where an encoding lacks its blocks."""
-_CURVE = 20
+# Of a curve: its characters, and the logarithms that its height covers at least.
+_CURVE, _LEAST_SPAN = 20, 0.05
 _BY_IMPORTANCE = (
     *("tok/s", "change", "trend", "median", "first", "runs"),
     *("peak", "peak-change"),
@@ -109,7 +110,7 @@ def change_in_words(trend: Trend, change: ChangePoint) -> str:
 def curve(values: Sequence[float]) -> str:
     """The values as a line of blocks, each the median of some that follow each other.
 
-    The lowest block is the least of them, the highest the greatest.
+    The curve is as high as the values differ, by 5 % at least: noise looks like noise.
     """
     if not values:
         return NOTHING
@@ -118,9 +119,8 @@ def curve(values: Sequence[float]) -> str:
     logs = [
         math.log(median(values[start:end]) or 1e-9) for start, end in pairwise(edges)
     ]
-    least, span = min(logs), max(logs) - min(logs)
-    if span == 0:
-        return BLOCKS[len(BLOCKS) // 2] * count
+    span = max(max(logs) - min(logs), _LEAST_SPAN)
+    least = (min(logs) + max(logs) - span) / 2
     top = len(BLOCKS) - 1
     return "".join(BLOCKS[round((one - least) / span * top)] for one in logs)
 
@@ -131,7 +131,6 @@ def columns_of(rows: Sequence[Trend], names: Sequence[str], last: int) -> list[C
     speeds = [[line.tok_s for line in lines] for lines in calm]
     peaks = (lines[-1].peak_memory_bytes for lines in calm)
     middle = (median(own[-last:]) for own in speeds)
-    grown = (_last_change(trend, PEAK_MEMORY) for trend in rows)
     ratios = (own[-1] / own[0] - 1 for own in speeds)
     every: tuple[tuple[str, str, Iterable[str]], ...] = (
         ("row", "row", names),
@@ -155,7 +154,7 @@ def _last_change(trend: Trend, metric: Metric) -> str:
     change = trend.newest(metric)
     if change is None:
         return NOTHING
-    return f"{change.change:+.1%}, {counted(change.runs, 'run')}"
+    return f"{change.change:+.1%}, {counted(change.runs, 'run')} ago"
 
 
 def _table(

@@ -5,30 +5,33 @@ each night, as a nightly job does. With --write the tables go into docs/history.
 Same seeds, same tables.
 """
 
+import argparse
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llama_perf.gate import change_points
 from llama_perf.gate.change_points import Step
+from scripts.doc_tables.document import Place, github_table
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+DOCUMENT = "history.md"
 NIGHTS = 200
 FIRST = 10
 """The night of the first check."""
 DEVIATIONS = (0.005, 0.01, 0.03, 0.10)
 LOSSES = (0.01, 0.02, 0.03, 0.05, 0.10, 0.25)
+CLEAR = ((0.005, 0.03), (0.01, 0.03), (0.03, 0.10), (0.10, 0.25))
+"""For each deviation a loss of at least 2.5 times as much, by which settings differ."""
 AFTER = (1, 2, 3, 5, 10, 20, 30)
 """So many nights after a change it is looked whether a check has found it."""
 NEAR = 5
 """A change point lies so many nights from the change at most, or it is another one."""
-SERIES = 100
 DRIFT_SHARE, DRIFT_KEPT = 0.2, 0.9
 OUTLIERS, OUTLIER_LOSS = 0.01, 0.3
+APART = (2, 3, 5, 10, 20)
 
 
 class Settings(NamedTuple):
@@ -50,30 +53,50 @@ class Settings(NamedTuple):
 
 
 USUAL = Settings()
+OTHERS = (
+    *(USUAL._replace(window=window) for window in (20, 50, 100)),
+    *(USUAL._replace(max_p_value=most) for most in (1e-3, 1e-4, 1e-5, 1e-7)),
+    *(USUAL._replace(min_runs=runs) for runs in (1, 2, 5)),
+    *(USUAL._replace(least=least) for least in (0.0, 0.01, 0.05)),
+)
+"""One setting changed at a time."""
 
 
 def nights(
-    deviation: float, seed: int, changes: Sequence[tuple[int, float]] = ()
+    deviation: float,
+    seed: int,
+    changes: Sequence[tuple[int, float]] = (),
+    *,
+    drift_share: float = DRIFT_SHARE,
 ) -> list[float]:
     """A history of tok/s, about 100 before the first of `changes`: (night, share).
 
-    The logarithms have a standard deviation of `deviation`: a fifth of the variance
-    drifts from night to night, the rest has the tails of Student's t of 4 degrees. One
-    night in a hundred is slower by up to 30 %.
+    The logarithms have a standard deviation of `deviation`. Of the variance
+    `drift_share` drifts from night to night, the rest has the tails of Student's t of 4
+    degrees. One night in a hundred is slower by up to 30 %.
     """
     source = np.random.default_rng([seed, round(deviation * 1e4)])
-    own = source.standard_t(4, NIGHTS) / math.sqrt(2) * math.sqrt(1 - DRIFT_SHARE)
+    own = source.standard_t(4, NIGHTS) / math.sqrt(2) * math.sqrt(1 - drift_share)
     pushes = source.standard_normal(NIGHTS) * math.sqrt(1 - DRIFT_KEPT**2)
     drift = [float(source.standard_normal())]
     for push in pushes[1:]:
         drift.append(DRIFT_KEPT * drift[-1] + float(push))
-    logs = deviation * (own + math.sqrt(DRIFT_SHARE) * np.array(drift))
-    hit = source.random(NIGHTS) < OUTLIERS
-    logs += hit * np.log1p(-OUTLIER_LOSS * source.random(NIGHTS))
+    logs = deviation * (own + math.sqrt(drift_share) * np.array(drift))
+    is_hit = source.random(NIGHTS) < OUTLIERS
+    logs += is_hit * np.log1p(-OUTLIER_LOSS * source.random(NIGHTS))
     for night, change in changes:
         logs[night:] += math.log1p(change)
     values: list[float] = (100 * np.exp(logs)).tolist()
     return values
+
+
+def changed(
+    deviation: float, change: float, series: int
+) -> Iterator[tuple[list[float], int]]:
+    """Histories with one change, each with its night, somewhere in the middle."""
+    for seed in range(series):
+        night = 60 + 7 * seed % 100
+        yield nights(deviation, 1000 + seed, [(night, change)]), night
 
 
 def alarms(values: Sequence[float], settings: Settings = USUAL) -> list[int]:
@@ -83,7 +106,7 @@ def alarms(values: Sequence[float], settings: Settings = USUAL) -> list[int]:
         steps = settings.steps(values[:count])
         failing.append(bool(steps) and steps[-1].change < 0)
     begins = pairwise(failing)
-    return [FIRST + night for night, (was, is_now) in enumerate(begins) if is_now > was]
+    return [FIRST + night for night, (was, fails) in enumerate(begins) if fails > was]
 
 
 def nights_to_find(
@@ -97,15 +120,129 @@ def nights_to_find(
     return None
 
 
-def changed(
-    deviation: float, change: float, series: int
-) -> Iterator[tuple[list[float], int]]:
-    """Histories with one change, each with its night, somewhere in the middle."""
-    for seed in range(series):
-        night = 60 + 7 * seed % 100
-        yield nights(deviation, 1000 + seed, [(night, change)]), night
+def _found(
+    deviation: float, loss: float, series: int, settings: Settings = USUAL
+) -> list[int | None]:
+    histories = changed(deviation, -loss, series)
+    return [nights_to_find(values, night, settings) for values, night in histories]
 
 
-def share(found: Sequence[bool]) -> str:
-    """So many of a hundred."""
+def _nights_off(deviation: float, change: float, series: int) -> list[int | None]:
+    """How far the nearest change point of its sign is from the change, 30 nights on."""
+    off: list[int | None] = []
+    for values, night in changed(deviation, change, series):
+        steps = USUAL.steps(values[: night + AFTER[-1]])
+        near = [abs(step.start - night) for step in steps if step.change * change > 0]
+        off.append(min(near) if near and min(near) <= NEAR else None)
+    return off
+
+
+def _share(found: Sequence[bool]) -> str:
     return f"{sum(found) / len(found):.0%}"
+
+
+def _within(found: Sequence[int | None], count: int) -> str:
+    return _share([one is not None and one <= count for one in found])
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:g} %"
+
+
+def losses_table(series: int) -> str:
+    """How soon a loss is found, by the noise and the loss."""
+    rows = []
+    for deviation, loss in product(DEVIATIONS, LOSSES):
+        found = _found(deviation, loss, series)
+        cells = [_within(found, count) for count in AFTER]
+        cells.append(_within(_nights_off(deviation, -loss, series), 0))
+        cells.append(_within(_nights_off(deviation, loss, series), NEAR))
+        rows.append([_percent(deviation), _percent(loss), *cells])
+    headers = ["noise", "loss", *(f"in {count}" for count in AFTER)]
+    return github_table(rows, [*headers, "right night", "gain in 30"])
+
+
+def alarms_table(series: int) -> str:
+    """False alarms of an unchanged history, with drift and without."""
+    rows = []
+    for deviation, drift_share in product(DEVIATIONS, (DRIFT_SHARE, 0.0)):
+        histories = [
+            nights(deviation, seed, drift_share=drift_share) for seed in range(series)
+        ]
+        begun = sum(len(alarms(values)) for values in histories) / series
+        points = sum(len(USUAL.steps(values)) for values in histories) / series
+        drift = "a fifth" if drift_share else "none"
+        rows.append([_percent(deviation), drift, f"{begun:.2f}", f"{points:.2f}"])
+    headers = ["noise", "drifts", "false alarms", "change points after all nights"]
+    return github_table(rows, headers)
+
+
+def settings_table(series: int) -> str:
+    """False alarms, and clear losses found, by settings."""
+    rows = []
+    for one in (USUAL, *OTHERS):
+        cells = []
+        for deviation, loss in CLEAR:
+            histories = [nights(deviation, seed) for seed in range(series)]
+            begun = sum(len(alarms(values, one)) for values in histories) / series
+            found = _found(deviation, loss, series, one)
+            within = ", ".join(_within(found, count) for count in (3, 5, 10))
+            cells.append(f"{begun:.2f}; {within}")
+        named = [f"{one.window}", f"{one.max_p_value:g}", f"{one.min_runs}"]
+        rows.append([*named, _percent(one.least), *cells])
+    headers = ["window", "p-value", "runs", "least"]
+    headers += [f"noise {_percent(one)}, -{loss:.0%}" for one, loss in CLEAR]
+    return github_table(rows, headers)
+
+
+def pairs_table(series: int) -> str:
+    """Two changes close together, in the whole history of a machine of 1 %."""
+    rows = []
+    for second, apart in product((0.05, -0.05), APART):
+        changes = [(100, -0.05), (100 + apart, second)]
+        counts = []
+        for seed in range(series):
+            steps = USUAL.steps(nights(0.01, 2000 + seed, changes))
+            counts.append(
+                sum(
+                    any(
+                        abs(step.start - night) <= 1 and step.change * change > 0
+                        for step in steps
+                    )
+                    for night, change in changes
+                )
+            )
+        shares = [_share([count == wanted for count in counts]) for wanted in (2, 1, 0)]
+        rows.append([f"-5 %, then {second * 100:+g} %", str(apart), *shares])
+    headers = ["changes", "nights apart", "both found", "one of them", "none"]
+    return github_table(rows, headers)
+
+
+TABLES: Mapping[str, Callable[[int], str]] = {
+    "losses": losses_table,
+    "alarms": alarms_table,
+    "pairs": pairs_table,
+    "settings": settings_table,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables asked for; with `--write` put them into the document."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.studies.history_study",
+        description="What `llama-perf history check` finds in made-up histories.",
+    )
+    add = parser.add_argument
+    add("table", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}; default: all")
+    add("--series", metavar="N", type=int, default=100, help="histories of each kind")
+    add("--write", action="store_true", help=f"into docs/{DOCUMENT}")
+    arguments = parser.parse_args(argv)
+    for name in arguments.table or TABLES:
+        text = TABLES[name](arguments.series)
+        print(text, flush=True)
+        if arguments.write:
+            Place(DOCUMENT, f"history {name}").write(text)
+
+
+if __name__ == "__main__":
+    main()
