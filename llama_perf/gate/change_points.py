@@ -22,6 +22,9 @@ LEAST = 0.02
 MIN_RUNS = 3
 """The runs from a change point on, up to the next one, with which it counts."""
 
+_MOST_APART = 3.0
+"""The deviations by which a figure may differ from the median of its neighbours."""
+
 
 class Step(NamedTuple):
     """A change: the first index of the new level, both levels, and the p-value."""
@@ -60,9 +63,27 @@ def candidates(
     from otava.analysis import compute_change_points
 
     # Otava ignores its windows where it gets an array of numpy.
-    logs = [math.log(value) for value in values]
+    logs = _clipped([math.log(value) for value in values])
     found, _ = compute_change_points(logs, window_len=window, max_pvalue=max_p_value)
     return {int(one.index): float(one.stats.pvalue) for one in found}
+
+
+def _clipped(logs: Sequence[float]) -> list[float]:
+    """The series, with figures that stand alone moved toward their neighbours.
+
+    One outlier would make the variance of a whole level so large that no change of it
+    is significant. A level of `MIN_RUNS` figures stays as it is.
+    """
+    apart = [abs(new - old) for old, new in pairwise(logs)]
+    # The deviation of a single figure, which neither outliers nor changes move.
+    most = _MOST_APART * median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
+    if most == 0:
+        return list(logs)
+    clipped = []
+    for index, value in enumerate(logs):
+        near = median(logs[max(index - MIN_RUNS + 1, 0) : index + MIN_RUNS])
+        clipped.append(min(max(value, near - most), near + most))
+    return clipped
 
 
 def counted_ones(

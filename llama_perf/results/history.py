@@ -27,6 +27,7 @@ from llama_perf.strict_json import from_json, record, to_line
 SUFFIX = ".jsonl"
 KEPT_ENVIRONMENT = ("torch", "torchao", "driver", "weights")
 """The fields of a line that say on what its row ran."""
+_LEAST, _MOST = 1e-9, 1e18
 _MARKERS = (b"<<<<<<<", b"|||||||", b"=======", b">>>>>>>")
 
 
@@ -65,6 +66,10 @@ class HistoryLine:
         check_positive("tok_s", self.tok_s)
         for name in ("peak_memory_bytes", "model_size_bytes", "samples"):
             check_not_negative(name, getattr(self, name))
+        for name in ("tok_s", "peak_memory_bytes", "model_size_bytes"):
+            # Ratios and medians of them stay numbers.
+            if not _LEAST <= (value := getattr(self, name) or 1) <= _MOST:
+                raise SpecError(name, value, f"allowed: {_LEAST:g} to {_MOST:g}")
 
     @property
     def key(self) -> tuple[str, str, float]:

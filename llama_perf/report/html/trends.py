@@ -1,5 +1,6 @@
 """The page of trends: a table of the rows, and charts of their figures run by run."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from llama_perf.report.html.page import Chart, Section, page, render
+from llama_perf.report.table import short_names
 from llama_perf.report.trends import METRICS, change_in_words, columns_of
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
@@ -29,18 +31,27 @@ def as_page(trends: Trends, notes: Sequence[str]) -> str:
 
 
 def _table(rows: Sequence[Trend], last: int) -> Markup:
-    columns = columns_of(rows, [trend.id for trend in rows], last)
-    cells = (column.cells for column in columns)
+    short, common = short_names([trend.id for trend in rows])
+    # The charts take the place of the curve.
+    columns = [one for one in columns_of(rows, short, last) if one.name != "trend"]
+    cells = (zip(one.cells, map(_value, one.cells), strict=True) for one in columns)
     names = [_chart_name(trend, "tok/s") for trend in rows]
     changes = [
         change_in_words(trend, change) for trend in rows for change in trend.changes
     ]
     return render(
         "trends.html.j2",
+        common=common,
         columns=columns,
         lines=list(zip(names, zip(*cells, strict=True), strict=True)),
         changes=changes,
     )
+
+
+def _value(cell: str) -> float | None:
+    """The number that a cell begins with, by which its column is sorted."""
+    number = re.match(r"[+-]?\d+(\.\d+)?(?=%| |$)", cell)
+    return None if number is None else float(number[0])
 
 
 def _chart_name(trend: Trend, metric: str) -> str:

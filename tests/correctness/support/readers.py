@@ -24,12 +24,12 @@ from llama_perf.errors import UserError
 from llama_perf.kernels import launch_table
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.autoquant import choose
-from llama_perf.results import baselines
+from llama_perf.results import baselines, history
 from llama_perf.results.run import read_merged
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.selection import load_file
 from llama_perf.run.bisection import Bisection, Mark, Marked
-from llama_perf.strict_json import read_json, to_json
+from llama_perf.strict_json import read_json, to_json, to_line
 from tests.correctness.checkpoints import test_gguf
 from tests.correctness.support import record_samples, tokenizer_samples
 from tests.correctness.support import weights_samples as samples
@@ -124,6 +124,11 @@ def _results(folder: Path) -> Path:
     )
     report = record_samples.report_of(measured, comparisons=(result,))
     return _text("results.json", to_json(report))(folder)
+
+
+def _history(folder: Path) -> Path:
+    (line,) = history.lines_of(record_samples.report_of(record_samples.measured()))
+    return _text("device.jsonl", to_line(line))(folder)
 
 
 def _hugging_face(folder: Path, *, shards: int = 1) -> Path:
@@ -264,6 +269,7 @@ JSON: dict[str, Any] = {"form": "json"}
 READERS: dict[str, Reader] = {
     "baseline": Reader(make=_baseline, read=baselines.read, **JSON),
     "results": Reader(make=_results, read=lambda path: read_merged([path]), **JSON),
+    "history": Reader(make=_history, read=history.read, **JSON),
     "rows": Reader(make=_text("rows.toml", ROWS_TOML), read=load_file, form="toml"),
     "pyproject": Reader(
         make=_text("pyproject.toml", LIMITS_TOML), read=project_limits, form="toml"
