@@ -22,7 +22,7 @@ LEAST = 0.02
 MIN_RUNS = 3
 """The runs from a change point on, up to the next one, with which it counts."""
 
-_MOST_APART = 3.0
+MOST_APART = 3.0
 """The deviations by which a figure may differ from the median of its neighbours."""
 
 
@@ -54,7 +54,11 @@ def steps(values: Sequence[float], *, least: float = LEAST) -> list[Step]:
 
 
 def candidates(
-    values: Sequence[float], *, window: int = WINDOW, max_p_value: float = MAX_P_VALUE
+    values: Sequence[float],
+    *,
+    window: int = WINDOW,
+    max_p_value: float = MAX_P_VALUE,
+    most_apart: float = MOST_APART,
 ) -> dict[int, float]:
     """Otava's change points in the logarithms of `values`: p-values by index."""
     if (problem := why_not()) is not None:
@@ -63,12 +67,12 @@ def candidates(
     from otava.analysis import compute_change_points
 
     # Otava ignores its windows where it gets an array of numpy.
-    logs = _clipped([math.log(value) for value in values])
+    logs = _clipped([math.log(value) for value in values], most_apart)
     found, _ = compute_change_points(logs, window_len=window, max_pvalue=max_p_value)
     return {int(one.index): float(one.stats.pvalue) for one in found}
 
 
-def _clipped(logs: Sequence[float]) -> list[float]:
+def _clipped(logs: Sequence[float], most_apart: float) -> list[float]:
     """The series, with figures that stand alone moved toward their neighbours.
 
     One outlier would make the variance of a whole level so large that no change of it
@@ -76,7 +80,7 @@ def _clipped(logs: Sequence[float]) -> list[float]:
     """
     apart = [abs(new - old) for old, new in pairwise(logs)]
     # The deviation of a single figure, which neither outliers nor changes move.
-    most = _MOST_APART * median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
+    most = most_apart * median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
     if most == 0:
         return list(logs)
     clipped = []

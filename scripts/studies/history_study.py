@@ -39,13 +39,17 @@ class Settings(NamedTuple):
 
     window: int = change_points.WINDOW
     max_p_value: float = change_points.MAX_P_VALUE
+    most_apart: float = change_points.MOST_APART
     min_runs: int = change_points.MIN_RUNS
     least: float = change_points.LEAST
 
     def steps(self, values: Sequence[float]) -> list[Step]:
         """The change points of a series."""
         found = change_points.candidates(
-            values, window=self.window, max_p_value=self.max_p_value
+            values,
+            window=self.window,
+            max_p_value=self.max_p_value,
+            most_apart=self.most_apart,
         )
         return change_points.counted_ones(
             values, found, least=self.least, min_runs=self.min_runs
@@ -56,6 +60,7 @@ USUAL = Settings()
 OTHERS = (
     *(USUAL._replace(window=window) for window in (20, 50, 100)),
     *(USUAL._replace(max_p_value=most) for most in (1e-3, 1e-4, 1e-5, 1e-7)),
+    *(USUAL._replace(most_apart=most) for most in (2.0, 4.0, math.inf)),
     *(USUAL._replace(min_runs=runs) for runs in (1, 2, 5)),
     *(USUAL._replace(least=least) for least in (0.0, 0.01, 0.05)),
 )
@@ -188,9 +193,10 @@ def settings_table(series: int) -> str:
             found = _found(deviation, loss, series, one)
             within = ", ".join(_within(found, count) for count in (3, 5, 10))
             cells.append(f"{begun:.2f}; {within}")
-        named = [f"{one.window}", f"{one.max_p_value:g}", f"{one.min_runs}"]
+        named = [f"{one.window}", f"{one.max_p_value:g}"]
+        named += [f"{one.most_apart:g}", f"{one.min_runs}"]
         rows.append([*named, _percent(one.least), *cells])
-    headers = ["window", "p-value", "runs", "least"]
+    headers = ["window", "p-value", "apart", "runs", "least"]
     headers += [f"noise {_percent(one)}, -{loss:.0%}" for one, loss in CLEAR]
     return github_table(rows, headers)
 
@@ -218,12 +224,13 @@ def pairs_table(series: int) -> str:
     return github_table(rows, headers)
 
 
-TABLES: Mapping[str, Callable[[int], str]] = {
-    "losses": losses_table,
-    "alarms": alarms_table,
-    "pairs": pairs_table,
-    "settings": settings_table,
+TABLES: Mapping[str, tuple[Callable[[int], str], int]] = {
+    "losses": (losses_table, 100),
+    "alarms": (alarms_table, 100),
+    "pairs": (pairs_table, 100),
+    "settings": (settings_table, 25),
 }
+"""How each is computed, and of how many histories of each kind."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -234,11 +241,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("table", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}; default: all")
-    add("--series", metavar="N", type=int, default=100, help="histories of each kind")
+    add("--series", metavar="N", type=int, help="histories of each kind")
     add("--write", action="store_true", help=f"into docs/{DOCUMENT}")
     arguments = parser.parse_args(argv)
     for name in arguments.table or TABLES:
-        text = TABLES[name](arguments.series)
+        table, series = TABLES[name]
+        text = table(arguments.series or series)
         print(text, flush=True)
         if arguments.write:
             Place(DOCUMENT, f"history {name}").write(text)

@@ -97,9 +97,9 @@ def changed(field: str, value: object) -> str:
         (changed("tok_s", None), "tok_s: the field is missing"),
         (changed("tok_s", -1), "tok_s: -1.0 is not allowed; allowed: more than 0"),
         (changed("tok_s", 1e300), "tok_s: 1e+300 is not allowed; allowed: 1e-09 to 1"),
-        (changed("started", "May"), "started: 'May' is not allowed; allowed: a time su"),
+        (changed("started", "May"), "started: 'May' is not allowed; allowed: a time"),
         (changed("added_later", 1), "added_later: unknown field"),
-        (changed("kind", "llama-perf baseline"), "it is a baseline: `llama-perf baseli"),
+        (changed("kind", "llama-perf baseline"), "it is a baseline: `llama-perf base"),
         ("[1]", "[1] is not allowed; allowed: an object"),
     ],
 )
@@ -115,18 +115,18 @@ def test_a_damaged_line_is_named_and_the_others_are_read(
     (problem,) = problems
     assert problem.startswith(f"{path}:3: {words}")
     path.write_text(f"{text}\n", encoding="utf-8")
-    with pytest.raises(RecordError, match="no line of the file can be read$"):
+    with pytest.raises(RecordError, match="no line of the file can be read"):
         history.read(path)
 
 
 def test_a_slowed_row_and_a_run_without_a_row_are_refused(tmp_path: Path) -> None:
     slowed = run(injected_slowdown=0.25)
     path = written(tmp_path / "slowed.json", slowed)
-    with pytest.raises(RecordError, match="slowed.json: .* injected slowdown"):
+    with pytest.raises(RecordError, match=r"slowed.json: .* injected slowdown"):
         history.read_run(Path(path))
     none = replace(run(), results=(unmeasured(Status.NOT_RUN, "no memory"),))
     path = written(tmp_path / "none.json", none)
-    with pytest.raises(RecordError, match="none.json: no row was measured"):
+    with pytest.raises(RecordError, match=r"none.json: no row was measured"):
         history.read_run(Path(path))
 
 
