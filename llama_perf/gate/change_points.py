@@ -66,7 +66,7 @@ def candidates(
     # scipy.stats takes most of a second.
     from otava.analysis import compute_change_points
 
-    # Otava ignores its windows where it gets an array of numpy.
+    # A list: Otava cuts no windows out of an array of numpy, and breaks.
     logs = _clipped([math.log(value) for value in values], most_apart)
     found, _ = compute_change_points(logs, window_len=window, max_pvalue=max_p_value)
     return {int(one.index): float(one.stats.pvalue) for one in found}
