@@ -158,8 +158,7 @@ def losses_table(series: int) -> str:
     """How soon a loss is found, by the noise and the loss."""
     rows = []
     for deviation, loss in product(DEVIATIONS, LOSSES):
-        found = _found(deviation, loss, series)
-        cells = [_within(found, count) for count in AFTER]
+        cells = loss_cells(deviation, loss, series)
         cells.append(_within(_nights_off(deviation, -loss, series), 0))
         cells.append(_within(_nights_off(deviation, loss, series), NEAR))
         rows.append([_percent(deviation), _percent(loss), *cells])
@@ -201,27 +200,40 @@ def settings_table(series: int) -> str:
     return github_table(rows, headers)
 
 
+def pair_cells(second: float, apart: int, series: int) -> list[str]:
+    """The shares of histories in which both, one and none of two changes are found."""
+    changes = [(100, -0.05), (100 + apart, second)]
+    counts = []
+    for seed in range(series):
+        steps = USUAL.steps(nights(0.01, 2000 + seed, changes))
+        found = [
+            any(
+                abs(one.start - night) <= 1 and one.change * change > 0 for one in steps
+            )
+            for night, change in changes
+        ]
+        counts.append(sum(found))
+    return [_share([count == wanted for count in counts]) for wanted in (2, 1, 0)]
+
+
 def pairs_table(series: int) -> str:
     """Two changes close together, in the whole history of a machine of 1 %."""
-    rows = []
-    for second, apart in product((0.05, -0.05), APART):
-        changes = [(100, -0.05), (100 + apart, second)]
-        counts = []
-        for seed in range(series):
-            steps = USUAL.steps(nights(0.01, 2000 + seed, changes))
-            counts.append(
-                sum(
-                    any(
-                        abs(step.start - night) <= 1 and step.change * change > 0
-                        for step in steps
-                    )
-                    for night, change in changes
-                )
-            )
-        shares = [_share([count == wanted for count in counts]) for wanted in (2, 1, 0)]
-        rows.append([f"-5 %, then {second * 100:+g} %", str(apart), *shares])
+    rows = [
+        [
+            f"-5 %, then {second * 100:+g} %",
+            str(apart),
+            *pair_cells(second, apart, series),
+        ]
+        for second, apart in product((0.05, -0.05), APART)
+    ]
     headers = ["changes", "nights apart", "both found", "one of them", "none"]
     return github_table(rows, headers)
+
+
+def loss_cells(deviation: float, loss: float, series: int) -> list[str]:
+    """The shares of histories in which a loss is found within so many nights."""
+    found = _found(deviation, loss, series)
+    return [_within(found, count) for count in AFTER]
 
 
 TABLES: Mapping[str, tuple[Callable[[int], str], int]] = {

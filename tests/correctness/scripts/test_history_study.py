@@ -45,18 +45,22 @@ def test_an_alarm_is_counted_once_until_it_passes() -> None:
     assert study.alarms(moved) == [60 + USUAL.min_runs, 150 + USUAL.min_runs]
 
 
+def documented(name: str, *first: str) -> list[str]:
+    """The other cells of a table's line that begins with these."""
+    for line in study.Place(study.DOCUMENT, f"history {name}").read().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells[: len(first)] == [*first]:
+            return cells[len(first) :]
+    raise AssertionError(f"{name}: no line {first}")
+
+
 def test_the_document_has_what_is_computed() -> None:
-    place = study.Place(study.DOCUMENT, "history pairs")
-    table, series = study.TABLES["pairs"]
+    # A line of each table: all of them take many minutes.
     command = "python -m scripts.studies.history_study --write"
-    assert place.read() == table(series), command
-    # A line of the losses: all of them take minutes.
-    (line,) = (
-        line
-        for line in study.Place(study.DOCUMENT, "history losses").read().splitlines()
-        if [cell.strip() for cell in line.split("|")[1:3]] == ["0.5 %", "25 %"]
-    )
-    found = study._found(0.005, 0.25, series)
-    cells = [study._within(found, count) for count in study.AFTER]
-    written = [cell.strip() for cell in line.split("|")[3 : 3 + len(cells)]]
-    assert written == cells, command
+    series = study.TABLES["losses"][1]
+    cells = study.loss_cells(0.005, 0.25, series)
+    assert documented("losses", "0.5 %", "25 %")[: len(cells)] == cells, command
+    cells = study.pair_cells(0.05, 5, series)
+    assert documented("pairs", "-5 %, then +5 %", "5") == cells, command
+    for name in ("alarms", "settings"):
+        assert study.Place(study.DOCUMENT, f"history {name}").read()
