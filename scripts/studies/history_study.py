@@ -58,11 +58,11 @@ class Settings(NamedTuple):
 
 USUAL = Settings()
 OTHERS = (
-    *(USUAL._replace(window=window) for window in (20, 50, 100)),
-    *(USUAL._replace(max_p_value=most) for most in (1e-3, 1e-4, 1e-5, 1e-7)),
-    *(USUAL._replace(most_apart=most) for most in (2.0, 4.0, math.inf)),
-    *(USUAL._replace(min_runs=runs) for runs in (1, 2, 5)),
-    *(USUAL._replace(least=least) for least in (0.0, 0.01, 0.05)),
+    *(USUAL._replace(window=window) for window in (50, 100)),
+    *(USUAL._replace(max_p_value=most) for most in (1e-3, 1e-5, 1e-7)),
+    USUAL._replace(most_apart=math.inf),
+    *(USUAL._replace(min_runs=runs) for runs in (2, 5)),
+    USUAL._replace(least=0.01),
 )
 """One setting changed at a time."""
 
@@ -240,7 +240,7 @@ TABLES: Mapping[str, tuple[Callable[[int], str], int]] = {
     "losses": (losses_table, 100),
     "alarms": (alarms_table, 100),
     "pairs": (pairs_table, 100),
-    "settings": (settings_table, 25),
+    "settings": (settings_table, 15),
 }
 """How each is computed, and of how many histories of each kind."""
 

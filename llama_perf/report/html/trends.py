@@ -135,7 +135,7 @@ def _spec(trend: Trend, title: str, changes: Sequence[ChangePoint]) -> dict[str,
         },
     ]
     if changes:
-        layers += _marks(changes)
+        layers += _marks(changes, count=len(trend.calm))
     return {
         "height": _HEIGHT,
         "data": {"values": [point(line) for line in trend.lines]},
@@ -143,8 +143,8 @@ def _spec(trend: Trend, title: str, changes: Sequence[ChangePoint]) -> dict[str,
     }
 
 
-def _marks(changes: Sequence[ChangePoint]) -> list[dict[str, Any]]:
-    """A rule and its size in words at each change point."""
+def _marks(changes: Sequence[ChangePoint], *, count: int) -> list[dict[str, Any]]:
+    """A rule and its size in words at each change point, of `count` runs."""
     values = [
         {
             "run": one.after.started,
@@ -152,6 +152,8 @@ def _marks(changes: Sequence[ChangePoint]) -> list[dict[str, Any]]:
             "commits": f"{one.before.commit or '?'} to {one.after.commit or '?'}",
             "environment": "; ".join(one.environment) or "the same",
             "loss": one.is_loss,
+            # On the right the words would not fit behind their rule.
+            "late": one.runs < 0.3 * count,
         }
         for one in changes
     ]
@@ -166,7 +168,12 @@ def _marks(changes: Sequence[ChangePoint]) -> list[dict[str, Any]]:
         },
         {
             "data": {"values": values},
-            "mark": {"type": "text", "align": "left", "dx": 4, "y": 8},
+            "mark": {
+                "type": "text",
+                "align": {"expr": "datum.late ? 'right' : 'left'"},
+                "dx": {"expr": "datum.late ? -4 : 4"},
+                "y": 8,
+            },
             "encoding": {"x": x, "text": {"field": "size"}, "tooltip": tips},
         },
     ]

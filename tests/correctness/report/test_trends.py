@@ -47,7 +47,7 @@ def test_text_has_a_table_for_each_device(document: Trends) -> None:
         "+100.0%, 6 runs ago",
     ]
     assert re.split(r"  +", second)[5] == "-"
-    assert f"{CPU_ROW.id}: tok/s 100.00 -> 90.04 (-10.0%, 10 runs since)" in text
+    assert f"{CPU_ROW.id}: tok/s 100.00 -> 90.05 (-10.0%, 10 runs since)" in text
     assert f"{CPU_ROW.id}: peak memory 1.000 GB -> 2.000 GB (+100.0%, 6 runs" in text
     assert text.splitlines()[-2:] == [
         "all of it is made up",
