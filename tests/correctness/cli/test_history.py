@@ -1,5 +1,6 @@
 """`llama-perf history`: runs added, trends drawn, losses named, mistakes in a line."""
 
+import argparse
 import io
 import json
 from collections.abc import Sequence
@@ -164,9 +165,7 @@ def test_a_curve_is_written_in_ascii_where_blocks_are_missing(
     assert "########" in stream.read()
 
 
-def argument_of(action: str, folder: Path) -> object:
-    import argparse
-
+def argument_of(action: str, folder: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args([action, "--history", str(folder)])

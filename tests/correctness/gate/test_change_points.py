@@ -75,8 +75,8 @@ def test_without_otava_one_line_says_how_to_install_it(
     assert util.find_spec("otava") is not None
 
 
-def changes_of(history: list[HistoryLine], **options: float) -> list[ChangePoint]:
-    (trend,) = trends(KEY, history, **options)
+def changes_of(history: list[HistoryLine]) -> list[ChangePoint]:
+    (trend,) = trends(KEY, history)
     return list(trend.changes)
 
 

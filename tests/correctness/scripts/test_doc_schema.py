@@ -9,9 +9,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llama_perf.results import baselines
+from llama_perf.results.history import lines_of
 from llama_perf.results.run import Verdict
 from llama_perf.rows.limit_overrides import Limits
-from llama_perf.strict_json import to_json
+from llama_perf.strict_json import to_json, to_line
 from scripts.doc_schema import COMMAND, FOLDER, drawn, main
 from tests.correctness.support.plugin_project import Project
 from tests.correctness.support.record_samples import (
@@ -84,6 +85,15 @@ def test_every_stored_baseline_is_what_the_schema_says() -> None:
     texts.append(to_json(baseline_of_processes({ROW: ALIKE})))
     for text in texts:
         assert problems("baseline.json", json.loads(text)) == []
+
+
+def test_a_line_of_a_history_is_what_the_schema_says() -> None:
+    stored = baseline_of(measured(ROW))
+    slow = measured(ROW, tok_s=60.0, neighbours=("4242",))
+    for run in (report_of(slow, comparisons=(compare(slow, stored),)), report_of(slow)):
+        (line,) = lines_of(run)
+        assert problems("history.json", json.loads(to_line(line))) == []
+    assert problems("history.json", {}) != []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from scripts.doc_tables.document import Place
 from scripts.studies import history_study as study
 from scripts.studies.history_study import USUAL, nights
 
@@ -47,7 +48,7 @@ def test_an_alarm_is_counted_once_until_it_passes() -> None:
 
 def documented(name: str, *first: str) -> list[str]:
     """The other cells of a table's line that begins with these."""
-    for line in study.Place(study.DOCUMENT, f"history {name}").read().splitlines():
+    for line in Place(study.DOCUMENT, f"history {name}").read().splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if cells[: len(first)] == [*first]:
             return cells[len(first) :]
@@ -63,4 +64,4 @@ def test_the_document_has_what_is_computed() -> None:
     cells = study.pair_cells(0.05, 5, series)
     assert documented("pairs", "-5 %, then +5 %", "5") == cells, command
     for name in ("alarms", "settings"):
-        assert study.Place(study.DOCUMENT, f"history {name}").read()
+        assert Place(study.DOCUMENT, f"history {name}").read()
