@@ -11,7 +11,12 @@ from llama_perf import report as reports
 from llama_perf.cli.ending import terminal_width
 from llama_perf.cli.no_command import print_help
 from llama_perf.errors import RecordError, UserError
-from llama_perf.files import check_appendable, check_folder, is_absent
+from llama_perf.files import (
+    check_appendable,
+    check_folder,
+    check_writable_anew,
+    is_absent,
+)
 from llama_perf.gate import change_points
 from llama_perf.gate.history import LAST, losses, trends
 from llama_perf.report.columns import Layout
@@ -129,6 +134,7 @@ def add(arguments: argparse.Namespace) -> int:
     check_folder("history", folder)
     for _, report, _ in runs:
         path = history.path_of(folder, report.environment.device_key)
+        check_writable_anew("history", path)
         check_appendable("history", path)
     for source, report, lines in runs:
         path = history.path_of(folder, report.environment.device_key)

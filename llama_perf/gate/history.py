@@ -50,7 +50,7 @@ def _changes(lines: Sequence[HistoryLine], least: float) -> Iterator[ChangePoint
                 old=step.old,
                 new=step.new,
                 change=step.change,
-                is_loss=(step.change < 0) == metric.more_is_better,
+                is_loss=step.change < 0 if metric.more_is_better else step.change > 0,
                 p_value=step.p_value,
                 before=Run(started=before.started, commit=before.commit),
                 after=Run(started=after.started, commit=after.commit),

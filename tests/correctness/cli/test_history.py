@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from llama_perf.cli import history as command
+from llama_perf.files import CHECKOUT
 from llama_perf.gate import change_points
 from llama_perf.report.trends import BLOCKS
 from llama_perf.results import history
 from llama_perf.results.run import Status
 from llama_perf.run.revision import commits_between
 from llama_perf.strict_json import to_json
+from scripts.studies import made_up_history
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.git_commands import git
 from tests.correctness.support.histories import KEY, lines, run, steady, stored, written
@@ -270,6 +272,18 @@ def test_mistakes_are_one_line_and_change_nothing(
         said = cli.refusal("history", *asked)
         assert said.startswith(message.format_map(named)), words
     assert own.read_bytes() == before
+
+
+def test_the_document_has_what_is_printed(tmp_path: Path, cli: CommandLine) -> None:
+    made_up_history.main([str(tmp_path)])
+    document = (CHECKOUT / "docs" / "history.md").read_text(encoding="utf-8")
+    said, _ = cli("history", "show", "--history", str(tmp_path))
+    assert said in document
+    said, _ = cli("history", "check", "--history", str(tmp_path), code=1)
+    # A shallow clone lacks the commits.
+    first, *_, last = said.splitlines()
+    assert f"\n{first}\n" in document
+    assert f"\n{last}\n" in document
 
 
 def test_another_kind_of_file_is_no_device_of_the_folder(

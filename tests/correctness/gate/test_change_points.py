@@ -99,6 +99,10 @@ def test_of_memory_more_is_a_loss() -> None:
         later = lines(speeds, peak_memory_bytes=int(level * 10**9))[30:]
         (change,) = changes_of([*history, *later])
         assert (change.metric, change.is_loss) == ("peak memory", is_loss)
+    # What differs by less than any share is no loss.
+    same = [replace(line, peak_memory_bytes=10**9 + 1) for line in lines(speeds)[30:]]
+    (trend,) = trends(KEY, [*history, *same], least=0.0)
+    assert all(change.is_loss for change in trend.changes if change.change > 0)
     # A row whose growth was not seen has a peak of 0.
     assert changes_of(lines(speeds, peak_memory_bytes=0)) == []
 
